@@ -1,0 +1,2 @@
+//! Cargo looks at `[build-dependencies]` only of packages that have a build script.
+fn main() {}
