@@ -1,0 +1,113 @@
+//! The stop flag: how long work learns that the user pressed Stop.
+//!
+//! Our kernel keeps the flag in its own part of the process and passes its address in the environment variable
+//! [`FLAG_VAR`] as `pid:address` (hexadecimal); it clears the flag before each cell. In any other process the flag lives
+//! here, and [`catch_ctrl_c`] lets Ctrl-C set it.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The environment variable through which our kernel shares its flag.
+pub const FLAG_VAR: &str = "TUNEBOOK_INTERRUPT";
+
+/// The flag, shared between the kernel and the code of the cells. The layout is part of the interface.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Flag {
+    /// How often Stop was pressed since the cell started.
+    pub requested: AtomicU32,
+    /// How many of these the running code has seen. The kernel takes it as the acknowledgement.
+    pub seen: AtomicU32,
+}
+
+/// The user asked to stop. What was done up to then is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted: the work was stopped on request, and everything computed before is kept")]
+pub struct Interrupted;
+
+static OWN: Flag = Flag { requested: AtomicU32::new(0), seen: AtomicU32::new(0) };
+
+/// Whether the user has asked to stop. Cheap enough for every step, layer or chunk.
+pub fn requested() -> bool {
+    let flag = flag();
+    let requested = flag.requested.load(Ordering::Acquire);
+    if requested == 0 {
+        return false;
+    }
+    flag.seen.store(requested, Ordering::Release);
+    true
+}
+
+/// [`requested`], in the form that a loop of one's own calls with `?`.
+///
+/// # Errors
+/// [`Interrupted`] when the user has asked to stop.
+pub fn check() -> Result<(), Interrupted> {
+    if requested() { Err(Interrupted) } else { Ok(()) }
+}
+
+/// Asks the running work to stop, as Stop does.
+pub fn request() {
+    flag().requested.fetch_add(1, Ordering::AcqRel);
+}
+
+/// Forgets earlier requests. Our kernel does it before each cell; a program does it before it starts the next work.
+pub fn reset() {
+    let flag = flag();
+    flag.requested.store(0, Ordering::Release);
+    flag.seen.store(0, Ordering::Release);
+}
+
+/// Lets Ctrl-C ask for a stop instead of ending the process. A second Ctrl-C, before the first was seen, ends it.
+pub fn catch_ctrl_c() {
+    extern "C" fn on_sigint(_: libc::c_int) {
+        // Only atomics and `_exit`: both may be used in a signal handler.
+        let before = OWN.requested.fetch_add(1, Ordering::AcqRel);
+        if before > OWN.seen.load(Ordering::Acquire) {
+            // SAFETY: `_exit` is async-signal-safe and does not return.
+            unsafe { libc::_exit(130) }
+        }
+    }
+    // SAFETY: the handler touches atomics only, and the action is fully initialised.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_sigint as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigemptyset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGINT, &action, std::ptr::null_mut());
+    }
+}
+
+fn flag() -> &'static Flag {
+    static FLAG: OnceLock<&'static Flag> = OnceLock::new();
+    FLAG.get_or_init(|| match std::env::var(FLAG_VAR).ok().and_then(|value| shared_address(&value)) {
+        // SAFETY: the kernel that runs this very process wrote the address of a `Flag` that lives as long as it.
+        Some(address) => unsafe { &*(address as *const Flag) },
+        None => &OWN,
+    })
+}
+
+/// The address in `pid:address`, unless it is another process's (the variable is inherited by child processes).
+fn shared_address(value: &str) -> Option<usize> {
+    let (pid, address) = value.split_once(':')?;
+    if pid.parse::<u32>().ok()? != std::process::id() {
+        return None;
+    }
+    let address = usize::from_str_radix(address, 16).ok()?;
+    (address != 0 && address.is_multiple_of(align_of::<Flag>())).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_counts_only_in_the_process_that_it_was_made_for() {
+        let pid = std::process::id();
+        assert_eq!(shared_address(&format!("{pid}:1000")), Some(0x1000));
+        assert_eq!(shared_address(&format!("{}:1000", pid + 1)), None);
+        assert_eq!(shared_address(&format!("{pid}:1001")), None);
+        assert_eq!(shared_address(&format!("{pid}:0")), None);
+        assert_eq!(shared_address("nonsense"), None);
+    }
+}
