@@ -1,0 +1,229 @@
+//! The arguments of a training run: names as in `transformers`' `TrainingArguments`, shortened where a notebook benefits.
+//!
+//! | here | there |
+//! |---|---|
+//! | `epochs` | `num_train_epochs` |
+//! | `batch_size`, `eval_batch_size` | `per_device_train_batch_size`, `per_device_eval_batch_size` |
+//! | `lr_scheduler` | `lr_scheduler_type` |
+//! | all others | the same name |
+//!
+//! ```
+//! use tunebook_tune::TrainingArgs;
+//! let args = TrainingArgs { epochs: 3, learning_rate: 2e-4, ..Default::default() };
+//! args.validate()?;
+//! # Ok::<(), tunebook_tune::Error>(())
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::optim::AdamWConfig;
+use crate::schedule::LrScheduler;
+
+/// When the validation set is worked through, besides the end of the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvalStrategy {
+    /// Never, not even at the end.
+    No,
+    /// After each epoch.
+    #[default]
+    Epoch,
+    /// Every so many steps, and at the end.
+    Steps(usize),
+}
+
+/// The arguments of a training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainingArgs {
+    /// How often the training set is gone through. Default 3.
+    pub epochs: usize,
+    /// Optimizer steps of the whole run, in place of `epochs`. Default none.
+    pub max_steps: Option<usize>,
+    /// Rows that go through the model together. Default 4.
+    pub batch_size: usize,
+    /// Rows that go through the model together in an evaluation. Default 8.
+    pub eval_batch_size: usize,
+    /// Batches whose gradients make one optimizer step, weighted by their loss-bearing tokens. Default 1.
+    pub gradient_accumulation_steps: usize,
+    /// The highest learning rate of the schedule. Default 2e-4.
+    pub learning_rate: f64,
+    /// How the learning rate moves. Default cosine.
+    pub lr_scheduler: LrScheduler,
+    /// Part of the steps in which the learning rate rises from 0, in 0..1. Default 0.03.
+    pub warmup_ratio: f64,
+    /// The same as a number of steps, in place of `warmup_ratio`. Default none.
+    pub warmup_steps: Option<usize>,
+    /// AdamW's decay of the weights. Default 0.01.
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment. Default 0.9.
+    pub adam_beta1: f64,
+    /// AdamW's decay of the second moment. Default 0.999.
+    pub adam_beta2: f64,
+    /// Added to AdamW's denominator. Default 1e-8.
+    pub adam_epsilon: f64,
+    /// Gradients of a larger norm are scaled down to it; 0 switches this off. Default 1.
+    pub max_grad_norm: f64,
+    /// Examples are cut off after so many tokens. `None` (the default) cuts nothing, and an example that does not fit into the model's
+    /// context is an error.
+    pub max_length: Option<usize>,
+    /// When to evaluate. Default after each epoch.
+    pub eval_strategy: EvalStrategy,
+    /// Keep only each block's input from the forward pass and run the block again before its backward pass: less memory, about a third
+    /// more time. Default false.
+    pub gradient_checkpointing: bool,
+    /// Seed of the row order and of dropout. Default 42.
+    pub seed: u64,
+}
+
+impl Default for TrainingArgs {
+    fn default() -> Self {
+        Self {
+            epochs: 3,
+            max_steps: None,
+            batch_size: 4,
+            eval_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            learning_rate: 2e-4,
+            lr_scheduler: LrScheduler::default(),
+            warmup_ratio: 0.03,
+            warmup_steps: None,
+            weight_decay: 0.01,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            max_length: None,
+            eval_strategy: EvalStrategy::default(),
+            gradient_checkpointing: false,
+            seed: 42,
+        }
+    }
+}
+
+impl TrainingArgs {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// The field, its value and the accepted range.
+    pub fn validate(&self) -> Result<()> {
+        let at_least_one = [
+            ("TrainingArgs.epochs", self.epochs),
+            ("TrainingArgs.max_steps", self.max_steps.unwrap_or(1)),
+            ("TrainingArgs.batch_size", self.batch_size),
+            ("TrainingArgs.eval_batch_size", self.eval_batch_size),
+            ("TrainingArgs.gradient_accumulation_steps", self.gradient_accumulation_steps),
+        ];
+        for (field, value) in at_least_one {
+            require(field, value, value >= 1, "at least 1")?;
+        }
+        let rate = self.learning_rate;
+        require(
+            "TrainingArgs.learning_rate",
+            rate,
+            rate.is_finite() && rate > 0.0,
+            "a finite number above 0 (1e-5 to 1e-3 are usual)",
+        )?;
+        let unit = [
+            ("TrainingArgs.warmup_ratio", self.warmup_ratio),
+            ("TrainingArgs.adam_beta1", self.adam_beta1),
+            ("TrainingArgs.adam_beta2", self.adam_beta2),
+        ];
+        for (field, value) in unit {
+            require(field, value, (0.0..1.0).contains(&value), "at least 0 and below 1")?;
+        }
+        let not_negative = [
+            ("TrainingArgs.weight_decay", self.weight_decay),
+            ("TrainingArgs.max_grad_norm", self.max_grad_norm),
+        ];
+        for (field, value) in not_negative {
+            require(field, value, value.is_finite() && value >= 0.0, "a finite number of at least 0")?;
+        }
+        let eps = self.adam_epsilon;
+        require("TrainingArgs.adam_epsilon", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
+        if let Some(length) = self.max_length {
+            require("TrainingArgs.max_length", length, length >= 2, "at least 2 tokens")?;
+        }
+        if let EvalStrategy::Steps(steps) = self.eval_strategy {
+            require("TrainingArgs.eval_strategy", "Steps(0)", steps >= 1, "a number of steps of at least 1")?;
+        }
+        match self.lr_scheduler {
+            LrScheduler::CosineWithRestarts { num_cycles } => require(
+                "TrainingArgs.lr_scheduler",
+                "CosineWithRestarts with 0 cycles",
+                num_cycles >= 1,
+                "at least 1 cycle",
+            ),
+            LrScheduler::WarmupStableDecay { num_decay_steps } => {
+                let stated = "WarmupStableDecay with 0 decay steps";
+                require("TrainingArgs.lr_scheduler", stated, num_decay_steps >= 1, "at least 1 step")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Steps of warm-up in a run of `total_steps`.
+    pub fn warmup(&self, total_steps: usize) -> usize {
+        self.warmup_steps.unwrap_or_else(|| (total_steps as f64 * self.warmup_ratio).ceil() as usize)
+    }
+
+    pub(crate) fn adamw(&self) -> AdamWConfig {
+        AdamWConfig {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+        }
+    }
+}
+
+fn require(field: &'static str, value: impl ToString, holds: bool, expected: &'static str) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::Config { field, value: value.to_string(), expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        TrainingArgs::default().validate().unwrap();
+        assert_eq!(TrainingArgs::default().warmup(100), 3);
+        assert_eq!(TrainingArgs { warmup_steps: Some(7), ..Default::default() }.warmup(100), 7);
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_field_value_and_range() {
+        let base = TrainingArgs::default();
+        for (args, starts) in [
+            (TrainingArgs { epochs: 0, ..base.clone() }, "`TrainingArgs.epochs` is 0, expected at least 1"),
+            (TrainingArgs { max_steps: Some(0), ..base.clone() }, "`TrainingArgs.max_steps` is 0"),
+            (TrainingArgs { batch_size: 0, ..base.clone() }, "`TrainingArgs.batch_size` is 0"),
+            (TrainingArgs { learning_rate: f64::NAN, ..base.clone() }, "`TrainingArgs.learning_rate` is NaN"),
+            (TrainingArgs { learning_rate: 0.0, ..base.clone() }, "`TrainingArgs.learning_rate` is 0"),
+            (TrainingArgs { warmup_ratio: 1.5, ..base.clone() }, "`TrainingArgs.warmup_ratio` is 1.5"),
+            (TrainingArgs { weight_decay: -0.1, ..base.clone() }, "`TrainingArgs.weight_decay` is -0.1"),
+            (TrainingArgs { max_grad_norm: -1.0, ..base.clone() }, "`TrainingArgs.max_grad_norm` is -1"),
+            (TrainingArgs { max_length: Some(1), ..base.clone() }, "`TrainingArgs.max_length` is 1"),
+            (
+                TrainingArgs { eval_strategy: EvalStrategy::Steps(0), ..base.clone() },
+                "`TrainingArgs.eval_strategy`",
+            ),
+        ] {
+            let error = args.validate().unwrap_err().to_string();
+            assert!(error.starts_with(starts), "{error}");
+        }
+    }
+
+    #[test]
+    fn survives_json() {
+        let args = TrainingArgs {
+            lr_scheduler: LrScheduler::CosineWithRestarts { num_cycles: 2 },
+            ..Default::default()
+        };
+        let json = serde_json::to_string(&args).unwrap();
+        assert_eq!(serde_json::from_str::<TrainingArgs>(&json).unwrap(), args);
+        assert_eq!(serde_json::from_str::<TrainingArgs>(r#"{"epochs": 1}"#).unwrap().batch_size, 4);
+    }
+}

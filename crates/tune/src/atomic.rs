@@ -1,0 +1,70 @@
+//! Files that are whole or not there: written under a temporary name, flushed to the disk, then renamed.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Writes files into one folder so that a reader never sees a torn one: all are written and flushed first, then renamed in the
+/// given order. On an error the folder is left as it was, but for files already renamed.
+pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    let io = |action, path: &Path| {
+        let path = path.to_path_buf();
+        move |source| Error::Io { action, path, source }
+    };
+    std::fs::create_dir_all(dir).map_err(io("create", dir))?;
+    let temporary: Vec<_> =
+        files.iter().map(|(name, _)| dir.join(format!(".{name}.{}.tmp", std::process::id()))).collect();
+    let written = (|| {
+        for ((_, bytes), path) in files.iter().zip(&temporary) {
+            let mut file = File::create(path).map_err(io("create", path))?;
+            file.write_all(bytes).map_err(io("write", path))?;
+            file.sync_all().map_err(io("write", path))?;
+        }
+        for ((name, _), path) in files.iter().zip(&temporary) {
+            let target = dir.join(name);
+            std::fs::rename(path, &target).map_err(io("write", &target))?;
+        }
+        // The renames themselves live in the folder.
+        File::open(dir).and_then(|folder| folder.sync_all()).map_err(io("write", dir))
+    })();
+    if written.is_err() {
+        for path in &temporary {
+            let _ = std::fs::remove_file(path); // gone already, or never made
+        }
+    }
+    written
+}
+
+/// Reads a whole file.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_path_buf(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_whole_files_and_leaves_no_temporary_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("a/b");
+        write_files(&inner, &[("x", b"1"), ("y", b"2")]).unwrap();
+        write_files(&inner, &[("x", b"3"), ("y", b"4")]).unwrap();
+        assert_eq!(std::fs::read(inner.join("x")).unwrap(), b"3");
+        assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_failure_keeps_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        write_files(dir.path(), &[("x", b"old")]).unwrap();
+        std::fs::create_dir(dir.path().join("y")).unwrap(); // a folder stands where the second file should go
+        std::fs::create_dir(dir.path().join("y/inner")).unwrap();
+        let error = write_files(dir.path(), &[("y", b"new"), ("x", b"new")]).unwrap_err();
+        assert!(error.to_string().contains("could not write"), "{error}");
+        assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

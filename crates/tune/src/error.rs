@@ -1,0 +1,222 @@
+//! What can go wrong while adapting a model, each with what was expected, what was found and what to do.
+
+use std::path::PathBuf;
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A field of a configuration holds a value that cannot work.
+    #[error("`{field}` is {value}, expected {expected}")]
+    Config {
+        /// The field as the user writes it, with its type: `Lora.r`.
+        field: &'static str,
+        /// The value found.
+        value: String,
+        /// The range or form that is accepted.
+        expected: &'static str,
+    },
+
+    /// A target module matches no projection of the model.
+    #[error(
+        "target module `{target}` matches no projection of this model; it has: {}. \
+         Give one of these names, a full path such as `{example}`, a regular expression over full paths, or \"all-linear\"",
+        available.join(", ")
+    )]
+    UnknownTarget {
+        /// The name or pattern that matched nothing.
+        target: String,
+        /// The short names that exist.
+        available: Vec<String>,
+        /// One full path of this model.
+        example: String,
+    },
+
+    /// A name is taken by another adapter of this model.
+    #[error(
+        "an adapter named `{name}` is already on this model; choose another name, or `delete_adapter(\"{name}\")` first"
+    )]
+    AdapterExists {
+        /// The name.
+        name: String,
+    },
+
+    /// No adapter of that name is on this model.
+    #[error(
+        "no adapter named `{name}` on this model; it has: {}",
+        list_or(available, "none (see `add_adapter`)")
+    )]
+    NoSuchAdapter {
+        /// The name asked for.
+        name: String,
+        /// The adapters that exist.
+        available: Vec<String>,
+    },
+
+    /// An adapter's name cannot be used.
+    #[error("adapter name `{name}` {problem}; use letters, digits, `-` and `_`")]
+    AdapterName {
+        /// The name asked for.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+
+    /// There is nothing to train.
+    #[error(
+        "nothing to train: no adapter is active on this model{}. Call `model.add_adapter(\"name\", &Lora::default())` or `model.set_adapter(\"name\")` first",
+        if resident.is_empty() { String::new() } else { format!(" (resident but not active: {})", resident.join(", ")) }
+    )]
+    NothingToTrain {
+        /// Adapters on the model that are switched off.
+        resident: Vec<String>,
+    },
+
+    /// A folder holds no adapter.
+    #[error("no adapter here: looked for {}", looked.iter().map(|p| format!("`{}`", p.display())).collect::<Vec<_>>().join(" and "))]
+    AdapterNotFound {
+        /// The files looked for.
+        looked: Vec<PathBuf>,
+    },
+
+    /// An adapter's file says or holds something that cannot be used.
+    #[error("`{}`: {problem}", path.display())]
+    AdapterFile {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        problem: String,
+    },
+
+    /// A file could not be read or written.
+    #[error("could not {action} `{}`: {source}", path.display())]
+    Io {
+        /// `read`, `write` …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+
+    /// A set of examples is empty.
+    #[error("the {set} set is empty: at least one example is needed")]
+    NoExamples {
+        /// `training` or `validation`.
+        set: &'static str,
+    },
+
+    /// Some examples do not fit into the model's context.
+    #[error(
+        "{count} of {total} examples of the {set} set are longer than {limit} tokens, the model's context \
+         (the longest is row {row} with {tokens} tokens). Shorten them, or set `max_length: Some({limit})` to cut them off"
+    )]
+    TooLong {
+        /// `training` or `validation`.
+        set: &'static str,
+        /// How many are too long.
+        count: usize,
+        /// How many there are.
+        total: usize,
+        /// The longest one's row, counted from 0.
+        row: usize,
+        /// Its length.
+        tokens: usize,
+        /// The model's context.
+        limit: usize,
+    },
+
+    /// No token of a set bears a loss.
+    #[error(
+        "no token of the {set} set bears a loss: every completion is empty or was cut off (`max_length` is {max_length} tokens)"
+    )]
+    NoLabels {
+        /// `training` or `validation`.
+        set: &'static str,
+        /// The limit in force.
+        max_length: usize,
+    },
+
+    /// The chat template does not render a prompt as the beginning of the whole conversation.
+    #[error(
+        "row {row} of the {set} set: the chat template renders the prompt alone differently from the prompt in front of its completion, \
+         so that completion tokens cannot be told from prompt tokens (they part at byte {at})"
+    )]
+    TemplateNotPrefix {
+        /// `training` or `validation`.
+        set: &'static str,
+        /// The row, counted from 0.
+        row: usize,
+        /// The first byte that differs.
+        at: usize,
+    },
+
+    /// The loss is not a number, or infinite.
+    #[error(
+        "the loss of step {step} is {loss} (training rows {}); the weights are those of step {}, the last good one. \
+         A lower `learning_rate`, a longer warm-up or a look at these rows may help",
+        rows.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        step.saturating_sub(1)
+    )]
+    NotFinite {
+        /// The step that failed, counted from 1.
+        step: usize,
+        /// `NaN` or `inf`.
+        loss: f64,
+        /// The rows of its batch.
+        rows: Vec<usize>,
+    },
+
+    /// A gradient is not a number, or infinite, although the loss is finite.
+    #[error(
+        "the gradient of step {step} is not finite (norm {norm}; training rows {}); the weights are those of step {}, the last good one. \
+         A lower `learning_rate` or a look at these rows may help",
+        rows.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        step.saturating_sub(1)
+    )]
+    GradientNotFinite {
+        /// The step that failed, counted from 1.
+        step: usize,
+        /// The norm found.
+        norm: f64,
+        /// The rows of its batch.
+        rows: Vec<usize>,
+    },
+
+    /// A trainable tensor has no gradient, so that it would never change.
+    #[error("no gradient reached {}: an operation between it and the loss does not pass gradients on", names.join(", "))]
+    NoGradient {
+        /// The tensors' names.
+        names: Vec<String>,
+    },
+
+    /// A run cannot be continued with these arguments.
+    #[error("this run cannot be continued: {problem}")]
+    Continue {
+        /// What differs.
+        problem: String,
+    },
+
+    /// A callback ended the run.
+    #[error("a callback failed: {0}")]
+    Callback(String),
+
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+
+    /// A tensor file could not be read or written.
+    #[error("tensor file: {0}")]
+    SafeTensors(#[from] safetensors::SafeTensorError),
+
+    /// A configuration could not be read or written.
+    #[error("JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+fn list_or(names: &[String], none: &str) -> String {
+    if names.is_empty() { none.to_owned() } else { names.join(", ") }
+}

@@ -1,0 +1,215 @@
+//! LoRA: a low-rank update beside a frozen projection ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)).
+//!
+//! `y = x·Wᵀ + b + scaling · dropout(x)·Aᵀ·Bᵀ`, with A `[r, in]` and B `[out, r]` trained and W, b frozen; `scaling` is
+//! `lora_alpha / r`, or `lora_alpha / √r` with rsLoRA ([Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)). A starts
+//! uniform in ±1/√in (Kaiming with a = √5, as in PEFT) and B at zero, so that a new adapter changes nothing.
+//!
+//! ```
+//! use tunebook_tune::Lora;
+//! let lora = Lora { r: 16, lora_alpha: 32.0, target_modules: ["q_proj", "v_proj"].into(), ..Default::default() };
+//! lora.validate()?;
+//! assert!(Lora { r: 0, ..lora }.validate().unwrap_err().to_string().contains("`Lora.r` is 0"));
+//! # Ok::<(), tunebook_tune::Error>(())
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::target::{self, TargetModules};
+
+/// Configuration of a LoRA adapter: the fields, names and defaults of PEFT's `LoraConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lora {
+    /// Rank of the update. Default 8.
+    pub r: usize,
+    /// Numerator of the scaling. Default 8.
+    pub lora_alpha: f64,
+    /// Probability with which an input of the low-rank path is dropped in training, in 0..1. Default 0.
+    pub lora_dropout: f64,
+    /// The projections to adapt. Default `["q_proj", "v_proj"]`, PEFT's for the Llama family.
+    pub target_modules: TargetModules,
+    /// Scale by `lora_alpha / √r` in place of `lora_alpha / r`. Default false.
+    pub use_rslora: bool,
+    /// Blocks to adapt among those that `target_modules` matches. Default all.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Other ranks for some projections: name, path or regular expression to rank. Default none.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Other alphas for some projections: name, path or regular expression to alpha. Default none.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// B starts at zero; with false it starts random as A does, which is of use in tests only. Default true.
+    pub init_lora_weights: bool,
+    /// Seed of the initial weights (PEFT draws them from torch's global generator; this field is not in its files). Default 42.
+    #[serde(skip)]
+    pub init_seed: u64,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: TargetModules::default(),
+            use_rslora: false,
+            layers_to_transform: None,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            init_lora_weights: true,
+            init_seed: 42,
+        }
+    }
+}
+
+impl Lora {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// Rank 0, an alpha that is zero, negative or not finite, or a dropout outside 0..1: the field, the value and the range.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
+        if self.r == 0 {
+            return refuse("Lora.r", self.r.to_string(), "a rank of at least 1 (8 and 16 are usual)");
+        }
+        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
+            return refuse(
+                "Lora.lora_alpha",
+                self.lora_alpha.to_string(),
+                "a finite number above 0 (r or 2·r are usual)",
+            );
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return refuse(
+                "Lora.lora_dropout",
+                self.lora_dropout.to_string(),
+                "a probability, at least 0 and below 1",
+            );
+        }
+        if let Some((name, r)) = self.rank_pattern.iter().find(|(_, r)| **r == 0) {
+            return refuse("Lora.rank_pattern", format!("{r} for `{name}`"), "ranks of at least 1");
+        }
+        if let Some((name, alpha)) =
+            self.alpha_pattern.iter().find(|(_, alpha)| !(alpha.is_finite() && **alpha > 0.0))
+        {
+            return refuse("Lora.alpha_pattern", format!("{alpha} for `{name}`"), "finite numbers above 0");
+        }
+        if self.layers_to_transform.as_ref().is_some_and(Vec::is_empty) {
+            return refuse(
+                "Lora.layers_to_transform",
+                "empty".to_owned(),
+                "at least one block, or None for all",
+            );
+        }
+        Ok(())
+    }
+
+    /// The indices of the projections to adapt among `paths`.
+    ///
+    /// # Errors
+    /// As [`TargetModules::resolve`]; a block in `layers_to_transform` that does not exist.
+    pub fn resolve(&self, paths: &[impl AsRef<str>]) -> Result<Vec<usize>> {
+        let mut matched = self.target_modules.resolve(paths)?;
+        if let Some(blocks) = &self.layers_to_transform {
+            let of = |index: &usize| target::block_index(paths[*index].as_ref());
+            if let Some(missing) =
+                blocks.iter().find(|block| !matched.iter().any(|index| of(index) == Some(**block)))
+            {
+                return Err(Error::Config {
+                    field: "Lora.layers_to_transform",
+                    value: format!("{blocks:?}, of which {missing} has no target module"),
+                    expected: "numbers of blocks of this model, counted from 0",
+                });
+            }
+            matched.retain(|index| of(index).is_some_and(|block| blocks.contains(&block)));
+        }
+        Ok(matched)
+    }
+
+    /// Rank and scaling of the projection at `path`, patterns applied.
+    ///
+    /// # Errors
+    /// A pattern that is no regular expression.
+    pub fn rank_and_scaling(&self, path: &str) -> Result<(usize, f64)> {
+        let mut r = self.r;
+        for (key, rank) in &self.rank_pattern {
+            if target::pattern_matches(key, path)? {
+                r = *rank;
+                break;
+            }
+        }
+        let mut alpha = self.lora_alpha;
+        for (key, other) in &self.alpha_pattern {
+            if target::pattern_matches(key, path)? {
+                alpha = *other;
+                break;
+            }
+        }
+        let divisor = if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
+        Ok((r, alpha / divisor))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_pefts() {
+        let lora = Lora::default();
+        assert_eq!((lora.r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora), (8, 8.0, 0.0, false));
+        lora.validate().unwrap();
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_field_value_and_range() {
+        let base = Lora::default();
+        for (lora, field) in [
+            (Lora { r: 0, ..base.clone() }, "`Lora.r` is 0"),
+            (Lora { lora_alpha: f64::NAN, ..base.clone() }, "`Lora.lora_alpha` is NaN"),
+            (Lora { lora_alpha: 0.0, ..base.clone() }, "`Lora.lora_alpha` is 0"),
+            (Lora { lora_dropout: 1.0, ..base.clone() }, "`Lora.lora_dropout` is 1"),
+            (Lora { lora_dropout: -0.1, ..base.clone() }, "`Lora.lora_dropout` is -0.1"),
+            (
+                Lora { rank_pattern: [("q_proj".to_owned(), 0)].into(), ..base.clone() },
+                "`Lora.rank_pattern` is 0 for `q_proj`",
+            ),
+            (
+                Lora { layers_to_transform: Some(vec![]), ..base.clone() },
+                "`Lora.layers_to_transform` is empty",
+            ),
+        ] {
+            let error = lora.validate().unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn patterns_and_rslora_set_rank_and_scaling() {
+        let lora = Lora {
+            r: 4,
+            lora_alpha: 8.0,
+            rank_pattern: [("v_proj".to_owned(), 16)].into(),
+            alpha_pattern: [(r"model\.layers\.1\..*".to_owned(), 32.0)].into(),
+            ..Default::default()
+        };
+        assert_eq!(lora.rank_and_scaling("model.layers.0.self_attn.q_proj").unwrap(), (4, 2.0));
+        assert_eq!(lora.rank_and_scaling("model.layers.0.self_attn.v_proj").unwrap(), (16, 0.5));
+        assert_eq!(lora.rank_and_scaling("model.layers.1.self_attn.q_proj").unwrap(), (4, 8.0));
+        let rslora = Lora { use_rslora: true, ..lora };
+        assert_eq!(rslora.rank_and_scaling("model.layers.0.self_attn.q_proj").unwrap(), (4, 4.0));
+    }
+
+    #[test]
+    fn blocks_can_be_chosen() {
+        let paths = ["model.layers.0.q_proj", "model.layers.1.q_proj", "model.layers.1.up_proj"];
+        let lora = |blocks| Lora {
+            target_modules: ["q_proj"].into(),
+            layers_to_transform: Some(blocks),
+            ..Default::default()
+        };
+        assert_eq!(lora(vec![1]).resolve(&paths).unwrap(), [1]);
+        assert!(lora(vec![2]).resolve(&paths).unwrap_err().to_string().contains("2 has no target module"));
+    }
+}

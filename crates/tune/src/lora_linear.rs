@@ -1,0 +1,152 @@
+//! A projection with a LoRA update beside it; see [`Lora`] for the formula.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use candle_core::{DType, Device, Tensor, Var};
+use tunebook_models::{Linear, Projection, ops};
+
+use crate::error::Result;
+use crate::lora::Lora;
+use crate::rng::Stream;
+
+/// What all layers of one adapter share while it is used: whether it is being trained, and which dropout mask is due.
+#[derive(Debug, Default)]
+pub(crate) struct Mode {
+    /// Dropout is on.
+    training: AtomicBool,
+    /// A and B are variables of the graph; otherwise no graph is built, and nothing is kept for a backward pass.
+    gradients: AtomicBool,
+    seed: AtomicU64,
+    draw: AtomicU64,
+}
+
+impl Mode {
+    pub(crate) fn set_training(&self, training: bool) {
+        self.training.store(training, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_gradients(&self, gradients: bool) {
+        self.gradients.store(gradients, Ordering::Relaxed);
+    }
+
+    /// Fixes the dropout masks of the next forward pass: the same numbers give the same masks, so that a block can be recomputed.
+    pub(crate) fn set_draw(&self, seed: u64, draw: u64) {
+        self.seed.store(seed, Ordering::Relaxed);
+        self.draw.store(draw, Ordering::Relaxed);
+    }
+}
+
+/// A projection with a LoRA update.
+#[derive(Debug)]
+pub struct LoraLinear {
+    path: String,
+    base: Arc<Linear>,
+    lora_a: Var,
+    lora_b: Var,
+    scaling: f64,
+    lora_dropout: f64,
+    mode: Arc<Mode>,
+}
+
+impl LoraLinear {
+    /// A new update for `base`, which stays as it is.
+    ///
+    /// # Shapes
+    /// A `[r, in]`, B `[out, r]`, both f32 on the base's device.
+    pub(crate) fn new(path: &str, base: Arc<Linear>, config: &Lora, mode: Arc<Mode>) -> Result<Self> {
+        let (r, scaling) = config.rank_and_scaling(path)?;
+        let (input, output) = (base.in_features(), base.out_features());
+        let device = base.weight().device().clone();
+        let lora_a = uniform((r, input), config.init_seed, &format!("{path}.lora_A"), &device)?;
+        let lora_b = if config.init_lora_weights {
+            Tensor::zeros((output, r), DType::F32, &device)?
+        } else {
+            uniform((output, r), config.init_seed, &format!("{path}.lora_B"), &device)?
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            base,
+            lora_a: Var::from_tensor(&lora_a)?,
+            lora_b: Var::from_tensor(&lora_b)?,
+            scaling,
+            lora_dropout: config.lora_dropout,
+            mode,
+        })
+    }
+
+    /// The projection's path in the model.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// A, `[r, in]`.
+    pub fn lora_a(&self) -> &Var {
+        &self.lora_a
+    }
+
+    /// B, `[out, r]`.
+    pub fn lora_b(&self) -> &Var {
+        &self.lora_b
+    }
+
+    /// The update as one matrix: `scaling · B·A`, `[out, in]`.
+    pub fn delta_weight(&self) -> Result<Tensor> {
+        let delta = self.lora_b.as_detached_tensor().matmul(&self.lora_a.as_detached_tensor())?;
+        Ok((delta * self.scaling)?)
+    }
+
+    /// The base with the update added to its weight: one plain projection, as fast as the base.
+    pub fn merged(&self) -> Result<Linear> {
+        let weight = self.base.weight();
+        let merged = (&weight + self.delta_weight()?.to_dtype(weight.dtype())?)?;
+        Ok(Linear::new(merged, self.base.bias().cloned()))
+    }
+
+    /// A mask of 0 and 1/(1 − p) like `x`, or `None` where nothing is dropped.
+    fn dropout_mask(&self, x: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        if self.lora_dropout == 0.0 || !self.mode.training.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let seed = self.mode.seed.load(Ordering::Relaxed);
+        let draw = self.mode.draw.load(Ordering::Relaxed);
+        let mut stream = Stream::new(seed, &format!("{}.dropout", self.path), draw);
+        let drop = self.lora_dropout as f32;
+        let keep = 1.0 / (1.0 - drop);
+        let mask: Vec<f32> = (0..x.elem_count()).map(|_| if stream.uniform() < drop { 0.0 } else { keep }).collect();
+        Ok(Some(Tensor::from_vec(mask, x.shape(), x.device())?))
+    }
+}
+
+impl Projection for LoraLinear {
+    fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
+        let (a, b) = if self.mode.gradients.load(Ordering::Relaxed) {
+            (self.lora_a.as_tensor().clone(), self.lora_b.as_tensor().clone())
+        } else {
+            // Detached: generation and evaluation must not build a graph that holds every activation.
+            (self.lora_a.as_detached_tensor(), self.lora_b.as_detached_tensor())
+        };
+        let mask = self.dropout_mask(x)?;
+        Ok(ops::lora_linear(x, &self.base.weight(), self.base.bias(), &a, &b, self.scaling, mask.as_ref())?)
+    }
+
+    fn in_features(&self) -> usize {
+        self.base.in_features()
+    }
+
+    fn out_features(&self) -> usize {
+        self.base.out_features()
+    }
+
+    fn weight(&self) -> Tensor {
+        self.base.weight()
+    }
+}
+
+/// Kaiming uniform with a = √5: ±√(6 / ((1 + 5) · fan_in)) = ±1/√fan_in.
+fn uniform(shape: (usize, usize), seed: u64, name: &str, device: &Device) -> Result<Tensor> {
+    let bound = 1.0 / (shape.1 as f32).sqrt();
+    let mut stream = Stream::new(seed, name, 0);
+    let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect();
+    Ok(Tensor::from_vec(values, shape, device)?)
+}
