@@ -1,0 +1,191 @@
+//! What can go wrong with a model, and what to do about it.
+
+use std::path::{Path, PathBuf};
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No model under that name or path.
+    #[error("no model at `{name}`: looked for {looked_for}. {advice}")]
+    NotFound {
+        /// What was asked for.
+        name: String,
+        /// Where it was looked for.
+        looked_for: String,
+        /// What to do.
+        advice: String,
+    },
+    /// A file could not be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file is not what its format asks for, or ends too early.
+    #[error("`{}` is damaged or incomplete at {at}: {reason}. Fetch the file again; `cargo xtask lab` fetches the default model", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// The part of it: a key, a tensor, the header.
+        at: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A file is not the one that its name promises.
+    #[error(
+        "`{}` has the wrong checksum: expected sha256 {expected}, found {found} ({bytes} bytes). Delete it and run `cargo xtask lab`, which fetches it again",
+        path.display()
+    )]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// The known checksum.
+        expected: String,
+        /// That of the file.
+        found: String,
+        /// The size of the file.
+        bytes: u64,
+    },
+    /// Weights stored by Python's pickle.
+    #[error(
+        "`{}` is a pickle: reading one runs whatever code its author put in, so only safetensors and GGUF are read. Convert it once in Python with `model.save_pretrained(folder)`, which writes safetensors",
+        path.display()
+    )]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A decoder that this crate does not have.
+    #[error("unknown architecture `{architecture}` in `{origin}`: known are {known}")]
+    UnknownArchitecture {
+        /// What the file says.
+        architecture: String,
+        /// The file.
+        origin: String,
+        /// What there is.
+        known: String,
+    },
+    /// A part of a file that this crate cannot use yet.
+    #[error("`{origin}` has {what} `{found}`, which is not supported: known are {known}")]
+    Unsupported {
+        /// The file.
+        origin: String,
+        /// Kind of thing: a tensor type, a tokenizer.
+        what: &'static str,
+        /// What the file has.
+        found: String,
+        /// What would be understood.
+        known: String,
+    },
+    /// A field of the model's configuration is missing or makes no sense.
+    #[error("config of `{origin}`: `{field}` is {found}, expected {expected}")]
+    Config {
+        /// The file.
+        origin: String,
+        /// The field, named as in config.json or as the key of the GGUF file.
+        field: String,
+        /// The value.
+        found: String,
+        /// The range.
+        expected: String,
+    },
+    /// The file lacks weights.
+    #[error("`{origin}` lacks {} of the tensors that a {architecture} decoder of this config needs: {}", names.len(), few(names))]
+    MissingTensors {
+        /// The file.
+        origin: String,
+        /// The decoder.
+        architecture: String,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// The file has weights that this decoder would leave unused, so its outputs would be wrong.
+    #[error("`{origin}` holds {} tensors that a {architecture} decoder of this config does not use: {}", names.len(), few(names))]
+    UnexpectedTensors {
+        /// The file.
+        origin: String,
+        /// The decoder.
+        architecture: String,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor `{name}` of `{origin}` has the shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The file.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// By the config.
+        expected: Vec<usize>,
+        /// In the file.
+        found: Vec<usize>,
+    },
+    /// More tokens than the model was made for.
+    #[error("{tokens} tokens are longer than the model's context of {context} (max_position_embeddings): shorten the text{advice}")]
+    ContextLength {
+        /// What was asked for.
+        tokens: usize,
+        /// What there is.
+        context: usize,
+        /// What else helps.
+        advice: &'static str,
+    },
+    /// A setting of a call is out of its range.
+    #[error("`{field}` is {value}, expected {expected}")]
+    Argument {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// The range.
+        expected: &'static str,
+    },
+    /// The model brings no chat template.
+    #[error("`{model}` has no chat template, so it is no chat model: use `generate` with plain text")]
+    NoChatTemplate {
+        /// The model.
+        model: String,
+    },
+    /// The chat template refused the conversation or is wrong.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
+    /// The tokenizer refused.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The Hugging Face hub did not give a file.
+    #[error("cannot get `{file}` of `{repo}` from the hub: {reason}")]
+    Hub {
+        /// The repository.
+        repo: String,
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// The first few of many names.
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

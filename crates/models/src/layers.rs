@@ -1,0 +1,223 @@
+//! The layers that every decoder is built from, and the slots through which a projection is replaced.
+//!
+//! A decoder does not know what stands in its slots: an adapter library asks for [`Slot`]s by path, builds its own
+//! [`Projection`] around the frozen [`Linear`] and puts it there. [`Slot::restore`] brings the base back, bit for bit.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::ops;
+
+/// A map from `in` to `out` features, applied to the last dimension.
+pub trait Projection: Send + Sync + fmt::Debug {
+    /// # Shapes
+    /// `[.., in]` -> `[.., out]`.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not `in`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+    /// Size of the last dimension that goes in.
+    fn in_features(&self) -> usize;
+    /// Size of the last dimension that comes out.
+    fn out_features(&self) -> usize;
+    /// The frozen weight, `[out, in]`.
+    fn weight(&self) -> Tensor;
+}
+
+/// `y = x · wᵀ + b` with a frozen weight.
+#[derive(Clone)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// # Shapes
+    /// `weight` `[out, in]`, `bias` `[out]`.
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// The bias, `[out]`.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}
+
+impl Projection for Linear {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+
+    fn in_features(&self) -> usize {
+        self.weight.dims().get(1).copied().unwrap_or(0)
+    }
+
+    fn out_features(&self) -> usize {
+        self.weight.dims().first().copied().unwrap_or(0)
+    }
+
+    fn weight(&self) -> Tensor {
+        self.weight.clone()
+    }
+}
+
+impl fmt::Debug for Linear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bias = if self.bias.is_some() { ", bias" } else { "" };
+        write!(f, "Linear({} -> {}{bias})", self.in_features(), self.out_features())
+    }
+}
+
+/// The place of one projection in a decoder. What stands there can be replaced while the model is in use.
+#[derive(Debug)]
+pub struct Slot {
+    path: String,
+    base: Arc<Linear>,
+    current: RwLock<Arc<dyn Projection>>,
+}
+
+impl Slot {
+    pub(crate) fn new(path: String, base: Linear) -> Self {
+        let base = Arc::new(base);
+        Self { path, current: RwLock::new(base.clone()), base }
+    }
+
+    /// Hugging Face's module name, such as `model.layers.0.self_attn.q_proj`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The projection that the model was loaded with.
+    pub fn base(&self) -> Arc<Linear> {
+        self.base.clone()
+    }
+
+    /// What stands here now.
+    pub fn current(&self) -> Arc<dyn Projection> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another projection here, from the next forward pass on.
+    ///
+    /// # Errors
+    /// When it maps between other sizes than the base.
+    pub fn replace(&self, projection: Arc<dyn Projection>) -> Result<()> {
+        let (found, expected) = (
+            [projection.out_features(), projection.in_features()],
+            [self.base.out_features(), self.base.in_features()],
+        );
+        if found != expected {
+            return Err(crate::Error::Shape {
+                origin: "the replacement".to_owned(),
+                name: self.path.clone(),
+                expected: expected.to_vec(),
+                found: found.to_vec(),
+            });
+        }
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = projection;
+        Ok(())
+    }
+
+    /// Puts the base back.
+    pub fn restore(&self) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = self.base.clone();
+    }
+
+    /// The current projection of `x`.
+    ///
+    /// # Shapes
+    /// `[.., in]` -> `[.., out]`.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not `in`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.current().forward(x)
+    }
+}
+
+/// Root-mean-square normalisation with a learned scale.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// # Shapes
+    /// `weight` `[n]`.
+    pub fn new(weight: Tensor, eps: f64) -> Self {
+        Self { weight, eps }
+    }
+
+    /// # Shapes
+    /// `[.., n]` -> `[.., n]`.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not `n`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x, &self.weight, self.eps)?)
+    }
+}
+
+/// One vector for each token.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    weight: Tensor,
+}
+
+impl Embedding {
+    /// # Shapes
+    /// `weight` `[vocab, hid]`.
+    pub fn new(weight: Tensor) -> Self {
+        Self { weight }
+    }
+
+    /// The table, `[vocab, hid]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// # Shapes
+    /// `ids` `[b, t]` u32 -> `[b, t, hid]`.
+    ///
+    /// # Errors
+    /// When an id is not below `vocab`.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (b, t) = ids.dims2()?;
+        // [b, t] -> [b·t, hid] -> [b, t, hid]
+        let rows = self.weight.index_select(&ids.flatten_all()?, 0)?;
+        Ok(rows.reshape((b, t, ()))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_gives_its_base_back() {
+        let weight = |v: f32| Tensor::new(&[[v, 0.], [0., v]], &Device::Cpu).unwrap();
+        let slot = Slot::new("model.layers.0.mlp.up_proj".to_owned(), Linear::new(weight(2.), None));
+        let x = Tensor::new(&[[1f32, 2.]], &Device::Cpu).unwrap();
+        let at = |slot: &Slot| slot.forward(&x).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(at(&slot), [[2., 4.]]);
+        slot.replace(Arc::new(Linear::new(weight(3.), None))).unwrap();
+        assert_eq!(at(&slot), [[3., 6.]]);
+        slot.restore();
+        assert_eq!(at(&slot), [[2., 4.]]);
+    }
+
+    #[test]
+    fn a_slot_refuses_another_shape() {
+        let linear = |out| Linear::new(Tensor::zeros((out, 2), candle_core::DType::F32, &Device::Cpu).unwrap(), None);
+        let slot = Slot::new("model.layers.0.mlp.up_proj".to_owned(), linear(2));
+        let error = slot.replace(Arc::new(linear(3))).unwrap_err().to_string();
+        assert!(error.contains("up_proj") && error.contains("[3, 2]") && error.contains("[2, 2]"), "{error}");
+    }
+}

@@ -1,0 +1,140 @@
+//! What the fused forms share on the CPU: matrix products, vectorised arithmetic, access to candle's buffers.
+//!
+//! Instruction sets are found at run time; threads are rayon's.
+
+use std::ops::{Deref, Range};
+
+use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, bail};
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+pub mod gemm;
+pub mod math;
+
+/// Elements of one parallel task of an elementwise operation: 64 KiB of f32, so a few microseconds of work.
+pub const CHUNK: usize = 16 * 1024;
+
+/// The f32 values of a contiguous CPU tensor.
+pub struct Values<'a> {
+    guard: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl<'a> Values<'a> {
+    /// Locks the tensor's buffer for reading.
+    ///
+    /// # Errors
+    /// When the tensor is not a contiguous f32 tensor on the CPU.
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (guard, layout) = tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("expected a contiguous tensor, found strides {:?}", layout.stride())
+        };
+        if !matches!(&*guard, Storage::Cpu(CpuStorage::F32(_))) {
+            bail!("expected f32 on the CPU, found {:?} on {:?}", tensor.dtype(), tensor.device())
+        }
+        Ok(Self { guard, range: start..end })
+    }
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.guard {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
+            // `of` lets nothing else in, and the lock keeps it so.
+            _ => &[],
+        }
+    }
+}
+
+/// The f32 values that a custom operation is handed.
+///
+/// # Errors
+/// When they are not contiguous f32.
+pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("expected a contiguous tensor, found strides {:?}", layout.stride()),
+    }
+}
+
+/// A buffer whose values are whatever the memory holds: zeroing it first would cost as much as many operations do.
+///
+/// # Safety
+/// Every element has to be written before it is read.
+#[allow(clippy::uninit_vec)]
+pub unsafe fn uninit(len: usize) -> Vec<f32> {
+    let mut buffer = Vec::with_capacity(len);
+    // SAFETY: the capacity is there, f32 has no invalid bit patterns and no drop; the caller writes before reading.
+    unsafe { buffer.set_len(len) };
+    buffer
+}
+
+/// A pointer into an output that several tasks write at disjoint places.
+#[derive(Clone, Copy)]
+pub struct Shared(*mut f32);
+
+// SAFETY: whoever writes through it promises disjoint places (see `Shared::at`).
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Shares a buffer among tasks.
+    pub fn new(buffer: &mut [f32]) -> Self {
+        Self(buffer.as_mut_ptr())
+    }
+
+    /// The pointer to element `i`.
+    ///
+    /// # Safety
+    /// `i` lies inside the buffer, the buffer outlives the use, and no two tasks touch the same element.
+    pub unsafe fn at(self, i: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i) }
+    }
+
+    /// The elements `range` as a slice of this task's own.
+    ///
+    /// # Safety
+    /// As for [`Shared::at`], for every element of the range.
+    pub unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
+    }
+}
+
+/// Compiles a function once for AVX-512, once for AVX2 and once for the baseline, and picks at run time. The body is
+/// plain Rust in a form that the compiler vectorises.
+macro_rules! multiversion {
+    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                if $crate::ops::cpu::avx512::available() {
+                    // SAFETY: `available` asked the processor.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if std::is_x86_feature_detected!("avx2") {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;
