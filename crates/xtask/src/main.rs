@@ -1,2 +1,67 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: set-up, notebooks, tests and benchmarks of this repository. See [`arguments::USAGE`].
+
+// This is a program of the command line: what it says on the terminal is its interface.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+mod arguments;
+mod bench;
+mod bench_cells;
+mod bench_train;
+mod error;
+mod features;
+mod hash;
+mod lab;
+mod notebook;
+mod prerequisites;
+mod process;
+mod setup;
+mod stamp;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use arguments::Command;
+use error::Result;
+use setup::Setup;
+
+fn main() -> ExitCode {
+    match arguments::parse(std::env::args().skip(1)).and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The closing line of the tests has said it and must stay the last.
+        Err(error::Error::Tests { .. }) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Help => {
+            println!("{}", arguments::USAGE);
+            Ok(())
+        }
+        Command::Features { check: true } => features::check(&Setup::locate()?.root),
+        Command::Features { check: false } => features::renew(&Setup::locate()?.root),
+        Command::Setup => Setup::locate()?.ensure(),
+        Command::Lab { browser, port } => {
+            let setup = Setup::locate()?;
+            setup.ensure()?;
+            lab::open(&setup, browser, port)
+        }
+        Command::Run { notebook, kernel, out } => {
+            let setup = Setup::locate()?;
+            let execution = notebook::Execution { notebook: &notebook, kernel: &kernel, out: &out };
+            execution.check()?;
+            setup.ensure()?;
+            execution.run(&setup)
+        }
+        Command::Test { long } => test::run(long),
+        Command::Bench { which, cases, json } => {
+            bench::run(&Setup::locate()?, which, &cases, json.as_deref())
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The command line of `cargo xtask`.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// What is shown for `cargo xtask`, `--help` and a wrong command line.
+pub const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  lab [--no-browser] [--port N]   set everything up, then open JupyterLab on notebook 00
+  run NOTEBOOK [--kernel NAME] [--out DIR]
+                                  set everything up, then execute a notebook headless;
+                                  the executed notebook and an HTML page go to DIR (default: out/)
+  test [--long]                   everything that a change must pass; --long adds what takes long
+  bench train|cells [CASE...] [--json FILE]
+                                  measure beside the peer in one run
+  setup                           the set-up alone (for a machine that goes offline later)
+  features [--check]              renew crates/workspace-hack after a change of dependencies";
+
+/// A parsed command line.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Set up and open JupyterLab.
+    Lab { browser: bool, port: Option<u16> },
+    /// Set up and execute one notebook.
+    Run { notebook: PathBuf, kernel: String, out: PathBuf },
+    /// Run the tests.
+    Test { long: bool },
+    /// Run a benchmark.
+    Bench { which: Bench, cases: Vec<String>, json: Option<PathBuf> },
+    /// Set up only.
+    Setup,
+    /// Renew or check the unified features.
+    Features { check: bool },
+    /// Show the usage.
+    Help,
+}
+
+/// A family of benchmarks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bench {
+    /// Training steps beside PyTorch and PEFT.
+    Train,
+    /// Kernel start and cells beside the stock kernel.
+    Cells,
+}
+
+/// Parses the words after `cargo xtask`.
+///
+/// # Errors
+/// [`Error::Usage`] names the word that is not understood, and what would be.
+pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
+    let mut words = words.into_iter();
+    let Some(command) = words.next() else { return Ok(Command::Help) };
+    let mut words = Words(words.collect::<Vec<_>>().into());
+    let parsed = match command.as_str() {
+        "lab" => {
+            let (mut browser, mut port) = (true, None);
+            while let Some(word) = words.next() {
+                match word.as_str() {
+                    "--no-browser" => browser = false,
+                    "--port" => {
+                        let value = words.value("--port")?;
+                        let number = value.parse().map_err(|_| {
+                            usage(format!("--port takes a number between 0 and 65535, not `{value}`"))
+                        })?;
+                        port = Some(number);
+                    }
+                    other => return Err(unknown("lab", other, "--no-browser, --port N")),
+                }
+            }
+            Command::Lab { browser, port }
+        }
+        "run" => {
+            let (mut notebook, mut kernel, mut out) = (None, "tunebook".to_owned(), PathBuf::from("out"));
+            while let Some(word) = words.next() {
+                match word.as_str() {
+                    "--kernel" => kernel = words.value("--kernel")?,
+                    "--out" => out = words.value("--out")?.into(),
+                    other if other.starts_with('-') => {
+                        return Err(unknown("run", other, "--kernel NAME, --out DIR"));
+                    }
+                    path if notebook.is_none() => notebook = Some(PathBuf::from(path)),
+                    other => {
+                        return Err(usage(format!("`run` takes one notebook; `{other}` is one too many")));
+                    }
+                }
+            }
+            let notebook = notebook.ok_or_else(|| {
+                usage("`run` needs a notebook: cargo xtask run notebooks/00….ipynb".to_owned())
+            })?;
+            Command::Run { notebook, kernel, out }
+        }
+        "test" => {
+            let mut long = false;
+            while let Some(word) = words.next() {
+                match word.as_str() {
+                    "--long" => long = true,
+                    other => return Err(unknown("test", other, "--long")),
+                }
+            }
+            Command::Test { long }
+        }
+        "bench" => {
+            let which = match words.next().as_deref() {
+                Some("train") => Bench::Train,
+                Some("cells") => Bench::Cells,
+                Some(other) => {
+                    return Err(usage(format!("there is no bench `{other}`; there are: train, cells")));
+                }
+                None => return Err(usage("`bench` needs one of: train, cells".to_owned())),
+            };
+            let (mut cases, mut json) = (Vec::new(), None);
+            while let Some(word) = words.next() {
+                match word.as_str() {
+                    "--json" => json = Some(words.value("--json")?.into()),
+                    other if other.starts_with('-') => return Err(unknown("bench", other, "--json FILE")),
+                    _ => cases.push(word),
+                }
+            }
+            Command::Bench { which, cases, json }
+        }
+        "setup" => {
+            if let Some(other) = words.next() {
+                return Err(unknown("setup", &other, "none"));
+            }
+            Command::Setup
+        }
+        "features" => {
+            let mut check = false;
+            while let Some(word) = words.next() {
+                match word.as_str() {
+                    "--check" => check = true,
+                    other => return Err(unknown("features", other, "--check")),
+                }
+            }
+            Command::Features { check }
+        }
+        "help" | "--help" | "-h" => Command::Help,
+        other => return Err(usage(format!("there is no command `{other}`"))),
+    };
+    Ok(parsed)
+}
+
+/// The words that remain; `--option=value` counts as two.
+struct Words(std::collections::VecDeque<String>);
+
+impl Words {
+    fn next(&mut self) -> Option<String> {
+        let word = self.0.pop_front()?;
+        if word.starts_with("--") {
+            if let Some((option, value)) = word.split_once('=') {
+                self.0.push_front(value.to_owned());
+                return Some(option.to_owned());
+            }
+        }
+        Some(word)
+    }
+
+    fn value(&mut self, option: &str) -> Result<String> {
+        match self.0.pop_front() {
+            Some(value) if !value.is_empty() => Ok(value),
+            _ => Err(usage(format!("{option} needs a value"))),
+        }
+    }
+}
+
+fn usage(what: String) -> Error {
+    Error::Usage(format!("{what}\n\n{USAGE}"))
+}
+
+fn unknown(command: &str, word: &str, options: &str) -> Error {
+    usage(format!("`{command}` does not know `{word}`; its options are: {options}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Result<Command> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    fn refusal(line: &str) -> String {
+        match words(line) {
+            Err(Error::Usage(text)) => text.lines().next().unwrap_or_default().to_owned(),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn commands_and_defaults() {
+        assert_eq!(words("").unwrap(), Command::Help);
+        assert_eq!(words("lab").unwrap(), Command::Lab { browser: true, port: None });
+        assert_eq!(
+            words("lab --no-browser --port=9000").unwrap(),
+            Command::Lab { browser: false, port: Some(9000) }
+        );
+        assert_eq!(
+            words("run a.ipynb").unwrap(),
+            Command::Run { notebook: "a.ipynb".into(), kernel: "tunebook".into(), out: "out".into() }
+        );
+        assert_eq!(
+            words("run --kernel=tunebook-stock a.ipynb --out x/y").unwrap(),
+            Command::Run { notebook: "a.ipynb".into(), kernel: "tunebook-stock".into(), out: "x/y".into() }
+        );
+        assert_eq!(words("test --long").unwrap(), Command::Test { long: true });
+        assert_eq!(
+            words("bench train lora-4x128-f32 --json t.json").unwrap(),
+            Command::Bench {
+                which: Bench::Train,
+                cases: vec!["lora-4x128-f32".into()],
+                json: Some("t.json".into())
+            }
+        );
+        assert_eq!(words("features --check").unwrap(), Command::Features { check: true });
+    }
+
+    #[test]
+    fn a_wrong_word_is_named_with_what_would_do() {
+        assert_eq!(refusal("lap"), "there is no command `lap`");
+        assert_eq!(refusal("test --lnog"), "`test` does not know `--lnog`; its options are: --long");
+        assert_eq!(refusal("run"), "`run` needs a notebook: cargo xtask run notebooks/00….ipynb");
+        assert_eq!(refusal("run a.ipynb b.ipynb"), "`run` takes one notebook; `b.ipynb` is one too many");
+        assert_eq!(refusal("run a.ipynb --kernel"), "--kernel needs a value");
+        assert_eq!(refusal("bench gpu"), "there is no bench `gpu`; there are: train, cells");
+        assert_eq!(refusal("lab --port many"), "--port takes a number between 0 and 65535, not `many`");
+    }
+}

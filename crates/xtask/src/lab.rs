@@ -1,0 +1,42 @@
+//! JupyterLab, opened on notebook 00.
+
+use crate::error::{Error, Result};
+use crate::notebook;
+use crate::process;
+use crate::setup::Setup;
+
+/// Becomes JupyterLab: Ctrl-C then goes to it alone, with its own question before it stops.
+///
+/// # Errors
+/// Returns only when JupyterLab cannot be started.
+pub fn open(setup: &Setup, browser: bool, port: Option<u16>) -> Result<()> {
+    let mut command = process::command(setup.python());
+    command.args(["-m", "jupyterlab"]).arg(format!("--ServerApp.root_dir={}", setup.root.display()));
+    if !browser {
+        command.arg("--no-browser");
+    }
+    if let Some(port) = port {
+        command.arg(format!("--port={port}"));
+    }
+    if process::capture(process::command("id").arg("-u"), "id").is_ok_and(|uid| uid.trim() == "0") {
+        // A container; JupyterLab would refuse without it.
+        command.arg("--allow-root");
+    }
+    if let Some(first) = notebook::in_folder(&setup.root.join("notebooks"))?.first() {
+        command.arg(first);
+    }
+    become_program(command.current_dir(&setup.root))
+}
+
+#[cfg(unix)]
+fn become_program(command: &mut std::process::Command) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let source = command.exec();
+    Err(Error::Start { program: "JupyterLab".to_owned(), source })
+}
+
+/// Never reached: other platforms are refused by the prerequisites, which this lets them read.
+#[cfg(not(unix))]
+fn become_program(command: &mut std::process::Command) -> Result<()> {
+    process::run(command, "JupyterLab")
+}

@@ -1,0 +1,86 @@
+//! Executing a notebook headless, through nbclient in the notebooks' Python environment.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::process;
+use crate::setup::Setup;
+
+/// What to execute.
+pub struct Execution<'a> {
+    /// The notebook's file.
+    pub notebook: &'a Path,
+    /// The kernelspec's name.
+    pub kernel: &'a str,
+    /// Where the executed notebook and the HTML page go.
+    pub out: &'a Path,
+}
+
+impl Execution<'_> {
+    /// Executes the notebook with the repository's root as working directory, showing each cell with its time.
+    ///
+    /// # Errors
+    /// [`Error::Notebook`] names the cell that failed by its number and first line; both files are written all
+    /// the same.
+    pub fn run(&self, setup: &Setup) -> Result<()> {
+        self.check()?;
+        let (succeeded, text) = process::show_and_keep_errors(&mut self.command(setup)?)?;
+        if succeeded {
+            return Ok(());
+        }
+        let summary = text
+            .lines()
+            .rev()
+            .find(|line| line.starts_with("cell ") && line.contains(" failed: "))
+            .unwrap_or("could not be executed; the output above says why")
+            .to_owned();
+        Err(Error::Notebook { notebook: self.notebook.to_path_buf(), summary })
+    }
+
+    /// Refuses a notebook that is not there, before the set-up takes its time.
+    ///
+    /// # Errors
+    /// [`Error::Other`] names the file.
+    pub fn check(&self) -> Result<()> {
+        if self.notebook.is_file() {
+            return Ok(());
+        }
+        Err(Error::Other(format!(
+            "there is no notebook {}; the course is in notebooks/",
+            absolute(self.notebook)?.display()
+        )))
+    }
+
+    fn command(&self, setup: &Setup) -> Result<std::process::Command> {
+        let notebook = absolute(self.notebook)?;
+        let mut command = process::command(setup.python());
+        command
+            .arg("-u")
+            .arg(setup.root.join("crates/xtask/python/execute_notebook.py"))
+            .arg(&notebook)
+            .args(["--kernel", self.kernel, "--out"])
+            .arg(absolute(self.out)?)
+            .arg("--root")
+            .arg(&setup.root)
+            .current_dir(&setup.root);
+        Ok(command)
+    }
+}
+
+/// The notebooks in a folder, in order.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    let mut notebooks: Vec<_> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "ipynb"))
+        .collect();
+    notebooks.sort();
+    Ok(notebooks)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::io("find", path))
+}

@@ -1,0 +1,158 @@
+//! Running other programs: their output goes to the screen as it comes, a failure names what they were for.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::error::{Error, Result};
+
+/// A command with a clean environment: what `cargo run` put there for this program alone is taken out again,
+/// so that a cargo further down sees what it would have seen from a shell.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, value) in std::env::vars_os() {
+        let Some(key) = name.to_str() else { continue };
+        if is_set_by_cargo(key) {
+            command.env_remove(key);
+        } else if key == "LD_LIBRARY_PATH" {
+            match without_cargo_folders(&value) {
+                Some(rest) => command.env(key, rest),
+                None => command.env_remove(key),
+            };
+        }
+    }
+    command
+}
+
+/// `cargo`, in the workspace at `root`.
+pub fn cargo(root: &Path) -> Command {
+    let mut command = command("cargo");
+    command.current_dir(root);
+    command
+}
+
+fn is_set_by_cargo(key: &str) -> bool {
+    key == "CARGO"
+        || ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|p| key.starts_with(p))
+}
+
+/// `cargo run` puts the target's folders and the toolchain's libraries in front.
+fn without_cargo_folders(value: &OsStr) -> Option<std::ffi::OsString> {
+    let ours = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf))?;
+    let rest: Vec<_> = std::env::split_paths(value)
+        .filter(|folder| {
+            !folder.starts_with(&ours) && !folder.components().any(|c| c.as_os_str() == "rustlib")
+        })
+        .collect();
+    if rest.is_empty() { None } else { std::env::join_paths(rest).ok() }
+}
+
+/// Runs a command with the terminal as its own.
+///
+/// # Errors
+/// [`Error::Start`] when the program is not there, [`Error::Failed`] (with `what`) when it ends with a failure.
+pub fn run(command: &mut Command, what: &str) -> Result<()> {
+    let status = command.status().map_err(|source| start_error(command, source))?;
+    if status.success() { Ok(()) } else { Err(Error::Failed { what: what.to_owned(), status, remedy: None }) }
+}
+
+/// Runs a command quietly and returns what it wrote to standard output.
+///
+/// # Errors
+/// As [`run`]; the end of what it wrote to standard error is part of the text.
+pub fn capture(command: &mut Command, what: &str) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().map_err(|source| start_error(command, source))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<_> = stderr.trim().lines().collect();
+    let tail = lines[lines.len().saturating_sub(12)..].join("\n");
+    Err(Error::Other(format!("{what} failed ({}):\n{tail}", output.status)))
+}
+
+/// Runs a command, shows both of its streams line by line as they come, and returns whether it succeeded
+/// together with all that it wrote (for reading counts out of a test run).
+///
+/// # Errors
+/// [`Error::Start`] when the program is not there. A failure is no error here.
+pub fn show_and_keep(command: &mut Command) -> Result<(bool, String)> {
+    keep(command.stdout(Stdio::piped()))
+}
+
+/// The same for standard error alone; standard output stays the terminal's, with its progress lines.
+///
+/// # Errors
+/// As [`show_and_keep`].
+pub fn show_and_keep_errors(command: &mut Command) -> Result<(bool, String)> {
+    keep(command)
+}
+
+fn keep(command: &mut Command) -> Result<(bool, String)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| start_error(command, source))?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let kept = std::thread::scope(|scope| {
+        let out = scope.spawn(|| out.map(|stream| forward(stream, std::io::stdout())).unwrap_or_default());
+        let err = scope.spawn(|| err.map(|stream| forward(stream, std::io::stderr())).unwrap_or_default());
+        let mut kept = out.join().unwrap_or_default();
+        kept.push_str(&err.join().unwrap_or_default());
+        kept
+    });
+    let status = child.wait().map_err(|source| start_error(command, source))?;
+    Ok((status.success(), kept))
+}
+
+fn forward(stream: impl std::io::Read, mut screen: impl Write) -> String {
+    let mut kept = String::new();
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    while matches!(reader.read_until(b'\n', &mut line), Ok(n) if n > 0) {
+        // The screen may be a closed pipe; what was kept still counts.
+        let _ = screen.write_all(&line).and_then(|()| screen.flush());
+        kept.push_str(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    kept
+}
+
+fn start_error(command: &Command, source: std::io::Error) -> Error {
+    Error::Start { program: command.get_program().to_string_lossy().into_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_says_what_it_was_for() {
+        let error = run(command("sh").args(["-c", "exit 3"]), "the thing").unwrap_err().to_string();
+        assert!(error.starts_with("the thing failed (exit status: 3)"), "{error}");
+        let error =
+            capture(command("sh").args(["-c", "echo why >&2; exit 1"]), "it").unwrap_err().to_string();
+        assert!(error.contains("why"), "{error}");
+    }
+
+    #[test]
+    fn both_streams_are_kept() {
+        let (ok, text) = show_and_keep(command("sh").args(["-c", "echo a; echo b >&2; exit 1"])).unwrap();
+        assert!(!ok);
+        assert_eq!(text, "a\nb\n");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let error = run(&mut command("no-such-program"), "x").unwrap_err().to_string();
+        assert!(error.starts_with("cannot start `no-such-program`"), "{error}");
+    }
+
+    #[test]
+    fn what_cargo_run_sets_does_not_leak() {
+        assert!(is_set_by_cargo("CARGO_PKG_NAME") && is_set_by_cargo("CARGO_MANIFEST_DIR"));
+        assert!(!is_set_by_cargo("CARGO_HOME") && !is_set_by_cargo("CARGO_TERM_COLOR"));
+    }
+}

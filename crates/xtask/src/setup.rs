@@ -1,0 +1,269 @@
+//! The set-up: everything between a fresh clone and a running notebook.
+//!
+//! The order is: look at the machine, fetch what comes over the network, then compile. So a missing prerequisite, the
+//! network included, is named before anything long starts. Every step can be run again: it looks at what is there
+//! and does only what is missing.
+
+mod base_model;
+mod crates;
+mod kernel;
+mod prelude;
+mod python;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::prerequisites::{self, Python};
+use crate::process;
+
+pub use python::Environment;
+
+/// One step of the set-up.
+trait Step {
+    /// What it makes, for the screen.
+    fn name(&self) -> &'static str;
+    /// What it does and how long that usually takes the first time.
+    fn what(&self) -> String;
+    /// Whether there is nothing to do, found out quickly.
+    fn is_done(&self) -> bool;
+    /// Does it, showing progress. Safe to call again after it was cut short.
+    fn run(&self) -> Result<()>;
+}
+
+/// A machine on which everything is in place, and where it is.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The repository.
+    pub root: PathBuf,
+    /// Cargo's target directory.
+    pub target: PathBuf,
+    /// The host's target triple, which everything is compiled for.
+    pub triple: String,
+    /// The cache outside the tree: downloaded models.
+    pub cache: PathBuf,
+    /// The Python that environments are made from.
+    base_python: PathBuf,
+}
+
+impl Setup {
+    /// Checks the prerequisites and finds the folders; builds nothing.
+    ///
+    /// # Errors
+    /// [`Error::Prerequisites`] lists what the machine lacks.
+    pub fn locate() -> Result<Self> {
+        let root = root()?;
+        // The target directory as cargo's environment and default have it: cargo itself may be what is missing.
+        let guess = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let cache = cache_root()?;
+        let found = prerequisites::look(
+            (&guess, guess.join("tunebook/stamps/warm").exists()),
+            (&cache, base_model::path(&cache).exists()),
+        );
+        let missing = prerequisites::missing(&found);
+        if !missing.is_empty() {
+            return Err(Error::Prerequisites(missing));
+        }
+        let triple = found
+            .rustc
+            .as_deref()
+            .and_then(|text| text.lines().find_map(|line| line.strip_prefix("host: ")))
+            .unwrap_or_default()
+            .to_owned();
+        let base_python = found.python.map(|Python { program, .. }| program).unwrap_or_default();
+        let target = target_directory(&root)?;
+        Ok(Self { root, target, triple, cache, base_python })
+    }
+
+    /// Does every step that is not done yet.
+    ///
+    /// # Errors
+    /// The first step that fails; the steps before it stay done.
+    pub fn ensure(&self) -> Result<()> {
+        self.steps(&[
+            &self.fetch_crates(),
+            &self.notebook_python(),
+            &self.base_model(),
+            &self.kernel(),
+            &self.kernelspecs(),
+            &self.prelude(),
+        ])
+    }
+
+    /// The steps that need the network, and those that take a minute at most.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure`].
+    pub fn ensure_fetched(&self) -> Result<()> {
+        self.steps(&[&self.fetch_crates(), &self.notebook_python(), &self.base_model()])
+    }
+
+    /// The environment of the Python peers, made when it is not there.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure`].
+    pub fn ensure_peers(&self) -> Result<()> {
+        if std::env::var_os("TUNEBOOK_PEERS").is_some() {
+            return Ok(()); // the caller's own
+        }
+        self.steps(&[&self.peers()])
+    }
+
+    fn steps(&self, steps: &[&dyn Step]) -> Result<()> {
+        let all = steps.len();
+        for (number, step) in (1..).zip(steps) {
+            let start = Instant::now();
+            if step.is_done() {
+                println!("[{number}/{all}] {}: there", step.name());
+                continue;
+            }
+            println!("[{number}/{all}] {}: {}", step.name(), step.what());
+            step.run()?;
+            println!("[{number}/{all}] {}: done in {}", step.name(), duration(start.elapsed()));
+        }
+        Ok(())
+    }
+
+    fn fetch_crates(&self) -> crates::Fetch {
+        crates::Fetch::new(self)
+    }
+
+    fn notebook_python(&self) -> Environment {
+        Environment::new(
+            self,
+            "Python environment",
+            &self.target.join("tunebook/python"),
+            "notebooks/requirements.txt",
+            "JupyterLab and what it needs, into target/tunebook/python (about a minute)",
+        )
+    }
+
+    fn peers(&self) -> Environment {
+        Environment::new(
+            self,
+            "Python peers",
+            &self.peers_folder(),
+            "tests/peers/requirements.txt",
+            "PyTorch, transformers and PEFT to compare with, into target/tunebook/peers (several minutes, some gigabytes)",
+        )
+    }
+
+    fn base_model(&self) -> base_model::BaseModel {
+        base_model::BaseModel::new(self)
+    }
+
+    fn kernel(&self) -> kernel::Kernel {
+        kernel::Kernel::new(self)
+    }
+
+    fn kernelspecs(&self) -> kernel::Kernelspecs {
+        kernel::Kernelspecs::new(self)
+    }
+
+    fn prelude(&self) -> prelude::Warm {
+        prelude::Warm::new(self)
+    }
+
+    /// The Python that JupyterLab runs in.
+    pub fn python(&self) -> PathBuf {
+        self.notebook_python().python()
+    }
+
+    /// The Python of the peers, when there is one.
+    pub fn peers_python(&self) -> Option<PathBuf> {
+        Some(self.peers_folder().join("bin/python")).filter(|python| python.exists())
+    }
+
+    /// The folder of the peers' environment: `TUNEBOOK_PEERS`, else in the target directory.
+    pub fn peers_folder(&self) -> PathBuf {
+        std::env::var_os("TUNEBOOK_PEERS").map_or_else(|| self.target.join("tunebook/peers"), PathBuf::from)
+    }
+
+    /// The kernel's executable.
+    pub fn kernel_binary(&self) -> PathBuf {
+        self.target.join(&self.triple).join("debug/tunebook-kernel")
+    }
+
+    fn stamps(&self) -> PathBuf {
+        self.target.join("tunebook/stamps")
+    }
+}
+
+/// The repository: two folders above this crate.
+fn root() -> Result<PathBuf> {
+    let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    match crate_folder.ancestors().nth(2) {
+        Some(root) if root.join("Cargo.toml").is_file() => Ok(root.to_path_buf()),
+        _ => Err(Error::Other(format!(
+            "{} is not inside the repository; start this program with `cargo xtask` from there",
+            crate_folder.display()
+        ))),
+    }
+}
+
+/// Where models are kept: `TUNEBOOK_CACHE`, else `tunebook` in the user's cache folder.
+fn cache_root() -> Result<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    cache_root_from(folder("TUNEBOOK_CACHE"), folder("XDG_CACHE_HOME"), folder("HOME")).ok_or_else(|| {
+        Error::Other(
+            "neither TUNEBOOK_CACHE, XDG_CACHE_HOME nor HOME says where to keep models; set one".to_owned(),
+        )
+    })
+}
+
+fn cache_root_from(own: Option<PathBuf>, xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
+    // The XDG specification: a relative path is invalid and has to be ignored.
+    let xdg = xdg.filter(|path| path.is_absolute());
+    own.or_else(|| xdg.map(|path| path.join("tunebook")))
+        .or_else(|| home.map(|path| path.join(".cache/tunebook")))
+}
+
+fn target_directory(root: &Path) -> Result<PathBuf> {
+    let text = process::capture(
+        process::cargo(root).args(["metadata", "--no-deps", "--format-version=1", "--offline"]),
+        "cargo metadata",
+    )?;
+    let metadata: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|error| Error::Other(format!("cargo metadata wrote something that is not JSON: {error}")))?;
+    metadata["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .ok_or_else(|| Error::Other("cargo metadata names no target directory".to_owned()))
+}
+
+/// A duration for the screen: `0.4 s`, `31 s`, `7 min 20 s`.
+pub fn duration(elapsed: std::time::Duration) -> String {
+    let secs = elapsed.as_secs();
+    match secs {
+        0..10 => format!("{:.1} s", elapsed.as_secs_f64()),
+        10..60 => format!("{secs} s"),
+        _ => format!("{} min {} s", secs / 60, secs % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_where_the_environment_says() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(cache_root_from(path("/own"), path("/xdg"), path("/home/me")), path("/own"));
+        assert_eq!(cache_root_from(None, path("/xdg"), path("/home/me")), path("/xdg/tunebook"));
+        assert_eq!(
+            cache_root_from(None, path("relative"), path("/home/me")),
+            path("/home/me/.cache/tunebook")
+        );
+        assert_eq!(cache_root_from(None, None, None), None);
+    }
+
+    #[test]
+    fn durations_read_well() {
+        let of = |secs: f64| duration(std::time::Duration::from_secs_f64(secs));
+        assert_eq!(
+            (of(0.44).as_str(), of(31.9).as_str(), of(440.2).as_str()),
+            ("0.4 s", "31 s", "7 min 20 s")
+        );
+    }
+}

@@ -1,0 +1,106 @@
+//! The kernel's executable and its kernelspecs.
+//!
+//! The executable is built apart from the other crates and without `-Cprefer-dynamic`: Jupyter starts it without
+//! cargo's library path, and it shares no large dependency with them.
+
+use std::path::PathBuf;
+
+use crate::error::Result;
+use crate::hash;
+use crate::process;
+use crate::stamp::Stamp;
+
+use super::{Setup, Step};
+
+/// Builds the kernel.
+pub struct Kernel {
+    root: PathBuf,
+    binary: PathBuf,
+}
+
+impl Kernel {
+    pub(super) fn new(setup: &Setup) -> Self {
+        Self { root: setup.root.clone(), binary: setup.kernel_binary() }
+    }
+}
+
+impl Step for Kernel {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn what(&self) -> String {
+        if self.binary.exists() {
+            "bringing it up to date".to_owned()
+        } else {
+            "compiling it, rust-analyzer included (about 8 minutes on 2 cores)".to_owned()
+        }
+    }
+
+    /// Cargo knows best, and says so in a second.
+    fn is_done(&self) -> bool {
+        false
+    }
+
+    fn run(&self) -> Result<()> {
+        process::run(
+            process::cargo(&self.root)
+                .args(["build", "--locked", "--package", "tunebook-kernel"])
+                .env("RUSTFLAGS", ""),
+            "building the kernel",
+        )
+    }
+}
+
+/// Installs the kernelspecs into the notebooks' Python environment.
+pub struct Kernelspecs {
+    binary: PathBuf,
+    root: PathBuf,
+    prefix: PathBuf,
+    stamp: Stamp,
+}
+
+impl Kernelspecs {
+    pub(super) fn new(setup: &Setup) -> Self {
+        let binary = setup.kernel_binary();
+        let prefix = setup.target.join("tunebook/python");
+        // Another build may write other kernelspecs; its size and time are enough to tell it apart.
+        let built = std::fs::metadata(&binary)
+            .map(|m| format!("{} {:?}", m.len(), m.modified().ok()))
+            .unwrap_or_default();
+        let content = hash::of_parts([built, binary.display().to_string(), prefix.display().to_string()]);
+        let stamp = Stamp::new(&setup.stamps(), "kernelspecs", content);
+        Self { binary, root: setup.root.clone(), prefix, stamp }
+    }
+}
+
+impl Step for Kernelspecs {
+    fn name(&self) -> &'static str {
+        "kernelspecs"
+    }
+
+    fn what(&self) -> String {
+        "telling Jupyter about the kernel".to_owned()
+    }
+
+    fn is_done(&self) -> bool {
+        self.stamp.is_valid()
+            && ["tunebook", "tunebook-stock"].iter().all(|name| {
+                self.prefix.join("share/jupyter/kernels").join(name).join("kernel.json").is_file()
+            })
+    }
+
+    fn run(&self) -> Result<()> {
+        self.stamp.clear()?;
+        process::run(
+            process::command(&self.binary)
+                .arg("install")
+                .arg("--prefix")
+                .arg(&self.prefix)
+                .arg("--project")
+                .arg(&self.root),
+            "installing the kernelspecs",
+        )?;
+        self.stamp.set()
+    }
+}

@@ -1,0 +1,57 @@
+//! The prelude, compiled once for all cells.
+
+use std::path::PathBuf;
+
+use crate::error::Result;
+use crate::process;
+use crate::stamp::Stamp;
+
+use super::{Setup, Step};
+
+/// Warms the kernel: compiles the prelude and lays out the template that each kernel is cloned from.
+pub struct Warm {
+    binary: PathBuf,
+    root: PathBuf,
+    /// Says only that it has been warm once, for the estimates; whether it is warm the kernel finds out itself.
+    stamp: Stamp,
+}
+
+impl Warm {
+    pub(super) fn new(setup: &Setup) -> Self {
+        Self {
+            binary: setup.kernel_binary(),
+            root: setup.root.clone(),
+            stamp: Stamp::new(&setup.stamps(), "warm", "once".to_owned()),
+        }
+    }
+}
+
+impl Step for Warm {
+    fn name(&self) -> &'static str {
+        "prelude"
+    }
+
+    fn what(&self) -> String {
+        if self.stamp.is_valid() {
+            "bringing it up to date".to_owned()
+        } else {
+            "compiling polars, candle and our crates for the cells (about 18 minutes on 2 cores)".to_owned()
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        false
+    }
+
+    fn run(&self) -> Result<()> {
+        process::run(
+            process::command(&self.binary)
+                .arg("warm")
+                .arg("--project")
+                .arg(&self.root)
+                .current_dir(&self.root),
+            "warming the kernel",
+        )?;
+        self.stamp.set()
+    }
+}

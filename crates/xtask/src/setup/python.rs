@@ -1,0 +1,98 @@
+//! A Python environment made from a pinned requirements file.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::hash;
+use crate::process;
+use crate::stamp::Stamp;
+
+use super::crates::with_network_remedy;
+use super::{Setup, Step};
+
+/// A virtual environment.
+pub struct Environment {
+    name: &'static str,
+    what: &'static str,
+    base: PathBuf,
+    folder: PathBuf,
+    requirements: PathBuf,
+    stamp: Stamp,
+}
+
+impl Environment {
+    pub(super) fn new(
+        setup: &Setup,
+        name: &'static str,
+        folder: &Path,
+        requirements: &str,
+        what: &'static str,
+    ) -> Self {
+        let requirements = setup.root.join(requirements);
+        let pins = std::fs::read(&requirements).unwrap_or_default();
+        let content = hash::of_parts([
+            pins.as_slice(),
+            setup.base_python.as_os_str().as_encoded_bytes(),
+            folder.as_os_str().as_encoded_bytes(),
+        ]);
+        let stamp = Stamp::new(&setup.stamps(), &name.replace(' ', "-").to_lowercase(), content);
+        Self {
+            name,
+            what,
+            base: setup.base_python.clone(),
+            folder: folder.to_path_buf(),
+            requirements,
+            stamp,
+        }
+    }
+
+    /// Its interpreter.
+    pub fn python(&self) -> PathBuf {
+        self.folder.join("bin/python")
+    }
+
+    /// Whether the interpreter starts: the Python it was made from may have gone or moved on.
+    fn starts(&self) -> bool {
+        self.python().exists()
+            && process::capture(process::command(self.python()).args(["-c", "import pip"]), "python").is_ok()
+    }
+}
+
+impl Step for Environment {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn what(&self) -> String {
+        self.what.to_owned()
+    }
+
+    fn is_done(&self) -> bool {
+        self.stamp.is_valid() && self.starts()
+    }
+
+    fn run(&self) -> Result<()> {
+        self.stamp.clear()?;
+        if !self.requirements.is_file() {
+            return Err(Error::Other(format!(
+                "{} is missing from the repository",
+                self.requirements.display()
+            )));
+        }
+        // An environment that works is only brought up to date; half of one is made again.
+        if !self.starts() {
+            process::run(
+                process::command(&self.base).args(["-m", "venv", "--clear"]).arg(&self.folder),
+                "making the Python environment",
+            )?;
+        }
+        process::run(
+            process::command(self.python())
+                .args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--requirement"])
+                .arg(&self.requirements),
+            "installing the Python packages",
+        )
+        .map_err(with_network_remedy)?;
+        self.stamp.set()
+    }
+}

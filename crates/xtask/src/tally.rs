@@ -1,0 +1,111 @@
+//! Counting tests: what passed, failed and was skipped, over several runners.
+
+use std::fmt;
+
+/// Counts of tests.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Ended well.
+    pub passed: usize,
+    /// Did not.
+    pub failed: usize,
+    /// Were not run.
+    pub skipped: usize,
+}
+
+impl Tally {
+    /// Reads the counts out of what `cargo nextest run` or `cargo test` wrote. A run that failed without a failed
+    /// test (it did not compile) counts as one failure.
+    pub fn of_run(succeeded: bool, text: &str) -> Self {
+        let mut tally = Self::default();
+        for line in text.lines() {
+            // nextest: "Summary [   3.4s] 12 tests run: 10 passed (1 slow), 2 failed, 1 skipped"
+            // libtest: "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; ..."
+            let counts = match line.trim_start() {
+                summary if summary.starts_with("Summary [") => {
+                    summary.split_once(" run: ").map(|(_, rest)| rest)
+                }
+                result => result
+                    .strip_prefix("test result: ")
+                    .and_then(|r| r.split_once(". "))
+                    .map(|(_, rest)| rest),
+            };
+            for part in counts.unwrap_or_default().split([',', ';']) {
+                let mut words = part.split_whitespace();
+                let (Some(Ok(count)), Some(kind)) = (words.next().map(str::parse::<usize>), words.next())
+                else {
+                    continue;
+                };
+                match kind {
+                    "passed" => tally.passed += count,
+                    "failed" | "timed" | "exec" => tally.failed += count,
+                    "skipped" | "ignored" => tally.skipped += count,
+                    _ => {}
+                }
+            }
+        }
+        if !succeeded && tally.failed == 0 {
+            tally.failed = 1;
+        }
+        tally
+    }
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// The closing line of `cargo xtask test`: `12 passed, 0 failed`, with `, 1 skipped` when there are any.
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        match self.skipped {
+            0 => Ok(()),
+            skipped => write!(f, ", {skipped} skipped"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(passed: usize, failed: usize, skipped: usize) -> Tally {
+        Tally { passed, failed, skipped }
+    }
+
+    #[test]
+    fn nextest_summaries() {
+        let text = "    PASS [   0.005s] a b\n------------\n     Summary [   0.055s] 3 tests run: 3 passed, 0 skipped\n";
+        assert_eq!(Tally::of_run(true, text), tally(3, 0, 0));
+        let text =
+            "     Summary [  61.055s] 9 tests run: 5 passed (1 slow), 3 failed, 1 timed out, 2 skipped\n";
+        assert_eq!(Tally::of_run(false, text), tally(5, 4, 2));
+        assert_eq!(
+            Tally::of_run(true, "     Summary [ 0.1s] 1 test run: 1 passed, 0 skipped"),
+            tally(1, 0, 0)
+        );
+    }
+
+    #[test]
+    fn libtest_results_add_up() {
+        let text = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.0s\n\
+                    test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out\n";
+        assert_eq!(Tally::of_run(false, text), tally(7, 1, 1));
+    }
+
+    #[test]
+    fn a_run_that_fails_without_a_failed_test_is_a_failure() {
+        assert_eq!(Tally::of_run(false, "error: could not compile `x`"), tally(0, 1, 0));
+    }
+
+    #[test]
+    fn the_closing_line() {
+        assert_eq!(tally(12, 0, 0).to_string(), "12 passed, 0 failed");
+        assert_eq!(tally(12, 1, 2).to_string(), "12 passed, 1 failed, 2 skipped");
+    }
+}
