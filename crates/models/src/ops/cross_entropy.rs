@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::IGNORE;
 use super::cpu::gemm::{Mat, Start, Term, product, products};
-use super::cpu::{Values, math, values};
-use super::{IGNORE, flat};
+use super::cpu::{CHUNK, math, values};
 
 /// Logits held at a time.
 const CHUNK_BYTES: usize = 32 << 20;
@@ -28,7 +28,7 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     let op = CrossEntropy {
         rows,
         want: [hidden.track_op(), head_w.track_op()],
-        gradients: Mutex::new([None, None]),
+        gradients: Mutex::new([Gradient::None, Gradient::None]),
     };
     let loss = if hidden.track_op() || head_w.track_op() {
         hidden.apply_op2(&head_w, op)?
@@ -42,8 +42,8 @@ struct CrossEntropy {
     /// Labelled rows and their labels.
     rows: Vec<(usize, usize)>,
     want: [bool; 2],
-    /// Of hidden and head_w, from the forward pass; a backward pass takes them.
-    gradients: Mutex<[Option<Vec<f32>>; 2]>,
+    /// Of hidden and head_w, from the forward pass.
+    gradients: Mutex<[Gradient; 2]>,
 }
 
 impl CustomOp2 for CrossEntropy {
@@ -51,7 +51,13 @@ impl CustomOp2 for CrossEntropy {
         "cross-entropy"
     }
 
-    fn cpu_fwd(&self, h: &CpuStorage, lh: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        h: &CpuStorage,
+        lh: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (vocab, hid) = lw.shape().dims2()?;
         let (hidden, w) = (values(h, lh)?, values(w, lw)?);
         let head = Mat::new(w, vocab, hid);
@@ -95,20 +101,50 @@ impl CustomOp2 for CrossEntropy {
                 products(dw, &[Term { a: dlogits.t(), b: input, alpha: 1. }], Start::Accumulate);
             }
         }
-        *self.gradients.lock().unwrap_or_else(|e| e.into_inner()) = [dh, dw];
+        *self.gradients.lock().unwrap_or_else(|e| e.into_inner()) =
+            [dh, dw].map(|gradient| gradient.map_or(Gradient::None, Gradient::Fresh));
         Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
     }
 
-    fn bwd(&self, h: &Tensor, w: &Tensor, _loss: &Tensor, d: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let d = Values::of(&flat(d)?)?[0];
+    fn bwd(
+        &self,
+        h: &Tensor,
+        w: &Tensor,
+        _loss: &Tensor,
+        d: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let d = d.to_scalar::<f32>()?;
         let mut kept = self.gradients.lock().unwrap_or_else(|e| e.into_inner());
-        let mut scaled = |which: usize, like: &Tensor| -> Result<Option<Tensor>> {
-            // Taken, not copied: candle runs a node's backward once, and the buffer is as large as its tensor. A second
-            // backward pass over the same graph finds it as it was left and scales it again from there.
-            let Some(mut gradient) = kept[which].take() else { return Ok(None) };
-            gradient.par_chunks_mut(super::cpu::CHUNK).for_each(|part| math::scale(part, d));
-            Tensor::from_vec(gradient, like.shape(), like.device()).map(Some)
-        };
-        Ok((scaled(0, h)?, scaled(1, w)?))
+        let dh = kept[0].scaled(d, h)?;
+        let dw = kept[1].scaled(d, w)?;
+        Ok((dh, dw))
+    }
+}
+
+/// A gradient that the forward pass left.
+enum Gradient {
+    /// Not wanted.
+    None,
+    /// Of the loss itself.
+    Fresh(Vec<f32>),
+    /// Already scaled by the loss's own gradient and handed out.
+    Given(Tensor, f32),
+}
+
+impl Gradient {
+    /// The gradient times `d`: in place the first time, for it may be as large as the head.
+    fn scaled(&mut self, d: f32, like: &Tensor) -> Result<Option<Tensor>> {
+        match self {
+            Self::None => Ok(None),
+            Self::Given(gradient, by) if *by == d => Ok(Some(gradient.clone())),
+            Self::Given(gradient, by) => gradient.affine(f64::from(d) / f64::from(*by), 0.).map(Some),
+            Self::Fresh(values) => {
+                let mut values = std::mem::take(values);
+                values.par_chunks_mut(CHUNK).for_each(|part| math::scale(part, d));
+                let gradient = Tensor::from_vec(values, like.shape(), like.device())?;
+                *self = Self::Given(gradient.clone(), d);
+                Ok(Some(gradient))
+            }
+        }
     }
 }

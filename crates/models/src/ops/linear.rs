@@ -72,14 +72,26 @@ impl CustomOp2 for Trained {
         "linear-trained"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (out, inp) = lw.shape().dims2()?;
         let (x, w) = (values(x, lx)?, values(w, lw)?);
         let y = product(Mat::new(x, x.len() / inp, inp), Mat::new(w, out, inp).t());
         Ok((CpuStorage::F32(y), self.shape.clone()))
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dx = if x.track_op() { Some(input_gradient(x, w, dy)?) } else { None };
         let dw = if w.track_op() {
             let (out, inp) = w.dims2()?;
@@ -219,7 +231,8 @@ impl CustomOp3 for Lora {
         let db = if b.track_op() {
             let u = product(input, Mat::new(&av, r, inp).t());
             // dbᵀ = s · uᵀ · dy, then turned: read so, dy is streamed along its rows.
-            let turned = sum_of_products(&[Term { a: Mat::new(&u, n, r).t(), b: dy, alpha: self.scale }], None);
+            let turned =
+                sum_of_products(&[Term { a: Mat::new(&u, n, r).t(), b: dy, alpha: self.scale }], None);
             let mut db = vec![0.; out * r];
             for (i, row) in db.chunks_exact_mut(r).enumerate() {
                 for (j, value) in row.iter_mut().enumerate() {

@@ -5,9 +5,18 @@
 //!
 //! Layout is `[b, t, h, d]` (batch, time, heads, head size) everywhere, so that no operation has to transpose.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 
+mod attention;
+mod cpu;
+mod cross_entropy;
+mod linear;
 pub mod naive;
+mod rms_norm;
+mod rope;
+mod swiglu;
+#[cfg(test)]
+mod tests;
 
 /// The label of a position that bears no loss.
 pub const IGNORE: i64 = -100;
@@ -26,13 +35,14 @@ pub struct Attention {
 /// A frozen `w` (neither a variable nor computed from one) gets no gradient and costs none; the bias likewise.
 ///
 /// # Shapes
-/// `x` `[.., in]`, `w` `[out, in]`, `bias` `[out]` -> `[.., out]`.
+/// `x` `[.., in]`, `w` `[out, in]`, `bias` `[out]` -> `[.., out]`. The input dimension may be split over the last
+/// dimensions of `x` (`[b, t, h, d]` with `h·d = in`).
 ///
 /// # Errors
-/// When the last dimension of `x` is not `in`, or the bias is not `[out]`.
+/// When the last dimensions of `x` do not make `in`, or the bias is not `[out]`.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     check_linear(x, w, bias)?;
-    naive::linear(x, w, bias)
+    if fused(&[x, w]) { linear::linear(x, w, bias) } else { naive::linear(x, w, bias) }
 }
 
 /// A frozen linear map and its low-rank correction in one operation:
@@ -66,7 +76,11 @@ pub fn lora_linear(
     {
         bail!("lora_linear: expected a dropout mask {:?} as x, found {:?}", x.dims(), mask.dims())
     }
-    naive::lora_linear(x, w, bias, a, b, scale, dropout_mask)
+    if fused(&[x, w, a, b]) {
+        linear::lora_linear(x, w, bias, a, b, scale, dropout_mask)
+    } else {
+        naive::lora_linear(x, w, bias, a, b, scale, dropout_mask)
+    }
 }
 
 /// Root-mean-square normalisation `y = x / √(mean(x²) + eps) · w` over the last dimension
@@ -81,31 +95,44 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     if x.dims().last() != Some(&w.dims1()?) {
         bail!("rms_norm: expected x [.., {}], found {:?}", w.dims1()?, x.dims())
     }
-    naive::rms_norm(x, w, eps)
+    if fused(&[x, w]) { rms_norm::rms_norm(x, w, eps) } else { naive::rms_norm(x, w, eps) }
 }
 
 /// Rotary position embedding (<https://arxiv.org/abs/2104.09864>) in Hugging Face's half-split form: element `i` of a
 /// head turns with element `i + d/2`.
 ///
 /// # Shapes
-/// `x` `[b, t, h, d]`, `cos` and `sin` `[max, d/2]`, `positions` `[b, t]` u32 -> `[b, t, h, d]`.
+/// `x` `[b, t, h, d]` or `[b, t, h·d]`, `cos` and `sin` `[max, d/2]`, `positions` `[b, t]` u32 -> `[b, t, h, d]`.
 ///
 /// # Errors
 /// When the shapes do not fit together or a position is not below `max`.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor) -> Result<Tensor> {
-    let (b, t, _, d) = x.dims4()?;
-    if positions.dims() != [b, t] || positions.dtype() != DType::U32 {
-        bail!("rope: expected positions [{b}, {t}] u32, found {:?} {:?}", positions.dims(), positions.dtype())
+    let half = cos.dims2()?.1;
+    let shape = match *x.dims() {
+        [b, t, h, d] if d == 2 * half => [b, t, h, d],
+        [b, t, width] if half > 0 && width % (2 * half) == 0 => [b, t, width / (2 * half), 2 * half],
+        _ => bail!(
+            "rope: expected x [b, t, h, {d}] or [b, t, h·{d}] for angles [max, {half}], found {:?}",
+            x.dims(),
+            d = 2 * half
+        ),
+    };
+    if sin.dims() != cos.dims() {
+        bail!("rope: expected cos and sin of one shape, found {:?} and {:?}", cos.dims(), sin.dims())
     }
-    if d % 2 != 0 || cos.dims2()?.1 != d / 2 || sin.dims() != cos.dims() {
+    if positions.dims() != &shape[..2] || positions.dtype() != DType::U32 {
         bail!(
-            "rope: expected cos and sin [max, {}] for heads of size {d}, found {:?} and {:?}",
-            d / 2,
-            cos.dims(),
-            sin.dims()
+            "rope: expected positions {:?} u32, found {:?} {:?}",
+            &shape[..2],
+            positions.dims(),
+            positions.dtype()
         )
     }
-    naive::rope(x, cos, sin, positions)
+    if fused(&[x, cos, sin]) {
+        rope::rope(x, cos, sin, positions, shape)
+    } else {
+        naive::rope(&x.reshape(&shape[..])?, cos, sin, positions)
+    }
 }
 
 /// Gated activation `silu(gate) · up` (<https://arxiv.org/abs/2002.05202>).
@@ -119,34 +146,48 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         bail!("swiglu: expected one shape, found {:?} and {:?}", gate.dims(), up.dims())
     }
-    naive::swiglu(gate, up)
+    if fused(&[gate, up]) { swiglu::swiglu(gate, up) } else { naive::swiglu(gate, up) }
 }
 
 /// Causal grouped-query attention. Query `i` of `t` stands at key position `s - t + i`, so a decoding step passes
 /// `t = 1` and all keys so far. A query that sees no valid key (it is padding itself) yields zeros.
 ///
 /// # Shapes
-/// `q` `[b, t, h, d]`, `k` and `v` `[b, s, hkv, d]` with `s ≥ t` and `h` a multiple of `hkv` -> `[b, t, h, d]`.
+/// `q` `[b, t, h, d]`, `k` and `v` `[b, s, hkv, d]` (or `[b, s, hkv·d]`) with `s ≥ t` and `h` a multiple of `hkv`
+/// -> `[b, t, h, d]`.
 ///
 /// # Errors
 /// When the shapes do not fit together.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<Tensor> {
     let (b, t, h, d) = q.dims4()?;
-    let (kb, s, hkv, kd) = k.dims4()?;
-    if v.dims() != k.dims() || kb != b || kd != d || s < t || hkv == 0 || h % hkv != 0 {
-        bail!(
-            "attention: expected q [b, t, h, d] and k, v [b, s >= t, hkv, d] with h a multiple of hkv, found {:?}, {:?}, {:?}",
+    let keys = |x: &Tensor| match *x.dims() {
+        [xb, s, heads, size] if xb == b && size == d => Some((s, heads)),
+        [xb, s, width] if xb == b && d > 0 && width % d == 0 => Some((s, width / d)),
+        _ => None,
+    };
+    let sizes = match (keys(k), keys(v)) {
+        (Some((s, hkv)), Some(other)) if other == (s, hkv) && s >= t && hkv > 0 && h % hkv == 0 => {
+            attention::Sizes { b, t, s, h, hkv, d }
+        }
+        _ => bail!(
+            "attention: expected q [b, t, h, d] and k, v [b, s >= t, hkv, d] with h a multiple of hkv, \
+             found {:?}, {:?}, {:?}",
             q.dims(),
             k.dims(),
             v.dims()
-        )
-    }
+        ),
+    };
     if let Some(starts) = &how.starts
         && starts.len() != b
     {
         bail!("attention: expected one start for each of {b} rows, found {}", starts.len())
     }
-    naive::attention(q, k, v, how)
+    if fused(&[q, k, v]) {
+        attention::attention(q, k, v, how, sizes)
+    } else {
+        let shape = (b, sizes.s, sizes.hkv, d);
+        naive::attention(q, &k.reshape(shape)?, &v.reshape(shape)?, how)
+    }
 }
 
 /// Cross-entropy of the output head at the labelled rows, summed, and how many rows were labelled.
@@ -174,14 +215,40 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     if let Some(label) = labels.iter().find(|&&l| l != IGNORE && !(0..vocab as i64).contains(&l)) {
         bail!("cross_entropy: expected labels in 0..{vocab} or {IGNORE}, found {label}")
     }
-    naive::cross_entropy(hidden, head_w, labels)
+    if fused(&[hidden, head_w]) {
+        cross_entropy::cross_entropy(hidden, head_w, labels)
+    } else {
+        naive::cross_entropy(hidden, head_w, labels)
+    }
+}
+
+/// Whether the fused CPU form takes these: the one place that decides.
+fn fused(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+}
+
+/// A gradient as the fused forms read it. Candle hands on views (of a transpose, of a broadcast) as they are.
+fn flat(gradient: &Tensor) -> Result<Tensor> {
+    gradient.contiguous()
+}
+
+/// The result's shape: the dimensions of `x` that make `in` replaced by `out`.
+fn linear_shape(x: &Tensor, w: &Tensor) -> Result<Shape> {
+    let (out, inp) = w.dims2()?;
+    let dims = x.dims();
+    let mut width = 1;
+    for (i, size) in dims.iter().enumerate().rev() {
+        width *= size;
+        if width == inp {
+            return Ok(Shape::from([&dims[..i], &[out]].concat()));
+        }
+    }
+    bail!("linear: expected x [.., {inp}] for a weight {:?}, found {dims:?}", w.dims())
 }
 
 fn check_linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<()> {
-    let (out, inp) = w.dims2()?;
-    if x.dims().last() != Some(&inp) {
-        bail!("linear: expected x [.., {inp}] for a weight {:?}, found {:?}", w.dims(), x.dims())
-    }
+    let out = w.dims2()?.0;
+    linear_shape(x, w)?;
     if let Some(bias) = bias
         && bias.dims() != [out]
     {

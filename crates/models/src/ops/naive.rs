@@ -9,17 +9,14 @@ use super::{Attention, IGNORE};
 
 /// `x · wᵀ + bias`, see [`super::linear`].
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (out, inp) = w.dims2()?;
-    let mut shape = x.dims().to_vec();
+    let inp = w.dim(1)?;
+    let shape = super::linear_shape(x, w)?;
     // [.., in] -> [n, in]
     let y = x.reshape(((), inp))?.matmul(&w.t()?)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
     };
-    if let Some(last) = shape.last_mut() {
-        *last = out;
-    }
     y.reshape(shape)
 }
 

@@ -48,11 +48,23 @@ impl CustomOp2 for Trained {
         "rms-norm-trained"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         Ok((CpuStorage::F32(forward(values(x, lx)?, values(w, lw)?, self.eps)), lx.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = flat(dy)?;
         let (dx, dw) = backward(&Values::of(x)?, &Values::of(w)?, &Values::of(&dy)?, self.eps, true);
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;

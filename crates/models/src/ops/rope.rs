@@ -13,7 +13,8 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor, shape: [
     if let Some(position) = positions.iter().find(|&&p| p as usize >= max) {
         bail!("rope: expected positions below {max} (the context length), found {position}")
     }
-    let op = Rope { cos: cos.contiguous()?, sin: sin.contiguous()?, positions, shape: Shape::from(&shape[..]) };
+    let op =
+        Rope { cos: cos.contiguous()?, sin: sin.contiguous()?, positions, shape: Shape::from(&shape[..]) };
     let x = x.contiguous()?;
     if x.track_op() { x.apply_op1(op) } else { x.apply_op1_no_bwd(&op) }
 }

@@ -24,7 +24,13 @@ impl CustomOp2 for Swiglu {
         "swiglu"
     }
 
-    fn cpu_fwd(&self, gate: &CpuStorage, lg: &Layout, up: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        lg: &Layout,
+        up: &CpuStorage,
+        lu: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (values(gate, lg)?, values(up, lu)?);
         // SAFETY: every chunk is written.
         let mut y = unsafe { uninit(gate.len()) };
@@ -35,7 +41,13 @@ impl CustomOp2 for Swiglu {
         Ok((CpuStorage::F32(y), lg.shape().clone()))
     }
 
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = flat(dy)?;
         let (g, u, d) = (Values::of(gate)?, Values::of(up)?, Values::of(&dy)?);
         // SAFETY: every chunk of both is written.

@@ -42,9 +42,17 @@ pub struct Block {
     pub start_rows: usize,
 }
 
+// Loops over registers: written with indices so that every bound is a constant.
+#[allow(clippy::needless_range_loop)]
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn kernel<const MR: usize, const NV: usize>(block: &Block, row: usize, c: *mut f32, ldc: usize, last: u16) {
+unsafe fn kernel<const MR: usize, const NV: usize>(
+    block: &Block,
+    row: usize,
+    c: *mut f32,
+    ldc: usize,
+    last: u16,
+) {
     // SAFETY: the caller of `product` vouches for every address that rows, columns and depth span; the last vector
     // of a row is masked.
     unsafe {
@@ -88,7 +96,14 @@ unsafe fn kernel<const MR: usize, const NV: usize>(block: &Block, row: usize, c:
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn rows<const MR: usize, const NV: usize>(blocks: &[Block], from: usize, m: usize, c: *mut f32, ldc: usize, last: u16) -> usize {
+unsafe fn rows<const MR: usize, const NV: usize>(
+    blocks: &[Block],
+    from: usize,
+    m: usize,
+    c: *mut f32,
+    ldc: usize,
+    last: u16,
+) -> usize {
     let mut row = from;
     while row + MR <= m {
         for block in blocks {
@@ -139,7 +154,14 @@ pub unsafe fn product(blocks: &[Block], m: usize, n: usize, c: *mut f32, ldc: us
 /// # Safety
 /// As for [`product`]: `w` spans `columns` rows of `k` elements, `out` `k · width`.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn pack_transposed(k: usize, columns: usize, w: *const f32, ld: usize, out: *mut f32, width: usize) {
+pub unsafe fn pack_transposed(
+    k: usize,
+    columns: usize,
+    w: *const f32,
+    ld: usize,
+    out: *mut f32,
+    width: usize,
+) {
     // SAFETY: the caller's promise; whole 16 x 16 squares go through registers, what is left one by one.
     unsafe {
         let mut column = 0;

@@ -138,3 +138,21 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+multiversion! {
+    /// `out = x · y`, element by element.
+    pub fn multiply(out: &mut [f32], x: &[f32], y: &[f32]) {
+        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+            *out = x * y;
+        }
+    }
+}
+
+multiversion! {
+    /// `x *= y`, element by element.
+    pub fn multiply_in_place(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x *= y;
+        }
+    }
+}

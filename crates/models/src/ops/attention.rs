@@ -1,0 +1,501 @@
+//! Causal grouped-query attention in tiles, after FlashAttention-2 (<https://arxiv.org/abs/2307.08691>).
+//!
+//! The forward pass keeps the result and one number a query (the logarithm of its softmax's denominator); the backward
+//! pass computes the scores again, tile by tile. Nothing of size `t × s` ever exists. Tiles beyond the diagonal or
+//! before a row's first valid key are not visited. Keys and values are read where they lie: no head is repeated, and
+//! nothing is transposed but keys (and values, backward) into panels for the product's inner loop.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::cpu::gemm::Tile;
+use super::cpu::{Shared, Values, math, multiversion, values};
+use super::{Attention, flat};
+
+/// Queries of a tile.
+const QUERIES: usize = 64;
+/// Keys of a panel, the width of the matrix product's micro-kernel.
+const PANEL: usize = 48;
+/// Keys of a tile: 64 x 96 scores take 24 KiB, so they stay in the first-level cache.
+const KEYS: usize = 2 * PANEL;
+
+/// The sizes of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Rows of the batch.
+    pub b: usize,
+    /// Queries a row.
+    pub t: usize,
+    /// Keys a row.
+    pub s: usize,
+    /// Heads of the queries.
+    pub h: usize,
+    /// Heads of the keys and values.
+    pub hkv: usize,
+    /// Size of a head.
+    pub d: usize,
+}
+
+/// See [`super::attention`].
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention, sizes: Sizes) -> Result<Tensor> {
+    let tracked = q.track_op() || k.track_op() || v.track_op();
+    // A key-value cache comes as the filled part of a larger buffer: read it there.
+    let rows =
+        |x: &Tensor| if !tracked && Keys::fits(x.layout(), sizes) { Ok(x.clone()) } else { x.contiguous() };
+    let (q, k, v) = (q.contiguous()?, rows(k)?, rows(v)?);
+    let starts = how.starts.clone().unwrap_or_else(|| vec![0; sizes.b]);
+    let op = Flash { scale: how.scale, starts, sizes, log_sums: OnceLock::new() };
+    if tracked { q.apply_op3(&k, &v, op) } else { q.apply_op3_no_bwd(&k, &v, &op) }
+}
+
+/// Keys or values: each batch row's `[s, hkv, d]` is contiguous, the rows lie `row` apart.
+#[derive(Clone, Copy)]
+struct Keys<'a> {
+    data: &'a [f32],
+    row: usize,
+    sizes: Sizes,
+}
+
+impl<'a> Keys<'a> {
+    fn new(data: &'a [f32], sizes: Sizes) -> Self {
+        Self { data, row: sizes.s * sizes.hkv * sizes.d, sizes }
+    }
+
+    /// Whether a tensor lies so.
+    fn fits(layout: &Layout, sizes: Sizes) -> bool {
+        let Sizes { hkv, d, .. } = sizes;
+        match *layout.stride() {
+            [_, key, head, 1] => key == hkv * d && head == d,
+            [_, key, 1] => key == hkv * d,
+            _ => false,
+        }
+    }
+
+    fn of(storage: &'a CpuStorage, layout: &Layout, sizes: Sizes) -> Result<Self> {
+        let row = layout.stride().first().copied().unwrap_or(0);
+        Ok(Self { data: &storage.as_slice::<f32>()?[layout.start_offset()..], row, sizes })
+    }
+
+    /// From the first value of one key of one head on.
+    fn at(&self, row: usize, key: usize, head: usize) -> &'a [f32] {
+        &self.data[row * self.row + (key * self.sizes.hkv + head) * self.sizes.d..]
+    }
+}
+
+struct Flash {
+    scale: f32,
+    starts: Vec<usize>,
+    sizes: Sizes,
+    /// `[b, h, t]`; infinite for a query without keys, whose weights are then all zero.
+    log_sums: OnceLock<Vec<f32>>,
+}
+
+impl CustomOp3 for Flash {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        lq: &Layout,
+        k: &CpuStorage,
+        lk: &Layout,
+        v: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let Sizes { b, t, h, d, .. } = self.sizes;
+        let (y, log_sums) =
+            self.forward(values(q, lq)?, Keys::of(k, lk, self.sizes)?, Keys::of(v, lv, self.sizes)?);
+        // A second forward pass of one operation does not happen; were it to, it would find the same numbers.
+        let _ = self.log_sums.set(log_sums);
+        Ok((CpuStorage::F32(y), Shape::from((b, t, h, d))))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dy = flat(dy)?;
+        let (qv, kv, vv, yv, dv) =
+            (Values::of(q)?, Values::of(k)?, Values::of(v)?, Values::of(y)?, Values::of(&dy)?);
+        let [dq, dk, dv] = self.backward(&qv, &kv, &vv, &yv, &dv);
+        Ok((
+            Some(Tensor::from_vec(dq, q.shape(), q.device())?),
+            Some(Tensor::from_vec(dk, k.shape(), k.device())?),
+            Some(Tensor::from_vec(dv, v.shape(), v.device())?),
+        ))
+    }
+}
+
+/// Keys (or values) of every row and head, transposed into panels `[b, hkv, panels, d, 48]`.
+struct Panels {
+    data: Vec<f32>,
+    sizes: Sizes,
+}
+
+impl Panels {
+    fn new(x: Keys, sizes: Sizes) -> Self {
+        let Sizes { b, s, hkv, d, .. } = sizes;
+        let count = s.div_ceil(PANEL);
+        let mut data = vec![0f32; b * hkv * count * d * PANEL];
+        data.par_chunks_mut((count * d * PANEL).max(1)).enumerate().for_each(|(index, out)| {
+            let (row, head) = (index / hkv, index % hkv);
+            for (panel, out) in out.chunks_exact_mut(d * PANEL).enumerate() {
+                let keys = PANEL.min(s - panel * PANEL);
+                let from = x.at(row, panel * PANEL, head);
+                #[cfg(target_arch = "x86_64")]
+                if super::cpu::avx512::available() {
+                    // SAFETY: `from` holds `keys` rows of d values hkv·d apart, `out` d rows of 48.
+                    unsafe {
+                        super::cpu::avx512::pack_transposed(
+                            d,
+                            keys,
+                            from.as_ptr(),
+                            hkv * d,
+                            out.as_mut_ptr(),
+                            PANEL,
+                        );
+                    }
+                    continue;
+                }
+                for key in 0..keys {
+                    for (i, value) in from[key * hkv * d..key * hkv * d + d].iter().enumerate() {
+                        out[i * PANEL + key] = *value;
+                    }
+                }
+            }
+        });
+        Self { data, sizes }
+    }
+
+    /// The panel that begins with key `key`, a multiple of 48.
+    fn at(&self, row: usize, head: usize, key: usize) -> &[f32] {
+        let Sizes { s, hkv, d, .. } = self.sizes;
+        let count = s.div_ceil(PANEL);
+        &self.data[((row * hkv + head) * count + key / PANEL) * d * PANEL..][..d * PANEL]
+    }
+}
+
+/// The queries `rows` of one head of one batch row.
+struct Place {
+    row: usize,
+    head: usize,
+    rows: Range<usize>,
+}
+
+impl Flash {
+    /// `scores = factor · a · panelsᵀ` for the queries at `place` against the keys `keys`.
+    fn scores(
+        &self,
+        scores: &mut [f32],
+        a: &[f32],
+        panels: &Panels,
+        place: &Place,
+        keys: &Range<usize>,
+        factor: f32,
+    ) {
+        let Place { row, head, rows } = place;
+        let Sizes { t, h, hkv, d, .. } = self.sizes;
+        let queries = &a[((row * t + rows.start) * h + head) * d..];
+        let mut key = keys.start;
+        while key < keys.end {
+            let n = PANEL.min(keys.end - key);
+            let panel = panels.at(*row, head / (h / hkv), key);
+            // SAFETY: `queries` holds the block's rows h·d apart, the panel d rows of 48, `scores` 64 rows of 96.
+            unsafe {
+                Tile {
+                    m: rows.len(),
+                    n,
+                    k: d,
+                    a: (queries.as_ptr(), h * d, 1),
+                    b: (panel.as_ptr(), PANEL),
+                    c: (scores[key - keys.start..].as_mut_ptr(), KEYS),
+                    alpha: factor,
+                    accumulate: false,
+                }
+                .compute();
+            }
+            key += n;
+        }
+    }
+
+    /// The tiles of keys that the queries `rows` of a batch row may see.
+    fn tiles(&self, row: usize, rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let Sizes { t, s, .. } = self.sizes;
+        let end = s - t + rows.end;
+        let first = self.starts[row].min(end) / PANEL * PANEL;
+        (first..end).step_by(KEYS).map(move |from| from..(from + KEYS).min(end))
+    }
+
+    /// The keys of a tile that a query sees, counted from the tile's first.
+    fn seen(&self, row: usize, query: usize, keys: &Range<usize>) -> Range<usize> {
+        let Sizes { t, s, .. } = self.sizes;
+        let from = self.starts[row].clamp(keys.start, keys.end);
+        let to = (s - t + query + 1).clamp(from, keys.end);
+        from - keys.start..to - keys.start
+    }
+
+    fn forward(&self, q: &[f32], k: Keys, v: Keys) -> (Vec<f32>, Vec<f32>) {
+        let Sizes { b, t, s, h, hkv, d } = self.sizes;
+        let mut y = vec![0f32; b * t * h * d];
+        let mut log_sums = vec![f32::INFINITY; b * h * t];
+        let (out, sums) = (Shared::new(&mut y), Shared::new(&mut log_sums));
+        if t == 1 {
+            let one = |index: usize| {
+                let (row, head) = (index / h, index % h);
+                // SAFETY: each task has its own head's result.
+                let y = unsafe { out.slice(index * d..(index + 1) * d) };
+                self.decode(y, &q[index * d..(index + 1) * d], k, v, row, head / (h / hkv));
+            };
+            if b * h * s * d < 1 << 18 {
+                (0..b * h).for_each(one);
+            } else {
+                (0..b * h).into_par_iter().for_each(one);
+            }
+            return (y, log_sums);
+        }
+        let panels = Panels::new(k, self.sizes);
+        let blocks = t.div_ceil(QUERIES);
+        let task = |index: usize| {
+            // The last blocks see the most keys: they go first.
+            let (block, head, row) = (blocks - 1 - index % blocks, index / blocks % h, index / blocks / h);
+            let rows = block * QUERIES..((block + 1) * QUERIES).min(t);
+            let place = Place { row, head, rows: rows.clone() };
+            let mut scores = [0f32; QUERIES * KEYS];
+            let mut most = [f32::NEG_INFINITY; QUERIES];
+            let mut sum = [0f32; QUERIES];
+            for keys in self.tiles(row, &rows) {
+                self.scores(&mut scores, q, &panels, &place, &keys, self.scale);
+                for (i, query) in rows.clone().enumerate() {
+                    let seen = self.seen(row, query, &keys);
+                    let scores = &mut scores[i * KEYS..(i + 1) * KEYS];
+                    let rescale = softmax_step(scores, seen, keys.len(), &mut most[i], &mut sum[i]);
+                    if rescale != 1. {
+                        let at = ((row * t + query) * h + head) * d;
+                        // SAFETY: each task has its own queries of its own head.
+                        math::scale(unsafe { out.slice(at..at + d) }, rescale);
+                    }
+                }
+                let values = v.at(row, keys.start, head / (h / hkv));
+                // SAFETY: as above; `values` holds the tile's rows hkv·d apart.
+                unsafe {
+                    Tile {
+                        m: rows.len(),
+                        n: d,
+                        k: keys.len(),
+                        a: (scores.as_ptr(), KEYS, 1),
+                        b: (values.as_ptr(), hkv * d),
+                        c: (out.at(((row * t + rows.start) * h + head) * d), h * d),
+                        alpha: 1.,
+                        accumulate: true,
+                    }
+                    .compute();
+                }
+            }
+            for (i, query) in rows.enumerate() {
+                if sum[i] > 0. {
+                    let at = ((row * t + query) * h + head) * d;
+                    // SAFETY: each task has its own queries of its own head, in both buffers.
+                    unsafe {
+                        math::scale(out.slice(at..at + d), 1. / sum[i]);
+                        *sums.at((row * h + head) * t + query) = most[i] + sum[i].ln();
+                    }
+                }
+            }
+        };
+        (0..b * h * blocks).into_par_iter().with_max_len(1).for_each(task);
+        (y, log_sums)
+    }
+
+    /// One query against all keys: bound by memory, so nothing is packed.
+    fn decode(&self, y: &mut [f32], q: &[f32], k: Keys, v: Keys, row: usize, head: usize) {
+        let Sizes { s, d, .. } = self.sizes;
+        let start = self.starts[row].min(s);
+        let mut weights: Vec<f32> =
+            (start..s).map(|key| math::dot(q, &k.at(row, key, head)[..d]) * self.scale).collect();
+        if weights.is_empty() {
+            return;
+        }
+        let most = math::max(&weights);
+        let sum = math::exp_sum(&mut weights, most);
+        for (key, weight) in (start..s).zip(&weights) {
+            math::add_scaled(y, weight / sum, &v.at(row, key, head)[..d]);
+        }
+    }
+
+    fn backward(&self, q: &[f32], k: &[f32], v: &[f32], y: &[f32], dy: &[f32]) -> [Vec<f32>; 3] {
+        let Sizes { b, t, s, h, hkv, d } = self.sizes;
+        let log_sums: &[f32] = self.log_sums.get().map_or(&[], Vec::as_slice);
+        let all_keys = Keys::new(k, self.sizes);
+        let key_panels = Panels::new(all_keys, self.sizes);
+        let value_panels = Panels::new(Keys::new(v, self.sizes), self.sizes);
+        let mut dq = vec![0f32; q.len()];
+        let out = Shared::new(&mut dq);
+        let blocks = t.div_ceil(QUERIES);
+        // One task has a head's queries, all or a part of them, and sums of its own for the keys and values.
+        let parts = (4 * rayon::current_num_threads()).div_ceil((b * h).max(1)).clamp(1, blocks.max(1));
+        let task = |index: usize| {
+            let (part, head, row) = (index % parts, index / parts % h, index / parts / h);
+            let group = head / (h / hkv);
+            let mine = blocks * part / parts..blocks * (part + 1) / parts;
+            let seen_keys = (s - t + (mine.end * QUERIES).min(t)) * d;
+            let (mut dk, mut dv) = (vec![0f32; seen_keys], vec![0f32; seen_keys]);
+            let mut weights = [0f32; QUERIES * KEYS];
+            let mut slopes = [0f32; QUERIES * KEYS];
+            let mut along = [0f32; QUERIES];
+            for block in mine {
+                let rows = block * QUERIES..((block + 1) * QUERIES).min(t);
+                for (i, query) in rows.clone().enumerate() {
+                    let at = ((row * t + query) * h + head) * d;
+                    along[i] = math::dot(&y[at..at + d], &dy[at..at + d]);
+                }
+                let first = ((row * t + rows.start) * h + head) * d;
+                for keys in self.tiles(row, &rows) {
+                    let place = Place { row, head, rows: rows.clone() };
+                    self.scores(&mut weights, q, &key_panels, &place, &keys, self.scale);
+                    self.scores(&mut slopes, dy, &value_panels, &place, &keys, 1.);
+                    for (i, query) in rows.clone().enumerate() {
+                        let seen = self.seen(row, query, &keys);
+                        softmax_backward(
+                            &mut weights[i * KEYS..i * KEYS + keys.len()],
+                            &mut slopes[i * KEYS..i * KEYS + keys.len()],
+                            seen,
+                            log_sums[(row * h + head) * t + query],
+                            along[i],
+                            self.scale,
+                        );
+                    }
+                    let (m, n) = (rows.len(), keys.len());
+                    let tile = Tile {
+                        m: n,
+                        n: d,
+                        k: m,
+                        a: (weights.as_ptr(), 1, KEYS),
+                        b: (dy[first..].as_ptr(), h * d),
+                        c: (dv[keys.start * d..].as_mut_ptr(), d),
+                        alpha: 1.,
+                        accumulate: true,
+                    };
+                    // SAFETY: weights and slopes hold 64 rows of 96; the queries' rows lie h·d apart, the keys' hkv·d;
+                    // dk and dv hold every key that this task sees; no other task has these queries of this head.
+                    unsafe {
+                        // dv += weightsᵀ · dy
+                        tile.compute();
+                        // dk += slopesᵀ · q
+                        Tile {
+                            a: (slopes.as_ptr(), 1, KEYS),
+                            b: (q[first..].as_ptr(), h * d),
+                            c: (dk[keys.start * d..].as_mut_ptr(), d),
+                            ..tile
+                        }
+                        .compute();
+                        // dq += slopes · k
+                        Tile {
+                            m,
+                            n: d,
+                            k: n,
+                            a: (slopes.as_ptr(), KEYS, 1),
+                            b: (all_keys.at(row, keys.start, group).as_ptr(), hkv * d),
+                            c: (out.at(first), h * d),
+                            alpha: 1.,
+                            accumulate: true,
+                        }
+                        .compute();
+                    }
+                }
+            }
+            (dk, dv)
+        };
+        let sums: Vec<(Vec<f32>, Vec<f32>)> =
+            (0..b * h * parts).into_par_iter().with_max_len(1).map(task).collect();
+        // [b, s, hkv, d], summed over each group's heads in order, so that a run repeats bit for bit
+        let (mut dk, mut dv) = (vec![0f32; k.len()], vec![0f32; v.len()]);
+        let group = h / hkv * parts;
+        dk.par_chunks_mut((s * hkv * d).max(1))
+            .zip(dv.par_chunks_mut((s * hkv * d).max(1)))
+            .zip(sums.par_chunks((hkv * group).max(1)))
+            .for_each(|((dk, dv), sums)| {
+                for (head, sums) in sums.chunks_exact(group).enumerate() {
+                    for (part_k, part_v) in sums {
+                        gather(dk, part_k, head * d, hkv * d, d);
+                        gather(dv, part_v, head * d, hkv * d, d);
+                    }
+                }
+            });
+        [dq, dk, dv]
+    }
+}
+
+multiversion! {
+    /// One step of the running softmax on a query's scores against one tile: leaves `e^(score − most)` where the query
+    /// sees and 0 elsewhere, and returns the factor for what was summed before.
+    pub fn softmax_step(
+        scores: &mut [f32],
+        seen: Range<usize>,
+        keys: usize,
+        most: &mut f32,
+        sum: &mut f32,
+    ) -> f32 {
+        if seen.is_empty() {
+            scores[..keys].fill(0.);
+            return 1.;
+        }
+        let mut highest = *most;
+        for &score in &scores[seen.clone()] {
+            highest = if score > highest { score } else { highest };
+        }
+        for score in &mut scores[seen.clone()] {
+            *score = math::exp(*score - highest);
+        }
+        let visible = &scores[seen.clone()];
+        let new = math::lanes(visible.len(), |i| visible[i]);
+        scores[..seen.start].fill(0.);
+        scores[seen.end..keys].fill(0.);
+        let rescale = math::exp(*most - highest);
+        *sum = *sum * rescale + new;
+        *most = highest;
+        rescale
+    }
+}
+
+multiversion! {
+    /// Turns a query's scores into its weights, and the weights' gradients into the scores'.
+    pub fn softmax_backward(
+        weights: &mut [f32],
+        slopes: &mut [f32],
+        seen: Range<usize>,
+        log_sum: f32,
+        along: f32,
+        scale: f32,
+    ) {
+        let visible = &mut weights[seen.clone()];
+        for (weight, slope) in visible.iter_mut().zip(&mut slopes[seen.clone()]) {
+            *weight = math::exp(*weight - log_sum);
+            *slope = *weight * (*slope - along) * scale;
+        }
+        for hidden in [&mut *weights, slopes] {
+            hidden[..seen.start].fill(0.);
+            hidden[seen.end..].fill(0.);
+        }
+    }
+}
+
+multiversion! {
+    /// Adds rows of `d` values that lie side by side to rows that lie `stride` apart.
+    pub fn gather(to: &mut [f32], from: &[f32], offset: usize, stride: usize, d: usize) {
+        for (key, from) in from.chunks_exact(d).enumerate() {
+            let at = offset + key * stride;
+            for (to, from) in to[at..at + d].iter_mut().zip(from) {
+                *to += from;
+            }
+        }
+    }
+}

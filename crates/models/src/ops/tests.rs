@@ -1,0 +1,263 @@
+//! Every fused operation against its plain composition: value and gradient, over random shapes.
+
+use candle_core::{Device, Result, Tensor, Var};
+use proptest::prelude::*;
+
+use super::{
+    Attention, IGNORE, attention, cross_entropy, linear, lora_linear, naive, rms_norm, rope, swiglu,
+};
+
+/// Numbers in −1..1 that depend on the seed.
+fn numbers(shape: &[usize], seed: u64) -> Tensor {
+    let n = shape.iter().product();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let values: Vec<f32> = (0..n)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.
+        })
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).expect("as many numbers as the shape has")
+}
+
+fn close(what: &str, got: &Tensor, right: &Tensor, tolerance: f32) {
+    assert_eq!(got.dims(), right.dims(), "{what}: shape");
+    let list = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32 values");
+    let (got, right) = (list(got), list(right));
+    let size = right.iter().fold(1e-3f32, |a, b| a.max(b.abs()));
+    for (i, (x, y)) in got.iter().zip(&right).enumerate() {
+        assert!((x - y).abs() <= tolerance * size, "{what} [{i}]: {x} for {y} (largest {size})");
+    }
+}
+
+/// Runs both forms on the same variables; `Σ y ∘ r` with random `r` gives each a gradient.
+fn compare(
+    vars: &[Tensor],
+    fused: impl Fn(&[Tensor]) -> Result<Tensor>,
+    plain: impl Fn(&[Tensor]) -> Result<Tensor>,
+    tolerance: f32,
+) {
+    let run = |form: &dyn Fn(&[Tensor]) -> Result<Tensor>| -> Result<(Tensor, Vec<Tensor>)> {
+        let vars: Vec<Var> = vars.iter().map(Var::from_tensor).collect::<Result<_>>()?;
+        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let y = form(&tensors)?;
+        let weights = numbers(y.dims(), 77);
+        let grads = y.mul(&weights)?.sum_all()?.backward()?;
+        let grads = tensors.iter().map(|t| grads.get(t).cloned().expect("a gradient for each variable"));
+        Ok((y, grads.collect()))
+    };
+    let (y, grads) = run(&fused).expect("the fused form runs");
+    let (right, right_grads) = run(&plain).expect("the plain form runs");
+    close("value", &y, &right, tolerance);
+    for (i, (got, right)) in grads.iter().zip(&right_grads).enumerate() {
+        close(&format!("gradient of input {i}"), got, right, tolerance);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn frozen_linear(n in 1usize..70, inp in 1usize..130, out in 1usize..130, bias: bool, seed: u64) {
+        let w = numbers(&[out, inp], seed ^ 1);
+        let b = bias.then(|| numbers(&[out], seed ^ 2));
+        compare(
+            &[numbers(&[2, n, inp], seed)],
+            |v| linear(&v[0], &w, b.as_ref()),
+            |v| naive::linear(&v[0], &w, b.as_ref()),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn trained_linear(n in 1usize..70, inp in 1usize..130, out in 1usize..130, seed: u64) {
+        compare(
+            &[numbers(&[n, inp], seed), numbers(&[out, inp], seed ^ 1), numbers(&[out], seed ^ 2)],
+            |v| linear(&v[0], &v[1], Some(&v[2])),
+            |v| naive::linear(&v[0], &v[1], Some(&v[2])),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn low_rank_linear(
+        n in 1usize..70, inp in 1usize..130, out in 1usize..130, r in 1usize..20, bias: bool, mask: bool, seed: u64,
+    ) {
+        let w = numbers(&[out, inp], seed ^ 1);
+        let bias = bias.then(|| numbers(&[out], seed ^ 2));
+        let mask = mask.then(|| {
+            let keep = numbers(&[2, n, inp], seed ^ 3).ge(-0.5).and_then(|m| m.to_dtype(candle_core::DType::F32));
+            (keep.expect("a comparison") / 0.75).expect("a quotient")
+        });
+        compare(
+            &[numbers(&[2, n, inp], seed), numbers(&[r, inp], seed ^ 4), numbers(&[out, r], seed ^ 5)],
+            |v| lora_linear(&v[0], &w, bias.as_ref(), &v[1], &v[2], 1.5, mask.as_ref()),
+            |v| naive::lora_linear(&v[0], &w, bias.as_ref(), &v[1], &v[2], 1.5, mask.as_ref()),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn normalisation(n in 1usize..80, width in 1usize..300, seed: u64) {
+        let x = numbers(&[2, n, width], seed);
+        let w = numbers(&[width], seed ^ 1);
+        compare(std::slice::from_ref(&x), |v| rms_norm(&v[0], &w, 1e-5), |v| naive::rms_norm(&v[0], &w, 1e-5), 2e-5);
+        compare(&[x, w], |v| rms_norm(&v[0], &v[1], 1e-5), |v| naive::rms_norm(&v[0], &v[1], 1e-5), 2e-5);
+    }
+
+    #[test]
+    fn gated_activation(n in 1usize..40_000, seed: u64) {
+        let gate = (numbers(&[n], seed) * 9.).expect("a product");
+        compare(
+            &[gate, numbers(&[n], seed ^ 1)],
+            |v| swiglu(&v[0], &v[1]),
+            |v| naive::swiglu(&v[0], &v[1]),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn rotation(b in 1usize..4, t in 1usize..40, h in 1usize..5, half in 1usize..40, flat: bool, seed: u64) {
+        let (cos, sin) = (numbers(&[64, half], seed ^ 1), numbers(&[64, half], seed ^ 2));
+        let positions: Vec<u32> = (0..b * t).map(|i| ((i as u64 * 31 + seed % 64) % 64) as u32).collect();
+        let positions = Tensor::from_vec(positions, (b, t), &Device::Cpu).expect("positions");
+        let four = [b, t, h, 2 * half];
+        let x = if flat { numbers(&[b, t, h * 2 * half], seed) } else { numbers(&four, seed) };
+        compare(
+            &[x],
+            |v| rope(&v[0], &cos, &sin, &positions),
+            |v| naive::rope(&v[0].reshape(&four[..])?, &cos, &sin, &positions),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn tiled_attention(
+        b in 1usize..4, t in 1usize..150, extra in 0usize..120, hkv in 1usize..3, group in 1usize..4,
+        d in prop::sample::select(vec![4usize, 16, 40, 64]), ragged: bool, seed: u64,
+    ) {
+        // A batch that decodes with a gradient does not exist; with t = 1 the value alone is checked below.
+        let (t, s) = (t + 1, t + 1 + extra);
+        let starts = ragged.then(|| (0..b).map(|row| (seed as usize >> (8 * row)) % (s + 2)).collect());
+        let how = Attention { scale: 1. / (d as f32).sqrt(), starts };
+        compare(
+            &[numbers(&[b, t, hkv * group, d], seed), numbers(&[b, s, hkv, d], seed ^ 1), numbers(&[b, s, hkv, d], seed ^ 2)],
+            |v| attention(&(&v[0] * 4.)?, &v[1], &v[2], &how),
+            |v| naive::attention(&(&v[0] * 4.)?, &v[1], &v[2], &how),
+            2e-5,
+        );
+    }
+
+    #[test]
+    fn decoding_attention(b in 1usize..4, s in 1usize..300, hkv in 1usize..3, group in 1usize..4, ragged: bool, seed: u64) {
+        let d = 32;
+        let starts = ragged.then(|| (0..b).map(|row| (seed as usize >> (8 * row)) % (s + 1)).collect());
+        let how = Attention { scale: 0.3, starts };
+        let q = numbers(&[b, 1, hkv * group, d], seed);
+        let (k, v) = (numbers(&[b, s, hkv, d], seed ^ 1), numbers(&[b, s, hkv, d], seed ^ 2));
+        let right = naive::attention(&q, &k, &v, &how).expect("the plain form");
+        close("value", &attention(&q, &k, &v, &how).expect("decoding"), &right, 1e-5);
+        // The same from a cache with room to spare.
+        let cached = |x: &Tensor| -> Result<Tensor> {
+            Tensor::cat(&[x, &numbers(&[b, 7, hkv, d], 9)], 1)?.narrow(1, 0, s)
+        };
+        let (k, v) = (cached(&k).expect("a cache"), cached(&v).expect("a cache"));
+        close("value from a cache", &attention(&q, &k, &v, &how).expect("decoding"), &right, 1e-5);
+    }
+
+    #[test]
+    fn chunked_cross_entropy(n in 1usize..60, hid in 1usize..40, vocab in 2usize..300, train_head: bool, seed: u64) {
+        let labels: Vec<i64> = (0..n)
+            .map(|i| if (seed >> (i % 60)) & 1 == 0 { IGNORE } else { ((i * 131) % vocab) as i64 })
+            .collect();
+        let hidden = (numbers(&[n, hid], seed) * 3.).expect("a product");
+        let head = numbers(&[vocab, hid], seed ^ 1);
+        if labels.iter().all(|&l| l == IGNORE) {
+            let (loss, count) = cross_entropy(&hidden, &head, &labels).expect("a loss of nothing");
+            prop_assert_eq!((loss.to_scalar::<f32>().expect("a scalar"), count), (0., 0));
+        } else if train_head {
+            compare(
+                &[hidden, head],
+                |v| Ok(cross_entropy(&v[0], &v[1], &labels)?.0),
+                |v| Ok(naive::cross_entropy(&v[0], &v[1], &labels)?.0),
+                2e-5,
+            );
+        } else {
+            compare(
+                &[hidden],
+                |v| Ok(cross_entropy(&v[0], &head, &labels)?.0),
+                |v| Ok(naive::cross_entropy(&v[0], &head, &labels)?.0),
+                2e-5,
+            );
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_over_several_chunks() {
+    // 8.4 million logits a row of 32 MiB: more rows than one chunk holds.
+    let (n, hid, vocab) = (40, 3, 400_000);
+    let labels: Vec<i64> = (0..n as i64).map(|i| if i % 5 == 0 { IGNORE } else { i * 9_000 }).collect();
+    let head = numbers(&[vocab, hid], 1);
+    compare(
+        &[numbers(&[n, hid], 2)],
+        |v| Ok(cross_entropy(&v[0], &head, &labels)?.0),
+        |v| Ok(naive::cross_entropy(&v[0], &head, &labels)?.0),
+        2e-5,
+    );
+}
+
+#[test]
+fn a_frozen_side_gets_no_gradient() -> Result<()> {
+    let x = Var::from_tensor(&numbers(&[4, 8], 1))?;
+    let w = numbers(&[6, 8], 2);
+    let grads = linear(x.as_tensor(), &w, None)?.sum_all()?.backward()?;
+    assert!(grads.get(&x).is_some());
+    assert!(grads.get(&w).is_none(), "a frozen weight");
+
+    let (a, b) = (Var::from_tensor(&numbers(&[2, 8], 3))?, Var::from_tensor(&numbers(&[6, 2], 4))?);
+    let plain = numbers(&[4, 8], 5);
+    let grads =
+        lora_linear(&plain, &w, None, a.as_tensor(), b.as_tensor(), 1., None)?.sum_all()?.backward()?;
+    assert!(grads.get(&a).is_some() && grads.get(&b).is_some());
+    assert!(grads.get(&plain).is_none() && grads.get(&w).is_none(), "an input that nothing trains");
+    Ok(())
+}
+
+#[test]
+fn the_same_numbers_give_the_same_bits() -> Result<()> {
+    let run = || -> Result<Vec<Vec<f32>>> {
+        let q = Var::from_tensor(&numbers(&[2, 130, 6, 16], 1))?;
+        let k = Var::from_tensor(&numbers(&[2, 130, 2, 16], 2))?;
+        let y = attention(&q, &k, &k, &Attention { scale: 0.25, starts: None })?;
+        let y = linear(&y, &numbers(&[96, 96], 3), None)?;
+        let (loss, _) = cross_entropy(&y.reshape((260, 96))?, &numbers(&[500, 96], 4), &[7; 260])?;
+        let grads = loss.backward()?;
+        [q, k].iter().map(|v| grads.get(v).expect("a gradient").flatten_all()?.to_vec1()).collect()
+    };
+    let first = run()?;
+    for _ in 0..5 {
+        assert!(run()? == first);
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_shapes_are_named() {
+    let x = numbers(&[2, 3, 8], 1);
+    let error = |r: Result<Tensor>| r.expect_err("a refusal").to_string();
+    assert!(error(linear(&x, &numbers(&[4, 7], 2), None)).contains("expected x [.., 7]"));
+    assert!(error(rms_norm(&x, &numbers(&[7], 2), 1e-5)).contains("expected x [.., 7]"));
+    assert!(error(swiglu(&x, &numbers(&[2, 3, 7], 2))).contains("one shape"));
+    let q = numbers(&[1, 2, 3, 4], 1);
+    let how = Attention { scale: 1., starts: None };
+    assert!(
+        error(attention(&q, &numbers(&[1, 2, 2, 4], 1), &numbers(&[1, 2, 2, 4], 1), &how))
+            .contains("multiple")
+    );
+    let labels = [0, 9];
+    let loss = cross_entropy(&numbers(&[2, 4], 1), &numbers(&[9, 4], 2), &labels);
+    assert!(loss.expect_err("a refusal").to_string().contains("found 9"));
+}
