@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::layout::Layout;
 use crate::session::Session;
@@ -17,6 +17,9 @@ pub(crate) fn run(_connection_file: &Path) -> Result<()> {
         // SAFETY: no other thread has been started yet.
         unsafe { std::env::set_var(name, value) };
     }
+    // Paths in a notebook start at the repository, wherever the notebook lies.
+    std::env::set_current_dir(&layout.project)
+        .with_context(|| format!("cannot work in {}", layout.project.display()))?;
     // evcxr_jupyter renews an installation of its own that it finds under this path. There is none.
     // SAFETY: as above.
     unsafe { std::env::set_var("JUPYTER_PATH", session.dir().join("no-installation")) };

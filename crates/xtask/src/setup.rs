@@ -181,7 +181,12 @@ impl Setup {
 
     /// The kernel's executable.
     pub fn kernel_binary(&self) -> PathBuf {
-        self.target.join(&self.triple).join("debug/tunebook-kernel")
+        self.kernel_target().join(&self.triple).join("debug/tunebook-kernel")
+    }
+
+    /// The kernel's own target directory.
+    pub fn kernel_target(&self) -> PathBuf {
+        self.target.join("kernel")
     }
 
     fn stamps(&self) -> PathBuf {

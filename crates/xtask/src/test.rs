@@ -118,14 +118,14 @@ impl Tests {
         command.args(deny);
         self.one("clippy", || process::run(&mut command, "cargo clippy"));
         let mut command = self.cargo(setup, &["clippy", "--all-targets"], &["tunebook-kernel".to_owned()]);
-        command.env("RUSTFLAGS", "").args(deny);
+        command.arg("--target-dir").arg(setup.kernel_target()).env("RUSTFLAGS", "").args(deny);
         self.one("clippy on the kernel", || process::run(&mut command, "cargo clippy"));
     }
 
     fn kernel(&mut self, setup: &Setup) {
         let mut command =
             self.cargo(setup, &["test", "--no-fail-fast", "--color=never"], &["tunebook-kernel".to_owned()]);
-        command.env("RUSTFLAGS", "");
+        command.arg("--target-dir").arg(setup.kernel_target()).env("RUSTFLAGS", "");
         if self.long {
             command.args(["--", "--include-ignored"]);
         }

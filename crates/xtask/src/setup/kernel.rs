@@ -1,7 +1,8 @@
 //! The kernel's executable and its kernelspecs.
 //!
-//! The executable is built apart from the other crates and without `-Cprefer-dynamic`: Jupyter starts it without
-//! cargo's library path, and it shares no large dependency with them.
+//! The executable is built apart from the other crates, in `target/kernel` and without `-Cprefer-dynamic`: Jupyter
+//! starts it without cargo's library path, and it shares no large dependency with them. A target folder of its own
+//! also lets a kernel that rebuilds itself go on while the workspace is being compiled.
 
 use std::path::PathBuf;
 
@@ -15,12 +16,13 @@ use super::{Setup, Step};
 /// Builds the kernel.
 pub struct Kernel {
     root: PathBuf,
+    target: PathBuf,
     binary: PathBuf,
 }
 
 impl Kernel {
     pub(super) fn new(setup: &Setup) -> Self {
-        Self { root: setup.root.clone(), binary: setup.kernel_binary() }
+        Self { root: setup.root.clone(), target: setup.kernel_target(), binary: setup.kernel_binary() }
     }
 }
 
@@ -45,7 +47,8 @@ impl Step for Kernel {
     fn run(&self) -> Result<()> {
         process::run(
             process::cargo(&self.root)
-                .args(["build", "--locked", "--package", "tunebook-kernel"])
+                .args(["build", "--locked", "--package", "tunebook-kernel", "--target-dir"])
+                .arg(&self.target)
                 .env("RUSTFLAGS", ""),
             "building the kernel",
         )
