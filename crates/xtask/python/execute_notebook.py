@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -110,7 +111,11 @@ def execute(notebook, kernel, root):
         client.start_new_kernel(cwd=str(root))
         client.start_new_kernel_client()
     try:
-        info = client.kc.kernel_info(reply=True, timeout=KERNEL_START_SECS)["content"]
+
+        async def kernel_info():
+            return await client.kc.kernel_info(reply=True, timeout=KERNEL_START_SECS)
+
+        info = run_sync(kernel_info)()["content"]
         notebook.metadata["language_info"] = info["language_info"]
         notebook.metadata["kernelspec"] = {
             "name": kernel,
