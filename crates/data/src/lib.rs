@@ -1,1 +1,47 @@
-//! data
+//! From a file of prompt/completion pairs to a set one can train on and trust.
+//!
+//! - [`Dataset`]: a polars frame with the text columns `prompt` and `completion`, read from JSONL ([`Dataset::read`]).
+//!   Lines that cannot be used are kept aside with their line number and the reason.
+//! - [`Cleaning`]: named steps in order; each says what it changed and dropped ([`Dataset::report`]).
+//! - [`Split`]: a hold-out by hash, which appended rows never reshuffle; [`Splits::audit`] looks for leaks.
+//! - [`Profile`]: what is in a set, before one trusts it.
+//!
+//! ```
+//! use tunebook_data::{Cleaning, Dataset, Split};
+//!
+//! let raw = Dataset::from_rows(&[
+//!     ("<p>Where is my parcel?</p>", "It left our warehouse &amp; is on its way."),
+//!     ("Where is my parcel?", "It left our warehouse & is on its way."),
+//!     ("CAN I CHANGE MY ADDRESS?", "Yes, until the parcel has left."),
+//!     ("Do you ship to Norway?", "We do, in four days."),
+//! ]);
+//! let clean = raw.clean(&Cleaning::standard())?;
+//! assert_eq!(clean.len(), 3); // the first two were the same row
+//! assert_eq!(clean.rows()[1].prompt, "Can I change my address?");
+//!
+//! let split = clean.split(&Split::holdout(0.4).seed(1))?;
+//! assert_eq!(split.train.len() + split.validation.len(), 3);
+//! assert!(split.audit()?.is_clean());
+//! # Ok::<(), tunebook_data::DataError>(())
+//! ```
+
+mod audit;
+mod backticks;
+mod casing;
+mod clean;
+mod dataset;
+mod error;
+mod html;
+mod jsonl;
+mod key;
+mod profile;
+mod split;
+mod text;
+mod whitespace;
+
+pub use audit::{Audit, Overlap, OverlapKind};
+pub use clean::{CleanReport, Cleaning, Example, Step, StepReport};
+pub use dataset::{COMPLETION, Dataset, PROMPT, Row};
+pub use error::{DataError, Result};
+pub use profile::{LengthSummary, Profile};
+pub use split::{Split, Splits};

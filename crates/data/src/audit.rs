@@ -1,0 +1,190 @@
+//! Leaks between training and validation: rows that make the validation curve look better than the model is.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use polars::prelude::*;
+use serde::{Deserialize, Serialize};
+use tunebook_progress::interrupt;
+
+use crate::dataset::{COMPLETION, Dataset, PROMPT};
+use crate::error::Result;
+use crate::key;
+use crate::split::Splits;
+use crate::text::{counted, excerpt};
+
+/// How a validation row is known from training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OverlapKind {
+    /// The same prompt and completion, character for character.
+    ExactRow,
+    /// The same prompt, character for character.
+    ExactPrompt,
+    /// The same prompt, case, punctuation and spaces aside.
+    NormalizedPrompt,
+}
+
+impl OverlapKind {
+    /// The kind in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ExactRow => "same prompt and completion",
+            Self::ExactPrompt => "same prompt",
+            Self::NormalizedPrompt => "same words in the prompt",
+        }
+    }
+}
+
+/// A validation row and the training row that gives it away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlap {
+    /// How the two are alike. Each validation row is counted once, under the first kind that holds.
+    pub kind: OverlapKind,
+    /// The row's index in the training side.
+    pub train_row: usize,
+    /// The row's index in the validation side.
+    pub validation_row: usize,
+}
+
+/// The result of [`Splits::audit`].
+#[derive(Clone, Debug)]
+pub struct Audit {
+    overlaps: Vec<Overlap>,
+    train: Dataset,
+    validation: Dataset,
+}
+
+impl Audit {
+    pub(crate) fn of(splits: &Splits) -> Result<Self> {
+        let mut rows: HashMap<u128, usize> = HashMap::new();
+        let mut prompts: HashMap<u128, usize> = HashMap::new();
+        let mut normalized: HashMap<u128, usize> = HashMap::new();
+        for (row, (prompt, completion)) in splits.train.pairs().enumerate() {
+            if row.is_multiple_of(4096) {
+                interrupt::check()?;
+            }
+            rows.entry(key::pair_hash(prompt, completion)).or_insert(row);
+            prompts.entry(key::text_hash(prompt)).or_insert(row);
+            normalized.entry(key::text_hash(&key::normalized(prompt))).or_insert(row);
+        }
+        let mut overlaps = Vec::new();
+        for (validation_row, (prompt, completion)) in splits.validation.pairs().enumerate() {
+            if validation_row.is_multiple_of(4096) {
+                interrupt::check()?;
+            }
+            let found = rows
+                .get(&key::pair_hash(prompt, completion))
+                .map(|&row| (OverlapKind::ExactRow, row))
+                .or_else(|| prompts.get(&key::text_hash(prompt)).map(|&row| (OverlapKind::ExactPrompt, row)))
+                .or_else(|| {
+                    let key = key::text_hash(&key::normalized(prompt));
+                    normalized.get(&key).map(|&row| (OverlapKind::NormalizedPrompt, row))
+                });
+            overlaps.extend(found.map(|(kind, train_row)| Overlap { kind, train_row, validation_row }));
+        }
+        Ok(Self { overlaps, train: splits.train.clone(), validation: splits.validation.clone() })
+    }
+
+    /// Whether no leak was found.
+    pub fn is_clean(&self) -> bool {
+        self.overlaps.is_empty()
+    }
+
+    /// The leaks, in the order of the validation rows.
+    pub fn overlaps(&self) -> &[Overlap] {
+        &self.overlaps
+    }
+
+    /// How many validation rows leak in this way.
+    pub fn count(&self, kind: OverlapKind) -> usize {
+        self.overlaps.iter().filter(|overlap| overlap.kind == kind).count()
+    }
+
+    /// The validation side's number of rows.
+    pub fn validation_rows(&self) -> usize {
+        self.validation.len()
+    }
+
+    /// The verdict in one sentence.
+    pub fn verdict(&self) -> String {
+        let rows = self.validation.len();
+        match self.overlaps.len() {
+            0 => format!(
+                "No leak found: none of the {} of validation is known from training.",
+                counted(rows, "row")
+            ),
+            leaks => format!(
+                "{} of {} of validation ({:.1} %) are known from training: the validation loss is too good to be true.",
+                leaks,
+                counted(rows, "row"),
+                100.0 * leaks as f64 / rows as f64
+            ),
+        }
+    }
+
+    /// The pairs themselves: columns `kind`, `train_row`, `validation_row`, `train_prompt`, `validation_prompt`.
+    pub fn pairs(&self) -> Result<DataFrame> {
+        let rows = |get: fn(&Overlap) -> usize| {
+            self.overlaps.iter().map(|overlap| get(overlap) as i64).collect::<Vec<_>>()
+        };
+        let prompts = |side: &Dataset, get: fn(&Overlap) -> usize| -> Vec<Option<String>> {
+            self.overlaps
+                .iter()
+                .map(|overlap| side.text(PROMPT).get(get(overlap)).map(str::to_owned))
+                .collect()
+        };
+        let kinds: Vec<&str> = self.overlaps.iter().map(|overlap| overlap.kind.name()).collect();
+        Ok(DataFrame::new(
+            self.overlaps.len(),
+            vec![
+                Column::new("kind".into(), kinds),
+                Column::new("train_row".into(), rows(|overlap| overlap.train_row)),
+                Column::new("validation_row".into(), rows(|overlap| overlap.validation_row)),
+                Column::new("train_prompt".into(), prompts(&self.train, |overlap| overlap.train_row)),
+                Column::new(
+                    "validation_prompt".into(),
+                    prompts(&self.validation, |overlap| overlap.validation_row),
+                ),
+            ],
+        )?)
+    }
+
+    /// The split without its leaks: the validation rows found here are left out.
+    pub fn repair(&self) -> Result<Splits> {
+        let mut keep = vec![true; self.validation.len()];
+        for overlap in &self.overlaps {
+            keep[overlap.validation_row] = false;
+        }
+        let frame = self.validation.frame().filter(&BooleanChunked::from_slice("keep".into(), &keep))?;
+        Ok(Splits { train: self.train.clone(), validation: self.validation.with_frame(frame) })
+    }
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.verdict())?;
+        for kind in [OverlapKind::ExactRow, OverlapKind::ExactPrompt, OverlapKind::NormalizedPrompt] {
+            write!(f, "\n{:<28} {:>6}", kind.name(), self.count(kind))?;
+        }
+        for overlap in self.overlaps.iter().take(3) {
+            let row = |side: &Dataset, row: usize| match overlap.kind {
+                OverlapKind::ExactRow => format!(
+                    "{} → {}",
+                    excerpt(side.text(PROMPT).get(row).unwrap_or_default(), 50),
+                    excerpt(side.text(COMPLETION).get(row).unwrap_or_default(), 30)
+                ),
+                _ => excerpt(side.text(PROMPT).get(row).unwrap_or_default(), 80),
+            };
+            write!(
+                f,
+                "\n  validation {:>5}: {}",
+                overlap.validation_row,
+                row(&self.validation, overlap.validation_row)
+            )?;
+            write!(f, "\n  train      {:>5}: {}", overlap.train_row, row(&self.train, overlap.train_row))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,401 @@
+//! The data set: pairs of a prompt and a completion in a polars frame.
+
+use std::fmt::{self, Write as _};
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use polars::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::clean::{CleanReport, Cleaning};
+use crate::error::{DataError, Result};
+use crate::profile::Profile;
+use crate::split::{Split, Splits};
+use crate::text::{counted, excerpt};
+use crate::{clean, jsonl, key};
+
+/// The name of the column that holds what the model is asked.
+pub const PROMPT: &str = "prompt";
+/// The name of the column that holds what it should answer.
+pub const COMPLETION: &str = "completion";
+
+/// One pair.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Row {
+    /// What the model is asked.
+    pub prompt: String,
+    /// What it should answer.
+    pub completion: String,
+}
+
+impl Row {
+    /// A pair of these two texts.
+    pub fn new(prompt: impl Into<String>, completion: impl Into<String>) -> Self {
+        Self { prompt: prompt.into(), completion: completion.into() }
+    }
+}
+
+/// Pairs of `prompt` and `completion`, with any further columns that the file had. Owned, and cheap to clone.
+#[derive(Clone)]
+pub struct Dataset {
+    frame: DataFrame,
+    source: Arc<str>,
+    rejected: DataFrame,
+    cleaning: Option<Arc<Cleaned>>,
+}
+
+/// What [`Dataset::clean`] leaves beside the rows that stay.
+struct Cleaned {
+    report: CleanReport,
+    dropped: DataFrame,
+}
+
+impl Dataset {
+    /// Reads a JSONL file: one object a line, with the text keys `prompt` and `completion`. Further keys become further
+    /// columns (numbers and booleans as such, lists and objects as JSON text). Blank lines, CRLF line ends and a byte-order
+    /// mark are fine.
+    ///
+    /// A line that cannot be used (not UTF-8, not JSON, a key missing or not a text) does not stop the reading: it is kept
+    /// in [`Dataset::rejected`] with its line number and the reason.
+    ///
+    /// # Errors
+    /// The file is missing, empty, in another format, or holds not a single usable line; or the user pressed Stop.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        jsonl::read(path.as_ref())
+    }
+
+    /// A data set of these (prompt, completion) pairs.
+    pub fn from_rows(rows: &[(&str, &str)]) -> Self {
+        let prompts = StringChunked::from_iter_values(PROMPT.into(), rows.iter().map(|row| row.0));
+        let completions = StringChunked::from_iter_values(COMPLETION.into(), rows.iter().map(|row| row.1));
+        let columns = vec![prompts.into_column(), completions.into_column()];
+        let frame =
+            DataFrame::new(rows.len(), columns).expect("two columns of equal length with different names");
+        Self::assemble(frame, "rows", rejected_frame(&[]))
+    }
+
+    /// A data set of a frame that has the text columns `prompt` and `completion`. Rows where one of them is null are kept
+    /// aside in [`Dataset::rejected`].
+    ///
+    /// # Errors
+    /// A column is missing or holds no text.
+    pub fn from_frame(frame: DataFrame) -> Result<Self> {
+        for column in [PROMPT, COMPLETION] {
+            let Ok(found) = frame.column(column) else {
+                let names: Vec<&str> = frame.get_column_names().iter().map(|name| name.as_str()).collect();
+                return Err(DataError::Column { column, found: format!("the columns {names:?}") });
+            };
+            if found.dtype() != &DataType::String {
+                return Err(DataError::Column { column, found: format!("it in the type {}", found.dtype()) });
+            }
+        }
+        let filled = frame.column(PROMPT)?.is_not_null() & frame.column(COMPLETION)?.is_not_null();
+        let mut rejects = Vec::new();
+        for (row, filled) in filled.iter().enumerate() {
+            if filled != Some(true) {
+                let missing =
+                    if frame.column(PROMPT)?.is_null().get(row) == Some(true) { PROMPT } else { COMPLETION };
+                rejects.push(Reject {
+                    line: row as u64 + 1,
+                    reason: format!("expected text in \"{missing}\", found null"),
+                    raw: format!("{:?}", frame.get(row).unwrap_or_default()),
+                });
+            }
+        }
+        let frame = if rejects.is_empty() { frame } else { frame.filter(&filled)? };
+        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects)))
+    }
+
+    pub(crate) fn assemble(frame: DataFrame, source: &str, rejected: DataFrame) -> Self {
+        Self { frame, source: source.into(), rejected, cleaning: None }
+    }
+
+    /// The same set with other rows. The lines kept aside at reading stay with it.
+    pub(crate) fn with_frame(&self, frame: DataFrame) -> Self {
+        Self { frame, ..self.clone() }
+    }
+
+    pub(crate) fn with_cleaning(&self, frame: DataFrame, report: CleanReport, dropped: DataFrame) -> Self {
+        Self { frame, cleaning: Some(Arc::new(Cleaned { report, dropped })), ..self.clone() }
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.frame.height()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the rows came from: the file's path as given.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The polars frame. Cheap: the columns are shared.
+    pub fn frame(&self) -> DataFrame {
+        self.frame.clone()
+    }
+
+    /// The lines that could not be used: columns `line` (from 1), `reason`, `raw` (bytes that are not UTF-8 replaced).
+    pub fn rejected(&self) -> DataFrame {
+        self.rejected.clone()
+    }
+
+    /// All rows, as pairs of strings.
+    pub fn rows(&self) -> Vec<Row> {
+        self.pairs().map(|(prompt, completion)| Row::new(prompt, completion)).collect()
+    }
+
+    /// The row with this index, counted from 0.
+    pub fn row(&self, index: usize) -> Option<Row> {
+        if index >= self.len() {
+            return None;
+        }
+        Some(Row::new(self.text(PROMPT).get(index)?, self.text(COMPLETION).get(index)?))
+    }
+
+    /// All prompts.
+    pub fn prompts(&self) -> Vec<String> {
+        self.pairs().map(|pair| pair.0.to_owned()).collect()
+    }
+
+    /// All completions.
+    pub fn completions(&self) -> Vec<String> {
+        self.pairs().map(|pair| pair.1.to_owned()).collect()
+    }
+
+    /// The first `rows` rows.
+    pub fn head(&self, rows: usize) -> Self {
+        self.with_frame(self.frame.head(Some(rows)))
+    }
+
+    /// `rows` rows chosen by the seed, in their order here (all rows when there are fewer). A larger sample with the same
+    /// seed holds the smaller one.
+    pub fn sample(&self, rows: usize, seed: u64) -> Result<Self> {
+        let mut order: Vec<(u64, IdxSize)> = (0..self.len())
+            .map(|row| {
+                (xxhash_rust::xxh3::xxh3_64_with_seed(&(row as u64).to_le_bytes(), seed), row as IdxSize)
+            })
+            .collect();
+        order.sort_unstable();
+        order.truncate(rows);
+        let mut chosen: Vec<IdxSize> = order.into_iter().map(|(_, row)| row).collect();
+        chosen.sort_unstable();
+        self.take(&chosen)
+    }
+
+    /// The rows of `self`, then those of `other`. Columns that only one of them has are filled with null.
+    ///
+    /// # Errors
+    /// A column has different types in the two.
+    pub fn concat(&self, other: &Dataset) -> Result<Self> {
+        let (mut upper, mut lower) = (self.frame.clone(), other.frame.clone());
+        for column in other.frame.columns() {
+            if self.frame.column(column.name()).is_err() {
+                upper.with_column(Column::full_null(
+                    column.name().clone(),
+                    upper.height(),
+                    column.dtype(),
+                ))?;
+            }
+        }
+        for column in upper.columns() {
+            if lower.column(column.name()).is_err() {
+                lower.with_column(Column::full_null(
+                    column.name().clone(),
+                    lower.height(),
+                    column.dtype(),
+                ))?;
+            }
+        }
+        let names: Vec<PlSmallStr> = upper.get_column_names_owned();
+        let frame = upper.vstack(&lower.select(names)?)?;
+        let rejected = self.rejected.vstack(&other.rejected)?;
+        Ok(Self::assemble(frame, &format!("{} + {}", self.source, other.source), rejected))
+    }
+
+    pub(crate) fn take(&self, rows: &[IdxSize]) -> Result<Self> {
+        let indices = IdxCa::from_slice("row".into(), rows);
+        Ok(self.with_frame(self.frame.take(&indices)?))
+    }
+
+    /// Runs the steps of `cleaning` over all rows. The new set remembers what was changed ([`Dataset::report`]) and what was
+    /// dropped ([`Dataset::dropped`]).
+    ///
+    /// # Errors
+    /// The user pressed Stop.
+    pub fn clean(&self, cleaning: &Cleaning) -> Result<Self> {
+        clean::run(self, cleaning)
+    }
+
+    /// What the cleaning changed and dropped, step by step. Empty for a set that was not cleaned.
+    pub fn report(&self) -> CleanReport {
+        match &self.cleaning {
+            Some(cleaned) => cleaned.report.clone(),
+            None => CleanReport::untouched(self.len()),
+        }
+    }
+
+    /// The rows that the cleaning dropped, as they were before it, with the columns `row` (index in the set before), `step`
+    /// and `reason` in front.
+    pub fn dropped(&self) -> DataFrame {
+        match &self.cleaning {
+            Some(cleaned) => cleaned.dropped.clone(),
+            None => clean::dropped_frame(&self.frame, &[]).unwrap_or_default(),
+        }
+    }
+
+    /// Divides the rows into training and validation.
+    ///
+    /// # Errors
+    /// The fraction is not between 0 and 1, or one side would have no row.
+    pub fn split(&self, split: &Split) -> Result<Splits> {
+        split.apply(self)
+    }
+
+    /// What is in the set: lengths, duplicates, markup.
+    pub fn profile(&self) -> Profile {
+        Profile::of(self)
+    }
+
+    /// The number of distinct prompts, upper and lower case, punctuation and spaces aside.
+    pub fn distinct_prompts(&self) -> usize {
+        let keys: std::collections::HashSet<u128> =
+            self.pairs().map(|(prompt, _)| key::text_hash(&key::normalized(prompt))).collect();
+        keys.len()
+    }
+
+    /// Writes the rows as JSONL, all columns, nulls left out. The file appears whole or not at all. Returns the number of
+    /// rows.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_jsonl(&self, path: impl AsRef<Path>) -> Result<usize> {
+        let path = path.as_ref();
+        let io = |source| DataError::Io { action: "write", path: path.to_owned(), source };
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(io)?;
+        }
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        let written = (|| {
+            let mut file = BufWriter::new(std::fs::File::create(&temporary)?);
+            for row in 0..self.len() {
+                serde_json::to_writer(&mut file, &self.object(row))?;
+                file.write_all(b"\n")?;
+            }
+            file.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+            std::fs::rename(&temporary, path)
+        })();
+        if written.is_err() {
+            // Best effort: the first error is the one to report.
+            let _ = std::fs::remove_file(&temporary);
+        }
+        written.map_err(io)?;
+        Ok(self.len())
+    }
+
+    /// One row as a JSON object.
+    fn object(&self, row: usize) -> serde_json::Map<String, serde_json::Value> {
+        let mut object = serde_json::Map::new();
+        for column in self.frame.columns() {
+            let value = match column.get(row) {
+                Ok(AnyValue::String(text)) => text.into(),
+                Ok(AnyValue::Boolean(value)) => value.into(),
+                Ok(AnyValue::Int64(value)) => value.into(),
+                Ok(AnyValue::Float64(value)) => value.into(),
+                Ok(AnyValue::Null) | Err(_) => continue,
+                Ok(other) => other.to_string().into(),
+            };
+            object.insert(column.name().to_string(), value);
+        }
+        object
+    }
+
+    /// The prompts and completions in order.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let prompts = self.text(PROMPT).iter().map(Option::unwrap_or_default);
+        let completions = self.text(COMPLETION).iter().map(Option::unwrap_or_default);
+        prompts.zip(completions)
+    }
+
+    pub(crate) fn text(&self, column: &str) -> &StringChunked {
+        self.frame
+            .column(column)
+            .and_then(|column| column.str())
+            .expect("every data set has the two text columns")
+    }
+}
+
+impl fmt::Display for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.frame.get_column_names().iter().map(|name| name.as_str()).collect();
+        write!(f, "Dataset of {} ({}) from {}", counted(self.len(), "row"), names.join(", "), self.source)?;
+        let rejected = self.rejected.height();
+        if rejected > 0 {
+            write!(f, "\n{} kept aside, see rejected():", counted(rejected, "line"))?;
+            for reject in self.first_rejects(3) {
+                write!(f, "\n  line {}: {}", reject.line, reject.reason)?;
+            }
+            if rejected > 3 {
+                write!(f, "\n  … and {} more", rejected - 3)?;
+            }
+        }
+        if let Some(cleaned) = &self.cleaning {
+            let (changed, dropped) = (cleaned.report.rows_changed, cleaned.report.rows_dropped());
+            write!(f, "\ncleaned: {} changed, {} dropped, see report()", counted(changed, "row"), dropped)?;
+        }
+        for (row, (prompt, completion)) in self.pairs().take(5).enumerate() {
+            write!(f, "\n{row:>4}  {} → {}", excerpt(prompt, 60), excerpt(completion, 60))?;
+        }
+        if self.len() > 5 {
+            f.write_char('\n')?;
+            f.write_str("   …")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Dataset {
+    pub(crate) fn first_rejects(&self, count: usize) -> Vec<Reject> {
+        let text = |column: &str, row: usize| {
+            let column = self.rejected.column(column).and_then(|column| column.str());
+            column.ok().and_then(|column| column.get(row)).unwrap_or_default().to_owned()
+        };
+        let lines = self.rejected.column("line").and_then(|column| column.i64());
+        (0..self.rejected.height().min(count))
+            .map(|row| Reject {
+                line: lines.as_ref().ok().and_then(|lines| lines.get(row)).unwrap_or_default() as u64,
+                reason: text("reason", row),
+                raw: text("raw", row),
+            })
+            .collect()
+    }
+}
+
+/// A line that could not be used.
+#[derive(Debug)]
+pub(crate) struct Reject {
+    pub line: u64,
+    pub reason: String,
+    pub raw: String,
+}
+
+pub(crate) fn rejected_frame(rejects: &[Reject]) -> DataFrame {
+    let lines: Vec<i64> = rejects.iter().map(|reject| reject.line as i64).collect();
+    let reasons =
+        StringChunked::from_iter_values("reason".into(), rejects.iter().map(|reject| reject.reason.as_str()));
+    let raw = StringChunked::from_iter_values("raw".into(), rejects.iter().map(|reject| reject.raw.as_str()));
+    let columns = vec![Column::new("line".into(), lines), reasons.into_column(), raw.into_column()];
+    DataFrame::new(rejects.len(), columns).expect("three columns of equal length with different names")
+}

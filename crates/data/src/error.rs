@@ -1,0 +1,120 @@
+//! What can go wrong with a data set, and what to do about it.
+
+use std::path::PathBuf;
+
+use polars::prelude::PolarsError;
+use tunebook_progress::Interrupted;
+
+/// The result of this crate's functions.
+pub type Result<T, E = DataError> = std::result::Result<T, E>;
+
+/// Why a data set could not be read, cleaned, split or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// There is no such file.
+    #[error("no file {path:?}: expected a JSONL file there. Relative paths start at {working_directory:?}")]
+    NotFound {
+        /// The path as given.
+        path: PathBuf,
+        /// The directory that relative paths start from.
+        working_directory: PathBuf,
+    },
+
+    /// The path names something that is not a file.
+    #[error("{path:?} is a directory: expected a JSONL file. Name one of the files in it")]
+    NotAFile {
+        /// The path as given.
+        path: PathBuf,
+    },
+
+    /// The operating system refused.
+    #[error("cannot {action} {path:?}: {source}")]
+    Io {
+        /// What was tried: "read" or "write".
+        action: &'static str,
+        /// The path as given.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+
+    /// The file holds nothing.
+    #[error(
+        "{path:?} is empty: expected one JSON object a line, with the text keys \"prompt\" and \"completion\""
+    )]
+    Empty {
+        /// The path as given.
+        path: PathBuf,
+    },
+
+    /// The file is in another format.
+    #[error("{path:?} is {found}: expected JSONL, one JSON object a line. {remedy}")]
+    Format {
+        /// The path as given.
+        path: PathBuf,
+        /// What the file looks like.
+        found: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+
+    /// Not a single line could be used.
+    #[error("{path:?}: none of its {lines} lines can be used. Line {line}: {reason}")]
+    NoUsableRow {
+        /// The path as given.
+        path: PathBuf,
+        /// Lines that are not blank.
+        lines: usize,
+        /// The first of them.
+        line: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A frame lacks a column, or has it in another type.
+    #[error("expected a text column \"{column}\", found {found}")]
+    Column {
+        /// The column that is needed.
+        column: &'static str,
+        /// What the frame has instead.
+        found: String,
+    },
+
+    /// A setting is out of its range.
+    #[error("{field} is {value}: expected {expected}")]
+    Setting {
+        /// The setting's name.
+        field: &'static str,
+        /// The value as given.
+        value: f64,
+        /// The range, in words.
+        expected: &'static str,
+    },
+
+    /// A split would leave one side without a row.
+    #[error(
+        "a hold-out of {fraction} with seed {seed} leaves no row for {side} (rows: {rows}, distinct prompts: {prompts}). \
+         Use more rows, another fraction, or another seed"
+    )]
+    EmptySide {
+        /// "training" or "validation".
+        side: &'static str,
+        /// The fraction held out.
+        fraction: f64,
+        /// The seed of the split.
+        seed: u64,
+        /// Rows of the set.
+        rows: usize,
+        /// Distinct prompts of the set; copies of one prompt stay together.
+        prompts: usize,
+    },
+
+    /// Polars refused.
+    #[error(transparent)]
+    Polars(#[from] PolarsError),
+
+    /// The user pressed Stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}

@@ -1,0 +1,132 @@
+//! Cleaning: every step on its own flaw, the report, and that cleaning twice changes nothing.
+
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+use tunebook_data::{Cleaning, Dataset, Row, Step};
+
+fn flawed() -> Dataset {
+    Dataset::from_rows(&[
+        ("<p>Where is my <b>parcel</b>?</p>", "It is on its way &amp; arrives  on Monday."),
+        ("CAN I RETURN THIS LAMP?", "Yes, within 30 days."),
+        ("Where is my parcel?", "It is on its way & arrives on Monday."),
+        ("Do you ship abroad?", "   "),
+        ("How do I reset my password?", "`Open the settings and choose Reset.`"),
+        ("where is my parcel", "it is on its way & arrives on monday"),
+        ("Thanks!", "You are welcome."),
+    ])
+}
+
+#[test]
+fn the_standard_cleaning_repairs_what_it_can_and_drops_the_rest() {
+    let raw = flawed();
+    let clean = raw.clean(&Cleaning::standard()).unwrap();
+    assert_eq!(
+        clean.rows(),
+        [
+            Row::new("Where is my parcel?", "It is on its way & arrives on Monday."),
+            Row::new("Can I return this lamp?", "Yes, within 30 days."),
+            Row::new("How do I reset my password?", "Open the settings and choose Reset."),
+            Row::new("Thanks!", "You are welcome."),
+        ]
+    );
+    insta::assert_snapshot!(clean.report());
+    insta::assert_snapshot!(clean.dropped().to_string());
+    // Nothing disappears: what stays and what was dropped is what there was.
+    assert_eq!(clean.len() + clean.dropped().height(), raw.len());
+    assert_eq!(clean.report().rows_dropped(), clean.dropped().height());
+}
+
+#[test]
+fn the_order_of_the_steps_does_not_leave_work_undone() {
+    // Duplicates and empty texts come to light only when the HTML is gone.
+    let raw = Dataset::from_rows(&[("<b>Hi</b>", "Hello"), ("Hi", "Hello"), ("Bye", "<br><br>")]);
+    let backwards = Cleaning::default().drop_duplicates().drop_empty().strip_html();
+    assert_eq!(raw.clean(&backwards).unwrap().rows(), [Row::new("Hi", "Hello")]);
+}
+
+#[test]
+fn a_row_counts_once_for_a_step() {
+    // Whitespace left by the first step is tidied, and tidied again after the second pass.
+    let raw = Dataset::from_rows(&[(" a <p> b ", "<i> c </i>"), ("d", "e")]);
+    let clean = raw.clean(&Cleaning::default().normalize_whitespace().strip_html()).unwrap();
+    let report = clean.report();
+    assert_eq!((report.steps[0].changed, report.steps[1].changed, report.rows_changed), (1, 1, 1));
+    assert_eq!(clean.rows()[0], Row::new("a\n\nb", "c"));
+}
+
+#[test]
+fn no_steps_change_nothing_and_say_so() {
+    let raw = flawed();
+    let same = raw.clean(&Cleaning::default()).unwrap();
+    assert_eq!(same.rows(), raw.rows());
+    assert_eq!(same.report().to_string(), "7 rows before, 7 after: 0 changed, 0 dropped");
+    assert_eq!(raw.dropped().height(), 0);
+}
+
+#[test]
+fn further_columns_follow_their_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    std::fs::write(
+        &path,
+        "{\"prompt\":\"a\",\"completion\":\"\",\"row\":\"x\"}\n{\"prompt\":\"b\",\"completion\":\"c\",\"row\":\"y\"}\n",
+    )
+    .unwrap();
+    let clean = Dataset::read(&path).unwrap().clean(&Cleaning::default().drop_empty()).unwrap();
+    assert_eq!(clean.frame().column("row").unwrap().str().unwrap().get(0), Some("y"));
+    let dropped = clean.dropped();
+    assert_eq!(dropped.get_column_names(), ["row", "step", "reason", "prompt", "completion", "original_row"]);
+    assert_eq!(dropped.column("original_row").unwrap().str().unwrap().get(0), Some("x"));
+}
+
+#[test]
+fn a_cleaning_is_data() {
+    let cleaning = Cleaning::default().strip_html().drop_duplicates();
+    let text = serde_json::to_string(&cleaning).unwrap();
+    assert_eq!(text, r#"{"steps":["strip_html","drop_duplicates"]}"#);
+    assert_eq!(serde_json::from_str::<Cleaning>(&text).unwrap(), cleaning);
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        Just(Step::StripHtml),
+        Just(Step::NormalizeWhitespace),
+        Just(Step::StripBackticks),
+        Just(Step::RepairCasing),
+        Just(Step::DropEmpty),
+        Just(Step::DropDuplicates),
+    ]
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        3 => proptest::collection::vec(
+            prop_oneof![
+                Just("<b>"), Just("</p>"), Just("<br>"), Just("<"), Just("&amp;"), Just("&lt;"), Just("`"), Just("```"), Just("\n"),
+                Just("  "), Just("\u{a0}"), Just("\u{200b}"), Just("HELLO THERE"), Just("hello"), Just("a = b;"), Just("<script>"),
+                Just("É"), Just("."),
+            ],
+            0..8,
+        )
+        .prop_map(|pieces| pieces.concat()),
+        1 => "\\PC{0,12}",
+    ]
+}
+
+proptest! {
+    #[test]
+    fn cleaning_twice_changes_nothing(
+        rows in proptest::collection::vec((text(), text()), 0..12),
+        steps in proptest::collection::vec(step(), 0..8),
+    ) {
+        let rows: Vec<(&str, &str)> = rows.iter().map(|(p, c)| (p.as_str(), c.as_str())).collect();
+        let cleaning = Cleaning { steps };
+        let once = Dataset::from_rows(&rows).clean(&cleaning).unwrap();
+        prop_assert_eq!(once.len() + once.dropped().height(), rows.len());
+        let twice = once.clean(&cleaning).unwrap();
+        prop_assert_eq!(once.rows(), twice.rows());
+        prop_assert_eq!(twice.report().rows_changed, 0);
+        prop_assert_eq!(twice.dropped().height(), 0);
+    }
+}

@@ -1,0 +1,105 @@
+//! Splits are disjoint, complete, and stay put when rows are appended; the audit finds what leaks.
+
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+use tunebook_data::{DataError, Dataset, OverlapKind, Row, Split, Splits};
+
+fn numbered(rows: usize) -> Dataset {
+    let rows: Vec<(String, String)> =
+        (0..rows).map(|i| (format!("Question number {i}?"), format!("Answer {i}"))).collect();
+    let rows: Vec<(&str, &str)> = rows.iter().map(|(p, c)| (p.as_str(), c.as_str())).collect();
+    Dataset::from_rows(&rows)
+}
+
+#[test]
+fn the_share_comes_out_about_right_and_the_seed_matters() {
+    let dataset = numbered(5000);
+    let split = dataset.split(&Split::holdout(0.12).seed(42)).unwrap();
+    // Five standard deviations of a binomial with n = 5000, p = 0.12.
+    assert!((485..=715).contains(&split.validation.len()), "{}", split.validation.len());
+    let other = dataset.split(&Split::holdout(0.12).seed(43)).unwrap();
+    assert_ne!(split.validation.rows(), other.validation.rows());
+    let again = dataset.split(&Split::holdout(0.12).seed(42)).unwrap();
+    assert_eq!(split.validation.rows(), again.validation.rows());
+}
+
+#[test]
+fn settings_and_sets_that_cannot_be_split_are_refused() {
+    let dataset = numbered(100);
+    for fraction in [0.0, 1.0, -0.1, 12.0, f64::NAN] {
+        let error = dataset.split(&Split::holdout(fraction)).expect_err("not a fraction");
+        assert!(matches!(error, DataError::Setting { .. }), "{error}");
+    }
+    let error = Dataset::from_rows(&[("only", "one")])
+        .split(&Split::holdout(0.12))
+        .expect_err("one row has no two sides");
+    insta::assert_snapshot!(error);
+}
+
+#[test]
+fn a_small_validation_side_is_pointed_out() {
+    let small = numbered(100).split(&Split::holdout(0.12)).unwrap();
+    assert!(small.caution().is_some());
+    assert!(small.to_string().contains("mostly chance"));
+    assert!(numbered(1000).split(&Split::holdout(0.12)).unwrap().caution().is_none());
+}
+
+#[test]
+fn the_audit_finds_what_was_leaked_on_purpose() {
+    let train = Dataset::from_rows(&[
+        ("Where is it?", "Here."),
+        ("Who are you?", "A desk."),
+        ("What time?", "Noon."),
+    ]);
+    let validation = Dataset::from_rows(&[
+        ("Where is it?", "Here."),
+        ("Who are you?", "Somebody else."),
+        ("WHAT  TIME", "Noon."),
+        ("Something new?", "Yes."),
+    ]);
+    let splits = Splits { train, validation };
+    let audit = splits.audit().unwrap();
+    assert!(!audit.is_clean());
+    for kind in [OverlapKind::ExactRow, OverlapKind::ExactPrompt, OverlapKind::NormalizedPrompt] {
+        assert_eq!(audit.count(kind), 1, "{}", kind.name());
+    }
+    insta::assert_snapshot!(audit);
+    insta::assert_snapshot!(audit.pairs().unwrap().to_string());
+    let repaired = audit.repair().unwrap();
+    assert_eq!(repaired.validation.rows(), [Row::new("Something new?", "Yes.")]);
+    assert!(repaired.audit().unwrap().is_clean());
+}
+
+proptest! {
+    #[test]
+    fn disjoint_complete_stable_and_clean(
+        words in proptest::collection::vec("[a-c]{1,2}[ ?!]{0,2}", 2..60),
+        more in proptest::collection::vec("[a-c]{1,2}", 0..20),
+        fraction in 0.05f64..0.95,
+        seed in any::<u64>(),
+    ) {
+        let split = Split::holdout(fraction).seed(seed);
+        let rows: Vec<(&str, &str)> = words.iter().map(|word| (word.as_str(), "x")).collect();
+        let Ok(first) = Dataset::from_rows(&rows).split(&split) else { return Ok(()) };
+
+        // Complete, in order, and each row on one side.
+        prop_assert_eq!(first.train.len() + first.validation.len(), rows.len());
+        let mut train = first.train.prompts().into_iter().peekable();
+        let mut validation = first.validation.prompts().into_iter().peekable();
+        for word in &words {
+            let side = if split.holds_out(word) { &mut validation } else { &mut train };
+            let next = side.next();
+            prop_assert_eq!(next.as_ref(), Some(word));
+        }
+
+        // No prompt is on both sides, in whatever case or punctuation.
+        prop_assert!(first.audit().unwrap().is_clean());
+
+        // Appended rows move no old one.
+        let grown: Vec<(&str, &str)> = rows.iter().copied().chain(more.iter().map(|word| (word.as_str(), "y"))).collect();
+        let second = Dataset::from_rows(&grown).split(&split).unwrap();
+        prop_assert_eq!(&second.train.rows()[..first.train.len()], &first.train.rows()[..]);
+        prop_assert_eq!(&second.validation.rows()[..first.validation.len()], &first.validation.rows()[..]);
+    }
+}
