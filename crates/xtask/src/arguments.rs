@@ -149,11 +149,11 @@ struct Words(std::collections::VecDeque<String>);
 impl Words {
     fn next(&mut self) -> Option<String> {
         let word = self.0.pop_front()?;
-        if word.starts_with("--") {
-            if let Some((option, value)) = word.split_once('=') {
-                self.0.push_front(value.to_owned());
-                return Some(option.to_owned());
-            }
+        if word.starts_with("--")
+            && let Some((option, value)) = word.split_once('=')
+        {
+            self.0.push_front(value.to_owned());
+            return Some(option.to_owned());
         }
         Some(word)
     }

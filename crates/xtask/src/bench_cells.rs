@@ -14,7 +14,9 @@ use crate::setup::Setup;
 /// When a cell fails or Python does; also for a list of cases, as the cells are measured together.
 pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     if let Some(case) = cases.first() {
-        return Err(Error::Usage(format!("`bench cells` measures all cells in one session and takes no case ({case})")));
+        return Err(Error::Usage(format!(
+            "`bench cells` measures all cells in one session and takes no case ({case})"
+        )));
     }
     let mut command = process::command(setup.python());
     command.arg(setup.root.join("tests/kernel/bench_cells.py"));

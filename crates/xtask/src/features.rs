@@ -142,7 +142,7 @@ fn resolve(root: &Path, command: &str, package: &str, target: &str) -> Result<Fe
 fn dependencies(listed: &Features) -> String {
     let mut text = String::new();
     for (side, title) in [(Side::Target, "dependencies"), (Side::Host, "build-dependencies")] {
-        let _ = write!(text, "{}[{title}]\n", if side == Side::Host { "\n" } else { "" });
+        let _ = writeln!(text, "{}[{title}]", if side == Side::Host { "\n" } else { "" });
         let of_side = || listed.iter().filter(move |((_, _, s), _)| *s == side);
         for ((name, version, _), features) in of_side() {
             let versions = of_side().filter(|((other, _, _), _)| other == name).count();

@@ -2,7 +2,6 @@
 
 // This is a program of the command line: what it says on the terminal is its interface.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod arguments;
 mod bench;
