@@ -1,0 +1,445 @@
+//! The handle of a loaded model: what notebooks, training and evaluation hold.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+use serde_json::Value as Json;
+
+use crate::chat_template::{ChatTemplate, Message, SpecialTokens};
+use crate::config::{self, Config};
+use crate::error::{Error, Result};
+use crate::generate::{self, GenerationConfig};
+use crate::layers::Slot;
+use crate::llama::{self, Llama, Positions};
+use crate::ops;
+use crate::tokenizer::{Digits, Tokenizer};
+use crate::weights::gguf::{Gguf, Value};
+use crate::weights::safetensors::Shards;
+use crate::weights::source::{self, Source};
+use crate::weights;
+
+/// A language model with its tokenizer and chat template. Clones share everything.
+///
+/// ```no_run
+/// use tunebook_models::{BestDevice, Device, Model};
+/// let model = Model::load("SmolLM2-135M-Instruct", &Device::best()?)?;
+/// model.chat("Where is my parcel?")?;
+/// # Ok::<(), tunebook_models::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    path: PathBuf,
+    config: Config,
+    decoder: Llama,
+    tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
+    device: Device,
+    /// Any of these ends an answer.
+    end_ids: Vec<u32>,
+    parameter_count: usize,
+    memory_bytes: u64,
+    extensions: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+}
+
+impl Model {
+    /// Loads a model as f32. `name_or_path` is a GGUF file, a folder with `config.json`, `tokenizer.json` and
+    /// safetensors files, the name of a model in the cache (`SmolLM2-135M-Instruct` after `cargo xtask lab`), or a
+    /// repository of the Hugging Face hub (`owner/name` or `owner/name@revision`), which is fetched.
+    ///
+    /// # Errors
+    /// When there is no such model, a file is damaged or of another kind, its architecture is not known, tensors are
+    /// missing, or the hub refuses. The error names the file and the part of it.
+    pub fn load(name_or_path: &str, device: &Device) -> Result<Self> {
+        match source::resolve(name_or_path)? {
+            Source::Gguf(path) => Self::load_gguf(name_or_path, path, device),
+            Source::Folder(path) => Self::load_folder(name_or_path, path, device),
+        }
+    }
+
+    fn load_gguf(name: &str, path: PathBuf, device: &Device) -> Result<Self> {
+        let file = Gguf::open(&path)?;
+        let config = Config::from_gguf(&file)?;
+        let (tokenizer, weights) = rayon::join(
+            || Tokenizer::from_gguf(&file, Digits::default()),
+            || weights::load(&file, &config.model_type, &llama::tensors(&config), device),
+        );
+        let tokenizer = tokenizer?;
+        let source = file.get("tokenizer.chat_template").and_then(Value::as_str);
+        let chat_template = compile(source, &tokenizer)?;
+        Self::new(name, path, config, weights?, tokenizer, chat_template, device)
+    }
+
+    fn load_folder(name: &str, path: PathBuf, device: &Device) -> Result<Self> {
+        let read = |file: &str| {
+            let path = path.join(file);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Ok(Some((text, path))),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(Error::io(&path)(error)),
+            }
+        };
+        let lacks = |file: &str| Error::NotFound {
+            name: name.to_owned(),
+            looked_for: format!("`{}`", path.join(file).display()),
+            advice: "Give the folder that `save_pretrained` of model and tokenizer wrote".to_owned(),
+        };
+        let (text, config_path) = read("config.json")?.ok_or_else(|| lacks("config.json"))?;
+        let mut config = Config::from_json(&text, &config_path.display().to_string())?;
+        if let Some((text, path)) = read("generation_config.json")? {
+            for id in config::generation_eos(&text, &path.display().to_string())? {
+                if !config.eos_token_id.contains(&id) {
+                    config.eos_token_id.push(id);
+                }
+            }
+        }
+        let tokenizer_config = match read("tokenizer_config.json")? {
+            Some((text, path)) => serde_json::from_str(&text).map_err(|error| Error::Corrupt {
+                path,
+                at: "the file".to_owned(),
+                reason: format!("expected JSON: {error}"),
+            })?,
+            None => Json::Null,
+        };
+        let tokenizer_path = path.join("tokenizer.json");
+        if !tokenizer_path.is_file() {
+            return Err(lacks("tokenizer.json"));
+        }
+        let tokenizer = Tokenizer::from_file(&tokenizer_path, &tokenizer_config)?;
+        let template = match read("chat_template.jinja")? {
+            Some((text, _)) => Some(text),
+            None => named_template(&tokenizer_config),
+        };
+        let chat_template = compile(template.as_deref(), &tokenizer)?;
+        let shards = Shards::open_folder(&path)?;
+        let weights = weights::load(&shards, &config.model_type, &llama::tensors(&config), device)?;
+        Self::new(name, path, config, weights, tokenizer, chat_template, device)
+    }
+
+    fn new(
+        name: &str,
+        path: PathBuf,
+        config: Config,
+        weights: weights::Tensors,
+        tokenizer: Tokenizer,
+        chat_template: Option<ChatTemplate>,
+        device: &Device,
+    ) -> Result<Self> {
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::Config {
+                origin: path.display().to_string(),
+                field: "vocab_size".to_owned(),
+                found: config.vocab_size.to_string(),
+                expected: format!("at least {}, the number of tokens of the tokenizer", tokenizer.vocab_size()),
+            });
+        }
+        let parameter_count = weights.values().map(Tensor::elem_count).sum();
+        let memory_bytes = weights.values().map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum();
+        let decoder = Llama::new(&config, weights, device)?;
+        let mut end_ids = config.eos_token_id.clone();
+        end_ids.extend(tokenizer.eos_id().filter(|id| !config.eos_token_id.contains(id)));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                name: name.to_owned(),
+                path,
+                config,
+                decoder,
+                tokenizer,
+                chat_template,
+                device: device.clone(),
+                end_ids,
+                parameter_count,
+                memory_bytes,
+                extensions: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The name that it was loaded by.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The file or folder that it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// Its chat template, if it is a chat model.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.inner.chat_template.as_ref()
+    }
+
+    /// Where its weights are.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    /// Number of parameters, a tied output head counted once.
+    pub fn parameter_count(&self) -> usize {
+        self.inner.parameter_count
+    }
+
+    /// What its weights take in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.inner.memory_bytes
+    }
+
+    /// The replaceable projections of all blocks, in the order of the blocks.
+    pub fn slots(&self) -> Vec<Arc<Slot>> {
+        self.inner.decoder.slots().to_vec()
+    }
+
+    /// State that another crate keeps with this model. It is made at first asking and dropped with the last handle.
+    pub fn extension<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
+        let mut extensions = self.inner.extensions.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = extensions.entry(TypeId::of::<T>()).or_insert_with(|| Arc::<T>::default());
+        // The map's key is the type, so the cast cannot fail; if it did, the state would start anew.
+        entry.clone().downcast().unwrap_or_default()
+    }
+
+    pub(crate) fn decoder(&self) -> &Llama {
+        &self.inner.decoder
+    }
+
+    /// The token that fills short rows; any will do, as no other token sees it.
+    pub(crate) fn pad_id(&self) -> u32 {
+        self.inner.tokenizer.pad_id().or(self.inner.config.pad_token_id).unwrap_or(0)
+    }
+
+    pub(crate) fn is_end(&self, id: u32) -> bool {
+        self.inner.end_ids.contains(&id)
+    }
+}
+
+/// The decoder, step by step.
+impl Model {
+    /// Logits at every position.
+    ///
+    /// # Shapes
+    /// `ids` `[b, t]` u32 -> `[b, t, vocab]`.
+    ///
+    /// # Errors
+    /// When `t` exceeds the context or an id the vocabulary.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(&self.hidden_states(ids)?, self.inner.decoder.head_weight(), None)?)
+    }
+
+    /// The residual stream after the last block and the final norm.
+    ///
+    /// # Shapes
+    /// `ids` `[b, t]` u32 -> `[b, t, hid]`.
+    ///
+    /// # Errors
+    /// When `t` exceeds the context or an id the vocabulary.
+    pub fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {
+        let (b, t) = ids.dims2()?;
+        let positions = self.positions(b, t)?;
+        let mut x = self.embed(ids)?;
+        for block in 0..self.num_blocks() {
+            x = self.block_forward(block, &x, &positions)?;
+        }
+        self.final_norm(&x)
+    }
+
+    /// The embedding of each token.
+    ///
+    /// # Shapes
+    /// `ids` `[b, t]` u32 -> `[b, t, hid]`.
+    ///
+    /// # Errors
+    /// When an id exceeds the vocabulary.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        self.inner.decoder.embed(ids)
+    }
+
+    /// Number of blocks.
+    pub fn num_blocks(&self) -> usize {
+        self.inner.decoder.num_blocks()
+    }
+
+    /// The positions of `t` tokens in each of `b` rows; padding, if any, is on the right.
+    ///
+    /// # Errors
+    /// When `t` exceeds the context.
+    pub fn positions(&self, b: usize, t: usize) -> Result<Positions> {
+        let context = self.inner.config.max_position_embeddings;
+        if t > context {
+            return Err(Error::ContextLength { tokens: t, context, advice: " or split it" });
+        }
+        Positions::new(b, t, &self.inner.device)
+    }
+
+    /// One block of the decoder.
+    ///
+    /// # Shapes
+    /// `x` `[b, t, hid]` -> `[b, t, hid]`.
+    ///
+    /// # Errors
+    /// When there is no such block or the shapes do not fit.
+    pub fn block_forward(&self, index: usize, x: &Tensor, positions: &Positions) -> Result<Tensor> {
+        self.inner.decoder.block_forward(index, x, positions)
+    }
+
+    /// The norm after the last block.
+    ///
+    /// # Shapes
+    /// `x` `[.., hid]` -> `[.., hid]`.
+    ///
+    /// # Errors
+    /// When the last dimension is not `hid`.
+    pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+        self.inner.decoder.final_norm(x)
+    }
+
+    /// The output head, `[vocab, hid]`; the embedding table itself where they are tied.
+    pub fn head_weight(&self) -> Tensor {
+        self.inner.decoder.head_weight().clone()
+    }
+}
+
+/// Text in, text out.
+impl Model {
+    /// Continues `prompt` as it stands; no chat template is applied.
+    ///
+    /// # Errors
+    /// When the prompt is empty or leaves no room in the context, or a setting is out of range.
+    pub fn generate(&self, prompt: &str, config: &GenerationConfig) -> Result<String> {
+        Ok(self.generate_batch(&[prompt.to_owned()], config)?.pop().unwrap_or_default())
+    }
+
+    /// Continues all prompts at once, each as it stands. Stop returns what there is.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn generate_batch(&self, prompts: &[String], config: &GenerationConfig) -> Result<Vec<String>> {
+        let ids = prompts.iter().map(|p| self.tokenizer().encode_with_special_tokens(p)).collect::<Result<Vec<_>>>()?;
+        generate::generate(self, &ids, config, &mut |_, _| ())
+    }
+
+    /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// When the model has no chat template or the template refuses the conversation.
+    pub fn apply_chat_template(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let Some(template) = self.chat_template() else {
+            return Err(Error::NoChatTemplate { model: self.name().to_owned() });
+        };
+        template.render(messages, add_generation_prompt)
+    }
+
+    /// Answers one message of a user, showing the text as it comes. The answer is also returned.
+    ///
+    /// # Errors
+    /// As [`Model::generate`]; when the model has no chat template.
+    pub fn chat(&self, user: &str) -> Result<String> {
+        self.chat_with(&[Message::user(user)], &GenerationConfig::default())
+    }
+
+    /// Answers a conversation, showing the text as it comes. The answer is also returned.
+    ///
+    /// # Errors
+    /// As [`Model::chat`].
+    pub fn chat_with(&self, messages: &[Message], config: &GenerationConfig) -> Result<String> {
+        let answer = self.chat_to(messages, config, &mut |text| tunebook_progress::stream(text))?;
+        tunebook_progress::stream("\n");
+        Ok(answer)
+    }
+
+    /// Answers a conversation, handing each piece of the text to `on_text` as it comes.
+    ///
+    /// # Errors
+    /// As [`Model::chat`].
+    pub fn chat_to(&self, messages: &[Message], config: &GenerationConfig, on_text: &mut dyn FnMut(&str)) -> Result<String> {
+        // The template itself writes the token that begins a text.
+        let ids = self.tokenizer().encode(&self.apply_chat_template(messages, true)?)?;
+        let mut answers = generate::generate(self, &[ids], config, &mut |_, text| {
+            if !text.is_empty() {
+                on_text(text);
+            }
+        })?;
+        Ok(answers.pop().unwrap_or_default())
+    }
+
+    /// Answers many messages at once, each in a conversation of its own. Stop returns what there is.
+    ///
+    /// # Errors
+    /// As [`Model::chat`].
+    pub fn chat_batch(&self, users: &[String], config: &GenerationConfig) -> Result<Vec<String>> {
+        let ids = users
+            .iter()
+            .map(|user| self.tokenizer().encode(&self.apply_chat_template(&[Message::user(user)], true)?))
+            .collect::<Result<Vec<_>>>()?;
+        generate::generate(self, &ids, config, &mut |_, _| ())
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { name, config, parameter_count, memory_bytes, device, .. } = &*self.inner;
+        write!(
+            f,
+            "Model({name}: {}, {:.1} M parameters, {} blocks, hidden size {}, context {}, {:.0} MB as {:?} on {:?})",
+            config.model_type,
+            *parameter_count as f64 / 1e6,
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.max_position_embeddings,
+            *memory_bytes as f64 / 1e6,
+            self.inner.decoder.dtype(),
+            device.location(),
+        )
+    }
+}
+
+fn compile(source: Option<&str>, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+    let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+    let tokens = SpecialTokens {
+        bos_token: text(tokenizer.bos_id()),
+        eos_token: text(tokenizer.eos_id()),
+        pad_token: text(tokenizer.pad_id()),
+        unk_token: text(tokenizer.unk_id()),
+    };
+    source.map(|source| ChatTemplate::with_special_tokens(source, tokens)).transpose()
+}
+
+/// The template in `tokenizer_config.json`: a text, or a list of named ones of which `default` counts.
+fn named_template(config: &Json) -> Option<String> {
+    match config.get("chat_template")? {
+        Json::String(text) => Some(text.clone()),
+        Json::Array(templates) => {
+            let default = templates.iter().find(|template| template.get("name").and_then(Json::as_str) == Some("default"))?;
+            Some(default.get("template")?.as_str()?.to_owned())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_can_be_kept_and_shared() {
+        fn shared<T: Clone + Send + Sync + 'static>() {}
+        shared::<Model>();
+    }
+}

@@ -1,0 +1,225 @@
+//! Text to token ids and back.
+//!
+//! From a `tokenizer.json` as it is, or built from the metadata of a GGUF file (`tokenizer.ggml.*`), which holds the
+//! vocabulary and the merges but no `tokenizer.json`. Ids are those of Python `transformers` for the same file.
+//!
+//! `transformers` splits the text of a GGUF file whose `tokenizer.ggml.pre` is `smollm` with GPT-2's rule alone, where
+//! the model's own `tokenizer.json` (and llama.cpp) first sets every digit apart. The ids differ where two or more
+//! blanks or line breaks stand before a digit. [`Digits`] chooses; the default follows `transformers`, so that losses
+//! and adapters can be compared with Python's.
+
+use std::fmt;
+use std::path::Path;
+
+use serde_json::Value as Json;
+use tokenizers::decoders::byte_level::ByteLevel;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::digits::Digits as SplitDigits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::AddedToken;
+
+use crate::error::{Error, Result};
+use crate::weights::Checkpoint;
+use crate::weights::gguf::{Gguf, Value};
+
+/// What a tokenizer built from a GGUF file with the pre-tokenizer `smollm` does before GPT-2's split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Digits {
+    /// Nothing, as `transformers` does for a GGUF file.
+    #[default]
+    AsTransformers,
+    /// Sets every digit apart, as the model was trained and as llama.cpp does.
+    Individual,
+}
+
+/// Turns text into token ids and back.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Written before a text by [`Tokenizer::encode_with_special_tokens`] when the tokenizer itself does not do it.
+    prefix: Option<u32>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    unk: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer that a GGUF file describes.
+    ///
+    /// # Errors
+    /// When keys are missing, or it is of a kind other than byte-level BPE (`gpt2`).
+    pub fn from_gguf(file: &Gguf, digits: Digits) -> Result<Self> {
+        let model = file.text("tokenizer.ggml.model")?;
+        let pre = file.get("tokenizer.ggml.pre").and_then(Value::as_str).unwrap_or("default");
+        let unsupported = |what, found: &str, known: &str| Error::Unsupported {
+            origin: file.origin(),
+            what,
+            found: found.to_owned(),
+            known: known.to_owned(),
+        };
+        if model != "gpt2" {
+            return Err(unsupported("the tokenizer (tokenizer.ggml.model)", model, "gpt2"));
+        }
+        let byte_level = ByteLevel::new(false, true, true);
+        let pre_tokenizer: PreTokenizerWrapper = match (pre, digits) {
+            ("smollm", Digits::Individual) => {
+                Sequence::new(vec![SplitDigits::new(true).into(), byte_level.into()]).into()
+            }
+            ("smollm" | "gpt-2" | "default", _) => byte_level.into(),
+            (other, _) => {
+                return Err(unsupported("the pre-tokenizer (tokenizer.ggml.pre)", other, "smollm, gpt-2, default"));
+            }
+        };
+        let tokens = file.texts("tokenizer.ggml.tokens")?;
+        let vocab: Vocab =
+            tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id as u32)).collect();
+        let merges = file
+            .texts("tokenizer.ggml.merges")?
+            .into_iter()
+            .map(|merge| match merge.split_once(' ') {
+                Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+                None => Err(Error::Tokenizer(format!(
+                    "expected two tokens with a blank between in tokenizer.ggml.merges, found `{merge}`"
+                ))),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(refused)?;
+        let mut inner = tokenizers::Tokenizer::new(bpe);
+        inner.with_pre_tokenizer(Some(pre_tokenizer));
+        inner.with_decoder(Some(ByteLevel::new(true, true, true)));
+        let mut special = Vec::new();
+        let mut plain = Vec::new();
+        if file.get("tokenizer.ggml.token_type").is_some() {
+            const CONTROL: u64 = 3;
+            const USER_DEFINED: u64 = 4;
+            let alphabet = ByteLevel::alphabet();
+            for (token, kind) in tokens.iter().zip(file.array("tokenizer.ggml.token_type")?) {
+                match kind.as_u64() {
+                    // Every real token is written in the byte alphabet; another one marked so is mislabelled.
+                    Some(CONTROL) if token.chars().all(|c| alphabet.contains(&c)) => {
+                        special.push(AddedToken::from(*token, true).normalized(false));
+                    }
+                    Some(USER_DEFINED) => plain.push(AddedToken::from(*token, false).normalized(false)),
+                    _ => {}
+                }
+            }
+        }
+        inner.add_special_tokens(special).map_err(refused)?;
+        inner.add_tokens(plain).map_err(refused)?;
+        let id = |key: &str| {
+            let id = file.get(&format!("tokenizer.ggml.{key}"))?.as_u64()?;
+            u32::try_from(id).ok().filter(|id| (*id as usize) < tokens.len())
+        };
+        let bos = id("bos_token_id");
+        let add_bos = file.get("tokenizer.ggml.add_bos_token").and_then(Value::as_bool).unwrap_or(false);
+        Ok(Self {
+            inner,
+            prefix: bos.filter(|_| add_bos),
+            bos,
+            eos: id("eos_token_id"),
+            pad: id("padding_token_id"),
+            unk: id("unknown_token_id"),
+        })
+    }
+
+    /// From `tokenizer.json`, with the names of the special tokens from the text of a `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no tokenizer.
+    pub fn from_file(path: &Path, config: &Json) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| Error::Corrupt {
+            path: path.to_owned(),
+            at: "the tokenizer".to_owned(),
+            reason: error.to_string(),
+        })?;
+        let id = |name: &str| {
+            let token = config.get(name)?;
+            // Either the text itself, or an object that holds it.
+            let token = token.as_str().or_else(|| token.get("content")?.as_str())?;
+            inner.token_to_id(token)
+        };
+        let (bos, eos, pad, unk) = (id("bos_token"), id("eos_token"), id("pad_token"), id("unk_token"));
+        Ok(Self { inner, prefix: None, bos, eos, pad, unk })
+    }
+
+    /// Token ids of `text`. Special tokens written in it are recognised; none is added.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec())
+    }
+
+    /// Token ids of `text`, with those that the tokenizer adds to a text of its own, such as a first one.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn encode_with_special_tokens(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(refused)?;
+        Ok(self.prefix.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+    }
+
+    /// The text of `ids`, special tokens included: `decode(encode(text)) == text`.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(refused)
+    }
+
+    /// The text of `ids` without the special tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the ids.
+    pub fn decode_text(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(refused)
+    }
+
+    /// The id of one token as it is written in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// How one token is written in the vocabulary.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The token that begins a text.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The token that fills short rows of a batch.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// The token for what the vocabulary lacks.
+    pub fn unk_id(&self) -> Option<u32> {
+        self.unk
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.vocab_size())
+    }
+}
+
+fn refused(error: tokenizers::Error) -> Error {
+    Error::Tokenizer(error.to_string())
+}

@@ -1,0 +1,518 @@
+//! GGUF files (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): the metadata, and tensors dequantised to f32
+//! under Hugging Face's names.
+//!
+//! llama.cpp's converter reorders the rows of the query and key projections of Llama models, because its rotary embedding
+//! turns neighbours where Hugging Face's turns the two halves of a head. The order is undone here: adapters on `q_proj`
+//! and `k_proj` would not exchange with PEFT otherwise.
+//!
+//! The header is read by code of our own, so that an error names the key or the tensor at which a damaged file breaks,
+//! and nothing is allocated that the file is too small to fill.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Tensor};
+use memmap2::Mmap;
+
+use super::{Checkpoint, floats};
+use crate::error::{Error, Result};
+
+/// A value of the metadata.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Any unsigned integer.
+    Unsigned(u64),
+    /// Any signed integer.
+    Signed(i64),
+    /// Any float.
+    Float(f64),
+    /// True or false.
+    Bool(bool),
+    /// Text.
+    String(String),
+    /// Values of one type.
+    Array(Vec<Value>),
+}
+
+impl Value {
+    /// The text, if it is one.
+    pub fn as_str(&self) -> Option<&str> {
+        if let Self::String(text) = self { Some(text) } else { None }
+    }
+
+    /// The number, if it is a whole one of at least 0.
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            Self::Unsigned(n) => Some(*n),
+            Self::Signed(n) => u64::try_from(*n).ok(),
+            _ => None,
+        }
+    }
+
+    /// The number, if it is one.
+    pub fn as_f64(&self) -> Option<f64> {
+        match self {
+            Self::Unsigned(n) => Some(*n as f64),
+            Self::Signed(n) => Some(*n as f64),
+            Self::Float(n) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// The flag, if it is one.
+    pub fn as_bool(&self) -> Option<bool> {
+        if let Self::Bool(flag) = self { Some(*flag) } else { None }
+    }
+}
+
+/// Where one tensor lies in the file.
+#[derive(Clone, Debug)]
+struct TensorInfo {
+    dtype: GgmlDType,
+    /// The slowest dimension first, as everywhere but in GGUF.
+    shape: Vec<usize>,
+    /// Byte range in the file.
+    start: usize,
+    end: usize,
+}
+
+/// An open GGUF file.
+pub struct Gguf {
+    path: PathBuf,
+    file: Mmap,
+    metadata: HashMap<String, Value>,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+impl Gguf {
+    /// Opens the file, reads its header and checks that every tensor lies inside it.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no GGUF file, ends too early, or holds a tensor type that is not known.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        // SAFETY: model files are written once and then only read; they are replaced by renaming, which keeps this mapping.
+        let file = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let mut reader = Reader { bytes: &file, at: 0, part: "the header".to_owned() };
+        let (metadata, tensors) = read_header(&mut reader).map_err(|fault| match fault {
+            Fault::Damaged(reason) => {
+                Error::Corrupt { path: path.to_owned(), at: reader.part.clone(), reason }
+            }
+            Fault::TensorType(found) => Error::Unsupported {
+                origin: path.display().to_string(),
+                what: "a tensor of type",
+                found,
+                known: "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K".to_owned(),
+            },
+        })?;
+        Ok(Self { path: path.to_owned(), file, metadata, tensors })
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(key)
+    }
+
+    pub(crate) fn has_tensor(&self, gguf_name: &str) -> bool {
+        self.tensors.contains_key(gguf_name)
+    }
+
+    fn wrong<T>(&self, key: &str, expected: &str) -> Result<T> {
+        let found = match self.get(key) {
+            None => "missing".to_owned(),
+            Some(Value::Array(values)) => format!("an array of {}", values.len()),
+            Some(value) => format!("{value:?}"),
+        };
+        Err(Error::Config { origin: self.origin(), field: key.to_owned(), found, expected: expected.to_owned() })
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Result<&str> {
+        match self.get(key).and_then(Value::as_str) {
+            Some(text) => Ok(text),
+            None => self.wrong(key, "a text"),
+        }
+    }
+
+    pub(crate) fn count(&self, key: &str) -> Result<usize> {
+        match self.get(key).and_then(Value::as_u64) {
+            Some(n) if (1..=1 << 31).contains(&n) => Ok(n as usize),
+            _ => self.wrong(key, "a whole number above 0"),
+        }
+    }
+
+    pub(crate) fn optional_count(&self, key: &str) -> Result<Option<usize>> {
+        self.get(key).map(|_| self.count(key)).transpose()
+    }
+
+    pub(crate) fn number(&self, key: &str) -> Result<f64> {
+        match self.get(key).and_then(Value::as_f64) {
+            Some(n) => Ok(n),
+            None => self.wrong(key, "a number"),
+        }
+    }
+
+    pub(crate) fn array(&self, key: &str) -> Result<&[Value]> {
+        match self.get(key) {
+            Some(Value::Array(values)) => Ok(values),
+            _ => self.wrong(key, "an array"),
+        }
+    }
+
+    pub(crate) fn texts(&self, key: &str) -> Result<Vec<&str>> {
+        let texts: Option<Vec<&str>> = self.array(key)?.iter().map(Value::as_str).collect();
+        match texts {
+            Some(texts) => Ok(texts),
+            None => self.wrong(key, "an array of texts"),
+        }
+    }
+
+    /// The number of heads whose rows llama.cpp's converter reordered in this tensor.
+    fn reordered_heads(&self, gguf_name: &str) -> Result<Option<usize>> {
+        if self.text("general.architecture")? != "llama" {
+            return Ok(None);
+        }
+        let heads = "llama.attention.head_count";
+        if gguf_name.contains(".attn_q.") {
+            Ok(Some(self.count(heads)?))
+        } else if gguf_name.contains(".attn_k.") {
+            let kv_heads = self.optional_count("llama.attention.head_count_kv")?;
+            Ok(Some(kv_heads.map_or_else(|| self.count(heads), Ok)?))
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// The bytes of a tensor, with the rows in Hugging Face's order.
+    fn bytes(&self, gguf_name: &str, info: &TensorInfo) -> Result<Cow<'_, [u8]>> {
+        let bytes = &self.file[info.start..info.end];
+        let Some(heads) = self.reordered_heads(gguf_name)? else { return Ok(Cow::Borrowed(bytes)) };
+        let rows = info.shape[0];
+        if !rows.is_multiple_of(2 * heads) || !bytes.len().is_multiple_of(rows) {
+            return Err(Error::Corrupt {
+                path: self.path.clone(),
+                at: format!("tensor `{gguf_name}`"),
+                reason: format!("expected rows for {heads} heads of an even size, found {rows} rows"),
+            });
+        }
+        // Whole rows move, so they can stay quantised: [h, d/2, 2] -> [h, 2, d/2].
+        let (half, row_bytes) = (rows / heads / 2, bytes.len() / rows);
+        let mut ordered = Vec::with_capacity(bytes.len());
+        for head in 0..heads {
+            for part in 0..2 {
+                for i in 0..half {
+                    let row = (head * half + i) * 2 + part;
+                    ordered.extend_from_slice(&bytes[row * row_bytes..(row + 1) * row_bytes]);
+                }
+            }
+        }
+        Ok(Cow::Owned(ordered))
+    }
+}
+
+impl Checkpoint for Gguf {
+    fn origin(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.tensors.iter().map(|(name, info)| (hf_name(name), info.shape.clone())).collect()
+    }
+
+    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let Some((gguf_name, info)) = gguf_name(name).and_then(|n| self.tensors.get(&n).map(|info| (n, info))) else {
+            return Err(Error::MissingTensors {
+                origin: self.origin(),
+                architecture: "llama".to_owned(),
+                names: vec![name.to_owned()],
+            });
+        };
+        let bytes = self.bytes(&gguf_name, info)?;
+        let shape = info.shape.as_slice();
+        let tensor = match info.dtype {
+            GgmlDType::F32 => Tensor::from_vec(floats(&bytes, f32::from_le_bytes), shape, device)?,
+            GgmlDType::F16 => {
+                Tensor::from_vec(floats(&bytes, |b| half::f16::from_le_bytes(b).to_f32()), shape, device)?
+            }
+            GgmlDType::BF16 => {
+                Tensor::from_vec(floats(&bytes, |b| half::bf16::from_le_bytes(b).to_f32()), shape, device)?
+            }
+            quantised => {
+                let storage = QStorage::from_data(bytes, &Device::Cpu, quantised)?;
+                QTensor::new(storage, shape)?.dequantize(device)?
+            }
+        };
+        Ok(tensor)
+    }
+}
+
+/// Parts of tensor names: GGUF's, Hugging Face's.
+const NAMES: &[(&str, &str)] = &[
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+const OUTER_NAMES: &[(&str, &str)] = &[
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+
+/// Hugging Face's name for a tensor; a tensor that no Llama has keeps its own.
+fn hf_name(gguf: &str) -> String {
+    if let Some((_, hf)) = OUTER_NAMES.iter().find(|(name, _)| *name == gguf) {
+        return (*hf).to_owned();
+    }
+    let block = || {
+        let (block, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
+        let (module, kind) = rest.split_once('.')?;
+        let (_, hf) = NAMES.iter().find(|(name, _)| *name == module)?;
+        Some(format!("model.layers.{block}.{hf}.{kind}"))
+    };
+    block().unwrap_or_else(|| gguf.to_owned())
+}
+
+fn gguf_name(hf: &str) -> Option<String> {
+    if let Some((gguf, _)) = OUTER_NAMES.iter().find(|(_, name)| *name == hf) {
+        return Some((*gguf).to_owned());
+    }
+    let (block, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
+    let (module, kind) = rest.rsplit_once('.')?;
+    let (gguf, _) = NAMES.iter().find(|(_, name)| *name == module)?;
+    Some(format!("blk.{block}.{gguf}.{kind}"))
+}
+
+/// What is wrong with a header.
+enum Fault {
+    Damaged(String),
+    TensorType(String),
+}
+
+impl From<String> for Fault {
+    fn from(reason: String) -> Self {
+        Self::Damaged(reason)
+    }
+}
+
+type Parsed<T> = std::result::Result<T, Fault>;
+
+fn read_header(reader: &mut Reader<'_>) -> Parsed<(HashMap<String, Value>, HashMap<String, TensorInfo>)> {
+    let magic = reader.take(4)?;
+    if magic != b"GGUF" {
+        return Err(format!("expected the four bytes `GGUF` at the start, found {magic:?}").into());
+    }
+    let version = reader.u32()?;
+    if !(2..=3).contains(&version) {
+        return Err(format!("expected version 2 or 3, found {version}").into());
+    }
+    let tensor_count = reader.u64()?;
+    let metadata_count = reader.u64()?;
+    let mut metadata = HashMap::new();
+    for index in 0..metadata_count {
+        reader.part = format!("key {} of {metadata_count}", index + 1);
+        let key = reader.string()?;
+        reader.part = format!("key `{key}`");
+        let kind = reader.u32()?;
+        let value = reader.value(kind, 0)?;
+        metadata.insert(key, value);
+    }
+    let mut tensors = HashMap::new();
+    for index in 0..tensor_count {
+        reader.part = format!("the entry of tensor {} of {tensor_count}", index + 1);
+        let name = reader.string()?;
+        reader.part = format!("the entry of tensor `{name}`");
+        let info = reader.tensor_info()?;
+        tensors.insert(name, info);
+    }
+    reader.part = "key `general.alignment`".to_owned();
+    let alignment = match metadata.get("general.alignment") {
+        None => 32,
+        Some(value) => match value.as_u64().filter(|n| n.is_power_of_two() && (8..=1 << 20).contains(n)) {
+            Some(n) => n as usize,
+            None => return Err(format!("expected a power of two of at least 8, found {value:?}").into()),
+        },
+    };
+    let data = reader.at.next_multiple_of(alignment);
+    let mut names: Vec<&String> = tensors.keys().collect();
+    names.sort_by_key(|name| tensors[*name].start);
+    let names: Vec<String> = names.into_iter().cloned().collect();
+    for name in names {
+        reader.part = format!("tensor `{name}`");
+        let Some(info) = tensors.get_mut(&name) else { continue };
+        let (offset, bytes) = (info.start, info.end);
+        if !offset.is_multiple_of(alignment) {
+            return Err(format!("expected an offset that is a multiple of {alignment}, found {offset}").into());
+        }
+        let range = data.checked_add(offset).and_then(|start| Some((start, start.checked_add(bytes)?)));
+        match range {
+            Some((start, end)) if end <= reader.bytes.len() => (info.start, info.end) = (start, end),
+            _ => {
+                return Err(format!(
+                    "expected {bytes} bytes from byte {} on, found the end of the file at byte {}",
+                    data.saturating_add(offset),
+                    reader.bytes.len()
+                )
+                .into());
+            }
+        }
+    }
+    Ok((metadata, tensors))
+}
+
+/// Reads little-endian values from the start of the file on, and knows which part it is in.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    part: String,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Parsed<&'a [u8]> {
+        match self.at.checked_add(n).and_then(|end| self.bytes.get(self.at..end)) {
+            Some(bytes) => {
+                self.at += n;
+                Ok(bytes)
+            }
+            None => Err(format!(
+                "expected {n} more bytes at byte {}, found the end of the file at byte {}",
+                self.at,
+                self.bytes.len()
+            )
+            .into()),
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
+        let bytes = self.take(N)?;
+        <[u8; N]>::try_from(bytes).map_err(|error| error.to_string().into())
+    }
+
+    fn u32(&mut self) -> Parsed<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Parsed<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn length(&mut self) -> Parsed<usize> {
+        let length = self.u64()?;
+        usize::try_from(length).map_err(|_| format!("found the impossible length {length}").into())
+    }
+
+    fn string(&mut self) -> Parsed<String> {
+        let length = self.length()?;
+        let bytes = self.take(length)?;
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(error) => Err(format!("expected text in UTF-8, found: {error}").into()),
+        }
+    }
+
+    fn value(&mut self, kind: u32, depth: usize) -> Parsed<Value> {
+        Ok(match kind {
+            0 => Value::Unsigned(self.array::<1>()?[0].into()),
+            1 => Value::Signed(i8::from_le_bytes(self.array()?).into()),
+            2 => Value::Unsigned(u16::from_le_bytes(self.array()?).into()),
+            3 => Value::Signed(i16::from_le_bytes(self.array()?).into()),
+            4 => Value::Unsigned(self.u32()?.into()),
+            5 => Value::Signed(i32::from_le_bytes(self.array()?).into()),
+            6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
+            7 => match self.array::<1>()?[0] {
+                0 => Value::Bool(false),
+                1 => Value::Bool(true),
+                other => return Err(format!("expected 0 or 1 for a flag, found {other}").into()),
+            },
+            8 => Value::String(self.string()?),
+            9 => {
+                const DEEPEST: usize = 4;
+                if depth == DEEPEST {
+                    return Err(format!("expected arrays nested at most {DEEPEST} deep, found more").into());
+                }
+                let kind = self.u32()?;
+                let length = self.length()?;
+                // The vector grows with what is really read: a false length cannot make it large.
+                let mut values = Vec::new();
+                for _ in 0..length {
+                    values.push(self.value(kind, depth + 1)?);
+                }
+                Value::Array(values)
+            }
+            10 => Value::Unsigned(self.u64()?),
+            11 => Value::Signed(i64::from_le_bytes(self.array()?)),
+            12 => Value::Float(f64::from_le_bytes(self.array()?)),
+            other => return Err(format!("expected a value type of 0 to 12, found {other}").into()),
+        })
+    }
+
+    /// `start` is the offset into the data and `end` the size in bytes until the caller knows where the data begins.
+    fn tensor_info(&mut self) -> Parsed<TensorInfo> {
+        let rank = self.u32()?;
+        if !(1..=4).contains(&rank) {
+            return Err(format!("expected 1 to 4 dimensions, found {rank}").into());
+        }
+        let mut shape = Vec::new();
+        for _ in 0..rank {
+            shape.push(self.length()?);
+        }
+        let dtype = match self.u32()? {
+            0 => GgmlDType::F32,
+            1 => GgmlDType::F16,
+            2 => GgmlDType::Q4_0,
+            3 => GgmlDType::Q4_1,
+            6 => GgmlDType::Q5_0,
+            7 => GgmlDType::Q5_1,
+            8 => GgmlDType::Q8_0,
+            10 => GgmlDType::Q2K,
+            11 => GgmlDType::Q3K,
+            12 => GgmlDType::Q4K,
+            13 => GgmlDType::Q5K,
+            14 => GgmlDType::Q6K,
+            30 => GgmlDType::BF16,
+            other => return Err(Fault::TensorType(format!("number {other}"))),
+        };
+        let offset = self.length()?;
+        let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let row = shape[0];
+        let bytes = elements
+            .filter(|n| *n > 0 && row.is_multiple_of(dtype.block_size()))
+            .and_then(|n| (n / dtype.block_size()).checked_mul(dtype.type_size()));
+        shape.reverse();
+        let Some(bytes) = bytes else {
+            return Err(format!(
+                "expected rows of whole blocks of {} values ({dtype:?}), found the shape {shape:?}",
+                dtype.block_size()
+            )
+            .into());
+        };
+        Ok(TensorInfo { dtype, shape, start: offset, end: bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_map_both_ways() {
+        for (gguf, hf) in [
+            ("token_embd.weight", "model.embed_tokens.weight"),
+            ("blk.3.attn_q.weight", "model.layers.3.self_attn.q_proj.weight"),
+            ("blk.29.ffn_down.bias", "model.layers.29.mlp.down_proj.bias"),
+            ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
+        ] {
+            assert_eq!(hf_name(gguf), hf);
+            assert_eq!(gguf_name(hf).as_deref(), Some(gguf));
+        }
+        assert_eq!(hf_name("rope_freqs.weight"), "rope_freqs.weight");
+        assert_eq!(hf_name("blk.0.attn_q_norm.weight"), "blk.0.attn_q_norm.weight");
+    }
+}

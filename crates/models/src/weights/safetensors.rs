@@ -1,0 +1,139 @@
+//! safetensors files (<https://github.com/huggingface/safetensors>): one, or several with `model.safetensors.index.json`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use memmap2::Mmap;
+use ::safetensors::SafeTensors;
+use ::safetensors::tensor::Dtype;
+
+use super::{Checkpoint, floats};
+use crate::error::{Error, Result};
+
+/// Where one tensor lies.
+struct TensorInfo {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Byte range in the file.
+    start: usize,
+    end: usize,
+}
+
+/// The open files of one model.
+pub(crate) struct Shards {
+    folder: PathBuf,
+    files: Vec<Mmap>,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+/// The name of the file of an unsharded model.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// The name of the file that lists the shards of a model.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+impl Shards {
+    /// Opens `model.safetensors` in `folder`, or all shards that the index there names.
+    ///
+    /// # Errors
+    /// When a file is missing, ends too early, or lacks a tensor that the index promises.
+    pub(crate) fn open_folder(folder: &Path) -> Result<Self> {
+        let index = folder.join(INDEX);
+        if !index.is_file() {
+            return Self::open(folder, &[SINGLE.to_owned()]);
+        }
+        let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
+        let promised = weight_map(&text)
+            .map_err(|reason| Error::Corrupt { path: index.clone(), at: "`weight_map`".to_owned(), reason })?;
+        let names: BTreeSet<&String> = promised.values().collect();
+        let names: Vec<String> = names.into_iter().cloned().collect();
+        let shards = Self::open(folder, &names)?;
+        for (tensor, file) in &promised {
+            if shards.tensors.get(tensor).is_none_or(|info| names[info.file] != *file) {
+                return Err(Error::Corrupt {
+                    path: index,
+                    at: format!("tensor `{tensor}`"),
+                    reason: format!("expected it in `{file}`, which does not hold it"),
+                });
+            }
+        }
+        Ok(shards)
+    }
+
+    fn open(folder: &Path, names: &[String]) -> Result<Self> {
+        let mut files = Vec::new();
+        let mut tensors = HashMap::new();
+        for (number, name) in names.iter().enumerate() {
+            let path = folder.join(name);
+            let file = File::open(&path).map_err(Error::io(&path))?;
+            // SAFETY: model files are written once and then only read; they are replaced by renaming, which keeps this mapping.
+            let file = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+            let damaged = |reason: String| Error::Corrupt { path: path.clone(), at: "the header".to_owned(), reason };
+            let (header, metadata) = SafeTensors::read_metadata(&file).map_err(|error| damaged(error.to_string()))?;
+            let data = header + size_of::<u64>();
+            for (tensor, info) in metadata.tensors() {
+                let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
+                if end > file.len() {
+                    return Err(Error::Corrupt {
+                        path,
+                        at: format!("tensor `{tensor}`"),
+                        reason: format!("expected it to end at byte {end}, found the end of the file at {}", file.len()),
+                    });
+                }
+                tensors.insert(tensor, TensorInfo { file: number, dtype: info.dtype, shape: info.shape.clone(), start, end });
+            }
+            files.push(file);
+        }
+        Ok(Self { folder: folder.to_owned(), files, tensors })
+    }
+}
+
+/// Which file holds which tensor.
+pub(crate) fn weight_map(text: &str) -> std::result::Result<BTreeMap<String, String>, String> {
+    let json: serde_json::Value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
+    let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or("expected an object, found none")?;
+    map.iter()
+        .map(|(tensor, file)| match file.as_str() {
+            // A name with a folder in it could point anywhere.
+            Some(file) if !file.contains(['/', '\\']) => Ok((tensor.clone(), file.to_owned())),
+            _ => Err(format!("expected a file name for `{tensor}`, found {file}")),
+        })
+        .collect()
+}
+
+impl Checkpoint for Shards {
+    fn origin(&self) -> String {
+        self.folder.display().to_string()
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.tensors.iter().map(|(name, info)| (name.clone(), info.shape.clone())).collect()
+    }
+
+    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let Some(info) = self.tensors.get(name) else {
+            return Err(Error::MissingTensors {
+                origin: self.origin(),
+                architecture: "llama".to_owned(),
+                names: vec![name.to_owned()],
+            });
+        };
+        let bytes = &self.files[info.file][info.start..info.end];
+        let values: Vec<f32> = match info.dtype {
+            Dtype::F32 => floats(bytes, f32::from_le_bytes),
+            Dtype::F16 => floats(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => floats(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
+            other => {
+                return Err(Error::Unsupported {
+                    origin: self.origin(),
+                    what: "a tensor of type",
+                    found: format!("{other:?} (`{name}`)"),
+                    known: "F32, F16, BF16".to_owned(),
+                });
+            }
+        };
+        Ok(Tensor::from_vec(values, info.shape.as_slice(), device)?)
+    }
+}
