@@ -70,6 +70,8 @@ pub struct TrainingArgs {
     pub max_length: Option<usize>,
     /// When to evaluate. Default after each epoch.
     pub eval_strategy: EvalStrategy,
+    /// Evaluate before the first step, too. Default false.
+    pub eval_on_start: bool,
     /// Keep only each block's input from the forward pass and run the block again before its backward pass: less memory, about a third
     /// more time. Default false.
     pub gradient_checkpointing: bool,
@@ -96,6 +98,7 @@ impl Default for TrainingArgs {
             max_grad_norm: 1.0,
             max_length: None,
             eval_strategy: EvalStrategy::default(),
+            eval_on_start: false,
             gradient_checkpointing: false,
             seed: 42,
         }
@@ -166,6 +169,23 @@ impl TrainingArgs {
     /// Steps of warm-up in a run of `total_steps`.
     pub fn warmup(&self, total_steps: usize) -> usize {
         self.warmup_steps.unwrap_or_else(|| (total_steps as f64 * self.warmup_ratio).ceil() as usize)
+    }
+
+    /// The names of the fields that differ, of those that the course of a run depends on.
+    pub(crate) fn differing(&self, other: &Self) -> Result<Vec<String>> {
+        let same_course = Self {
+            eval_batch_size: self.eval_batch_size,
+            eval_strategy: self.eval_strategy,
+            eval_on_start: self.eval_on_start,
+            gradient_checkpointing: self.gradient_checkpointing,
+            ..other.clone()
+        };
+        let (ours, theirs) = (serde_json::to_value(self)?, serde_json::to_value(same_course)?);
+        let ours = ours.as_object().into_iter().flatten();
+        Ok(ours
+            .filter(|(field, value)| theirs.get(field) != Some(value))
+            .map(|(field, _)| field.clone())
+            .collect())
     }
 
     pub(crate) fn adamw(&self) -> AdamWConfig {

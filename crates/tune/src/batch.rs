@@ -131,6 +131,18 @@ impl TokenizedSet {
         order
     }
 
+    /// A number that changes with the examples or their order (FNV-1a over ids and labels).
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut mix = |value: u64| hash = (hash ^ value).wrapping_mul(0x0000_0100_0000_01b3);
+        for example in &self.examples {
+            mix(example.ids.len() as u64);
+            example.ids.iter().for_each(|id| mix(u64::from(*id)));
+            example.labels.iter().for_each(|label| mix(*label as u64));
+        }
+        hash
+    }
+
     /// How many tokens the longest example has.
     pub fn longest(&self) -> usize {
         self.examples.iter().map(|example| example.ids.len()).max().unwrap_or(0)

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use tunebook_progress::interrupt::Interrupted;
+
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -204,6 +206,14 @@ pub enum Error {
     #[error("a callback failed: {0}")]
     Callback(String),
 
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] tunebook_models::Error),
+
+    /// The user asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -215,6 +225,13 @@ pub enum Error {
     /// A configuration could not be read or written.
     #[error("JSON: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// Whether this is the user's wish to stop, and nothing went wrong.
+    pub fn is_interruption(&self) -> bool {
+        matches!(self, Self::Interrupted(_))
+    }
 }
 
 fn list_or(names: &[String], none: &str) -> String {

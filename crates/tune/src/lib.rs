@@ -4,25 +4,36 @@
 //! [`Trainer`] moves the update, and nothing else, so that the completions of the [`Example`]s become likely; and the update is saved
 //! on its own, a few megabytes, in the format of Hugging Face's PEFT.
 
+mod adapters;
 mod args;
 mod atomic;
+mod backward;
 mod batch;
+mod encode;
 mod error;
+mod inject;
 mod lora;
+mod lora_linear;
 mod optim;
 mod parameter;
 pub mod peft;
 mod record;
 mod rng;
 mod schedule;
+mod step;
 mod target;
+mod trainer;
 
+pub use adapters::{AdapterInfo, Adapters};
 pub use args::{EvalStrategy, TrainingArgs};
 pub use batch::{Batch, Example, TokenizedExample, TokenizedSet};
 pub use error::{Error, Result};
 pub use lora::Lora;
+pub use lora_linear::LoraLinear;
 pub use optim::{AdamW, AdamWConfig};
 pub use parameter::{Gradients, Parameter, Parameters, clip_coefficient};
 pub use record::{Callback, EvalRecord, Plan, StepRecord};
 pub use schedule::{LrScheduler, Schedule};
+pub use step::{StepOutcome, Stepper};
 pub use target::TargetModules;
+pub use trainer::{Run, StopReason, Trainer};

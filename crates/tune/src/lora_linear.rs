@@ -113,7 +113,8 @@ impl LoraLinear {
         let mut stream = Stream::new(seed, &format!("{}.dropout", self.path), draw);
         let drop = self.lora_dropout as f32;
         let keep = 1.0 / (1.0 - drop);
-        let mask: Vec<f32> = (0..x.elem_count()).map(|_| if stream.uniform() < drop { 0.0 } else { keep }).collect();
+        let mask: Vec<f32> =
+            (0..x.elem_count()).map(|_| if stream.uniform() < drop { 0.0 } else { keep }).collect();
         Ok(Some(Tensor::from_vec(mask, x.shape(), x.device())?))
     }
 }

@@ -39,7 +39,7 @@ enum Moments {
 }
 
 /// The optimizer and its state.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct AdamW {
     config: AdamWConfig,
     steps: u64,

@@ -62,12 +62,15 @@ impl Gradients {
         Self(vec![None; parameters.len()])
     }
 
-    /// Adds to the gradient of parameter `index`. `gradient` must hold no graph.
-    pub(crate) fn add(&mut self, index: usize, gradient: Tensor) -> Result<()> {
+    /// Adds to the gradient of parameter `index`, counted in the parameters' order.
+    ///
+    /// # Errors
+    /// The shape is not that of what is there already.
+    pub fn add(&mut self, index: usize, gradient: Tensor) -> Result<()> {
         let slot = &mut self.0[index];
         *slot = Some(match slot.take() {
-            Some(sum) => (sum + gradient)?,
-            None => gradient,
+            Some(sum) => (sum + gradient.detach())?,
+            None => gradient.detach(), // a graph would keep every activation
         });
         Ok(())
     }

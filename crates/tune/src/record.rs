@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::trainer::Run;
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,6 +83,11 @@ pub trait Callback: Send {
 
     /// After every evaluation.
     fn on_eval(&mut self, _record: &EvalRecord) -> Result<()> {
+        Ok(())
+    }
+
+    /// When the run ends, whole or stopped.
+    fn on_end(&mut self, _run: &Run) -> Result<()> {
         Ok(())
     }
 }

@@ -1,0 +1,199 @@
+//! Loss and gradients of one batch, block by block.
+//!
+//! Candle's `backward` on the whole model would keep every activation's gradient in one table until it is done, and every block's
+//! graph until the end. Here each decoder block is a graph of its own, cut at its input:
+//!
+//! 1. forward: block i takes xᵢ, a leaf, and gives yᵢ with the graph between; xᵢ₊₁ is a copy of yᵢ's values, a leaf again;
+//! 2. the loss gives the gradient of the last x;
+//! 3. backward, from the last block to the first: yᵢ is seeded with the gradient of xᵢ₊₁ ([`Seed`]), which gives the gradients of the block's
+//!    trainable tensors and of xᵢ; then the block's graph is dropped.
+//!
+//! Blocks below the first trainable one build no graph at all, and the first trainable one computes no gradient of its input. With
+//! checkpointing, step 1 keeps the x alone and step 3 runs the block again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
+use tunebook_models::{Model, ops};
+use tunebook_progress::interrupt;
+
+use crate::batch::Batch;
+use crate::error::Result;
+use crate::lora_linear::Mode;
+use crate::parameter::{Gradients, Parameters};
+
+/// What does not change from batch to batch.
+pub(crate) struct Segments<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) parameters: &'a Parameters,
+    pub(crate) mode: &'a Mode,
+    pub(crate) gradient_checkpointing: bool,
+}
+
+/// One block between its forward and its backward pass.
+struct Segment {
+    input: Tensor,
+    /// `None` when the block is run again.
+    output: Option<Tensor>,
+}
+
+impl Segments<'_> {
+    /// The summed loss of a batch. Adds the gradient of `weight` · that sum to `gradients`, unless `reject` refuses the loss.
+    ///
+    /// # Errors
+    /// A failing operation, a refused loss, or the user's wish to stop, which is looked for between blocks. Nothing but `gradients` has
+    /// changed then.
+    pub(crate) fn loss_and_gradients(
+        &self,
+        batch: &Batch,
+        weight: f64,
+        gradients: &mut Gradients,
+        reject: impl FnOnce(f64) -> Result<()>,
+    ) -> Result<f64> {
+        let (model, blocks) = (self.model, self.model.num_blocks());
+        let first = self.parameters.first_block().unwrap_or(blocks);
+        let (b, t) = batch.ids.dims2()?;
+        let positions = model.positions(b, t)?;
+
+        self.mode.set_gradients(false);
+        let mut x = model.embed(&batch.ids)?.detach();
+        for block in 0..first {
+            interrupt::check()?;
+            x = model.block_forward(block, &x, &positions)?.detach();
+        }
+        let mut segments = Vec::with_capacity(blocks - first);
+        for block in first..blocks {
+            interrupt::check()?;
+            if self.gradient_checkpointing {
+                let y = model.block_forward(block, &x, &positions)?.detach();
+                segments.push(Segment { input: x, output: None });
+                x = y;
+            } else {
+                self.mode.set_gradients(true);
+                let input = if block == first { x } else { leaf(&x)? };
+                let output = model.block_forward(block, &input, &positions)?;
+                x = output.detach(); // the next block starts a graph of its own
+                segments.push(Segment { input, output: Some(output) });
+            }
+        }
+
+        let (loss, mut gradient) = self.head(&x, batch, weight, reject)?;
+        drop(x);
+
+        self.mode.set_gradients(true);
+        for block in (first..blocks).rev() {
+            interrupt::check()?;
+            let Some(segment) = segments.pop() else { break };
+            let (input, output) = match segment.output {
+                Some(output) => (segment.input, output),
+                None => {
+                    let input = if block == first { segment.input } else { leaf(&segment.input)? };
+                    let output = model.block_forward(block, &input, &positions)?;
+                    (input, output)
+                }
+            };
+            let mut store = seeded(&output, &gradient)?.backward()?;
+            for (index, parameter) in self.parameters.iter().enumerate().filter(|(_, p)| p.block == block) {
+                if let Some(found) = store.remove(parameter.var.as_tensor()) {
+                    gradients.add(index, found)?;
+                }
+            }
+            if block > first {
+                match store.remove(&input) {
+                    Some(found) => gradient = found,
+                    // The block cuts the graph: everything below it has no gradient either, which the check of step one reports.
+                    None => break,
+                }
+            }
+        }
+        Ok(loss)
+    }
+
+    /// The summed loss, and the gradient of `weight` times it with respect to the last block's output.
+    fn head(
+        &self,
+        x: &Tensor,
+        batch: &Batch,
+        weight: f64,
+        reject: impl FnOnce(f64) -> Result<()>,
+    ) -> Result<(f64, Tensor)> {
+        let x = leaf(x)?;
+        let sum = summed_loss(self.model, &x, batch)?;
+        let loss = f64::from(sum.to_scalar::<f32>()?);
+        reject(loss)?;
+        let gradient = match (sum * weight)?.backward()?.remove(&x) {
+            Some(gradient) => gradient,
+            None => x.zeros_like()?, // no position of this batch bears a loss
+        };
+        Ok((loss, gradient))
+    }
+}
+
+/// The summed loss of a batch without gradients.
+pub(crate) fn loss(model: &Model, batch: &Batch) -> Result<f64> {
+    let (b, t) = batch.ids.dims2()?;
+    let positions = model.positions(b, t)?;
+    let mut x = model.embed(&batch.ids)?;
+    for block in 0..model.num_blocks() {
+        interrupt::check()?;
+        x = model.block_forward(block, &x, &positions)?;
+    }
+    Ok(f64::from(summed_loss(model, &x, batch)?.to_scalar::<f32>()?))
+}
+
+/// # Shapes
+/// `x` `[b, t, hid]` -> a scalar.
+fn summed_loss(model: &Model, x: &Tensor, batch: &Batch) -> Result<Tensor> {
+    // [b, t, hid] -> [b·t, hid]
+    let hidden = model.final_norm(x)?.flatten(0, 1)?;
+    let (sum, _) = ops::cross_entropy(&hidden, &model.head_weight(), &batch.labels)?;
+    Ok(sum)
+}
+
+/// The start of a new graph: the values alone, marked as wanting a gradient.
+fn leaf(x: &Tensor) -> Result<Tensor> {
+    Ok(Var::from_tensor(&x.detach())?.into_inner())
+}
+
+/// A scalar whose `backward` gives `y` the gradient `gradient`.
+fn seeded(y: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    if y.device().is_cpu() {
+        return Ok(y.apply_op1(Seed(gradient.clone()))?);
+    }
+    Ok((y * gradient)?.sum_all()?)
+}
+
+/// What `(y · gradient).sum()` is for backward, without computing it: `backward` starts from a scalar, and its value is of no use.
+struct Seed(Tensor);
+
+impl CustomOp1 for Seed {
+    fn name(&self) -> &'static str {
+        "seed"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn seeding_is_the_gradient_of_the_product() {
+        let x = Var::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
+        let gradient = Tensor::new(&[0.5f32, -1.0, 2.0], &Device::Cpu).unwrap();
+        let y = x.as_tensor().sqr().unwrap();
+        let with_seed = seeded(&y, &gradient).unwrap().backward().unwrap();
+        let with_product = (&y * &gradient).unwrap().sum_all().unwrap().backward().unwrap();
+        let values =
+            |store: &candle_core::backprop::GradStore| store.get(&x).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&with_seed), [1.0, -4.0, 12.0]);
+        assert_eq!(values(&with_seed), values(&with_product));
+    }
+}

@@ -1,0 +1,224 @@
+//! One optimizer step: gradients of some batches, clipping, AdamW.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use tunebook_models::Model;
+
+use crate::adapters::{self, Adapter};
+use crate::args::TrainingArgs;
+use crate::backward::Segments;
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::lora_linear::Mode;
+use crate::optim::AdamW;
+use crate::parameter::{Gradients, Parameters, clip_coefficient};
+use crate::schedule::Schedule;
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOutcome {
+    /// Mean loss per loss-bearing token, before the update.
+    pub loss: f64,
+    /// The learning rate used.
+    pub learning_rate: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// A run between two steps. The data order and the dropout masks follow from the arguments and the number of steps.
+#[derive(Clone, Default)]
+pub(crate) struct RunState {
+    pub(crate) steps: usize,
+    pub(crate) optimizer: AdamW,
+    /// In the order of the parameters.
+    pub(crate) weights: Vec<(String, Vec<f32>)>,
+}
+
+impl fmt::Debug for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunState")
+            .field("steps", &self.steps)
+            .field("tensors", &self.weights.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Takes the steps of one run on the active adapter of a model. This is all that [`Trainer`](crate::Trainer) does between two records;
+/// it is public for those who bring batches of their own.
+#[derive(Debug)]
+pub struct Stepper {
+    model: Model,
+    adapter: Arc<Adapter>,
+    parameters: Parameters,
+    optimizer: AdamW,
+    schedule: Schedule,
+    args: TrainingArgs,
+    steps: usize,
+}
+
+impl Stepper {
+    /// For a run of `total_steps`, none taken yet.
+    ///
+    /// # Errors
+    /// The arguments are refused, or no adapter is active.
+    pub fn new(model: &Model, args: &TrainingArgs, total_steps: usize) -> Result<Self> {
+        args.validate()?;
+        let adapter = adapters::active(model)?;
+        Ok(Self {
+            model: model.clone(),
+            parameters: adapter.parameters(),
+            adapter,
+            optimizer: AdamW::new(args.adamw()),
+            schedule: Schedule::new(
+                args.lr_scheduler,
+                args.learning_rate,
+                args.warmup(total_steps),
+                total_steps,
+            ),
+            args: args.clone(),
+            steps: 0,
+        })
+    }
+
+    /// One step on these batches together: the loss is the mean over all their loss-bearing tokens, however they are divided.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite, a trainable tensor without a gradient (looked for in the first step), the user's wish to
+    /// stop, or a failing operation. The weights are then as they were.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepOutcome> {
+        let (total, gradients) = self.gradients(batches)?;
+        let label_tokens = label_tokens(batches);
+        if self.steps == 0 {
+            self.check_gradients(&gradients)?;
+        }
+        let grad_norm = gradients.norm()?;
+        if !grad_norm.is_finite() {
+            return Err(Error::GradientNotFinite {
+                step: self.steps + 1,
+                norm: grad_norm,
+                rows: rows(batches),
+            });
+        }
+        let max_norm = self.args.max_grad_norm;
+        let scale = if max_norm > 0.0 { clip_coefficient(grad_norm, max_norm) } else { 1.0 };
+        let learning_rate = self.schedule.learning_rate(self.steps);
+        self.optimizer.step(&self.parameters, &gradients, learning_rate, scale)?;
+        self.steps += 1;
+        Ok(StepOutcome { loss: total / label_tokens as f64, learning_rate, grad_norm })
+    }
+
+    /// The summed loss of the batches and the gradient of their mean loss, without a step.
+    ///
+    /// # Errors
+    /// As [`Stepper::step`].
+    pub fn gradients(&self, batches: &[Batch]) -> Result<(f64, Gradients)> {
+        let mode = &self.adapter.mode;
+        let _training = Training::start(mode);
+        let segments = Segments {
+            model: &self.model,
+            parameters: &self.parameters,
+            mode,
+            gradient_checkpointing: self.args.gradient_checkpointing,
+        };
+        let weight = 1.0 / label_tokens(batches) as f64;
+        let mut gradients = Gradients::new(&self.parameters);
+        let mut total = 0.0;
+        for (index, batch) in batches.iter().enumerate() {
+            mode.set_draw(
+                self.args.seed,
+                (self.steps * self.args.gradient_accumulation_steps + index) as u64,
+            );
+            let step = self.steps + 1;
+            total += segments.loss_and_gradients(batch, weight, &mut gradients, |loss| {
+                let rows = || batch.rows.clone();
+                if loss.is_finite() { Ok(()) } else { Err(Error::NotFinite { step, loss, rows: rows() }) }
+            })?;
+        }
+        Ok((total, gradients))
+    }
+
+    /// The adapter that is trained.
+    pub fn adapter_name(&self) -> &str {
+        self.adapter.name()
+    }
+
+    /// The trained tensors.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Everything that the next step depends on.
+    pub(crate) fn state(&self) -> Result<RunState> {
+        let mut weights = Vec::with_capacity(self.parameters.len());
+        for parameter in self.parameters.iter() {
+            weights.push((parameter.name.clone(), parameter.var.flatten_all()?.to_vec1()?));
+        }
+        Ok(RunState { steps: self.steps, optimizer: self.optimizer.clone(), weights })
+    }
+
+    /// Puts back what [`Stepper::state`] gave.
+    ///
+    /// # Errors
+    /// The tensors are not those that are trained here. Nothing has changed then.
+    pub(crate) fn restore(&mut self, state: &RunState) -> Result<()> {
+        let fits = state.weights.len() == self.parameters.len()
+            && self.parameters.iter().zip(&state.weights).all(|(parameter, (name, values))| {
+                parameter.name == *name && parameter.var.elem_count() == values.len()
+            });
+        if !fits {
+            let problem =
+                "its tensors are not those of the active adapter: another rank or other target modules"
+                    .to_owned();
+            return Err(Error::Continue { problem });
+        }
+        for (parameter, (_, values)) in self.parameters.iter().zip(&state.weights) {
+            parameter.var.set(&Tensor::from_slice(values, parameter.var.shape(), parameter.var.device())?)?;
+        }
+        self.optimizer = state.optimizer.clone();
+        self.steps = state.steps;
+        Ok(())
+    }
+
+    fn check_gradients(&self, gradients: &Gradients) -> Result<()> {
+        let names: Vec<String> = self
+            .parameters
+            .iter()
+            .zip(gradients.iter())
+            .filter(|(_, gradient)| gradient.is_none())
+            .map(|(parameter, _)| parameter.name.clone())
+            .collect();
+        if names.is_empty() { Ok(()) } else { Err(Error::NoGradient { names }) }
+    }
+}
+
+fn label_tokens(batches: &[Batch]) -> usize {
+    batches.iter().map(|batch| batch.label_tokens).sum::<usize>().max(1)
+}
+
+fn rows(batches: &[Batch]) -> Vec<usize> {
+    batches.iter().flat_map(|batch| batch.rows.iter().copied()).collect()
+}
+
+/// Dropout and the graph are on while this lives, and off after it, however the step ends.
+struct Training<'a>(&'a Mode);
+
+impl<'a> Training<'a> {
+    fn start(mode: &'a Mode) -> Self {
+        mode.set_training(true);
+        Self(mode)
+    }
+}
+
+impl Drop for Training<'_> {
+    fn drop(&mut self) {
+        self.0.set_training(false);
+        self.0.set_gradients(false);
+    }
+}

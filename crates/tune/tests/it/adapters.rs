@@ -1,0 +1,182 @@
+//! Adapters on a model: several of them, their files, and what is refused.
+
+use tunebook_models::Projection;
+use tunebook_tune::peft::{CONFIG_FILE, TENSORS_FILE};
+use tunebook_tune::{Adapters, Error, Example, Lora, Trainer, TrainingArgs};
+
+use crate::common::*;
+
+const IDS: [u32; 5] = [1, 20, 30, 40, 50];
+
+fn lora(seed: u64) -> Lora {
+    Lora { r: 3, lora_alpha: 5.0, init_lora_weights: false, init_seed: seed, ..Default::default() }
+}
+
+fn path(dir: &tempfile::TempDir) -> &str {
+    dir.path().to_str().unwrap()
+}
+
+#[test]
+fn several_are_resident_and_one_is_active() {
+    let model = tiny();
+    let base = logits(&model, &IDS);
+    model.add_adapter("one", &lora(1)).unwrap();
+    let one = logits(&model, &IDS);
+    let targets = Lora { target_modules: ["down_proj"].into(), ..lora(2) };
+    model.add_adapter("two", &targets).unwrap();
+    let two = logits(&model, &IDS);
+    assert!(one != base && two != base && one != two);
+
+    let same = model.clone();
+    same.set_adapter("one").unwrap();
+    assert_eq!(logits(&model, &IDS), one, "every handle sees the switch, and the other's layers are out");
+    assert_eq!(model.active_adapter().as_deref(), Some("one"));
+    let infos = model.adapters();
+    assert_eq!(
+        infos.iter().map(|info| (info.name.as_str(), info.active)).collect::<Vec<_>>(),
+        [("one", true), ("two", false)]
+    );
+    assert_eq!(infos[1].modules, ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]);
+
+    model.disable_adapters();
+    assert_eq!(logits(&model, &IDS), base);
+    assert_eq!(model.active_adapter(), None);
+    model.enable_adapters().unwrap();
+    assert_eq!(logits(&model, &IDS), one);
+    model.delete_adapter("two").unwrap();
+    assert_eq!(logits(&model, &IDS), one, "the active one stays");
+    model.delete_adapter("one").unwrap();
+    assert_eq!(logits(&model, &IDS), base);
+    assert!(model.adapters().is_empty());
+    assert!(model.enable_adapters().is_err());
+}
+
+#[test]
+fn another_model_knows_nothing_of_them() {
+    let (model, other) = (tiny(), tiny());
+    let base = logits(&other, &IDS);
+    model.add_adapter("one", &lora(1)).unwrap();
+    assert!(other.adapters().is_empty());
+    assert_eq!(logits(&other, &IDS), base);
+    other.add_adapter("one", &lora(2)).unwrap();
+    assert_ne!(logits(&other, &IDS), logits(&model, &IDS));
+}
+
+#[test]
+fn what_is_saved_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    let config =
+        Lora { target_modules: "all-linear".into(), lora_dropout: 0.25, use_rslora: true, ..lora(3) };
+    model.add_adapter("poet", &config).unwrap();
+    let train = [Example::new("a", "b"), Example::new("c", "d")];
+    Trainer::new(&model, &TrainingArgs { learning_rate: 1e-2, ..Default::default() })
+        .fit(&train, &[])
+        .unwrap();
+    let expected = logits(&model, &IDS);
+    let folder = model.save_adapter("poet", path(&dir)).unwrap();
+    assert_eq!(folder, dir.path().join("poet"), "as save_pretrained does");
+
+    let fresh = tiny();
+    let info = fresh.load_adapter("poet", path(&dir)).unwrap();
+    assert_eq!(logits(&fresh, &IDS), expected);
+    assert!(info.active && info.warnings.is_empty(), "{info}");
+    assert_eq!((info.config.r, info.config.lora_dropout, info.config.use_rslora), (3, 0.25, true));
+    assert_eq!(info.modules.len(), 14);
+    // The folder itself will do as well, under any name.
+    fresh.load_adapter("other", folder.to_str().unwrap()).unwrap();
+    assert_eq!(logits(&fresh, &IDS), expected);
+    // "default" has no subfolder.
+    fresh.load_adapter("default", folder.to_str().unwrap()).unwrap();
+    let plain = tempfile::tempdir().unwrap();
+    assert_eq!(fresh.save_adapter("default", path(&plain)).unwrap(), plain.path());
+    for file in [CONFIG_FILE, TENSORS_FILE] {
+        assert!(plain.path().join(file).is_file());
+    }
+}
+
+#[test]
+fn all_linear_is_written_out_as_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    model.add_adapter("default", &Lora { target_modules: "all-linear".into(), ..lora(1) }).unwrap();
+    model.save_adapter("default", path(&dir)).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join(CONFIG_FILE)).unwrap()).unwrap();
+    assert_eq!(
+        config["target_modules"],
+        serde_json::json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    );
+}
+
+#[test]
+fn wrong_configurations_are_refused_and_leave_the_model_alone() {
+    let model = tiny();
+    let base = logits(&model, &IDS);
+    let refused = |name: &str, config: Lora| model.add_adapter(name, &config).unwrap_err().to_string();
+    let error = refused("a", Lora { target_modules: ["query_proj"].into(), ..lora(1) });
+    assert!(error.contains("`query_proj`"), "{error}");
+    assert!(error.contains("q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"), "{error}");
+    assert!(refused("a", Lora { r: 0, ..lora(1) }).contains("`Lora.r` is 0"));
+    assert!(refused("a/b", lora(1)).contains("adapter name `a/b`"));
+    assert!(model.adapters().is_empty());
+    assert_eq!(logits(&model, &IDS), base);
+    model.add_adapter("a", &lora(1)).unwrap();
+    assert!(refused("a", lora(1)).contains("an adapter named `a` is already"));
+    let missing = model.set_adapter("b").unwrap_err().to_string();
+    assert!(missing.contains("no adapter named `b` on this model; it has: a"), "{missing}");
+    assert!(matches!(model.delete_adapter("b"), Err(Error::NoSuchAdapter { .. })));
+    assert!(matches!(model.save_adapter("b", "x"), Err(Error::NoSuchAdapter { .. })));
+}
+
+#[test]
+fn wrong_files_are_refused_and_leave_the_model_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    let base = logits(&model, &IDS);
+    let nothing = model.load_adapter("a", path(&dir)).unwrap_err().to_string();
+    assert!(nothing.contains("no adapter here") && nothing.contains("a/adapter_config.json"), "{nothing}");
+
+    // Another rank in the configuration than in the tensors.
+    let other = tiny();
+    other.add_adapter("default", &lora(1)).unwrap();
+    other.save_adapter("default", path(&dir)).unwrap();
+    let config = dir.path().join(CONFIG_FILE);
+    let good = std::fs::read_to_string(&config).unwrap();
+    let load = |from: &str, to: &str| {
+        assert!(good.contains(from), "{good}");
+        std::fs::write(&config, good.replace(from, to)).unwrap();
+        model.load_adapter("a", path(&dir)).unwrap_err().to_string()
+    };
+    let error = load("\"r\": 3", "\"r\": 4");
+    assert!(error.contains("is [3, 32], expected [4, 32]"), "{error}");
+    let error = load("\"v_proj\"", "\"o_proj\"");
+    assert!(
+        error.contains("expected tensors for 4 projections") && error.contains("2 are missing"),
+        "{error}"
+    );
+    let error = load(",\n    \"v_proj\"", "");
+    assert!(error.contains("`model.layers.0.self_attn.v_proj`, which is no target module"), "{error}");
+    let error = load("\"v_proj\"", "\"value\"");
+    assert!(error.contains("target module `value` matches no projection"), "{error}");
+    assert!(model.adapters().is_empty());
+    assert_eq!(logits(&model, &IDS), base);
+
+    std::fs::write(&config, good.replace("lora_tiny/model", "another/base")).unwrap();
+    let info = model.load_adapter("a", path(&dir)).unwrap();
+    assert_eq!(model.slots()[0].base().in_features(), 32);
+    assert_eq!(info.warnings.is_empty(), !good.contains("lora_tiny/model"), "{info}");
+}
+
+#[test]
+fn says_how_little_is_trained() {
+    let model = tiny();
+    let info = model.add_adapter("a", &Lora { r: 4, lora_alpha: 8.0, ..Default::default() }).unwrap();
+    // q: 4·32 + 32·4, v: 4·32 + 16·4, twice
+    assert_eq!(info.trainable_parameters, 896);
+    let text = info.to_string();
+    assert!(
+        text.starts_with("a: LoRA r=4, lora_alpha=8, 4 modules; trainable params: 896 || all params: "),
+        "{text}"
+    );
+}

@@ -1,0 +1,11 @@
+//! Tests of the whole crate: against torch, transformers and PEFT (golden values and, where installed, themselves), and of what
+//! must hold for every run.
+//!
+//! Some of them press Stop, which is one flag for the process: `cargo nextest run` gives each test a process of its own.
+
+mod adapters;
+mod common;
+mod invariants;
+mod peers;
+mod smollm;
+mod tiny;
