@@ -42,6 +42,12 @@ impl Execution<'_> {
     /// # Errors
     /// [`Error::Other`] names the file.
     pub fn check(&self) -> Result<()> {
+        if self.notebook.extension().is_none_or(|extension| extension != "ipynb") {
+            return Err(Error::Other(format!(
+                "{} is not a notebook: its name must end in .ipynb",
+                self.notebook.display()
+            )));
+        }
         if self.notebook.is_file() {
             return Ok(());
         }

@@ -65,19 +65,13 @@ pub fn look(build: (&Path, bool), cache: (&Path, bool)) -> Found {
         free_bytes: free_bytes(folder),
         needed_bytes: if there { 512 << 20 } else { needed },
     };
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-    // $CC may hold arguments.
-    let mut compiler = compiler.split_whitespace();
     Found {
         os: std::env::consts::OS.to_owned(),
         arch: std::env::consts::ARCH.to_owned(),
         kernel: std::fs::read_to_string("/proc/version").unwrap_or_default(),
         rustc: process::capture(process::command("rustc").arg("-vV"), "rustc -vV").ok(),
-        c_compiler: process::capture(
-            process::command(compiler.next().unwrap_or("cc")).args(compiler).arg("--version"),
-            "cc --version",
-        )
-        .is_ok(),
+        // rustc links with `cc`, whatever CC says.
+        c_compiler: process::capture(process::command("cc").arg("--version"), "cc --version").is_ok(),
         python: find_python(),
         free: vec![space(build, BUILD_BYTES), space(cache, MODEL_BYTES)],
     }
@@ -117,7 +111,7 @@ pub fn missing(found: &Found) -> Vec<String> {
     if !found.c_compiler {
         lines.push(
             "a C compiler: `cc` does not start. Debian and Ubuntu: `sudo apt install build-essential`; \
-             Fedora: `sudo dnf install gcc`; or set CC."
+             Fedora: `sudo dnf install gcc`."
                 .to_owned(),
         );
     }

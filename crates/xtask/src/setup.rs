@@ -169,6 +169,11 @@ impl Setup {
         self.notebook_python().python()
     }
 
+    /// The base model's file in the cache.
+    pub fn base_model_file(&self) -> PathBuf {
+        base_model::path(&self.cache)
+    }
+
     /// The Python of the peers, when there is one.
     pub fn peers_python(&self) -> Option<PathBuf> {
         Some(self.peers_folder().join("bin/python")).filter(|python| python.exists())

@@ -14,11 +14,19 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Reads the counts out of what `cargo nextest run` or `cargo test` wrote. A run that failed without a failed
+    /// Reads the counts out of what `cargo nextest run` or `cargo test` wrote. A passed test that wrote a line
+    /// `SKIPPED: why` counts as skipped. A run that failed without a failed
     /// test (it did not compile) counts as one failure.
     pub fn of_run(succeeded: bool, text: &str) -> Self {
         let mut tally = Self::default();
+        let mut told = 0;
         for line in text.lines() {
+            // A test that finds out while it runs that something it needs is missing ends well and says so.
+            if line.trim_start().starts_with("SKIPPED: ") {
+                tally.skipped += 1;
+                told += 1;
+                continue;
+            }
             // nextest: "Summary [   3.4s] 12 tests run: 10 passed (1 slow), 2 failed, 1 skipped"
             // libtest: "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; ..."
             let counts = match line.trim_start() {
@@ -44,6 +52,7 @@ impl Tally {
                 }
             }
         }
+        tally.passed = tally.passed.saturating_sub(told);
         if !succeeded && tally.failed == 0 {
             tally.failed = 1;
         }
@@ -96,6 +105,13 @@ mod tests {
         let text = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.0s\n\
                     test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out\n";
         assert_eq!(Tally::of_run(false, text), tally(7, 1, 1));
+    }
+
+    #[test]
+    fn a_test_that_says_it_skipped_did_not_pass() {
+        let text =
+            "  stderr ───\n    SKIPPED: no torch\n  Summary [ 0.1s] 3 tests run: 3 passed, 0 skipped\n";
+        assert_eq!(Tally::of_run(true, text), tally(2, 0, 1));
     }
 
     #[test]

@@ -87,16 +87,20 @@ impl Tests {
 
     /// All crates in one command each, so that their dependencies are resolved and compiled once.
     fn crates(&mut self, setup: &Setup, crates: &[String]) {
-        let runner: &[&str] = if has_component(&setup.root, "nextest") {
-            &["nextest", "run", "--no-fail-fast", "--color=never"]
+        // What passing tests write is shown: some say that they skipped, and why.
+        let nextest = has_component(&setup.root, "nextest");
+        let mut command = if nextest {
+            let words = ["nextest", "run", "--no-fail-fast", "--color=never", "--success-output=immediate"];
+            self.cargo(setup, &words, crates)
         } else {
-            &["test", "--no-fail-fast", "--lib", "--bins", "--tests", "--color=never"]
+            let words = ["test", "--no-fail-fast", "--lib", "--bins", "--tests", "--color=never"];
+            self.cargo(setup, &words, crates)
         };
-        let mut command = self.cargo(setup, runner, crates);
-        match (runner[0], self.long) {
-            ("nextest", true) => command.arg("--run-ignored=all"),
-            ("test", true) => command.args(["--", "--include-ignored"]),
-            _ => &mut command,
+        match (nextest, self.long) {
+            (true, true) => command.arg("--run-ignored=all"),
+            (true, false) => &mut command,
+            (false, true) => command.args(["--", "--show-output", "--include-ignored"]),
+            (false, false) => command.args(["--", "--show-output"]),
         };
         self.runs("unit and integration tests", &mut command);
 
