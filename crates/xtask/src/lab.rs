@@ -12,6 +12,7 @@ use crate::setup::Setup;
 pub fn open(setup: &Setup, browser: bool, port: Option<u16>) -> Result<()> {
     let mut command = process::command(setup.python());
     command.args(["-m", "jupyterlab"]).arg(format!("--ServerApp.root_dir={}", setup.root.display()));
+    command.arg("--MultiKernelManager.default_kernel_name=tunebook");
     if !browser {
         command.arg("--no-browser");
     }
@@ -23,7 +24,8 @@ pub fn open(setup: &Setup, browser: bool, port: Option<u16>) -> Result<()> {
         command.arg("--allow-root");
     }
     if let Some(first) = notebook::in_folder(&setup.root.join("notebooks"))?.first() {
-        command.arg(first);
+        let path = first.strip_prefix(&setup.root).unwrap_or(first).display().to_string();
+        command.arg(format!("--LabApp.default_url=/lab/tree/{}", path.replace(' ', "%20")));
     }
     become_program(command.current_dir(&setup.root))
 }
