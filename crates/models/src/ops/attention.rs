@@ -107,6 +107,7 @@ impl CustomOp3 for Flash {
         v: &CpuStorage,
         lv: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("attention forward");
         let Sizes { b, t, h, d, .. } = self.sizes;
         let (y, log_sums) =
             self.forward(values(q, lq)?, Keys::of(k, lk, self.sizes)?, Keys::of(v, lv, self.sizes)?);
@@ -123,6 +124,7 @@ impl CustomOp3 for Flash {
         y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let _time = super::profile::time("attention backward");
         let dy = flat(dy)?;
         let (qv, kv, vv, yv, dv) =
             (Values::of(q)?, Values::of(k)?, Values::of(v)?, Values::of(y)?, Values::of(&dy)?);

@@ -58,6 +58,7 @@ impl CustomOp2 for CrossEntropy {
         w: &CpuStorage,
         lw: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("cross_entropy forward");
         let (vocab, hid) = lw.shape().dims2()?;
         let (hidden, w) = (values(h, lh)?, values(w, lw)?);
         let head = Mat::new(w, vocab, hid);
@@ -113,6 +114,7 @@ impl CustomOp2 for CrossEntropy {
         _loss: &Tensor,
         d: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _time = super::profile::time("cross_entropy backward");
         let d = d.to_scalar::<f32>()?;
         let mut kept = self.gradients.lock().unwrap_or_else(|e| e.into_inner());
         let dh = kept[0].scaled(d, h)?;

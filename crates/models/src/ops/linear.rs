@@ -37,6 +37,7 @@ impl CustomOp1 for Frozen {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("linear forward");
         let (out, inp) = self.w.dims2()?;
         let x = values(x, layout)?;
         let w = Values::of(&self.w)?;
@@ -47,6 +48,7 @@ impl CustomOp1 for Frozen {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _time = super::profile::time("linear backward");
         if !x.track_op() {
             return Ok(None);
         }
@@ -79,6 +81,7 @@ impl CustomOp2 for Trained {
         w: &CpuStorage,
         lw: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("linear forward");
         let (out, inp) = lw.shape().dims2()?;
         let (x, w) = (values(x, lx)?, values(w, lw)?);
         let y = product(Mat::new(x, x.len() / inp, inp), Mat::new(w, out, inp).t());
@@ -92,6 +95,7 @@ impl CustomOp2 for Trained {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _time = super::profile::time("linear backward");
         let dx = if x.track_op() { Some(input_gradient(x, w, dy)?) } else { None };
         let dw = if w.track_op() {
             let (out, inp) = w.dims2()?;
@@ -169,6 +173,7 @@ impl CustomOp3 for Lora {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("lora_linear forward");
         let (out, inp) = self.w.dims2()?;
         let r = la.dims()[0];
         let (x, a, b) = (values(x, lx)?, values(a, la)?, values(b, lb)?);
@@ -193,6 +198,7 @@ impl CustomOp3 for Lora {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let _time = super::profile::time("lora_linear backward");
         let (out, inp) = self.w.dims2()?;
         let r = a.dim(0)?;
         let dy = flat(dy)?;

@@ -8,10 +8,11 @@
 use candle_core::{DType, Result, Shape, Tensor, bail};
 
 mod attention;
-mod cpu;
+pub mod cpu;
 mod cross_entropy;
 mod linear;
 pub mod naive;
+pub mod profile;
 mod rms_norm;
 mod rope;
 mod swiglu;

@@ -28,11 +28,13 @@ impl CustomOp1 for Frozen {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("rms_norm forward");
         let w = Values::of(&self.w)?;
         Ok((CpuStorage::F32(forward(values(x, layout)?, &w, self.eps)), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _time = super::profile::time("rms_norm backward");
         let dy = flat(dy)?;
         let (dx, _) = backward(&Values::of(x)?, &Values::of(&self.w)?, &Values::of(&dy)?, self.eps, false);
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
@@ -55,6 +57,7 @@ impl CustomOp2 for Trained {
         w: &CpuStorage,
         lw: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("rms_norm forward");
         Ok((CpuStorage::F32(forward(values(x, lx)?, values(w, lw)?, self.eps)), lx.shape().clone()))
     }
 
@@ -65,6 +68,7 @@ impl CustomOp2 for Trained {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _time = super::profile::time("rms_norm backward");
         let dy = flat(dy)?;
         let (dx, dw) = backward(&Values::of(x)?, &Values::of(w)?, &Values::of(&dy)?, self.eps, true);
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;

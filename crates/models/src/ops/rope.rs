@@ -53,10 +53,12 @@ impl CustomOp1 for Rope {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("rope forward");
         Ok((CpuStorage::F32(self.turn(values(x, layout)?, 1.)?), self.shape.clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _time = super::profile::time("rope backward");
         let dy = flat(dy)?;
         Tensor::from_vec(self.turn(&Values::of(&dy)?, -1.)?, x.shape(), x.device()).map(Some)
     }

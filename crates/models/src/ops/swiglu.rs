@@ -31,6 +31,7 @@ impl CustomOp2 for Swiglu {
         up: &CpuStorage,
         lu: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _time = super::profile::time("swiglu forward");
         let (gate, up) = (values(gate, lg)?, values(up, lu)?);
         // SAFETY: every chunk is written.
         let mut y = unsafe { uninit(gate.len()) };
@@ -48,6 +49,7 @@ impl CustomOp2 for Swiglu {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _time = super::profile::time("swiglu backward");
         let dy = flat(dy)?;
         let (g, u, d) = (Values::of(gate)?, Values::of(up)?, Values::of(&dy)?);
         // SAFETY: every chunk of both is written.

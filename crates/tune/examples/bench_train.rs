@@ -1,0 +1,214 @@
+//! Our side of `cargo xtask bench train`: answers each `step` on standard input with the seconds that it took, and
+//! `end` with the peak memory. The step is [`Stepper::step`], which is what [`Trainer`](tunebook_tune::Trainer) calls.
+//!
+//! `bench_train MODEL IDS [--dtype=f32] [--method=lora] [--checkpointing]`
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::error::Error;
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tunebook_models::ops::cpu::gemm::{Mat, product};
+use tunebook_models::ops::profile;
+use tunebook_models::{Config, Device, Model};
+use tunebook_tune::{Adapters, Batch, Lora, Stepper, TokenizedExample, TrainingArgs};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench_train: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut paths = Vec::new();
+    let mut checkpointing = false;
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--checkpointing" => checkpointing = true,
+            "--dtype=f32" | "--method=lora" => {}
+            threads if threads.starts_with("--threads=") => {} // rayon reads RAYON_NUM_THREADS
+            option if option.starts_with("--") => return Err(format!("does not know {option}").into()),
+            _ => paths.push(argument),
+        }
+    }
+    let [model, ids] = paths.as_slice() else { return Err("needs MODEL and IDS".into()) };
+    let device = Device::Cpu;
+    let batches: Vec<Vec<Vec<u32>>> = serde_json::from_slice(&std::fs::read(ids)?)?;
+    let model = Model::load(model, &device)?;
+    let lora = Lora {
+        r: 8,
+        lora_alpha: 16.0,
+        lora_dropout: 0.0,
+        target_modules: ["q_proj", "v_proj"].into(),
+        ..Default::default()
+    };
+    model.add_adapter("bench", &lora)?;
+    // A constant rate from the first step, as the peer's.
+    let args = TrainingArgs {
+        learning_rate: 2e-4,
+        lr_scheduler: tunebook_tune::LrScheduler::Constant,
+        warmup_ratio: 0.0,
+        gradient_checkpointing: checkpointing,
+        ..Default::default()
+    };
+    let mut stepper = Stepper::new(&model, &args, batches.len())?;
+    let mut answer = std::io::stdout();
+    writeln!(answer, "{}", json!({"ready": true}))?;
+    let mut step = 0;
+    for line in std::io::stdin().lock().lines() {
+        let reply = match line?.trim() {
+            "step" => {
+                let rows: Vec<TokenizedExample> =
+                    batches[step % batches.len()].iter().map(whole_row).collect();
+                let batch = Batch::new(&rows.iter().collect::<Vec<_>>(), 0, &device)?;
+                step += 1;
+                let start = Instant::now();
+                let outcome = stepper.step(&[batch])?;
+                json!({"secs": start.elapsed().as_secs_f64(), "loss": outcome.loss})
+            }
+            "sgemm" => sgemm(model.config(), batches[0].len() * batches[0][0].len()),
+            "end" => {
+                // One more step with the clock in every operation, which the others are spared.
+                let peak = peak_rss_mb()?;
+                let rows: Vec<TokenizedExample> = batches[0].iter().map(whole_row).collect();
+                let batch = Batch::new(&rows.iter().collect::<Vec<_>>(), 0, &device)?;
+                profile::start();
+                let start = Instant::now();
+                stepper.step(&[batch])?;
+                let whole = start.elapsed().as_secs_f64();
+                json!({
+                    "peak_rss_mb": peak,
+                    "profile_secs": parts(whole),
+                    "versions": {"tunebook": env!("CARGO_PKG_VERSION"), "candle": "0.11"},
+                })
+            }
+            other => return Err(format!("was asked `{other}`; knows step, sgemm, end").into()),
+        };
+        writeln!(answer, "{reply}")?;
+        answer.flush()?;
+    }
+    Ok(())
+}
+
+/// Every position labelled.
+fn whole_row(ids: &Vec<u32>) -> TokenizedExample {
+    TokenizedExample { row: 0, ids: ids.clone(), labels: ids.iter().map(|&id| i64::from(id)).collect() }
+}
+
+fn parts(whole: f64) -> Value {
+    let mut rest = whole;
+    let mut parts = serde_json::Map::new();
+    for (part, time) in profile::stop() {
+        rest -= time.as_secs_f64();
+        parts.insert(part.to_owned(), json!(time.as_secs_f64()));
+    }
+    parts.insert("everything else".to_owned(), json!(rest));
+    parts.insert("step".to_owned(), json!(whole));
+    Value::Object(parts)
+}
+
+/// Arithmetic speed of the products that a step consists of (`x · wᵀ` forward, `dy · w` backward), by candle's matrix
+/// product (the `gemm` crate) and by ours: the most that a step could reach.
+fn sgemm(config: &Config, m: usize) -> Value {
+    let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) =
+        (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let layers = config.num_hidden_layers;
+    // [out, in] and how often
+    let shapes = [
+        (q, hidden, layers),
+        (kv, hidden, 2 * layers),
+        (hidden, q, layers),
+        (ffn, hidden, 2 * layers),
+        (hidden, ffn, layers),
+        (config.vocab_size, hidden, 1),
+    ];
+    let macs: usize = shapes.iter().map(|(out, inp, count)| out * inp * count).sum();
+    let flops_per_token = 4 * macs;
+    let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i % 251) as f32 / 251. - 0.5).collect() };
+    let (mut theirs, mut own) = (0., 0.);
+    for (out, inp, count) in shapes {
+        let (x, w, dy) = (numbers(m * inp), numbers(out * inp), numbers(m * out));
+        let (mut y, mut dx) = (vec![0f32; m * out], vec![0f32; m * inp]);
+        let repeats = if out * inp > 10_000_000 { 2 } else { 5 };
+        theirs += count as f64
+            * best(repeats, || {
+                gemm_crate(m, out, inp, &mut y, &x, (inp, 1), &w, (1, inp));
+                gemm_crate(m, inp, out, &mut dx, &dy, (out, 1), &w, (inp, 1));
+            });
+        own += count as f64
+            * best(repeats, || {
+                y = product(Mat::new(&x, m, inp), Mat::new(&w, out, inp).t());
+                dx = product(Mat::new(&dy, m, out), Mat::new(&w, out, inp));
+            });
+    }
+    let gflops = |secs: f64| (flops_per_token * m) as f64 / secs / 1e9;
+    json!({"gemm_crate": gflops(theirs), "own": gflops(own), "flops_per_token": flops_per_token})
+}
+
+fn best(repeats: usize, mut work: impl FnMut()) -> f64 {
+    (0..repeats)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+/// `c = a · b` by the `gemm` crate; strides are (row, column).
+#[allow(clippy::too_many_arguments)]
+fn gemm_crate(
+    m: usize,
+    n: usize,
+    k: usize,
+    c: &mut [f32],
+    a: &[f32],
+    sa: (usize, usize),
+    b: &[f32],
+    sb: (usize, usize),
+) {
+    assert!(c.len() == m * n && a.len() == m * k && b.len() == k * n);
+    // SAFETY: the buffers hold matrices of these shapes.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            a.as_ptr(),
+            sa.1 as isize,
+            sa.0 as isize,
+            b.as_ptr(),
+            sb.1 as isize,
+            sb.0 as isize,
+            0.,
+            1.,
+            false,
+            false,
+            false,
+            gemm::Parallelism::Rayon(0),
+        );
+    }
+}
+
+/// The most memory that this process ever held, in units of 10⁶ bytes.
+fn peak_rss_mb() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib: f64 =
+        line.and_then(|l| l.split_whitespace().next()).ok_or("no VmHWM in /proc/self/status")?.parse()?;
+    Ok(kib * 1024. / 1e6)
+}
