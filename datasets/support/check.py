@@ -27,9 +27,9 @@ TIME = re.compile(
     r"\d|\b("
     r"(mon|tues|wednes|thurs|fri|satur|sun)days?|"
     r"january|february|march|april|may|june|july|august|september|october|november|december|"
-    r"today|tomorrow|tonight|morning|noon|afternoon|evening|midnight|overnight|weekend|fortnight|"
+    r"today|tomorrow|tonight|noon|midnight|overnight|(morning|afternoon|evening|weekend|fortnight)s?|"
     r"(second|minute|hour|day|night|week|weekday|month|year)s?|"
-    r"spring|summer|autumn|winter|easter|christmas)\b",
+    r"(spring|summer|autumn|winter)s?|easter|christmas)\b",
     re.IGNORECASE,
 )
 
