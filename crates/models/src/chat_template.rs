@@ -19,6 +19,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,11 +54,11 @@ impl Message {
 
 /// The special tokens that a template may write.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct SpecialTokens {
-    pub(crate) bos_token: Option<String>,
-    pub(crate) eos_token: Option<String>,
-    pub(crate) pad_token: Option<String>,
-    pub(crate) unk_token: Option<String>,
+struct SpecialTokens {
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+    pad_token: Option<String>,
+    unk_token: Option<String>,
 }
 
 /// A compiled template.
@@ -79,7 +80,24 @@ impl ChatTemplate {
         Self::with_special_tokens(source, SpecialTokens::default())
     }
 
-    pub(crate) fn with_special_tokens(source: &str, special_tokens: SpecialTokens) -> Result<Self> {
+    /// Compiles a template that may write the special tokens of `tokenizer`, as `bos_token` and so on.
+    ///
+    /// # Errors
+    /// When it is no valid Jinja.
+    pub fn for_tokenizer(source: &str, tokenizer: &Tokenizer) -> Result<Self> {
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+        Self::with_special_tokens(
+            source,
+            SpecialTokens {
+                bos_token: text(tokenizer.bos_id()),
+                eos_token: text(tokenizer.eos_id()),
+                pad_token: text(tokenizer.pad_id()),
+                unk_token: text(tokenizer.unk_id()),
+            },
+        )
+    }
+
+    fn with_special_tokens(source: &str, special_tokens: SpecialTokens) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 use serde_json::Value as Json;
 
-use crate::chat_template::{ChatTemplate, Message, SpecialTokens};
+use crate::chat_template::{ChatTemplate, Message};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::generate::{self, GenerationConfig};
@@ -74,7 +74,7 @@ impl Model {
         );
         let tokenizer = tokenizer?;
         let source = file.get("tokenizer.chat_template").and_then(Value::as_str);
-        let chat_template = compile(source, &tokenizer)?;
+        let chat_template = source.map(|source| ChatTemplate::for_tokenizer(source, &tokenizer)).transpose()?;
         Self::new(name, path, config, weights?, tokenizer, chat_template, device)
     }
 
@@ -118,7 +118,7 @@ impl Model {
             Some((text, _)) => Some(text),
             None => named_template(&tokenizer_config),
         };
-        let chat_template = compile(template.as_deref(), &tokenizer)?;
+        let chat_template = template.map(|source| ChatTemplate::for_tokenizer(&source, &tokenizer)).transpose()?;
         let shards = Shards::open_folder(&path)?;
         let weights = weights::load(&shards, &config.model_type, &llama::tensors(&config), device)?;
         Self::new(name, path, config, weights, tokenizer, chat_template, device)
@@ -408,17 +408,6 @@ impl fmt::Debug for Model {
             device.location(),
         )
     }
-}
-
-fn compile(source: Option<&str>, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
-    let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
-    let tokens = SpecialTokens {
-        bos_token: text(tokenizer.bos_id()),
-        eos_token: text(tokenizer.eos_id()),
-        pad_token: text(tokenizer.pad_id()),
-        unk_token: text(tokenizer.unk_id()),
-    };
-    source.map(|source| ChatTemplate::with_special_tokens(source, tokens)).transpose()
 }
 
 /// The template in `tokenizer_config.json`: a text, or a list of named ones of which `default` counts.

@@ -1,0 +1,10 @@
+//! Against Python's transformers (golden files with their generators in `tests/golden/`), and against damaged files.
+//!
+//! Tests of the default model take it from the cache, where `cargo xtask lab` and `cargo xtask test` put it.
+
+mod chat_template;
+mod damaged;
+mod pretrained;
+mod support;
+mod tiny;
+mod tokenizer;
