@@ -1,0 +1,265 @@
+//! Lines over a common x axis, each with its last value written beside it.
+
+use serde_json::{Value, json};
+
+use crate::axis::{Axis, number};
+use crate::figure::{Figure, plotly_config, plotly_layout, plotly_text};
+use crate::palette;
+use crate::svg::{Anchor, Area, Canvas, WIDTH};
+
+/// A drawn line has at most this many points: two per pixel column are all one can see.
+const MAX_POINTS: usize = 1200;
+
+/// Points as (x, y).
+type Points = Vec<(f64, f64)>;
+
+/// One line.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    /// Its name in the legend.
+    pub name: String,
+    /// The points, by rising x. Values that are not finite are left out of the drawing.
+    pub points: Vec<(f64, f64)>,
+    /// Draws a mark at each point, for lines of few points.
+    pub marks: bool,
+    /// Values that scatter around the line, drawn faintly behind it in its colour.
+    pub behind: Vec<(f64, f64)>,
+    /// A point worth a note, with the note.
+    pub note: Option<((f64, f64), String)>,
+}
+
+impl Series {
+    /// A plain line.
+    pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
+        Self { name: name.into(), points, ..Self::default() }
+    }
+}
+
+/// A chart of lines.
+#[derive(Clone, Debug, Default)]
+pub struct LineChart {
+    /// The title.
+    pub title: String,
+    /// What x is, with its unit.
+    pub x_label: String,
+    /// What y is, with its unit.
+    pub y_label: String,
+    /// The lines.
+    pub series: Vec<Series>,
+    /// Keeps the ticks of x to whole numbers (steps, epochs).
+    pub whole_x: bool,
+}
+
+impl LineChart {
+    /// The figure.
+    pub fn figure(&self) -> Figure {
+        Figure::new(&self.title, self.plotly(), self.svg(), self.text())
+    }
+
+    fn svg(&self) -> String {
+        let height = 400.0;
+        let area = Area { left: 68.0, right: WIDTH - 72.0, top: 64.0, bottom: height - 56.0 };
+        let shown: Vec<(Points, Points)> = self
+            .series
+            .iter()
+            .map(|series| (decimated(&finite(&series.points)), decimated(&finite(&series.behind))))
+            .collect();
+        let all = || shown.iter().flat_map(|(points, behind)| points.iter().chain(behind)).copied();
+        let x = Axis::over(all().map(|point| point.0), 7.0, self.whole_x, area.left, area.right);
+        let y = Axis::over(all().map(|point| point.1), 5.0, false, area.bottom, area.top).padded(0.06);
+
+        let mut canvas = Canvas::new(&self.title, height);
+        canvas.axes(area, &x, &y, &self.x_label, &self.y_label);
+        let place =
+            |points: &[(f64, f64)]| points.iter().map(|&(px, py)| (x.at(px), y.at(py))).collect::<Vec<_>>();
+        for (i, (_, behind)) in shown.iter().enumerate() {
+            canvas.polyline(&place(behind), palette::series(i), 1.0, 0.3);
+        }
+        let mut ends = Vec::new();
+        for (i, ((points, _), series)) in shown.iter().zip(&self.series).enumerate() {
+            let color = palette::series(i);
+            let placed = place(points);
+            canvas.polyline(&placed, color, 2.2, 1.0);
+            if series.marks && placed.len() <= 60 || placed.len() == 1 {
+                placed.iter().for_each(|&(cx, cy)| canvas.circle(cx, cy, 3.5, palette::GROUND, color));
+            }
+            if let (Some(&(_, value)), Some(&(_, py))) = (points.last(), placed.last()) {
+                ends.push((py, number(value), color));
+            }
+            if let Some(((nx, ny), note)) = &series.note
+                && nx.is_finite()
+                && ny.is_finite()
+            {
+                let (cx, cy) = (x.at(*nx), y.at(*ny));
+                canvas.circle(cx, cy, 6.0, "none", color);
+                let anchor = if cx > (area.left + area.right) / 2.0 { Anchor::End } else { Anchor::Start };
+                canvas.text(cx, (cy - 14.0).max(area.top + 10.0), note, 12.0, color, anchor, true);
+            }
+        }
+        for (py, value, color) in apart(ends, 15.0) {
+            canvas.text(area.right + 8.0, py + 4.0, &value, 12.0, color, Anchor::Start, true);
+        }
+        if all().next().is_none() {
+            let middle = ((area.left + area.right) / 2.0, (area.top + area.bottom) / 2.0);
+            canvas.text(middle.0, middle.1, "no values yet", 13.0, palette::QUIET, Anchor::Middle, false);
+        }
+        let entries: Vec<(&str, &str)> = self
+            .series
+            .iter()
+            .enumerate()
+            .map(|(i, series)| (series.name.as_str(), palette::series(i)))
+            .collect();
+        canvas.legend(area.left, 48.0, &entries);
+        canvas.finish()
+    }
+
+    fn plotly(&self) -> Value {
+        let mut data = Vec::new();
+        let coordinates = |points: &[(f64, f64)]| {
+            let points = decimated(&finite(points));
+            let (x, y): (Vec<f64>, Vec<f64>) = points.into_iter().unzip();
+            (x, y.into_iter().map(rounded).collect::<Vec<f64>>())
+        };
+        let mut annotations = Vec::new();
+        for (i, series) in self.series.iter().enumerate() {
+            let color = palette::series(i);
+            if !series.behind.is_empty() {
+                let (x, y) = coordinates(&series.behind);
+                data.push(json!({
+                    "type": "scatter", "mode": "lines", "x": x, "y": y, "showlegend": false, "hoverinfo": "skip",
+                    "line": {"color": color, "width": 1}, "opacity": 0.3,
+                }));
+            }
+            let (x, y) = coordinates(&series.points);
+            if let (Some(&x), Some(&y)) = (x.last(), y.last()) {
+                annotations.push(json!({
+                    "x": x, "y": y, "text": number(y), "showarrow": false, "xanchor": "left", "xshift": 8,
+                    "font": {"color": color},
+                }));
+            }
+            if let Some(((x, y), note)) = &series.note {
+                annotations.push(json!({
+                    "x": x, "y": rounded(*y), "text": plotly_text(note), "showarrow": true, "arrowcolor": color, "ax": 0, "ay": -32,
+                    "font": {"color": color},
+                }));
+            }
+            data.push(json!({
+                "type": "scatter", "mode": if series.marks || x.len() == 1 { "lines+markers" } else { "lines" },
+                "name": plotly_text(&series.name), "x": x, "y": y, "line": {"color": color, "width": 2.2}, "marker": {"size": 7},
+            }));
+        }
+        let mut layout = plotly_layout(&self.title, &self.x_label, &self.y_label);
+        layout["hovermode"] = "x unified".into();
+        layout["annotations"] = annotations.into();
+        json!({"data": data, "layout": layout, "config": plotly_config()})
+    }
+
+    fn text(&self) -> String {
+        let mut text = self.title.clone();
+        for series in &self.series {
+            let points = finite(&series.points);
+            let (Some(first), Some(last)) = (points.first(), points.last()) else {
+                text.push_str(&format!("\n{}: no values yet", series.name));
+                continue;
+            };
+            let note = series.note.as_ref().map(|(_, note)| format!(", {note}")).unwrap_or_default();
+            text.push_str(&format!(
+                "\n{}: {} → {}{note}  {}",
+                series.name,
+                number(first.1),
+                number(last.1),
+                sparkline(&points, 40)
+            ));
+        }
+        text
+    }
+}
+
+fn finite(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
+}
+
+/// Six digits: what a tooltip shows, without the noise that makes saved notebooks large.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
+}
+
+/// At most [`MAX_POINTS`] points: of each run of neighbours the lowest and the highest, so that spikes stay, and the two ends.
+fn decimated(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    if points.len() <= MAX_POINTS {
+        return points.to_vec();
+    }
+    let run = points.len().div_ceil(MAX_POINTS / 2 - 1);
+    let inner = &points[1..points.len() - 1];
+    let mut kept = vec![points[0]];
+    for run in inner.chunks(run) {
+        let by_value = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
+        if let (Some(&low), Some(&high)) = (run.iter().min_by(by_value), run.iter().max_by(by_value)) {
+            let (first, second) = if low.0 <= high.0 { (low, high) } else { (high, low) };
+            kept.push(first);
+            if second != first {
+                kept.push(second);
+            }
+        }
+    }
+    kept.push(points[points.len() - 1]);
+    kept
+}
+
+/// The labels moved apart until no two are closer than `gap`.
+fn apart<T>(mut labels: Vec<(f64, String, T)>, gap: f64) -> Vec<(f64, String, T)> {
+    labels.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for i in 1..labels.len() {
+        let overlap = gap - (labels[i].0 - labels[i - 1].0);
+        if overlap > 0.0 {
+            labels[i - 1].0 -= overlap / 2.0;
+            labels[i].0 += overlap / 2.0;
+        }
+    }
+    labels
+}
+
+/// The course of the values in block characters.
+fn sparkline(points: &[(f64, f64)], width: usize) -> String {
+    const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let run = points.len().div_ceil(width).max(1);
+    let means: Vec<f64> = points
+        .chunks(run)
+        .map(|run| run.iter().map(|point| point.1).sum::<f64>() / run.len() as f64)
+        .collect();
+    let low = means.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let level = |mean: f64| if high > low { ((mean - low) / (high - low) * 7.0).round() as usize } else { 3 };
+    means.into_iter().map(|mean| BLOCKS[level(mean).min(7)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_points_become_few_and_spikes_stay() {
+        let mut points: Vec<(f64, f64)> = (0..100_000).map(|i| (i as f64, 1.0)).collect();
+        points[54_321].1 = 9.0;
+        points[54_400].1 = -9.0;
+        let kept = decimated(&points);
+        assert!(kept.len() <= MAX_POINTS, "{}", kept.len());
+        assert!(kept.contains(&(54_321.0, 9.0)) && kept.contains(&(54_400.0, -9.0)));
+        assert_eq!((kept[0].0, kept[kept.len() - 1].0), (0.0, 99_999.0));
+        assert!(kept.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+
+    #[test]
+    fn labels_do_not_overlap() {
+        let labels = apart(vec![(10.0, String::new(), ()), (12.0, String::new(), ())], 15.0);
+        assert!(labels[1].0 - labels[0].0 >= 15.0 - 1e-9);
+    }
+
+    #[test]
+    fn a_sparkline_falls_with_the_values() {
+        let points: Vec<(f64, f64)> = (0..80).map(|i| (i as f64, -(i as f64))).collect();
+        let line = sparkline(&points, 8);
+        assert_eq!(line, "█▇▆▅▄▃▂▁");
+        assert_eq!(sparkline(&[(0.0, 5.0)], 8), "▄");
+    }
+}

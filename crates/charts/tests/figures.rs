@@ -1,0 +1,138 @@
+//! The forms of the figures, as snapshots, and that no text of a figure can become markup.
+
+use serde_json::Value;
+use tunebook_charts::{Bar, Cell, Figure, LossPoint, Sample, Table, bar_chart, histogram, loss_curve};
+
+fn run(steps: usize) -> Vec<LossPoint> {
+    (1..=steps)
+        .map(|step| {
+            let t = step as f64 / steps as f64;
+            let wobble = 0.15 * ((step * 7919 % 101) as f64 / 101.0 - 0.5);
+            LossPoint {
+                step,
+                train: Some(0.6 + 2.4 * (-4.0 * t).exp() + wobble),
+                validation: (step % (steps / 6).max(1) == 0)
+                    .then(|| 0.9 + 2.2 * (-4.0 * t).exp() + 0.5 * t * t),
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn a_loss_curve_in_all_its_forms() {
+    let figure = loss_curve(&run(12));
+    insta::assert_snapshot!("loss-svg", figure.svg());
+    insta::assert_snapshot!("loss-text", figure.text());
+    insta::assert_json_snapshot!("loss-plotly", figure.plotly());
+    let bundle = figure.bundle();
+    let types: Vec<&String> = bundle.data.keys().collect();
+    assert_eq!(types, ["text/plain", "text/html", "application/vnd.plotly.v1+json", "image/svg+xml"]);
+    assert!(bundle.get("application/vnd.plotly.v1+json").is_some_and(Value::is_object));
+}
+
+#[test]
+fn a_long_run_is_smoothed_and_its_lowest_validation_loss_noted() {
+    let figure = loss_curve(&run(6000));
+    insta::assert_snapshot!(figure.text());
+    assert!(figure.svg().contains("lowest"));
+    let json = figure.plotly().to_string();
+    assert!(json.len() < 100_000, "{} bytes", json.len());
+    assert!(figure.svg().len() < 60_000, "{} bytes", figure.svg().len());
+}
+
+#[test]
+fn runs_without_values_or_with_wild_ones_are_drawn_too() {
+    for points in [
+        vec![],
+        vec![LossPoint { step: 1, train: Some(2.0), validation: None }],
+        vec![LossPoint { step: 0, train: None, validation: Some(2.0) }],
+        vec![LossPoint { step: 1, train: Some(f64::NAN), validation: Some(f64::INFINITY) }],
+        vec![
+            LossPoint { step: 1, train: Some(2.0), validation: None },
+            LossPoint { step: 2, train: Some(f64::NAN), validation: None },
+            LossPoint { step: 3, train: Some(1.0), validation: None },
+        ],
+    ] {
+        let figure = loss_curve(&points);
+        assert!(!figure.svg().contains("NaN") && !figure.svg().contains("inf"), "{points:?}");
+        well_formed(figure.svg());
+    }
+    assert!(
+        loss_curve(&[LossPoint { step: 1, train: Some(f64::NAN), validation: None }])
+            .text()
+            .contains("not finite")
+    );
+}
+
+#[test]
+fn a_histogram_in_all_its_forms() {
+    let lengths = |scale: f64| (0..400).map(move |i| (scale * (1.0 + (i * 37 % 100) as f64 / 10.0)).round());
+    let figure = histogram(
+        "Characters",
+        "characters",
+        &[Sample::new("prompt", lengths(9.0)), Sample::new("completion", lengths(30.0))],
+    );
+    insta::assert_snapshot!("histogram-text", figure.text());
+    insta::assert_snapshot!("histogram-svg", figure.svg());
+}
+
+#[test]
+fn bars_in_words() {
+    let bars = [Bar::new("LoRA r = 8", 460_800.0), Bar::new("full", 134_515_008.0)];
+    insta::assert_snapshot!(bar_chart("Trainable parameters", "parameters", &bars).text());
+}
+
+const EVIL: &str = "<script>alert(\"1\")</script><img src=x onerror='alert(2)'>&\u{0}";
+
+/// Every `<` of a document starts one of the elements that we write.
+fn well_formed(svg: &str) {
+    for (at, _) in svg.match_indices('<') {
+        let rest = &svg[at + 1..];
+        let ours = [
+            "svg ",
+            "/svg>",
+            "title>",
+            "/title>",
+            "rect ",
+            "line ",
+            "polyline ",
+            "circle ",
+            "text ",
+            "/text>",
+        ];
+        assert!(ours.iter().any(|tag| rest.starts_with(tag)), "…<{}", &rest[..rest.len().min(40)]);
+    }
+    assert!(!svg.contains('\u{0}'));
+}
+
+#[test]
+fn names_from_data_stay_text_in_every_form() {
+    let figures: Vec<Figure> = vec![
+        histogram(EVIL, EVIL, &[Sample::new(EVIL, [1.0, 2.0, 3.0])]),
+        bar_chart(EVIL, EVIL, &[Bar::new(EVIL, 1.0)]),
+    ];
+    for figure in figures {
+        well_formed(figure.svg());
+        let bundle = figure.bundle();
+        let html = bundle.get("text/html").and_then(Value::as_str).unwrap_or_default();
+        assert_eq!(html.matches('<').count(), 1, "one image, nothing else: {html}");
+        assert!(!figure.plotly().to_string().contains("<script"));
+    }
+    let mut table = Table::new([EVIL]).caption(EVIL).note(EVIL);
+    table.row([Cell::from(EVIL)]);
+    table.row([Cell::Right(EVIL.into())]);
+    table.row([Cell::Diff(EVIL.into(), "x".into())]);
+    let html = table.html();
+    assert!(!html.contains("<script") && !html.contains("<img"), "{html}");
+}
+
+#[test]
+fn a_table_and_its_twin() {
+    let mut table =
+        Table::new(["step", "changed", "example"]).caption("What was cleaned").note("2 rows in all");
+    table.row([Cell::from("strip_html"), Cell::from(1234usize), Cell::Diff("<b>Hi</b>".into(), "Hi".into())]);
+    table.row([Cell::from("drop_empty"), Cell::from(0.25), Cell::from("a long text ".repeat(12))]);
+    table.row([Cell::from("short row")]);
+    insta::assert_snapshot!("table-text", table.text());
+    insta::assert_snapshot!("table-html", table.html());
+}
