@@ -14,7 +14,10 @@
 //! # Ok::<(), tunebook_tune::Error>(())
 //! ```
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::optim::AdamWConfig;
@@ -28,6 +31,19 @@ pub enum EvalStrategy {
     No,
     /// After each epoch.
     #[default]
+    Epoch,
+    /// Every so many steps, and at the end.
+    Steps(usize),
+}
+
+/// When a checkpoint is written to `output_dir`, from which the run can go on ([`Run::last_checkpoint`](crate::Run::last_checkpoint)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SaveStrategy {
+    /// Never.
+    #[default]
+    No,
+    /// After each epoch.
     Epoch,
     /// Every so many steps, and at the end.
     Steps(usize),
@@ -72,6 +88,12 @@ pub struct TrainingArgs {
     pub eval_strategy: EvalStrategy,
     /// Evaluate before the first step, too. Default false.
     pub eval_on_start: bool,
+    /// When to write a checkpoint. Default never.
+    pub save_strategy: SaveStrategy,
+    /// Where to. Needed when `save_strategy` is not `No`.
+    pub output_dir: Option<PathBuf>,
+    /// How many checkpoints to keep, the newest ones. Default all.
+    pub save_total_limit: Option<usize>,
     /// Keep only each block's input from the forward pass and run the block again before its backward pass: less memory, about a third
     /// more time. Default false.
     pub gradient_checkpointing: bool,
@@ -99,6 +121,9 @@ impl Default for TrainingArgs {
             max_length: None,
             eval_strategy: EvalStrategy::default(),
             eval_on_start: false,
+            save_strategy: SaveStrategy::default(),
+            output_dir: None,
+            save_total_limit: None,
             gradient_checkpointing: false,
             seed: 42,
         }
@@ -151,6 +176,24 @@ impl TrainingArgs {
         if let EvalStrategy::Steps(steps) = self.eval_strategy {
             require("TrainingArgs.eval_strategy", "Steps(0)", steps >= 1, "a number of steps of at least 1")?;
         }
+        if let SaveStrategy::Steps(steps) = self.save_strategy {
+            require("TrainingArgs.save_strategy", "Steps(0)", steps >= 1, "a number of steps of at least 1")?;
+        }
+        let has_folder = self.save_strategy == SaveStrategy::No || self.output_dir.is_some();
+        require(
+            "TrainingArgs.output_dir",
+            "None",
+            has_folder,
+            "a folder, because `save_strategy` asks for checkpoints",
+        )?;
+        if let Some(limit) = self.save_total_limit {
+            require(
+                "TrainingArgs.save_total_limit",
+                limit,
+                limit >= 1,
+                "at least 1 checkpoint, or None for all",
+            )?;
+        }
         match self.lr_scheduler {
             LrScheduler::CosineWithRestarts { num_cycles } => require(
                 "TrainingArgs.lr_scheduler",
@@ -171,21 +214,40 @@ impl TrainingArgs {
         self.warmup_steps.unwrap_or_else(|| (total_steps as f64 * self.warmup_ratio).ceil() as usize)
     }
 
+    pub(crate) fn eval_is_due(&self, step: usize, steps_per_epoch: usize, total_steps: usize) -> bool {
+        match self.eval_strategy {
+            EvalStrategy::No => false,
+            _ if step == 0 => self.eval_on_start,
+            EvalStrategy::Epoch => step.is_multiple_of(steps_per_epoch) || step == total_steps,
+            EvalStrategy::Steps(every) => step.is_multiple_of(every) || step == total_steps,
+        }
+    }
+
+    pub(crate) fn save_is_due(&self, step: usize, steps_per_epoch: usize, total_steps: usize) -> bool {
+        match self.save_strategy {
+            SaveStrategy::No => false,
+            SaveStrategy::Epoch => step > 0 && (step.is_multiple_of(steps_per_epoch) || step == total_steps),
+            SaveStrategy::Steps(every) => step > 0 && (step.is_multiple_of(every) || step == total_steps),
+        }
+    }
+
     /// The names of the fields that differ, of those that the course of a run depends on.
     pub(crate) fn differing(&self, other: &Self) -> Result<Vec<String>> {
         let same_course = Self {
             eval_batch_size: self.eval_batch_size,
             eval_strategy: self.eval_strategy,
             eval_on_start: self.eval_on_start,
+            save_strategy: self.save_strategy,
+            output_dir: self.output_dir.clone(),
+            save_total_limit: self.save_total_limit,
             gradient_checkpointing: self.gradient_checkpointing,
             ..other.clone()
         };
         let (ours, theirs) = (serde_json::to_value(self)?, serde_json::to_value(same_course)?);
         let ours = ours.as_object().into_iter().flatten();
-        Ok(ours
-            .filter(|(field, value)| theirs.get(field) != Some(value))
-            .map(|(field, _)| field.clone())
-            .collect())
+        let differs =
+            |(field, value): &(&String, &Value)| !theirs.get(*field).is_some_and(|other| same(value, other));
+        Ok(ours.filter(differs).map(|(field, _)| field.clone()).collect())
     }
 
     pub(crate) fn adamw(&self) -> AdamWConfig {
@@ -195,6 +257,14 @@ impl TrainingArgs {
             eps: self.adam_epsilon,
             weight_decay: self.weight_decay,
         }
+    }
+}
+
+/// Equal, but for the last bits that a number may lose on its way through JSON.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => (a - b).abs() <= 1e-12 * a.abs(),
+        _ => a == b,
     }
 }
 

@@ -26,8 +26,7 @@ pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
             let target = dir.join(name);
             std::fs::rename(path, &target).map_err(io("write", &target))?;
         }
-        // The renames themselves live in the folder.
-        File::open(dir).and_then(|folder| folder.sync_all()).map_err(io("write", dir))
+        sync_folder(dir)
     })();
     if written.is_err() {
         for path in &temporary {
@@ -35,6 +34,12 @@ pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
         }
     }
     written
+}
+
+/// Flushes a folder's list of names, in which renames live.
+pub(crate) fn sync_folder(dir: &Path) -> Result<()> {
+    let flushed = File::open(dir).and_then(|folder| folder.sync_all());
+    flushed.map_err(|source| Error::Io { action: "write", path: dir.to_path_buf(), source })
 }
 
 /// Reads a whole file.

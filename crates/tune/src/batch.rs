@@ -45,6 +45,9 @@ impl TokenizedExample {
     }
 }
 
+/// An example's ids, given its row, in two parts: what the model is shown and what it shall say.
+pub type Encode<'a> = dyn Fn(usize, &Example) -> Result<(Vec<u32>, Vec<u32>)> + 'a;
+
 /// A set of examples as token ids, and what was lost on the way.
 #[derive(Debug, Clone, Default)]
 pub struct TokenizedSet {
@@ -57,7 +60,7 @@ pub struct TokenizedSet {
 }
 
 impl TokenizedSet {
-    /// Tokenises a set. `encode` gives an example's ids in two parts: what the model is shown and what it shall say.
+    /// Tokenises a set.
     ///
     /// # Errors
     /// No example; a `max_length` above `context`; examples longer than `context` while `max_length` is `None`; no token that bears a loss; what `encode` fails with.
@@ -66,7 +69,7 @@ impl TokenizedSet {
         examples: &[Example],
         context: usize,
         max_length: Option<usize>,
-        encode: &dyn Fn(usize, &Example) -> Result<(Vec<u32>, Vec<u32>)>,
+        encode: &Encode<'_>,
     ) -> Result<Self> {
         if examples.is_empty() {
             return Err(Error::NoExamples { set });

@@ -93,6 +93,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// A checkpoint cannot be used.
+    #[error("`{}`: {problem}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        problem: String,
+    },
+
     /// A file could not be read or written.
     #[error("could not {action} `{}`: {source}", path.display())]
     Io {

@@ -9,6 +9,7 @@ mod args;
 mod atomic;
 mod backward;
 mod batch;
+mod checkpoint;
 mod encode;
 mod error;
 mod inject;
@@ -25,7 +26,7 @@ mod target;
 mod trainer;
 
 pub use adapters::{AdapterInfo, Adapters};
-pub use args::{EvalStrategy, TrainingArgs};
+pub use args::{EvalStrategy, SaveStrategy, TrainingArgs};
 pub use batch::{Batch, Example, TokenizedExample, TokenizedSet};
 pub use error::{Error, Result};
 pub use lora::Lora;

@@ -31,6 +31,10 @@ impl Default for AdamWConfig {
     }
 }
 
+// torch's names of the moments
+const FIRST: &str = ".exp_avg";
+const SECOND: &str = ".exp_avg_sq";
+
 /// The two moments of one tensor.
 #[derive(Debug, Clone)]
 enum Moments {
@@ -50,6 +54,11 @@ impl AdamW {
     /// No step taken yet.
     pub fn new(config: AdamWConfig) -> Self {
         Self { config, steps: 0, moments: BTreeMap::new() }
+    }
+
+    /// The same state under these settings.
+    pub(crate) fn with_config(self, config: AdamWConfig) -> Self {
+        Self { config, ..self }
     }
 
     /// How many steps have been taken.
@@ -87,6 +96,20 @@ impl AdamW {
         Ok(())
     }
 
+    /// Puts back what [`AdamW::state`] gave, after `steps` steps, for tensors on the CPU.
+    pub(crate) fn restored(config: AdamWConfig, steps: u64, state: BTreeMap<String, Vec<f32>>) -> Self {
+        let mut moments = BTreeMap::new();
+        for (key, first) in &state {
+            if let Some(name) = key.strip_suffix(FIRST)
+                && let Some(second) = state.get(&format!("{name}{SECOND}"))
+            {
+                moments
+                    .insert(name.to_owned(), Moments::Host { first: first.clone(), second: second.clone() });
+            }
+        }
+        Self { config, steps, moments }
+    }
+
     /// The state as named tensors, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`, as torch calls them, flat.
     pub(crate) fn state(&self) -> Result<Vec<(String, Vec<f32>)>> {
         let mut state = Vec::new();
@@ -97,8 +120,8 @@ impl AdamW {
                     (first.flatten_all()?.to_vec1::<f32>()?, second.flatten_all()?.to_vec1::<f32>()?)
                 }
             };
-            state.push((format!("{name}.exp_avg"), first));
-            state.push((format!("{name}.exp_avg_sq"), second));
+            state.push((format!("{name}{FIRST}"), first));
+            state.push((format!("{name}{SECOND}"), second));
         }
         Ok(state)
     }

@@ -1,5 +1,7 @@
 //! What a run says while it goes: plain records. Who draws a chart or a bar of them is no concern of the loop.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -83,6 +85,11 @@ pub trait Callback: Send {
 
     /// After every evaluation.
     fn on_eval(&mut self, _record: &EvalRecord) -> Result<()> {
+        Ok(())
+    }
+
+    /// After every checkpoint.
+    fn on_save(&mut self, _step: usize, _folder: &Path) -> Result<()> {
         Ok(())
     }
 

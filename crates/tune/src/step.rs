@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::lora_linear::Mode;
 use crate::optim::AdamW;
 use crate::parameter::{Gradients, Parameters, clip_coefficient};
+use crate::peft::AdapterFiles;
 use crate::schedule::Schedule;
 
 /// What one step did.
@@ -144,6 +145,11 @@ impl Stepper {
         self.adapter.name()
     }
 
+    /// The adapter as PEFT's files hold it.
+    pub(crate) fn adapter_files(&self) -> Result<AdapterFiles> {
+        self.adapter.files(&self.model)
+    }
+
     /// The trained tensors.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
@@ -181,7 +187,7 @@ impl Stepper {
         for (parameter, (_, values)) in self.parameters.iter().zip(&state.weights) {
             parameter.var.set(&Tensor::from_slice(values, parameter.var.shape(), parameter.var.device())?)?;
         }
-        self.optimizer = state.optimizer.clone();
+        self.optimizer = state.optimizer.clone().with_config(self.args.adamw());
         self.steps = state.steps;
         Ok(())
     }

@@ -70,8 +70,10 @@ pub struct Run {
     pub stopped: Option<StopReason>,
     /// Wall-clock time, evaluation included.
     pub secs: f64,
-    state: Arc<RunState>,
-    data: u64,
+    /// What the next step depends on.
+    pub(crate) state: Arc<RunState>,
+    /// The training set's fingerprint.
+    pub(crate) data: u64,
 }
 
 impl Run {
@@ -231,7 +233,7 @@ impl Trainer {
                 from.check_continues(args, stepper.adapter_name(), train.fingerprint())?;
                 stepper.restore(&from.state)?;
                 let plan = Plan { done_steps: from.steps.len(), ..from.plan.clone() };
-                Run { plan, stopped: None, ..from.clone() }
+                Run { plan, stopped: None, args: args.clone(), ..from.clone() }
             }
         };
         self.tell(|callback| callback.on_start(&run.plan))?;
@@ -260,18 +262,35 @@ impl Trainer {
         let rows_per_step = args.batch_size * args.gradient_accumulation_steps;
         let (total_steps, steps_per_epoch) = (run.plan.total_steps, run.plan.steps_per_epoch);
         let epochs = |steps: usize| steps as f64 / steps_per_epoch as f64;
+        let from = run.plan.done_steps;
 
-        if args.eval_on_start
-            && run.evals.is_empty()
-            && let Some(set) = validation
-        {
-            self.evaluate_into(run, set, 0, 0.0)?;
-        }
         let mut order = (usize::MAX, Vec::new());
-        while stepper.steps() < total_steps {
+        loop {
+            // First what is due after the steps taken so far: a run may have been stopped just before it.
+            let step = stepper.steps();
+            if let Some(set) = validation
+                && args.eval_is_due(step, steps_per_epoch, total_steps)
+                && run.evals.last().is_none_or(|last| last.step < step)
+            {
+                let record = self.evaluate_set(set, step, epochs(step))?;
+                run.evals.push(record.clone());
+                self.tell(|callback| callback.on_eval(&record))?;
+            }
+            if args.save_is_due(step, steps_per_epoch, total_steps)
+                && step > from
+                && let Some(output_dir) = &args.output_dir
+            {
+                run.state = Arc::new(stepper.state()?);
+                let folder =
+                    run.write_checkpoint(output_dir, args.save_total_limit, &stepper.adapter_files()?)?;
+                self.tell(|callback| callback.on_save(step, &folder))?;
+            }
+            if step >= total_steps {
+                return Ok(());
+            }
+
             let started = Instant::now();
-            let (epoch, step_of_epoch) =
-                (stepper.steps() / steps_per_epoch, stepper.steps() % steps_per_epoch);
+            let (epoch, step_of_epoch) = (step / steps_per_epoch, step % steps_per_epoch);
             if order.0 != epoch {
                 order = (epoch, train.order(args.seed, epoch));
             }
@@ -283,10 +302,9 @@ impl Trainer {
 
             let outcome = stepper.step(&batches)?;
 
-            let step = stepper.steps();
             let record = StepRecord {
-                step,
-                epoch: epochs(step),
+                step: step + 1,
+                epoch: epochs(step + 1),
                 loss: outcome.loss,
                 learning_rate: outcome.learning_rate,
                 grad_norm: outcome.grad_norm,
@@ -296,23 +314,7 @@ impl Trainer {
             };
             run.steps.push(record.clone());
             self.tell(|callback| callback.on_step(&record))?;
-
-            let due = match args.eval_strategy {
-                EvalStrategy::No => false,
-                EvalStrategy::Epoch => step % steps_per_epoch == 0 || step == total_steps,
-                EvalStrategy::Steps(every) => step % every == 0 || step == total_steps,
-            };
-            if due && let Some(set) = validation {
-                self.evaluate_into(run, set, step, epochs(step))?;
-            }
         }
-        Ok(())
-    }
-
-    fn evaluate_into(&self, run: &mut Run, set: &TokenizedSet, step: usize, epoch: f64) -> Result<()> {
-        let record = self.evaluate_set(set, step, epoch)?;
-        run.evals.push(record.clone());
-        self.tell(|callback| callback.on_eval(&record))
     }
 
     fn evaluate_set(&self, set: &TokenizedSet, step: usize, epoch: f64) -> Result<EvalRecord> {

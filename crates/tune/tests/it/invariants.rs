@@ -412,3 +412,18 @@ fn what_cannot_be_trained_is_refused() {
     model.disable_adapters();
     assert!(fit(&TrainingArgs::default(), &pairs(2)).contains("resident but not active: a"));
 }
+
+/// Presses Stop while a checkpoint's step is being recorded, that is before the evaluation and the checkpoint that are due.
+#[test]
+fn what_was_due_when_stopped_is_done_on_resuming() {
+    let args = TrainingArgs { batch_size: 2, eval_strategy: EvalStrategy::Steps(2), ..Default::default() };
+    let model = tiny();
+    model.add_adapter("a", &lora()).unwrap();
+    let trainer = || Trainer::new(&model, &args);
+    let stopped = trainer().with_callback(Box::new(StopAfter(2))).fit(&pairs(4), &pairs(2)).unwrap();
+    interrupt::reset();
+    assert_eq!((stopped.steps.len(), stopped.evals.len()), (2, 0));
+    let resumed = trainer().resume(&stopped, &pairs(4), &pairs(2)).unwrap();
+    assert_eq!(resumed.evals.iter().map(|eval| eval.step).collect::<Vec<_>>(), [2, 4, 6]);
+    assert_eq!(resumed.plan.done_steps, 2);
+}

@@ -3,7 +3,10 @@
 //!
 //! Some of them press Stop, which is one flag for the process: `cargo nextest run` gives each test a process of its own.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)] // the helpers of tests are tests
+
 mod adapters;
+mod checkpoints;
 mod common;
 mod invariants;
 mod peers;
