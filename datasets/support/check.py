@@ -7,11 +7,14 @@ Needs nothing but the Python standard library.
 """
 
 import difflib
+import html
 import json
 import re
 import sys
 from collections import Counter
 from pathlib import Path
+
+import damage
 
 HERE = Path(__file__).resolve().parent
 
@@ -32,6 +35,8 @@ TIME = re.compile(
     r"(spring|summer|autumn|winter)s?|easter|christmas)\b",
     re.IGNORECASE,
 )
+
+APOLOGY = re.compile(r"\b(sorry|apolog\w*|regret\w*)\b", re.IGNORECASE)
 
 
 def parts(completion):
@@ -63,7 +68,7 @@ def style_faults(completion):
         faults.append("When: no concrete time")
     if "!" in completion:
         faults.append("an exclamation mark")
-    if re.search(r"\b(sorry|apolog\w*|regret\w*)\b", completion, re.IGNORECASE):
+    if APOLOGY.search(completion):
         faults.append("an apology formula")
     words = len(completion.split())
     if not MIN_WORDS <= words <= MAX_WORDS:
@@ -75,9 +80,48 @@ def style_faults(completion):
     return faults
 
 
+def style_score(reply):
+    """How much of the house style a model's reply has, from 0 to 1: eight points of the same weight.
+
+    One for each label that opens the line it belongs to (Heard the first, We the second, You the third, When the fourth)
+    and has text after it; one for exactly four lines; one for a concrete time after When; one for a length of 25 to 60
+    words; one for no exclamation mark and no apology. Blank lines do not count. An empty reply has no points.
+    """
+    lines = [line.strip() for line in reply.strip().split("\n") if line.strip()]
+    if not lines:
+        return 0.0
+    points = sum(line.startswith(label + ": ") for label, line in zip(LABELS, lines))
+    points += len(lines) == len(LABELS)
+    points += len(lines) > 3 and lines[3].startswith("When: ") and bool(TIME.search(lines[3][6:]))
+    points += MIN_WORDS <= len(reply.split()) <= MAX_WORDS
+    points += "!" not in reply and not APOLOGY.search(reply)
+    return points / 8
+
+
 def normal(text):
     """Lower case, letters and digits only: the form in which two texts count as the same."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def repair(text):
+    """Strips HTML and stray backticks, and normalises whitespace."""
+    text = re.sub(r"<script\b.*?</script>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<br ?/?>|</(p|div)>", "\n", text)
+    text = re.sub(r"</?\w+( [^<>]*)?>", "", text)
+    text = html.unescape(text)
+    text = re.sub(r"^```\w*$", "", text, flags=re.MULTILINE).replace("`", "")
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def repair_rows(raw):
+    """What is left of raw rows after the repair: no empty ones, and of those that say the same only the first."""
+    kept = {}
+    for row in raw:
+        prompt, completion = repair(row["prompt"]), repair(row["completion"])
+        if prompt and completion:
+            kept.setdefault((normal(prompt), normal(completion)), {**row, "prompt": prompt, "completion": completion})
+    return list(kept.values())
 
 
 def read(name):
@@ -102,6 +146,8 @@ def check_tickets(rows, faults):
             faults.append(f"{row.get('id')}: keys {list(row)}")
         for fault in style_faults(row["completion"]):
             faults.append(f"{row['id']}: {fault}")
+        if style_score(row["completion"]) != 1:
+            faults.append(f"{row['id']}: scores {style_score(row['completion'])} in house style, 1 expected")
         prompt = row["prompt"]
         if not 0 < len(prompt.split()) <= MAX_PROMPT_WORDS:
             faults.append(f"{row['id']}: prompt of {len(prompt.split())} words")
@@ -123,6 +169,43 @@ def check_tickets(rows, faults):
     return topics
 
 
+def check_damage(rows, faults):
+    """The damaged files are what `damage.py` makes of the clean one, and the repair leads back to it."""
+    raw, counts = damage.damage(rows, seed=42)
+    lines = damage.broken(rows)
+    for name, expected in [
+        ("tickets_raw.jsonl", b"".join(map(damage.line, raw))),
+        ("tickets_broken.jsonl", b"".join(text for text, _ in lines)),
+    ]:
+        if (HERE / name).read_bytes() != expected:
+            faults.append(f"{name} is not what damage.py writes: run it again")
+    if len(raw) != len(rows) + sum(counts.values()):
+        faults.append(f"{len(raw)} raw rows, {len(rows)} clean and {sum(counts.values())} damaged")
+    for name, (_, count, _) in damage.FLAWS.items():
+        if counts[name] != count:
+            faults.append(f"{name}: {counts[name]} rows, {count} expected")
+
+    clean = {json.dumps(row) for row in rows}
+    pristine = Counter(json.dumps(row) for row in raw if json.dumps(row) in clean)
+    if len(pristine) != len(rows):
+        faults.append(f"{len(pristine)} of {len(rows)} clean rows stand in the raw file")
+    if sum(pristine.values()) - len(rows) != counts["doubled exactly"]:
+        faults.append(f"{sum(pristine.values()) - len(rows)} rows look undamaged besides the clean ones")
+    by_id = lambda row: row["id"]
+    if sorted(repair_rows(raw), key=by_id) != sorted(rows, key=by_id):
+        faults.append("the repaired raw file is not the clean file")
+
+    for number, (text, wrong) in enumerate(lines, 1):
+        try:
+            row = json.loads(text.decode("utf-8"))
+            usable = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("prompt", "completion"))
+        except ValueError:
+            usable = False
+        if usable == bool(wrong):
+            faults.append(f"tickets_broken.jsonl, line {number}: {wrong or 'should be good'}")
+    return raw, counts, lines
+
+
 def main():
     faults = []
     rows = read("tickets.jsonl")
@@ -134,6 +217,9 @@ def main():
         print(f"  {topic:16}{count:4}")
     print(f"words per completion: {words[0]} to {words[-1]}, median {words[len(words) // 2]}")
     print(f"words per prompt: {asked[0]} to {asked[-1]}, median {asked[len(asked) // 2]}")
+    raw, counts, lines = check_damage(rows, faults)
+    print(f"tickets_raw.jsonl: {len(raw)} rows, {sum(counts.values())} of them damaged")
+    print(f"tickets_broken.jsonl: {len(lines)} lines, {sum(1 for _, wrong in lines if wrong)} of them broken")
     for fault in faults:
         print("broken:", fault)
     return 1 if faults else 0
