@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import Empty
 
 import nbformat
+from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -35,6 +37,10 @@ REMOTE_MODULE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+# The stock kernel passes standard error on beside everything else, often after the cell has ended.
+LATE_SECS = 0.5
+
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 PANIC = re.compile(r"^thread '.*?'(?: \(\d+\))? panicked at ", re.MULTILINE)
 
 
@@ -65,12 +71,42 @@ def silent_failure(cell):
     return None
 
 
+def collect_late_output(client, cell):
+    """Waits for what a cell wrote and the kernel has not passed on yet. It would come under the next cell."""
+
+    async def message():
+        return await client.kc.get_iopub_msg(timeout=LATE_SECS)
+
+    while True:
+        try:
+            late = run_sync(message)()
+        except Empty:
+            return
+        if late["msg_type"] == "stream":
+            output = nbformat.v4.output_from_msg(late)
+            last = cell.outputs[-1] if cell.outputs else None
+            if last and last.output_type == "stream" and last.name == output.name:
+                last.text += output.text
+            else:
+                cell.outputs.append(output)
+
+
+def reason_of(error, cell):
+    """Why a cell failed, as the kernel shows it."""
+    for output in cell.outputs:
+        if output.output_type == "error":
+            trace = ANSI.sub("", "\n".join(output.traceback)).strip()
+            return trace or f"{output.ename}: {output.evalue}"
+    return str(error)
+
+
 class Clock:
     """Shows a running cell and, on a terminal, for how long it has been running."""
 
     def __init__(self, label):
         self.label = label
         self.start = time.monotonic()
+        self.end = None
         self.done = threading.Event()
         self.live = sys.stdout.isatty()
 
@@ -78,20 +114,24 @@ class Clock:
         if self.live:
             threading.Thread(target=self.tick, daemon=True).start()
         else:
-            print(self.label, end="", flush=True)
+            # What the kernel writes to the terminal meanwhile begins its own line.
+            print(self.label, flush=True)
         return self
 
     def tick(self):
         while not self.done.wait(0.5):
             print(f"\r{self.label} {self.secs():.0f} s", end="", flush=True)
 
+    def stop(self):
+        self.end = time.monotonic()
+
     def secs(self):
-        return time.monotonic() - self.start
+        return (self.end or time.monotonic()) - self.start
 
     def __exit__(self, kind, *_):
         self.done.set()
-        ending = f" {self.secs():.1f} s" + ("   FAILED" if kind else "")
-        print(f"\r\x1b[K{self.label}{ending}" if self.live else ending, flush=True)
+        ending = f"{self.secs():.1f} s" + ("   FAILED" if kind else "")
+        print(f"\r\x1b[K{self.label}   {ending}" if self.live else f"         {ending}", flush=True)
 
 
 def execute(notebook, kernel, root):
@@ -110,11 +150,11 @@ def execute(notebook, kernel, root):
         manager = client.create_kernel_manager()
         client.start_new_kernel(cwd=str(root))
         client.start_new_kernel_client()
+
+    async def kernel_info():
+        return await client.kc.kernel_info(reply=True, timeout=KERNEL_START_SECS)
+
     try:
-
-        async def kernel_info():
-            return await client.kc.kernel_info(reply=True, timeout=KERNEL_START_SECS)
-
         info = run_sync(kernel_info)()["content"]
         notebook.metadata["language_info"] = info["language_info"]
         notebook.metadata["kernelspec"] = {
@@ -126,15 +166,16 @@ def execute(notebook, kernel, root):
         for number, (index, cell) in enumerate(code, start=1):
             expected = "raises-exception" in cell.metadata.get("tags", [])
             try:
-                with Clock(f"  {number:>2}/{len(code)}  {first_line(cell)[:88]}"):
+                with Clock(f"  {number:>2}/{len(code)}  {first_line(cell)[:88]}") as clock:
                     client.execute_cell(cell, index, execution_count=number)
-                    errors = silent_failure(cell) if silent else None
-                    if errors and not expected:
-                        raise SilentFailure(errors)
-            except CellExecutionError as error:
-                return number, cell, f"{error.ename}: {error.evalue}" if error.ename else str(error)
-            except (CellTimeoutError, SilentFailure) as error:
-                return number, cell, str(error)
+                    clock.stop()
+                    if silent:
+                        collect_late_output(client, cell)
+                        errors = silent_failure(cell)
+                        if errors and not expected:
+                            raise SilentFailure(errors)
+            except (CellExecutionError, CellTimeoutError, SilentFailure) as error:
+                return number, cell, reason_of(error, cell)
             except DeadKernelError:
                 return number, cell, "the kernel died while the cell was running"
         return None
@@ -164,6 +205,9 @@ def main():
             cell.outputs, cell.execution_count = [], None
     try:
         failure = execute(notebook, arguments.kernel, arguments.root)
+    except (NoSuchKernel, DeadKernelError, RuntimeError) as error:
+        print(f"the kernel {arguments.kernel} did not start: {error}", file=sys.stderr)
+        return 1
     finally:
         arguments.out.mkdir(parents=True, exist_ok=True)
         name = arguments.notebook.stem
