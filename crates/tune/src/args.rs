@@ -88,6 +88,10 @@ pub struct TrainingArgs {
     pub eval_strategy: EvalStrategy,
     /// Evaluate before the first step, too. Default false.
     pub eval_on_start: bool,
+    /// Stop after so many evaluations in a row that were no better than the best before them. Default never.
+    pub early_stopping_patience: Option<usize>,
+    /// Put back the weights of the best evaluation when the run ends (not when the user stops it). Default false.
+    pub load_best_model_at_end: bool,
     /// When to write a checkpoint. Default never.
     pub save_strategy: SaveStrategy,
     /// Where to. Needed when `save_strategy` is not `No`.
@@ -121,6 +125,8 @@ impl Default for TrainingArgs {
             max_length: None,
             eval_strategy: EvalStrategy::default(),
             eval_on_start: false,
+            early_stopping_patience: None,
+            load_best_model_at_end: false,
             save_strategy: SaveStrategy::default(),
             output_dir: None,
             save_total_limit: None,
@@ -176,6 +182,19 @@ impl TrainingArgs {
         if let EvalStrategy::Steps(steps) = self.eval_strategy {
             require("TrainingArgs.eval_strategy", "Steps(0)", steps >= 1, "a number of steps of at least 1")?;
         }
+        if let Some(patience) = self.early_stopping_patience {
+            require(
+                "TrainingArgs.early_stopping_patience",
+                patience,
+                patience >= 1,
+                "at least 1 evaluation",
+            )?;
+        }
+        let watches = self.early_stopping_patience.is_some() || self.load_best_model_at_end;
+        let evaluates = !watches || self.eval_strategy != EvalStrategy::No;
+        let expected =
+            "Epoch or Steps, because early stopping and `load_best_model_at_end` watch the validation loss";
+        require("TrainingArgs.eval_strategy", "No", evaluates, expected)?;
         if let SaveStrategy::Steps(steps) = self.save_strategy {
             require("TrainingArgs.save_strategy", "Steps(0)", steps >= 1, "a number of steps of at least 1")?;
         }

@@ -43,7 +43,7 @@ use crate::optim::AdamW;
 use crate::peft::{self, AdapterFiles};
 use crate::record::{EvalRecord, Plan, StepRecord};
 use crate::step::RunState;
-use crate::trainer::{Run, StopReason};
+use crate::trainer::{Best, Run, StopReason};
 
 const STATE_FILE: &str = "trainer_state.json";
 const TENSORS_FILE: &str = "training_state.safetensors";
@@ -61,6 +61,9 @@ struct State {
     plan: Plan,
     stopped: Option<StopReason>,
     secs: f64,
+    loaded_step: Option<usize>,
+    /// The step of the weights under `best.`, if there are any.
+    best_step: Option<usize>,
     /// The training set's fingerprint, in hexadecimal.
     data: String,
     /// Of `training_state.safetensors`.
@@ -106,8 +109,9 @@ impl Run {
         limit: Option<usize>,
         files: &AdapterFiles,
     ) -> Result<PathBuf> {
-        let folder = output_dir.join(format!("{FOLDER}{}", self.steps.len()));
+        let folder = folder(output_dir, self.steps.len());
         self.write(&folder, Some(files))?;
+        remove_unfinished(output_dir)?;
         if let Some(limit) = limit {
             let all = checkpoints(output_dir)?;
             for (_, old) in all.iter().rev().skip(limit.max(1)) {
@@ -127,6 +131,8 @@ impl Run {
             plan: self.plan.clone(),
             stopped: self.stopped,
             secs: self.secs,
+            loaded_step: self.loaded_step,
+            best_step: self.best.as_ref().map(|best| best.step),
             data: format!("{:016x}", self.data),
             sha256: sha256(&tensors),
         };
@@ -192,7 +198,15 @@ impl Run {
         if steps.len() != state.step {
             return Err(damaged(format!("holds {} steps, expected {}", steps.len(), state.step)));
         }
+        let best = match state.best_step {
+            Some(step) => {
+                Some(Arc::new(Best { step, weights: tensors.group("best.")?.into_iter().collect() }))
+            }
+            None => None,
+        };
         Ok(Self {
+            best,
+            loaded_step: state.loaded_step,
             adapter: state.adapter,
             plan: state.plan,
             steps,
@@ -219,6 +233,9 @@ impl Run {
         let f32s = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
         for (name, values) in &self.state.weights {
             tensors.push((format!("weights.{name}"), Dtype::F32, vec![values.len()], f32s(values)));
+        }
+        for (name, values) in self.best.iter().flat_map(|best| &best.weights) {
+            tensors.push((format!("best.{name}"), Dtype::F32, vec![values.len()], f32s(values)));
         }
         for (name, values) in self.state.optimizer.state()? {
             tensors.push((format!("optimizer.{name}"), Dtype::F32, vec![values.len()], f32s(&values)));
@@ -295,6 +312,24 @@ impl Tensors<'_> {
             .collect();
         Ok(values.chunks_exact(columns).map(<[f64]>::to_vec).collect::<Vec<_>>().into_iter())
     }
+}
+
+/// Where the checkpoint of a step is.
+pub(crate) fn folder(output_dir: &Path, step: usize) -> PathBuf {
+    output_dir.join(format!("{FOLDER}{step}"))
+}
+
+/// What a killed run of this folder left half written.
+fn remove_unfinished(output_dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(output_dir).map_err(io("read", output_dir))? {
+        let entry = entry.map_err(io("read", output_dir))?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(&format!(".{FOLDER}")) && name.ends_with(".tmp"))
+        {
+            remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoints of a folder by their step.

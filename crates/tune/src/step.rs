@@ -33,9 +33,11 @@ pub struct StepOutcome {
 pub(crate) struct RunState {
     pub(crate) steps: usize,
     pub(crate) optimizer: AdamW,
-    /// In the order of the parameters.
-    pub(crate) weights: Vec<(String, Vec<f32>)>,
+    pub(crate) weights: Weights,
 }
+
+/// The trained tensors' values by name, in the order of the parameters.
+pub(crate) type Weights = Vec<(String, Vec<f32>)>;
 
 impl fmt::Debug for RunState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,11 +164,7 @@ impl Stepper {
 
     /// Everything that the next step depends on.
     pub(crate) fn state(&self) -> Result<RunState> {
-        let mut weights = Vec::with_capacity(self.parameters.len());
-        for parameter in self.parameters.iter() {
-            weights.push((parameter.name.clone(), parameter.var.flatten_all()?.to_vec1()?));
-        }
-        Ok(RunState { steps: self.steps, optimizer: self.optimizer.clone(), weights })
+        Ok(RunState { steps: self.steps, optimizer: self.optimizer.clone(), weights: self.weights()? })
     }
 
     /// Puts back what [`Stepper::state`] gave.
@@ -174,21 +172,39 @@ impl Stepper {
     /// # Errors
     /// The tensors are not those that are trained here. Nothing has changed then.
     pub(crate) fn restore(&mut self, state: &RunState) -> Result<()> {
-        let fits = state.weights.len() == self.parameters.len()
-            && self.parameters.iter().zip(&state.weights).all(|(parameter, (name, values))| {
+        self.set_weights(&state.weights)?;
+        self.optimizer = state.optimizer.clone().with_config(self.args.adamw());
+        self.steps = state.steps;
+        Ok(())
+    }
+
+    /// A copy of the trained tensors.
+    pub(crate) fn weights(&self) -> Result<Weights> {
+        let mut weights = Vec::with_capacity(self.parameters.len());
+        for parameter in self.parameters.iter() {
+            weights.push((parameter.name.clone(), parameter.var.flatten_all()?.to_vec1()?));
+        }
+        Ok(weights)
+    }
+
+    /// Puts a copy back.
+    ///
+    /// # Errors
+    /// As [`Stepper::restore`].
+    pub(crate) fn set_weights(&self, weights: &Weights) -> Result<()> {
+        let pairs = || self.parameters.iter().zip(weights);
+        let fits = weights.len() == self.parameters.len()
+            && pairs().all(|(parameter, (name, values))| {
                 parameter.name == *name && parameter.var.elem_count() == values.len()
             });
         if !fits {
             let problem =
-                "its tensors are not those of the active adapter: another rank or other target modules"
-                    .to_owned();
-            return Err(Error::Continue { problem });
+                "its tensors are not those of the active adapter: another rank or other target modules";
+            return Err(Error::Continue { problem: problem.to_owned() });
         }
-        for (parameter, (_, values)) in self.parameters.iter().zip(&state.weights) {
+        for (parameter, (_, values)) in pairs() {
             parameter.var.set(&Tensor::from_slice(values, parameter.var.shape(), parameter.var.device())?)?;
         }
-        self.optimizer = state.optimizer.clone().with_config(self.args.adamw());
-        self.steps = state.steps;
         Ok(())
     }
 

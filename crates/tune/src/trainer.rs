@@ -23,10 +23,11 @@ use tunebook_models::Model;
 use crate::args::{EvalStrategy, TrainingArgs};
 use crate::backward;
 use crate::batch::{Batch, Example, TokenizedSet};
+use crate::checkpoint;
 use crate::encode;
 use crate::error::{Error, Result};
 use crate::record::{Callback, EvalRecord, Plan, StepRecord};
-use crate::step::{RunState, Stepper};
+use crate::step::{RunState, Stepper, Weights};
 
 /// Trains the active adapter of a model.
 pub struct Trainer {
@@ -51,6 +52,21 @@ impl fmt::Debug for Trainer {
 pub enum StopReason {
     /// The user asked for it.
     Interrupted,
+    /// The validation loss was no better for `early_stopping_patience` evaluations.
+    EarlyStopping,
+}
+
+/// The weights of the best evaluation so far.
+#[derive(Clone)]
+pub(crate) struct Best {
+    pub(crate) step: usize,
+    pub(crate) weights: Weights,
+}
+
+impl fmt::Debug for Best {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Best").field("step", &self.step).finish_non_exhaustive()
+    }
 }
 
 /// What a run did, up to its last whole step. [`Trainer::resume`] goes on from there.
@@ -70,6 +86,10 @@ pub struct Run {
     pub stopped: Option<StopReason>,
     /// Wall-clock time, evaluation included.
     pub secs: f64,
+    /// The step whose weights were put back at the end, with `load_best_model_at_end`.
+    pub loaded_step: Option<usize>,
+    /// The weights of the best evaluation so far, when they are wanted at the end.
+    pub(crate) best: Option<Arc<Best>>,
     /// What the next step depends on.
     pub(crate) state: Arc<RunState>,
     /// The training set's fingerprint.
@@ -125,8 +145,19 @@ impl fmt::Display for Run {
         }
         match self.stopped {
             Some(StopReason::Interrupted) => {
-                write!(f, "; stopped on request after step {}, `resume` goes on from there", self.steps.len())
+                write!(
+                    f,
+                    "; stopped on request after step {}, `resume` goes on from there",
+                    self.steps.len()
+                )?;
             }
+            Some(StopReason::EarlyStopping) => {
+                write!(f, "; stopped after step {}: the validation loss fell no more", self.steps.len())?;
+            }
+            None => {}
+        }
+        match self.loaded_step {
+            Some(step) => write!(f, "; the weights of step {step}, the best evaluation, are loaded"),
             None => Ok(()),
         }
     }
@@ -206,6 +237,10 @@ impl Trainer {
         let rows_per_step = args.batch_size * args.gradient_accumulation_steps;
         let steps_per_epoch = train.examples.len().div_ceil(rows_per_step);
         let total_steps = args.max_steps.unwrap_or(args.epochs * steps_per_epoch);
+        let watches = args.load_best_model_at_end || args.early_stopping_patience.is_some();
+        if watches && validation.is_none() {
+            return Err(Error::NoExamples { set: "validation" });
+        }
         let mut stepper = Stepper::new(&self.model, args, total_steps)?;
         let mut run = match from {
             None => Run {
@@ -226,6 +261,8 @@ impl Trainer {
                 evals: Vec::new(),
                 stopped: None,
                 secs: 0.0,
+                loaded_step: None,
+                best: None,
                 state: Arc::default(),
                 data: train.fingerprint(),
             },
@@ -233,7 +270,7 @@ impl Trainer {
                 from.check_continues(args, stepper.adapter_name(), train.fingerprint())?;
                 stepper.restore(&from.state)?;
                 let plan = Plan { done_steps: from.steps.len(), ..from.plan.clone() };
-                Run { plan, stopped: None, args: args.clone(), ..from.clone() }
+                Run { plan, stopped: None, loaded_step: None, args: args.clone(), ..from.clone() }
             }
         };
         self.tell(|callback| callback.on_start(&run.plan))?;
@@ -241,23 +278,29 @@ impl Trainer {
         let ended = self.steps(&mut stepper, &train, validation.as_ref(), &mut run);
         run.secs = secs_before + started.elapsed().as_secs_f64();
         run.state = Arc::new(stepper.state()?);
-        match ended {
-            Ok(()) => {}
-            Err(error) if error.is_interruption() => run.stopped = Some(StopReason::Interrupted),
+        run.stopped = match ended {
+            Ok(stopped) => stopped,
+            Err(error) if error.is_interruption() => Some(StopReason::Interrupted),
             Err(error) => return Err(error),
+        };
+        if let Some(best) = &run.best
+            && run.stopped != Some(StopReason::Interrupted)
+        {
+            stepper.set_weights(&best.weights)?;
+            run.loaded_step = Some(best.step);
         }
         self.tell(|callback| callback.on_end(&run))?;
         Ok(run)
     }
 
-    /// The loop.
+    /// The loop: why it ended before the last step, if it did.
     fn steps(
         &self,
         stepper: &mut Stepper,
         train: &TokenizedSet,
         validation: Option<&TokenizedSet>,
         run: &mut Run,
-    ) -> Result<()> {
+    ) -> Result<Option<StopReason>> {
         let args = &self.args;
         let rows_per_step = args.batch_size * args.gradient_accumulation_steps;
         let (total_steps, steps_per_epoch) = (run.plan.total_steps, run.plan.steps_per_epoch);
@@ -268,17 +311,22 @@ impl Trainer {
         loop {
             // First what is due after the steps taken so far: a run may have been stopped just before it.
             let step = stepper.steps();
+            let mut evaluated = false;
             if let Some(set) = validation
                 && args.eval_is_due(step, steps_per_epoch, total_steps)
                 && run.evals.last().is_none_or(|last| last.step < step)
             {
                 let record = self.evaluate_set(set, step, epochs(step))?;
                 run.evals.push(record.clone());
+                if args.load_best_model_at_end && run.evals_since_best() == 0 {
+                    run.best = Some(Arc::new(Best { step, weights: stepper.weights()? }));
+                }
                 self.tell(|callback| callback.on_eval(&record))?;
+                evaluated = true;
             }
             if args.save_is_due(step, steps_per_epoch, total_steps)
-                && step > from
                 && let Some(output_dir) = &args.output_dir
+                && (step > from || !checkpoint::folder(output_dir, step).exists())
             {
                 run.state = Arc::new(stepper.state()?);
                 let folder =
@@ -286,7 +334,12 @@ impl Trainer {
                 self.tell(|callback| callback.on_save(step, &folder))?;
             }
             if step >= total_steps {
-                return Ok(());
+                return Ok(None);
+            }
+            if evaluated
+                && args.early_stopping_patience.is_some_and(|patience| run.evals_since_best() >= patience)
+            {
+                return Ok(Some(StopReason::EarlyStopping));
             }
 
             let started = Instant::now();
@@ -343,6 +396,12 @@ impl Trainer {
 }
 
 impl Run {
+    /// How many evaluations came after the best one (the first of equals).
+    fn evals_since_best(&self) -> usize {
+        let best = self.best_eval().map(|best| best.step);
+        self.evals.iter().rev().take_while(|eval| Some(eval.step) != best).count()
+    }
+
     fn check_continues(&self, args: &TrainingArgs, adapter: &str, data: u64) -> Result<()> {
         let refuse = |problem: String| Err(Error::Continue { problem });
         let differing = self.args.differing(args)?;

@@ -37,8 +37,11 @@ fn output_dir(dir: &Path) -> String {
     dir.join("run").to_str().unwrap().to_owned()
 }
 
-/// All that must be the same: losses, norms, rates, evaluations; and the final tensors as the adapter's file holds them.
-fn course(run: &Run, model: &Model) -> (Vec<[f64; 3]>, Vec<(usize, f64)>, Vec<u8>) {
+/// All that must be the same of a run: losses, norms, rates, evaluations; and the final tensors as the adapter's file holds them.
+/// See [`course`].
+type Course = (Vec<[f64; 3]>, Vec<(usize, f64)>, Vec<u8>);
+
+fn course(run: &Run, model: &Model) -> Course {
     let dir = tempfile::tempdir().unwrap();
     let folder = model.save_adapter("support", dir.path().to_str().unwrap()).unwrap();
     (
@@ -48,7 +51,7 @@ fn course(run: &Run, model: &Model) -> (Vec<[f64; 3]>, Vec<(usize, f64)>, Vec<u8
     )
 }
 
-fn whole(dir: &Path) -> (Vec<[f64; 3]>, Vec<(usize, f64)>, Vec<u8>) {
+fn whole(dir: &Path) -> Course {
     let model = model();
     let run = Trainer::new(&model, &args(dir)).fit(&pairs(), &pairs()[..4]).unwrap();
     assert_eq!(run.steps.len(), 12);
@@ -194,6 +197,10 @@ fn killed_at_any_instant_and_resumed_is_never_killed() {
             None => trainer.fit(&pairs(), &pairs()[..4]).unwrap(),
         };
         assert!(course(&run, &model) == expected, "attempt {attempt}");
+        let names =
+            std::fs::read_dir(dir.path().join("run")).unwrap().map(|entry| entry.unwrap().file_name());
+        let names: Vec<_> = names.collect();
+        assert!(names.iter().all(|name| name.to_str().unwrap().starts_with("checkpoint-")), "{names:?}");
     }
     eprintln!("{killed} kills over {kills} runs, every end the same");
     assert!(killed >= kills, "the children must be killed at work, not after it");

@@ -427,3 +427,55 @@ fn what_was_due_when_stopped_is_done_on_resuming() {
     assert_eq!(resumed.evals.iter().map(|eval| eval.step).collect::<Vec<_>>(), [2, 4, 6]);
     assert_eq!(resumed.plan.done_steps, 2);
 }
+
+#[test]
+fn early_stopping_stops_and_the_best_weights_come_back() {
+    // Learning by heart ten times too fast: the validation loss falls, then rises.
+    let args = TrainingArgs {
+        epochs: 60,
+        learning_rate: 5e-2,
+        early_stopping_patience: Some(2),
+        load_best_model_at_end: true,
+        ..Default::default()
+    };
+    let model = tiny();
+    model.add_adapter("a", &lora()).unwrap();
+    let trainer = Trainer::new(&model, &args);
+    let (train, validation) = (pairs(4), &pairs(16)[8..]);
+    let run = trainer.fit(&train, validation).unwrap();
+    let best = run.best_eval().unwrap();
+    assert_eq!(run.stopped, Some(StopReason::EarlyStopping), "{run}");
+    assert_eq!(run.loaded_step, Some(best.step));
+    assert_eq!(run.evals[run.evals.len() - 3].step, best.step, "two evaluations came after it");
+    assert!(run.eval_loss().unwrap() > best.loss);
+    assert_eq!(trainer.evaluate(validation).unwrap().loss, best.loss, "its weights are loaded");
+    assert!(run.to_string().contains(&format!("the weights of step {}", best.step)), "{run}");
+
+    // The same through a saved run.
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("run");
+    run.save(dir.to_str().unwrap()).unwrap();
+    let loaded = Run::load(dir.to_str().unwrap()).unwrap();
+    assert_eq!((loaded.stopped, loaded.loaded_step), (run.stopped, run.loaded_step));
+
+    let refused = Trainer::new(&model, &args).fit(&train, &[]).unwrap_err().to_string();
+    assert!(refused.contains("validation set is empty"), "{refused}");
+}
+
+#[test]
+fn a_log_holds_every_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("logs/run.jsonl");
+    let model = tiny();
+    model.add_adapter("a", &lora()).unwrap();
+    let log = tunebook_tune::RunLog::append(path.to_str().unwrap()).unwrap();
+    let args = TrainingArgs { epochs: 1, ..Default::default() };
+    let run = Trainer::new(&model, &args).with_callback(Box::new(log)).fit(&pairs(8), &pairs(2)).unwrap();
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: Vec<_> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["start", "step", "step", "eval", "end"]);
+    assert_eq!(lines[2]["loss"].as_f64().unwrap() as f32, run.steps[1].loss as f32);
+    assert_eq!(lines[3]["step"], 2);
+}
