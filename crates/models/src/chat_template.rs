@@ -105,7 +105,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
-        environment.add_template_owned(NAME, without_generation_tags(source)?).map_err(|error| refused(&error))?;
+        environment
+            .add_template_owned(NAME, without_generation_tags(source)?)
+            .map_err(|error| refused(&error))?;
         Ok(Self { source: source.into(), environment: Arc::new(environment), special_tokens })
     }
 
@@ -141,7 +143,8 @@ fn refused(error: &minijinja::Error) -> Error {
 
 /// `{% generation %}` marks the assistant's words for `transformers`' masks; it writes nothing.
 fn without_generation_tags(source: &str) -> Result<String> {
-    let tag = Regex::new(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}").map_err(|e| Error::ChatTemplate(e.to_string()))?;
+    let tag = Regex::new(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
+        .map_err(|e| Error::ChatTemplate(e.to_string()))?;
     // An `if` that is always true keeps the tag's effect on the white space around it.
     Ok(tag
         .replace_all(source, |found: &regex::Captures<'_>| {
@@ -157,7 +160,8 @@ fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Err
 
 /// The local time, as Python's `datetime.now().strftime(format)`.
 fn strftime_now(format: String) -> std::result::Result<String, minijinja::Error> {
-    let wrong = |reason: &str| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {reason}"));
+    let wrong =
+        |reason: &str| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {reason}"));
     if format.is_empty() {
         return Ok(String::new());
     }
@@ -255,13 +259,17 @@ mod tests {
 
     #[test]
     fn json_is_pythons() {
-        assert_eq!(render("{{ messages | tojson }}", &[Message::user("<é>")]).unwrap(), r#"[{"role": "user", "content": "<é>"}]"#);
+        assert_eq!(
+            render("{{ messages | tojson }}", &[Message::user("<é>")]).unwrap(),
+            r#"[{"role": "user", "content": "<é>"}]"#
+        );
         assert_eq!(render("{{ [1, {}] | tojson(indent=2) }}", &[]).unwrap(), "[\n  1,\n  {}\n]");
     }
 
     #[test]
     fn generation_tags_write_nothing() {
-        let template = "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%} {% endfor %}";
+        let template =
+            "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%} {% endfor %}";
         assert_eq!(render(template, &[Message::user("a")]).unwrap(), "a");
     }
 

@@ -154,7 +154,9 @@ impl Config {
             intermediate_size: file.count(&key("feed_forward_length"))?,
             num_hidden_layers: file.count(&key("block_count"))?,
             num_attention_heads,
-            num_key_value_heads: file.optional_count(&key("attention.head_count_kv"))?.unwrap_or(num_attention_heads),
+            num_key_value_heads: file
+                .optional_count(&key("attention.head_count_kv"))?
+                .unwrap_or(num_attention_heads),
             head_dim: match file.optional_count(&key("attention.key_length"))? {
                 Some(length) => length,
                 None => hidden_size / num_attention_heads,
@@ -180,7 +182,12 @@ impl Config {
     /// Refuses sizes that contradict each other.
     fn validate(self, origin: &str) -> Result<Self> {
         let refuse = |field: &str, found: String, expected: &str| {
-            Err(Error::Config { origin: origin.to_owned(), field: field.to_owned(), found, expected: expected.to_owned() })
+            Err(Error::Config {
+                origin: origin.to_owned(),
+                field: field.to_owned(),
+                found,
+                expected: expected.to_owned(),
+            })
         };
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return refuse(
@@ -190,7 +197,11 @@ impl Config {
             );
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
-            return refuse("head_dim", self.head_dim.to_string(), "an even number above 0, as rotary embedding turns pairs");
+            return refuse(
+                "head_dim",
+                self.head_dim.to_string(),
+                "an even number above 0, as rotary embedding turns pairs",
+            );
         }
         if self.hidden_act != "silu" {
             return refuse("hidden_act", format!("`{}`", self.hidden_act), "`silu`");
@@ -293,7 +304,8 @@ impl<'a> JsonFields<'a> {
         let Some(value) = self.get(field) else { return Ok(Vec::new()) };
         let one = std::slice::from_ref(value);
         let values = value.as_array().map_or(one, Vec::as_slice);
-        let ids: Option<Vec<u32>> = values.iter().map(|v| v.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
+        let ids: Option<Vec<u32>> =
+            values.iter().map(|v| v.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
         match ids {
             Some(ids) => Ok(ids),
             None => self.refuse(field, &value.to_string(), "a token id or a list of them"),
@@ -334,7 +346,10 @@ mod tests {
     fn fields_have_transformers_defaults() {
         let config = Config::from_json(&json("bos_token_id", 0.into()), "c").unwrap();
         assert_eq!((config.head_dim, config.rope_theta, config.rms_norm_eps), (4, 10_000.0, 1e-6));
-        assert_eq!((config.bos_token_id, config.eos_token_id, config.pad_token_id), (Some(0), vec![1, 2], None));
+        assert_eq!(
+            (config.bos_token_id, config.eos_token_id, config.pad_token_id),
+            (Some(0), vec![1, 2], None)
+        );
         assert!(!config.tie_word_embeddings && !config.attention_bias);
     }
 
@@ -342,7 +357,10 @@ mod tests {
     fn rope_theta_is_read_from_both_places() {
         let theta = |field, value| Config::from_json(&json(field, value), "c").unwrap().rope_theta;
         assert_eq!(theta("rope_theta", 5e5.into()), 5e5);
-        assert_eq!(theta("rope_parameters", serde_json::json!({"rope_type": "default", "rope_theta": 7e5})), 7e5);
+        assert_eq!(
+            theta("rope_parameters", serde_json::json!({"rope_type": "default", "rope_theta": 7e5})),
+            7e5
+        );
     }
 
     #[test]

@@ -127,7 +127,9 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// More tokens than the model was made for.
-    #[error("{tokens} tokens are longer than the model's context of {context} (max_position_embeddings): shorten the text{advice}")]
+    #[error(
+        "{tokens} tokens are longer than the model's context of {context} (max_position_embeddings): shorten the text{advice}"
+    )]
     ContextLength {
         /// What was asked for.
         tokens: usize,

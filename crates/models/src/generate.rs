@@ -57,19 +57,35 @@ impl GenerationConfig {
     pub fn validate(&self) -> Result<()> {
         let refuse = |field, value: String, expected| Err(Error::Argument { field, value, expected });
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return refuse("GenerationConfig.temperature", self.temperature.to_string(), "a finite number of at least 0");
+            return refuse(
+                "GenerationConfig.temperature",
+                self.temperature.to_string(),
+                "a finite number of at least 0",
+            );
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse("GenerationConfig.top_p", self.top_p.to_string(), "a number above 0 and at most 1");
+            return refuse(
+                "GenerationConfig.top_p",
+                self.top_p.to_string(),
+                "a number above 0 and at most 1",
+            );
         }
         if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return refuse("GenerationConfig.repetition_penalty", self.repetition_penalty.to_string(), "a finite number above 0");
+            return refuse(
+                "GenerationConfig.repetition_penalty",
+                self.repetition_penalty.to_string(),
+                "a finite number above 0",
+            );
         }
         if self.batch_size == 0 {
             return refuse("GenerationConfig.batch_size", "0".to_owned(), "at least 1");
         }
         if self.stop.iter().any(String::is_empty) {
-            return refuse("GenerationConfig.stop", "an empty text".to_owned(), "texts of at least one character");
+            return refuse(
+                "GenerationConfig.stop",
+                "an empty text".to_owned(),
+                "texts of at least one character",
+            );
         }
         Ok(())
     }
@@ -117,7 +133,11 @@ impl Sampler {
 
     fn next(&mut self, logits: &mut [f32], device: &candle_core::Device) -> Result<u32> {
         for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
-            *logit = if *logit > 0.0 { *logit / self.repetition_penalty } else { *logit * self.repetition_penalty };
+            *logit = if *logit > 0.0 {
+                *logit / self.repetition_penalty
+            } else {
+                *logit * self.repetition_penalty
+            };
         }
         let id = match self.greedy {
             true => likeliest(logits),
@@ -146,8 +166,11 @@ struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     stop: &'a [String],
     ids: Vec<u32>,
-    /// Ids before `decoded` are already in `text`.
+    /// Ids before it are already in `text`.
     decoded: usize,
+    /// Where the piece before `decoded` begins. A piece is decoded together with the one before it, since some tokenizers
+    /// drop a blank at the beginning of what they decode.
+    before: usize,
     text: String,
     /// Bytes of `text` that have been handed out.
     shown: usize,
@@ -156,30 +179,46 @@ struct TextStream<'a> {
 
 impl<'a> TextStream<'a> {
     fn new(tokenizer: &'a Tokenizer, stop: &'a [String]) -> Self {
-        Self { tokenizer, stop, ids: Vec::new(), decoded: 0, text: String::new(), shown: 0, stopped: false }
+        Self {
+            tokenizer,
+            stop,
+            ids: Vec::new(),
+            decoded: 0,
+            before: 0,
+            text: String::new(),
+            shown: 0,
+            stopped: false,
+        }
     }
 
     /// Takes a token and returns the text that has become certain.
     fn push(&mut self, id: u32) -> Result<&str> {
         self.ids.push(id);
-        let piece = self.tokenizer.decode_text(&self.ids[self.decoded..])?;
-        // An incomplete character decodes to the replacement character: wait for the rest of its bytes.
-        if piece.ends_with('\u{fffd}') && self.ids.len() - self.decoded < 8 {
-            return Ok("");
-        }
-        self.text.push_str(&piece);
-        self.decoded = self.ids.len();
+        self.decode(false)?;
         Ok(self.release(false))
     }
 
     /// The rest of the text.
     fn finish(&mut self) -> Result<&str> {
-        if self.decoded < self.ids.len() && !self.stopped {
-            let piece = self.tokenizer.decode_text(&self.ids[self.decoded..])?;
-            self.text.push_str(&piece);
-            self.decoded = self.ids.len();
+        if !self.stopped {
+            self.decode(true)?;
         }
         Ok(self.release(true))
+    }
+
+    fn decode(&mut self, all: bool) -> Result<()> {
+        // No character has more bytes, and no token less than one of them.
+        const LONGEST_CHARACTER: usize = 4;
+        let known = self.tokenizer.decode_text(&self.ids[self.before..self.decoded])?;
+        let text = self.tokenizer.decode_text(&self.ids[self.before..])?;
+        // An incomplete character decodes to the replacement character: wait for the rest of its bytes.
+        let waits = text.ends_with('\u{fffd}') && self.ids.len() - self.decoded < LONGEST_CHARACTER;
+        if all || !waits {
+            self.text.push_str(text.get(known.len()..).unwrap_or_default());
+            self.before = self.decoded;
+            self.decoded = self.ids.len();
+        }
+        Ok(())
     }
 
     fn release(&mut self, all: bool) -> &str {
@@ -211,24 +250,36 @@ struct Row<'a> {
     index: usize,
     sampler: Sampler,
     stream: TextStream<'a>,
-    new_tokens: usize,
 }
 
 /// Shows text as it comes: the number of the prompt, and the next piece of its text.
 pub(crate) type OnText<'a> = &'a mut dyn FnMut(usize, &str);
 
-/// Continues each prompt. Returns the texts in the order of the prompts; an interrupt returns what there is.
+/// What was generated for one prompt.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Generated {
+    /// Without the token that ended it.
+    pub(crate) ids: Vec<u32>,
+    /// Without special tokens and without the stop text.
+    pub(crate) text: String,
+}
+
+/// Continues each prompt. Returns the answers in the order of the prompts; an interrupt returns what there is.
 pub(crate) fn generate(
     model: &Model,
     prompts: &[Vec<u32>],
     config: &GenerationConfig,
     on_text: OnText<'_>,
-) -> Result<Vec<String>> {
+) -> Result<Vec<Generated>> {
     config.validate()?;
     let context = model.config().max_position_embeddings;
     for prompt in prompts {
         if prompt.is_empty() {
-            return Err(Error::Argument { field: "prompt", value: "empty".to_owned(), expected: "at least one token" });
+            return Err(Error::Argument {
+                field: "prompt",
+                value: "empty".to_owned(),
+                expected: "at least one token",
+            });
         }
         if prompt.len() >= context {
             return Err(Error::ContextLength {
@@ -241,14 +292,14 @@ pub(crate) fn generate(
     // Prompts of similar length together: the least padding.
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(prompts[*index].len()));
-    let mut texts = vec![String::new(); prompts.len()];
+    let mut answers = vec![Generated::default(); prompts.len()];
     for group in order.chunks(config.batch_size) {
         if interrupt::requested() {
             break;
         }
-        generate_group(model, prompts, group, config, on_text, &mut texts)?;
+        generate_group(model, prompts, group, config, on_text, &mut answers)?;
     }
-    Ok(texts)
+    Ok(answers)
 }
 
 /// Continues the prompts of one batch, whose places among all are `group`, the longest first.
@@ -258,7 +309,7 @@ fn generate_group(
     group: &[usize],
     config: &GenerationConfig,
     on_text: OnText<'_>,
-    texts: &mut [String],
+    answers: &mut [Generated],
 ) -> Result<()> {
     let Some(longest) = group.first().map(|index| prompts[*index].len()) else { return Ok(()) };
     let (decoder, device) = (model.decoder(), model.device());
@@ -281,7 +332,6 @@ fn generate_group(
             index: *index,
             sampler: Sampler::new(config, *index, &prompts[*index], vocab_size),
             stream: TextStream::new(model.tokenizer(), &config.stop),
-            new_tokens: 0,
         })
         .collect();
     let (mut from, mut t) = (0, longest);
@@ -298,15 +348,17 @@ fn generate_group(
             let id = row.sampler.next(logits, device)?;
             let ended = model.is_end(id);
             if !ended {
-                row.new_tokens += 1;
                 on_text(row.index, row.stream.push(id)?);
             }
-            let go_on = !ended && !stop_now && !row.stream.stopped && row.new_tokens < max_new_tokens;
+            let go_on = !ended && !stop_now && !row.stream.stopped && row.stream.ids.len() < max_new_tokens;
             if go_on {
                 ids.push(id);
             } else {
                 on_text(row.index, row.stream.finish()?);
-                texts[row.index] = std::mem::take(&mut row.stream.text);
+                answers[row.index] = Generated {
+                    ids: std::mem::take(&mut row.stream.ids),
+                    text: std::mem::take(&mut row.stream.text),
+                };
             }
             going.push(go_on);
         }
@@ -334,9 +386,15 @@ mod tests {
         for (config, says) in [
             (GenerationConfig { temperature: -1.0, ..base.clone() }, "`GenerationConfig.temperature` is -1"),
             (GenerationConfig { top_p: 0.0, ..base.clone() }, "`GenerationConfig.top_p` is 0"),
-            (GenerationConfig { repetition_penalty: f64::NAN, ..base.clone() }, "`GenerationConfig.repetition_penalty` is NaN"),
+            (
+                GenerationConfig { repetition_penalty: f64::NAN, ..base.clone() },
+                "`GenerationConfig.repetition_penalty` is NaN",
+            ),
             (GenerationConfig { batch_size: 0, ..base.clone() }, "`GenerationConfig.batch_size` is 0"),
-            (GenerationConfig { stop: vec![String::new()], ..base.clone() }, "`GenerationConfig.stop` is an empty text"),
+            (
+                GenerationConfig { stop: vec![String::new()], ..base.clone() },
+                "`GenerationConfig.stop` is an empty text",
+            ),
         ] {
             let error = config.validate().unwrap_err().to_string();
             assert!(error.starts_with(says), "{error}");
@@ -352,7 +410,11 @@ mod tests {
         assert_eq!(sampler.next(&mut logits, &candle_core::Device::Cpu).unwrap(), 2);
         assert_eq!(logits, [1.5, -2.0, 2.0, 1.0]);
         let mut logits = [0.0, 0.0, 1.5, 1.0];
-        assert_eq!(sampler.next(&mut logits, &candle_core::Device::Cpu).unwrap(), 3, "token 2 has occurred by now");
+        assert_eq!(
+            sampler.next(&mut logits, &candle_core::Device::Cpu).unwrap(),
+            3,
+            "token 2 has occurred by now"
+        );
     }
 
     #[test]

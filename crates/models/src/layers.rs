@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn a_slot_refuses_another_shape() {
-        let linear = |out| Linear::new(Tensor::zeros((out, 2), candle_core::DType::F32, &Device::Cpu).unwrap(), None);
+        let linear =
+            |out| Linear::new(Tensor::zeros((out, 2), candle_core::DType::F32, &Device::Cpu).unwrap(), None);
         let slot = Slot::new("model.layers.0.mlp.up_proj".to_owned(), linear(2));
         let error = slot.replace(Arc::new(linear(3))).unwrap_err().to_string();
         assert!(error.contains("up_proj") && error.contains("[3, 2]") && error.contains("[2, 2]"), "{error}");

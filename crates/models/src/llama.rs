@@ -76,7 +76,8 @@ impl Attention {
             Some(cache) => cache.append(&k, &v)?,
             None => (k, v),
         };
-        let how = ops::Attention { scale: 1.0 / (self.head_dim as f32).sqrt(), starts: positions.starts.clone() };
+        let how =
+            ops::Attention { scale: 1.0 / (self.head_dim as f32).sqrt(), starts: positions.starts.clone() };
         // [b, t, h, d] -> [b, t, h·d]
         let y = ops::attention(&q, &k, &v, &how)?.reshape((b, t, ()))?;
         self.o_proj.forward(&y)
@@ -159,8 +160,10 @@ struct ProjectionShape {
 /// The projections of each block, in the order of Hugging Face's files.
 fn projections(config: &Config) -> [ProjectionShape; 7] {
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-    let attention = |name, input, output| ProjectionShape { name, input, output, bias: config.attention_bias };
+    let (q, kv) =
+        (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let attention =
+        |name, input, output| ProjectionShape { name, input, output, bias: config.attention_bias };
     let mlp = |name, input, output| ProjectionShape { name, input, output, bias: config.mlp_bias };
     [
         attention("self_attn.q_proj", hidden, q),
@@ -227,8 +230,17 @@ impl Llama {
             let norm = |weight| RmsNorm::new(weight, config.rms_norm_eps);
             layers.push(Block {
                 input_layernorm: norm(take(&format!("model.layers.{layer}.input_layernorm.weight"))?),
-                self_attn: Attention { q_proj, k_proj, v_proj, o_proj, head_dim: config.head_dim, rope: rope.clone() },
-                post_attention_layernorm: norm(take(&format!("model.layers.{layer}.post_attention_layernorm.weight"))?),
+                self_attn: Attention {
+                    q_proj,
+                    k_proj,
+                    v_proj,
+                    o_proj,
+                    head_dim: config.head_dim,
+                    rope: rope.clone(),
+                },
+                post_attention_layernorm: norm(take(&format!(
+                    "model.layers.{layer}.post_attention_layernorm.weight"
+                ))?),
                 mlp: Mlp { gate_proj, up_proj, down_proj },
             });
         }
@@ -278,7 +290,12 @@ impl Llama {
     /// Logits of the position after the last one.
     ///
     /// `ids` `[b, t]` -> `[b, vocab]`
-    pub(crate) fn next_logits(&self, ids: &Tensor, positions: &Positions, cache: &mut KvCache) -> Result<Tensor> {
+    pub(crate) fn next_logits(
+        &self,
+        ids: &Tensor,
+        positions: &Positions,
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         for (block, cache) in self.layers.iter().zip(&mut cache.blocks) {
             x = block.forward(&x, positions, Some(cache))?;

@@ -17,10 +17,10 @@ use crate::layers::Slot;
 use crate::llama::{self, Llama, Positions};
 use crate::ops;
 use crate::tokenizer::{Digits, Tokenizer};
+use crate::weights;
 use crate::weights::gguf::{Gguf, Value};
 use crate::weights::safetensors::Shards;
 use crate::weights::source::{self, Source};
-use crate::weights;
 
 /// A language model with its tokenizer and chat template. Clones share everything.
 ///
@@ -74,7 +74,8 @@ impl Model {
         );
         let tokenizer = tokenizer?;
         let source = file.get("tokenizer.chat_template").and_then(Value::as_str);
-        let chat_template = source.map(|source| ChatTemplate::for_tokenizer(source, &tokenizer)).transpose()?;
+        let chat_template =
+            source.map(|source| ChatTemplate::for_tokenizer(source, &tokenizer)).transpose()?;
         Self::new(name, path, config, weights?, tokenizer, chat_template, device)
     }
 
@@ -118,7 +119,8 @@ impl Model {
             Some((text, _)) => Some(text),
             None => named_template(&tokenizer_config),
         };
-        let chat_template = template.map(|source| ChatTemplate::for_tokenizer(&source, &tokenizer)).transpose()?;
+        let chat_template =
+            template.map(|source| ChatTemplate::for_tokenizer(&source, &tokenizer)).transpose()?;
         let shards = Shards::open_folder(&path)?;
         let weights = weights::load(&shards, &config.model_type, &llama::tensors(&config), device)?;
         Self::new(name, path, config, weights, tokenizer, chat_template, device)
@@ -138,11 +140,17 @@ impl Model {
                 origin: path.display().to_string(),
                 field: "vocab_size".to_owned(),
                 found: config.vocab_size.to_string(),
-                expected: format!("at least {}, the number of tokens of the tokenizer", tokenizer.vocab_size()),
+                expected: format!(
+                    "at least {}, the number of tokens of the tokenizer",
+                    tokenizer.vocab_size()
+                ),
             });
         }
         let parameter_count = weights.values().map(Tensor::elem_count).sum();
-        let memory_bytes = weights.values().map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum();
+        let memory_bytes = weights
+            .values()
+            .map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64)
+            .sum();
         let decoder = Llama::new(&config, weights, device)?;
         let mut end_ids = config.eos_token_id.clone();
         end_ids.extend(tokenizer.eos_id().filter(|id| !config.eos_token_id.contains(id)));
@@ -331,8 +339,20 @@ impl Model {
     /// # Errors
     /// As [`Model::generate`].
     pub fn generate_batch(&self, prompts: &[String], config: &GenerationConfig) -> Result<Vec<String>> {
-        let ids = prompts.iter().map(|p| self.tokenizer().encode_with_special_tokens(p)).collect::<Result<Vec<_>>>()?;
-        generate::generate(self, &ids, config, &mut |_, _| ())
+        let ids = prompts
+            .iter()
+            .map(|p| self.tokenizer().encode_with_special_tokens(p))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(texts(generate::generate(self, &ids, config, &mut |_, _| ())?))
+    }
+
+    /// Continues all prompts at once, token ids to token ids. The id that ends an answer is not part of it.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn generate_ids(&self, prompts: &[Vec<u32>], config: &GenerationConfig) -> Result<Vec<Vec<u32>>> {
+        let answers = generate::generate(self, prompts, config, &mut |_, _| ())?;
+        Ok(answers.into_iter().map(|answer| answer.ids).collect())
     }
 
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's answer begins.
@@ -368,7 +388,12 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::chat`].
-    pub fn chat_to(&self, messages: &[Message], config: &GenerationConfig, on_text: &mut dyn FnMut(&str)) -> Result<String> {
+    pub fn chat_to(
+        &self,
+        messages: &[Message],
+        config: &GenerationConfig,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<String> {
         // The template itself writes the token that begins a text.
         let ids = self.tokenizer().encode(&self.apply_chat_template(messages, true)?)?;
         let mut answers = generate::generate(self, &[ids], config, &mut |_, text| {
@@ -376,7 +401,7 @@ impl Model {
                 on_text(text);
             }
         })?;
-        Ok(answers.pop().unwrap_or_default())
+        Ok(answers.pop().unwrap_or_default().text)
     }
 
     /// Answers many messages at once, each in a conversation of its own. Stop returns what there is.
@@ -388,7 +413,7 @@ impl Model {
             .iter()
             .map(|user| self.tokenizer().encode(&self.apply_chat_template(&[Message::user(user)], true)?))
             .collect::<Result<Vec<_>>>()?;
-        generate::generate(self, &ids, config, &mut |_, _| ())
+        Ok(texts(generate::generate(self, &ids, config, &mut |_, _| ())?))
     }
 }
 
@@ -410,12 +435,18 @@ impl fmt::Debug for Model {
     }
 }
 
+fn texts(answers: Vec<generate::Generated>) -> Vec<String> {
+    answers.into_iter().map(|answer| answer.text).collect()
+}
+
 /// The template in `tokenizer_config.json`: a text, or a list of named ones of which `default` counts.
 fn named_template(config: &Json) -> Option<String> {
     match config.get("chat_template")? {
         Json::String(text) => Some(text.clone()),
         Json::Array(templates) => {
-            let default = templates.iter().find(|template| template.get("name").and_then(Json::as_str) == Some("default"))?;
+            let default = templates
+                .iter()
+                .find(|template| template.get("name").and_then(Json::as_str) == Some("default"))?;
             Some(default.get("template")?.as_str()?.to_owned())
         }
         _ => None,

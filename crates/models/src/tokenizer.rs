@@ -12,12 +12,12 @@ use std::fmt;
 use std::path::Path;
 
 use serde_json::Value as Json;
+use tokenizers::AddedToken;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::digits::Digits as SplitDigits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::AddedToken;
 
 use crate::error::{Error, Result};
 use crate::weights::Checkpoint;
@@ -69,7 +69,11 @@ impl Tokenizer {
             }
             ("smollm" | "gpt-2" | "default", _) => byte_level.into(),
             (other, _) => {
-                return Err(unsupported("the pre-tokenizer (tokenizer.ggml.pre)", other, "smollm, gpt-2, default"));
+                return Err(unsupported(
+                    "the pre-tokenizer (tokenizer.ggml.pre)",
+                    other,
+                    "smollm, gpt-2, default",
+                ));
             }
         };
         let tokens = file.texts("tokenizer.ggml.tokens")?;

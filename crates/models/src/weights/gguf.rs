@@ -126,7 +126,12 @@ impl Gguf {
             Some(Value::Array(values)) => format!("an array of {}", values.len()),
             Some(value) => format!("{value:?}"),
         };
-        Err(Error::Config { origin: self.origin(), field: key.to_owned(), found, expected: expected.to_owned() })
+        Err(Error::Config {
+            origin: self.origin(),
+            field: key.to_owned(),
+            found,
+            expected: expected.to_owned(),
+        })
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<&str> {
@@ -222,7 +227,9 @@ impl Checkpoint for Gguf {
     }
 
     fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let Some((gguf_name, info)) = gguf_name(name).and_then(|n| self.tensors.get(&n).map(|info| (n, info))) else {
+        let Some((gguf_name, info)) =
+            gguf_name(name).and_then(|n| self.tensors.get(&n).map(|info| (n, info)))
+        else {
             return Err(Error::MissingTensors {
                 origin: self.origin(),
                 architecture: "llama".to_owned(),
@@ -349,7 +356,9 @@ fn read_header(reader: &mut Reader<'_>) -> Parsed<(HashMap<String, Value>, HashM
         let Some(info) = tensors.get_mut(&name) else { continue };
         let (offset, bytes) = (info.start, info.end);
         if !offset.is_multiple_of(alignment) {
-            return Err(format!("expected an offset that is a multiple of {alignment}, found {offset}").into());
+            return Err(
+                format!("expected an offset that is a multiple of {alignment}, found {offset}").into()
+            );
         }
         let range = data.checked_add(offset).and_then(|start| Some((start, start.checked_add(bytes)?)));
         match range {

@@ -12,8 +12,13 @@ use super::source::{Source, folder, is_pickle};
 use crate::error::{Error, Result};
 
 /// Files that are fetched beside the weights, where a repository has them.
-const SMALL_FILES: &[&str] =
-    &["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+const SMALL_FILES: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
 
 /// Fetches what is needed of `owner/name` or `owner/name@revision`; what is in the cache is not fetched again.
 pub(crate) fn fetch(name: &str) -> Result<Source> {
@@ -27,7 +32,10 @@ pub(crate) fn fetch(name: &str) -> Result<Source> {
         ),
     };
     let cached = Cache::from_env().repo(repo.clone());
-    let api = ApiBuilder::from_env().with_progress(false).build().map_err(|error| failed("the repository", &error))?;
+    let api = ApiBuilder::from_env()
+        .with_progress(false)
+        .build()
+        .map_err(|error| failed("the repository", &error))?;
     let api = api.repo(repo);
     let names: Vec<String> = match api.info() {
         Ok(info) => info.siblings.into_iter().map(|sibling| sibling.rfilename).collect(),
@@ -75,8 +83,11 @@ pub(crate) fn fetch(name: &str) -> Result<Source> {
     if has(INDEX) {
         let index = get(INDEX)?;
         let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-        let map = super::safetensors::weight_map(&text)
-            .map_err(|reason| Error::Corrupt { path: index, at: "`weight_map`".to_owned(), reason })?;
+        let map = super::safetensors::weight_map(&text).map_err(|reason| Error::Corrupt {
+            path: index,
+            at: "`weight_map`".to_owned(),
+            reason,
+        })?;
         let shards: std::collections::BTreeSet<&String> = map.values().collect();
         for shard in shards {
             get(shard)?;

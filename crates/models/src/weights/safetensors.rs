@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use ::safetensors::tensor::Dtype;
+use ::safetensors::{SafeTensorError, SafeTensors};
 use candle_core::{Device, Tensor};
 use memmap2::Mmap;
-use ::safetensors::SafeTensors;
-use ::safetensors::tensor::Dtype;
 
 use super::{Checkpoint, floats};
 use crate::error::{Error, Result};
@@ -45,8 +45,11 @@ impl Shards {
             return Self::open(folder, &[SINGLE.to_owned()]);
         }
         let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-        let promised = weight_map(&text)
-            .map_err(|reason| Error::Corrupt { path: index.clone(), at: "`weight_map`".to_owned(), reason })?;
+        let promised = weight_map(&text).map_err(|reason| Error::Corrupt {
+            path: index.clone(),
+            at: "`weight_map`".to_owned(),
+            reason,
+        })?;
         let names: BTreeSet<&String> = promised.values().collect();
         let names: Vec<String> = names.into_iter().cloned().collect();
         let shards = Self::open(folder, &names)?;
@@ -70,19 +73,23 @@ impl Shards {
             let file = File::open(&path).map_err(Error::io(&path))?;
             // SAFETY: model files are written once and then only read; they are replaced by renaming, which keeps this mapping.
             let file = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
-            let damaged = |reason: String| Error::Corrupt { path: path.clone(), at: "the header".to_owned(), reason };
-            let (header, metadata) = SafeTensors::read_metadata(&file).map_err(|error| damaged(error.to_string()))?;
+            let (header, metadata) = SafeTensors::read_metadata(&file).map_err(|error| Error::Corrupt {
+                path: path.clone(),
+                at: "the header".to_owned(),
+                reason: match error {
+                    SafeTensorError::MetadataIncompleteBuffer => {
+                        format!("expected the tensors that it lists to fill the file exactly, found a file of {} bytes", file.len())
+                    }
+                    other => other.to_string(),
+                },
+            })?;
             let data = header + size_of::<u64>();
             for (tensor, info) in metadata.tensors() {
                 let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
-                if end > file.len() {
-                    return Err(Error::Corrupt {
-                        path,
-                        at: format!("tensor `{tensor}`"),
-                        reason: format!("expected it to end at byte {end}, found the end of the file at {}", file.len()),
-                    });
-                }
-                tensors.insert(tensor, TensorInfo { file: number, dtype: info.dtype, shape: info.shape.clone(), start, end });
+                tensors.insert(
+                    tensor,
+                    TensorInfo { file: number, dtype: info.dtype, shape: info.shape.clone(), start, end },
+                );
             }
             files.push(file);
         }
@@ -93,7 +100,8 @@ impl Shards {
 /// Which file holds which tensor.
 pub(crate) fn weight_map(text: &str) -> std::result::Result<BTreeMap<String, String>, String> {
     let json: serde_json::Value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
-    let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or("expected an object, found none")?;
+    let map =
+        json.get("weight_map").and_then(|map| map.as_object()).ok_or("expected an object, found none")?;
     map.iter()
         .map(|(tensor, file)| match file.as_str() {
             // A name with a folder in it could point anywhere.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::safetensors::{INDEX, SINGLE};
 use super::hub;
+use super::safetensors::{INDEX, SINGLE};
 use crate::error::{Error, Result};
 
 /// The model of the tutorials and the tests.
@@ -114,7 +114,8 @@ pub(crate) fn folder(path: &Path, name: &str) -> Result<Source> {
         .map_err(Error::io(path))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .collect();
-    let mut ggufs: Vec<&PathBuf> = files.iter().filter(|file| file.extension().is_some_and(|e| e == "gguf")).collect();
+    let mut ggufs: Vec<&PathBuf> =
+        files.iter().filter(|file| file.extension().is_some_and(|e| e == "gguf")).collect();
     ggufs.sort();
     match ggufs.as_slice() {
         [one] => return Ok(Source::Gguf((*one).clone())),
@@ -146,7 +147,9 @@ pub(crate) fn is_pickle(path: &Path) -> bool {
 /// A name that can only be meant as a path, so that a misspelt one is not looked for on the hub.
 fn looks_like_a_path(name: &str) -> bool {
     let extension = Path::new(name).extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    name.starts_with(['/', '.', '~']) || matches!(extension.as_str(), "gguf" | "safetensors") || is_pickle(Path::new(name))
+    name.starts_with(['/', '.', '~'])
+        || matches!(extension.as_str(), "gguf" | "safetensors")
+        || is_pickle(Path::new(name))
 }
 
 /// `owner/name`, with `@revision` if need be.
@@ -180,11 +183,19 @@ mod tests {
     fn the_default_model_is_named_when_missing_or_changed() {
         let dir = tempfile::tempdir().unwrap();
         let missing = default_model(dir.path()).unwrap_err().to_string();
-        assert!(missing.contains(DEFAULT_FILE) && missing.contains("`cargo xtask lab` fetches it"), "{missing}");
+        assert!(
+            missing.contains(DEFAULT_FILE) && missing.contains("`cargo xtask lab` fetches it"),
+            "{missing}"
+        );
         std::fs::create_dir(dir.path().join(DEFAULT_MODEL)).unwrap();
         std::fs::write(dir.path().join(DEFAULT_MODEL).join(DEFAULT_FILE), "GGUF").unwrap();
         let changed = default_model(dir.path()).unwrap_err().to_string();
-        assert!(changed.contains("wrong checksum") && changed.contains(DEFAULT_SHA256) && changed.contains("4 bytes"), "{changed}");
+        assert!(
+            changed.contains("wrong checksum")
+                && changed.contains(DEFAULT_SHA256)
+                && changed.contains("4 bytes"),
+            "{changed}"
+        );
     }
 
     #[test]

@@ -11,7 +11,9 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn fnv1a(ids: &[u32]) -> u32 {
-    ids.iter().flat_map(|id| id.to_le_bytes()).fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    ids.iter()
+        .flat_map(|id| id.to_le_bytes())
+        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 fn mixed_lines() -> Vec<String> {
@@ -40,7 +42,12 @@ fn same_ids(lines: &[String], hashes: &str) {
         }
     }
     let shown = wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
-    assert!(wrong.is_empty(), "{} of {} lines have other ids than transformers:\n{shown}", wrong.len(), lines.len());
+    assert!(
+        wrong.is_empty(),
+        "{} of {} lines have other ids than transformers:\n{shown}",
+        wrong.len(),
+        lines.len()
+    );
 }
 
 #[test]
@@ -68,7 +75,12 @@ fn real_text_has_transformers_ids() {
 fn digits_can_be_set_apart_as_in_the_models_own_tokenizer() {
     let individual = Tokenizer::from_gguf(&default_gguf(), Digits::Individual).unwrap();
     let tokens = |tokenizer: &Tokenizer, text| {
-        tokenizer.encode(text).unwrap().iter().map(|id| tokenizer.id_to_token(*id).unwrap()).collect::<Vec<_>>()
+        tokenizer
+            .encode(text)
+            .unwrap()
+            .iter()
+            .map(|id| tokenizer.id_to_token(*id).unwrap())
+            .collect::<Vec<_>>()
     };
     assert_eq!(tokens(&individual, "a  12"), ["a", "ĠĠ", "1", "2"]);
     assert_eq!(tokens(&tokenizer(), "a  12"), ["a", "Ġ", "Ġ", "1", "2"]);
@@ -81,7 +93,14 @@ fn special_tokens_are_known_by_role() {
     let ids = tokenizer.encode("<|im_start|>user\nHi<|im_end|>").unwrap();
     assert_eq!((ids[0], ids[ids.len() - 1]), (1, 2));
     assert_eq!(tokenizer.decode_text(&ids).unwrap(), "user\nHi");
-    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.unk_id()), (Some(1), Some(2), Some(2), Some(0)));
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.unk_id()),
+        (Some(1), Some(2), Some(2), Some(0))
+    );
     assert_eq!(tokenizer.vocab_size(), 49152);
-    assert_eq!(tokenizer.encode_with_special_tokens("Hi").unwrap(), tokenizer.encode("Hi").unwrap(), "the file asks for none");
+    assert_eq!(
+        tokenizer.encode_with_special_tokens("Hi").unwrap(),
+        tokenizer.encode("Hi").unwrap(),
+        "the file asks for none"
+    );
 }
