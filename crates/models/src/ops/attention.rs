@@ -5,15 +5,16 @@
 //! before a row's first valid key are not visited. Keys and values are read where they lie: no head is repeated, and
 //! nothing is transposed but keys (and values, backward) into panels for the product's inner loop.
 
+use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::gemm::Tile;
-use super::cpu::{Shared, Values, math, multiversion, values};
-use super::{Attention, flat};
+use super::cpu::{Shared, Strided, Values, math, multiversion};
+use super::operation::{Operation, Slot, node};
+use super::{Attention, profile};
 
 /// Queries of a tile.
 const QUERIES: usize = 64;
@@ -47,8 +48,18 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention, sizes: Siz
         |x: &Tensor| if !tracked && Keys::fits(x.layout(), sizes) { Ok(x.clone()) } else { x.contiguous() };
     let (q, k, v) = (q.contiguous()?, rows(k)?, rows(v)?);
     let starts = how.starts.clone().unwrap_or_else(|| vec![0; sizes.b]);
-    let op = Flash { scale: how.scale, starts, sizes, log_sums: OnceLock::new() };
-    if tracked { q.apply_op3(&k, &v, op) } else { q.apply_op3_no_bwd(&k, &v, &op) }
+    let mut op = Flash { scale: how.scale, starts, sizes, log_sums: Vec::new() };
+    let y = {
+        let _time = profile::time("attention", "forward");
+        let (keys, values) = (Strided::of(&k)?, Strided::of(&v)?);
+        let rows = |x: &Tensor| x.layout().stride().first().copied().unwrap_or(0);
+        let keys = Keys { data: &keys, row: rows(&k), sizes };
+        let values = Keys { data: &values, row: rows(&v), sizes };
+        let (y, log_sums) = op.forward(&Values::of(&q)?, keys, values);
+        op.log_sums = log_sums;
+        y
+    };
+    node(op, &[&q, &k, &v], y, Shape::from((sizes.b, sizes.t, sizes.h, sizes.d)))
 }
 
 /// Keys or values: each batch row's `[s, hkv, d]` is contiguous, the rows lie `row` apart.
@@ -74,11 +85,6 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn of(storage: &'a CpuStorage, layout: &Layout, sizes: Sizes) -> Result<Self> {
-        let row = layout.stride().first().copied().unwrap_or(0);
-        Ok(Self { data: &storage.as_slice::<f32>()?[layout.start_offset()..], row, sizes })
-    }
-
     /// From the first value of one key of one head on.
     fn at(&self, row: usize, key: usize, head: usize) -> &'a [f32] {
         &self.data[row * self.row + (key * self.sizes.hkv + head) * self.sizes.d..]
@@ -90,50 +96,24 @@ struct Flash {
     starts: Vec<usize>,
     sizes: Sizes,
     /// `[b, h, t]`; infinite for a query without keys, whose weights are then all zero.
-    log_sums: OnceLock<Vec<f32>>,
+    log_sums: Vec<f32>,
 }
 
-impl CustomOp3 for Flash {
+impl Operation for Flash {
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        lq: &Layout,
-        k: &CpuStorage,
-        lk: &Layout,
-        v: &CpuStorage,
-        lv: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let _time = super::profile::time("attention forward");
-        let Sizes { b, t, h, d, .. } = self.sizes;
-        let (y, log_sums) =
-            self.forward(values(q, lq)?, Keys::of(k, lk, self.sizes)?, Keys::of(v, lv, self.sizes)?);
-        // A second forward pass of one operation does not happen; were it to, it would find the same numbers.
-        let _ = self.log_sums.set(log_sums);
-        Ok((CpuStorage::F32(y), Shape::from((b, t, h, d))))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let _time = super::profile::time("attention backward");
-        let dy = flat(dy)?;
-        let (qv, kv, vv, yv, dv) =
-            (Values::of(q)?, Values::of(k)?, Values::of(v)?, Values::of(y)?, Values::of(&dy)?);
-        let [dq, dk, dv] = self.backward(&qv, &kv, &vv, &yv, &dv);
-        Ok((
-            Some(Tensor::from_vec(dq, q.shape(), q.device())?),
-            Some(Tensor::from_vec(dk, k.shape(), k.device())?),
-            Some(Tensor::from_vec(dv, v.shape(), v.device())?),
-        ))
+    fn backward(&self, inputs: &[Tensor], y: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+        let [q, k, v] = inputs else { return Ok(()) };
+        let gradients =
+            self.gradients(&Values::of(q)?, &Values::of(k)?, &Values::of(v)?, &Values::of(y)?, &dy);
+        for (slot, gradient) in into.iter_mut().zip(gradients) {
+            if slot.wanted() {
+                slot.add(Cow::Owned(gradient));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -333,9 +313,9 @@ impl Flash {
         }
     }
 
-    fn backward(&self, q: &[f32], k: &[f32], v: &[f32], y: &[f32], dy: &[f32]) -> [Vec<f32>; 3] {
+    fn gradients(&self, q: &[f32], k: &[f32], v: &[f32], y: &[f32], dy: &[f32]) -> [Vec<f32>; 3] {
         let Sizes { b, t, s, h, hkv, d } = self.sizes;
-        let log_sums: &[f32] = self.log_sums.get().map_or(&[], Vec::as_slice);
+        let log_sums = &self.log_sums;
         let all_keys = Keys::new(k, self.sizes);
         let key_panels = Panels::new(all_keys, self.sizes);
         let value_panels = Panels::new(Keys::new(v, self.sizes), self.sizes);

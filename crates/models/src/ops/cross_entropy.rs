@@ -3,14 +3,16 @@
 //! The idea is Liger Kernel's (<https://arxiv.org/abs/2410.10989>): the forward pass already computes the gradient of
 //! the hidden states, chunk by chunk, so that no more than one chunk of logits exists at a time and none is kept.
 
-use std::sync::Mutex;
+use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::IGNORE;
 use super::cpu::gemm::{Mat, Start, Term, product, products};
-use super::cpu::{CHUNK, math, values};
+use super::cpu::{CHUNK, Values, math};
+use super::operation::{Operation, Slot, node};
+use super::{IGNORE, profile};
 
 /// Logits held at a time.
 const CHUNK_BYTES: usize = 32 << 20;
@@ -25,101 +27,86 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
         .collect();
     let count = rows.len();
     let (hidden, head_w) = (hidden.contiguous()?, head_w.contiguous()?);
-    let op = CrossEntropy {
-        rows,
-        want: [hidden.track_op(), head_w.track_op()],
-        gradients: Mutex::new([Gradient::None, Gradient::None]),
-    };
-    let loss = if hidden.track_op() || head_w.track_op() {
-        hidden.apply_op2(&head_w, op)?
-    } else {
-        hidden.apply_op2_no_bwd(&head_w, &op)?
-    };
-    Ok((loss, count))
+    let want = [hidden.track_op(), head_w.track_op()];
+    let (loss, gradients) =
+        forward(&Values::of(&hidden)?, &Values::of(&head_w)?, head_w.dims2()?, &rows, want);
+    let gradients = gradients.map(|gradient| gradient.map_or(Gradient::None, Gradient::Fresh));
+    let op = CrossEntropy { gradients: Mutex::new(gradients) };
+    let inputs: &[&Tensor] = if want[1] { &[&hidden, &head_w] } else { &[&hidden] };
+    Ok((node(op, inputs, vec![loss], Shape::from(()))?, count))
+}
+
+/// The summed loss over the labelled rows (`(row, label)`), and the gradients wanted of hidden and head_w.
+fn forward(
+    hidden: &[f32],
+    head: &[f32],
+    (vocab, hid): (usize, usize),
+    rows: &[(usize, usize)],
+    want: [bool; 2],
+) -> (f32, [Option<Vec<f32>>; 2]) {
+    let _time = profile::time("cross_entropy", "forward");
+    let mut dh = want[0].then(|| vec![0f32; hidden.len()]);
+    let mut dw = want[1].then(|| vec![0f32; head.len()]);
+    let head = Mat::new(head, vocab, hid);
+    let most = (CHUNK_BYTES / 4 / vocab.max(1)).max(8);
+    let chunks = rows.len().div_ceil(most).max(1);
+    let size = rows.len().div_ceil(chunks).max(1);
+    let mut loss = 0f64;
+    for rows in rows.chunks(size) {
+        // [c, hid]
+        let mut chunk = Vec::with_capacity(rows.len() * hid);
+        for &(row, _) in rows {
+            chunk.extend_from_slice(&hidden[row * hid..(row + 1) * hid]);
+        }
+        let input = Mat::new(&chunk, rows.len(), hid);
+        // [c, vocab]
+        let mut logits = product(input, head.t());
+        let losses: Vec<f64> = logits
+            .par_chunks_mut(vocab)
+            .zip(rows)
+            .map(|(logits, &(_, label))| {
+                let chosen = logits[label];
+                let max = math::max(logits);
+                let sum = math::exp_sum(logits, max);
+                // What is left in `logits` becomes the gradient: softmax − one-hot.
+                math::scale(logits, 1. / sum);
+                logits[label] -= 1.;
+                f64::from(sum.ln() + max) - f64::from(chosen)
+            })
+            .collect();
+        loss += losses.iter().sum::<f64>();
+        let dlogits = Mat::new(&logits, rows.len(), vocab);
+        if let Some(dh) = &mut dh {
+            let gradient = product(dlogits, head);
+            for (&(row, _), gradient) in rows.iter().zip(gradient.chunks_exact(hid)) {
+                dh[row * hid..(row + 1) * hid].copy_from_slice(gradient);
+            }
+        }
+        if let Some(dw) = &mut dw {
+            products(dw, &[Term { a: dlogits.t(), b: input, alpha: 1. }], Start::Accumulate);
+        }
+    }
+    (loss as f32, [dh, dw])
 }
 
 struct CrossEntropy {
-    /// Labelled rows and their labels.
-    rows: Vec<(usize, usize)>,
-    want: [bool; 2],
     /// Of hidden and head_w, from the forward pass.
     gradients: Mutex<[Gradient; 2]>,
 }
 
-impl CustomOp2 for CrossEntropy {
+impl Operation for CrossEntropy {
     fn name(&self) -> &'static str {
-        "cross-entropy"
+        "cross_entropy"
     }
 
-    fn cpu_fwd(
-        &self,
-        h: &CpuStorage,
-        lh: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let _time = super::profile::time("cross_entropy forward");
-        let (vocab, hid) = lw.shape().dims2()?;
-        let (hidden, w) = (values(h, lh)?, values(w, lw)?);
-        let head = Mat::new(w, vocab, hid);
-        let mut dh = self.want[0].then(|| vec![0f32; hidden.len()]);
-        let mut dw = self.want[1].then(|| vec![0f32; w.len()]);
-        let most = (CHUNK_BYTES / 4 / vocab.max(1)).max(8);
-        let chunks = self.rows.len().div_ceil(most).max(1);
-        let size = self.rows.len().div_ceil(chunks).max(1);
-        let mut loss = 0f64;
-        for rows in self.rows.chunks(size) {
-            // [c, hid]
-            let mut chunk = Vec::with_capacity(rows.len() * hid);
-            for &(row, _) in rows {
-                chunk.extend_from_slice(&hidden[row * hid..(row + 1) * hid]);
-            }
-            let input = Mat::new(&chunk, rows.len(), hid);
-            // [c, vocab]
-            let mut logits = product(input, head.t());
-            let losses: Vec<f64> = logits
-                .par_chunks_mut(vocab)
-                .zip(rows)
-                .map(|(logits, &(_, label))| {
-                    let chosen = logits[label];
-                    let max = math::max(logits);
-                    let sum = math::exp_sum(logits, max);
-                    // What is left in `logits` becomes the gradient: softmax − one-hot.
-                    math::scale(logits, 1. / sum);
-                    logits[label] -= 1.;
-                    f64::from(sum.ln() + max) - f64::from(chosen)
-                })
-                .collect();
-            loss += losses.iter().sum::<f64>();
-            let dlogits = Mat::new(&logits, rows.len(), vocab);
-            if let Some(dh) = &mut dh {
-                let gradient = product(dlogits, head);
-                for (&(row, _), gradient) in rows.iter().zip(gradient.chunks_exact(hid)) {
-                    dh[row * hid..(row + 1) * hid].copy_from_slice(gradient);
-                }
-            }
-            if let Some(dw) = &mut dw {
-                products(dw, &[Term { a: dlogits.t(), b: input, alpha: 1. }], Start::Accumulate);
+    fn backward(&self, _: &[Tensor], _: &Tensor, d: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+        let mut kept = self.gradients.lock().unwrap_or_else(PoisonError::into_inner);
+        for (slot, gradient) in into.iter_mut().zip(kept.iter_mut()) {
+            if slot.wanted() {
+                gradient.add_to(slot, d[0])?;
             }
         }
-        *self.gradients.lock().unwrap_or_else(|e| e.into_inner()) =
-            [dh, dw].map(|gradient| gradient.map_or(Gradient::None, Gradient::Fresh));
-        Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
-    }
-
-    fn bwd(
-        &self,
-        h: &Tensor,
-        w: &Tensor,
-        _loss: &Tensor,
-        d: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let _time = super::profile::time("cross_entropy backward");
-        let d = d.to_scalar::<f32>()?;
-        let mut kept = self.gradients.lock().unwrap_or_else(|e| e.into_inner());
-        let dh = kept[0].scaled(d, h)?;
-        let dw = kept[1].scaled(d, w)?;
-        Ok((dh, dw))
+        Ok(())
     }
 }
 
@@ -129,24 +116,24 @@ enum Gradient {
     None,
     /// Of the loss itself.
     Fresh(Vec<f32>),
-    /// Already scaled by the loss's own gradient and handed out.
-    Given(Tensor, f32),
+    /// Taken by a backward pass, which used it up.
+    Taken,
 }
 
 impl Gradient {
-    /// The gradient times `d`: in place the first time, for it may be as large as the head.
-    fn scaled(&mut self, d: f32, like: &Tensor) -> Result<Option<Tensor>> {
-        match self {
-            Self::None => Ok(None),
-            Self::Given(gradient, by) if *by == d => Ok(Some(gradient.clone())),
-            Self::Given(gradient, by) => gradient.affine(f64::from(d) / f64::from(*by), 0.).map(Some),
-            Self::Fresh(values) => {
-                let mut values = std::mem::take(values);
+    /// Adds the gradient times `d`, in place: it may be as large as the head.
+    ///
+    /// # Errors
+    /// The second time.
+    fn add_to(&mut self, slot: &mut Slot, d: f32) -> Result<()> {
+        match std::mem::replace(self, Self::Taken) {
+            Self::Fresh(mut values) => {
                 values.par_chunks_mut(CHUNK).for_each(|part| math::scale(part, d));
-                let gradient = Tensor::from_vec(values, like.shape(), like.device())?;
-                *self = Self::Given(gradient.clone(), d);
-                Ok(Some(gradient))
+                slot.add(Cow::Owned(values));
+                Ok(())
             }
+            Self::None => Ok(()),
+            Self::Taken => bail!("cross_entropy: a loss can be differentiated once; compute it again"),
         }
     }
 }

@@ -7,17 +7,22 @@
 
 use candle_core::{DType, Result, Shape, Tensor, bail};
 
+mod add;
 mod attention;
 pub mod cpu;
 mod cross_entropy;
 mod linear;
 pub mod naive;
+mod operation;
 pub mod profile;
 mod rms_norm;
 mod rope;
 mod swiglu;
+pub mod tape;
 #[cfg(test)]
 mod tests;
+
+pub use tape::Tape;
 
 /// The label of a position that bears no loss.
 pub const IGNORE: i64 = -100;
@@ -136,6 +141,20 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor) -> Resul
     }
 }
 
+/// Residual connection `x + y`.
+///
+/// # Shapes
+/// Both of one shape, which is the result's.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if x.dims() != y.dims() {
+        bail!("add: expected one shape, found {:?} and {:?}", x.dims(), y.dims())
+    }
+    if fused(&[x, y]) { add::add(x, y) } else { x + y }
+}
+
 /// Gated activation `silu(gate) · up` (<https://arxiv.org/abs/2002.05202>).
 ///
 /// # Shapes
@@ -226,11 +245,6 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
 /// Whether the fused CPU form takes these: the one place that decides.
 fn fused(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
-}
-
-/// A gradient as the fused forms read it. Candle hands on views (of a transpose, of a broadcast) as they are.
-fn flat(gradient: &Tensor) -> Result<Tensor> {
-    gradient.contiguous()
 }
 
 /// The result's shape: the dimensions of `x` that make `in` replaced by `out`.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static ON: AtomicBool = AtomicBool::new(false);
-static TABLE: Mutex<BTreeMap<&'static str, Duration>> = Mutex::new(BTreeMap::new());
+static TABLE: Mutex<BTreeMap<(&'static str, &'static str), Duration>> = Mutex::new(BTreeMap::new());
 
 /// Begins to measure, with an empty table.
 pub fn start() {
@@ -15,19 +15,19 @@ pub fn start() {
     ON.store(true, Ordering::Relaxed);
 }
 
-/// Ends measuring and gives the time spent in each kind of operation.
-pub fn stop() -> BTreeMap<&'static str, Duration> {
+/// Ends measuring and gives the time spent in each operation's `forward` and `backward`.
+pub fn stop() -> BTreeMap<(&'static str, &'static str), Duration> {
     ON.store(false, Ordering::Relaxed);
     std::mem::take(&mut TABLE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Measures until what it returns is dropped.
-pub(super) fn time(what: &'static str) -> Option<Timer> {
-    ON.load(Ordering::Relaxed).then(|| Timer { what, since: Instant::now() })
+pub(super) fn time(operation: &'static str, pass: &'static str) -> Option<Timer> {
+    ON.load(Ordering::Relaxed).then(|| Timer { what: (operation, pass), since: Instant::now() })
 }
 
 pub(super) struct Timer {
-    what: &'static str,
+    what: (&'static str, &'static str),
     since: Instant,
 }
 

@@ -1,10 +1,13 @@
 //! Rotary embedding, one pass; the backward pass turns the other way.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use std::borrow::Cow;
+
+use candle_core::{Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{CHUNK, Values, multiversion, uninit, values};
-use super::flat;
+use super::cpu::{CHUNK, Values, multiversion};
+use super::operation::{Operation, Slot, node};
+use super::profile;
 
 /// See [`super::rope`].
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor, shape: [usize; 4]) -> Result<Tensor> {
@@ -13,68 +16,67 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor, shape: [
     if let Some(position) = positions.iter().find(|&&p| p as usize >= max) {
         bail!("rope: expected positions below {max} (the context length), found {position}")
     }
-    let op =
-        Rope { cos: cos.contiguous()?, sin: sin.contiguous()?, positions, shape: Shape::from(&shape[..]) };
+    let width = shape[2] * shape[3];
+    let op = Rope { cos: cos.contiguous()?, sin: sin.contiguous()?, positions, width };
     let x = x.contiguous()?;
-    if x.track_op() { x.apply_op1(op) } else { x.apply_op1_no_bwd(&op) }
+    let y = {
+        let _time = profile::time("rope", "forward");
+        let mut y = Values::of(&x)?.to_vec();
+        op.turn(&mut y, 1.)?;
+        y
+    };
+    node(op, &[&x], y, Shape::from(&shape[..]))
 }
 
 struct Rope {
     cos: Tensor,
     sin: Tensor,
     positions: Vec<u32>,
-    shape: Shape,
+    /// Values a position: all its heads.
+    width: usize,
 }
 
 impl Rope {
-    fn turn(&self, x: &[f32], direction: f32) -> Result<Vec<f32>> {
-        let (_, _, heads, d) = self.shape.dims4()?;
+    fn turn(&self, x: &mut [f32], direction: f32) -> Result<()> {
         let (cos, sin) = (Values::of(&self.cos)?, Values::of(&self.sin)?);
-        // SAFETY: every position's heads are written.
-        let mut y = unsafe { uninit(x.len()) };
-        let width = heads * d;
-        let count = (CHUNK / width.max(1)).max(1);
-        y.par_chunks_mut(count * width)
-            .zip(x.par_chunks(count * width))
-            .zip(self.positions.par_chunks(count))
-            .for_each(|((y, x), positions)| {
-                for ((y, x), &p) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions) {
-                    let at = p as usize * (d / 2)..(p as usize + 1) * (d / 2);
-                    turn_heads(y, x, &cos[at.clone()], &sin[at], direction);
+        let half = self.cos.dim(1)?;
+        let (width, count) = (self.width, (CHUNK / self.width.max(1)).max(1));
+        x.par_chunks_mut((count * width).max(1)).zip(self.positions.par_chunks(count)).for_each(
+            |(x, positions)| {
+                for (x, &p) in x.chunks_exact_mut(width).zip(positions) {
+                    let at = p as usize * half..(p as usize + 1) * half;
+                    turn_heads(x, &cos[at.clone()], &sin[at], direction);
                 }
-            });
-        Ok(y)
+            },
+        );
+        Ok(())
     }
 }
 
-impl CustomOp1 for Rope {
+impl Operation for Rope {
     fn name(&self) -> &'static str {
         "rope"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _time = super::profile::time("rope forward");
-        Ok((CpuStorage::F32(self.turn(values(x, layout)?, 1.)?), self.shape.clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let _time = super::profile::time("rope backward");
-        let dy = flat(dy)?;
-        Tensor::from_vec(self.turn(&Values::of(&dy)?, -1.)?, x.shape(), x.device()).map(Some)
+    fn backward(&self, _: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+        let mut dx = dy.into_owned();
+        self.turn(&mut dx, -1.)?;
+        into[0].add(Cow::Owned(dx));
+        Ok(())
     }
 }
 
 multiversion! {
     /// Turns the two halves of each head by one position's angles.
-    pub fn turn_heads(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], direction: f32) {
+    pub fn turn_heads(x: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
         let half = cos.len();
         let sin = &sin[..half];
-        for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-            let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+        for x in x.chunks_exact_mut(2 * half) {
+            let (x1, x2) = x.split_at_mut(half);
             for i in 0..half {
-                let s = sin[i] * direction;
-                y1[i] = x1[i] * cos[i] - x2[i] * s;
-                y2[i] = x2[i] * cos[i] + x1[i] * s;
+                let (a, b, s) = (x1[i], x2[i], sin[i] * direction);
+                x1[i] = a * cos[i] - b * s;
+                x2[i] = b * cos[i] + a * s;
             }
         }
     }

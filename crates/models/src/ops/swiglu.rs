@@ -1,66 +1,56 @@
 //! Gated activation: both gradients come from one pass that computes the sigmoid again.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use std::borrow::Cow;
+
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::math::sigmoid;
-use super::cpu::{CHUNK, Values, multiversion, uninit, values};
-use super::flat;
+use super::cpu::{CHUNK, Values, multiversion, uninit};
+use super::operation::{Operation, Slot, node};
+use super::profile;
 
 /// See [`super::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    if gate.track_op() || up.track_op() {
-        gate.apply_op2(&up, Swiglu)
-    } else {
-        gate.apply_op2_no_bwd(&up, &Swiglu)
-    }
-}
-
-struct Swiglu;
-
-impl CustomOp2 for Swiglu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        lg: &Layout,
-        up: &CpuStorage,
-        lu: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let _time = super::profile::time("swiglu forward");
-        let (gate, up) = (values(gate, lg)?, values(up, lu)?);
+    let y = {
+        let _time = profile::time("swiglu", "forward");
+        let (gate, up) = (Values::of(&gate)?, Values::of(&up)?);
         // SAFETY: every chunk is written.
         let mut y = unsafe { uninit(gate.len()) };
         y.par_chunks_mut(CHUNK)
             .zip(gate.par_chunks(CHUNK))
             .zip(up.par_chunks(CHUNK))
             .for_each(|((y, gate), up)| forward(y, gate, up));
-        Ok((CpuStorage::F32(y), lg.shape().clone()))
+        y
+    };
+    let shape = gate.shape().clone();
+    node(Swiglu, &[&gate, &up], y, shape)
+}
+
+struct Swiglu;
+
+impl Operation for Swiglu {
+    fn name(&self) -> &'static str {
+        "swiglu"
     }
 
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let _time = super::profile::time("swiglu backward");
-        let dy = flat(dy)?;
-        let (g, u, d) = (Values::of(gate)?, Values::of(up)?, Values::of(&dy)?);
+    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+        let ([gate, up], [dgate, dup]) = (inputs, into) else { return Ok(()) };
+        let (g, u) = (Values::of(gate)?, Values::of(up)?);
         // SAFETY: every chunk of both is written.
         let (mut dg, mut du) = unsafe { (uninit(g.len()), uninit(g.len())) };
         dg.par_chunks_mut(CHUNK)
             .zip(du.par_chunks_mut(CHUNK))
-            .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(d.par_chunks(CHUNK)))
+            .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)))
             .for_each(|((dg, du), ((g, u), d))| backward(dg, du, g, u, d));
-        let dg = Tensor::from_vec(dg, gate.shape(), gate.device())?;
-        let du = Tensor::from_vec(du, up.shape(), up.device())?;
-        Ok((Some(dg), Some(du)))
+        if dgate.wanted() {
+            dgate.add(Cow::Owned(dg));
+        }
+        if dup.wanted() {
+            dup.add(Cow::Owned(du));
+        }
+        Ok(())
     }
 }
 

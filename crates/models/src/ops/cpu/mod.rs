@@ -4,7 +4,7 @@
 
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, bail};
+use candle_core::{CpuStorage, Result, Storage, StorageRef, Tensor, bail};
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
@@ -49,14 +49,35 @@ impl Deref for Values<'_> {
     }
 }
 
-/// The f32 values that a custom operation is handed.
-///
-/// # Errors
-/// When they are not contiguous f32.
-pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("expected a contiguous tensor, found strides {:?}", layout.stride()),
+/// The f32 buffer of a CPU tensor from its first element on, whatever its strides.
+pub struct Strided<'a> {
+    guard: StorageRef<'a>,
+    start: usize,
+}
+
+impl<'a> Strided<'a> {
+    /// Locks the tensor's buffer for reading.
+    ///
+    /// # Errors
+    /// When the tensor is not f32 on the CPU.
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (guard, layout) = tensor.storage_and_layout();
+        if !matches!(&*guard, Storage::Cpu(CpuStorage::F32(_))) {
+            bail!("expected f32 on the CPU, found {:?} on {:?}", tensor.dtype(), tensor.device())
+        }
+        Ok(Self { start: layout.start_offset(), guard })
+    }
+}
+
+impl Deref for Strided<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.guard {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..],
+            // `of` lets nothing else in, and the lock keeps it so.
+            _ => &[],
+        }
     }
 }
 

@@ -1,0 +1,58 @@
+//! The residual connection's addition.
+
+use std::borrow::Cow;
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::cpu::{CHUNK, Values, multiversion, uninit};
+use super::operation::{Operation, Slot, node};
+use super::profile;
+
+/// See [`super::add`].
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let (x, y) = (x.contiguous()?, y.contiguous()?);
+    let sum = {
+        let _time = profile::time("add", "forward");
+        let (x, y) = (Values::of(&x)?, Values::of(&y)?);
+        // SAFETY: every chunk is written.
+        let mut sum = unsafe { uninit(x.len()) };
+        sum.par_chunks_mut(CHUNK)
+            .zip(x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)))
+            .for_each(|(sum, (x, y))| forward(sum, x, y));
+        sum
+    };
+    let shape = x.shape().clone();
+    node(Add, &[&x, &y], sum, shape)
+}
+
+struct Add;
+
+impl Operation for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn backward(&self, _: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+        let [dx, other] = into else { return Ok(()) };
+        if dx.wanted() && other.wanted() {
+            dx.add(Cow::Borrowed(&dy));
+        } else if dx.wanted() {
+            dx.add(dy);
+            return Ok(());
+        }
+        if other.wanted() {
+            other.add(dy);
+        }
+        Ok(())
+    }
+}
+
+multiversion! {
+    /// `sum = x + y`
+    pub fn forward(sum: &mut [f32], x: &[f32], y: &[f32]) {
+        for ((sum, x), y) in sum.iter_mut().zip(x).zip(y) {
+            *sum = x + y;
+        }
+    }
+}
