@@ -90,7 +90,7 @@ fn label(value: f64, step: f64) -> String {
 }
 
 /// A value as one would write it: four significant digits, thousands grouped.
-pub(crate) fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     if !value.is_finite() {
         return "–".into();
     }

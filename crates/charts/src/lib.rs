@@ -30,6 +30,7 @@ mod palette;
 mod svg;
 mod table;
 
+pub use axis::number as format_number;
 pub use bars::{Bar, bar_chart};
 pub use diff::{diff_html, diff_text};
 pub use figure::Figure;

@@ -1,1 +1,38 @@
-//! prelude
+//! What a notebook uses: `use tunebook::prelude::*;`.
+//!
+//! This crate adds no logic of its own. It names the crates of the workspace in one place, joins data to training
+//! ([`Train`]), and says how each value looks as the result of a cell ([`EvcxrDisplay`]). It is a dynamic library, so that a
+//! cell links to one compiled copy of everything. Importing it runs nothing: thread pools start when they are first used, with as
+//! many threads as the process may use (`RAYON_NUM_THREADS` and `POLARS_MAX_THREADS` change that).
+//!
+//! ```no_run
+//! use tunebook::prelude::*;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let clean = Dataset::read("datasets/support/tickets_raw.jsonl")?.clean(&Cleaning::standard())?;
+//! let split = clean.split(&Split::holdout(0.12))?;
+//! let model = Model::load("SmolLM2-135M-Instruct", &Device::best()?)?;
+//! model.add_adapter("support", &Lora { r: 8, lora_alpha: 32.0, ..Default::default() })?;
+//! let run = Trainer::new(&model, &TrainingArgs::default()).train(&split)?;
+//! run.loss_curve().save_svg("loss.svg")?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub use tunebook_charts as charts;
+pub use tunebook_data as data;
+pub use tunebook_models as models;
+pub use tunebook_progress as progress;
+pub use tunebook_tune as tune;
+
+mod compare;
+mod live;
+pub mod prelude;
+mod show;
+mod summary;
+mod train;
+mod views;
+
+pub use compare::side_by_side;
+pub use show::EvcxrDisplay;
+pub use summary::Summary;
+pub use train::{Examples, LossCurve, Train};

@@ -176,6 +176,14 @@ impl Trainer {
         self
     }
 
+    /// Does `work` with one more callback, which goes when it is done.
+    pub fn observed<T>(&self, callback: Box<dyn Callback>, work: impl FnOnce(&Self) -> T) -> T {
+        self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).push(callback);
+        let done = work(self);
+        self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        done
+    }
+
     /// The model that is trained.
     pub fn model(&self) -> &Model {
         &self.model

@@ -1,0 +1,306 @@
+//! What a cell shows while a run trains: a bar, the loss curve and the evaluations, replaced in place a few times a second.
+//!
+//! The final state stays in the saved notebook. Where nothing can be replaced (a stock kernel, a terminal) a plain progress
+//! bar stands in.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use tunebook_charts::{Cell, LossPoint, Table, loss_curve};
+use tunebook_progress::sink::Place;
+use tunebook_progress::{Display, MimeBundle, ProgressBar, display, escape_html};
+use tunebook_tune::{Callback, EvalRecord, Plan, Result, Run, StepRecord};
+
+use crate::train::LossCurve;
+
+/// The shortest pause between two redraws.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The evaluations that the table shows, the latest ones.
+const EVALS: usize = 8;
+
+/// Draws a run as it goes.
+pub(crate) struct Live {
+    screen: Screen,
+    points: Vec<LossPoint>,
+    evals: Vec<EvalRecord>,
+    plan: Option<Plan>,
+    last: Option<StepRecord>,
+    evaluating: Option<(usize, usize)>,
+    /// Tokens and time of the steps seen here.
+    tokens: usize,
+    secs: f64,
+    started: Instant,
+    drawn: Option<Instant>,
+}
+
+enum Screen {
+    /// Our kernel: one output, replaced in place.
+    Notebook(Option<Display>),
+    /// Elsewhere.
+    Bar(Option<ProgressBar>),
+}
+
+impl Live {
+    pub fn new() -> Self {
+        let screen = match Place::current() {
+            Place::Channel { .. } => Screen::Notebook(None),
+            Place::Stock | Place::Terminal { .. } => Screen::Bar(None),
+        };
+        Self {
+            screen,
+            points: Vec::new(),
+            evals: Vec::new(),
+            plan: None,
+            last: None,
+            evaluating: None,
+            tokens: 0,
+            secs: 0.0,
+            started: Instant::now(),
+            drawn: None,
+        }
+    }
+
+    /// For a run that goes on: its losses are shown from its first step.
+    pub fn going_on(run: &Run) -> Self {
+        Self { points: run.loss_points(), evals: run.evals.clone(), ..Self::new() }
+    }
+
+    fn draw(&mut self, now: bool) {
+        let due = now || self.drawn.is_none_or(|drawn| drawn.elapsed() >= PAUSE);
+        if !due {
+            return;
+        }
+        self.drawn = Some(Instant::now());
+        let status = self.status();
+        if let Screen::Notebook(_) = self.screen {
+            let bundle = self.bundle(&status, None);
+            self.show(bundle);
+        }
+    }
+
+    fn show(&mut self, bundle: MimeBundle) {
+        if let Screen::Notebook(shown) = &mut self.screen {
+            match shown {
+                Some(shown) => shown.update(bundle),
+                None => *shown = Some(display(bundle)),
+            }
+        }
+    }
+
+    /// `step 12/90 · epoch 0.40 · loss 2.113 · learning rate 1.9e-4 · 210 tokens/s · 00:48 left`
+    fn status(&self) -> String {
+        let total = self.plan.as_ref().map_or(0, |plan| plan.total_steps);
+        let Some(last) = &self.last else {
+            return match self.evaluating {
+                Some((done, rows)) => format!("evaluating {done}/{rows} rows"),
+                None => format!("step 0/{total}"),
+            };
+        };
+        let mut status = format!(
+            "step {}/{total} · epoch {:.2} · loss {:.3} · learning rate {:.1e} · {:.0} tokens/s",
+            last.step,
+            last.epoch,
+            last.loss,
+            last.learning_rate,
+            self.tokens as f64 / self.secs.max(1e-9),
+        );
+        let seen = last.step - self.plan.as_ref().map_or(0, |plan| plan.done_steps).min(last.step);
+        if seen > 0 && last.step < total {
+            // Evaluations count: the time since the start, not that of the steps alone.
+            let left = self.started.elapsed().as_secs_f64() / seen as f64 * (total - last.step) as f64;
+            let _ = write!(status, " · {} left", clock(left));
+        }
+        if let Some((done, rows)) = self.evaluating {
+            let _ = write!(status, " · evaluating {done}/{rows} rows");
+        }
+        status
+    }
+
+    fn bundle(&self, status: &str, end: Option<&Run>) -> MimeBundle {
+        let points = match end {
+            Some(run) => run.loss_points(),
+            None => self.points.clone(),
+        };
+        let figure = loss_curve(&points);
+        let mut html = String::new();
+        let total = self.plan.as_ref().map_or(0, |plan| plan.total_steps);
+        let step = end.map_or(self.last.as_ref().map_or(0, |last| last.step), |run| run.steps.len());
+        if end.is_none() {
+            let _ = write!(
+                html,
+                "<progress value=\"{step}\" max=\"{}\" style=\"width:100%;max-width:720px\"></progress>",
+                total.max(1)
+            );
+        }
+        let _ = write!(
+            html,
+            "<p style=\"margin:0.4em 0;font-variant-numeric:tabular-nums\">{}</p>",
+            escape_html(status)
+        );
+        html.push_str(figure.bundle().get("text/html").and_then(|image| image.as_str()).unwrap_or_default());
+        let table = evaluations(end.map_or(&self.evals, |run| &run.evals), &points);
+        let mut text = status.to_owned();
+        if !table.is_empty() {
+            html.push_str(&table.html());
+            let _ = write!(text, "\n{}", table.text());
+        }
+        let _ = write!(text, "\n{}", figure.text());
+        MimeBundle::text(text).html(html)
+    }
+}
+
+impl Callback for Live {
+    fn on_start(&mut self, plan: &Plan) -> Result<()> {
+        self.started = Instant::now();
+        self.plan = Some(plan.clone());
+        if let Screen::Bar(bar) = &mut self.screen {
+            let new = ProgressBar::new("Training", Some(plan.total_steps as u64)).unit("step");
+            new.set(plan.done_steps as u64);
+            *bar = Some(new);
+        }
+        self.draw(true);
+        Ok(())
+    }
+
+    fn on_step(&mut self, record: &StepRecord) -> Result<()> {
+        self.evaluating = None;
+        self.tokens += record.tokens;
+        self.secs += record.secs;
+        self.points.push(LossPoint { step: record.step, train: Some(record.loss), validation: None });
+        self.last = Some(record.clone());
+        if let Screen::Bar(Some(bar)) = &self.screen {
+            let validation =
+                self.evals.last().map(|eval| format!(", validation {:.3}", eval.loss)).unwrap_or_default();
+            bar.message(format!("loss {:.3}{validation}", record.loss));
+            bar.set(record.step as u64);
+        }
+        self.draw(false);
+        Ok(())
+    }
+
+    fn on_eval_progress(&mut self, done: usize, total: usize) -> Result<()> {
+        self.evaluating = (done < total).then_some((done, total));
+        self.draw(false);
+        Ok(())
+    }
+
+    fn on_eval(&mut self, record: &EvalRecord) -> Result<()> {
+        self.evaluating = None;
+        self.points.push(LossPoint { step: record.step, train: None, validation: Some(record.loss) });
+        self.evals.push(record.clone());
+        self.draw(true);
+        Ok(())
+    }
+
+    fn on_end(&mut self, run: &Run) -> Result<()> {
+        if let Screen::Bar(Some(bar)) = &self.screen {
+            bar.finish();
+        }
+        let bundle = self.bundle(&run.to_string(), Some(run));
+        self.show(bundle);
+        Ok(())
+    }
+}
+
+/// The latest evaluations, each beside the mean training loss of the steps since the one before.
+pub(crate) fn evaluations(evals: &[EvalRecord], points: &[LossPoint]) -> Table {
+    let mut table = Table::new(["step", "epoch", "training loss", "validation loss", "perplexity"]);
+    let first = evals.len().saturating_sub(EVALS);
+    for (i, eval) in evals.iter().enumerate().skip(first) {
+        let since = if i == 0 { 0 } else { evals[i - 1].step };
+        let losses: Vec<f64> = points
+            .iter()
+            .filter(|point| point.step > since && point.step <= eval.step)
+            .filter_map(|point| point.train)
+            .collect();
+        let mean = match losses.len() {
+            0 => Cell::Right("–".into()),
+            n => Cell::Right(format!("{:.4}", losses.iter().sum::<f64>() / n as f64)),
+        };
+        table.row([
+            Cell::from(eval.step),
+            Cell::Right(format!("{:.2}", eval.epoch)),
+            mean,
+            Cell::Right(format!("{:.4}", eval.loss)),
+            Cell::Right(format!("{:.2}", eval.loss.exp())),
+        ]);
+    }
+    table
+}
+
+/// `mm:ss`, with hours when there are any.
+fn clock(secs: f64) -> String {
+    let secs = secs.clamp(0.0, 3.6e6) as u64;
+    let (hours, minutes, seconds) = (secs / 3600, secs / 60 % 60, secs % 60);
+    match hours {
+        0 => format!("{minutes:02}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(step: usize, loss: f64) -> StepRecord {
+        StepRecord {
+            step,
+            epoch: step as f64 / 10.0,
+            loss,
+            learning_rate: 2e-4,
+            grad_norm: 1.0,
+            tokens: 100,
+            label_tokens: 40,
+            secs: 0.5,
+        }
+    }
+
+    fn plan(total_steps: usize) -> Plan {
+        Plan {
+            total_steps,
+            done_steps: 0,
+            steps_per_epoch: 10,
+            examples: 40,
+            validation_examples: 8,
+            trainable_parameters: 1000,
+            truncated: 0,
+            without_labels: 0,
+        }
+    }
+
+    #[test]
+    fn the_status_tells_where_the_run_stands() -> Result<()> {
+        let mut live = Live::new();
+        live.on_start(&plan(20))?;
+        assert_eq!(live.status(), "step 0/20");
+        live.on_step(&step(1, 2.5))?;
+        live.on_step(&step(2, 2.25))?;
+        let status = live.status();
+        assert!(
+            status.starts_with(
+                "step 2/20 · epoch 0.20 · loss 2.250 · learning rate 2.0e-4 · 200 tokens/s · 00:0"
+            ),
+            "{status}"
+        );
+        live.on_eval_progress(3, 8)?;
+        assert!(live.status().ends_with("evaluating 3/8 rows"));
+        live.on_eval(&EvalRecord { step: 2, epoch: 0.2, loss: 2.0, label_tokens: 80, secs: 1.0 })?;
+        let bundle = live.bundle(&live.status(), None);
+        let html = bundle.get("text/html").and_then(|html| html.as_str()).unwrap_or_default();
+        assert!(
+            html.contains("<progress value=\"2\" max=\"20\"")
+                && html.contains("2.0000")
+                && html.contains("2.3750"),
+            "{html}"
+        );
+        assert!(bundle.plain().contains("validation"), "{}", bundle.plain());
+        Ok(())
+    }
+
+    #[test]
+    fn times_are_read_at_a_glance() {
+        assert_eq!(clock(5.4), "00:05");
+        assert_eq!(clock(3725.0), "1:02:05");
+        assert_eq!(clock(f64::INFINITY), "1000:00:00");
+    }
+}

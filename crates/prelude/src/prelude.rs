@@ -1,0 +1,29 @@
+//! Everything that a cell needs, by one `use`.
+//!
+//! The names are those of the field: polars' for frames, candle's for tensors, PEFT's and `transformers`' for adapters and
+//! training. No name of Rust's own prelude is shadowed.
+
+// polars first: a name that is imported on its own below wins over the same name from here.
+pub use polars::prelude::*;
+
+pub use candle_core::{D, DType, Device, Module, Shape, Tensor, Var};
+pub use plotly::{self, Layout, Plot};
+pub use {candle_core, candle_nn, polars, serde_json};
+
+pub use tunebook_charts::{
+    Bar, Cell, Figure, LineChart, LossPoint, Sample, Table, bar_chart, histogram, loss_curve,
+};
+pub use tunebook_data::{
+    Audit, CleanReport, Cleaning, Dataset, Overlap, OverlapKind, Profile, Row, Split, Splits, Step,
+};
+pub use tunebook_models::{BestDevice, ChatTemplate, GenerationConfig, Message, Model, Tokenizer};
+pub use tunebook_progress::{Display, MimeBundle, ProgressBar, display, interrupt, progress, stream};
+pub use tunebook_tune::{
+    AdapterInfo, Adapters, EvalRecord, EvalStrategy, Example, Lora, LrScheduler, Run, SaveStrategy,
+    StepRecord, TargetModules, Trainer, TrainingArgs,
+};
+
+pub use crate::compare::side_by_side;
+pub use crate::show::EvcxrDisplay as _;
+pub use crate::summary::Summary as _;
+pub use crate::train::{Examples as _, LossCurve as _, Train as _};

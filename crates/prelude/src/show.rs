@@ -1,0 +1,148 @@
+//! How the last expression of a cell is shown.
+//!
+//! evcxr compiles a cell `EXPR` as `(EXPR).evcxr_display();`, and if that fails a second time with `Debug`. With this trait in
+//! scope the first way always compiles, which halves the time of such a cell. Types that have a method of this name
+//! themselves (plotly's `Plot`) keep their own.
+
+use std::any::TypeId;
+use std::fmt::Debug;
+
+use tunebook_progress::{MimeBundle, result};
+
+use crate::views;
+
+/// Longer plain values are cut: an output of megabytes helps nobody and stalls the front end.
+const MAX_CHARS: usize = 50_000;
+/// A value with a longer `Debug` form is spread over lines.
+const LINE_CHARS: usize = 100;
+
+/// Shows a value as the result of a cell: our own types, frames and tensors as tables and pictures, all others by `Debug`.
+pub trait EvcxrDisplay {
+    /// Shows it.
+    fn evcxr_display(&self);
+}
+
+impl<T: Debug> EvcxrDisplay for T {
+    fn evcxr_display(&self) {
+        // All the work is in a function that is compiled here, once, and not in every cell.
+        show(type_id::<T>(), std::ptr::from_ref(self).cast(), self);
+    }
+}
+
+impl EvcxrDisplay for str {
+    fn evcxr_display(&self) {
+        result(plain(&self));
+    }
+}
+
+impl<T: Debug> EvcxrDisplay for [T] {
+    fn evcxr_display(&self) {
+        result(plain(&self));
+    }
+}
+
+/// A value whose type is not known here any more.
+#[derive(Clone, Copy)]
+pub(crate) struct Value<'a> {
+    id: TypeId,
+    pointer: *const (),
+    debug: &'a dyn Debug,
+}
+
+impl<'a> Value<'a> {
+    /// The value, if it is a `T`.
+    pub fn as_ref<T: 'static>(&self) -> Option<&'a T> {
+        // SAFETY: `pointer` comes from a reference that lives for 'a, to a value whose type is `T` up to lifetimes; and `T:
+        // 'static` has none.
+        (self.id == TypeId::of::<T>()).then(|| unsafe { &*self.pointer.cast::<T>() })
+    }
+}
+
+fn show(id: TypeId, pointer: *const (), debug: &dyn Debug) {
+    // A cell that ends in a statement's `()` shows nothing.
+    if id != TypeId::of::<()>() {
+        result(bundle(Value { id, pointer, debug }));
+    }
+}
+
+/// The forms of a value.
+pub(crate) fn bundle(value: Value<'_>) -> MimeBundle {
+    views::view(&value).unwrap_or_else(|| plain(value.debug))
+}
+
+fn plain(value: &dyn Debug) -> MimeBundle {
+    let mut text = format!("{value:?}");
+    // A struct reads better over several lines; a long list of numbers does not.
+    if text.chars().nth(LINE_CHARS).is_some() && text.contains(" { ") {
+        text = format!("{value:#?}");
+    }
+    if let Some((at, _)) = text.char_indices().nth(MAX_CHARS) {
+        let more = text[at..].chars().count();
+        text.truncate(at);
+        text.push_str(&format!("… ({more} more characters)"));
+    }
+    MimeBundle::text(text)
+}
+
+/// The id of a type with its lifetimes erased, which exists for every type (`TypeId::of` asks for `'static`).
+fn type_id<T: ?Sized>() -> TypeId {
+    trait Erased {
+        fn id(&self) -> TypeId
+        where
+            Self: 'static;
+    }
+    impl<T: ?Sized> Erased for std::marker::PhantomData<T> {
+        fn id(&self) -> TypeId
+        where
+            Self: 'static,
+        {
+            TypeId::of::<T>()
+        }
+    }
+    let phantom = std::marker::PhantomData::<T>;
+    let erased: &dyn Erased = &phantom;
+    // SAFETY: the two types differ in a lifetime bound only; the method reads no data, and ids do not depend on lifetimes.
+    let erased = unsafe { std::mem::transmute::<&dyn Erased, &(dyn Erased + 'static)>(erased) };
+    erased.id()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The forms that a value is shown in.
+    pub(crate) fn shown<T: Debug>(value: &T) -> MimeBundle {
+        bundle(Value { id: type_id::<T>(), pointer: std::ptr::from_ref(value).cast(), debug: value })
+    }
+
+    #[test]
+    fn ids_ignore_lifetimes_and_nothing_else() {
+        fn of_local<'a>(_: &'a u8) -> TypeId {
+            type_id::<&'a u8>()
+        }
+        assert_eq!(of_local(&1), TypeId::of::<&'static u8>());
+        assert_ne!(type_id::<u8>(), type_id::<i8>());
+        assert_eq!(type_id::<str>(), TypeId::of::<str>());
+    }
+
+    #[test]
+    fn values_without_a_view_are_shown_by_debug() {
+        assert_eq!(shown(&"text").plain(), "\"text\"");
+        assert_eq!(shown(&vec![1, 2]).plain(), "[1, 2]");
+        let long: Vec<usize> = (0..1000).collect();
+        assert!(!shown(&long).plain().contains('\n'));
+        let huge = "x".repeat(60_000);
+        assert!(shown(&huge).plain().ends_with("more characters)"));
+        let config = tunebook_models::GenerationConfig::default();
+        assert!(shown(&config).plain().contains("\n    max_new_tokens: 256,"));
+    }
+
+    #[test]
+    fn borrowed_values_can_be_shown() {
+        let numbers = [3, 1, 2];
+        // Neither compiles if the trait asks for 'static.
+        numbers.iter().max().evcxr_display();
+        numbers[..2].evcxr_display();
+        "slice".evcxr_display();
+    }
+}

@@ -1,0 +1,75 @@
+//! What a cell sees after `use tunebook::prelude::*;`.
+
+#![allow(clippy::useless_vec, clippy::needless_borrow)] // as people write cells
+
+use tunebook::prelude::*;
+
+/// Rust's own names mean what they mean without the prelude.
+#[test]
+fn the_prelude_of_rust_is_not_shadowed() -> Result<(), Box<dyn std::error::Error>> {
+    let option: Option<Vec<String>> = Some(vec![String::from("a"), "b".to_owned()]);
+    let result: Result<usize, std::num::ParseIntError> = "3".parse::<usize>();
+    let boxed: Box<dyn Fn(u8) -> u8> = Box::new(|x| x + 1);
+    fn named<T: Clone + Send + Sync + Copy + Default + PartialEq + Eq + Ord + PartialOrd>(x: T) -> T {
+        x
+    }
+    fn moved<I: Iterator<Item = u8> + DoubleEndedIterator + ExactSizeIterator>(items: I) -> Vec<u8> {
+        items.rev().collect()
+    }
+    assert!(matches!(option, Some(ref names) if names.len() == 2) && None::<u8>.is_none());
+    assert!(matches!(result, Ok(3)) && "x".parse::<u8>().is_err());
+    assert_eq!((boxed(1), named(2), moved([1, 2].into_iter())), (2, 2, vec![2, 1]));
+    drop(boxed);
+    let text: String = ["a", "b"].into_iter().map(ToString::to_string).collect();
+    assert_eq!(AsRef::<str>::as_ref(&text), "ab");
+    let converted: u64 = u64::try_from(5i32)?;
+    assert_eq!(u64::from(5u8), converted);
+    assert_eq!(format!("{:?}", vec![1; 2]), "[1, 1]");
+    Ok(())
+}
+
+/// polars, candle and plotly are there by their own names.
+#[test]
+fn frames_tensors_and_plots() -> Result<(), Box<dyn std::error::Error>> {
+    let frame = df!["a" => [1, 2, 3], "b" => ["x", "y", "z"]]?;
+    let filtered = frame.clone().lazy().filter(col("a").gt(lit(1))).select([col("b")]).collect()?;
+    assert_eq!(filtered.height(), 2);
+    let tensor = Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?;
+    assert_eq!(tensor.matmul(&tensor)?.to_vec2::<f32>()?, [[7., 10.], [15., 22.]]);
+    assert_eq!(tensor.dtype(), candle_core::DType::F32);
+    let mut plot = Plot::new();
+    plot.add_trace(plotly::Scatter::new(vec![1, 2], vec![3, 4]));
+    Ok(())
+}
+
+/// Every kind of value of a cell has the method, so that evcxr compiles the cell once.
+#[test]
+fn values_of_any_kind_can_end_a_cell() -> Result<(), Box<dyn std::error::Error>> {
+    #[derive(Debug)]
+    struct Own<'a>(#[allow(dead_code)] &'a str);
+    let dataset = Dataset::from_rows(&[("Hi", "Hello"), ("Bye", "See you")]);
+    let name = String::from("local");
+    ().evcxr_display();
+    1.evcxr_display();
+    "text".evcxr_display();
+    Own(&name).evcxr_display();
+    (&name).evcxr_display();
+    [1.5, 2.5].evcxr_display();
+    vec![Some(1), None].evcxr_display();
+    vec![1, 2, 3].iter().max().evcxr_display();
+    dataset.evcxr_display();
+    (&dataset).evcxr_display();
+    dataset.frame().evcxr_display();
+    dataset.profile().evcxr_display();
+    dataset.clean(&Cleaning::standard())?.report().evcxr_display();
+    Tensor::zeros((2, 2), DType::F32, &Device::Cpu)?.evcxr_display();
+    Ok(())
+}
+
+#[test]
+fn texts_beside_each_other() {
+    let questions = ["Where is it?".to_owned(), "And the other one?".to_owned()];
+    let (before, after) = (["It is.".to_owned()], ["On its way.".to_owned(), "There, too.".to_owned()]);
+    let table = side_by_side(&["question", "before", "after"], &[&questions, &before, &after]);
+    insta::assert_snapshot!(table.text());
+}
