@@ -38,7 +38,7 @@ pub enum Error {
     },
     /// A file is not the one that its name promises.
     #[error(
-        "`{}` has the wrong checksum: expected sha256 {expected}, found {found} ({bytes} bytes). Delete it and run `cargo xtask lab`, which fetches it again",
+        "`{}` has the wrong checksum: expected sha256 {expected}, found {found} ({bytes} bytes). Fetch it again; for the default model, delete it and run `cargo xtask lab`",
         path.display()
     )]
     Checksum {

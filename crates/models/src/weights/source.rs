@@ -77,7 +77,7 @@ fn default_model(models: &Path) -> Result<Source> {
 }
 
 /// Compares a file's sha256 with the known one.
-fn verify(path: &Path, expected: &str) -> Result<()> {
+pub(crate) fn verify(path: &Path, expected: &str) -> Result<()> {
     let mut hasher = Sha256::new();
     let mut file = File::open(path).map_err(Error::io(path))?;
     let bytes = std::io::copy(&mut file, &mut hasher).map_err(Error::io(path))?;
