@@ -65,21 +65,18 @@ impl Attention {
     fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         // [b, t, h·d] -> [b, t, h, d]
-        let heads = |x: Tensor| x.reshape((b, t, (), self.head_dim));
-        let q = heads(self.q_proj.forward(x)?)?;
-        let k = heads(self.k_proj.forward(x)?)?;
-        let v = heads(self.v_proj.forward(x)?)?;
-        let q = self.rope.forward(&q, positions)?;
-        let k = self.rope.forward(&k, positions)?;
-        // [b, t, hkv, d] -> [b, s, hkv, d]
+        let q = self.rope.forward(&self.q_proj.forward(x)?, positions)?;
+        let k = self.rope.forward(&self.k_proj.forward(x)?, positions)?;
+        let v = self.v_proj.forward(x)?;
         let (k, v) = match cache {
-            Some(cache) => cache.append(&k, &v)?,
+            // [b, t, hkv, d] -> [b, s, hkv, d]
+            Some(cache) => cache.append(&k, &v.reshape((b, t, (), self.head_dim))?)?,
             None => (k, v),
         };
         let how =
             ops::Attention { scale: 1.0 / (self.head_dim as f32).sqrt(), starts: positions.starts.clone() };
         // [b, t, h, d] -> [b, t, h·d]
-        let y = ops::attention(&q, &k, &v, &how)?.reshape((b, t, ()))?;
+        let y = ops::attention(&q, &k, &v, &how)?;
         self.o_proj.forward(&y)
     }
 }
@@ -108,9 +105,9 @@ struct Block {
 
 impl Block {
     fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?)?;
+        let x = ops::add(x, &self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok((x + y)?)
+        Ok(ops::add(&x, &y)?)
     }
 }
 

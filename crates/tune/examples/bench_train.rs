@@ -107,9 +107,9 @@ fn whole_row(ids: &Vec<u32>) -> TokenizedExample {
 fn parts(whole: f64) -> Value {
     let mut rest = whole;
     let mut parts = serde_json::Map::new();
-    for (part, time) in profile::stop() {
+    for ((operation, pass), time) in profile::stop() {
         rest -= time.as_secs_f64();
-        parts.insert(part.to_owned(), json!(time.as_secs_f64()));
+        parts.insert(format!("{operation} {pass}"), json!(time.as_secs_f64()));
     }
     parts.insert("everything else".to_owned(), json!(rest));
     parts.insert("step".to_owned(), json!(whole));

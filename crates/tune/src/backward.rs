@@ -1,17 +1,18 @@
 //! Loss and gradients of one batch, block by block.
 //!
 //! Candle's `backward` on the whole model would keep every activation's gradient in one table until it is done, and every block's
-//! graph until the end. Here each decoder block is a graph of its own, cut at its input:
+//! graph until the end. Here each decoder block is recorded on a [tape](tunebook_models::ops::tape) of its own, cut at its input:
 //!
-//! 1. forward: block i takes xᵢ, a leaf, and gives yᵢ with the graph between; xᵢ₊₁ is a copy of yᵢ's values, a leaf again;
+//! 1. forward: block i takes xᵢ, a leaf, and gives yᵢ with the tape between; xᵢ₊₁ has yᵢ's values and is a leaf again;
 //! 2. the loss gives the gradient of the last x;
-//! 3. backward, from the last block to the first: yᵢ is seeded with the gradient of xᵢ₊₁ ([`Seed`]), which gives the gradients of the block's
-//!    trainable tensors and of xᵢ; then the block's graph is dropped.
+//! 3. backward, from the last block to the first: the tape turns the gradient of yᵢ, which is xᵢ₊₁'s, into those of the block's
+//!    trainable tensors and of xᵢ, dropping its entries as it goes.
 //!
 //! Blocks below the first trainable one build no graph at all, and the first trainable one computes no gradient of its input. With
 //! checkpointing, step 1 keeps the x alone and step 3 runs the block again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
+use candle_core::{Tensor, Var};
+use tunebook_models::ops::Tape;
 use tunebook_models::{Model, ops};
 use tunebook_progress::interrupt;
 
@@ -32,7 +33,7 @@ pub(crate) struct Segments<'a> {
 struct Segment {
     input: Tensor,
     /// `None` when the block is run again.
-    output: Option<Tensor>,
+    output: Option<(Tensor, Tape)>,
 }
 
 impl Segments<'_> {
@@ -69,9 +70,10 @@ impl Segments<'_> {
             } else {
                 self.mode.set_gradients(true);
                 let input = if block == first { x } else { leaf(&x)? };
+                let recorder = Tape::record();
                 let output = model.block_forward(block, &input, &positions)?;
-                x = output.detach(); // the next block starts a graph of its own
-                segments.push(Segment { input, output: Some(output) });
+                x = output.clone();
+                segments.push(Segment { input, output: Some((output, recorder.stop())) });
             }
         }
 
@@ -82,23 +84,24 @@ impl Segments<'_> {
         for block in (first..blocks).rev() {
             interrupt::check()?;
             let Some(segment) = segments.pop() else { break };
-            let (input, output) = match segment.output {
-                Some(output) => (segment.input, output),
+            let (input, output, tape) = match segment.output {
+                Some((output, tape)) => (segment.input, output, tape),
                 None => {
                     let input = if block == first { segment.input } else { leaf(&segment.input)? };
+                    let recorder = Tape::record();
                     let output = model.block_forward(block, &input, &positions)?;
-                    (input, output)
+                    (input, output, recorder.stop())
                 }
             };
-            let mut store = seeded(&output, &gradient)?.backward()?;
+            let mut found = tape.backward(&output, &gradient)?;
             for (index, parameter) in self.parameters.iter().enumerate().filter(|(_, p)| p.block == block) {
-                if let Some(found) = store.remove(parameter.var.as_tensor()) {
-                    gradients.add(index, found)?;
+                if let Some(gradient) = found.remove(parameter.var.as_tensor())? {
+                    gradients.add(index, gradient)?;
                 }
             }
             if block > first {
-                match store.remove(&input) {
-                    Some(found) => gradient = found,
+                match found.remove(&input)? {
+                    Some(below) => gradient = below,
                     // The block cuts the graph: everything below it has no gradient either, which the check of step one reports.
                     None => break,
                 }
@@ -116,10 +119,13 @@ impl Segments<'_> {
         reject: impl FnOnce(f64) -> Result<()>,
     ) -> Result<(f64, Tensor)> {
         let x = leaf(x)?;
+        let recorder = Tape::record();
         let sum = summed_loss(self.model, &x, batch)?;
+        let tape = recorder.stop();
         let loss = f64::from(sum.to_scalar::<f32>()?);
         reject(loss)?;
-        let gradient = match (sum * weight)?.backward()?.remove(&x) {
+        let weight = Tensor::new(weight as f32, x.device())?;
+        let gradient = match tape.backward(&sum, &weight)?.remove(&x)? {
             Some(gradient) => gradient,
             None => x.zeros_like()?, // no position of this batch bears a loss
         };
@@ -148,52 +154,8 @@ fn summed_loss(model: &Model, x: &Tensor, batch: &Batch) -> Result<Tensor> {
     Ok(sum)
 }
 
-/// The start of a new graph: the values alone, marked as wanting a gradient.
+/// The start of a new tape: the values alone, marked as wanting a gradient.
 fn leaf(x: &Tensor) -> Result<Tensor> {
-    Ok(Var::from_tensor(&x.detach())?.into_inner())
-}
-
-/// A scalar whose `backward` gives `y` the gradient `gradient`.
-fn seeded(y: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    if y.device().is_cpu() {
-        return Ok(y.apply_op1(Seed(gradient.clone()))?);
-    }
-    Ok((y * gradient)?.sum_all()?)
-}
-
-/// What `(y · gradient).sum()` is for backward, without computing it: `backward` starts from a scalar, and its value is of no use.
-struct Seed(Tensor);
-
-impl CustomOp1 for Seed {
-    fn name(&self) -> &'static str {
-        "seed"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(self.0.clone()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::Device;
-
-    use super::*;
-
-    #[test]
-    fn seeding_is_the_gradient_of_the_product() {
-        let x = Var::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
-        let gradient = Tensor::new(&[0.5f32, -1.0, 2.0], &Device::Cpu).unwrap();
-        let y = x.as_tensor().sqr().unwrap();
-        let with_seed = seeded(&y, &gradient).unwrap().backward().unwrap();
-        let with_product = (&y * &gradient).unwrap().sum_all().unwrap().backward().unwrap();
-        let values =
-            |store: &candle_core::backprop::GradStore| store.get(&x).unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!(values(&with_seed), [1.0, -4.0, 12.0]);
-        assert_eq!(values(&with_seed), values(&with_product));
-    }
+    // The result of a fused operation is one already, and its own tape is another.
+    if x.is_variable() { Ok(x.clone()) } else { Ok(Var::from_tensor(&x.detach())?.into_inner()) }
 }

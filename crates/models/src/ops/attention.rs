@@ -59,7 +59,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention, sizes: Siz
         op.log_sums = log_sums;
         y
     };
-    node(op, &[&q, &k, &v], y, Shape::from((sizes.b, sizes.t, sizes.h, sizes.d)))
+    node(op, &[&q, &k, &v], y, Shape::from((sizes.b, sizes.t, sizes.h * sizes.d)))
 }
 
 /// Keys or values: each batch row's `[s, hkv, d]` is contiguous, the rows lie `row` apart.

@@ -174,7 +174,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 ///
 /// # Shapes
 /// `q` `[b, t, h, d]`, `k` and `v` `[b, s, hkv, d]` (or `[b, s, hkv·d]`) with `s ≥ t` and `h` a multiple of `hkv`
-/// -> `[b, t, h, d]`.
+/// -> `[b, t, h·d]`, as an output projection takes it.
 ///
 /// # Errors
 /// When the shapes do not fit together.

@@ -104,9 +104,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
     let scores = (q.matmul(&k.t()?)? * f64::from(how.scale))?;
     let scores = scores.to_dtype(DType::F32)?.broadcast_add(&blocked)?;
     let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
-    // [b, h, t, d] -> [b, t, h, d]
+    // [b, h, t, d] -> [b, t, h, d] -> [b, t, h·d]
     let y = weights.matmul(&v)?.transpose(1, 2)?.contiguous()?;
-    y.broadcast_mul(&alive)
+    y.broadcast_mul(&alive)?.reshape((b, t, h * d))
 }
 
 /// Sum of the labelled rows' losses with all their logits in memory, see [`super::cross_entropy`].

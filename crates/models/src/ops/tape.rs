@@ -16,7 +16,7 @@
 //! let tape = ops::Tape::record();
 //! let y = ops::swiglu(x.as_tensor(), x.as_tensor())?;
 //! let mut gradients = tape.stop().backward(&y, &y.ones_like()?)?;
-//! assert!(gradients.remove(x.as_tensor()).is_some());
+//! assert!(gradients.remove(x.as_tensor())?.is_some());
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
