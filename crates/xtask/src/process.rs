@@ -72,13 +72,16 @@ pub fn capture(command: &mut Command, what: &str) -> Result<String> {
     Err(Error::Other(format!("{what} failed ({}):\n{tail}", output.status)))
 }
 
-/// Runs a command, shows both of its streams line by line as they come, and returns whether it succeeded
-/// together with all that it wrote (for reading counts out of a test run).
+/// Runs a command, shows both of its streams line by line as they come (of standard error the lines that
+/// `is_shown` wants), and returns whether it succeeded together with all that it wrote.
 ///
 /// # Errors
 /// [`Error::Start`] when the program is not there. A failure is no error here.
-pub fn show_and_keep(command: &mut Command) -> Result<(bool, String)> {
-    keep(command.stdout(Stdio::piped()))
+pub fn show_and_keep(
+    command: &mut Command,
+    is_shown: impl FnMut(&str) -> bool + Send,
+) -> Result<(bool, String)> {
+    keep(command.stdout(Stdio::piped()), is_shown)
 }
 
 /// The same for standard error alone; standard output stays the terminal's, with its progress lines.
@@ -86,10 +89,10 @@ pub fn show_and_keep(command: &mut Command) -> Result<(bool, String)> {
 /// # Errors
 /// As [`show_and_keep`].
 pub fn show_and_keep_errors(command: &mut Command) -> Result<(bool, String)> {
-    keep(command)
+    keep(command, |_| true)
 }
 
-fn keep(command: &mut Command) -> Result<(bool, String)> {
+fn keep(command: &mut Command, is_shown: impl FnMut(&str) -> bool + Send) -> Result<(bool, String)> {
     let mut child = command
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
@@ -97,8 +100,10 @@ fn keep(command: &mut Command) -> Result<(bool, String)> {
         .map_err(|source| start_error(command, source))?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let kept = std::thread::scope(|scope| {
-        let out = scope.spawn(|| out.map(|stream| forward(stream, std::io::stdout())).unwrap_or_default());
-        let err = scope.spawn(|| err.map(|stream| forward(stream, std::io::stderr())).unwrap_or_default());
+        let out = scope
+            .spawn(|| out.map(|stream| forward(stream, std::io::stdout(), |_| true)).unwrap_or_default());
+        let err = scope
+            .spawn(|| err.map(|stream| forward(stream, std::io::stderr(), is_shown)).unwrap_or_default());
         let mut kept = out.join().unwrap_or_default();
         kept.push_str(&err.join().unwrap_or_default());
         kept
@@ -107,14 +112,21 @@ fn keep(command: &mut Command) -> Result<(bool, String)> {
     Ok((status.success(), kept))
 }
 
-fn forward(stream: impl std::io::Read, mut screen: impl Write) -> String {
+fn forward(
+    stream: impl std::io::Read,
+    mut screen: impl Write,
+    mut is_shown: impl FnMut(&str) -> bool,
+) -> String {
     let mut kept = String::new();
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     while matches!(reader.read_until(b'\n', &mut line), Ok(n) if n > 0) {
-        // The screen may be a closed pipe; what was kept still counts.
-        let _ = screen.write_all(&line).and_then(|()| screen.flush());
-        kept.push_str(&String::from_utf8_lossy(&line));
+        let text = String::from_utf8_lossy(&line);
+        if is_shown(&text) {
+            // The screen may be a closed pipe; what was kept still counts.
+            let _ = screen.write_all(text.as_bytes()).and_then(|()| screen.flush());
+        }
+        kept.push_str(&text);
         line.clear();
     }
     kept
@@ -139,7 +151,8 @@ mod tests {
 
     #[test]
     fn both_streams_are_kept() {
-        let (ok, text) = show_and_keep(command("sh").args(["-c", "echo a; echo b >&2; exit 1"])).unwrap();
+        let (ok, text) =
+            show_and_keep(command("sh").args(["-c", "echo a; echo b >&2; exit 1"]), |_| true).unwrap();
         assert!(!ok);
         assert_eq!(text, "a\nb\n");
     }

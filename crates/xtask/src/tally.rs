@@ -20,6 +20,8 @@ impl Tally {
     pub fn of_run(succeeded: bool, text: &str) -> Self {
         let mut tally = Self::default();
         let mut told = 0;
+        // nextest shows what each test's own process wrote, a libtest result included.
+        let is_nextest = text.lines().any(|line| line.trim_start().starts_with("Summary ["));
         for line in text.lines() {
             // A test that finds out while it runs that something it needs is missing ends well and says so.
             if line.trim_start().starts_with("SKIPPED: ") {
@@ -33,6 +35,7 @@ impl Tally {
                 summary if summary.starts_with("Summary [") => {
                     summary.split_once(" run: ").map(|(_, rest)| rest)
                 }
+                _ if is_nextest => None,
                 result => result
                     .strip_prefix("test result: ")
                     .and_then(|r| r.split_once(". "))
@@ -57,6 +60,34 @@ impl Tally {
             tally.failed = 1;
         }
         tally
+    }
+}
+
+/// Tells which lines of nextest belong on the screen: all but what passing tests wrote, unless it says that they
+/// skipped.
+#[derive(Debug, Default)]
+pub struct NextestScreen {
+    in_passed: bool,
+}
+
+impl NextestScreen {
+    /// Whether this line is shown.
+    pub fn is_shown(&mut self, line: &str) -> bool {
+        let words = line.trim_start();
+        // "        PASS [   0.006s] ( 1/24) crate test"; what a test wrote stands below, further left.
+        let indent = line.len() - words.len();
+        if indent >= 5
+            && words
+                .split_once(" [")
+                .is_some_and(|(status, _)| status.chars().all(|c| c.is_ascii_uppercase()))
+        {
+            self.in_passed = words.starts_with("PASS");
+            return true;
+        }
+        if line.starts_with('─') {
+            self.in_passed = false;
+        }
+        !self.in_passed || words.starts_with("SKIPPED: ")
     }
 }
 
@@ -101,6 +132,13 @@ mod tests {
     }
 
     #[test]
+    fn what_nextest_shows_of_a_test_is_not_counted_again() {
+        let text = "  stdout ───\n    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out\n\
+                    Summary [   0.055s] 3 tests run: 3 passed, 0 skipped\n";
+        assert_eq!(Tally::of_run(true, text), tally(3, 0, 0));
+    }
+
+    #[test]
     fn libtest_results_add_up() {
         let text = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.0s\n\
                     test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out\n";
@@ -117,6 +155,28 @@ mod tests {
     #[test]
     fn a_run_that_fails_without_a_failed_test_is_a_failure() {
         assert_eq!(Tally::of_run(false, "error: could not compile `x`"), tally(0, 1, 0));
+    }
+
+    #[test]
+    fn the_screen_leaves_out_what_passing_tests_wrote() {
+        let text = "    Starting 3 tests\n\
+                    \u{20}       PASS [   0.006s] (1/3) a b\n  stdout ───\n\n    running 1 test\n    SKIPPED: no torch\n\n\
+                    \u{20}       FAIL [   0.006s] (2/3) a c\n  stderr ───\n    assertion failed\n\
+                    \u{20}       PASS [   0.006s] (3/3) a d\n  stdout ───\n────────────\n     Summary [ 0.1s] 3 tests run\n";
+        let mut screen = NextestScreen::default();
+        let shown: Vec<_> = text.lines().filter(|line| screen.is_shown(line)).map(str::trim).collect();
+        let expected = [
+            "Starting 3 tests",
+            "PASS [   0.006s] (1/3) a b",
+            "SKIPPED: no torch",
+            "FAIL [   0.006s] (2/3) a c",
+            "stderr ───",
+            "assertion failed",
+            "PASS [   0.006s] (3/3) a d",
+            "────────────",
+            "Summary [ 0.1s] 3 tests run",
+        ];
+        assert_eq!(shown, expected);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::features;
 use crate::notebook::{self, Execution};
 use crate::process;
 use crate::setup::{Setup, duration};
-use crate::tally::Tally;
+use crate::tally::{NextestScreen, Tally};
 
 /// Runs the tests and prints the closing line.
 ///
@@ -104,7 +104,9 @@ impl Tests {
         };
         self.runs("unit and integration tests", &mut command);
 
-        let libraries: Vec<_> = crates.iter().filter(|name| *name != "xtask").cloned().collect();
+        // rustdoc tests neither programs nor dylibs.
+        let is_library = |name: &&String| !["xtask", "tunebook"].contains(&name.as_str());
+        let libraries: Vec<_> = crates.iter().filter(is_library).cloned().collect();
         let mut command =
             self.cargo(setup, &["test", "--no-fail-fast", "--doc", "--color=never"], &libraries);
         self.runs("examples in the documentation", &mut command);
@@ -188,7 +190,8 @@ impl Tests {
     /// A part that counts its own tests.
     fn runs(&mut self, name: &str, command: &mut Command) {
         println!("\n=== {name}");
-        match process::show_and_keep(command) {
+        let mut screen = NextestScreen::default();
+        match process::show_and_keep(command, move |line| screen.is_shown(line)) {
             Ok((succeeded, text)) => {
                 let tally = Tally::of_run(succeeded, &text);
                 if tally.failed > 0 {
