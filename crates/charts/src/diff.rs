@@ -54,7 +54,7 @@ fn visible(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\n' => "⏎\n".to_owned(),
-            '\r' => "␍".to_owned(),
+            '\r' => "\\r".to_owned(),
             '\t' => "⇥".to_owned(),
             _ => "␣".to_owned(),
         })

@@ -97,7 +97,7 @@ fn svg(title: &str, x_label: &str, samples: &[Sample], bins: &Bins) -> String {
         let most = counts.iter().copied().max().unwrap_or(0).max(1) as f64;
         let y = Axis::over([0.0, most].into_iter(), 3.0, true, area.bottom, area.top).widened_to_ticks();
         let last = i + 1 == samples.len();
-        canvas.axes(area, &x, &y, if last { x_label } else { "" }, "rows");
+        canvas.axes(area, &x, &y, if last { x_label } else { "" }, "count");
         for (bin, &count) in counts.iter().enumerate() {
             let left = x.at(bins.start + bins.width * bin as f64);
             let right = x.at(bins.start + bins.width * (bin + 1) as f64);
@@ -130,7 +130,7 @@ fn plotly(title: &str, x_label: &str, samples: &[Sample], bins: &Bins) -> Value 
             })
         })
         .collect();
-    let mut layout = plotly_layout(title, x_label, "rows");
+    let mut layout = plotly_layout(title, x_label, "count");
     layout["barmode"] = "overlay".into();
     layout["bargap"] = 0.into();
     json!({"data": data, "layout": layout, "config": plotly_config()})

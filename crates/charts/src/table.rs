@@ -220,10 +220,12 @@ impl Table {
         text
     }
 
-    /// The side on which a column's heading stands: that of its cells.
+    /// The side on which a column's heading stands: that of most of its cells that are not empty.
     fn alignment(&self, column: usize) -> &'static str {
-        let right = self.rows.iter().filter(|row| row[column].is_right()).count();
-        if right * 2 > self.rows.len() { "right" } else { "left" }
+        let empty = |cell: &Cell| matches!(cell, Cell::Text(text) if text.is_empty());
+        let filled = || self.rows.iter().map(|row| &row[column]).filter(|cell| !empty(cell));
+        let right = filled().filter(|cell| cell.is_right()).count();
+        if right * 2 > filled().count() { "right" } else { "left" }
     }
 }
 
