@@ -109,7 +109,7 @@ pub(crate) fn plotly_layout(title: &str, x_label: &str, y_label: &str) -> Value 
 
 /// The `config` part of a plotly figure.
 pub(crate) fn plotly_config() -> Value {
-    serde_json::json!({"responsive": true, "displaylogo": false})
+    serde_json::json!({"displaylogo": false})
 }
 
 /// Plotly reads a few HTML tags in its labels, so text from data is escaped there, too.

@@ -6,12 +6,13 @@ use std::fmt;
 use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 use tunebook_progress::interrupt;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::dataset::{COMPLETION, Dataset, PROMPT};
 use crate::error::Result;
-use crate::key;
 use crate::split::Splits;
 use crate::text::{counted, excerpt};
+use crate::{key, near};
 
 /// How a validation row is known from training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,6 +25,10 @@ pub enum OverlapKind {
     ExactPrompt,
     /// The same prompt, case, punctuation and spaces aside.
     NormalizedPrompt,
+    /// Nearly the same prompt: a Jaccard similarity of 0.72 or more over its character 5-grams.
+    NearPrompt,
+    /// Thirteen words in a row that stand in training, too (in the prompt or the completion).
+    SharedNgram,
 }
 
 impl OverlapKind {
@@ -33,12 +38,18 @@ impl OverlapKind {
             Self::ExactRow => "same prompt and completion",
             Self::ExactPrompt => "same prompt",
             Self::NormalizedPrompt => "same words in the prompt",
+            Self::NearPrompt => "nearly the same prompt",
+            Self::SharedNgram => "13 words in a row",
         }
     }
+
+    /// All kinds, the plainest first.
+    pub const ALL: [Self; 5] =
+        [Self::ExactRow, Self::ExactPrompt, Self::NormalizedPrompt, Self::NearPrompt, Self::SharedNgram];
 }
 
 /// A validation row and the training row that gives it away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Overlap {
     /// How the two are alike. Each validation row is counted once, under the first kind that holds.
     pub kind: OverlapKind,
@@ -46,7 +57,12 @@ pub struct Overlap {
     pub train_row: usize,
     /// The row's index in the validation side.
     pub validation_row: usize,
+    /// Jaccard similarity of the two prompts, from 0 to 1.
+    pub similarity: f64,
 }
+
+/// Words of a shared run that count as a leak: the length that GPT-3's authors looked for.
+const NGRAM_WORDS: usize = 13;
 
 /// The result of [`Splits::audit`].
 #[derive(Clone, Debug)]
@@ -61,6 +77,7 @@ impl Audit {
         let mut rows: HashMap<u128, usize> = HashMap::new();
         let mut prompts: HashMap<u128, usize> = HashMap::new();
         let mut normalized: HashMap<u128, usize> = HashMap::new();
+        let mut runs: HashMap<u64, usize> = HashMap::new();
         for (row, (prompt, completion)) in splits.train.pairs().enumerate() {
             if row.is_multiple_of(4096) {
                 interrupt::check()?;
@@ -68,7 +85,13 @@ impl Audit {
             rows.entry(key::pair_hash(prompt, completion)).or_insert(row);
             prompts.entry(key::text_hash(prompt)).or_insert(row);
             normalized.entry(key::text_hash(&key::normalized(prompt))).or_insert(row);
+            for text in [prompt, completion] {
+                for ngram in ngrams(text) {
+                    runs.entry(ngram).or_insert(row);
+                }
+            }
         }
+        let near = Self::near(splits)?;
         let mut overlaps = Vec::new();
         for (validation_row, (prompt, completion)) in splits.validation.pairs().enumerate() {
             if validation_row.is_multiple_of(4096) {
@@ -81,10 +104,35 @@ impl Audit {
                 .or_else(|| {
                     let key = key::text_hash(&key::normalized(prompt));
                     normalized.get(&key).map(|&row| (OverlapKind::NormalizedPrompt, row))
+                })
+                .or_else(|| near.get(&validation_row).map(|&row| (OverlapKind::NearPrompt, row)))
+                .or_else(|| {
+                    let mut ngrams = ngrams(prompt).chain(ngrams(completion));
+                    ngrams.find_map(|ngram| runs.get(&ngram)).map(|&row| (OverlapKind::SharedNgram, row))
                 });
-            overlaps.extend(found.map(|(kind, train_row)| Overlap { kind, train_row, validation_row }));
+            let Some((kind, train_row)) = found else { continue };
+            let train_prompt = splits.train.text(PROMPT).get(train_row).unwrap_or_default();
+            let similarity = near::similarity(train_prompt, prompt);
+            overlaps.push(Overlap { kind, train_row, validation_row, similarity });
         }
         Ok(Self { overlaps, train: splits.train.clone(), validation: splits.validation.clone() })
+    }
+
+    /// The training row most like each validation row that has a near one.
+    fn near(splits: &Splits) -> Result<HashMap<usize, usize>> {
+        let train = splits.train.len();
+        let prompts: Vec<&str> =
+            splits.train.pairs().chain(splits.validation.pairs()).map(|pair| pair.0).collect();
+        let pairs =
+            near::pairs(&prompts, near::THRESHOLD, &|first, second| first < train && second >= train)?;
+        let mut best: HashMap<usize, (f64, usize)> = HashMap::new();
+        for pair in pairs {
+            let entry = best.entry(pair.second - train).or_insert((pair.similarity, pair.first));
+            if pair.similarity > entry.0 {
+                *entry = (pair.similarity, pair.first);
+            }
+        }
+        Ok(best.into_iter().map(|(row, (_, like))| (row, like)).collect())
     }
 
     /// Whether no leak was found.
@@ -124,7 +172,7 @@ impl Audit {
         }
     }
 
-    /// The pairs themselves: columns `kind`, `train_row`, `validation_row`, `train_prompt`, `validation_prompt`.
+    /// The pairs themselves: columns `kind`, `similarity`, `train_row`, `validation_row`, `train_prompt`, `validation_prompt`.
     pub fn pairs(&self) -> Result<DataFrame> {
         let rows = |get: fn(&Overlap) -> usize| {
             self.overlaps.iter().map(|overlap| get(overlap) as i64).collect::<Vec<_>>()
@@ -140,6 +188,10 @@ impl Audit {
             self.overlaps.len(),
             vec![
                 Column::new("kind".into(), kinds),
+                Column::new(
+                    "similarity".into(),
+                    self.overlaps.iter().map(|overlap| overlap.similarity).collect::<Vec<_>>(),
+                ),
                 Column::new("train_row".into(), rows(|overlap| overlap.train_row)),
                 Column::new("validation_row".into(), rows(|overlap| overlap.validation_row)),
                 Column::new("train_prompt".into(), prompts(&self.train, |overlap| overlap.train_row)),
@@ -165,7 +217,7 @@ impl Audit {
 impl fmt::Display for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.verdict())?;
-        for kind in [OverlapKind::ExactRow, OverlapKind::ExactPrompt, OverlapKind::NormalizedPrompt] {
+        for kind in OverlapKind::ALL {
             write!(f, "\n{:<28} {:>6}", kind.name(), self.count(kind))?;
         }
         for overlap in self.overlaps.iter().take(3) {
@@ -187,4 +239,20 @@ impl fmt::Display for Audit {
         }
         Ok(())
     }
+}
+
+/// The hashes of all runs of [`NGRAM_WORDS`] words, case and punctuation aside.
+fn ngrams(text: &str) -> impl Iterator<Item = u64> {
+    let key = key::normalized(text);
+    let mut words: Vec<(usize, usize)> = Vec::new();
+    let mut start = 0;
+    for word in key.split(' ') {
+        words.push((start, start + word.len()));
+        start += word.len() + 1;
+    }
+    let hashes: Vec<u64> = words
+        .windows(NGRAM_WORDS)
+        .map(|run| xxh3_64(&key.as_bytes()[run[0].0..run[NGRAM_WORDS - 1].1]))
+        .collect();
+    hashes.into_iter()
 }

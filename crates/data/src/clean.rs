@@ -15,7 +15,7 @@ use tunebook_progress::{ProgressBar, interrupt};
 use crate::dataset::{COMPLETION, Dataset, PROMPT};
 use crate::error::Result;
 use crate::text::{counted, excerpt, thousands};
-use crate::{backticks, casing, html, key, whitespace};
+use crate::{backticks, casing, html, key, near, whitespace};
 
 /// How many before/after examples a step keeps.
 const EXAMPLES: usize = 3;
@@ -45,6 +45,9 @@ pub enum Step {
     DropEmpty,
     /// Rows that say the same as an earlier one (case, punctuation and spaces aside) are dropped; the first stays.
     DropDuplicates,
+    /// Rows that say nearly the same as an earlier one are dropped; the first of a group stays. Nearly: a Jaccard similarity of
+    /// 0.72 or more over the character 5-grams of prompt and completion.
+    DropNearDuplicates,
 }
 
 impl Step {
@@ -57,6 +60,7 @@ impl Step {
             Self::RepairCasing => "repair_casing",
             Self::DropEmpty => "drop_empty",
             Self::DropDuplicates => "drop_duplicates",
+            Self::DropNearDuplicates => "drop_near_duplicates",
         }
     }
 
@@ -67,7 +71,7 @@ impl Step {
             Self::NormalizeWhitespace => Some(whitespace::normalize),
             Self::StripBackticks => Some(backticks::strip),
             Self::RepairCasing => Some(casing::sentence_case),
-            Self::DropEmpty | Self::DropDuplicates => None,
+            Self::DropEmpty | Self::DropDuplicates | Self::DropNearDuplicates => None,
         }
     }
 }
@@ -136,6 +140,12 @@ impl Cleaning {
     #[must_use]
     pub fn drop_duplicates(self) -> Self {
         self.step(Step::DropDuplicates)
+    }
+
+    /// Adds [`Step::DropNearDuplicates`].
+    #[must_use]
+    pub fn drop_near_duplicates(self) -> Self {
+        self.step(Step::DropNearDuplicates)
     }
 
     /// Adds any step.
@@ -372,6 +382,7 @@ impl Work<'_> {
         interrupt::check()?;
         let drops = match report.step {
             Step::DropEmpty => self.empty_rows(),
+            Step::DropNearDuplicates => self.near_duplicate_rows()?,
             _ => self.duplicate_rows(),
         };
         for (row, reason) in drops {
@@ -430,6 +441,25 @@ impl Work<'_> {
             }
         }
         drops
+    }
+
+    fn near_duplicate_rows(&self) -> Result<Vec<(usize, String)>> {
+        let rows: Vec<usize> = (0..self.alive.len()).filter(|&row| self.alive[row]).collect();
+        let texts: Vec<String> =
+            rows.iter().map(|&row| format!("{}\n{}", self.prompts[row], self.completions[row])).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let pairs = near::pairs(&texts, near::THRESHOLD, &|_, _| true)?;
+        let groups = near::groups(texts.len(), &pairs);
+        let drops = groups.iter().enumerate().filter(|(text, group)| text != *group).map(|(text, &group)| {
+            let percent = 100.0 * near::similarity(texts[group], texts[text]);
+            let how = match percent >= 100.0 * near::THRESHOLD {
+                true => format!("{percent:.0} % like row {}", rows[group]),
+                // Like a row in between, which is like the one that stays.
+                false => format!("in the group of row {}, {percent:.0} % like it", rows[group]),
+            };
+            (rows[text], how)
+        });
+        Ok(drops.collect())
     }
 
     fn finish(mut self, dataset: &Dataset, steps: Vec<StepReport>) -> Result<Dataset> {

@@ -34,6 +34,7 @@ mod error;
 mod html;
 mod jsonl;
 mod key;
+mod near;
 mod profile;
 mod split;
 mod text;

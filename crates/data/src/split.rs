@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::audit::Audit;
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
-use crate::key;
 use crate::text::{counted, excerpt};
+use crate::{key, near};
 
 /// Fewer validation rows than this say little: the loss on them is mostly chance.
 const FEW_ROWS: usize = 30;
@@ -25,11 +25,14 @@ pub struct Split {
     pub fraction: f64,
     /// Another seed holds out other prompts. The default is 42.
     pub seed: u64,
+    /// Keeps prompts that are nearly the same on one side. The default is false: only prompts of the same words stay together.
+    #[serde(default)]
+    pub near_duplicates_together: bool,
 }
 
 impl Default for Split {
     fn default() -> Self {
-        Self { fraction: 0.12, seed: 42 }
+        Self { fraction: 0.12, seed: 42, near_duplicates_together: false }
     }
 }
 
@@ -47,7 +50,15 @@ impl Split {
         self
     }
 
-    /// Whether a row with this prompt is held out.
+    /// Keeps groups of nearly the same prompts on one side, that of the group's earliest row. Appended rows then move old ones
+    /// only where they join two groups into one.
+    #[must_use]
+    pub fn near_duplicates_together(mut self) -> Self {
+        self.near_duplicates_together = true;
+        self
+    }
+
+    /// Whether a row with this prompt is held out, if no other row decides for it.
     pub fn holds_out(&self, prompt: &str) -> bool {
         key::unit_interval(prompt, self.seed) < self.fraction
     }
@@ -60,9 +71,15 @@ impl Split {
                 expected: "a number between 0 and 1, 0.12 for 12 %",
             });
         }
+        let prompts: Vec<&str> = dataset.pairs().map(|pair| pair.0).collect();
+        let deciding: Vec<usize> = if self.near_duplicates_together {
+            near::groups(prompts.len(), &near::pairs(&prompts, near::THRESHOLD, &|_, _| true)?)
+        } else {
+            (0..prompts.len()).collect()
+        };
         let (mut train, mut validation) = (Vec::new(), Vec::new());
-        for (row, (prompt, _)) in dataset.pairs().enumerate() {
-            if self.holds_out(prompt) { &mut validation } else { &mut train }.push(row as IdxSize);
+        for (row, deciding) in deciding.into_iter().enumerate() {
+            if self.holds_out(prompts[deciding]) { &mut validation } else { &mut train }.push(row as IdxSize);
         }
         for (side, rows) in [("training", &train), ("validation", &validation)] {
             if rows.is_empty() {

@@ -88,6 +88,24 @@ fn a_cleaning_is_data() {
     assert_eq!(serde_json::from_str::<Cleaning>(&text).unwrap(), cleaning);
 }
 
+#[test]
+fn near_duplicates_are_dropped_with_their_likeness() {
+    let raw = Dataset::from_rows(&[
+        (
+            "My parcel has not arrived, where is it?",
+            "Heard: the parcel is late. We: have asked the carrier to look for it.",
+        ),
+        ("Do you repair zips?", "Heard: a zip is broken. We: repair zips of our own tents for free."),
+        (
+            "My parcel has not arrived! Where is it",
+            "Heard: the parcel is late. We have asked the carriers to look for it.",
+        ),
+    ]);
+    let clean = raw.clean(&Cleaning::default().drop_near_duplicates()).unwrap();
+    assert_eq!(clean.len(), 2);
+    insta::assert_snapshot!(clean.report());
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         Just(Step::StripHtml),
@@ -96,6 +114,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::RepairCasing),
         Just(Step::DropEmpty),
         Just(Step::DropDuplicates),
+        Just(Step::DropNearDuplicates),
     ]
 }
 

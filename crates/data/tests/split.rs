@@ -71,6 +71,48 @@ fn the_audit_finds_what_was_leaked_on_purpose() {
     assert!(repaired.audit().unwrap().is_clean());
 }
 
+#[test]
+fn near_duplicates_leak_unless_they_are_kept_together() {
+    // Questions of random words, each a second time with one letter more: a plain split tears many of the pairs apart.
+    let questions: Vec<String> = (0..300u64)
+        .flat_map(|i| {
+            let word = |j: u64| format!("{:x}", (i * 8 + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 30);
+            let question = (0..8).map(word).collect::<Vec<_>>().join(" ");
+            [format!("{question}s"), question]
+        })
+        .collect();
+    let rows: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), "Yes.")).collect();
+    let dataset = Dataset::from_rows(&rows);
+    let torn = dataset.split(&Split::holdout(0.2)).unwrap().audit().unwrap();
+    assert!(torn.count(OverlapKind::NearPrompt) > 30, "{torn}");
+
+    let split = Split::holdout(0.2).near_duplicates_together();
+    let splits = dataset.split(&split).unwrap();
+    assert!(splits.audit().unwrap().is_clean());
+    assert_eq!(splits.train.len() + splits.validation.len(), dataset.len());
+    assert!((60..=180).contains(&splits.validation.len()), "{splits}");
+
+    // A new row joins the side of the one that it is like, and moves none.
+    let new = format!("{} please", questions[1]);
+    let grown =
+        dataset.concat(&Dataset::from_rows(&[(new.as_str(), "Yes.")])).unwrap().split(&split).unwrap();
+    let side = |splits: &Splits, prompt: &String| splits.train.prompts().contains(prompt);
+    assert_eq!(side(&grown, &new), side(&splits, &questions[1]));
+    assert!(questions.iter().all(|question| side(&grown, question) == side(&splits, question)));
+}
+
+#[test]
+fn a_passage_copied_into_another_row_is_found() {
+    let passage =
+        "the tent must be dry before it is folded or the coating will come off within a year of use";
+    let train = Dataset::from_rows(&[("How do I store a tent?", passage)]);
+    let answer = format!("As we told another customer, {passage}!");
+    let validation =
+        Dataset::from_rows(&[("My tent smells. What now?", &answer), ("Do you ship?", "We do.")]);
+    let audit = Splits { train, validation }.audit().unwrap();
+    assert_eq!((audit.overlaps().len(), audit.count(OverlapKind::SharedNgram)), (1, 1), "{audit}");
+}
+
 proptest! {
     #[test]
     fn disjoint_complete_stable_and_clean(
@@ -94,7 +136,10 @@ proptest! {
         }
 
         // No prompt is on both sides, in whatever case or punctuation.
-        prop_assert!(first.audit().unwrap().is_clean());
+        let audit = first.audit().unwrap();
+        for kind in [OverlapKind::ExactRow, OverlapKind::ExactPrompt, OverlapKind::NormalizedPrompt] {
+            prop_assert_eq!(audit.count(kind), 0, "{}", kind.name());
+        }
 
         // Appended rows move no old one.
         let grown: Vec<(&str, &str)> = rows.iter().copied().chain(more.iter().map(|word| (word.as_str(), "y"))).collect();

@@ -112,7 +112,7 @@ fn lengths_of(profile: &Profile) -> Figure {
 
 pub(super) fn audit(audit: &Audit) -> MimeBundle {
     let mut table = Table::new(["leak", "validation rows"]).caption(audit.verdict());
-    for kind in [OverlapKind::ExactRow, OverlapKind::ExactPrompt, OverlapKind::NormalizedPrompt] {
+    for kind in OverlapKind::ALL {
         table.row([Cell::from(kind.name()), audit.count(kind).into()]);
     }
     let mut html = table.html();
