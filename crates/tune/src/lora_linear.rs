@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
+use rayon::prelude::*;
 use tunebook_models::{Linear, Projection, ops};
 
 use crate::error::Result;
@@ -110,11 +111,13 @@ impl LoraLinear {
         }
         let seed = self.mode.seed.load(Ordering::Relaxed);
         let draw = self.mode.draw.load(Ordering::Relaxed);
-        let mut stream = Stream::new(seed, &format!("{}.dropout", self.path), draw);
-        let drop = self.lora_dropout as f32;
-        let keep = 1.0 / (1.0 - drop);
-        let mask: Vec<f32> =
-            (0..x.elem_count()).map(|_| if stream.uniform() < drop { 0.0 } else { keep }).collect();
+        // A stream for each stretch, so that the threads that draw do not change what is drawn.
+        const STRETCH: usize = 1 << 14;
+        let mut mask = vec![0f32; x.elem_count()];
+        mask.par_chunks_mut(STRETCH).enumerate().for_each(|(stretch, mask)| {
+            Stream::new(seed, &format!("{}.dropout.{stretch}", self.path), draw)
+                .dropout(mask, self.lora_dropout);
+        });
         Ok(Some(Tensor::from_vec(mask, x.shape(), x.device())?))
     }
 }

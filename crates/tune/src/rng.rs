@@ -30,6 +30,19 @@ impl Stream {
         (self.0.next_u32() >> 8) as f32 * (1.0 / 16_777_216.0)
     }
 
+    /// Fills `mask` with 0, with probability `drop`, and 1/(1 − drop) otherwise. `drop` counts to 16 bits.
+    pub(crate) fn dropout(&mut self, mask: &mut [f32], drop: f64) {
+        let below = (drop * 65_536.0).round() as u32;
+        let keep = (1.0 / (1.0 - drop)) as f32;
+        let mut bytes = [0u8; 2048];
+        for values in mask.chunks_mut(bytes.len() / 2) {
+            self.0.fill_bytes(&mut bytes[..2 * values.len()]);
+            for (value, draw) in values.iter_mut().zip(bytes.chunks_exact(2)) {
+                *value = if u32::from(u16::from_le_bytes([draw[0], draw[1]])) < below { 0.0 } else { keep };
+            }
+        }
+    }
+
     /// Uniform in 0..n without bias. `n` must not be 0.
     pub(crate) fn below(&mut self, n: usize) -> usize {
         // Lemire's multiply-and-reject.
@@ -77,6 +90,15 @@ mod tests {
         assert_eq!(sorted, (0..100).collect::<Vec<_>>());
         assert_ne!(order, sorted);
         assert!(Stream::new(42, "shuffle", 0).permutation(0).is_empty());
+    }
+
+    #[test]
+    fn dropout_drops_its_part_and_keeps_the_mean() {
+        let mut mask = vec![f32::NAN; 100_001];
+        Stream::new(3, "dropout", 0).dropout(&mut mask, 0.1);
+        let dropped = mask.iter().filter(|value| **value == 0.0).count();
+        assert!((9_500..10_500).contains(&dropped), "{dropped}");
+        assert!(mask.iter().all(|value| *value == 0.0 || *value == (1.0 / 0.9) as f32));
     }
 
     #[test]
