@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty
 
 import nbformat
-from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -205,7 +205,14 @@ def main():
             cell.outputs, cell.execution_count = [], None
     try:
         failure = execute(notebook, arguments.kernel, arguments.root)
-    except (NoSuchKernel, DeadKernelError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except NoSuchKernel:
+        there = ", ".join(sorted(KernelSpecManager().find_kernel_specs()))
+        print(f"there is no kernel {arguments.kernel}; there are: {there}", file=sys.stderr)
+        return 1
+    except (DeadKernelError, RuntimeError) as error:
         print(f"the kernel {arguments.kernel} did not start: {error}", file=sys.stderr)
         return 1
     finally:

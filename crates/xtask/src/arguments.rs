@@ -11,7 +11,7 @@ usage: cargo xtask COMMAND
   lab [--no-browser] [--port N]   set everything up, then open JupyterLab on notebook 00
   run NOTEBOOK [--kernel NAME] [--out DIR]
                                   set everything up, then execute a notebook headless;
-                                  the executed notebook and an HTML page go to DIR (default: out/)
+                                  the executed notebook and an HTML page go to DIR (default: out/ in the repository)
   test [--long]                   everything that a change must pass; --long adds what takes long
   bench train|cells [CASE...] [--json FILE]
                                   measure beside the peer in one run
@@ -24,7 +24,7 @@ pub enum Command {
     /// Set up and open JupyterLab.
     Lab { browser: bool, port: Option<u16> },
     /// Set up and execute one notebook.
-    Run { notebook: PathBuf, kernel: String, out: PathBuf },
+    Run { notebook: PathBuf, kernel: String, out: Option<PathBuf> },
     /// Run the tests.
     Test { long: bool },
     /// Run a benchmark.
@@ -73,11 +73,11 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
             Command::Lab { browser, port }
         }
         "run" => {
-            let (mut notebook, mut kernel, mut out) = (None, "tunebook".to_owned(), PathBuf::from("out"));
+            let (mut notebook, mut kernel, mut out) = (None, "tunebook".to_owned(), None);
             while let Some(word) = words.next() {
                 match word.as_str() {
                     "--kernel" => kernel = words.value("--kernel")?,
-                    "--out" => out = words.value("--out")?.into(),
+                    "--out" => out = Some(words.value("--out")?.into()),
                     other if other.starts_with('-') => {
                         return Err(unknown("run", other, "--kernel NAME, --out DIR"));
                     }
@@ -199,11 +199,15 @@ mod tests {
         );
         assert_eq!(
             words("run a.ipynb").unwrap(),
-            Command::Run { notebook: "a.ipynb".into(), kernel: "tunebook".into(), out: "out".into() }
+            Command::Run { notebook: "a.ipynb".into(), kernel: "tunebook".into(), out: None }
         );
         assert_eq!(
             words("run --kernel=tunebook-stock a.ipynb --out x/y").unwrap(),
-            Command::Run { notebook: "a.ipynb".into(), kernel: "tunebook-stock".into(), out: "x/y".into() }
+            Command::Run {
+                notebook: "a.ipynb".into(),
+                kernel: "tunebook-stock".into(),
+                out: Some("x/y".into())
+            }
         );
         assert_eq!(words("test --long").unwrap(), Command::Test { long: true });
         assert_eq!(

@@ -53,6 +53,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Run { notebook, kernel, out } => {
             let setup = Setup::locate()?;
+            let out = out.unwrap_or_else(|| setup.root.join("out"));
             let execution = notebook::Execution { notebook: &notebook, kernel: &kernel, out: &out };
             execution.check()?;
             setup.ensure()?;
