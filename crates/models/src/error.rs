@@ -148,6 +148,14 @@ pub enum Error {
         /// The range.
         expected: &'static str,
     },
+    /// The model computes no numbers any more.
+    #[error(
+        "the model's output is {found}: its weights or the active adapter have diverged. Train again from the base with a smaller learning rate"
+    )]
+    NotFinite {
+        /// One of the logits.
+        found: f32,
+    },
     /// The model brings no chat template.
     #[error("`{model}` has no chat template, so it is no chat model: use `generate` with plain text")]
     NoChatTemplate {

@@ -3,8 +3,9 @@
 //! A batch is padded on the left, so that all rows write their next token into one column; rows that have ended leave
 //! the batch. Logits are computed for the last position only.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tunebook_progress::interrupt;
 
@@ -131,7 +132,10 @@ impl Sampler {
         }
     }
 
-    fn next(&mut self, logits: &mut [f32], device: &candle_core::Device) -> Result<u32> {
+    fn next(&mut self, logits: &mut [f32], device: &Device) -> Result<u32> {
+        if let Some(logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY) {
+            return Err(Error::NotFinite { found: *logit });
+        }
         for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
             *logit = if *logit > 0.0 {
                 *logit / self.repetition_penalty
@@ -344,8 +348,13 @@ fn generate_group(
         (from, t) = (from + t, 1);
         let stop_now = interrupt::requested();
         let mut going = Vec::with_capacity(rows.len());
-        for (row, logits) in rows.iter_mut().zip(logits.chunks_mut(vocab_size)) {
-            let id = row.sampler.next(logits, device)?;
+        // Sampling sorts the vocabulary for each row, which would take longer than the decoder.
+        let next = rows
+            .par_iter_mut()
+            .zip(logits.par_chunks_mut(vocab_size))
+            .map(|(row, logits)| row.sampler.next(logits, device))
+            .collect::<Result<Vec<_>>>()?;
+        for (row, id) in rows.iter_mut().zip(next) {
             let ended = model.is_end(id);
             if !ended {
                 on_text(row.index, row.stream.push(id)?);
@@ -407,19 +416,28 @@ mod tests {
         let config = GenerationConfig { repetition_penalty: 2.0, ..Default::default() };
         let mut sampler = Sampler::new(&config, 0, &[0, 1], 4);
         let mut logits = [3.0, -1.0, 2.0, 1.0];
-        assert_eq!(sampler.next(&mut logits, &candle_core::Device::Cpu).unwrap(), 2);
+        assert_eq!(sampler.next(&mut logits, &Device::Cpu).unwrap(), 2);
         assert_eq!(logits, [1.5, -2.0, 2.0, 1.0]);
         let mut logits = [0.0, 0.0, 1.5, 1.0];
-        assert_eq!(
-            sampler.next(&mut logits, &candle_core::Device::Cpu).unwrap(),
-            3,
-            "token 2 has occurred by now"
-        );
+        assert_eq!(sampler.next(&mut logits, &Device::Cpu).unwrap(), 3, "token 2 has occurred by now");
     }
 
     #[test]
     fn the_first_of_equal_logits_wins() {
         assert_eq!(likeliest(&[1.0, 5.0, 5.0]), 1);
-        assert_eq!(likeliest(&[f32::NAN, f32::NEG_INFINITY]), 0);
+    }
+
+    #[test]
+    fn a_model_that_diverged_is_an_error() {
+        for temperature in [0.0, 1.0] {
+            let config = GenerationConfig { temperature, ..Default::default() };
+            let mut sampler = Sampler::new(&config, 0, &[], 2);
+            let error = sampler.next(&mut [0.0, f32::NAN], &Device::Cpu).unwrap_err().to_string();
+            assert!(error.contains("NaN") && error.contains("learning rate"), "{error}");
+            assert!(
+                sampler.next(&mut [f32::NEG_INFINITY, 0.0], &Device::Cpu).is_ok(),
+                "an impossible token is none"
+            );
+        }
     }
 }
