@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::layout::Layout;
-use crate::{install, janitor, session, stock, warm};
+use crate::{install, janitor, server, session, stock, warm};
 
 const USAGE: &str = "\
 tunebook-kernel: the Jupyter kernel of tunebook
@@ -44,7 +44,11 @@ pub(crate) fn run(args: Vec<String>) -> Result<()> {
             let options = Options::parse(rest)?;
             session::clean(&options.layout()?, options.all)
         }
-        "run" | "--control_file" => {
+        "run" => {
+            let [file, ..] = rest else { bail!("{command} needs the path of a connection file") };
+            server::run(file.as_ref())
+        }
+        "--control_file" => {
             let [file, ..] = rest else { bail!("{command} needs the path of a connection file") };
             stock::run(file.as_ref())
         }

@@ -22,8 +22,20 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Makes the directory, still empty, and sees to its end.
+    pub(crate) fn reserve(layout: &Layout) -> Result<Self> {
+        let dir = layout.kernels().join(unique_name());
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let alive_path = dir.join("alive.lock");
+        let alive =
+            File::create(&alive_path).with_context(|| format!("cannot create {}", alive_path.display()))?;
+        alive.lock().context("cannot lock the kernel's directory")?;
+        let janitor = janitor::start(&dir)?;
+        Ok(Self { dir, _alive: alive, _janitor: janitor })
+    }
+
     /// Clones the template, after bringing it up to date if the project has changed.
-    pub(crate) fn start(layout: &Layout, toolchain: &Toolchain) -> Result<Self> {
+    pub(crate) fn fill(&self, layout: &Layout, toolchain: &Toolchain) -> Result<()> {
         remove_stale(layout)?;
         if !stale::is_fresh(layout, toolchain)? {
             eprintln!(
@@ -33,19 +45,8 @@ impl Session {
         }
         let lock = warm::lock_file(layout)?;
         lock.lock_shared().context("cannot lock the template")?;
-
-        let dir = layout.kernels().join(unique_name());
-        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let alive_path = dir.join("alive.lock");
-        let alive =
-            File::create(&alive_path).with_context(|| format!("cannot create {}", alive_path.display()))?;
-        alive.lock().context("cannot lock the kernel's directory")?;
-        let janitor = janitor::start(&dir)?;
-
-        clone(&layout.template, &dir)?;
-        let session = Self { dir, _alive: alive, _janitor: janitor };
-        session.write_config()?;
-        Ok(session)
+        clone(&layout.template, &self.dir)?;
+        self.write_config()
     }
 
     /// The clone's directory.

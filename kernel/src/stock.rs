@@ -12,7 +12,8 @@ use crate::toolchain::Toolchain;
 pub(crate) fn run(_connection_file: &Path) -> Result<()> {
     let layout = Layout::from_environment()?;
     let toolchain = Toolchain::of(&layout.project)?;
-    let session = Session::start(&layout, &toolchain)?;
+    let session = Session::reserve(&layout)?;
+    session.fill(&layout, &toolchain)?;
     for (name, value) in session.environment(&toolchain) {
         // SAFETY: no other thread has been started yet.
         unsafe { std::env::set_var(name, value) };

@@ -1,0 +1,153 @@
+//! The process in which the cells run, under our server.
+//!
+//! evcxr starts it, writes `LOAD_AND_RUN <shared object> <function>` to its standard input for each cell, and reads its
+//! control words from the standard output. Both of the cell's own streams go elsewhere: they are sockets to the server,
+//! which shows what comes as it comes, takes the frames of the display channel out of it, and passes evcxr's
+//! control words on to evcxr (see [`crate::server::pump`]). Since the server holds the other end, nothing that was
+//! printed is lost when the process dies.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::{BufRead, Write};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// The environment variable with the path of the server's socket. Only our server sets it.
+pub(crate) const SOCKET_VAR: &str = "TUNEBOOK_SOCKET";
+/// The environment variable with the nonce that marks frames of the display channel.
+pub(crate) const NONCE_VAR: &str = "TUNEBOOK_DISPLAY_NONCE";
+/// The environment variable with the process id and address of the stop flag.
+const FLAG_VAR: &str = "TUNEBOOK_INTERRUPT";
+/// The byte that opens a frame.
+pub(crate) const FRAME_START: u8 = 0x1e;
+/// The frame that follows everything a cell has printed.
+pub(crate) const END: &str = "END";
+
+/// The stop flag. The code of the cells reads it by its address: the layout is part of the interface.
+#[repr(C)]
+struct Flag {
+    requested: AtomicU32,
+    seen: AtomicU32,
+}
+
+static FLAG: Flag = Flag { requested: AtomicU32::new(0), seen: AtomicU32::new(0) };
+
+extern "C" fn on_sigint(_: libc::c_int) {
+    FLAG.requested.fetch_add(1, Ordering::AcqRel);
+}
+
+/// Becomes the child and does not return, if our server has started this process for it.
+pub(crate) fn run_if_child() {
+    if std::env::var_os("EVCXR_IS_RUNTIME").is_none() {
+        return;
+    }
+    let (Some(socket), Ok(nonce)) = (std::env::var_os(SOCKET_VAR), std::env::var(NONCE_VAR)) else { return };
+    let code = match run(socket.as_ref(), &nonce) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error:#}");
+            99
+        }
+    };
+    std::process::exit(code);
+}
+
+fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
+    let to_evcxr = take_over_streams(socket)?;
+    // The descriptor stays open as long as this process: the server writes to it through /proc.
+    let _ = to_evcxr.into_raw_fd();
+    // SAFETY: no other thread has been started yet.
+    unsafe {
+        // A kernel that was killed takes its cells along. (The thread that started this process lives as long as it.)
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        std::env::set_var(FLAG_VAR, format!("{}:{:x}", std::process::id(), &raw const FLAG as usize));
+        // The frames of a backtrace are evcxr's and ours; the panic's message and place are shown anyway.
+        if std::env::var_os("TUNEBOOK_BACKTRACE").is_none() {
+            std::env::set_var("RUST_BACKTRACE", "0");
+        }
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_sigint as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigemptyset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGINT, &action, std::ptr::null_mut());
+    }
+    let mut control = UnixStream::connect(socket).context("cannot reach the kernel")?;
+    writeln!(control, "ctl {}", std::process::id())?;
+    std::thread::spawn(move || report_acknowledgements(control));
+
+    let mut store: *mut c_void = std::ptr::null_mut();
+    for line in std::io::stdin().lock().lines() {
+        let line = line.context("cannot read evcxr's instruction")?;
+        let mut words = line.split(' ');
+        let (Some("LOAD_AND_RUN"), Some(path), Some(function)) = (words.next(), words.next(), words.next())
+        else {
+            // A line of input that no cell has read.
+            continue;
+        };
+        FLAG.requested.store(0, Ordering::Release);
+        FLAG.seen.store(0, Ordering::Release);
+        store = load_and_run(path, function, store)?;
+        end_of_cell(nonce)?;
+    }
+    Ok(())
+}
+
+/// Connects standard output and error to the server, and returns evcxr's end of standard output.
+fn take_over_streams(socket: &std::path::Path) -> Result<OwnedFd> {
+    // SAFETY: descriptor 1 is open, and the duplicate is owned by nobody else.
+    let real = unsafe { libc::fcntl(1, libc::F_DUPFD_CLOEXEC, 10) };
+    anyhow::ensure!(real >= 0, "cannot keep evcxr's pipe: {}", std::io::Error::last_os_error());
+    // SAFETY: as above.
+    let real = unsafe { OwnedFd::from_raw_fd(real) };
+    for (name, fd) in [("out", 1), ("err", 2)] {
+        let mut stream = UnixStream::connect(socket).context("cannot reach the kernel")?;
+        writeln!(stream, "{name} {} {}", std::process::id(), real.as_raw_fd())?;
+        // SAFETY: both descriptors are open.
+        let result = unsafe { libc::dup2(stream.as_raw_fd(), fd) };
+        anyhow::ensure!(result >= 0, "cannot redirect {name}: {}", std::io::Error::last_os_error());
+    }
+    Ok(real)
+}
+
+/// Tells the server when running code has seen the stop flag.
+fn report_acknowledgements(mut control: UnixStream) {
+    let mut told = 0;
+    loop {
+        std::thread::sleep(Duration::from_millis(50));
+        let seen = FLAG.seen.load(Ordering::Acquire);
+        if seen != told {
+            told = seen;
+            if seen != 0 && writeln!(control, "seen").is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn load_and_run(path: &str, function: &str, store: *mut c_void) -> Result<*mut c_void> {
+    // SAFETY: the shared object was compiled by evcxr a moment ago, with a function of this signature.
+    unsafe {
+        let library =
+            libloading::Library::new(path).with_context(|| format!("cannot load the cell {path}"))?;
+        let run = library.get::<extern "C" fn(*mut c_void) -> *mut c_void>(function.as_bytes())?;
+        let store = run(store);
+        // Values of the cell's types live on, so its code has to.
+        std::mem::forget(library);
+        Ok(store)
+    }
+}
+
+fn end_of_cell(nonce: &str) -> Result<()> {
+    let mut frame = vec![FRAME_START];
+    frame.extend_from_slice(nonce.as_bytes());
+    frame.extend_from_slice(END.as_bytes());
+    frame.push(b'\n');
+    // Not through std's buffer: this program has a copy of its own, the cells share another.
+    // SAFETY: descriptor 1 is the server's socket; it is not closed by the drop.
+    let mut out = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(1) });
+    out.write_all(&frame).context("the kernel is gone")
+}

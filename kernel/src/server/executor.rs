@@ -1,0 +1,228 @@
+//! Runs the cells, one after the other, on a thread of its own.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use evcxr::{CommandContext, EvalCallbacks};
+use jupyter_protocol::JupyterMessage;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::cell;
+use super::failure::Failure;
+use super::message;
+use super::running::Running;
+use super::stdin::Input;
+use crate::shim;
+
+/// The requests that wait, and what has been run.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: Mutex<VecDeque<JupyterMessage>>,
+    arrived: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<JupyterMessage>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn push(&self, request: JupyterMessage) {
+        self.lock().push_back(request);
+        self.arrived.notify_one();
+    }
+
+    fn pop(&self) -> JupyterMessage {
+        let mut waiting = self.lock();
+        loop {
+            match waiting.pop_front() {
+                Some(request) => return request,
+                None => waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    fn drain(&self) -> Vec<JupyterMessage> {
+        self.lock().drain(..).collect()
+    }
+}
+
+/// What the session knows that others ask for.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// The cells that were run with history, with their numbers.
+    pub(crate) history: Vec<(u32, String)>,
+    /// Items that cells have defined: the code of cells that ended well, without what runs.
+    pub(crate) items: Vec<String>,
+    /// Variables and their types.
+    pub(crate) variables: Vec<(String, String)>,
+}
+
+/// Everything that running a cell takes.
+pub(crate) struct Executor {
+    pub(crate) running: Arc<Running>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) known: Arc<Mutex<Known>>,
+    pub(crate) shell: UnboundedSender<JupyterMessage>,
+    pub(crate) iopub: UnboundedSender<JupyterMessage>,
+    pub(crate) input: Arc<Input>,
+    pub(crate) dir: PathBuf,
+}
+
+/// evcxr's evaluator, or why there is none.
+pub(crate) type Context = Result<CommandContext, String>;
+
+impl Executor {
+    /// Runs cells until the process ends. `warm_up` makes the evaluator; cells that arrive earlier wait for it.
+    pub(crate) fn run(self, warm_up: impl FnOnce() -> Context) {
+        let mut context = warm_up();
+        let mut execution_count = 0;
+        loop {
+            let request = self.queue.pop();
+            let content = message::content(&request);
+            let silent = content["silent"] == true;
+            let store_history = !silent && content["store_history"] != false;
+            let code = content["code"].as_str().unwrap_or_default().to_owned();
+            if store_history && !code.trim().is_empty() {
+                execution_count += 1;
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                known.history.push((execution_count, code.clone()));
+            }
+            let failure = self.cell(&request, &mut context, &code, execution_count, silent);
+            let failed = failure.is_some();
+            self.answer(&request, failure, execution_count);
+            if failed && content["stop_on_error"] != false {
+                for request in self.queue.drain() {
+                    self.status(&request, "busy");
+                    self.reply(&request, json!({"status": "aborted", "execution_count": execution_count}));
+                    self.status(&request, "idle");
+                }
+            }
+        }
+    }
+
+    fn cell(
+        &self,
+        request: &JupyterMessage,
+        context: &mut Context,
+        code: &str,
+        execution_count: u32,
+        silent: bool,
+    ) -> Option<Failure> {
+        self.status(request, "busy");
+        self.running.begin(request, execution_count, silent);
+        if !silent {
+            self.running.publish("execute_input", json!({"code": code, "execution_count": execution_count}));
+        }
+        let context = match context {
+            Ok(context) => context,
+            Err(error) => {
+                self.running.end();
+                return Some(Failure::of_start(error));
+            }
+        };
+        let killed_before = killed_for_memory();
+        let result = self.evaluate(context, request, code);
+        let outcome = self.running.end();
+        self.running.notify();
+        let oom = killed_for_memory() > killed_before;
+        let failure = match &result {
+            Ok(_) => Failure::of_outcome(&outcome),
+            Err(error) => Some(Failure::of_evcxr(error, &outcome, code, execution_count, oom)),
+        };
+        if let Ok(outputs) = result
+            && !outputs.content_by_mime_type.is_empty()
+        {
+            // Answers of evcxr's own commands (`:vars`).
+            let data = outputs
+                .content_by_mime_type
+                .into_iter()
+                .map(|(mime, text)| (mime, Value::from(text)))
+                .collect();
+            self.running.publish_result(Value::Object(data), json!({}));
+        }
+        self.remember(context, code, failure.is_none());
+        failure
+    }
+
+    fn evaluate(
+        &self,
+        context: &mut CommandContext,
+        request: &JupyterMessage,
+        code: &str,
+    ) -> Result<evcxr::EvalOutputs, evcxr::Error> {
+        let lets = cell::untyped_lets(code);
+        let typed = if lets.is_empty() {
+            code.to_owned()
+        } else {
+            cell::with_types(code, &lets, &self.types(context, code))
+        };
+        if self.running.is_interrupted() {
+            return Err(evcxr::Error::CompilationErrors(Vec::new()));
+        }
+        let mut callbacks = EvalCallbacks {
+            input_reader: &|asked| self.input.ask(request, &asked.prompt, asked.is_password),
+        };
+        context.execute_with_callbacks(&typed, &mut callbacks)
+    }
+
+    /// Asks the compiler for the types of the cell's variables.
+    fn types(&self, context: &mut CommandContext, code: &str) -> HashMap<String, String> {
+        let answer = self.dir.join(shim::TYPES_FILE);
+        let _ = fs::remove_file(&answer);
+        if fs::write(self.dir.join(shim::PROBE_FILE), "").is_err() {
+            return HashMap::new();
+        }
+        // Its errors are the cell's own: evcxr finds them again, and says more about them.
+        let _ = context.check(code);
+        let _ = fs::remove_file(self.dir.join(shim::PROBE_FILE));
+        fs::read(answer).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    fn remember(&self, context: &CommandContext, code: &str, worked: bool) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.variables =
+            context.variables_and_types().map(|(name, ty)| (name.to_owned(), ty.to_owned())).collect();
+        if worked {
+            known.items.extend(cell::items(code));
+        }
+    }
+
+    fn answer(&self, request: &JupyterMessage, failure: Option<Failure>, execution_count: u32) {
+        let content = match failure {
+            None => json!({
+                "status": "ok", "execution_count": execution_count, "payload": [], "user_expressions": {},
+            }),
+            Some(failure) => {
+                let error = json!({
+                    "ename": failure.ename, "evalue": failure.evalue, "traceback": failure.traceback,
+                });
+                self.running.publish("error", error.clone());
+                let mut content = error;
+                content["status"] = "error".into();
+                content["execution_count"] = execution_count.into();
+                content
+            }
+        };
+        self.reply(request, content);
+        self.status(request, "idle");
+    }
+
+    fn reply(&self, request: &JupyterMessage, content: Value) {
+        let _ = self.shell.send(message::child_of(request, "execute_reply", content));
+    }
+
+    fn status(&self, request: &JupyterMessage, state: &str) {
+        let _ = self.iopub.send(message::child_of(request, "status", json!({"execution_state": state})));
+    }
+}
+
+/// How many processes the system has ended for want of memory.
+fn killed_for_memory() -> u64 {
+    fs::read_to_string("/proc/vmstat")
+        .ok()
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
+        .unwrap_or(0)
+}

@@ -1,0 +1,177 @@
+//! What went wrong in a cell, in Jupyter's words: ename, evalue, traceback.
+
+use evcxr::{CompilationError, Error, Theme};
+
+use super::running::Outcome;
+
+/// A cell's failure.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) ename: String,
+    pub(crate) evalue: String,
+    pub(crate) traceback: Vec<String>,
+}
+
+impl Failure {
+    fn new(ename: &str, evalue: String, more: Vec<String>) -> Self {
+        let mut traceback = vec![format!("\x1b[31m{ename}\x1b[0m: {evalue}")];
+        traceback.extend(more);
+        Self { ename: ename.to_owned(), evalue, traceback }
+    }
+
+    /// The failure that the cell's code reported, though evcxr took it for a success.
+    pub(crate) fn of_outcome(outcome: &Outcome) -> Option<Self> {
+        const KEPT: &str = "Variables of earlier cells are kept, except those that this cell had moved.";
+        if let Some(text) = &outcome.error {
+            let ename =
+                if outcome.interrupted && text.starts_with("interrupted") { "Interrupted" } else { "Error" };
+            return Some(Self::new(ename, text.clone(), vec![KEPT.into()]));
+        }
+        if outcome.panicked {
+            let (message, place) = panic_message(&String::from_utf8_lossy(&outcome.stderr));
+            let mut more = Vec::new();
+            more.extend(place.map(|place| format!("at {place}")));
+            more.push(KEPT.into());
+            return Some(Self::new("Panic", message, more));
+        }
+        None
+    }
+
+    /// The failure that evcxr reported.
+    pub(crate) fn of_evcxr(
+        error: &Error,
+        outcome: &Outcome,
+        code: &str,
+        execution_count: u32,
+        oom: bool,
+    ) -> Self {
+        match error {
+            Error::CompilationErrors(errors) if outcome.interrupted && errors.is_empty() => {
+                Self::interrupted()
+            }
+            Error::CompilationErrors(errors) => Self::of_compiler(errors, code, execution_count),
+            Error::SubprocessTerminated(text) => {
+                let status = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);
+                let status = status.trim_start_matches("Subprocess terminated with status: ");
+                let why = if outcome.killed {
+                    "stopped by force, as it did not answer to Stop".to_owned()
+                } else if oom {
+                    format!("out of memory: the system ended the process ({status})")
+                } else {
+                    format!("the process of the cells ended: {status}")
+                };
+                let ename = if oom { "OutOfMemory" } else { "ProcessDied" };
+                let mut more = tail(&outcome.stderr);
+                more.push(
+                    "All variables are lost; functions, types and imports are kept. Run the cells again."
+                        .into(),
+                );
+                Self::new(ename, why, more)
+            }
+            _ if outcome.interrupted => Self::interrupted(),
+            Error::TypeRedefinedVariablesLost(variables) => Self::new(
+                "TypeRedefined",
+                format!("the type of {} was defined anew, so the value is lost", variables.join(", ")),
+                vec![],
+            ),
+            Error::Message(text) => {
+                let mut lines = text.lines().map(str::to_owned);
+                let first = lines.next().unwrap_or_default();
+                Self::new("Error", first, lines.collect())
+            }
+        }
+    }
+
+    /// The kernel could not get ready.
+    pub(crate) fn of_start(error: &str) -> Self {
+        Self::new(
+            "KernelStartError",
+            error.to_owned(),
+            vec!["Restart the kernel when the cause is gone.".into()],
+        )
+    }
+
+    fn interrupted() -> Self {
+        Self::new(
+            "Interrupted",
+            "stopped while compiling; nothing has run and nothing is lost".into(),
+            vec![],
+        )
+    }
+
+    /// All errors of the compiler as one, in its colours.
+    fn of_compiler(errors: &[CompilationError], code: &str, execution_count: u32) -> Self {
+        let mut traceback = Vec::new();
+        for error in errors {
+            traceback.extend(report(error, code, execution_count));
+        }
+        let evalue = errors.first().map(CompilationError::message).unwrap_or_default();
+        Self { ename: "CompileError".into(), evalue, traceback }
+    }
+}
+
+fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<String> {
+    let name = format!("cell {execution_count}");
+    if error.is_from_user_code()
+        && let Some(report) = error.build_report(name.clone(), code.to_owned(), Theme::Light)
+    {
+        let mut text = Vec::new();
+        if report.write(ariadne::sources([(name, code)]), &mut text).is_ok() {
+            return String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+        }
+    }
+    // Code that is not ASCII has no report: the compiler's own rendering then.
+    let rendered = error.rendered();
+    if rendered.trim().is_empty() {
+        return vec![format!("\x1b[31merror\x1b[0m: {}", error.message())];
+    }
+    rendered.lines().map(str::to_owned).collect()
+}
+
+/// The message and the place of the last panic in a standard error.
+fn panic_message(stderr: &str) -> (String, Option<String>) {
+    let Some(at) = stderr.rfind("panicked at ") else { return ("the cell panicked".into(), None) };
+    let mut lines = stderr[at + "panicked at ".len()..].lines();
+    let place = lines.next().unwrap_or_default().trim_end_matches(':').to_owned();
+    let message: Vec<&str> = lines
+        .take_while(|line| !line.starts_with("note: ") && !line.starts_with("stack backtrace:"))
+        .collect();
+    (message.join("\n").trim().to_owned(), Some(place))
+}
+
+fn tail(stderr: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(stderr);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(5)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_says_what_and_where() {
+        let stderr = b"before\n\nthread '<unnamed>' (17) panicked at cell/src/lib.rs:9:1:\nrank is 0\nnote: run with\n";
+        let outcome = Outcome { panicked: true, stderr: stderr.to_vec(), ..Outcome::default() };
+        let failure = Failure::of_outcome(&outcome).expect("a failure");
+        assert_eq!((failure.ename.as_str(), failure.evalue.as_str()), ("Panic", "rank is 0"));
+        assert!(failure.traceback.iter().any(|line| line == "at cell/src/lib.rs:9:1"), "{failure:?}");
+    }
+
+    #[test]
+    fn a_failed_question_mark_is_an_error() {
+        let outcome = Outcome { error: Some("no such file".into()), ..Outcome::default() };
+        assert_eq!(Failure::of_outcome(&outcome).expect("a failure").evalue, "no such file");
+        assert_eq!(Failure::of_outcome(&Outcome::default()), None);
+    }
+
+    #[test]
+    fn a_dead_process_is_told_from_a_killed_one() {
+        let error =
+            Error::SubprocessTerminated("Subprocess terminated with status: signal: 6 (SIGABRT)".into());
+        let failure = Failure::of_evcxr(&error, &Outcome::default(), "", 1, false);
+        assert_eq!(failure.evalue, "the process of the cells ended: signal: 6 (SIGABRT)");
+        let oom = Failure::of_evcxr(&error, &Outcome::default(), "", 1, true);
+        assert_eq!(oom.ename, "OutOfMemory");
+    }
+}

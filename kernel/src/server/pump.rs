@@ -1,0 +1,511 @@
+//! Takes what a child writes, live: text goes to the front end as it comes, frames of the display channel become displays,
+//! and evcxr's control words go to evcxr.
+//!
+//! A child has three connections: its standard output, its standard error, and one on which it says that running code
+//! has seen the stop flag. One thread serves the three, so outputs keep their order as far as two streams have one.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+
+use super::running::Running;
+use crate::child::{END, FRAME_START};
+
+/// Text of one stream and cell beyond this is dropped, with a note: a notebook of 50 MB cannot be opened any more.
+const MOST_TEXT_BYTES: usize = 8 * 1024 * 1024;
+/// Text waits this long for more of it before it is sent: a loop that prints makes fewer messages so.
+const GATHER: Duration = Duration::from_millis(15);
+
+/// Accepts the connections of the children, one child after the other.
+pub(crate) fn accept(listener: &UnixListener, nonce: &str, running: &Arc<Running>) {
+    let mut waiting: HashMap<u32, Vec<(String, UnixStream, i32)>> = HashMap::new();
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else { continue };
+        let Ok((name, pid, real)) = greeting(&stream) else { continue };
+        let connections = waiting.entry(pid).or_default();
+        connections.push((name, stream, real));
+        if connections.len() < 3 {
+            continue;
+        }
+        let connections = waiting.remove(&pid).unwrap_or_default();
+        match Child::new(pid, connections, nonce, Arc::clone(running)) {
+            Ok(child) => {
+                std::thread::spawn(move || child.serve());
+            }
+            Err(error) => eprintln!("a child did not come up: {error:#}"),
+        }
+    }
+}
+
+/// `out PID FD`, `err PID FD` or `ctl PID`.
+fn greeting(stream: &UnixStream) -> Result<(String, u32, i32)> {
+    // Byte by byte: what follows the line is the cell's.
+    let mut line = Vec::new();
+    for byte in stream.bytes() {
+        match byte? {
+            b'\n' => break,
+            byte => line.push(byte),
+        }
+        anyhow::ensure!(line.len() < 64, "not a greeting");
+    }
+    let line = String::from_utf8(line)?;
+    let mut words = line.split(' ');
+    let name = words.next().unwrap_or_default().to_owned();
+    let pid = words.next().context("no process")?.parse()?;
+    let real = words.next().map_or(Ok(-1), str::parse)?;
+    Ok((name, pid, real))
+}
+
+/// One child's connections.
+struct Child {
+    out: UnixStream,
+    err: UnixStream,
+    control: UnixStream,
+    /// Where evcxr listens to the child. Dropped when the child is gone, so that evcxr learns of it.
+    to_evcxr: File,
+    parser: Parser,
+    running: Arc<Running>,
+    sent_bytes: [usize; 2],
+}
+
+impl Child {
+    fn new(
+        pid: u32,
+        connections: Vec<(String, UnixStream, i32)>,
+        nonce: &str,
+        running: Arc<Running>,
+    ) -> Result<Self> {
+        let mut by_name = HashMap::new();
+        let mut real = -1;
+        for (name, stream, fd) in connections {
+            stream.set_nonblocking(true)?;
+            real = real.max(fd);
+            by_name.insert(name, stream);
+        }
+        let mut take = |name: &str| by_name.remove(name).with_context(|| format!("no connection for {name}"));
+        let to_evcxr = File::options()
+            .write(true)
+            .open(format!("/proc/{pid}/fd/{real}"))
+            .context("cannot reach evcxr's pipe")?;
+        running.child_started(pid);
+        Ok(Self {
+            out: take("out")?,
+            err: take("err")?,
+            control: take("ctl")?,
+            to_evcxr,
+            parser: Parser::new(nonce),
+            running,
+            sent_bytes: [0; 2],
+        })
+    }
+
+    fn serve(mut self) {
+        let mut pending = [Text::default(), Text::default()];
+        loop {
+            let timeout =
+                if pending.iter().any(|text| !text.is_empty()) { GATHER } else { Duration::from_secs(3600) };
+            let ready = poll([&self.out, &self.err, &self.control], timeout);
+            let before = Instant::now();
+            if ready[1] {
+                self.read_err(&mut pending[1]);
+            }
+            if ready[0] {
+                self.read_out(&mut pending);
+            }
+            for (index, text) in pending.iter_mut().enumerate() {
+                if text.is_due(before) {
+                    self.send_text(index, text);
+                }
+            }
+            if ready[2] && !self.read_control() {
+                // The child is gone. What it wrote before is still in the sockets.
+                self.read_err(&mut pending[1]);
+                self.read_out(&mut pending);
+                for (index, text) in pending.iter_mut().enumerate() {
+                    self.send_text(index, text);
+                }
+                self.running.child_gone();
+                return;
+            }
+        }
+    }
+
+    /// Whether the connection is still open.
+    fn read_control(&self) -> bool {
+        let mut buffer = [0; 256];
+        match (&self.control).read(&mut buffer) {
+            Ok(0) => false,
+            Ok(_) => {
+                self.running.acknowledge();
+                true
+            }
+            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+
+    fn read_err(&mut self, pending: &mut Text) {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(n) = self.err.read(&mut buffer) {
+            if n == 0 {
+                return;
+            }
+            pending.push(&buffer[..n]);
+            self.running.note_stderr(&buffer[..n]);
+            self.send_if_large(1, pending);
+        }
+    }
+
+    fn read_out(&mut self, pending: &mut [Text; 2]) {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(n) = self.out.read(&mut buffer) {
+            if n == 0 {
+                return;
+            }
+            for event in self.parser.parse(&buffer[..n]) {
+                self.handle(event, pending);
+            }
+        }
+    }
+
+    fn send_if_large(&mut self, index: usize, text: &mut Text) {
+        if text.bytes.len() >= 256 * 1024 {
+            self.send_text(index, text);
+        }
+    }
+
+    fn handle(&mut self, event: Event, pending: &mut [Text; 2]) {
+        if let Event::Text(bytes) = event {
+            pending[0].push(&bytes);
+            self.send_if_large(0, &mut pending[0]);
+            return;
+        }
+        // What was printed before comes before.
+        if matches!(event, Event::Frame(_) | Event::Block { .. } | Event::Input(_)) {
+            if let Event::Frame(frame) = &event
+                && frame == END
+            {
+                self.read_err(&mut pending[1]);
+            }
+            for (index, text) in pending.iter_mut().enumerate() {
+                self.send_text(index, text);
+            }
+        }
+        match event {
+            Event::Text(_) => {}
+            Event::Frame(frame) => self.frame(&frame),
+            Event::Block { mime, content } => {
+                // A library that knows evcxr (plotly, for one) shows something; a bare value of the cell as well.
+                let value = if mime.contains("json") {
+                    serde_json::from_str(&content).unwrap_or(Value::from(content))
+                } else {
+                    content.into()
+                };
+                self.running.add_to_result(mime, value);
+            }
+            Event::Input(line) => self.tell_evcxr(&line),
+        }
+    }
+
+    fn frame(&mut self, frame: &str) {
+        if frame == END {
+            self.sent_bytes = [0; 2];
+            self.running.send_block_result();
+            self.tell_evcxr("EVCXR_EXECUTION_COMPLETE");
+        } else if frame == "PANIC" {
+            self.running.note_panic();
+            self.tell_evcxr("EVCXR_PANIC_NOTIFICATION");
+        } else if let Some(text) = frame.strip_prefix("ERROR") {
+            self.running.note_error(&unescape(text));
+            self.tell_evcxr("EVCXR_ERROR_OCCURRED");
+        } else if let Some(name) = frame.strip_prefix("CHANGED") {
+            self.tell_evcxr(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}"));
+        } else {
+            match serde_json::from_str(frame) {
+                Ok(message) => self.show(&message),
+                Err(error) => eprintln!("a frame of the display channel is damaged: {error}"),
+            }
+        }
+    }
+
+    fn show(&self, message: &Value) {
+        let data = &message["data"];
+        let metadata = if message["metadata"].is_object() { message["metadata"].clone() } else { json!({}) };
+        let transient = json!({"display_id": message["id"]});
+        match message["op"].as_str() {
+            Some("display") => self
+                .running
+                .publish("display_data", json!({"data": data, "metadata": metadata, "transient": transient})),
+            Some("update") => self.running.publish(
+                "update_display_data",
+                json!({"data": data, "metadata": metadata, "transient": transient}),
+            ),
+            Some("result") => self.running.publish_result(data.clone(), metadata),
+            Some("clear") => self.running.publish("clear_output", json!({"wait": message["wait"] == true})),
+            other => eprintln!("the display channel has no operation {other:?}"),
+        }
+    }
+
+    fn tell_evcxr(&mut self, line: &str) {
+        // evcxr closes its end only when it gives the child up.
+        let _ = writeln!(self.to_evcxr, "{line}");
+    }
+
+    fn send_text(&mut self, index: usize, text: &mut Text) {
+        let Some(text) = text.take() else { return };
+        let name = ["stdout", "stderr"][index];
+        let sent = &mut self.sent_bytes[index];
+        if *sent > MOST_TEXT_BYTES {
+            return;
+        }
+        *sent += text.len();
+        self.running.publish("stream", json!({"name": name, "text": text}));
+        if *sent > MOST_TEXT_BYTES {
+            let note = format!(
+                "\n[the cell has written more than {} MB to {name}: the rest is not shown. Write it to a file.]\n",
+                MOST_TEXT_BYTES / (1024 * 1024)
+            );
+            self.running.publish("stream", json!({"name": "stderr", "text": note}));
+        }
+    }
+}
+
+/// Waits until one of the streams can be read.
+fn poll(streams: [&UnixStream; 3], timeout: Duration) -> [bool; 3] {
+    let mut fds =
+        streams.map(|stream| libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: `fds` is an array of three, alive during the call.
+    unsafe { libc::poll(fds.as_mut_ptr(), 3, timeout) };
+    fds.map(|fd| fd.revents != 0)
+}
+
+/// Text that waits to be sent.
+#[derive(Default)]
+struct Text {
+    bytes: Vec<u8>,
+    since: Option<Instant>,
+}
+
+impl Text {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.bytes.extend_from_slice(bytes);
+            self.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.duration_since(since) >= GATHER)
+    }
+
+    /// The text, except for a character whose last bytes have not come yet.
+    fn take(&mut self) -> Option<String> {
+        let whole = match std::str::from_utf8(&self.bytes) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.bytes.len(),
+        };
+        let rest = self.bytes.split_off(whole);
+        let bytes = std::mem::replace(&mut self.bytes, rest);
+        self.since = if self.bytes.is_empty() { None } else { Some(Instant::now()) };
+        (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// Something that a child wrote to its standard output.
+#[derive(Debug, PartialEq)]
+enum Event {
+    Text(Vec<u8>),
+    /// A frame's content.
+    Frame(String),
+    /// `EVCXR_BEGIN_CONTENT mime`, content, `EVCXR_END_CONTENT`: how libraries that know evcxr show something.
+    Block {
+        mime: String,
+        content: String,
+    },
+    /// A line by which `evcxr_input` asks for input.
+    Input(String),
+}
+
+/// Takes standard output apart.
+struct Parser {
+    /// The start of a frame: its byte and the nonce.
+    mark: Vec<u8>,
+    /// What cannot be told yet: a frame, or a line that may be a control word.
+    held: Vec<u8>,
+    /// Whether `held` begins at the start of a line.
+    line_start: bool,
+    block: Option<(String, String)>,
+}
+
+const WORD: &[u8] = b"EVCXR_";
+
+impl Parser {
+    fn new(nonce: &str) -> Self {
+        let mut mark = vec![FRAME_START];
+        mark.extend_from_slice(nonce.as_bytes());
+        Self { mark, held: Vec::new(), line_start: true, block: None }
+    }
+
+    fn parse(&mut self, bytes: &[u8]) -> Vec<Event> {
+        self.held.extend_from_slice(bytes);
+        let mut events = Vec::new();
+        let held = std::mem::take(&mut self.held);
+        let mut rest = &held[..];
+        while !rest.is_empty() {
+            let Some(used) = self.step(rest, &mut events) else { break };
+            rest = &rest[used..];
+        }
+        self.held = rest.to_vec();
+        events
+    }
+
+    /// Takes one piece off the front; None when more has to come first.
+    fn step(&mut self, rest: &[u8], events: &mut Vec<Event>) -> Option<usize> {
+        let newline = rest.iter().position(|&b| b == b'\n');
+        if rest.starts_with(&self.mark) {
+            let end = newline?;
+            let frame = String::from_utf8_lossy(&rest[self.mark.len()..end]).into_owned();
+            events.push(Event::Frame(frame));
+            self.line_start = true;
+            return Some(end + 1);
+        }
+        if self.mark.starts_with(rest) {
+            return None;
+        }
+        if let Some((_, content)) = &mut self.block {
+            let end = newline?;
+            let line = String::from_utf8_lossy(&rest[..end]);
+            if line == "EVCXR_END_CONTENT" {
+                if let Some((mime, content)) = self.block.take() {
+                    events.push(Event::Block { mime, content });
+                }
+            } else {
+                if !content.is_empty() {
+                    content.push('\n');
+                }
+                content.push_str(&line);
+            }
+            return Some(end + 1);
+        }
+        if self.line_start && rest.starts_with(WORD) {
+            let end = newline?;
+            let line = String::from_utf8_lossy(&rest[..end]).into_owned();
+            if let Some(mime) = line.strip_prefix("EVCXR_BEGIN_CONTENT ") {
+                self.block = Some((mime.to_owned(), String::new()));
+            } else if line.starts_with("EVCXR_INPUT_REQUEST") {
+                events.push(Event::Input(line));
+            } else {
+                // Whoever prints evcxr's other words sees them.
+                events.push(Event::Text(rest[..=end].to_vec()));
+            }
+            return Some(end + 1);
+        }
+        if self.line_start && WORD.starts_with(rest) {
+            return None;
+        }
+        // Text, up to the end of the line or to something that may be a frame.
+        let frame = rest[1..].iter().position(|&b| b == FRAME_START).map(|at| at + 1);
+        let end = [newline.map(|at| at + 1), frame, Some(rest.len())].into_iter().flatten().min()?;
+        self.line_start = rest[end - 1] == b'\n';
+        match events.last_mut() {
+            Some(Event::Text(text)) => text.extend_from_slice(&rest[..end]),
+            _ => events.push(Event::Text(rest[..end].to_vec())),
+        }
+        Some(end)
+    }
+}
+
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (c, c == '\\') {
+            (_, true) => match chars.next() {
+                Some('n') => out.push('\n'),
+                Some(other) => out.push(other),
+                None => out.push('\\'),
+            },
+            (c, false) => out.push(c),
+        }
+    }
+    out
+}
+
+/// Data of a result by MIME type.
+pub(crate) type Data = Map<String, Value>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pieces: &[&[u8]]) -> Vec<Event> {
+        let mut parser = Parser::new("n0nce");
+        let mut events = Vec::new();
+        for piece in pieces {
+            for event in parser.parse(piece) {
+                match (events.last_mut(), event) {
+                    (Some(Event::Text(text)), Event::Text(more)) => text.extend_from_slice(&more),
+                    (_, event) => events.push(event),
+                }
+            }
+        }
+        events
+    }
+
+    fn text(text: &str) -> Event {
+        Event::Text(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn partial_lines_and_carriage_returns_pass_as_they_come() {
+        assert_eq!(parse(&[b"step 1", b"\rstep 2", b"\n"]), [text("step 1\rstep 2\n")]);
+    }
+
+    #[test]
+    fn a_frame_is_found_in_the_middle_of_a_line_and_across_reads() {
+        let events = parse(&[b"abc\x1en0n", b"ce{\"op\":1}\ndef"]);
+        assert_eq!(events, [text("abc"), Event::Frame("{\"op\":1}".into()), text("def")]);
+    }
+
+    #[test]
+    fn what_lacks_the_nonce_is_text() {
+        assert_eq!(parse(&[b"\x1eother{}\n"]), [text("\x1eother{}\n")]);
+        let words = b"EVCXR_PANIC_NOTIFICATION\nEVCXR_EXECUTION_COMPLETE\n";
+        assert_eq!(parse(&[words]), [Event::Text(words.to_vec())]);
+    }
+
+    #[test]
+    fn blocks_of_libraries_become_displays() {
+        let events = parse(&[b"a\nEVCXR_BEGIN_CONTENT text/html\n<b>\nx</b>\nEVCXR_END_CONTENT\nb\n"]);
+        let block = Event::Block { mime: "text/html".into(), content: "<b>\nx</b>".into() };
+        assert_eq!(events, [text("a\n"), block, text("b\n")]);
+    }
+
+    #[test]
+    fn half_a_character_waits_for_the_other_half() {
+        let mut text = Text::default();
+        let bytes = "é".as_bytes();
+        text.push(&bytes[..1]);
+        assert_eq!(text.take(), None);
+        text.push(&bytes[1..]);
+        assert_eq!(text.take().as_deref(), Some("é"));
+        text.push(&[0xff, b'a']);
+        assert_eq!(text.take().as_deref(), Some("\u{fffd}a"));
+    }
+
+    #[test]
+    fn errors_are_unescaped() {
+        assert_eq!(unescape("a\\nb\\\\n"), "a\nb\\n");
+    }
+}

@@ -1,0 +1,227 @@
+//! Every request but the running of cells: answered at once, also while a cell runs.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jupyter_protocol::JupyterMessage;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::cell::{self, Completeness};
+use super::executor::{Known, Queue};
+use super::running::Running;
+use super::{interrupt, message};
+
+/// Answers the requests of one channel.
+pub(crate) struct Requests {
+    replies: UnboundedSender<JupyterMessage>,
+    iopub: UnboundedSender<JupyterMessage>,
+    queue: Arc<Queue>,
+    known: Arc<Mutex<Known>>,
+    running: Arc<Running>,
+    dir: PathBuf,
+}
+
+impl Requests {
+    pub(crate) fn new(
+        replies: UnboundedSender<JupyterMessage>,
+        iopub: UnboundedSender<JupyterMessage>,
+        queue: Arc<Queue>,
+        known: Arc<Mutex<Known>>,
+        running: Arc<Running>,
+        dir: PathBuf,
+    ) -> Self {
+        Self { replies, iopub, queue, known, running, dir }
+    }
+
+    /// Answers a request, or queues it when it is for a cell.
+    pub(crate) fn handle(&self, request: JupyterMessage) {
+        let msg_type = request.header.msg_type.clone();
+        if msg_type == "execute_request" {
+            self.queue.push(request);
+            return;
+        }
+        self.status(&request, "busy");
+        let content = message::content(&request);
+        let answer = match msg_type.as_str() {
+            "kernel_info_request" => Some(kernel_info()),
+            "is_complete_request" => Some(is_complete(content["code"].as_str().unwrap_or_default())),
+            "history_request" => Some(self.history(&content)),
+            "comm_info_request" => Some(json!({"status": "ok", "comms": {}})),
+            "complete_request" => Some(self.complete(&content)),
+            "inspect_request" => Some(self.inspect(&content)),
+            "interrupt_request" => {
+                let (running, dir) = (Arc::clone(&self.running), self.dir.clone());
+                std::thread::spawn(move || interrupt::interrupt(&running, &dir));
+                Some(json!({"status": "ok"}))
+            }
+            "shutdown_request" => {
+                interrupt::stop_compiler(&self.dir);
+                if let Some(pid) = self.running.child().and_then(|pid| i32::try_from(pid).ok()) {
+                    // SAFETY: the process is our child.
+                    unsafe { libc::kill(pid, libc::SIGKILL) };
+                }
+                Some(json!({"status": "ok", "restart": content["restart"] == true}))
+            }
+            "comm_open" => {
+                // We know no targets, and say so as the protocol wants it.
+                let closed = json!({"comm_id": content["comm_id"], "data": {}});
+                let _ = self.iopub.send(message::child_of(&request, "comm_close", closed));
+                None
+            }
+            "comm_msg" | "comm_close" => None,
+            other => {
+                eprintln!("[kernel] no answer to {other}");
+                None
+            }
+        };
+        if let Some(answer) = answer {
+            let reply = message::child_of(&request, &msg_type.replace("_request", "_reply"), answer);
+            let _ = self.replies.send(reply);
+        }
+        self.status(&request, "idle");
+    }
+
+    fn status(&self, request: &JupyterMessage, state: &str) {
+        let _ = self.iopub.send(message::child_of(request, "status", json!({"execution_state": state})));
+    }
+
+    fn history(&self, content: &Value) -> Value {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let with_output = content["output"] == true;
+        let entry = |(number, code): &(u32, String)| {
+            if with_output { json!([0, number, [code, null]]) } else { json!([0, number, code]) }
+        };
+        let count = content["n"].as_u64().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let all = &known.history;
+        let chosen: Vec<Value> = match content["hist_access_type"].as_str() {
+            Some("range") => {
+                let start = content["start"].as_i64().unwrap_or(0);
+                let stop = content["stop"].as_i64().unwrap_or(i64::MAX);
+                all.iter().filter(|(n, _)| (start..stop).contains(&i64::from(*n))).map(entry).collect()
+            }
+            Some("search") => {
+                let pattern = content["pattern"].as_str().unwrap_or("*");
+                let mut found: Vec<_> = all.iter().filter(|(_, code)| glob(pattern, code)).collect();
+                if content["unique"] == true {
+                    let mut seen = std::collections::HashSet::new();
+                    found.retain(|(_, code)| seen.insert(code.clone()));
+                }
+                found[found.len().saturating_sub(count)..].iter().map(|item| entry(item)).collect()
+            }
+            _ => all[all.len().saturating_sub(count)..].iter().map(entry).collect(),
+        };
+        json!({"status": "ok", "history": chosen})
+    }
+
+    fn complete(&self, content: &Value) -> Value {
+        let code = content["code"].as_str().unwrap_or_default();
+        let cursor = cursor(code, content);
+        let start = code[..cursor]
+            .char_indices()
+            .rev()
+            .take_while(|(_, c)| c.is_alphanumeric() || *c == '_')
+            .last()
+            .map_or(cursor, |(at, _)| at);
+        let begun = &code[start..cursor];
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut matches: Vec<String> = known
+            .variables
+            .iter()
+            .map(|(name, _)| name.clone())
+            .filter(|name| name.starts_with(begun))
+            .collect();
+        matches.sort();
+        json!({
+            "status": "ok", "matches": matches, "metadata": {},
+            "cursor_start": code[..start].chars().count(), "cursor_end": code[..cursor].chars().count(),
+        })
+    }
+
+    fn inspect(&self, content: &Value) -> Value {
+        let code = content["code"].as_str().unwrap_or_default();
+        let at = cursor(code, content);
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let start = code[..at].rfind(|c| !is_word(c)).map_or(0, |i| i + 1);
+        let end = code[at..].find(|c| !is_word(c)).map_or(code.len(), |i| at + i);
+        let word = &code[start..end];
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.variables.iter().find(|(name, _)| name == word) {
+            Some((name, type_name)) => json!({
+                "status": "ok", "found": true, "metadata": {}, "data": {"text/plain": format!("{name}: {type_name}")},
+            }),
+            None => json!({"status": "ok", "found": false, "metadata": {}, "data": {}}),
+        }
+    }
+}
+
+/// Where the cursor is, in bytes. Jupyter counts characters.
+fn cursor(code: &str, content: &Value) -> usize {
+    let characters =
+        content["cursor_pos"].as_u64().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    code.char_indices().nth(characters).map_or(code.len(), |(at, _)| at)
+}
+
+fn is_complete(code: &str) -> Value {
+    match cell::completeness(code) {
+        Completeness::Complete => json!({"status": "complete"}),
+        Completeness::Incomplete => json!({"status": "incomplete", "indent": "    "}),
+        Completeness::Invalid => json!({"status": "invalid"}),
+    }
+}
+
+/// Whether `text` fits a pattern with `*` and `?`.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let mut fits = vec![false; text.len() + 1];
+    fits[0] = true;
+    for p in pattern {
+        if p == '*' {
+            for i in 1..fits.len() {
+                fits[i] |= fits[i - 1];
+            }
+        } else {
+            for i in (1..fits.len()).rev() {
+                fits[i] = fits[i - 1] && (p == '?' || p == text[i - 1]);
+            }
+            fits[0] = false;
+        }
+    }
+    fits[text.len()]
+}
+
+fn kernel_info() -> Value {
+    json!({
+        "status": "ok",
+        "protocol_version": "5.3",
+        "implementation": "tunebook",
+        "implementation_version": env!("CARGO_PKG_VERSION"),
+        "language_info": {
+            "name": "rust", "version": "", "mimetype": "text/rust", "file_extension": ".rs",
+            "pygments_lexer": "rust", "codemirror_mode": "rust",
+        },
+        "banner": concat!("tunebook ", env!("CARGO_PKG_VERSION"), ": Rust cells on evcxr"),
+        "debugger": false,
+        "help_links": [{"text": "The Rust standard library", "url": "https://doc.rust-lang.org/stable/std/"}],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        assert!(glob("*", "anything"));
+        assert!(glob("let*;", "let x = 1;"));
+        assert!(glob("a?c", "abc"));
+        assert!(!glob("a?c", "ac"));
+        assert!(!glob("let", "let x"));
+    }
+
+    #[test]
+    fn the_cursor_counts_characters() {
+        assert_eq!(cursor("é.x", &json!({"cursor_pos": 2})), 3);
+        assert_eq!(cursor("ab", &json!({"cursor_pos": 9})), 2);
+    }
+}

@@ -1,0 +1,42 @@
+//! Questions to the user.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+
+use jupyter_protocol::JupyterMessage;
+use serde_json::json;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::message;
+
+/// Asks through the stdin channel and waits for the answer.
+pub(crate) struct Input {
+    requests: UnboundedSender<JupyterMessage>,
+    answers: Mutex<Receiver<String>>,
+    answer: Sender<String>,
+}
+
+impl Input {
+    pub(crate) fn new(requests: UnboundedSender<JupyterMessage>) -> Self {
+        let (answer, answers) = channel();
+        Self { requests, answers: Mutex::new(answers), answer }
+    }
+
+    /// The answer that has come in.
+    pub(crate) fn answered(&self, value: String) {
+        let _ = self.answer.send(value);
+    }
+
+    /// Asks the front end that sent `request`. Empty where nobody can be asked.
+    pub(crate) fn ask(&self, request: &JupyterMessage, prompt: &str, password: bool) -> String {
+        if message::content(request)["allow_stdin"] != true {
+            return String::new();
+        }
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        // An answer to a question of a cell that was stopped.
+        while answers.try_recv().is_ok() {}
+        let content = json!({"prompt": prompt, "password": password});
+        let _ = self.requests.send(message::child_of(request, "input_request", content));
+        answers.recv().unwrap_or_default()
+    }
+}
