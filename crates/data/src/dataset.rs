@@ -62,7 +62,16 @@ impl Dataset {
     /// # Errors
     /// The file is missing, empty, in another format, or holds not a single usable line; or the user pressed Stop.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        jsonl::read(path.as_ref())
+        jsonl::read(path.as_ref(), jsonl::Keys::default())
+    }
+
+    /// [`Dataset::read`] for a file that names the two texts otherwise ("question" and "answer", say). The columns are
+    /// `prompt` and `completion` all the same.
+    ///
+    /// # Errors
+    /// As [`Dataset::read`].
+    pub fn read_keys(path: impl AsRef<Path>, prompt: &str, completion: &str) -> Result<Self> {
+        jsonl::read(path.as_ref(), jsonl::Keys { prompt, completion })
     }
 
     /// A data set of these (prompt, completion) pairs.

@@ -30,7 +30,21 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 /// More distinct further keys than this are kept in one column of JSON text: they are ids, not columns.
 const MAX_COLUMNS: usize = 64;
 
-pub(crate) fn read(path: &Path) -> Result<Dataset> {
+/// The keys that hold the two texts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys<'a> {
+    pub prompt: &'a str,
+    pub completion: &'a str,
+}
+
+impl Default for Keys<'static> {
+    fn default() -> Self {
+        Self { prompt: PROMPT, completion: COMPLETION }
+    }
+}
+
+/// `keys` are those of the prompt and of the completion.
+pub(crate) fn read(path: &Path, keys: Keys<'_>) -> Result<Dataset> {
     let io = |source| DataError::Io { action: "read", path: path.to_owned(), source };
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => DataError::NotFound {
@@ -52,7 +66,7 @@ pub(crate) fn read(path: &Path) -> Result<Dataset> {
         if first && let Some((found, remedy)) = other_format(block) {
             return Err(DataError::Format { path: path.to_owned(), found, remedy });
         }
-        table.append(block);
+        table.append(block, keys);
         if let Some(bar) = &bar {
             bar.advance(block.len() as u64);
         }
@@ -164,8 +178,8 @@ struct Part {
 }
 
 impl Table {
-    fn append(&mut self, block: &[u8]) {
-        let parts: Vec<Part> = chunks(block).into_par_iter().map(parse_chunk).collect();
+    fn append(&mut self, block: &[u8], keys: Keys<'_>) {
+        let parts: Vec<Part> = chunks(block).into_par_iter().map(|chunk| parse_chunk(chunk, keys)).collect();
         for part in parts {
             for (row, key, value) in part.extras {
                 let at = self.extras.iter().position(|(name, _)| *name == key).unwrap_or_else(|| {
@@ -266,7 +280,7 @@ fn chunks(block: &[u8]) -> Vec<&[u8]> {
     chunks
 }
 
-fn parse_chunk(chunk: &[u8]) -> Part {
+fn parse_chunk(chunk: &[u8], keys: Keys<'_>) -> Part {
     let mut part = Part {
         prompts: StringChunkedBuilder::new(PROMPT.into(), chunk.len() / 256),
         completions: StringChunkedBuilder::new(COMPLETION.into(), chunk.len() / 256),
@@ -282,7 +296,7 @@ fn parse_chunk(chunk: &[u8]) -> Part {
         if line.is_empty() {
             continue;
         }
-        match parse_line(line) {
+        match parse_line(line, keys) {
             Ok(pair) => {
                 part.prompts.append_value(&pair.prompt);
                 part.completions.append_value(&pair.completion);
@@ -311,7 +325,7 @@ struct Pair<'a> {
 }
 
 /// One line, or the reason why it cannot be used: what was expected, and what was found.
-fn parse_line(line: &[u8]) -> Result<Pair<'_>, String> {
+fn parse_line<'a>(line: &'a [u8], names: Keys<'_>) -> Result<Pair<'a>, String> {
     let text = std::str::from_utf8(line).map_err(|error| {
         let at = error.valid_up_to();
         format!("expected UTF-8, found the byte 0x{:02X} at column {}", line[at], at + 1)
@@ -344,17 +358,20 @@ fn parse_line(line: &[u8]) -> Result<Pair<'_>, String> {
             return Err(format!("expected each key once, found \"{key}\" twice"));
         }
         keys.push(key.clone());
-        let slot = match &*key {
-            PROMPT => &mut prompt,
-            COMPLETION => &mut completion,
-            _ => {
-                match field {
-                    Field::Other(Value::Null) => {}
-                    Field::Other(value) => extras.push((key, value)),
-                    Field::Text(text) => extras.push((key, Value::String(text.into_owned()))),
-                }
-                continue;
+        let slot = if key == names.prompt {
+            &mut prompt
+        } else if key == names.completion {
+            &mut completion
+        } else {
+            // The two columns have their own names; another key of such a name would be a second one.
+            let key =
+                if key == PROMPT || key == COMPLETION { Cow::Owned(format!("original_{key}")) } else { key };
+            match field {
+                Field::Other(Value::Null) => {}
+                Field::Other(value) => extras.push((key, value)),
+                Field::Text(text) => extras.push((key, Value::String(text.into_owned()))),
             }
+            continue;
         };
         match field {
             Field::Text(text) => *slot = Some(text),
@@ -364,7 +381,7 @@ fn parse_line(line: &[u8]) -> Result<Pair<'_>, String> {
     match (prompt, completion) {
         (Some(prompt), Some(completion)) => Ok(Pair { prompt, completion, extras }),
         (prompt, _) => {
-            let missing = if prompt.is_none() { PROMPT } else { COMPLETION };
+            let missing = if prompt.is_none() { names.prompt } else { names.completion };
             let found = match keys.as_slice() {
                 [] => "no key at all".to_owned(),
                 keys => {
@@ -377,7 +394,8 @@ fn parse_line(line: &[u8]) -> Result<Pair<'_>, String> {
                 }
             };
             Err(format!(
-                "expected the keys \"prompt\" and \"completion\": \"{missing}\" is missing, found {found}"
+                "expected the keys \"{}\" and \"{}\": \"{missing}\" is missing, found {found}",
+                names.prompt, names.completion
             ))
         }
     }
@@ -498,7 +516,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn reason(line: &str) -> String {
-        parse_line(line.as_bytes()).err().unwrap_or_else(|| "usable".into())
+        parse_line(line.as_bytes(), Keys::default()).err().unwrap_or_else(|| "usable".into())
     }
 
     #[test]
@@ -523,7 +541,7 @@ mod tests {
         let reasons: Vec<(&str, String)> = lines.iter().map(|line| (*line, reason(line))).collect();
         insta::assert_debug_snapshot!(reasons);
         assert_eq!(
-            parse_line(b"{\"prompt\": \"caf\xe9\"}").err().as_deref(),
+            parse_line(b"{\"prompt\": \"caf\xe9\"}", Keys::default()).err().as_deref(),
             Some("expected UTF-8, found the byte 0xE9 at column 16")
         );
     }
@@ -533,7 +551,7 @@ mod tests {
         let mut table = Table::default();
         let path = Path::new("test");
         read_blocks(bytes, &Limits { block, line }, path, &mut |block, _| {
-            table.append(block);
+            table.append(block, Keys::default());
             Ok(())
         })
         .expect("reading from memory does not fail");

@@ -71,6 +71,22 @@ fn further_keys_become_columns_of_their_type() {
 }
 
 #[test]
+fn the_two_texts_can_have_other_names() {
+    let text = r#"{"question":"a","answer":"1","prompt":"not this"}
+{"question":"b"}
+"#;
+    let (_folder, path) = file(text);
+    let dataset = Dataset::read_keys(&path, "question", "answer").unwrap();
+    assert_eq!(dataset.rows(), [Row::new("a", "1")]);
+    assert_eq!(dataset.frame().get_column_names(), ["prompt", "completion", "original_prompt"]);
+    let reason = dataset.rejected().column("reason").unwrap().str().unwrap().get(0).unwrap().to_owned();
+    assert_eq!(
+        reason,
+        r#"expected the keys "question" and "answer": "answer" is missing, found only "question""#
+    );
+}
+
+#[test]
 fn a_thousand_distinct_keys_do_not_make_a_thousand_columns() {
     let text: String =
         (0..1000).map(|i| format!("{{\"prompt\":\"p{i}\",\"completion\":\"c\",\"k{i}\":{i}}}\n")).collect();

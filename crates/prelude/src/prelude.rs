@@ -19,8 +19,8 @@ pub use tunebook_data::{
 pub use tunebook_models::{BestDevice, ChatTemplate, GenerationConfig, Message, Model, Tokenizer};
 pub use tunebook_progress::{Display, MimeBundle, ProgressBar, display, interrupt, progress, stream};
 pub use tunebook_tune::{
-    AdapterInfo, Adapters, EvalRecord, EvalStrategy, Example, Lora, LrScheduler, Run, SaveStrategy,
-    StepRecord, TargetModules, Trainer, TrainingArgs,
+    AdapterInfo, Adapters, Callback, EvalRecord, EvalStrategy, Example, Lora, LrScheduler, Plan, Run, RunLog,
+    SaveStrategy, StepRecord, StopReason, TargetModules, Trainer, TrainingArgs,
 };
 
 pub use crate::compare::side_by_side;
