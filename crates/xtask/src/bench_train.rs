@@ -44,7 +44,7 @@ const CASES: &[Case] = &[
         dtype: "f32",
         method: "lora",
         checkpointing: [false, false],
-        steps: 9,
+        steps: 5,
     },
     Case {
         name: "lora-1x2048-f32",

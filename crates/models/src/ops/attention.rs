@@ -347,12 +347,11 @@ impl Flash {
                     for (i, query) in rows.clone().enumerate() {
                         let seen = self.seen(row, query, &keys);
                         softmax_backward(
-                            &mut weights[i * KEYS..i * KEYS + keys.len()],
-                            &mut slopes[i * KEYS..i * KEYS + keys.len()],
+                            &mut weights[i * KEYS..(i + 1) * KEYS],
+                            &mut slopes[i * KEYS..(i + 1) * KEYS],
                             seen,
-                            log_sums[(row * h + head) * t + query],
-                            along[i],
-                            self.scale,
+                            keys.len(),
+                            (log_sums[(row * h + head) * t + query], along[i], self.scale),
                         );
                     }
                     let (m, n) = (rows.len(), keys.len());
@@ -416,56 +415,69 @@ impl Flash {
     }
 }
 
-multiversion! {
-    /// One step of the running softmax on a query's scores against one tile: leaves `e^(score − most)` where the query
-    /// sees and 0 elsewhere, and returns the factor for what was summed before.
-    pub fn softmax_step(
-        scores: &mut [f32],
-        seen: Range<usize>,
-        keys: usize,
-        most: &mut f32,
-        sum: &mut f32,
-    ) -> f32 {
-        if seen.is_empty() {
-            scores[..keys].fill(0.);
-            return 1.;
-        }
-        let mut highest = *most;
-        for &score in &scores[seen.clone()] {
-            highest = if score > highest { score } else { highest };
-        }
-        for score in &mut scores[seen.clone()] {
-            *score = math::exp(*score - highest);
-        }
-        let visible = &scores[seen.clone()];
-        let new = math::lanes(visible.len(), |i| visible[i]);
-        scores[..seen.start].fill(0.);
-        scores[seen.end..keys].fill(0.);
-        let rescale = math::exp(*most - highest);
-        *sum = *sum * rescale + new;
-        *most = highest;
-        rescale
+/// One step of the running softmax on a query's scores against one tile: leaves `e^(score − most)` where the query
+/// sees and 0 elsewhere, and returns the factor for what was summed before.
+fn softmax_step(scores: &mut [f32], seen: Range<usize>, keys: usize, most: &mut f32, sum: &mut f32) -> f32 {
+    if seen.is_empty() {
+        scores[..keys].fill(0.);
+        return 1.;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if super::cpu::avx512::available() {
+        debug_assert!(scores.len() >= keys.next_multiple_of(16));
+        // SAFETY: asked the processor; a row has room for a whole tile, and a tile is a multiple of sixteen.
+        return unsafe {
+            super::cpu::avx512::softmax_step(scores.as_mut_ptr(), (seen.start, seen.end), keys, most, sum)
+        };
+    }
+    let visible = &mut scores[seen.clone()];
+    let highest = most.max(math::max(visible));
+    let new = math::exp_sum(visible, highest);
+    scores[..seen.start].fill(0.);
+    scores[seen.end..keys].fill(0.);
+    let rescale = math::exp(*most - highest);
+    *sum = *sum * rescale + new;
+    *most = highest;
+    rescale
+}
+
+/// Turns a query's scores into its weights, and the weights' gradients into the scores'.
+fn softmax_backward(
+    weights: &mut [f32],
+    slopes: &mut [f32],
+    seen: Range<usize>,
+    keys: usize,
+    (log_sum, along, scale): (f32, f32, f32),
+) {
+    #[cfg(target_arch = "x86_64")]
+    if super::cpu::avx512::available() {
+        debug_assert!(weights.len().min(slopes.len()) >= keys.next_multiple_of(16));
+        // SAFETY: as in `softmax_step`.
+        return unsafe {
+            super::cpu::avx512::softmax_backward(
+                weights.as_mut_ptr(),
+                slopes.as_mut_ptr(),
+                (seen.start, seen.end),
+                keys,
+                log_sum,
+                along,
+                scale,
+            );
+        };
+    }
+    softmax_backward_plain(&mut weights[seen.clone()], &mut slopes[seen.clone()], log_sum, along, scale);
+    for hidden in [&mut *weights, slopes] {
+        hidden[..seen.start].fill(0.);
+        hidden[seen.end..keys].fill(0.);
     }
 }
 
 multiversion! {
-    /// Turns a query's scores into its weights, and the weights' gradients into the scores'.
-    pub fn softmax_backward(
-        weights: &mut [f32],
-        slopes: &mut [f32],
-        seen: Range<usize>,
-        log_sum: f32,
-        along: f32,
-        scale: f32,
-    ) {
-        let visible = &mut weights[seen.clone()];
-        for (weight, slope) in visible.iter_mut().zip(&mut slopes[seen.clone()]) {
+    /// The keys that the query sees.
+    pub fn softmax_backward_plain(weights: &mut [f32], slopes: &mut [f32], log_sum: f32, along: f32, scale: f32) {
+        for (weight, slope) in weights.iter_mut().zip(slopes) {
             *weight = math::exp(*weight - log_sum);
             *slope = *weight * (*slope - along) * scale;
-        }
-        for hidden in [&mut *weights, slopes] {
-            hidden[..seen.start].fill(0.);
-            hidden[seen.end..].fill(0.);
         }
     }
 }
