@@ -149,8 +149,8 @@ fn every_trainable_tensor_gets_a_gradient_and_no_frozen_one_changes() {
 }
 
 #[test]
-fn only_the_blocks_above_the_first_trained_one_matter() {
-    // An adapter in the last block alone: the same gradients as that block gets within an adapter of both.
+fn blocks_without_an_adapter_pass_gradients_on_or_need_none() {
+    // An adapter in one block alone: the same gradients as that block gets within an adapter of both.
     let rows = |model: &Model| tokenized(model, &pairs(3));
     let gradients = |config: &Lora| {
         let model = tiny();
@@ -165,14 +165,39 @@ fn only_the_blocks_above_the_first_trained_one_matter() {
             .zip(gradients.iter().map(|g| values(g.unwrap())))
             .collect::<std::collections::BTreeMap<_, _>>()
     };
-    // B is zero, so that the first block's adapter does not change what the second one sees.
+    // B is zero, so that one block's adapter changes nothing for the other.
     let config = Lora { init_lora_weights: true, ..lora() };
     let both = gradients(&config);
-    let last = gradients(&Lora { layers_to_transform: Some(vec![1]), ..config });
-    assert_eq!(last.len() * 2, both.len());
-    for (name, gradient) in last {
-        assert_eq!(gradient, both[&name], "{name}");
+    for block in [0, 1] {
+        let one = gradients(&Lora { layers_to_transform: Some(vec![block]), ..config.clone() });
+        assert_eq!(one.len() * 2, both.len());
+        for (name, gradient) in one {
+            assert_eq!(gradient, both[&name], "{name}");
+        }
     }
+}
+
+#[test]
+fn a_new_adapter_starts_as_pefts_does() {
+    let model = tiny();
+    model.add_adapter("a", &Lora { r: 16, init_lora_weights: true, ..lora() }).unwrap();
+    let stepper = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
+    let mut seen = Vec::new();
+    for parameter in stepper.parameters().iter() {
+        let found = values(parameter.var.as_tensor());
+        if parameter.name.ends_with("lora_B") {
+            assert!(found.iter().all(|value| *value == 0.0), "{}", parameter.name);
+            continue;
+        }
+        // Kaiming uniform with a = sqrt(5): uniform in +-1/sqrt(in), whose variance is bound^2 / 3.
+        let bound = 1.0 / (parameter.var.dims()[1] as f32).sqrt();
+        let variance = found.iter().map(|value| value * value).sum::<f32>() / found.len() as f32;
+        assert!(found.iter().all(|value| value.abs() <= bound), "{}", parameter.name);
+        assert!((variance / (bound * bound / 3.0) - 1.0).abs() < 0.2, "{}: {variance}", parameter.name);
+        assert!(!seen.contains(&found), "{} is another's twin", parameter.name);
+        seen.push(found);
+    }
+    assert_eq!(seen.len(), 14);
 }
 
 #[test]
