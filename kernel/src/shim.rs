@@ -209,7 +209,10 @@ fn record(args: &[OsString]) -> Result<ExitCode> {
             key,
             program: program.to_string_lossy().into_owned(),
             args: words,
-            envs: std::env::vars().filter(|(name, _)| name.starts_with("CARGO_")).collect(),
+            // Not the jobserver: its pipes belong to the cargo that is gone then.
+            envs: std::env::vars()
+                .filter(|(name, _)| name.starts_with("CARGO_") && name != "CARGO_MAKEFLAGS")
+                .collect(),
             cwd: std::env::current_dir()?,
         };
         fs::write(file, serde_json::to_vec(&recorded)?)?;
@@ -230,6 +233,11 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
             if value.starts_with("incremental=") {
                 continue;
             }
+            // A cell is small: several units cost more than they save.
+            if value.starts_with("codegen-units=") {
+                args.extend([word.clone(), "codegen-units=1".into()]);
+                continue;
+            }
             if word == "--out-dir" {
                 out_dir = if kind == Kind::Check { dir.join("check") } else { value.into() };
                 args.extend([word.clone(), out_dir.to_string_lossy().into_owned()]);
@@ -247,7 +255,9 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
     if !probed.is_empty() {
         // Paths that can be written in a cell, instead of names that read well. The option is not stable: without
         // it the names are short, which mostly does.
-        command.env("RUSTC_BOOTSTRAP", "1").arg("-Ztrim-diagnostic-paths=no");
+        command
+            .env("RUSTC_BOOTSTRAP", "1")
+            .args(["-Ztrim-diagnostic-paths=no", "--diagnostic-width=1000000"]);
     }
     let mut child = command.spawn().context("cannot run rustc")?;
     let stderr = child.stderr.take().context("rustc has no standard error")?;
@@ -296,11 +306,16 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
 /// Line breaks stay where they are, so errors keep their place.
 fn with_frames(code: &str, nonce: &str) -> String {
     const PANIC: &str = "println!(\"EVCXR_PANIC_NOTIFICATION\");";
+    const HANDLERS: [&str; 2] = ["  Err(_) => {\n    ", "}).is_err() {\n    "];
     const SHOW_ERROR: &str = "eprintln!(\"{}\", error);";
     const ERROR: &str = "println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);";
     const CHANGED: &str = "println!(\"{VARIABLE_CHANGED_TYPE}{name}\");";
     const RETURN: &str = "evcxr_variable_store\n}";
-    let mut code = code.replace(PANIC, &format!("println!(\"\\u{{1e}}{nonce}PANIC\");"));
+    let mut code = code.to_owned();
+    for handler in HANDLERS {
+        let framed = format!("{handler}println!(\"\\u{{1e}}{nonce}PANIC\");");
+        code = code.replace(&format!("{handler}{PANIC}"), &framed);
+    }
     code = code.replace(CHANGED, &format!("println!(\"\\u{{1e}}{nonce}CHANGED{{name}}\");"));
     if let Some(at) = code.find(ERROR) {
         let escaped = "format!(\"{}\", error).replace('\\\\', \"\\\\\\\\\").replace('\\n', \"\\\\n\")";
@@ -328,10 +343,10 @@ fn with_probes(code: &str) -> (String, Vec<(usize, String)>) {
         match name {
             Some(name) => {
                 probed.push((index + 1, name.to_owned()));
-                out.push_str(&format!(
-                    "{{ trait TunebookType {{}} fn ask<T: TunebookType>(_: &T) {{}} ask(&{name}); }}"
-                ));
+                out.push_str(&format!("{{ fn ask<T: TunebookType>(_: &T) {{}} ask(&{name}); }}"));
             }
+            // Where the analysis defines what it calls.
+            None if line.starts_with("fn evcxr_variable_store<") => out.push_str("trait TunebookType {}"),
             None => out.push_str(line),
         }
         out.push('\n');
@@ -348,19 +363,11 @@ fn probe_answer(message: &Value, probed: &[(usize, String)]) -> Option<(String, 
         .and_then(|span| span["line_start"].as_u64())?;
     let (_, name) = probed.iter().find(|(at, _)| *at as u64 == line)?;
     let text = message["message"].as_str()?;
-    let type_name = text
-        .strip_prefix("the trait bound `")?
-        .split_once(": ask::TunebookType` is not satisfied")
-        .or_else(|| text.strip_prefix("the trait bound `")?.split_once(": TunebookType` is not satisfied"));
-    let type_name = match type_name {
-        Some((type_name, _)) => type_name,
-        // With the option for whole paths, the trait has one too.
-        None => {
-            let rest = text.strip_prefix("the trait bound `")?.strip_suffix("` is not satisfied")?;
-            let (type_name, bound) = rest.rsplit_once(": ")?;
-            bound.ends_with("::TunebookType").then_some(type_name)?
-        }
-    };
+    let rest = text.strip_prefix("the trait bound `")?.strip_suffix("` is not satisfied")?;
+    let (type_name, bound) = rest.rsplit_once(": ")?;
+    if bound.rsplit("::").next() != Some("TunebookType") {
+        return None;
+    }
     Some((name.clone(), type_name.replace("{integer}", "i32").replace("{float}", "f64")))
 }
 
@@ -400,7 +407,7 @@ mod tests {
     fn control_words_become_frames_on_the_same_lines() {
         let code = "fn from(error: T) -> Self {\neprintln!(\"{}\", error);\n\
                     println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);\n}\n\
-                    println!(\"EVCXR_PANIC_NOTIFICATION\");\nevcxr_variable_store\n}\n";
+                      Err(_) => {\n    println!(\"EVCXR_PANIC_NOTIFICATION\");\n}}\nevcxr_variable_store\n}\n";
         let framed = with_frames(code, "n0nce");
         assert_eq!(framed.lines().count(), code.lines().count());
         assert!(

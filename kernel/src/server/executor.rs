@@ -165,7 +165,14 @@ impl Executor {
         let mut callbacks = EvalCallbacks {
             input_reader: &|asked| self.input.ask(request, &asked.prompt, asked.is_password),
         };
-        context.execute_with_callbacks(&typed, &mut callbacks)
+        match context.execute_with_callbacks(&typed, &mut callbacks) {
+            // The error may lie in a type that was written in, and its place is that of the changed text. Nothing has
+            // run yet: the cell as it was written tells what is wrong with it.
+            Err(evcxr::Error::CompilationErrors(_)) if typed != code && !self.running.is_interrupted() => {
+                context.execute_with_callbacks(code, &mut callbacks)
+            }
+            result => result,
+        }
     }
 
     /// Asks the compiler for the types of the cell's variables.
