@@ -140,9 +140,9 @@ fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &
         }
         options
     };
-    let mut ours = process::cargo(&setup.root);
-    ours.args(["run", "--quiet", "--package", "tunebook-tune", "--example", "bench_train", "--"])
-        .args([gguf, &ids])
+    // Started directly: `cargo run` would wait for whoever else is building.
+    let mut ours = process::command(setup.target.join(&setup.triple).join("debug/examples/bench_train"));
+    ours.args([gguf, &ids])
         .args(options(case.checkpointing[0]))
         .env("RAYON_NUM_THREADS", THREADS.to_string());
     let mut ours = Side::start("ours", &mut ours)?;
