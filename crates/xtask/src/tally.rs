@@ -55,10 +55,31 @@ impl Tally {
                 }
             }
         }
+        tally += Self::of_unittest(text);
         tally.passed = tally.passed.saturating_sub(told);
         if !succeeded && tally.failed == 0 {
             tally.failed = 1;
         }
+        tally
+    }
+
+    /// Python's unittest: "Ran 14 tests in 40.2s", then "OK (skipped=1)" or "FAILED (failures=1, errors=2)".
+    fn of_unittest(text: &str) -> Self {
+        let mut tally = Self::default();
+        let mut lines = text.lines().skip_while(|line| !(line.starts_with("Ran ") && line.contains(" in ")));
+        let ran = lines.next().and_then(|line| line.split(' ').nth(1)?.parse::<usize>().ok()).unwrap_or(0);
+        let verdict =
+            lines.find(|line| line.starts_with("OK") || line.starts_with("FAILED")).unwrap_or_default();
+        let details = verdict.split_once('(').map_or("", |(_, rest)| rest.trim_end().trim_end_matches(')'));
+        for (kind, count) in details.split(", ").filter_map(|detail| detail.split_once('=')) {
+            let count = count.parse().unwrap_or(0);
+            match kind {
+                "failures" | "errors" | "unexpected successes" => tally.failed += count,
+                "skipped" => tally.skipped += count,
+                _ => {}
+            }
+        }
+        tally.passed = ran.saturating_sub(tally.failed + tally.skipped);
         tally
     }
 }
@@ -143,6 +164,14 @@ mod tests {
         let text = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.0s\n\
                     test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out\n";
         assert_eq!(Tally::of_run(false, text), tally(7, 1, 1));
+    }
+
+    #[test]
+    fn unittest_results() {
+        let text = "...\n-----\nRan 14 tests in 40.2s\n\nFAILED (failures=1, errors=2, skipped=3)\n";
+        assert_eq!(Tally::of_run(false, text), tally(8, 3, 3));
+        assert_eq!(Tally::of_run(true, "Ran 1 test in 0.1s\n\nOK\n"), tally(1, 0, 0));
+        assert_eq!(Tally::of_run(true, "Ran 5 tests in 0.1s\n\nOK (skipped=2)\n"), tally(3, 0, 2));
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl Tests {
         self.kernel(&setup);
 
         setup.ensure()?;
+        self.protocol(&setup);
         for kernel in self.kernelspecs() {
             self.runner(&setup, kernel)?;
             self.course(&setup, kernel)?;
@@ -137,6 +138,24 @@ impl Tests {
             command.args(["--", "--include-ignored"]);
         }
         self.runs("kernel", &mut command);
+    }
+
+    /// The installed kernel, spoken to as a Jupyter client does: the `test_*.py` of `tests/kernel`.
+    fn protocol(&mut self, setup: &Setup) {
+        let mut command = process::command(setup.python());
+        command
+            .args([
+                "-m",
+                "unittest",
+                "discover",
+                "--start-directory",
+                "tests/kernel",
+                "--pattern",
+                "test_*.py",
+            ])
+            .arg("--verbose")
+            .current_dir(&setup.root);
+        self.runs("the kernel as a Jupyter client sees it", &mut command);
     }
 
     /// The notebook runner itself, on small notebooks that say what has to come of them.
