@@ -65,7 +65,8 @@ fn run() -> Result<()> {
     writeln!(answer, "{}", json!({"ready": true}))?;
     let mut step = 0;
     for line in std::io::stdin().lock().lines() {
-        let reply = match line?.trim() {
+        let line = line?;
+        let reply = match line.trim() {
             "step" => {
                 let rows: Vec<TokenizedExample> =
                     batches[step % batches.len()].iter().map(whole_row).collect();
@@ -95,13 +96,16 @@ fn run() -> Result<()> {
         };
         writeln!(answer, "{reply}")?;
         answer.flush()?;
+        if line.trim() == "end" {
+            break;
+        }
     }
     Ok(())
 }
 
 /// Every position labelled.
-fn whole_row(ids: &Vec<u32>) -> TokenizedExample {
-    TokenizedExample { row: 0, ids: ids.clone(), labels: ids.iter().map(|&id| i64::from(id)).collect() }
+fn whole_row(ids: &[u32]) -> TokenizedExample {
+    TokenizedExample { row: 0, ids: ids.to_vec(), labels: ids.iter().map(|&id| i64::from(id)).collect() }
 }
 
 fn parts(whole: f64) -> Value {
@@ -139,7 +143,7 @@ fn sgemm(config: &Config, m: usize) -> Value {
     for (out, inp, count) in shapes {
         let (x, w, dy) = (numbers(m * inp), numbers(out * inp), numbers(m * out));
         let (mut y, mut dx) = (vec![0f32; m * out], vec![0f32; m * inp]);
-        let repeats = if out * inp > 10_000_000 { 2 } else { 5 };
+        let repeats = if out * inp > 10_000_000 { 1 } else { 4 };
         theirs += count as f64
             * best(repeats, || {
                 gemm_crate(m, out, inp, &mut y, &x, (inp, 1), &w, (1, inp));

@@ -157,8 +157,9 @@ fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &
         .stderr(Stdio::null());
     let mut peer = Side::start("peer", &mut peer)?;
 
-    let (mut our_secs, mut peer_secs, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut our_secs, mut peer_secs) = (Vec::new(), Vec::new());
     let mut ceiling = ours.ask("sgemm")?;
+    let mut losses = Vec::new();
     for step in 0..WARM_UP + case.steps {
         let (mine, theirs) = (ours.ask("step")?, peer.ask("step")?);
         let (mine_loss, theirs_loss) = (number(&mine, "loss")?, number(&theirs, "loss")?);
@@ -182,11 +183,12 @@ fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &
             peer_secs.push(number(&theirs, "secs")?);
         }
         losses.push(json!([mine_loss, theirs_loss]));
-    }
-    let again = ours.ask("sgemm")?;
-    for key in ["gemm_crate", "own"] {
-        if number(&again, key)? > number(&ceiling, key)? {
-            ceiling[key] = again[key].clone();
+        // The best of all rounds: what the machine can do when nothing else wants it.
+        let again = ours.ask("sgemm")?;
+        for key in ["gemm_crate", "own"] {
+            if number(&again, key)? > number(&ceiling, key)? {
+                ceiling[key] = again[key].clone();
+            }
         }
     }
     let (ours, peer) = (ours.end()?, peer.end()?);
