@@ -116,7 +116,7 @@ fn no_flipped_byte_of_a_header_panics() {
     changed.bytes.truncate(data);
     let path = changed.folder.path().join("model.gguf");
     for at in (0..1500).chain(table..table + 80) {
-        for flip in [0xff, 0x80, 0x01] {
+        for flip in [0xff, 0x01] {
             let mut bytes = changed.bytes.clone();
             bytes[at] ^= flip;
             // The vocabulary takes most of the time and is of no interest here.
