@@ -69,7 +69,7 @@ fn run() -> Result<()> {
         let reply = match line.trim() {
             "step" => {
                 let rows: Vec<TokenizedExample> =
-                    batches[step % batches.len()].iter().map(whole_row).collect();
+                    batches[step % batches.len()].iter().map(|ids| whole_row(ids)).collect();
                 let batch = Batch::new(&rows.iter().collect::<Vec<_>>(), 0, &device)?;
                 step += 1;
                 let start = Instant::now();
@@ -80,7 +80,7 @@ fn run() -> Result<()> {
             "end" => {
                 // One more step with the clock in every operation, which the others are spared.
                 let peak = peak_rss_mb()?;
-                let rows: Vec<TokenizedExample> = batches[0].iter().map(whole_row).collect();
+                let rows: Vec<TokenizedExample> = batches[0].iter().map(|ids| whole_row(ids)).collect();
                 let batch = Batch::new(&rows.iter().collect::<Vec<_>>(), 0, &device)?;
                 profile::start();
                 let start = Instant::now();
