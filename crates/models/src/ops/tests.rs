@@ -321,3 +321,21 @@ fn a_dropped_or_inner_recording_leaves_the_outer_one_alone() -> Result<()> {
     assert!(!super::tape::recording());
     Ok(())
 }
+
+/// The same tests with the forms that other processors run, each in a process of its own: the level is found once.
+#[test]
+fn every_level_of_instructions_is_right() {
+    if std::env::var_os("TUNEBOOK_SIMD").is_some() {
+        return;
+    }
+    for level in ["avx2", "baseline"] {
+        let tests = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["ops::", "--skip", "every_level", "--skip", "several_chunks"])
+            .env("TUNEBOOK_SIMD", level)
+            .output()
+            .expect("the tests start");
+        let text = String::from_utf8_lossy(&tests.stdout);
+        assert!(tests.status.success(), "{level}: {text}");
+        assert!(text.contains("ops::tests::tiled_attention"), "{level} ran other tests: {text}");
+    }
+}

@@ -6,17 +6,12 @@
 //! spills and halves the speed.
 
 use std::arch::x86_64::*;
-use std::sync::OnceLock;
 
-/// Whether this processor has the AVX-512 sets that the kernels use.
+use super::Level;
+
+/// Whether the kernels of this file may run (see [`Level`]).
 pub fn available() -> bool {
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        std::is_x86_feature_detected!("avx512f")
-            && std::is_x86_feature_detected!("avx512bw")
-            && std::is_x86_feature_detected!("avx512dq")
-            && std::is_x86_feature_detected!("avx512vl")
-    })
+    super::level() == Level::Avx512
 }
 
 /// One block product: `c = alpha · a · b + start`.

@@ -3,6 +3,7 @@
 //! Instruction sets are found at run time; threads are rayon's.
 
 use std::ops::{Deref, Range};
+use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, Result, Storage, StorageRef, Tensor, bail};
 
@@ -10,6 +11,46 @@ use candle_core::{CpuStorage, Result, Storage, StorageRef, Tensor, bail};
 pub mod avx512;
 pub mod gemm;
 pub mod math;
+
+/// A family of instruction sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What every processor of the architecture has.
+    Baseline,
+    /// AVX2.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+/// The highest level of this processor, found once. `TUNEBOOK_SIMD` (`baseline`, `avx2`) asks for less: to compare, and
+/// to test each form on one machine.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let most = match std::env::var("TUNEBOOK_SIMD").as_deref() {
+            Ok("baseline") => Level::Baseline,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        highest().min(most)
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn highest() -> Level {
+    use std::is_x86_feature_detected as has;
+    match has!("avx2") {
+        true if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") => Level::Avx512,
+        true => Level::Avx2,
+        false => Level::Baseline,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn highest() -> Level {
+    Level::Baseline
+}
 
 /// Elements of one parallel task of an elementwise operation: 64 KiB of f32, so a few microseconds of work.
 pub const CHUNK: usize = 16 * 1024;
@@ -145,13 +186,12 @@ macro_rules! multiversion {
                 #[target_feature(enable = "avx2")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                if $crate::ops::cpu::avx512::available() {
-                    // SAFETY: `available` asked the processor.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if std::is_x86_feature_detected!("avx2") {
+                match $crate::ops::cpu::level() {
+                    // SAFETY: `level` asked the processor.
+                    $crate::ops::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    return unsafe { avx2($($arg),*) };
+                    $crate::ops::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::ops::cpu::Level::Baseline => {}
                 }
             }
             body($($arg),*)
