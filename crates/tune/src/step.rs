@@ -134,10 +134,15 @@ impl Stepper {
                 (self.steps * self.args.gradient_accumulation_steps + index) as u64,
             );
             let step = self.steps + 1;
-            total += segments.loss_and_gradients(batch, weight, &mut gradients, |loss| {
-                let rows = || batch.rows.clone();
-                if loss.is_finite() { Ok(()) } else { Err(Error::NotFinite { step, loss, rows: rows() }) }
-            })?;
+            let work = || {
+                segments.loss_and_gradients(batch, weight, &mut gradients, |loss| {
+                    let rows = || batch.rows.clone();
+                    if loss.is_finite() { Ok(()) } else { Err(Error::NotFinite { step, loss, rows: rows() }) }
+                })
+            };
+            // On a thread of rayon's: each operation's parallel loop then starts without waking one first. (600 loops
+            // a step; predicted 1-2 % at 4 x 128 tokens, measured 1.6 %.)
+            total += rayon::join(work, || ()).0?;
         }
         Ok((total, gradients))
     }

@@ -214,9 +214,9 @@ proptest! {
 
 #[test]
 fn cross_entropy_over_several_chunks() {
-    // 8.4 million logits a row of 32 MiB: more rows than one chunk holds.
-    let (n, hid, vocab) = (40, 3, 400_000);
-    let labels: Vec<i64> = (0..n as i64).map(|i| if i % 5 == 0 { IGNORE } else { i * 9_000 }).collect();
+    // 16.8 million logits fill a chunk: here are 25.6 million.
+    let (n, hid, vocab) = (80, 3, 400_000);
+    let labels: Vec<i64> = (0..n as i64).map(|i| if i % 5 == 0 { IGNORE } else { i * 4_500 }).collect();
     let head = numbers(&[vocab, hid], 1);
     compare(
         &[numbers(&[n, hid], 2)],
