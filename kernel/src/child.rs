@@ -27,6 +27,10 @@ pub(crate) const FRAME_START: u8 = 0x1e;
 /// The frame that follows everything a cell has printed.
 pub(crate) const END: &str = "END";
 
+/// What the child says on its third connection: a cell's code starts, and: it has seen the stop flag.
+pub(crate) const RUNS: &str = "run";
+pub(crate) const SEEN: &str = "seen";
+
 /// The stop flag. The code of the cells reads it by its address: the layout is part of the interface.
 #[repr(C)]
 struct Flag {
@@ -77,6 +81,7 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
     }
     let mut control = UnixStream::connect(socket).context("cannot reach the kernel")?;
     writeln!(control, "ctl {}", std::process::id())?;
+    let mut run = control.try_clone().context("cannot reach the kernel")?;
     std::thread::spawn(move || report_acknowledgements(control));
 
     let mut store: *mut c_void = std::ptr::null_mut();
@@ -90,6 +95,7 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
         };
         FLAG.requested.store(0, Ordering::Release);
         FLAG.seen.store(0, Ordering::Release);
+        writeln!(run, "{RUNS}").context("the kernel is gone")?;
         store = load_and_run(path, function, store)?;
         end_of_cell(nonce)?;
     }
@@ -121,7 +127,7 @@ fn report_acknowledgements(mut control: UnixStream) {
         let seen = FLAG.seen.load(Ordering::Acquire);
         if seen != told {
             told = seen;
-            if seen != 0 && writeln!(control, "seen").is_err() {
+            if seen != 0 && writeln!(control, "{SEEN}").is_err() {
                 return;
             }
         }

@@ -26,6 +26,9 @@ pub(crate) const TEMPLATE_VAR: &str = "TUNEBOOK_TEMPLATE";
 /// The crate that the cells link to.
 pub(crate) const PRELUDE: &str = "tunebook";
 
+/// The folder, in the template, of the compiler's command lines.
+pub(crate) const RECORDS: &str = "records";
+
 /// The directories of one installation.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {

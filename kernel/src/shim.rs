@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::child::NONCE_VAR;
+use crate::layout::{PRELUDE, RECORDS, TEMPLATE_VAR};
 
 /// The kernel's directory (a clone of the template).
 pub(crate) const DIR_VAR: &str = "TUNEBOOK_KERNEL_DIR";
@@ -35,6 +36,8 @@ const RECORD_VAR: &str = "TUNEBOOK_RECORD";
 pub(crate) const PROBE_FILE: &str = "probe.request";
 pub(crate) const TYPES_FILE: &str = "probe.types";
 pub(crate) const COMPILER_FILE: &str = "compiler.pid";
+/// While it is there, nothing is compiled: evcxr would try again what Stop has ended.
+pub(crate) const STOP_FILE: &str = "compiler.stop";
 const RECORD_FILE: &str = "rustc.json";
 
 /// Acts as the tool by whose name this program was called, if it was.
@@ -111,6 +114,11 @@ fn cargo(args: &[OsString]) -> Result<ExitCode> {
         Some("check") => compile(&real, args, Kind::Check),
         // rust-analyzer names the manifest, evcxr does not.
         Some("metadata") if args.iter().any(|arg| arg == "--manifest-path") => empty_graph(),
+        // evcxr asks whether a dependency can be had. The prelude can.
+        Some("metadata") if is_validation_of_prelude() => {
+            println!("{{}}");
+            Ok(ExitCode::SUCCESS)
+        }
         _ => exec(&real, args),
     }
 }
@@ -138,6 +146,60 @@ fn key(cell: &Path) -> String {
     format!("{}\n{}", read("Cargo.toml"), read(".cargo/config.toml"))
 }
 
+fn is_validation_of_prelude() -> bool {
+    let manifest = var(DIR_VAR).and_then(|dir| Ok(fs::read_to_string(dir.join("cell/Cargo.toml"))?));
+    manifest.is_ok_and(|text| text.contains("evcxr_dummy_validate_dep") && only_prelude(&text))
+}
+
+/// Whether a manifest depends on nothing but the prelude, which each clone of the template holds.
+fn only_prelude(manifest: &str) -> bool {
+    let own = format!("{PRELUDE} =");
+    manifest.split("[dependencies]").nth(1).is_some_and(|dependencies| {
+        dependencies.lines().map(str::trim).all(|line| {
+            line.is_empty()
+                || line.starts_with(&own)
+                || line.starts_with("[net]")
+                || line.starts_with("offline")
+        })
+    })
+}
+
+/// Command lines that hold for every clone are kept beside the template, with the clone's path left open: the next kernel
+/// does not have to ask cargo at all.
+mod shared {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+
+    use super::*;
+
+    const OPEN: &str = "@KERNEL@";
+
+    fn file(key: &str, dir: &Path) -> Option<PathBuf> {
+        if !only_prelude(key) {
+            return None;
+        }
+        let template = PathBuf::from(std::env::var_os(TEMPLATE_VAR)?);
+        let mut hasher = DefaultHasher::new();
+        key.replace(&*dir.to_string_lossy(), OPEN).hash(&mut hasher);
+        Some(template.join(RECORDS).join(format!("{:016x}.json", hasher.finish())))
+    }
+
+    pub(super) fn read(key: &str, dir: &Path) -> Option<Recorded> {
+        let text = fs::read_to_string(file(key, dir)?).ok()?;
+        let recorded: Recorded = serde_json::from_str(&text.replace(OPEN, &dir.to_string_lossy())).ok()?;
+        (recorded.key == key).then_some(recorded)
+    }
+
+    pub(super) fn write(recorded: &Recorded, dir: &Path) -> Result<()> {
+        let Some(file) = file(&recorded.key, dir) else { return Ok(()) };
+        if let Some(parent) = file.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let part = file.with_extension(std::process::id().to_string());
+        fs::write(&part, serde_json::to_string(recorded)?.replace(&*dir.to_string_lossy(), OPEN))?;
+        Ok(fs::rename(part, file)?)
+    }
+}
+
 fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
     let dir = var(DIR_VAR)?;
     let cell = dir.join("cell");
@@ -146,6 +208,10 @@ fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
     unsafe { libc::setpgid(0, 0) };
     let pid_file = dir.join(COMPILER_FILE);
     fs::write(&pid_file, std::process::id().to_string())?;
+    // After the file above, so that Stop finds one of the two.
+    if dir.join(STOP_FILE).exists() {
+        bail!("stopped");
+    }
 
     let source = cell.join("src/lib.rs");
     let mut text = fs::read_to_string(&source)?;
@@ -161,10 +227,17 @@ fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
 
     let key = key(&cell);
     let record_file = dir.join(RECORD_FILE);
-    let recorded: Option<Recorded> =
-        fs::read(&record_file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let read = || -> Option<Recorded> { serde_json::from_slice(&fs::read(&record_file).ok()?).ok() };
+    let recorded = match read() {
+        Some(recorded) if recorded.key == key => Some(recorded),
+        _ => shared::read(&key, &dir).inspect(|recorded| {
+            if let Ok(text) = serde_json::to_vec(recorded) {
+                let _ = fs::write(&record_file, text);
+            }
+        }),
+    };
     let code = match recorded {
-        Some(recorded) if recorded.key == key => again(&recorded, kind, &dir, &probed)?,
+        Some(recorded) => again(&recorded, kind, &dir, &probed)?,
         _ => {
             // A check needs the command line as well, and the build that gives it needs code that compiles.
             if kind == Kind::Check {
@@ -185,7 +258,13 @@ fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
                 command.stdout(Stdio::null());
             }
             let status = command.status().context("cannot run cargo")?;
-            match (kind, fs::read(&record_file).ok().and_then(|text| serde_json::from_slice(&text).ok())) {
+            let recorded = read();
+            if let Some(recorded) = &recorded
+                && status.success()
+            {
+                shared::write(recorded, &dir)?;
+            }
+            match (kind, recorded) {
                 (Kind::Check, Some(recorded)) if status.success() => {
                     fs::write(&source, &text)?;
                     again(&recorded, kind, &dir, &probed)?

@@ -37,6 +37,7 @@ pub(crate) fn warm(layout: &Layout) -> Result<()> {
     // Taken before the build: a file that is saved during it makes the template stale again.
     let stamp = Stamp::of(layout, &toolchain, &project.crates)?;
     let _ = fs::remove_file(layout.stamp());
+    tree::remove_tree(&layout.template.join(layout::RECORDS))?;
 
     let built =
         build(&toolchain, &layout.project, &project.target, &["--package", PRELUDE], Shown::Progress)?;

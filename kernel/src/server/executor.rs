@@ -91,14 +91,16 @@ impl Executor {
                 known.history.push((execution_count, code.clone()));
             }
             let failure = self.cell(&request, &mut context, &code, execution_count, silent);
-            let failed = failure.is_some();
+            // Taken before the reply: what the front end sends after it has seen the error is meant to run.
+            let aborted = match &failure {
+                Some(_) if content["stop_on_error"] != false => self.queue.drain(),
+                _ => Vec::new(),
+            };
             self.answer(&request, failure, execution_count);
-            if failed && content["stop_on_error"] != false {
-                for request in self.queue.drain() {
-                    self.status(&request, "busy");
-                    self.reply(&request, json!({"status": "aborted", "execution_count": execution_count}));
-                    self.status(&request, "idle");
-                }
+            for request in aborted {
+                self.status(&request, "busy");
+                self.reply(&request, json!({"status": "aborted", "execution_count": execution_count}));
+                self.status(&request, "idle");
             }
         }
     }
@@ -123,6 +125,7 @@ impl Executor {
                 return Some(Failure::of_start(error));
             }
         };
+        let _ = fs::remove_file(self.dir.join(shim::STOP_FILE));
         let killed_before = killed_for_memory();
         let result = self.evaluate(context, request, code);
         let outcome = self.running.end();
@@ -159,9 +162,6 @@ impl Executor {
         } else {
             cell::with_types(code, &lets, &self.types(context, code))
         };
-        if self.running.is_interrupted() {
-            return Err(evcxr::Error::CompilationErrors(Vec::new()));
-        }
         let mut callbacks = EvalCallbacks {
             input_reader: &|asked| self.input.ask(request, &asked.prompt, asked.is_password),
         };

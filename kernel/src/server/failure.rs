@@ -46,9 +46,7 @@ impl Failure {
         oom: bool,
     ) -> Self {
         match error {
-            Error::CompilationErrors(errors) if outcome.interrupted && errors.is_empty() => {
-                Self::interrupted()
-            }
+            Error::CompilationErrors(_) | Error::Message(_) if outcome.compiler_stopped => Self::interrupted(),
             Error::CompilationErrors(errors) => Self::of_compiler(errors, code, execution_count),
             Error::SubprocessTerminated(text) => {
                 let status = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);
@@ -68,7 +66,6 @@ impl Failure {
                 );
                 Self::new(ename, why, more)
             }
-            _ if outcome.interrupted => Self::interrupted(),
             Error::TypeRedefinedVariablesLost(variables) => Self::new(
                 "TypeRedefined",
                 format!("the type of {} was defined anew, so the value is lost", variables.join(", ")),

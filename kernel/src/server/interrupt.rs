@@ -14,8 +14,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// does not answer or when Stop is pressed again.
 pub(crate) fn interrupt(running: &Running, dir: &Path) {
     let Some(presses) = running.count_interrupt() else { return };
-    if stop_compiler(dir) {
-        return;
+    loop {
+        match running.progress() {
+            (false, _) => return,
+            (true, true) => break,
+            // evcxr prepares the cell, or the compiler runs.
+            (true, false) => {
+                // From here on nothing is compiled for this cell.
+                let _ = fs::write(dir.join(shim::STOP_FILE), "");
+                running.note_compiler_stopped();
+                stop_compiler(dir);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
     }
     let Some(child) = running.child().and_then(|pid| i32::try_from(pid).ok()) else { return };
     if presses == 1 {

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 use super::running::Running;
-use crate::child::{END, FRAME_START};
+use crate::child::{END, FRAME_START, RUNS, SEEN};
 
 /// Text of one stream and cell beyond this is dropped, with a note: a notebook of 50 MB cannot be opened any more.
 const MOST_TEXT_BYTES: usize = 8 * 1024 * 1024;
@@ -73,6 +73,8 @@ struct Child {
     parser: Parser,
     running: Arc<Running>,
     sent_bytes: [usize; 2],
+    /// Standard error from a panic's message on, until the cell ends: a panic that ends the cell is its error.
+    panic_text: Option<Vec<u8>>,
 }
 
 impl Child {
@@ -103,6 +105,7 @@ impl Child {
             parser: Parser::new(nonce),
             running,
             sent_bytes: [0; 2],
+            panic_text: None,
         })
     }
 
@@ -128,6 +131,7 @@ impl Child {
                 // The child is gone. What it wrote before is still in the sockets.
                 self.read_err(&mut pending[1]);
                 self.read_out(&mut pending);
+                self.release_panic(&mut pending[1]);
                 for (index, text) in pending.iter_mut().enumerate() {
                     self.send_text(index, text);
                 }
@@ -142,8 +146,15 @@ impl Child {
         let mut buffer = [0; 256];
         match (&self.control).read(&mut buffer) {
             Ok(0) => false,
-            Ok(_) => {
-                self.running.acknowledge();
+            Ok(n) => {
+                // Words of one line each, far shorter than what a socket takes in one piece.
+                for word in String::from_utf8_lossy(&buffer[..n]).lines() {
+                    match word {
+                        RUNS => self.running.code_starts(),
+                        SEEN => self.running.acknowledge(),
+                        _ => {}
+                    }
+                }
                 true
             }
             Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
@@ -156,8 +167,14 @@ impl Child {
             if n == 0 {
                 return;
             }
-            pending.push(&buffer[..n]);
             self.running.note_stderr(&buffer[..n]);
+            match &mut self.panic_text {
+                Some(text) => text.extend_from_slice(&buffer[..n]),
+                None => pending.push(&buffer[..n]),
+            }
+            if let Some(at) = panic_message(&pending.bytes) {
+                self.panic_text = Some(pending.bytes.split_off(at));
+            }
             self.send_if_large(1, pending);
         }
     }
@@ -171,6 +188,15 @@ impl Child {
             for event in self.parser.parse(&buffer[..n]) {
                 self.handle(event, pending);
             }
+        }
+    }
+
+    /// At the end of a cell: its panic is told by the error; the message of one that was caught is text like any other.
+    fn release_panic(&mut self, pending: &mut Text) {
+        if let Some(text) = self.panic_text.take()
+            && !self.running.has_panicked()
+        {
+            pending.push(&text);
         }
     }
 
@@ -192,6 +218,7 @@ impl Child {
                 && frame == END
             {
                 self.read_err(&mut pending[1]);
+                self.release_panic(&mut pending[1]);
             }
             for (index, text) in pending.iter_mut().enumerate() {
                 self.send_text(index, text);
@@ -216,6 +243,9 @@ impl Child {
     fn frame(&mut self, frame: &str) {
         if frame == END {
             self.sent_bytes = [0; 2];
+            // What the child said before this frame comes first.
+            self.read_control();
+            self.running.code_ends();
             self.running.send_block_result();
             self.tell_evcxr("EVCXR_EXECUTION_COMPLETE");
         } else if frame == "PANIC" {
@@ -274,6 +304,13 @@ impl Child {
             self.running.publish("stream", json!({"name": "stderr", "text": note}));
         }
     }
+}
+
+/// Where a panic's message starts: `\nthread '<name>' (id) panicked at …`.
+fn panic_message(bytes: &[u8]) -> Option<usize> {
+    let find = |part: &[u8]| bytes.windows(part.len()).position(|window| window == part);
+    find(b" panicked at ")?;
+    find(b"\nthread '").or_else(|| bytes.starts_with(b"thread '").then_some(0))
 }
 
 /// Waits until one of the streams can be read.
@@ -502,6 +539,12 @@ mod tests {
         assert_eq!(text.take().as_deref(), Some("é"));
         text.push(&[0xff, b'a']);
         assert_eq!(text.take().as_deref(), Some("\u{fffd}a"));
+    }
+
+    #[test]
+    fn a_panic_message_is_found() {
+        assert_eq!(panic_message(b"before\n\nthread 'main' (3) panicked at src/lib.rs:1:1:\nno\n"), Some(7));
+        assert_eq!(panic_message(b"nobody panicked at all, thread 'x'"), None);
     }
 
     #[test]

@@ -32,6 +32,8 @@ struct State {
     child: Option<u32>,
     interrupts: u32,
     acknowledged: bool,
+    /// Whether the cell's code runs, rather than the compiler or evcxr.
+    in_code: bool,
 }
 
 /// What a cell's code reported about its end.
@@ -45,6 +47,8 @@ pub(crate) struct Outcome {
     pub(crate) stderr: Vec<u8>,
     /// Whether Stop was pressed while it ran.
     pub(crate) interrupted: bool,
+    /// Whether Stop has ended the compiler.
+    pub(crate) compiler_stopped: bool,
     /// Whether the server ended the process because Stop was not answered.
     pub(crate) killed: bool,
 }
@@ -117,6 +121,10 @@ impl Running {
         self.lock().outcome.panicked = true;
     }
 
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.lock().outcome.panicked
+    }
+
     pub(crate) fn note_error(&self, text: &str) {
         self.lock().outcome.error = Some(text.to_owned());
     }
@@ -133,8 +141,29 @@ impl Running {
     }
 
     pub(crate) fn child_gone(&self) {
-        self.lock().child = None;
+        let mut state = self.lock();
+        state.child = None;
+        state.in_code = false;
+        drop(state);
         self.changed.notify_all();
+    }
+
+    /// The cell's code starts.
+    pub(crate) fn code_starts(&self) {
+        self.lock().in_code = true;
+        self.changed.notify_all();
+    }
+
+    /// The cell's code is done.
+    pub(crate) fn code_ends(&self) {
+        self.lock().in_code = false;
+        self.changed.notify_all();
+    }
+
+    /// Whether a cell is being worked on, and whether its code runs.
+    pub(crate) fn progress(&self) -> (bool, bool) {
+        let state = self.lock();
+        (state.busy, state.in_code)
     }
 
     /// The running code has seen the stop flag.
@@ -165,7 +194,7 @@ impl Running {
         let (state, result) = self
             .changed
             .wait_timeout_while(state, timeout, |state| {
-                state.busy && !state.acknowledged && state.execution_count == cell && state.child.is_some()
+                state.in_code && !state.acknowledged && state.execution_count == cell
             })
             .unwrap_or_else(PoisonError::into_inner);
         drop(state);
@@ -180,6 +209,10 @@ impl Running {
     /// Whether Stop was pressed since the cell began.
     pub(crate) fn is_interrupted(&self) -> bool {
         self.lock().interrupts > 0
+    }
+
+    pub(crate) fn note_compiler_stopped(&self) {
+        self.lock().outcome.compiler_stopped = true;
     }
 
     pub(crate) fn note_killed(&self) {
