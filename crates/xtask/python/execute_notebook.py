@@ -140,6 +140,8 @@ def execute(notebook, kernel, root):
         notebook,
         kernel_name=kernel,
         timeout=None,
+        # Tokens shown as they come make one output of the saved notebook, not one each.
+        coalesce_streams=True,
         startup_timeout=KERNEL_START_SECS,
         iopub_timeout=IOPUB_SECS,
         resources={"metadata": {"path": str(root)}},
