@@ -140,12 +140,19 @@ fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &
         }
         options
     };
-    // Started directly: `cargo run` would wait for whoever else is building.
-    let mut ours = process::command(setup.target.join(&setup.triple).join("debug/examples/bench_train"));
-    ours.args([gguf, &ids])
-        .args(options(case.checkpointing[0]))
-        .env("RAYON_NUM_THREADS", THREADS.to_string());
-    let mut ours = Side::start("ours", &mut ours)?;
+    let our_side = |name| {
+        // Started directly: `cargo run` would wait for whoever else is building.
+        let mut command =
+            process::command(setup.target.join(&setup.triple).join("debug/examples/bench_train"));
+        command
+            .args([gguf, &ids])
+            .args(options(case.checkpointing[0]))
+            .env("RAYON_NUM_THREADS", THREADS.to_string());
+        Side::start(name, &mut command)
+    };
+    let mut ours = our_side("ours")?;
+    // A process of its own, so that its matrices are no part of our peak memory.
+    let mut ceiling_side = our_side("sgemm")?;
     let mut peer = process::command(python);
     peer.arg(setup.root.join("tests/peers/bench_train.py"))
         .arg("serve")
@@ -158,7 +165,7 @@ fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &
     let mut peer = Side::start("peer", &mut peer)?;
 
     let (mut our_secs, mut peer_secs) = (Vec::new(), Vec::new());
-    let mut ceiling = ours.ask("sgemm")?;
+    let mut ceiling = ceiling_side.ask("sgemm")?;
     let mut losses = Vec::new();
     for step in 0..WARM_UP + case.steps {
         let (mine, theirs) = (ours.ask("step")?, peer.ask("step")?);
@@ -183,8 +190,8 @@ fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &
             peer_secs.push(number(&theirs, "secs")?);
         }
         losses.push(json!([mine_loss, theirs_loss]));
-        // The best of all rounds: what the machine can do when nothing else wants it.
-        let again = ours.ask("sgemm")?;
+        // The best of all rounds is what the machine can do when nothing else wants it.
+        let again = ceiling_side.ask("sgemm")?;
         for key in ["gemm_crate", "own"] {
             if number(&again, key)? > number(&ceiling, key)? {
                 ceiling[key] = again[key].clone();
@@ -192,6 +199,7 @@ fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &
         }
     }
     let (ours, peer) = (ours.end()?, peer.end()?);
+    drop(ceiling_side);
 
     let tokens = (case.rows * case.length) as f64;
     let (our_speed, peer_speed) = (tokens / median(&our_secs), tokens / median(&peer_secs));
@@ -210,7 +218,8 @@ fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &
     let rows = vec![
         row("tokens_per_s", our_speed, Some(peer_speed)),
         row("peak_rss_mb", our_memory, Some(peer_memory)),
-        row("of_sgemm_ceiling", our_speed / limit, None),
+        // Best against best: a median step would count other programs' work as ours.
+        row("of_sgemm_ceiling", tokens / least(&our_secs) / limit, None),
     ];
     let about = json!({
         "case": case.name,
@@ -316,6 +325,10 @@ fn median(values: &[f64]) -> f64 {
         n if n % 2 == 1 => sorted[n / 2],
         n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.,
     }
+}
+
+fn least(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
 fn show(case: &Case, measured: &Measured) {

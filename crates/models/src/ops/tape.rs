@@ -3,7 +3,8 @@
 //! Candle keeps a gradient for each node: a buffer of zeros, and a second buffer for each addition to it. On the tape
 //! a first gradient is moved into place and a further one is added inside the operation that computes it, and every
 //! node's buffers go as soon as it is done. (Predicted: the table costs 130 MB of memory traffic a block of
-//! SmolLM2-135M at 4 x 128 tokens, 0.4 s of a 2 s step. Measured: see the profile of `cargo xtask bench train`.)
+//! SmolLM2-135M at 4 x 128 tokens, 0.4 s of a 2 s step. Measured: what is outside the operations fell from 24 % of a
+//! step to 0.5 %, and a step's processor time from 4.6 s to 3.0 s on two threads.)
 //!
 //! While a tape records, a fused operation's result is a leaf for candle. So operations of candle's between fused ones
 //! stay in candle's hands: such a segment is put on the tape as one entry, and its backward pass is candle's own.
