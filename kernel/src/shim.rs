@@ -484,9 +484,12 @@ mod tests {
 
     #[test]
     fn control_words_become_frames_on_the_same_lines() {
-        let code = "fn from(error: T) -> Self {\neprintln!(\"{}\", error);\n\
-                    println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);\n}\n\
-                      Err(_) => {\n    println!(\"EVCXR_PANIC_NOTIFICATION\");\n}}\nevcxr_variable_store\n}\n";
+        let code = concat!(
+            "fn from(error: T) -> Self {\neprintln!(\"{}\", error);\n",
+            "println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);\n}\n",
+            "  Err(_) => {\n    println!(\"EVCXR_PANIC_NOTIFICATION\");\n}}\n",
+            "evcxr_variable_store\n}\n",
+        );
         let framed = with_frames(code, "n0nce");
         assert_eq!(framed.lines().count(), code.lines().count());
         assert!(

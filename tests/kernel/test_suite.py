@@ -30,6 +30,12 @@ class Suite(jupyter_kernel_test.KernelTests):
     code_history_pattern = "20 + 2*"
     supported_history_operations = ("tail", "range", "search")
     code_inspect_sample = "Dataset"
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # The suite gives a cell 15 s, and a kernel whose crates have changed builds them before its first one.
+        cls.kc.execute_interactive("1", timeout=600, output_hook=lambda message: None)
+
     code_clear_output = "tunebook::progress::clear(false);"
 
 

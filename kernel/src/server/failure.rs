@@ -46,7 +46,9 @@ impl Failure {
         oom: bool,
     ) -> Self {
         match error {
-            Error::CompilationErrors(_) | Error::Message(_) if outcome.compiler_stopped => Self::interrupted(),
+            Error::CompilationErrors(_) | Error::Message(_) if outcome.compiler_stopped => {
+                Self::interrupted()
+            }
             Error::CompilationErrors(errors) => Self::of_compiler(errors, code, execution_count),
             Error::SubprocessTerminated(text) => {
                 let status = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);

@@ -6,6 +6,7 @@
 mod cell;
 mod executor;
 mod failure;
+mod index;
 mod interrupt;
 mod message;
 pub(crate) mod pump;
@@ -260,7 +261,11 @@ async fn receive<S: SocketRecv>(
     channel: &str,
     iopub: &UnboundedSender<JupyterMessage>,
 ) -> Option<JupyterMessage> {
-    match connection.read().await {
+    let received = match connection.socket.recv().await {
+        Ok(parts) => message::parse(parts, &connection.mac),
+        Err(error) => Err(error.into()),
+    };
+    match received {
         Ok(message) => Some(message),
         Err(error) => {
             let text = format!("[kernel] dropped a message on the {channel} channel: {error}\n");

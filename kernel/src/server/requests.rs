@@ -1,7 +1,7 @@
 //! Every request but the running of cells: answered at once, also while a cell runs.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jupyter_protocol::JupyterMessage;
 use serde_json::{Value, json};
@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::cell::{self, Completeness};
 use super::executor::{Known, Queue};
+use super::index::Index;
 use super::running::Running;
 use super::{interrupt, message};
 
@@ -20,6 +21,7 @@ pub(crate) struct Requests {
     known: Arc<Mutex<Known>>,
     running: Arc<Running>,
     dir: PathBuf,
+    index: OnceLock<Index>,
 }
 
 impl Requests {
@@ -31,7 +33,7 @@ impl Requests {
         running: Arc<Running>,
         dir: PathBuf,
     ) -> Self {
-        Self { replies, iopub, queue, known, running, dir }
+        Self { replies, iopub, queue, known, running, dir, index: OnceLock::new() }
     }
 
     /// Answers a request, or queues it when it is for a cell.
@@ -114,45 +116,75 @@ impl Requests {
         json!({"status": "ok", "history": chosen})
     }
 
+    /// The index of the crates, read at the first question. None until the clone is there.
+    fn index(&self) -> Option<&Index> {
+        if self.index.get().is_none() && self.dir.join("config").exists() {
+            let _ = self.index.set(Index::read(&self.dir));
+        }
+        self.index.get()
+    }
+
     fn complete(&self, content: &Value) -> Value {
         let code = content["code"].as_str().unwrap_or_default();
         let cursor = cursor(code, content);
         let start = code[..cursor]
-            .char_indices()
-            .rev()
-            .take_while(|(_, c)| c.is_alphanumeric() || *c == '_')
-            .last()
-            .map_or(cursor, |(at, _)| at);
+            .rfind(|c| !is_word(c))
+            .map_or(0, |at| at + code[at..].chars().next().map_or(1, char::len_utf8));
         let begun = &code[start..cursor];
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut matches: Vec<String> = known
-            .variables
+        let mut found =
+            self.index().map(|index| index.complete(&code[..cursor], &known.variables)).unwrap_or_default();
+        let is_member = code[..start].ends_with('.') || code[..start].ends_with("::");
+        if !is_member && !begun.is_empty() {
+            // Names of this cell and of earlier ones.
+            let texts = std::iter::once(code).chain(known.items.iter().map(String::as_str));
+            let words = texts.flat_map(|text| text.split(|c| !is_word(c)));
+            let names = known.variables.iter().map(|(name, _)| name.as_str());
+            let fitting = |word: &&str| {
+                word.starts_with(begun) && *word != begun && !word.starts_with(char::is_numeric)
+            };
+            found.extend(words.chain(names).filter(fitting).map(|word| (word.to_owned(), "instance")));
+        }
+        found.sort();
+        found.dedup_by(|a, b| a.0 == b.0);
+        let (cursor_start, cursor_end) = (code[..start].chars().count(), code[..cursor].chars().count());
+        let types: Vec<Value> = found
             .iter()
-            .map(|(name, _)| name.clone())
-            .filter(|name| name.starts_with(begun))
+            .map(|(name, kind)| json!({"text": name, "type": kind, "start": cursor_start, "end": cursor_end}))
             .collect();
-        matches.sort();
+        let matches: Vec<&String> = found.iter().map(|(name, _)| name).collect();
         json!({
-            "status": "ok", "matches": matches, "metadata": {},
-            "cursor_start": code[..start].chars().count(), "cursor_end": code[..cursor].chars().count(),
+            "status": "ok", "matches": matches, "cursor_start": cursor_start, "cursor_end": cursor_end,
+            "metadata": {"_jupyter_types_experimental": types},
         })
     }
 
     fn inspect(&self, content: &Value) -> Value {
         let code = content["code"].as_str().unwrap_or_default();
         let at = cursor(code, content);
-        let is_word = |c: char| c.is_alphanumeric() || c == '_';
-        let start = code[..at].rfind(|c| !is_word(c)).map_or(0, |i| i + 1);
         let end = code[at..].find(|c| !is_word(c)).map_or(code.len(), |i| at + i);
-        let word = &code[start..end];
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.variables.iter().find(|(name, _)| name == word) {
-            Some((name, type_name)) => json!({
-                "status": "ok", "found": true, "metadata": {}, "data": {"text/plain": format!("{name}: {type_name}")},
-            }),
+        let answer = match self.index() {
+            Some(index) => index.inspect(&code[..end], &known.variables),
+            None => Index::default().inspect(&code[..end], &known.variables),
+        };
+        match answer {
+            Some((signature, docs)) => {
+                let plain =
+                    if docs.is_empty() { signature.clone() } else { format!("{signature}\n\n{docs}") };
+                let markdown = format!("```rust\n{signature}\n```\n\n{docs}");
+                json!({
+                    "status": "ok", "found": true, "metadata": {},
+                    "data": {"text/plain": plain, "text/markdown": markdown},
+                })
+            }
             None => json!({"status": "ok", "found": false, "metadata": {}, "data": {}}),
         }
     }
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
 }
 
 /// Where the cursor is, in bytes. Jupyter counts characters.

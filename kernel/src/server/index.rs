@@ -1,0 +1,326 @@
+//! What completion and inspection know: the public items of the crates behind the prelude, read from their sources.
+//!
+//! No compiler and no rust-analyzer takes part, so an answer takes milliseconds, also while a cell trains, and the kernel
+//! stays small. The price is that a chain is followed only as far as signatures say what comes next.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ra_ap_syntax::ast::{
+    self, AstNode, AstToken, HasDocComments, HasGenericArgs, HasModuleItem, HasName, HasVisibility,
+};
+use ra_ap_syntax::{Edition, SourceFile};
+
+/// One item or method.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// What kind it is, in Jupyter's words ("function", "class", "instance").
+    pub(crate) kind: &'static str,
+    /// Its signature, without body.
+    pub(crate) signature: String,
+    /// Its documentation.
+    pub(crate) docs: String,
+    /// The name of the type that it gives, when it is a function.
+    gives: Option<String>,
+}
+
+/// The index.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    items: BTreeMap<String, Entry>,
+    /// Methods, associated functions and fields by the type's name.
+    members: BTreeMap<String, BTreeMap<String, Entry>>,
+}
+
+impl Index {
+    /// Reads the crates in a clone.
+    pub(crate) fn read(dir: &Path) -> Self {
+        let mut index = Self::default();
+        let mut pending = vec![dir.join("crates")];
+        while let Some(folder) = pending.pop() {
+            for path in
+                fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+            {
+                if path.is_dir() {
+                    pending.push(path);
+                } else if path.extension().is_some_and(|ext| ext == "rs") {
+                    index.read_file(&path);
+                }
+            }
+        }
+        index
+    }
+
+    fn read_file(&mut self, path: &PathBuf) {
+        if let Ok(text) = fs::read_to_string(path) {
+            self.add(&text);
+        }
+    }
+
+    /// Adds the public items of a source text.
+    pub(crate) fn add(&mut self, text: &str) {
+        let file = SourceFile::parse(text, Edition::Edition2024).tree();
+        for item in file.items() {
+            self.add_item(item);
+        }
+    }
+
+    fn add_item(&mut self, item: ast::Item) {
+        match item {
+            ast::Item::Fn(function) if is_public(&function) => {
+                if let Some((name, entry)) = function_entry(&function, None) {
+                    self.items.insert(name, entry);
+                }
+            }
+            ast::Item::Struct(item) if is_public(&item) => {
+                let Some(name) = item.name().map(|name| name.text().to_string()) else { return };
+                if let Some(ast::FieldList::RecordFieldList(fields)) = item.field_list() {
+                    for field in fields.fields().filter(is_public) {
+                        let (Some(field_name), Some(ty)) = (field.name(), field.ty()) else { continue };
+                        let entry = Entry {
+                            kind: "instance",
+                            signature: format!("{field_name}: {}", ty.syntax().text()),
+                            docs: docs(&field),
+                            gives: type_name(&ty, None),
+                        };
+                        self.members
+                            .entry(name.clone())
+                            .or_default()
+                            .insert(field_name.text().to_string(), entry);
+                    }
+                }
+                self.add_type(name, "struct", docs(&item));
+            }
+            ast::Item::Enum(item) if is_public(&item) => {
+                let Some(name) = item.name().map(|name| name.text().to_string()) else { return };
+                for variant in item.variant_list().into_iter().flat_map(|list| list.variants()) {
+                    let Some(variant_name) = variant.name() else { continue };
+                    let entry = Entry {
+                        kind: "instance",
+                        signature: variant.syntax().text().to_string(),
+                        docs: docs(&variant),
+                        gives: Some(name.clone()),
+                    };
+                    self.members
+                        .entry(name.clone())
+                        .or_default()
+                        .insert(variant_name.text().to_string(), entry);
+                }
+                self.add_type(name, "enum", docs(&item));
+            }
+            ast::Item::Trait(item) if is_public(&item) => {
+                if let Some(name) = item.name() {
+                    self.add_type(name.text().to_string(), "trait", docs(&item));
+                }
+            }
+            ast::Item::Impl(item) => {
+                let Some(name) = item.self_ty().and_then(|ty| type_name(&ty, None)) else { return };
+                let of_trait = item.trait_().is_some();
+                for member in item.assoc_item_list().into_iter().flat_map(|list| list.assoc_items()) {
+                    let ast::AssocItem::Fn(function) = member else { continue };
+                    if !of_trait && !is_public(&function) {
+                        continue;
+                    }
+                    if let Some((method, entry)) = function_entry(&function, Some(&name)) {
+                        self.members.entry(name.clone()).or_default().insert(method, entry);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn add_type(&mut self, name: String, keyword: &str, docs: String) {
+        let signature = format!("{keyword} {name}");
+        self.items.insert(name, Entry { kind: "class", signature, docs, gives: None });
+    }
+
+    /// The names that fit at the end of `before`, with their entries. `variables` are names and types.
+    pub(crate) fn complete(
+        &self,
+        before: &str,
+        variables: &[(String, String)],
+    ) -> Vec<(String, &'static str)> {
+        let (path, begun) = split(before);
+        let mut found: Vec<(String, &'static str)> = match path {
+            Some(path) => {
+                let Some(members) = self.type_of(path, variables).and_then(|ty| self.members.get(&ty)) else {
+                    return Vec::new();
+                };
+                members.iter().map(|(name, entry)| (name.clone(), entry.kind)).collect()
+            }
+            None => {
+                let items = self.items.iter().map(|(name, entry)| (name.clone(), entry.kind));
+                items.chain(variables.iter().map(|(name, _)| (name.clone(), "instance"))).collect()
+            }
+        };
+        found.retain(|(name, _)| name.starts_with(begun));
+        found
+    }
+
+    /// What is known of the name at the end of `up_to`.
+    pub(crate) fn inspect(&self, up_to: &str, variables: &[(String, String)]) -> Option<(String, String)> {
+        let (path, name) = split(up_to);
+        if let Some(path) = path {
+            let entry = self.members.get(&self.type_of(path, variables)?)?.get(name)?;
+            return Some((entry.signature.clone(), entry.docs.clone()));
+        }
+        if let Some((name, type_name)) = variables.iter().find(|(variable, _)| variable == name) {
+            let docs =
+                last_segment(type_name).and_then(|ty| self.items.get(ty)).map(|entry| entry.docs.clone());
+            return Some((format!("{name}: {type_name}"), docs.unwrap_or_default()));
+        }
+        let entry = self.items.get(name)?;
+        Some((entry.signature.clone(), entry.docs.clone()))
+    }
+
+    /// The name of the type of a chain like `model.config()` or `Trainer::new(&model, &args)`.
+    fn type_of(&self, chain: &str, variables: &[(String, String)]) -> Option<String> {
+        let chain = chain.trim_end();
+        let chain = chain.strip_suffix('?').map_or(chain, str::trim_end);
+        let chain = match chain.strip_suffix(')') {
+            Some(_) => chain[..matching_paren(chain)?].trim_end(),
+            None => chain,
+        };
+        let (path, name) = split(chain);
+        match path {
+            Some(path) => self.members.get(&self.type_of(path, variables)?)?.get(name)?.gives.clone(),
+            None => match variables.iter().find(|(variable, _)| variable == name) {
+                Some((_, type_name)) => last_segment(type_name).map(str::to_owned),
+                None if self.members.contains_key(name) => Some(name.to_owned()),
+                None => self.items.get(name)?.gives.clone(),
+            },
+        }
+    }
+}
+
+/// Splits `a.b(c).de` into the chain before the last `.` or `::`, if there is one, and the name behind it.
+fn split(text: &str) -> (Option<&str>, &str) {
+    let start = text
+        .rfind(|c: char| !c.is_alphanumeric() && c != '_')
+        .map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
+    let (before, name) = text.split_at(start);
+    let path =
+        before.strip_suffix("::").or_else(|| before.strip_suffix('.').filter(|path| !path.ends_with('.')));
+    (path, name)
+}
+
+/// Where the parenthesis that closes at the end opens.
+fn matching_paren(text: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, c) in text.char_indices().rev() {
+        match c {
+            ')' | ']' | '}' => depth += 1,
+            '(' | '[' | '{' => {
+                depth -= 1;
+                if depth == 0 {
+                    return Some(at);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn last_segment(type_name: &str) -> Option<&str> {
+    type_name.split('<').next()?.trim().trim_start_matches('&').rsplit("::").next()
+}
+
+fn is_public(item: &impl HasVisibility) -> bool {
+    item.visibility().is_some_and(|visibility| visibility.syntax().text() == "pub")
+}
+
+fn docs(item: &impl HasDocComments) -> String {
+    let lines: Vec<String> = item
+        .doc_comments()
+        .filter_map(|comment| Some(comment.text().strip_prefix("///")?.trim_start_matches(' ').to_owned()))
+        .collect();
+    lines.join("\n")
+}
+
+fn function_entry(function: &ast::Fn, owner: Option<&str>) -> Option<(String, Entry)> {
+    let name = function.name()?.text().to_string();
+    let mut signature = String::new();
+    for child in function.syntax().children_with_tokens() {
+        use ra_ap_syntax::SyntaxKind::{ATTR, BLOCK_EXPR, COMMENT};
+        match child.kind() {
+            BLOCK_EXPR => break,
+            COMMENT | ATTR => {}
+            _ => signature.push_str(&child.to_string()),
+        }
+    }
+    let gives = function.ret_type().and_then(|ret| ret.ty()).and_then(|ty| type_name(&ty, owner));
+    let signature = signature.split_whitespace().collect::<Vec<_>>().join(" ");
+    Some((name, Entry { kind: "function", signature, docs: docs(function), gives }))
+}
+
+/// The last name of a type's path. Of a `Result` or an `Arc`, that of what is inside: cells unwrap the one with `?` and
+/// see through the other.
+fn type_name(ty: &ast::Type, owner: Option<&str>) -> Option<String> {
+    match ty {
+        ast::Type::RefType(reference) => type_name(&reference.ty()?, owner),
+        ast::Type::PathType(path) => {
+            let segment = path.path()?.segment()?;
+            let name = segment.name_ref()?.text().to_string();
+            if matches!(name.as_str(), "Result" | "Arc" | "Box" | "PolarsResult")
+                && let Some(ast::GenericArg::TypeArg(inner)) =
+                    segment.generic_arg_list().and_then(|list| list.generic_args().next())
+            {
+                return type_name(&inner.ty()?, owner);
+            }
+            if name == "Self" { owner.map(str::to_owned) } else { Some(name) }
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index() -> Index {
+        let mut index = Index::default();
+        index.add(
+            "/// A data set.\npub struct Dataset { /// Its rows.\n pub rows: Rows, hidden: u8 }\n\
+             impl Dataset {\n/// Reads a file.\n#[must_use]\npub fn read(path: &str) -> Result<Self> { todo!() }\n\
+             pub fn split(&self, by: &Split) -> Result<Splits> { todo!() }\n fn private(&self) {} }\n\
+             pub struct Splits { pub train: Dataset }\nfn secret() {}\npub fn evaluate() -> Splits {}",
+        );
+        index
+    }
+
+    fn names(before: &str) -> Vec<String> {
+        let variables = [("data".to_owned(), "tunebook::prelude::Dataset".to_owned())];
+        index().complete(before, &variables).into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn members_follow_the_signatures() {
+        assert_eq!(names("data."), ["read", "rows", "split"]);
+        assert_eq!(names("let s = data.split(&Split::new(1)).un"), Vec::<String>::new());
+        assert_eq!(names("data.split(&Split::new(1))?.tr"), ["train"]);
+        assert_eq!(names("Dataset::re"), ["read"]);
+        assert_eq!(names("Dataset::read(\"a)b\")?.sp"), Vec::<String>::new());
+        assert_eq!(names("Dataset::read(path)?.sp"), ["split"]);
+        assert_eq!(names("evaluate()."), ["train"]);
+    }
+
+    #[test]
+    fn items_and_variables_complete_by_their_beginning() {
+        assert_eq!(names("x = da"), ["data"]);
+        assert_eq!(names("Data"), ["Dataset"]);
+        assert!(!names("").contains(&"secret".to_owned()));
+    }
+
+    #[test]
+    fn inspection_shows_signature_and_docs() {
+        let read = index().inspect("Dataset::read", &[]).expect("known");
+        assert_eq!(read, ("pub fn read(path: &str) -> Result<Self>".into(), "Reads a file.".into()));
+        let variables = [("data".to_owned(), "tunebook::prelude::Dataset".to_owned())];
+        let data = index().inspect("data", &variables).expect("known");
+        assert_eq!(data, ("data: tunebook::prelude::Dataset".into(), "A data set.".into()));
+        assert_eq!(index().inspect("nothing", &[]), None);
+    }
+}
