@@ -38,6 +38,8 @@ pub(crate) const TYPES_FILE: &str = "probe.types";
 pub(crate) const COMPILER_FILE: &str = "compiler.pid";
 /// While it is there, nothing is compiled: evcxr would try again what Stop has ended.
 pub(crate) const STOP_FILE: &str = "compiler.stop";
+/// While it is there, a cell is not worth optimising.
+pub(crate) const QUICK_FILE: &str = "cell.quick";
 const RECORD_FILE: &str = "rustc.json";
 
 /// Acts as the tool by whose name this program was called, if it was.
@@ -302,6 +304,7 @@ fn record(args: &[OsString]) -> Result<ExitCode> {
 
 /// Repeats the recorded command and reports as cargo would.
 fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]) -> Result<i32> {
+    let quick = kind == Kind::Build && dir.join(QUICK_FILE).exists();
     let mut args = Vec::new();
     let mut words = recorded.args.iter();
     let mut out_dir = PathBuf::new();
@@ -310,6 +313,13 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
             let value = words.next().context("the recorded command ends early")?;
             // Each cell is new: what the last one left behind helps nobody and has to be read and written.
             if value.starts_with("incremental=") {
+                continue;
+            }
+            // Without optimisation rustc would turn checks on that the profile has off.
+            if quick && value == "opt-level=2" {
+                for option in ["opt-level=0", "debug-assertions=off", "overflow-checks=off"] {
+                    args.extend([word.clone(), option.into()]);
+                }
                 continue;
             }
             // A cell is small: several units cost more than they save.

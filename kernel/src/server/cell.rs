@@ -37,10 +37,10 @@ pub(crate) fn completeness(code: &str) -> Completeness {
             SyntaxKind::L_PAREN => open.push(SyntaxKind::R_PAREN),
             SyntaxKind::L_BRACK => open.push(SyntaxKind::R_BRACK),
             SyntaxKind::L_CURLY => open.push(SyntaxKind::R_CURLY),
-            closing @ (SyntaxKind::R_PAREN | SyntaxKind::R_BRACK | SyntaxKind::R_CURLY) => {
-                if open.pop() != Some(closing) {
-                    return Completeness::Invalid;
-                }
+            closing @ (SyntaxKind::R_PAREN | SyntaxKind::R_BRACK | SyntaxKind::R_CURLY)
+                if open.pop() != Some(closing) =>
+            {
+                return Completeness::Invalid;
             }
             SyntaxKind::STRING if !token.text().ends_with('"') || token.text().len() < 2 => {
                 return Completeness::Incomplete;
@@ -92,6 +92,35 @@ pub(crate) fn items(code: &str) -> Vec<String> {
             _ => None,
         })
         .collect()
+}
+
+/// Whether the cell only calls what has been compiled before (a library's functions), so that optimising it would cost
+/// more than it could save: no loop, closure, iterator or function of the notebook's own is in it.
+pub(crate) fn only_calls(code: &str, items: &[String]) -> bool {
+    use SyntaxKind::{FN_KW, FOR_KW, IDENT, IMPL_KW, LOOP_KW, PIPE, WHILE_KW};
+    const WORK: [&str; 8] = ["iter", "collect", "sort", "fold", "sum", "extend", "repeat", "macro_rules"];
+    let tokens = |text: &str| -> Vec<(SyntaxKind, String)> {
+        let parsed = parse(&blank_commands(text));
+        let tokens =
+            parsed.syntax_node().descendants_with_tokens().filter_map(|element| element.into_token());
+        // Without `async`, `fn`, `cell`, `(`, `)`, `{` of the wrapper.
+        let inside = tokens.filter(|token| usize::from(token.text_range().start()) >= PREFIX.len());
+        inside.map(|token| (token.kind(), token.text().to_owned())).collect()
+    };
+    let mut own = Vec::new();
+    for item in items {
+        let item = tokens(item);
+        if item.iter().any(|(kind, text)| *kind == IMPL_KW || text == "macro_rules") {
+            return false;
+        }
+        let names = item.windows(3).filter(|window| window[0].0 == FN_KW).map(|window| window[2].1.clone());
+        own.extend(names);
+    }
+    tokens(code).iter().all(|(kind, text)| match *kind {
+        FN_KW | FOR_KW | IMPL_KW | LOOP_KW | PIPE | WHILE_KW => false,
+        IDENT => !own.contains(text) && !WORK.iter().any(|word| text.contains(word)),
+        _ => true,
+    })
 }
 
 /// A top-level `let` whose variables have no whole type written.
@@ -221,6 +250,25 @@ mod tests {
             ":dep x = \"1\"\nlet (mut p, q) = pair(); let mut p: i32 = p; let q: std::vec::Vec<f32> = q;\n\
              let f = |a: i32| a; p"
         );
+    }
+
+    #[test]
+    fn only_cells_that_call_libraries_go_unoptimised() {
+        let own = ["use tunebook::prelude::*;".to_owned(), "fn double(x: i32) -> i32 { 2 * x }".to_owned()];
+        for code in [
+            "println!(\"a\")",
+            "let t: Tensor = Tensor::zeros(3, D, &cpu)?;",
+            "trainer.train(&split)?",
+            "1 + x",
+        ] {
+            assert!(only_calls(code, &own), "{code}");
+        }
+        for code in
+            ["for i in 0..9 { x += i }", "v.iter().max()", "xs.map(|x| x + 1)", "double(3)", "while true {}"]
+        {
+            assert!(!only_calls(code, &own), "{code}");
+        }
+        assert!(!only_calls("p.work()", &["impl P { fn work(&self) {} }".to_owned()]));
     }
 
     #[test]

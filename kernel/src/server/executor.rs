@@ -156,6 +156,12 @@ impl Executor {
         request: &JupyterMessage,
         code: &str,
     ) -> Result<evcxr::EvalOutputs, evcxr::Error> {
+        let quick = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            cell::only_calls(code, &known.items)
+        };
+        let quick_file = self.dir.join(shim::QUICK_FILE);
+        let _ = if quick { fs::write(quick_file, "") } else { fs::remove_file(quick_file) };
         let lets = cell::untyped_lets(code);
         let typed = if lets.is_empty() {
             code.to_owned()

@@ -48,8 +48,10 @@ pub(crate) fn accept(listener: &UnixListener, nonce: &str, running: &Arc<Running
 fn greeting(stream: &UnixStream) -> Result<(String, u32, i32)> {
     // Byte by byte: what follows the line is the cell's.
     let mut line = Vec::new();
-    for byte in stream.bytes() {
-        match byte? {
+    let (mut stream, mut byte) = (stream, [0]);
+    loop {
+        stream.read_exact(&mut byte)?;
+        match byte[0] {
             b'\n' => break,
             byte => line.push(byte),
         }
