@@ -22,6 +22,8 @@ use crate::child::{END, FRAME_START, RUNS, SEEN};
 const MOST_TEXT_BYTES: usize = 8 * 1024 * 1024;
 /// Text waits this long for more of it before it is sent: a loop that prints makes fewer messages so.
 const GATHER: Duration = Duration::from_millis(15);
+/// The same for text that follows on text: a saved notebook keeps each message apart.
+const GATHER_MORE: Duration = Duration::from_millis(120);
 
 /// Accepts the connections of the children, one child after the other.
 pub(crate) fn accept(listener: &UnixListener, nonce: &str, running: &Arc<Running>) {
@@ -330,6 +332,7 @@ fn poll(streams: [&UnixStream; 3], timeout: Duration) -> [bool; 3] {
 struct Text {
     bytes: Vec<u8>,
     since: Option<Instant>,
+    sent: Option<Instant>,
 }
 
 impl Text {
@@ -345,7 +348,9 @@ impl Text {
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.since.is_some_and(|since| now.duration_since(since) >= GATHER)
+        let flowing = self.sent.is_some_and(|sent| now.duration_since(sent) < 2 * GATHER_MORE);
+        let pause = if flowing { GATHER_MORE } else { GATHER };
+        self.since.is_some_and(|since| now.duration_since(since) >= pause)
     }
 
     /// The text, except for a character whose last bytes have not come yet.
@@ -357,6 +362,9 @@ impl Text {
         let rest = self.bytes.split_off(whole);
         let bytes = std::mem::replace(&mut self.bytes, rest);
         self.since = if self.bytes.is_empty() { None } else { Some(Instant::now()) };
+        if !bytes.is_empty() {
+            self.sent = Some(Instant::now());
+        }
         (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
     }
 }
