@@ -61,6 +61,7 @@ pub(crate) fn run(connection_file: &Path) -> Result<()> {
     std::env::set_current_dir(&layout.project)
         .with_context(|| format!("cannot work in {}", layout.project.display()))?;
 
+    end_with_parent();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(connection, layout, toolchain, session, nonce, listener))
 }
@@ -171,6 +172,23 @@ fn warm_up(session: &Session, layout: &Layout, toolchain: &Toolchain) -> Context
         Ok(context)
     };
     start().map_err(|error| format!("{error:#}"))
+}
+
+/// Ends the kernel when the Jupyter that started it is gone: nobody else could.
+fn end_with_parent() {
+    if std::env::var_os("JPY_PARENT_PID").is_none() {
+        return;
+    }
+    // SAFETY: getppid always succeeds.
+    let parent = || unsafe { libc::getppid() };
+    let started_by = parent();
+    std::thread::spawn(move || {
+        while parent() == started_by {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+        // The child goes with this process.
+        std::process::exit(0);
+    });
 }
 
 /// The socket by which the child reaches the server, in a directory that is ours alone.
