@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::running::Running;
+use super::running::{Phase, Running};
 use crate::shim;
 
 /// How long running code has to see the stop flag before its process is ended.
@@ -13,26 +13,24 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Stops what runs: a compiler is ended, which loses nothing; a cell's code is asked to stop, and ended by force when it
 /// does not answer or when Stop is pressed again.
 pub(crate) fn interrupt(running: &Running, dir: &Path) {
-    let Some(presses) = running.count_interrupt() else { return };
+    let Some((cell, presses)) = running.count_interrupt() else { return };
+    let stop = || {
+        // From here on nothing is compiled for this cell.
+        let _ = fs::write(dir.join(shim::STOP_FILE), "");
+        stop_compiler(dir);
+    };
     loop {
-        match running.progress() {
-            (false, _) => return,
-            (true, true) => break,
-            // evcxr prepares the cell, or the compiler runs.
-            (true, false) => {
-                // From here on nothing is compiled for this cell.
-                let _ = fs::write(dir.join(shim::STOP_FILE), "");
-                running.note_compiler_stopped();
-                stop_compiler(dir);
-                std::thread::sleep(Duration::from_millis(10));
-            }
+        match running.stop_compiling(cell, stop) {
+            Phase::Over => return,
+            Phase::Code => break,
+            Phase::Compiling => std::thread::sleep(Duration::from_millis(10)),
         }
     }
     let Some(child) = running.child().and_then(|pid| i32::try_from(pid).ok()) else { return };
     if presses == 1 {
         // SAFETY: the process is our child, which is not reaped before the pump has seen its end.
         unsafe { libc::kill(child, libc::SIGINT) };
-        if running.wait_for_acknowledgement(PATIENCE) {
+        if running.wait_for_acknowledgement(cell, PATIENCE) {
             return;
         }
     }

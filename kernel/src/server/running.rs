@@ -25,6 +25,8 @@ struct State {
     /// The request whose outputs these are. It stays when the cell is over: threads of a cell may still print.
     parent: Option<JupyterMessage>,
     execution_count: u32,
+    /// Counts the cells, those without a number of their own too.
+    cell: u64,
     silent: bool,
     busy: bool,
     block: Data,
@@ -34,6 +36,17 @@ struct State {
     acknowledged: bool,
     /// Whether the cell's code runs, rather than the compiler or evcxr.
     in_code: bool,
+}
+
+/// How far a cell is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// evcxr prepares it, or the compiler runs.
+    Compiling,
+    /// Its code runs.
+    Code,
+    /// It is over.
+    Over,
 }
 
 /// What a cell's code reported about its end.
@@ -67,6 +80,7 @@ impl Running {
         let mut state = self.lock();
         state.parent = Some(parent.clone());
         state.execution_count = execution_count;
+        state.cell += 1;
         state.silent = silent;
         state.busy = true;
         state.block = Data::new();
@@ -160,10 +174,18 @@ impl Running {
         self.changed.notify_all();
     }
 
-    /// Whether a cell is being worked on, and whether its code runs.
-    pub(crate) fn progress(&self) -> (bool, bool) {
-        let state = self.lock();
-        (state.busy, state.in_code)
+    /// How far `cell` is. While it is being compiled, `stop` ends that; no other cell can begin meanwhile.
+    pub(crate) fn stop_compiling(&self, cell: u64, stop: impl FnOnce()) -> Phase {
+        let mut state = self.lock();
+        if !state.busy || state.cell != cell {
+            return Phase::Over;
+        }
+        if state.in_code {
+            return Phase::Code;
+        }
+        state.outcome.compiler_stopped = true;
+        stop();
+        Phase::Compiling
     }
 
     /// The running code has seen the stop flag.
@@ -177,24 +199,23 @@ impl Running {
         self.lock().child
     }
 
-    /// Counts a press of Stop; None when nothing runs.
-    pub(crate) fn count_interrupt(&self) -> Option<u32> {
+    /// Counts a press of Stop: the cell that it is for, and how often it was pressed. None when nothing runs.
+    pub(crate) fn count_interrupt(&self) -> Option<(u64, u32)> {
         let mut state = self.lock();
         if !state.busy {
             return None;
         }
         state.interrupts += 1;
-        Some(state.interrupts)
+        Some((state.cell, state.interrupts))
     }
 
     /// Waits until the running code has seen the stop flag or the cell is over. Whether one of them came.
-    pub(crate) fn wait_for_acknowledgement(&self, timeout: Duration) -> bool {
+    pub(crate) fn wait_for_acknowledgement(&self, cell: u64, timeout: Duration) -> bool {
         let state = self.lock();
-        let cell = state.execution_count;
         let (state, result) = self
             .changed
             .wait_timeout_while(state, timeout, |state| {
-                state.in_code && !state.acknowledged && state.execution_count == cell
+                state.in_code && !state.acknowledged && state.cell == cell
             })
             .unwrap_or_else(PoisonError::into_inner);
         drop(state);
@@ -211,11 +232,33 @@ impl Running {
         self.lock().interrupts > 0
     }
 
-    pub(crate) fn note_compiler_stopped(&self) {
-        self.lock().outcome.compiler_stopped = true;
-    }
-
     pub(crate) fn note_killed(&self) {
         self.lock().outcome.killed = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_is_for_the_cell_that_ran_when_it_was_pressed() {
+        let (iopub, _outputs) = tokio::sync::mpsc::unbounded_channel();
+        let running = Running::new(iopub);
+        let request: JupyterMessage =
+            JupyterMessage::new(jupyter_protocol::ExecuteRequest::new("1".to_owned()), None);
+        assert_eq!(running.count_interrupt(), None);
+        running.begin(&request, 1, false);
+        let (cell, presses) = running.count_interrupt().expect("a cell runs");
+        assert_eq!(presses, 1);
+        let mut stops = 0;
+        assert_eq!(running.stop_compiling(cell, || stops += 1), Phase::Compiling);
+        assert!(running.end().compiler_stopped);
+        assert_eq!(running.stop_compiling(cell, || stops += 1), Phase::Over);
+        // The next cell is left alone, although it is being compiled.
+        running.begin(&request, 2, false);
+        assert_eq!(running.stop_compiling(cell, || stops += 1), Phase::Over);
+        assert!(!running.end().compiler_stopped);
+        assert_eq!(stops, 1);
     }
 }
