@@ -3,7 +3,7 @@
     bench_train.py convert GGUF FOLDER    writes the model as safetensors, once
     bench_train.py serve MODEL IDS ...    trains, one step for each line on standard input
 
-`serve` answers each `step` with `{"secs": .., "loss": ..}` and `end` with its peak memory and versions, so that the
+`serve` answers each `step` with `{"secs": .., "cpu_secs": .., "loss": ..}` and `end` with its peak memory and versions, so that the
 two sides can take turns in one run. Loading from safetensors keeps the peak to what training needs: reading a GGUF
 file, `transformers` holds the weights several times over.
 """
@@ -66,14 +66,15 @@ def serve(args: argparse.Namespace) -> None:
             break
         ids = torch.tensor(batches[step % len(batches)])
         step += 1
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         secs = time.perf_counter() - start
-        print(json.dumps({"secs": secs, "loss": loss.item()}), flush=True)
+        cpu = time.process_time() - cpu
+        print(json.dumps({"secs": secs, "cpu_secs": cpu, "loss": loss.item()}), flush=True)
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

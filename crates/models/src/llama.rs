@@ -25,6 +25,8 @@ pub struct Positions {
     ids: Tensor,
     /// For each row the number of padding tokens on its left; `None`: none anywhere.
     starts: Option<Vec<usize>>,
+    /// For each row the lengths of the texts packed into it; `None`: one text each.
+    segments: Option<Vec<Vec<usize>>>,
 }
 
 impl Positions {
@@ -35,7 +37,36 @@ impl Positions {
     pub fn new(b: usize, t: usize, device: &Device) -> Result<Self> {
         // [t] -> [b, t]
         let ids = Tensor::arange(0u32, t as u32, device)?.broadcast_as((b, t))?.contiguous()?;
-        Ok(Self { ids, starts: None })
+        Ok(Self { ids, starts: None, segments: None })
+    }
+
+    /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]` being their lengths: each text counts from 0
+    /// and sees itself alone. What is left of a row is padding.
+    ///
+    /// # Errors
+    /// When the texts of a row are longer than `t`, or the device has no room.
+    pub fn packed(t: usize, segments: &[Vec<usize>], device: &Device) -> Result<Self> {
+        let mut ids = Vec::with_capacity(segments.len() * t);
+        for row in segments {
+            let from = ids.len();
+            for length in row {
+                ids.extend(0..*length as u32);
+            }
+            if ids.len() > from + t {
+                return Err(Error::Argument {
+                    field: "segments",
+                    value: format!("{row:?}"),
+                    expected: "lengths that fit into the row together",
+                });
+            }
+            let padding = from + t - ids.len();
+            ids.extend(0..padding as u32);
+        }
+        Ok(Self {
+            ids: Tensor::from_vec(ids, (segments.len(), t), device)?,
+            starts: None,
+            segments: Some(segments.to_vec()),
+        })
     }
 
     /// The positions of columns `from..from + t` of rows that begin with `starts[row]` padding tokens.
@@ -47,6 +78,7 @@ impl Positions {
         Ok(Self {
             ids: Tensor::from_vec(ids, (starts.len(), t), device)?,
             starts: starts.iter().any(|start| *start > 0).then(|| starts.to_vec()),
+            segments: None,
         })
     }
 }
@@ -73,8 +105,12 @@ impl Attention {
             Some(cache) => cache.append(&k, &v.reshape((b, t, (), self.head_dim))?)?,
             None => (k, v),
         };
-        let how =
-            ops::Attention { scale: 1.0 / (self.head_dim as f32).sqrt(), starts: positions.starts.clone() };
+        let how = ops::Attention {
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            starts: positions.starts.clone(),
+            segments: positions.segments.clone(),
+            ..Default::default()
+        };
         // [b, t, h, d] -> [b, t, h·d]
         let y = ops::attention(&q, &k, &v, &how)?;
         self.o_proj.forward(&y)

@@ -296,6 +296,23 @@ impl Model {
         Positions::new(b, t, &self.inner.device)
     }
 
+    /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]` being their lengths: each text counts from 0
+    /// and sees itself alone. What is left of a row is padding.
+    ///
+    /// # Errors
+    /// When a text exceeds the context, or the texts of a row exceed `t`.
+    pub fn packed_positions(&self, t: usize, segments: &[Vec<usize>]) -> Result<Positions> {
+        let context = self.inner.config.max_position_embeddings;
+        // The padding counts on from 0, too.
+        let padding = |row: &Vec<usize>| t.saturating_sub(row.iter().sum());
+        let longest =
+            segments.iter().flat_map(|row| row.iter().copied().chain([padding(row)])).max().unwrap_or(0);
+        if longest > context {
+            return Err(Error::ContextLength { tokens: longest, context, advice: " or split it" });
+        }
+        Positions::packed(t, segments, &self.inner.device)
+    }
+
     /// One block of the decoder.
     ///
     /// # Shapes

@@ -51,7 +51,7 @@ fn main() -> Result<()> {
     row("rope", &q, &|v| ops::rope(&v[0], &cos, &sin, &positions), &|v| {
         naive::rope(&v[0], &cos, &sin, &positions)
     })?;
-    let how = Attention { scale: 0.125, starts: None };
+    let how = Attention { scale: 0.125, ..Default::default() };
     let qkv = [random(&[b, t, 9, 64])?, random(&[b, t, 3, 64])?, random(&[b, t, 3, 64])?];
     row("attention", &qkv, &|v| ops::attention(&v[0], &v[1], &v[2], &how), &|v| {
         naive::attention(&v[0], &v[1], &v[2], &how)

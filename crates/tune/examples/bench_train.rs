@@ -1,7 +1,7 @@
 //! Our side of `cargo xtask bench train`: answers each `step` on standard input with the seconds that it took, and
 //! `end` with the peak memory. The step is [`Stepper::step`], which is what [`Trainer`](tunebook_tune::Trainer) calls.
 //!
-//! `bench_train MODEL IDS [--dtype=f32] [--method=lora] [--checkpointing]`
+//! `bench_train MODEL IDS [--dtype=f32] [--method=lora] [--naive]`
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tunebook_models::ops::cpu::gemm::{Mat, product};
-use tunebook_models::ops::profile;
+use tunebook_models::ops::{self, profile};
 use tunebook_models::{Config, Device, Model};
 use tunebook_tune::{Adapters, Batch, Lora, Stepper, TokenizedExample, TrainingArgs};
 
@@ -30,17 +30,18 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut paths = Vec::new();
-    let mut checkpointing = false;
+    let mut naive = false;
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
-            "--checkpointing" => checkpointing = true,
+            "--naive" => naive = true,
             "--dtype=f32" | "--method=lora" => {}
             threads if threads.starts_with("--threads=") => {} // rayon reads RAYON_NUM_THREADS
-            option if option.starts_with("--") => return Err(format!("does not know {option}").into()),
+            option if option.starts_with("--") => return Err(format!("cannot do {option}").into()),
             _ => paths.push(argument),
         }
     }
     let [model, ids] = paths.as_slice() else { return Err("needs MODEL and IDS".into()) };
+    ops::compose(naive);
     let device = Device::Cpu;
     let batches: Vec<Vec<Vec<u32>>> = serde_json::from_slice(&std::fs::read(ids)?)?;
     let model = Model::load(model, &device)?;
@@ -57,7 +58,6 @@ fn run() -> Result<()> {
         learning_rate: 2e-4,
         lr_scheduler: tunebook_tune::LrScheduler::Constant,
         warmup_ratio: 0.0,
-        gradient_checkpointing: checkpointing,
         ..Default::default()
     };
     let mut stepper = Stepper::new(&model, &args, batches.len())?;
@@ -72,9 +72,13 @@ fn run() -> Result<()> {
                     batches[step % batches.len()].iter().map(|ids| whole_row(ids)).collect();
                 let batch = Batch::new(&rows.iter().collect::<Vec<_>>(), 0, &device)?;
                 step += 1;
-                let start = Instant::now();
+                let (start, cpu) = (Instant::now(), cpu_secs()?);
                 let outcome = stepper.step(&[batch])?;
-                json!({"secs": start.elapsed().as_secs_f64(), "loss": outcome.loss})
+                json!({
+                    "secs": start.elapsed().as_secs_f64(),
+                    "cpu_secs": cpu_secs()? - cpu,
+                    "loss": outcome.loss,
+                })
             }
             "sgemm" => sgemm(model.config(), batches[0].len() * batches[0][0].len()),
             "end" => {
@@ -88,6 +92,7 @@ fn run() -> Result<()> {
                 let whole = start.elapsed().as_secs_f64();
                 json!({
                     "peak_rss_mb": peak,
+                    "base_weights_mb": model.memory_bytes() as f64 / 1e6,
                     "profile_secs": parts(whole),
                     "versions": {"tunebook": env!("CARGO_PKG_VERSION"), "candle": "0.11"},
                 })
@@ -156,7 +161,8 @@ fn sgemm(config: &Config, m: usize) -> Value {
             });
     }
     let gflops = |secs: f64| (flops_per_token * m) as f64 / secs / 1e9;
-    json!({"gemm_crate": gflops(theirs), "own": gflops(own), "flops_per_token": flops_per_token})
+    let (theirs, own) = (gflops(theirs), gflops(own));
+    json!({"gemm_crate": theirs, "own": own, "f32": own.max(theirs), "flops_per_token": flops_per_token})
 }
 
 fn best(repeats: usize, mut work: impl FnMut()) -> f64 {
@@ -206,6 +212,16 @@ fn gemm_crate(
             gemm::Parallelism::Rayon(0),
         );
     }
+}
+
+/// Processor time that this process has used, to a hundredth of a second.
+fn cpu_secs() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The program's name, in brackets, may hold anything; user and system time are the 12th and 13th field behind it.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks =
+        |index: usize| -> Result<f64> { Ok(fields.get(index).ok_or("a short /proc/self/stat")?.parse()?) };
+    Ok((ticks(11)? + ticks(12)?) / 100.)
 }
 
 /// The most memory that this process ever held, in units of 10⁶ bytes.

@@ -1,15 +1,22 @@
 //! The `train` bench: tokens per second and peak memory of our trainer beside the Python peer's.
 //!
-//! Both sides are processes that answer `step` on standard input with the seconds that the step took (ours is
+//! The sides are processes that answer `step` on standard input with the seconds that the step took (ours is
 //! `crates/tune/examples/bench_train.rs`, the peer's `tests/peers/bench_train.py`). They take turns, so that what
-//! else the machine does falls on both alike; figures are medians, memory is each process's own peak (`VmHWM`).
+//! else the machine does falls on all alike; figures are medians, memory is each process's own peak (`VmHWM`).
+//! Every step is one of the trainer's default path. A case that this machine or this build cannot run has a row whose
+//! ratio is null and whose `reason` says why.
 
-use std::io::{BufRead, BufReader, Write};
+mod case;
+mod machine;
+mod measure;
+mod side;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use case::{CASES, Case, Kind};
+use measure::{Measured, without};
 
 use crate::error::{Error, Result};
 use crate::process;
@@ -17,51 +24,21 @@ use crate::setup::Setup;
 
 /// Threads of each side.
 const THREADS: usize = 2;
-/// Steps before measuring: allocators, thread pools and optimizer states have then settled.
-const WARM_UP: usize = 2;
-/// A pause between turns: OpenMP's threads spin for a while after their last work.
-const PAUSE: Duration = Duration::from_millis(300);
-/// Tokens of the vocabulary, which the random ids are drawn from.
-const VOCABULARY: u64 = 49152;
 
-/// One row of the table.
-struct Case {
-    name: &'static str,
-    rows: usize,
-    length: usize,
-    dtype: &'static str,
-    method: &'static str,
-    /// Whether the block's activations are computed again rather than kept, for us and for the peer.
-    checkpointing: [bool; 2],
-    steps: usize,
+/// What all cases need.
+struct Bench<'a> {
+    setup: &'a Setup,
+    python: PathBuf,
+    gguf: PathBuf,
+    /// The same model as the peer loads it.
+    peer_model: PathBuf,
 }
-
-const CASES: &[Case] = &[
-    Case {
-        name: "lora-4x128-f32",
-        rows: 4,
-        length: 128,
-        dtype: "f32",
-        method: "lora",
-        checkpointing: [false, false],
-        steps: 5,
-    },
-    Case {
-        name: "lora-1x2048-f32",
-        rows: 1,
-        length: 2048,
-        dtype: "f32",
-        method: "lora",
-        checkpointing: [true, false],
-        steps: 5,
-    },
-];
 
 /// Measures the cases (all of them when none is named); with `json`, writes the rows there, and the versions, the
 /// machine and every step's time beside it (`NAME.about.json`).
 ///
 /// # Errors
-/// An unknown case, a side that fails, or two sides that do not compute the same loss.
+/// An unknown case; cases that failed, when the others are done: a side ended early, or two sides do not compute the same loss.
 pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     let chosen = choose(cases)?;
     let Some(python) = setup.peers_python() else {
@@ -79,20 +56,44 @@ pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
         "building the bench",
     )?;
 
+    let bench = Bench { setup, python, gguf, peer_model };
     let mut rows = Vec::new();
     let mut about = Vec::new();
+    let mut failed = Vec::new();
     for case in chosen {
-        let measured = measure(setup, case, &python, &gguf, &peer_model)?;
+        let measured = bench.measure(case).unwrap_or_else(|error| {
+            failed.push(format!("{}: {error}", case.name));
+            without(case.name, &format!("failed: {error}"))
+        });
         show(case, &measured);
         rows.extend(measured.rows);
         about.push(measured.about);
+        if let Some(path) = json {
+            // After each case, so that a run cut short leaves what it has measured.
+            write(path, &Value::Array(rows.clone()))?;
+            let about = json!({"machine": machine::machine(), "threads": THREADS, "cases": about});
+            write(&path.with_extension("about.json"), &about)?;
+        }
     }
-    if let Some(path) = json {
-        write(path, &Value::Array(rows))?;
-        let about = json!({"machine": machine(), "threads": THREADS, "cases": about});
-        write(&path.with_extension("about.json"), &about)?;
+    if failed.is_empty() { Ok(()) } else { Err(Error::Other(failed.join("\n"))) }
+}
+
+impl Bench<'_> {
+    fn measure(&self, case: &Case) -> Result<Measured> {
+        Ok(match &case.kind {
+            Kind::Steps(what) => self.steps(case, what)?,
+            Kind::Memory { lengths } => self.memory(case, lengths)?,
+            Kind::Sft => {
+                without(case.name, "not implemented: the bench has no run beside TRL's SFTTrainer yet")
+            }
+            Kind::Cuda => {
+                let reason = machine::no_cuda_device().unwrap_or_else(|| {
+                    "not implemented: the bench starts nothing on a CUDA device yet".to_owned()
+                });
+                without(case.name, &reason)
+            }
+        })
     }
-    Ok(())
 }
 
 fn choose(names: &[String]) -> Result<Vec<&'static Case>> {
@@ -120,235 +121,25 @@ fn peer_model(setup: &Setup, python: &Path, gguf: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-struct Measured {
-    rows: Vec<Value>,
-    about: Value,
-}
-
-fn measure(setup: &Setup, case: &Case, python: &Path, gguf: &Path, peer_model: &Path) -> Result<Measured> {
-    println!("{}: {} x {} tokens, {} steps each", case.name, case.rows, case.length, case.steps);
-    let ids = setup.target.join("tunebook").join(format!("bench-{}x{}.json", case.rows, case.length));
-    write(&ids, &batches(case))?;
-    let options = |checkpointing: bool| {
-        let mut options = vec![
-            format!("--threads={THREADS}"),
-            format!("--dtype={}", case.dtype),
-            format!("--method={}", case.method),
-        ];
-        if checkpointing {
-            options.push("--checkpointing".to_owned());
-        }
-        options
-    };
-    let our_side = |name| {
-        // Started directly: `cargo run` would wait for whoever else is building.
-        let mut command =
-            process::command(setup.target.join(&setup.triple).join("debug/examples/bench_train"));
-        command
-            .args([gguf, &ids])
-            .args(options(case.checkpointing[0]))
-            .env("RAYON_NUM_THREADS", THREADS.to_string());
-        Side::start(name, &mut command)
-    };
-    let mut ours = our_side("ours")?;
-    // A process of its own, so that its matrices are no part of our peak memory.
-    let mut ceiling_side = our_side("sgemm")?;
-    let mut peer = process::command(python);
-    peer.arg(setup.root.join("tests/peers/bench_train.py"))
-        .arg("serve")
-        .args([peer_model, &ids])
-        .args(options(case.checkpointing[1]))
-        .env("OMP_NUM_THREADS", THREADS.to_string())
-        .env("TRANSFORMERS_VERBOSITY", "error")
-        .env("PYTHONWARNINGS", "ignore")
-        .stderr(Stdio::null());
-    let mut peer = Side::start("peer", &mut peer)?;
-
-    let (mut our_secs, mut peer_secs) = (Vec::new(), Vec::new());
-    let mut ceiling = ceiling_side.ask("sgemm")?;
-    let mut losses = Vec::new();
-    for step in 0..WARM_UP + case.steps {
-        let (mine, theirs) = (ours.ask("step")?, peer.ask("step")?);
-        let (mine_loss, theirs_loss) = (number(&mine, "loss")?, number(&theirs, "loss")?);
-        // Adapters start without effect, so the first losses must be equal; later ones drift with A's random start.
-        let tolerance = if step == 0 { 1e-3 } else { 5e-2 };
-        if (mine_loss - theirs_loss).abs() > tolerance * theirs_loss.abs() {
-            return Err(Error::Other(format!(
-                "{}, step {}: our loss is {mine_loss}, the peer's {theirs_loss}: this would compare two different things",
-                case.name,
-                step + 1
-            )));
-        }
-        println!(
-            "  step {:2}: ours {:.2} s (loss {mine_loss:.4}), peer {:.2} s (loss {theirs_loss:.4})",
-            step + 1,
-            number(&mine, "secs")?,
-            number(&theirs, "secs")?
-        );
-        if step >= WARM_UP {
-            our_secs.push(number(&mine, "secs")?);
-            peer_secs.push(number(&theirs, "secs")?);
-        }
-        losses.push(json!([mine_loss, theirs_loss]));
-        // The best of all rounds is what the machine can do when nothing else wants it.
-        let again = ceiling_side.ask("sgemm")?;
-        for key in ["gemm_crate", "own"] {
-            if number(&again, key)? > number(&ceiling, key)? {
-                ceiling[key] = again[key].clone();
-            }
-        }
-    }
-    let (ours, peer) = (ours.end()?, peer.end()?);
-    drop(ceiling_side);
-
-    let tokens = (case.rows * case.length) as f64;
-    let (our_speed, peer_speed) = (tokens / median(&our_secs), tokens / median(&peer_secs));
-    let (our_memory, peer_memory) = (number(&ours, "peak_rss_mb")?, number(&peer, "peak_rss_mb")?);
-    let gflops = number(&ceiling, "gemm_crate")?.max(number(&ceiling, "own")?);
-    let limit = gflops * 1e9 / number(&ceiling, "flops_per_token")?;
-    let row = |metric: &str, ours: f64, peer: Option<f64>| {
-        json!({
-            "case": case.name,
-            "metric": metric,
-            "ours": ours,
-            "peer": peer,
-            "ratio": peer.map(|peer| ours / peer),
-        })
-    };
-    let rows = vec![
-        row("tokens_per_s", our_speed, Some(peer_speed)),
-        row("peak_rss_mb", our_memory, Some(peer_memory)),
-        // Best against best: a median step would count other programs' work as ours.
-        row("of_sgemm_ceiling", tokens / least(&our_secs) / limit, None),
-    ];
-    let about = json!({
-        "case": case.name,
-        "rows": case.rows,
-        "length": case.length,
-        "dtype": case.dtype,
-        "method": case.method,
-        "activation_checkpointing": {"ours": case.checkpointing[0], "peer": case.checkpointing[1]},
-        "secs": {"ours": our_secs, "peer": peer_secs},
-        "losses": losses,
-        "sgemm_gflops": ceiling,
-        "sgemm_ceiling_tokens_per_s": limit,
-        "profile_secs": ours["profile_secs"],
-        "versions": {"ours": ours["versions"], "peer": peer["versions"]},
-    });
-    Ok(Measured { rows, about })
-}
-
-/// The same pseudo-random ids for both sides (SplitMix64): `[step][row][position]`.
-fn batches(case: &Case) -> Value {
-    let mut state = 42u64;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % VOCABULARY
-    };
-    let mut row = || -> Vec<u64> { (0..case.length).map(|_| next()).collect() };
-    let mut batch = || -> Vec<Vec<u64>> { (0..case.rows).map(|_| row()).collect() };
-    json!((0..WARM_UP + case.steps).map(|_| batch()).collect::<Vec<_>>())
-}
-
-/// A process that takes steps when asked.
-struct Side {
-    name: &'static str,
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Side {
-    /// Starts it and waits until it has loaded its model.
-    fn start(name: &'static str, command: &mut Command) -> Result<Self> {
-        let program = command.get_program().to_string_lossy().into_owned();
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|source| Error::Start { program, source })?;
-        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Error::Other("a process was started without its pipes".to_owned()));
-        };
-        let mut side = Self { name, child, input, output: BufReader::new(output) };
-        side.answer()?;
-        Ok(side)
-    }
-
-    fn ask(&mut self, what: &str) -> Result<Value> {
-        std::thread::sleep(PAUSE);
-        // Should the process be gone, its answer is missed below.
-        let _ = writeln!(self.input, "{what}").and_then(|()| self.input.flush());
-        self.answer()
-    }
-
-    fn answer(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        let read = self.output.read_line(&mut line).unwrap_or(0);
-        serde_json::from_str(&line).map_err(|_| {
-            Error::Other(match read {
-                0 => format!("the bench's process ({}) ended early; what it wrote is above", self.name),
-                _ => format!("the bench's process ({}) answered `{}`", self.name, line.trim()),
-            })
-        })
-    }
-
-    /// Ends it; its last words are its peak memory and versions.
-    fn end(mut self) -> Result<Value> {
-        let last = self.ask("end")?;
-        let _ = self.child.wait();
-        Ok(last)
-    }
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn number(value: &Value, key: &str) -> Result<f64> {
-    value[key].as_f64().ok_or_else(|| Error::Other(format!("expected a number `{key}`, found {value}")))
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.,
-    }
-}
-
-fn least(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::INFINITY, f64::min)
-}
-
 fn show(case: &Case, measured: &Measured) {
     println!("{}", case.name);
     for row in &measured.rows {
+        if let Some(reason) = row["reason"].as_str() {
+            println!("  {reason}");
+            continue;
+        }
         let of = |key: &str| row[key].as_f64().map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
         println!(
-            "  {:18} ours {:>9}   peer {:>9}   ratio {:>6}",
+            "  {:34} ours {:>9}   peer {:>9}   ratio {:>6}",
             row["metric"].as_str().unwrap_or_default(),
             of("ours"),
             of("peer"),
             of("ratio")
         );
     }
-    let sgemm = &measured.about["sgemm_gflops"];
-    println!(
-        "  sgemm at the model's shapes: gemm crate {:.0} GFLOP/s, own kernel {:.0} GFLOP/s",
-        sgemm["gemm_crate"].as_f64().unwrap_or_default(),
-        sgemm["own"].as_f64().unwrap_or_default()
-    );
+    if let Some(gflops) = measured.about["gemm_gflops"].as_f64() {
+        println!("  matrix products at the model's shapes: {gflops:.0} GFLOP/s");
+    }
     if let Some(parts) = measured.about["profile_secs"].as_object() {
         println!("  where a step's time goes:");
         for (part, secs) in parts {
@@ -366,40 +157,9 @@ fn write(path: &Path, value: &Value) -> Result<()> {
     std::fs::write(path, text).map_err(Error::io("write", path))
 }
 
-/// The machine, for whoever reads the figures later.
-fn machine() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, name: &str| {
-        text.lines()
-            .find(|line| line.starts_with(name))
-            .and_then(|line| line.split_once(':'))
-            .map(|(_, value)| value.trim().to_owned())
-            .unwrap_or_default()
-    };
-    let cpu = read("/proc/cpuinfo");
-    let flags = field(&cpu, "flags");
-    let sets: Vec<&str> = ["avx2", "avx512f", "avx512_bf16", "amx_tile"]
-        .into_iter()
-        .filter(|set| flags.split_whitespace().any(|flag| flag == *set))
-        .collect();
-    json!({
-        "processor": field(&cpu, "model name"),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "instruction_sets": sets,
-        "memory": field(&read("/proc/meminfo"), "MemTotal"),
-        "system": read("/proc/sys/kernel/osrelease").trim(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(&[3., 1., 2.]), 2.);
-        assert_eq!(median(&[4., 1., 2., 3.]), 2.5);
-    }
 
     #[test]
     fn an_unknown_case_lists_those_that_exist() {
@@ -409,12 +169,24 @@ mod tests {
     }
 
     #[test]
-    fn batches_have_the_case_s_shape_and_do_not_change() {
-        let value = batches(&CASES[0]);
-        assert_eq!(value.as_array().map(Vec::len), Some(WARM_UP + CASES[0].steps));
-        assert_eq!(value[0].as_array().map(Vec::len), Some(4));
-        assert_eq!(value[0][0].as_array().map(Vec::len), Some(128));
-        assert_eq!(value, batches(&CASES[0]));
-        assert!(value[1][2][3].as_u64().is_some_and(|id| id < VOCABULARY));
+    fn the_cases_stand_in_the_table_s_order() {
+        let names: Vec<_> = CASES.iter().map(|case| case.name).collect();
+        assert_eq!(
+            names,
+            [
+                "lora-4x128-f32",
+                "lora-1x2048-f32",
+                "lora-4x128-bf16",
+                "lora-1x2048-bf16",
+                "banking77-sft",
+                "full-4x128-f32",
+                "qlora-4x128",
+                "memory-512-4096",
+                "h100-lora-1b",
+                "h100-adapter-1b",
+                "h100-full-1b",
+                "h100-lora-7b"
+            ]
+        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The forward pass keeps the result and one number a query (the logarithm of its softmax's denominator); the backward
 //! pass computes the scores again, tile by tile. Nothing of size `t × s` ever exists. Tiles beyond the diagonal or
-//! before a row's first valid key are not visited. Keys and values are read where they lie: no head is repeated, and
+//! before the first key that a query sees (padding, a sliding window, another text of a packed row) are not visited. Keys and values are read where they lie: no head is repeated, and
 //! nothing is transposed but keys (and values, backward) into panels for the product's inner loop.
 
 use std::borrow::Cow;
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::cpu::gemm::Tile;
 use super::cpu::{Shared, Strided, Values, math, multiversion};
 use super::operation::{Operation, Slot, node};
-use super::{Attention, profile};
+use super::profile;
 
 /// Queries of a tile.
 const QUERIES: usize = 64;
@@ -41,14 +41,22 @@ pub struct Sizes {
 }
 
 /// See [`super::attention`].
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention, sizes: Sizes) -> Result<Tensor> {
+///
+/// `first` is [`super::Attention::first_keys`].
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f32,
+    first: Vec<usize>,
+    sizes: Sizes,
+) -> Result<Tensor> {
     let tracked = q.track_op() || k.track_op() || v.track_op();
     // A key-value cache comes as the filled part of a larger buffer: read it there.
     let rows =
         |x: &Tensor| if !tracked && Keys::fits(x.layout(), sizes) { Ok(x.clone()) } else { x.contiguous() };
     let (q, k, v) = (q.contiguous()?, rows(k)?, rows(v)?);
-    let starts = how.starts.clone().unwrap_or_else(|| vec![0; sizes.b]);
-    let mut op = Flash { scale: how.scale, starts, sizes, log_sums: Vec::new() };
+    let mut op = Flash { scale, first, sizes, log_sums: Vec::new() };
     let y = {
         let _time = profile::time("attention", "forward");
         let (keys, values) = (Strided::of(&k)?, Strided::of(&v)?);
@@ -93,7 +101,8 @@ impl<'a> Keys<'a> {
 
 struct Flash {
     scale: f32,
-    starts: Vec<usize>,
+    /// The first key that each query sees, `[b, t]`.
+    first: Vec<usize>,
     sizes: Sizes,
     /// `[b, h, t]`; infinite for a query without keys, whose weights are then all zero.
     log_sums: Vec<f32>,
@@ -213,14 +222,14 @@ impl Flash {
     fn tiles(&self, row: usize, rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
         let Sizes { t, s, .. } = self.sizes;
         let end = s - t + rows.end;
-        let first = self.starts[row].min(end) / PANEL * PANEL;
+        let first = self.first[row * t + rows.start].min(end) / PANEL * PANEL;
         (first..end).step_by(KEYS).map(move |from| from..(from + KEYS).min(end))
     }
 
     /// The keys of a tile that a query sees, counted from the tile's first.
     fn seen(&self, row: usize, query: usize, keys: &Range<usize>) -> Range<usize> {
         let Sizes { t, s, .. } = self.sizes;
-        let from = self.starts[row].clamp(keys.start, keys.end);
+        let from = self.first[row * t + query].clamp(keys.start, keys.end);
         let to = (s - t + query + 1).clamp(from, keys.end);
         from - keys.start..to - keys.start
     }
@@ -300,7 +309,7 @@ impl Flash {
     /// One query against all keys: bound by memory, so nothing is packed.
     fn decode(&self, y: &mut [f32], q: &[f32], k: Keys, v: Keys, row: usize, head: usize) {
         let Sizes { s, d, .. } = self.sizes;
-        let start = self.starts[row].min(s);
+        let start = self.first[row].min(s);
         let mut weights: Vec<f32> =
             (start..s).map(|key| math::dot(q, &k.at(row, key, head)[..d]) * self.scale).collect();
         if weights.is_empty() {

@@ -5,6 +5,8 @@
 //!
 //! Layout is `[b, t, h, d]` (batch, time, heads, head size) everywhere, so that no operation has to transpose.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{DType, Result, Shape, Tensor, bail};
 
 mod add;
@@ -27,13 +29,76 @@ pub use tape::Tape;
 /// The label of a position that bears no loss.
 pub const IGNORE: i64 = -100;
 
-/// How [`attention`] scores and masks.
+/// How [`attention`] scores and masks. A query sees the keys up to its own position that none of these hides.
+///
+/// ```
+/// use tunebook_models::ops::Attention;
+/// let sliding = Attention { scale: 0.125, window: Some(512), ..Default::default() };
+/// # assert!(sliding.segments.is_none());
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
-    /// Factor on the scores, `1/√d` as a rule.
+    /// Factor on the scores, `1/√d` as a rule. Default 1.
     pub scale: f32,
     /// For each row of the batch its first valid key (left padding lies before it). `None`: all keys are valid.
     pub starts: Option<Vec<usize>>,
+    /// A query sees so many keys at most, its own position included (sliding window). `None`: all before it.
+    pub window: Option<usize>,
+    /// For each row the lengths of the texts packed into it, in their order: no text sees another. What is left of a row is one more
+    /// text (padding). Only for whole rows (`s = t`). `None`: a row is one text.
+    pub segments: Option<Vec<Vec<usize>>>,
+}
+
+impl Default for Attention {
+    fn default() -> Self {
+        Self { scale: 1., starts: None, window: None, segments: None }
+    }
+}
+
+impl Attention {
+    /// For each query of each row the first key that it sees, `[b, t]`; a query sees nothing where that is beyond its own position.
+    /// It never falls along a row.
+    ///
+    /// # Errors
+    /// When a list is not as long as the batch, a window is empty, or segments do not fit a row.
+    pub fn first_keys(&self, b: usize, t: usize, s: usize) -> Result<Vec<usize>> {
+        if let Some(starts) = &self.starts
+            && starts.len() != b
+        {
+            bail!("attention: expected one start for each of {b} rows, found {}", starts.len())
+        }
+        if self.window == Some(0) {
+            bail!("attention: expected a window of at least 1 key, found 0")
+        }
+        if let Some(segments) = &self.segments {
+            if segments.len() != b || s != t {
+                bail!(
+                    "attention: expected segments for each of {b} rows of {s} keys and as many queries, found {} rows and {t} queries",
+                    segments.len()
+                )
+            }
+            if let Some(row) = segments.iter().find(|row| row.iter().sum::<usize>() > t) {
+                bail!("attention: expected segments of {t} tokens in all at most, found {row:?}")
+            }
+        }
+        let mut first = Vec::with_capacity(b * t);
+        for row in 0..b {
+            let start = self.starts.as_ref().map_or(0, |starts| starts[row]);
+            let mut lengths = self.segments.as_ref().map(|rows| rows[row].iter());
+            // The segment that the query lies in: its first key and the key behind it.
+            let (mut from, mut end) = (0, if lengths.is_some() { 0 } else { s });
+            for query in s - t..s {
+                while let Some(lengths) = &mut lengths
+                    && query >= end
+                {
+                    (from, end) = (end, lengths.next().map_or(s, |length| end + length));
+                }
+                let window = self.window.map_or(0, |window| (query + 1).saturating_sub(window));
+                first.push(start.max(from).max(window));
+            }
+        }
+        Ok(first)
+    }
 }
 
 /// Linear map `y = x · wᵀ + bias`.
@@ -197,13 +262,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
             v.dims()
         ),
     };
-    if let Some(starts) = &how.starts
-        && starts.len() != b
-    {
-        bail!("attention: expected one start for each of {b} rows, found {}", starts.len())
-    }
+    let first = how.first_keys(b, t, sizes.s)?;
     if fused(&[q, k, v]) {
-        attention::attention(q, k, v, how, sizes)
+        attention::attention(q, k, v, how.scale, first, sizes)
     } else {
         let shape = (b, sizes.s, sizes.hkv, d);
         naive::attention(q, &k.reshape(shape)?, &v.reshape(shape)?, how)
@@ -242,9 +303,17 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     }
 }
 
+static COMPOSED: AtomicBool = AtomicBool::new(false);
+
+/// Has every operation of this process run as its plain composition (or as its fused form again): for comparisons.
+pub fn compose(plainly: bool) {
+    COMPOSED.store(plainly, Ordering::Relaxed);
+}
+
 /// Whether the fused CPU form takes these: the one place that decides.
 fn fused(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+    !COMPOSED.load(Ordering::Relaxed)
+        && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
 /// The result's shape: the dimensions of `x` that make `in` replaced by `out`.

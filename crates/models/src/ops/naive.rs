@@ -76,14 +76,25 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
     let mut alive = vec![1f32; b * t];
     for row in 0..b {
         let start = how.starts.as_ref().map_or(0, |starts| starts[row]);
+        let mut text = vec![0; s];
+        for (number, length) in how.segments.iter().flat_map(|rows| &rows[row]).enumerate() {
+            let from = text.iter().take_while(|text| **text > 0).count();
+            text[from..from + length].fill(number + 1);
+        }
         for i in 0..t {
             let last = s - t + i;
+            let seen = |j: usize| {
+                j >= start
+                    && j <= last
+                    && how.window.is_none_or(|window| last - j < window)
+                    && text[j] == text[last]
+            };
             for j in 0..s {
-                if j < start || j > last {
+                if !seen(j) {
                     blocked[(row * t + i) * s + j] = -1e30;
                 }
             }
-            if start > last {
+            if !(0..s).any(seen) {
                 alive[row * t + i] = 0.;
             }
         }

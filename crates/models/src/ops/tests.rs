@@ -179,7 +179,7 @@ proptest! {
         // A batch that decodes with a gradient does not exist; with t = 1 the value alone is checked below.
         let (t, s) = (t + 1, t + 1 + extra);
         let starts = ragged.then(|| (0..b).map(|row| (seed as usize >> (8 * row)) % (s + 2)).collect());
-        let how = Attention { scale: 1. / (d as f32).sqrt(), starts };
+        let how = Attention { scale: 1. / (d as f32).sqrt(), starts, ..Default::default() };
         compare_above(
             &[numbers(&[b, t, hkv * group, d], seed), numbers(&[b, s, hkv, d], seed ^ 1), numbers(&[b, s, hkv, d], seed ^ 2)],
             |v| attention(&(&v[0] * 4.)?, &v[1], &v[2], &how),
@@ -190,10 +190,41 @@ proptest! {
     }
 
     #[test]
-    fn decoding_attention(b in 1usize..4, s in 1usize..300, hkv in 1usize..3, group in 1usize..4, ragged: bool, seed: u64) {
+    fn windowed_and_packed_attention(
+        b in 1usize..4, t in 2usize..200, extra in 0usize..120, window in prop::option::of(1usize..120),
+        lengths in prop::option::of(prop::collection::vec(0usize..70, 1..6)), ragged: bool, seed: u64,
+    ) {
+        let (hkv, group, d) = (2, 2, 16);
+        let s = if lengths.is_some() { t } else { t + extra };
+        // Each row gets the lengths in another order, as many as fit.
+        let segments = lengths.map(|lengths| {
+            (0..b).map(|row| {
+                let mut left = t;
+                (0..lengths.len())
+                    .map(|i| lengths[(i + row) % lengths.len()])
+                    .take_while(|length| { let fits = *length <= left; left -= (*length).min(left); fits })
+                    .collect()
+            }).collect()
+        });
+        let starts = ragged.then(|| (0..b).map(|row| (seed as usize >> (8 * row)) % (s + 2)).collect());
+        let how = Attention { scale: 0.3, starts, window, segments };
+        compare_above(
+            &[numbers(&[b, t, hkv * group, d], seed), numbers(&[b, s, hkv, d], seed ^ 1), numbers(&[b, s, hkv, d], seed ^ 2)],
+            |v| attention(&v[0], &v[1], &v[2], &how),
+            |v| naive::attention(&v[0], &v[1], &v[2], &how),
+            2e-5,
+            NEAR_ONE,
+        );
+    }
+
+    #[test]
+    fn decoding_attention(
+        b in 1usize..4, s in 1usize..300, hkv in 1usize..3, group in 1usize..4, ragged: bool, seed: u64,
+        window in prop::option::of(1usize..80),
+    ) {
         let d = 32;
         let starts = ragged.then(|| (0..b).map(|row| (seed as usize >> (8 * row)) % (s + 1)).collect());
-        let how = Attention { scale: 0.3, starts };
+        let how = Attention { scale: 0.3, starts, window, ..Default::default() };
         let q = numbers(&[b, 1, hkv * group, d], seed);
         let (k, v) = (numbers(&[b, s, hkv, d], seed ^ 1), numbers(&[b, s, hkv, d], seed ^ 2));
         let right = naive::attention(&q, &k, &v, &how).expect("the plain form");
@@ -272,7 +303,7 @@ fn the_same_numbers_give_the_same_bits() -> Result<()> {
     let run = || -> Result<Vec<Vec<f32>>> {
         let q = Var::from_tensor(&numbers(&[2, 130, 6, 16], 1))?;
         let k = Var::from_tensor(&numbers(&[2, 130, 2, 16], 2))?;
-        let y = attention(&q, &k, &k, &Attention { scale: 0.25, starts: None })?;
+        let y = attention(&q, &k, &k, &Attention { scale: 0.25, ..Default::default() })?;
         let y = linear(&y, &numbers(&[96, 96], 3), None)?;
         let (loss, _) = cross_entropy(&y.reshape((260, 96))?, &numbers(&[500, 96], 4), &[7; 260])?;
         let grads = loss.backward()?;
@@ -293,11 +324,19 @@ fn wrong_shapes_are_named() {
     assert!(error(rms_norm(&x, &numbers(&[7], 2), 1e-5)).contains("expected x [.., 7]"));
     assert!(error(swiglu(&x, &numbers(&[2, 3, 7], 2))).contains("one shape"));
     let q = numbers(&[1, 2, 3, 4], 1);
-    let how = Attention { scale: 1., starts: None };
+    let how = Attention::default();
     assert!(
         error(attention(&q, &numbers(&[1, 2, 2, 4], 1), &numbers(&[1, 2, 2, 4], 1), &how))
             .contains("multiple")
     );
+    let mask =
+        |how: Attention| error(attention(&q, &numbers(&[1, 2, 3, 4], 1), &numbers(&[1, 2, 3, 4], 1), &how));
+    assert!(mask(Attention { window: Some(0), ..Default::default() }).contains("at least 1 key"));
+    assert!(
+        mask(Attention { segments: Some(vec![vec![2, 1]]), ..Default::default() })
+            .contains("2 tokens in all")
+    );
+    assert!(mask(Attention { segments: Some(vec![]), ..Default::default() }).contains("each of 1 rows"));
     let labels = [0, 9];
     let loss = cross_entropy(&numbers(&[2, 4], 1), &numbers(&[9, 4], 2), &labels);
     assert!(loss.expect_err("a refusal").to_string().contains("found 9"));

@@ -1,0 +1,291 @@
+//! Runs the sides of a case against one another and makes rows of what they answer.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::case::{Case, Other, Steps};
+use super::side::{Side, median, number};
+use super::{Bench, THREADS, write};
+use crate::error::{Error, Result};
+use crate::process;
+
+/// Steps before measuring: allocators, thread pools and optimizer states have then settled.
+const WARM_UP: usize = 2;
+/// Tokens of the vocabulary, which the random ids are drawn from.
+const VOCABULARY: u64 = 49152;
+
+/// What a case came to.
+pub struct Measured {
+    /// One object for each metric.
+    pub rows: Vec<Value>,
+    /// How it came about: every step's time, losses, versions.
+    pub about: Value,
+}
+
+/// One metric of a case.
+pub fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
+    json!({
+        "case": case,
+        "metric": metric,
+        "ours": ours,
+        "peer": peer,
+        "ratio": peer.map(|peer| ours / peer),
+    })
+}
+
+/// A case that could not be measured, and why.
+pub fn without(case: &str, reason: &str) -> Measured {
+    let row = json!({
+        "case": case, "metric": "tokens_per_s", "ours": null, "peer": null, "ratio": null, "reason": reason,
+    });
+    Measured { rows: vec![row], about: json!({"case": case, "reason": reason}) }
+}
+
+/// The times of one side.
+#[derive(Default)]
+struct Times {
+    secs: Vec<f64>,
+    cpu_secs: Vec<f64>,
+    losses: Vec<f64>,
+}
+
+impl Bench<'_> {
+    /// The sides take turns, step by step, so that what else the machine does falls on all alike.
+    pub fn steps(&self, case: &Case, what: &Steps) -> Result<Measured> {
+        println!("{}: {} x {} tokens, {} steps each", case.name, what.rows, what.length, what.steps);
+        let ids = self.ids(what.rows, what.length, WARM_UP + what.steps)?;
+        let mut sides = vec![Side::start("ours", &mut self.our_command(&ids, what.ours))?];
+        for other in what.others {
+            sides.push(Side::start(&self.name_of(other), &mut self.command_of(other, &ids))?);
+        }
+        // A process of its own, so that its matrices are no part of our peak memory.
+        let mut ceiling_side = Side::start("sgemm", &mut self.our_command(&ids, what.ours))?;
+        let mut times: Vec<Times> = sides.iter().map(|_| Times::default()).collect();
+        let mut ceilings = Vec::new();
+        for step in 0..WARM_UP + what.steps {
+            for (side, times) in sides.iter_mut().zip(&mut times) {
+                let answer = side.ask("step")?;
+                times.losses.push(number(&answer, "loss")?);
+                if step >= WARM_UP {
+                    times.secs.push(number(&answer, "secs")?);
+                    times.cpu_secs.push(number(&answer, "cpu_secs")?);
+                }
+            }
+            ceilings.push(ceiling_side.ask("sgemm")?);
+            self.check_losses(case, what, &times, step)?;
+            if step >= WARM_UP {
+                let each: Vec<String> =
+                    times.iter().map(|t| format!("{:.2} s", t.secs.last().unwrap_or(&f64::NAN))).collect();
+                println!("  step {:2}: {}", step + 1, each.join(", "));
+            }
+        }
+        drop(ceiling_side);
+        let ends = sides.into_iter().map(Side::end).collect::<Result<Vec<_>>>()?;
+        self.rows(case, what, &times, &ends, &ceilings)
+    }
+
+    fn rows(
+        &self,
+        case: &Case,
+        what: &Steps,
+        times: &[Times],
+        ends: &[Value],
+        ceilings: &[Value],
+    ) -> Result<Measured> {
+        let tokens = (what.rows * what.length) as f64;
+        let speed = |times: &Times| tokens / median(&times.secs);
+        let mut rows = Vec::new();
+        for (index, other) in what.others.iter().enumerate() {
+            let (ours, peer) = (&times[0], &times[index + 1]);
+            let metric = |name: &str| format!("{name}{}", other.suffix);
+            let name = case.name;
+            rows.push(row(name, &metric("tokens_per_s"), speed(ours), Some(speed(peer))));
+            let cpu = |times: &Times| tokens / median(&times.cpu_secs);
+            rows.push(row(name, &metric("tokens_per_cpu_s"), cpu(ours), Some(cpu(peer))));
+            let memory = |end: &Value| number(end, "peak_rss_mb");
+            rows.push(row(name, &metric("peak_rss_mb"), memory(&ends[0])?, Some(memory(&ends[index + 1])?)));
+            if let (Some(ours), Some(peer)) =
+                (ends[0]["base_weights_mb"].as_f64(), ends[index + 1]["base_weights_mb"].as_f64())
+                && ours != peer
+            {
+                rows.push(row(name, &metric("base_weights_mb"), ours, Some(peer)));
+            }
+        }
+        // Median against median: both suffer alike from what else the machine does.
+        let key = ceiling_key(what);
+        let gflops = |value: &Value| number(value, key);
+        let gflops = ceilings.iter().map(gflops).collect::<Result<Vec<_>>>()?;
+        let flops_per_token = number(&ceilings[0], "flops_per_token")?;
+        let best = gflops.iter().copied().fold(0., f64::max);
+        let fastest = times[0].secs.iter().copied().fold(f64::INFINITY, f64::min);
+        let part = |speed: f64, gflops: f64| speed * flops_per_token / (gflops * 1e9);
+        rows.push(row(
+            case.name,
+            "of_gemm_ceiling",
+            part(speed(&times[0]), median(&gflops[WARM_UP.min(gflops.len() - 1)..])),
+            None,
+        ));
+        rows.push(row(case.name, "of_gemm_ceiling_best", part(tokens / fastest, best), None));
+        let side = |name: String, times: &Times, end: &Value| {
+            json!({
+                "side": name,
+                "secs": times.secs,
+                "cpu_secs": times.cpu_secs,
+                "losses": times.losses,
+                "end": end,
+            })
+        };
+        let names = std::iter::once("ours".to_owned()).chain(what.others.iter().map(|o| self.name_of(o)));
+        let about = json!({
+            "case": case.name,
+            "rows": what.rows,
+            "length": what.length,
+            "ours": what.ours,
+            "sides": names.zip(times.iter().zip(ends)).map(|(n, (t, e))| side(n, t, e)).collect::<Vec<_>>(),
+            "gemm": ceilings,
+            "gemm_gflops": median(&gflops),
+            "profile_secs": ends[0]["profile_secs"],
+        });
+        Ok(Measured { rows, about })
+    }
+
+    /// Whether the sides compute the same thing: adapters start without effect, so the first losses must be equal;
+    /// later ones drift with A's random start.
+    fn check_losses(&self, case: &Case, what: &Steps, times: &[Times], step: usize) -> Result<()> {
+        let ours = times[0].losses[step];
+        for (other, times) in what.others.iter().zip(&times[1..]) {
+            let theirs = times.losses[step];
+            let tolerance = if step == 0 { what.first_loss } else { 5e-2 };
+            // So written that a NaN is refused, too.
+            let same = (ours - theirs).abs() <= tolerance * theirs.abs();
+            if !same && !other.other_loss {
+                return Err(Error::Other(format!(
+                    "{}, step {}: our loss is {ours}, that of {} {theirs}: this would compare two different things",
+                    case.name,
+                    step + 1,
+                    self.name_of(other)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Peak memory of one row of each length: linear growth is the most that is allowed.
+    pub fn memory(&self, case: &Case, lengths: &[usize]) -> Result<Measured> {
+        println!("{}: 1 x {lengths:?} tokens", case.name);
+        let mut peaks = Vec::new();
+        let mut weights = 0.;
+        for &length in lengths {
+            let ids = self.ids(1, length, 2)?;
+            let mut side =
+                Side::start("ours", &mut self.our_command(&ids, &["--dtype=f32", "--method=lora"]))?;
+            side.ask("step")?;
+            side.ask("step")?;
+            let end = side.end()?;
+            weights = number(&end, "base_weights_mb")?;
+            peaks.push(number(&end, "peak_rss_mb")?);
+            println!("  {length:5} tokens: {:.0} MB", peaks[peaks.len() - 1]);
+        }
+        let mut rows = Vec::new();
+        for (length, peak) in lengths.iter().zip(&peaks) {
+            rows.push(row(case.name, &format!("peak_rss_mb_{length}"), *peak, None));
+        }
+        if let ([first, .., last], [least, .., most]) = (lengths, &peaks[..]) {
+            let times = *last as f64 / *first as f64;
+            rows.push(row(case.name, "peak_rss_mb_against_linear", *most, Some(times * least)));
+            // Without the weights, which do not grow: the stricter reading.
+            rows.push(row(
+                case.name,
+                "above_weights_mb_against_linear",
+                most - weights,
+                Some(times * (least - weights)),
+            ));
+        }
+        let about =
+            json!({"case": case.name, "lengths": lengths, "peaks": peaks, "base_weights_mb": weights});
+        Ok(Measured { rows, about })
+    }
+
+    fn name_of(&self, other: &Other) -> String {
+        format!("{}{}", if other.peer { "peer" } else { "ours " }, other.options.join(" "))
+    }
+
+    fn command_of(&self, other: &Other, ids: &PathBuf) -> Command {
+        if !other.peer {
+            return self.our_command(ids, other.options);
+        }
+        let mut command = process::command(&self.python);
+        command
+            .arg(self.setup.root.join("tests/peers/bench_train.py"))
+            .arg("serve")
+            .args([&self.peer_model, ids])
+            .arg(format!("--threads={THREADS}"))
+            .args(other.options)
+            .env("OMP_NUM_THREADS", THREADS.to_string())
+            .env("TRANSFORMERS_VERBOSITY", "error")
+            .env("PYTHONWARNINGS", "ignore")
+            .stderr(Stdio::null());
+        command
+    }
+
+    fn our_command(&self, ids: &PathBuf, options: &[&str]) -> Command {
+        // Started directly: `cargo run` would wait for whoever else is building.
+        let mut command =
+            process::command(self.setup.target.join(&self.setup.triple).join("debug/examples/bench_train"));
+        command
+            .args([&self.gguf, ids])
+            .arg(format!("--threads={THREADS}"))
+            .args(options)
+            .env("RAYON_NUM_THREADS", THREADS.to_string());
+        command
+    }
+
+    fn ids(&self, rows: usize, length: usize, steps: usize) -> Result<PathBuf> {
+        let path = self.setup.target.join("tunebook").join(format!("bench-{rows}x{length}x{steps}.json"));
+        write(&path, &batches(rows, length, steps))?;
+        Ok(path)
+    }
+}
+
+/// Which of the ceilings is the case's: products in bf16 have another.
+fn ceiling_key(what: &Steps) -> &'static str {
+    if what.ours.contains(&"--dtype=bf16") { "bf16" } else { "f32" }
+}
+
+/// The same pseudo-random ids for all sides (SplitMix64): `[step][row][position]`.
+fn batches(rows: usize, length: usize, steps: usize) -> Value {
+    let mut state = 42u64;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % VOCABULARY
+    };
+    let mut row = || -> Vec<u64> { (0..length).map(|_| next()).collect() };
+    let mut batch = || -> Vec<Vec<u64>> { (0..rows).map(|_| row()).collect() };
+    json!((0..steps).map(|_| batch()).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_have_the_case_s_shape_and_do_not_change() {
+        let value = batches(4, 128, 7);
+        assert_eq!(value.as_array().map(Vec::len), Some(7));
+        assert_eq!(value[0].as_array().map(Vec::len), Some(4));
+        assert_eq!(value[0][0].as_array().map(Vec::len), Some(128));
+        assert_eq!(value, batches(4, 128, 7));
+        assert!(value[1][2][3].as_u64().is_some_and(|id| id < VOCABULARY));
+    }
+
+    #[test]
+    fn a_case_that_cannot_run_has_a_row_with_its_reason() {
+        let rows = without("h100-lora-1b", "no CUDA device").rows;
+        assert!(rows[0]["ratio"].is_null() && rows[0]["reason"] == "no CUDA device");
+    }
+}
