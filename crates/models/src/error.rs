@@ -178,6 +178,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A GPU that cannot be used.
+    #[error("cannot compute on GPU {ordinal}: {reason}")]
+    Gpu {
+        /// Its number, counted from 0.
+        ordinal: usize,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

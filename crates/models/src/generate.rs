@@ -3,7 +3,7 @@
 //! A batch is padded on the left, so that all rows write their next token into one column; rows that have ended leave
 //! the batch. Logits are computed for the last position only.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -132,7 +132,7 @@ impl Sampler {
         }
     }
 
-    fn next(&mut self, logits: &mut [f32], device: &Device) -> Result<u32> {
+    fn next(&mut self, logits: &mut [f32]) -> Result<u32> {
         if let Some(logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY) {
             return Err(Error::NotFinite { found: *logit });
         }
@@ -145,7 +145,7 @@ impl Sampler {
         }
         let id = match self.greedy {
             true => likeliest(logits),
-            false => self.processor.sample(&Tensor::new(&*logits, device)?)?,
+            false => self.processor.sample(&Tensor::new(&*logits, &Device::Cpu)?)?,
         };
         if let Some(seen) = self.seen.get_mut(id as usize) {
             *seen = true;
@@ -344,7 +344,8 @@ fn generate_group(
         let positions = Positions::padded(from, t, &starts, device)?;
         // [b, t] -> [b, vocab] -> [b·vocab]
         let logits = decoder.next_logits(&input, &positions, &mut cache)?;
-        let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        // The next token is chosen on the host: the one copy of a step.
+        let mut logits = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         (from, t) = (from + t, 1);
         let stop_now = interrupt::requested();
         let mut going = Vec::with_capacity(rows.len());
@@ -352,7 +353,7 @@ fn generate_group(
         let next = rows
             .par_iter_mut()
             .zip(logits.par_chunks_mut(vocab_size))
-            .map(|(row, logits)| row.sampler.next(logits, device))
+            .map(|(row, logits)| row.sampler.next(logits))
             .collect::<Result<Vec<_>>>()?;
         for (row, id) in rows.iter_mut().zip(next) {
             let ended = model.is_end(id);
@@ -416,10 +417,10 @@ mod tests {
         let config = GenerationConfig { repetition_penalty: 2.0, ..Default::default() };
         let mut sampler = Sampler::new(&config, 0, &[0, 1], 4);
         let mut logits = [3.0, -1.0, 2.0, 1.0];
-        assert_eq!(sampler.next(&mut logits, &Device::Cpu).unwrap(), 2);
+        assert_eq!(sampler.next(&mut logits).unwrap(), 2);
         assert_eq!(logits, [1.5, -2.0, 2.0, 1.0]);
         let mut logits = [0.0, 0.0, 1.5, 1.0];
-        assert_eq!(sampler.next(&mut logits, &Device::Cpu).unwrap(), 3, "token 2 has occurred by now");
+        assert_eq!(sampler.next(&mut logits).unwrap(), 3, "token 2 has occurred by now");
     }
 
     #[test]
@@ -432,12 +433,9 @@ mod tests {
         for temperature in [0.0, 1.0] {
             let config = GenerationConfig { temperature, ..Default::default() };
             let mut sampler = Sampler::new(&config, 0, &[], 2);
-            let error = sampler.next(&mut [0.0, f32::NAN], &Device::Cpu).unwrap_err().to_string();
+            let error = sampler.next(&mut [0.0, f32::NAN]).unwrap_err().to_string();
             assert!(error.contains("NaN") && error.contains("learning rate"), "{error}");
-            assert!(
-                sampler.next(&mut [f32::NEG_INFINITY, 0.0], &Device::Cpu).is_ok(),
-                "an impossible token is none"
-            );
+            assert!(sampler.next(&mut [f32::NEG_INFINITY, 0.0]).is_ok(), "an impossible token is none");
         }
     }
 }

@@ -111,6 +111,9 @@ impl LoraLinear {
         }
         let seed = self.mode.seed.load(Ordering::Relaxed);
         let draw = self.mode.draw.load(Ordering::Relaxed);
+        if !x.device().is_cpu() {
+            return device_mask(&self.path, seed, draw, self.lora_dropout, x).map(Some);
+        }
         // A stream for each stretch, so that the threads that draw do not change what is drawn.
         const STRETCH: usize = 1 << 14;
         let mut mask = vec![0f32; x.elem_count()];
@@ -147,10 +150,59 @@ impl Projection for LoraLinear {
     }
 }
 
+/// A dropout mask like `x` that is drawn on its device; only a few numbers for each row and column come from the host.
+///
+/// An element is dropped where `r·x + s (mod 2³²)` lies below the threshold, with `r` (odd) and `s` random for each row and `x` random for each
+/// column: any two elements are independent of each other.
+fn device_mask(path: &str, seed: u64, draw: u64, drop: f64, x: &Tensor) -> candle_core::Result<Tensor> {
+    let width = x.dims().last().copied().unwrap_or(1);
+    let rows = x.elem_count() / width.max(1);
+    let mut stream = Stream::new(seed, &format!("{path}.dropout.device"), draw);
+    let mut numbers = |n: usize, set: u32| (0..n).map(|_| stream.bits() | set).collect::<Vec<u32>>();
+    let factors = Tensor::from_vec(numbers(rows, 1), (rows, 1), x.device())?;
+    let offsets = Tensor::from_vec(numbers(rows, 0), (rows, 1), x.device())?;
+    let columns = Tensor::from_vec(numbers(width, 0), (1, width), x.device())?;
+    // [rows, width]; u32 arithmetic wraps
+    let hash = factors.broadcast_mul(&columns)?.broadcast_add(&offsets)?;
+    let threshold = (drop * 4_294_967_296.0) as u32;
+    let kept = hash.ge(threshold)?.to_dtype(x.dtype())?;
+    (kept * (1.0 / (1.0 - drop)))?.reshape(x.shape())
+}
+
 /// Kaiming uniform with a = √5: ±√(6 / ((1 + 5) · fan_in)) = ±1/√fan_in.
 fn uniform(shape: (usize, usize), seed: u64, name: &str, device: &Device) -> Result<Tensor> {
     let bound = 1.0 / (shape.1 as f32).sqrt();
     let mut stream = Stream::new(seed, name, 0);
     let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect();
     Ok(Tensor::from_vec(values, shape, device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_drawn_on_the_device_drops_its_part_everywhere_and_repeats() {
+        let x = Tensor::zeros((4, 128, 256), DType::F32, &Device::Cpu).unwrap();
+        let mask = |draw| {
+            device_mask("p", 1, draw, 0.1, &x).unwrap().reshape((512, 256)).unwrap().to_vec2::<f32>().unwrap()
+        };
+        let rows = mask(0);
+        assert!(rows == mask(0) && rows != mask(1));
+        let dropped = |values: &mut dyn Iterator<Item = f32>| values.filter(|value| *value == 0.0).count();
+        let all = dropped(&mut rows.iter().flatten().copied());
+        assert!((all as f64 / (512.0 * 256.0) - 0.1).abs() < 0.005, "{all}");
+        assert!(rows.iter().flatten().all(|value| *value == 0.0 || (*value - 1.0 / 0.9).abs() < 1e-6));
+        // Neighbours, in a row and in a column, are dropped together as often as chance has it: in one of a hundred cases.
+        let (mut right, mut below) = (0, 0);
+        for (i, row) in rows.iter().enumerate() {
+            for (j, value) in row.iter().enumerate().filter(|(_, value)| **value == 0.0) {
+                right += usize::from(row.get(j + 1) == Some(value));
+                below += usize::from(rows.get(i + 1).map(|next| next[j]) == Some(*value));
+            }
+        }
+        for pairs in [right, below] {
+            assert!((pairs as f64 / (512.0 * 256.0) - 0.01).abs() < 0.002, "{right} {below}");
+        }
+    }
 }

@@ -83,8 +83,17 @@ impl Gradients {
     /// The norm of all gradients as one vector (`torch.nn.utils.get_total_norm`), summed in f64 in a fixed order.
     pub fn norm(&self) -> Result<f64> {
         let mut squares = 0.0;
+        let mut elsewhere = Vec::new();
         for gradient in self.0.iter().flatten() {
-            squares += sum_of_squares(gradient)?;
+            match gradient.device().is_cpu() {
+                true => squares += sum_of_squares(gradient)?,
+                false => elsewhere.push(gradient.sqr()?.sum_all()?),
+            }
+        }
+        if !elsewhere.is_empty() {
+            // Read together: the host waits for the device once.
+            squares +=
+                Tensor::stack(&elsewhere, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
         }
         Ok(squares.sqrt())
     }
@@ -96,9 +105,6 @@ pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
 }
 
 fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    if !tensor.device().is_cpu() {
-        return Ok(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?));
-    }
     with_f32(tensor, |values| values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum())
 }
 

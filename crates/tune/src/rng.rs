@@ -30,6 +30,11 @@ impl Stream {
         (self.0.next_u32() >> 8) as f32 * (1.0 / 16_777_216.0)
     }
 
+    /// 32 random bits.
+    pub(crate) fn bits(&mut self) -> u32 {
+        self.0.next_u32()
+    }
+
     /// Fills `mask` with 0, with probability `drop`, and 1/(1 − drop) otherwise. `drop` counts to 16 bits.
     pub(crate) fn dropout(&mut self, mask: &mut [f32], drop: f64) {
         let below = (drop * 65_536.0).round() as u32;

@@ -1,7 +1,8 @@
 //! The differentiable operations that a decoder is made of.
 //!
-//! Each has one file with its fused form for the CPU and one plain composition in [`naive`], which is its oracle in
-//! the tests and its stand-in on other devices. All keep candle's graph: `Tensor::backward` runs through them.
+//! Each has one file with its fused form for the CPU, one form for every other device and number type in [`device`],
+//! and one plain composition in [`naive`], which is the oracle in the tests. All keep candle's graph:
+//! `Tensor::backward` runs through them.
 //!
 //! Layout is `[b, t, h, d]` (batch, time, heads, head size) everywhere, so that no operation has to transpose.
 
@@ -13,6 +14,7 @@ mod add;
 mod attention;
 pub mod cpu;
 mod cross_entropy;
+pub mod device;
 mod linear;
 pub mod naive;
 mod operation;
@@ -113,7 +115,11 @@ impl Attention {
 /// When the last dimensions of `x` do not make `in`, or the bias is not `[out]`.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     check_linear(x, w, bias)?;
-    if fused(&[x, w]) { linear::linear(x, w, bias) } else { naive::linear(x, w, bias) }
+    match form(&[x, w]) {
+        Form::Fused => linear::linear(x, w, bias),
+        Form::Composed => device::linear(x, w, bias),
+        Form::Plain => naive::linear(x, w, bias),
+    }
 }
 
 /// A frozen linear map and its low-rank correction in one operation:
@@ -147,10 +153,10 @@ pub fn lora_linear(
     {
         bail!("lora_linear: expected a dropout mask {:?} as x, found {:?}", x.dims(), mask.dims())
     }
-    if fused(&[x, w, a, b]) {
-        linear::lora_linear(x, w, bias, a, b, scale, dropout_mask)
-    } else {
-        naive::lora_linear(x, w, bias, a, b, scale, dropout_mask)
+    match form(&[x, w, a, b]) {
+        Form::Fused => linear::lora_linear(x, w, bias, a, b, scale, dropout_mask),
+        Form::Composed => device::lora_linear(x, w, bias, a, b, scale, dropout_mask),
+        Form::Plain => naive::lora_linear(x, w, bias, a, b, scale, dropout_mask),
     }
 }
 
@@ -166,7 +172,11 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     if x.dims().last() != Some(&w.dims1()?) {
         bail!("rms_norm: expected x [.., {}], found {:?}", w.dims1()?, x.dims())
     }
-    if fused(&[x, w]) { rms_norm::rms_norm(x, w, eps) } else { naive::rms_norm(x, w, eps) }
+    match form(&[x, w]) {
+        Form::Fused => rms_norm::rms_norm(x, w, eps),
+        Form::Composed => device::rms_norm(x, w, eps),
+        Form::Plain => naive::rms_norm(x, w, eps),
+    }
 }
 
 /// Rotary position embedding (<https://arxiv.org/abs/2104.09864>) in Hugging Face's half-split form: element `i` of a
@@ -199,10 +209,10 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor) -> Resul
             positions.dtype()
         )
     }
-    if fused(&[x, cos, sin]) {
-        rope::rope(x, cos, sin, positions, shape)
-    } else {
-        naive::rope(&x.reshape(&shape[..])?, cos, sin, positions)
+    match form(&[x, cos, sin]) {
+        Form::Fused => rope::rope(x, cos, sin, positions, shape),
+        Form::Composed => device::rope(x, cos, sin, positions, shape),
+        Form::Plain => naive::rope(&x.reshape(&shape[..])?, cos, sin, positions),
     }
 }
 
@@ -217,7 +227,11 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.dims() != y.dims() {
         bail!("add: expected one shape, found {:?} and {:?}", x.dims(), y.dims())
     }
-    if fused(&[x, y]) { add::add(x, y) } else { x + y }
+    match form(&[x, y]) {
+        Form::Fused => add::add(x, y),
+        Form::Composed => device::add(x, y),
+        Form::Plain => x + y,
+    }
 }
 
 /// Gated activation `silu(gate) · up` (<https://arxiv.org/abs/2002.05202>).
@@ -231,7 +245,11 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         bail!("swiglu: expected one shape, found {:?} and {:?}", gate.dims(), up.dims())
     }
-    if fused(&[gate, up]) { swiglu::swiglu(gate, up) } else { naive::swiglu(gate, up) }
+    match form(&[gate, up]) {
+        Form::Fused => swiglu::swiglu(gate, up),
+        Form::Composed => device::swiglu(gate, up),
+        Form::Plain => naive::swiglu(gate, up),
+    }
 }
 
 /// Causal grouped-query attention. Query `i` of `t` stands at key position `s - t + i`, so a decoding step passes
@@ -263,11 +281,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
         ),
     };
     let first = how.first_keys(b, t, sizes.s)?;
-    if fused(&[q, k, v]) {
-        attention::attention(q, k, v, how.scale, first, sizes)
-    } else {
-        let shape = (b, sizes.s, sizes.hkv, d);
-        naive::attention(q, &k.reshape(shape)?, &v.reshape(shape)?, how)
+    match form(&[q, k, v]) {
+        Form::Fused => attention::attention(q, k, v, how.scale, first, sizes),
+        Form::Composed => device::attention(q, k, v, how.scale, first, sizes),
+        Form::Plain => {
+            let shape = (b, sizes.s, sizes.hkv, d);
+            naive::attention(q, &k.reshape(shape)?, &v.reshape(shape)?, how)
+        }
     }
 }
 
@@ -296,24 +316,39 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     if let Some(label) = labels.iter().find(|&&l| l != IGNORE && !(0..vocab as i64).contains(&l)) {
         bail!("cross_entropy: expected labels in 0..{vocab} or {IGNORE}, found {label}")
     }
-    if fused(&[hidden, head_w]) {
-        cross_entropy::cross_entropy(hidden, head_w, labels)
-    } else {
-        naive::cross_entropy(hidden, head_w, labels)
+    match form(&[hidden, head_w]) {
+        Form::Fused => cross_entropy::cross_entropy(hidden, head_w, labels),
+        Form::Composed => device::cross_entropy(hidden, head_w, labels),
+        Form::Plain => naive::cross_entropy(hidden, head_w, labels),
     }
 }
 
-static COMPOSED: AtomicBool = AtomicBool::new(false);
+static PLAIN: AtomicBool = AtomicBool::new(false);
 
-/// Has every operation of this process run as its plain composition (or as its fused form again): for comparisons.
+/// Has every operation of this process run as its plain composition (or in its best form again): for comparisons.
 pub fn compose(plainly: bool) {
-    COMPOSED.store(plainly, Ordering::Relaxed);
+    PLAIN.store(plainly, Ordering::Relaxed);
 }
 
-/// Whether the fused CPU form takes these: the one place that decides.
-fn fused(tensors: &[&Tensor]) -> bool {
-    !COMPOSED.load(Ordering::Relaxed)
-        && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+/// How an operation is computed.
+enum Form {
+    /// On the CPU's buffers.
+    Fused,
+    /// By tensor operations on any device, see [`device`].
+    Composed,
+    /// By tensor operations that candle differentiates, see [`naive`].
+    Plain,
+}
+
+/// The one place that decides.
+fn form(tensors: &[&Tensor]) -> Form {
+    if PLAIN.load(Ordering::Relaxed) {
+        return Form::Plain;
+    }
+    match device::forced() || !tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32) {
+        true => Form::Composed,
+        false => Form::Fused,
+    }
 }
 
 /// The result's shape: the dimensions of `x` that make `in` replaced by `out`.

@@ -1,7 +1,7 @@
 //! Every operation of this module composed from plain candle operations.
 //!
-//! This is the oracle: short enough to be checked by eye, differentiable through candle alone. The fused forms are
-//! tested against it, value and gradient, and it is what runs on a device that has no fused form.
+//! This is the oracle: short enough to be checked by eye, differentiable through candle alone. All other forms are
+//! tested against it, value and gradient.
 
 use candle_core::{D, DType, Result, Tensor};
 

@@ -26,9 +26,11 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, TensorId, bail};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, TensorId, bail};
 
 use super::cpu::Values;
+use super::device::Composed;
 use super::operation::{Operation, Slot};
 use super::profile;
 
@@ -44,9 +46,18 @@ pub struct Tape {
     segments: HashSet<TensorId>,
 }
 
+/// How an entry is differentiated.
+enum Step {
+    /// On the host's f32 buffers.
+    Fused(Box<dyn Operation>),
+    /// By tensor operations on any device.
+    Composed(Box<dyn Composed>),
+    /// By candle: a segment of its own operations.
+    Candle,
+}
+
 struct Entry {
-    /// `None` for a segment of candle's.
-    op: Option<Box<dyn Operation>>,
+    step: Step,
     inputs: Vec<Tensor>,
     output: Tensor,
 }
@@ -77,19 +88,23 @@ impl Tape {
             bail!("backward: expected a gradient {:?}, found {:?}", output.dims(), gradient.dims())
         }
         let mut found = Gradients::default();
-        if !output.device().is_cpu() || output.dtype() != DType::F32 {
-            // No fused form has run there.
-            found.segment(output, gradient)?;
-            return Ok(found);
-        }
         self.note_segment(output);
-        found.insert(output, Values::of(&gradient.contiguous()?)?.to_vec());
-        while let Some(Entry { op, inputs, output }) = self.entries.pop() {
-            let Some(dy) = found.sums.remove(&output.id()).map(|(sum, _)| sum) else { continue };
-            let Some(op) = op else {
-                found.segment(&output, &Tensor::from_vec(dy, output.shape(), output.device())?)?;
-                continue;
+        found.insert_tensor(output.id(), gradient)?;
+        while let Some(Entry { step, inputs, output }) = self.entries.pop() {
+            let op = match step {
+                Step::Fused(op) => op,
+                Step::Composed(op) => {
+                    let Some(dy) = found.remove(&output)? else { continue };
+                    found.composed(&*op, &inputs, &output, &dy)?;
+                    continue;
+                }
+                Step::Candle => {
+                    let Some(dy) = found.remove(&output)? else { continue };
+                    found.segment(&output, &dy)?;
+                    continue;
+                }
             };
+            let Some(dy) = found.sums.remove(&output.id()).map(|(sum, _)| sum) else { continue };
             let _time = profile::time(op.name(), "backward");
             let mut slots: Vec<Slot> = inputs
                 .iter()
@@ -107,7 +122,7 @@ impl Tape {
 
     fn note_segment(&mut self, tensor: &Tensor) {
         if tensor.track_op() && !tensor.is_variable() && self.segments.insert(tensor.id()) {
-            self.entries.push(Entry { op: None, inputs: Vec::new(), output: tensor.clone() });
+            self.entries.push(Entry { step: Step::Candle, inputs: Vec::new(), output: tensor.clone() });
         }
     }
 }
@@ -136,11 +151,19 @@ pub(super) fn recording() -> bool {
 }
 
 pub(super) fn push(op: Box<dyn Operation>, inputs: &[&Tensor], output: &Tensor) {
+    push_step(Step::Fused(op), inputs, output);
+}
+
+pub(super) fn push_composed(op: Box<dyn Composed>, inputs: &[&Tensor], output: &Tensor) {
+    push_step(Step::Composed(op), inputs, output);
+}
+
+fn push_step(step: Step, inputs: &[&Tensor], output: &Tensor) {
     RECORDING.with_borrow_mut(|tape| {
         if let Some(tape) = tape {
             inputs.iter().for_each(|input| tape.note_segment(input));
             let inputs = inputs.iter().map(|&input| input.clone()).collect();
-            tape.entries.push(Entry { op: Some(op), inputs, output: output.clone() });
+            tape.entries.push(Entry { step, inputs, output: output.clone() });
         }
     });
 }
@@ -149,7 +172,7 @@ pub(super) fn push(op: Box<dyn Operation>, inputs: &[&Tensor], output: &Tensor) 
 #[derive(Default)]
 pub struct Gradients {
     sums: HashMap<TensorId, (Vec<f32>, Shape)>,
-    /// Of leaves that no fused operation can take.
+    /// Of tensors that no fused operation can take.
     others: HashMap<TensorId, Tensor>,
 }
 
@@ -180,17 +203,37 @@ impl Gradients {
         };
     }
 
+    /// Adds a gradient: where fused operations find it if its tensor can be theirs.
+    fn insert_tensor(&mut self, id: TensorId, gradient: &Tensor) -> Result<()> {
+        if gradient.device().is_cpu() && gradient.dtype() == DType::F32 {
+            let gradient = gradient.contiguous()?;
+            self.insert_id(id, gradient.shape(), Values::of(&gradient)?.to_vec());
+        } else if let Some(before) = self.others.remove(&id) {
+            self.others.insert(id, (before + gradient)?);
+        } else {
+            self.others.insert(id, gradient.detach());
+        }
+        Ok(())
+    }
+
+    /// The backward pass of a composed operation.
+    fn composed(&mut self, op: &dyn Composed, inputs: &[Tensor], output: &Tensor, dy: &Tensor) -> Result<()> {
+        let _time = profile::time(op.name(), "backward");
+        for (input, gradient) in inputs.iter().zip(op.backward(inputs, output, &dy.contiguous()?)?) {
+            if let Some(gradient) = gradient.filter(|_| input.track_op()) {
+                self.insert_tensor(input.id(), &gradient)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The backward pass of what candle computed between two fused operations.
     fn segment(&mut self, output: &Tensor, gradient: &Tensor) -> Result<()> {
         let _time = profile::time("candle", "backward");
         let store = seeded(output, gradient)?.backward()?;
         for id in store.get_ids() {
-            let Some(gradient) = store.get_id(*id) else { continue };
-            if gradient.device().is_cpu() && gradient.dtype() == DType::F32 {
-                let gradient = gradient.contiguous()?;
-                self.insert_id(*id, gradient.shape(), Values::of(&gradient)?.to_vec());
-            } else if let Some(before) = self.others.insert(*id, gradient.clone()) {
-                self.others.insert(*id, (before + gradient)?);
+            if let Some(gradient) = store.get_id(*id) {
+                self.insert_tensor(*id, gradient)?;
             }
         }
         Ok(())
@@ -199,10 +242,10 @@ impl Gradients {
 
 /// A scalar whose `backward` gives `y` the gradient `gradient`.
 fn seeded(y: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    if y.device().is_cpu() {
-        return y.apply_op1(Seed(gradient.clone()));
+    if y.device().is_metal() {
+        return (y * gradient)?.sum_all();
     }
-    (y * gradient)?.sum_all()
+    y.apply_op1(Seed(gradient.clone()))
 }
 
 /// What `(y · gradient).sum()` is for backward, without computing it: `backward` starts from a scalar, and its value
@@ -216,6 +259,10 @@ impl CustomOp1 for Seed {
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         Ok((CpuStorage::F32(vec![0.]), Shape::from(())))
+    }
+
+    fn cuda_fwd(&self, y: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((y.device().zeros_impl(&Shape::from(()), DType::F32)?, Shape::from(())))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {

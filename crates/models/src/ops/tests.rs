@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Numbers in −1..1 that depend on the seed.
-fn numbers(shape: &[usize], seed: u64) -> Tensor {
+pub(super) fn numbers(shape: &[usize], seed: u64) -> Tensor {
     let n = shape.iter().product();
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let values: Vec<f32> = (0..n)
@@ -24,7 +24,7 @@ fn numbers(shape: &[usize], seed: u64) -> Tensor {
 }
 
 /// Compares relative to the largest number of `right`.
-fn close(what: &str, got: &Tensor, right: &Tensor, tolerance: f32) {
+pub(super) fn close(what: &str, got: &Tensor, right: &Tensor, tolerance: f32) {
     close_above(what, got, right, tolerance, 1e-3);
 }
 
@@ -388,12 +388,12 @@ fn a_dropped_or_inner_recording_leaves_the_outer_one_alone() -> Result<()> {
 /// The same tests with the forms that other processors run, each in a process of its own: the level is found once.
 #[test]
 fn every_level_of_instructions_is_right() {
-    if std::env::var_os("TUNEBOOK_SIMD").is_some() {
+    if std::env::var_os("TUNEBOOK_SIMD").is_some() || std::env::var_os("TUNEBOOK_OPS").is_some() {
         return;
     }
     for level in ["avx2", "baseline"] {
         let tests = std::process::Command::new(std::env::current_exe().expect("this program"))
-            .args(["ops::", "--skip", "every_level", "--skip", "several_chunks"])
+            .args(["ops::", "--skip", "every_level", "--skip", "composed_forms", "--skip", "several_chunks"])
             .env("TUNEBOOK_SIMD", level)
             .output()
             .expect("the tests start");
@@ -401,4 +401,20 @@ fn every_level_of_instructions_is_right() {
         assert!(tests.status.success(), "{level}: {text}");
         assert!(text.contains("ops::tests::tiled_attention"), "{level} ran other tests: {text}");
     }
+}
+
+/// The same tests with the forms that a device without fused ones runs, in a process of their own: the switch is read once.
+#[test]
+fn composed_forms_are_right() {
+    if std::env::var_os("TUNEBOOK_SIMD").is_some() || std::env::var_os("TUNEBOOK_OPS").is_some() {
+        return;
+    }
+    let tests = std::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["ops::", "--skip", "every_level", "--skip", "composed_forms"])
+        .env("TUNEBOOK_OPS", "composed")
+        .output()
+        .expect("the tests start");
+    let text = String::from_utf8_lossy(&tests.stdout);
+    assert!(tests.status.success(), "{text}");
+    assert!(text.contains("ops::tests::tiled_attention"), "other tests ran: {text}");
 }

@@ -67,11 +67,27 @@ pub(crate) fn load(
     // The largest first, so that no thread is left alone with one at the end.
     let mut order: Vec<&(String, Vec<usize>)> = needs.iter().collect();
     order.sort_by_key(|(_, shape)| std::cmp::Reverse(shape.iter().product::<usize>()));
-    order
-        .par_iter()
-        .with_max_len(1)
-        .map(|(name, _)| Ok((name.clone(), checkpoint.load(name, device)?)))
-        .collect()
+    if device.is_cpu() {
+        return order
+            .par_iter()
+            .with_max_len(1)
+            .map(|(name, _)| Ok((name.clone(), checkpoint.load(name, device)?)))
+            .collect();
+    }
+    // Uploaded by this thread alone, since another thread's copies might not be waited for; a few at a time, so that the host does
+    // not have to hold a model that only the device has room for.
+    let mut loaded = Tensors::new();
+    for some in order.chunks(16) {
+        let some: Vec<(String, Tensor)> = some
+            .par_iter()
+            .with_max_len(1)
+            .map(|(name, _)| Ok((name.clone(), checkpoint.load(name, &Device::Cpu)?)))
+            .collect::<Result<_>>()?;
+        for (name, tensor) in some {
+            loaded.insert(name, tensor.to_device(device)?);
+        }
+    }
+    Ok(loaded)
 }
 
 /// Little-endian numbers of `N` bytes each, as f32.

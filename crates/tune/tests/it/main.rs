@@ -8,6 +8,7 @@
 mod adapters;
 mod checkpoints;
 mod common;
+mod composed;
 mod invariants;
 mod peers;
 mod smollm;
