@@ -1,7 +1,6 @@
 //! The data set: pairs of a prompt and a completion in a polars frame.
 
 use std::fmt::{self, Write as _};
-use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::clean::{CleanReport, Cleaning};
 use crate::error::{DataError, Result};
 use crate::profile::Profile;
+use crate::read::ReadOptions;
+use crate::shape::Shape;
 use crate::split::{Split, Splits};
 use crate::text::{counted, excerpt};
-use crate::{clean, jsonl, key};
+use crate::{clean, key, read, write};
 
 /// The name of the column that holds what the model is asked.
 pub const PROMPT: &str = "prompt";
@@ -42,6 +43,7 @@ pub struct Dataset {
     frame: DataFrame,
     source: Arc<str>,
     rejected: DataFrame,
+    shape: Arc<Shape>,
     cleaning: Option<Arc<Cleaned>>,
 }
 
@@ -52,17 +54,27 @@ struct Cleaned {
 }
 
 impl Dataset {
-    /// Reads a JSONL file: one object a line, with the text keys `prompt` and `completion`. Further keys become further
-    /// columns (numbers and booleans as such, lists and objects as JSON text). Blank lines, CRLF line ends and a byte-order
-    /// mark are fine.
+    /// Reads a file, a folder, a pattern such as `data/*.jsonl.gz`, or a data set of the Hugging Face hub (`owner/name`).
     ///
-    /// A line that cannot be used (not UTF-8, not JSON, a key missing or not a text) does not stop the reading: it is kept
-    /// in [`Dataset::rejected`] with its line number and the reason.
+    /// JSONL, JSON, CSV and Parquet are told apart by their content and name, gzip and Zstandard by their content; a folder of text files gives a
+    /// row for each. How the rows become pairs is recognised by the names of their fields ([`Shape`]). Further fields become further
+    /// columns (numbers and booleans as such, lists and objects as JSON text).
+    ///
+    /// A row that cannot be used (not UTF-8, not JSON, a field missing or not a text, too many fields …) does not stop the reading: it is
+    /// kept in [`Dataset::rejected`] with its file, line and the reason.
     ///
     /// # Errors
-    /// The file is missing, empty, in another format, or holds not a single usable line; or the user pressed Stop.
+    /// The file is missing, empty, in another format, or holds not a single usable row; or the user pressed Stop.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        jsonl::read(path.as_ref(), jsonl::Keys::default())
+        read::read(path.as_ref(), &ReadOptions::default())
+    }
+
+    /// [`Dataset::read`] for rows whose shape has to be named, or for some files of a folder or repository.
+    ///
+    /// # Errors
+    /// As [`Dataset::read`]; a template with a brace too many.
+    pub fn read_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
+        read::read(path.as_ref(), options)
     }
 
     /// [`Dataset::read`] for a file that names the two texts otherwise ("question" and "answer", say). The columns are
@@ -71,7 +83,7 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::read`].
     pub fn read_keys(path: impl AsRef<Path>, prompt: &str, completion: &str) -> Result<Self> {
-        jsonl::read(path.as_ref(), jsonl::Keys { prompt, completion })
+        read::read(path.as_ref(), &ReadOptions::default().columns(prompt, completion))
     }
 
     /// A data set of these (prompt, completion) pairs.
@@ -81,7 +93,7 @@ impl Dataset {
         let columns = vec![prompts.into_column(), completions.into_column()];
         let frame =
             DataFrame::new(rows.len(), columns).expect("two columns of equal length with different names");
-        Self::assemble(frame, "rows", rejected_frame(&[]))
+        Self::assemble(frame, "rows", rejected_frame(&[]), Shape::PromptCompletion)
     }
 
     /// A data set of a frame that has the text columns `prompt` and `completion`. Rows where one of them is null are kept
@@ -106,6 +118,7 @@ impl Dataset {
                 let missing =
                     if frame.column(PROMPT)?.is_null().get(row) == Some(true) { PROMPT } else { COMPLETION };
                 rejects.push(Reject {
+                    file: "frame".to_owned(),
                     line: row as u64 + 1,
                     reason: format!("expected text in \"{missing}\", found null"),
                     raw: format!("{:?}", frame.get(row).unwrap_or_default()),
@@ -113,11 +126,19 @@ impl Dataset {
             }
         }
         let frame = if rejects.is_empty() { frame } else { frame.filter(&filled)? };
-        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects)))
+        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects), Shape::PromptCompletion))
     }
 
-    pub(crate) fn assemble(frame: DataFrame, source: &str, rejected: DataFrame) -> Self {
-        Self { frame, source: source.into(), rejected, cleaning: None }
+    /// A data set of a frame whose columns have one of the known shapes, or the one that `options` names.
+    ///
+    /// # Errors
+    /// Not a single row can be used.
+    pub fn from_frame_with(frame: DataFrame, options: &ReadOptions) -> Result<Self> {
+        read::frame(&frame, options)
+    }
+
+    pub(crate) fn assemble(frame: DataFrame, source: &str, rejected: DataFrame, shape: Shape) -> Self {
+        Self { frame, source: source.into(), rejected, shape: Arc::new(shape), cleaning: None }
     }
 
     /// The same set with other rows. The lines kept aside at reading stay with it.
@@ -149,7 +170,13 @@ impl Dataset {
         self.frame.clone()
     }
 
-    /// The lines that could not be used: columns `line` (from 1), `reason`, `raw` (bytes that are not UTF-8 replaced).
+    /// How the rows of the file became pairs.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The rows that could not be used: columns `file`, `line` (from 1; 0 for a whole file), `reason`, `raw` (bytes that are not UTF-8
+    /// replaced).
     pub fn rejected(&self) -> DataFrame {
         self.rejected.clone()
     }
@@ -224,7 +251,8 @@ impl Dataset {
         let names: Vec<PlSmallStr> = upper.get_column_names_owned();
         let frame = upper.vstack(&lower.select(names)?)?;
         let rejected = self.rejected.vstack(&other.rejected)?;
-        Ok(Self::assemble(frame, &format!("{} + {}", self.source, other.source), rejected))
+        let source = format!("{} + {}", self.source, other.source);
+        Ok(Self::assemble(frame, &source, rejected, Shape::clone(&self.shape)))
     }
 
     pub(crate) fn take(&self, rows: &[IdxSize]) -> Result<Self> {
@@ -284,45 +312,30 @@ impl Dataset {
     /// # Errors
     /// The file cannot be written.
     pub fn write_jsonl(&self, path: impl AsRef<Path>) -> Result<usize> {
-        let path = path.as_ref();
-        let io = |source| DataError::Io { action: "write", path: path.to_owned(), source };
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(io)?;
-        }
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.tmp", std::process::id()));
-        let written = (|| {
-            let mut file = BufWriter::new(std::fs::File::create(&temporary)?);
-            for row in 0..self.len() {
-                serde_json::to_writer(&mut file, &self.object(row))?;
-                file.write_all(b"\n")?;
-            }
-            file.into_inner().map_err(|error| error.into_error())?.sync_all()?;
-            std::fs::rename(&temporary, path)
-        })();
-        if written.is_err() {
-            // Best effort: the first error is the one to report.
-            let _ = std::fs::remove_file(&temporary);
-        }
-        written.map_err(io)?;
-        Ok(self.len())
+        write::jsonl(self, path.as_ref())
     }
 
-    /// One row as a JSON object.
-    fn object(&self, row: usize) -> serde_json::Map<String, serde_json::Value> {
-        let mut object = serde_json::Map::new();
-        for column in self.frame.columns() {
-            let value = match column.get(row) {
-                Ok(AnyValue::String(text)) => text.into(),
-                Ok(AnyValue::Boolean(value)) => value.into(),
-                Ok(AnyValue::Int64(value)) => value.into(),
-                Ok(AnyValue::Float64(value)) => value.into(),
-                Ok(AnyValue::Null) | Err(_) => continue,
-                Ok(other) => other.to_string().into(),
-            };
-            object.insert(column.name().to_string(), value);
-        }
-        object
+    /// Writes the rows as Parquet, all columns. The file appears whole or not at all. Returns the number of rows.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_parquet(&self, path: impl AsRef<Path>) -> Result<usize> {
+        write::parquet(self, path.as_ref())
+    }
+
+    /// Writes the rows in the chat format that OpenAI takes for fine-tuning, checked against the published rules
+    /// ([`validate_openai_chat`](crate::validate_openai_chat)). A column `system` becomes the system message; other columns are left out. Returns the
+    /// number of rows.
+    ///
+    /// # Errors
+    /// The provider would refuse the file (fewer than ten rows, an empty text), or it cannot be written.
+    pub fn write_openai_chat(&self, path: impl AsRef<Path>) -> Result<usize> {
+        write::openai_chat(self, path.as_ref())
+    }
+
+    /// What tells rows apart: the prompts, or the completions where the prompt is empty, as in plain text.
+    pub(crate) fn id_texts(&self) -> impl Iterator<Item = &str> {
+        self.pairs().map(|(prompt, completion)| if prompt.is_empty() { completion } else { prompt })
     }
 
     /// The prompts and completions in order.
@@ -344,11 +357,16 @@ impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.frame.get_column_names().iter().map(|name| name.as_str()).collect();
         write!(f, "Dataset of {} ({}) from {}", counted(self.len(), "row"), names.join(", "), self.source)?;
+        if *self.shape != Shape::PromptCompletion {
+            write!(f, "\nread as {}", self.shape)?;
+        }
         let rejected = self.rejected.height();
         if rejected > 0 {
             write!(f, "\n{} kept aside, see rejected():", counted(rejected, "line"))?;
             for reject in self.first_rejects(3) {
-                write!(f, "\n  line {}: {}", reject.line, reject.reason)?;
+                let file =
+                    if reject.file == *self.source { String::new() } else { format!("{}, ", reject.file) };
+                write!(f, "\n  {file}line {}: {}", reject.line, reject.reason)?;
             }
             if rejected > 3 {
                 write!(f, "\n  … and {} more", rejected - 3)?;
@@ -384,6 +402,7 @@ impl Dataset {
         let lines = self.rejected.column("line").and_then(|column| column.i64());
         (0..self.rejected.height().min(count))
             .map(|row| Reject {
+                file: text("file", row),
                 line: lines.as_ref().ok().and_then(|lines| lines.get(row)).unwrap_or_default() as u64,
                 reason: text("reason", row),
                 raw: text("raw", row),
@@ -395,6 +414,7 @@ impl Dataset {
 /// A line that could not be used.
 #[derive(Debug)]
 pub(crate) struct Reject {
+    pub file: String,
     pub line: u64,
     pub reason: String,
     pub raw: String,
@@ -405,6 +425,13 @@ pub(crate) fn rejected_frame(rejects: &[Reject]) -> DataFrame {
     let reasons =
         StringChunked::from_iter_values("reason".into(), rejects.iter().map(|reject| reject.reason.as_str()));
     let raw = StringChunked::from_iter_values("raw".into(), rejects.iter().map(|reject| reject.raw.as_str()));
-    let columns = vec![Column::new("line".into(), lines), reasons.into_column(), raw.into_column()];
-    DataFrame::new(rejects.len(), columns).expect("three columns of equal length with different names")
+    let files =
+        StringChunked::from_iter_values("file".into(), rejects.iter().map(|reject| reject.file.as_str()));
+    let columns = vec![
+        files.into_column(),
+        Column::new("line".into(), lines),
+        reasons.into_column(),
+        raw.into_column(),
+    ];
+    DataFrame::new(rejects.len(), columns).expect("four columns of equal length with different names")
 }

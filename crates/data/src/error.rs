@@ -13,7 +13,9 @@ pub type Result<T, E = DataError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum DataError {
     /// There is no such file.
-    #[error("no file {path:?}: expected a JSONL file there. Relative paths start at {working_directory:?}")]
+    #[error(
+        "no file {path:?}: expected a data file or a folder there. Relative paths start at {working_directory:?}"
+    )]
     NotFound {
         /// The path as given.
         path: PathBuf,
@@ -21,11 +23,47 @@ pub enum DataError {
         working_directory: PathBuf,
     },
 
-    /// The path names something that is not a file.
-    #[error("{path:?} is a directory: expected a JSONL file. Name one of the files in it")]
-    NotAFile {
+    /// The path names something that holds no rows.
+    #[error("{path:?} cannot be used: {reason}")]
+    Unusable {
         /// The path as given.
         path: PathBuf,
+        /// What was expected, and what was found.
+        reason: String,
+    },
+
+    /// A data set could not be fetched.
+    #[error("cannot fetch {file} of the data set `{repo}` from the hub: {reason}")]
+    Hub {
+        /// The repository as given.
+        repo: String,
+        /// The file.
+        file: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+
+    /// A template that cannot be filled.
+    #[error("{reason}")]
+    Template {
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// The provider would refuse the file.
+    #[error(
+        "{path:?} is not written: OpenAI would refuse it for {count} {}. Line {line}: {problem}",
+        if *.count == 1 { "reason" } else { "reasons" }
+    )]
+    OpenAi {
+        /// The path as given.
+        path: PathBuf,
+        /// Problems in all.
+        count: usize,
+        /// The line of the first one, 0 for the file as a whole.
+        line: usize,
+        /// The first one.
+        problem: String,
     },
 
     /// The operating system refused.
@@ -40,16 +78,14 @@ pub enum DataError {
     },
 
     /// The file holds nothing.
-    #[error(
-        "{path:?} is empty: expected one JSON object a line, with the text keys \"prompt\" and \"completion\""
-    )]
+    #[error("{path:?} is empty: expected rows with a prompt and a completion")]
     Empty {
         /// The path as given.
         path: PathBuf,
     },
 
     /// The file is in another format.
-    #[error("{path:?} is {found}: expected JSONL, one JSON object a line. {remedy}")]
+    #[error("{path:?} is {found}: expected JSONL, JSON, CSV or Parquet. {remedy}")]
     Format {
         /// The path as given.
         path: PathBuf,
@@ -60,7 +96,7 @@ pub enum DataError {
     },
 
     /// Not a single line could be used.
-    #[error("{path:?}: none of its {lines} lines can be used. Line {line}: {reason}")]
+    #[error("{path:?}: none of its {lines} rows can be used. Line {line}: {reason}{advice}")]
     NoUsableRow {
         /// The path as given.
         path: PathBuf,
@@ -70,6 +106,8 @@ pub enum DataError {
         line: u64,
         /// What is wrong with it.
         reason: String,
+        /// What to do, if there is more to say.
+        advice: String,
     },
 
     /// A frame lacks a column, or has it in another type.

@@ -1,7 +1,7 @@
 //! From a file of prompt/completion pairs to a set one can train on and trust.
 //!
-//! - [`Dataset`]: a polars frame with the text columns `prompt` and `completion`, read from JSONL ([`Dataset::read`]).
-//!   Lines that cannot be used are kept aside with their line number and the reason.
+//! - [`Dataset`]: a polars frame with the text columns `prompt` and `completion`, read from JSONL, JSON, CSV, Parquet, text files and
+//!   the Hugging Face hub ([`Dataset::read`]). Rows that cannot be used are kept aside with file, line and the reason.
 //! - [`Cleaning`]: named steps in order; each says what it changed and dropped ([`Dataset::report`]).
 //! - [`Split`]: a hold-out by hash, which appended rows never reshuffle; [`Splits::audit`] looks for leaks.
 //! - [`Profile`]: what is in a set, before one trusts it.
@@ -29,20 +29,35 @@ mod audit;
 mod backticks;
 mod casing;
 mod clean;
+mod csv;
 mod dataset;
+mod decompress;
 mod error;
+mod fields;
 mod html;
+mod hub;
+mod json;
 mod jsonl;
 mod key;
 mod near;
+mod openai;
+mod parquet;
 mod profile;
+mod read;
+mod shape;
+mod source;
 mod split;
+mod table;
 mod text;
 mod whitespace;
+mod write;
 
 pub use audit::{Audit, Overlap, OverlapKind};
 pub use clean::{CleanReport, Cleaning, Example, Step, StepReport};
 pub use dataset::{COMPLETION, Dataset, PROMPT, Row};
 pub use error::{DataError, Result};
+pub use openai::{OpenAiProblem, validate_openai_chat};
 pub use profile::{LengthSummary, Profile};
+pub use read::ReadOptions;
+pub use shape::Shape;
 pub use split::{Split, Splits};

@@ -155,11 +155,12 @@ fn files_that_cannot_be_used_say_why() {
     for contents in [
         &b"\n\n  \n"[..],
         b"prompt,completion\na,b\n",
-        b"[\n  {\"prompt\": \"a\", \"completion\": \"b\"},\n  {\"prompt\": \"c\", \"completion\": \"d\"}\n]\n",
+        b"[\n  {\"prompt\": \"a\"},\n  {\"prompt\": \"c\", \"completion\": 1}\n]\n",
+        b"PK\x03\x04rest",
         b"\xff\xfe{\x00",
         b"\x1f\x8b\x08\x00",
         b"PAR1rest",
-        b"{\"text\": \"one column\"}\n",
+        b"{\"body\": \"one column\"}\n",
     ] {
         std::fs::write(&path, contents).expect("writing to it");
         note(&path);

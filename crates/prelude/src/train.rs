@@ -36,13 +36,22 @@ impl Train for Trainer {
 
 /// The pairs of a data set as training examples.
 pub trait Examples {
-    /// All rows, in order.
+    /// All rows, in order. What a column `system` holds stands before the prompt.
     fn examples(&self) -> Vec<Example>;
 }
 
 impl Examples for Dataset {
     fn examples(&self) -> Vec<Example> {
-        self.rows().into_iter().map(|row| Example::new(row.prompt, row.completion)).collect()
+        let frame = self.frame();
+        let system = frame.column("system").ok().and_then(|column| column.str().ok());
+        let told = |row: usize| system.and_then(|system| system.get(row)).filter(|told| !told.is_empty());
+        let pairs = self.rows().into_iter().enumerate();
+        pairs
+            .map(|(at, row)| match told(at) {
+                Some(told) => Example::new(format!("{told}\n\n{}", row.prompt), row.completion),
+                None => Example::new(row.prompt, row.completion),
+            })
+            .collect()
     }
 }
 
