@@ -97,8 +97,11 @@ pub(crate) fn items(code: &str) -> Vec<String> {
 /// Whether the cell only calls what has been compiled before (a library's functions), so that optimising it would cost
 /// more than it could save: no loop, closure, iterator or function of the notebook's own is in it.
 pub(crate) fn only_calls(code: &str, items: &[String]) -> bool {
-    use SyntaxKind::{FN_KW, FOR_KW, IDENT, IMPL_KW, LOOP_KW, PIPE, WHILE_KW};
+    use SyntaxKind::{DOT2, DOT2EQ, FN_KW, FOR_KW, IDENT, IMPL_KW, LOOP_KW, PIPE, WHILE_KW};
+    /// What works through elements in the cell's own code.
     const WORK: [&str; 8] = ["iter", "collect", "sort", "fold", "sum", "extend", "repeat", "macro_rules"];
+    /// What an iterator comes from without one of these words.
+    const SOURCES: [&str; 6] = ["lines", "chars", "bytes", "split", "windows", "chunks"];
     let tokens = |text: &str| -> Vec<(SyntaxKind, String)> {
         let parsed = parse(&blank_commands(text));
         let tokens =
@@ -116,9 +119,21 @@ pub(crate) fn only_calls(code: &str, items: &[String]) -> bool {
         let names = item.windows(3).filter(|window| window[0].0 == FN_KW).map(|window| window[2].1.clone());
         own.extend(names);
     }
-    tokens(code).iter().all(|(kind, text)| match *kind {
+    let code = tokens(code);
+    // In a chain of polars' these words name its own work: `frame.lazy().sort(…).collect()`.
+    let is_lazy = code.iter().any(|(kind, text)| *kind == IDENT && text == "lazy")
+        && !code.iter().any(|(kind, text)| match *kind {
+            DOT2 | DOT2EQ => true,
+            IDENT => SOURCES.iter().any(|word| text.contains(word)),
+            _ => false,
+        });
+    let works = |text: &str| match text {
+        "collect" | "sort" | "sum" if is_lazy => false,
+        _ => WORK.iter().any(|word| text.contains(word)),
+    };
+    code.iter().all(|(kind, text)| match *kind {
         FN_KW | FOR_KW | IMPL_KW | LOOP_KW | PIPE | WHILE_KW => false,
-        IDENT => !own.contains(text) && !WORK.iter().any(|word| text.contains(word)),
+        IDENT => !own.contains(text) && !works(text),
         _ => true,
     })
 }
@@ -260,12 +275,20 @@ mod tests {
             "let t: Tensor = Tensor::zeros(3, D, &cpu)?;",
             "trainer.train(&split)?",
             "1 + x",
+            "frame.clone().lazy().filter(col(\"a\").gt(lit(1))).sort([\"a\"], Default::default()).collect()?",
         ] {
             assert!(only_calls(code, &own), "{code}");
         }
-        for code in
-            ["for i in 0..9 { x += i }", "v.iter().max()", "xs.map(|x| x + 1)", "double(3)", "while true {}"]
-        {
+        for code in [
+            "for i in 0..9 { x += i }",
+            "v.iter().max()",
+            "xs.map(|x| x + 1)",
+            "double(3)",
+            "while true {}",
+            "frame.lazy().collect()?; let v: Vec<char> = text.chars().collect();",
+            "frame.lazy().collect()?; let v: Vec<i32> = (0..9).collect();",
+            "words.collect::<Vec<_>>()",
+        ] {
             assert!(!only_calls(code, &own), "{code}");
         }
         assert!(!only_calls("p.work()", &["impl P { fn work(&self) {} }".to_owned()]));

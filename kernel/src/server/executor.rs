@@ -169,7 +169,9 @@ impl Executor {
             cell::with_types(code, &lets, &self.types(context, code))
         };
         let mut callbacks = EvalCallbacks {
-            input_reader: &|asked| self.input.ask(request, &asked.prompt, asked.is_password),
+            input_reader: &|asked| {
+                self.input.ask(request, &asked.prompt, asked.is_password, || self.running.is_interrupted())
+            },
         };
         match context.execute_with_callbacks(&typed, &mut callbacks) {
             // The error may lie in a type that was written in, and its place is that of the changed text. Nothing has

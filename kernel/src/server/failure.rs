@@ -53,8 +53,15 @@ impl Failure {
             Error::SubprocessTerminated(text) => {
                 let status = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);
                 let status = status.trim_start_matches("Subprocess terminated with status: ");
+                let refused = refused_allocation(&outcome.stderr);
+                // The count of processes that the system has ended is not of ours alone.
+                let oom = (oom && status.contains("SIGKILL") && !outcome.killed) || refused.is_some();
                 let why = if outcome.killed {
                     "stopped by force, as it did not answer to Stop".to_owned()
+                } else if let Some(bytes) = refused {
+                    format!(
+                        "out of memory: the system refused {bytes} bytes, and the process ended ({status})"
+                    )
                 } else if oom {
                     format!("out of memory: the system ended the process ({status})")
                 } else {
@@ -116,7 +123,7 @@ fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<Str
     {
         let mut text = Vec::new();
         if report.write(ariadne::sources([(name, code)]), &mut text).is_ok() {
-            return String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+            return String::from_utf8_lossy(&text).lines().map(with_few_colours).collect();
         }
     }
     // Code that is not ASCII has no report: the compiler's own rendering then.
@@ -125,6 +132,28 @@ fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<Str
         return vec![format!("\x1b[31merror\x1b[0m: {}", error.message())];
     }
     rendered.lines().map(str::to_owned).collect()
+}
+
+/// The line without the colour changes that change nothing: the report sets the colour for each character of the code, and
+/// a saved notebook keeps them all.
+fn with_few_colours(line: &str) -> String {
+    const RESET: &str = "\x1b[0m";
+    let mut out = String::with_capacity(line.len());
+    let mut colour = "";
+    let mut rest = line;
+    while let Some(at) = rest.find('\x1b') {
+        out.push_str(&rest[..at]);
+        let end = rest[at..].find('m').map_or(rest.len(), |end| at + end + 1);
+        let code = &rest[at..end];
+        rest = &rest[end..];
+        if code == RESET && !colour.is_empty() && rest.starts_with(colour) {
+            rest = &rest[colour.len()..];
+            continue;
+        }
+        colour = if code == RESET { "" } else { code };
+        out.push_str(code);
+    }
+    out + rest
 }
 
 /// The message and the place of the last panic in a standard error.
@@ -136,6 +165,14 @@ fn panic_message(stderr: &str) -> (String, Option<String>) {
         .take_while(|line| !line.starts_with("note: ") && !line.starts_with("stack backtrace:"))
         .collect();
     (message.join("\n").trim().to_owned(), Some(place))
+}
+
+/// How many bytes the process had asked for when it ended for want of them: Rust's own words.
+fn refused_allocation(stderr: &[u8]) -> Option<u64> {
+    let text = String::from_utf8_lossy(stderr);
+    let (_, rest) = text.rsplit_once("memory allocation of ")?;
+    let (bytes, rest) = rest.split_once(' ')?;
+    rest.starts_with("bytes failed").then(|| bytes.parse().ok())?
 }
 
 fn tail(stderr: &[u8]) -> Vec<String> {
@@ -165,12 +202,29 @@ mod tests {
     }
 
     #[test]
+    fn a_colour_is_set_once_for_its_text() {
+        let line = "\x1b[38;5;9ma\x1b[0m\x1b[38;5;9mb\x1b[0m \x1b[38;5;9mc\x1b[0m\x1b[38;5;1md\x1b[0m.";
+        assert_eq!(with_few_colours(line), "\x1b[38;5;9mab\x1b[0m \x1b[38;5;9mc\x1b[0m\x1b[38;5;1md\x1b[0m.");
+        assert_eq!(with_few_colours("plain"), "plain");
+        assert_eq!(with_few_colours("\x1b[1"), "\x1b[1");
+    }
+
+    #[test]
     fn a_dead_process_is_told_from_a_killed_one() {
         let error =
             Error::SubprocessTerminated("Subprocess terminated with status: signal: 6 (SIGABRT)".into());
         let failure = Failure::of_evcxr(&error, &Outcome::default(), "", 1, false);
         assert_eq!(failure.evalue, "the process of the cells ended: signal: 6 (SIGABRT)");
-        let oom = Failure::of_evcxr(&error, &Outcome::default(), "", 1, true);
-        assert_eq!(oom.ename, "OutOfMemory");
+        let aborted = Failure::of_evcxr(&error, &Outcome::default(), "", 1, true);
+        assert_eq!(aborted.ename, "ProcessDied", "another process was ended for want of memory");
+        let killed =
+            Error::SubprocessTerminated("Subprocess terminated with status: signal: 9 (SIGKILL)".into());
+        assert_eq!(Failure::of_evcxr(&killed, &Outcome::default(), "", 1, true).ename, "OutOfMemory");
+        assert_eq!(Failure::of_evcxr(&killed, &Outcome::default(), "", 1, false).ename, "ProcessDied");
+        let refused =
+            Outcome { stderr: b"memory allocation of 99 bytes failed\n".to_vec(), ..Outcome::default() };
+        let failure = Failure::of_evcxr(&error, &refused, "", 1, false);
+        assert_eq!(failure.ename, "OutOfMemory");
+        assert!(failure.evalue.contains("refused 99 bytes"), "{failure:?}");
     }
 }

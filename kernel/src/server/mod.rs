@@ -286,7 +286,13 @@ async fn receive<S: SocketRecv>(
     match received {
         Ok(message) => Some(message),
         Err(error) => {
-            let text = format!("[kernel] dropped a message on the {channel} channel: {error}\n");
+            let why = match error.to_string() {
+                unspecified if unspecified.contains("ring::error::Unspecified") => {
+                    "its signature is not made with this kernel's key".to_owned()
+                }
+                other => other,
+            };
+            let text = format!("[kernel] dropped a message on the {channel} channel: {why}\n");
             eprint!("{text}");
             let _ = iopub.send(message::orphan("stream", json!({"name": "stderr", "text": text})));
             // A broken socket fails again at once.

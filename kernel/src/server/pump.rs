@@ -135,6 +135,9 @@ impl Child {
                 // The child is gone. What it wrote before is still in the sockets.
                 self.read_err(&mut pending[1]);
                 self.read_out(&mut pending);
+                for event in self.parser.rest() {
+                    self.handle(event, &mut pending);
+                }
                 self.release_panic(&mut pending[1]);
                 for (index, text) in pending.iter_mut().enumerate() {
                     self.send_text(index, text);
@@ -396,6 +399,10 @@ struct Parser {
 }
 
 const WORD: &[u8] = b"EVCXR_";
+/// A line that begins like a control word and is longer is none.
+const LONGEST_WORD_BYTES: usize = 16 * 1024;
+/// What a library shows in one block beyond this is text, and cut like text.
+const MOST_BLOCK_BYTES: usize = 32 * 1024 * 1024;
 
 impl Parser {
     fn new(nonce: &str) -> Self {
@@ -423,6 +430,10 @@ impl Parser {
         if rest.starts_with(&self.mark) {
             let end = newline?;
             let frame = String::from_utf8_lossy(&rest[self.mark.len()..end]).into_owned();
+            if frame == END {
+                // A block that nothing has ended would swallow the next cell's output.
+                events.extend(self.block_as_text());
+            }
             events.push(Event::Frame(frame));
             self.line_start = true;
             return Some(end + 1);
@@ -430,8 +441,14 @@ impl Parser {
         if self.mark.starts_with(rest) {
             return None;
         }
+        // Whoever prints a control word without the end of its line must not hide the frame behind it.
+        let frame = newline.and_then(|newline| find(&rest[..newline], &self.mark));
         if let Some((_, content)) = &mut self.block {
-            let end = newline?;
+            if newline.is_none() && content.len() + rest.len() > MOST_BLOCK_BYTES {
+                events.extend(self.block_as_text());
+                return Some(0);
+            }
+            let end = frame.or(newline)?;
             let line = String::from_utf8_lossy(&rest[..end]);
             if line == "EVCXR_END_CONTENT" {
                 if let Some((mime, content)) = self.block.take() {
@@ -442,10 +459,24 @@ impl Parser {
                     content.push('\n');
                 }
                 content.push_str(&line);
+                if content.len() > MOST_BLOCK_BYTES {
+                    events.extend(self.block_as_text());
+                }
             }
-            return Some(end + 1);
+            return Some(if frame.is_some() { end } else { end + 1 });
         }
         if self.line_start && rest.starts_with(WORD) {
+            let text_end = frame.or_else(|| {
+                let start = rest.iter().position(|&b| b == FRAME_START).unwrap_or(rest.len());
+                (start > LONGEST_WORD_BYTES).then_some(start)
+            });
+            if let Some(end) = text_end
+                && newline.is_none_or(|newline| end < newline)
+            {
+                events.push(Event::Text(rest[..end].to_vec()));
+                self.line_start = false;
+                return Some(end);
+            }
             let end = newline?;
             let line = String::from_utf8_lossy(&rest[..end]).into_owned();
             if let Some(mime) = line.strip_prefix("EVCXR_BEGIN_CONTENT ") {
@@ -462,8 +493,8 @@ impl Parser {
             return None;
         }
         // Text, up to the end of the line or to something that may be a frame.
-        let frame = rest[1..].iter().position(|&b| b == FRAME_START).map(|at| at + 1);
-        let end = [newline.map(|at| at + 1), frame, Some(rest.len())].into_iter().flatten().min()?;
+        let frame_start = rest[1..].iter().position(|&b| b == FRAME_START).map(|at| at + 1);
+        let end = [newline.map(|at| at + 1), frame_start, Some(rest.len())].into_iter().flatten().min()?;
         self.line_start = rest[end - 1] == b'\n';
         match events.last_mut() {
             Some(Event::Text(text)) => text.extend_from_slice(&rest[..end]),
@@ -471,6 +502,26 @@ impl Parser {
         }
         Some(end)
     }
+
+    /// A block that was begun, as the text that it is.
+    fn block_as_text(&mut self) -> Option<Event> {
+        let (mime, content) = self.block.take()?;
+        self.line_start = true;
+        Some(Event::Text(format!("EVCXR_BEGIN_CONTENT {mime}\n{content}\n").into_bytes()))
+    }
+
+    /// All that is held back, when nothing more can come.
+    fn rest(&mut self) -> Vec<Event> {
+        let held = std::mem::take(&mut self.held);
+        self.block_as_text().into_iter().chain((!held.is_empty()).then_some(Event::Text(held))).collect()
+    }
+}
+
+/// Where `part` begins in `bytes`.
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    let first = *part.first()?;
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == first).map(|(at, _)| at);
+    starts.into_iter().find(|at| bytes[*at..].starts_with(part))
 }
 
 fn unescape(text: &str) -> String {
@@ -537,6 +588,34 @@ mod tests {
         let events = parse(&[b"a\nEVCXR_BEGIN_CONTENT text/html\n<b>\nx</b>\nEVCXR_END_CONTENT\nb\n"]);
         let block = Event::Block { mime: "text/html".into(), content: "<b>\nx</b>".into() };
         assert_eq!(events, [text("a\n"), block, text("b\n")]);
+    }
+
+    #[test]
+    fn a_control_word_without_the_end_of_its_line_hides_no_frame() {
+        let end = || Event::Frame(END.into());
+        for word in ["EVCXR_", "EVCXR_INPUT_REQUEST", "EVCXR_EXECUTION_COMPLETE", "EVCXR_BEGIN_CONTENT x"] {
+            let output = format!("{word}\x1en0nceEND\n");
+            assert_eq!(parse(&[output.as_bytes()]), [text(word), end()], "{word}");
+            let (front, back) = output.split_at(word.len() + 3);
+            assert_eq!(parse(&[front.as_bytes(), back.as_bytes()]), [text(word), end()], "{word}");
+        }
+        let long = "EVCXR_".repeat(10_000);
+        assert_eq!(parse(&[format!("{long}\x1en0n").as_bytes(), b"ceEND\n"]), [text(&long), end()]);
+    }
+
+    #[test]
+    fn a_block_without_an_end_is_text_when_the_cell_ends() {
+        let events = parse(&[b"EVCXR_BEGIN_CONTENT text/html\n<b>\nx\x1en0nceEND\nnext\n"]);
+        let shown = text("EVCXR_BEGIN_CONTENT text/html\n<b>\nx\n");
+        assert_eq!(events, [shown, Event::Frame(END.into()), text("next\n")]);
+    }
+
+    #[test]
+    fn what_a_dead_child_has_begun_is_shown() {
+        let mut parser = Parser::new("n0nce");
+        assert_eq!(parser.parse(b"EVCXR_PA"), []);
+        assert_eq!(parser.rest(), [text("EVCXR_PA")]);
+        assert_eq!(parser.rest(), []);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Questions to the user.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use jupyter_protocol::JupyterMessage;
 use serde_json::json;
@@ -27,8 +28,14 @@ impl Input {
         let _ = self.answer.send(value);
     }
 
-    /// Asks the front end that sent `request`. Empty where nobody can be asked.
-    pub(crate) fn ask(&self, request: &JupyterMessage, prompt: &str, password: bool) -> String {
+    /// Asks the front end that sent `request`. Empty where nobody can be asked, and when `is_stopped` before the answer.
+    pub(crate) fn ask(
+        &self,
+        request: &JupyterMessage,
+        prompt: &str,
+        password: bool,
+        is_stopped: impl Fn() -> bool,
+    ) -> String {
         if message::content(request)["allow_stdin"] != true {
             return String::new();
         }
@@ -37,6 +44,12 @@ impl Input {
         while answers.try_recv().is_ok() {}
         let content = json!({"prompt": prompt, "password": password});
         let _ = self.requests.send(message::child_of(request, "input_request", content));
-        answers.recv().unwrap_or_default()
+        loop {
+            match answers.recv_timeout(Duration::from_millis(50)) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Timeout) if !is_stopped() => {}
+                Err(_) => return String::new(),
+            }
+        }
     }
 }
