@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tunebook_progress::interrupt;
+use tunebook_progress::{ProgressBar, interrupt};
 
 use crate::error::{Error, Result};
 use crate::llama::Positions;
@@ -297,11 +297,14 @@ pub(crate) fn generate(
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(prompts[*index].len()));
     let mut answers = vec![Generated::default(); prompts.len()];
+    // A single answer is shown as it comes, by those who want to see it.
+    let bar = (prompts.len() > 1)
+        .then(|| ProgressBar::new("Generating", Some(prompts.len() as u64)).unit("answer"));
     for group in order.chunks(config.batch_size) {
         if interrupt::requested() {
             break;
         }
-        generate_group(model, prompts, group, config, on_text, &mut answers)?;
+        generate_group(model, prompts, group, config, on_text, bar.as_ref(), &mut answers)?;
     }
     Ok(answers)
 }
@@ -313,6 +316,7 @@ fn generate_group(
     group: &[usize],
     config: &GenerationConfig,
     on_text: OnText<'_>,
+    bar: Option<&ProgressBar>,
     answers: &mut [Generated],
 ) -> Result<()> {
     let Some(longest) = group.first().map(|index| prompts[*index].len()) else { return Ok(()) };
@@ -339,6 +343,7 @@ fn generate_group(
         })
         .collect();
     let (mut from, mut t) = (0, longest);
+    let mut written = 0;
     loop {
         let input = Tensor::from_vec(std::mem::take(&mut ids), (rows.len(), t), device)?;
         let positions = Positions::padded(from, t, &starts, device)?;
@@ -371,6 +376,11 @@ fn generate_group(
                 };
             }
             going.push(go_on);
+        }
+        if let Some(bar) = bar {
+            written += 1;
+            bar.message(format!("token {written} of at most {max_new_tokens}"));
+            bar.advance(going.iter().filter(|go_on| !**go_on).count() as u64);
         }
         if ids.is_empty() {
             return Ok(());

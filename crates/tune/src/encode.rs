@@ -1,12 +1,16 @@
 //! Examples as the model's token ids, through its chat template.
 
 use tunebook_models::{ChatTemplate, Message, Model};
+use tunebook_progress::{ProgressBar, interrupt};
 
 use crate::batch::{Example, TokenizedSet};
 use crate::error::{Error, Result};
 
 /// What padding is filled with: any id will do, for no token that bears a loss ever sees it.
 pub(crate) const PAD_ID: u32 = 0;
+
+/// From this many examples on, a progress bar is drawn.
+const BAR_EXAMPLES: usize = 2_000;
 
 /// Tokenises a set of examples.
 ///
@@ -15,7 +19,8 @@ pub(crate) const PAD_ID: u32 = 0;
 /// is, and shall say the completion and the end of the text.
 ///
 /// # Errors
-/// As [`TokenizedSet::new`]; a template that fails, or that does not render a prompt as the beginning of the conversation.
+/// As [`TokenizedSet::new`]; a template that fails, or that does not render a prompt as the beginning of the conversation; a
+/// request to stop.
 pub(crate) fn tokenize(
     model: &Model,
     set: &'static str,
@@ -23,9 +28,19 @@ pub(crate) fn tokenize(
     max_length: Option<usize>,
 ) -> Result<TokenizedSet> {
     let context = model.config().max_position_embeddings;
-    TokenizedSet::new(set, examples, context, max_length, &|row, example| match model.chat_template() {
-        Some(template) => conversation(model, template, set, row, example),
-        None => plain(model, example),
+    let bar = (examples.len() >= BAR_EXAMPLES).then(|| {
+        ProgressBar::new(format!("Tokenising the {set} set"), Some(examples.len() as u64)).unit("row")
+    });
+    TokenizedSet::new(set, examples, context, max_length, &|row, example| {
+        interrupt::check()?;
+        let ids = match model.chat_template() {
+            Some(template) => conversation(model, template, set, row, example),
+            None => plain(model, example),
+        }?;
+        if let Some(bar) = &bar {
+            bar.advance(1);
+        }
+        Ok(ids)
     })
 }
 

@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tunebook_models::Model;
+use tunebook_progress::ProgressBar;
 
 use crate::args::{EvalStrategy, TrainingArgs};
 use crate::backward;
@@ -229,7 +230,8 @@ impl Trainer {
     pub fn evaluate(&self, examples: &[Example]) -> Result<EvalRecord> {
         self.args.validate()?;
         let set = encode::tokenize(&self.model, "validation", examples, self.args.max_length)?;
-        self.evaluate_set(&set, 0, 0.0)
+        let bar = ProgressBar::new("Evaluating", Some(set.examples.len() as u64)).unit("row");
+        self.evaluate_set(&set, 0, 0.0, &|done| bar.set(done as u64))
     }
 
     fn run(&self, train: &[Example], validation: &[Example], from: Option<&Run>) -> Result<Run> {
@@ -324,7 +326,7 @@ impl Trainer {
                 && args.eval_is_due(step, steps_per_epoch, total_steps)
                 && run.evals.last().is_none_or(|last| last.step < step)
             {
-                let record = self.evaluate_set(set, step, epochs(step))?;
+                let record = self.evaluate_set(set, step, epochs(step), &|_| ())?;
                 run.evals.push(record.clone());
                 if args.load_best_model_at_end && run.evals_since_best() == 0 {
                     run.best = Some(Arc::new(Best { step, weights: stepper.weights()? }));
@@ -378,7 +380,13 @@ impl Trainer {
         }
     }
 
-    fn evaluate_set(&self, set: &TokenizedSet, step: usize, epoch: f64) -> Result<EvalRecord> {
+    fn evaluate_set(
+        &self,
+        set: &TokenizedSet,
+        step: usize,
+        epoch: f64,
+        on_rows: &dyn Fn(usize),
+    ) -> Result<EvalRecord> {
         let started = Instant::now();
         let (mut sum, mut label_tokens, mut done) = (0.0, 0, 0);
         for rows in set.by_length().chunks(self.args.eval_batch_size) {
@@ -386,6 +394,7 @@ impl Trainer {
             sum += backward::loss(&self.model, &batch)?;
             label_tokens += batch.label_tokens;
             done += rows.len();
+            on_rows(done);
             self.tell(|callback| callback.on_eval_progress(done, set.examples.len()))?;
         }
         let loss = sum / label_tokens.max(1) as f64;
