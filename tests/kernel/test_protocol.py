@@ -1,37 +1,16 @@
-"""What jupyter_kernel_test leaves out: Stop, live displays, input, aborted queues, damaged messages, several kernels.
+"""What jupyter_kernel_test leaves out: live displays, input, silent cells, failures, aborted queues, other requests.
 
 Run by `python -m unittest discover tests/kernel` in an environment that has the kernelspecs.
 """
 
-import glob
+import json
 import os
-import signal
+import tempfile
 import time
 import unittest
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
-import jupyter_client.kernelspec
-from client import Kernel, descendants_rss_mb
-
-
-def error_of(result):
-    errors = result.of_type("error")
-    assert len(errors) == 1, f"one error message expected, got {result.outputs}"
-    return errors[0]
-
-
-class WithKernel(unittest.TestCase):
-    """One kernel for the whole class."""
-
-    @classmethod
-    def setUpClass(cls):
-        cls.kernel = Kernel("tunebook").__enter__()
-        cls.addClassCleanup(cls.kernel.__exit__, None, None, None)
-
-    def run_ok(self, code, **kwargs):
-        result = self.kernel.execute(code, **kwargs)
-        self.assertEqual(result.status, "ok", f"{code!r}: {result.reply} {result.outputs}")
-        return result
+from case import WithKernel, error_of
 
 
 class Cells(WithKernel):
@@ -85,25 +64,45 @@ class Cells(WithKernel):
         self.assertEqual(shown["transient"]["display_id"], updated["transient"]["display_id"])
         self.assertEqual(updated["data"]["text/plain"], "1")
 
-    def test_control_words_of_evcxr_are_text(self):
-        words = ["EVCXR_EXECUTION_COMPLETE", "EVCXR_PANIC_NOTIFICATION", "EVCXR_ERROR_OCCURRED", "EVCXR_END_CONTENT"]
-        code = " ".join(f'println!("{word}");' for word in words)
-        self.assertEqual(self.run_ok(code).stdout.split(), words)
-        self.assertEqual(self.run_ok("1").text, "1")
-
-    def test_much_output_is_cut_and_said_so(self):
-        code = 'let line = "x".repeat(1000); for _ in 0..50_000 { println!("{line}"); }'
-        result = self.run_ok(code, timeout=120)
-        self.assertLess(len(result.stdout), 12_000_000)
-        self.assertGreater(len(result.stdout), 4_000_000)
-        self.assertIn("more than", result.stderr)
-        self.assertEqual(self.run_ok("1").text, "1")
-
     def test_silent_cells_show_and_count_nothing(self):
         before = self.run_ok("1").reply["execution_count"]
-        silent = self.run_ok("2", silent=True)
-        self.assertEqual(silent.of_type("execute_result"), [])
+        silent = self.run_ok("2; display(MimeBundle::text(\"x\")); 2", silent=True)
+        self.assertEqual([m["msg_type"] for m in silent.outputs], [])
         self.assertEqual(self.run_ok("3").reply["execution_count"], before + 1)
+        tail = self.ask(lambda: self.kernel.client.history(hist_access_type="tail", n=2, raw=True, output=False))
+        self.assertEqual([code for _, _, code in tail["history"]], ["1", "3"])
+
+    def test_rich_values_from_data_stay_text(self):
+        """No row can put a script, an image or a link into the notebook."""
+        evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [{"prompt": f"{evil} {i}", "completion": f"</td>{evil}"} for i in range(8)]
+            with open(os.path.join(folder, "rows.jsonl"), "w") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            self.run_ok(f'let evil: &str = "{evil}"; let set: Dataset = Dataset::read("{folder}/rows.jsonl")?;')
+        self.run_ok(f'let evil: String = "{evil}".to_owned();')
+        self.run_ok("let clean: Dataset = set.clean(&Cleaning::default().drop_duplicates().normalize_whitespace())?;")
+        values = [
+            "set",
+            "set.profile()",
+            "clean.report()",
+            "set.split(&Split::holdout(0.5).seed(1))?",
+            'df!("a" => [evil.as_str()], evil.as_str() => [1])?',
+            "vec![evil.clone()]",
+            "evil",
+            "side_by_side(&[&evil], &[&[evil.clone()]])",
+            "bar_chart(&evil, &evil, &[Bar::new(&evil, 1.0)])",
+            "display(MimeBundle::text(&evil)); for _ in progress(0..3, &evil) {}",
+        ]
+        shown = 0
+        for value in values:
+            for message in self.run_ok(value).outputs:
+                html = message["content"].get("data", {}).get("text/html", "")
+                shown += "alert" in html
+                for tag in ("<script", "<img src=x", "</td><script"):
+                    self.assertNotIn(tag, html.replace("\n", " "), value)
+        # Else the test would look at nothing.
+        self.assertGreaterEqual(shown, 5)
 
     def test_input(self):
         # The way of the evcxr_input crate, which a cell would otherwise depend on.
@@ -116,6 +115,39 @@ class Cells(WithKernel):
         self.assertEqual(request["content"], {"prompt": "name?", "password": False})
         self.kernel.client.input("ada")
         self.assertEqual(self.kernel.finish(*started).text.strip('"'), "ADA")
+
+
+@contextmanager
+def memory_limit(test, pid, limit_bytes):
+    """Puts a process into a memory cgroup of its own."""
+    name = f"tunebook-test-{os.getpid()}"
+    with open("/proc/self/cgroup") as file:
+        own = {line.split(":")[1]: line.strip().split(":", 2)[2] for line in file}
+    if "memory" in own:
+        folder, key = f"/sys/fs/cgroup/memory{own['memory']}/{name}", "memory.limit_in_bytes"
+    else:
+        folder, key = f"/sys/fs/cgroup{own.get('', '')}/{name}", "memory.max"
+    try:
+        os.mkdir(folder)
+    except OSError as error:
+        test.skipTest(f"no memory cgroup can be made here: {error}")
+    try:
+        try:
+            with open(os.path.join(folder, key), "w") as file:
+                file.write(str(limit_bytes))
+            with open(os.path.join(folder, "cgroup.procs"), "w") as file:
+                file.write(str(pid))
+        except OSError as error:
+            test.skipTest(f"no memory cgroup can be used here: {error}")
+        yield
+    finally:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                os.rmdir(folder)
+                break
+            except OSError:
+                time.sleep(0.2)
 
 
 class Failures(WithKernel):
@@ -148,6 +180,21 @@ class Failures(WithKernel):
         result = self.kernel.execute('println!("last words"); std::process::abort()')
         self.assertEqual(result.stdout, "last words\n")
 
+    def test_an_allocation_that_is_refused_is_named_as_such(self):
+        error = error_of(self.kernel.execute("let hog: Vec<u8> = vec![1; 1 << 46];"))
+        self.assertEqual(error["ename"], "OutOfMemory")
+        self.assertIn("70368744177664 bytes", error["evalue"])
+
+    def test_a_process_that_the_system_ends_for_want_of_memory_is_named_as_such(self):
+        pid = int(self.run_ok("std::process::id()").text)
+        with memory_limit(self, pid, 256_000_000):
+            hog = "let mut hog: Vec<Vec<u8>> = Vec::new(); loop { hog.push(vec![1; 16 << 20]); }"
+            error = error_of(self.kernel.execute(hog, timeout=300))
+        self.assertEqual(error["ename"], "OutOfMemory", error)
+        self.assertIn("SIGKILL", error["evalue"])
+        self.assertIn("variables are lost", "\n".join(error["traceback"]))
+        self.assertEqual(self.run_ok("1 + 1").text, "2")
+
     def test_cells_behind_an_error_are_aborted(self):
         slow = "std::thread::sleep(std::time::Duration::from_millis(500)); panic!(\"stop\")"
         started = [self.kernel.start(code) for code in (slow, "1 + 1")]
@@ -158,64 +205,7 @@ class Failures(WithKernel):
         self.assertEqual(replies, ["error", "ok"])
 
 
-class Stop(WithKernel):
-    def stopped(self, code, after=1.0):
-        """Runs a cell, stops it after a while from its first output, and says how long it took to end."""
-        msg_id, started = self.kernel.start(code)
-        self.kernel.outputs_until(msg_id, lambda m: m["msg_type"] in ("stream", "display_data"))
-        time.sleep(after)
-        self.kernel.manager.interrupt_kernel()
-        pressed = time.monotonic()
-        result = self.kernel.finish(msg_id, started)
-        return result, time.monotonic() - pressed
-
-    def test_a_loop_over_the_progress_iterator_ends_and_keeps_everything(self):
-        self.run_ok("let kept: i32 = 9;")
-        result, seconds = self.stopped(
-            "let mut done: i32 = 0; for i in progress(0..100_000, \"loop\")"
-            " { std::thread::sleep(std::time::Duration::from_millis(10)); done = i; }"
-        )
-        self.assertEqual(result.status, "ok")
-        self.assertLess(seconds, 2)
-        self.assertGreater(int(self.run_ok("done").text), 10)
-        self.assertEqual(self.run_ok("kept").text, "9")
-
-    def test_one_check_with_a_question_mark_is_enough(self):
-        result, seconds = self.stopped(
-            'println!("go"); loop { interrupt::check()?; std::thread::sleep(std::time::Duration::from_millis(10)); }'
-        )
-        self.assertEqual(error_of(result)["ename"], "Interrupted")
-        self.assertLess(seconds, 2)
-        self.assertEqual(self.run_ok("1").text, "1")
-
-    def test_code_that_does_not_look_is_ended_and_the_loss_is_said(self):
-        result, seconds = self.stopped('println!("go"); loop { std::hint::spin_loop() }')
-        self.assertIn("variables are lost", "\n".join(error_of(result)["traceback"]))
-        self.assertGreater(seconds, 4)
-        self.assertLess(seconds, 8)
-        self.assertEqual(self.run_ok("1").text, "1")
-
-    def test_stop_during_compilation_loses_nothing(self):
-        self.run_ok("let kept: i32 = 10;")
-        # Enough code to keep the compiler busy for seconds.
-        body = "".join(f"let v{i}: Vec<String> = (0..{i}).map(|x| format!(\"{{x}}\")).collect();" for i in range(400))
-        msg_id, started = self.kernel.start("{" + body + "}")
-        time.sleep(1.5)
-        self.kernel.manager.interrupt_kernel()
-        result = self.kernel.finish(msg_id, started)
-        self.assertLess(result.seconds, 5)
-        self.assertEqual(error_of(result)["ename"], "Interrupted")
-        self.assertEqual(self.run_ok("kept").text, "10")
-
-
 class Requests(WithKernel):
-    def ask(self, send):
-        msg_id = send()
-        while True:
-            reply = self.kernel.client.get_shell_msg(timeout=10)
-            if reply["parent_header"].get("msg_id") == msg_id:
-                return reply["content"]
-
     def test_completion_and_inspection_while_a_cell_runs(self):
         self.run_ok("let answer: Option<i32> = Some(1);")
         started = self.kernel.start("std::thread::sleep(std::time::Duration::from_secs(4));")
@@ -223,7 +213,7 @@ class Requests(WithKernel):
         before = time.monotonic()
         completed = self.ask(lambda: self.kernel.client.complete("ans"))
         inspected = self.ask(lambda: self.kernel.client.inspect("answer"))
-        self.assertLess(time.monotonic() - before, 1)
+        self.assertLess(time.monotonic() - before, 3)
         self.assertIn("answer", completed["matches"])
         self.assertIn("Option<i32>", inspected["data"]["text/plain"])
         self.kernel.finish(*started)
@@ -231,83 +221,17 @@ class Requests(WithKernel):
     def test_comms_are_answered(self):
         self.assertEqual(self.ask(lambda: self.kernel.client.comm_info())["comms"], {})
 
-    def test_a_wrong_signature_is_refused_and_the_kernel_lives(self):
-        session = self.kernel.client.session
-        good = session.key
-        try:
-            session.key = b"wrong"
-            self.kernel.client.execute("1")
-        finally:
-            session.key = good
-        self.assertEqual(self.run_ok("1 + 1").text, "2")
-
-    def test_malformed_frames_are_dropped_and_the_kernel_lives(self):
-        socket = self.kernel.client.shell_channel.socket
-        for frames in ([b"nonsense"], [b"<IDS|MSG>"], [b"<IDS|MSG>", b"sig", b"{", b"{}", b"{}", b"{}"], [b"\xff" * 1000]):
-            socket.send_multipart(frames)
-        self.assertEqual(self.run_ok("1 + 1").text, "2")
-
-
-# Kernels and everything that they start inherit it, so what they leave behind can be told from other people's.
-os.environ["TUNEBOOK_TEST_RUN"] = MARK = f"run-{os.getpid()}-{time.time_ns()}"
-
-
-def leftovers():
-    """Processes that were started by kernels of this run, this one and Python's helpers excepted."""
-    processes = {}
-    for path in glob.glob("/proc/[0-9]*"):
-        try:
-            with open(f"{path}/environ", "rb") as file:
-                marked = f"TUNEBOOK_TEST_RUN={MARK}".encode() in file.read().split(b"\0")
-            with open(f"{path}/cmdline", "rb") as file:
-                command = file.read().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if marked and ("kernel" in command or "rustc" in command):
-            processes[path] = command
-    return processes
-
-
-def directories():
-    """The clones of running kernels."""
-    spec = jupyter_client.kernelspec.get_kernel_spec("tunebook")
-    return set(glob.glob(os.path.join(os.path.dirname(spec.env["TUNEBOOK_TEMPLATE"]), "kernels", "*")))
-
-
-class Lives(unittest.TestCase):
-    def test_four_kernels_at_once(self):
-        def one(number):
-            with Kernel("tunebook") as kernel:
-                kernel.execute(f"let own: i32 = {number};")
-                return kernel.execute("own").text
-
-        with ThreadPoolExecutor(4) as pool:
-            self.assertEqual(list(pool.map(one, range(4))), ["0", "1", "2", "3"])
-
-    def test_killed_and_restarted_without_leftovers(self):
-        rounds = int(os.environ.get("RESTARTS", "3"))
-        before, own = leftovers(), set()
-        with Kernel("tunebook") as kernel:
-            for _ in range(rounds):
-                kernel.execute("1")
-                own |= {path for path in directories() if os.path.basename(path).startswith(f"{kernel.pid}-")}
-                os.kill(kernel.pid, signal.SIGKILL)
-                kernel.manager.restart_kernel(now=True)
-                kernel.client.wait_for_ready(timeout=60)
-            self.assertEqual(kernel.execute("2").text, "2")
-            own |= {path for path in directories() if os.path.basename(path).startswith(f"{kernel.pid}-")}
-        self.assertEqual(len(own), rounds + 1)
+    def test_a_comm_nobody_knows_is_closed(self):
+        client = self.kernel.client
+        opened = client.session.msg("comm_open", {"comm_id": "c1", "target_name": "nobody", "data": {}})
+        client.shell_channel.send(opened)
         deadline = time.monotonic() + 20
-        while (leftovers().keys() - before.keys() or own & directories()) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        self.assertEqual({p: c for p, c in leftovers().items() if p not in before}, {})
-        self.assertEqual(own & directories(), set())
-
-    def test_a_warm_start_is_quick_and_small(self):
-        with Kernel("tunebook") as kernel:
-            self.assertLess(kernel.kernel_info_seconds, 5)
-            kernel.execute("1")
-            self.assertLess(descendants_rss_mb(kernel.pid), 1200)
+        while time.monotonic() < deadline:
+            message = client.get_iopub_msg(timeout=20)
+            if message["msg_type"] == "comm_close":
+                self.assertEqual(message["content"]["comm_id"], "c1")
+                return
+        self.fail("no comm_close")
 
 
 if __name__ == "__main__":

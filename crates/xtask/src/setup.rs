@@ -98,6 +98,14 @@ impl Setup {
         self.steps(&[&self.fetch_crates(), &self.notebook_python(), &self.base_model()])
     }
 
+    /// What the kernel's tests need beside that.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure`].
+    pub fn ensure_test_python(&self) -> Result<()> {
+        self.steps(&[&self.notebook_python(), &self.test_python()])
+    }
+
     /// The environment of the Python peers, made when it is not there.
     ///
     /// # Errors
@@ -136,6 +144,18 @@ impl Setup {
             "notebooks/requirements.txt",
             "JupyterLab and what it needs, into target/tunebook/python (about a minute)",
         )
+    }
+
+    /// Into the notebooks' environment: the kernelspecs and JupyterLab are there.
+    fn test_python(&self) -> Environment {
+        Environment::new(
+            self,
+            "Python packages of the tests",
+            &self.target.join("tunebook/python"),
+            "tests/kernel/requirements.txt",
+            "papermill, nbmake, selenium and others, into target/tunebook/python",
+        )
+        .with_module("jupyter_kernel_test, nbmake, papermill, selenium")
     }
 
     fn peers(&self) -> Environment {

@@ -52,6 +52,7 @@ impl Tests {
     fn all(&mut self) -> Result<()> {
         let setup = Setup::locate()?;
         setup.ensure_fetched()?;
+        setup.ensure_test_python()?;
         if self.long {
             setup.ensure_peers()?;
         }
@@ -65,6 +66,9 @@ impl Tests {
 
         setup.ensure()?;
         self.protocol(&setup);
+        if self.long {
+            self.suite(&setup);
+        }
         for kernel in self.kernelspecs() {
             self.runner(&setup, kernel)?;
             self.course(&setup, kernel)?;
@@ -154,8 +158,21 @@ impl Tests {
                 "test_*.py",
             ])
             .arg("--verbose")
+            .env("TUNEBOOK_TEST_OUT", setup.target.join("tunebook/kernel-tests"))
             .current_dir(&setup.root);
+        if self.long {
+            command.env("TUNEBOOK_LONG", "1").env("RESTARTS", "20");
+        }
         self.runs("the kernel as a Jupyter client sees it", &mut command);
+    }
+
+    /// jupyter_kernel_test's suite, test by test, on our kernel and on the stock one.
+    fn suite(&mut self, setup: &Setup) {
+        let mut command = process::command(setup.python());
+        command.arg(setup.root.join("tests/kernel/report_suite.py")).current_dir(&setup.root);
+        self.one("jupyter_kernel_test beside the stock kernel", || {
+            process::run(&mut command, "jupyter_kernel_test's suite")
+        });
     }
 
     /// The notebook runner itself, on small notebooks that say what has to come of them.

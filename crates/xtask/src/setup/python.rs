@@ -17,6 +17,8 @@ pub struct Environment {
     base: PathBuf,
     folder: PathBuf,
     requirements: PathBuf,
+    /// A module of the last package installed: the environment may have been made anew since.
+    module: &'static str,
     stamp: Stamp,
 }
 
@@ -42,8 +44,14 @@ impl Environment {
             base: setup.base_python.clone(),
             folder: folder.to_path_buf(),
             requirements,
+            module: "pip",
             stamp,
         }
+    }
+
+    /// Also asks for this module before it is called done.
+    pub(super) fn with_module(self, module: &'static str) -> Self {
+        Self { module, ..self }
     }
 
     /// Its interpreter.
@@ -53,8 +61,13 @@ impl Environment {
 
     /// Whether the interpreter starts: the Python it was made from may have gone or moved on.
     fn starts(&self) -> bool {
+        self.has("pip")
+    }
+
+    fn has(&self, module: &str) -> bool {
+        let import = format!("import {module}");
         self.python().exists()
-            && process::capture(process::command(self.python()).args(["-c", "import pip"]), "python").is_ok()
+            && process::capture(process::command(self.python()).args(["-c", &import]), "python").is_ok()
     }
 }
 
@@ -68,7 +81,7 @@ impl Step for Environment {
     }
 
     fn is_done(&self) -> bool {
-        self.stamp.is_valid() && self.starts()
+        self.stamp.is_valid() && self.has(self.module)
     }
 
     fn run(&self) -> Result<()> {

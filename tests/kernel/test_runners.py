@@ -1,0 +1,117 @@
+"""What people execute notebooks with: nbclient, papermill, nbconvert and nbmake.
+
+A whole notebook passes in all four; one that panics, whose `?` fails, that does not compile or that aborts the process fails in all
+four, and the cell is named. The quick run takes a short notebook, the long one notebook 00.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+from case import LONG
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
+WHOLE = os.path.join(ROOT, "notebooks/00_start_here.ipynb" if LONG else "tests/notebooks/shows.ipynb")
+# The notebooks that must fail, each with what its failing cell begins with.
+FAILING = ("panics", "returns_early", "does_not_compile", "aborts")
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def nbclient(notebook, out):
+    shutil.copy(notebook, out)
+    main = "from nbclient.cli import main; main()"
+    return [sys.executable, "-c", main, "--kernel_name=tunebook", "--timeout=-1", "--inplace", out]
+
+
+def papermill(notebook, out):
+    return [sys.executable, "-m", "papermill", "--kernel", "tunebook", "--no-progress-bar", notebook, out]
+
+
+def nbconvert(notebook, out):
+    return [
+        *(sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook", "--ExecutePreprocessor.kernel_name=tunebook"),
+        *("--ExecutePreprocessor.timeout=-1", "--output", out, notebook),
+    ]
+
+
+def nbmake(notebook, out):
+    shutil.copy(notebook, out)
+    return [
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", os.path.dirname(out), "--nbmake"),
+        *("--nbmake-kernel=tunebook", "--nbmake-timeout=1800", "--overwrite", out),
+    ]
+
+
+TOOLS = (nbclient, papermill, nbconvert, nbmake)
+
+
+class Runners(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+
+    def execute(self, tool, notebook):
+        out = os.path.join(self.folder, f"{tool.__name__}_{os.path.basename(notebook)}")
+        ran = subprocess.run(
+            tool(notebook, out), cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1800
+        )
+        return ran.returncode, ANSI.sub("", ran.stdout + ran.stderr), out
+
+    def whole(self, tool):
+        code, text, out = self.execute(tool, WHOLE)
+        self.assertEqual(code, 0, text[-3000:])
+        with open(out, encoding="utf-8") as file:
+            saved = json.load(file)
+        cells = [cell for cell in saved["cells"] if cell["cell_type"] == "code"]
+        self.assertEqual([cell["execution_count"] for cell in cells], list(range(1, len(cells) + 1)))
+        self.assertEqual([o for cell in cells for o in cell["outputs"] if o["output_type"] == "error"], [])
+        self.assertGreater(sum(len(cell["outputs"]) for cell in cells), 0)
+        # A chart is a picture of some kilobytes, not the library that draws it.
+        self.assertLess(os.path.getsize(out), 600_000)
+
+    def failing(self, tool):
+        for name in FAILING:
+            with self.subTest(notebook=name):
+                path = os.path.join(ROOT, "tests/notebooks", f"{name}.ipynb")
+                with open(path, encoding="utf-8") as file:
+                    expected = json.load(file)["metadata"]["expected"]
+                code, text, _ = self.execute(tool, path)
+                self.assertNotEqual(code, 0, text[-3000:])
+                # papermill names a cell by its number alone, the others by its code.
+                named = f"In [{expected['cell']}]" if tool is papermill else expected["starts_with"]
+                self.assertIn(named, text)
+                # The cells behind it have not run.
+                self.assertNotIn("this is never reached", text)
+
+    def test_nbclient_runs_a_notebook(self):
+        self.whole(nbclient)
+
+    def test_papermill_runs_a_notebook(self):
+        self.whole(papermill)
+
+    def test_nbconvert_runs_a_notebook(self):
+        self.whole(nbconvert)
+
+    def test_nbmake_runs_a_notebook(self):
+        self.whole(nbmake)
+
+    def test_nbclient_fails_with_the_cell(self):
+        self.failing(nbclient)
+
+    def test_papermill_fails_with_the_cell(self):
+        self.failing(papermill)
+
+    def test_nbconvert_fails_with_the_cell(self):
+        self.failing(nbconvert)
+
+    def test_nbmake_fails_with_the_cell(self):
+        self.failing(nbmake)
+
+
+if __name__ == "__main__":
+    unittest.main()
