@@ -4,12 +4,78 @@
 //! [`Projection`] around the frozen [`Linear`] and puts it there. [`Slot::restore`] brings the base back, bit for bit.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
 use crate::error::Result;
 use crate::ops;
+
+/// One tensor of a decoder: a constant, until training takes it over with [`Weight::train`].
+///
+/// A trained weight has one copy in memory: the decoder and the trainer's variable share it, so that an update in place is seen at once.
+pub struct Weight {
+    name: String,
+    state: RwLock<WeightState>,
+}
+
+struct WeightState {
+    tensor: Tensor,
+    /// The same values as part of the graph, and whether anybody wants them so.
+    trained: Option<(Tensor, Arc<AtomicBool>)>,
+}
+
+impl Weight {
+    /// A weight under Hugging Face's name for it, such as `model.norm.weight`.
+    pub fn new(name: impl Into<String>, tensor: Tensor) -> Self {
+        Self { name: name.into(), state: RwLock::new(WeightState { tensor, trained: None }) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The tensor: part of the graph while it is trained and gradients are wanted, a constant otherwise.
+    pub fn get(&self) -> Tensor {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        match &state.trained {
+            Some((tracked, gradients)) if gradients.load(Ordering::Relaxed) => tracked.clone(),
+            _ => state.tensor.clone(),
+        }
+    }
+
+    /// Lets `var`, which should hold this weight's values, take its place. While `gradients` is true a forward pass builds a graph to it.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn train(&self, var: &Var, gradients: Arc<AtomicBool>) -> Result<()> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if var.dims() != state.tensor.dims() {
+            return Err(crate::Error::Shape {
+                origin: "the variable".to_owned(),
+                name: self.name.clone(),
+                expected: state.tensor.dims().to_vec(),
+                found: var.dims().to_vec(),
+            });
+        }
+        state.tensor = var.as_detached_tensor();
+        state.trained = Some((var.as_tensor().clone(), gradients));
+        Ok(())
+    }
+
+    /// Ends training: a constant again, with the values that it has now.
+    pub fn freeze(&self) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).trained = None;
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Weight({} {:?})", self.name, self.get().dims())
+    }
+}
 
 /// A map from `in` to `out` features, applied to the last dimension.
 pub trait Projection: Send + Sync + fmt::Debug {
@@ -27,41 +93,47 @@ pub trait Projection: Send + Sync + fmt::Debug {
     fn weight(&self) -> Tensor;
 }
 
-/// `y = x · wᵀ + b` with a frozen weight.
+/// `y = x · wᵀ + b`.
 #[derive(Clone)]
 pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weight: Arc<Weight>,
+    bias: Option<Arc<Weight>>,
 }
 
 impl Linear {
     /// # Shapes
     /// `weight` `[out, in]`, `bias` `[out]`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        let named = |name: &str, tensor| Arc::new(Weight::new(name, tensor));
+        Self { weight: named("weight", weight), bias: bias.map(|bias| named("bias", bias)) }
+    }
+
+    /// Of weights that others hold as well.
+    pub(crate) fn of(weight: Arc<Weight>, bias: Option<Arc<Weight>>) -> Self {
         Self { weight, bias }
     }
 
     /// The bias, `[out]`.
-    pub fn bias(&self) -> Option<&Tensor> {
-        self.bias.as_ref()
+    pub fn bias(&self) -> Option<Tensor> {
+        self.bias.as_ref().map(|bias| bias.get())
     }
 }
 
 impl Projection for Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+        Ok(ops::linear(x, &self.weight.get(), self.bias().as_ref())?)
     }
 
     fn in_features(&self) -> usize {
-        self.weight.dims().get(1).copied().unwrap_or(0)
+        self.weight.get().dims().get(1).copied().unwrap_or(0)
     }
 
     fn out_features(&self) -> usize {
-        self.weight.dims().first().copied().unwrap_or(0)
+        self.weight.get().dims().first().copied().unwrap_or(0)
     }
 
     fn weight(&self) -> Tensor {
-        self.weight.clone()
+        self.weight.get()
     }
 }
 
@@ -142,14 +214,14 @@ impl Slot {
 /// Root-mean-square normalisation with a learned scale.
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
-    weight: Tensor,
+    weight: Arc<Weight>,
     eps: f64,
 }
 
 impl RmsNorm {
     /// # Shapes
     /// `weight` `[n]`.
-    pub fn new(weight: Tensor, eps: f64) -> Self {
+    pub fn new(weight: Arc<Weight>, eps: f64) -> Self {
         Self { weight, eps }
     }
 
@@ -159,25 +231,25 @@ impl RmsNorm {
     /// # Errors
     /// When the last dimension of `x` is not `n`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm(x, &self.weight, self.eps)?)
+        Ok(ops::rms_norm(x, &self.weight.get(), self.eps)?)
     }
 }
 
 /// One vector for each token.
 #[derive(Clone, Debug)]
 pub struct Embedding {
-    weight: Tensor,
+    weight: Arc<Weight>,
 }
 
 impl Embedding {
     /// # Shapes
     /// `weight` `[vocab, hid]`.
-    pub fn new(weight: Tensor) -> Self {
+    pub fn new(weight: Arc<Weight>) -> Self {
         Self { weight }
     }
 
     /// The table, `[vocab, hid]`.
-    pub fn weight(&self) -> &Tensor {
+    pub fn weight(&self) -> &Arc<Weight> {
         &self.weight
     }
 
@@ -189,7 +261,7 @@ impl Embedding {
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
         // [b, t] -> [b·t, hid] -> [b, t, hid]
-        let rows = self.weight.index_select(&ids.flatten_all()?, 0)?;
+        let rows = self.weight.get().index_select(&ids.flatten_all()?, 0)?;
         Ok(rows.reshape((b, t, ()))?)
     }
 }
@@ -211,6 +283,23 @@ mod tests {
         assert_eq!(at(&slot), [[3., 6.]]);
         slot.restore();
         assert_eq!(at(&slot), [[2., 4.]]);
+    }
+
+    #[test]
+    fn a_trained_weight_is_tracked_on_request_and_has_one_copy() {
+        let weight = Weight::new("w", Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap());
+        let var = Var::from_tensor(&weight.get()).unwrap();
+        let gradients = Arc::new(AtomicBool::new(false));
+        weight.train(&var, Arc::clone(&gradients)).unwrap();
+        assert!(!weight.get().track_op());
+        gradients.store(true, Ordering::Relaxed);
+        assert!(weight.get().is_variable());
+        var.set(&Tensor::new(&[3f32, 4.], &Device::Cpu).unwrap()).unwrap();
+        weight.freeze();
+        assert!(!weight.get().track_op());
+        assert_eq!(weight.get().to_vec1::<f32>().unwrap(), [3., 4.]);
+        let other = Var::new(&[1f32], &Device::Cpu).unwrap();
+        assert!(weight.train(&other, gradients).unwrap_err().to_string().contains("[1]"));
     }
 
     #[test]

@@ -21,6 +21,8 @@ mod layers;
 mod llama;
 mod model;
 pub mod ops;
+mod save;
+pub mod tensor_file;
 mod tokenizer;
 mod weights;
 
@@ -30,7 +32,7 @@ pub use config::{Config, KNOWN_ARCHITECTURES};
 pub use device::BestDevice;
 pub use error::{Error, Result};
 pub use generate::GenerationConfig;
-pub use layers::{Embedding, Linear, Projection, RmsNorm, Slot};
+pub use layers::{Embedding, Linear, Projection, RmsNorm, Slot, Weight};
 pub use llama::Positions;
 pub use model::Model;
 pub use tokenizer::{Digits, Tokenizer};

@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::cache::{BlockCache, KvCache};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::layers::{Embedding, Linear, RmsNorm, Slot};
+use crate::layers::{Embedding, Linear, RmsNorm, Slot, Weight};
 use crate::ops;
 use crate::weights::Tensors;
 
@@ -178,8 +178,10 @@ pub(crate) struct Llama {
     embed_tokens: Embedding,
     layers: Vec<Block>,
     norm: RmsNorm,
-    lm_head: Tensor,
+    lm_head: Arc<Weight>,
     slots: Vec<Arc<Slot>>,
+    /// Every tensor, in the order of [`tensors`].
+    weights: Vec<Arc<Weight>>,
 }
 
 /// A projection of a block: its module, sizes in and out, and whether it has a bias.
@@ -234,12 +236,16 @@ pub(crate) fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
 impl Llama {
     /// Builds the decoder from the tensors that [`tensors`] lists.
     pub(crate) fn new(config: &Config, mut weights: Tensors, device: &Device) -> Result<Self> {
-        let mut take = |name: &str| {
-            weights.remove(name).ok_or_else(|| Error::MissingTensors {
+        let mut taken = Vec::new();
+        let mut take = |name: &str| -> Result<Arc<Weight>> {
+            let tensor = weights.remove(name).ok_or_else(|| Error::MissingTensors {
                 origin: "the loaded weights".to_owned(),
                 architecture: config.model_type.clone(),
                 names: vec![name.to_owned()],
-            })
+            })?;
+            let weight = Arc::new(Weight::new(name, tensor));
+            taken.push(Arc::clone(&weight));
+            Ok(weight)
         };
         let rope = Arc::new(Rope::new(config, device)?);
         let embed_tokens = Embedding::new(take("model.embed_tokens.weight")?);
@@ -251,7 +257,7 @@ impl Llama {
                 let path = format!("model.layers.{layer}.{}", projection.name);
                 let weight = take(&format!("{path}.weight"))?;
                 let bias = if projection.bias { Some(take(&format!("{path}.bias"))?) } else { None };
-                of_block.push(Arc::new(Slot::new(path, Linear::new(weight, bias))));
+                of_block.push(Arc::new(Slot::new(path, Linear::of(weight, bias))));
             }
             slots.extend(of_block.iter().cloned());
             let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] =
@@ -279,10 +285,15 @@ impl Llama {
         }
         let norm = RmsNorm::new(take("model.norm.weight")?, config.rms_norm_eps);
         let lm_head = match config.tie_word_embeddings {
-            true => embed_tokens.weight().clone(),
+            true => Arc::clone(embed_tokens.weight()),
             false => take("lm_head.weight")?,
         };
-        Ok(Self { embed_tokens, layers, norm, lm_head, slots })
+        Ok(Self { embed_tokens, layers, norm, lm_head, slots, weights: taken })
+    }
+
+    /// Every tensor, a tied output head counted once.
+    pub(crate) fn weights(&self) -> &[Arc<Weight>] {
+        &self.weights
     }
 
     pub(crate) fn slots(&self) -> &[Arc<Slot>] {
@@ -316,8 +327,8 @@ impl Llama {
     }
 
     /// `[vocab, hid]`
-    pub(crate) fn head_weight(&self) -> &Tensor {
-        &self.lm_head
+    pub(crate) fn head_weight(&self) -> Tensor {
+        self.lm_head.get()
     }
 
     /// Logits of the position after the last one.
@@ -336,15 +347,15 @@ impl Llama {
         let (_, t, _) = x.dims3()?;
         // [b, t, hid] -> [b, hid]
         let last = x.narrow(1, t - 1, 1)?.squeeze(1)?.contiguous()?;
-        Ok(ops::linear(&self.norm.forward(&last)?, &self.lm_head, None)?)
+        Ok(ops::linear(&self.norm.forward(&last)?, &self.lm_head.get(), None)?)
     }
 
     pub(crate) fn cache(&self, config: &Config, b: usize, capacity: usize) -> Result<KvCache> {
         let shape = (b, capacity, config.num_key_value_heads, config.head_dim);
-        KvCache::new(self.layers.len(), shape, self.dtype(), self.lm_head.device())
+        KvCache::new(self.layers.len(), shape, self.dtype(), self.lm_head.get().device())
     }
 
     pub(crate) fn dtype(&self) -> DType {
-        self.lm_head.dtype()
+        self.lm_head.get().dtype()
     }
 }

@@ -13,7 +13,7 @@ use crate::chat_template::{ChatTemplate, Message};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::generate::{self, GenerationConfig};
-use crate::layers::Slot;
+use crate::layers::{Slot, Weight};
 use crate::llama::{self, Llama, Positions};
 use crate::ops;
 use crate::tokenizer::{Digits, Tokenizer};
@@ -216,6 +216,11 @@ impl Model {
         self.inner.decoder.slots().to_vec()
     }
 
+    /// Every tensor of the decoder by its name, a tied output head counted once (as the embedding table).
+    pub fn weights(&self) -> Vec<Arc<Weight>> {
+        self.inner.decoder.weights().to_vec()
+    }
+
     /// State that another crate keeps with this model. It is made at first asking and dropped with the last handle.
     pub fn extension<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
         let mut extensions = self.inner.extensions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -248,7 +253,7 @@ impl Model {
     /// # Errors
     /// When `t` exceeds the context or an id the vocabulary.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(&self.hidden_states(ids)?, self.inner.decoder.head_weight(), None)?)
+        Ok(ops::linear(&self.hidden_states(ids)?, &self.inner.decoder.head_weight(), None)?)
     }
 
     /// The residual stream after the last block and the final norm.
@@ -337,7 +342,7 @@ impl Model {
 
     /// The output head, `[vocab, hid]`; the embedding table itself where they are tied.
     pub fn head_weight(&self) -> Tensor {
-        self.inner.decoder.head_weight().clone()
+        self.inner.decoder.head_weight()
     }
 }
 

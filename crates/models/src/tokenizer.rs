@@ -18,6 +18,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::digits::Digits as SplitDigits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::processors::template::TemplateProcessing;
 
 use crate::error::{Error, Result};
 use crate::weights::Checkpoint;
@@ -180,6 +181,24 @@ impl Tokenizer {
     /// When the tokenizer refuses the ids.
     pub fn decode_text(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(refused)
+    }
+
+    /// The text of a `tokenizer.json` that makes the same ids.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be written down.
+    pub(crate) fn to_json(&self) -> Result<String> {
+        let mut inner = self.inner.clone();
+        if let Some((id, token)) = self.prefix.and_then(|id| Some((id, self.id_to_token(id)?))) {
+            let first = TemplateProcessing::builder()
+                .try_single(format!("{token} $A"))
+                .and_then(|builder| {
+                    builder.special_tokens(vec![(token, id)]).build().map_err(|e| e.to_string())
+                })
+                .map_err(Error::Tokenizer)?;
+            inner.with_post_processor(Some(first));
+        }
+        inner.to_string(false).map_err(refused)
     }
 
     /// The id of one token as it is written in the vocabulary.

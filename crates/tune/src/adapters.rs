@@ -11,12 +11,14 @@ use candle_core::Tensor;
 use tunebook_models::{Model, Projection};
 
 use crate::error::{Error, Result};
+use crate::full::FullWeights;
 use crate::inject;
 use crate::lora::Lora;
 use crate::lora_linear::{LoraLinear, Mode};
-use crate::parameter::{Parameter, Parameters};
+use crate::parameter::{Parameter, Parameters, Part};
 use crate::peft::{self, AdapterFiles, LoraMatrices, Matrix};
 use crate::target::{self, TargetModules};
+use crate::trained::Trained;
 
 /// Adapters on a [`Model`]. Names and meaning are PEFT's.
 ///
@@ -127,7 +129,7 @@ impl fmt::Display for AdapterInfo {
     }
 }
 
-fn thousands(number: usize) -> String {
+pub(crate) fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -157,12 +159,12 @@ impl Adapter {
     pub(crate) fn parameters(&self) -> Parameters {
         let mut parameters = Vec::with_capacity(2 * self.layers.len());
         for layer in &self.layers {
-            let block = target::block_index(layer.path()).unwrap_or(0);
+            let part = Part::Block(target::block_index(layer.path()).unwrap_or(0));
             let mut add = |half: &str, var: &candle_core::Var| {
                 parameters.push(Parameter {
                     name: format!("{}.{half}", layer.path()),
                     var: var.clone(),
-                    block,
+                    part,
                 });
             };
             add("lora_A", layer.lora_a());
@@ -222,15 +224,17 @@ impl Adapter {
 }
 
 /// The adapters of one model; lives in the model.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Registry(Mutex<State>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     adapters: BTreeMap<String, Arc<Adapter>>,
     active: Option<String>,
     /// The one that `disable_adapters` switched off.
     paused: Option<String>,
+    /// The model's own weights, while they are trained in place of an adapter.
+    full: Option<Arc<FullWeights>>,
 }
 
 impl Registry {
@@ -263,6 +267,7 @@ impl State {
             .map(|layer| (layer.path().to_owned(), Arc::clone(layer) as Arc<dyn Projection>))
             .collect();
         self.active = None;
+        self.full = None;
         inject::install(model, &layers)?;
         self.active = Some(adapter.name.clone());
         self.paused = None;
@@ -277,17 +282,34 @@ impl State {
     }
 }
 
-/// The active adapter, to be trained.
+/// What is to be trained: the model's own weights if they are unfrozen, else the active adapter.
 ///
 /// # Errors
-/// None is active.
-pub(crate) fn active(model: &Model) -> Result<Arc<Adapter>> {
+/// There is neither.
+pub(crate) fn trained(model: &Model) -> Result<Trained> {
     let registry = model.extension::<Registry>();
     let state = registry.lock();
-    match &state.active {
-        Some(name) => state.get(name),
-        None => Err(Error::NothingToTrain { resident: state.adapters.keys().cloned().collect() }),
+    match (&state.full, &state.active) {
+        (Some(weights), _) => Ok(Trained::Full(Arc::clone(weights))),
+        (None, Some(name)) => state.get(name).map(Trained::Adapter),
+        (None, None) => Err(Error::NothingToTrain { resident: state.adapters.keys().cloned().collect() }),
     }
+}
+
+/// From now on the model's own weights are trained.
+pub(crate) fn start_full(model: &Model, weights: FullWeights) {
+    let registry = model.extension::<Registry>();
+    let mut state = registry.lock();
+    inject::restore(model);
+    if let Some(active) = state.active.take() {
+        state.paused = Some(active);
+    }
+    state.full = Some(Arc::new(weights));
+}
+
+/// The model's own weights are constants again.
+pub(crate) fn end_full(model: &Model) {
+    model.extension::<Registry>().lock().full = None;
 }
 
 /// A name that is one folder's name and no part of PEFT's tensor names.
@@ -437,6 +459,7 @@ impl Adapters for Model {
             merged.insert(layer.path().to_owned(), Arc::new(layer.merged()?));
         }
         state.active = None;
+        state.full = None;
         inject::install(self, &merged)?;
         state.paused = Some(name.to_owned());
         Ok(())

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::optim::AdamWConfig;
+use crate::optim::{AdamWConfig, Optim};
 use crate::schedule::LrScheduler;
 
 /// When the validation set is worked through, besides the end of the run.
@@ -79,6 +79,8 @@ pub struct TrainingArgs {
     pub adam_beta2: f64,
     /// Added to AdamW's denominator. Default 1e-8.
     pub adam_epsilon: f64,
+    /// The optimizer and how it keeps its state. Default AdamW in f32.
+    pub optim: Optim,
     /// Gradients of a larger norm are scaled down to it; 0 switches this off. Default 1.
     pub max_grad_norm: f64,
     /// Examples are cut off after so many tokens. `None` (the default) cuts nothing, and an example that does not fit into the model's
@@ -121,6 +123,7 @@ impl Default for TrainingArgs {
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
+            optim: Optim::AdamW,
             max_grad_norm: 1.0,
             max_length: None,
             eval_strategy: EvalStrategy::default(),
@@ -275,6 +278,7 @@ impl TrainingArgs {
             beta2: self.adam_beta2,
             eps: self.adam_epsilon,
             weight_decay: self.weight_decay,
+            optim: self.optim,
         }
     }
 }

@@ -12,14 +12,14 @@
 //! checkpointing, step 1 keeps the x alone and step 3 runs the block again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
 
 use candle_core::{Tensor, Var};
-use tunebook_models::ops::Tape;
+use tunebook_models::ops::{Tape, tape};
 use tunebook_models::{Model, ops};
 use tunebook_progress::interrupt;
 
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::lora_linear::Mode;
-use crate::parameter::{Gradients, Parameters};
+use crate::parameter::{Gradients, Parameters, Part};
 
 /// What does not change from batch to batch.
 pub(crate) struct Segments<'a> {
@@ -51,6 +51,9 @@ impl Segments<'_> {
     ) -> Result<f64> {
         let (model, blocks) = (self.model, self.model.num_blocks());
         let first = self.parameters.first_block().unwrap_or(blocks);
+        let embedding = self.parameters.embedding();
+        // The block whose input needs no gradient.
+        let lowest = if embedding.is_some() { usize::MAX } else { first };
         let (b, t) = batch.ids.dims2()?;
         let positions = model.positions(b, t)?;
 
@@ -69,7 +72,7 @@ impl Segments<'_> {
                 x = y;
             } else {
                 self.mode.set_gradients(true);
-                let input = if block == first { x } else { leaf(&x)? };
+                let input = if block == lowest { x } else { leaf(&x)? };
                 let recorder = Tape::record();
                 let output = model.block_forward(block, &input, &positions)?;
                 x = output.clone();
@@ -77,45 +80,63 @@ impl Segments<'_> {
             }
         }
 
-        let (loss, mut gradient) = self.head(&x, batch, weight, reject)?;
+        self.mode.set_gradients(true);
+        let (loss, mut gradient) = self.head(&x, batch, weight, gradients, reject)?;
         drop(x);
 
-        self.mode.set_gradients(true);
         for block in (first..blocks).rev() {
             interrupt::check()?;
             let Some(segment) = segments.pop() else { break };
             let (input, output, tape) = match segment.output {
                 Some((output, tape)) => (segment.input, output, tape),
                 None => {
-                    let input = if block == first { segment.input } else { leaf(&segment.input)? };
+                    let input = if block == lowest { segment.input } else { leaf(&segment.input)? };
                     let recorder = Tape::record();
                     let output = model.block_forward(block, &input, &positions)?;
                     (input, output, recorder.stop())
                 }
             };
             let mut found = tape.backward(&output, &gradient)?;
-            for (index, parameter) in self.parameters.iter().enumerate().filter(|(_, p)| p.block == block) {
-                if let Some(gradient) = found.remove(parameter.var.as_tensor())? {
-                    gradients.add(index, gradient)?;
-                }
-            }
-            if block > first {
+            self.collect(&mut found, gradients, |part| part == Part::Block(block))?;
+            if block != lowest {
                 match found.remove(&input)? {
                     Some(below) => gradient = below,
                     // The block cuts the graph: everything below it has no gradient either, which the check of step one reports.
-                    None => break,
+                    None => return Ok(loss),
                 }
             }
+        }
+        if let Some(index) = embedding {
+            // [b, t, hid] -> [b·t, hid]
+            let rows = gradient.flatten(0, 1)?;
+            let table = self.parameters.get(index);
+            gradients.add_rows(index, table.var.as_tensor(), &batch.ids.flatten_all()?, &rows)?;
         }
         Ok(loss)
     }
 
-    /// The summed loss, and the gradient of `weight` times it with respect to the last block's output.
+    /// Moves the gradients of the parameters in some part of the model to the others.
+    fn collect(
+        &self,
+        found: &mut tape::Gradients,
+        gradients: &mut Gradients,
+        here: impl Fn(Part) -> bool,
+    ) -> Result<()> {
+        for (index, parameter) in self.parameters.iter().enumerate().filter(|(_, p)| here(p.part)) {
+            if let Some(gradient) = found.remove(parameter.var.as_tensor())? {
+                gradients.add(index, gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The summed loss, and the gradient of `weight` times it with respect to the last block's output. Adds those of the head's own tensors.
     fn head(
         &self,
         x: &Tensor,
         batch: &Batch,
         weight: f64,
+        gradients: &mut Gradients,
         reject: impl FnOnce(f64) -> Result<()>,
     ) -> Result<(f64, Tensor)> {
         let x = leaf(x)?;
@@ -125,7 +146,10 @@ impl Segments<'_> {
         let loss = f64::from(sum.to_scalar::<f32>()?);
         reject(loss)?;
         let weight = Tensor::new(weight as f32, x.device())?;
-        let gradient = match tape.backward(&sum, &weight)?.remove(&x)? {
+        let mut found = tape.backward(&sum, &weight)?;
+        // A tied head is the embedding table.
+        self.collect(&mut found, gradients, |part| matches!(part, Part::Head | Part::Embedding))?;
+        let gradient = match found.remove(&x)? {
             Some(gradient) => gradient,
             None => x.zeros_like()?, // no position of this batch bears a loss
         };

@@ -27,27 +27,30 @@
 //! # }
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tunebook_models::tensor_file::{self, Data, Entry};
 
 use crate::args::TrainingArgs;
 use crate::atomic;
 use crate::error::{Error, Result};
-use crate::optim::AdamW;
+use crate::optim::{AdamW, Saved};
 use crate::peft::{self, AdapterFiles};
 use crate::record::{EvalRecord, Plan, StepRecord};
 use crate::step::RunState;
+use crate::trained::Weights;
 use crate::trainer::{Best, Run, StopReason};
 
 const STATE_FILE: &str = "trainer_state.json";
 const TENSORS_FILE: &str = "training_state.safetensors";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Before a checkpoint's number.
 const FOLDER: &str = "checkpoint-";
 
@@ -64,6 +67,8 @@ struct State {
     loaded_step: Option<usize>,
     /// The step of the weights under `best.`, if there are any.
     best_step: Option<usize>,
+    /// The names of the evaluations' metrics, in the order of their columns.
+    metrics: Vec<String>,
     /// The training set's fingerprint, in hexadecimal.
     data: String,
     /// Of `training_state.safetensors`.
@@ -107,10 +112,10 @@ impl Run {
         &self,
         output_dir: &Path,
         limit: Option<usize>,
-        files: &AdapterFiles,
+        files: Option<&AdapterFiles>,
     ) -> Result<PathBuf> {
         let folder = folder(output_dir, self.steps.len());
-        self.write(&folder, Some(files))?;
+        self.write(&folder, files)?;
         remove_unfinished(output_dir)?;
         if let Some(limit) = limit {
             let all = checkpoints(output_dir)?;
@@ -122,8 +127,7 @@ impl Run {
     }
 
     fn write(&self, folder: &Path, adapter: Option<&AdapterFiles>) -> Result<()> {
-        let tensors = self.tensors()?;
-        let state = State {
+        let state = |sha256: String| State {
             version: VERSION,
             adapter: self.adapter.clone(),
             step: self.state.steps,
@@ -133,10 +137,10 @@ impl Run {
             secs: self.secs,
             loaded_step: self.loaded_step,
             best_step: self.best.as_ref().map(|best| best.step),
+            metrics: self.metric_names(),
             data: format!("{:016x}", self.data),
-            sha256: sha256(&tensors),
+            sha256,
         };
-        let json = serde_json::to_string_pretty(&state)? + "\n";
 
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let parent = match folder.parent() {
@@ -147,7 +151,10 @@ impl Run {
         let replaced = parent.join(format!(".{name}.{}.old", std::process::id()));
         let written = (|| {
             remove_if_there(&temporary)?;
-            atomic::write_files(&temporary, &[(TENSORS_FILE, &tensors), (STATE_FILE, json.as_bytes())])?;
+            fs::create_dir_all(&temporary).map_err(io("create", &temporary))?;
+            let checksum = self.write_tensors(&temporary.join(TENSORS_FILE))?;
+            let json = serde_json::to_string_pretty(&state(checksum))? + "\n";
+            atomic::write_files(&temporary, &[(STATE_FILE, json.as_bytes())])?;
             if let Some(adapter) = adapter {
                 adapter.write(&peft::folder(&temporary, &self.adapter))?;
             }
@@ -191,7 +198,10 @@ impl Run {
         let data = u64::from_str_radix(&state.data, 16)
             .map_err(|_| problem(&path, "`data` is no number".to_owned()))?;
         let steps = tensors.rows("records.steps")?.map(step_record).collect::<Option<Vec<_>>>();
-        let evals = tensors.rows("records.evals")?.map(eval_record).collect::<Option<Vec<_>>>();
+        let evals = tensors
+            .rows("records.evals")?
+            .map(|row| eval_record(row, &state.metrics))
+            .collect::<Option<Vec<_>>>();
         let (Some(steps), Some(evals)) = (steps, evals) else {
             return Err(damaged("its records have another number of columns than expected".to_owned()));
         };
@@ -199,9 +209,7 @@ impl Run {
             return Err(damaged(format!("holds {} steps, expected {}", steps.len(), state.step)));
         }
         let best = match state.best_step {
-            Some(step) => {
-                Some(Arc::new(Best { step, weights: tensors.group("best.")?.into_iter().collect() }))
-            }
+            Some(step) => Some(Arc::new(Best { step, weights: tensors.weights("best.") })),
             None => None,
         };
         Ok(Self {
@@ -215,42 +223,63 @@ impl Run {
             secs: state.secs,
             state: Arc::new(RunState {
                 steps: state.step,
-                optimizer: AdamW::restored(
+                optimizer: Arc::new(AdamW::restored(
                     state.args.adamw(),
                     state.step as u64,
-                    tensors.group("optimizer.")?,
-                ),
-                weights: tensors.group("weights.")?.into_iter().collect(),
+                    tensors.saved("optimizer."),
+                )),
+                weights: tensors.weights("weights."),
             }),
             args: state.args,
             data,
         })
     }
 
-    /// `training_state.safetensors`.
-    fn tensors(&self) -> Result<Vec<u8>> {
-        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-        let f32s = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-        for (name, values) in &self.state.weights {
-            tensors.push((format!("weights.{name}"), Dtype::F32, vec![values.len()], f32s(values)));
+    /// `training_state.safetensors`, tensor by tensor; returns its checksum.
+    fn write_tensors(&self, path: &Path) -> Result<String> {
+        let rows = |rows: Vec<Vec<f64>>| rows.concat();
+        let steps = rows(self.steps.iter().map(step_row).collect());
+        let names = self.metric_names();
+        let evals = rows(self.evals.iter().map(|eval| eval_row(eval, &names)).collect());
+        let mut entries = self.state.weights.entries("weights.")?;
+        if let Some(best) = &self.best {
+            entries.extend(best.weights.entries("best.")?);
         }
-        for (name, values) in self.best.iter().flat_map(|best| &best.weights) {
-            tensors.push((format!("best.{name}"), Dtype::F32, vec![values.len()], f32s(values)));
-        }
-        for (name, values) in self.state.optimizer.state()? {
-            tensors.push((format!("optimizer.{name}"), Dtype::F32, vec![values.len()], f32s(&values)));
-        }
-        let mut records = |name: &str, rows: Vec<Vec<f64>>, columns: usize| {
-            let bytes = rows.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.push((name.to_owned(), Dtype::F64, vec![rows.len(), columns], bytes));
-        };
-        records("records.steps", self.steps.iter().map(step_row).collect(), STEP_COLUMNS);
-        records("records.evals", self.evals.iter().map(eval_row).collect(), EVAL_COLUMNS);
-        let mut views = Vec::with_capacity(tensors.len());
-        for (name, dtype, shape, bytes) in &tensors {
-            views.push((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?));
-        }
-        Ok(safetensors::serialize(views, Some(HashMap::new()))?)
+        entries.extend(self.state.optimizer.entries("optimizer."));
+        let shape = [self.steps.len(), STEP_COLUMNS];
+        entries.push(Entry::new("records.steps", &shape, Data::F64(&steps)));
+        let shape = [self.evals.len(), EVAL_COLUMNS + names.len()];
+        entries.push(Entry::new("records.evals", &shape, Data::F64(&evals)));
+
+        let file = fs::File::create(path).map_err(io("create", path))?;
+        let mut out = Hashing { out: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new() };
+        let written = tensor_file::write(&mut out, &entries, &[]).and_then(|()| out.out.flush());
+        written.and_then(|()| out.out.get_ref().sync_all()).map_err(io("write", path))?;
+        Ok(hex(&out.hash.finalize()))
+    }
+
+    /// The names of all metrics of this run, in order.
+    fn metric_names(&self) -> Vec<String> {
+        let names: BTreeSet<&String> = self.evals.iter().flat_map(|eval| eval.metrics.keys()).collect();
+        names.into_iter().cloned().collect()
+    }
+}
+
+/// A writer that keeps the checksum of what goes through.
+struct Hashing {
+    out: BufWriter<fs::File>,
+    hash: Sha256,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -277,29 +306,47 @@ fn step_record(row: Vec<f64>) -> Option<StepRecord> {
     Some(StepRecord { step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs })
 }
 
-fn eval_row(r: &EvalRecord) -> Vec<f64> {
-    vec![r.step as f64, r.epoch, r.loss, r.label_tokens as f64, r.secs]
+/// The metrics follow, in the order of their names; NaN where an evaluation lacks one.
+fn eval_row(r: &EvalRecord, names: &[String]) -> Vec<f64> {
+    let mut row = vec![r.step as f64, r.epoch, r.loss, r.label_tokens as f64, r.secs];
+    row.extend(names.iter().map(|name| r.metrics.get(name).copied().unwrap_or(f64::NAN)));
+    row
 }
 
-fn eval_record(row: Vec<f64>) -> Option<EvalRecord> {
-    let [step, epoch, loss, label_tokens, secs] = row.try_into().ok()?;
-    Some(EvalRecord { step: step as usize, epoch, loss, label_tokens: label_tokens as usize, secs })
+fn eval_record(row: Vec<f64>, names: &[String]) -> Option<EvalRecord> {
+    let (fixed, metrics) = row.split_at_checked(EVAL_COLUMNS)?;
+    let &[step, epoch, loss, label_tokens, secs] = fixed else { return None };
+    if metrics.len() != names.len() {
+        return None;
+    }
+    let metrics = names.iter().cloned().zip(metrics.iter().copied()).filter(|(_, value)| !value.is_nan());
+    let (step, label_tokens) = (step as usize, label_tokens as usize);
+    Some(EvalRecord { step, epoch, loss, label_tokens, secs, metrics: metrics.collect() })
 }
 
 struct Tensors<'a>(SafeTensors<'a>);
 
 impl Tensors<'_> {
-    /// The f32 tensors whose names begin with `prefix`, by the rest of the name.
-    fn group(&self, prefix: &str) -> Result<BTreeMap<String, Vec<f32>>> {
-        let mut group = BTreeMap::new();
+    /// The f32 tensors and the bytes whose names begin with `prefix`, by the rest of the name.
+    fn saved(&self, prefix: &str) -> Saved {
+        let mut saved = Saved::default();
         for (name, view) in self.0.tensors() {
-            if let Some(rest) = name.strip_prefix(prefix) {
-                let values =
-                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-                group.insert(rest.to_owned(), values.collect());
+            let Some(rest) = name.strip_prefix(prefix) else { continue };
+            match view.dtype() {
+                Dtype::F32 => {
+                    let values =
+                        view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                    saved.f32s.insert(rest.to_owned(), values.collect());
+                }
+                Dtype::U8 => drop(saved.bytes.insert(rest.to_owned(), view.data().to_vec())),
+                _ => {}
             }
         }
-        Ok(group)
+        saved
+    }
+
+    fn weights(&self, prefix: &str) -> Weights {
+        Weights::Copied(self.saved(prefix).f32s.into_iter().collect())
     }
 
     fn rows(&self, name: &str) -> Result<impl Iterator<Item = Vec<f64>>> {
@@ -365,5 +412,9 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

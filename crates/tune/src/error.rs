@@ -69,7 +69,7 @@ pub enum Error {
 
     /// There is nothing to train.
     #[error(
-        "nothing to train: no adapter is active on this model{}. Call `model.add_adapter(\"name\", &Lora::default())` or `model.set_adapter(\"name\")` first",
+        "nothing to train: no adapter is active on this model{}, and its own weights are frozen. Call `model.add_adapter(\"name\", &Lora::default())`, `model.set_adapter(\"name\")` or `model.unfreeze(&Full::default())` first",
         if resident.is_empty() { String::new() } else { format!(" (resident but not active: {})", resident.join(", ")) }
     )]
     NothingToTrain {

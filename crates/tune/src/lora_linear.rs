@@ -17,7 +17,7 @@ pub(crate) struct Mode {
     /// Dropout is on.
     training: AtomicBool,
     /// A and B are variables of the graph; otherwise no graph is built, and nothing is kept for a backward pass.
-    gradients: AtomicBool,
+    gradients: Arc<AtomicBool>,
     seed: AtomicU64,
     draw: AtomicU64,
 }
@@ -29,6 +29,11 @@ impl Mode {
 
     pub(crate) fn set_gradients(&self, gradients: bool) {
         self.gradients.store(gradients, Ordering::Relaxed);
+    }
+
+    /// Whether a graph is built, for those who share it.
+    pub(crate) fn gradients(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.gradients)
     }
 
     /// Fixes the dropout masks of the next forward pass: the same numbers give the same masks, so that a block can be recomputed.
@@ -101,7 +106,7 @@ impl LoraLinear {
     pub fn merged(&self) -> Result<Linear> {
         let weight = self.base.weight();
         let merged = (&weight + self.delta_weight()?.to_dtype(weight.dtype())?)?;
-        Ok(Linear::new(merged, self.base.bias().cloned()))
+        Ok(Linear::new(merged, self.base.bias()))
     }
 
     /// A mask of 0 and 1/(1 − p) like `x`, or `None` where nothing is dropped.
@@ -134,7 +139,15 @@ impl Projection for LoraLinear {
             (self.lora_a.as_detached_tensor(), self.lora_b.as_detached_tensor())
         };
         let mask = self.dropout_mask(x)?;
-        Ok(ops::lora_linear(x, &self.base.weight(), self.base.bias(), &a, &b, self.scaling, mask.as_ref())?)
+        Ok(ops::lora_linear(
+            x,
+            &self.base.weight(),
+            self.base.bias().as_ref(),
+            &a,
+            &b,
+            self.scaling,
+            mask.as_ref(),
+        )?)
     }
 
     fn in_features(&self) -> usize {

@@ -8,9 +8,24 @@ use std::collections::BTreeMap;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use tunebook_models::tensor_file::{Data, Entry};
 
-use crate::error::Result;
+use crate::eight_bit::{self, BLOCK, Code, Quantized};
+use crate::error::{Error, Result};
 use crate::parameter::{Gradients, Parameter, Parameters};
+
+/// The optimizer of a run (`optim` of `transformers`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Optim {
+    /// AdamW with both moments in f32: 8 bytes for each trained number.
+    #[default]
+    #[serde(rename = "adamw_torch")]
+    AdamW,
+    /// AdamW with both moments in 8 bits, block by block, as bitsandbytes keeps them: 2 bytes for each trained number. On the CPU.
+    #[serde(rename = "adamw_bnb_8bit")]
+    AdamW8bit,
+}
 
 /// What AdamW needs besides the learning rate; torch's names and defaults, but for the decay, which `transformers` sets.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,25 +36,37 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the denominator. Default 1e-8.
     pub eps: f64,
-    /// Decay of the weights, scaled by the learning rate. Default 0.01.
+    /// Decay of the weights, scaled by the learning rate; norms and biases do not decay, as in `transformers`. Default 0.01.
     pub weight_decay: f64,
+    /// How the moments are kept. Default f32.
+    pub optim: Optim,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, optim: Optim::AdamW }
     }
 }
 
 // torch's names of the moments
 const FIRST: &str = ".exp_avg";
 const SECOND: &str = ".exp_avg_sq";
+/// Behind the name of a moment in 8 bits.
+const ABSMAX: &str = ".absmax";
 
 /// The two moments of one tensor.
 #[derive(Debug, Clone)]
 enum Moments {
     Host { first: Vec<f32>, second: Vec<f32> },
+    EightBit { first: Quantized, second: Quantized },
     Device { first: Tensor, second: Tensor },
+}
+
+/// The tensors of a saved state by name.
+#[derive(Debug, Default)]
+pub(crate) struct Saved {
+    pub(crate) f32s: BTreeMap<String, Vec<f32>>,
+    pub(crate) bytes: BTreeMap<String, Vec<u8>>,
 }
 
 /// The optimizer and its state.
@@ -61,6 +88,11 @@ impl AdamW {
         Self { config, ..self }
     }
 
+    /// The settings.
+    pub(crate) fn config(&self) -> AdamWConfig {
+        self.config
+    }
+
     /// How many steps have been taken.
     pub fn steps(&self) -> u64 {
         self.steps
@@ -78,17 +110,29 @@ impl AdamW {
         scale: f64,
     ) -> Result<()> {
         self.steps += 1;
-        let update = Update::new(&self.config, self.steps, learning_rate, scale);
+        let decayed = Update::new(&self.config, self.steps, learning_rate, scale);
+        let kept = Update { keep: 1.0, ..decayed };
         for (parameter, gradient) in parameters.iter().zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
+            let update = if decays(&parameter.name) { decayed } else { kept };
             let moments = match self.moments.get_mut(&parameter.name) {
                 Some(moments) => moments,
-                None => self.moments.entry(parameter.name.clone()).or_insert(Moments::new(parameter)?),
+                None => {
+                    let new = Moments::new(parameter, self.config.optim)?;
+                    self.moments.entry(parameter.name.clone()).or_insert(new)
+                }
             };
+            moments.follow(parameter)?;
+            let value = parameter.var.as_tensor();
             match moments {
                 Moments::Host { first, second } => {
                     let op = FusedAdamW { update, first: RefCell::new(first), second: RefCell::new(second) };
-                    parameter.var.as_tensor().inplace_op2(&gradient.contiguous()?, &op)?;
+                    value.inplace_op2(&gradient.contiguous()?, &op)?;
+                }
+                Moments::EightBit { first, second } => {
+                    let op =
+                        EightBitAdamW { update, first: RefCell::new(first), second: RefCell::new(second) };
+                    value.inplace_op2(&gradient.contiguous()?, &op)?;
                 }
                 Moments::Device { first, second } => update.composed(parameter, gradient, first, second)?,
             }
@@ -96,45 +140,109 @@ impl AdamW {
         Ok(())
     }
 
-    /// Puts back what [`AdamW::state`] gave, after `steps` steps, for tensors on the CPU.
-    pub(crate) fn restored(config: AdamWConfig, steps: u64, state: BTreeMap<String, Vec<f32>>) -> Self {
+    /// Puts back what [`AdamW::entries`] gave, after `steps` steps.
+    pub(crate) fn restored(config: AdamWConfig, steps: u64, mut saved: Saved) -> Self {
         let mut moments = BTreeMap::new();
-        for (key, first) in &state {
-            if let Some(name) = key.strip_suffix(FIRST)
-                && let Some(second) = state.get(&format!("{name}{SECOND}"))
+        let names: Vec<String> = saved
+            .f32s
+            .keys()
+            .chain(saved.bytes.keys())
+            .filter_map(|key| key.strip_suffix(FIRST).map(str::to_owned))
+            .collect();
+        for name in names {
+            let (first, second) = (format!("{name}{FIRST}"), format!("{name}{SECOND}"));
+            let mut quantized = |key: &str| {
+                let bytes = saved.bytes.remove(key)?;
+                let absmax = saved.f32s.remove(&format!("{key}{ABSMAX}"))?;
+                (absmax.len() == bytes.len().div_ceil(BLOCK)).then_some(Quantized { bytes, absmax })
+            };
+            if let (Some(first), Some(second)) = (quantized(&first), quantized(&second)) {
+                moments.insert(name, Moments::EightBit { first, second });
+            } else if let (Some(first), Some(second)) =
+                (saved.f32s.remove(&first), saved.f32s.remove(&second))
             {
-                moments
-                    .insert(name.to_owned(), Moments::Host { first: first.clone(), second: second.clone() });
+                moments.insert(name, Moments::Host { first, second });
             }
         }
         Self { config, steps, moments }
     }
 
-    /// The state as named tensors, for a checkpoint: `NAME.exp_avg` and `NAME.exp_avg_sq`, as torch calls them, flat.
-    pub(crate) fn state(&self) -> Result<Vec<(String, Vec<f32>)>> {
-        let mut state = Vec::new();
+    /// The state as tensors for a checkpoint, each name after `prefix`: `NAME.exp_avg` and `NAME.exp_avg_sq`, as torch calls them, flat;
+    /// in 8 bits with `….absmax` beside them.
+    pub(crate) fn entries(&self, prefix: &str) -> Vec<Entry<'_>> {
+        let mut entries = Vec::new();
         for (name, moments) in &self.moments {
-            let (first, second) = match moments {
-                Moments::Host { first, second } => (first.clone(), second.clone()),
-                Moments::Device { first, second } => {
-                    (first.flatten_all()?.to_vec1::<f32>()?, second.flatten_all()?.to_vec1::<f32>()?)
-                }
+            let mut add = |key: &str, data, count| {
+                entries.push(Entry::new(format!("{prefix}{name}{key}"), &[count], data));
             };
-            state.push((format!("{name}{FIRST}"), first));
-            state.push((format!("{name}{SECOND}"), second));
+            match moments {
+                Moments::Host { first, second } => {
+                    add(FIRST, Data::F32(first), first.len());
+                    add(SECOND, Data::F32(second), second.len());
+                }
+                Moments::EightBit { first, second } => {
+                    for (key, moment) in [(FIRST, first), (SECOND, second)] {
+                        add(key, Data::U8(&moment.bytes), moment.bytes.len());
+                        add(&format!("{key}{ABSMAX}"), Data::F32(&moment.absmax), moment.absmax.len());
+                    }
+                }
+                Moments::Device { first, second } => {
+                    add(FIRST, Data::Tensor(first), first.elem_count());
+                    add(SECOND, Data::Tensor(second), second.elem_count());
+                }
+            }
         }
-        Ok(state)
+        entries
+    }
+}
+
+/// Whether a weight decays: norms and biases do not (`get_decay_parameter_names` of `transformers`).
+fn decays(name: &str) -> bool {
+    !name.split('.').any(|part| part.contains("bias") || part.contains("norm"))
+}
+
+/// What one number needs of the optimizer, in bytes.
+pub(crate) fn bytes_per_number(optim: Optim) -> f64 {
+    match optim {
+        Optim::AdamW => 8.0,
+        Optim::AdamW8bit => 2.0 * (1.0 + 4.0 / BLOCK as f64),
     }
 }
 
 impl Moments {
-    fn new(parameter: &Parameter) -> Result<Self> {
+    fn new(parameter: &Parameter, optim: Optim) -> Result<Self> {
         let var = &parameter.var;
-        Ok(if var.device().is_cpu() {
-            Self::Host { first: vec![0.0; var.elem_count()], second: vec![0.0; var.elem_count()] }
-        } else {
-            Self::Device { first: var.as_tensor().zeros_like()?, second: var.as_tensor().zeros_like()? }
+        let count = var.elem_count();
+        let small = count < eight_bit::LEAST;
+        Ok(match (optim, var.device().is_cpu()) {
+            (Optim::AdamW8bit, false) => {
+                return Err(Error::Config {
+                    field: "TrainingArgs.optim",
+                    value: "AdamW8bit".to_owned(),
+                    expected: "AdamW on this device: states in 8 bits are kept on the CPU only, so far",
+                });
+            }
+            (Optim::AdamW8bit, true) if !small => Self::EightBit {
+                first: Quantized::zeros(count, Code::signed()),
+                second: Quantized::zeros(count, Code::unsigned()),
+            },
+            (_, true) => Self::Host { first: vec![0.0; count], second: vec![0.0; count] },
+            (_, false) => {
+                Self::Device { first: var.as_tensor().zeros_like()?, second: var.as_tensor().zeros_like()? }
+            }
         })
+    }
+
+    /// Moves moments that were read from a checkpoint to where the parameter is.
+    fn follow(&mut self, parameter: &Parameter) -> Result<()> {
+        let (device, shape) = (parameter.var.device(), parameter.var.shape());
+        if let Self::Host { first, second } = self
+            && !device.is_cpu()
+        {
+            let first = Tensor::from_slice(first, shape, device)?;
+            *self = Self::Device { first, second: Tensor::from_slice(second, shape, device)? };
+        }
+        Ok(())
     }
 }
 
@@ -214,23 +322,7 @@ impl InplaceOp2 for FusedAdamW<'_> {
         gradient: &CpuStorage,
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let (CpuStorage::F32(value), CpuStorage::F32(gradient)) = (value, gradient) else {
-            candle_core::bail!("adamw: expected f32 parameters and gradients")
-        };
-        let (Some((from, to)), Some((gradient_from, gradient_to))) =
-            (layout.contiguous_offsets(), gradient_layout.contiguous_offsets())
-        else {
-            candle_core::bail!("adamw: expected contiguous parameters and gradients")
-        };
-        let value = &mut value[from..to];
-        let gradient = &gradient[gradient_from..gradient_to];
-        if value.len() != gradient.len() {
-            candle_core::bail!(
-                "adamw: a parameter of {} values has a gradient of {}",
-                value.len(),
-                gradient.len()
-            )
-        }
+        let (value, gradient) = slices(value, layout, gradient, gradient_layout)?;
         const CHUNK: usize = 1 << 14;
         let update = self.update;
         let mut first = self.first.borrow_mut();
@@ -250,11 +342,169 @@ impl InplaceOp2 for FusedAdamW<'_> {
     }
 }
 
+struct EightBitAdamW<'a> {
+    update: Update,
+    first: RefCell<&'a mut Quantized>,
+    second: RefCell<&'a mut Quantized>,
+}
+
+impl InplaceOp2 for EightBitAdamW<'_> {
+    fn name(&self) -> &'static str {
+        "adamw (8 bit)"
+    }
+
+    fn cpu_fwd(
+        &self,
+        value: &mut CpuStorage,
+        layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (value, gradient) = slices(value, layout, gradient, gradient_layout)?;
+        /// Blocks of one task.
+        const BLOCKS: usize = 64;
+        let update = self.update;
+        let (signed, unsigned) = (Code::signed(), Code::unsigned());
+        let mut first = self.first.borrow_mut();
+        let mut second = self.second.borrow_mut();
+        let (first, second) = (&mut **first, &mut **second);
+        value
+            .par_chunks_mut(BLOCKS * BLOCK)
+            .zip(gradient.par_chunks(BLOCKS * BLOCK))
+            .zip(first.bytes.par_chunks_mut(BLOCKS * BLOCK).zip(first.absmax.par_chunks_mut(BLOCKS)))
+            .zip(second.bytes.par_chunks_mut(BLOCKS * BLOCK).zip(second.absmax.par_chunks_mut(BLOCKS)))
+            .for_each(|(((value, gradient), (first, first_max)), (second, second_max))| {
+                let (mut m, mut v) = ([0f32; BLOCK], [0f32; BLOCK]);
+                let blocks = value.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK));
+                let firsts = first.chunks_mut(BLOCK).zip(first_max);
+                let seconds = second.chunks_mut(BLOCK).zip(second_max);
+                for (((value, gradient), (first, first_max)), (second, second_max)) in
+                    blocks.zip(firsts).zip(seconds)
+                {
+                    let (m, v) = (&mut m[..value.len()], &mut v[..value.len()]);
+                    signed.decode(first, *first_max, m);
+                    unsigned.decode(second, *second_max, v);
+                    for (((value, gradient), m), v) in
+                        value.iter_mut().zip(gradient).zip(m.iter_mut()).zip(v.iter_mut())
+                    {
+                        update.apply(value, *gradient, m, v);
+                    }
+                    *first_max = signed.encode(m, first);
+                    *second_max = unsigned.encode(v, second);
+                }
+            });
+        Ok(())
+    }
+}
+
+/// The values of a parameter and of its gradient.
+fn slices<'a>(
+    value: &'a mut CpuStorage,
+    layout: &Layout,
+    gradient: &'a CpuStorage,
+    gradient_layout: &Layout,
+) -> candle_core::Result<(&'a mut [f32], &'a [f32])> {
+    let (CpuStorage::F32(value), CpuStorage::F32(gradient)) = (value, gradient) else {
+        candle_core::bail!("adamw: expected f32 parameters and gradients")
+    };
+    let (Some((from, to)), Some((gradient_from, gradient_to))) =
+        (layout.contiguous_offsets(), gradient_layout.contiguous_offsets())
+    else {
+        candle_core::bail!("adamw: expected contiguous parameters and gradients")
+    };
+    let value = &mut value[from..to];
+    let gradient = &gradient[gradient_from..gradient_to];
+    if value.len() != gradient.len() {
+        candle_core::bail!(
+            "adamw: a parameter of {} values has a gradient of {}",
+            value.len(),
+            gradient.len()
+        )
+    }
+    Ok((value, gradient))
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use crate::parameter::Part;
+
+    #[test]
+    fn norms_and_biases_do_not_decay() {
+        for name in
+            ["model.layers.0.input_layernorm.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.bias"]
+        {
+            assert!(!decays(name), "{name}");
+        }
+        for name in ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.lora_A", "lm_head.weight"]
+        {
+            assert!(decays(name), "{name}");
+        }
+        let parameter = |name: &str| Parameter {
+            name: name.to_owned(),
+            var: Var::new(&[1f32], &Device::Cpu).unwrap(),
+            part: Part::Head,
+        };
+        let parameters = Parameters::new(vec![parameter("model.norm.weight"), parameter("w")]);
+        let mut gradients = Gradients::new(&parameters);
+        for index in 0..2 {
+            gradients.add(index, Tensor::new(&[0f32], &Device::Cpu).unwrap()).unwrap();
+        }
+        AdamW::new(AdamWConfig { weight_decay: 0.5, ..Default::default() })
+            .step(&parameters, &gradients, 0.1, 1.0)
+            .unwrap();
+        let values: Vec<f32> =
+            parameters.iter().map(|parameter| parameter.var.to_vec1::<f32>().unwrap()[0]).collect();
+        assert_eq!(values, [1.0, 0.95]);
+    }
+
+    /// On a noisy quadratic, 8-bit moments follow the f32 ones closely, and a saved state goes on bit for bit.
+    #[test]
+    fn eight_bits_follow_f32_and_survive_being_saved() {
+        const COUNT: usize = 3 * eight_bit::LEAST + 77;
+        let noise = |step: usize, i: usize| ((step * 7919 + i * 104_729) % 1000) as f32 / 1000.0 - 0.5;
+        let goal = |i: usize| (i as f32 * 0.01).sin();
+        let new = |optim| AdamW::new(AdamWConfig { optim, weight_decay: 0.0, ..Default::default() });
+        let run = |mut adamw: AdamW, from: usize, to: usize, start: Vec<f32>| {
+            let var = Var::from_vec(start, COUNT, &Device::Cpu).unwrap();
+            let parameters =
+                Parameters::new(vec![Parameter { name: "w".into(), var: var.clone(), part: Part::Block(0) }]);
+            for step in from..to {
+                let values = var.to_vec1::<f32>().unwrap();
+                let gradient: Vec<f32> =
+                    values.iter().enumerate().map(|(i, v)| v - goal(i) + 0.3 * noise(step, i)).collect();
+                let mut gradients = Gradients::new(&parameters);
+                gradients.add(0, Tensor::new(gradient, &Device::Cpu).unwrap()).unwrap();
+                adamw.step(&parameters, &gradients, 1e-2, 1.0).unwrap();
+            }
+            (adamw, var.to_vec1::<f32>().unwrap())
+        };
+        let loss = |values: &[f32]| {
+            values.iter().enumerate().map(|(i, v)| f64::from((v - goal(i)).powi(2))).sum::<f64>()
+                / COUNT as f64
+        };
+        let start = vec![0.0; COUNT];
+        let (_, exact) = run(new(Optim::AdamW), 0, 60, start.clone());
+        let (half, middle) = run(new(Optim::AdamW8bit), 0, 30, start.clone());
+        let mut saved = Saved::default();
+        let Some(Moments::EightBit { first, second }) = half.moments.get("w") else {
+            panic!("not in 8 bits")
+        };
+        for (key, moment) in [("w.exp_avg", first), ("w.exp_avg_sq", second)] {
+            saved.bytes.insert(key.to_owned(), moment.bytes.clone());
+            saved.f32s.insert(format!("{key}{ABSMAX}"), moment.absmax.clone());
+        }
+        let bytes = first.bytes.len() + second.bytes.len() + 4 * (first.absmax.len() + second.absmax.len());
+        assert!((bytes as f64 / COUNT as f64 - bytes_per_number(Optim::AdamW8bit)).abs() < 0.01);
+        let restored = AdamW::restored(half.config, half.steps, saved);
+        let (_, whole) = run(half, 30, 60, middle.clone());
+        let (_, resumed) = run(restored, 30, 60, middle);
+        assert!(whole == resumed);
+        let (a, b, before) = (loss(&exact), loss(&whole), loss(&start));
+        assert!(a < 0.5 * before && (b / a - 1.0).abs() < 0.05, "{before} -> {a} and {b}");
+    }
 
     #[test]
     fn fused_and_composed_agree() {
@@ -262,8 +512,9 @@ mod tests {
         let gradient =
             Tensor::new(values.iter().map(|v| v * 3.0 - 0.5).collect::<Vec<_>>(), &Device::Cpu).unwrap();
         let var = || Var::new(values.as_slice(), &Device::Cpu).unwrap();
-        let parameters = Parameters::new(vec![Parameter { name: "w".into(), var: var(), block: 0 }]);
-        let composed = Parameter { name: "w".into(), var: var(), block: 0 };
+        let parameters =
+            Parameters::new(vec![Parameter { name: "w".into(), var: var(), part: Part::Block(0) }]);
+        let composed = Parameter { name: "w".into(), var: var(), part: Part::Block(0) };
         let (mut first, mut second) = (gradient.zeros_like().unwrap(), gradient.zeros_like().unwrap());
         let mut gradients = Gradients::new(&parameters);
         gradients.add(0, gradient.clone()).unwrap();

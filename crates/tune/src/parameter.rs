@@ -1,8 +1,19 @@
 //! The tensors a run trains, and their gradients.
 
-use candle_core::{Tensor, Var};
+use candle_core::{CpuStorage, InplaceOp3, Layout, Tensor, Var};
 
 use crate::error::Result;
+
+/// Where in the model a tensor is used, from the input to the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The embedding table (and the output head, if they are tied).
+    Embedding,
+    /// A decoder block.
+    Block(usize),
+    /// The last norm and the output head.
+    Head,
+}
 
 /// One trainable tensor.
 #[derive(Debug, Clone)]
@@ -11,8 +22,8 @@ pub struct Parameter {
     pub name: String,
     /// The tensor.
     pub var: Var,
-    /// The decoder block it is used in.
-    pub block: usize,
+    /// Where it is used.
+    pub part: Part,
 }
 
 /// Trainable tensors in the order of their names, so that sums over them are the same in every run.
@@ -31,6 +42,11 @@ impl Parameters {
         self.0.iter()
     }
 
+    /// The one at `index`, which is below [`Parameters::len`].
+    pub(crate) fn get(&self, index: usize) -> &Parameter {
+        &self.0[index]
+    }
+
     /// How many tensors.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -46,9 +62,18 @@ impl Parameters {
         self.0.iter().map(|parameter| parameter.var.elem_count()).sum()
     }
 
-    /// The lowest block that holds one: those below it need no gradient.
+    /// The lowest block that a gradient has to go through: those below it need none. `None`: the head alone is trained.
     pub(crate) fn first_block(&self) -> Option<usize> {
-        self.0.iter().map(|parameter| parameter.block).min()
+        match self.0.iter().map(|parameter| parameter.part).min()? {
+            Part::Embedding => Some(0),
+            Part::Block(block) => Some(block),
+            Part::Head => None,
+        }
+    }
+
+    /// The index of the embedding table, if it is trained.
+    pub(crate) fn embedding(&self) -> Option<usize> {
+        self.0.iter().position(|parameter| parameter.part == Part::Embedding)
     }
 }
 
@@ -75,6 +100,34 @@ impl Gradients {
         Ok(())
     }
 
+    /// Adds rows to the gradient of an embedding table, parameter `index`: row `ids[i]` gets row i of `rows`.
+    ///
+    /// # Shapes
+    /// `ids` `[n]` u32, `rows` `[n, hid]`, the table `[vocab, hid]`.
+    ///
+    /// # Errors
+    /// The shapes do not fit.
+    pub(crate) fn add_rows(
+        &mut self,
+        index: usize,
+        table: &Tensor,
+        ids: &Tensor,
+        rows: &Tensor,
+    ) -> Result<()> {
+        let slot = &mut self.0[index];
+        let sum = match slot.take() {
+            Some(sum) => sum,
+            None => table.zeros_like()?.detach(),
+        };
+        *slot = Some(if sum.device().is_cpu() {
+            sum.inplace_op3(ids, &rows.contiguous()?, &AddRows)?; // in place: the table is the largest tensor there is
+            sum
+        } else {
+            sum.index_add(ids, rows, 0)?
+        });
+        Ok(())
+    }
+
     /// In the order of the parameters.
     pub fn iter(&self) -> impl Iterator<Item = Option<&Tensor>> {
         self.0.iter().map(Option::as_ref)
@@ -96,6 +149,52 @@ impl Gradients {
                 Tensor::stack(&elsewhere, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
         }
         Ok(squares.sqrt())
+    }
+}
+
+/// See [`Gradients::add_rows`].
+struct AddRows;
+
+impl InplaceOp3 for AddRows {
+    fn name(&self) -> &'static str {
+        "add_rows"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sum: &mut CpuStorage,
+        layout: &Layout,
+        ids: &CpuStorage,
+        ids_layout: &Layout,
+        rows: &CpuStorage,
+        rows_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (CpuStorage::F32(sum), CpuStorage::U32(ids), CpuStorage::F32(rows)) = (sum, ids, rows) else {
+            candle_core::bail!("add_rows: expected f32 rows under u32 ids")
+        };
+        let (Some(at), Some(ids_at), Some(rows_at)) =
+            (layout.contiguous_offsets(), ids_layout.contiguous_offsets(), rows_layout.contiguous_offsets())
+        else {
+            candle_core::bail!("add_rows: expected contiguous tensors")
+        };
+        let (sum, ids, rows) = (&mut sum[at.0..at.1], &ids[ids_at.0..ids_at.1], &rows[rows_at.0..rows_at.1]);
+        let width = layout.dims().last().copied().unwrap_or(0);
+        if width == 0 || rows.len() != ids.len() * width {
+            candle_core::bail!(
+                "add_rows: expected {} rows of {width}, found {} values",
+                ids.len(),
+                rows.len()
+            )
+        }
+        // In the order of the positions, so that a run repeats bit for bit.
+        for (id, row) in ids.iter().zip(rows.chunks_exact(width)) {
+            let from = *id as usize * width;
+            let Some(into) = sum.get_mut(from..from + width) else {
+                candle_core::bail!("add_rows: expected ids below {}, found {id}", layout.dims()[0])
+            };
+            into.iter_mut().zip(row).for_each(|(into, value)| *into += value);
+        }
+        Ok(())
     }
 }
 
@@ -126,11 +225,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rows_are_added_to_the_table_s_gradient() {
+        let device = Device::Cpu;
+        let var = Var::zeros((4, 2), candle_core::DType::F32, &device).unwrap();
+        let parameters =
+            Parameters::new(vec![Parameter { name: "e".into(), var: var.clone(), part: Part::Embedding }]);
+        let mut gradients = Gradients::new(&parameters);
+        let ids = Tensor::new(&[3u32, 1, 3], &device).unwrap();
+        let rows = Tensor::new(&[[1f32, 2.], [3., 4.], [5., 6.]], &device).unwrap();
+        gradients.add_rows(0, var.as_tensor(), &ids, &rows).unwrap();
+        gradients.add_rows(0, var.as_tensor(), &ids, &rows).unwrap();
+        let found = gradients.iter().next().flatten().unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(found, [[0., 0.], [6., 8.], [0., 0.], [12., 16.]]);
+        let beyond = Tensor::new(&[4u32, 0, 0], &device).unwrap();
+        assert!(gradients.add_rows(0, var.as_tensor(), &beyond, &rows).is_err());
+        assert_eq!((parameters.first_block(), parameters.embedding()), (Some(0), Some(0)));
+    }
+
+    #[test]
     fn the_norm_is_over_all_gradients() {
         let var = |values: &[f32]| Var::new(values, &Device::Cpu).unwrap();
         let parameters = Parameters::new(vec![
-            Parameter { name: "b".into(), var: var(&[0.0, 0.0]), block: 1 },
-            Parameter { name: "a".into(), var: var(&[0.0]), block: 2 },
+            Parameter { name: "b".into(), var: var(&[0.0, 0.0]), part: Part::Block(1) },
+            Parameter { name: "a".into(), var: var(&[0.0]), part: Part::Block(2) },
         ]);
         assert_eq!(parameters.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(parameters.first_block(), Some(1));

@@ -1,5 +1,6 @@
 //! What a run says while it goes: plain records. Who draws a chart or a bar of them is no concern of the loop.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct EvalRecord {
     pub label_tokens: usize,
     /// Wall-clock time of the evaluation.
     pub secs: f64,
+    /// What else was measured, by the names given to [`Trainer::with_metric`](crate::Trainer::with_metric).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What a run is about to do, known before its first step.

@@ -3,10 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use tunebook_models::Model;
 
-use crate::adapters::{self, Adapter};
+use crate::adapters;
 use crate::args::TrainingArgs;
 use crate::backward::Segments;
 use crate::batch::Batch;
@@ -16,6 +15,7 @@ use crate::optim::AdamW;
 use crate::parameter::{Gradients, Parameters, clip_coefficient};
 use crate::peft::AdapterFiles;
 use crate::schedule::Schedule;
+use crate::trained::{Trained, Weights};
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,12 +32,10 @@ pub struct StepOutcome {
 #[derive(Clone, Default)]
 pub(crate) struct RunState {
     pub(crate) steps: usize,
-    pub(crate) optimizer: AdamW,
+    /// Shared with the run that goes on: what it changes then is copied first.
+    pub(crate) optimizer: Arc<AdamW>,
     pub(crate) weights: Weights,
 }
-
-/// The trained tensors' values by name, in the order of the parameters.
-pub(crate) type Weights = Vec<(String, Vec<f32>)>;
 
 impl fmt::Debug for RunState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -50,30 +48,38 @@ impl fmt::Debug for RunState {
 
 /// Takes the steps of one run on the active adapter of a model. This is all that [`Trainer`](crate::Trainer) does between two records;
 /// it is public for those who bring batches of their own.
-#[derive(Debug)]
 pub struct Stepper {
     model: Model,
-    adapter: Arc<Adapter>,
+    trained: Trained,
     parameters: Parameters,
-    optimizer: AdamW,
+    optimizer: Arc<AdamW>,
     schedule: Schedule,
     args: TrainingArgs,
     steps: usize,
+}
+
+impl fmt::Debug for Stepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stepper")
+            .field("trained", &self.trained.name())
+            .field("steps", &self.steps)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Stepper {
     /// For a run of `total_steps`, none taken yet.
     ///
     /// # Errors
-    /// The arguments are refused, or no adapter is active.
+    /// The arguments are refused, or there is nothing to train.
     pub fn new(model: &Model, args: &TrainingArgs, total_steps: usize) -> Result<Self> {
         args.validate()?;
-        let adapter = adapters::active(model)?;
+        let trained = adapters::trained(model)?;
         Ok(Self {
             model: model.clone(),
-            parameters: adapter.parameters(),
-            adapter,
-            optimizer: AdamW::new(args.adamw()),
+            parameters: trained.parameters(),
+            trained,
+            optimizer: Arc::new(AdamW::new(args.adamw())),
             schedule: Schedule::new(
                 args.lr_scheduler,
                 args.learning_rate,
@@ -107,7 +113,8 @@ impl Stepper {
         let max_norm = self.args.max_grad_norm;
         let scale = if max_norm > 0.0 { clip_coefficient(grad_norm, max_norm) } else { 1.0 };
         let learning_rate = self.schedule.learning_rate(self.steps);
-        self.optimizer.step(&self.parameters, &gradients, learning_rate, scale)?;
+        Arc::make_mut(&mut self.optimizer).step(&self.parameters, &gradients, learning_rate, scale)?;
+        self.trained.changed();
         self.steps += 1;
         Ok(StepOutcome { loss: total / label_tokens as f64, learning_rate, grad_norm })
     }
@@ -117,7 +124,7 @@ impl Stepper {
     /// # Errors
     /// As [`Stepper::step`].
     pub fn gradients(&self, batches: &[Batch]) -> Result<(f64, Gradients)> {
-        let mode = &self.adapter.mode;
+        let mode = self.trained.mode();
         let _training = Training::start(mode);
         let segments = Segments {
             model: &self.model,
@@ -148,14 +155,14 @@ impl Stepper {
         Ok((total, gradients))
     }
 
-    /// The adapter that is trained.
+    /// The name of what is trained: the adapter's, or `full fine-tuning`.
     pub fn adapter_name(&self) -> &str {
-        self.adapter.name()
+        self.trained.name()
     }
 
-    /// The adapter as PEFT's files hold it.
-    pub(crate) fn adapter_files(&self) -> Result<AdapterFiles> {
-        self.adapter.files(&self.model)
+    /// The adapter as PEFT's files hold it; `None` if the model's own weights are trained.
+    pub(crate) fn adapter_files(&self) -> Result<Option<AdapterFiles>> {
+        self.trained.files(&self.model)
     }
 
     /// The trained tensors.
@@ -170,7 +177,8 @@ impl Stepper {
 
     /// Everything that the next step depends on.
     pub(crate) fn state(&self) -> Result<RunState> {
-        Ok(RunState { steps: self.steps, optimizer: self.optimizer.clone(), weights: self.weights()? })
+        let weights = self.trained.weights(&self.parameters)?;
+        Ok(RunState { steps: self.steps, optimizer: Arc::clone(&self.optimizer), weights })
     }
 
     /// Puts back what [`Stepper::state`] gave.
@@ -179,18 +187,18 @@ impl Stepper {
     /// The tensors are not those that are trained here. Nothing has changed then.
     pub(crate) fn restore(&mut self, state: &RunState) -> Result<()> {
         self.set_weights(&state.weights)?;
-        self.optimizer = state.optimizer.clone().with_config(self.args.adamw());
+        self.optimizer = Arc::clone(&state.optimizer);
+        let config = self.args.adamw();
+        if self.optimizer.config() != config {
+            self.optimizer = Arc::new(AdamW::clone(&self.optimizer).with_config(config));
+        }
         self.steps = state.steps;
         Ok(())
     }
 
     /// A copy of the trained tensors.
     pub(crate) fn weights(&self) -> Result<Weights> {
-        let mut weights = Vec::with_capacity(self.parameters.len());
-        for parameter in self.parameters.iter() {
-            weights.push((parameter.name.clone(), parameter.var.flatten_all()?.to_vec1()?));
-        }
-        Ok(weights)
+        Weights::copy(&self.parameters)
     }
 
     /// Puts a copy back.
@@ -198,18 +206,9 @@ impl Stepper {
     /// # Errors
     /// As [`Stepper::restore`].
     pub(crate) fn set_weights(&self, weights: &Weights) -> Result<()> {
-        let pairs = || self.parameters.iter().zip(weights);
-        let fits = weights.len() == self.parameters.len()
-            && pairs().all(|(parameter, (name, values))| {
-                parameter.name == *name && parameter.var.elem_count() == values.len()
-            });
-        if !fits {
-            let problem =
-                "its tensors are not those of the active adapter: another rank or other target modules";
-            return Err(Error::Continue { problem: problem.to_owned() });
-        }
-        for (parameter, (_, values)) in pairs() {
-            parameter.var.set(&Tensor::from_slice(values, parameter.var.shape(), parameter.var.device())?)?;
+        weights.put_back(&self.parameters)?;
+        if matches!(weights, Weights::Copied(_)) {
+            self.trained.changed();
         }
         Ok(())
     }

@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -28,9 +29,10 @@ use crate::checkpoint;
 use crate::encode;
 use crate::error::{Error, Result};
 use crate::record::{Callback, EvalRecord, Plan, StepRecord};
-use crate::step::{RunState, Stepper, Weights};
+use crate::step::{RunState, Stepper};
+use crate::trained::Weights;
 
-/// Trains the active adapter of a model.
+/// Trains the active adapter of a model, or the model's own weights if they are unfrozen ([`FullTuning`](crate::FullTuning)).
 pub struct Trainer {
     model: Model,
     args: TrainingArgs,
@@ -73,7 +75,7 @@ impl fmt::Debug for Best {
 /// What a run did, up to its last whole step. [`Trainer::resume`] goes on from there.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// The adapter that was trained.
+    /// The adapter that was trained, or `full fine-tuning`.
     pub adapter: String,
     /// The arguments.
     pub args: TrainingArgs,
@@ -165,7 +167,7 @@ impl fmt::Display for Run {
 }
 
 impl Trainer {
-    /// For the adapter that is active when training starts. The arguments are checked then, too.
+    /// For what is to be trained when training starts: the active adapter, or the unfrozen weights. The arguments are checked then, too.
     pub fn new(model: &Model, args: &TrainingArgs) -> Self {
         Self { model: model.clone(), args: args.clone(), callbacks: Mutex::default() }
     }
@@ -339,8 +341,12 @@ impl Trainer {
                 && (step > from || !checkpoint::folder(output_dir, step).exists())
             {
                 run.state = Arc::new(stepper.state()?);
-                let folder =
-                    run.write_checkpoint(output_dir, args.save_total_limit, &stepper.adapter_files()?)?;
+                let folder = run.write_checkpoint(
+                    output_dir,
+                    args.save_total_limit,
+                    stepper.adapter_files()?.as_ref(),
+                )?;
+                run.state = Arc::default(); // held on, it would have to be copied by the next step
                 self.tell(|callback| callback.on_save(step, &folder))?;
             }
             if step >= total_steps {
@@ -398,7 +404,14 @@ impl Trainer {
             self.tell(|callback| callback.on_eval_progress(done, set.examples.len()))?;
         }
         let loss = sum / label_tokens.max(1) as f64;
-        Ok(EvalRecord { step, epoch, loss, label_tokens, secs: started.elapsed().as_secs_f64() })
+        Ok(EvalRecord {
+            step,
+            epoch,
+            loss,
+            label_tokens,
+            secs: started.elapsed().as_secs_f64(),
+            metrics: BTreeMap::new(),
+        })
     }
 
     fn batch(&self, set: &TokenizedSet, rows: &[usize]) -> Result<Batch> {

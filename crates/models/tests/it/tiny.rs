@@ -50,7 +50,7 @@ impl Tiny {
         let mut variables = Vec::new();
         for slot in model.slots() {
             let weight = Var::from_tensor(&slot.base().weight()).unwrap();
-            let bias = slot.base().bias().cloned();
+            let bias = slot.base().bias();
             slot.replace(Arc::new(Linear::new(weight.as_tensor().clone(), bias))).unwrap();
             variables.push((format!("grad.{}.weight", slot.path()), weight));
         }

@@ -9,6 +9,7 @@ mod adapters;
 mod checkpoints;
 mod common;
 mod composed;
+mod full;
 mod invariants;
 mod peers;
 mod smollm;

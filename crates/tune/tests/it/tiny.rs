@@ -7,8 +7,8 @@ use serde::Deserialize;
 use tunebook_models::{Device, Tensor};
 use tunebook_tune::peft::AdapterFiles;
 use tunebook_tune::{
-    AdamW, AdamWConfig, Adapters, Gradients, LrScheduler, Parameter, Parameters, Schedule, Stepper, Trainer,
-    TrainingArgs,
+    AdamW, AdamWConfig, Adapters, Gradients, LrScheduler, Parameter, Parameters, Part, Schedule, Stepper,
+    Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -144,8 +144,9 @@ fn schedules_are_those_of_transformers() {
 fn adamw_is_torchs() {
     let golden = golden_run().adamw;
     let var = candle_core::Var::new(golden.initial.as_slice(), &Device::Cpu).unwrap();
-    let parameters = Parameters::new(vec![Parameter { name: "w".to_owned(), var: var.clone(), block: 0 }]);
-    let config = AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-6, weight_decay: 0.3 };
+    let parameters =
+        Parameters::new(vec![Parameter { name: "w".to_owned(), var: var.clone(), part: Part::Block(0) }]);
+    let config = AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-6, weight_decay: 0.3, ..Default::default() };
     let mut adamw = AdamW::new(config);
     for (gradient, expected) in golden.gradients.iter().zip(&golden.values) {
         let mut gradients = Gradients::new(&parameters);

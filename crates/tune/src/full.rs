@@ -1,0 +1,150 @@
+//! Full fine-tuning: the model's own weights are trained, all of them or some modules.
+//!
+//! Nothing is put beside the weights and none of them is kept twice: the trainer's variables take their place in the model. What was there
+//! before is gone after the first step, so [`Model::save_pretrained`] writes a whole model, and the way back is to load the base again.
+//!
+//! ```no_run
+//! use tunebook_models::{Device, Model};
+//! use tunebook_tune::{Example, Full, FullTuning, Trainer, TrainingArgs};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let train: Vec<Example> = Vec::new();
+//! let model = Model::load("SmolLM2-135M-Instruct", &Device::Cpu)?;
+//! println!("{}", model.unfreeze(&Full::default())?);
+//! Trainer::new(&model, &TrainingArgs { learning_rate: 2e-5, ..Default::default() }).fit(&train, &[])?;
+//! model.save_pretrained("out/mine")?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use candle_core::{DType, Var};
+use serde::{Deserialize, Serialize};
+use tunebook_models::{Model, Weight};
+
+use crate::adapters;
+use crate::error::{Error, Result};
+use crate::lora_linear::Mode;
+use crate::parameter::{Parameter, Parameters, Part};
+use crate::target::{self, TargetModules};
+
+/// Which of the model's own weights are trained.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Full {
+    /// The modules whose weights are trained: names, paths or a regular expression, as in [`TargetModules`], over all modules, norms and
+    /// embedding included. `None` (the default): every weight.
+    pub target_modules: Option<TargetModules>,
+}
+
+/// Full fine-tuning on a [`Model`].
+pub trait FullTuning {
+    /// Makes the model's own weights trainable, in place of whatever was. An active adapter is switched off and stays resident.
+    ///
+    /// # Errors
+    /// A target module that does not exist, or weights that are not f32.
+    fn unfreeze(&self, config: &Full) -> Result<FullInfo>;
+
+    /// Makes all weights constants again, with the values that they have now. Adding or choosing an adapter does this, too.
+    fn freeze(&self);
+}
+
+impl FullTuning for Model {
+    fn unfreeze(&self, config: &Full) -> Result<FullInfo> {
+        self.freeze(); // what was trained before must not freeze what is taken over now
+        let weights = FullWeights::new(self, config)?;
+        let info = FullInfo {
+            modules: weights.parameters.iter().map(|p| module(&p.name).to_owned()).collect(),
+            trainable_parameters: weights.parameters.elem_count(),
+            all_parameters: self.parameter_count(),
+        };
+        adapters::start_full(self, weights);
+        Ok(info)
+    }
+
+    fn freeze(&self) {
+        adapters::end_full(self);
+    }
+}
+
+/// What there is to say about full fine-tuning of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FullInfo {
+    /// The modules that are trained.
+    pub modules: Vec<String>,
+    /// How many numbers are trained.
+    pub trainable_parameters: usize,
+    /// How many numbers the model has.
+    pub all_parameters: usize,
+}
+
+impl fmt::Display for FullInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "full fine-tuning: {} tensors; trainable params: {} || all params: {} || trainable%: {:.4}",
+            self.modules.len(),
+            adapters::thousands(self.trainable_parameters),
+            adapters::thousands(self.all_parameters),
+            100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
+        )
+    }
+}
+
+/// The trained weights of a model; freezes them when dropped.
+pub(crate) struct FullWeights {
+    weights: Vec<Arc<Weight>>,
+    pub(crate) parameters: Parameters,
+    pub(crate) mode: Arc<Mode>,
+    /// Changes with every change of the weights, so that a run knows whether the model still holds its own.
+    pub(crate) version: Arc<AtomicU64>,
+}
+
+impl FullWeights {
+    fn new(model: &Model, config: &Full) -> Result<Self> {
+        let all = model.weights();
+        let modules: Vec<&str> = all.iter().map(|weight| module(weight.name())).collect();
+        let chosen = match &config.target_modules {
+            Some(targets) => targets.resolve(&modules)?,
+            None => (0..all.len()).collect(),
+        };
+        if let Some(weight) = chosen.iter().map(|index| &all[*index]).find(|w| w.get().dtype() != DType::F32)
+        {
+            return Err(Error::Config {
+                field: "Full",
+                value: format!("`{}` in {:?}", weight.name(), weight.get().dtype()),
+                expected: "f32 weights: load the model as f32, or train an adapter",
+            });
+        }
+        let mode = Arc::new(Mode::default());
+        let mut weights = Vec::with_capacity(chosen.len());
+        let mut parameters = Vec::with_capacity(chosen.len());
+        for index in chosen {
+            let weight = &all[index];
+            // One tensor at a time: the old one goes before the next is copied.
+            let var = Var::from_tensor(&weight.get().detach())?;
+            weight.train(&var, mode.gradients())?;
+            let part = match target::block_index(weight.name()) {
+                Some(block) => Part::Block(block),
+                None if weight.name().starts_with("model.embed_tokens.") => Part::Embedding,
+                None => Part::Head,
+            };
+            parameters.push(Parameter { name: weight.name().to_owned(), var, part });
+            weights.push(Arc::clone(weight));
+        }
+        Ok(Self { weights, parameters: Parameters::new(parameters), mode, version: Arc::default() })
+    }
+}
+
+impl Drop for FullWeights {
+    fn drop(&mut self) {
+        self.weights.iter().for_each(|weight| weight.freeze());
+    }
+}
+
+/// The module of a weight's name.
+fn module(name: &str) -> &str {
+    name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name)
+}
