@@ -284,7 +284,14 @@ mod tests {
         );
         live.on_eval_progress(3, 8)?;
         assert!(live.status().ends_with("evaluating 3/8 rows"));
-        live.on_eval(&EvalRecord { step: 2, epoch: 0.2, loss: 2.0, label_tokens: 80, secs: 1.0 })?;
+        live.on_eval(&EvalRecord {
+            step: 2,
+            epoch: 0.2,
+            loss: 2.0,
+            label_tokens: 80,
+            secs: 1.0,
+            metrics: Default::default(),
+        })?;
         let bundle = live.bundle(&live.status(), None);
         let html = bundle.get("text/html").and_then(|html| html.as_str()).unwrap_or_default();
         assert!(
