@@ -265,6 +265,8 @@ mod tests {
             trainable_parameters: 1000,
             truncated: 0,
             without_labels: 0,
+            packed_rows: None,
+            preflight: None,
         }
     }
 

@@ -83,6 +83,14 @@ pub struct TrainingArgs {
     pub optim: Optim,
     /// Gradients of a larger norm are scaled down to it; 0 switches this off. Default 1.
     pub max_grad_norm: f64,
+    /// A part of each label's probability that is spread over the vocabulary, in 0..1. It counts in training, not in evaluations. Default 0.
+    pub label_smoothing_factor: f64,
+    /// Noise on the embeddings in training (NEFTune): 5 is usual. Default none.
+    pub neftune_noise_alpha: Option<f64>,
+    /// Batches of examples of similar length: less padding, and batches that are less random. Default false.
+    pub group_by_length: bool,
+    /// Several examples in one row, up to `max_length` tokens, none seeing another: no padding for short examples. Default false.
+    pub packing: bool,
     /// Examples are cut off after so many tokens. `None` (the default) cuts nothing, and an example that does not fit into the model's
     /// context is an error.
     pub max_length: Option<usize>,
@@ -92,6 +100,12 @@ pub struct TrainingArgs {
     pub eval_on_start: bool,
     /// Stop after so many evaluations in a row that were no better than the best before them. Default never.
     pub early_stopping_patience: Option<usize>,
+    /// How much better an evaluation has to be to count as better. Default 0.
+    pub early_stopping_threshold: f64,
+    /// What the best evaluation is judged by: `loss`, or the name of a [`Trainer::with_metric`](crate::Trainer::with_metric). Default `loss`.
+    pub metric_for_best_model: String,
+    /// Whether more of it is better. Default (`None`): not for `loss` and names that end in it, for all others.
+    pub greater_is_better: Option<bool>,
     /// Put back the weights of the best evaluation when the run ends (not when the user stops it). Default false.
     pub load_best_model_at_end: bool,
     /// When to write a checkpoint. Default never.
@@ -103,8 +117,15 @@ pub struct TrainingArgs {
     /// Keep only each block's input from the forward pass and run the block again before its backward pass: less memory, about a third
     /// more time. Default false.
     pub gradient_checkpointing: bool,
-    /// Seed of the row order and of dropout. Default 42.
+    /// How many blocks `gradient_checkpointing` is for, the first ones. Default (`None`): all.
+    pub checkpointed_blocks: Option<usize>,
+    /// The most memory that the process may have, in bytes. Micro-batch, accumulation and checkpointing are then chosen so that the run fits, with
+    /// as many rows in an optimizer step as `batch_size` · `gradient_accumulation_steps`; the run's [`Plan`](crate::Plan) says what was chosen. Default none.
+    pub memory_budget: Option<u64>,
+    /// Seed of dropout and noise, and of the row order unless `data_seed` is given. Default 42.
     pub seed: u64,
+    /// Seed of the row order. Default that of `seed`.
+    pub data_seed: Option<u64>,
 }
 
 impl Default for TrainingArgs {
@@ -125,16 +146,26 @@ impl Default for TrainingArgs {
             adam_epsilon: 1e-8,
             optim: Optim::AdamW,
             max_grad_norm: 1.0,
+            label_smoothing_factor: 0.0,
+            neftune_noise_alpha: None,
+            group_by_length: false,
+            packing: false,
             max_length: None,
             eval_strategy: EvalStrategy::default(),
             eval_on_start: false,
             early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
+            metric_for_best_model: "loss".to_owned(),
+            greater_is_better: None,
             load_best_model_at_end: false,
             save_strategy: SaveStrategy::default(),
             output_dir: None,
             save_total_limit: None,
             gradient_checkpointing: false,
+            checkpointed_blocks: None,
+            memory_budget: None,
             seed: 42,
+            data_seed: None,
         }
     }
 }
@@ -164,6 +195,7 @@ impl TrainingArgs {
         )?;
         let unit = [
             ("TrainingArgs.warmup_ratio", self.warmup_ratio),
+            ("TrainingArgs.label_smoothing_factor", self.label_smoothing_factor),
             ("TrainingArgs.adam_beta1", self.adam_beta1),
             ("TrainingArgs.adam_beta2", self.adam_beta2),
         ];
@@ -173,6 +205,8 @@ impl TrainingArgs {
         let not_negative = [
             ("TrainingArgs.weight_decay", self.weight_decay),
             ("TrainingArgs.max_grad_norm", self.max_grad_norm),
+            ("TrainingArgs.early_stopping_threshold", self.early_stopping_threshold),
+            ("TrainingArgs.neftune_noise_alpha", self.neftune_noise_alpha.unwrap_or(0.0)),
         ];
         for (field, value) in not_negative {
             require(field, value, value.is_finite() && value >= 0.0, "a finite number of at least 0")?;
@@ -181,6 +215,24 @@ impl TrainingArgs {
         require("TrainingArgs.adam_epsilon", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
         if let Some(length) = self.max_length {
             require("TrainingArgs.max_length", length, length >= 2, "at least 2 tokens")?;
+        }
+        let packs = !self.packing || self.max_length.is_some();
+        require(
+            "TrainingArgs.max_length",
+            "None",
+            packs,
+            "the length of a row, because `packing` fills rows",
+        )?;
+        let groups = !(self.packing && self.group_by_length);
+        require(
+            "TrainingArgs.group_by_length",
+            true,
+            groups,
+            "false with `packing`: its rows are of one length",
+        )?;
+        if let Some(budget) = self.memory_budget {
+            let expected = "a number of bytes of at least 100 MB: 2_000_000_000 is 2 GB";
+            require("TrainingArgs.memory_budget", budget, budget >= 100_000_000, expected)?;
         }
         if let EvalStrategy::Steps(steps) = self.eval_strategy {
             require("TrainingArgs.eval_strategy", "Steps(0)", steps >= 1, "a number of steps of at least 1")?;
@@ -236,6 +288,27 @@ impl TrainingArgs {
         self.warmup_steps.unwrap_or_else(|| (total_steps as f64 * self.warmup_ratio).ceil() as usize)
     }
 
+    /// The seed of the row order.
+    pub(crate) fn data_seed(&self) -> u64 {
+        self.data_seed.unwrap_or(self.seed)
+    }
+
+    /// Rows of a batch whose lengths should be alike.
+    pub(crate) fn group(&self) -> Option<usize> {
+        self.group_by_length.then_some(self.batch_size * self.gradient_accumulation_steps)
+    }
+
+    /// How many of a model's `blocks` are run again in the backward pass.
+    pub(crate) fn checkpointed_blocks(&self, blocks: usize) -> usize {
+        if self.gradient_checkpointing { self.checkpointed_blocks.unwrap_or(blocks).min(blocks) } else { 0 }
+    }
+
+    /// Whether metric `value` is better than `best`, by more than `threshold`.
+    pub(crate) fn better(&self, value: f64, best: f64, threshold: f64) -> bool {
+        let greater = self.greater_is_better.unwrap_or(!self.metric_for_best_model.ends_with("loss"));
+        if greater { value > best + threshold } else { value < best - threshold }
+    }
+
     pub(crate) fn eval_is_due(&self, step: usize, steps_per_epoch: usize, total_steps: usize) -> bool {
         match self.eval_strategy {
             EvalStrategy::No => false,
@@ -263,6 +336,8 @@ impl TrainingArgs {
             output_dir: self.output_dir.clone(),
             save_total_limit: self.save_total_limit,
             gradient_checkpointing: self.gradient_checkpointing,
+            checkpointed_blocks: self.checkpointed_blocks,
+            memory_budget: self.memory_budget,
             ..other.clone()
         };
         let (ours, theirs) = (serde_json::to_value(self)?, serde_json::to_value(same_course)?);
@@ -319,6 +394,24 @@ mod tests {
             (TrainingArgs { weight_decay: -0.1, ..base.clone() }, "`TrainingArgs.weight_decay` is -0.1"),
             (TrainingArgs { max_grad_norm: -1.0, ..base.clone() }, "`TrainingArgs.max_grad_norm` is -1"),
             (TrainingArgs { max_length: Some(1), ..base.clone() }, "`TrainingArgs.max_length` is 1"),
+            (TrainingArgs { packing: true, ..base.clone() }, "`TrainingArgs.max_length` is None"),
+            (
+                TrainingArgs { label_smoothing_factor: 1.0, ..base.clone() },
+                "`TrainingArgs.label_smoothing_factor` is 1",
+            ),
+            (
+                TrainingArgs { neftune_noise_alpha: Some(-5.0), ..base.clone() },
+                "`TrainingArgs.neftune_noise_alpha` is -5",
+            ),
+            (
+                TrainingArgs { early_stopping_threshold: -0.1, ..base.clone() },
+                "`TrainingArgs.early_stopping_threshold` is -0.1",
+            ),
+            (
+                TrainingArgs { packing: true, max_length: Some(64), group_by_length: true, ..base.clone() },
+                "`TrainingArgs.group_by_length` is true",
+            ),
+            (TrainingArgs { memory_budget: Some(8), ..base.clone() }, "`TrainingArgs.memory_budget` is 8"),
             (
                 TrainingArgs { eval_strategy: EvalStrategy::Steps(0), ..base.clone() },
                 "`TrainingArgs.eval_strategy`",

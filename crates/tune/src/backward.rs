@@ -11,22 +11,50 @@
 //! Blocks below the first trainable one build no graph at all, and the first trainable one computes no gradient of its input. With
 //! checkpointing, step 1 keeps the x alone and step 3 runs the block again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use tunebook_models::ops::{Tape, tape};
-use tunebook_models::{Model, ops};
+use tunebook_models::{Model, Positions, ops};
 use tunebook_progress::interrupt;
 
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::lora_linear::Mode;
 use crate::parameter::{Gradients, Parameters, Part};
+use crate::rng::Stream;
 
 /// What does not change from batch to batch.
+#[derive(Clone, Copy)]
 pub(crate) struct Segments<'a> {
     pub(crate) model: &'a Model,
     pub(crate) parameters: &'a Parameters,
     pub(crate) mode: &'a Mode,
-    pub(crate) gradient_checkpointing: bool,
+    /// So many of the trained blocks, the first ones, are run again in the backward pass.
+    pub(crate) checkpointed_blocks: usize,
+    /// A part of each label's probability that is spread over the whole vocabulary.
+    pub(crate) label_smoothing: f64,
+    /// Noise on the embeddings.
+    pub(crate) noise: Option<Noise>,
+}
+
+/// NEFTune ([Jain et al. 2023](https://arxiv.org/abs/2310.05914)): uniform noise of size `alpha`/√(t·hid) on every embedding.
+#[derive(Clone, Copy)]
+pub(crate) struct Noise {
+    pub(crate) alpha: f64,
+    pub(crate) seed: u64,
+    /// The same number draws the same noise.
+    pub(crate) draw: u64,
+}
+
+impl Noise {
+    /// `[b, t, hid]` -> the same.
+    fn add(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, t, hidden) = x.dims3()?;
+        let size = (self.alpha / ((t * hidden) as f64).sqrt()) as f32;
+        let mut stream = Stream::new(self.seed, "neftune", self.draw);
+        let noise: Vec<f32> = (0..x.elem_count()).map(|_| (2.0 * stream.uniform() - 1.0) * size).collect();
+        let noise = Tensor::from_vec(noise, x.shape(), x.device())?.to_dtype(x.dtype())?;
+        Ok((x + noise)?)
+    }
 }
 
 /// One block between its forward and its backward pass.
@@ -54,11 +82,13 @@ impl Segments<'_> {
         let embedding = self.parameters.embedding();
         // The block whose input needs no gradient.
         let lowest = if embedding.is_some() { usize::MAX } else { first };
-        let (b, t) = batch.ids.dims2()?;
-        let positions = model.positions(b, t)?;
+        let positions = positions(model, batch)?;
 
         self.mode.set_gradients(false);
         let mut x = model.embed(&batch.ids)?.detach();
+        if let Some(noise) = &self.noise {
+            x = noise.add(&x)?;
+        }
         for block in 0..first {
             interrupt::check()?;
             x = model.block_forward(block, &x, &positions)?.detach();
@@ -66,7 +96,7 @@ impl Segments<'_> {
         let mut segments = Vec::with_capacity(blocks - first);
         for block in first..blocks {
             interrupt::check()?;
-            if self.gradient_checkpointing {
+            if block < first + self.checkpointed_blocks {
                 let y = model.block_forward(block, &x, &positions)?.detach();
                 segments.push(Segment { input: x, output: None });
                 x = y;
@@ -141,7 +171,7 @@ impl Segments<'_> {
     ) -> Result<(f64, Tensor)> {
         let x = leaf(x)?;
         let recorder = Tape::record();
-        let sum = summed_loss(self.model, &x, batch)?;
+        let sum = summed_loss(self.model, &x, batch, self.label_smoothing)?;
         let tape = recorder.stop();
         let loss = f64::from(sum.to_scalar::<f32>()?);
         reject(loss)?;
@@ -159,23 +189,45 @@ impl Segments<'_> {
 
 /// The summed loss of a batch without gradients.
 pub(crate) fn loss(model: &Model, batch: &Batch) -> Result<f64> {
-    let (b, t) = batch.ids.dims2()?;
-    let positions = model.positions(b, t)?;
+    let positions = positions(model, batch)?;
     let mut x = model.embed(&batch.ids)?;
     for block in 0..model.num_blocks() {
         interrupt::check()?;
         x = model.block_forward(block, &x, &positions)?;
     }
-    Ok(f64::from(summed_loss(model, &x, batch)?.to_scalar::<f32>()?))
+    Ok(f64::from(summed_loss(model, &x, batch, 0.0)?.to_scalar::<f32>()?))
+}
+
+fn positions(model: &Model, batch: &Batch) -> Result<Positions> {
+    let (b, t) = batch.ids.dims2()?;
+    Ok(match &batch.segments {
+        Some(segments) => model.packed_positions(t, segments)?,
+        None => model.positions(b, t)?,
+    })
 }
 
 /// # Shapes
 /// `x` `[b, t, hid]` -> a scalar.
-fn summed_loss(model: &Model, x: &Tensor, batch: &Batch) -> Result<Tensor> {
+fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Result<Tensor> {
     // [b, t, hid] -> [b·t, hid]
     let hidden = model.final_norm(x)?.flatten(0, 1)?;
-    let (sum, _) = ops::cross_entropy(&hidden, &model.head_weight(), &batch.labels)?;
-    Ok(sum)
+    let head = model.head_weight();
+    let (sum, count) = ops::cross_entropy(&hidden, &head, &batch.labels)?;
+    if smoothing == 0.0 || count == 0 {
+        return Ok(sum);
+    }
+    // `transformers`' LabelSmoother: (1 - s) · nll + s · mean over the vocabulary of -log p. With p's normaliser in both terms that is
+    // nll + s · (logit of the label - mean logit), and a mean of logits is one product with the mean row of the head: no logits are needed.
+    let labelled = batch.labels.iter().enumerate().filter(|(_, label)| **label != ops::IGNORE);
+    let (rows, labels): (Vec<u32>, Vec<u32>) =
+        labelled.map(|(row, label)| (row as u32, *label as u32)).unzip();
+    let (rows, labels) = (Tensor::new(rows, x.device())?, Tensor::new(labels, x.device())?);
+    // [n, hid]
+    let hidden = hidden.index_select(&rows, 0)?.to_dtype(DType::F32)?;
+    let apart = head.index_select(&labels, 0)?.to_dtype(DType::F32)?;
+    let apart = apart.broadcast_sub(&head.to_dtype(DType::F32)?.mean_keepdim(0)?)?;
+    let correction = (hidden.mul(&apart)?.sum_all()? * smoothing)?;
+    Ok((sum + correction)?)
 }
 
 /// The start of a new tape: the values alone, marked as wanting a gradient.

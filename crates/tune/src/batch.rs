@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use tunebook_models::ops::IGNORE;
 
 use crate::error::{Error, Result};
-use crate::rng::Stream;
 
 /// One training pair.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -122,11 +121,6 @@ impl TokenizedSet {
         Ok(tokenized)
     }
 
-    /// The order of the examples in `epoch`, counted from 0: a permutation fixed by the seed.
-    pub fn order(&self, seed: u64, epoch: usize) -> Vec<usize> {
-        Stream::new(seed, "shuffle", epoch as u64).permutation(self.examples.len())
-    }
-
     /// The longest first: batches of similar length, least padding, and a run that does not fit fails at once.
     pub fn by_length(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.examples.len()).collect();
@@ -159,6 +153,8 @@ pub struct Batch {
     pub ids: Tensor,
     /// For each position of `ids`, row by row, the token that follows it, or [`IGNORE`]: `b·t` of them.
     pub labels: Vec<i64>,
+    /// For each row the lengths of the examples packed into it; `None`: each row is one example.
+    pub segments: Option<Vec<Vec<usize>>>,
     /// Which examples these are.
     pub rows: Vec<usize>,
     /// Tokens without the padding.
@@ -170,22 +166,36 @@ pub struct Batch {
 impl Batch {
     /// Pads to the longest row with `pad_id` and shifts the labels.
     pub fn new(examples: &[&TokenizedExample], pad_id: u32, device: &Device) -> Result<Self> {
-        let longest = examples.iter().map(|example| example.ids.len()).max().unwrap_or(0);
-        let mut ids = Vec::with_capacity(examples.len() * longest);
-        let mut labels = Vec::with_capacity(examples.len() * longest);
-        for example in examples {
+        let rows: Vec<Vec<&TokenizedExample>> = examples.iter().map(|example| vec![*example]).collect();
+        Ok(Self { segments: None, ..Self::packed(&rows, pad_id, device)? })
+    }
+
+    /// The same of rows that hold several examples each, end to end. None of them sees another.
+    pub fn packed(rows: &[Vec<&TokenizedExample>], pad_id: u32, device: &Device) -> Result<Self> {
+        let tokens =
+            |row: &Vec<&TokenizedExample>| row.iter().map(|example| example.ids.len()).sum::<usize>();
+        let longest = rows.iter().map(tokens).max().unwrap_or(0);
+        let mut ids = Vec::with_capacity(rows.len() * longest);
+        let mut labels = Vec::with_capacity(rows.len() * longest);
+        for row in rows {
             let from = ids.len();
-            ids.extend_from_slice(&example.ids);
+            for example in row {
+                ids.extend_from_slice(&example.ids);
+                labels.extend(example.labels.iter().skip(1)); // position i predicts token i + 1
+                labels.resize(ids.len(), IGNORE);
+            }
             ids.resize(from + longest, pad_id);
-            labels.extend(example.labels.iter().skip(1)); // position i predicts token i + 1
             labels.resize(from + longest, IGNORE);
         }
+        let examples = || rows.iter().flatten();
+        let lengths = |row: &Vec<&TokenizedExample>| row.iter().map(|example| example.ids.len()).collect();
         Ok(Self {
-            ids: Tensor::from_vec(ids, (examples.len(), longest), device)?,
+            ids: Tensor::from_vec(ids, (rows.len(), longest), device)?,
             label_tokens: labels.iter().filter(|label| **label != IGNORE).count(),
             labels,
-            rows: examples.iter().map(|example| example.row).collect(),
-            tokens: examples.iter().map(|example| example.ids.len()).sum(),
+            segments: Some(rows.iter().map(lengths).collect()),
+            rows: examples().map(|example| example.row).collect(),
+            tokens: examples().map(|example| example.ids.len()).sum(),
         })
     }
 }
@@ -253,11 +263,16 @@ mod tests {
     }
 
     #[test]
-    fn the_order_is_fixed_by_seed_and_epoch() {
-        let pairs: Vec<_> = (0..50).map(|_| ("a", "b")).collect();
-        let set = set(&pairs, 8, None).unwrap();
-        assert_eq!(set.order(1, 0), set.order(1, 0));
-        assert_ne!(set.order(1, 0), set.order(1, 1));
-        assert_ne!(set.order(1, 0), set.order(2, 0));
+    fn packed_rows_hold_examples_end_to_end_and_predict_within_each() {
+        let set = set(&[("ab", "c"), ("a", ""), ("x", "y")], 16, None).unwrap();
+        let [first, second, third] = &set.examples[..] else { unreachable!() };
+        let batch = Batch::packed(&[vec![first, second], vec![third]], 9, &Device::Cpu).unwrap();
+        let ids = batch.ids.to_vec2::<u32>().unwrap();
+        assert_eq!(ids, [[97, 98, 99, 0, 97, 0], [120, 121, 0, 9, 9, 9]]);
+        let i = IGNORE;
+        // The last token of an example predicts nothing, least of all the first of the next.
+        assert_eq!(batch.labels, [i, 99, 0, i, 0, i, 121, 0, i, i, i, i]);
+        assert_eq!(batch.segments, Some(vec![vec![4, 2], vec![3]]));
+        assert_eq!((batch.tokens, batch.label_tokens, batch.rows), (9, 5, vec![0, 1, 2]));
     }
 }

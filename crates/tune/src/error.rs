@@ -168,7 +168,7 @@ pub enum Error {
     /// The loss is not a number, or infinite.
     #[error(
         "the loss of step {step} is {loss} (training rows {}); the weights are those of step {}, the last good one. \
-         A lower `learning_rate`, a longer warm-up or a look at these rows may help",
+         `trainer.last_run()` is the run up to there: `resume` goes on with it as it was, `continue_from` with a lower `learning_rate` or without these rows",
         rows.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         step.saturating_sub(1)
     )]
@@ -184,7 +184,7 @@ pub enum Error {
     /// A gradient is not a number, or infinite, although the loss is finite.
     #[error(
         "the gradient of step {step} is not finite (norm {norm}; training rows {}); the weights are those of step {}, the last good one. \
-         A lower `learning_rate` or a look at these rows may help",
+         `trainer.last_run()` is the run up to there: `resume` goes on with it as it was, `continue_from` with a lower `learning_rate` or without these rows",
         rows.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         step.saturating_sub(1)
     )]
@@ -195,6 +195,28 @@ pub enum Error {
         norm: f64,
         /// The rows of its batch.
         rows: Vec<usize>,
+    },
+
+    /// Not even the smallest settings fit into the budget.
+    #[error(
+        "`TrainingArgs.memory_budget` is {:.2} GB; with one row at a time and every block run again the run needs {:.2} GB. \
+         Raise it, cut the longest examples (`max_length`), train fewer numbers or keep the optimizer's state in 8 bits (`optim`)",
+        *budget as f64 / 1e9, *least as f64 / 1e9
+    )]
+    Budget {
+        /// In bytes.
+        budget: u64,
+        /// What would do, in bytes.
+        least: u64,
+    },
+
+    /// A metric that the arguments name is not measured.
+    #[error("`TrainingArgs.metric_for_best_model` is `{name}`, expected one that is measured: {}", known.join(", "))]
+    UnknownMetric {
+        /// What the arguments say.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
     },
 
     /// A trainable tensor has no gradient, so that it would never change.

@@ -201,6 +201,35 @@ fn decays(name: &str) -> bool {
     !name.split('.').any(|part| part.contains("bias") || part.contains("norm"))
 }
 
+/// About how long one step on so many numbers takes, measured on a million.
+pub(crate) fn secs(numbers: f64, optim: Optim) -> f64 {
+    const COUNT: usize = 1 << 20;
+    let update = Update::new(&AdamWConfig::default(), 1, 1e-3, 1.0);
+    let gradient = CpuStorage::F32(vec![1e-3; COUNT]);
+    let mut value = CpuStorage::F32(vec![1.0; COUNT]);
+    let layout = Layout::contiguous(COUNT);
+    let (mut first, mut second) = (vec![0.0; COUNT], vec![0.0; COUNT]);
+    let (mut m, mut v) = (Quantized::zeros(COUNT, Code::signed()), Quantized::zeros(COUNT, Code::unsigned()));
+    let mut least = f64::INFINITY;
+    for _ in 0..3 {
+        let started = std::time::Instant::now();
+        let done = match optim {
+            Optim::AdamW => {
+                FusedAdamW { update, first: RefCell::new(&mut first), second: RefCell::new(&mut second) }
+                    .cpu_fwd(&mut value, &layout, &gradient, &layout)
+            }
+            Optim::AdamW8bit => {
+                EightBitAdamW { update, first: RefCell::new(&mut m), second: RefCell::new(&mut v) }
+                    .cpu_fwd(&mut value, &layout, &gradient, &layout)
+            }
+        };
+        if done.is_ok() {
+            least = least.min(started.elapsed().as_secs_f64());
+        }
+    }
+    if least.is_finite() { least * numbers / COUNT as f64 } else { 0.0 }
+}
+
 /// What one number needs of the optimizer, in bytes.
 pub(crate) fn bytes_per_number(optim: Optim) -> f64 {
     match optim {

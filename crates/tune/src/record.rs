@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::preflight::Preflight;
 use crate::trainer::Run;
 
 /// One optimizer step.
@@ -66,6 +67,19 @@ pub struct Plan {
     pub truncated: usize,
     /// Examples left out because the cut left no token that bears a loss.
     pub without_labels: usize,
+    /// Rows that the training examples were packed into; `None` without packing.
+    #[serde(default)]
+    pub packed_rows: Option<usize>,
+    /// The settings chosen to fit the memory budget, and what they will take.
+    #[serde(default)]
+    pub preflight: Option<Preflight>,
+}
+
+impl EvalRecord {
+    /// A metric by its name; `loss` is the loss.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        if name == "loss" { Some(self.loss) } else { self.metrics.get(name).copied() }
+    }
 }
 
 /// Sees a run as it goes. Every method does nothing unless it is written.
@@ -95,6 +109,11 @@ pub trait Callback: Send {
     /// After every checkpoint.
     fn on_save(&mut self, _step: usize, _folder: &Path) -> Result<()> {
         Ok(())
+    }
+
+    /// Asked after every step: true ends the run there, whole, as [`StopReason::Callback`](crate::StopReason::Callback).
+    fn should_stop(&self) -> bool {
+        false
     }
 
     /// When the run ends, whole or stopped.

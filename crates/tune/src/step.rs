@@ -7,7 +7,7 @@ use tunebook_models::Model;
 
 use crate::adapters;
 use crate::args::TrainingArgs;
-use crate::backward::Segments;
+use crate::backward::{Noise, Segments};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::lora_linear::Mode;
@@ -55,6 +55,7 @@ pub struct Stepper {
     optimizer: Arc<AdamW>,
     schedule: Schedule,
     args: TrainingArgs,
+    checkpointed_blocks: usize,
     steps: usize,
 }
 
@@ -86,6 +87,7 @@ impl Stepper {
                 args.warmup(total_steps),
                 total_steps,
             ),
+            checkpointed_blocks: args.checkpointed_blocks(model.num_blocks()),
             args: args.clone(),
             steps: 0,
         })
@@ -97,6 +99,11 @@ impl Stepper {
     /// A loss or gradient that is not finite, a trainable tensor without a gradient (looked for in the first step), the user's wish to
     /// stop, or a failing operation. The weights are then as they were.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepOutcome> {
+        self.step_at(batches, self.schedule.learning_rate(self.steps))
+    }
+
+    /// [`Stepper::step`] with a learning rate that is not the schedule's.
+    pub(crate) fn step_at(&mut self, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
         let (total, gradients) = self.gradients(batches)?;
         let label_tokens = label_tokens(batches);
         if self.steps == 0 {
@@ -112,7 +119,6 @@ impl Stepper {
         }
         let max_norm = self.args.max_grad_norm;
         let scale = if max_norm > 0.0 { clip_coefficient(grad_norm, max_norm) } else { 1.0 };
-        let learning_rate = self.schedule.learning_rate(self.steps);
         Arc::make_mut(&mut self.optimizer).step(&self.parameters, &gradients, learning_rate, scale)?;
         self.trained.changed();
         self.steps += 1;
@@ -130,16 +136,19 @@ impl Stepper {
             model: &self.model,
             parameters: &self.parameters,
             mode,
-            gradient_checkpointing: self.args.gradient_checkpointing,
+            checkpointed_blocks: self.checkpointed_blocks,
+            label_smoothing: self.args.label_smoothing_factor,
+            noise: None,
         };
         let weight = 1.0 / label_tokens(batches) as f64;
         let mut gradients = Gradients::new(&self.parameters);
         let mut total = 0.0;
         for (index, batch) in batches.iter().enumerate() {
-            mode.set_draw(
-                self.args.seed,
-                (self.steps * self.args.gradient_accumulation_steps + index) as u64,
-            );
+            let (seed, draw) =
+                (self.args.seed, (self.steps * self.args.gradient_accumulation_steps + index) as u64);
+            mode.set_draw(seed, draw);
+            let noise = self.args.neftune_noise_alpha.map(|alpha| Noise { alpha, seed, draw });
+            let segments = Segments { noise, ..segments };
             let step = self.steps + 1;
             let mut work = || {
                 segments.loss_and_gradients(batch, weight, &mut gradients, |loss| {
@@ -163,6 +172,11 @@ impl Stepper {
     /// The adapter as PEFT's files hold it; `None` if the model's own weights are trained.
     pub(crate) fn adapter_files(&self) -> Result<Option<AdapterFiles>> {
         self.trained.files(&self.model)
+    }
+
+    /// From now on so many blocks are run again in the backward pass. The result is the same, bit for bit.
+    pub(crate) fn set_checkpointed_blocks(&mut self, blocks: usize) {
+        self.checkpointed_blocks = blocks;
     }
 
     /// The trained tensors.

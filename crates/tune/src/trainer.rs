@@ -22,13 +22,16 @@ use serde::{Deserialize, Serialize};
 use tunebook_models::Model;
 use tunebook_progress::ProgressBar;
 
-use crate::args::{EvalStrategy, TrainingArgs};
+use crate::args::{EvalStrategy, SaveStrategy, TrainingArgs};
 use crate::backward;
 use crate::batch::{Batch, Example, TokenizedSet};
 use crate::checkpoint;
 use crate::encode;
 use crate::error::{Error, Result};
+use crate::lr_range::{LrRange, LrRangeTest};
+use crate::preflight::{Preflight, Sets};
 use crate::record::{Callback, EvalRecord, Plan, StepRecord};
+use crate::rows::Rows;
 use crate::step::{RunState, Stepper};
 use crate::trained::Weights;
 
@@ -37,7 +40,18 @@ pub struct Trainer {
     model: Model,
     args: TrainingArgs,
     callbacks: Mutex<Vec<Box<dyn Callback>>>,
+    metrics: Arc<Vec<(String, Measure)>>,
 }
+
+/// What a metric measures of a model; see [`Trainer::with_metric`].
+pub type Measure = Box<dyn Fn(&Model) -> MeasureResult + Send + Sync>;
+
+/// What a [`Measure`] gives.
+pub type MeasureResult = std::result::Result<f64, Box<dyn std::error::Error + Send + Sync>>;
+
+/// The last run of a model that ended with an error; lives in the model.
+#[derive(Default)]
+struct LastRun(Mutex<Option<Run>>);
 
 impl fmt::Debug for Trainer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,8 +69,12 @@ impl fmt::Debug for Trainer {
 pub enum StopReason {
     /// The user asked for it.
     Interrupted,
-    /// The validation loss was no better for `early_stopping_patience` evaluations.
+    /// The validation loss (or `metric_for_best_model`) was no better for `early_stopping_patience` evaluations.
     EarlyStopping,
+    /// A callback asked for it.
+    Callback,
+    /// An error ended it; the run is that up to the last whole step.
+    Failed,
 }
 
 /// The weights of the best evaluation so far.
@@ -105,9 +123,15 @@ impl Run {
         self.evals.last().map(|record| record.loss)
     }
 
-    /// The evaluation with the lowest loss.
+    /// The best evaluation: that with the lowest loss, unless the arguments name another metric. The first of equals.
     pub fn best_eval(&self) -> Option<&EvalRecord> {
-        self.evals.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
+        let metric =
+            |eval: &EvalRecord| eval.metric(&self.args.metric_for_best_model).filter(|v| !v.is_nan());
+        self.evals.iter().filter(|eval| metric(eval).is_some()).reduce(|best, eval| {
+            let better =
+                matches!((metric(eval), metric(best)), (Some(a), Some(b)) if self.args.better(a, b, 0.0));
+            if better { eval } else { best }
+        })
     }
 
     /// Mean training loss of the last `steps` steps (fewer if there are fewer), weighted by loss-bearing tokens.
@@ -140,6 +164,9 @@ impl fmt::Display for Run {
             }
         }
         write!(f, ", {:.0} s ({:.0} tokens/s)", self.secs, self.tokens_per_sec())?;
+        if let Some(preflight) = &self.plan.preflight {
+            write!(f, "; {}", preflight.settings())?;
+        }
         if self.plan.truncated > 0 {
             write!(f, "; {} examples were cut off at `max_length`", self.plan.truncated)?;
         }
@@ -155,8 +182,16 @@ impl fmt::Display for Run {
                 )?;
             }
             Some(StopReason::EarlyStopping) => {
-                write!(f, "; stopped after step {}: the validation loss fell no more", self.steps.len())?;
+                let what = match self.args.metric_for_best_model.as_str() {
+                    "loss" => "the validation loss fell no more".to_owned(),
+                    name => format!("`{name}` got no better"),
+                };
+                write!(f, "; stopped after step {}: {what}", self.steps.len())?;
             }
+            Some(StopReason::Callback) => {
+                write!(f, "; stopped by a callback after step {}", self.steps.len())?;
+            }
+            Some(StopReason::Failed) => write!(f, "; failed after step {}", self.steps.len())?,
             None => {}
         }
         match self.loaded_step {
@@ -169,7 +204,23 @@ impl fmt::Display for Run {
 impl Trainer {
     /// For what is to be trained when training starts: the active adapter, or the unfrozen weights. The arguments are checked then, too.
     pub fn new(model: &Model, args: &TrainingArgs) -> Self {
-        Self { model: model.clone(), args: args.clone(), callbacks: Mutex::default() }
+        Self {
+            model: model.clone(),
+            args: args.clone(),
+            callbacks: Mutex::default(),
+            metrics: Arc::default(),
+        }
+    }
+
+    /// Measures the model with `measure` at every evaluation, under `name` in [`EvalRecord::metrics`]. The arguments' `metric_for_best_model` may
+    /// name it.
+    #[must_use]
+    pub fn with_metric(mut self, name: &str, measure: Measure) -> Self {
+        // Shared only while a run is on, which borrows the trainer.
+        if let Some(metrics) = Arc::get_mut(&mut self.metrics) {
+            metrics.push((name.to_owned(), measure));
+        }
+        self
     }
 
     /// Lets `callback` see the run as it goes. May be called more than once.
@@ -217,6 +268,76 @@ impl Trainer {
         self.run(train, validation, Some(run))
     }
 
+    /// Goes on with a run under this trainer's arguments and with these examples: weights, optimizer and the number of steps taken are the run's,
+    /// the schedule and the order of the rows are new. The way on after a loss that was not finite, with a lower learning rate or without
+    /// the rows that caused it.
+    ///
+    /// # Errors
+    /// As [`Trainer::fit`]; a run of another adapter.
+    pub fn continue_from(&self, run: &Run, train: &[Example], validation: &[Example]) -> Result<Run> {
+        let (set, _) = self.sets(train, &[])?;
+        let rows = self.rows(&set)?;
+        let steps_per_epoch =
+            rows.len().div_ceil(self.args.batch_size * self.args.gradient_accumulation_steps);
+        let plan = Plan {
+            total_steps: self.args.max_steps.unwrap_or(self.args.epochs * steps_per_epoch),
+            steps_per_epoch,
+            examples: set.examples.len(),
+            validation_examples: validation.len(),
+            ..run.plan.clone()
+        };
+        let amended = Run { args: self.args.clone(), data: set.fingerprint(), plan, ..run.clone() };
+        self.run(train, validation, Some(&amended))
+    }
+
+    /// The last run on this model that an error ended, as it was after its last whole step.
+    pub fn last_run(&self) -> Option<Run> {
+        let kept = self.model.extension::<LastRun>();
+        let run = kept.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        run
+    }
+
+    /// A short run whose learning rate rises from step to step, to see where the loss falls and where it breaks away. The trained tensors are put
+    /// back when it is done, and no callback hears of it. A request to stop ends it with what there is.
+    ///
+    /// # Errors
+    /// As [`Trainer::fit`]; a loss that is not finite ends the test, it is no error.
+    pub fn lr_range_test(&self, train: &[Example], test: &LrRangeTest) -> Result<LrRange> {
+        test.validate()?;
+        self.args.validate()?;
+        let (set, _) = self.sets(train, &[])?;
+        let rows = self.rows(&set)?;
+        let mut stepper = Stepper::new(&self.model, &self.args, test.steps)?;
+        let before = stepper.weights()?;
+        let mut range = LrRange::default();
+        let tested = (|| {
+            let together = self.args.batch_size * self.args.gradient_accumulation_steps;
+            let steps_per_epoch = rows.len().div_ceil(together);
+            for step in 0..test.steps {
+                let order = rows.order(self.args.data_seed(), step / steps_per_epoch, self.args.group());
+                let chosen = order.chunks(together).nth(step % steps_per_epoch).unwrap_or_default();
+                let batches = self.batches(&set, &rows, chosen)?;
+                match stepper.step_at(&batches, test.rate(step)) {
+                    Ok(outcome) if range.push(test.rate(step), outcome.loss, test) => {}
+                    Ok(_) => break,
+                    Err(Error::NotFinite { .. } | Error::GradientNotFinite { .. }) => {
+                        range.diverged_at = Some(test.rate(step));
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })();
+        stepper.set_weights(&before)?;
+        match tested {
+            Err(error) if !error.is_interruption() => return Err(error),
+            _ => {}
+        }
+        range.suggest();
+        Ok(range)
+    }
+
     /// The examples as token ids and labels, as [`Trainer::fit`] sees them.
     ///
     /// # Errors
@@ -236,23 +357,85 @@ impl Trainer {
         self.evaluate_set(&set, 0, 0.0, &|done| bar.set(done as u64))
     }
 
-    fn run(&self, train: &[Example], validation: &[Example], from: Option<&Run>) -> Result<Run> {
+    /// Both sets as token ids; no validation set if none is wanted.
+    pub(crate) fn sets(
+        &self,
+        train: &[Example],
+        validation: &[Example],
+    ) -> Result<(TokenizedSet, Option<TokenizedSet>)> {
         let args = &self.args;
-        args.validate()?;
-        let started = Instant::now();
         let train = encode::tokenize(&self.model, "training", train, args.max_length)?;
         let validation = if validation.is_empty() || args.eval_strategy == EvalStrategy::No {
             None
         } else {
             Some(encode::tokenize(&self.model, "validation", validation, args.max_length)?)
         };
-        let rows_per_step = args.batch_size * args.gradient_accumulation_steps;
-        let steps_per_epoch = train.examples.len().div_ceil(rows_per_step);
-        let total_steps = args.max_steps.unwrap_or(args.epochs * steps_per_epoch);
+        Ok((train, validation))
+    }
+
+    /// The rows that the training examples make.
+    pub(crate) fn rows(&self, train: &TokenizedSet) -> Result<Rows> {
+        match self.args.max_length.filter(|_| self.args.packing) {
+            Some(length) => Ok(Rows::packed(train, length)),
+            None => Ok(Rows::single(train)),
+        }
+    }
+
+    /// This trainer with other arguments, for the time of `work`.
+    fn with_args<T>(&self, args: TrainingArgs, work: impl FnOnce(&Self) -> T) -> T {
+        let lock = |trainer: &Self| {
+            std::mem::take(&mut *trainer.callbacks.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        let other = Self {
+            model: self.model.clone(),
+            args,
+            callbacks: Mutex::new(lock(self)),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let done = work(&other);
+        let callbacks = lock(&other);
+        *self.callbacks.lock().unwrap_or_else(PoisonError::into_inner) = callbacks;
+        done
+    }
+
+    fn run(&self, train: &[Example], validation: &[Example], from: Option<&Run>) -> Result<Run> {
+        let args = &self.args;
+        args.validate()?;
+        self.check_metric()?;
+        let started = Instant::now();
+        let (train, validation) = self.sets(train, validation)?;
         let watches = args.load_best_model_at_end || args.early_stopping_patience.is_some();
         if watches && validation.is_none() {
             return Err(Error::NoExamples { set: "validation" });
         }
+        let rows = self.rows(&train)?;
+        let together = args.batch_size * args.gradient_accumulation_steps;
+        let sets = Sets { train: &train, rows: &rows, validation: validation.as_ref() };
+        let preflight = match (args.memory_budget, from) {
+            (None, _) => None,
+            // Chosen once for a run: other micro-batches would add up in another order.
+            (Some(_), Some(from)) => from
+                .plan
+                .preflight
+                .clone()
+                .filter(|chosen| chosen.batch_size * chosen.gradient_accumulation_steps == together),
+            (Some(_), None) => Some(self.plan(&sets)?),
+        };
+        let args = preflight.as_ref().map_or_else(|| args.clone(), |preflight| preflight.apply(args));
+        self.with_args(args, |trainer| trainer.run_sets(&sets, from, preflight, started))
+    }
+
+    fn run_sets(
+        &self,
+        sets: &Sets<'_>,
+        from: Option<&Run>,
+        preflight: Option<Preflight>,
+        started: Instant,
+    ) -> Result<Run> {
+        let args = &self.args;
+        let (train, validation) = (sets.train, sets.validation);
+        let steps_per_epoch = sets.rows.len().div_ceil(args.batch_size * args.gradient_accumulation_steps);
+        let total_steps = args.max_steps.unwrap_or(args.epochs * steps_per_epoch);
         let mut stepper = Stepper::new(&self.model, args, total_steps)?;
         let mut run = match from {
             None => Run {
@@ -263,11 +446,13 @@ impl Trainer {
                     done_steps: 0,
                     steps_per_epoch,
                     examples: train.examples.len(),
-                    validation_examples: validation.as_ref().map_or(0, |set| set.examples.len()),
+                    validation_examples: validation.map_or(0, |set| set.examples.len()),
                     trainable_parameters: stepper.parameters().elem_count(),
-                    truncated: train.truncated + validation.as_ref().map_or(0, |set| set.truncated),
+                    truncated: train.truncated + validation.map_or(0, |set| set.truncated),
                     without_labels: train.without_labels.len()
-                        + validation.as_ref().map_or(0, |set| set.without_labels.len()),
+                        + validation.map_or(0, |set| set.without_labels.len()),
+                    packed_rows: args.packing.then(|| sets.rows.len()),
+                    preflight,
                 },
                 steps: Vec::new(),
                 evals: Vec::new(),
@@ -285,15 +470,20 @@ impl Trainer {
                 Run { plan, stopped: None, loaded_step: None, args: args.clone(), ..from.clone() }
             }
         };
+        run.state = Arc::default(); // the stepper has it; held here, too, the next step would have to copy it
         self.tell(|callback| callback.on_start(&run.plan))?;
         let secs_before = run.secs;
-        let ended = self.steps(&mut stepper, &train, validation.as_ref(), &mut run);
+        let ended = self.steps(&mut stepper, sets, &mut run);
         run.secs = secs_before + started.elapsed().as_secs_f64();
         run.state = Arc::new(stepper.state()?);
         run.stopped = match ended {
             Ok(stopped) => stopped,
             Err(error) if error.is_interruption() => Some(StopReason::Interrupted),
-            Err(error) => return Err(error),
+            Err(error) => {
+                run.stopped = Some(StopReason::Failed);
+                self.keep(run, &stepper, &error);
+                return Err(error);
+            }
         };
         if let Some(best) = &run.best
             && run.stopped != Some(StopReason::Interrupted)
@@ -305,32 +495,50 @@ impl Trainer {
         Ok(run)
     }
 
+    /// Keeps a run that failed for [`Trainer::last_run`], and writes its last whole step down where checkpoints are wanted.
+    fn keep(&self, run: Run, stepper: &Stepper, error: &Error) {
+        let bad_numbers = matches!(error, Error::NotFinite { .. } | Error::GradientNotFinite { .. });
+        if bad_numbers
+            && self.args.save_strategy != SaveStrategy::No
+            && let Some(output_dir) = &self.args.output_dir
+            && let Ok(files) = stepper.adapter_files()
+        {
+            // Best effort: the error that matters is the one that ended the run, and the run is kept in memory.
+            let _ = run.write_checkpoint(output_dir, self.args.save_total_limit, files.as_ref());
+        }
+        *self.model.extension::<LastRun>().0.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
+    }
+
+    fn check_metric(&self) -> Result<()> {
+        let name = &self.args.metric_for_best_model;
+        let known: Vec<String> = ["loss".to_owned()]
+            .into_iter()
+            .chain(self.metrics.iter().map(|(name, _)| name.clone()))
+            .collect();
+        if known.contains(name) { Ok(()) } else { Err(Error::UnknownMetric { name: name.clone(), known }) }
+    }
+
     /// The loop: why it ended before the last step, if it did.
-    fn steps(
-        &self,
-        stepper: &mut Stepper,
-        train: &TokenizedSet,
-        validation: Option<&TokenizedSet>,
-        run: &mut Run,
-    ) -> Result<Option<StopReason>> {
+    fn steps(&self, stepper: &mut Stepper, sets: &Sets<'_>, run: &mut Run) -> Result<Option<StopReason>> {
         let args = &self.args;
         let rows_per_step = args.batch_size * args.gradient_accumulation_steps;
         let (total_steps, steps_per_epoch) = (run.plan.total_steps, run.plan.steps_per_epoch);
         let epochs = |steps: usize| steps as f64 / steps_per_epoch as f64;
         let from = run.plan.done_steps;
 
+        let (train, rows) = (sets.train, sets.rows);
         let mut order = (usize::MAX, Vec::new());
         loop {
             // First what is due after the steps taken so far: a run may have been stopped just before it.
             let step = stepper.steps();
             let mut evaluated = false;
-            if let Some(set) = validation
+            if let Some(set) = sets.validation
                 && args.eval_is_due(step, steps_per_epoch, total_steps)
                 && run.evals.last().is_none_or(|last| last.step < step)
             {
                 let record = self.evaluate_set(set, step, epochs(step), &|_| ())?;
                 run.evals.push(record.clone());
-                if args.load_best_model_at_end && run.evals_since_best() == 0 {
+                if args.load_best_model_at_end && run.evals_since_best(0.0) == 0 {
                     run.best = Some(Arc::new(Best { step, weights: stepper.weights()? }));
                 }
                 self.tell(|callback| callback.on_eval(&record))?;
@@ -353,7 +561,9 @@ impl Trainer {
                 return Ok(None);
             }
             if evaluated
-                && args.early_stopping_patience.is_some_and(|patience| run.evals_since_best() >= patience)
+                && args
+                    .early_stopping_patience
+                    .is_some_and(|patience| run.evals_since_best(args.early_stopping_threshold) >= patience)
             {
                 return Ok(Some(StopReason::EarlyStopping));
             }
@@ -361,13 +571,10 @@ impl Trainer {
             let started = Instant::now();
             let (epoch, step_of_epoch) = (step / steps_per_epoch, step % steps_per_epoch);
             if order.0 != epoch {
-                order = (epoch, train.order(args.seed, epoch));
+                order = (epoch, rows.order(args.data_seed(), epoch, args.group()));
             }
-            let rows = order.1.chunks(rows_per_step).nth(step_of_epoch).unwrap_or_default();
-            let batches = rows
-                .chunks(args.batch_size)
-                .map(|rows| self.batch(train, rows))
-                .collect::<Result<Vec<_>>>()?;
+            let chosen = order.1.chunks(rows_per_step).nth(step_of_epoch).unwrap_or_default();
+            let batches = self.batches(train, rows, chosen)?;
 
             let outcome = stepper.step(&batches)?;
 
@@ -383,6 +590,14 @@ impl Trainer {
             };
             run.steps.push(record.clone());
             self.tell(|callback| callback.on_step(&record))?;
+            let mut asked = false;
+            self.tell(|callback| {
+                asked |= callback.should_stop();
+                Ok(())
+            })?;
+            if asked {
+                return Ok(Some(StopReason::Callback));
+            }
         }
     }
 
@@ -391,32 +606,43 @@ impl Trainer {
         set: &TokenizedSet,
         step: usize,
         epoch: f64,
-        on_rows: &dyn Fn(usize),
+        on_row: &dyn Fn(usize),
     ) -> Result<EvalRecord> {
         let started = Instant::now();
         let (mut sum, mut label_tokens, mut done) = (0.0, 0, 0);
+        let single = Rows::single(set);
         for rows in set.by_length().chunks(self.args.eval_batch_size) {
-            let batch = self.batch(set, rows)?;
+            let batch = self.batch_of(set, &single, rows)?;
             sum += backward::loss(&self.model, &batch)?;
             label_tokens += batch.label_tokens;
             done += rows.len();
-            on_rows(done);
+            on_row(done);
             self.tell(|callback| callback.on_eval_progress(done, set.examples.len()))?;
         }
         let loss = sum / label_tokens.max(1) as f64;
-        Ok(EvalRecord {
-            step,
-            epoch,
-            loss,
-            label_tokens,
-            secs: started.elapsed().as_secs_f64(),
-            metrics: BTreeMap::new(),
-        })
+        let mut metrics = BTreeMap::new();
+        for (name, measure) in self.metrics.iter() {
+            let value = measure(&self.model)
+                .map_err(|error| Error::Callback(format!("the metric `{name}`: {error}")))?;
+            metrics.insert(name.clone(), value);
+        }
+        Ok(EvalRecord { step, epoch, loss, label_tokens, secs: started.elapsed().as_secs_f64(), metrics })
     }
 
-    fn batch(&self, set: &TokenizedSet, rows: &[usize]) -> Result<Batch> {
-        let examples: Vec<_> = rows.iter().map(|row| &set.examples[*row]).collect();
-        Batch::new(&examples, encode::PAD_ID, self.model.device())
+    /// The micro-batches of a step on these rows.
+    fn batches(&self, set: &TokenizedSet, rows: &Rows, chosen: &[usize]) -> Result<Vec<Batch>> {
+        chosen.chunks(self.args.batch_size).map(|chosen| self.batch_of(set, rows, chosen)).collect()
+    }
+
+    /// One batch of these rows.
+    pub(crate) fn batch_of(&self, set: &TokenizedSet, rows: &Rows, chosen: &[usize]) -> Result<Batch> {
+        let packed: Vec<Vec<_>> = chosen
+            .iter()
+            .map(|row| rows.get(*row).iter().map(|index| &set.examples[*index]).collect())
+            .collect();
+        let batch = Batch::packed(&packed, encode::PAD_ID, self.model.device())?;
+        let single = packed.iter().all(|row| row.len() == 1);
+        Ok(if single { Batch { segments: None, ..batch } } else { batch })
     }
 
     fn tell(&self, mut event: impl FnMut(&mut dyn Callback) -> Result<()>) -> Result<()> {
@@ -426,10 +652,20 @@ impl Trainer {
 }
 
 impl Run {
-    /// How many evaluations came after the best one (the first of equals).
-    fn evals_since_best(&self) -> usize {
-        let best = self.best_eval().map(|best| best.step);
-        self.evals.iter().rev().take_while(|eval| Some(eval.step) != best).count()
+    /// How many evaluations came after the last one that was better, by more than `threshold`, than all before it.
+    fn evals_since_best(&self, threshold: f64) -> usize {
+        let (mut best, mut since) = (None, 0);
+        for eval in &self.evals {
+            let value = eval.metric(&self.args.metric_for_best_model).filter(|value| !value.is_nan());
+            match (value, best) {
+                (Some(value), None) => (best, since) = (Some(value), 0),
+                (Some(value), Some(so_far)) if self.args.better(value, so_far, threshold) => {
+                    (best, since) = (Some(value), 0);
+                }
+                _ => since += 1,
+            }
+        }
+        since
     }
 
     fn check_continues(&self, args: &TrainingArgs, adapter: &str, data: u64) -> Result<()> {

@@ -14,3 +14,4 @@ mod invariants;
 mod peers;
 mod smollm;
 mod tiny;
+mod training;

@@ -1,0 +1,51 @@
+//! What this process takes of the machine's memory, as Linux counts it. Elsewhere nothing is known.
+
+use std::fs;
+
+/// The most that this process has had since [`reset_peak`] (or its start), in bytes.
+pub(crate) fn peak_bytes() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// What it has now.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    status("VmRSS:")
+}
+
+/// Lets [`peak_bytes`] begin anew. Where that is refused the peak stays that of the whole process, and nothing else changes.
+pub(crate) fn reset_peak() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// What the machine could still give, in bytes.
+pub(crate) fn available_bytes() -> Option<u64> {
+    field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
+fn status(name: &str) -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, name)
+}
+
+/// `Name:   1234 kB`
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_large_buffer_shows_in_the_peak_and_goes() {
+        reset_peak();
+        let before = peak_bytes().unwrap();
+        let buffer = vec![1u8; 64 << 20];
+        assert!(std::hint::black_box(&buffer).iter().all(|byte| *byte == 1));
+        drop(buffer);
+        assert!(peak_bytes().unwrap() > before + (32 << 20));
+        assert!(resident_bytes().unwrap() > 0 && available_bytes().unwrap() > 0);
+        assert_eq!(field("VmHWM:\t  12 kB\n", "VmHWM:"), Some(12 * 1024));
+    }
+}
