@@ -68,12 +68,28 @@ const NGRAM_WORDS: usize = 13;
 #[derive(Clone, Debug)]
 pub struct Audit {
     overlaps: Vec<Overlap>,
+    labels: Vec<LabelLeak>,
     train: Dataset,
     validation: Dataset,
+    /// What the second side is called.
+    held_out: &'static str,
 }
 
+/// A row whose prompt holds its completion: the model learns to copy, and is judged by copying.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelLeak {
+    /// Whether the row is one of training.
+    pub in_train: bool,
+    /// Its index in its side.
+    pub row: usize,
+}
+
+/// A completion of fewer words and fewer characters than these may stand in its prompt by chance ("yes or no?").
+const LABEL_WORDS: usize = 2;
+const LABEL_CHARS: usize = 10;
+
 impl Audit {
-    pub(crate) fn of(splits: &Splits) -> Result<Self> {
+    pub(crate) fn of(splits: &Splits, held_out: &'static str) -> Result<Self> {
         let mut rows: HashMap<u128, usize> = HashMap::new();
         let mut prompts: HashMap<u128, usize> = HashMap::new();
         let mut normalized: HashMap<u128, usize> = HashMap::new();
@@ -83,8 +99,10 @@ impl Audit {
                 interrupt::check()?;
             }
             rows.entry(key::pair_hash(prompt, completion)).or_insert(row);
-            prompts.entry(key::text_hash(prompt)).or_insert(row);
-            normalized.entry(key::text_hash(&key::normalized(prompt))).or_insert(row);
+            if !prompt.is_empty() {
+                prompts.entry(key::text_hash(prompt)).or_insert(row);
+                normalized.entry(key::text_hash(&key::normalized(prompt))).or_insert(row);
+            }
             for text in [prompt, completion] {
                 for ngram in ngrams(text) {
                     runs.entry(ngram).or_insert(row);
@@ -111,18 +129,32 @@ impl Audit {
                     ngrams.find_map(|ngram| runs.get(&ngram)).map(|&row| (OverlapKind::SharedNgram, row))
                 });
             let Some((kind, train_row)) = found else { continue };
-            let train_prompt = splits.train.text(PROMPT).get(train_row).unwrap_or_default();
-            let similarity = near::similarity(train_prompt, prompt);
+            let similarity = match prompt.is_empty() {
+                true => near::similarity(
+                    splits.train.text(COMPLETION).get(train_row).unwrap_or_default(),
+                    completion,
+                ),
+                false => {
+                    near::similarity(splits.train.text(PROMPT).get(train_row).unwrap_or_default(), prompt)
+                }
+            };
             overlaps.push(Overlap { kind, train_row, validation_row, similarity });
         }
-        Ok(Self { overlaps, train: splits.train.clone(), validation: splits.validation.clone() })
+        let mut labels = label_leaks(&splits.train, true);
+        labels.extend(label_leaks(&splits.validation, false));
+        Ok(Self {
+            overlaps,
+            labels,
+            train: splits.train.clone(),
+            validation: splits.validation.clone(),
+            held_out,
+        })
     }
 
     /// The training row most like each validation row that has a near one.
     fn near(splits: &Splits) -> Result<HashMap<usize, usize>> {
         let train = splits.train.len();
-        let prompts: Vec<&str> =
-            splits.train.pairs().chain(splits.validation.pairs()).map(|pair| pair.0).collect();
+        let prompts: Vec<&str> = splits.train.id_texts().chain(splits.validation.id_texts()).collect();
         let pairs =
             near::pairs(&prompts, near::THRESHOLD, &|first, second| first < train && second >= train)?;
         let mut best: HashMap<usize, (f64, usize)> = HashMap::new();
@@ -135,9 +167,14 @@ impl Audit {
         Ok(best.into_iter().map(|(row, (_, like))| (row, like)).collect())
     }
 
-    /// Whether no leak was found.
+    /// Whether no leak was found, neither between the sides nor within a row.
     pub fn is_clean(&self) -> bool {
-        self.overlaps.is_empty()
+        self.overlaps.is_empty() && self.labels.is_empty()
+    }
+
+    /// Rows whose prompt holds their completion (two words or ten characters of it at least).
+    pub fn label_leaks(&self) -> &[LabelLeak] {
+        &self.labels
     }
 
     /// The leaks, in the order of the validation rows.
@@ -155,21 +192,28 @@ impl Audit {
         self.validation.len()
     }
 
-    /// The verdict in one sentence.
+    /// The verdict in a sentence or two.
     pub fn verdict(&self) -> String {
         let rows = self.validation.len();
-        match self.overlaps.len() {
+        let held_out = self.held_out;
+        let mut verdict = match self.overlaps.len() {
             0 => format!(
-                "No leak found: none of the {} of validation is known from training.",
+                "No leak found: none of the {} of {held_out} is known from training.",
                 counted(rows, "row")
             ),
             leaks => format!(
-                "{} of {} of validation ({:.1} %) are known from training: the validation loss is too good to be true.",
+                "{} of {} of {held_out} ({:.1} %) are known from training: the loss on them is too good to be true.",
                 leaks,
                 counted(rows, "row"),
                 100.0 * leaks as f64 / rows as f64
             ),
+        };
+        if !self.labels.is_empty() {
+            let rows = counted(self.labels.len(), "row");
+            verdict
+                .push_str(&format!(" {rows} give their completion away in the prompt: see label_leaks()."));
         }
+        verdict
     }
 
     /// The pairs themselves: columns `kind`, `similarity`, `train_row`, `validation_row`, `train_prompt`, `validation_prompt`.
@@ -203,15 +247,65 @@ impl Audit {
         )?)
     }
 
-    /// The split without its leaks: the validation rows found here are left out.
+    /// The split without its leaks: the held-out rows found here are left out, and on both sides those that give their completion away. The
+    /// new split is looked at again until nothing is found.
+    ///
+    /// # Errors
+    /// The user pressed Stop; polars refuses a frame.
     pub fn repair(&self) -> Result<Splits> {
-        let mut keep = vec![true; self.validation.len()];
-        for overlap in &self.overlaps {
-            keep[overlap.validation_row] = false;
-        }
-        let frame = self.validation.frame().filter(&BooleanChunked::from_slice("keep".into(), &keep))?;
-        Ok(Splits { train: self.train.clone(), validation: self.validation.with_frame(frame) })
+        self.repaired(false)
     }
+
+    /// As [`Audit::repair`], but it is the rows of training that go: for a benchmark, which must stay what it is.
+    ///
+    /// # Errors
+    /// As [`Audit::repair`].
+    pub fn repair_train(&self) -> Result<Splits> {
+        self.repaired(true)
+    }
+
+    fn repaired(&self, from_train: bool) -> Result<Splits> {
+        let mut audit = self.clone();
+        loop {
+            let mut keep = [vec![true; audit.train.len()], vec![true; audit.validation.len()]];
+            for overlap in &audit.overlaps {
+                match from_train {
+                    true => keep[0][overlap.train_row] = false,
+                    false => keep[1][overlap.validation_row] = false,
+                }
+            }
+            for leak in audit.labels.iter().filter(|leak| leak.in_train || !from_train) {
+                keep[usize::from(!leak.in_train)][leak.row] = false;
+            }
+            if !keep.iter().flatten().any(|keep| !keep) {
+                return Ok(Splits { train: audit.train, validation: audit.validation });
+            }
+            let filtered = |side: &Dataset, keep: &[bool]| -> Result<Dataset> {
+                Ok(side.with_frame(side.frame().filter(&BooleanChunked::from_slice("keep".into(), keep))?))
+            };
+            let splits = Splits {
+                train: filtered(&audit.train, &keep[0])?,
+                validation: filtered(&audit.validation, &keep[1])?,
+            };
+            audit = Self::of(&splits, audit.held_out)?;
+        }
+    }
+}
+
+/// The rows whose prompt holds the words of their completion.
+fn label_leaks(side: &Dataset, in_train: bool) -> Vec<LabelLeak> {
+    let found = side.pairs().enumerate().filter(|(_, (prompt, completion))| {
+        if completion.len() > prompt.len() || prompt.is_empty() {
+            return false;
+        }
+        let label = key::normalized(completion);
+        let enough = label.split(' ').count() >= LABEL_WORDS || label.chars().count() >= LABEL_CHARS;
+        enough && label.contains(char::is_alphanumeric) && {
+            let prompt = key::normalized(prompt);
+            format!(" {prompt} ").contains(&format!(" {label} "))
+        }
+    });
+    found.map(|(row, _)| LabelLeak { in_train, row }).collect()
 }
 
 impl fmt::Display for Audit {
@@ -220,6 +314,7 @@ impl fmt::Display for Audit {
         for kind in OverlapKind::ALL {
             write!(f, "\n{:<28} {:>6}", kind.name(), self.count(kind))?;
         }
+        write!(f, "\n{:<28} {:>6}", "completion in the prompt", self.labels.len())?;
         for overlap in self.overlaps.iter().take(3) {
             let row = |side: &Dataset, row: usize| match overlap.kind {
                 OverlapKind::ExactRow => format!(

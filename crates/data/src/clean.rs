@@ -14,67 +14,23 @@ use tunebook_progress::{ProgressBar, interrupt};
 
 use crate::dataset::{COMPLETION, Dataset, PROMPT};
 use crate::error::Result;
+use crate::pii::Pii;
+use crate::quality::{Quality, Repetition};
+use crate::shape::Shape;
+use crate::step::{Kind, Step, Survivor, Transform, Verdict};
 use crate::text::{counted, excerpt, thousands};
-use crate::{backticks, casing, html, key, near, whitespace};
+use crate::{boilerplate, key, near};
 
 /// How many before/after examples a step keeps.
 const EXAMPLES: usize = 3;
 /// How much of a text an example shows.
 const EXAMPLE_CHARS: usize = 280;
-/// Passes over the changed rows. Every step shortens or settles what it changes, so this is far out of reach.
+/// Passes over the rows. Every step shortens or settles what it changes, so this is far out of reach.
 const MAX_PASSES: usize = 16;
 /// A progress bar is worth it from this number of rows on.
 const BAR_ROWS: usize = 100_000;
 /// Rows per thread between two looks at the stop flag.
 const CHUNK_ROWS: usize = 16 << 10;
-
-/// One step of a [`Cleaning`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Step {
-    /// HTML becomes text: tags and comments go, `br`, `p` and lists become lines, entities become characters.
-    StripHtml,
-    /// Runs of spaces, trailing spaces, blank lines, odd line ends and invisible characters.
-    NormalizeWhitespace,
-    /// Markdown backticks that do not enclose code.
-    StripBackticks,
-    /// Texts all in capitals become sentences.
-    RepairCasing,
-    /// Rows whose prompt or completion is empty are dropped.
-    DropEmpty,
-    /// Rows that say the same as an earlier one (case, punctuation and spaces aside) are dropped; the first stays.
-    DropDuplicates,
-    /// Rows that say nearly the same as an earlier one are dropped; the first of a group stays. Nearly: a Jaccard similarity of
-    /// 0.72 or more over the character 5-grams of prompt and completion.
-    DropNearDuplicates,
-}
-
-impl Step {
-    /// The step's name, as in the builder's method.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::StripHtml => "strip_html",
-            Self::NormalizeWhitespace => "normalize_whitespace",
-            Self::StripBackticks => "strip_backticks",
-            Self::RepairCasing => "repair_casing",
-            Self::DropEmpty => "drop_empty",
-            Self::DropDuplicates => "drop_duplicates",
-            Self::DropNearDuplicates => "drop_near_duplicates",
-        }
-    }
-
-    /// The function from text to text, for the steps that change texts.
-    fn transform(self) -> Option<fn(&str) -> Cow<'_, str>> {
-        match self {
-            Self::StripHtml => Some(html::to_text),
-            Self::NormalizeWhitespace => Some(whitespace::normalize),
-            Self::StripBackticks => Some(backticks::strip),
-            Self::RepairCasing => Some(casing::sentence_case),
-            Self::DropEmpty | Self::DropDuplicates | Self::DropNearDuplicates => None,
-        }
-    }
-}
 
 /// The steps, in order. `Cleaning::default()` has none; add them one by one, or start from [`Cleaning::standard`].
 ///
@@ -88,16 +44,18 @@ impl Step {
 /// assert_eq!(clean.dropped().height(), 1);
 /// # Ok::<(), tunebook_data::DataError>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cleaning {
     /// The steps, in the order in which they run.
     pub steps: Vec<Step>,
 }
 
 impl Cleaning {
-    /// All steps, in the order that suits most sets.
+    /// The steps that suit most sets, in that order.
     pub fn standard() -> Self {
         Self::default()
+            .repair_mojibake()
+            .normalize_unicode()
             .strip_html()
             .strip_backticks()
             .normalize_whitespace()
@@ -142,10 +100,94 @@ impl Cleaning {
         self.step(Step::DropDuplicates)
     }
 
-    /// Adds [`Step::DropNearDuplicates`].
+    /// Adds [`Step::DropNearDuplicates`] at the usual threshold, 0.72; the first of a group stays.
     #[must_use]
     pub fn drop_near_duplicates(self) -> Self {
-        self.step(Step::DropNearDuplicates)
+        self.step(Step::near_duplicates())
+    }
+
+    /// Adds [`Step::DropNearDuplicates`] with a threshold between 0 and 1, and the row of a group that stays.
+    #[must_use]
+    pub fn drop_near_duplicates_at(self, threshold: f64, keep: Survivor) -> Self {
+        self.step(Step::DropNearDuplicates { threshold, keep })
+    }
+
+    /// Adds [`Step::RepairMojibake`].
+    #[must_use]
+    pub fn repair_mojibake(self) -> Self {
+        self.step(Step::RepairMojibake)
+    }
+
+    /// Adds [`Step::NormalizeUnicode`].
+    #[must_use]
+    pub fn normalize_unicode(self) -> Self {
+        self.step(Step::NormalizeUnicode)
+    }
+
+    /// Adds [`Step::StripMarkdown`].
+    #[must_use]
+    pub fn strip_markdown(self) -> Self {
+        self.step(Step::StripMarkdown)
+    }
+
+    /// Adds [`Step::TidyMarkdown`].
+    #[must_use]
+    pub fn tidy_markdown(self) -> Self {
+        self.step(Step::TidyMarkdown)
+    }
+
+    /// Adds [`Step::StripBoilerplate`] for lines that this share of the rows has.
+    #[must_use]
+    pub fn strip_boilerplate(self, min_share: f64) -> Self {
+        self.step(Step::StripBoilerplate { min_share })
+    }
+
+    /// Adds [`Step::MaskPii`] for all kinds.
+    #[must_use]
+    pub fn mask_pii(self) -> Self {
+        self.step(Step::MaskPii { kinds: Pii::ALL.to_vec() })
+    }
+
+    /// Adds [`Step::DropShort`].
+    #[must_use]
+    pub fn drop_short(self, min_words: usize) -> Self {
+        self.step(Step::DropShort { min_words })
+    }
+
+    /// Adds [`Step::DropLong`].
+    #[must_use]
+    pub fn drop_long(self, max_chars: usize) -> Self {
+        self.step(Step::DropLong { max_chars })
+    }
+
+    /// Adds [`Step::KeepLanguages`], by codes such as `"en"` or `"deu"`.
+    #[must_use]
+    pub fn keep_languages(self, languages: &[&str]) -> Self {
+        self.step(Step::KeepLanguages {
+            languages: languages.iter().map(|name| (*name).to_owned()).collect(),
+        })
+    }
+
+    /// Adds [`Step::DropLowQuality`]: [`Quality::gopher`], [`Quality::fineweb`], [`Quality::pairs`] or bounds of your own.
+    #[must_use]
+    pub fn drop_low_quality(self, rules: Quality) -> Self {
+        self.step(Step::DropLowQuality(rules))
+    }
+
+    /// Adds [`Step::DropRepetitive`] with Gopher's bounds.
+    #[must_use]
+    pub fn drop_repetitive(self) -> Self {
+        self.step(Step::DropRepetitive(Repetition::default()))
+    }
+
+    /// Adds [`Step::ResolveConflicts`].
+    #[must_use]
+    pub fn resolve_conflicts(self, keep: Survivor) -> Self {
+        self.step(Step::ResolveConflicts { keep })
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        self.steps.iter().try_for_each(Step::check)
     }
 
     /// Adds any step.
@@ -157,7 +199,7 @@ impl Cleaning {
 }
 
 /// What a cleaning did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CleanReport {
     /// Rows before.
     pub rows_before: usize,
@@ -170,7 +212,7 @@ pub struct CleanReport {
 }
 
 /// What one step did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// The step.
     pub step: Step,
@@ -248,71 +290,129 @@ impl fmt::Display for CleanReport {
 /// A row that goes, and why.
 pub(crate) struct Drop {
     row: usize,
-    step: Step,
+    step: &'static str,
     reason: String,
 }
 
 pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
+    cleaning.check()?;
+    let rows = dataset.len();
     let (prompts, completions) = dataset.pairs().map(|(p, c)| (Cow::Borrowed(p), Cow::Borrowed(c))).unzip();
     let mut work = Work {
+        plain_text: *dataset.shape() == Shape::Text,
         prompts,
         completions,
-        alive: vec![true; dataset.len()],
-        pending: vec![true; dataset.len()],
-        touched: vec![false; dataset.len()],
+        alive: vec![true; rows],
+        pending: vec![true; rows],
+        touched: vec![false; rows],
         drops: Vec::new(),
+        keys: Vec::new(),
+        changes: 1,
+        dropped: 1,
     };
-    let mut reports: Vec<StepReport> = Vec::new();
-    let mut changed_by: Vec<Vec<bool>> = Vec::new();
-    for &step in &cleaning.steps {
-        reports.push(StepReport { step, changed: 0, dropped: 0, examples: Vec::new() });
-        changed_by.push(vec![false; if step.transform().is_some() { dataset.len() } else { 0 }]);
-    }
-    let total = (dataset.len() * cleaning.steps.len()) as u64;
-    let bar = (dataset.len() >= BAR_ROWS).then(|| ProgressBar::new("Cleaning", Some(total)).unit("row"));
+    let mut steps: Vec<Progress> = cleaning.steps.iter().map(|step| Progress::new(step, rows)).collect();
+    let total = (rows * cleaning.steps.len()) as u64;
+    let bar = (rows >= BAR_ROWS).then(|| ProgressBar::new("Cleaning", Some(total)).unit("row"));
 
     for pass in 0..MAX_PASSES {
-        let mut next = vec![false; dataset.len()];
-        for (report, changed_by) in reports.iter_mut().zip(&mut changed_by) {
+        let mut next = vec![false; rows];
+        let before = work.dropped;
+        let mut changed_now = false;
+        for step in &mut steps {
             if let (Some(bar), 0) = (&bar, pass) {
-                bar.message(report.step.name());
+                bar.message(step.report.step.name());
             }
-            match report.step.transform() {
-                Some(transform) => {
-                    let advance = |rows: usize| {
-                        if let (Some(bar), 0) = (&bar, pass) {
-                            bar.advance(rows as u64);
-                        }
-                    };
-                    for row in work.transform(transform, report, &advance)? {
-                        changed_by[row] = true;
+            let advance = |rows: usize| {
+                if let (Some(bar), 0) = (&bar, pass) {
+                    bar.advance(rows as u64);
+                }
+            };
+            match &step.kind {
+                Kind::Text(transform) => {
+                    for row in work.transform(transform, &mut step.report, &advance)? {
+                        step.changed[row] = true;
                         next[row] = true;
+                        changed_now = true;
                     }
                 }
-                None => {
-                    work.drop_rows(report)?;
-                    if let (Some(bar), 0) = (&bar, pass) {
-                        bar.advance(dataset.len() as u64);
+                Kind::Row(verdict) => {
+                    let drops = work.judge(verdict)?;
+                    work.drop_rows(drops, &mut step.report);
+                    advance(rows);
+                }
+                Kind::Set => {
+                    // Nothing to do again unless a text has changed, or for some steps a row has gone.
+                    let again = step.looks_at_all();
+                    let state = (work.changes, if again { work.dropped } else { 0 });
+                    // Whether rows are alike is judged on texts that have settled: so the order of the steps does not matter, and a stream of blocks
+                    // gives the same rows as the whole set.
+                    let compares =
+                        !matches!(step.report.step, Step::DropEmpty | Step::StripBoilerplate { .. });
+                    let unsettled = changed_now && pass + 1 < MAX_PASSES;
+                    if step.seen != state && !(compares && unsettled) {
+                        for row in work.of_set(&mut step.report)? {
+                            step.changed[row] = true;
+                            next[row] = true;
+                            changed_now = true;
+                        }
+                        // What the step itself has dropped it looks at once more; what it has changed, too.
+                        step.seen = state;
+                    }
+                    if pass == 0 {
+                        advance(rows);
                     }
                 }
             }
         }
-        if !next.contains(&true) {
+        // A row changed by an early step is looked at by the later ones in this pass; by all once more in the next. The last pass
+        // changes and drops nothing, so a second cleaning finds nothing to do either.
+        let settled =
+            !next.contains(&true) && (work.dropped == before || !steps.iter().any(Progress::looks_at_all));
+        if settled {
             break;
         }
-        // A row changed by an early step is looked at by the later ones in this pass; by all once more in the next.
-        for (pending, next) in work.pending.iter_mut().zip(next) {
-            *pending = next;
+        work.pending = next;
+    }
+    let reports = steps.into_iter().map(Progress::finish).collect();
+    work.finish(dataset, reports)
+}
+
+/// A step and how far it is.
+struct Progress<'s> {
+    kind: Kind<'s>,
+    report: StepReport,
+    changed: Vec<bool>,
+    /// The state of the set that the step has seen last.
+    seen: (usize, usize),
+}
+
+impl<'s> Progress<'s> {
+    fn new(step: &'s Step, rows: usize) -> Self {
+        let kind = step.kind();
+        let changes = matches!(kind, Kind::Text(_)) || matches!(step, Step::StripBoilerplate { .. });
+        Self {
+            kind,
+            report: StepReport { step: step.clone(), changed: 0, dropped: 0, examples: Vec::new() },
+            changed: vec![false; if changes { rows } else { 0 }],
+            seen: (0, 0),
         }
     }
-    for (report, changed_by) in reports.iter_mut().zip(changed_by) {
-        report.changed = changed_by.iter().filter(|changed| **changed).count();
+
+    /// Whether rows that go can make it act again.
+    fn looks_at_all(&self) -> bool {
+        matches!(self.report.step, Step::DropNearDuplicates { .. } | Step::StripBoilerplate { .. })
     }
-    work.finish(dataset, reports)
+
+    fn finish(mut self) -> StepReport {
+        self.report.changed = self.changed.iter().filter(|changed| **changed).count();
+        self.report
+    }
 }
 
 /// The texts as they stand, borrowed from the data set where nothing has changed them.
 struct Work<'a> {
+    /// The rows have no prompts.
+    plain_text: bool,
     prompts: Vec<Cow<'a, str>>,
     completions: Vec<Cow<'a, str>>,
     /// Rows not dropped.
@@ -322,13 +422,19 @@ struct Work<'a> {
     /// Rows that any step has changed.
     touched: Vec<bool>,
     drops: Vec<Drop>,
+    /// The words of each row's pair and of its prompt, as far as they are known: a change of the row forgets them.
+    keys: Vec<Option<(u128, u128)>>,
+    /// Grows with every changed row.
+    changes: usize,
+    /// Grows with every dropped row.
+    dropped: usize,
 }
 
 impl Work<'_> {
     /// Applies `transform` to both texts of every pending row, and returns the rows that it changed.
     fn transform(
         &mut self,
-        transform: fn(&str) -> Cow<'_, str>,
+        transform: &Transform<'_>,
         report: &mut StepReport,
         advance: &(dyn Fn(usize) + Sync),
     ) -> Result<Vec<usize>> {
@@ -370,41 +476,95 @@ impl Work<'_> {
             let room = EXAMPLES.saturating_sub(report.examples.len());
             report.examples.extend(changes.examples.into_iter().take(room));
         }
-        for &row in &rows {
-            self.touched[row] = true;
-            // Later steps of this pass see it, whatever the pass before did.
-            self.pending[row] = true;
-        }
+        self.note_changes(&rows);
         Ok(rows)
     }
 
-    fn drop_rows(&mut self, report: &mut StepReport) -> Result<()> {
+    fn note_changes(&mut self, rows: &[usize]) {
+        for &row in rows {
+            self.touched[row] = true;
+            // Later steps of this pass see it, whatever the pass before did.
+            self.pending[row] = true;
+            if let Some(key) = self.keys.get_mut(row) {
+                *key = None;
+            }
+        }
+        self.changes += rows.len();
+    }
+
+    /// The pending rows that must go.
+    fn judge(&self, verdict: &Verdict<'_>) -> Result<Vec<(usize, String)>> {
+        let chunks: Vec<Vec<(usize, String)>> = (0..self.alive.len())
+            .into_par_iter()
+            .step_by(CHUNK_ROWS)
+            .map(|start| {
+                interrupt::check()?;
+                let rows = start..self.alive.len().min(start + CHUNK_ROWS);
+                let judged = rows.filter(|&row| self.alive[row] && self.pending[row]);
+                Ok(judged
+                    .filter_map(|row| Some((row, verdict(&self.prompts[row], &self.completions[row])?)))
+                    .collect())
+            })
+            .collect::<Result<_>>()?;
+        Ok(chunks.concat())
+    }
+
+    /// A step that looks at all rows together; returns those that it changed.
+    fn of_set(&mut self, report: &mut StepReport) -> Result<Vec<usize>> {
         interrupt::check()?;
-        let drops = match report.step {
+        let drops = match &report.step {
+            Step::StripBoilerplate { min_share } => {
+                let changed = boilerplate::strip(&mut self.completions, &self.alive, *min_share);
+                let mut rows = Vec::with_capacity(changed.len());
+                for (row, before) in changed {
+                    if report.examples.len() < EXAMPLES {
+                        report.examples.push(Example::changed(
+                            row,
+                            COMPLETION,
+                            &before,
+                            &self.completions[row],
+                        ));
+                    }
+                    rows.push(row);
+                }
+                self.note_changes(&rows);
+                return Ok(rows);
+            }
             Step::DropEmpty => self.empty_rows(),
-            Step::DropNearDuplicates => self.near_duplicate_rows()?,
+            Step::DropNearDuplicates { threshold, keep } => self.near_duplicate_rows(*threshold, *keep)?,
+            Step::ResolveConflicts { keep } => self.conflicting_rows(*keep),
             _ => self.duplicate_rows(),
         };
+        self.drop_rows(drops, report);
+        Ok(Vec::new())
+    }
+
+    fn drop_rows(&mut self, drops: Vec<(usize, String)>, report: &mut StepReport) {
+        self.dropped += drops.len();
         for (row, reason) in drops {
             self.alive[row] = false;
             report.dropped += 1;
             if report.examples.len() < EXAMPLES {
                 report.examples.push(Example {
                     row,
-                    column: PROMPT.into(),
-                    before: excerpt(&self.prompts[row], EXAMPLE_CHARS),
+                    column: if self.plain_text { COMPLETION } else { PROMPT }.into(),
+                    before: excerpt(
+                        if self.plain_text { &self.completions[row] } else { &self.prompts[row] },
+                        EXAMPLE_CHARS,
+                    ),
                     after: None,
                     reason: Some(reason.clone()),
                 });
             }
-            self.drops.push(Drop { row, step: report.step, reason });
+            self.drops.push(Drop { row, step: report.step.name(), reason });
         }
-        Ok(())
     }
 
     fn empty_rows(&self) -> Vec<(usize, String)> {
         let empty = |text: &str| text.chars().all(char::is_whitespace);
         let reason = |row: usize| match (empty(&self.prompts[row]), empty(&self.completions[row])) {
+            (_, true) if self.plain_text => Some("the text is empty".to_owned()),
+            _ if self.plain_text => None,
             (true, true) => Some("prompt and completion are empty".to_owned()),
             (true, false) => Some("the prompt is empty".to_owned()),
             (false, true) => Some("the completion is empty".to_owned()),
@@ -416,23 +576,30 @@ impl Work<'_> {
             .collect()
     }
 
-    fn duplicate_rows(&self) -> Vec<(usize, String)> {
-        let keys: Vec<Option<u128>> = (0..self.alive.len())
-            .into_par_iter()
-            .map(|row| {
-                self.alive[row].then(|| {
-                    key::pair_hash(
-                        &key::normalized(&self.prompts[row]),
-                        &key::normalized(&self.completions[row]),
-                    )
-                })
-            })
-            .collect();
-        let mut first: HashMap<u128, usize> = HashMap::with_capacity(keys.len());
+    /// The words of the pair and of the prompt of every row that stays.
+    fn row_keys(&mut self) -> &[Option<(u128, u128)>] {
+        self.keys.resize(self.alive.len(), None);
+        let (alive, prompts, completions) = (&self.alive, &self.prompts, &self.completions);
+        self.keys.par_iter_mut().enumerate().with_min_len(1024).for_each(|(row, key)| {
+            if alive[row] && key.is_none() {
+                let prompt = key::normalized(&prompts[row]);
+                *key = Some((
+                    key::pair_hash(&prompt, &key::normalized(&completions[row])),
+                    key::text_hash(&prompt),
+                ));
+            }
+        });
+        &self.keys
+    }
+
+    fn duplicate_rows(&mut self) -> Vec<(usize, String)> {
+        self.row_keys();
+        let mut first: HashMap<u128, usize, key::Identity> =
+            HashMap::with_capacity_and_hasher(self.keys.len(), key::Identity::default());
         let mut drops = Vec::new();
-        for (row, key) in keys.into_iter().enumerate() {
-            let Some(key) = key else { continue };
-            let kept = *first.entry(key).or_insert(row);
+        for (row, key) in self.keys.iter().enumerate() {
+            let (Some((key, _)), true) = (key, self.alive[row]) else { continue };
+            let kept = *first.entry(*key).or_insert(row);
             if kept != row {
                 let same = self.prompts[kept] == self.prompts[row]
                     && self.completions[kept] == self.completions[row];
@@ -443,23 +610,71 @@ impl Work<'_> {
         drops
     }
 
-    fn near_duplicate_rows(&self) -> Result<Vec<(usize, String)>> {
+    fn conflicting_rows(&mut self, keep: Survivor) -> Vec<(usize, String)> {
+        self.row_keys();
+        let mut groups: HashMap<u128, Vec<usize>, key::Identity> = HashMap::default();
+        for (row, key) in self.keys.iter().enumerate() {
+            // Texts without a prompt answer nothing.
+            if let (Some((_, prompt)), true, false) = (key, self.alive[row], self.prompts[row].is_empty()) {
+                groups.entry(*prompt).or_default().push(row);
+            }
+        }
+        let mut drops = Vec::new();
+        for rows in groups.values() {
+            let pair = |row: usize| self.keys[row].map(|key| key.0);
+            if rows.iter().all(|&row| pair(row) == pair(rows[0])) {
+                continue;
+            }
+            let kept = keep.of(rows, |row| self.completions[row].chars().count());
+            for &row in rows.iter().filter(|&&row| Some(row) != kept) {
+                let why = match kept {
+                    Some(kept) if pair(kept) == pair(row) => format!("the same words as row {kept}"),
+                    Some(kept) => format!("row {kept}, {}, answers the same prompt otherwise", keep.word()),
+                    None => format!("{} rows answer this prompt in different ways", rows.len()),
+                };
+                drops.push((row, why));
+            }
+        }
+        drops.sort_unstable();
+        drops
+    }
+
+    fn near_duplicate_rows(&self, threshold: f64, keep: Survivor) -> Result<Vec<(usize, String)>> {
         let rows: Vec<usize> = (0..self.alive.len()).filter(|&row| self.alive[row]).collect();
         let texts: Vec<String> =
             rows.iter().map(|&row| format!("{}\n{}", self.prompts[row], self.completions[row])).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let pairs = near::pairs(&texts, near::THRESHOLD, &|_, _| true)?;
-        let groups = near::groups(texts.len(), &pairs);
-        let drops = groups.iter().enumerate().filter(|(text, group)| text != *group).map(|(text, &group)| {
-            let percent = 100.0 * near::similarity(texts[group], texts[text]);
-            let how = match percent >= 100.0 * near::THRESHOLD {
-                true => format!("{percent:.0} % like row {}", rows[group]),
-                // Like a row in between, which is like the one that stays.
-                false => format!("in the group of row {}, {percent:.0} % like it", rows[group]),
-            };
-            (rows[text], how)
-        });
-        Ok(drops.collect())
+        let pairs = near::pairs(&texts, threshold, &|_, _| true)?;
+        let mut members: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (text, group) in near::groups(texts.len(), &pairs).into_iter().enumerate() {
+            members.entry(group).or_default().push(text);
+        }
+        let mut drops = Vec::new();
+        for group in members.values().filter(|group| group.len() > 1) {
+            let kept = keep.of(group, |text| self.completions[rows[text]].chars().count());
+            for &text in group.iter().filter(|&&text| Some(text) != kept) {
+                let why = match kept {
+                    None => format!("{} rows say nearly the same", group.len()),
+                    Some(kept) => {
+                        let percent = 100.0 * near::similarity(texts[kept], texts[text]);
+                        let which = match keep {
+                            Survivor::First => String::new(),
+                            _ => format!(", {}", keep.word()),
+                        };
+                        match percent >= 100.0 * threshold {
+                            true => format!("{percent:.0} % like row {}{which}", rows[kept]),
+                            // Like a row in between, which is like the one that stays.
+                            false => {
+                                format!("in the group of row {}{which}, {percent:.0} % like it", rows[kept])
+                            }
+                        }
+                    }
+                };
+                drops.push((rows[text], why));
+            }
+        }
+        drops.sort_unstable();
+        Ok(drops)
     }
 
     fn finish(mut self, dataset: &Dataset, steps: Vec<StepReport>) -> Result<Dataset> {
@@ -488,6 +703,33 @@ impl Work<'_> {
         let dropped = dropped_frame(&dataset.frame(), &self.drops)?;
         Ok(dataset.with_cleaning(frame, report, dropped))
     }
+}
+
+/// The rows whose prompt stands with different completions.
+pub(crate) fn conflicts(dataset: &Dataset) -> Result<DataFrame> {
+    let mut groups: Vec<(Vec<usize>, Vec<u128>)> = Vec::new();
+    let mut places: HashMap<u128, usize> = HashMap::new();
+    for (row, (prompt, completion)) in dataset.pairs().enumerate().filter(|(_, pair)| !pair.0.is_empty()) {
+        let at = *places.entry(key::text_hash(&key::normalized(prompt))).or_insert(groups.len());
+        if at == groups.len() {
+            groups.push((Vec::new(), Vec::new()));
+        }
+        groups[at].0.push(row);
+        groups[at].1.push(key::text_hash(&key::normalized(completion)));
+    }
+    groups.retain(|(_, answers)| answers.iter().any(|answer| *answer != answers[0]));
+    let rows: Vec<IdxSize> =
+        groups.iter().flat_map(|group| group.0.iter().map(|&row| row as IdxSize)).collect();
+    let numbers: Vec<i64> =
+        groups.iter().enumerate().flat_map(|(at, group)| vec![at as i64; group.0.len()]).collect();
+    let taken =
+        dataset.frame().select([PROMPT, COMPLETION])?.take(&IdxCa::from_slice("row".into(), &rows))?;
+    let mut columns = vec![
+        Column::new("group".into(), numbers),
+        Column::new("row".into(), rows.iter().map(|&row| i64::from(row)).collect::<Vec<_>>()),
+    ];
+    columns.extend(taken.columns().iter().cloned());
+    Ok(DataFrame::new(rows.len(), columns)?)
 }
 
 struct Changes {
@@ -523,7 +765,7 @@ pub(crate) fn dropped_frame(frame: &DataFrame, drops: &[Drop]) -> Result<DataFra
     let rows: Vec<IdxSize> = drops.iter().map(|drop| drop.row as IdxSize).collect();
     let taken = frame.take(&IdxCa::from_slice("row".into(), &rows))?;
     let rows: Vec<i64> = drops.iter().map(|drop| drop.row as i64).collect();
-    let steps = StringChunked::from_iter_values("step".into(), drops.iter().map(|drop| drop.step.name()));
+    let steps = StringChunked::from_iter_values("step".into(), drops.iter().map(|drop| drop.step));
     let reasons =
         StringChunked::from_iter_values("reason".into(), drops.iter().map(|drop| drop.reason.as_str()));
     let mut columns = vec![Column::new("row".into(), rows), steps.into_column(), reasons.into_column()];

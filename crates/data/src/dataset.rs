@@ -7,12 +7,14 @@ use std::sync::Arc;
 use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Audit;
 use crate::clean::{CleanReport, Cleaning};
 use crate::error::{DataError, Result};
-use crate::profile::Profile;
+use crate::profile::{Profile, TokenCount};
 use crate::read::ReadOptions;
 use crate::shape::Shape;
-use crate::split::{Split, Splits};
+use crate::split::{Partition, Split, Splits};
+use crate::stream::Scan;
 use crate::text::{counted, excerpt};
 use crate::{clean, key, read, write};
 
@@ -170,6 +172,10 @@ impl Dataset {
         self.frame.clone()
     }
 
+    pub(crate) fn frame_ref(&self) -> &DataFrame {
+        &self.frame
+    }
+
     /// How the rows of the file became pairs.
     pub fn shape(&self) -> &Shape {
         &self.shape
@@ -286,6 +292,17 @@ impl Dataset {
         }
     }
 
+    /// Prompts (case, punctuation and spaces aside) that stand with different completions: columns `group` (numbered), `row`, `prompt`
+    /// and `completion`, the rows of a group together.
+    ///
+    /// [`Cleaning::resolve_conflicts`] keeps one of each.
+    ///
+    /// # Errors
+    /// Polars refuses the frame.
+    pub fn conflicts(&self) -> Result<DataFrame> {
+        clean::conflicts(self)
+    }
+
     /// Divides the rows into training and validation.
     ///
     /// # Errors
@@ -294,9 +311,58 @@ impl Dataset {
         split.apply(self)
     }
 
-    /// What is in the set: lengths, duplicates, markup.
+    /// Divides the rows into training, validation and a test: `Split::holdout(0.12).test(0.1)`.
+    ///
+    /// # Errors
+    /// As [`Dataset::split`]; no test fraction.
+    pub fn split_with_test(&self, split: &Split) -> Result<Partition> {
+        split.apply_with_test(self)
+    }
+
+    /// Divides the rows into `k` parts by the rules of `split` (its fractions aside), and gives `k` splits, each with another part held out.
+    ///
+    /// # Errors
+    /// Fewer than two folds, more than rows, a part without a row, or a split by time.
+    pub fn folds(&self, k: usize, split: &Split) -> Result<Vec<Splits>> {
+        split.folds(self, k)
+    }
+
+    /// Looks for rows of `benchmark`, a set to be judged by later, that this one gives away. [`Audit::repair_train`] takes them out.
+    ///
+    /// # Errors
+    /// The user pressed Stop.
+    pub fn audit_against(&self, benchmark: &Dataset) -> Result<Audit> {
+        Audit::of(&Splits { train: self.clone(), validation: benchmark.clone() }, "the benchmark")
+    }
+
+    /// What is in the set: lengths, languages, duplicates, markup, personal data, the worst rows.
     pub fn profile(&self) -> Profile {
-        Profile::of(self)
+        // It can fail only where keys of very many rows do not fit on the disk.
+        Profile::of(self, None, None).unwrap_or_default()
+    }
+
+    /// [`Dataset::profile`] with the tokens of a model, counted by `tokens`, and how many of them it can see.
+    ///
+    /// # Errors
+    /// A temporary file cannot be written (only for very large sets).
+    pub fn profile_with_tokens(&self, tokens: &TokenCount<'_>, context_tokens: usize) -> Result<Profile> {
+        Profile::of(self, Some(tokens), Some(context_tokens))
+    }
+
+    /// A data set that stays where it is and is read a block at a time, for files larger than memory.
+    ///
+    /// # Errors
+    /// No such file.
+    pub fn scan(path: impl AsRef<Path>) -> Result<Scan> {
+        Scan::new(path.as_ref(), &ReadOptions::default())
+    }
+
+    /// [`Dataset::scan`] for rows whose shape has to be named, or for some files of a folder or repository.
+    ///
+    /// # Errors
+    /// No such file.
+    pub fn scan_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Scan> {
+        Scan::new(path.as_ref(), options)
     }
 
     /// The number of distinct prompts, upper and lower case, punctuation and spaces aside.

@@ -119,6 +119,24 @@ pub enum DataError {
         found: String,
     },
 
+    /// A frame lacks a column that was asked for.
+    #[error("expected a column \"{column}\", found {found}")]
+    NoColumn {
+        /// The column that is asked for.
+        column: String,
+        /// What there is instead.
+        found: String,
+    },
+
+    /// A step's setting is out of its range.
+    #[error("{step}: {problem}")]
+    Step {
+        /// The step's name.
+        step: &'static str,
+        /// What was expected, and what was found.
+        problem: String,
+    },
+
     /// A setting is out of its range.
     #[error("{field} is {value}: expected {expected}")]
     Setting {

@@ -12,8 +12,8 @@ use crate::text::to_fixpoint;
 const RAW: [&str; 4] = ["script", "style", "noscript", "template"];
 
 /// Elements that begin and end a paragraph.
-const PARAGRAPH: [&str; 13] =
-    ["p", "h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "blockquote", "pre", "section"];
+const PARAGRAPH: [&str; 12] =
+    ["p", "h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "blockquote", "section"];
 
 /// Elements that begin and end a line.
 const LINE: [&str; 17] = [
@@ -22,7 +22,7 @@ const LINE: [&str; 17] = [
 ];
 
 /// All other elements: their tags go, their text stays in the line.
-const INLINE: [&str; 55] = [
+const INLINE: [&str; 51] = [
     "a",
     "abbr",
     "acronym",
@@ -34,7 +34,6 @@ const INLINE: [&str; 55] = [
     "body",
     "button",
     "cite",
-    "code",
     "col",
     "colgroup",
     "del",
@@ -49,7 +48,6 @@ const INLINE: [&str; 55] = [
     "img",
     "input",
     "ins",
-    "kbd",
     "label",
     "link",
     "mark",
@@ -58,7 +56,6 @@ const INLINE: [&str; 55] = [
     "picture",
     "q",
     "s",
-    "samp",
     "select",
     "small",
     "source",
@@ -74,13 +71,12 @@ const INLINE: [&str; 55] = [
     "thead",
     "time",
     "title",
-    "tt",
     "u",
     "var",
     "video",
 ];
 
-/// The text of `text` without its HTML: tags and comments go, `br`, `p`, lists and table rows become lines, `script` and
+/// The text of `text` without its HTML: tags and comments go, `br`, `p`, lists and table rows become lines, `pre` a fenced block, `script` and
 /// `style` go with their content, entities become characters. Entities that were escaped twice are decoded twice.
 /// Text without HTML is returned as it is.
 pub(crate) fn to_text(text: &str) -> Cow<'_, str> {
@@ -96,7 +92,7 @@ pub(crate) fn markup(text: &str) -> (bool, bool) {
 
 /// One pass; `None` when there is nothing to change. The result is always shorter than `text`.
 fn strip_once(text: &str) -> Option<String> {
-    let mut out = Output { text: String::with_capacity(text.len()), breaks: 0 };
+    let mut out = Output { text: String::with_capacity(text.len()), breaks: 0, fenced: false };
     let mut rest = text;
     let mut changed = false;
     while let Some(at) = memchr::memchr2(b'<', b'&', rest.as_bytes()) {
@@ -115,7 +111,15 @@ fn strip_once(text: &str) -> Option<String> {
                     out.break_line(1);
                     out.push("- ");
                 }
-                Kind::Cell => out.push(" "),
+                Kind::Cell => out.cell(),
+                Kind::Fence => {
+                    out.break_line(1);
+                    out.push("```");
+                    out.fenced = !out.fenced;
+                    out.break_line(1);
+                }
+                Kind::Code if !out.fenced => out.push("`"),
+                Kind::Code => {}
             }
             rest = &rest[token.length..];
             changed = true;
@@ -135,6 +139,8 @@ fn strip_once(text: &str) -> Option<String> {
 struct Output {
     text: String,
     breaks: usize,
+    /// `code` inside `pre` is the usual way to write a block.
+    fenced: bool,
 }
 
 impl Output {
@@ -156,6 +162,13 @@ impl Output {
         self.text.push_str(piece);
     }
 
+    /// The cells of a table's row stand apart by a bar.
+    fn cell(&mut self) {
+        if self.breaks == 0 && !self.text.is_empty() && !self.text.ends_with('\n') {
+            self.push(" | ");
+        }
+    }
+
     /// Asks for a line (1) or a paragraph (2) to end here.
     fn break_line(&mut self, lines: usize) {
         self.breaks = self.breaks.max(lines);
@@ -173,6 +186,10 @@ enum Kind {
     LineBreak,
     ListItem,
     Cell,
+    /// `pre`, at either end.
+    Fence,
+    /// `code` and its kin, at either end.
+    Code,
 }
 
 struct Token {
@@ -212,6 +229,8 @@ fn tag(text: &str) -> Option<Token> {
         "hr" => Kind::Break(2),
         "li" if closing => Kind::Break(1),
         "li" => Kind::ListItem,
+        "pre" => Kind::Fence,
+        "code" | "kbd" | "samp" | "tt" => Kind::Code,
         "td" | "th" if !closing => Kind::Cell,
         "td" | "th" => Kind::Inline,
         _ if RAW.contains(&name) => {
@@ -306,7 +325,15 @@ mod tests {
         );
         assert_eq!(
             to_text("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>").trim(),
-            "a b\nc"
+            "a | b\nc"
+        );
+    }
+
+    #[test]
+    fn code_keeps_its_lines() {
+        assert_eq!(
+            to_text("Run:<pre><code>if a:\n    b()\n</code></pre>then <code>fit(x)</code>."),
+            "Run:\n```\nif a:\n    b()\n```\nthen `fit(x)`."
         );
     }
 

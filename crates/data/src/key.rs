@@ -42,6 +42,40 @@ pub(crate) fn unit_interval(prompt: &str, seed: u64) -> f64 {
     (hash >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// A hasher for keys that are hashes already.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Identity;
+
+/// Takes the last word written as the hash.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Word(u64);
+
+impl std::hash::BuildHasher for Identity {
+    type Hasher = Word;
+
+    fn build_hasher(&self) -> Word {
+        Word(0)
+    }
+}
+
+impl std::hash::Hasher for Word {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64_with_seed(bytes, self.0);
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = word;
+    }
+
+    fn write_u128(&mut self, word: u128) {
+        self.0 = word as u64;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -88,7 +88,7 @@ pub(crate) fn read(given: &Path, options: &ReadOptions) -> Result<Dataset> {
     let inputs = source::find(given, options.files.as_deref())?;
     let mut table = Table::default();
     let mut shape = options.shape.clone();
-    each(&inputs, &mut shape, Limits::default(), &mut |input, parts| {
+    each(&inputs, &mut shape, Limits::default(), &mut |input, _, parts| {
         parts.into_iter().for_each(|part| table.push(part, &input.name));
         Ok(())
     })?;
@@ -129,8 +129,8 @@ fn finish(table: Table, path: &Path, shape: Option<Shape>) -> Result<Dataset> {
     Ok(Dataset::assemble(frame, &path.display().to_string(), rejected, shape))
 }
 
-/// Takes the parts of a file.
-pub(crate) type Sink<'a> = dyn FnMut(&Input, Vec<Part>) -> Result<()> + 'a;
+/// Takes parts of a file, with the shape that they were read by.
+pub(crate) type Sink<'a> = dyn FnMut(&Input, Option<&Shape>, Vec<Part>) -> Result<()> + 'a;
 
 /// Hands the rows of all files to `sink`, in order, a block at a time where the format allows it.
 ///
@@ -157,14 +157,14 @@ pub(crate) fn each(
     let mut shown = 0;
     for input in inputs {
         interrupt::check()?;
-        let mut advance = |parts: Vec<Part>| {
+        let mut advance = |shape: Option<&Shape>, parts: Vec<Part>| {
             interrupt::check()?;
             if let Some(bar) = &bar {
                 let now = read.load(Ordering::Relaxed);
                 bar.advance(now.saturating_sub(shown));
                 shown = now;
             }
-            sink(input, parts)
+            sink(input, shape, parts)
         };
         let result = each_of(input, shape, limits, read.clone(), &mut advance);
         match result {
@@ -175,7 +175,7 @@ pub(crate) fn each(
             ) if inputs.len() > 1 => {
                 let mut part = Part::with_capacity(0);
                 part.reject(0, error.to_string(), b"");
-                sink(input, vec![part])?;
+                sink(input, shape.as_ref(), vec![part])?;
             }
             other => other?,
         }
@@ -189,7 +189,7 @@ fn each_of(
     shape: &mut Option<Shape>,
     limits: Limits,
     read: Arc<AtomicU64>,
-    sink: &mut dyn FnMut(Vec<Part>) -> Result<()>,
+    sink: &mut dyn FnMut(Option<&Shape>, Vec<Part>) -> Result<()>,
 ) -> Result<()> {
     let path = &input.path;
     let io = |source| DataError::Io { action: "read", path: path.clone(), source };
@@ -206,13 +206,14 @@ fn each_of(
         let frame = parquet::read_file(std::fs::File::open(path).map_err(io)?).map_err(unusable)?;
         let mut parts = Vec::new();
         parquet::rows(&frame, shape, &mut |part| parts.push(part));
-        return sink(parts);
+        return sink(shape.as_ref(), parts);
     }
     let mut line = 0;
     let whole = Cursor::new(start).chain(&mut plain);
     if format == Format::JsonLines {
         jsonl::read_blocks(whole, &limits, &io, &mut |block, _| {
-            sink(jsonl::parse_block(block, shape, &mut line))
+            let parts = jsonl::parse_block(block, shape, &mut line);
+            sink(shape.as_ref(), parts)
         })?;
     } else {
         let mut bytes = Vec::new();
@@ -241,7 +242,7 @@ fn each_of(
             }
             Format::Text | Format::JsonLines => push(text(input, &bytes)),
         }
-        sink(parts)?;
+        sink(shape.as_ref(), parts)?;
     }
     if let Some(damage) = plain.damage() {
         let mut part = Part::with_capacity(0);
@@ -251,7 +252,7 @@ fn each_of(
             format!("expected more {compression} data, found it damaged or cut off: {damage}"),
             b"",
         );
-        sink(vec![part])?;
+        sink(shape.as_ref(), vec![part])?;
     }
     Ok(())
 }
@@ -280,7 +281,7 @@ fn each_text(inputs: &[&Input], shape: &Option<Shape>, sink: &mut Sink<'_>) -> R
                 }
             };
             part.lines += 1;
-            sink(input, vec![part])?;
+            sink(input, shape.as_ref(), vec![part])?;
         }
     }
     Ok(())

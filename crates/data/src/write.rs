@@ -19,22 +19,21 @@ const CHUNK_ROWS: usize = 64 << 10;
 const THREAD_ROWS: usize = 2048;
 
 pub(crate) fn jsonl(dataset: &Dataset, path: &Path) -> Result<usize> {
-    whole(path, |file| lines(dataset, file))?;
+    whole(path, |file| lines(dataset.frame_ref(), file))?;
     Ok(dataset.len())
 }
 
 /// One JSON object a line, nulls left out.
-pub(crate) fn lines(dataset: &Dataset, file: &mut dyn Write) -> std::io::Result<()> {
-    let frame = dataset.frame();
-    for start in (0..dataset.len()).step_by(CHUNK_ROWS) {
-        let end = dataset.len().min(start + CHUNK_ROWS);
+pub(crate) fn lines(frame: &DataFrame, file: &mut dyn Write) -> std::io::Result<()> {
+    for start in (0..frame.height()).step_by(CHUNK_ROWS) {
+        let end = frame.height().min(start + CHUNK_ROWS);
         let starts: Vec<usize> = (start..end).step_by(THREAD_ROWS).collect();
         let texts: Vec<Vec<u8>> = starts
             .into_par_iter()
             .map(|start| {
                 let mut text = Vec::with_capacity(THREAD_ROWS * 256);
                 for row in start..end.min(start + THREAD_ROWS) {
-                    object(&frame, row, &mut text)?;
+                    object(frame, row, &mut text)?;
                     text.push(b'\n');
                 }
                 Ok(text)

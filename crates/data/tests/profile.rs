@@ -41,3 +41,49 @@ fn a_sample_grows_without_losing_rows() {
     assert_eq!(dataset.sample(1000, 1).unwrap().len(), 100);
     assert_eq!(dataset.concat(&dataset.head(3)).unwrap().len(), 103);
 }
+
+#[test]
+fn tokens_are_counted_by_the_function_given() {
+    let dataset = Dataset::from_rows(&[("one two", "three"), ("a b c d", "e f g h"), ("x", "y")]);
+    let words = |text: &str| text.split_whitespace().count();
+    let profile = dataset.profile_with_tokens(&words, 4).unwrap();
+    let tokens = profile.tokens.as_ref().unwrap();
+    assert_eq!((tokens.min, tokens.max, tokens.over(4)), (2, 8, 1));
+    assert!(profile.to_string().contains("longer than the context"), "{profile}");
+}
+
+#[test]
+fn further_traits_are_found() {
+    let dataset = Dataset::from_rows(&[
+        ("# Title **strong**", "cafÃ© \u{7} e\u{301}"),
+        ("all in small letters here", "see https://example.org/x"),
+        ("mail a.b@example.org", "Call +44 20 7946 0958"),
+        ("AKIAIOSFODNN7EXAMPLE", "4111 1111 1111 1111"),
+        ("Fine.", "yes"),
+        ("Also fine.", "Yes!"),
+    ]);
+    let p = dataset.profile();
+    let counts = [
+        p.markdown,
+        p.mojibake,
+        p.control_characters,
+        p.decomposed,
+        p.lower_case,
+        p.urls,
+        p.emails,
+        p.phones,
+        p.keys,
+        p.accounts,
+    ];
+    assert_eq!(counts, [1; 10], "{p}");
+    assert_eq!(p.top_completions, [("yes".to_owned(), 2)]);
+    assert_eq!((p.worst[0].row, p.worst.len()), (0, 3), "{:?}", p.worst);
+}
+
+#[test]
+fn lengths_keep_their_ends_when_they_are_thinned() {
+    let summary = LengthSummary::of((1..=10_000).collect());
+    let spread = summary.spread(100);
+    assert!(spread.len() <= 101 && spread[0] == 1 && spread.last() == Some(&10_000), "{spread:?}");
+    assert_eq!(LengthSummary::of(vec![3, 3, 5]).spread(100), [3, 3, 5]);
+}

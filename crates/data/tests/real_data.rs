@@ -7,8 +7,7 @@
 
 use std::path::PathBuf;
 
-use polars::prelude::*;
-use tunebook_data::{Cleaning, Dataset, OverlapKind, Split};
+use tunebook_data::{Cleaning, Dataset, OverlapKind, Shape, Split};
 
 fn real(file: &str) -> Option<PathBuf> {
     let path = std::env::var_os("TUNEBOOK_DATA").map(|folder| PathBuf::from(folder).join(file));
@@ -50,8 +49,21 @@ fn check(dataset: &Dataset) -> Dataset {
 #[test]
 fn gsm8k() {
     let Some(path) = real("gsm8k/train.jsonl") else { return };
-    let dataset = Dataset::read_keys(path, "question", "answer").unwrap();
-    assert_eq!((dataset.len(), dataset.rejected().height()), (7473, 0));
+    let dataset = Dataset::read(&path).unwrap();
+    assert_eq!(
+        (dataset.len(), dataset.rejected().height(), dataset.shape()),
+        (7473, 0, &Shape::QuestionAnswer)
+    );
+    // As a stream it has the same profile and gives the same sides.
+    let scan = Dataset::scan(&path).unwrap();
+    assert_eq!(scan.profile().unwrap(), dataset.profile());
+    let folder = tempfile::tempdir().unwrap();
+    let done =
+        scan.clean(&Cleaning::standard()).unwrap().split_into(&Split::holdout(0.12), folder.path()).unwrap();
+    let split = dataset.clean(&Cleaning::standard()).unwrap().split(&Split::holdout(0.12)).unwrap();
+    assert_eq!((done.train_rows, done.validation_rows), (split.train.len(), split.validation.len()));
+    let train = Dataset::read(folder.path().join("train.jsonl")).unwrap();
+    assert_eq!(train.rows(), split.train.rows());
     let clean = check(&dataset);
     // Word problems are clean text: hardly a row goes.
     assert!(clean.len() > 7400, "{}", clean.report());
@@ -60,15 +72,14 @@ fn gsm8k() {
 #[test]
 fn banking77() {
     let Some(path) = real("banking77/train.csv") else { return };
-    let frame =
-        CsvReadOptions::default().try_into_reader_with_file_path(Some(path)).unwrap().finish().unwrap();
-    let frame = frame
-        .lazy()
-        .select([col("text").alias("prompt"), col("category").alias("completion")])
-        .collect()
-        .unwrap();
-    let dataset = Dataset::from_frame(frame).unwrap();
-    assert_eq!(dataset.len(), 10_003);
+    let dataset = Dataset::read_keys(path, "text", "category").unwrap();
+    assert_eq!((dataset.len(), dataset.rejected().height()), (10_003, 0));
+    let profile = dataset.profile();
+    let english = profile.languages.iter().find(|(code, _)| code == "eng").map_or(0, |found| found.1);
+    let told: usize = profile.languages.iter().filter(|(code, _)| code != "?").map(|found| found.1).sum();
+    assert!(english as f64 > 0.99 * told as f64 && told > 4000, "{profile}");
+    // 77 intents, none of which has much more than its share.
+    assert!(profile.imbalance().unwrap() < 0.03 && profile.top_completions.len() == 10, "{profile}");
     let clean = check(&dataset);
     // Customers repeat themselves: near-duplicates abound.
     let near = clean.clean(&Cleaning::default().drop_near_duplicates()).unwrap();

@@ -148,3 +148,139 @@ proptest! {
         prop_assert_eq!(&second.validation.rows()[..first.validation.len()], &first.validation.rows()[..]);
     }
 }
+
+/// Numbered rows with a customer, a kind and a day.
+fn table(rows: usize) -> Dataset {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    let text: String = (0..rows)
+        .map(|i| {
+            let (customer, kind) = (i % 37, if i % 10 == 0 { "rare" } else { "usual" });
+            let day = format!("2024-{:02}-{:02}", 1 + i * 7 % 12, 1 + i % 28);
+            format!("{{\"prompt\":\"Question {i}?\",\"completion\":\"a\",\"customer\":\"c{customer}\",\"kind\":\"{kind}\",\"day\":\"{day}\"}}\n")
+        })
+        .collect();
+    std::fs::write(&path, text).unwrap();
+    Dataset::read(&path).unwrap()
+}
+
+fn values(dataset: &Dataset, column: &str) -> Vec<String> {
+    let frame = dataset.frame();
+    frame.column(column).unwrap().str().unwrap().iter().map(|value| value.unwrap().to_owned()).collect()
+}
+
+#[test]
+fn groups_stay_together() {
+    let splits = table(1000).split(&Split::holdout(0.2).group_by("customer")).unwrap();
+    let held: std::collections::HashSet<String> =
+        values(&splits.validation, "customer").into_iter().collect();
+    assert!(
+        !held.is_empty() && values(&splits.train, "customer").iter().all(|customer| !held.contains(customer))
+    );
+    let error = table(10).split(&Split::holdout(0.2).group_by("nobody")).unwrap_err().to_string();
+    assert!(error.contains("\"nobody\"") && error.contains("customer"), "{error}");
+}
+
+#[test]
+fn strata_are_held_out_in_equal_shares_and_stay_put() {
+    let split = Split::holdout(0.15).stratify_by("kind");
+    let splits = table(1000).split(&split).unwrap();
+    let rare = |dataset: &Dataset| values(dataset, "kind").iter().filter(|kind| *kind == "rare").count();
+    assert!((14..=16).contains(&rare(&splits.validation)), "{}", rare(&splits.validation));
+    assert!((148..=152).contains(&splits.validation.len()), "{splits}");
+    let grown = table(1400).split(&split).unwrap();
+    assert_eq!(grown.validation.prompts()[..splits.validation.len()], splits.validation.prompts());
+}
+
+#[test]
+fn the_latest_rows_are_held_out() {
+    let splits = table(1000).split(&Split::holdout(0.15).test(0.1).by_time("day")).unwrap();
+    let (before, after) = (values(&splits.train, "day"), values(&splits.validation, "day"));
+    assert!(before.iter().max() < after.iter().min());
+    let parts = table(1000).split_with_test(&Split::holdout(0.15).test(0.1).by_time("day")).unwrap();
+    assert!(after.iter().max() < values(&parts.test, "day").iter().min());
+    assert!(
+        (80..=130).contains(&parts.test.len()) && (120..=190).contains(&parts.validation.len()),
+        "{parts}"
+    );
+}
+
+#[test]
+fn a_test_is_held_out_beside_the_same_validation() {
+    let dataset = numbered(3000);
+    let plain = dataset.split(&Split::holdout(0.12)).unwrap();
+    let parts = dataset.split_with_test(&Split::holdout(0.12).test(0.1)).unwrap();
+    assert_eq!(parts.validation.rows(), plain.validation.rows());
+    assert_eq!(parts.train.len() + parts.validation.len() + parts.test.len(), 3000);
+    assert!((230..=370).contains(&parts.test.len()), "{parts}");
+    assert_eq!(parts.audit_test().unwrap().count(OverlapKind::NormalizedPrompt), 0);
+    assert!(dataset.split_with_test(&Split::holdout(0.12)).is_err());
+}
+
+#[test]
+fn every_row_is_held_out_by_one_fold() {
+    let dataset = numbered(1000);
+    let folds = dataset.folds(5, &Split::default()).unwrap();
+    let mut held: Vec<String> = folds.iter().flat_map(|fold| fold.validation.prompts()).collect();
+    let mut all = dataset.prompts();
+    (held.sort(), all.sort());
+    assert_eq!(held, all);
+    assert!(folds.iter().all(|fold| fold.train.len() + fold.validation.len() == 1000));
+    assert!(dataset.folds(1, &Split::default()).is_err());
+}
+
+#[test]
+fn a_completion_in_its_prompt_is_a_leak() {
+    let train =
+        Dataset::from_rows(&[("Category: late parcel. Where is it?", "late parcel"), ("Yes or no?", "yes")]);
+    let validation = Dataset::from_rows(&[
+        ("Answer me: The Eiffel Tower!", "the eiffel tower"),
+        ("New?", "Nothing of it"),
+    ]);
+    let audit = Splits { train, validation }.audit().unwrap();
+    let found: Vec<(bool, usize)> =
+        audit.label_leaks().iter().map(|leak| (leak.in_train, leak.row)).collect();
+    assert_eq!(found, [(true, 0), (false, 0)]);
+    assert!(!audit.is_clean() && audit.verdict().contains("2 rows give their completion away"), "{audit}");
+    let repaired = audit.repair().unwrap();
+    assert_eq!(
+        (repaired.train.prompts(), repaired.validation.prompts()),
+        (vec!["Yes or no?".to_owned()], vec!["New?".to_owned()])
+    );
+}
+
+#[test]
+fn a_benchmark_is_kept_and_training_is_cleaned_of_it() {
+    let train = Dataset::from_rows(&[
+        ("What is 2 + 2?", "4"),
+        ("How far is the moon?", "Far."),
+        ("Where do owls sleep at noon?", "In trees."),
+    ]);
+    let benchmark =
+        Dataset::from_rows(&[("what is 2 + 2", "4"), ("Where do owls sleep at noons?", "In trees, mostly.")]);
+    let audit = train.audit_against(&benchmark).unwrap();
+    assert_eq!(
+        (audit.count(OverlapKind::NormalizedPrompt), audit.count(OverlapKind::NearPrompt)),
+        (1, 1),
+        "{audit}"
+    );
+    assert!(audit.verdict().contains("the benchmark"), "{audit}");
+    let repaired = audit.repair_train().unwrap();
+    assert_eq!((repaired.train.len(), repaired.validation.len()), (1, 2));
+}
+
+#[test]
+fn plain_texts_are_told_apart_by_their_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    std::fs::write(
+        &path,
+        (0..500).map(|i| format!("{{\"text\":\"Text number {i} of many\"}}\n")).collect::<String>(),
+    )
+    .unwrap();
+    let dataset = Dataset::read(&path).unwrap().clean(&tunebook_data::Cleaning::standard()).unwrap();
+    assert_eq!(dataset.len(), 500);
+    let splits = dataset.split(&Split::holdout(0.12)).unwrap();
+    assert!((30..=95).contains(&splits.validation.len()), "{splits}");
+    assert_eq!(splits.audit().unwrap().count(OverlapKind::ExactPrompt), 0);
+}

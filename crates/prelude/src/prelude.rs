@@ -14,8 +14,9 @@ pub use tunebook_charts::{
     Bar, Cell, Figure, LineChart, LossPoint, Sample, Table, bar_chart, histogram, loss_curve,
 };
 pub use tunebook_data::{
-    Audit, CleanReport, Cleaning, Dataset, Overlap, OverlapKind, Profile, ReadOptions, Row,
-    Shape as RowShape, Split, Splits, Step, validate_openai_chat,
+    Audit, CleanReport, Cleaning, Dataset, LabelLeak, Overlap, OverlapKind, Partition, Pii, Profile, Quality,
+    ReadOptions, Repetition, Row, Scan, Shape as RowShape, Split, Splits, Step, Streamed, Survivor,
+    validate_openai_chat,
 };
 pub use tunebook_models::{BestDevice, ChatTemplate, GenerationConfig, Message, Model, Tokenizer};
 pub use tunebook_progress::{Display, MimeBundle, ProgressBar, display, interrupt, progress, stream};

@@ -1,7 +1,7 @@
 //! Data sets and what is said about them.
 
-use tunebook_charts::{Cell, Figure, Sample, Table, histogram};
-use tunebook_data::{Audit, CleanReport, Dataset, OverlapKind, Profile, Splits};
+use tunebook_charts::{Bar, Cell, Figure, Sample, Table, bar_chart, histogram};
+use tunebook_data::{Audit, CleanReport, Dataset, LengthSummary, OverlapKind, Partition, Profile, Splits};
 use tunebook_progress::MimeBundle;
 
 use super::frame;
@@ -74,40 +74,94 @@ pub(super) fn splits(splits: &Splits) -> MimeBundle {
     MimeBundle::text(splits.to_string()).html(html)
 }
 
+/// Bars of the languages and of the commonest completions.
+const BARS: usize = 10;
+/// Lengths of a histogram.
+const LENGTHS: usize = 20_000;
+
 pub(super) fn profile(profile: &Profile) -> MimeBundle {
-    let mut lengths = Table::new(["characters", "min", "median", "mean", "95 %", "max"])
-        .caption(format!("{} rows", profile.rows));
-    for (name, summary) in [("prompt", &profile.prompt_chars), ("completion", &profile.completion_chars)] {
+    let mut lengths = Table::new(["", "min", "median", "mean", "p95", "p99", "max"])
+        .caption(format!("{} rows: characters and tokens", profile.rows));
+    let chars = [
+        ("prompt, characters", &profile.prompt_chars),
+        ("completion, characters", &profile.completion_chars),
+    ];
+    for (name, summary) in
+        chars.into_iter().chain(profile.tokens.iter().map(|tokens| ("both, tokens", tokens)))
+    {
         lengths.row([
             Cell::from(name),
             Cell::from(summary.min as usize),
             Cell::from(summary.median as usize),
             Cell::from(summary.mean.round()),
             Cell::from(summary.p95 as usize),
+            Cell::from(summary.p99 as usize),
             Cell::from(summary.max as usize),
         ]);
     }
-    let mut findings = Table::new(["found", "rows", "share", "remedy"]);
-    for (finding, rows, remedy) in profile.findings() {
-        let share = format!("{:.1} %", 100.0 * rows as f64 / profile.rows.max(1) as f64);
-        let remedy = if rows > 0 { remedy } else { "" };
-        findings.row([Cell::from(finding), rows.into(), Cell::Right(share), Cell::from(remedy)]);
+    if let (Some(tokens), Some(context)) = (&profile.tokens, profile.context_tokens) {
+        let over = tokens.over(context);
+        let share = 100.0 * over as f64 / profile.rows.max(1) as f64;
+        lengths = lengths
+            .note(format!("{over} rows ({share:.1} %) are longer than the context of {context} tokens"));
     }
-    let html = lengths.html() + &findings.html() + image(&lengths_of(profile)).as_str();
+    let mut findings = Table::new(["found", "rows", "share", "remedy"]).caption("Found");
+    let share =
+        |rows: usize| Cell::Right(format!("{:.1} %", 100.0 * rows as f64 / profile.rows.max(1) as f64));
+    let mut nothing: Vec<&str> = Vec::new();
+    for (finding, rows, remedy) in profile.findings() {
+        match rows {
+            0 => nothing.push(finding),
+            rows => findings.row([Cell::from(finding), rows.into(), share(rows), Cell::from(remedy)]),
+        }
+    }
+    for (column, nulls) in &profile.missing {
+        let name = format!("missing in \"{column}\"");
+        findings.row([Cell::from(name), (*nulls).into(), share(*nulls), Cell::from("")]);
+    }
+    if !nothing.is_empty() {
+        findings = findings.note(format!("not found: {}", nothing.join(", ")));
+    }
+    let mut html = lengths.html() + &findings.html();
+    if !profile.worst.is_empty() {
+        let mut worst =
+            Table::new(["row", "flaws", "prompt", "completion"]).caption("The rows with the most flaws");
+        for row in &profile.worst {
+            worst.row([
+                Cell::from(row.row),
+                Cell::from(row.flaws.join(", ")),
+                Cell::from(row.prompt.as_str()),
+                Cell::from(row.completion.as_str()),
+            ]);
+        }
+        html.push_str(&worst.html());
+    }
+    for figure in figures(profile) {
+        html.push_str(&image(&figure));
+    }
     MimeBundle::text(profile.to_string()).html(html)
 }
 
-fn lengths_of(profile: &Profile) -> Figure {
-    let sample =
-        |name: &str, lengths: &[u32]| Sample::new(name, lengths.iter().map(|&length| f64::from(length)));
-    histogram(
-        "Lengths",
-        "characters",
-        &[
-            sample("prompt", &profile.prompt_chars.lengths),
-            sample("completion", &profile.completion_chars.lengths),
-        ],
-    )
+/// Lengths; languages where there are several; the commonest completions where one stands out.
+fn figures(profile: &Profile) -> Vec<Figure> {
+    let sample = |name: &str, summary: &LengthSummary| {
+        Sample::new(name, summary.spread(LENGTHS).into_iter().map(f64::from))
+    };
+    let chars = [sample("prompt", &profile.prompt_chars), sample("completion", &profile.completion_chars)];
+    let mut figures = vec![histogram("Lengths", "characters", &chars)];
+    if let Some(tokens) = &profile.tokens {
+        figures.push(histogram("Tokens of prompt and completion", "tokens", &[sample("both", tokens)]));
+    }
+    let bars = |rows: &[(String, usize)]| -> Vec<Bar> {
+        rows.iter().take(BARS).map(|(name, rows)| Bar::new(name.as_str(), *rows as f64)).collect()
+    };
+    if profile.languages.iter().filter(|(code, _)| code != "?").count() > 1 {
+        figures.push(bar_chart("Languages (? is too short to tell)", "rows", &bars(&profile.languages)));
+    }
+    if profile.imbalance().is_some_and(|share| share >= 0.01) {
+        figures.push(bar_chart("The commonest completions", "rows", &bars(&profile.top_completions)));
+    }
+    figures
 }
 
 pub(super) fn audit(audit: &Audit) -> MimeBundle {
@@ -115,6 +169,7 @@ pub(super) fn audit(audit: &Audit) -> MimeBundle {
     for kind in OverlapKind::ALL {
         table.row([Cell::from(kind.name()), audit.count(kind).into()]);
     }
+    table.row([Cell::from("completion in the prompt (both sides)"), audit.label_leaks().len().into()]);
     let mut html = table.html();
     if let Ok(pairs) = audit.pairs()
         && pairs.height() > 0
@@ -122,6 +177,21 @@ pub(super) fn audit(audit: &Audit) -> MimeBundle {
         html.push_str(&frame::table(&pairs).caption("The pairs").html());
     }
     MimeBundle::text(audit.to_string()).html(html)
+}
+
+pub(super) fn partition(partition: &Partition) -> MimeBundle {
+    let sides =
+        [("train", &partition.train), ("validation", &partition.validation), ("test", &partition.test)];
+    let total: usize = sides.iter().map(|side| side.1.len()).sum();
+    let mut table = Table::new(["", "rows", "share"]);
+    for (name, side) in sides {
+        let share = 100.0 * side.len() as f64 / total.max(1) as f64;
+        table.row([Cell::from(name), side.len().into(), Cell::Right(format!("{share:.1} %"))]);
+    }
+    if let Some(caution) = partition.splits().caution() {
+        table = table.note(caution);
+    }
+    MimeBundle::text(partition.to_string()).html(table.html())
 }
 
 /// A figure's HTML form.

@@ -8,7 +8,7 @@ mod tensor;
 
 use polars::prelude::{DataFrame, Series};
 use tunebook_charts::{Figure, Table};
-use tunebook_data::{Audit, CleanReport, Dataset, Profile, Splits};
+use tunebook_data::{Audit, CleanReport, Dataset, Partition, Profile, Splits};
 use tunebook_models::{Model, Tensor};
 use tunebook_progress::MimeBundle;
 use tunebook_tune::{AdapterInfo, Run};
@@ -36,6 +36,8 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(data::report(report))
     } else if let Some(splits) = value.as_ref::<Splits>() {
         Some(data::splits(splits))
+    } else if let Some(partition) = value.as_ref::<Partition>() {
+        Some(data::partition(partition))
     } else if let Some(profile) = value.as_ref::<Profile>() {
         Some(data::profile(profile))
     } else if let Some(audit) = value.as_ref::<Audit>() {
