@@ -8,6 +8,8 @@ pub(crate) struct Axis {
     from: f64,
     to: f64,
     step: f64,
+    /// The values are powers of ten, and are labelled so.
+    powers: bool,
 }
 
 impl Axis {
@@ -31,7 +33,13 @@ impl Axis {
         if whole {
             step = step.max(1.0).round();
         }
-        Self { min, max, from, to, step }
+        Self { min, max, from, to, step, powers: false }
+    }
+
+    /// The axis of the logarithms of what it shows: 3 is labelled 1,000.
+    pub fn of_powers(mut self) -> Self {
+        self.powers = true;
+        self
     }
 
     /// The axis with its ends moved out to the next ticks.
@@ -61,7 +69,7 @@ impl Axis {
         (first..=last)
             .map(|i| {
                 let value = i as f64 * self.step;
-                (value, label(value, self.step))
+                (value, if self.powers { power(value) } else { label(value, self.step) })
             })
             .collect()
     }
@@ -78,6 +86,15 @@ pub(crate) fn round_step(rough: f64) -> f64 {
         _ => 10.0,
     };
     round * power
+}
+
+/// The label of a power of ten: `1e-5`, `0.01`, `10`.
+fn power(exponent: f64) -> String {
+    match exponent {
+        e if (-3.0..0.0).contains(&e) => format!("{:.*}", -e as usize, 10f64.powf(e)),
+        e if (0.0..=4.0).contains(&e) => number(10f64.powf(e)),
+        e => format!("1e{e:.0}"),
+    }
 }
 
 /// A tick's label, with as many decimals as the step needs.

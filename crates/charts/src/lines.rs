@@ -48,6 +48,8 @@ pub struct LineChart {
     pub series: Vec<Series>,
     /// Keeps the ticks of x to whole numbers (steps, epochs).
     pub whole_x: bool,
+    /// Draws x by its logarithm (learning rates). Values that are not above 0 are left out.
+    pub log_x: bool,
 }
 
 impl LineChart {
@@ -62,10 +64,12 @@ impl LineChart {
         let shown: Vec<(Points, Points)> = self
             .series
             .iter()
-            .map(|series| (decimated(&finite(&series.points)), decimated(&finite(&series.behind))))
+            .map(|series| (self.scaled(&series.points), self.scaled(&series.behind)))
             .collect();
         let all = || shown.iter().flat_map(|(points, behind)| points.iter().chain(behind)).copied();
-        let x = Axis::over(all().map(|point| point.0), 7.0, self.whole_x, area.left, area.right);
+        let whole = self.whole_x || self.log_x;
+        let x = Axis::over(all().map(|point| point.0), 7.0, whole, area.left, area.right);
+        let x = if self.log_x { x.of_powers() } else { x };
         let y = Axis::over(all().map(|point| point.1), 5.0, false, area.bottom, area.top).padded(0.06);
 
         let mut canvas = Canvas::new(&self.title, height);
@@ -90,7 +94,7 @@ impl LineChart {
                 && nx.is_finite()
                 && ny.is_finite()
             {
-                let (cx, cy) = (x.at(*nx), y.at(*ny));
+                let (cx, cy) = (x.at(if self.log_x { nx.log10() } else { *nx }), y.at(*ny));
                 canvas.circle(cx, cy, 6.0, "none", color);
                 let anchor = if cx > (area.left + area.right) / 2.0 { Anchor::End } else { Anchor::Start };
                 canvas.text(cx, (cy - 14.0).max(area.top + 10.0), note, 12.0, color, anchor, true);
@@ -113,6 +117,15 @@ impl LineChart {
         canvas.finish()
     }
 
+    /// What is drawn of some points.
+    fn scaled(&self, points: &[(f64, f64)]) -> Points {
+        if !self.log_x {
+            return decimated(&finite(points));
+        }
+        let logs: Points = points.iter().map(|(x, y)| (x.log10(), *y)).collect();
+        decimated(&finite(&logs))
+    }
+
     fn plotly(&self) -> Value {
         let mut data = Vec::new();
         let coordinates = |points: &[(f64, f64)]| {
@@ -120,6 +133,8 @@ impl LineChart {
             let (x, y): (Vec<f64>, Vec<f64>) = points.into_iter().unzip();
             (x, y.into_iter().map(rounded).collect::<Vec<f64>>())
         };
+        // On a logarithmic axis plotly places annotations by the logarithm.
+        let placed = |x: f64| if self.log_x { x.log10() } else { x };
         let mut annotations = Vec::new();
         for (i, series) in self.series.iter().enumerate() {
             let color = palette::series(i);
@@ -133,13 +148,13 @@ impl LineChart {
             let (x, y) = coordinates(&series.points);
             if let (Some(&x), Some(&y)) = (x.last(), y.last()) {
                 annotations.push(json!({
-                    "x": x, "y": y, "text": number(y), "showarrow": false, "xanchor": "left", "xshift": 8,
+                    "x": placed(x), "y": y, "text": number(y), "showarrow": false, "xanchor": "left", "xshift": 8,
                     "font": {"color": color},
                 }));
             }
             if let Some(((x, y), note)) = &series.note {
                 annotations.push(json!({
-                    "x": x, "y": rounded(*y), "text": plotly_text(note), "showarrow": true, "arrowcolor": color, "ax": 0, "ay": -32,
+                    "x": placed(*x), "y": rounded(*y), "text": plotly_text(note), "showarrow": true, "arrowcolor": color, "ax": 0, "ay": -32,
                     "font": {"color": color},
                 }));
             }
@@ -151,6 +166,9 @@ impl LineChart {
         let mut layout = plotly_layout(&self.title, &self.x_label, &self.y_label);
         layout["hovermode"] = "x unified".into();
         layout["annotations"] = annotations.into();
+        if self.log_x {
+            layout["xaxis"]["type"] = "log".into();
+        }
         json!({"data": data, "layout": layout, "config": plotly_config()})
     }
 
@@ -247,6 +265,19 @@ mod tests {
         assert!(kept.contains(&(54_321.0, 9.0)) && kept.contains(&(54_400.0, -9.0)));
         assert_eq!((kept[0].0, kept[kept.len() - 1].0), (0.0, 99_999.0));
         assert!(kept.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+
+    #[test]
+    fn a_logarithmic_axis_has_powers_of_ten_at_even_distances() {
+        let points = vec![(0.0, 9.0), (1e-5, 3.0), (1e-3, 2.0), (1e-1, 5.0)];
+        let chart =
+            LineChart { series: vec![Series::new("loss", points)], log_x: true, ..Default::default() };
+        assert_eq!(chart.scaled(&chart.series[0].points).len(), 3, "0 has no logarithm");
+        let svg = chart.svg();
+        for label in [">1e-5<", ">1e-4<", ">0.001<", ">0.01<", ">0.1<"] {
+            assert!(svg.contains(label), "{label}: {svg}");
+        }
+        assert_eq!(chart.plotly()["layout"]["xaxis"]["type"], "log");
     }
 
     #[test]

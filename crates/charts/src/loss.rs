@@ -66,6 +66,7 @@ pub fn loss_curve(points: &[LossPoint]) -> Figure {
         y_label: "loss per token (nats)".into(),
         series,
         whole_x: true,
+        ..LineChart::default()
     }
     .figure()
 }

@@ -25,6 +25,7 @@ pub use tunebook_progress as progress;
 pub use tunebook_tune as tune;
 
 mod compare;
+mod history;
 mod live;
 pub mod prelude;
 mod show;
@@ -33,6 +34,7 @@ mod train;
 mod views;
 
 pub use compare::side_by_side;
+pub use history::{History, LrCurve};
 pub use show::EvcxrDisplay;
 pub use summary::Summary;
 pub use train::{Examples, LossCurve, Train};

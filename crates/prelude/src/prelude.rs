@@ -21,11 +21,13 @@ pub use tunebook_data::{
 pub use tunebook_models::{BestDevice, ChatTemplate, GenerationConfig, Message, Model, Tokenizer};
 pub use tunebook_progress::{Display, MimeBundle, ProgressBar, display, interrupt, progress, stream};
 pub use tunebook_tune::{
-    AdapterInfo, Adapters, Callback, EvalRecord, EvalStrategy, Example, Lora, LrScheduler, Plan, Run, RunLog,
-    SaveStrategy, StepRecord, StopReason, TargetModules, Trainer, TrainingArgs,
+    AdapterInfo, Adapters, Callback, EvalRecord, EvalStrategy, Example, Full, FullInfo, FullTuning, Lora,
+    LrRange, LrRangeTest, LrScheduler, Optim, Plan, Preflight, Run, RunLog, SaveStrategy, Schedule,
+    StepRecord, StopReason, TargetModules, TensorBoard, TokenizedSet, Trainer, TrainingArgs,
 };
 
 pub use crate::compare::side_by_side;
+pub use crate::history::{History as _, LrCurve as _};
 pub use crate::show::EvcxrDisplay as _;
 pub use crate::summary::Summary as _;
 pub use crate::train::{Examples as _, LossCurve as _, Train as _};

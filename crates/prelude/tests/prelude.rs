@@ -73,3 +73,26 @@ fn texts_beside_each_other() {
     let table = side_by_side(&["question", "before", "after"], &[&questions, &before, &after]);
     insta::assert_snapshot!(table.text());
 }
+
+/// The log of a run is one frame: a row for each step, evaluations beside the steps that they follow.
+#[test]
+fn a_run_s_log_is_a_frame() -> Result<(), Box<dyn std::error::Error>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lora_tiny/model");
+    let model = Model::load(path, &Device::Cpu)?;
+    model.add_adapter("a", &Lora::default())?;
+    let pairs: Vec<Example> = (0..8).map(|i| Example::new(format!("{i}"), format!("{}", i * 3))).collect();
+    let args = TrainingArgs { epochs: 2, eval_on_start: true, ..Default::default() };
+    let trainer = Trainer::new(&model, &args)
+        .with_metric("length", Box::new(|model: &Model| Ok(model.num_blocks() as f64)));
+    let run = trainer.fit(&pairs, &pairs[..2])?;
+    let log = run.history()?;
+    assert_eq!(log.height(), 5, "four steps, and the evaluation before them");
+    assert_eq!(log.column("eval_loss")?.null_count(), 2);
+    assert_eq!(log.column("loss")?.null_count(), 1);
+    assert_eq!(log.column("loss")?.f64()?.get(4), Some(run.steps[3].loss));
+    assert_eq!(log.column("eval_length")?.f64()?.get(2), Some(2.0));
+    let test = LrRangeTest { steps: 12, start: 1e-4, ..Default::default() };
+    let figure = trainer.lr_range_test(&pairs, &test)?.curve();
+    assert!(figure.svg().contains("learning rate") && figure.svg().contains(">0.01<"));
+    Ok(())
+}

@@ -9,6 +9,7 @@
 mod case;
 mod machine;
 mod measure;
+mod sft;
 mod side;
 
 use std::path::{Path, PathBuf};
@@ -83,9 +84,7 @@ impl Bench<'_> {
         Ok(match &case.kind {
             Kind::Steps(what) => self.steps(case, what)?,
             Kind::Memory { lengths } => self.memory(case, lengths)?,
-            Kind::Sft => {
-                without(case.name, "not implemented: the bench has no run beside TRL's SFTTrainer yet")
-            }
+            Kind::Sft => self.sft(case)?,
             Kind::Cuda => {
                 let reason = machine::no_cuda_device().unwrap_or_else(|| {
                     "not implemented: the bench starts nothing on a CUDA device yet".to_owned()

@@ -11,8 +11,9 @@ use tunebook_charts::{Figure, Table};
 use tunebook_data::{Audit, CleanReport, Dataset, Partition, Profile, Splits};
 use tunebook_models::{Model, Tensor};
 use tunebook_progress::MimeBundle;
-use tunebook_tune::{AdapterInfo, Run};
+use tunebook_tune::{AdapterInfo, FullInfo, LrRange, Preflight, Run};
 
+use crate::history::LrCurve as _;
 use crate::show::Value;
 use crate::summary::{self, Summary as _};
 
@@ -48,6 +49,12 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(MimeBundle::text(info.to_string()).html(summary::adapter(info).html()))
     } else if let Some(adapters) = value.as_ref::<Vec<AdapterInfo>>() {
         Some(model::adapters(adapters))
+    } else if let Some(range) = value.as_ref::<LrRange>() {
+        Some(range.curve().bundle())
+    } else if let Some(preflight) = value.as_ref::<Preflight>() {
+        Some(MimeBundle::text(preflight.to_string()).html(model::preflight(preflight).html()))
+    } else if let Some(info) = value.as_ref::<FullInfo>() {
+        Some(MimeBundle::text(info.to_string()))
     } else {
         value.as_ref::<Run>().map(model::run)
     }

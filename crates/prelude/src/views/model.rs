@@ -2,7 +2,7 @@
 
 use tunebook_charts::{Cell, Table, format_number};
 use tunebook_progress::{MimeBundle, escape_html};
-use tunebook_tune::{AdapterInfo, Run};
+use tunebook_tune::{AdapterInfo, Preflight, Run};
 
 use super::data::image;
 use crate::live::evaluations;
@@ -37,4 +37,22 @@ pub(super) fn adapters(adapters: &[AdapterInfo]) -> MimeBundle {
         ]);
     }
     table.bundle()
+}
+
+/// What a run is expected to take.
+pub(super) fn preflight(flight: &Preflight) -> Table {
+    let mut table = Table::new(["", "value"]).caption("before the run".to_owned());
+    let mut line = |name: &str, value: String| table.row([Cell::from(name), Cell::Right(value)]);
+    let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+    line("rows of a micro-batch", flight.batch_size.to_string());
+    line("micro-batches of a step", flight.gradient_accumulation_steps.to_string());
+    line("blocks run again", format!("{} of {}", flight.checkpointed_blocks, flight.blocks));
+    line("peak memory", flight.peak_bytes.map_or("unknown on this system".to_owned(), gigabytes));
+    if let Some(budget) = flight.memory_budget {
+        line("memory budget", gigabytes(budget));
+    }
+    line("steps", flight.total_steps.to_string());
+    line("time of a step", format!("{:.2} s", flight.secs_per_step));
+    line("time of the run", format!("{:.0} s", flight.secs));
+    table
 }

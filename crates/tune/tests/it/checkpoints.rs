@@ -160,9 +160,18 @@ fn child() {
 
 #[test]
 fn killed_at_any_instant_and_resumed_is_never_killed() {
+    killed(6);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn killed_at_fifty_random_instants_and_resumed_is_never_killed() {
+    killed(50);
+}
+
+fn killed(kills: u64) {
     let dir = tempfile::tempdir().unwrap();
     let expected = whole(dir.path());
-    let kills: u64 = std::env::var("TUNEBOOK_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(12);
     let live = |dir: &Path| {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "checkpoints::child", "--ignored", "--quiet"])
@@ -177,19 +186,36 @@ fn killed_at_any_instant_and_resumed_is_never_killed() {
     assert!(live(whole_life.path()).wait().unwrap().success());
     let mut life_time = started.elapsed();
 
-    let mut killed = 0;
+    // SplitMix64, seeded: instants spread over the whole life, the beginning of the process and its checkpoints included.
+    let mut seed = kills;
+    let mut random = || {
+        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) as f64 / u64::MAX as f64
+    };
+    let (mut killed, mut torn) = (0, 0);
     for attempt in 0.. {
         let dir = tempfile::tempdir().unwrap();
-        for life in 0..4 {
+        for _ in 0..4 {
             let mut child = live(dir.path());
-            let instant = (0.17 + 0.381_966 * attempt as f64 + 0.618_034 * life as f64) % 1.0; // spread over its life
-            std::thread::sleep(life_time.mul_f64(instant));
+            std::thread::sleep(life_time.mul_f64(random()));
             child.kill().unwrap();
             if child.wait().unwrap().success() {
                 life_time = life_time.mul_f64(0.9); // it was done: the machine is less busy than when the life was measured
                 break;
             }
             killed += 1;
+            // Whatever the kill left: every folder under a checkpoint's name is a whole one.
+            for entry in std::fs::read_dir(dir.path().join("run")).into_iter().flatten() {
+                let entry = entry.unwrap();
+                if entry.file_name().to_str().unwrap().starts_with("checkpoint-") {
+                    Run::load(entry.path().to_str().unwrap()).unwrap();
+                } else {
+                    torn += 1;
+                }
+            }
         }
         let model = model();
         let trainer = Trainer::new(&model, &args(dir.path()));
@@ -203,9 +229,76 @@ fn killed_at_any_instant_and_resumed_is_never_killed() {
         let names: Vec<_> = names.collect();
         assert!(names.iter().all(|name| name.to_str().unwrap().starts_with("checkpoint-")), "{names:?}");
         if killed >= kills {
-            eprintln!("{killed} kills over {} runs, every end the same", attempt + 1);
+            eprintln!(
+                "{killed} kills over {} runs, {torn} of them within a checkpoint: every end the same, no torn file accepted",
+                attempt + 1
+            );
             return;
         }
         assert!(attempt < 10 * kills, "the children are done before they are killed");
+    }
+}
+
+/// A file system of a few hundred kilobytes, gone when dropped. `None` without the right to mount one.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(bytes: usize) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
+            .arg(dir.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_run_with_a_clear_error_and_the_last_checkpoint_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = whole(dir.path());
+    let folder_bytes = |dir: &Path| -> u64 {
+        let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+        entries
+            .map(|entry| match entry.metadata().unwrap() {
+                meta if meta.is_dir() => std::fs::read_dir(entry.path())
+                    .unwrap()
+                    .map(|file| file.unwrap().metadata().unwrap().len())
+                    .sum(),
+                meta => meta.len(),
+            })
+            .sum()
+    };
+    let one = folder_bytes(&dir.path().join("run/checkpoint-12"));
+    // Room for two and a half checkpoints.
+    let Some(disk) = SmallDisk::new(one as usize * 5 / 2) else {
+        eprintln!("skipped: this user may not mount a tmpfs");
+        return;
+    };
+    let model = model();
+    let trainer = Trainer::new(&model, &args(disk.0.path()));
+    let error = trainer.fit(&pairs(), &pairs()[..4]).unwrap_err().to_string();
+    assert!(
+        error.contains("could not write") && error.contains("checkpoint-") && error.contains("space"),
+        "{error}"
+    );
+    let last = Run::last_checkpoint(&output_dir(disk.0.path())).unwrap().unwrap();
+    assert_eq!(last.steps.len(), 4);
+    let left: Vec<_> =
+        std::fs::read_dir(disk.0.path().join("run")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "what was half written is gone: {left:?}");
+
+    // The run in memory is whole, too; with room it goes on from either to the same end.
+    let roomy = tempfile::tempdir().unwrap();
+    for from in [last, trainer.last_run().unwrap()] {
+        let run = Trainer::new(&model, &args(roomy.path())).resume(&from, &pairs(), &pairs()[..4]).unwrap();
+        assert!(course(&run, &model) == expected);
     }
 }

@@ -95,3 +95,111 @@ fn twenty_losses_are_pefts() {
     }
     eprintln!("largest relative difference of a loss: {worst:.1e}");
 }
+
+/// Questions of very different length.
+fn questions(count: usize) -> Vec<tunebook_tune::Example> {
+    let words = "my parcel has not come and the tracking page says nothing since Monday can you look into it";
+    let words: Vec<&str> = words.split(' ').collect();
+    let text =
+        |i: usize| (0..6 + i * 11 % 60).map(|k| words[(k + i) % words.len()]).collect::<Vec<_>>().join(" ");
+    (0..count).map(|i| tunebook_tune::Example::new(text(i), text(3 * i + 1))).collect()
+}
+
+/// The child of the next test: a run of its own process, so that its peak memory is the run's.
+#[test]
+#[ignore = "run by `a_preflight_is_within_15_percent`"]
+fn preflight_child() {
+    let Ok(asked) = std::env::var("TUNEBOOK_TEST_PREFLIGHT") else { return };
+    let model = smollm();
+    model.add_adapter("a", &Lora::default()).unwrap();
+    let mut args = TrainingArgs { epochs: 1, batch_size: 8, ..Default::default() };
+    if let Ok(budget) = asked.parse() {
+        args.memory_budget = Some(budget);
+    }
+    let (train, validation) = (questions(64), questions(8));
+    let trainer = Trainer::new(&model, &args);
+    let peak = || -> f64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<f64>().unwrap() * 1024.0
+    };
+    // A run with a budget makes its own preflight.
+    let (flight, run) = match args.memory_budget {
+        None => {
+            let flight = trainer.preflight(&train, &validation).unwrap();
+            let _ = std::fs::write("/proc/self/clear_refs", "5");
+            (flight, trainer.fit(&train, &validation).unwrap())
+        }
+        Some(_) => {
+            let run = trainer.fit(&train, &validation).unwrap();
+            (run.plan.preflight.clone().unwrap(), run)
+        }
+    };
+    let secs: f64 =
+        run.steps.iter().map(|step| step.secs).chain(run.evals.iter().map(|eval| eval.secs)).sum();
+    println!(
+        "preflight {} {} {} {} {} {}",
+        flight.peak_bytes.unwrap(),
+        peak(),
+        flight.secs,
+        secs,
+        flight.batch_size,
+        flight.checkpointed_blocks
+    );
+}
+
+#[test]
+#[ignore = "trains the base model twice; minutes"]
+#[cfg(target_os = "linux")]
+fn a_preflight_is_within_15_percent_and_a_budget_is_kept() {
+    for budget in [None, Some(1_300_000_000u64)] {
+        let asked = budget.map_or("none".to_owned(), |budget| budget.to_string());
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "smollm::preflight_child", "--ignored", "--nocapture"])
+            .env("TUNEBOOK_TEST_PREFLIGHT", asked)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+        let line = text.lines().find_map(|line| line.split("preflight ").nth(1)).unwrap();
+        let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+        let [peak, found_peak, secs, found_secs, batch_size, again] = numbers[..] else { panic!("{line}") };
+        eprintln!(
+            "budget {budget:?}: {batch_size} rows, {again} blocks run again; memory {:.3} GB predicted, {:.3} GB found ({:+.1} %); time {secs:.1} s predicted, {found_secs:.1} s found ({:+.1} %)",
+            peak / 1e9,
+            found_peak / 1e9,
+            100.0 * (peak / found_peak - 1.0),
+            100.0 * (secs / found_secs - 1.0)
+        );
+        assert!((peak / found_peak - 1.0).abs() < 0.15);
+        assert!((secs / found_secs - 1.0).abs() < 0.15);
+        if let Some(budget) = budget {
+            assert!(found_peak <= budget as f64, "the budget is kept");
+            assert!(batch_size < 8.0 || again > 0.0, "it had to be made to fit");
+        }
+    }
+}
+
+/// bitsandbytes' scheme on the base model: the tensors of LoRA are large enough to be kept in 8 bits.
+#[test]
+#[ignore = "trains the base model twice; a minute"]
+fn eight_bit_states_keep_the_loss_curve_of_the_base_model() {
+    let run = |optim| {
+        let model = smollm();
+        model.add_adapter("a", &Lora::default()).unwrap();
+        let args = TrainingArgs {
+            max_steps: Some(15),
+            learning_rate: 1e-3,
+            batch_size: 4,
+            optim,
+            ..Default::default()
+        };
+        let run = Trainer::new(&model, &args).fit(&questions(32), &[]).unwrap();
+        run.steps.iter().map(|step| step.loss).collect::<Vec<_>>()
+    };
+    let (exact, eight) = (run(tunebook_tune::Optim::AdamW), run(tunebook_tune::Optim::AdamW8bit));
+    let worst = exact.iter().zip(&eight).map(|(a, b)| (b / a - 1.0).abs()).fold(0.0, f64::max);
+    eprintln!("f32 {exact:.4?}\n8 bit {eight:.4?}\nlargest relative difference {worst:.1e}");
+    assert_ne!(exact, eight);
+    assert!(exact[14] < 0.8 * exact[0] && worst < 0.02);
+}

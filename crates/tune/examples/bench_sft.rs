@@ -1,0 +1,126 @@
+//! Our side of the case `banking77-sft` of `cargo xtask bench train`: a fine-tune through [`Trainer::fit`], a step whenever a line `step`
+//! arrives on standard input, and `end` answered with the validation loss, the peak memory and versions.
+//!
+//! `bench_sft MODEL DATA`, where DATA is `{"steps": .., "train": [[prompt, completion], ..], "validation": [..]}`
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tunebook_models::{Device, Model};
+use tunebook_tune::{
+    Adapters, Callback, EvalRecord, EvalStrategy, Example, Lora, LrScheduler, Plan, StepRecord, Trainer,
+    TrainingArgs,
+};
+
+#[derive(Deserialize)]
+struct Data {
+    steps: usize,
+    train: Vec<(String, String)>,
+    validation: Vec<(String, String)>,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench_sft: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let paths: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let [model, data] = paths.as_slice() else { return Err("needs MODEL and DATA".into()) };
+    let data: Data = serde_json::from_slice(&std::fs::read(data)?)?;
+    let pairs = |pairs: &[(String, String)]| -> Vec<Example> {
+        pairs.iter().map(|(prompt, completion)| Example::new(prompt, completion)).collect()
+    };
+    let (train, validation) = (pairs(&data.train), pairs(&data.validation));
+    let model = Model::load(model, &Device::Cpu)?;
+    model.add_adapter(
+        "sft",
+        &Lora { r: 8, lora_alpha: 16.0, target_modules: ["q_proj", "v_proj"].into(), ..Default::default() },
+    )?;
+    let args = TrainingArgs {
+        max_steps: Some(data.steps),
+        batch_size: 8,
+        learning_rate: 2e-4,
+        lr_scheduler: LrScheduler::Linear,
+        warmup_ratio: 0.0,
+        weight_decay: 0.0,
+        eval_strategy: EvalStrategy::Steps(data.steps),
+        ..Default::default()
+    };
+    Trainer::new(&model, &args).with_callback(Box::new(Turns::default())).fit(&train, &validation)?;
+    Ok(())
+}
+
+/// Takes turns with the other side.
+#[derive(Default)]
+struct Turns {
+    steps: usize,
+    cpu_secs: f64,
+}
+
+impl Turns {
+    /// Answers, and waits to be asked again.
+    fn answer(&mut self, answer: &Value) {
+        let mut out = std::io::stdout();
+        let _ = writeln!(out, "{answer}").and_then(|()| out.flush());
+        let mut line = String::new();
+        let _ = std::io::stdin().read_line(&mut line);
+        self.cpu_secs = cpu_secs();
+    }
+}
+
+impl Callback for Turns {
+    fn on_start(&mut self, plan: &Plan) -> tunebook_tune::Result<()> {
+        self.steps = plan.total_steps;
+        self.answer(&json!({"ready": true}));
+        Ok(())
+    }
+
+    fn on_step(&mut self, record: &StepRecord) -> tunebook_tune::Result<()> {
+        let cpu_secs = cpu_secs() - self.cpu_secs;
+        let loss = record.loss;
+        // The last line asked for is `end`; its answer is the evaluation's.
+        self.answer(
+            &json!({"secs": record.secs, "cpu_secs": cpu_secs, "loss": loss, "tokens": record.tokens}),
+        );
+        Ok(())
+    }
+
+    fn on_eval(&mut self, record: &EvalRecord) -> tunebook_tune::Result<()> {
+        let last = json!({
+            "eval_loss": record.loss,
+            "eval_tokens": record.label_tokens,
+            "peak_rss_mb": peak_rss_mb(),
+            "versions": {"tunebook": env!("CARGO_PKG_VERSION")},
+        });
+        let mut out = std::io::stdout();
+        let _ = writeln!(out, "{last}").and_then(|()| out.flush());
+        Ok(())
+    }
+}
+
+fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0 / 1e6)
+}
+
+/// Processor time of all threads so far.
+fn cpu_secs() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // After the name in parentheses: utime and stime are the 12th and 13th field, in hundredths of a second.
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
+}
