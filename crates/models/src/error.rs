@@ -134,6 +134,35 @@ pub enum Error {
         /// In the file.
         found: Vec<usize>,
     },
+    /// The weights are larger than the memory that is left.
+    #[error(
+        "`{name}` has {:.1} M parameters, which take {:.1} GB as {dtype:?}; {:.1} GB are available. Choose a smaller model, or load it as bf16 with `Model::load_as`, which halves f32",
+        *parameters as f64 / 1e6, *bytes as f64 / 1e9, *available as f64 / 1e9
+    )]
+    Memory {
+        /// What was asked for.
+        name: String,
+        /// Their number.
+        parameters: usize,
+        /// What they take.
+        bytes: u64,
+        /// Their type.
+        dtype: candle_core::DType,
+        /// What there is.
+        available: u64,
+    },
+    /// A thing that a file format cannot hold.
+    #[error(
+        "`{model}` cannot be written as {format}: it has {what}, for which {format} has no place. Write safetensors instead (`save_pretrained`)"
+    )]
+    NotInFormat {
+        /// The model.
+        model: String,
+        /// The format.
+        format: &'static str,
+        /// What it has.
+        what: String,
+    },
     /// More tokens than the model was made for.
     #[error(
         "{tokens} tokens are longer than the model's context of {context} (max_position_embeddings): shorten the text{advice}"

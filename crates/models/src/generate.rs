@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use tunebook_progress::{ProgressBar, interrupt};
 
 use crate::error::{Error, Result};
-use crate::llama::Positions;
 use crate::model::Model;
+use crate::positions::Positions;
 use crate::tokenizer::Tokenizer;
 
 /// How to generate. Names and meanings are `transformers`'; the default is greedy.
@@ -306,9 +306,6 @@ pub(crate) fn generate(
         }
         generate_group(model, prompts, group, config, on_text, bar.as_ref(), &mut answers)?;
     }
-    if let Some(bar) = &bar {
-        bar.message("");
-    }
     Ok(answers)
 }
 
@@ -323,12 +320,13 @@ fn generate_group(
     answers: &mut [Generated],
 ) -> Result<()> {
     let Some(longest) = group.first().map(|index| prompts[*index].len()) else { return Ok(()) };
-    let (decoder, device) = (model.decoder(), model.device());
+    let device = model.device();
     let max_new_tokens = config.max_new_tokens.min(model.config().max_position_embeddings - longest);
     if max_new_tokens == 0 {
         return Ok(());
     }
-    let mut cache = decoder.cache(model.config(), group.len(), longest + max_new_tokens)?;
+    let mut cache = model.cache(group.len(), longest + max_new_tokens)?;
+    let cache_ends_at = model.decoder().cache_ends_at();
     let pad = model.pad_id();
     let mut starts: Vec<usize> = group.iter().map(|index| longest - prompts[*index].len()).collect();
     let mut ids: Vec<u32> = Vec::with_capacity(group.len() * longest);
@@ -348,10 +346,23 @@ fn generate_group(
     let (mut from, mut t) = (0, longest);
     let mut written = 0;
     loop {
+        if let Some(most) = cache_ends_at
+            && from > 0
+            && starts.iter().any(|start| from - start == most)
+        {
+            // A text has outgrown the angles that it began with, so its keys are computed anew.
+            ids.clear();
+            for (row, start) in rows.iter().zip(&starts) {
+                ids.extend(std::iter::repeat_n(pad, *start));
+                ids.extend(prompts[row.index].iter().chain(&row.stream.ids));
+            }
+            cache = model.cache(rows.len(), longest + max_new_tokens)?;
+            (from, t) = (0, from + 1);
+        }
         let input = Tensor::from_vec(std::mem::take(&mut ids), (rows.len(), t), device)?;
         let positions = Positions::padded(from, t, &starts, device)?;
         // [b, t] -> [b, vocab] -> [b·vocab]
-        let logits = decoder.next_logits(&input, &positions, &mut cache)?;
+        let logits = model.next_logits(&input, &positions, &mut cache)?;
         // The next token is chosen on the host: the one copy of a step.
         let mut logits = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         (from, t) = (from + t, 1);

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::{Tensor, Var};
+use candle_core::{D, DType, Tensor, Var};
 
 use crate::error::Result;
 use crate::ops;
@@ -63,6 +63,11 @@ impl Weight {
         state.tensor = var.as_detached_tensor();
         state.trained = Some((var.as_tensor().clone(), gradients));
         Ok(())
+    }
+
+    /// Puts the values that were loaded in place of the empty ones it was made with.
+    pub(crate) fn fill(&self, tensor: Tensor) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).tensor = tensor;
     }
 
     /// Ends training: a constant again, with the values that it has now.
@@ -216,13 +221,20 @@ impl Slot {
 pub struct RmsNorm {
     weight: Arc<Weight>,
     eps: f64,
+    /// Added to the weight: 1 in Gemma, whose weights are stored as their difference from 1.
+    offset: f64,
 }
 
 impl RmsNorm {
     /// # Shapes
     /// `weight` `[n]`.
     pub fn new(weight: Arc<Weight>, eps: f64) -> Self {
-        Self { weight, eps }
+        Self { weight, eps, offset: 0.0 }
+    }
+
+    /// The same, with the scale `1 + weight`.
+    pub(crate) fn around_one(weight: Arc<Weight>, eps: f64) -> Self {
+        Self { weight, eps, offset: 1.0 }
     }
 
     /// # Shapes
@@ -231,7 +243,87 @@ impl RmsNorm {
     /// # Errors
     /// When the last dimension of `x` is not `n`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm(x, &self.weight.get(), self.eps)?)
+        let weight = self.weight.get();
+        let weight = if self.offset == 0.0 { weight } else { (weight + self.offset)? };
+        Ok(ops::rms_norm(x, &weight, self.eps)?)
+    }
+}
+
+/// Normalisation to mean 0 and variance 1 (<https://arxiv.org/abs/1607.06450>) with a learned scale and shift.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Arc<Weight>,
+    bias: Arc<Weight>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// # Shapes
+    /// `weight` and `bias` `[n]`.
+    pub fn new(weight: Arc<Weight>, bias: Arc<Weight>, eps: f64) -> Self {
+        Self { weight, bias, eps }
+    }
+
+    /// # Shapes
+    /// `[.., n]` -> `[.., n]`, reduced in f32.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not `n`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let dtype = x.dtype();
+        let x = x.to_dtype(DType::F32)?;
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let y = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?.to_dtype(dtype)?;
+        Ok(y.broadcast_mul(&self.weight.get())?.broadcast_add(&self.bias.get())?)
+    }
+}
+
+/// The non-linear function of a feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// `x · sigmoid(x)`
+    Silu,
+    /// With the error function.
+    Gelu,
+    /// GELU's approximation with a hyperbolic tangent.
+    GeluTanh,
+    /// `max(x, 0)`
+    Relu,
+}
+
+impl Activation {
+    /// The names that [`Activation::from_name`] knows.
+    pub(crate) const KNOWN: &str = "silu, gelu, gelu_new, gelu_pytorch_tanh, relu";
+
+    /// By Hugging Face's name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "silu" | "swish" => Self::Silu,
+            "gelu" => Self::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Self::GeluTanh,
+            "relu" => Self::Relu,
+            _ => return None,
+        })
+    }
+
+    /// # Shapes
+    /// Any, which is the result's.
+    pub(crate) fn forward(self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Silu => x.silu()?,
+            Self::Gelu => x.gelu_erf()?,
+            Self::GeluTanh => x.gelu()?,
+            Self::Relu => x.relu()?,
+        })
+    }
+
+    /// `activation(gate) · up`
+    pub(crate) fn gate(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu => Ok(ops::swiglu(gate, up)?),
+            other => Ok((other.forward(gate)? * up)?),
+        }
     }
 }
 

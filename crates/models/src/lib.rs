@@ -9,18 +9,29 @@
 //! ```
 //!
 //! [`Model`] is the handle. A decoder knows nothing of adapters: each of its projections stands in a [`Slot`], whose
-//! content can be replaced. One file (`llama.rs`) is one family, read from top to bottom.
+//! content can be replaced. One file is one family, read from top to bottom
+//! (`llama.rs`, `falcon.rs`, `gemma.rs`, `phi3.rs`, `gpt2.rs`).
 
+mod attention;
 mod cache;
 mod chat_template;
 mod config;
+mod decoder;
 mod device;
 mod error;
+mod falcon;
+mod gemma;
 mod generate;
+mod gpt2;
+mod head;
 mod layers;
 mod llama;
+mod memory;
 mod model;
 pub mod ops;
+mod phi3;
+mod positions;
+mod rope;
 mod save;
 pub mod tensor_file;
 mod tokenizer;
@@ -28,13 +39,20 @@ mod weights;
 
 pub use candle_core::{DType, Device, Tensor};
 pub use chat_template::{ChatTemplate, Message};
-pub use config::{Config, KNOWN_ARCHITECTURES};
+pub use config::{Config, Family, KNOWN_ARCHITECTURES};
 pub use device::BestDevice;
 pub use error::{Error, Result};
+pub use falcon::FalconConfig;
+pub use gemma::GemmaConfig;
 pub use generate::GenerationConfig;
-pub use layers::{Embedding, Linear, Projection, RmsNorm, Slot, Weight};
-pub use llama::Positions;
+pub use gpt2::Gpt2Config;
+pub use layers::{Embedding, LayerNorm, Linear, Projection, RmsNorm, Slot, Weight};
+pub use llama::LlamaConfig;
 pub use model::Model;
+pub use phi3::Phi3Config;
+pub use positions::Positions;
+pub use rope::{RopeParameters, RopeScaling};
 pub use tokenizer::{Digits, Tokenizer};
 pub use weights::gguf::{Gguf, Value as GgufValue};
+pub use weights::gguf_writer::GgufType;
 pub use weights::source::{DEFAULT_MODEL, models_dir};

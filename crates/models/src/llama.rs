@@ -1,5 +1,13 @@
 //! The Llama decoder (<https://arxiv.org/abs/2302.13971>): pre-norm blocks of grouped-query attention with rotary
-//! embedding and a gated feed-forward network. Llama, SmolLM and TinyLlama are this.
+//! embedding and a gated feed-forward network.
+//!
+//! | `model_type` | what it adds |
+//! |---|---|
+//! | `llama` | Llama 2 and 3, TinyLlama, SmolLM2: biases on request |
+//! | `mistral` | a window on the attention (<https://arxiv.org/abs/2310.06825>) |
+//! | `qwen2` | biases on queries, keys and values; a window in the upper layers on request |
+//! | `qwen3` | queries and keys normalised head by head |
+//! | `smollm3` | every fourth layer without rotary embedding (<https://arxiv.org/abs/2501.18795>) |
 //!
 //! Modules are named as Hugging Face's, so that adapters exchange. The same blocks train (no cache, any tensor may be
 //! tracked) and generate (with a cache); all operations are differentiable ones.
@@ -9,79 +17,210 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use serde_json::{Map, Value as Json, json};
 
-use crate::cache::{BlockCache, KvCache};
-use crate::config::Config;
-use crate::error::{Error, Result};
-use crate::layers::{Embedding, Linear, RmsNorm, Slot, Weight};
+use crate::attention::{Scores, attention};
+use crate::cache::BlockCache;
+use crate::config::{self, Config, JsonFields, Shape};
+use crate::decoder::{Builder, Decoder, block_at};
+use crate::error::Result;
+use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
 use crate::ops;
-use crate::weights::Tensors;
+use crate::positions::Positions;
+use crate::rope::{Rope, RopeParameters, RopeScaling};
+use crate::weights::gguf::{Gguf, Value};
 
-/// Where the tokens of a call stand in their texts.
-#[derive(Clone, Debug)]
-pub struct Positions {
-    /// `[b, t]` u32, counted from 0 at the first token of each row that is no padding.
-    ids: Tensor,
-    /// For each row the number of padding tokens on its left; `None`: none anywhere.
-    starts: Option<Vec<usize>>,
-    /// For each row the lengths of the texts packed into it; `None`: one text each.
-    segments: Option<Vec<Vec<usize>>>,
+/// What a decoder of this family has beside its sizes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LlamaConfig {
+    /// Activation of the feed-forward block.
+    pub hidden_act: String,
+    /// Added to the mean square in RMS normalisation.
+    pub rms_norm_eps: f64,
+    /// The rotary embedding.
+    pub rope_parameters: RopeParameters,
+    /// Whether the attention's projections have a bias.
+    pub attention_bias: bool,
+    /// Whether queries, keys and values have one and the output projection has none (Qwen 2).
+    pub qkv_bias: bool,
+    /// Whether the feed-forward block's projections have a bias.
+    pub mlp_bias: bool,
+    /// Whether queries and keys are normalised head by head (Qwen 3).
+    pub qk_norm: bool,
+    /// The keys that a query sees, itself included, in the layers that have a window.
+    pub sliding_window: Option<usize>,
+    /// For each layer `full_attention` or `sliding_attention`.
+    pub layer_types: Vec<String>,
+    /// For each layer 1 where queries and keys turn, and 0 where they do not (SmolLM 3).
+    pub no_rope_layers: Vec<u8>,
 }
 
-impl Positions {
-    /// The positions of `t` tokens in each of `b` rows, from 0 on; padding, if any, is on the right.
-    ///
-    /// # Errors
-    /// When the device has no room.
-    pub fn new(b: usize, t: usize, device: &Device) -> Result<Self> {
-        // [t] -> [b, t]
-        let ids = Tensor::arange(0u32, t as u32, device)?.broadcast_as((b, t))?.contiguous()?;
-        Ok(Self { ids, starts: None, segments: None })
+pub(crate) const FULL: &str = "full_attention";
+pub(crate) const SLIDING: &str = "sliding_attention";
+
+impl LlamaConfig {
+    pub(crate) fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
+        let layers = shape.num_hidden_layers;
+        let model_type = shape.model_type.as_str();
+        let no_rope_layers = match json.array("no_rope_layers")? {
+            None if model_type == "smollm3" => {
+                let interval = json.optional_count("no_rope_layer_interval")?.unwrap_or(4);
+                (0..layers).map(|layer| u8::from((layer + 1) % interval != 0)).collect()
+            }
+            None => vec![1; layers],
+            Some(flags) => {
+                let flags: Option<Vec<u8>> = flags
+                    .iter()
+                    .map(|flag| flag.as_u64().filter(|flag| *flag < 2).map(|flag| flag as u8))
+                    .collect();
+                match flags {
+                    Some(flags) if flags.len() == layers => flags,
+                    _ => {
+                        return json.refuse(
+                            "no_rope_layers",
+                            "another list",
+                            &format!("a 0 or 1 for each of {layers} layers"),
+                        );
+                    }
+                }
+            }
+        };
+        // Qwen and SmolLM name a window that counts only on request; Mistral has no such switch.
+        let uses_window = match model_type {
+            "qwen2" | "qwen3" | "smollm3" => json.flag("use_sliding_window")?.unwrap_or(false),
+            "mistral" => true,
+            _ => false,
+        };
+        let sliding_window = if uses_window { json.optional_count("sliding_window")? } else { None };
+        let first_sliding = json.optional_count("max_window_layers")?.unwrap_or(28);
+        let default_type = |layer: usize| {
+            let sliding = match model_type {
+                "mistral" => true,
+                "smollm3" => no_rope_layers[layer] == 0,
+                _ => layer >= first_sliding,
+            };
+            if sliding && sliding_window.is_some() { SLIDING } else { FULL }
+        };
+        Ok(Self {
+            hidden_act: json.text("hidden_act")?.unwrap_or_else(|| "silu".to_owned()),
+            rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rope_parameters: RopeParameters::from_json(
+                json,
+                if model_type == "smollm3" { 2_000_000.0 } else { 10_000.0 },
+                shape.max_position_embeddings,
+            )?,
+            attention_bias: match model_type {
+                "mistral" | "qwen2" => false,
+                _ => json.flag("attention_bias")?.unwrap_or(false),
+            },
+            qkv_bias: model_type == "qwen2",
+            mlp_bias: json.flag("mlp_bias")?.unwrap_or(false),
+            qk_norm: model_type == "qwen3",
+            layer_types: json.layer_types(layers, default_type)?,
+            sliding_window,
+            no_rope_layers,
+        })
     }
 
-    /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]` being their lengths: each text counts from 0
-    /// and sees itself alone. What is left of a row is padding.
-    ///
-    /// # Errors
-    /// When the texts of a row are longer than `t`, or the device has no room.
-    pub fn packed(t: usize, segments: &[Vec<usize>], device: &Device) -> Result<Self> {
-        let mut ids = Vec::with_capacity(segments.len() * t);
-        for row in segments {
-            let from = ids.len();
-            for length in row {
-                ids.extend(0..*length as u32);
-            }
-            if ids.len() > from + t {
-                return Err(Error::Argument {
-                    field: "segments",
-                    value: format!("{row:?}"),
-                    expected: "lengths that fit into the row together",
-                });
-            }
-            let padding = from + t - ids.len();
-            ids.extend(0..padding as u32);
+    pub(crate) fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self> {
+        let (architecture, layers) = (shape.model_type.as_str(), shape.num_hidden_layers);
+        let key = |name: &str| format!("{architecture}.{name}");
+        let sliding_window = file.optional_count(&key("attention.sliding_window"))?;
+        let output_bias = file.has_tensor("blk.0.attn_output.bias");
+        Ok(Self {
+            hidden_act: "silu".to_owned(),
+            rms_norm_eps: file.written_number(&key("attention.layer_norm_rms_epsilon"))?,
+            rope_parameters: config::gguf_rope(file, architecture, shape.max_position_embeddings)?,
+            attention_bias: file.has_tensor("blk.0.attn_q.bias") && output_bias,
+            qkv_bias: file.has_tensor("blk.0.attn_q.bias") && !output_bias,
+            mlp_bias: file.has_tensor("blk.0.ffn_down.bias"),
+            qk_norm: file.has_tensor("blk.0.attn_q_norm.weight"),
+            layer_types: vec![if sliding_window.is_some() { SLIDING } else { FULL }.to_owned(); layers],
+            sliding_window,
+            // llama.cpp has the interval of four in its code and none in the file.
+            no_rope_layers: (0..layers)
+                .map(|layer| u8::from(architecture != "smollm3" || (layer + 1) % 4 != 0))
+                .collect(),
+        })
+    }
+
+    pub(crate) fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
+        config::check_activation("hidden_act", &self.hidden_act, origin)?;
+        config::check_eps("rms_norm_eps", self.rms_norm_eps, origin)?;
+        self.rope_parameters.validate(shape.head_dim, origin)
+    }
+
+    pub(crate) fn to_json(&self, model_type: &str, json: &mut Map<String, Json>) {
+        json.insert("hidden_act".to_owned(), json!(self.hidden_act));
+        json.insert("rms_norm_eps".to_owned(), json!(self.rms_norm_eps));
+        json.insert("rope_parameters".to_owned(), self.rope_parameters.to_json());
+        json.insert("attention_bias".to_owned(), json!(self.attention_bias));
+        if matches!(model_type, "llama" | "smollm3") {
+            json.insert("mlp_bias".to_owned(), json!(self.mlp_bias));
         }
-        Ok(Self {
-            ids: Tensor::from_vec(ids, (segments.len(), t), device)?,
-            starts: None,
-            segments: Some(segments.to_vec()),
-        })
+        if model_type != "llama" {
+            json.insert("sliding_window".to_owned(), json!(self.sliding_window));
+        }
+        if !matches!(model_type, "llama" | "mistral") {
+            json.insert("use_sliding_window".to_owned(), json!(self.sliding_window.is_some()));
+            json.insert("layer_types".to_owned(), json!(self.layer_types));
+        }
+        if model_type == "smollm3" {
+            json.insert("no_rope_layers".to_owned(), json!(self.no_rope_layers));
+        }
     }
 
-    /// The positions of columns `from..from + t` of rows that begin with `starts[row]` padding tokens.
-    pub(crate) fn padded(from: usize, t: usize, starts: &[usize], device: &Device) -> Result<Self> {
-        let ids: Vec<u32> = starts
+    /// What GGUF cannot say, if the config has it.
+    pub(crate) fn not_in_gguf(&self, model_type: &str) -> Option<String> {
+        let every_fourth = self
+            .no_rope_layers
             .iter()
-            .flat_map(|start| (from..from + t).map(move |column| column.saturating_sub(*start) as u32))
-            .collect();
-        Ok(Self {
-            ids: Tensor::from_vec(ids, (starts.len(), t), device)?,
-            starts: starts.iter().any(|start| *start > 0).then(|| starts.to_vec()),
-            segments: None,
-        })
+            .enumerate()
+            .all(|(layer, rope)| *rope == u8::from(model_type != "smollm3" || (layer + 1) % 4 != 0));
+        if !every_fourth {
+            return Some(format!("no_rope_layers {:?}", self.no_rope_layers));
+        }
+        let mixed = self.layer_types.iter().any(|kind| *kind != self.layer_types[0]);
+        if mixed || (self.sliding_window.is_some() && model_type != "mistral") {
+            return Some(format!("a sliding window in layers {:?}", self.layer_types));
+        }
+        match self.rope_parameters.scaling {
+            RopeScaling::LongRope { .. } => Some("rope_type longrope".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Metadata of a GGUF file beside the sizes.
+    pub(crate) fn to_gguf(&self, put: &mut dyn FnMut(&str, Value)) {
+        put("attention.layer_norm_rms_epsilon", Value::Float(self.rms_norm_eps));
+        config::put_gguf_rope(&self.rope_parameters, put);
+        if let Some(window) =
+            self.sliding_window.filter(|_| self.layer_types.iter().any(|kind| kind == SLIDING))
+        {
+            put("attention.sliding_window", Value::Unsigned(window as u64));
+        }
     }
 }
+
+/// Parts of tensor names: GGUF's, Hugging Face's.
+pub(crate) const GGUF_NAMES: &[(&str, &str)] = &[
+    ("token_embd", "model.embed_tokens"),
+    ("output_norm", "model.norm"),
+    ("output", "lm_head"),
+    ("blk.*.attn_norm", "model.layers.*.input_layernorm"),
+    ("blk.*.attn_q", "model.layers.*.self_attn.q_proj"),
+    ("blk.*.attn_k", "model.layers.*.self_attn.k_proj"),
+    ("blk.*.attn_v", "model.layers.*.self_attn.v_proj"),
+    ("blk.*.attn_output", "model.layers.*.self_attn.o_proj"),
+    ("blk.*.attn_q_norm", "model.layers.*.self_attn.q_norm"),
+    ("blk.*.attn_k_norm", "model.layers.*.self_attn.k_norm"),
+    ("blk.*.ffn_norm", "model.layers.*.post_attention_layernorm"),
+    ("blk.*.ffn_gate", "model.layers.*.mlp.gate_proj"),
+    ("blk.*.ffn_up", "model.layers.*.mlp.up_proj"),
+    ("blk.*.ffn_down", "model.layers.*.mlp.down_proj"),
+];
 
 #[derive(Debug)]
 struct Attention {
@@ -89,31 +228,37 @@ struct Attention {
     k_proj: Arc<Slot>,
     v_proj: Arc<Slot>,
     o_proj: Arc<Slot>,
+    /// Of queries and keys.
+    norms: Option<(RmsNorm, RmsNorm)>,
     head_dim: usize,
-    rope: Arc<Rope>,
+    rope: Option<Arc<Rope>>,
+    scores: Scores,
 }
 
 impl Attention {
     fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
-        // [b, t, h·d] -> [b, t, h, d]
-        let q = self.rope.forward(&self.q_proj.forward(x)?, positions)?;
-        let k = self.rope.forward(&self.k_proj.forward(x)?, positions)?;
+        let heads = |x: &Tensor, norm: Option<&RmsNorm>| -> Result<Tensor> {
+            // [b, t, h·d] -> [b, t, h, d]
+            let x = match norm {
+                Some(norm) => norm.forward(&x.reshape((b, t, (), self.head_dim))?)?,
+                None => x.clone(),
+            };
+            match &self.rope {
+                Some(rope) => rope.forward(&x, positions),
+                None => Ok(x.reshape((b, t, (), self.head_dim))?),
+            }
+        };
+        let q = heads(&self.q_proj.forward(x)?, self.norms.as_ref().map(|(q, _)| q))?;
+        let k = heads(&self.k_proj.forward(x)?, self.norms.as_ref().map(|(_, k)| k))?;
         let v = self.v_proj.forward(x)?;
         let (k, v) = match cache {
             // [b, t, hkv, d] -> [b, s, hkv, d]
             Some(cache) => cache.append(&k, &v.reshape((b, t, (), self.head_dim))?)?,
             None => (k, v),
         };
-        let how = ops::Attention {
-            scale: 1.0 / (self.head_dim as f32).sqrt(),
-            starts: positions.starts.clone(),
-            segments: positions.segments.clone(),
-            ..Default::default()
-        };
         // [b, t, h, d] -> [b, t, h·d]
-        let y = ops::attention(&q, &k, &v, &how)?;
-        self.o_proj.forward(&y)
+        self.o_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
     }
 }
 
@@ -122,12 +267,12 @@ struct Mlp {
     gate_proj: Arc<Slot>,
     up_proj: Arc<Slot>,
     down_proj: Arc<Slot>,
+    act: Activation,
 }
 
 impl Mlp {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = ops::swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        self.down_proj.forward(&gated)
+        self.down_proj.forward(&self.act.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
     }
 }
 
@@ -147,31 +292,6 @@ impl Block {
     }
 }
 
-/// The angles of the rotary embedding, `[max, d/2]` each.
-#[derive(Debug)]
-struct Rope {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rope {
-    fn new(config: &Config, device: &Device) -> Result<Self> {
-        let (half, max) = (config.head_dim / 2, config.max_position_embeddings);
-        // As in transformers: inverse frequencies and angles in f32.
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| 1.0 / (config.rope_theta as f32).powf((2 * i) as f32 / config.head_dim as f32))
-            .collect();
-        let angles: Vec<f32> =
-            (0..max).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (max, half), device)?;
-        Ok(Self { cos: angles.cos()?, sin: angles.sin()? })
-    }
-
-    fn forward(&self, x: &Tensor, positions: &Positions) -> Result<Tensor> {
-        Ok(ops::rope(x, &self.cos, &self.sin, &positions.ids)?)
-    }
-}
-
 /// A Llama decoder with its output head.
 #[derive(Debug)]
 pub(crate) struct Llama {
@@ -179,183 +299,94 @@ pub(crate) struct Llama {
     layers: Vec<Block>,
     norm: RmsNorm,
     lm_head: Arc<Weight>,
-    slots: Vec<Arc<Slot>>,
-    /// Every tensor, in the order of [`tensors`].
-    weights: Vec<Arc<Weight>>,
-}
-
-/// A projection of a block: its module, sizes in and out, and whether it has a bias.
-struct ProjectionShape {
-    name: &'static str,
-    input: usize,
-    output: usize,
-    bias: bool,
-}
-
-/// The projections of each block, in the order of Hugging Face's files.
-fn projections(config: &Config) -> [ProjectionShape; 7] {
-    let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) =
-        (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-    let attention =
-        |name, input, output| ProjectionShape { name, input, output, bias: config.attention_bias };
-    let mlp = |name, input, output| ProjectionShape { name, input, output, bias: config.mlp_bias };
-    [
-        attention("self_attn.q_proj", hidden, q),
-        attention("self_attn.k_proj", hidden, kv),
-        attention("self_attn.v_proj", hidden, kv),
-        attention("self_attn.o_proj", q, hidden),
-        mlp("mlp.gate_proj", hidden, ffn),
-        mlp("mlp.up_proj", hidden, ffn),
-        mlp("mlp.down_proj", ffn, hidden),
-    ]
-}
-
-/// Names and shapes of all tensors that a decoder of this config has.
-pub(crate) fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
-    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocab, hidden])];
-    for layer in 0..config.num_hidden_layers {
-        let name = |module: &str, kind: &str| format!("model.layers.{layer}.{module}.{kind}");
-        for projection in projections(config) {
-            tensors.push((name(projection.name, "weight"), vec![projection.output, projection.input]));
-            if projection.bias {
-                tensors.push((name(projection.name, "bias"), vec![projection.output]));
-            }
-        }
-        tensors.push((name("input_layernorm", "weight"), vec![hidden]));
-        tensors.push((name("post_attention_layernorm", "weight"), vec![hidden]));
-    }
-    tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
-    if !config.tie_word_embeddings {
-        tensors.push(("lm_head.weight".to_owned(), vec![vocab, hidden]));
-    }
-    tensors
+    cache_ends_at: Option<usize>,
 }
 
 impl Llama {
-    /// Builds the decoder from the tensors that [`tensors`] lists.
-    pub(crate) fn new(config: &Config, mut weights: Tensors, device: &Device) -> Result<Self> {
-        let mut taken = Vec::new();
-        let mut take = |name: &str| -> Result<Arc<Weight>> {
-            let tensor = weights.remove(name).ok_or_else(|| Error::MissingTensors {
-                origin: "the loaded weights".to_owned(),
-                architecture: config.model_type.clone(),
-                names: vec![name.to_owned()],
-            })?;
-            let weight = Arc::new(Weight::new(name, tensor));
-            taken.push(Arc::clone(&weight));
-            Ok(weight)
-        };
-        let rope = Arc::new(Rope::new(config, device)?);
-        let embed_tokens = Embedding::new(take("model.embed_tokens.weight")?);
+    pub(crate) fn new(
+        config: &Config,
+        family: &LlamaConfig,
+        builder: &mut Builder,
+        device: &Device,
+    ) -> Result<Self> {
+        let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+        let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
+        let rope = Arc::new(Rope::new(&family.rope_parameters, d, config.max_position_embeddings, device)?);
+        let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        let mut slots = Vec::new();
         for layer in 0..config.num_hidden_layers {
-            let mut of_block = Vec::new();
-            for projection in projections(config) {
-                let path = format!("model.layers.{layer}.{}", projection.name);
-                let weight = take(&format!("{path}.weight"))?;
-                let bias = if projection.bias { Some(take(&format!("{path}.bias"))?) } else { None };
-                of_block.push(Arc::new(Slot::new(path, Linear::of(weight, bias))));
-            }
-            slots.extend(of_block.iter().cloned());
-            let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] =
-                <[Arc<Slot>; 7]>::try_from(of_block).map_err(|found| Error::Argument {
-                    field: "projections",
-                    value: found.len().to_string(),
-                    expected: "seven in each block",
-                })?;
-            let norm = |weight| RmsNorm::new(weight, config.rms_norm_eps);
-            layers.push(Block {
-                input_layernorm: norm(take(&format!("model.layers.{layer}.input_layernorm.weight"))?),
-                self_attn: Attention {
-                    q_proj,
-                    k_proj,
-                    v_proj,
-                    o_proj,
-                    head_dim: config.head_dim,
-                    rope: rope.clone(),
+            let path = |module: &str| format!("model.layers.{layer}.{module}");
+            let norm = |builder: &mut Builder, module: &str, size| {
+                builder.rms_norm(path(module), size, family.rms_norm_eps)
+            };
+            let qkv_bias = family.attention_bias || family.qkv_bias;
+            let self_attn = Attention {
+                q_proj: builder.linear(path("self_attn.q_proj"), hidden, q, qkv_bias),
+                k_proj: builder.linear(path("self_attn.k_proj"), hidden, kv, qkv_bias),
+                v_proj: builder.linear(path("self_attn.v_proj"), hidden, kv, qkv_bias),
+                o_proj: builder.linear(path("self_attn.o_proj"), q, hidden, family.attention_bias),
+                norms: match family.qk_norm {
+                    true => {
+                        Some((norm(builder, "self_attn.q_norm", d), norm(builder, "self_attn.k_norm", d)))
+                    }
+                    false => None,
                 },
-                post_attention_layernorm: norm(take(&format!(
-                    "model.layers.{layer}.post_attention_layernorm.weight"
-                ))?),
-                mlp: Mlp { gate_proj, up_proj, down_proj },
+                head_dim: d,
+                rope: (family.no_rope_layers[layer] == 1).then(|| Arc::clone(&rope)),
+                scores: Scores {
+                    scale: 1.0 / (d as f32).sqrt(),
+                    window: family.sliding_window.filter(|_| family.layer_types[layer] == SLIDING),
+                    ..Default::default()
+                },
+            };
+            let mlp = Mlp {
+                gate_proj: builder.linear(path("mlp.gate_proj"), hidden, ffn, family.mlp_bias),
+                up_proj: builder.linear(path("mlp.up_proj"), hidden, ffn, family.mlp_bias),
+                down_proj: builder.linear(path("mlp.down_proj"), ffn, hidden, family.mlp_bias),
+                act,
+            };
+            layers.push(Block {
+                input_layernorm: norm(builder, "input_layernorm", hidden),
+                self_attn,
+                post_attention_layernorm: norm(builder, "post_attention_layernorm", hidden),
+                mlp,
             });
         }
-        let norm = RmsNorm::new(take("model.norm.weight")?, config.rms_norm_eps);
-        let lm_head = match config.tie_word_embeddings {
-            true => Arc::clone(embed_tokens.weight()),
-            false => take("lm_head.weight")?,
-        };
-        Ok(Self { embed_tokens, layers, norm, lm_head, slots, weights: taken })
+        let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);
+        let lm_head = builder.head(config, &embed_tokens);
+        Ok(Self { embed_tokens, layers, norm, lm_head, cache_ends_at: rope.switches_at() })
     }
+}
 
-    /// Every tensor, a tied output head counted once.
-    pub(crate) fn weights(&self) -> &[Arc<Weight>] {
-        &self.weights
-    }
-
-    pub(crate) fn slots(&self) -> &[Arc<Slot>] {
-        &self.slots
-    }
-
-    pub(crate) fn num_blocks(&self) -> usize {
+impl Decoder for Llama {
+    fn num_blocks(&self) -> usize {
         self.layers.len()
     }
 
-    /// `[b, t]` u32 -> `[b, t, hid]`
-    pub(crate) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         self.embed_tokens.forward(ids)
     }
 
-    /// `[b, t, hid]` -> `[b, t, hid]`
-    pub(crate) fn block_forward(&self, index: usize, x: &Tensor, positions: &Positions) -> Result<Tensor> {
-        match self.layers.get(index) {
-            Some(block) => block.forward(x, positions, None),
-            None => Err(Error::Argument {
-                field: "index",
-                value: index.to_string(),
-                expected: "the number of a block, below `num_blocks()`",
-            }),
-        }
+    fn block(
+        &self,
+        index: usize,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
+        block_at(&self.layers, index)?.forward(x, positions, cache)
     }
 
-    /// `[b, t, hid]` -> `[b, t, hid]`
-    pub(crate) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+    fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
         self.norm.forward(x)
     }
 
-    /// `[vocab, hid]`
-    pub(crate) fn head_weight(&self) -> Tensor {
+    fn head(&self) -> Tensor {
         self.lm_head.get()
     }
 
-    /// Logits of the position after the last one.
-    ///
-    /// `ids` `[b, t]` -> `[b, vocab]`
-    pub(crate) fn next_logits(
-        &self,
-        ids: &Tensor,
-        positions: &Positions,
-        cache: &mut KvCache,
-    ) -> Result<Tensor> {
-        let mut x = self.embed(ids)?;
-        for (block, cache) in self.layers.iter().zip(&mut cache.blocks) {
-            x = block.forward(&x, positions, Some(cache))?;
-        }
-        let (_, t, _) = x.dims3()?;
-        // [b, t, hid] -> [b, hid]
-        let last = x.narrow(1, t - 1, 1)?.squeeze(1)?.contiguous()?;
-        Ok(ops::linear(&self.norm.forward(&last)?, &self.lm_head.get(), None)?)
-    }
-
-    pub(crate) fn cache(&self, config: &Config, b: usize, capacity: usize) -> Result<KvCache> {
-        let shape = (b, capacity, config.num_key_value_heads, config.head_dim);
-        KvCache::new(self.layers.len(), shape, self.dtype(), self.lm_head.get().device())
-    }
-
-    pub(crate) fn dtype(&self) -> DType {
-        self.lm_head.get().dtype()
+    fn cache_ends_at(&self) -> Option<usize> {
+        self.cache_ends_at
     }
 }

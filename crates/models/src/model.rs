@@ -1,24 +1,29 @@
 //! The handle of a loaded model: what notebooks, training and evaluation hold.
 
 use std::any::{Any, TypeId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value as Json;
 
+use crate::cache::KvCache;
 use crate::chat_template::{ChatTemplate, Message};
 use crate::config::{self, Config};
+use crate::decoder::{self, Decoder, Parts};
 use crate::error::{Error, Result};
 use crate::generate::{self, GenerationConfig};
+use crate::head;
 use crate::layers::{Slot, Weight};
-use crate::llama::{self, Llama, Positions};
+use crate::memory;
 use crate::ops;
+use crate::positions::Positions;
 use crate::tokenizer::{Digits, Tokenizer};
 use crate::weights;
-use crate::weights::gguf::{Gguf, Value};
+use crate::weights::Checkpoint;
+use crate::weights::gguf::{Gguf, GgufWeights, Value};
 use crate::weights::safetensors::Shards;
 use crate::weights::source::{self, Source};
 
@@ -39,7 +44,11 @@ struct Inner {
     name: String,
     path: PathBuf,
     config: Config,
-    decoder: Llama,
+    decoder: Box<dyn Decoder>,
+    slots: Vec<Arc<Slot>>,
+    weights: Vec<Arc<Weight>>,
+    /// Names of the weights that Hugging Face's files hold transposed.
+    transposed: HashSet<String>,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
     device: Device,
@@ -57,29 +66,47 @@ impl Model {
     ///
     /// # Errors
     /// When there is no such model, a file is damaged or of another kind, its architecture is not known, tensors are
-    /// missing, or the hub refuses. The error names the file and the part of it.
+    /// missing, the memory does not suffice, or the hub refuses. The error names the file and the part of it.
     pub fn load(name_or_path: &str, device: &Device) -> Result<Self> {
+        Self::load_as(name_or_path, Some(DType::F32), device)
+    }
+
+    /// The same with weights of another type; `None` keeps that of the file (f32 for a quantised one).
+    ///
+    /// # Errors
+    /// As [`Model::load`]; when `dtype` is none of f32, f16 and bf16.
+    pub fn load_as(name_or_path: &str, dtype: Option<DType>, device: &Device) -> Result<Self> {
+        if let Some(other) = dtype
+            && !matches!(other, DType::F32 | DType::F16 | DType::BF16)
+        {
+            return Err(Error::Argument {
+                field: "dtype",
+                value: format!("{other:?}"),
+                expected: "F32, F16 or BF16",
+            });
+        }
         match source::resolve(name_or_path)? {
-            Source::Gguf(path) => Self::load_gguf(name_or_path, path, device),
-            Source::Folder(path) => Self::load_folder(name_or_path, path, device),
+            Source::Gguf(path) => Self::load_gguf(name_or_path, path, dtype, device),
+            Source::Folder(path) => Self::load_folder(name_or_path, path, dtype, device),
         }
     }
 
-    fn load_gguf(name: &str, path: PathBuf, device: &Device) -> Result<Self> {
+    fn load_gguf(name: &str, path: PathBuf, dtype: Option<DType>, device: &Device) -> Result<Self> {
         let file = Gguf::open(&path)?;
         let config = Config::from_gguf(&file)?;
-        let (tokenizer, weights) = rayon::join(
+        let dtype = dtype.unwrap_or_else(|| file.dtype());
+        let (tokenizer, parts) = rayon::join(
             || Tokenizer::from_gguf(&file, Digits::default()),
-            || weights::load(&file, &config.model_type, &llama::tensors(&config), device),
+            || fill(name, &config, &GgufWeights::new(&file, &config), dtype, device),
         );
         let tokenizer = tokenizer?;
         let source = file.get("tokenizer.chat_template").and_then(Value::as_str);
         let chat_template =
             source.map(|source| ChatTemplate::for_tokenizer(source, &tokenizer)).transpose()?;
-        Self::new(name, path, config, weights?, tokenizer, chat_template, device)
+        Self::new(name, path, config, parts?, tokenizer, chat_template, device)
     }
 
-    fn load_folder(name: &str, path: PathBuf, device: &Device) -> Result<Self> {
+    fn load_folder(name: &str, path: PathBuf, dtype: Option<DType>, device: &Device) -> Result<Self> {
         let read = |file: &str| {
             let path = path.join(file);
             match std::fs::read_to_string(&path) {
@@ -121,16 +148,17 @@ impl Model {
         };
         let chat_template =
             template.map(|source| ChatTemplate::for_tokenizer(&source, &tokenizer)).transpose()?;
-        let shards = Shards::open_folder(&path)?;
-        let weights = weights::load(&shards, &config.model_type, &llama::tensors(&config), device)?;
-        Self::new(name, path, config, weights, tokenizer, chat_template, device)
+        let shards = Shards::open_folder(&path)?.with_prefix(config.prefix());
+        let dtype = dtype.unwrap_or_else(|| shards.dtype());
+        let parts = fill(name, &config, &shards, dtype, device)?;
+        Self::new(name, path, config, parts, tokenizer, chat_template, device)
     }
 
     fn new(
         name: &str,
         path: PathBuf,
         config: Config,
-        weights: weights::Tensors,
+        parts: Parts,
         tokenizer: Tokenizer,
         chat_template: Option<ChatTemplate>,
         device: &Device,
@@ -146,12 +174,16 @@ impl Model {
                 ),
             });
         }
-        let parameter_count = weights.values().map(Tensor::elem_count).sum();
+        let Parts { decoder, slots, needs } = parts;
+        let transposed =
+            needs.iter().filter(|need| need.transposed).map(|need| need.weight.name().to_owned()).collect();
+        let weights: Vec<Arc<Weight>> = needs.into_iter().map(|need| need.weight).collect();
+        let parameter_count = weights.iter().map(|weight| weight.get().elem_count()).sum();
         let memory_bytes = weights
-            .values()
+            .iter()
+            .map(|weight| weight.get())
             .map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64)
             .sum();
-        let decoder = Llama::new(&config, weights, device)?;
         let mut end_ids = config.eos_token_id.clone();
         end_ids.extend(tokenizer.eos_id().filter(|id| !config.eos_token_id.contains(id)));
         Ok(Self {
@@ -160,6 +192,9 @@ impl Model {
                 path,
                 config,
                 decoder,
+                slots,
+                weights,
+                transposed,
                 tokenizer,
                 chat_template,
                 device: device.clone(),
@@ -213,12 +248,12 @@ impl Model {
 
     /// The replaceable projections of all blocks, in the order of the blocks.
     pub fn slots(&self) -> Vec<Arc<Slot>> {
-        self.inner.decoder.slots().to_vec()
+        self.inner.slots.clone()
     }
 
     /// Every tensor of the decoder by its name, a tied output head counted once (as the embedding table).
     pub fn weights(&self) -> Vec<Arc<Weight>> {
-        self.inner.decoder.weights().to_vec()
+        self.inner.weights.clone()
     }
 
     /// State that another crate keeps with this model. It is made at first asking and dropped with the last handle.
@@ -229,8 +264,13 @@ impl Model {
         entry.clone().downcast().unwrap_or_default()
     }
 
-    pub(crate) fn decoder(&self) -> &Llama {
-        &self.inner.decoder
+    pub(crate) fn decoder(&self) -> &dyn Decoder {
+        &*self.inner.decoder
+    }
+
+    /// Whether Hugging Face's files hold this weight transposed.
+    pub(crate) fn is_transposed(&self, weight: &str) -> bool {
+        self.inner.transposed.contains(weight)
     }
 
     /// The token that fills short rows; any will do, as no other token sees it.
@@ -253,7 +293,7 @@ impl Model {
     /// # Errors
     /// When `t` exceeds the context or an id the vocabulary.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(&self.hidden_states(ids)?, &self.inner.decoder.head_weight(), None)?)
+        self.logits(&self.hidden_states(ids)?)
     }
 
     /// The residual stream after the last block and the final norm.
@@ -282,6 +322,28 @@ impl Model {
     /// When an id exceeds the vocabulary.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         self.inner.decoder.embed(ids)
+    }
+
+    /// What [`Model::embed`] multiplies the embedding table's rows with.
+    pub fn embed_scale(&self) -> f64 {
+        self.inner.decoder.embed_scale()
+    }
+
+    /// The weight of that name is the embedding table of the tokens.
+    pub fn is_embedding(&self, weight: &str) -> bool {
+        matches!(
+            weight,
+            "model.embed_tokens.weight" | "transformer.wte.weight" | "transformer.word_embeddings.weight"
+        )
+    }
+
+    /// The block in which the weight of that name is used; `None`: before or after them.
+    pub fn block_of(&self, weight: &str) -> Option<usize> {
+        if weight == "transformer.wpe.weight" {
+            return Some(0);
+        }
+        let rest = weight.strip_prefix("model.layers.").or_else(|| weight.strip_prefix("transformer.h."))?;
+        rest.split('.').next()?.parse().ok()
     }
 
     /// Number of blocks.
@@ -326,7 +388,7 @@ impl Model {
     /// # Errors
     /// When there is no such block or the shapes do not fit.
     pub fn block_forward(&self, index: usize, x: &Tensor, positions: &Positions) -> Result<Tensor> {
-        self.inner.decoder.block_forward(index, x, positions)
+        self.inner.decoder.block(index, x, positions, None)
     }
 
     /// The norm after the last block.
@@ -342,7 +404,70 @@ impl Model {
 
     /// The output head, `[vocab, hid]`; the embedding table itself where they are tied.
     pub fn head_weight(&self) -> Tensor {
-        self.inner.decoder.head_weight()
+        self.inner.decoder.head()
+    }
+
+    /// Logits `l` become `c · tanh(l / c)` with this `c` (Gemma 2).
+    pub fn final_logit_softcapping(&self) -> Option<f64> {
+        self.inner.decoder.final_logit_softcapping()
+    }
+
+    /// Logits of what [`Model::final_norm`] gave.
+    ///
+    /// # Shapes
+    /// `hidden` `[.., hid]` -> `[.., vocab]`.
+    ///
+    /// # Errors
+    /// When the last dimension is not `hid`.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = ops::linear(hidden, &self.head_weight(), None)?;
+        head::softcapped(logits, self.inner.decoder.final_logit_softcapping())
+    }
+
+    /// The summed cross-entropy of the output head at the labelled rows and their number, as [`ops::cross_entropy`], with
+    /// what the family does to its logits.
+    ///
+    /// # Shapes
+    /// `hidden` `[n, hid]`, `labels` of length `n`, [`ops::IGNORE`] where there is none.
+    ///
+    /// # Errors
+    /// When the shapes do not fit together or a label is outside the vocabulary.
+    pub fn cross_entropy(&self, hidden: &Tensor, labels: &[i64]) -> Result<(Tensor, usize)> {
+        match self.inner.decoder.final_logit_softcapping() {
+            None => Ok(ops::cross_entropy(hidden, &self.head_weight(), labels)?),
+            Some(cap) => head::softcapped_cross_entropy(hidden, &self.head_weight(), labels, cap),
+        }
+    }
+
+    /// Logits of the position after the last one.
+    ///
+    /// `ids` `[b, t]` -> `[b, vocab]`
+    pub(crate) fn next_logits(
+        &self,
+        ids: &Tensor,
+        positions: &Positions,
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
+        let mut x = self.embed(ids)?;
+        for (block, cache) in cache.blocks.iter_mut().enumerate() {
+            x = self.inner.decoder.block(block, &x, positions, Some(cache))?;
+        }
+        let (_, t, _) = x.dims3()?;
+        // [b, t, hid] -> [b, hid]
+        let last = x.narrow(1, t - 1, 1)?.squeeze(1)?.contiguous()?;
+        self.logits(&self.final_norm(&last)?)
+    }
+
+    /// Room for the keys and values of `capacity` positions in each of `b` rows.
+    pub(crate) fn cache(&self, b: usize, capacity: usize) -> Result<KvCache> {
+        let config = self.config();
+        let shape = (b, capacity, config.num_key_value_heads, config.head_dim);
+        KvCache::new(self.num_blocks(), shape, self.dtype(), self.device())
+    }
+
+    /// The type of the weights.
+    pub fn dtype(&self) -> DType {
+        self.head_weight().dtype()
     }
 }
 
@@ -451,10 +576,28 @@ impl fmt::Debug for Model {
             config.hidden_size,
             config.max_position_embeddings,
             *memory_bytes as f64 / 1e6,
-            self.inner.decoder.dtype(),
+            self.dtype(),
             device.location(),
         )
     }
+}
+
+/// Builds the decoder and fills its weights, after saying how much memory they take.
+fn fill(
+    name: &str,
+    config: &Config,
+    checkpoint: &dyn Checkpoint,
+    dtype: DType,
+    device: &Device,
+) -> Result<Parts> {
+    // Shapes first, on nothing: what a config asks for may be more than there is.
+    let parts = decoder::build(config, device)?;
+    let count: usize = parts.needs.iter().map(|need| need.shape.iter().product::<usize>()).sum();
+    let bytes = count as u64 * dtype.size_in_bytes() as u64;
+    weights::check(checkpoint, &config.model_type, &parts.needs)?;
+    memory::announce(name, count, bytes, dtype, device)?;
+    weights::load(checkpoint, &parts.needs, dtype, device)?;
+    Ok(parts)
 }
 
 fn texts(answers: Vec<generate::Generated>) -> Vec<String> {

@@ -22,7 +22,14 @@ impl Model {
         let dir = PathBuf::from(dir);
         std::fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
         let weights = self.weights();
-        let tensors: Vec<_> = weights.iter().map(|weight| (weight.name(), weight.get())).collect();
+        let tensors = weights
+            .iter()
+            .map(|weight| {
+                let tensor = weight.get();
+                let turned = self.is_transposed(weight.name());
+                Ok((weight.name(), if turned { tensor.t()? } else { tensor }))
+            })
+            .collect::<Result<Vec<_>>>()?;
         let entries: Vec<_> = tensors.iter().map(|(name, tensor)| Entry::tensor(*name, tensor)).collect();
         replace(&dir.join(SINGLE), |out| tensor_file::write(out, &entries, &[("format", "pt")]))?;
         let tokenizer = self.tokenizer().to_json()?;
@@ -33,28 +40,18 @@ impl Model {
         if let Some(template) = self.chat_template() {
             replace(&dir.join("chat_template.jinja"), |out| out.write_all(template.source().as_bytes()))?;
         }
-        write_json("config.json", &self.config_json()?)?;
+        write_json("config.json", &self.config_json())?;
         Ok(dir)
     }
 
-    fn config_json(&self) -> Result<Value> {
-        let mut config = serde_json::to_value(self.config()).map_err(|error| Error::Config {
-            origin: self.name().to_owned(),
-            field: "(the whole)".to_owned(),
-            found: error.to_string(),
-            expected: "numbers that JSON can hold".to_owned(),
-        })?;
-        config["architectures"] = json!(["LlamaForCausalLM"]);
-        config["dtype"] = match self.head_weight().dtype() {
+    fn config_json(&self) -> Value {
+        let mut config = self.config().to_json();
+        config["dtype"] = match self.dtype() {
             candle_core::DType::BF16 => "bfloat16".into(),
             candle_core::DType::F16 => "float16".into(),
             _ => "float32".into(),
         };
-        // One id as a number, as most readers expect it.
-        if let [only] = self.config().eos_token_id[..] {
-            config["eos_token_id"] = only.into();
-        }
-        Ok(config)
+        config
     }
 
     fn tokenizer_config(&self) -> Value {

@@ -21,7 +21,6 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::processors::template::TemplateProcessing;
 
 use crate::error::{Error, Result};
-use crate::weights::Checkpoint;
 use crate::weights::gguf::{Gguf, Value};
 
 /// What a tokenizer built from a GGUF file with the pre-tokenizer `smollm` does before GPT-2's split.

@@ -17,7 +17,7 @@ use tunebook_models::{Model, Positions, ops};
 use tunebook_progress::interrupt;
 
 use crate::batch::Batch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lora_linear::Mode;
 use crate::parameter::{Gradients, Parameters, Part};
 use crate::rng::Stream;
@@ -138,7 +138,7 @@ impl Segments<'_> {
         }
         if let Some(index) = embedding {
             // [b, t, hid] -> [b·t, hid]
-            let rows = gradient.flatten(0, 1)?;
+            let rows = (gradient.flatten(0, 1)? * model.embed_scale())?;
             let table = self.parameters.get(index);
             gradients.add_rows(index, table.var.as_tensor(), &batch.ids.flatten_all()?, &rows)?;
         }
@@ -212,9 +212,16 @@ fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Resu
     // [b, t, hid] -> [b·t, hid]
     let hidden = model.final_norm(x)?.flatten(0, 1)?;
     let head = model.head_weight();
-    let (sum, count) = ops::cross_entropy(&hidden, &head, &batch.labels)?;
+    let (sum, count) = model.cross_entropy(&hidden, &batch.labels)?;
     if smoothing == 0.0 || count == 0 {
         return Ok(sum);
+    }
+    if model.final_logit_softcapping().is_some() {
+        return Err(Error::Config {
+            field: "label_smoothing_factor",
+            value: smoothing.to_string(),
+            expected: "0 for a model that bounds its logits (final_logit_softcapping)",
+        });
     }
     // `transformers`' LabelSmoother: (1 - s) · nll + s · mean over the vocabulary of -log p. With p's normaliser in both terms that is
     // nll + s · (logit of the label - mean logit), and a mean of logits is one product with the mean row of the head: no logits are needed.

@@ -126,9 +126,9 @@ impl FullWeights {
             // One tensor at a time: the old one goes before the next is copied.
             let var = Var::from_tensor(&weight.get().detach())?;
             weight.train(&var, mode.gradients())?;
-            let part = match target::block_index(weight.name()) {
+            let part = match model.block_of(weight.name()) {
                 Some(block) => Part::Block(block),
-                None if weight.name().starts_with("model.embed_tokens.") => Part::Embedding,
+                None if model.is_embedding(weight.name()) => Part::Embedding,
                 None => Part::Head,
             };
             parameters.push(Parameter { name: weight.name().to_owned(), var, part });

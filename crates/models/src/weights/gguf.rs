@@ -1,9 +1,7 @@
 //! GGUF files (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): the metadata, and tensors dequantised to f32
 //! under Hugging Face's names.
 //!
-//! llama.cpp's converter reorders the rows of the query and key projections of Llama models, because its rotary embedding
-//! turns neighbours where Hugging Face's turns the two halves of a head. The order is undone here: adapters on `q_proj`
-//! and `k_proj` would not exchange with PEFT otherwise.
+//! Names, the order of rows and other differences are [`super::gguf_layout`]'s.
 //!
 //! The header is read by code of our own, so that an error names the key or the tensor at which a damaged file breaks,
 //! and nothing is allocated that the file is too small to fill.
@@ -14,10 +12,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
-use super::{Checkpoint, floats};
+use super::gguf_layout::{self, Names};
+use super::{Checkpoint, Stored, floats, values};
+use crate::config::{Config, as_written};
 use crate::error::{Error, Result};
 
 /// A value of the metadata.
@@ -116,6 +116,10 @@ impl Gguf {
         self.metadata.get(key)
     }
 
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &String> {
+        self.metadata.keys()
+    }
+
     pub(crate) fn has_tensor(&self, gguf_name: &str) -> bool {
         self.tensors.contains_key(gguf_name)
     }
@@ -174,127 +178,109 @@ impl Gguf {
         }
     }
 
-    /// The number of heads whose rows llama.cpp's converter reordered in this tensor.
-    fn reordered_heads(&self, gguf_name: &str) -> Result<Option<usize>> {
-        if self.text("general.architecture")? != "llama" {
-            return Ok(None);
+    /// A number that the file holds as f32, as its decimal form was meant.
+    pub(crate) fn written_number(&self, key: &str) -> Result<f64> {
+        Ok(as_written(self.number(key)?))
+    }
+
+    /// The values of a small tensor of type F32, if it is there.
+    pub(crate) fn numbers(&self, gguf_name: &str) -> Result<Option<Vec<f64>>> {
+        let Some(info) = self.tensors.get(gguf_name) else { return Ok(None) };
+        if info.dtype != GgmlDType::F32 {
+            return Err(Error::Unsupported {
+                origin: self.origin(),
+                what: "a tensor of type",
+                found: format!("{:?} (`{gguf_name}`)", info.dtype),
+                known: "F32".to_owned(),
+            });
         }
-        let heads = "llama.attention.head_count";
-        if gguf_name.contains(".attn_q.") {
-            Ok(Some(self.count(heads)?))
-        } else if gguf_name.contains(".attn_k.") {
-            let kv_heads = self.optional_count("llama.attention.head_count_kv")?;
-            Ok(Some(kv_heads.map_or_else(|| self.count(heads), Ok)?))
-        } else {
-            Ok(None)
+        let values = floats(&self.file[info.start..info.end], f32::from_le_bytes);
+        Ok(Some(values.into_iter().map(|value| as_written(f64::from(value))).collect()))
+    }
+
+    /// The type of most of the weights; f32 for quantised ones.
+    pub(crate) fn dtype(&self) -> DType {
+        let largest = self.tensors.values().max_by_key(|info| info.end - info.start);
+        match largest.map(|info| info.dtype) {
+            Some(GgmlDType::F16) => DType::F16,
+            Some(GgmlDType::BF16) => DType::BF16,
+            _ => DType::F32,
         }
     }
 
-    /// The bytes of a tensor, with the rows in Hugging Face's order.
-    fn bytes(&self, gguf_name: &str, info: &TensorInfo) -> Result<Cow<'_, [u8]>> {
-        let bytes = &self.file[info.start..info.end];
-        let Some(heads) = self.reordered_heads(gguf_name)? else { return Ok(Cow::Borrowed(bytes)) };
+    /// The file, as errors call it.
+    pub(crate) fn origin(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+/// The weights of a file under Hugging Face's names and in Hugging Face's order.
+pub(crate) struct GgufWeights<'a> {
+    file: &'a Gguf,
+    config: &'a Config,
+    names: Names,
+}
+
+impl<'a> GgufWeights<'a> {
+    pub(crate) fn new(file: &'a Gguf, config: &'a Config) -> Self {
+        Self { file, config, names: Names::of(config) }
+    }
+
+    /// The bytes of a tensor, with the rows in Hugging Face's order. Whole rows move, so they can stay quantised.
+    fn bytes(&self, name: &str, info: &TensorInfo) -> Result<Cow<'_, [u8]>> {
+        let bytes = &self.file.file[info.start..info.end];
+        let Some(order) = gguf_layout::row_order(self.config, name) else { return Ok(Cow::Borrowed(bytes)) };
         let rows = info.shape[0];
-        if !rows.is_multiple_of(2 * heads) || !bytes.len().is_multiple_of(rows) {
+        if rows != order.len() || !bytes.len().is_multiple_of(rows) {
             return Err(Error::Corrupt {
-                path: self.path.clone(),
-                at: format!("tensor `{gguf_name}`"),
-                reason: format!("expected rows for {heads} heads of an even size, found {rows} rows"),
+                path: self.file.path.clone(),
+                at: format!("tensor `{name}`"),
+                reason: format!("expected {} rows of heads, found {rows}", order.len()),
             });
         }
-        // Whole rows move, so they can stay quantised: [h, d/2, 2] -> [h, 2, d/2].
-        let (half, row_bytes) = (rows / heads / 2, bytes.len() / rows);
+        let row_bytes = bytes.len() / rows;
         let mut ordered = Vec::with_capacity(bytes.len());
-        for head in 0..heads {
-            for part in 0..2 {
-                for i in 0..half {
-                    let row = (head * half + i) * 2 + part;
-                    ordered.extend_from_slice(&bytes[row * row_bytes..(row + 1) * row_bytes]);
-                }
-            }
+        for row in order {
+            ordered.extend_from_slice(&bytes[row * row_bytes..(row + 1) * row_bytes]);
         }
         Ok(Cow::Owned(ordered))
     }
 }
 
-impl Checkpoint for Gguf {
+impl Checkpoint for GgufWeights<'_> {
     fn origin(&self) -> String {
-        self.path.display().to_string()
+        self.file.origin()
     }
 
     fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        self.tensors.iter().map(|(name, info)| (hf_name(name), info.shape.clone())).collect()
+        self.file.tensors.iter().map(|(name, info)| (self.names.hf(name), info.shape.clone())).collect()
     }
 
-    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let Some((gguf_name, info)) =
-            gguf_name(name).and_then(|n| self.tensors.get(&n).map(|info| (n, info)))
-        else {
+    fn load(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let found = self.names.gguf(name).and_then(|gguf| self.file.tensors.get(&gguf));
+        let Some(info) = found else {
             return Err(Error::MissingTensors {
                 origin: self.origin(),
-                architecture: "llama".to_owned(),
+                architecture: self.config.model_type.clone(),
                 names: vec![name.to_owned()],
             });
         };
-        let bytes = self.bytes(&gguf_name, info)?;
+        let bytes = self.bytes(name, info)?;
         let shape = info.shape.as_slice();
         let tensor = match info.dtype {
-            GgmlDType::F32 => Tensor::from_vec(floats(&bytes, f32::from_le_bytes), shape, device)?,
-            GgmlDType::F16 => {
-                Tensor::from_vec(floats(&bytes, |b| half::f16::from_le_bytes(b).to_f32()), shape, device)?
-            }
-            GgmlDType::BF16 => {
-                Tensor::from_vec(floats(&bytes, |b| half::bf16::from_le_bytes(b).to_f32()), shape, device)?
-            }
+            GgmlDType::F32 => values(&bytes, Stored::F32, dtype, shape)?,
+            GgmlDType::F16 => values(&bytes, Stored::F16, dtype, shape)?,
+            GgmlDType::BF16 => values(&bytes, Stored::Bf16, dtype, shape)?,
             quantised => {
                 let storage = QStorage::from_data(bytes, &Device::Cpu, quantised)?;
-                QTensor::new(storage, shape)?.dequantize(device)?
+                QTensor::new(storage, shape)?.dequantize(&Device::Cpu)?.to_dtype(dtype)?
             }
         };
-        Ok(tensor)
+        match gguf_layout::norm_offset(self.config, name) {
+            0.0 => Ok(tensor),
+            offset => Ok((tensor - offset)?),
+        }
     }
-}
-
-/// Parts of tensor names: GGUF's, Hugging Face's.
-const NAMES: &[(&str, &str)] = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
-const OUTER_NAMES: &[(&str, &str)] = &[
-    ("token_embd.weight", "model.embed_tokens.weight"),
-    ("output_norm.weight", "model.norm.weight"),
-    ("output.weight", "lm_head.weight"),
-];
-
-/// Hugging Face's name for a tensor; a tensor that no Llama has keeps its own.
-fn hf_name(gguf: &str) -> String {
-    if let Some((_, hf)) = OUTER_NAMES.iter().find(|(name, _)| *name == gguf) {
-        return (*hf).to_owned();
-    }
-    let block = || {
-        let (block, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
-        let (module, kind) = rest.split_once('.')?;
-        let (_, hf) = NAMES.iter().find(|(name, _)| *name == module)?;
-        Some(format!("model.layers.{block}.{hf}.{kind}"))
-    };
-    block().unwrap_or_else(|| gguf.to_owned())
-}
-
-fn gguf_name(hf: &str) -> Option<String> {
-    if let Some((gguf, _)) = OUTER_NAMES.iter().find(|(_, name)| *name == hf) {
-        return Some((*gguf).to_owned());
-    }
-    let (block, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
-    let (module, kind) = rest.rsplit_once('.')?;
-    let (gguf, _) = NAMES.iter().find(|(_, name)| *name == module)?;
-    Some(format!("blk.{block}.{gguf}.{kind}"))
 }
 
 /// What is wrong with a header.
@@ -503,25 +489,5 @@ impl<'a> Reader<'a> {
             .into());
         };
         Ok(TensorInfo { dtype, shape, start: offset, end: bytes })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_map_both_ways() {
-        for (gguf, hf) in [
-            ("token_embd.weight", "model.embed_tokens.weight"),
-            ("blk.3.attn_q.weight", "model.layers.3.self_attn.q_proj.weight"),
-            ("blk.29.ffn_down.bias", "model.layers.29.mlp.down_proj.bias"),
-            ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
-        ] {
-            assert_eq!(hf_name(gguf), hf);
-            assert_eq!(gguf_name(hf).as_deref(), Some(gguf));
-        }
-        assert_eq!(hf_name("rope_freqs.weight"), "rope_freqs.weight");
-        assert_eq!(hf_name("blk.0.attn_q_norm.weight"), "blk.0.attn_q_norm.weight");
     }
 }

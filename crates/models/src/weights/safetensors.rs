@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use ::safetensors::tensor::Dtype;
 use ::safetensors::{SafeTensorError, SafeTensors};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Tensor};
 use memmap2::Mmap;
 
-use super::{Checkpoint, floats};
+use super::{Checkpoint, Stored, values};
 use crate::error::{Error, Result};
 
 /// Where one tensor lies.
@@ -97,6 +97,33 @@ impl Shards {
     }
 }
 
+impl Shards {
+    /// Files of a model without its output head name no tensor with the prefix that all others have: adds it.
+    pub(crate) fn with_prefix(mut self, prefix: &str) -> Self {
+        if !self.tensors.keys().any(|name| name.starts_with(prefix)) {
+            let bare = std::mem::take(&mut self.tensors);
+            self.tensors = bare
+                .into_iter()
+                .map(|(name, info)| match name.starts_with("lm_head.") {
+                    true => (name, info),
+                    false => (format!("{prefix}{name}"), info),
+                })
+                .collect();
+        }
+        self
+    }
+
+    /// The type of most of the weights.
+    pub(crate) fn dtype(&self) -> DType {
+        let largest = self.tensors.values().max_by_key(|info| info.end - info.start);
+        match largest.map(|info| info.dtype) {
+            Some(Dtype::F16) => DType::F16,
+            Some(Dtype::BF16) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+}
+
 /// Which file holds which tensor.
 pub(crate) fn weight_map(text: &str) -> std::result::Result<BTreeMap<String, String>, String> {
     let json: serde_json::Value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
@@ -120,19 +147,19 @@ impl Checkpoint for Shards {
         self.tensors.iter().map(|(name, info)| (name.clone(), info.shape.clone())).collect()
     }
 
-    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+    fn load(&self, name: &str, dtype: DType) -> Result<Tensor> {
         let Some(info) = self.tensors.get(name) else {
             return Err(Error::MissingTensors {
                 origin: self.origin(),
-                architecture: "llama".to_owned(),
+                architecture: "this".to_owned(),
                 names: vec![name.to_owned()],
             });
         };
         let bytes = &self.files[info.file][info.start..info.end];
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => floats(bytes, f32::from_le_bytes),
-            Dtype::F16 => floats(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => floats(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
+        let stored = match info.dtype {
+            Dtype::F32 => Stored::F32,
+            Dtype::F16 => Stored::F16,
+            Dtype::BF16 => Stored::Bf16,
             other => {
                 return Err(Error::Unsupported {
                     origin: self.origin(),
@@ -142,6 +169,10 @@ impl Checkpoint for Shards {
                 });
             }
         };
-        Ok(Tensor::from_vec(values, info.shape.as_slice(), device)?)
+        values(bytes, stored, dtype, &info.shape)
+    }
+
+    fn transposes(&self) -> bool {
+        true
     }
 }

@@ -6,6 +6,7 @@
 
 mod chat_template;
 mod damaged;
+mod families;
 mod pretrained;
 mod support;
 mod tiny;

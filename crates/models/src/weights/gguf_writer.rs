@@ -1,0 +1,424 @@
+//! Writing GGUF (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>) as llama.cpp reads it: its names, its order of rows.
+
+use std::fs::File;
+use std::io::{BufWriter, Result as IoResult, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+
+use super::gguf::{Gguf, Value};
+use super::gguf_layout::{self, Names};
+use crate::config::{Config, Family};
+use crate::error::{Error, Result};
+use crate::layers::Weight;
+use crate::model::Model;
+
+const ALIGNMENT: usize = 32;
+
+/// How matrices are stored in a GGUF file; norms and biases are always f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GgufType {
+    /// As they are computed with.
+    F32,
+    /// Half the size, hardly any loss.
+    #[default]
+    F16,
+    /// 8.5 bits a value.
+    Q8_0,
+    /// 4.5 bits a value; the embedding and the output head 8.5.
+    Q4_0,
+    /// 5 bits a value; the embedding and the output head 8.5.
+    Q4_1,
+}
+
+impl GgufType {
+    /// The type of one tensor, and llama.cpp's number of the whole file's.
+    fn of(self, gguf_name: &str, shape: &[usize]) -> GgmlDType {
+        let width = shape.last().copied().unwrap_or(0);
+        if shape.len() < 2 || self == Self::F32 {
+            return GgmlDType::F32;
+        }
+        let outer = gguf_name.starts_with("token_embd.") || gguf_name.starts_with("output.");
+        match self {
+            // llama.cpp adds positions as f32.
+            _ if gguf_name.starts_with("position_embd.") => GgmlDType::F32,
+            Self::F32 | Self::F16 => GgmlDType::F16,
+            _ if !width.is_multiple_of(32) => GgmlDType::F16,
+            Self::Q4_0 if !outer => GgmlDType::Q4_0,
+            Self::Q4_1 if !outer => GgmlDType::Q4_1,
+            _ => GgmlDType::Q8_0,
+        }
+    }
+
+    fn file_type(self) -> u64 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q8_0 => 7,
+        }
+    }
+}
+
+impl Model {
+    /// Writes the model with its weights as they are now (those of the base: an adapter is saved by itself) as one GGUF file, which llama.cpp
+    /// runs. The tokenizer is taken from the GGUF file that the model was loaded from.
+    ///
+    /// # Errors
+    /// When the file cannot be written, the model was loaded from another format, or it has what GGUF has no place for.
+    pub fn save_gguf(&self, path: &str, kind: GgufType) -> Result<PathBuf> {
+        if !self.path().is_file() {
+            return Err(Error::NotInFormat {
+                model: self.name().to_owned(),
+                format: "GGUF",
+                what: "a tokenizer.json, and only the tokenizer of a GGUF file can be written".to_owned(),
+            });
+        }
+        let source = Gguf::open(self.path())?;
+        let mut tokenizer: Vec<(String, Value)> = source
+            .keys()
+            .filter(|key| key.starts_with("tokenizer."))
+            .filter_map(|key| Some((key.clone(), source.get(key)?.clone())))
+            .collect();
+        tokenizer.sort_by(|a, b| a.0.cmp(&b.0));
+        let path = PathBuf::from(path);
+        write(&path, self.name(), self.config(), &self.weights(), tokenizer, kind)?;
+        Ok(path)
+    }
+}
+
+/// What is written of one tensor.
+struct Entry {
+    name: String,
+    shape: Vec<usize>,
+    kind: GgmlDType,
+    offset: usize,
+    source: Source,
+}
+
+enum Source {
+    Weight(Arc<Weight>),
+    Values(Vec<f32>),
+}
+
+/// Writes a file under another name and renames it: whole or as it was before.
+pub(crate) fn write(
+    path: &Path,
+    name: &str,
+    config: &Config,
+    weights: &[Arc<Weight>],
+    tokenizer: Vec<(String, Value)>,
+    kind: GgufType,
+) -> Result<()> {
+    let shape = config.shape();
+    let lacks = match &config.family {
+        Family::Llama(family) => family.not_in_gguf(&config.model_type),
+        Family::Falcon(family) => family.not_in_gguf(),
+        Family::Gemma(family) => family.not_in_gguf(&config.model_type, &shape),
+        Family::Phi3(family) => family.not_in_gguf(),
+        Family::Gpt2(family) => family.not_in_gguf(),
+    };
+    if let Some(what) = lacks {
+        return Err(Error::NotInFormat { model: name.to_owned(), format: "GGUF", what });
+    }
+    let mut metadata = metadata(name, config, kind);
+    metadata.extend(tokenizer);
+    let entries = entries(name, config, weights, kind)?;
+    let temporary = path.with_extension(format!("gguf.{}.tmp", std::process::id()));
+    let written = (|| -> Result<()> {
+        let file = File::create(&temporary).map_err(Error::write(&temporary))?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        let header = header(&metadata, &entries);
+        let io = Error::write(path);
+        let begun = out.write_all(&header).and_then(|()| pad(&mut out, header.len()));
+        begun.map_err(io)?;
+        for entry in &entries {
+            let bytes = bytes(entry, config)?;
+            let put = out.write_all(&bytes).and_then(|()| pad(&mut out, bytes.len()));
+            put.map_err(Error::write(path))?;
+        }
+        let file = out.into_inner().map_err(|error| Error::write(path)(error.into_error()))?;
+        file.sync_all().map_err(Error::write(path))?;
+        std::fs::rename(&temporary, path).map_err(Error::write(path))
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary); // never made, or of no use
+    }
+    written
+}
+
+fn metadata(name: &str, config: &Config, kind: GgufType) -> Vec<(String, Value)> {
+    let architecture = gguf_layout::architecture(config);
+    let text = |text: &str| Value::String(text.to_owned());
+    let mut metadata = vec![
+        ("general.architecture".to_owned(), text(architecture)),
+        ("general.name".to_owned(), text(name)),
+        ("general.file_type".to_owned(), Value::Unsigned(kind.file_type())),
+        ("general.quantization_version".to_owned(), Value::Unsigned(2)),
+    ];
+    let mut put = |key: &str, value| metadata.push((format!("{architecture}.{key}"), value));
+    for (key, count) in [
+        ("vocab_size", config.vocab_size),
+        ("context_length", config.max_position_embeddings),
+        ("embedding_length", config.hidden_size),
+        ("block_count", config.num_hidden_layers),
+        ("feed_forward_length", config.intermediate_size),
+        ("attention.head_count", config.num_attention_heads),
+        ("attention.head_count_kv", config.num_key_value_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+    ] {
+        put(key, Value::Unsigned(count as u64));
+    }
+    if !matches!(config.family, Family::Gpt2(_) | Family::Phi3(_)) {
+        put("rope.dimension_count", Value::Unsigned(config.head_dim as u64));
+    }
+    match &config.family {
+        Family::Llama(family) => family.to_gguf(&mut put),
+        Family::Falcon(family) => family.to_gguf(&mut put),
+        Family::Gemma(family) => family.to_gguf(&config.model_type, &mut put),
+        Family::Phi3(family) => family.to_gguf(&config.shape(), &mut put),
+        Family::Gpt2(family) => family.to_gguf(&mut put),
+    }
+    metadata
+}
+
+fn entries(name: &str, config: &Config, weights: &[Arc<Weight>], kind: GgufType) -> Result<Vec<Entry>> {
+    let names = Names::of(config);
+    let mut entries = Vec::with_capacity(weights.len() + 2);
+    for weight in weights {
+        let Some(gguf) = names.gguf(weight.name()) else {
+            let what = format!("the tensor `{}`", weight.name());
+            return Err(Error::NotInFormat { model: name.to_owned(), format: "GGUF", what });
+        };
+        let shape = weight.get().dims().to_vec();
+        let kind = kind.of(&gguf, &shape);
+        entries.push(Entry {
+            name: gguf,
+            shape,
+            kind,
+            offset: 0,
+            source: Source::Weight(Arc::clone(weight)),
+        });
+    }
+    let mut extra = |name: &str, values: Vec<f32>| {
+        entries.push(Entry {
+            name: name.to_owned(),
+            shape: vec![values.len()],
+            kind: GgmlDType::F32,
+            offset: 0,
+            source: Source::Values(values),
+        });
+    };
+    match &config.family {
+        Family::Llama(family) => {
+            if let Some(divisors) = family.rope_parameters.divisors(config.head_dim) {
+                extra("rope_freqs.weight", divisors);
+            }
+        }
+        Family::Phi3(family) => {
+            if let Some((short, long)) = family.rope_parameters.long_rope() {
+                extra("rope_factors_short.weight", short);
+                extra("rope_factors_long.weight", long);
+            }
+        }
+        _ => {}
+    }
+    let mut offset = 0;
+    for entry in &mut entries {
+        entry.offset = offset;
+        let elements: usize = entry.shape.iter().product();
+        let size = elements / entry.kind.block_size() * entry.kind.type_size();
+        offset = (offset + size).next_multiple_of(ALIGNMENT);
+    }
+    Ok(entries)
+}
+
+/// The values of a tensor as they are stored, in llama.cpp's order.
+fn bytes(entry: &Entry, config: &Config) -> Result<Vec<u8>> {
+    let weight = match &entry.source {
+        Source::Values(values) => return Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        Source::Weight(weight) => weight,
+    };
+    let mut tensor = weight.get().detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let offset = gguf_layout::norm_offset(config, weight.name());
+    if offset != 0.0 {
+        tensor = (tensor + offset)?;
+    }
+    if let Some(order) = gguf_layout::row_order(config, weight.name()) {
+        // Row i of ours is row order[i] of theirs.
+        let mut inverse = vec![0u32; order.len()];
+        for (ours, theirs) in order.into_iter().enumerate() {
+            inverse[theirs] = ours as u32;
+        }
+        let count = inverse.len();
+        tensor = tensor.index_select(&Tensor::from_vec(inverse, count, &Device::Cpu)?, 0)?;
+    }
+    let tensor = tensor.contiguous()?;
+    if entry.kind == GgmlDType::F32 {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        return Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect());
+    }
+    Ok(QTensor::quantize(&tensor, entry.kind)?.data()?.into_owned())
+}
+
+fn header(metadata: &[(String, Value)], entries: &[Entry]) -> Vec<u8> {
+    let mut out = b"GGUF".to_vec();
+    out.extend(3u32.to_le_bytes());
+    out.extend((entries.len() as u64).to_le_bytes());
+    out.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        text(&mut out, key);
+        out.extend(kind_of(value).to_le_bytes());
+        put_value(&mut out, value);
+    }
+    for entry in entries {
+        text(&mut out, &entry.name);
+        out.extend((entry.shape.len() as u32).to_le_bytes());
+        for size in entry.shape.iter().rev() {
+            out.extend((*size as u64).to_le_bytes());
+        }
+        let number: u32 = match entry.kind {
+            GgmlDType::F16 => 1,
+            GgmlDType::Q4_0 => 2,
+            GgmlDType::Q4_1 => 3,
+            GgmlDType::Q8_0 => 8,
+            _ => 0,
+        };
+        out.extend(number.to_le_bytes());
+        out.extend((entry.offset as u64).to_le_bytes());
+    }
+    out
+}
+
+fn text(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+/// The number of a value's type: 32 bits wide, as llama.cpp asks for, unless the value needs more.
+fn kind_of(value: &Value) -> u32 {
+    match value {
+        Value::Unsigned(n) if *n <= u64::from(u32::MAX) => 4,
+        Value::Unsigned(_) => 10,
+        Value::Signed(n) if i32::try_from(*n).is_ok() => 5,
+        Value::Signed(_) => 11,
+        Value::Float(_) => 6,
+        Value::Bool(_) => 7,
+        Value::String(_) => 8,
+        Value::Array(_) => 9,
+    }
+}
+
+fn put_value(out: &mut Vec<u8>, value: &Value) {
+    put_as(out, value, kind_of(value));
+}
+
+fn put_as(out: &mut Vec<u8>, value: &Value, kind: u32) {
+    match value {
+        Value::Unsigned(n) if kind == 10 => out.extend(n.to_le_bytes()),
+        Value::Unsigned(n) => out.extend((*n as u32).to_le_bytes()),
+        Value::Signed(n) if kind == 11 => out.extend(n.to_le_bytes()),
+        Value::Signed(n) => out.extend((*n as i32).to_le_bytes()),
+        Value::Float(x) => out.extend((*x as f32).to_le_bytes()),
+        Value::Bool(flag) => out.push(u8::from(*flag)),
+        Value::String(string) => text(out, string),
+        Value::Array(values) => {
+            // One type for all: the widest that any of them needs.
+            let kind = values.iter().map(kind_of).max().unwrap_or(8);
+            out.extend(kind.to_le_bytes());
+            out.extend((values.len() as u64).to_le_bytes());
+            values.iter().for_each(|value| put_as(out, value, kind));
+        }
+    }
+}
+
+fn pad(out: &mut impl Write, written: usize) -> IoResult<()> {
+    let zeros = [0u8; ALIGNMENT];
+    out.write_all(&zeros[..written.next_multiple_of(ALIGNMENT) - written])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gguf::GgufWeights;
+    use super::super::{check, load};
+    use super::*;
+    use crate::decoder;
+
+    /// What is written as f32 is read back: the same config, the same values under the same names; or the reason is told.
+    #[test]
+    fn every_family_comes_back() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/logits");
+        let folder = tempfile::tempdir().unwrap();
+        let mut refused = Vec::new();
+        for name in [
+            "llama3",
+            "llama-linear",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "smollm3",
+            "gemma",
+            "gemma2",
+            "gemma3",
+            "phi3",
+            "phi3-longrope",
+            "falcon-7b",
+            "falcon-40b",
+            "falcon-rw",
+            "gpt2",
+            "llama-untied",
+        ] {
+            let model = Model::load(golden.join(name).to_str().unwrap(), &Device::Cpu).unwrap();
+            let path = folder.path().join(format!("{name}.gguf"));
+            if let Err(error) =
+                write(&path, name, model.config(), &model.weights(), Vec::new(), GgufType::F32)
+            {
+                assert!(error.to_string().contains("GGUF has no place"), "{error}");
+                refused.push(name);
+                continue;
+            }
+            let file = Gguf::open(&path).unwrap();
+            let config = Config::from_gguf(&file).unwrap();
+            let parts = decoder::build(&config, &Device::Cpu).unwrap();
+            let weights = GgufWeights::new(&file, &config);
+            check(&weights, name, &parts.needs).unwrap();
+            load(&weights, &parts.needs, DType::F32, &Device::Cpu).unwrap();
+            for (need, weight) in parts.needs.iter().zip(model.weights()) {
+                assert_eq!(need.weight.name(), weight.name());
+                let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                for (a, b) in flat(need.weight.get()).iter().zip(flat(weight.get())) {
+                    assert!((a - b).abs() < 1e-6, "{name}: {}", weight.name());
+                }
+            }
+            let mut expected = model.config().to_json();
+            let mut found = config.to_json();
+            for json in [&mut expected, &mut found] {
+                // Ids are the tokenizer's, which is not written here; a Mistral is a Llama; a Llama's stretched frequencies come as a list.
+                let fields = [
+                    "bos_token_id",
+                    "eos_token_id",
+                    "pad_token_id",
+                    "architectures",
+                    "model_type",
+                    "sliding_window",
+                ];
+                let fields = fields.iter().chain(&[
+                    "rope_parameters",
+                    "mlp_bias",
+                    "hidden_act",
+                    "num_ln_in_parallel_attn",
+                ]);
+                for field in fields {
+                    json.as_object_mut().unwrap().remove(*field);
+                }
+            }
+            assert_eq!(found, expected, "{name}");
+        }
+        // Qwen's window in some layers, SmolLM3's and Gemma's other patterns, Gemma 2's other scale, ALiBi.
+        assert_eq!(refused, ["qwen2", "smollm3", "gemma2", "gemma3", "falcon-rw"]);
+    }
+}

@@ -1,0 +1,232 @@
+//! Every family and layout against transformers: two-layer models with random weights (`tests/golden/logits/families.py`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use candle_core::Var;
+use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Tensor, ops};
+
+use crate::support::{golden, relative_error, tensors};
+
+/// The folder of each, and the names of its projections in block 0.
+const FAMILIES: &[(&str, &[&str])] = &[
+    ("llama3", LLAMA),
+    ("llama-linear", LLAMA),
+    ("llama-dynamic", LLAMA),
+    ("mistral", LLAMA),
+    ("qwen2", LLAMA),
+    ("qwen3", LLAMA),
+    ("smollm3", LLAMA),
+    ("gemma", LLAMA),
+    ("gemma2", LLAMA),
+    ("gemma3", LLAMA),
+    ("phi3", PHI3),
+    ("phi3-longrope", PHI3),
+    ("falcon-7b", FALCON),
+    ("falcon-40b", FALCON),
+    ("falcon-rw", FALCON),
+    ("gpt2", &["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
+];
+const LLAMA: &[&str] = &[
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+const PHI3: &[&str] = &["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"];
+const FALCON: &[&str] =
+    &["self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"];
+
+/// Runs a check on every family and says which ones fail, all of them.
+fn each(check: impl Fn(&str, &Model, &HashMap<String, Tensor>) -> Result<(), String>) {
+    let mut failed = Vec::new();
+    for (name, _) in FAMILIES {
+        let expected = tensors(&format!("logits/{name}/expected.safetensors"));
+        if let Err(problem) = check(name, &load(name), &expected) {
+            failed.push(format!("{name}: {problem}"));
+        }
+    }
+    assert!(failed.is_empty(), "\n{}", failed.join("\n"));
+}
+
+fn load(name: &str) -> Model {
+    Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
+}
+
+fn flat(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The largest difference, relative to the largest reference value.
+fn error(ours: &Tensor, reference: &Tensor) -> f32 {
+    assert_eq!(ours.dims(), reference.dims());
+    let reference = flat(reference);
+    relative_error(&flat(ours), &reference, reference.iter().fold(1e-12, |max, x| max.max(x.abs())))
+}
+
+fn lengths(expected: &HashMap<String, Tensor>) -> Vec<usize> {
+    expected["lengths"].to_vec1::<i64>().unwrap().into_iter().map(|n| n as usize).collect()
+}
+
+fn prompts(expected: &HashMap<String, Tensor>) -> Vec<Vec<u32>> {
+    let ids = expected["ids"].to_vec2::<u32>().unwrap();
+    ids.iter().zip(lengths(expected)).map(|(ids, n)| ids[..n].to_vec()).collect()
+}
+
+/// The largest error of a row's logits; what stands at the padding is nobody's concern.
+fn logits_error(model: &Model, expected: &HashMap<String, Tensor>) -> f32 {
+    let logits = model.forward(&expected["ids"]).unwrap();
+    let row_of = |x: &Tensor, row: usize, length| x.get(row).unwrap().narrow(0, 0, length).unwrap();
+    lengths(expected)
+        .into_iter()
+        .enumerate()
+        .map(|(row, n)| error(&row_of(&logits, row, n), &row_of(&expected["logits"], row, n)))
+        .fold(0.0, f32::max)
+}
+
+#[test]
+fn logits_are_transformers() {
+    each(|_, model, expected| {
+        let error = logits_error(model, expected);
+        if error < 1e-4 { Ok(()) } else { Err(format!("logits off by {error}")) }
+    });
+}
+
+#[test]
+fn gradients_of_every_parameter_are_transformers() {
+    each(|_, model, expected| {
+        let gradients = Arc::new(AtomicBool::new(true));
+        let mut variables = Vec::new();
+        for weight in model.weights() {
+            let var = Var::from_tensor(&weight.get()).unwrap();
+            weight.train(&var, Arc::clone(&gradients)).unwrap();
+            variables.push((weight.name().to_owned(), var));
+        }
+        let named = expected.keys().filter(|key| key.starts_with("grad.")).count();
+        assert_eq!(variables.len(), named, "the same parameters");
+        let hidden = model.hidden_states(&expected["ids"]).unwrap().flatten(0, 1).unwrap();
+        // Position i is labelled with the token that follows it.
+        let labels = expected["labels"].to_vec2::<i64>().unwrap();
+        let labels: Vec<i64> =
+            labels.iter().flat_map(|row| row[1..].iter().copied().chain([ops::IGNORE])).collect();
+        let (sum, count) = model.cross_entropy(&hidden, &labels).unwrap();
+        let loss = (sum / count as f64).unwrap();
+        let reference = expected["loss"].to_scalar::<f32>().unwrap();
+        let off = (loss.to_scalar::<f32>().unwrap() / reference - 1.0).abs();
+        if off > 1e-5 {
+            return Err(format!("loss off by {off}"));
+        }
+        let store = loss.backward().unwrap();
+        for (name, variable) in variables {
+            let Some(gradient) = store.get(&variable) else { return Err(format!("{name}: no gradient")) };
+            let reference = &expected[&format!("grad.{name}")];
+            // Conv1D's weights lie transposed in Hugging Face's files.
+            let turned = name.ends_with(".weight") && (name.contains(".c_") || name.contains(".attn.c"));
+            let gradient = if turned { gradient.t().unwrap() } else { gradient.clone() };
+            let error = error(&gradient, reference);
+            if error > 1e-3 {
+                return Err(format!("gradient of {name} off by {error}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn greedy_text_is_transformers_alone_and_in_a_padded_batch() {
+    each(|_, model, expected| {
+        let config = GenerationConfig { max_new_tokens: 64, ..Default::default() };
+        let prompts = prompts(expected);
+        let together = model.generate_ids(&prompts, &config).unwrap();
+        for (row, together) in together.iter().enumerate() {
+            let reference = expected[&format!("greedy.{row}")].to_vec1::<u32>().unwrap();
+            assert_eq!(reference.len(), 64);
+            let alone = model.generate_ids(&prompts[row..=row], &config).unwrap();
+            if alone[0] != reference {
+                let at = alone[0].iter().zip(&reference).take_while(|(a, b)| a == b).count();
+                return Err(format!("row {row} alone differs at token {at} of {}", alone[0].len()));
+            }
+            if *together != reference {
+                return Err(format!("row {row} differs in a batch"));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn projections_are_named_as_in_hugging_face_and_replaceable() {
+    for (name, projections) in FAMILIES {
+        let (model, expected) = (load(name), tensors(&format!("logits/{name}/expected.safetensors")));
+        let slots = model.slots();
+        let prefix = slots[0].path().split_once(".0.").unwrap().0.to_owned();
+        let found: Vec<&str> = slots.iter().map(|slot| slot.path()).collect();
+        let wanted: Vec<String> = (0..2)
+            .flat_map(|block| {
+                let prefix = &prefix;
+                projections.iter().map(move |module| format!("{prefix}.{block}.{module}"))
+            })
+            .collect();
+        assert_eq!(found, wanted, "{name}");
+        // Each one is in use: without it the logits change, and they come back.
+        for slot in &slots {
+            let zero = slot.base().bias().map(|bias| bias.zeros_like().unwrap());
+            let weight = tunebook_models::Projection::weight(&*slot.base()).zeros_like().unwrap();
+            slot.replace(Arc::new(Linear::new(weight, zero))).unwrap();
+            assert!(logits_error(&model, &expected) > 1e-3, "{name}: {} is not used", slot.path());
+            slot.restore();
+        }
+        assert!(logits_error(&model, &expected) < 1e-4);
+    }
+}
+
+#[test]
+fn a_saved_model_is_the_same_model() {
+    each(|name, model, expected| {
+        let folder = tempfile::tempdir().unwrap();
+        model.save_pretrained(folder.path().to_str().unwrap()).unwrap();
+        let again = Model::load(folder.path().to_str().unwrap(), &Device::Cpu).unwrap();
+        if again.config() != model.config() {
+            return Err(format!("{:?}\nbecame\n{:?}", model.config(), again.config()));
+        }
+        let (ours, theirs) = (again.forward(&expected["ids"]), model.forward(&expected["ids"]));
+        if error(&ours.unwrap(), &theirs.unwrap()) > 0.0 {
+            return Err(format!("other logits after saving {name}"));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn weights_keep_the_files_type_or_are_converted() {
+    let path = golden("logits").join("qwen3");
+    for (asked, found) in
+        [(None, DType::BF16), (Some(DType::F32), DType::F32), (Some(DType::F16), DType::F16)]
+    {
+        let model = Model::load_as(path.to_str().unwrap(), asked, &Device::Cpu).unwrap();
+        assert_eq!(model.dtype(), found);
+        let bytes = (model.parameter_count() * found.size_in_bytes()) as u64;
+        assert_eq!(model.memory_bytes(), bytes);
+    }
+    let error =
+        Model::load_as(path.to_str().unwrap(), Some(DType::U8), &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("U8") && error.contains("BF16"), "{error}");
+}
+
+/// The default model as an F16 file of ours: the same tokenizer, and the same text.
+#[test]
+fn a_written_gguf_file_is_the_same_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::load(tunebook_models::DEFAULT_MODEL, &Device::Cpu).unwrap();
+    let path = folder.path().join("again.gguf");
+    model.save_gguf(path.to_str().unwrap(), tunebook_models::GgufType::F16).unwrap();
+    let again = Model::load(path.to_str().unwrap(), &Device::Cpu).unwrap();
+    assert_eq!(again.config(), model.config());
+    let config = GenerationConfig { max_new_tokens: 8, ..Default::default() };
+    let text = |model: &Model| model.generate("The capital of France is", &config).unwrap();
+    assert_eq!(text(&again), text(&model));
+}
