@@ -592,9 +592,9 @@ fn fill(
 ) -> Result<Parts> {
     // Shapes first, on nothing: what a config asks for may be more than there is.
     let parts = decoder::build(config, device)?;
+    weights::check(checkpoint, &config.model_type, &parts.needs)?;
     let count: usize = parts.needs.iter().map(|need| need.shape.iter().product::<usize>()).sum();
     let bytes = count as u64 * dtype.size_in_bytes() as u64;
-    weights::check(checkpoint, &config.model_type, &parts.needs)?;
     memory::announce(name, count, bytes, dtype, device)?;
     weights::load(checkpoint, &parts.needs, dtype, device)?;
     Ok(parts)

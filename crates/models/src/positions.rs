@@ -53,7 +53,14 @@ impl Positions {
         Ok(Self {
             ids: Tensor::from_vec(ids, (segments.len(), t), device)?,
             starts: None,
-            ends: segments.iter().map(|row| row.iter().copied().max().unwrap_or(0)).collect(),
+            ends: segments
+                .iter()
+                .map(|row| {
+                    // The padding counts on from 0, too.
+                    let padding = t - row.iter().sum::<usize>();
+                    row.iter().copied().max().unwrap_or(0).max(padding)
+                })
+                .collect(),
             segments: Some(segments.to_vec()),
         })
     }

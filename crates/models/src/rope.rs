@@ -2,8 +2,9 @@
 //! as `transformers` names and computes them (`rope_parameters`, formerly `rope_scaling`).
 
 use std::f64::consts::PI;
+use std::sync::{PoisonError, RwLock};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
@@ -402,15 +403,27 @@ impl RopeScaling {
     }
 }
 
-/// The angles of the rotary embedding, `[max, rotary/2]` each; with a second table, twice as many rows.
+/// The angles of the rotary embedding. The tables grow with the texts: a config may name a context that nobody uses, or an absurd one.
 #[derive(Debug)]
 pub(crate) struct Rope {
-    cos: Tensor,
-    sin: Tensor,
+    short: Vec<f32>,
+    /// Other frequencies for longer texts than so many positions.
+    long: Option<(usize, Vec<f32>)>,
+    /// On cosine and sine.
+    factor: f64,
     head_dim: usize,
     rotary_dim: usize,
-    /// Up to how many positions a text takes the first table, and where the second one begins.
-    long: Option<(usize, usize)>,
+    max: usize,
+    device: Device,
+    tables: RwLock<Tables>,
+}
+
+/// Cosine and sine, `[len, rotary/2]` each; where there are long frequencies, their rows follow.
+#[derive(Clone, Debug)]
+struct Tables {
+    len: usize,
+    cos: Tensor,
+    sin: Tensor,
 }
 
 impl Rope {
@@ -427,48 +440,71 @@ impl Rope {
             }
             _ => max,
         };
-        let long = long.filter(|_| original < max);
-        let angles = |frequencies: &[f32]| -> Vec<f32> {
-            (0..max).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect()
-        };
-        let mut table = angles(&short);
-        if let Some(long) = &long {
-            table.extend(angles(long));
-        }
-        let rows = if long.is_some() { 2 * max } else { max };
-        let table = Tensor::from_vec(table, (rows, short.len()), device)?;
+        let empty = Tensor::zeros(0, DType::F32, device)?;
         Ok(Self {
-            cos: (table.cos()? * factor)?,
-            sin: (table.sin()? * factor)?,
+            short,
+            long: long.filter(|_| original < max).map(|long| (original, long)),
+            factor,
             head_dim,
             rotary_dim: parameters.rotary_dim(head_dim),
-            long: long.map(|_| (original, max)),
+            max,
+            device: device.clone(),
+            tables: RwLock::new(Tables { len: 0, cos: empty.clone(), sin: empty }),
         })
+    }
+
+    /// Tables of at least so many positions, but for those beyond the context.
+    fn tables(&self, positions: usize) -> Result<Tables> {
+        const FIRST: usize = 512;
+        let needed = positions.min(self.max);
+        {
+            let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+            if tables.len >= needed && tables.len > 0 {
+                return Ok(tables.clone());
+            }
+        }
+        let len = needed.max(FIRST).next_power_of_two().min(self.max);
+        let angles = |frequencies: &[f32]| -> Vec<f32> {
+            (0..len).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect()
+        };
+        let mut table = angles(&self.short);
+        if let Some((_, long)) = &self.long {
+            table.extend(angles(long));
+        }
+        let rows = if self.long.is_some() { 2 * len } else { len };
+        let table = Tensor::from_vec(table, (rows, self.short.len()), &self.device)?;
+        let tables = Tables { len, cos: (table.cos()? * self.factor)?, sin: (table.sin()? * self.factor)? };
+        *self.tables.write().unwrap_or_else(PoisonError::into_inner) = tables.clone();
+        Ok(tables)
     }
 
     /// Up to how many positions a text takes the angles that it begins with.
     pub(crate) fn switches_at(&self) -> Option<usize> {
-        self.long.map(|(original, _)| original)
+        self.long.as_ref().map(|(original, _)| *original)
     }
 
     /// # Shapes
     /// `x` `[b, t, h·d]` or `[b, t, h, d]` -> `[b, t, h, d]`
     pub(crate) fn forward(&self, x: &Tensor, positions: &Positions) -> Result<Tensor> {
         let mut ids = positions.ids().clone();
-        if let Some((original, offset)) = self.long {
+        let tables = self.tables(positions.ends().iter().copied().max().unwrap_or(0))?;
+        if let Some((original, _)) = &self.long {
             // [b, 1]
-            let offsets: Vec<u32> =
-                positions.ends().iter().map(|end| if *end > original { offset as u32 } else { 0 }).collect();
+            let offsets: Vec<u32> = positions
+                .ends()
+                .iter()
+                .map(|end| if end > original { tables.len as u32 } else { 0 })
+                .collect();
             let offsets = Tensor::from_vec(offsets, (positions.ends().len(), 1), ids.device())?;
             ids = ids.broadcast_add(&offsets)?;
         }
         if self.rotary_dim == self.head_dim {
-            return Ok(ops::rope(x, &self.cos, &self.sin, &ids)?);
+            return Ok(ops::rope(x, &tables.cos, &tables.sin, &ids)?);
         }
         let (b, t) = (x.dim(0)?, x.dim(1)?);
         // [b, t, h·d] -> [b, t, h, d]
         let x = x.reshape((b, t, (), self.head_dim))?;
-        let turned = ops::rope(&x.narrow(3, 0, self.rotary_dim)?, &self.cos, &self.sin, &ids)?;
+        let turned = ops::rope(&x.narrow(3, 0, self.rotary_dim)?, &tables.cos, &tables.sin, &ids)?;
         let rest = x.narrow(3, self.rotary_dim, self.head_dim - self.rotary_dim)?;
         Ok(Tensor::cat(&[turned, rest], 3)?)
     }

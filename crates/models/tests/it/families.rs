@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::Var;
+use proptest::strategy::Strategy;
 use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Tensor, ops};
 
 use crate::support::{golden, relative_error, tensors};
@@ -215,6 +216,37 @@ fn weights_keep_the_files_type_or_are_converted() {
     let error =
         Model::load_as(path.to_str().unwrap(), Some(DType::U8), &Device::Cpu).unwrap_err().to_string();
     assert!(error.contains("U8") && error.contains("BF16"), "{error}");
+}
+
+proptest::proptest! {
+    /// Whatever number, text or nothing stands in a field of a config: an error or another config, no panic and no large allocation.
+    #[test]
+    fn no_changed_config_panics(
+        family in 0..FAMILIES.len(),
+        field in proptest::prelude::any::<proptest::sample::Index>(),
+        value in proptest::prop_oneof![
+            proptest::prelude::any::<i64>().prop_map(serde_json::Value::from),
+            (0u32..80).prop_map(|bits| serde_json::Value::from(2f64.powi(bits as i32 - 10))),
+            (0u32..63).prop_map(|bits| serde_json::Value::from(1u64 << bits)),
+            proptest::prelude::Just(serde_json::json!(null)),
+            proptest::prelude::Just(serde_json::json!("x")),
+            proptest::prelude::Just(serde_json::json!([])),
+            proptest::prelude::Just(serde_json::json!({})),
+        ],
+    ) {
+        let folder = golden("logits").join(FAMILIES[family].0);
+        let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+        let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let key = config.keys().nth(field.index(config.len())).unwrap().clone();
+        config.insert(key, value);
+        let copy = tempfile::tempdir().unwrap();
+        for file in ["model.safetensors", "tokenizer.json"] {
+            std::fs::copy(folder.join(file), copy.path().join(file)).unwrap();
+        }
+        let text = serde_json::to_string(&config).unwrap();
+        std::fs::write(copy.path().join("config.json"), text).unwrap();
+        drop(Model::load(copy.path().to_str().unwrap(), &Device::Cpu));
+    }
 }
 
 /// The default model as an F16 file of ours: the same tokenizer, and the same text.
