@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Result, Shape, Tensor, bail};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::gemm::{Mat, Start, Term, product, products};
-use super::cpu::{CHUNK, Values, math};
+use super::cpu::half::{self, HalfMat, Right};
+use super::cpu::{CHUNK, HalfValues, Values, math};
 use super::operation::{Operation, Slot, node};
 use super::{IGNORE, profile};
 
@@ -28,26 +29,62 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     let count = rows.len();
     let (hidden, head_w) = (hidden.contiguous()?, head_w.contiguous()?);
     let want = [hidden.track_op(), head_w.track_op()];
-    let (loss, gradients) =
-        forward(&Values::of(&hidden)?, &Values::of(&head_w)?, head_w.dims2()?, &rows, want);
+    let size = head_w.dims2()?;
+    let values = Values::of(&hidden)?;
+    let (loss, gradients) = if head_w.dtype() == DType::BF16 {
+        forward(&values, Head::Half(&HalfValues::of(&head_w)?), size, &rows, want)
+    } else {
+        forward(&values, Head::Full(&Values::of(&head_w)?), size, &rows, want)
+    };
+    drop(values);
     let gradients = gradients.map(|gradient| gradient.map_or(Gradient::None, Gradient::Fresh));
     let op = CrossEntropy { gradients: Mutex::new(gradients) };
     let inputs: &[&Tensor] = if want[1] { &[&hidden, &head_w] } else { &[&hidden] };
     Ok((node(op, inputs, vec![loss], Shape::from(()))?, count))
 }
 
+/// The values of the head.
+enum Head<'a> {
+    Full(&'a [f32]),
+    /// Frozen, products in bf16.
+    Half(&'a [::half::bf16]),
+}
+
+impl Head<'_> {
+    /// `x · headᵀ`, `[c, vocab]`
+    fn logits(&self, x: Mat, (vocab, hid): (usize, usize)) -> Vec<f32> {
+        match self {
+            Self::Full(head) => product(x, Mat::new(head, vocab, hid).t()),
+            Self::Half(head) => {
+                let b = Right::Half(HalfMat::new(head, vocab, hid).t());
+                half::sum_of_products(&[half::Term { a: x, b, alpha: 1. }], None)
+            }
+        }
+    }
+
+    /// `dlogits · head`, `[c, hid]`
+    fn gradient(&self, dlogits: Mat, (vocab, hid): (usize, usize)) -> Vec<f32> {
+        match self {
+            Self::Full(head) => product(dlogits, Mat::new(head, vocab, hid)),
+            Self::Half(head) => {
+                let b = Right::Half(HalfMat::new(head, vocab, hid));
+                half::sum_of_products(&[half::Term { a: dlogits, b, alpha: 1. }], None)
+            }
+        }
+    }
+}
+
 /// The summed loss over the labelled rows (`(row, label)`), and the gradients wanted of hidden and head_w.
 fn forward(
     hidden: &[f32],
-    head: &[f32],
+    head: Head,
     (vocab, hid): (usize, usize),
     rows: &[(usize, usize)],
     want: [bool; 2],
 ) -> (f32, [Option<Vec<f32>>; 2]) {
     let _time = profile::time("cross_entropy", "forward");
     let mut dh = want[0].then(|| vec![0f32; hidden.len()]);
-    let mut dw = want[1].then(|| vec![0f32; head.len()]);
-    let head = Mat::new(head, vocab, hid);
+    let mut dw = want[1].then(|| vec![0f32; vocab * hid]);
     let most = (CHUNK_BYTES / 4 / vocab.max(1)).max(8);
     let chunks = rows.len().div_ceil(most).max(1);
     let size = rows.len().div_ceil(chunks).max(1);
@@ -60,7 +97,7 @@ fn forward(
         }
         let input = Mat::new(&chunk, rows.len(), hid);
         // [c, vocab]
-        let mut logits = product(input, head.t());
+        let mut logits = head.logits(input, (vocab, hid));
         let losses: Vec<f64> = logits
             .par_chunks_mut(vocab)
             .zip(rows)
@@ -77,7 +114,7 @@ fn forward(
         loss += losses.iter().sum::<f64>();
         let dlogits = Mat::new(&logits, rows.len(), vocab);
         if let Some(dh) = &mut dh {
-            let gradient = product(dlogits, head);
+            let gradient = head.gradient(dlogits, (vocab, hid));
             for (&(row, _), gradient) in rows.iter().zip(gradient.chunks_exact(hid)) {
                 dh[row * hid..(row + 1) * hid].copy_from_slice(gradient);
             }

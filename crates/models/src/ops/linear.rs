@@ -5,10 +5,11 @@
 
 use std::borrow::Cow;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::cpu::gemm::{Mat, Term, product, sum_of_products};
-use super::cpu::{Values, multiply, multiply_in_place, uninit};
+use super::cpu::half::{self, HalfMat, Right};
+use super::cpu::{HalfValues, Values, multiply, multiply_in_place, uninit};
 use super::operation::{Operation, Slot, node};
 use super::profile;
 
@@ -28,9 +29,8 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let (out, inp) = w.dims2()?;
         let bias = bias.map(Tensor::contiguous).transpose()?;
         let bias = bias.as_ref().map(Values::of).transpose()?;
-        let (x, w) = (Values::of(&x)?, Values::of(&w)?);
-        let term = Term { a: Mat::new(&x, x.len() / inp, inp), b: Mat::new(&w, out, inp).t(), alpha: 1. };
-        sum_of_products(&[term], bias.as_deref())
+        let x = Values::of(&x)?;
+        times_weight(Mat::new(&x, x.len() / inp, inp), &w, (out, inp), None, bias.as_deref())?
     };
     if w.track_op() { node(Trained, &[&x, &w], y, shape) } else { node(Frozen { w }, &[&x], y, shape) }
 }
@@ -49,16 +49,48 @@ impl Operation for Frozen {
     }
 }
 
+/// `x · wᵀ + bias`, and a low-rank term if there is one. The weight's type decides what the products are computed in.
+pub fn times_weight(
+    x: Mat,
+    w: &Tensor,
+    (out, inp): (usize, usize),
+    low: Option<Term>,
+    bias: Option<&[f32]>,
+) -> Result<Vec<f32>> {
+    if w.dtype() == DType::BF16 {
+        let w = HalfValues::of(w)?;
+        let base = half::Term { a: x, b: Right::Half(HalfMat::new(&w, out, inp).t()), alpha: 1. };
+        let low = low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
+        let terms: Vec<_> = std::iter::once(base).chain(low).collect();
+        return Ok(half::sum_of_products(&terms, bias));
+    }
+    let w = Values::of(w)?;
+    let base = Term { a: x, b: Mat::new(&w, out, inp).t(), alpha: 1. };
+    let terms: Vec<_> = std::iter::once(base).chain(low).collect();
+    Ok(sum_of_products(&terms, bias))
+}
+
+/// `dx += dy · w`, and a low-rank term if there is one.
+fn input_gradient_with(w: &Tensor, dy: Mat, low: Option<Term>, dx: &mut Slot) -> Result<()> {
+    let (out, inp) = w.dims2()?;
+    if w.dtype() == DType::BF16 {
+        let w = HalfValues::of(w)?;
+        let base = half::Term { a: dy, b: Right::Half(HalfMat::new(&w, out, inp)), alpha: 1. };
+        let low = low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
+        dx.add_half_products(&std::iter::once(base).chain(low).collect::<Vec<_>>());
+    } else {
+        let w = Values::of(w)?;
+        let base = Term { a: dy, b: Mat::new(&w, out, inp), alpha: 1. };
+        dx.add_products(&std::iter::once(base).chain(low).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
 /// `dx += dy · w`
 fn input_gradient(w: &Tensor, dy: &[f32], dx: &mut Slot) -> Result<()> {
     if dx.wanted() {
-        let (out, inp) = w.dims2()?;
-        let w = Values::of(w)?;
-        dx.add_products(&[Term {
-            a: Mat::new(dy, dy.len() / out, out),
-            b: Mat::new(&w, out, inp),
-            alpha: 1.,
-        }]);
+        let out = w.dim(0)?;
+        input_gradient_with(w, Mat::new(dy, dy.len() / out, out), None, dx)?;
     }
     Ok(())
 }
@@ -133,14 +165,10 @@ impl Lora {
         let _time = profile::time("linear (LoRA)", "forward");
         let (out, inp) = self.w.dims2()?;
         let (n, r) = (x.len() / inp, a.dim(0)?);
-        let w = Values::of(&self.w)?;
         let bias = bias.map(Values::of).transpose()?;
         let u = product(Mat::new(&self.masked(x)?, n, inp), Mat::new(&Values::of(a)?, r, inp).t());
-        let terms = [
-            Term { a: Mat::new(x, n, inp), b: Mat::new(&w, out, inp).t(), alpha: 1. },
-            Term { a: Mat::new(&u, n, r), b: Mat::new(b, out, r).t(), alpha: self.scale },
-        ];
-        Ok(sum_of_products(&terms, bias.as_deref()))
+        let low = Term { a: Mat::new(&u, n, r), b: Mat::new(b, out, r).t(), alpha: self.scale };
+        times_weight(Mat::new(x, n, inp), &self.w, (out, inp), Some(low), bias.as_deref())
     }
 }
 
@@ -162,16 +190,14 @@ impl Operation for Lora {
         let du = sum_of_products(&[Term { a: dy, b: Mat::new(&b, out, r), alpha: self.scale }], None);
         let du = Mat::new(&du, n, r);
         if dx.wanted() {
-            let w = Values::of(&self.w)?;
-            let base = Term { a: dy, b: Mat::new(&w, out, inp), alpha: 1. };
             let low = Term { a: du, b: Mat::new(&a, r, inp), alpha: 1. };
             match &self.mask {
-                None => dx.add_products(&[base, low]),
+                None => input_gradient_with(&self.w, dy, Some(low), dx)?,
                 Some(mask) => {
                     let mut gradient = sum_of_products(&[low], None);
                     multiply_in_place(&mut gradient, &Values::of(mask)?);
                     dx.add(Cow::Owned(gradient));
-                    dx.add_products(&[base]);
+                    input_gradient_with(&self.w, dy, None, dx)?;
                 }
             }
         }

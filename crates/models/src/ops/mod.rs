@@ -115,7 +115,7 @@ impl Attention {
 /// When the last dimensions of `x` do not make `in`, or the bias is not `[out]`.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     check_linear(x, w, bias)?;
-    match form(&[x, w]) {
+    match form_with(&[x], w) {
         Form::Fused => linear::linear(x, w, bias),
         Form::Composed => device::linear(x, w, bias),
         Form::Plain => naive::linear(x, w, bias),
@@ -153,7 +153,7 @@ pub fn lora_linear(
     {
         bail!("lora_linear: expected a dropout mask {:?} as x, found {:?}", x.dims(), mask.dims())
     }
-    match form(&[x, w, a, b]) {
+    match form_with(&[x, a, b], w) {
         Form::Fused => linear::lora_linear(x, w, bias, a, b, scale, dropout_mask),
         Form::Composed => device::lora_linear(x, w, bias, a, b, scale, dropout_mask),
         Form::Plain => naive::lora_linear(x, w, bias, a, b, scale, dropout_mask),
@@ -316,7 +316,7 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     if let Some(label) = labels.iter().find(|&&l| l != IGNORE && !(0..vocab as i64).contains(&l)) {
         bail!("cross_entropy: expected labels in 0..{vocab} or {IGNORE}, found {label}")
     }
-    match form(&[hidden, head_w]) {
+    match form_with(&[hidden], head_w) {
         Form::Fused => cross_entropy::cross_entropy(hidden, head_w, labels),
         Form::Composed => device::cross_entropy(hidden, head_w, labels),
         Form::Plain => naive::cross_entropy(hidden, head_w, labels),
@@ -348,6 +348,16 @@ fn form(tensors: &[&Tensor]) -> Form {
     match device::forced() || !tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32) {
         true => Form::Composed,
         false => Form::Fused,
+    }
+}
+
+/// The same for an operation with a weight, which may be bf16 beside f32 when it is frozen: its products are then computed in bf16 and
+/// summed in f32.
+fn form_with(tensors: &[&Tensor], w: &Tensor) -> Form {
+    match form(tensors) {
+        Form::Fused if w.device().is_cpu() && w.dtype() == DType::BF16 && !w.track_op() => Form::Fused,
+        Form::Fused => form(&[w]),
+        other => other,
     }
 }
 

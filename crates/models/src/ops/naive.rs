@@ -12,7 +12,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let inp = w.dim(1)?;
     let shape = super::linear_shape(x, w)?;
     // [.., in] -> [n, in]
-    let y = x.reshape(((), inp))?.matmul(&w.t()?)?;
+    let y = x.reshape(((), inp))?.matmul(&w.to_dtype(x.dtype())?.t()?)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
@@ -136,7 +136,10 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     }
     let rows = Tensor::from_vec(rows, count, hidden.device())?;
     let targets = Tensor::from_vec(targets, (count, 1), hidden.device())?;
-    let logits = hidden.index_select(&rows, 0)?.matmul(&head_w.t()?)?.to_dtype(DType::F32)?;
+    let logits = hidden
+        .index_select(&rows, 0)?
+        .matmul(&head_w.to_dtype(hidden.dtype())?.t()?)?
+        .to_dtype(DType::F32)?;
     let max = logits.max_keepdim(D::Minus1)?.detach();
     let log_sum_exp = (logits.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()? + max)?;
     let chosen = logits.gather(&targets, D::Minus1)?;

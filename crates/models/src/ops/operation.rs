@@ -11,7 +11,7 @@ use candle_core::{
 use rayon::prelude::*;
 
 use super::cpu::gemm::{Start, Term, products, sum_of_products};
-use super::cpu::{CHUNK, Values, math};
+use super::cpu::{CHUNK, Values, half, math};
 use super::{profile, tape};
 
 /// The backward pass of one node; whatever it needs of the forward pass it holds.
@@ -67,6 +67,14 @@ impl Slot {
                 .par_chunks_mut(CHUNK)
                 .zip(gradient.par_chunks(CHUNK))
                 .for_each(|(sum, gradient)| math::add_scaled(sum, 1., gradient)),
+        }
+    }
+
+    /// Adds a sum of matrix products with weights in bf16, inside the product.
+    pub fn add_half_products(&mut self, terms: &[half::Term]) {
+        match &mut self.sum {
+            None => self.sum = Some(half::sum_of_products(terms, None)),
+            Some(sum) => half::products(sum, terms, Start::Accumulate),
         }
     }
 

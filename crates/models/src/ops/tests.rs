@@ -109,6 +109,41 @@ proptest! {
     }
 
     #[test]
+    fn weights_in_bf16(n in 1usize..70, inp in 1usize..130, out in 1usize..130, r in 1usize..20, low: bool, seed: u64) {
+        // Against f32 products of the rounded weight: what is left is the rounding of the other operand, 2⁻⁹ each.
+        let w = numbers(&[out, inp], seed ^ 1).to_dtype(candle_core::DType::BF16).expect("bf16");
+        let bias = numbers(&[out], seed ^ 2);
+        if low {
+            compare(
+                &[numbers(&[2, n, inp], seed), numbers(&[r, inp], seed ^ 4), numbers(&[out, r], seed ^ 5)],
+                |v| lora_linear(&v[0], &w, Some(&bias), &v[1], &v[2], 1.5, None),
+                |v| naive::lora_linear(&v[0], &w, Some(&bias), &v[1], &v[2], 1.5, None),
+                1e-2,
+            );
+        } else {
+            compare(
+                &[numbers(&[2, n, inp], seed)],
+                |v| linear(&v[0], &w, Some(&bias)),
+                |v| naive::linear(&v[0], &w, Some(&bias)),
+                1e-2,
+            );
+        }
+    }
+
+    #[test]
+    fn head_in_bf16(n in 1usize..60, hid in 1usize..70, vocab in 2usize..300, seed: u64) {
+        let labels: Vec<i64> = (0..n).map(|i| if i % 3 == 1 { IGNORE } else { ((i * 131) % vocab) as i64 }).collect();
+        let head = numbers(&[vocab, hid], seed ^ 1).to_dtype(candle_core::DType::BF16).expect("bf16");
+        compare_above(
+            &[numbers(&[n, hid], seed)],
+            |v| Ok(cross_entropy(&v[0], &head, &labels)?.0),
+            |v| Ok(naive::cross_entropy(&v[0], &head, &labels)?.0),
+            1e-2,
+            0.5,
+        );
+    }
+
+    #[test]
     fn trained_linear(n in 1usize..70, inp in 1usize..130, out in 1usize..130, seed: u64) {
         compare(
             &[numbers(&[n, inp], seed), numbers(&[out, inp], seed ^ 1), numbers(&[out], seed ^ 2)],
@@ -391,7 +426,7 @@ fn every_level_of_instructions_is_right() {
     if std::env::var_os("TUNEBOOK_SIMD").is_some() || std::env::var_os("TUNEBOOK_OPS").is_some() {
         return;
     }
-    for level in ["avx2", "baseline"] {
+    for level in ["avx512bf16", "avx512", "avx2", "baseline"] {
         let tests = std::process::Command::new(std::env::current_exe().expect("this program"))
             .args(["ops::", "--skip", "every_level", "--skip", "composed_forms", "--skip", "several_chunks"])
             .env("TUNEBOOK_SIMD", level)

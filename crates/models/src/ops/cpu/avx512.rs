@@ -189,7 +189,7 @@ pub unsafe fn pack_transposed(
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(v: &mut [__m512; 16]) {
+pub(super) fn transpose(v: &mut [__m512; 16]) {
     let mut pairs = [_mm512_setzero_ps(); 16];
     for i in 0..8 {
         pairs[2 * i] = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]);

@@ -8,8 +8,11 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, Result, Storage, StorageRef, Tensor, bail};
 
 #[cfg(target_arch = "x86_64")]
+pub mod amx;
+#[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod gemm;
+pub mod half;
 pub mod math;
 
 /// A family of instruction sets.
@@ -84,6 +87,41 @@ impl Deref for Values<'_> {
     fn deref(&self) -> &[f32] {
         match &*self.guard {
             Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
+            // `of` lets nothing else in, and the lock keeps it so.
+            _ => &[],
+        }
+    }
+}
+
+/// The bf16 values of a contiguous CPU tensor.
+pub struct HalfValues<'a> {
+    guard: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl<'a> HalfValues<'a> {
+    /// Locks the tensor's buffer for reading.
+    ///
+    /// # Errors
+    /// When the tensor is not a contiguous bf16 tensor on the CPU.
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (guard, layout) = tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("expected a contiguous tensor, found strides {:?}", layout.stride())
+        };
+        if !matches!(&*guard, Storage::Cpu(CpuStorage::BF16(_))) {
+            bail!("expected bf16 on the CPU, found {:?} on {:?}", tensor.dtype(), tensor.device())
+        }
+        Ok(Self { guard, range: start..end })
+    }
+}
+
+impl Deref for HalfValues<'_> {
+    type Target = [::half::bf16];
+
+    fn deref(&self) -> &[::half::bf16] {
+        match &*self.guard {
+            Storage::Cpu(CpuStorage::BF16(values)) => &values[self.range.clone()],
             // `of` lets nothing else in, and the lock keeps it so.
             _ => &[],
         }
