@@ -1,7 +1,7 @@
 //! Our side of `cargo xtask bench train`: answers each `step` on standard input with the seconds that it took, and
 //! `end` with the peak memory. The step is [`Stepper::step`], which is what [`Trainer`](tunebook_tune::Trainer) calls.
 //!
-//! `bench_train MODEL IDS [--dtype=f32] [--method=lora] [--naive]`
+//! `bench_train MODEL IDS [--dtype=f32|bf16] [--method=lora|full] [--rerun-blocks=N] [--naive]`
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -10,11 +10,13 @@ use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use half::bf16;
 use serde_json::{Value, json};
 use tunebook_models::ops::cpu::gemm::{Mat, product};
+use tunebook_models::ops::cpu::half::{HalfMat, Right, Term, sum_of_products};
 use tunebook_models::ops::{self, profile};
-use tunebook_models::{Config, Device, Model};
-use tunebook_tune::{Adapters, Batch, Lora, Stepper, TokenizedExample, TrainingArgs};
+use tunebook_models::{Config, DType, Device, Model};
+use tunebook_tune::{Adapters, Batch, Full, FullTuning, Lora, Stepper, TokenizedExample, TrainingArgs};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -30,11 +32,16 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut paths = Vec::new();
-    let mut naive = false;
+    let (mut naive, mut full, mut dtype, mut rerun) = (false, false, DType::F32, None);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--naive" => naive = true,
             "--dtype=f32" | "--method=lora" => {}
+            "--dtype=bf16" => dtype = DType::BF16,
+            "--method=full" => full = true,
+            blocks if blocks.starts_with("--rerun-blocks=") => {
+                rerun = Some(blocks["--rerun-blocks=".len()..].parse::<usize>()?);
+            }
             threads if threads.starts_with("--threads=") => {} // rayon reads RAYON_NUM_THREADS
             option if option.starts_with("--") => return Err(format!("cannot do {option}").into()),
             _ => paths.push(argument),
@@ -44,7 +51,7 @@ fn run() -> Result<()> {
     ops::compose(naive);
     let device = Device::Cpu;
     let batches: Vec<Vec<Vec<u32>>> = serde_json::from_slice(&std::fs::read(ids)?)?;
-    let model = Model::load(model, &device)?;
+    let model = Model::load_as(model, &device, dtype)?;
     let lora = Lora {
         r: 8,
         lora_alpha: 16.0,
@@ -52,12 +59,18 @@ fn run() -> Result<()> {
         target_modules: ["q_proj", "v_proj"].into(),
         ..Default::default()
     };
-    model.add_adapter("bench", &lora)?;
+    if full {
+        model.unfreeze(&Full::default())?;
+    } else {
+        model.add_adapter("bench", &lora)?;
+    }
     // A constant rate from the first step, as the peer's.
     let args = TrainingArgs {
         learning_rate: 2e-4,
         lr_scheduler: tunebook_tune::LrScheduler::Constant,
         warmup_ratio: 0.0,
+        gradient_checkpointing: rerun.is_some(),
+        checkpointed_blocks: rerun,
         ..Default::default()
     };
     let mut stepper = Stepper::new(&model, &args, batches.len())?;
@@ -80,7 +93,7 @@ fn run() -> Result<()> {
                     "loss": outcome.loss,
                 })
             }
-            "sgemm" => sgemm(model.config(), batches[0].len() * batches[0][0].len()),
+            "sgemm" => sgemm(model.config(), batches[0].len() * batches[0][0].len(), dtype == DType::BF16),
             "end" => {
                 // One more step with the clock in every operation, which the others are spared.
                 let peak = peak_rss_mb()?;
@@ -127,7 +140,7 @@ fn parts(whole: f64) -> Value {
 
 /// Arithmetic speed of the products that a step consists of (`x · wᵀ` forward, `dy · w` backward), by candle's matrix
 /// product (the `gemm` crate) and by ours: the most that a step could reach.
-fn sgemm(config: &Config, m: usize) -> Value {
+fn sgemm(config: &Config, m: usize, with_half: bool) -> Value {
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
     let (q, kv) =
         (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
@@ -144,7 +157,7 @@ fn sgemm(config: &Config, m: usize) -> Value {
     let macs: usize = shapes.iter().map(|(out, inp, count)| out * inp * count).sum();
     let flops_per_token = 4 * macs;
     let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i % 251) as f32 / 251. - 0.5).collect() };
-    let (mut theirs, mut own) = (0., 0.);
+    let (mut theirs, mut own, mut half) = (0., 0., 0.);
     for (out, inp, count) in shapes {
         let (x, w, dy) = (numbers(m * inp), numbers(out * inp), numbers(m * out));
         let (mut y, mut dx) = (vec![0f32; m * out], vec![0f32; m * inp]);
@@ -159,10 +172,26 @@ fn sgemm(config: &Config, m: usize) -> Value {
                 y = product(Mat::new(&x, m, inp), Mat::new(&w, out, inp).t());
                 dx = product(Mat::new(&dy, m, out), Mat::new(&w, out, inp));
             });
+        if with_half {
+            let w: Vec<bf16> = w.iter().map(|value| bf16::from_f32(*value)).collect();
+            let w = HalfMat::new(&w, out, inp);
+            half += count as f64
+                * best(repeats, || {
+                    let term = |a, b| Term { a, b: Right::Half(b), alpha: 1. };
+                    y = sum_of_products(&[term(Mat::new(&x, m, inp), w.t())], None);
+                    dx = sum_of_products(&[term(Mat::new(&dy, m, out), w)], None);
+                });
+        }
     }
     let gflops = |secs: f64| (flops_per_token * m) as f64 / secs / 1e9;
     let (theirs, own) = (gflops(theirs), gflops(own));
-    json!({"gemm_crate": theirs, "own": own, "f32": own.max(theirs), "flops_per_token": flops_per_token})
+    json!({
+        "gemm_crate": theirs,
+        "own": own,
+        "f32": own.max(theirs),
+        "bf16": with_half.then(|| gflops(half)),
+        "flops_per_token": flops_per_token,
+    })
 }
 
 fn best(repeats: usize, mut work: impl FnMut()) -> f64 {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Var;
-use tunebook_models::{Device, GenerationConfig, Linear, Model, Projection, Tensor, ops};
+use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Projection, Tensor, ops};
 
 use crate::support::{golden, relative_error, tensors};
 
@@ -134,4 +134,20 @@ fn the_folder_brings_tokenizer_and_template() {
     let text = tiny.model.apply_chat_template(&[tunebook_models::Message::user("héllo")], true).unwrap();
     assert_eq!(text, "<s>user: héllo</s><s>assistant: ");
     assert_eq!(tokenizer.decode(&tokenizer.encode(&text).unwrap()).unwrap(), text);
+}
+
+#[test]
+fn weights_in_bf16_are_half_the_size_and_give_nearly_the_same_logits() {
+    let Tiny { model, expected } = tiny();
+    let folder = golden("logits").join();
+    let half = Model::load_as(folder.to_str().unwrap(), &Device::Cpu, DType::BF16).unwrap();
+    // Norms stay f32.
+    assert!(half.memory_bytes() < model.memory_bytes() * 6 / 10, "{} bytes", half.memory_bytes());
+    let ids = expected["ids"].narrow(0, 0, 1).unwrap().narrow(1, 0, 6).unwrap();
+    let error = error(&half.forward(&ids).unwrap(), &model.forward(&ids).unwrap());
+    assert!(error > 0.0 && error < 3e-2, "{error}");
+    let config = GenerationConfig { max_new_tokens: 4, ..Default::default() };
+    assert!(half.generate_ids(&[vec![1, 2, 3]], &config).is_ok());
+    let refused = Model::load_as(folder.to_str().unwrap(), &Device::Cpu, DType::F16);
+    assert!(refused.err().unwrap().to_string().contains("dtype"));
 }

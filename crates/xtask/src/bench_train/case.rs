@@ -21,6 +21,8 @@ pub enum Kind {
     Sft,
     /// Needs a CUDA device.
     Cuda,
+    /// Not built yet; says what is missing.
+    Missing(&'static str),
 }
 
 /// Steps of several sides on the same batches.
@@ -85,7 +87,7 @@ pub const CASES: &[Case] = &[
         kind: Kind::Steps(Steps {
             rows: 1,
             length: 2048,
-            ours: &["--dtype=f32", "--method=lora"],
+            ours: &["--dtype=f32", "--method=lora", "--rerun-blocks=15"],
             others: &[
                 peer("", &["--dtype=f32", "--method=lora"]),
                 peer("_peer_checkpointing", &["--dtype=f32", "--method=lora", "--checkpointing"]),
@@ -110,7 +112,7 @@ pub const CASES: &[Case] = &[
         kind: Kind::Steps(Steps {
             rows: 1,
             length: 2048,
-            ours: &["--dtype=bf16", "--method=lora"],
+            ours: &["--dtype=bf16", "--method=lora", "--rerun-blocks=10"],
             others: &[peer("", &["--dtype=bf16", "--method=lora"])],
             steps: 5,
             first_loss: ROUNDED,
@@ -130,19 +132,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "qlora-4x128",
-        kind: Kind::Steps(Steps {
-            rows: 4,
-            length: 128,
-            ours: &["--dtype=quantised", "--method=lora"],
-            others: &[Other {
-                suffix: "",
-                peer: false,
-                options: &["--dtype=f32", "--method=lora"],
-                other_loss: false,
-            }],
-            steps: 5,
-            first_loss: EXACT,
-        }),
+        kind: Kind::Missing("not implemented: weights are not kept in the file's own blocks yet"),
     },
     Case { name: "memory-512-4096", kind: Kind::Memory { lengths: &[512, 1024, 2048, 4096] } },
     Case { name: "h100-lora-1b", kind: Kind::Cuda },

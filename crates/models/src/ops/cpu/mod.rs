@@ -160,6 +160,24 @@ impl Deref for Strided<'_> {
     }
 }
 
+/// Has the allocator keep what is freed instead of giving it back to the system, from now on: a training step frees hundreds of megabytes that
+/// the next one wants again, and each page that comes back costs a fault. (Predicted: 250,000 faults a step of SmolLM2-135M at
+/// 4 x 128 tokens, 0.1 s. Measured: 0.14 s of 0.70 s in bf16, system time down from 1.9 s to 0.7 s over a run.) Each
+/// arena keeps its own: whatever is large should be allocated by one thread.
+/// Only glibc needs and knows this.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const M_TRIM_THRESHOLD: libc::c_int = -1;
+        const M_MMAP_THRESHOLD: libc::c_int = -3;
+        // SAFETY: both only change when the allocator calls the system.
+        unsafe {
+            libc::mallopt(M_TRIM_THRESHOLD, libc::c_int::MAX);
+            libc::mallopt(M_MMAP_THRESHOLD, 1 << 30);
+        }
+    }
+}
+
 /// A buffer whose values are whatever the memory holds: zeroing it first would cost as much as many operations do.
 ///
 /// # Safety
