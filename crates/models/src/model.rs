@@ -321,7 +321,7 @@ impl Model {
     /// # Errors
     /// When an id exceeds the vocabulary.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        self.inner.decoder.embed(ids)
+        Ok(self.inner.decoder.embed(ids)?.to_dtype(self.activation_dtype())?)
     }
 
     /// What [`Model::embed`] multiplies the embedding table's rows with.
@@ -462,12 +462,20 @@ impl Model {
     pub(crate) fn cache(&self, b: usize, capacity: usize) -> Result<KvCache> {
         let config = self.config();
         let shape = (b, capacity, config.num_key_value_heads, config.head_dim);
-        KvCache::new(self.num_blocks(), shape, self.dtype(), self.device())
+        KvCache::new(self.num_blocks(), shape, self.activation_dtype(), self.device())
     }
 
     /// The type of the weights.
     pub fn dtype(&self) -> DType {
         self.head_weight().dtype()
+    }
+
+    /// The type of activations: f32 on the CPU beside weights in bf16, whose products round to bf16 and sum in f32.
+    fn activation_dtype(&self) -> DType {
+        match self.dtype() {
+            DType::BF16 if self.device().is_cpu() => DType::F32,
+            dtype => dtype,
+        }
     }
 }
 

@@ -51,7 +51,7 @@ fn run() -> Result<()> {
     ops::compose(naive);
     let device = Device::Cpu;
     let batches: Vec<Vec<Vec<u32>>> = serde_json::from_slice(&std::fs::read(ids)?)?;
-    let model = Model::load_as(model, &device, dtype)?;
+    let model = Model::load_as(model, Some(dtype), &device)?;
     let lora = Lora {
         r: 8,
         lora_alpha: 16.0,

@@ -76,7 +76,9 @@ pub(crate) fn load(checkpoint: &dyn Checkpoint, needs: &[Need], dtype: DType, de
     let mut order: Vec<&Need> = needs.iter().collect();
     order.sort_by_key(|need| std::cmp::Reverse(need.shape.iter().product::<usize>()));
     let one = |need: &&Need| -> Result<Tensor> {
-        let tensor = checkpoint.load(need.weight.name(), dtype)?;
+        // Activations on the CPU are f32 beside weights in bf16, and so are the norms and biases that they meet.
+        let vector = device.is_cpu() && dtype == DType::BF16 && need.shape.len() == 1;
+        let tensor = checkpoint.load(need.weight.name(), if vector { DType::F32 } else { dtype })?;
         let turned = need.transposed && checkpoint.transposes();
         Ok(if turned { tensor.t()?.contiguous()? } else { tensor })
     };

@@ -140,7 +140,7 @@ fn the_folder_brings_tokenizer_and_template() {
 fn weights_in_bf16_are_half_the_size_and_give_nearly_the_same_logits() {
     let Tiny { model, expected } = tiny("llama-tied");
     let folder = golden("logits").join("llama-tied");
-    let half = Model::load_as(folder.to_str().unwrap(), &Device::Cpu, DType::BF16).unwrap();
+    let half = Model::load_as(folder.to_str().unwrap(), Some(DType::BF16), &Device::Cpu).unwrap();
     // Norms stay f32.
     assert!(half.memory_bytes() < model.memory_bytes() * 6 / 10, "{} bytes", half.memory_bytes());
     let ids = expected["ids"].narrow(0, 0, 1).unwrap().narrow(1, 0, 6).unwrap();
@@ -148,6 +148,4 @@ fn weights_in_bf16_are_half_the_size_and_give_nearly_the_same_logits() {
     assert!(error > 0.0 && error < 3e-2, "{error}");
     let config = GenerationConfig { max_new_tokens: 4, ..Default::default() };
     assert!(half.generate_ids(&[vec![1, 2, 3]], &config).is_ok());
-    let refused = Model::load_as(folder.to_str().unwrap(), &Device::Cpu, DType::F16);
-    assert!(refused.err().unwrap().to_string().contains("dtype"));
 }
