@@ -13,7 +13,7 @@ use tunebook_models::{Model, Projection};
 use crate::error::{Error, Result};
 use crate::full::FullWeights;
 use crate::inject;
-use crate::lora::Lora;
+use crate::lora::{Lora, LoraInit};
 use crate::lora_linear::{LoraLinear, Mode};
 use crate::parameter::{Parameter, Parameters, Part};
 use crate::peft::{self, AdapterFiles, LoraMatrices, Matrix};
@@ -68,6 +68,12 @@ pub trait Adapters {
     /// # Errors
     /// No adapter of that name.
     fn delete_adapter(&self, name: &str) -> Result<()>;
+
+    /// Gives an adapter another name.
+    ///
+    /// # Errors
+    /// No adapter of that name, or the new name is taken or cannot be used.
+    fn rename_adapter(&self, name: &str, new_name: &str) -> Result<()>;
 
     /// Makes this adapter the active one in merged form: each weight a copy with the update added, so that it runs as fast as the base. The
     /// base is kept; any other switch undoes it exactly. A merged adapter cannot be trained.
@@ -169,6 +175,9 @@ impl Adapter {
             };
             add("lora_A", layer.lora_a());
             add("lora_B", layer.lora_b());
+            if let Some(magnitude) = layer.magnitude() {
+                add("lora_magnitude_vector", magnitude);
+            }
         }
         Parameters::new(parameters)
     }
@@ -194,12 +203,31 @@ impl Adapter {
         };
         let mut layers = BTreeMap::new();
         for layer in &self.layers {
-            let matrices = LoraMatrices { lora_a: matrix(layer.lora_a())?, lora_b: matrix(layer.lora_b())? };
+            let (a, b) = layer.plain()?;
+            let magnitude = layer.magnitude().map(|magnitude| magnitude.to_vec1()).transpose()?;
+            let matrices = LoraMatrices { lora_a: matrix(&a)?, lora_b: matrix(&b)?, magnitude };
             layers.insert(layer.path().to_owned(), matrices);
         }
         let mut config = self.config.clone();
-        if config.target_modules == TargetModules::all_linear() {
+        // PEFT refuses a list of blocks beside a pattern.
+        let pattern = matches!(config.target_modules, TargetModules::Pattern(_));
+        if config.target_modules == TargetModules::all_linear()
+            || pattern && config.layers_to_transform.is_some()
+        {
             config.target_modules = self.written_out(model);
+            if matches!(&config.target_modules, TargetModules::Names(names) if names.len() == self.layers.len())
+            {
+                config.layers_to_transform = None; // whole paths
+            }
+        }
+        if config.lora_init.takes_from_base() {
+            // The file holds [A; A₀] and [B, −B₀]: twice the rank, and the scaling as it was.
+            let factor = if config.use_rslora { 2f64.sqrt() } else { 2.0 };
+            config.r *= 2;
+            config.lora_alpha *= factor;
+            config.rank_pattern.values_mut().for_each(|r| *r *= 2);
+            config.alpha_pattern.values_mut().for_each(|alpha| *alpha *= factor);
+            config.lora_init = LoraInit::Kaiming;
         }
         Ok(AdapterFiles { config, base_model_name_or_path: Some(model.name().to_owned()), layers })
     }
@@ -379,6 +407,22 @@ fn fill(adapter: &Adapter, files: &AdapterFiles, path: &Path) -> Result<()> {
             }
             var.set(&Tensor::from_slice(&found.values, expected, var.device())?)?;
         }
+        let (expected, found) = (layer.magnitude(), &matrices.magnitude);
+        match (expected, found) {
+            (Some(var), Some(values)) if var.elem_count() == values.len() => {
+                var.set(&Tensor::from_slice(values, values.len(), var.device())?)?;
+            }
+            (None, None) => {}
+            _ => {
+                let length = |n: Option<usize>| n.map_or("none".to_owned(), |n| format!("[{n}]"));
+                return Err(problem(format!(
+                    "`{}.lora_magnitude_vector`: expected {} as `use_dora` says, found {}",
+                    layer.path(),
+                    length(expected.map(|var| var.elem_count())),
+                    length(found.as_ref().map(Vec::len))
+                )));
+            }
+        }
     }
     Ok(())
 }
@@ -394,6 +438,17 @@ impl Adapters for Model {
         let registry = self.extension::<Registry>();
         let mut state = registry.lock();
         state.check_free(name)?;
+        for slot in inject::targets(self, config)? {
+            let r = config.rank_and_scaling(slot.path())?.0;
+            let (input, output) = (slot.base().in_features(), slot.base().out_features());
+            if r > input.min(output) {
+                return Err(Error::Config {
+                    field: "Lora.r",
+                    value: format!("{r} for `{}`, which maps {input} to {output}", slot.path()),
+                    expected: "a rank of at most the smaller side of the matrix: beyond it nothing more can be learned",
+                });
+            }
+        }
         let adapter = build(self, name, config)?;
         state.add(self, adapter)
     }
@@ -446,6 +501,30 @@ impl Adapters for Model {
         state.paused.take_if(|paused| paused == name);
         if state.active.take_if(|active| active == name).is_some() {
             inject::restore(self);
+        }
+        Ok(())
+    }
+
+    fn rename_adapter(&self, name: &str, new_name: &str) -> Result<()> {
+        let registry = self.extension::<Registry>();
+        let mut state = registry.lock();
+        let adapter = state.get(name)?;
+        check_name(new_name)?;
+        state.check_free(new_name)?;
+        let renamed = Adapter {
+            name: new_name.to_owned(),
+            config: adapter.config.clone(),
+            layers: adapter.layers.clone(),
+            mode: Arc::clone(&adapter.mode),
+            warnings: adapter.warnings.clone(),
+        };
+        state.adapters.remove(name);
+        state.adapters.insert(new_name.to_owned(), Arc::new(renamed));
+        if state.active.as_deref() == Some(name) {
+            state.active = Some(new_name.to_owned());
+        }
+        if state.paused.as_deref() == Some(name) {
+            state.paused = Some(new_name.to_owned());
         }
         Ok(())
     }

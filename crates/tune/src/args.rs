@@ -87,6 +87,9 @@ pub struct TrainingArgs {
     pub label_smoothing_factor: f64,
     /// Noise on the embeddings in training (NEFTune): 5 is usual. Default none.
     pub neftune_noise_alpha: Option<f64>,
+    /// LoRA's B, and DoRA's lengths, learn so many times as fast as A ([LoRA+, Hayou et al. 2024](https://arxiv.org/abs/2402.12354)); 8 to 16
+    /// are usual. Default `None`: as fast.
+    pub loraplus_lr_ratio: Option<f64>,
     /// Batches of examples of similar length: less padding, and batches that are less random. Default false.
     pub group_by_length: bool,
     /// Several examples in one row, up to `max_length` tokens, none seeing another: no padding for short examples. Default false.
@@ -148,6 +151,7 @@ impl Default for TrainingArgs {
             max_grad_norm: 1.0,
             label_smoothing_factor: 0.0,
             neftune_noise_alpha: None,
+            loraplus_lr_ratio: None,
             group_by_length: false,
             packing: false,
             max_length: None,
@@ -211,6 +215,13 @@ impl TrainingArgs {
         for (field, value) in not_negative {
             require(field, value, value.is_finite() && value >= 0.0, "a finite number of at least 0")?;
         }
+        let ratio = self.loraplus_lr_ratio.unwrap_or(1.0);
+        require(
+            "TrainingArgs.loraplus_lr_ratio",
+            ratio,
+            ratio.is_finite() && ratio > 0.0,
+            "a finite number above 0 (8 to 16 are usual)",
+        )?;
         let eps = self.adam_epsilon;
         require("TrainingArgs.adam_epsilon", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
         if let Some(length) = self.max_length {
@@ -354,6 +365,7 @@ impl TrainingArgs {
             eps: self.adam_epsilon,
             weight_decay: self.weight_decay,
             optim: self.optim,
+            loraplus_lr_ratio: self.loraplus_lr_ratio.unwrap_or(1.0),
         }
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! `y = x·Wᵀ + b + scaling · dropout(x)·Aᵀ·Bᵀ`, with A `[r, in]` and B `[out, r]` trained and W, b frozen; `scaling` is
 //! `lora_alpha / r`, or `lora_alpha / √r` with rsLoRA ([Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)). A starts
-//! uniform in ±1/√in (Kaiming with a = √5, as in PEFT) and B at zero, so that a new adapter changes nothing.
+//! uniform in ±1/√in (Kaiming with a = √5, as in PEFT) and B at zero, so that a new adapter changes nothing; [`LoraInit`] has other ways.
+//!
+//! With DoRA ([Liu et al. 2024](https://arxiv.org/abs/2402.09353)) the direction and the length of each row are trained apart:
+//! `W' = m · (W + scaling·B·A) / ‖W + scaling·B·A‖`, with m `[out]` trained too, and the norm, by rows, taken as a constant.
 //!
 //! ```
 //! use tunebook_tune::Lora;
@@ -33,6 +36,8 @@ pub struct Lora {
     pub target_modules: TargetModules,
     /// Scale by `lora_alpha / √r` in place of `lora_alpha / r`. Default false.
     pub use_rslora: bool,
+    /// Train the length of each row apart from its direction (DoRA). Default false.
+    pub use_dora: bool,
     /// Blocks to adapt among those that `target_modules` matches. Default all.
     pub layers_to_transform: Option<Vec<usize>>,
     /// Other ranks for some projections: name, path or regular expression to rank. Default none.
@@ -41,9 +46,36 @@ pub struct Lora {
     pub alpha_pattern: BTreeMap<String, f64>,
     /// B starts at zero; with false it starts random as A does, which is of use in tests only. Default true.
     pub init_lora_weights: bool,
+    /// How the initial weights are made; PEFT has this in `init_lora_weights`, and so it is read. It is not written: what is saved is a plain
+    /// LoRA. Default [`LoraInit::Kaiming`].
+    #[serde(skip)]
+    pub lora_init: LoraInit,
     /// Seed of the initial weights (PEFT draws them from torch's global generator; this field is not in its files). Default 42.
     #[serde(skip)]
     pub init_seed: u64,
+}
+
+/// How A and B begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LoraInit {
+    /// A uniform in ±1/√in, B zero.
+    #[default]
+    Kaiming,
+    /// A normal with standard deviation 1/r, B zero.
+    Gaussian,
+    /// A and B are the r largest singular directions of the weight, which are taken out of the base beside them
+    /// ([PiSSA, Meng et al. 2024](https://arxiv.org/abs/2404.02948)).
+    Pissa,
+    /// The same with the first r columns and rows of the weight's QR decomposition ([OLoRA, Büyükakyüz
+    /// 2024](https://arxiv.org/abs/2406.01775)).
+    Olora,
+}
+
+impl LoraInit {
+    /// Whether a part of the base weight moves into A and B.
+    pub(crate) fn takes_from_base(self) -> bool {
+        matches!(self, Self::Pissa | Self::Olora)
+    }
 }
 
 impl Default for Lora {
@@ -54,10 +86,12 @@ impl Default for Lora {
             lora_dropout: 0.0,
             target_modules: TargetModules::default(),
             use_rslora: false,
+            use_dora: false,
             layers_to_transform: None,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             init_lora_weights: true,
+            lora_init: LoraInit::Kaiming,
             init_seed: 42,
         }
     }
@@ -94,6 +128,13 @@ impl Lora {
             self.alpha_pattern.iter().find(|(_, alpha)| !(alpha.is_finite() && **alpha > 0.0))
         {
             return refuse("Lora.alpha_pattern", format!("{alpha} for `{name}`"), "finite numbers above 0");
+        }
+        if self.use_dora && self.lora_init.takes_from_base() {
+            return refuse(
+                "Lora.use_dora",
+                format!("true with the initial weights {:?}", self.lora_init),
+                "Kaiming or Gaussian initial weights with DoRA",
+            );
         }
         if self.layers_to_transform.as_ref().is_some_and(Vec::is_empty) {
             return refuse(

@@ -7,8 +7,9 @@ use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use tunebook_models::{Linear, Projection, ops};
 
+use crate::decompose;
 use crate::error::Result;
-use crate::lora::Lora;
+use crate::lora::{Lora, LoraInit};
 use crate::rng::Stream;
 
 /// What all layers of one adapter share while it is used: whether it is being trained, and which dropout mask is due.
@@ -50,6 +51,10 @@ pub struct LoraLinear {
     base: Arc<Linear>,
     lora_a: Var,
     lora_b: Var,
+    /// DoRA's m, `[out]`.
+    magnitude: Option<Var>,
+    /// A and B as they began, where they were taken out of the base.
+    initial: Option<(Tensor, Tensor)>,
     scaling: f64,
     lora_dropout: f64,
     mode: Arc<Mode>,
@@ -64,17 +69,43 @@ impl LoraLinear {
         let (r, scaling) = config.rank_and_scaling(path)?;
         let (input, output) = (base.in_features(), base.out_features());
         let device = base.weight().device().clone();
-        let lora_a = uniform((r, input), config.init_seed, &format!("{path}.lora_A"), &device)?;
-        let lora_b = if config.init_lora_weights {
-            Tensor::zeros((output, r), DType::F32, &device)?
-        } else {
-            uniform((output, r), config.init_seed, &format!("{path}.lora_B"), &device)?
+        let random = |shape, name: &str| uniform(shape, config.init_seed, &format!("{path}.{name}"), &device);
+        let (lora_a, lora_b) = match config.lora_init {
+            LoraInit::Kaiming if config.init_lora_weights => {
+                (random((r, input), "lora_A")?, Tensor::zeros((output, r), DType::F32, &device)?)
+            }
+            LoraInit::Kaiming => (random((r, input), "lora_A")?, random((output, r), "lora_B")?),
+            LoraInit::Gaussian => {
+                let mut stream = Stream::new(config.init_seed, &format!("{path}.lora_A"), 0);
+                let values: Vec<f32> = (0..r * input).map(|_| stream.normal() / r as f32).collect();
+                let a = Tensor::from_vec(values, (r, input), &device)?;
+                (a, Tensor::zeros((output, r), DType::F32, &device)?)
+            }
+            LoraInit::Pissa => decompose::principal(&base.weight(), r, scaling)?,
+            LoraInit::Olora => decompose::orthogonal(&base.weight(), r)?,
+        };
+        let mut base = base;
+        let mut initial = None;
+        if config.lora_init.takes_from_base() {
+            let weight = base.weight();
+            let taken = (lora_b.matmul(&lora_a)? * scaling)?.to_dtype(weight.dtype())?;
+            base = Arc::new(Linear::new((weight - taken)?, base.bias()));
+            initial = Some((lora_a.clone(), lora_b.clone()));
+        }
+        let magnitude = match config.use_dora {
+            true => {
+                let delta = (lora_b.matmul(&lora_a)? * scaling)?;
+                Some(Var::from_tensor(&row_norms(&(base.weight().to_dtype(DType::F32)? + delta)?)?)?)
+            }
+            false => None,
         };
         Ok(Self {
             path: path.to_owned(),
             base,
             lora_a: Var::from_tensor(&lora_a)?,
             lora_b: Var::from_tensor(&lora_b)?,
+            magnitude,
+            initial,
             scaling,
             lora_dropout: config.lora_dropout,
             mode,
@@ -96,7 +127,22 @@ impl LoraLinear {
         &self.lora_b
     }
 
-    /// The update as one matrix: `scaling · B·A`, `[out, in]`.
+    /// DoRA's length of each row, `[out]`.
+    pub fn magnitude(&self) -> Option<&Var> {
+        self.magnitude.as_ref()
+    }
+
+    /// A and B of the plain LoRA that does the same on the model's own weights: A and B themselves, or, where they began with a part of the
+    /// base, `[A; A₀]` and `[B, −B₀]`, of twice the rank and twice the scaling's alpha.
+    pub(crate) fn plain(&self) -> Result<(Tensor, Tensor)> {
+        let (a, b) = (self.lora_a.as_detached_tensor(), self.lora_b.as_detached_tensor());
+        Ok(match &self.initial {
+            Some((a0, b0)) => (Tensor::cat(&[&a, a0], 0)?, Tensor::cat(&[b, b0.neg()?], 1)?),
+            None => (a, b),
+        })
+    }
+
+    /// `scaling · B·A`, `[out, in]`: the update as one matrix, without what DoRA does to it.
     pub fn delta_weight(&self) -> Result<Tensor> {
         let delta = self.lora_b.as_detached_tensor().matmul(&self.lora_a.as_detached_tensor())?;
         Ok((delta * self.scaling)?)
@@ -105,7 +151,13 @@ impl LoraLinear {
     /// The base with the update added to its weight: one plain projection, as fast as the base.
     pub fn merged(&self) -> Result<Linear> {
         let weight = self.base.weight();
-        let merged = (&weight + self.delta_weight()?.to_dtype(weight.dtype())?)?;
+        let mut merged = (&weight + self.delta_weight()?.to_dtype(weight.dtype())?)?;
+        if let Some(magnitude) = &self.magnitude {
+            let f32s = merged.to_dtype(DType::F32)?;
+            let lengths = (magnitude.as_detached_tensor() / row_norms(&f32s)?)?;
+            // [out] -> [out, 1]
+            merged = f32s.broadcast_mul(&lengths.unsqueeze(1)?)?.to_dtype(weight.dtype())?;
+        }
         Ok(Linear::new(merged, self.base.bias()))
     }
 
@@ -130,6 +182,42 @@ impl LoraLinear {
     }
 }
 
+impl LoraLinear {
+    /// DoRA's forward pass, as PEFT's: the base sees x whole, what is learned sees it with its dropout.
+    fn dora(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        magnitude: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> tunebook_models::Result<Tensor> {
+        let weight = self.base.weight();
+        // Detached: the paper takes the norm as a constant, which saves its gradient.
+        let delta = (b.detach().matmul(&a.detach())? * self.scaling)?;
+        let norms = row_norms(&(weight.to_dtype(DType::F32)? + delta)?)?;
+        let lengths = (magnitude / norms)?.to_dtype(x.dtype())?;
+        let y = match mask {
+            None => ops::lora_linear(x, &weight, None, a, b, self.scaling, None)?.broadcast_mul(&lengths)?,
+            Some(mask) => {
+                let dropped = (x * mask)?;
+                let learned = ops::lora_linear(&dropped, &weight, None, a, b, self.scaling, None)?;
+                let base = (ops::linear(x, &weight, None)? - ops::linear(&dropped, &weight, None)?)?;
+                (learned.broadcast_mul(&lengths)? + base)?
+            }
+        };
+        Ok(match self.base.bias() {
+            Some(bias) => y.broadcast_add(&bias)?,
+            None => y,
+        })
+    }
+}
+
+/// The length of each row: `[out, in]` -> `[out]`.
+fn row_norms(weight: &Tensor) -> candle_core::Result<Tensor> {
+    weight.sqr()?.sum(1)?.sqrt()
+}
+
 impl Projection for LoraLinear {
     fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
         let (a, b) = if self.mode.gradients.load(Ordering::Relaxed) {
@@ -139,6 +227,13 @@ impl Projection for LoraLinear {
             (self.lora_a.as_detached_tensor(), self.lora_b.as_detached_tensor())
         };
         let mask = self.dropout_mask(x)?;
+        if let Some(magnitude) = &self.magnitude {
+            let magnitude = match self.mode.gradients.load(Ordering::Relaxed) {
+                true => magnitude.as_tensor().clone(),
+                false => magnitude.as_detached_tensor(),
+            };
+            return self.dora(x, &a, &b, &magnitude, mask.as_ref());
+        }
         Ok(ops::lora_linear(
             x,
             &self.base.weight(),

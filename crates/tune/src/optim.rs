@@ -40,11 +40,20 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
     /// How the moments are kept. Default f32.
     pub optim: Optim,
+    /// Factor on the learning rate of LoRA's B and of vectors (LoRA+). Default 1.
+    pub loraplus_lr_ratio: f64,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, optim: Optim::AdamW }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            optim: Optim::AdamW,
+            loraplus_lr_ratio: 1.0,
+        }
     }
 }
 
@@ -110,11 +119,14 @@ impl AdamW {
         scale: f64,
     ) -> Result<()> {
         self.steps += 1;
-        let decayed = Update::new(&self.config, self.steps, learning_rate, scale);
-        let kept = Update { keep: 1.0, ..decayed };
+        let slow = Update::new(&self.config, self.steps, learning_rate, scale);
+        let fast =
+            Update::new(&self.config, self.steps, learning_rate * self.config.loraplus_lr_ratio, scale);
         for (parameter, gradient) in parameters.iter().zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
-            let update = if decays(&parameter.name) { decayed } else { kept };
+            let is_fast = parameter.name.ends_with("lora_B") || parameter.var.rank() == 1;
+            let rate = if is_fast { fast } else { slow };
+            let update = if decays(&parameter.name) { rate } else { Update { keep: 1.0, ..rate } };
             let moments = match self.moments.get_mut(&parameter.name) {
                 Some(moments) => moments,
                 None => {

@@ -3,7 +3,7 @@
 //! A folder holds `adapter_config.json` and `adapter_model.safetensors`. The tensors are f32 and named
 //! `base_model.model.PATH.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`, without the adapter's name. As PEFT's
 //! `save_pretrained` does, an adapter named `default` goes into the folder itself and any other into a subfolder of its name.
-//! Only keys that PEFT knows are written. What PEFT can do and we cannot (DoRA, trained biases …) is refused on reading, by name.
+//! Only keys that PEFT knows are written. DoRA adds `….lora_magnitude_vector` `[out]`. What PEFT can do and we cannot (trained biases …) is refused on reading, by name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
 const PREFIX: &str = "base_model.model.";
+const MAGNITUDE: &str = "lora_magnitude_vector";
 
 /// A matrix in memory, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +42,8 @@ pub struct LoraMatrices {
     pub lora_a: Matrix,
     /// `[out, r]`.
     pub lora_b: Matrix,
+    /// DoRA's length of each row, `[out]`.
+    pub magnitude: Option<Vec<f32>>,
 }
 
 /// An adapter as its files hold it.
@@ -75,6 +78,10 @@ impl AdapterFiles {
                     bytes,
                 ));
             }
+            if let Some(magnitude) = &layer.magnitude {
+                let bytes = magnitude.iter().flat_map(|value| value.to_le_bytes()).collect();
+                tensors.push((format!("{PREFIX}{path}.{MAGNITUDE}"), vec![magnitude.len()], bytes));
+            }
         }
         let mut views = Vec::with_capacity(tensors.len());
         for (name, shape, bytes) in &tensors {
@@ -95,6 +102,16 @@ impl AdapterFiles {
         let config_path = folder.join(CONFIG_FILE);
         let (config, base_model_name_or_path) = read_config(&config_path, &atomic::read(&config_path)?)?;
         let path = folder.join(TENSORS_FILE);
+        let pickle = folder.join("adapter_model.bin");
+        if pickle.is_file() && !path.is_file() {
+            return Err(Error::AdapterFile {
+                path: pickle,
+                problem: format!(
+                    "is a pickle file, which is not read, as reading one runs whatever program it holds; expected `{TENSORS_FILE}`. \
+                     Load the adapter in PEFT where you trust it, and save it with `safe_serialization=True`"
+                ),
+            });
+        }
         let layers = read_layers(&path, &atomic::read(&path)?)?;
         Ok(Self { config, base_model_name_or_path, layers })
     }
@@ -123,7 +140,7 @@ impl AdapterFiles {
             "revision": null,
             "target_modules": config.target_modules,
             "task_type": "CAUSAL_LM",
-            "use_dora": false,
+            "use_dora": config.use_dora,
             "use_rslora": config.use_rslora,
         })
     }
@@ -135,8 +152,7 @@ fn number(value: f64) -> Value {
 }
 
 /// Features that change what the tensors mean, and the values that leave them off.
-const UNSUPPORTED: [&str; 15] = [
-    "use_dora",
+const UNSUPPORTED: [&str; 14] = [
     "fan_in_fan_out",
     "lora_bias",
     "modules_to_save",
@@ -205,7 +221,8 @@ fn read_config(path: &Path, bytes: &[u8]) -> Result<(Lora, Option<String>)> {
     };
     // The rest has the names and types of our own configuration.
     let mut ours = Map::new();
-    for name in ["r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"] {
+    for name in ["r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"]
+    {
         if let Some(value) = field(name) {
             ours.insert(name.to_owned(), value);
         }
@@ -230,6 +247,7 @@ fn read_layers(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, LoraMatrice
         problem(format!("expected a whole safetensors file of {} bytes or more, found {error}", bytes.len()))
     })?;
     let mut halves: BTreeMap<String, (Option<Matrix>, Option<Matrix>)> = BTreeMap::new();
+    let mut magnitudes: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     for (key, view) in file.tensors() {
         let expected = || {
             problem(format!(
@@ -242,6 +260,11 @@ fn read_layers(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, LoraMatrice
             halves.entry(layer.to_owned()).or_default().0 = Some(matrix()?);
         } else if let Some(layer) = inner.strip_suffix(".lora_B.weight") {
             halves.entry(layer.to_owned()).or_default().1 = Some(matrix()?);
+        } else if let Some(layer) = inner.trim_end_matches(".weight").strip_suffix(&format!(".{MAGNITUDE}")) {
+            magnitudes.insert(
+                layer.to_owned(),
+                values(&view).map_err(|found| problem(format!("`{key}`: {found}")))?,
+            );
         } else {
             return Err(expected());
         }
@@ -257,7 +280,11 @@ fn read_layers(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, LoraMatrice
                 lora_a.rows, lora_a.columns, lora_b.rows, lora_b.columns
             )));
         }
-        layers.insert(layer, LoraMatrices { lora_a, lora_b });
+        let magnitude = magnitudes.remove(&layer);
+        layers.insert(layer, LoraMatrices { lora_a, lora_b, magnitude });
+    }
+    if let Some(layer) = magnitudes.keys().next() {
+        return Err(problem(format!("`{layer}` has a {MAGNITUDE} and neither lora_A nor lora_B")));
     }
     if layers.is_empty() {
         return Err(problem("expected lora_A and lora_B tensors, found none".to_owned()));
@@ -270,6 +297,11 @@ fn matrix(view: &TensorView<'_>) -> Result<Matrix, String> {
     let &[rows, columns] = view.shape() else {
         return Err(format!("expected a matrix, found shape {:?}", view.shape()));
     };
+    Ok(Matrix { rows, columns, values: values(view)? })
+}
+
+/// As f32, flat.
+fn values(view: &TensorView<'_>) -> Result<Vec<f32>, String> {
     let data = view.data();
     let values: Vec<f32> = match view.dtype() {
         Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
@@ -282,7 +314,7 @@ fn matrix(view: &TensorView<'_>) -> Result<Matrix, String> {
     if let Some(bad) = values.iter().find(|value| !value.is_finite()) {
         return Err(format!("holds {bad}, expected finite numbers"));
     }
-    Ok(Matrix { rows, columns, values })
+    Ok(values)
 }
 
 #[cfg(test)]
@@ -295,7 +327,7 @@ mod tests {
             columns,
             values: (0..rows * columns).map(|i| i as f32 * 0.25 - 1.0).collect(),
         };
-        let layer = || LoraMatrices { lora_a: matrix(2, 6), lora_b: matrix(4, 2) };
+        let layer = || LoraMatrices { lora_a: matrix(2, 6), lora_b: matrix(4, 2), magnitude: None };
         AdapterFiles {
             config: Lora {
                 r: 2,
@@ -357,7 +389,6 @@ mod tests {
         };
         for (key, value, says) in [
             ("peft_type", json!("ADALORA"), "expected `peft_type` \"LORA\", found \"ADALORA\""),
-            ("use_dora", json!(true), "`use_dora` is true"),
             ("bias", json!("all"), "`bias` is \"all\""),
             ("modules_to_save", json!(["lm_head"]), "`modules_to_save` is [\"lm_head\"]"),
             ("init_lora_weights", json!("pissa"), "`init_lora_weights` is \"pissa\""),

@@ -30,6 +30,12 @@ impl Stream {
         (self.0.next_u32() >> 8) as f32 * (1.0 / 16_777_216.0)
     }
 
+    /// Standard normal (Box and Muller).
+    pub(crate) fn normal(&mut self) -> f32 {
+        let (radius, angle) = (1.0 - self.uniform(), self.uniform()); // above 0: its logarithm is finite
+        (-2.0 * radius.ln()).sqrt() * (std::f32::consts::TAU * angle).cos()
+    }
+
     /// 32 random bits.
     pub(crate) fn bits(&mut self) -> u32 {
         self.0.next_u32()

@@ -13,5 +13,6 @@ mod full;
 mod invariants;
 mod peers;
 mod smollm;
+mod strategies;
 mod tiny;
 mod training;

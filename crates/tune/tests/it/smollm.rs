@@ -39,6 +39,7 @@ fn twenty_losses_are_pefts() {
         let base = slots[index].base();
         let layer: f64 = paths[index].split('.').find_map(|part| part.parse().ok()).unwrap();
         let matrices = LoraMatrices {
+            magnitude: None,
             lora_a: initial(golden.r, base.in_features(), 0.04, layer),
             lora_b: initial(base.out_features(), golden.r, 0.01, layer + 0.5),
         };

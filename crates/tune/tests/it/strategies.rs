@@ -1,0 +1,202 @@
+//! Fifty steps of each strategy against PEFT's (`tests/golden/strategies`): every loss and every final tensor.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use tunebook_models::Model;
+use tunebook_tune::peft::AdapterFiles;
+use tunebook_tune::{Adapters, Lora, LoraInit, LrScheduler, Stepper, TrainingArgs};
+
+use crate::common::*;
+
+#[derive(Deserialize)]
+struct Golden {
+    losses: Vec<f64>,
+    batches: Vec<Vec<usize>>,
+    learning_rate: f64,
+}
+
+#[derive(Deserialize)]
+struct Rows {
+    rows: Vec<Row>,
+}
+
+fn folder(case: &str, which: &str) -> String {
+    golden("strategies").join(case).join(which).to_str().unwrap().to_owned()
+}
+
+fn args(golden: &Golden) -> TrainingArgs {
+    TrainingArgs {
+        learning_rate: golden.learning_rate,
+        lr_scheduler: LrScheduler::Constant,
+        warmup_steps: Some(0),
+        weight_decay: 0.01,
+        ..Default::default()
+    }
+}
+
+/// Trains the active adapter and holds every loss against PEFT's.
+fn train(model: &Model, case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
+    let golden: Golden = read_json(&format!("strategies/{case}/run.json"));
+    let rows: Rows = read_json("lora_tiny/run.json");
+    let mut stepper = Stepper::new(model, &change(args(&golden)), golden.losses.len()).unwrap();
+    let mut worst = 0f64;
+    for (step, (indices, expected)) in golden.batches.iter().zip(&golden.losses).enumerate() {
+        let found = stepper.step(&[batch(&rows.rows, indices)]).unwrap().loss;
+        let error = (found - expected).abs() / expected;
+        assert!(error < 1e-2, "{case}, step {step}: loss {found}, expected {expected}");
+        worst = worst.max(error);
+    }
+    eprintln!("{case}: largest relative difference of {} losses {worst:.1e}", golden.losses.len());
+}
+
+/// The norm of the difference over the norm of what is expected.
+fn norm_error(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)))
+        / norm(&mut expected.iter().map(|value| f64::from(*value)))
+}
+
+fn saved(model: &Model) -> AdapterFiles {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = model.save_adapter("default", dir.path().to_str().unwrap()).unwrap();
+    AdapterFiles::read(&folder).unwrap()
+}
+
+fn check_final(model: &Model, case: &str) {
+    let expected = AdapterFiles::read(Path::new(&folder(case, "final"))).unwrap();
+    let found = saved(model);
+    assert_eq!(found.layers.len(), expected.layers.len());
+    assert_eq!(found.config, expected.config);
+    let mut worst = 0f64;
+    for (path, expected) in &expected.layers {
+        let found = &found.layers[path];
+        let mut check = |name: &str, found: &[f32], expected: &[f32]| {
+            let error = norm_error(found, expected);
+            assert!(error < 1e-3, "{case}: {path}.{name} differs by {error}");
+            worst = worst.max(error);
+        };
+        check("lora_A", &found.lora_a.values, &expected.lora_a.values);
+        check("lora_B", &found.lora_b.values, &expected.lora_b.values);
+        assert_eq!(found.magnitude.is_some(), expected.magnitude.is_some());
+        if let (Some(found), Some(expected)) = (&found.magnitude, &expected.magnitude) {
+            check("lora_magnitude_vector", found, expected);
+        }
+    }
+    eprintln!("{case}: largest relative norm of a final tensor's difference {worst:.1e}");
+}
+
+fn run(case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
+    let model = tiny();
+    model.load_adapter("default", &folder(case, "initial")).unwrap();
+    train(&model, case, change);
+    check_final(&model, case);
+}
+
+#[test]
+fn patterns_rslora_and_chosen_blocks_train_as_in_peft() {
+    run("patterns", |args| args);
+}
+
+#[test]
+fn dora_trains_as_in_peft() {
+    run("dora", |args| args);
+}
+
+#[test]
+fn loraplus_trains_as_in_peft() {
+    run("loraplus", |args| TrainingArgs { loraplus_lr_ratio: Some(8.0), ..args });
+}
+
+/// B·A, row by row.
+fn product(b: &[f32], a: &[f32], r: usize) -> Vec<f32> {
+    let (out, inp) = (b.len() / r, a.len() / r);
+    let mut values = Vec::with_capacity(out * inp);
+    for i in 0..out {
+        for j in 0..inp {
+            values.push((0..r).map(|k| b[i * r + k] * a[k * inp + j]).sum());
+        }
+    }
+    values
+}
+
+/// Singular vectors have no sign of their own, so the tensors are compared by their product.
+fn decomposed(case: &str, lora_init: LoraInit) {
+    let model = tiny();
+    let base = logits(&model, &[1, 20, 30, 40]);
+    let config = Lora {
+        r: 4,
+        lora_alpha: 6.0,
+        target_modules: ["q_proj", "v_proj", "down_proj"].into(),
+        lora_init,
+        ..Default::default()
+    };
+    model.add_adapter("default", &config).unwrap();
+    assert!(relative_error(&logits(&model, &[1, 20, 30, 40]), &base) < 1e-5, "a new adapter changes nothing");
+    train(&model, case, |args| args);
+    let trained = logits(&model, &[1, 20, 30, 40]);
+
+    let found = saved(&model);
+    let expected = AdapterFiles::read(Path::new(&folder(case, "final"))).unwrap();
+    assert_eq!((found.config.r, found.config.lora_alpha), (8, 12.0));
+    assert_eq!((expected.config.r, expected.config.lora_alpha), (8, 12.0));
+    for (path, expected) in &expected.layers {
+        let found = &found.layers[path];
+        let error = norm_error(
+            &product(&found.lora_b.values, &found.lora_a.values, 8),
+            &product(&expected.lora_b.values, &expected.lora_a.values, 8),
+        );
+        assert!(error < 1e-3, "{case}: {path} differs by {error}");
+    }
+    // What is saved is a plain LoRA on the model's own weights.
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter("default", dir.path().to_str().unwrap()).unwrap();
+    let fresh = tiny();
+    fresh.load_adapter("default", dir.path().to_str().unwrap()).unwrap();
+    assert!(relative_error(&logits(&fresh, &[1, 20, 30, 40]), &trained) < 1e-4);
+    model.disable_adapters();
+    assert_eq!(logits(&model, &[1, 20, 30, 40]), base, "the base is as it was, bit for bit");
+}
+
+#[test]
+fn pissa_trains_as_in_peft() {
+    decomposed("pissa", LoraInit::Pissa);
+}
+
+#[test]
+fn olora_trains_as_in_peft() {
+    decomposed("olora", LoraInit::Olora);
+}
+
+#[test]
+fn a_merged_dora_gives_the_same_logits_and_leaves_exactly() {
+    let model = tiny();
+    let base = logits(&model, &[1, 20, 30, 40]);
+    model.load_adapter("default", &folder("dora", "final")).unwrap();
+    let found = logits(&model, &[1, 20, 30, 40]);
+    model.merge_adapter("default").unwrap();
+    assert!(relative_error(&logits(&model, &[1, 20, 30, 40]), &found) < 1e-5);
+    model.rename_adapter("default", "lengths").unwrap();
+    model.set_adapter("lengths").unwrap();
+    assert_eq!(logits(&model, &[1, 20, 30, 40]), found);
+    model.disable_adapters();
+    assert_eq!(logits(&model, &[1, 20, 30, 40]), base);
+    assert!(model.set_adapter("default").is_err());
+}
+
+#[test]
+fn a_rank_above_the_matrix_and_a_pickle_are_refused() {
+    let model = tiny();
+    let error = model.add_adapter("a", &Lora { r: 17, ..Default::default() }).unwrap_err().to_string();
+    assert!(error.contains("17 for `model.layers.0.self_attn.v_proj`, which maps 32 to 16"), "{error}");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        Path::new(&folder("dora", "final")).join("adapter_config.json"),
+        dir.path().join("adapter_config.json"),
+    )
+    .unwrap();
+    std::fs::write(dir.path().join("adapter_model.bin"), b"PK").unwrap();
+    let error = model.load_adapter("a", dir.path().to_str().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("adapter_model.bin") && error.contains("pickle"), "{error}");
+}
