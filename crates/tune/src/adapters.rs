@@ -19,6 +19,7 @@ use crate::parameter::{Parameter, Parameters, Part};
 use crate::peft::{self, AdapterFiles, LoraMatrices, Matrix};
 use crate::target::{self, TargetModules};
 use crate::trained::Trained;
+use crate::weighted::CombinationType;
 
 /// Adapters on a [`Model`]. Names and meaning are PEFT's.
 ///
@@ -74,6 +75,18 @@ pub trait Adapters {
     /// # Errors
     /// No adapter of that name, or the new name is taken or cannot be used.
     fn rename_adapter(&self, name: &str, new_name: &str) -> Result<()>;
+
+    /// Combines adapters, each with its weight (which may be negative), into a new one, and makes it the active one. The others stay.
+    ///
+    /// # Errors
+    /// No adapter of one of the names, none named, one with DoRA (whose lengths do not add up), weights that are not finite, ranks that the
+    /// combination does not take, or the name is taken.
+    fn add_weighted_adapter(
+        &self,
+        adapters: &[(&str, f64)],
+        name: &str,
+        combination: CombinationType,
+    ) -> Result<AdapterInfo>;
 
     /// Makes this adapter the active one in merged form: each weight a copy with the update added, so that it runs as fast as the base. The
     /// base is kept; any other switch undoes it exactly. A merged adapter cannot be trained.
@@ -527,6 +540,66 @@ impl Adapters for Model {
             state.paused = Some(new_name.to_owned());
         }
         Ok(())
+    }
+
+    fn add_weighted_adapter(
+        &self,
+        adapters: &[(&str, f64)],
+        name: &str,
+        combination: CombinationType,
+    ) -> Result<AdapterInfo> {
+        let registry = self.extension::<Registry>();
+        let mut state = registry.lock();
+        state.check_free(name)?;
+        let refuse = |value: String, expected| Err(Error::Config { field: "adapters", value, expected });
+        if adapters.is_empty() {
+            return refuse("empty".to_owned(), "at least one adapter");
+        }
+        let mut parts = Vec::with_capacity(adapters.len());
+        for (of, weight) in adapters {
+            let adapter = state.get(of)?;
+            if adapter.config.use_dora {
+                return refuse(format!("`{of}` with DoRA"), "LoRAs: DoRA's lengths do not add up");
+            }
+            if !weight.is_finite() {
+                return refuse(format!("`{of}` with the weight {weight}"), "finite weights");
+            }
+            parts.push((adapter, *weight));
+        }
+        let mut paths: Vec<String> = Vec::new();
+        let mut ranks = Vec::with_capacity(parts.len());
+        for (adapter, _) in &parts {
+            let mut largest = 0;
+            for layer in &adapter.layers {
+                largest = largest.max(layer.plain()?.0.dim(0)?);
+                if !paths.iter().any(|path| path == layer.path()) {
+                    paths.push(layer.path().to_owned());
+                }
+            }
+            ranks.push(largest);
+        }
+        let rank = combination.rank(&ranks)?;
+        let config = Lora {
+            r: rank,
+            lora_alpha: rank as f64, // a scaling of 1
+            target_modules: paths.into(),
+            ..Default::default()
+        };
+        let mut adapter = build(self, name, &config)?;
+        for layer in &adapter.layers {
+            let of_layer: Vec<(&LoraLinear, f64)> = parts
+                .iter()
+                .filter_map(|(adapter, weight)| {
+                    let found = adapter.layers.iter().find(|other| other.path() == layer.path())?;
+                    Some((found.as_ref(), *weight))
+                })
+                .collect();
+            let (a, b) = combination.combine(&of_layer, rank)?;
+            layer.lora_a().set(&a)?;
+            layer.lora_b().set(&b)?;
+        }
+        adapter.config.target_modules = adapter.written_out(self);
+        state.add(self, adapter)
     }
 
     fn merge_adapter(&self, name: &str) -> Result<()> {

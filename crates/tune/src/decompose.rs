@@ -74,6 +74,21 @@ pub(crate) fn principal(weight: &Tensor, r: usize, scaling: f64) -> Result<(Tens
     Ok((tensor(&scaled(&found.v), weight)?, tensor(&transposed(&scaled(&found.u)), weight)?))
 }
 
+/// A `[rank, in]` and B `[out, rank]`, so that B·A is the best approximation of `delta` of that rank; zeros beyond its own.
+///
+/// # Shapes
+/// `delta` `[out, in]`.
+pub(crate) fn truncated(delta: &Tensor, rank: usize) -> Result<(Tensor, Tensor)> {
+    let (out, inp) = delta.dims2()?;
+    let found = svd(&rows(delta)?);
+    let (mut a, mut b) = (vec![vec![0.0; inp]; rank], vec![vec![0.0; out]; rank]);
+    for i in 0..rank.min(found.s.len()) {
+        a[i].clone_from(&found.v[i]);
+        b[i] = found.u[i].iter().map(|value| value * found.s[i]).collect();
+    }
+    Ok((tensor(&a, delta)?, tensor(&transposed(&b), delta)?))
+}
+
 /// OLoRA's A `[r, in]` and B `[out, r]`: the first r rows of R and columns of Q of the weight's QR decomposition.
 ///
 /// # Shapes

@@ -34,6 +34,7 @@ mod target;
 mod tensorboard;
 mod trained;
 mod trainer;
+mod weighted;
 
 pub use adapters::{AdapterInfo, Adapters};
 pub use args::{EvalStrategy, SaveStrategy, TrainingArgs};
@@ -53,3 +54,4 @@ pub use step::{StepOutcome, Stepper};
 pub use target::TargetModules;
 pub use tensorboard::TensorBoard;
 pub use trainer::{Measure, MeasureResult, Run, StopReason, Trainer};
+pub use weighted::CombinationType;

@@ -127,6 +127,11 @@ impl LoraLinear {
         &self.lora_b
     }
 
+    /// The factor on `B·A`.
+    pub fn scaling(&self) -> f64 {
+        self.scaling
+    }
+
     /// DoRA's length of each row, `[out]`.
     pub fn magnitude(&self) -> Option<&Var> {
         self.magnitude.as_ref()

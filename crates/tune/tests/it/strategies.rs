@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use tunebook_models::Model;
 use tunebook_tune::peft::AdapterFiles;
-use tunebook_tune::{Adapters, Lora, LoraInit, LrScheduler, Stepper, TrainingArgs};
+use tunebook_tune::{Adapters, CombinationType, Lora, LoraInit, LrScheduler, Stepper, TrainingArgs};
 
 use crate::common::*;
 
@@ -199,4 +199,48 @@ fn a_rank_above_the_matrix_and_a_pickle_are_refused() {
     std::fs::write(dir.path().join("adapter_model.bin"), b"PK").unwrap();
     let error = model.load_adapter("a", dir.path().to_str().unwrap()).unwrap_err().to_string();
     assert!(error.contains("adapter_model.bin") && error.contains("pickle"), "{error}");
+}
+
+#[test]
+fn weighted_adapters_are_pefts() {
+    let at = |name: &str| golden("weighted").join(name);
+    let model = tiny();
+    for name in ["one", "two"] {
+        model.load_adapter(name, at(name).to_str().unwrap()).unwrap();
+    }
+    let density = 0.6;
+    for (name, combination) in [
+        ("linear", CombinationType::Linear),
+        ("cat", CombinationType::Cat),
+        ("svd", CombinationType::Svd { rank: None }),
+        ("ties", CombinationType::Ties { density }),
+        ("magnitude_prune", CombinationType::MagnitudePrune { density }),
+    ] {
+        let info = model.add_weighted_adapter(&[("one", 0.7), ("two", -0.4)], name, combination).unwrap();
+        let expected = AdapterFiles::read(&at(name)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let found =
+            AdapterFiles::read(&model.save_adapter(name, dir.path().to_str().unwrap()).unwrap()).unwrap();
+        assert_eq!((info.config.r, info.config.lora_alpha), (expected.config.r, expected.config.lora_alpha));
+        assert_eq!(found.layers.keys().collect::<Vec<_>>(), expected.layers.keys().collect::<Vec<_>>());
+        for (path, expected) in &expected.layers {
+            let found = &found.layers[path];
+            let r = info.config.r;
+            let error = norm_error(
+                &product(&found.lora_b.values, &found.lora_a.values, r),
+                &product(&expected.lora_b.values, &expected.lora_a.values, r),
+            );
+            assert!(error < 1e-5, "{name}: {path} differs by {error}");
+        }
+    }
+    let refused = |adapters: &[(&str, f64)], combination| {
+        model.add_weighted_adapter(adapters, "new", combination).unwrap_err().to_string()
+    };
+    assert!(refused(&[], CombinationType::Cat).contains("at least one adapter"));
+    assert!(refused(&[("one", 1.0), ("cat", 1.0)], CombinationType::Linear).contains("of ranks [4, 8]"));
+    assert!(
+        refused(&[("one", 1.0), ("nobody", 1.0)], CombinationType::Cat).contains("no adapter named `nobody`")
+    );
+    assert!(refused(&[("one", f64::NAN)], CombinationType::Cat).contains("finite weights"));
+    assert!(refused(&[("one", 1.0)], CombinationType::Ties { density: 1.5 }).contains("density` is 1.5"));
 }
