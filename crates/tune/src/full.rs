@@ -28,7 +28,7 @@ use crate::adapters;
 use crate::error::{Error, Result};
 use crate::lora_linear::Mode;
 use crate::parameter::{Parameter, Parameters, Part};
-use crate::target::{self, TargetModules};
+use crate::target::TargetModules;
 
 /// Which of the model's own weights are trained.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
