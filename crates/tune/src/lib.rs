@@ -20,6 +20,7 @@ mod lora;
 mod lora_linear;
 mod lr_range;
 mod memory;
+mod mlx;
 mod optim;
 mod parameter;
 pub mod peft;

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::atomic;
 use crate::error::{Error, Result};
 use crate::lora::Lora;
+use crate::mlx;
 use crate::target::TargetModules;
 
 /// The name of the configuration's file.
@@ -99,6 +100,9 @@ impl AdapterFiles {
     /// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature that is not supported; a
     /// projection has one matrix only, or ranks that differ.
     pub fn read(folder: &Path) -> Result<Self> {
+        if folder.join(mlx::TENSORS_FILE).is_file() && !folder.join(TENSORS_FILE).is_file() {
+            return mlx::read(folder);
+        }
         let config_path = folder.join(CONFIG_FILE);
         let (config, base_model_name_or_path) = read_config(&config_path, &atomic::read(&config_path)?)?;
         let path = folder.join(TENSORS_FILE);
@@ -293,7 +297,7 @@ fn read_layers(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, LoraMatrice
 }
 
 /// As f32; the error says what was found instead.
-fn matrix(view: &TensorView<'_>) -> Result<Matrix, String> {
+pub(crate) fn matrix(view: &TensorView<'_>) -> Result<Matrix, String> {
     let &[rows, columns] = view.shape() else {
         return Err(format!("expected a matrix, found shape {:?}", view.shape()));
     };

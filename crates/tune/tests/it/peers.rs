@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tunebook_models::Model;
-use tunebook_tune::{Adapters, Example, Lora, Trainer, TrainingArgs};
+use tunebook_tune::{Adapters, Example, Lora, LoraInit, Trainer, TrainingArgs};
 
 use crate::common::*;
 
@@ -82,6 +82,27 @@ fn our_adapter_gives_our_logits_in_peft() {
         ..Default::default()
     };
     ours_in_peft(&python, &tiny(), &tiny_path(), &patterns);
+    let dora = Lora { r: 3, lora_alpha: 7.0, use_dora: true, ..Default::default() };
+    ours_in_peft(&python, &tiny(), &tiny_path(), &dora);
+    for lora_init in [LoraInit::Pissa, LoraInit::Olora] {
+        for use_rslora in [false, true] {
+            let config = Lora { r: 3, lora_alpha: 7.0, lora_init, use_rslora, ..Default::default() };
+            ours_in_peft(&python, &tiny(), &tiny_path(), &config);
+        }
+    }
+}
+
+#[test]
+fn pefts_dora_gives_its_logits_here() {
+    let Some(python) = python() else { return };
+    let adapter = golden("strategies/dora/final");
+    let adapter = adapter.to_str().unwrap();
+    let expected = peft_logits(&python, &tiny_path(), adapter);
+    let model = tiny();
+    model.load_adapter("default", adapter).unwrap();
+    let error = relative_error(&logits(&model, &IDS), &expected);
+    eprintln!("largest relative difference of a logit: {error:.1e}");
+    assert!(error < 1e-4, "logits differ by {error}");
 }
 
 #[test]
