@@ -367,7 +367,10 @@ pub(crate) fn folder(output_dir: &Path, step: usize) -> PathBuf {
 }
 
 /// What a killed run of this folder left half written.
-fn remove_unfinished(output_dir: &Path) -> Result<()> {
+pub(crate) fn remove_unfinished(output_dir: &Path) -> Result<()> {
+    if !output_dir.is_dir() {
+        return Ok(());
+    }
     for entry in fs::read_dir(output_dir).map_err(io("read", output_dir))? {
         let entry = entry.map_err(io("read", output_dir))?;
         let name = entry.file_name();

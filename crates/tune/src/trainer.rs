@@ -471,6 +471,11 @@ impl Trainer {
             }
         };
         run.state = Arc::default(); // the stepper has it; held here, too, the next step would have to copy it
+        if let Some(output_dir) =
+            args.output_dir.as_deref().filter(|_| args.save_strategy != SaveStrategy::No)
+        {
+            checkpoint::remove_unfinished(output_dir)?; // of a run that was killed
+        }
         self.tell(|callback| callback.on_start(&run.plan))?;
         let secs_before = run.secs;
         let ended = self.steps(&mut stepper, sets, &mut run);
