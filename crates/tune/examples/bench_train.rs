@@ -1,7 +1,7 @@
 //! Our side of `cargo xtask bench train`: answers each `step` on standard input with the seconds that it took, and
 //! `end` with the peak memory. The step is [`Stepper::step`], which is what [`Trainer`](tunebook_tune::Trainer) calls.
 //!
-//! `bench_train MODEL IDS [--dtype=f32|bf16] [--method=lora|full] [--rerun-blocks=N] [--naive]`
+//! `bench_train MODEL IDS [--dtype=f32|bf16] [--method=lora|full] [--naive]`
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -32,16 +32,13 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut paths = Vec::new();
-    let (mut naive, mut full, mut dtype, mut rerun) = (false, false, DType::F32, None);
+    let (mut naive, mut full, mut dtype) = (false, false, DType::F32);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--naive" => naive = true,
             "--dtype=f32" | "--method=lora" => {}
             "--dtype=bf16" => dtype = DType::BF16,
             "--method=full" => full = true,
-            blocks if blocks.starts_with("--rerun-blocks=") => {
-                rerun = Some(blocks["--rerun-blocks=".len()..].parse::<usize>()?);
-            }
             threads if threads.starts_with("--threads=") => {} // rayon reads RAYON_NUM_THREADS
             option if option.starts_with("--") => return Err(format!("cannot do {option}").into()),
             _ => paths.push(argument),
@@ -69,8 +66,6 @@ fn run() -> Result<()> {
         learning_rate: 2e-4,
         lr_scheduler: tunebook_tune::LrScheduler::Constant,
         warmup_ratio: 0.0,
-        gradient_checkpointing: rerun.is_some(),
-        checkpointed_blocks: rerun,
         ..Default::default()
     };
     let mut stepper = Stepper::new(&model, &args, batches.len())?;

@@ -18,8 +18,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tunebook_models::Model;
 
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::optim::{AdamWConfig, Optim};
 use crate::schedule::LrScheduler;
 
@@ -118,9 +120,10 @@ pub struct TrainingArgs {
     /// How many checkpoints to keep, the newest ones. Default all.
     pub save_total_limit: Option<usize>,
     /// Keep only each block's input from the forward pass and run the block again before its backward pass: less memory, about a third
-    /// more time. Default false.
+    /// more time. Default false: as many blocks as the activations of a batch need to stay within twice the size of the weights in f32, so none for
+    /// batches of usual length and some for long rows. The losses are the same, bit for bit, either way.
     pub gradient_checkpointing: bool,
-    /// How many blocks `gradient_checkpointing` is for, the first ones. Default (`None`): all.
+    /// How many blocks are run again, the first ones; `Some(0)`: none, whatever it takes. Default (`None`): what `gradient_checkpointing` says.
     pub checkpointed_blocks: Option<usize>,
     /// The most memory that the process may have, in bytes. Micro-batch, accumulation and checkpointing are then chosen so that the run fits, with
     /// as many rows in an optimizer step as `batch_size` · `gradient_accumulation_steps`; the run's [`Plan`](crate::Plan) says what was chosen. Default none.
@@ -309,9 +312,14 @@ impl TrainingArgs {
         self.group_by_length.then_some(self.batch_size * self.gradient_accumulation_steps)
     }
 
-    /// How many of a model's `blocks` are run again in the backward pass.
-    pub(crate) fn checkpointed_blocks(&self, blocks: usize) -> usize {
-        if self.gradient_checkpointing { self.checkpointed_blocks.unwrap_or(blocks).min(blocks) } else { 0 }
+    /// How many of a model's blocks are run again in the backward pass of a batch of so many tokens.
+    pub(crate) fn checkpointed_blocks(&self, model: &Model, tokens: usize) -> usize {
+        let blocks = model.num_blocks();
+        match self.checkpointed_blocks {
+            Some(again) => again.min(blocks),
+            None if self.gradient_checkpointing => blocks,
+            None => memory::blocks_to_run_again(model, tokens),
+        }
     }
 
     /// Whether metric `value` is better than `best`, by more than `threshold`.

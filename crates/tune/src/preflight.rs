@@ -138,15 +138,14 @@ impl Trainer {
         let blocks = self.model().num_blocks();
         let together = args.batch_size * args.gradient_accumulation_steps;
         let mut bench = Bench { trainer: self, sets, stepper: Stepper::new(self.model(), args, 1)? };
-        let kept = args.checkpointed_blocks(blocks);
-
         // From short to long, so that what the allocator keeps of one is of use to the next.
         let longest_row = (0..sets.rows.len()).max_by_key(|row| sets.rows.length(*row)).unwrap_or(0);
         let mut by_length: Vec<usize> = (0..sets.rows.len()).collect();
         by_length.sort_by_key(|row| sets.rows.length(*row));
         let short = by_length[by_length.len() / 4];
+        let kept = args.checkpointed_blocks(self.model(), args.batch_size * sets.rows.length(longest_row));
         bench.measure(&[short], kept)?; // threads, caches and lazy allocations
-        let (middle, tokens, secs) = bench.typical(&by_length, args.batch_size.min(together))?;
+        let (middle, timed, tokens, secs) = bench.typical(&by_length, args.batch_size.min(together))?;
         let small = bench.measure(&[short], 0)?;
         let large = bench.measure(&middle, 0)?;
         let all_kept = Line::through(small.memory(), large.memory());
@@ -235,7 +234,14 @@ impl Trainer {
         let line =
             if line.at_zero < 0.0 { Line { at_zero: 0.0, per_token: secs / tokens.max(1.0) } } else { line };
         let steps = line.at_zero * batches as f64 + line.per_token * all_tokens as f64;
-        let steps = steps * bench.slower(flight.checkpointed_blocks, kept, &large, &large_again)
+        let steps = steps
+            * bench.slower(
+                // Without a budget each batch decides for itself.
+                if args.memory_budget.is_some() { flight.checkpointed_blocks } else { timed },
+                timed,
+                &large,
+                &large_again,
+            )
             + optimizer * flight.total_steps as f64;
         flight.secs_per_step = steps / flight.total_steps.max(1) as f64;
         flight.secs = steps + evaluation;
@@ -302,8 +308,8 @@ impl Bench<'_> {
         self.trainer.batch_of(self.sets.train, self.sets.rows, rows)
     }
 
-    /// A batch of the usual length, its tokens, and the time that it takes: the lower of two.
-    fn typical(&mut self, by_length: &[usize], batch_size: usize) -> Result<(Vec<usize>, f64, f64)> {
+    /// A batch of the usual length, how many blocks it runs again, its tokens, and the time that it takes: the lower of two.
+    fn typical(&mut self, by_length: &[usize], batch_size: usize) -> Result<(Vec<usize>, usize, f64, f64)> {
         let args = self.trainer.args();
         let order = self.sets.rows.order(args.data_seed(), 0, args.group());
         let mut batches: Vec<&[usize]> = order.chunks(batch_size).filter(|b| b.len() == batch_size).collect();
@@ -312,10 +318,10 @@ impl Bench<'_> {
             Some(batch) => batch.to_vec(),
             None => by_length.to_vec(),
         };
-        let kept = args.checkpointed_blocks(self.trainer.model().num_blocks());
-        let first = self.measure(&rows, kept)?;
-        let second = self.measure(&rows, kept)?;
-        Ok((rows, first.tokens, first.secs.min(second.secs)))
+        let again = args.checkpointed_blocks(self.trainer.model(), padded(self.sets.rows, &rows));
+        let first = self.measure(&rows, again)?;
+        let second = self.measure(&rows, again)?;
+        Ok((rows, again, first.tokens, first.secs.min(second.secs)))
     }
 
     /// How much longer a batch takes with the chosen blocks run again than with those that were timed.

@@ -55,7 +55,8 @@ pub struct Stepper {
     optimizer: Arc<AdamW>,
     schedule: Schedule,
     args: TrainingArgs,
-    checkpointed_blocks: usize,
+    /// In place of what the arguments say.
+    checkpointed_blocks: Option<usize>,
     steps: usize,
 }
 
@@ -88,7 +89,7 @@ impl Stepper {
                 args.warmup(total_steps),
                 total_steps,
             ),
-            checkpointed_blocks: args.checkpointed_blocks(model.num_blocks()),
+            checkpointed_blocks: None,
             args: args.clone(),
             steps: 0,
         })
@@ -137,7 +138,7 @@ impl Stepper {
             model: &self.model,
             parameters: &self.parameters,
             mode,
-            checkpointed_blocks: self.checkpointed_blocks,
+            checkpointed_blocks: 0,
             label_smoothing: self.args.label_smoothing_factor,
             noise: None,
         };
@@ -149,8 +150,12 @@ impl Stepper {
                 (self.args.seed, (self.steps * self.args.gradient_accumulation_steps + index) as u64);
             mode.set_draw(seed, draw);
             let noise = self.args.neftune_noise_alpha.map(|alpha| Noise { alpha, seed, draw });
-            let segments = Segments { noise, ..segments };
+            let checkpointed_blocks = self
+                .checkpointed_blocks
+                .unwrap_or_else(|| self.args.checkpointed_blocks(&self.model, batch.ids.elem_count()));
+            let segments = Segments { noise, checkpointed_blocks, ..segments };
             let step = self.steps + 1;
+
             let mut work = || {
                 segments.loss_and_gradients(batch, weight, &mut gradients, |loss| {
                     let rows = || batch.rows.clone();
@@ -176,7 +181,7 @@ impl Stepper {
 
     /// From now on so many blocks are run again in the backward pass. The result is the same, bit for bit.
     pub(crate) fn set_checkpointed_blocks(&mut self, blocks: usize) {
-        self.checkpointed_blocks = blocks;
+        self.checkpointed_blocks = Some(blocks);
     }
 
     /// The trained tensors.

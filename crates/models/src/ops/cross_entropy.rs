@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::gemm::{Mat, Start, Term, product, products};
+use super::cpu::gemm::{Mat, product};
 use super::cpu::half::{self, HalfMat, Right};
 use super::cpu::{CHUNK, HalfValues, Values, math};
 use super::operation::{Operation, Slot, node};
@@ -120,10 +120,36 @@ fn forward(
             }
         }
         if let Some(dw) = &mut dw {
-            products(dw, &[Term { a: dlogits.t(), b: input, alpha: 1. }], Start::Accumulate);
+            add_head_gradient(dw, dlogits, input);
         }
     }
     (loss as f32, [dh, dw])
+}
+
+/// Columns of the vocabulary at a time: the product before it is turned then stays in the caches.
+const SLICE: usize = 3072;
+
+/// `dw += dlogitsᵀ · input`, computed as `inputᵀ · dlogits` and turned: read so, the logits are streamed along their rows rather than one from each
+/// page. (Predicted at 512 rows of SmolLM2's vocabulary: from 0.7 s to the 0.15 s that the arithmetic takes.)
+///
+/// # Shapes
+/// `dlogits` `[c, vocab]`, `input` `[c, hid]`, `dw` `[vocab, hid]`.
+fn add_head_gradient(dw: &mut [f32], dlogits: Mat, input: Mat) {
+    let hid = input.t().rows();
+    for (slice, dw) in dw.chunks_mut(SLICE * hid).enumerate() {
+        let from = slice * SLICE;
+        let width = dw.len() / hid;
+        // [hid, width]
+        let turned = product(input.t(), dlogits.columns(from, from + width));
+        dw.par_chunks_mut(16 * hid).enumerate().for_each(|(group, dw)| {
+            for (row, gradient) in dw.chunks_exact_mut(hid).enumerate() {
+                let column = group * 16 + row;
+                for (i, value) in gradient.iter_mut().enumerate() {
+                    *value += turned[i * width + column];
+                }
+            }
+        });
+    }
 }
 
 struct CrossEntropy {

@@ -87,7 +87,7 @@ pub const CASES: &[Case] = &[
         kind: Kind::Steps(Steps {
             rows: 1,
             length: 2048,
-            ours: &["--dtype=f32", "--method=lora", "--rerun-blocks=15"],
+            ours: &["--dtype=f32", "--method=lora"],
             others: &[
                 peer("", &["--dtype=f32", "--method=lora"]),
                 peer("_peer_checkpointing", &["--dtype=f32", "--method=lora", "--checkpointing"]),
@@ -112,7 +112,7 @@ pub const CASES: &[Case] = &[
         kind: Kind::Steps(Steps {
             rows: 1,
             length: 2048,
-            ours: &["--dtype=bf16", "--method=lora", "--rerun-blocks=10"],
+            ours: &["--dtype=bf16", "--method=lora"],
             others: &[peer("", &["--dtype=bf16", "--method=lora"])],
             steps: 5,
             first_loss: ROUNDED,

@@ -28,6 +28,11 @@ impl<'a> Mat<'a> {
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
+    /// How many rows it has.
+    pub fn rows(self) -> usize {
+        self.rows
+    }
+
     /// The same matrix transposed, in place.
     pub fn t(self) -> Self {
         Self {
