@@ -309,6 +309,7 @@ pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
         keys: Vec::new(),
         changes: 1,
         dropped: 1,
+        again: false,
     };
     let mut steps: Vec<Progress> = cleaning.steps.iter().map(|step| Progress::new(step, rows)).collect();
     let total = (rows * cleaning.steps.len()) as u64;
@@ -342,7 +343,7 @@ pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
                 }
                 Kind::Set => {
                     // Nothing to do again unless a text has changed, or for some steps a row has gone.
-                    let again = step.looks_at_all();
+                    let again = step.looks_at_all(work.again);
                     let state = (work.changes, if again { work.dropped } else { 0 });
                     // Whether rows are alike is judged on texts that have settled: so the order of the steps does not matter, and a stream of blocks
                     // gives the same rows as the whole set.
@@ -366,8 +367,8 @@ pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
         }
         // A row changed by an early step is looked at by the later ones in this pass; by all once more in the next. The last pass
         // changes and drops nothing, so a second cleaning finds nothing to do either.
-        let settled =
-            !next.contains(&true) && (work.dropped == before || !steps.iter().any(Progress::looks_at_all));
+        let settled = !next.contains(&true)
+            && (work.dropped == before || !steps.iter().any(|step| step.looks_at_all(work.again)));
         if settled {
             break;
         }
@@ -399,8 +400,12 @@ impl<'s> Progress<'s> {
     }
 
     /// Whether rows that go can make it act again.
-    fn looks_at_all(&self) -> bool {
-        matches!(self.report.step, Step::DropNearDuplicates { .. } | Step::StripBoilerplate { .. })
+    fn looks_at_all(&self, incomplete: bool) -> bool {
+        match self.report.step {
+            Step::DropNearDuplicates { .. } => incomplete,
+            Step::StripBoilerplate { .. } => true,
+            _ => false,
+        }
     }
 
     fn finish(mut self) -> StepReport {
@@ -428,6 +433,8 @@ struct Work<'a> {
     changes: usize,
     /// Grows with every dropped row.
     dropped: usize,
+    /// Some rows were not compared with each other: after rows have gone they have to be.
+    again: bool,
 }
 
 impl Work<'_> {
@@ -639,12 +646,14 @@ impl Work<'_> {
         drops
     }
 
-    fn near_duplicate_rows(&self, threshold: f64, keep: Survivor) -> Result<Vec<(usize, String)>> {
+    fn near_duplicate_rows(&mut self, threshold: f64, keep: Survivor) -> Result<Vec<(usize, String)>> {
         let rows: Vec<usize> = (0..self.alive.len()).filter(|&row| self.alive[row]).collect();
         let texts: Vec<String> =
             rows.iter().map(|&row| format!("{}\n{}", self.prompts[row], self.completions[row])).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let pairs = near::pairs(&texts, threshold, &|_, _| true)?;
+        let (pairs, complete) = near::pairs_of(&texts, threshold, &|_, _| true)?;
+        // Then no two of the rows that stay are alike, and there is nothing to look for once more.
+        self.again |= !complete;
         let mut members: HashMap<usize, Vec<usize>> = HashMap::new();
         for (text, group) in near::groups(texts.len(), &pairs).into_iter().enumerate() {
             members.entry(group).or_default().push(text);

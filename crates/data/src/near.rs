@@ -26,6 +26,9 @@ const HASHES: usize = BANDS * BAND_ROWS;
 /// In a larger bucket each text is compared with this many before it, not with all.
 const MAX_BUCKET: usize = 64;
 
+/// Five standard deviations of the estimate from 120 hashes, rounded up.
+const ESTIMATE_MARGIN: f64 = 0.21;
+
 /// The usual threshold: datatrove's setting finds half of the pairs at about this similarity.
 pub(crate) const THRESHOLD: f64 = 0.72;
 
@@ -52,25 +55,44 @@ pub(crate) fn pairs(
     threshold: f64,
     keep: &(dyn Fn(usize, usize) -> bool + Sync),
 ) -> Result<Vec<Pair>> {
+    Ok(pairs_of(texts, threshold, keep)?.0)
+}
+
+/// [`pairs`], and whether every candidate was looked at: in a very large bucket some are not.
+pub(crate) fn pairs_of(
+    texts: &[&str],
+    threshold: f64,
+    keep: &(dyn Fn(usize, usize) -> bool + Sync),
+) -> Result<(Vec<Pair>, bool)> {
     let coefficients = coefficients();
     let signatures: Vec<[u32; HASHES]> = texts
         .par_iter()
         .map(|text| {
             interrupt::check()?;
-            Ok(signature(&shingles(text), &coefficients))
+            Ok(signature(&all_shingles(text), &coefficients))
         })
         .collect::<Result<_>>()?;
-    let mut candidates: Vec<(u32, u32)> = (0..BANDS)
+    let bands = (0..BANDS)
         .into_par_iter()
         .map(|band| {
             interrupt::check()?;
             Ok(candidates_of_band(&signatures, band, keep))
         })
-        .collect::<Result<Vec<_>>>()?
-        .concat();
-    drop(signatures);
+        .collect::<Result<Vec<_>>>()?;
+    let complete = bands.iter().all(|band| band.1);
+    let mut candidates: Vec<(u32, u32)> = bands.into_iter().flat_map(|band| band.0).collect();
     candidates.par_sort_unstable();
     candidates.dedup();
+    // The share of equal hashes is an estimate of the similarity; one that is far too low spares the true one.
+    let hopeless = (threshold - ESTIMATE_MARGIN) * HASHES as f64;
+    let candidates: Vec<(u32, u32)> = candidates
+        .into_par_iter()
+        .filter(|&(first, second)| {
+            let (a, b) = (&signatures[first as usize], &signatures[second as usize]);
+            a.iter().zip(b).filter(|(a, b)| a == b).count() as f64 >= hopeless
+        })
+        .collect();
+    drop(signatures);
     let mut pairs: Vec<Pair> = candidates
         .par_iter()
         .map(|&(first, second)| {
@@ -81,7 +103,7 @@ pub(crate) fn pairs(
         .collect::<Result<Vec<_>>>()?;
     pairs.retain(|pair| pair.similarity >= threshold);
     pairs.sort_unstable_by_key(|pair| (pair.second, pair.first));
-    Ok(pairs)
+    Ok((pairs, complete))
 }
 
 /// For each text the index of the earliest text of its group; groups are closed under the pairs.
@@ -102,12 +124,13 @@ pub(crate) fn groups(texts: usize, pairs: &[Pair]) -> Vec<usize> {
     (0..texts).map(|text| root(&mut parent, text)).collect()
 }
 
-/// Candidate pairs (earlier, later) of one band.
+/// Candidate pairs (earlier, later) of one band, and whether these are all.
 fn candidates_of_band(
     signatures: &[[u32; HASHES]],
     band: usize,
     keep: &(dyn Fn(usize, usize) -> bool + Sync),
-) -> Vec<(u32, u32)> {
+) -> (Vec<(u32, u32)>, bool) {
+    let mut complete = true;
     let mut buckets: HashMap<[u32; BAND_ROWS], Vec<u32>> = HashMap::with_capacity(signatures.len());
     let mut candidates = Vec::new();
     for (text, signature) in signatures.iter().enumerate() {
@@ -118,17 +141,27 @@ fn candidates_of_band(
         );
         if bucket.len() < MAX_BUCKET {
             bucket.push(text as u32);
+        } else {
+            complete = false;
         }
     }
-    candidates
+    (candidates, complete)
 }
 
 /// The sorted set of a text's shingles, as hashes.
 fn shingles(text: &str) -> Vec<u32> {
+    let mut shingles = all_shingles(text);
+    shingles.sort_unstable();
+    shingles.dedup();
+    shingles
+}
+
+/// A text's shingles in their order, repeated ones included.
+fn all_shingles(text: &str) -> Vec<u32> {
     let key = key::normalized(text);
     let starts: Vec<usize> = key.char_indices().map(|(at, _)| at).chain([key.len()]).collect();
     let hash = |piece: &str| xxh3_64_with_seed(piece.as_bytes(), 0) as u32;
-    let mut shingles: Vec<u32> = match starts.len() - 1 {
+    match starts.len() - 1 {
         0 => Vec::new(),
         // Shorter than a shingle: the text itself.
         n if n < SHINGLE_CHARS => vec![hash(&key)],
@@ -136,10 +169,7 @@ fn shingles(text: &str) -> Vec<u32> {
             .windows(SHINGLE_CHARS + 1)
             .map(|window| hash(&key[window[0]..window[SHINGLE_CHARS]]))
             .collect(),
-    };
-    shingles.sort_unstable();
-    shingles.dedup();
-    shingles
+    }
 }
 
 fn jaccard(a: &[u32], b: &[u32]) -> f64 {
@@ -160,9 +190,37 @@ fn jaccard(a: &[u32], b: &[u32]) -> f64 {
     if all == 0 { 1.0 } else { shared as f64 / all as f64 }
 }
 
-/// The smallest value of each of the hash functions over the shingles. The loop over the functions is inside, so that it
-/// runs on vectors of them.
+/// The smallest value of each of the hash functions over the shingles.
 fn signature(shingles: &[u32], coefficients: &[[u32; HASHES]; 2]) -> [u32; HASHES] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has the instructions.
+            return unsafe { signature_avx512(shingles, coefficients) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has the instructions.
+            return unsafe { signature_avx2(shingles, coefficients) };
+        }
+    }
+    smallest(shingles, coefficients)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn signature_avx512(shingles: &[u32], coefficients: &[[u32; HASHES]; 2]) -> [u32; HASHES] {
+    smallest(shingles, coefficients)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn signature_avx2(shingles: &[u32], coefficients: &[[u32; HASHES]; 2]) -> [u32; HASHES] {
+    smallest(shingles, coefficients)
+}
+
+/// The loop over the functions is inside, so that it runs on vectors of them; integers only, so each instruction set gives the same.
+#[inline(always)]
+fn smallest(shingles: &[u32], coefficients: &[[u32; HASHES]; 2]) -> [u32; HASHES] {
     let [multipliers, masks] = coefficients;
     let mut smallest = [u32::MAX; HASHES];
     for &shingle in shingles {

@@ -13,7 +13,7 @@ usage: cargo xtask COMMAND
                                   set everything up, then execute a notebook headless;
                                   the executed notebook and an HTML page go to DIR (default: out/ in the repository)
   test [--long]                   everything that a change must pass; --long adds what takes long
-  bench train|cells [CASE...] [--json FILE]
+  bench train|cells|data [CASE...] [--json FILE]
                                   measure beside the peer in one run
   setup                           the set-up alone (for a machine that goes offline later)
   features [--check]              renew crates/workspace-hack after a change of dependencies";
@@ -44,6 +44,8 @@ pub enum Bench {
     Train,
     /// Kernel start and cells beside the stock kernel.
     Cells,
+    /// Cleaning and deduplication beside datasets and datatrove.
+    Data,
 }
 
 /// Parses the words after `cargo xtask`.
@@ -106,10 +108,11 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
             let which = match words.next().as_deref() {
                 Some("train") => Bench::Train,
                 Some("cells") => Bench::Cells,
+                Some("data") => Bench::Data,
                 Some(other) => {
-                    return Err(usage(format!("there is no bench `{other}`; there are: train, cells")));
+                    return Err(usage(format!("there is no bench `{other}`; there are: train, cells, data")));
                 }
-                None => return Err(usage("`bench` needs one of: train, cells".to_owned())),
+                None => return Err(usage("`bench` needs one of: train, cells, data".to_owned())),
             };
             let (mut cases, mut json) = (Vec::new(), None);
             while let Some(word) = words.next() {
@@ -228,7 +231,7 @@ mod tests {
         assert_eq!(refusal("run"), "`run` needs a notebook: cargo xtask run notebooks/00….ipynb");
         assert_eq!(refusal("run a.ipynb b.ipynb"), "`run` takes one notebook; `b.ipynb` is one too many");
         assert_eq!(refusal("run a.ipynb --kernel"), "--kernel needs a value");
-        assert_eq!(refusal("bench gpu"), "there is no bench `gpu`; there are: train, cells");
+        assert_eq!(refusal("bench gpu"), "there is no bench `gpu`; there are: train, cells, data");
         assert_eq!(refusal("lab --port many"), "--port takes a number between 0 and 65535, not `many`");
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::arguments::Bench;
 use crate::error::{Error, Result};
 use crate::setup::Setup;
-use crate::{bench_cells, bench_train};
+use crate::{bench_cells, bench_data, bench_train};
 
 /// Runs one family of benchmarks after the set-up that it needs.
 ///
@@ -19,6 +19,10 @@ pub fn run(setup: &Setup, which: Bench, cases: &[String], json: Option<&Path>) -
             setup.ensure_fetched()?;
             setup.ensure_peers()?;
             bench_train::run(setup, cases, json.as_deref())
+        }
+        Bench::Data => {
+            setup.ensure_peers()?;
+            bench_data::run(setup, cases, json.as_deref())
         }
         Bench::Cells => {
             setup.ensure()?;
