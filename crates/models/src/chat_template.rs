@@ -17,9 +17,10 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, ErrorKind, context};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, short_hash};
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +98,27 @@ impl ChatTemplate {
         )
     }
 
+    /// Compiles a template that may write these special tokens.
+    ///
+    /// # Errors
+    /// When it is no valid Jinja.
+    pub fn with_tokens(
+        source: &str,
+        bos: Option<&str>,
+        eos: Option<&str>,
+        pad: Option<&str>,
+        unk: Option<&str>,
+    ) -> Result<Self> {
+        let text = |token: Option<&str>| token.map(str::to_owned);
+        let tokens = SpecialTokens {
+            bos_token: text(bos),
+            eos_token: text(eos),
+            pad_token: text(pad),
+            unk_token: text(unk),
+        };
+        Self::with_special_tokens(source, tokens)
+    }
+
     fn with_special_tokens(source: &str, special_tokens: SpecialTokens) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
@@ -114,6 +136,11 @@ impl ChatTemplate {
     /// The template as the model brought it.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// A text that changes with the template.
+    pub fn fingerprint(&self) -> String {
+        short_hash(Sha256::new().chain_update(self.source.as_bytes()))
     }
 
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's answer begins.

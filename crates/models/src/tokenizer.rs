@@ -12,6 +12,7 @@ use std::fmt;
 use std::path::Path;
 
 use serde_json::Value as Json;
+use sha2::{Digest as _, Sha256};
 use tokenizers::AddedToken;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -215,6 +216,30 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// A text that changes with the vocabulary, and with how texts are cut into its tokens: two tokenizers of one fingerprint give a model the same
+    /// ids, whether they come from `tokenizer.json` or a GGUF file.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text that it is tried on.
+    pub fn fingerprint(&self) -> Result<String> {
+        // No blanks before digits: see [`Digits`].
+        const PROBE: &str =
+            "Hello, world! It's 42 °C – naïve café\n\tdef f(x): return x_1 ** 2  # 日本語 😀 <|im_end|></s>";
+        let mut vocabulary: Vec<(u32, String)> =
+            self.inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+        vocabulary.sort_unstable();
+        let mut hash = Sha256::new();
+        for (id, token) in vocabulary {
+            hash.update(id.to_le_bytes());
+            hash.update((token.len() as u64).to_le_bytes());
+            hash.update(token.as_bytes());
+        }
+        for id in self.encode(PROBE)? {
+            hash.update(id.to_le_bytes());
+        }
+        Ok(short_hash(hash))
+    }
+
     /// The token that begins a text.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos
@@ -240,6 +265,11 @@ impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tokenizer({} tokens)", self.vocab_size())
     }
+}
+
+/// The first 16 bytes, written out.
+pub(crate) fn short_hash(hash: Sha256) -> String {
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn refused(error: tokenizers::Error) -> Error {

@@ -28,6 +28,7 @@ mod compare;
 mod history;
 mod live;
 pub mod prelude;
+mod seen;
 mod show;
 mod summary;
 mod train;
@@ -35,6 +36,7 @@ mod views;
 
 pub use compare::side_by_side;
 pub use history::{History, LrCurve};
+pub use seen::{See, Seen, SeenToken};
 pub use show::EvcxrDisplay;
 pub use summary::Summary;
 pub use train::{Examples, LossCurve, Train};

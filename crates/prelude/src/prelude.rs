@@ -28,6 +28,7 @@ pub use tunebook_tune::{
 
 pub use crate::compare::side_by_side;
 pub use crate::history::{History as _, LrCurve as _};
+pub use crate::seen::{See as _, Seen};
 pub use crate::show::EvcxrDisplay as _;
 pub use crate::summary::Summary as _;
 pub use crate::train::{Examples as _, LossCurve as _, Train as _};

@@ -105,7 +105,8 @@ pub trait Adapters {
     /// Reads an adapter that this crate or PEFT wrote, from `dir` or its subfolder `name`, and makes it the active one.
     ///
     /// # Errors
-    /// No adapter there, files that are torn or of another kind, tensors that do not fit this model, or the name is taken.
+    /// No adapter there, files that are torn or of another kind, tensors that do not fit this model, another tokenizer or chat template than it was
+    /// trained with, or the name is taken.
     fn load_adapter(&self, name: &str, dir: &str) -> Result<AdapterInfo>;
 }
 
@@ -621,6 +622,7 @@ impl Adapters for Model {
         let adapter = self.extension::<Registry>().lock().get(name)?;
         let folder = peft::folder(Path::new(dir), name);
         adapter.files(self)?.write(&folder)?;
+        fingerprint::write(self, &folder)?;
         Ok(folder)
     }
 
@@ -635,6 +637,7 @@ impl Adapters for Model {
         };
         let folder = config_path.parent().unwrap_or(Path::new(dir));
         let files = AdapterFiles::read(folder)?;
+        fingerprint::check(self, folder)?;
         let mut adapter = build(self, name, &files.config)?;
         fill(&adapter, &files, &folder.join(peft::TENSORS_FILE))?;
         if let Some(base) = &files.base_model_name_or_path

@@ -44,6 +44,17 @@ pub(crate) fn tokenize(
     })
 }
 
+/// The ids of one example as it is trained on, in two parts: what the model is shown, and what it shall say.
+///
+/// # Errors
+/// A template that fails, or that does not render a prompt as the beginning of the conversation.
+pub fn encode_example(model: &Model, example: &Example) -> Result<(Vec<u32>, Vec<u32>)> {
+    match model.chat_template() {
+        Some(template) => conversation(model, template, "example", 0, example),
+        None => plain(model, example),
+    }
+}
+
 fn conversation(
     model: &Model,
     template: &ChatTemplate,

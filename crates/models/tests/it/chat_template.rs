@@ -35,3 +35,57 @@ fn conversations_render_as_in_transformers() {
         assert_eq!(ours, chat.text, "{:?} {:?}", chat.template, chat.messages);
     }
 }
+
+/// A conversation under a template of the peers' environment.
+#[derive(Deserialize)]
+struct Rendered {
+    name: String,
+    source: String,
+    messages: Vec<Message>,
+    add_generation_prompt: bool,
+    text: Option<String>,
+    error: Option<String>,
+}
+
+/// The templates of real models that TRL carries, against `transformers`' own renderer. They are not copied here: where there is no
+/// environment with them (`TUNEBOOK_PEERS`), the test says so.
+#[test]
+fn real_models_templates_render_as_in_transformers() {
+    let Some(peers) = std::env::var_os("TUNEBOOK_PEERS") else {
+        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there are no templates to compare");
+        return;
+    };
+    let python = std::path::Path::new(&peers).join("bin/python");
+    let output =
+        std::process::Command::new(python).arg(golden("../peers/chat_templates.py")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut equal = std::collections::BTreeSet::new();
+    let mut different = Vec::new();
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let case: Rendered = serde_json::from_str(line).unwrap();
+        let ours =
+            ChatTemplate::with_tokens(&case.source, Some("<s>"), Some("</s>"), Some("<pad>"), Some("<unk>"))
+                .and_then(|template| template.render(&case.messages, case.add_generation_prompt));
+        match (&case.text, ours) {
+            (Some(text), Ok(ours)) if *text == ours => drop(equal.insert(case.name)),
+            // Both refuse the conversation.
+            (None, Err(_)) => {}
+            (text, ours) => different.push(format!(
+                "{}: {:?}\n  theirs {:?} {:?}\n  ours   {ours:?}",
+                case.name, case.messages, text, case.error
+            )),
+        }
+    }
+    let names: Vec<&String> = equal
+        .iter()
+        .filter(|name| !different.iter().any(|text| text.starts_with(&format!("{name}:"))))
+        .collect();
+    eprintln!("{} templates render byte for byte as in transformers: {names:?}", names.len());
+    assert!(
+        different.is_empty(),
+        "{} differ:\n{}",
+        different.len(),
+        different[..different.len().min(5)].join("\n")
+    );
+    assert!(names.len() >= 12, "{names:?}");
+}

@@ -37,6 +37,8 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(data::report(report))
     } else if let Some(splits) = value.as_ref::<Splits>() {
         Some(data::splits(splits))
+    } else if let Some(seen) = value.as_ref::<crate::Seen>() {
+        Some(MimeBundle::text(seen.to_string()).html(seen.html()))
     } else if let Some(partition) = value.as_ref::<Partition>() {
         Some(data::partition(partition))
     } else if let Some(profile) = value.as_ref::<Profile>() {

@@ -1,0 +1,41 @@
+"""Renders every chat template that an installed package carries (TRL's) as transformers does.
+
+    chat_templates.py
+
+One JSON object a line: name, source, messages, add_generation_prompt, text; or error, where the template refuses the conversation.
+"""
+
+import json
+from pathlib import Path
+
+import trl
+from transformers.utils.chat_template_utils import render_jinja_template
+
+USER = {"role": "user", "content": "Where is my  <parcel>?\n\nIt's \u201clate\u201d & I'm cross."}
+ANSWER = {"role": "assistant", "content": " On its way.\nMonday. "}
+CONVERSATIONS = [
+    [USER],
+    [USER, ANSWER],
+    [{"role": "system", "content": "Be brief."}, USER, ANSWER],
+    [USER, ANSWER, {"role": "user", "content": "And now?"}, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nNow, yes."}],
+]
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+def main():
+    for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja")):
+        source = path.read_text()
+        for messages in CONVERSATIONS:
+            for prompt in (False, True):
+                case = {"name": path.stem, "source": source, "messages": messages, "add_generation_prompt": prompt}
+                try:
+                    rendered, _ = render_jinja_template(
+                        conversations=[messages], chat_template=source, add_generation_prompt=prompt, **TOKENS
+                    )
+                    case["text"] = rendered[0]
+                except Exception as error:  # the template's own refusal
+                    case["error"] = str(error)
+                print(json.dumps(case))
+
+
+main()
