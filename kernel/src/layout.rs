@@ -23,6 +23,9 @@ use anyhow::{Context, Result, ensure};
 pub(crate) const PROJECT_VAR: &str = "TUNEBOOK_PROJECT";
 pub(crate) const TEMPLATE_VAR: &str = "TUNEBOOK_TEMPLATE";
 
+/// The features that the prelude is built with, set by `cargo xtask lab --cuda`; none as a rule.
+pub(crate) const FEATURES_VAR: &str = "TUNEBOOK_FEATURES";
+
 /// The crate that the cells link to.
 pub(crate) const PRELUDE: &str = "tunebook";
 
@@ -52,6 +55,11 @@ impl Layout {
             Some(template) => std::path::absolute(template)
                 .with_context(|| format!("cannot resolve {}", template.display()))?,
             None => project.join("target/notebook/template"),
+        };
+        // The prelude with other features is another prelude.
+        let template = match features() {
+            Some(features) => template.with_file_name(format!("template-{}", features.replace(',', "-"))),
+            None => template,
         };
         Ok(Self { project, template })
     }
@@ -103,9 +111,21 @@ pub(crate) fn cell_manifest(root: &Path) -> String {
     )
 }
 
+/// The features of [`FEATURES_VAR`].
+pub(crate) fn features() -> Option<String> {
+    std::env::var(FEATURES_VAR).ok().filter(|features| !features.is_empty())
+}
+
 /// The dependency on the prelude, as evcxr's `:dep` takes it.
 pub(crate) fn dependency(root: &Path) -> String {
     let path = root.join("crates/prelude");
-    // A TOML string and a JSON string escape alike.
-    format!("{PRELUDE} = {{ path = {} }}", serde_json::Value::from(path.to_string_lossy()))
+    let features = match features() {
+        Some(features) => {
+            let list: Vec<&str> = features.split(',').collect();
+            format!(", features = {}", serde_json::Value::from(list))
+        }
+        None => String::new(),
+    };
+    // A TOML string and a JSON string escape alike, and so do lists of them.
+    format!("{PRELUDE} = {{ path = {}{features} }}", serde_json::Value::from(path.to_string_lossy()))
 }

@@ -39,8 +39,10 @@ pub(crate) fn warm(layout: &Layout) -> Result<()> {
     let _ = fs::remove_file(layout.stamp());
     tree::remove_tree(&layout.template.join(layout::RECORDS))?;
 
-    let built =
-        build(&toolchain, &layout.project, &project.target, &["--package", PRELUDE], Shown::Progress)?;
+    let features = layout::features();
+    let mut args = vec!["--package", PRELUDE];
+    args.extend(features.iter().flat_map(|features| ["--features", features]));
+    let built = build(&toolchain, &layout.project, &project.target, &args, Shown::Progress)?;
     write_workspace(layout, &project)?;
     fill(layout, &toolchain, &project, &built)?;
 

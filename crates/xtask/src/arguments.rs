@@ -8,10 +8,12 @@ use crate::error::{Error, Result};
 pub const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  lab [--no-browser] [--port N]   set everything up, then open JupyterLab on notebook 00
-  run NOTEBOOK [--kernel NAME] [--out DIR]
+  lab [--no-browser] [--port N] [--cuda]
+                                  set everything up, then open JupyterLab on notebook 00
+  run NOTEBOOK [--kernel NAME] [--out DIR] [--cuda]
                                   set everything up, then execute a notebook headless;
                                   the executed notebook and an HTML page go to DIR (default: out/ in the repository)
+                                  --cuda: cells compute on an NVIDIA GPU (built apart; never run on one so far)
   test [--long]                   everything that a change must pass; --long adds what takes long
   bench train|cells|data [CASE...] [--json FILE]
                                   measure beside the peer in one run
@@ -22,9 +24,9 @@ usage: cargo xtask COMMAND
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     /// Set up and open JupyterLab.
-    Lab { browser: bool, port: Option<u16> },
+    Lab { browser: bool, port: Option<u16>, cuda: bool },
     /// Set up and execute one notebook.
-    Run { notebook: PathBuf, kernel: String, out: Option<PathBuf> },
+    Run { notebook: PathBuf, kernel: String, out: Option<PathBuf>, cuda: bool },
     /// Run the tests.
     Test { long: bool },
     /// Run a benchmark.
@@ -58,10 +60,11 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
     let mut words = Words(words.collect::<Vec<_>>().into());
     let parsed = match command.as_str() {
         "lab" => {
-            let (mut browser, mut port) = (true, None);
+            let (mut browser, mut port, mut cuda) = (true, None, false);
             while let Some(word) = words.next() {
                 match word.as_str() {
                     "--no-browser" => browser = false,
+                    "--cuda" => cuda = true,
                     "--port" => {
                         let value = words.value("--port")?;
                         let number = value.parse().map_err(|_| {
@@ -69,19 +72,20 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
                         })?;
                         port = Some(number);
                     }
-                    other => return Err(unknown("lab", other, "--no-browser, --port N")),
+                    other => return Err(unknown("lab", other, "--no-browser, --port N, --cuda")),
                 }
             }
-            Command::Lab { browser, port }
+            Command::Lab { browser, port, cuda }
         }
         "run" => {
-            let (mut notebook, mut kernel, mut out) = (None, "tunebook".to_owned(), None);
+            let (mut notebook, mut kernel, mut out, mut cuda) = (None, "tunebook".to_owned(), None, false);
             while let Some(word) = words.next() {
                 match word.as_str() {
+                    "--cuda" => cuda = true,
                     "--kernel" => kernel = words.value("--kernel")?,
                     "--out" => out = Some(words.value("--out")?.into()),
                     other if other.starts_with('-') => {
-                        return Err(unknown("run", other, "--kernel NAME, --out DIR"));
+                        return Err(unknown("run", other, "--kernel NAME, --out DIR, --cuda"));
                     }
                     path if notebook.is_none() => notebook = Some(PathBuf::from(path)),
                     other => {
@@ -92,7 +96,7 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
             let notebook = notebook.ok_or_else(|| {
                 usage("`run` needs a notebook: cargo xtask run notebooks/00….ipynb".to_owned())
             })?;
-            Command::Run { notebook, kernel, out }
+            Command::Run { notebook, kernel, out, cuda }
         }
         "test" => {
             let mut long = false;
@@ -195,21 +199,23 @@ mod tests {
     #[test]
     fn commands_and_defaults() {
         assert_eq!(words("").unwrap(), Command::Help);
-        assert_eq!(words("lab").unwrap(), Command::Lab { browser: true, port: None });
+        assert_eq!(words("lab").unwrap(), Command::Lab { browser: true, port: None, cuda: false });
         assert_eq!(
             words("lab --no-browser --port=9000").unwrap(),
-            Command::Lab { browser: false, port: Some(9000) }
+            Command::Lab { browser: false, port: Some(9000), cuda: false }
         );
+        assert_eq!(words("lab --cuda").unwrap(), Command::Lab { browser: true, port: None, cuda: true });
         assert_eq!(
             words("run a.ipynb").unwrap(),
-            Command::Run { notebook: "a.ipynb".into(), kernel: "tunebook".into(), out: None }
+            Command::Run { notebook: "a.ipynb".into(), kernel: "tunebook".into(), out: None, cuda: false }
         );
         assert_eq!(
             words("run --kernel=tunebook-stock a.ipynb --out x/y").unwrap(),
             Command::Run {
                 notebook: "a.ipynb".into(),
                 kernel: "tunebook-stock".into(),
-                out: Some("x/y".into())
+                out: Some("x/y".into()),
+                cuda: false
             }
         );
         assert_eq!(words("test --long").unwrap(), Command::Test { long: true });

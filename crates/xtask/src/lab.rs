@@ -1,16 +1,24 @@
 //! JupyterLab, opened on notebook 00.
 
+use std::ffi::OsString;
+
 use crate::error::{Error, Result};
 use crate::notebook;
 use crate::process;
-use crate::setup::Setup;
+use crate::setup::{Setup, cuda};
 
 /// Becomes JupyterLab: Ctrl-C then goes to it alone, with its own question before it stops.
 ///
 /// # Errors
 /// Returns only when JupyterLab cannot be started.
-pub fn open(setup: &Setup, browser: bool, port: Option<u16>) -> Result<()> {
+pub fn open(
+    setup: &Setup,
+    browser: bool,
+    port: Option<u16>,
+    environment: &[(&'static str, OsString)],
+) -> Result<()> {
     let mut command = process::command(setup.python());
+    cuda::set(&mut command, environment);
     command.args(["-m", "jupyterlab"]).arg(format!("--ServerApp.root_dir={}", setup.root.display()));
     command.arg("--MultiKernelManager.default_kernel_name=tunebook");
     if !browser {

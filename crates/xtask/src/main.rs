@@ -47,22 +47,31 @@ fn run(command: Command) -> Result<()> {
         Command::Features { check: true } => features::check(&Setup::locate()?.root),
         Command::Features { check: false } => features::renew(&Setup::locate()?.root),
         Command::Setup => Setup::locate()?.ensure(),
-        Command::Lab { browser, port } => {
+        Command::Lab { browser, port, cuda } => {
             let setup = Setup::locate()?;
-            setup.ensure()?;
-            lab::open(&setup, browser, port)
+            let environment = ensure(&setup, cuda)?;
+            lab::open(&setup, browser, port, &environment)
         }
-        Command::Run { notebook, kernel, out } => {
+        Command::Run { notebook, kernel, out, cuda } => {
             let setup = Setup::locate()?;
             let out = out.unwrap_or_else(|| setup.root.join("out"));
             let execution = notebook::Execution { notebook: &notebook, kernel: &kernel, out: &out };
             execution.check()?;
-            setup.ensure()?;
-            execution.run(&setup)
+            let environment = ensure(&setup, cuda)?;
+            execution.run_with(&setup, &environment)
         }
         Command::Test { long } => test::run(long),
         Command::Bench { which, cases, json } => {
             bench::run(&Setup::locate()?, which, &cases, json.as_deref())
         }
     }
+}
+
+/// Sets everything up; returns the variables that the kernel needs beside its own.
+fn ensure(setup: &Setup, cuda: bool) -> Result<Vec<(&'static str, std::ffi::OsString)>> {
+    if cuda {
+        return Ok(setup.ensure_cuda()?.environment());
+    }
+    setup.ensure()?;
+    Ok(Vec::new())
 }

@@ -1,10 +1,11 @@
 //! Executing a notebook headless, through nbclient in the notebooks' Python environment.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::process;
-use crate::setup::Setup;
+use crate::setup::{Setup, cuda};
 
 /// What to execute.
 pub struct Execution<'a> {
@@ -23,8 +24,18 @@ impl Execution<'_> {
     /// [`Error::Notebook`] names the cell that failed by its number and first line; both files are written all
     /// the same.
     pub fn run(&self, setup: &Setup) -> Result<()> {
+        self.run_with(setup, &[])
+    }
+
+    /// The same with more variables in the kernel's environment.
+    ///
+    /// # Errors
+    /// As [`Execution::run`].
+    pub fn run_with(&self, setup: &Setup, environment: &[(&'static str, OsString)]) -> Result<()> {
         self.check()?;
-        let (succeeded, text) = process::show_and_keep_errors(&mut self.command(setup)?)?;
+        let mut command = self.command(setup)?;
+        cuda::set(&mut command, environment);
+        let (succeeded, text) = process::show_and_keep_errors(&mut command)?;
         if succeeded {
             return Ok(());
         }

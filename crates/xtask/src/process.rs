@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::{Error, Result};
@@ -35,6 +35,15 @@ pub fn cargo(root: &Path) -> Command {
 fn is_set_by_cargo(key: &str) -> bool {
     key == "CARGO"
         || ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|p| key.starts_with(p))
+}
+
+/// The folders of a variable such as PATH, as [`command`] passes it on.
+pub fn inherited_folders(name: &str) -> Vec<PathBuf> {
+    let value = std::env::var_os(name);
+    let value =
+        if name == "LD_LIBRARY_PATH" { value.as_deref().and_then(without_cargo_folders) } else { value };
+    let folders = std::env::split_paths(&value.unwrap_or_default()).collect::<Vec<_>>();
+    folders.into_iter().filter(|folder| !folder.as_os_str().is_empty()).collect()
 }
 
 /// `cargo run` puts the target's folders and the toolchain's libraries in front.

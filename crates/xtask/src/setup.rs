@@ -6,6 +6,7 @@
 
 mod base_model;
 mod crates;
+pub mod cuda;
 mod kernel;
 mod prelude;
 mod python;
@@ -88,6 +89,46 @@ impl Setup {
             &self.kernelspecs(),
             &self.prelude(),
         ])
+    }
+
+    /// The same for NVIDIA GPUs: the toolkit as well, and the prelude built with it.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure`]; without an NVIDIA driver, since what would be built could not start.
+    pub fn ensure_cuda(&self) -> Result<cuda::Toolkit> {
+        let toolkit = self.cuda();
+        if !toolkit.has_gpu() {
+            return Err(Error::Other(
+                "--cuda needs an NVIDIA GPU with its driver: there is no libcuda.so.1 on this machine. Leave --cuda out to compute on \
+                 the CPU; `cargo xtask test --long` compiles the CUDA code without a GPU."
+                    .to_owned(),
+            ));
+        }
+        self.steps(&[
+            &self.fetch_crates(),
+            &self.notebook_python(),
+            &self.base_model(),
+            &toolkit,
+            &self.kernel(),
+            &self.kernelspecs(),
+            &self.prelude().with(toolkit.environment()),
+        ])?;
+        Ok(toolkit)
+    }
+
+    /// The CUDA toolkit alone, for compiling.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure`].
+    pub fn ensure_cuda_toolkit(&self) -> Result<cuda::Toolkit> {
+        let toolkit = self.cuda();
+        self.steps(&[&toolkit])?;
+        Ok(toolkit)
+    }
+
+    /// The CUDA toolkit as it would be used here.
+    pub fn cuda(&self) -> cuda::Toolkit {
+        cuda::Toolkit::new(self)
     }
 
     /// The steps that need the network, and those that take a minute at most.
@@ -207,6 +248,11 @@ impl Setup {
     /// The kernel's executable.
     pub fn kernel_binary(&self) -> PathBuf {
         self.kernel_target().join(&self.triple).join("debug/tunebook-kernel")
+    }
+
+    /// The target directory of builds for NVIDIA GPUs.
+    pub fn cuda_target(&self) -> PathBuf {
+        self.target.join("cuda")
     }
 
     /// The kernel's own target directory.

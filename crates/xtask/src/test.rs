@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::features;
 use crate::notebook::{self, Execution};
 use crate::process;
-use crate::setup::{Setup, duration};
+use crate::setup::{Setup, cuda, duration};
 use crate::tally::{NextestScreen, Tally};
 
 /// Runs the tests and prints the closing line.
@@ -63,6 +63,9 @@ impl Tests {
         self.crates(&setup, &crates);
         self.clippy(&setup, &crates);
         self.kernel(&setup);
+        if self.long {
+            self.cuda(&setup);
+        }
 
         setup.ensure()?;
         self.protocol(&setup);
@@ -134,6 +137,43 @@ impl Tests {
         self.one("clippy on the kernel", || process::run(&mut command, "cargo clippy"));
     }
 
+    /// The code for NVIDIA GPUs: compiled everywhere, run where there is one.
+    fn cuda(&mut self, setup: &Setup) {
+        let toolkit = match setup.ensure_cuda_toolkit() {
+            Ok(toolkit) => toolkit,
+            Err(error) => return self.failure("CUDA toolkit", &error),
+        };
+        let with_gpu = |mut command: Command| {
+            cuda::set(&mut command, &toolkit.environment());
+            command
+        };
+        self.one("the CUDA code compiles", || {
+            let command = Self::cargo_of(setup, &["build", "--package", "tunebook", "--features", "cuda"]);
+            process::run(&mut with_gpu(command), "cargo build --features cuda")
+        });
+        if !toolkit.has_gpu() {
+            return self.skip("the tests of the CUDA code: no NVIDIA GPU here");
+        }
+        let words = [
+            "test",
+            "--no-fail-fast",
+            "--color=never",
+            "--package",
+            "tunebook-models",
+            "--package",
+            "tunebook-tune",
+        ];
+        let mut command = Self::cargo_of(setup, &words);
+        command.args([
+            "--features",
+            "tunebook-models/cuda,tunebook-tune/cuda",
+            "--",
+            "--include-ignored",
+            "gpu_",
+        ]);
+        self.runs("on the GPU", &mut with_gpu(command));
+    }
+
     fn kernel(&mut self, setup: &Setup) {
         let mut command =
             self.cargo(setup, &["test", "--no-fail-fast", "--color=never"], &["tunebook-kernel".to_owned()]);
@@ -198,9 +238,14 @@ impl Tests {
         Ok(())
     }
 
-    fn cargo(&self, setup: &Setup, words: &[&str], packages: &[String]) -> Command {
+    fn cargo_of(setup: &Setup, words: &[&str]) -> Command {
         let mut command = process::cargo(&setup.root);
         command.args(words).arg("--locked");
+        command
+    }
+
+    fn cargo(&self, setup: &Setup, words: &[&str], packages: &[String]) -> Command {
+        let mut command = Self::cargo_of(setup, words);
         for package in packages {
             command.args(["--package", package]);
         }

@@ -14,6 +14,7 @@ mod add;
 mod attention;
 pub mod cpu;
 mod cross_entropy;
+pub mod cuda;
 pub mod device;
 mod linear;
 pub mod naive;

@@ -1,5 +1,6 @@
 //! The prelude, compiled once for all cells.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::error::Result;
@@ -16,6 +17,7 @@ pub struct Warm {
     library: PathBuf,
     /// Says only that it has been warm once, for the estimates; whether it is warm the kernel finds out itself.
     stamp: Stamp,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Warm {
@@ -25,7 +27,13 @@ impl Warm {
             root: setup.root.clone(),
             library: setup.target.join(&setup.triple).join("debug/libtunebook.so"),
             stamp: Stamp::new(&setup.stamps(), "warm", "once".to_owned()),
+            environment: Vec::new(),
         }
+    }
+
+    /// The prelude of a CUDA build.
+    pub(super) fn with(self, environment: Vec<(&'static str, OsString)>) -> Self {
+        Self { environment, ..self }
     }
 }
 
@@ -52,7 +60,8 @@ impl Step for Warm {
                 .arg("warm")
                 .arg("--project")
                 .arg(&self.root)
-                .current_dir(&self.root),
+                .current_dir(&self.root)
+                .envs(self.environment.iter().map(|(name, value)| (*name, value))),
             "warming the kernel",
         )?;
         self.stamp.set()

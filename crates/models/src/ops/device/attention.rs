@@ -3,11 +3,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use super::node::{Composed, node};
 use crate::ops::attention::Sizes;
-use crate::ops::profile;
+use crate::ops::{cuda, profile};
 
 /// The most queries of a block.
 const QUERIES: usize = 256;
@@ -26,10 +26,17 @@ pub fn attention(
     sizes: Sizes,
 ) -> Result<Tensor> {
     let first = first.iter().any(|first| *first > 0).then_some(first);
-    let op = Blocks { scale, first, sizes };
+    let mut op = Blocks { scale, first, sizes, log_sums: None };
     let y = {
         let _time = profile::time("attention", "forward");
-        op.forward(&q.detach(), &k.detach(), &v.detach())?
+        let (q, k, v) = (q.detach(), k.detach(), v.detach());
+        match cuda::attention(&q, &k, &v, op.first.as_deref(), scale, sizes)? {
+            Some((y, log_sums)) => {
+                op.log_sums = Some(log_sums);
+                y
+            }
+            None => op.forward(&q, &k, &v)?,
+        }
     };
     node(op, &[q, k, v], y)
 }
@@ -39,6 +46,8 @@ struct Blocks {
     /// The first key that each query sees, `[b, t]`; `None` when all see the very first.
     first: Option<Vec<usize>>,
     sizes: Sizes,
+    /// What a kernel of ours left for its backward pass.
+    log_sums: Option<Tensor>,
 }
 
 impl Blocks {
@@ -161,6 +170,17 @@ impl Composed for Blocks {
 
     fn backward(&self, inputs: &[Tensor], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let [q, k, v] = inputs else { return Ok(Vec::new()) };
+        if let Some(log_sums) = &self.log_sums {
+            let (q, k, v) = (q.detach(), k.detach(), v.detach());
+            let (first, scale, sizes) = (self.first.as_deref(), self.scale, self.sizes);
+            let attended = cuda::Attended { inputs: [&q, &k, &v], y, log_sums, first, scale, sizes };
+            return match cuda::attention_backward(attended, dy)? {
+                Some(found) => Ok(found.into_iter().map(Some).collect()),
+                None => bail!(
+                    "attention: the kernels were switched off between the forward and the backward pass"
+                ),
+            };
+        }
         let Sizes { s, .. } = self.sizes;
         let (q, k, v) = (q.detach(), self.heads(&k.detach())?, self.heads(&v.detach())?);
         let dtype = q.dtype();

@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::node::{Composed, node};
-use crate::ops::{IGNORE, profile};
+use crate::ops::{IGNORE, cuda, profile};
 
 /// f32 logits held at a time, of which the composition needs three. 128 MiB are 682 rows of a vocabulary of 49152.
 const CHUNK_BYTES: usize = 128 << 20;
@@ -48,7 +48,18 @@ fn forward(
         // [c, hid]
         let input = hidden.index_select(&rows, 0)?;
         // [c, vocab]
-        let logits = input.matmul(&head.t()?)?.to_dtype(DType::F32)?;
+        let logits = input.matmul(&head.t()?)?;
+        if let Some(losses) = cuda::cross_entropy(&logits, &targets)? {
+            loss = (loss + losses.sum_all()?)?;
+            if let Some(sum) = &dh {
+                dh = Some(sum.index_add(&rows, &logits.matmul(&head)?, 0)?);
+            }
+            if let Some(sum) = &dw {
+                dw = Some((sum + logits.t()?.matmul(&input)?.to_dtype(DType::F32)?)?);
+            }
+            continue;
+        }
+        let logits = logits.to_dtype(DType::F32)?;
         let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         let chosen = logits.gather(&targets.unsqueeze(1)?, D::Minus1)?;
         let exponentials = logits.exp()?;

@@ -4,7 +4,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::node::{Composed, node};
-use crate::ops::{linear_shape, profile};
+use crate::ops::{cuda, linear_shape, profile};
 
 /// See [`crate::ops::linear`].
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -92,8 +92,9 @@ pub fn lora_linear(
         let _time = profile::time("linear (LoRA)", "forward");
         let x = x.detach();
         let base = product(&x, &op.w, bias.map(Tensor::detach).as_ref())?;
-        let low = op.low(&flat(&x, a.dim(1)?)?, &cast(a, &x)?)?.matmul(&cast(b, &x)?.t()?)?;
-        (base + (low.reshape(linear_shape(&x, &op.w)?)? * scale)?)?
+        let u = (op.low(&flat(&x, a.dim(1)?)?, &cast(a, &x)?)? * scale)?;
+        add_low(base.reshape(((), op.w.dim(0)?))?, &u, &cast(b, &x)?, true)?
+            .reshape(linear_shape(&x, &op.w)?)?
     };
     node(op, &[x, a, b], y)
 }
@@ -101,6 +102,15 @@ pub fn lora_linear(
 /// A trained matrix in the type of the activations.
 fn cast(matrix: &Tensor, x: &Tensor) -> Result<Tensor> {
     matrix.detach().to_dtype(x.dtype())
+}
+
+/// `sum + left · right`, with `right` read transposed or not. `sum` may be written to: nothing else holds it.
+fn add_low(sum: Tensor, left: &Tensor, right: &Tensor, transposed: bool) -> Result<Tensor> {
+    if cuda::add_product(&sum, left, right, transposed)? {
+        return Ok(sum);
+    }
+    let right = if transposed { right.t()? } else { right.clone() };
+    sum + left.matmul(&right)?
 }
 
 struct Lora {
@@ -139,8 +149,11 @@ impl Composed for Lora {
         let du = (dy.matmul(&low_b)? * self.scale)?;
         let mut found = vec![None, None, None];
         if x.track_op() {
-            let low = self.masked(&du.matmul(&low_a)?)?;
-            let dx = (dy.matmul(&self.w.to_dtype(dy.dtype())?)? + low)?;
+            let base = dy.matmul(&self.w.to_dtype(dy.dtype())?)?;
+            let dx = match &self.mask {
+                None => add_low(base, &du, &low_a, false)?,
+                Some(_) => (base + self.masked(&du.matmul(&low_a)?)?)?,
+            };
             found[0] = Some(dx.reshape(x.shape())?);
         }
         if a.track_op() {

@@ -3,14 +3,17 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::node::{Composed, node};
-use crate::ops::profile;
+use crate::ops::{cuda, profile};
 
 /// See [`crate::ops::rms_norm`].
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     let y = {
         let _time = profile::time("rms_norm", "forward");
         let (x, w) = (x.detach().contiguous()?, w.detach().to_dtype(x.dtype())?.contiguous()?);
-        candle_nn::ops::rms_norm(&x, &w, eps as f32)?
+        match cuda::rms_norm(&x, &w, eps)? {
+            Some(y) => y,
+            None => candle_nn::ops::rms_norm(&x, &w, eps as f32)?,
+        }
     };
     if w.track_op() {
         node(RmsNorm { frozen: None, eps }, &[x, w], y)
@@ -32,6 +35,12 @@ impl Composed for RmsNorm {
 
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let w = self.frozen.as_ref().unwrap_or(&inputs[inputs.len() - 1]).detach();
+        if self.frozen.is_some() {
+            let (x, w) = (inputs[0].detach().contiguous()?, w.to_dtype(dy.dtype())?.contiguous()?);
+            if let Some(dx) = cuda::rms_norm_backward(&x, &w, dy, self.eps)? {
+                return Ok(vec![Some(dx)]);
+            }
+        }
         let n = w.dim(0)?;
         // [.., n] -> [rows, n]
         let x = inputs[0].detach().to_dtype(DType::F32)?.reshape(((), n))?;

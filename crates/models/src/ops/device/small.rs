@@ -3,13 +3,17 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::node::{Composed, node};
-use crate::ops::profile;
+use crate::ops::{cuda, profile};
 
 /// See [`crate::ops::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let y = {
         let _time = profile::time("swiglu", "forward");
-        gate.detach().silu()?.mul(&up.detach())?
+        let (gate, up) = (gate.detach(), up.detach());
+        match cuda::swiglu(&gate.contiguous()?, &up.contiguous()?)? {
+            Some(y) => y,
+            None => gate.silu()?.mul(&up)?,
+        }
     };
     node(Swiglu, &[gate, up], y)
 }
@@ -23,6 +27,10 @@ impl Composed for Swiglu {
 
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let [gate, up] = inputs else { return Ok(Vec::new()) };
+        let narrow = |x: &Tensor| x.detach().contiguous();
+        if let Some([dgate, dup]) = cuda::swiglu_backward(&narrow(gate)?, &narrow(up)?, dy)? {
+            return Ok(vec![Some(dgate), Some(dup)]);
+        }
         let wide = |x: &Tensor| x.detach().to_dtype(DType::F32);
         let (g, dy) = (wide(gate)?, wide(dy)?);
         let sigmoid = candle_nn::ops::sigmoid(&g.contiguous()?)?;

@@ -1,0 +1,68 @@
+// Kernels with one block for each row: normalisation and cross-entropy. NEVER RUN ON A GPU YET.
+#include "common.cuh"
+
+// y = x / sqrt(mean(x²) + eps) · w
+template <typename T> __device__ void rms_norm(T *y, const T *x, const T *w, int n, float eps) {
+    __shared__ float room[32];
+    const size_t at = size_t(blockIdx.x) * n;
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float value = wide(x[at + i]);
+        sum += value * value;
+    }
+    const float inverse = rsqrtf(block_sum(sum, room) / n + eps);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) y[at + i] = narrow<T>(wide(x[at + i]) * inverse * wide(w[i]));
+}
+
+// dx = (w∘dy − x · mean(w∘dy∘x) · i²) · i with i = 1/sqrt(mean(x²) + eps)
+template <typename T>
+__device__ void rms_norm_backward(T *dx, const T *x, const T *w, const T *dy, int n, float eps) {
+    __shared__ float room[32];
+    const size_t at = size_t(blockIdx.x) * n;
+    float square = 0.f, product = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float value = wide(x[at + i]);
+        square += value * value;
+        product += wide(w[i]) * wide(dy[at + i]) * value;
+    }
+    const float inverse = rsqrtf(block_sum(square, room) / n + eps);
+    const float along = block_sum(product, room) / n * inverse * inverse;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float value = wide(w[i]) * wide(dy[at + i]) - wide(x[at + i]) * along;
+        dx[at + i] = narrow<T>(value * inverse);
+    }
+}
+
+// Each row's loss; what is left in `logits` is their gradient, softmax − one-hot.
+template <typename T>
+__device__ void cross_entropy(T *logits, float *losses, const uint32_t *labels, int vocabulary) {
+    __shared__ float room[32];
+    T *row = logits + size_t(blockIdx.x) * vocabulary;
+    const int label = labels[blockIdx.x];
+    float most = -INFINITY;
+    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) most = fmaxf(most, wide(row[i]));
+    most = block_max(most, room);
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) sum += __expf(wide(row[i]) - most);
+    sum = block_sum(sum, room);
+    const float chosen = wide(row[label]);
+    __syncthreads();
+    if (threadIdx.x == 0) losses[blockIdx.x] = logf(sum) + most - chosen;
+    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) {
+        float weight = __expf(wide(row[i]) - most) / sum;
+        row[i] = narrow<T>(i == label ? weight - 1.f : weight);
+    }
+}
+
+#define ROW_KERNELS(T, NAME)                                                                                                \
+    extern "C" __global__ void rms_norm_##NAME(T *y, const T *x, const T *w, int n, float eps) {                      \
+        rms_norm(y, x, w, n, eps);                                                                                    \
+    }                                                                                                                 \
+    extern "C" __global__ void rms_norm_backward_##NAME(T *dx, const T *x, const T *w, const T *dy, int n, float eps) { \
+        rms_norm_backward(dx, x, w, dy, n, eps);                                                                      \
+    }                                                                                                                 \
+    extern "C" __global__ void cross_entropy_##NAME(T *logits, float *losses, const uint32_t *labels, int vocabulary) { \
+        cross_entropy(logits, losses, labels, vocabulary);                                                            \
+    }
+ROW_KERNELS(float, f32)
+ROW_KERNELS(bf16, bf16)
