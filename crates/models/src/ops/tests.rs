@@ -428,7 +428,17 @@ fn every_level_of_instructions_is_right() {
     }
     for level in ["avx512bf16", "avx512", "avx2", "baseline"] {
         let tests = std::process::Command::new(std::env::current_exe().expect("this program"))
-            .args(["ops::", "--skip", "every_level", "--skip", "composed_forms", "--skip", "several_chunks"])
+            .args([
+                "ops::",
+                "--skip",
+                "every_level",
+                "--skip",
+                "composed_forms",
+                "--skip",
+                "ops::cuda",
+                "--skip",
+                "several_chunks",
+            ])
             .env("TUNEBOOK_SIMD", level)
             .output()
             .expect("the tests start");
@@ -445,7 +455,7 @@ fn composed_forms_are_right() {
         return;
     }
     let tests = std::process::Command::new(std::env::current_exe().expect("this program"))
-        .args(["ops::", "--skip", "every_level", "--skip", "composed_forms"])
+        .args(["ops::", "--skip", "every_level", "--skip", "composed_forms", "--skip", "ops::cuda"])
         .env("TUNEBOOK_OPS", "composed")
         .output()
         .expect("the tests start");

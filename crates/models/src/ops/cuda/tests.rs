@@ -3,7 +3,7 @@
 //! Buffers have a fence of NaN on both sides: a read beyond them shows in the result, a write in the fence.
 
 use std::ffi::{CString, c_void};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use half::bf16;
@@ -37,6 +37,12 @@ fn library() -> Option<usize> {
         assert!(!handle.is_null(), "the library does not load");
         Some(handle as usize)
     })
+}
+
+/// The library has one set of threads: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A function of the library, of the type that it is assigned to.
@@ -140,6 +146,7 @@ const TYPES: [DType; 2] = [DType::F32, DType::BF16];
 
 #[test]
 fn normalisation_kernels() -> Result<()> {
+    let _alone = alone();
     type Forward = extern "C" fn(i32, *mut c_void, *mut c_void, *mut c_void, i32, i32, f32, u32);
     type Backward =
         extern "C" fn(i32, *mut c_void, *mut c_void, *mut c_void, *mut c_void, i32, i32, f32, u32);
@@ -170,6 +177,7 @@ fn normalisation_kernels() -> Result<()> {
 
 #[test]
 fn gated_activation_kernels() -> Result<()> {
+    let _alone = alone();
     type Forward = extern "C" fn(i32, *mut c_void, *mut c_void, *mut c_void, i64, u32, u32);
     type Backward =
         extern "C" fn(i32, *mut c_void, *mut c_void, *mut c_void, *mut c_void, *mut c_void, i64, u32, u32);
@@ -201,6 +209,7 @@ fn gated_activation_kernels() -> Result<()> {
 
 #[test]
 fn rotation_kernel() -> Result<()> {
+    let _alone = alone();
     type Rope = extern "C" fn(
         i32,
         *mut c_void,
@@ -249,6 +258,7 @@ fn rotation_kernel() -> Result<()> {
 
 #[test]
 fn cross_entropy_kernel() -> Result<()> {
+    let _alone = alone();
     type Loss = extern "C" fn(i32, *mut c_void, *mut c_void, *const u32, i32, i32, u32);
     let Some(loss) = function::<Loss>("cpu_cross_entropy") else { return Ok(()) };
     for dtype in TYPES {
@@ -286,6 +296,7 @@ fn attention_cases() -> Vec<([usize; 6], Attention)> {
 
 #[test]
 fn attention_kernels() -> Result<()> {
+    let _alone = alone();
     type P = *mut c_void;
     type Forward = extern "C" fn(i32, P, P, P, P, P, *const i32, i32, i32, i32, i32, i32, f32, u32, u32);
     type Dots = extern "C" fn(i32, P, P, P, i32, i32, i32, u32, u32);
