@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use tunebook_models::{Model, Projection};
 
 use crate::error::{Error, Result};
+use crate::fingerprint;
 use crate::full::FullWeights;
 use crate::inject;
 use crate::lora::{Lora, LoraInit};
