@@ -180,3 +180,55 @@ fn says_how_little_is_trained() {
         "{text}"
     );
 }
+
+/// The tiny model in a folder of its own, after `change` has been at its files.
+fn changed(change: impl FnOnce(&std::path::Path)) -> (tempfile::TempDir, tunebook_models::Model) {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(tiny_path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    change(dir.path());
+    let model =
+        tunebook_models::Model::load(dir.path().to_str().unwrap(), &tunebook_models::Device::Cpu).unwrap();
+    (dir, model)
+}
+
+#[test]
+fn another_tokenizer_or_template_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    model.add_adapter("one", &lora(1)).unwrap();
+    model.save_adapter("one", path(&dir)).unwrap();
+
+    let (_same, same) = changed(|_| {});
+    same.load_adapter("one", path(&dir)).unwrap();
+
+    let (_other, other) = changed(|folder| {
+        let file = folder.join("tokenizer.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut tokenizer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        // Two tokens change places: nothing looks wrong from outside.
+        let names: Vec<String> = vocab.keys().rev().take(2).cloned().collect();
+        let (a, b) = (vocab[&names[0]].clone(), vocab[&names[1]].clone());
+        vocab[&names[0]] = b;
+        vocab[&names[1]] = a;
+        std::fs::write(&file, tokenizer.to_string()).unwrap();
+    });
+    let error = other.load_adapter("one", path(&dir)).unwrap_err().to_string();
+    assert!(error.contains("another tokenizer") && error.contains("tunebook.json"), "{error}");
+    assert!(other.adapters().is_empty());
+
+    let (_other, other) = changed(|folder| {
+        std::fs::write(folder.join("chat_template.jinja"), "{{ messages[0]['content'] }}").unwrap();
+    });
+    let error = other.load_adapter("one", path(&dir)).unwrap_err().to_string();
+    assert!(error.contains("another chat template"), "{error}");
+
+    // PEFT's own files have none.
+    std::fs::remove_file(dir.path().join("one/tunebook.json"))
+        .or_else(|_| std::fs::remove_file(dir.path().join("tunebook.json")))
+        .unwrap();
+    other.load_adapter("one", path(&dir)).unwrap();
+}
