@@ -602,7 +602,7 @@ impl Work<'_> {
     fn duplicate_rows(&mut self) -> Vec<(usize, String)> {
         self.row_keys();
         let mut first: HashMap<u128, usize, key::Identity> =
-            HashMap::with_capacity_and_hasher(self.keys.len(), key::Identity::default());
+            HashMap::with_capacity_and_hasher(self.keys.len(), key::Identity);
         let mut drops = Vec::new();
         for (row, key) in self.keys.iter().enumerate() {
             let (Some((key, _)), true) = (key, self.alive[row]) else { continue };

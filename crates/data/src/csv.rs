@@ -21,11 +21,16 @@ const RETRIES: usize = 8;
 /// Records that one thread makes pairs of at a time.
 const CHUNK_ROWS: usize = 4096;
 
+/// A field, and whether it was quoted.
+type RawField<'a> = (Cow<'a, [u8]>, bool);
+/// The text of a quoted field and where the file goes on; or what is wrong, and where.
+type Quoted<'a> = Result<(Cow<'a, [u8]>, usize), (String, usize)>;
+
 /// A record: where it starts, and its fields.
 struct Record<'a> {
     line: u64,
     raw: &'a [u8],
-    fields: Result<Vec<(Cow<'a, [u8]>, bool)>, String>,
+    fields: Result<Vec<RawField<'a>>, String>,
 }
 
 /// The rows of a CSV file. `shape` is filled in from the header when it is not given.
@@ -252,7 +257,7 @@ impl<'a> Records<'a> {
     }
 
     /// The text of a quoted field whose opening quote stands before `at`, and where the delimiter or line's end after it is.
-    fn quoted(&self, mut at: usize) -> Result<(Cow<'a, [u8]>, usize), (String, usize)> {
+    fn quoted(&self, mut at: usize) -> Quoted<'a> {
         let bytes = self.bytes;
         let start = at;
         let mut text: Option<Vec<u8>> = None;

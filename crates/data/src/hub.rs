@@ -57,7 +57,7 @@ impl Hub {
             let snapshot = self.snapshot(&repo).ok_or_else(|| {
                 failed("the list of files", "HF_HUB_OFFLINE is set and it was never fetched".to_owned())
             })?;
-            return self.from_snapshot(given, &snapshot, files);
+            return self.in_snapshot(given, &snapshot, files);
         }
         let mut builder =
             ApiBuilder::from_cache(self.cache.clone()).with_progress(false).with_token(self.token.clone());
@@ -70,7 +70,7 @@ impl Hub {
             Ok(info) => info.siblings.into_iter().map(|sibling| sibling.rfilename).collect(),
             // No connection: what an earlier call fetched will do.
             Err(error) => match self.snapshot(&repo) {
-                Some(snapshot) => return self.from_snapshot(given, &snapshot, files),
+                Some(snapshot) => return self.in_snapshot(given, &snapshot, files),
                 None => return Err(failed("the list of files", explained(&error))),
             },
         };
@@ -99,7 +99,7 @@ impl Hub {
         snapshot.is_dir().then_some(snapshot)
     }
 
-    fn from_snapshot(&self, given: &str, snapshot: &Path, files: Option<&str>) -> Result<Vec<Input>> {
+    fn in_snapshot(&self, given: &str, snapshot: &Path, files: Option<&str>) -> Result<Vec<Input>> {
         let mut names = Vec::new();
         list(snapshot, snapshot, &mut names);
         let chosen = choose(given, names, files)?;

@@ -99,8 +99,11 @@ fn parse(elements: &[Element], shape: &mut Option<Shape>, each: &mut dyn FnMut(P
     parts.into_iter().for_each(each);
 }
 
+/// Where the text after the last whole element begins: its line, what is wrong, and the text.
+type Broken<'a> = Option<(u64, String, &'a [u8])>;
+
 /// The elements of the array whose content starts at `at`; and what comes after the last whole one, if that is not the array's end.
-fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Option<(u64, String, &[u8])>) {
+fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Broken<'_>) {
     let mut elements = Vec::new();
     let mut line = 1 + memchr::memchr_iter(b'\n', &bytes[..at]).count() as u64;
     let skip = |at: &mut usize, line: &mut u64, more: &[u8]| {

@@ -105,8 +105,7 @@ fn by_line<'a>(text: &'a str, change: impl Fn(&'a str) -> Option<Cow<'a, str>>) 
         out.push_str(line);
     };
     while at < lines.len() {
-        let end =
-            is_fence(&lines[at]).then(|| lines[at + 1..].iter().position(|line| is_fence(&line))).flatten();
+        let end = is_fence(&lines[at]).then(|| lines[at + 1..].iter().position(is_fence)).flatten();
         match end {
             Some(end) => {
                 lines[at..=at + 1 + end].iter().for_each(|line| push(line));

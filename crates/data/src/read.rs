@@ -183,13 +183,16 @@ pub(crate) fn each(
     Ok(())
 }
 
+/// Takes the rows of one file as they come.
+type PartSink<'a> = dyn FnMut(Option<&Shape>, Vec<Part>) -> Result<()> + 'a;
+
 /// The rows of one file.
 fn each_of(
     input: &Input,
     shape: &mut Option<Shape>,
     limits: Limits,
     read: Arc<AtomicU64>,
-    sink: &mut dyn FnMut(Option<&Shape>, Vec<Part>) -> Result<()>,
+    sink: &mut PartSink,
 ) -> Result<()> {
     let path = &input.path;
     let io = |source| DataError::Io { action: "read", path: path.clone(), source };

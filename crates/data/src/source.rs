@@ -128,7 +128,10 @@ fn folder(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
 }
 
 /// A test of relative paths.
-pub(crate) fn matcher(files: Option<&str>) -> Result<Box<dyn Fn(&Path) -> bool>, String> {
+pub(crate) type Matcher = Box<dyn Fn(&Path) -> bool>;
+
+/// The test that a pattern stands for.
+pub(crate) fn matcher(files: Option<&str>) -> Result<Matcher, String> {
     match files {
         None => Ok(Box::new(|_| true)),
         Some(files) => {

@@ -223,7 +223,8 @@ fn every_row_is_held_out_by_one_fold() {
     let folds = dataset.folds(5, &Split::default()).unwrap();
     let mut held: Vec<String> = folds.iter().flat_map(|fold| fold.validation.prompts()).collect();
     let mut all = dataset.prompts();
-    (held.sort(), all.sort());
+    held.sort();
+    all.sort();
     assert_eq!(held, all);
     assert!(folds.iter().all(|fold| fold.train.len() + fold.validation.len() == 1000));
     assert!(dataset.folds(1, &Split::default()).is_err());

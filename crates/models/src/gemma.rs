@@ -64,7 +64,7 @@ impl GemmaConfig {
             _ => json.optional_count("sliding_window_pattern")?.unwrap_or(6),
         };
         let default_type = |layer: usize| {
-            if window.is_some() && (layer + 1) % interval != 0 { SLIDING } else { FULL }
+            if window.is_some() && !(layer + 1).is_multiple_of(interval) { SLIDING } else { FULL }
         };
         let (rope_parameters, local_rope_parameters) = if model_type == "gemma3_text" {
             let of = |kind: &str, base: &str, default| -> Result<RopeParameters> {

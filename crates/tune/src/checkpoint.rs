@@ -208,10 +208,7 @@ impl Run {
         if steps.len() != state.step {
             return Err(damaged(format!("holds {} steps, expected {}", steps.len(), state.step)));
         }
-        let best = match state.best_step {
-            Some(step) => Some(Arc::new(Best { step, weights: tensors.weights("best.") })),
-            None => None,
-        };
+        let best = state.best_step.map(|step| Arc::new(Best { step, weights: tensors.weights("best.") }));
         Ok(Self {
             best,
             loaded_step: state.loaded_step,

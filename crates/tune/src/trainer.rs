@@ -293,8 +293,7 @@ impl Trainer {
     /// The last run on this model that an error ended, as it was after its last whole step.
     pub fn last_run(&self) -> Option<Run> {
         let kept = self.model.extension::<LastRun>();
-        let run = kept.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        run
+        kept.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A short run whose learning rate rises from step to step, to see where the loss falls and where it breaks away. The trained tensors are put
