@@ -34,6 +34,8 @@ pub(crate) fn resident_bytes() -> Option<u64> {
 
 /// Lets [`peak_bytes`] begin anew. Where that is refused the peak stays that of the whole process, and nothing else changes.
 pub(crate) fn reset_peak() {
+    // What the last pass freed is no part of the next one's peak.
+    tunebook_models::ops::cpu::give_back_freed_memory();
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 

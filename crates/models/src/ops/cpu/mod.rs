@@ -178,6 +178,15 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Gives back to the system what [`keep_freed_memory`] had the allocator keep, so that what is measured next is what is in use.
+pub fn give_back_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it only hands unused pages to the system.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A buffer whose values are whatever the memory holds: zeroing it first would cost as much as many operations do.
 ///
 /// # Safety
