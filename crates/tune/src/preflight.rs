@@ -138,7 +138,7 @@ impl Trainer {
         let blocks = self.model().num_blocks();
         let together = args.batch_size * args.gradient_accumulation_steps;
         let mut bench = Bench { trainer: self, sets, stepper: Stepper::new(self.model(), args, 1)? };
-        // From short to long, so that what the allocator keeps of one is of use to the next.
+        // From short to long: what goes wrong for lack of memory goes wrong last.
         let longest_row = (0..sets.rows.len()).max_by_key(|row| sets.rows.length(*row)).unwrap_or(0);
         let mut by_length: Vec<usize> = (0..sets.rows.len()).collect();
         by_length.sort_by_key(|row| sets.rows.length(*row));

@@ -3,8 +3,7 @@
 //! The sides are processes that answer `step` on standard input with the seconds that the step took (ours is
 //! `crates/tune/examples/bench_train.rs`, the peer's `tests/peers/bench_train.py`). They take turns, so that what
 //! else the machine does falls on all alike; figures are medians, memory is each process's own peak (`VmHWM`).
-//! Every step is one of the trainer's default path, but in the rows of 2048 tokens: there ours runs some blocks again in the backward pass, a
-//! number set by hand in the case (`--rerun-blocks`), as the default keeps them all. A case that this machine or this build cannot run has a row whose
+//! Every step is one of the trainer's default path. A case that this machine or this build cannot run has a row whose
 //! ratio is null and whose `reason` says why.
 
 mod case;
