@@ -2,6 +2,9 @@
 
 Both kernels run on this machine in one go, one after the other. Each cell is run once unmeasured (the first cell that
 declares a variable makes a stock kernel load the dependency graph), then ROUNDS times; a cell's time is the median.
+
+The case cells-1000 runs the same cells a hundred times over in one kernel. Its drift is the median time of the last hundred cells
+divided by that of the first hundred; beside it stands what a cell adds to the memory of the kernel and its child.
 """
 
 from __future__ import annotations
@@ -17,6 +20,12 @@ import time
 from client import Kernel, descendants_rss_mb
 
 ROUNDS = 3
+# How often the cells below are run for cells-1000.
+TURNS = 100
+
+# One session measures these together.
+TYPICAL = ("kernel_info", "first-result-warm", "cell-median", "cell-max", "kernel-rss")
+CASES = (*TYPICAL, "cells-1000")
 
 CELLS = {
     "print": 'println!("epoch {}", 1);',
@@ -50,6 +59,27 @@ def measure(name: str) -> dict:
     return figures
 
 
+def measure_many(name: str) -> dict:
+    """A thousand cells in one kernel."""
+    print(f"{name}: {TURNS * len(CELLS)} cells in one kernel", flush=True)
+    seconds, rss_mb = [], []
+    with Kernel(name) as kernel:
+        for code in CELLS.values():
+            check(kernel.execute(code, timeout=900), code)
+        for turn in range(1, TURNS + 1):
+            seconds += [check(kernel.execute(code), code) for code in CELLS.values()]
+            if turn % 10 == 0:
+                rss_mb.append(descendants_rss_mb(kernel.pid))
+                hundred = statistics.median(seconds[-100:])
+                print(f"  cells {len(seconds) - 99:4}-{len(seconds):4} {hundred:6.2f} s {rss_mb[-1]:8.0f} MB", flush=True)
+    return {
+        "drift": statistics.median(seconds[-100:]) / statistics.median(seconds[:100]),
+        "rss_kb_per_cell": (rss_mb[-1] - rss_mb[0]) * 1000 / (len(seconds) - 100),
+        "hundreds": [round(statistics.median(seconds[i : i + 100]), 4) for i in range(0, len(seconds), 100)],
+        "rss_mb": [round(mb, 1) for mb in rss_mb],
+    }
+
+
 def check(result, code: str) -> float:
     if result.status != "ok" or any(m["msg_type"] == "error" for m in result.outputs):
         raise SystemExit(f"the cell {code!r} failed: {result.reply} {result.outputs}")
@@ -81,27 +111,39 @@ def main() -> None:
     parser.add_argument("--ours", default="tunebook")
     parser.add_argument("--peer", default="tunebook-stock")
     parser.add_argument("--json", help="where to write the rows")
+    parser.add_argument("--case", action="append", choices=CASES, help="one of the cases (default: all)")
     arguments = parser.parse_args()
-
-    ours, peer = measure(arguments.ours), measure(arguments.peer)
+    cases = arguments.case or CASES
 
     def row(case: str, metric: str, a: float, b: float) -> dict:
-        return {"case": case, "metric": metric, "ours": round(a, 3), "peer": round(b, 3), "ratio": round(a / b, 3)}
+        return {"case": case, "metric": metric, "ours": round(a, 3), "peer": round(b, 3), "ratio": round(a / b, 3) if b else None}
 
-    cells = [list(figures["cells"].values()) for figures in (ours, peer)]
-    rows = [
-        row("kernel_info", "seconds", ours["kernel_info"], peer["kernel_info"]),
-        row("first-result-warm", "seconds", ours["first-result-warm"], peer["first-result-warm"]),
-        row("cell-median", "seconds", *map(statistics.median, cells)),
-        row("cell-max", "seconds", *map(max, cells)),
-        row("kernel-rss", "rss_mb", ours["rss_mb"], peer["rss_mb"]),
-    ]
-    print(f"\n{'case':20}{'metric':10}{'ours':>10}{'stock':>10}{'ratio':>8}")
+    rows, details = [], {}
+    if set(cases) & set(TYPICAL):
+        ours, peer = measure(arguments.ours), measure(arguments.peer)
+        cells = [list(figures["cells"].values()) for figures in (ours, peer)]
+        rows += [
+            row("kernel_info", "seconds", ours["kernel_info"], peer["kernel_info"]),
+            row("first-result-warm", "seconds", ours["first-result-warm"], peer["first-result-warm"]),
+            row("cell-median", "seconds", *map(statistics.median, cells)),
+            row("cell-max", "seconds", *map(max, cells)),
+            row("kernel-rss", "rss_mb", ours["rss_mb"], peer["rss_mb"]),
+        ]
+        details["cells"] = {"ours": ours["cells"], "peer": peer["cells"]}
+    if "cells-1000" in cases:
+        many = {"ours": measure_many(arguments.ours), "peer": measure_many(arguments.peer)}
+        rows += [row("cells-1000", metric, many["ours"][metric], many["peer"][metric]) for metric in ("drift", "rss_kb_per_cell")]
+        details["cells-1000"] = many
+    rows = [r for r in rows if r["case"] in cases]
+
+    print(f"\n{'case':20}{'metric':16}{'ours':>10}{'stock':>10}{'ratio':>8}")
     for r in rows:
-        print(f"{r['case']:20}{r['metric']:10}{r['ours']:10.2f}{r['peer']:10.2f}{r['ratio']:8.2f}")
-    for label in CELLS:
-        a, b = ours["cells"][label], peer["cells"][label]
-        print(f"  {label:18}{'seconds':10}{a:10.2f}{b:10.2f}{a / b:8.2f}")
+        ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
+        print(f"{r['case']:20}{r['metric']:16}{r['ours']:10.2f}{r['peer']:10.2f}{ratio:>8}")
+    if "cells" in details and {"cell-median", "cell-max"} & set(cases):
+        for label in CELLS:
+            a, b = details["cells"]["ours"][label], details["cells"]["peer"][label]
+            print(f"  {label:18}{'seconds':16}{a:10.2f}{b:10.2f}{a / b:8.2f}")
 
     versions = {"rustc": version("rustc", "-V"), "peer": "evcxr_jupyter 0.22.0", "python": platform.python_version()}
     print(json.dumps({"versions": versions, "machine": machine()}))
@@ -110,7 +152,7 @@ def main() -> None:
             json.dump(rows, file, indent=2)
         about = os.path.splitext(arguments.json)[0] + ".about.json"
         with open(about, "w") as file:
-            json.dump({"versions": versions, "machine": machine(), "cells": {"ours": ours["cells"], "peer": peer["cells"]}}, file, indent=2)
+            json.dump({"versions": versions, "machine": machine(), **details}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,16 @@ class Verdicts(unittest.TestResult):
         self.words = {}
 
     def note(self, test, word, why=""):
-        lines = [line for line in str(why).strip().splitlines() if line.strip()]
-        self.words[test.id().split(".")[-1]] = (word, lines[-1][:110] if lines else "")
+        # A part of a test (`subTest`) counts for the whole of it; the first failure stays.
+        name = getattr(test, "test_case", test).id().split(".")[-1]
+        if self.words.get(name, ("pass",))[0] in ("pass", "skipped"):
+            lines = [line for line in str(why).strip().splitlines() if line.strip()]
+            told = [line for line in lines if "Error" in line] or lines[-1:]
+            self.words[name] = (word, told[-1][:110] if told else "")
+
+    def addSubTest(self, test, part, error):
+        if error is not None:
+            self.note(test, "FAIL", self._exc_info_to_string(error, test))
 
     def addSuccess(self, test):
         self.note(test, "pass")

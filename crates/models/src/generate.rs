@@ -306,6 +306,9 @@ pub(crate) fn generate(
         }
         generate_group(model, prompts, group, config, on_text, bar.as_ref(), &mut answers)?;
     }
+    if let Some(bar) = &bar {
+        bar.message("");
+    }
     Ok(answers)
 }
 

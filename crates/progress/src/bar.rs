@@ -216,7 +216,7 @@ impl State {
             None => String::new(),
         };
         format!(
-            "<div style=\"font-family:monospace;white-space:pre-wrap\">{} {bar} {} {}</div>",
+            "<div style=\"font-family:monospace;font-size:13px;white-space:pre-wrap\">{} {bar} {} {}</div>",
             escape_html(&self.label),
             escape_html(&self.numbers(elapsed)),
             escape_html(&self.message),

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hash;
 use crate::process;
 use crate::stamp::Stamp;
@@ -77,6 +77,27 @@ impl Kernelspecs {
     }
 }
 
+/// What JupyterLab is set to in this environment: it asks nobody for news, and no question about it lies over the notebook.
+/// (A user's own settings win.)
+const LAB_SETTINGS: &str = r#"{
+  "@jupyterlab/apputils-extension:notification": { "checkForUpdates": false, "fetchNews": "false" }
+}
+"#;
+
+impl Kernelspecs {
+    fn lab_settings(&self) -> PathBuf {
+        self.prefix.join("share/jupyter/lab/settings/overrides.json")
+    }
+
+    fn write_lab_settings(&self) -> Result<()> {
+        let path = self.lab_settings();
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        }
+        std::fs::write(&path, LAB_SETTINGS).map_err(Error::io("write", &path))
+    }
+}
+
 impl Step for Kernelspecs {
     fn name(&self) -> &'static str {
         "kernelspecs"
@@ -88,6 +109,7 @@ impl Step for Kernelspecs {
 
     fn is_done(&self) -> bool {
         self.stamp.is_valid()
+            && self.lab_settings().is_file()
             && ["tunebook", "tunebook-stock"].iter().all(|name| {
                 self.prefix.join("share/jupyter/kernels").join(name).join("kernel.json").is_file()
             })
@@ -104,6 +126,7 @@ impl Step for Kernelspecs {
                 .arg(&self.root),
             "installing the kernelspecs",
         )?;
+        self.write_lab_settings()?;
         self.stamp.set()
     }
 }
