@@ -355,7 +355,7 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
     let stdout = std::io::stdout();
     for line in BufReader::new(stderr).lines() {
         let line = line?;
-        let Ok(message) = serde_json::from_str::<Value>(&line) else {
+        let Ok(mut message) = serde_json::from_str::<Value>(&line) else {
             eprintln!("{line}");
             continue;
         };
@@ -368,6 +368,9 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
         }
         failed_otherwise |=
             message["level"] == "error" && message["spans"].as_array().is_some_and(|s| !s.is_empty());
+        if is_moved_before_storing(&message) {
+            keep_primary_spans(&mut message);
+        }
         let wrapped = json!({
             "reason": "compiler-message",
             "target": {"name": "ctx"},
@@ -389,6 +392,32 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
         writeln!(stdout.lock(), "{artifact}")?;
     }
     Ok(status.code().unwrap_or(1))
+}
+
+/// Whether the compiler complains that a variable which the cell has moved cannot be stored. evcxr compiles again then,
+/// without storing it.
+fn is_moved_before_storing(message: &Value) -> bool {
+    let stores = |span: &Value| {
+        span["is_primary"] == true
+            && span["text"].as_array().is_some_and(|lines| {
+                lines.iter().any(|line| {
+                    line["text"].as_str().is_some_and(|text| {
+                        text.trim_start().starts_with("evcxr_variable_store.put_variable::<")
+                    })
+                })
+            })
+    };
+    message["code"]["code"] == "E0382"
+        && message["spans"].as_array().is_some_and(|spans| spans.iter().any(stores))
+}
+
+/// Leaves out where the value went. evcxr looks for a remedy at every place that an error names: if the cell's last
+/// expression is one of them it gives up showing its value by `evcxr_display`, too, and a table becomes text.
+fn keep_primary_spans(message: &mut Value) {
+    if let Some(spans) = message["spans"].as_array_mut() {
+        spans.retain(|span| span["is_primary"] == true);
+    }
+    message["children"] = json!([]);
 }
 
 /// Makes the generated code print frames where it prints evcxr's control words, and flush what the cell has printed.
@@ -508,6 +537,27 @@ mod tests {
         assert!(framed.contains("println!(\"\\u{1e}n0ncePANIC\");"), "{framed}");
         assert!(framed.contains("n0nceERROR{}\", format!(\"{}\", error)"), "{framed}");
         assert!(framed.contains("flush(&mut ::std::io::stdout()); evcxr_variable_store\n}"), "{framed}");
+    }
+
+    #[test]
+    fn where_a_stored_variable_was_moved_is_left_out() {
+        let span = |text: &str, primary: bool| json!({"is_primary": primary, "text": [{"text": text}]});
+        let store = "evcxr_variable_store.put_variable::<DataFrame>(stringify!(frame), frame);";
+        let shown = "(frame.lazy().collect()?).evcxr_display();";
+        let error = |code: &str, primary: &str, secondary: &str| {
+            json!({
+                "code": {"code": code}, "children": [{"spans": [span(shown, true)]}],
+                "spans": [span(secondary, false), span(primary, true)],
+            })
+        };
+        let mut moved = error("E0382", store, shown);
+        assert!(is_moved_before_storing(&moved));
+        keep_primary_spans(&mut moved);
+        assert_eq!(moved["spans"], json!([span(store, true)]));
+        assert_eq!(moved["children"], json!([]));
+        // An error of the cell's own keeps all that it says.
+        assert!(!is_moved_before_storing(&error("E0382", shown, store)));
+        assert!(!is_moved_before_storing(&error("E0308", store, shown)));
     }
 
     #[test]

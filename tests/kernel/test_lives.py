@@ -12,6 +12,7 @@ import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 
+import jupyter_client.connect
 import jupyter_client.kernelspec
 from client import Kernel, descendants_rss_mb
 
@@ -123,6 +124,27 @@ class Lives(unittest.TestCase):
         ran = subprocess.run([unshare, "--net", sys.executable, script], capture_output=True, text=True, timeout=300)
         self.assertEqual(ran.returncode, 0, ran.stdout + ran.stderr)
         self.assertIn("offline: 42", ran.stdout)
+
+    def test_kernel_info_does_not_wait_for_the_warm_up(self):
+        with Kernel("tunebook") as kernel:
+            cell = kernel.client.execute("1")
+            asked = kernel.client.kernel_info()
+            replies = [kernel.client.get_shell_msg(timeout=60)["parent_header"]["msg_id"] for _ in range(2)]
+            self.assertEqual(replies, [asked, cell])
+
+    def test_an_address_that_others_can_reach_is_refused(self):
+        spec = jupyter_client.kernelspec.get_kernel_spec("tunebook")
+        with tempfile.TemporaryDirectory() as folder:
+            file, _ = jupyter_client.connect.write_connection_file(os.path.join(folder, "c.json"), ip="0.0.0.0")
+            ran = subprocess.run(
+                [word.replace("{connection_file}", file) for word in spec.argv],
+                env={**os.environ, **spec.env},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        self.assertEqual(ran.returncode, 1)
+        self.assertIn("TUNEBOOK_ALLOW_REMOTE=1", ran.stderr)
 
     def test_a_warm_start_is_quick_and_small(self):
         with Kernel("tunebook") as kernel:

@@ -71,8 +71,32 @@ class Runners(unittest.TestCase):
         self.assertEqual([cell["execution_count"] for cell in cells], list(range(1, len(cells) + 1)))
         self.assertEqual([o for cell in cells for o in cell["outputs"] if o["output_type"] == "error"], [])
         self.assertGreater(sum(len(cell["outputs"]) for cell in cells), 0)
+        self.pictures(cells)
         # A chart is a picture of some kilobytes, not the library that draws it.
         self.assertLess(os.path.getsize(out), 600_000)
+
+    def pictures(self, cells):
+        """What was shown while the cells ran has settled into outputs that need neither a kernel, nor a network, nor a script."""
+        bundles = [(cell, o["data"]) for cell in cells for o in cell["outputs"] if "data" in o]
+        figures = [data for _, data in bundles if "application/vnd.plotly.v1+json" in data]
+        self.assertGreater(len(figures), 0)
+        for data in figures:
+            self.assertIn("<svg", "".join(data["image/svg+xml"]))
+            self.assertIn("data:image/svg+xml", "".join(data["text/html"]))
+            self.assertGreater(len("".join(data["text/plain"])), 0)
+        for _, data in bundles:
+            html = "".join(data.get("text/html", ""))
+            self.assertNotRegex(html, r"(?i)<script|<link|src=.?https?:|cdn\.")
+        for cell in cells:
+            if ".train(&split)" not in "".join(cell["source"]):
+                continue
+            shown = [o["data"] for o in cell["outputs"] if o["output_type"] == "display_data"]
+            self.assertEqual(len(shown), 1, "one output, settled")
+            html = "".join(shown[0]["text/html"])
+            self.assertIn("36 of 36 steps", html)
+            self.assertIn("data:image/svg+xml", html)
+            self.assertIn("validation loss", html)
+            self.assertNotIn("<progress", html)
 
     def failing(self, tool):
         for name in FAILING:

@@ -77,6 +77,14 @@ class Training(WithKernel):
         self.assertEqual(result.status, "ok", result.reply)
         self.assertLess(seconds, PROMPT)
 
+        # What stays in the notebook is the run as it is now: one output, no bar, its last step in the picture's words.
+        last = [m["content"]["data"] for m in result.outputs if m["msg_type"] == "update_display_data"][-1]
+        self.assertNotIn("<progress", last["text/html"])
+        self.assertIn("stopped on request", last["text/html"])
+        self.assertIn(f"{self.run_ok('run.steps.len()').text} of 5000 steps", last["text/html"])
+        self.assertIn("data:image/svg+xml", last["text/html"])
+        self.assertIn("loss", last["text/plain"])
+
         # The run says so, the model is alive, and the run goes on from its last whole step.
         self.assertIn("stopped on request", self.run_ok("run.to_string()").text)
         steps = int(self.run_ok("run.steps.len()").text)

@@ -306,6 +306,33 @@ mod tests {
         Ok(())
     }
 
+    /// A long run does not send all its points each time.
+    #[test]
+    fn the_display_does_not_grow_with_the_run() -> Result<()> {
+        let size = |steps: usize| -> Result<usize> {
+            let mut live = Live::new();
+            live.on_start(&plan(steps))?;
+            for at in 1..=steps {
+                live.on_step(&step(at, 2.0 + (at % 97) as f64 / 97.0))?;
+                if at % (steps / 100) == 0 {
+                    live.on_eval(&EvalRecord {
+                        step: at,
+                        epoch: 0.2,
+                        loss: 2.0,
+                        label_tokens: 80,
+                        secs: 1.0,
+                        metrics: Default::default(),
+                    })?;
+                }
+            }
+            Ok(serde_json::to_string(&live.bundle(&live.status(), None).data).map_or(0, |text| text.len()))
+        };
+        let (short, long) = (size(2_000)?, size(50_000)?);
+        assert!(long < short + short / 5, "{short} bytes after 2,000 steps, {long} after 50,000");
+        assert!(long < 120_000, "{long} bytes");
+        Ok(())
+    }
+
     #[test]
     fn times_are_read_at_a_glance() {
         assert_eq!(clock(5.4), "00:05");
