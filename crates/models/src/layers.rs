@@ -22,6 +22,8 @@ pub struct Weight {
 
 struct WeightState {
     tensor: Tensor,
+    /// What was loaded, while something stands in for it.
+    base: Option<Tensor>,
     /// The same values as part of the graph, and whether anybody wants them so.
     trained: Option<(Tensor, Arc<AtomicBool>)>,
 }
@@ -29,7 +31,7 @@ struct WeightState {
 impl Weight {
     /// A weight under Hugging Face's name for it, such as `model.norm.weight`.
     pub fn new(name: impl Into<String>, tensor: Tensor) -> Self {
-        Self { name: name.into(), state: RwLock::new(WeightState { tensor, trained: None }) }
+        Self { name: name.into(), state: RwLock::new(WeightState { tensor, base: None, trained: None }) }
     }
 
     /// Its name.
@@ -63,6 +65,35 @@ impl Weight {
         state.tensor = var.as_detached_tensor();
         state.trained = Some((var.as_tensor().clone(), gradients));
         Ok(())
+    }
+
+    /// The same for as long as [`Weight::restore`] is not called: what was loaded is kept beside it.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn stand_in(&self, var: &Var, gradients: Arc<AtomicBool>) -> Result<()> {
+        let kept = {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            state.base.clone().unwrap_or_else(|| state.tensor.clone())
+        };
+        self.train(var, gradients)?;
+        self.state.write().unwrap_or_else(PoisonError::into_inner).base = Some(kept);
+        Ok(())
+    }
+
+    /// The tensor without what stands in for it, a constant.
+    pub fn loaded(&self) -> Tensor {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.base.as_ref().unwrap_or(&state.tensor).detach()
+    }
+
+    /// Puts back what [`Weight::stand_in`] put aside, bit for bit; nothing happens where nothing stands in.
+    pub fn restore(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(base) = state.base.take() {
+            state.tensor = base;
+            state.trained = None;
+        }
     }
 
     /// Puts the values that were loaded in place of the empty ones it was made with.
@@ -116,6 +147,12 @@ impl Linear {
     /// Of weights that others hold as well.
     pub(crate) fn of(weight: Arc<Weight>, bias: Option<Arc<Weight>>) -> Self {
         Self { weight, bias }
+    }
+
+    /// Another weight `[out, in]` with this one's bias, which stays shared: what is trained of it is seen in both.
+    #[must_use]
+    pub fn with_weight(&self, weight: Tensor) -> Self {
+        Self { weight: Arc::new(Weight::new("weight", weight)), bias: self.bias.clone() }
     }
 
     /// The bias, `[out]`.
@@ -392,6 +429,25 @@ mod tests {
         assert_eq!(weight.get().to_vec1::<f32>().unwrap(), [3., 4.]);
         let other = Var::new(&[1f32], &Device::Cpu).unwrap();
         assert!(weight.train(&other, gradients).unwrap_err().to_string().contains("[1]"));
+    }
+
+    #[test]
+    fn what_stands_in_for_a_weight_leaves_it_as_it_was() {
+        let loaded = Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap();
+        let weight = Weight::new("w", loaded);
+        let values = |weight: &Weight| weight.get().to_vec1::<f32>().unwrap();
+        let gradients = Arc::new(AtomicBool::new(true));
+        for value in [3f32, 5.] {
+            let var = Var::new(&[value, 4.], &Device::Cpu).unwrap();
+            weight.stand_in(&var, Arc::clone(&gradients)).unwrap();
+            assert!(weight.get().is_variable());
+            assert_eq!(values(&weight), [value, 4.]);
+        }
+        weight.restore();
+        assert!(!weight.get().track_op());
+        assert_eq!(values(&weight), [1., 2.]);
+        weight.restore();
+        assert_eq!(values(&weight), [1., 2.]);
     }
 
     #[test]
