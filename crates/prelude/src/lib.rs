@@ -28,6 +28,7 @@ mod compare;
 mod history;
 mod live;
 pub mod prelude;
+mod rank_map;
 mod seen;
 mod show;
 mod summary;

@@ -11,6 +11,7 @@ use tunebook_progress::sink::Place;
 use tunebook_progress::{Display, MimeBundle, ProgressBar, display, escape_html};
 use tunebook_tune::{Callback, EvalRecord, Plan, Result, Run, StepRecord};
 
+use crate::rank_map::{self, RankMap as _};
 use crate::train::LossCurve;
 
 /// The shortest pause between two redraws.
@@ -24,6 +25,7 @@ pub(crate) struct Live {
     points: Vec<LossPoint>,
     evals: Vec<EvalRecord>,
     plan: Option<Plan>,
+    first: Option<StepRecord>,
     last: Option<StepRecord>,
     evaluating: Option<(usize, usize)>,
     /// Tokens and time of the steps seen here.
@@ -51,6 +53,7 @@ impl Live {
             points: Vec::new(),
             evals: Vec::new(),
             plan: None,
+            first: None,
             last: None,
             evaluating: None,
             tokens: 0,
@@ -62,7 +65,8 @@ impl Live {
 
     /// For a run that goes on: its losses are shown from its first step.
     pub fn going_on(run: &Run) -> Self {
-        Self { points: run.loss_points(), evals: run.evals.clone(), ..Self::new() }
+        let first = run.steps.first().cloned();
+        Self { points: run.loss_points(), evals: run.evals.clone(), first, ..Self::new() }
     }
 
     fn draw(&mut self, now: bool) {
@@ -138,6 +142,15 @@ impl Live {
             escape_html(status)
         );
         html.push_str(figure.bundle().get("text/html").and_then(|image| image.as_str()).unwrap_or_default());
+        let ranks = match (end, &self.plan, &self.first, &self.last) {
+            (Some(run), ..) => run.rank_map(),
+            (None, Some(plan), Some(first), Some(last)) => rank_map::after(plan, first, last),
+            _ => None,
+        };
+        if let Some(ranks) = &ranks {
+            let bundle = ranks.bundle();
+            html.push_str(bundle.get("text/html").and_then(|image| image.as_str()).unwrap_or_default());
+        }
         let table = evaluations(end.map_or(&self.evals, |run| &run.evals), &points);
         let mut text = status.to_owned();
         if !table.is_empty() {
@@ -145,6 +158,9 @@ impl Live {
             let _ = write!(text, "\n{}", table.text());
         }
         let _ = write!(text, "\n{}", figure.text());
+        if let Some(ranks) = ranks {
+            let _ = write!(text, "\n{}", ranks.text());
+        }
         MimeBundle::text(text).html(html)
     }
 }
@@ -167,6 +183,7 @@ impl Callback for Live {
         self.tokens += record.tokens;
         self.secs += record.secs;
         self.points.push(LossPoint { step: record.step, train: Some(record.loss), validation: None });
+        self.first.get_or_insert_with(|| record.clone());
         self.last = Some(record.clone());
         if let Screen::Bar(Some(bar)) = &self.screen {
             let validation =
@@ -252,6 +269,7 @@ mod tests {
             tokens: 100,
             label_tokens: 40,
             secs: 0.5,
+            ranks: Vec::new(),
         }
     }
 
@@ -267,6 +285,7 @@ mod tests {
             without_labels: 0,
             packed_rows: None,
             preflight: None,
+            rank_modules: Vec::new(),
         }
     }
 

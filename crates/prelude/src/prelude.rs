@@ -21,13 +21,15 @@ pub use tunebook_data::{
 pub use tunebook_models::{BestDevice, ChatTemplate, GenerationConfig, Message, Model, Tokenizer};
 pub use tunebook_progress::{Display, MimeBundle, ProgressBar, display, interrupt, progress, stream};
 pub use tunebook_tune::{
-    AdapterInfo, Adapters, Callback, EvalRecord, EvalStrategy, Example, Full, FullInfo, FullTuning, Lora,
-    LrRange, LrRangeTest, LrScheduler, Optim, Plan, Preflight, Run, RunLog, SaveStrategy, Schedule,
-    StepRecord, StopReason, TargetModules, TensorBoard, TokenizedSet, Trainer, TrainingArgs,
+    AdaLora, AdapterConfig, AdapterInfo, Adapters, Bias, Callback, EvalRecord, EvalStrategy, Example, Full,
+    FullInfo, FullTuning, Ia3, Lora, LrRange, LrRangeTest, LrScheduler, Optim, Plan, Preflight, Run, RunLog,
+    SaveStrategy, Schedule, StepRecord, StopReason, TargetModules, TensorBoard, TokenizedSet, Trainer,
+    TrainingArgs, TrainingSummary,
 };
 
 pub use crate::compare::side_by_side;
 pub use crate::history::{History as _, LrCurve as _};
+pub use crate::rank_map::RankMap as _;
 pub use crate::seen::{See as _, Seen};
 pub use crate::show::EvcxrDisplay as _;
 pub use crate::summary::Summary as _;

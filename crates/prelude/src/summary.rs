@@ -47,9 +47,9 @@ pub(crate) fn adapter(info: &AdapterInfo) -> Table {
     ));
     let share = 100.0 * info.trainable_parameters as f64 / info.all_parameters.max(1) as f64;
     let mut line = |name: &str, value: Cell| table.row([Cell::from(name), value]);
-    line("r", info.config.r.into());
-    line("lora_alpha", info.config.lora_alpha.into());
-    line("lora_dropout", info.config.lora_dropout.into());
+    for (name, value) in info.config.fields() {
+        line(name, Cell::Right(value));
+    }
     line("modules", info.modules.len().into());
     line("trainable parameters", info.trainable_parameters.into());
     line("all parameters", info.all_parameters.into());

@@ -2,7 +2,7 @@
 
 use tunebook_charts::{Figure, LossPoint};
 use tunebook_data::{Dataset, Splits};
-use tunebook_tune::{Example, Result, Run, Trainer};
+use tunebook_tune::{Example, Result, Run, Trainer, TrainingSummary};
 
 use crate::live::Live;
 
@@ -15,6 +15,12 @@ pub trait Train {
     /// As [`Trainer::fit`].
     fn train(&self, split: &Splits) -> Result<Run>;
 
+    /// What training on this split will train and take, before it starts: parameters, memory, and the size of the adapter's file.
+    ///
+    /// # Errors
+    /// As [`Trainer::summary`].
+    fn training_summary(&self, split: &Splits) -> Result<TrainingSummary>;
+
     /// Goes on with a run that was stopped, on the same split.
     ///
     /// # Errors
@@ -26,6 +32,10 @@ impl Train for Trainer {
     fn train(&self, split: &Splits) -> Result<Run> {
         let (train, validation) = (split.train.examples(), split.validation.examples());
         self.observed(Box::new(Live::new()), |trainer| trainer.fit(&train, &validation))
+    }
+
+    fn training_summary(&self, split: &Splits) -> Result<TrainingSummary> {
+        self.summary(&split.train.examples())
     }
 
     fn resume_training(&self, run: &Run, split: &Splits) -> Result<Run> {

@@ -7,18 +7,22 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::Tensor;
-use tunebook_models::{Model, Projection};
+use tunebook_models::Model;
 
+use crate::adalora::AdaLoraBody;
+use crate::adapter_config::AdapterConfig;
+use crate::body::{self, AdapterTensor, Body};
 use crate::error::{Error, Result};
 use crate::fingerprint;
 use crate::full::FullWeights;
-use crate::inject;
-use crate::lora::{Lora, LoraInit};
+use crate::inject::{self, Hooks};
+use crate::lora::Lora;
+use crate::lora_body::LoraBody;
 use crate::lora_linear::{LoraLinear, Mode};
-use crate::parameter::{Parameter, Parameters, Part};
-use crate::peft::{self, AdapterFiles, LoraMatrices, Matrix};
-use crate::target::{self, TargetModules};
+use crate::own_weights::OwnWeights;
+use crate::parameter::Parameters;
+use crate::peft::{self, AdapterFiles, StoredTensor};
+use crate::target::{Choice, TargetModules};
 use crate::trained::Trained;
 use crate::weighted::CombinationType;
 
@@ -38,11 +42,19 @@ use crate::weighted::CombinationType;
 /// # }
 /// ```
 pub trait Adapters {
-    /// Adds a new adapter and makes it the active one.
+    /// Adds a new adapter, of the type of its configuration, and makes it the active one.
     ///
     /// # Errors
-    /// The configuration is refused ([`Lora::validate`]), a target module does not exist, or the name is taken.
-    fn add_adapter(&self, name: &str, config: &Lora) -> Result<AdapterInfo>;
+    /// The configuration is refused ([`AdapterConfig::validate`]), a target module does not exist, or the name is taken.
+    fn add_adapter(&self, name: &str, config: impl Into<AdapterConfig>) -> Result<AdapterInfo> {
+        self.add_adapter_of(name, config.into()) // what a cell compiles
+    }
+
+    /// [`Adapters::add_adapter`] where the type is known at run time only.
+    ///
+    /// # Errors
+    /// As there.
+    fn add_adapter_of(&self, name: &str, config: AdapterConfig) -> Result<AdapterInfo>;
 
     /// All adapters of this model, by name.
     fn adapters(&self) -> Vec<AdapterInfo>;
@@ -80,8 +92,8 @@ pub trait Adapters {
     /// Combines adapters, each with its weight (which may be negative), into a new one, and makes it the active one. The others stay.
     ///
     /// # Errors
-    /// No adapter of one of the names, none named, one with DoRA (whose lengths do not add up), weights that are not finite, ranks that the
-    /// combination does not take, or the name is taken.
+    /// No adapter of one of the names, none named, one that is no LoRA or has DoRA (whose lengths do not add up) or trained weights of the model's
+    /// own, weights that are not finite, ranks that the combination does not take, or the name is taken.
     fn add_weighted_adapter(
         &self,
         adapters: &[(&str, f64)],
@@ -93,7 +105,7 @@ pub trait Adapters {
     /// base is kept; any other switch undoes it exactly. A merged adapter cannot be trained.
     ///
     /// # Errors
-    /// No adapter of that name.
+    /// No adapter of that name, or one of a type that weights cannot take up.
     fn merge_adapter(&self, name: &str) -> Result<()>;
 
     /// Writes an adapter as PEFT's `save_pretrained(dir)` does: `default` into `dir`, any other into a subfolder of its name.
@@ -119,8 +131,8 @@ pub struct AdapterInfo {
     /// Whether it is the active one.
     pub active: bool,
     /// Its configuration.
-    pub config: Lora,
-    /// The projections it sits on.
+    pub config: AdapterConfig,
+    /// The modules it sits on.
     pub modules: Vec<String>,
     /// How many numbers it trains.
     pub trainable_parameters: usize,
@@ -134,10 +146,9 @@ impl fmt::Display for AdapterInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: LoRA r={}, lora_alpha={}, {} modules; trainable params: {} || all params: {} || trainable%: {:.4}",
+            "{}: {}, {} modules; trainable params: {} || all params: {} || trainable%: {:.4}",
             self.name,
-            self.config.r,
-            self.config.lora_alpha,
+            self.config,
             self.modules.len(),
             thousands(self.trainable_parameters),
             thousands(self.all_parameters),
@@ -163,11 +174,12 @@ pub(crate) fn thousands(number: usize) -> String {
 }
 
 /// One adapter on one model.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Adapter {
     name: String,
-    config: Lora,
-    layers: Vec<Arc<LoraLinear>>,
+    config: AdapterConfig,
+    body: Arc<dyn Body>,
+    own: Arc<OwnWeights>,
     pub(crate) mode: Arc<Mode>,
     warnings: Vec<String>,
 }
@@ -177,33 +189,39 @@ impl Adapter {
         &self.name
     }
 
+    pub(crate) fn description(&self) -> (String, usize) {
+        (self.config.to_string(), self.body.modules().len())
+    }
+
+    pub(crate) fn adalora(&self) -> Option<&AdaLoraBody> {
+        self.body.adalora()
+    }
+
+    fn tensors(&self) -> Vec<AdapterTensor> {
+        let mut tensors = self.body.tensors();
+        tensors.extend(self.own.tensors().cloned());
+        tensors
+    }
+
     pub(crate) fn parameters(&self) -> Parameters {
-        let mut parameters = Vec::with_capacity(2 * self.layers.len());
-        for layer in &self.layers {
-            let part = Part::Block(target::block_index(layer.path()).unwrap_or(0));
-            let mut add = |half: &str, var: &candle_core::Var| {
-                parameters.push(Parameter {
-                    name: format!("{}.{half}", layer.path()),
-                    var: var.clone(),
-                    part,
-                });
-            };
-            add("lora_A", layer.lora_a());
-            add("lora_B", layer.lora_b());
-            if let Some(magnitude) = layer.magnitude() {
-                add("lora_magnitude_vector", magnitude);
-            }
-        }
-        Parameters::new(parameters)
+        Parameters::new(self.tensors().iter().map(AdapterTensor::parameter).collect())
+    }
+
+    /// With what is trained of the model's own.
+    fn with_own(&self, hooks: Hooks) -> Hooks {
+        let mut weights = hooks.weights;
+        weights.extend(self.own.stand_ins(&self.mode));
+        Hooks { weights, ..hooks }
     }
 
     fn info(&self, model: &Model, active: bool) -> AdapterInfo {
-        let trainable_parameters = self.parameters().elem_count();
+        let tensors = self.tensors();
+        let trainable_parameters = tensors.iter().map(|tensor| tensor.var.elem_count()).sum();
         AdapterInfo {
             name: self.name.clone(),
             active,
-            config: self.config.clone(),
-            modules: self.layers.iter().map(|layer| layer.path().to_owned()).collect(),
+            config: self.body.current(&self.config),
+            modules: self.body.modules(),
             trainable_parameters,
             all_parameters: model.parameter_count() + trainable_parameters,
             warnings: self.warnings.clone(),
@@ -212,57 +230,77 @@ impl Adapter {
 
     /// As PEFT's files hold it. `all-linear` is written out, as PEFT writes it.
     pub(crate) fn files(&self, model: &Model) -> Result<AdapterFiles> {
-        let matrix = |tensor: &Tensor| -> Result<Matrix> {
-            let (rows, columns) = tensor.dims2()?;
-            Ok(Matrix { rows, columns, values: tensor.flatten_all()?.to_vec1()? })
-        };
-        let mut layers = BTreeMap::new();
-        for layer in &self.layers {
-            let (a, b) = layer.plain()?;
-            let magnitude = layer.magnitude().map(|magnitude| magnitude.to_vec1()).transpose()?;
-            let matrices = LoraMatrices { lora_a: matrix(&a)?, lora_b: matrix(&b)?, magnitude };
-            layers.insert(layer.path().to_owned(), matrices);
+        let (mut config, mut tensors) = self.body.stored(&self.config)?;
+        for tensor in self.own.tensors() {
+            tensors.insert(tensor.key.clone(), StoredTensor::of(tensor.var.as_tensor())?);
         }
-        let mut config = self.config.clone();
-        // PEFT refuses a list of blocks beside a pattern.
-        let pattern = matches!(config.target_modules, TargetModules::Pattern(_));
-        if config.target_modules == TargetModules::all_linear()
-            || pattern && config.layers_to_transform.is_some()
-        {
-            config.target_modules = self.written_out(model);
-            if matches!(&config.target_modules, TargetModules::Names(names) if names.len() == self.layers.len())
-            {
-                config.layers_to_transform = None; // whole paths
+        if let Some(table) = tied_table(model).and_then(|table| tensors.get(&table).cloned()) {
+            tensors.insert(HEAD.to_owned(), table); // as PEFT writes a tied head, too
+        }
+        let modules = self.body.modules();
+        if let Some((target_modules, layers_to_transform)) = config.choice_mut() {
+            // PEFT refuses a list of blocks beside a pattern.
+            let pattern = matches!(target_modules, TargetModules::Pattern(_));
+            let blocks = layers_to_transform.as_ref().is_some_and(|blocks| blocks.is_some());
+            if *target_modules == TargetModules::all_linear() || pattern && blocks {
+                *target_modules = written_out(model, &modules, &self.config);
+                let whole_paths =
+                    matches!(target_modules, TargetModules::Names(names) if names.len() == modules.len());
+                if let Some(blocks) = layers_to_transform.filter(|_| whole_paths) {
+                    *blocks = None;
+                }
             }
         }
-        if config.lora_init.takes_from_base() {
-            // The file holds [A; A₀] and [B, −B₀]: twice the rank, and the scaling as it was.
-            let factor = if config.use_rslora { 2f64.sqrt() } else { 2.0 };
-            config.r *= 2;
-            config.lora_alpha *= factor;
-            config.rank_pattern.values_mut().for_each(|r| *r *= 2);
-            config.alpha_pattern.values_mut().for_each(|alpha| *alpha *= factor);
-            config.lora_init = LoraInit::Kaiming;
-        }
-        Ok(AdapterFiles { config, base_model_name_or_path: Some(model.name().to_owned()), layers })
+        let base_model_name_or_path = Some(model.name().to_owned());
+        Ok(AdapterFiles { config, base_model_name_or_path, tensors, warnings: Vec::new() })
     }
+}
 
-    /// Short names where they mean exactly these projections, whole paths otherwise.
-    fn written_out(&self, model: &Model) -> TargetModules {
-        let mut names: Vec<String> = Vec::new();
-        for layer in &self.layers {
-            let short = layer.path().rsplit('.').next().unwrap_or_default().to_owned();
-            if !names.contains(&short) {
-                names.push(short);
-            }
+const HEAD: &str = "lm_head.weight";
+
+/// The embedding table's name, if it is the output head as well.
+fn tied_table(model: &Model) -> Option<String> {
+    let table = model.weights().into_iter().find(|weight| model.is_embedding(weight.name()))?;
+    model.config().tie_word_embeddings.then(|| table.name().to_owned())
+}
+
+/// Takes the second copy of a tied table out of what a file holds.
+///
+/// # Errors
+/// The copies differ: the file's model has an output head of its own.
+fn drop_tied_head(model: &Model, files: &mut AdapterFiles, path: &Path) -> Result<()> {
+    let Some(table) = tied_table(model) else { return Ok(()) };
+    if let (Some(head), Some(embedding)) = (files.tensors.get(HEAD), files.tensors.get(&table)) {
+        if head != embedding {
+            return Err(Error::AdapterFile {
+                path: path.to_path_buf(),
+                problem: format!(
+                    "`{HEAD}` and `{table}` differ, expected them to be the one table that they are in this model: the adapter was trained on a \
+                     base with an output head of its own"
+                ),
+            });
         }
-        let short = TargetModules::Names(names);
-        let slots = model.slots();
-        let paths: Vec<&str> = slots.iter().map(|slot| slot.path()).collect();
-        match short.resolve(&paths) {
-            Ok(matched) if matched.len() == self.layers.len() => short,
-            _ => TargetModules::Names(self.layers.iter().map(|layer| layer.path().to_owned()).collect()),
+        files.tensors.remove(HEAD);
+    }
+    Ok(())
+}
+
+/// Short names where they mean exactly these modules, whole paths otherwise.
+fn written_out(model: &Model, modules: &[String], config: &AdapterConfig) -> TargetModules {
+    let mut names: Vec<String> = Vec::new();
+    for module in modules {
+        let short = module.rsplit('.').next().unwrap_or_default().to_owned();
+        if !names.contains(&short) {
+            names.push(short);
         }
+    }
+    let short = TargetModules::Names(names);
+    let slots = model.slots();
+    let paths: Vec<&str> = slots.iter().map(|slot| slot.path()).collect();
+    let choice = config.choice().map(|choice| Choice { target_modules: &short, ..choice });
+    match choice.map(|choice| choice.resolve(&paths)) {
+        Some(Ok(matched)) if matched.len() == modules.len() => short,
+        _ => TargetModules::Names(modules.to_vec()),
     }
 }
 
@@ -304,14 +342,9 @@ impl State {
     }
 
     fn activate(&mut self, model: &Model, adapter: &Adapter) -> Result<()> {
-        let layers = adapter
-            .layers
-            .iter()
-            .map(|layer| (layer.path().to_owned(), Arc::clone(layer) as Arc<dyn Projection>))
-            .collect();
         self.active = None;
         self.full = None;
-        inject::install(model, &layers)?;
+        inject::install(model, &adapter.with_own(adapter.body.hooks()))?;
         self.active = Some(adapter.name.clone());
         self.paused = None;
         Ok(())
@@ -367,79 +400,25 @@ fn check_name(name: &str) -> Result<()> {
     Err(Error::AdapterName { name: name.to_owned(), problem })
 }
 
-fn build(model: &Model, name: &str, config: &Lora) -> Result<Adapter> {
+fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
     check_name(name)?;
-    config.validate()?;
     let mode = Arc::new(Mode::default());
-    let mut layers = Vec::new();
-    for slot in inject::targets(model, config)? {
-        layers.push(Arc::new(LoraLinear::new(slot.path(), slot.base(), config, Arc::clone(&mode))?));
-    }
-    Ok(Adapter { name: name.to_owned(), config: config.clone(), layers, mode, warnings: Vec::new() })
+    let body = body::build(model, &config, &mode)?;
+    let own = Arc::new(OwnWeights::new(model, &config, &body.modules())?);
+    Ok(Adapter { name: name.to_owned(), config, body, own, mode, warnings: Vec::new() })
 }
 
-/// Puts the file's values into a freshly built adapter, when they fit it exactly.
-fn fill(adapter: &Adapter, files: &AdapterFiles, path: &Path) -> Result<()> {
-    let problem = |problem: String| Error::AdapterFile { path: path.to_path_buf(), problem };
-    let missing: Vec<&str> = adapter
-        .layers
-        .iter()
-        .map(|layer| layer.path())
-        .filter(|path| !files.layers.contains_key(*path))
-        .collect();
-    if let Some(first) = missing.first() {
-        return Err(problem(format!(
-            "expected tensors for {} projections of this model, as `target_modules` says; {} are missing, `{first}` the first of them",
-            adapter.layers.len(),
-            missing.len()
-        )));
+/// The keys and shapes of all tensors of an adapter of this configuration.
+fn plan(model: &Model, config: &AdapterConfig) -> Result<BTreeMap<String, Vec<usize>>> {
+    let mut plan = body::plan(model, config)?;
+    let modules: Vec<String> = match config.choice() {
+        Some(choice) => inject::targets(model, &choice)?.iter().map(|slot| slot.path().to_owned()).collect(),
+        None => Vec::new(),
+    };
+    for (key, weight) in OwnWeights::plan(model, config, &modules)? {
+        plan.insert(key, weight.loaded().dims().to_vec());
     }
-    if let Some(extra) =
-        files.layers.keys().find(|path| !adapter.layers.iter().any(|layer| layer.path() == *path))
-    {
-        return Err(problem(format!(
-            "holds tensors for `{extra}`, which is no target module of this model: was the adapter trained on another base ({})?",
-            files.base_model_name_or_path.as_deref().unwrap_or("unnamed")
-        )));
-    }
-    for layer in &adapter.layers {
-        let matrices = &files.layers[layer.path()];
-        for (name, var, found) in
-            [("lora_A", layer.lora_a(), &matrices.lora_a), ("lora_B", layer.lora_b(), &matrices.lora_b)]
-        {
-            let expected = var.dims2()?;
-            if expected != (found.rows, found.columns) {
-                return Err(problem(format!(
-                    "`{}.{name}` is [{}, {}], expected [{}, {}] for rank {} on this model: was the adapter trained on another base ({})?",
-                    layer.path(),
-                    found.rows,
-                    found.columns,
-                    expected.0,
-                    expected.1,
-                    layer.lora_a().dims2()?.0,
-                    files.base_model_name_or_path.as_deref().unwrap_or("unnamed")
-                )));
-            }
-            var.set(&Tensor::from_slice(&found.values, expected, var.device())?)?;
-        }
-        let (expected, found) = (layer.magnitude(), &matrices.magnitude);
-        match (expected, found) {
-            (Some(var), Some(values)) if var.elem_count() == values.len() => {
-                var.set(&Tensor::from_slice(values, values.len(), var.device())?)?;
-            }
-            (None, None) => {}
-            _ => {
-                let length = |n: Option<usize>| n.map_or("none".to_owned(), |n| format!("[{n}]"));
-                return Err(problem(format!(
-                    "`{}.lora_magnitude_vector`: expected {} as `use_dora` says, found {}",
-                    layer.path(),
-                    length(expected.map(|var| var.elem_count())),
-                    length(found.as_ref().map(Vec::len))
-                )));
-            }
-        }
-    }
-    Ok(())
+    Ok(plan)
 }
 
 /// The last part of a hub id or path, without a file's extension, in lower case.
@@ -449,20 +428,15 @@ fn model_key(name: &str) -> String {
 }
 
 impl Adapters for Model {
-    fn add_adapter(&self, name: &str, config: &Lora) -> Result<AdapterInfo> {
+    fn add_adapter_of(&self, name: &str, config: AdapterConfig) -> Result<AdapterInfo> {
         let registry = self.extension::<Registry>();
         let mut state = registry.lock();
         state.check_free(name)?;
-        for slot in inject::targets(self, config)? {
-            let r = config.rank_and_scaling(slot.path())?.0;
-            let (input, output) = (slot.base().in_features(), slot.base().out_features());
-            if r > input.min(output) {
-                return Err(Error::Config {
-                    field: "Lora.r",
-                    value: format!("{r} for `{}`, which maps {input} to {output}", slot.path()),
-                    expected: "a rank of at most the smaller side of the matrix: beyond it nothing more can be learned",
-                });
-            }
+        config.validate()?;
+        match &config {
+            AdapterConfig::Lora(lora) => LoraBody::check_ranks(self, lora)?,
+            AdapterConfig::AdaLora(adalora) => AdaLoraBody::check_ranks(self, adalora)?,
+            AdapterConfig::Ia3(_) => {}
         }
         let adapter = build(self, name, config)?;
         state.add(self, adapter)
@@ -526,13 +500,7 @@ impl Adapters for Model {
         let adapter = state.get(name)?;
         check_name(new_name)?;
         state.check_free(new_name)?;
-        let renamed = Adapter {
-            name: new_name.to_owned(),
-            config: adapter.config.clone(),
-            layers: adapter.layers.clone(),
-            mode: Arc::clone(&adapter.mode),
-            warnings: adapter.warnings.clone(),
-        };
+        let renamed = Adapter { name: new_name.to_owned(), ..Adapter::clone(&adapter) };
         state.adapters.remove(name);
         state.adapters.insert(new_name.to_owned(), Arc::new(renamed));
         if state.active.as_deref() == Some(name) {
@@ -557,22 +525,35 @@ impl Adapters for Model {
         if adapters.is_empty() {
             return refuse("empty".to_owned(), "at least one adapter");
         }
-        let mut parts = Vec::with_capacity(adapters.len());
+        let mut parts: Vec<(Arc<Adapter>, f64)> = Vec::with_capacity(adapters.len());
         for (of, weight) in adapters {
             let adapter = state.get(of)?;
-            if adapter.config.use_dora {
-                return refuse(format!("`{of}` with DoRA"), "LoRAs: DoRA's lengths do not add up");
+            match &adapter.config {
+                AdapterConfig::Lora(lora) if lora.use_dora => {
+                    return refuse(format!("`{of}` with DoRA"), "LoRAs: DoRA's lengths do not add up");
+                }
+                config if adapter.body.lora().is_none() => {
+                    return refuse(format!("`{of}`, a {config}"), "LoRAs: no other type can be summed");
+                }
+                _ if adapter.own.tensors().next().is_some() => {
+                    return refuse(
+                        format!("`{of}`, which trained weights of the model's own"),
+                        "LoRAs without `bias` and `modules_to_save`: whole weights are no updates that add up",
+                    );
+                }
+                _ => {}
             }
             if !weight.is_finite() {
                 return refuse(format!("`{of}` with the weight {weight}"), "finite weights");
             }
             parts.push((adapter, *weight));
         }
+        let layers = |adapter: &Adapter| adapter.body.lora().unwrap_or_default().to_vec();
         let mut paths: Vec<String> = Vec::new();
         let mut ranks = Vec::with_capacity(parts.len());
         for (adapter, _) in &parts {
             let mut largest = 0;
-            for layer in &adapter.layers {
+            for layer in layers(adapter) {
                 largest = largest.max(layer.plain()?.0.dim(0)?);
                 if !paths.iter().any(|path| path == layer.path()) {
                     paths.push(layer.path().to_owned());
@@ -584,23 +565,26 @@ impl Adapters for Model {
         let config = Lora {
             r: rank,
             lora_alpha: rank as f64, // a scaling of 1
-            target_modules: paths.into(),
+            target_modules: paths.clone().into(),
             ..Default::default()
         };
-        let mut adapter = build(self, name, &config)?;
-        for layer in &adapter.layers {
-            let of_layer: Vec<(&LoraLinear, f64)> = parts
+        let mut adapter = build(self, name, config.clone().into())?;
+        for layer in layers(&adapter) {
+            let of_layer: Vec<(Arc<LoraLinear>, f64)> = parts
                 .iter()
                 .filter_map(|(adapter, weight)| {
-                    let found = adapter.layers.iter().find(|other| other.path() == layer.path())?;
-                    Some((found.as_ref(), *weight))
+                    let found = layers(adapter).into_iter().find(|other| other.path() == layer.path())?;
+                    Some((found, *weight))
                 })
                 .collect();
+            let of_layer: Vec<(&LoraLinear, f64)> =
+                of_layer.iter().map(|(layer, weight)| (layer.as_ref(), *weight)).collect();
             let (a, b) = combination.combine(&of_layer, rank)?;
             layer.lora_a().set(&a)?;
             layer.lora_b().set(&b)?;
         }
-        adapter.config.target_modules = adapter.written_out(self);
+        let target_modules = written_out(self, &paths, &adapter.config);
+        adapter.config = Lora { target_modules, ..config }.into();
         state.add(self, adapter)
     }
 
@@ -608,13 +592,16 @@ impl Adapters for Model {
         let registry = self.extension::<Registry>();
         let mut state = registry.lock();
         let adapter = state.get(name)?;
-        let mut merged: BTreeMap<String, Arc<dyn Projection>> = BTreeMap::new();
-        for layer in &adapter.layers {
-            merged.insert(layer.path().to_owned(), Arc::new(layer.merged()?));
-        }
+        let Some(merged) = adapter.body.merged()? else {
+            return Err(Error::Config {
+                field: "merge_adapter",
+                value: format!("`{name}`, a {}", adapter.config),
+                expected: "an adapter that changes weights (LoRA, AdaLoRA, IA3): no weight can take this one up. Use `set_adapter`",
+            });
+        };
         state.active = None;
         state.full = None;
-        inject::install(self, &merged)?;
+        inject::install(self, &adapter.with_own(merged))?;
         state.paused = Some(name.to_owned());
         Ok(())
     }
@@ -637,10 +624,18 @@ impl Adapters for Model {
             return Err(Error::AdapterNotFound { looked });
         };
         let folder = config_path.parent().unwrap_or(Path::new(dir));
-        let files = AdapterFiles::read(folder)?;
+        let mut files = AdapterFiles::read(folder)?;
+        drop_tied_head(self, &mut files, &folder.join(peft::TENSORS_FILE))?;
         fingerprint::check(self, folder)?;
-        let mut adapter = build(self, name, &files.config)?;
-        fill(&adapter, &files, &folder.join(peft::TENSORS_FILE))?;
+        // Before anything is built, so that a wrong configuration costs no memory.
+        if let AdapterConfig::AdaLora(adalora) = &files.config {
+            AdaLoraBody::check_ranks(self, adalora)?; // its masks can leave a file small
+        }
+        files.check(&plan(self, &files.config)?, &folder.join(peft::TENSORS_FILE))?;
+        let mut adapter = build(self, name, files.config.clone())?;
+        adapter.body.fill(&files.tensors)?;
+        adapter.own.tensors().try_for_each(|tensor| tensor.fill(&files.tensors))?;
+        adapter.warnings.clone_from(&files.warnings);
         if let Some(base) = &files.base_model_name_or_path
             && model_key(base) != model_key(self.name())
         {

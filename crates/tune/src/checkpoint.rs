@@ -5,7 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `trainer_state.json` | arguments, plan and the checksum of the next file |
-//! | `training_state.safetensors` | trained tensors, AdamW's moments and the records, all exact |
+//! | `training_state.safetensors` | trained tensors, AdamW's moments, AdaLoRA's importances and ranks, and the records, all exact |
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter for PEFT and `load_adapter` (an adapter not named `default` in its subfolder) |
 //!
 //! The order of the rows and the dropout masks follow from the seed and the step, so no generator's state is needed.
@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tunebook_models::tensor_file::{self, Data, Entry};
 
+use crate::allocation::Allocation;
 use crate::args::TrainingArgs;
 use crate::atomic;
 use crate::error::{Error, Result};
@@ -197,7 +198,9 @@ impl Run {
         let tensors = Tensors(SafeTensors::deserialize(&bytes)?);
         let data = u64::from_str_radix(&state.data, 16)
             .map_err(|_| problem(&path, "`data` is no number".to_owned()))?;
-        let steps = tensors.rows("records.steps")?.map(step_record).collect::<Option<Vec<_>>>();
+        let ranks = state.plan.rank_modules.len();
+        let steps = tensors.rows("records.steps")?;
+        let steps = steps.map(|row| step_record(row, ranks)).collect::<Option<Vec<_>>>();
         let evals = tensors
             .rows("records.evals")?
             .map(|row| eval_record(row, &state.metrics))
@@ -226,6 +229,7 @@ impl Run {
                     tensors.saved("optimizer."),
                 )),
                 weights: tensors.weights("weights."),
+                allocation: (ranks > 0).then(|| Arc::new(Allocation::restored(tensors.saved("allocation.")))),
             }),
             args: state.args,
             data,
@@ -243,7 +247,14 @@ impl Run {
             entries.extend(best.weights.entries("best.")?);
         }
         entries.extend(self.state.optimizer.entries("optimizer."));
-        let shape = [self.steps.len(), STEP_COLUMNS];
+        let allocation = self.state.allocation.as_ref().map(|allocation| allocation.saved());
+        for (name, values) in allocation.iter().flat_map(|saved| &saved.f32s) {
+            entries.push(Entry::new(format!("allocation.{name}"), &[values.len()], Data::F32(values)));
+        }
+        for (name, bytes) in allocation.iter().flat_map(|saved| &saved.bytes) {
+            entries.push(Entry::new(format!("allocation.{name}"), &[bytes.len()], Data::U8(bytes)));
+        }
+        let shape = [self.steps.len(), STEP_COLUMNS + self.plan.rank_modules.len()];
         entries.push(Entry::new("records.steps", &shape, Data::F64(&steps)));
         let shape = [self.evals.len(), EVAL_COLUMNS + names.len()];
         entries.push(Entry::new("records.evals", &shape, Data::F64(&evals)));
@@ -284,8 +295,9 @@ impl Write for Hashing {
 const STEP_COLUMNS: usize = 8;
 const EVAL_COLUMNS: usize = 5;
 
+/// The ranks follow, in the order of their modules.
 fn step_row(r: &StepRecord) -> Vec<f64> {
-    vec![
+    let mut row = vec![
         r.step as f64,
         r.epoch,
         r.loss,
@@ -294,13 +306,22 @@ fn step_row(r: &StepRecord) -> Vec<f64> {
         r.tokens as f64,
         r.label_tokens as f64,
         r.secs,
-    ]
+    ];
+    row.extend(r.ranks.iter().map(|rank| *rank as f64));
+    row
 }
 
-fn step_record(row: Vec<f64>) -> Option<StepRecord> {
-    let [step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs] = row.try_into().ok()?;
+fn step_record(row: Vec<f64>, ranks: usize) -> Option<StepRecord> {
+    let (fixed, of_modules) = row.split_at_checked(STEP_COLUMNS)?;
+    let &[step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs] = fixed else {
+        return None;
+    };
+    if of_modules.len() != ranks {
+        return None;
+    }
+    let ranks = of_modules.iter().map(|rank| *rank as usize).collect();
     let (step, tokens, label_tokens) = (step as usize, tokens as usize, label_tokens as usize);
-    Some(StepRecord { step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs })
+    Some(StepRecord { step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs, ranks })
 }
 
 /// The metrics follow, in the order of their names; NaN where an evaluation lacks one.

@@ -27,7 +27,8 @@ use tunebook_models::{Model, Weight};
 use crate::adapters;
 use crate::error::{Error, Result};
 use crate::lora_linear::Mode;
-use crate::parameter::{Parameter, Parameters, Part};
+use crate::own_weights::{module_of, part_of};
+use crate::parameter::{Parameter, Parameters};
 use crate::target::TargetModules;
 
 /// Which of the model's own weights are trained.
@@ -37,6 +38,67 @@ pub struct Full {
     /// The modules whose weights are trained: names, paths or a regular expression, as in [`TargetModules`], over all modules, norms and
     /// embedding included. `None` (the default): every weight.
     pub target_modules: Option<TargetModules>,
+    /// The blocks whose weights are trained, counted from 0, and nothing outside of them; the rest stays frozen. `None` (the default): all blocks,
+    /// and what comes before and after them.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Only biases, those of norms included ([BitFit, Ben Zaken et al. 2021](https://arxiv.org/abs/2106.10199)). Default false.
+    pub bias_only: bool,
+}
+
+impl Full {
+    /// BitFit: nothing but the biases.
+    pub fn bitfit() -> Self {
+        Self { bias_only: true, ..Self::default() }
+    }
+
+    /// The last `count` of so many blocks, all else frozen.
+    pub fn last_blocks(count: usize, blocks: usize) -> Self {
+        Self {
+            layers_to_transform: Some((blocks.saturating_sub(count)..blocks).collect()),
+            ..Self::default()
+        }
+    }
+
+    /// The weights of a model that are trained, as indices.
+    ///
+    /// # Errors
+    /// A module or block that does not exist, or nothing that is left.
+    fn resolve(&self, model: &Model, all: &[Arc<Weight>]) -> Result<Vec<usize>> {
+        let modules: Vec<&str> = all.iter().map(|weight| module_of(weight.name())).collect();
+        let mut chosen = match &self.target_modules {
+            Some(targets) => targets.resolve(&modules)?,
+            None => (0..all.len()).collect(),
+        };
+        let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
+        if let Some(blocks) = &self.layers_to_transform {
+            let of = |index: &usize| model.block_of(all[*index].name());
+            if let Some(missing) = blocks.iter().find(|block| !chosen.iter().any(|i| of(i) == Some(**block)))
+            {
+                return refuse(
+                    "Full.layers_to_transform",
+                    format!("{blocks:?}, of which {missing} has nothing to train"),
+                    "numbers of blocks of this model, counted from 0",
+                );
+            }
+            chosen.retain(|index| of(index).is_some_and(|block| blocks.contains(&block)));
+        }
+        if self.bias_only {
+            chosen.retain(|index| all[*index].name().ends_with(".bias"));
+            if chosen.is_empty() {
+                return refuse(
+                    "Full.bias_only",
+                    "true".to_owned(),
+                    "false: this model has no biases (Llama and its like have none); train an adapter",
+                );
+            }
+        }
+        match chosen.is_empty() {
+            true => {
+                refuse("Full.layers_to_transform", "empty".to_owned(), "at least one block, or None for all")
+            }
+            false => Ok(chosen),
+        }
+    }
 }
 
 /// Full fine-tuning on a [`Model`].
@@ -56,7 +118,7 @@ impl FullTuning for Model {
         self.freeze(); // what was trained before must not freeze what is taken over now
         let weights = FullWeights::new(self, config)?;
         let info = FullInfo {
-            modules: weights.parameters.iter().map(|p| module(&p.name).to_owned()).collect(),
+            modules: weights.parameters.iter().map(|p| module_of(&p.name).to_owned()).collect(),
             trainable_parameters: weights.parameters.elem_count(),
             all_parameters: self.parameter_count(),
         };
@@ -105,11 +167,7 @@ pub(crate) struct FullWeights {
 impl FullWeights {
     fn new(model: &Model, config: &Full) -> Result<Self> {
         let all = model.weights();
-        let modules: Vec<&str> = all.iter().map(|weight| module(weight.name())).collect();
-        let chosen = match &config.target_modules {
-            Some(targets) => targets.resolve(&modules)?,
-            None => (0..all.len()).collect(),
-        };
+        let chosen = config.resolve(model, &all)?;
         if let Some(weight) = chosen.iter().map(|index| &all[*index]).find(|w| w.get().dtype() != DType::F32)
         {
             return Err(Error::Config {
@@ -126,11 +184,7 @@ impl FullWeights {
             // One tensor at a time: the old one goes before the next is copied.
             let var = Var::from_tensor(&weight.get().detach())?;
             weight.train(&var, mode.gradients())?;
-            let part = match model.block_of(weight.name()) {
-                Some(block) => Part::Block(block),
-                None if model.is_embedding(weight.name()) => Part::Embedding,
-                None => Part::Head,
-            };
+            let part = part_of(model, weight.name());
             parameters.push(Parameter { name: weight.name().to_owned(), var, part });
             weights.push(Arc::clone(weight));
         }
@@ -142,9 +196,4 @@ impl Drop for FullWeights {
     fn drop(&mut self) {
         self.weights.iter().for_each(|weight| weight.freeze());
     }
-}
-
-/// The module of a weight's name.
-fn module(name: &str) -> &str {
-    name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name)
 }

@@ -1,42 +1,69 @@
-//! Putting layers in and out of a model's projections, by path. The model knows nothing of what is put in.
+//! Putting what an adapter changes in and out of a model. The model knows nothing of what is put in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use tunebook_models::{Model, Projection, Slot};
+use candle_core::Var;
+use tunebook_models::{Model, Projection, Slot, Weight};
 
 use crate::error::Result;
-use crate::lora::Lora;
+use crate::target::Choice;
+
+/// Everything that an active adapter puts into a model. A type of adapter that reaches into another place gets a field of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Hooks {
+    /// In place of the base's projections, by path.
+    pub(crate) projections: BTreeMap<String, Arc<dyn Projection>>,
+    /// In place of the base's own tensors.
+    pub(crate) weights: Vec<StandIn>,
+}
+
+/// A tensor that is used in place of one of the base's.
+#[derive(Debug)]
+pub(crate) struct StandIn {
+    pub(crate) weight: Arc<Weight>,
+    pub(crate) var: Var,
+    /// Whether a graph is built to it.
+    pub(crate) gradients: Arc<AtomicBool>,
+}
 
 /// The model's projections that an adapter goes to, in the model's order.
 ///
 /// # Errors
 /// A target that matches nothing; the error lists what exists.
-pub(crate) fn targets(model: &Model, config: &Lora) -> Result<Vec<Arc<Slot>>> {
+pub(crate) fn targets(model: &Model, choice: &Choice<'_>) -> Result<Vec<Arc<Slot>>> {
     let slots = model.slots();
     let paths: Vec<&str> = slots.iter().map(|slot| slot.path()).collect();
-    let matched = config.resolve(&paths)?;
+    let matched = choice.resolve(&paths)?;
     Ok(matched.into_iter().map(|index| Arc::clone(&slots[index])).collect())
 }
 
-/// Puts `layers` in by path and the base's own projection everywhere else.
+/// Puts `hooks` in, and the base's own parts everywhere else.
 ///
 /// # Errors
-/// A layer maps between other sizes than the projection it replaces; the base is back everywhere then.
-pub(crate) fn install(model: &Model, layers: &BTreeMap<String, Arc<dyn Projection>>) -> Result<()> {
+/// Something has another size than what it replaces; the base is back everywhere then.
+pub(crate) fn install(model: &Model, hooks: &Hooks) -> Result<()> {
     restore(model);
-    for slot in model.slots() {
-        if let Some(layer) = layers.get(slot.path())
-            && let Err(error) = slot.replace(Arc::clone(layer))
-        {
-            restore(model);
-            return Err(error.into());
+    let installed = (|| {
+        for slot in model.slots() {
+            if let Some(layer) = hooks.projections.get(slot.path()) {
+                slot.replace(Arc::clone(layer))?;
+            }
         }
+        for stand_in in &hooks.weights {
+            stand_in.weight.stand_in(&stand_in.var, Arc::clone(&stand_in.gradients))?;
+        }
+        Ok(())
+    })();
+    if installed.is_err() {
+        restore(model);
     }
-    Ok(())
+    installed
 }
 
-/// Puts the base's own projections back everywhere.
+/// Puts the base's own parts back everywhere.
 pub(crate) fn restore(model: &Model) {
     model.slots().iter().for_each(|slot| slot.restore());
+    model.weights().iter().for_each(|weight| weight.restore());
 }

@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::target::{self, TargetModules};
+use crate::own_weights::Bias;
+use crate::target::{self, Choice, TargetModules};
 
 /// Configuration of a LoRA adapter: the fields, names and defaults of PEFT's `LoraConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +41,16 @@ pub struct Lora {
     pub use_dora: bool,
     /// Blocks to adapt among those that `target_modules` matches. Default all.
     pub layers_to_transform: Option<Vec<usize>>,
+    /// What a block's number follows in a path, where the first number is not the one: `["layers"]`. Default none.
+    pub layers_pattern: Vec<String>,
+    /// Modules that stay as they are among those that `target_modules` matches. Default none.
+    pub exclude_modules: Option<TargetModules>,
+    /// Which of the model's biases are trained, too. Default none.
+    pub bias: Bias,
+    /// Modules whose own weights are trained whole and saved with the adapter: `lm_head`, `embed_tokens`. Default none.
+    pub modules_to_save: Vec<String>,
+    /// `modules_to_save` may name the embedding table of a model whose output head is that table; both are trained as one then. Default false.
+    pub ensure_weight_tying: bool,
     /// Other ranks for some projections: name, path or regular expression to rank. Default none.
     pub rank_pattern: BTreeMap<String, usize>,
     /// Other alphas for some projections: name, path or regular expression to alpha. Default none.
@@ -88,6 +99,11 @@ impl Default for Lora {
             use_rslora: false,
             use_dora: false,
             layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            exclude_modules: None,
+            bias: Bias::None,
+            modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             init_lora_weights: true,
@@ -151,21 +167,17 @@ impl Lora {
     /// # Errors
     /// As [`TargetModules::resolve`]; a block in `layers_to_transform` that does not exist.
     pub fn resolve(&self, paths: &[impl AsRef<str>]) -> Result<Vec<usize>> {
-        let mut matched = self.target_modules.resolve(paths)?;
-        if let Some(blocks) = &self.layers_to_transform {
-            let of = |index: &usize| target::block_index(paths[*index].as_ref());
-            if let Some(missing) =
-                blocks.iter().find(|block| !matched.iter().any(|index| of(index) == Some(**block)))
-            {
-                return Err(Error::Config {
-                    field: "Lora.layers_to_transform",
-                    value: format!("{blocks:?}, of which {missing} has no target module"),
-                    expected: "numbers of blocks of this model, counted from 0",
-                });
-            }
-            matched.retain(|index| of(index).is_some_and(|block| blocks.contains(&block)));
+        self.choice().resolve(paths)
+    }
+
+    pub(crate) fn choice(&self) -> Choice<'_> {
+        Choice {
+            target_modules: &self.target_modules,
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: self.layers_to_transform.as_deref(),
+            layers_pattern: &self.layers_pattern,
+            modules_to_save: &self.modules_to_save,
         }
-        Ok(matched)
     }
 
     /// Rank and scaling of the projection at `path`, patterns applied.

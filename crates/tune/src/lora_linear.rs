@@ -32,6 +32,15 @@ impl Mode {
         self.gradients.store(gradients, Ordering::Relaxed);
     }
 
+    /// A trained tensor as part of the graph where one is built. Detached elsewhere: generation and evaluation must not build one that holds
+    /// every activation.
+    pub(crate) fn value(&self, var: &Var) -> Tensor {
+        match self.gradients.load(Ordering::Relaxed) {
+            true => var.as_tensor().clone(),
+            false => var.as_detached_tensor(),
+        }
+    }
+
     /// Whether a graph is built, for those who share it.
     pub(crate) fn gradients(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.gradients)
@@ -89,7 +98,7 @@ impl LoraLinear {
         if config.lora_init.takes_from_base() {
             let weight = base.weight();
             let taken = (lora_b.matmul(&lora_a)? * scaling)?.to_dtype(weight.dtype())?;
-            base = Arc::new(Linear::new((weight - taken)?, base.bias()));
+            base = Arc::new(base.with_weight((weight - taken)?));
             initial = Some((lora_a.clone(), lora_b.clone()));
         }
         let magnitude = match config.use_dora {
@@ -163,25 +172,31 @@ impl LoraLinear {
             // [out] -> [out, 1]
             merged = f32s.broadcast_mul(&lengths.unsqueeze(1)?)?.to_dtype(weight.dtype())?;
         }
-        Ok(Linear::new(merged, self.base.bias()))
+        Ok(self.base.with_weight(merged))
     }
+}
 
-    /// A mask of 0 and 1/(1 − p) like `x`, or `None` where nothing is dropped.
-    fn dropout_mask(&self, x: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if self.lora_dropout == 0.0 || !self.mode.training.load(Ordering::Relaxed) {
+impl Mode {
+    /// A mask of 0 and 1/(1 − p) like `x` for the module at `path`, or `None` where nothing is dropped.
+    pub(crate) fn dropout_mask(
+        &self,
+        path: &str,
+        drop: f64,
+        x: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
+        if drop == 0.0 || !self.training.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let seed = self.mode.seed.load(Ordering::Relaxed);
-        let draw = self.mode.draw.load(Ordering::Relaxed);
+        let seed = self.seed.load(Ordering::Relaxed);
+        let draw = self.draw.load(Ordering::Relaxed);
         if !x.device().is_cpu() {
-            return device_mask(&self.path, seed, draw, self.lora_dropout, x).map(Some);
+            return device_mask(path, seed, draw, drop, x).map(Some);
         }
         // A stream for each stretch, so that the threads that draw do not change what is drawn.
         const STRETCH: usize = 1 << 14;
         let mut mask = vec![0f32; x.elem_count()];
         mask.par_chunks_mut(STRETCH).enumerate().for_each(|(stretch, mask)| {
-            Stream::new(seed, &format!("{}.dropout.{stretch}", self.path), draw)
-                .dropout(mask, self.lora_dropout);
+            Stream::new(seed, &format!("{path}.dropout.{stretch}"), draw).dropout(mask, drop);
         });
         Ok(Some(Tensor::from_vec(mask, x.shape(), x.device())?))
     }
@@ -225,29 +240,13 @@ fn row_norms(weight: &Tensor) -> candle_core::Result<Tensor> {
 
 impl Projection for LoraLinear {
     fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
-        let (a, b) = if self.mode.gradients.load(Ordering::Relaxed) {
-            (self.lora_a.as_tensor().clone(), self.lora_b.as_tensor().clone())
-        } else {
-            // Detached: generation and evaluation must not build a graph that holds every activation.
-            (self.lora_a.as_detached_tensor(), self.lora_b.as_detached_tensor())
-        };
-        let mask = self.dropout_mask(x)?;
+        let (a, b) = (self.mode.value(&self.lora_a), self.mode.value(&self.lora_b));
+        let mask = self.mode.dropout_mask(&self.path, self.lora_dropout, x)?;
         if let Some(magnitude) = &self.magnitude {
-            let magnitude = match self.mode.gradients.load(Ordering::Relaxed) {
-                true => magnitude.as_tensor().clone(),
-                false => magnitude.as_detached_tensor(),
-            };
-            return self.dora(x, &a, &b, &magnitude, mask.as_ref());
+            return self.dora(x, &a, &b, &self.mode.value(magnitude), mask.as_ref());
         }
-        Ok(ops::lora_linear(
-            x,
-            &self.base.weight(),
-            self.base.bias().as_ref(),
-            &a,
-            &b,
-            self.scaling,
-            mask.as_ref(),
-        )?)
+        let (weight, bias) = (self.base.weight(), self.base.bias());
+        low_rank(x, &weight, bias, &a, &b, self.scaling, mask.as_ref())
     }
 
     fn in_features(&self) -> usize {
@@ -260,6 +259,27 @@ impl Projection for LoraLinear {
 
     fn weight(&self) -> Tensor {
         self.base.weight()
+    }
+}
+
+/// The base and its low-rank update in one operation; a bias that is trained is added by itself, as the operation takes it for a constant.
+///
+/// # Shapes
+/// As [`ops::lora_linear`].
+pub(crate) fn low_rank(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<Tensor>,
+    a: &Tensor,
+    b: &Tensor,
+    scaling: f64,
+    mask: Option<&Tensor>,
+) -> tunebook_models::Result<Tensor> {
+    match bias {
+        Some(bias) if bias.track_op() => {
+            Ok(ops::lora_linear(x, weight, None, a, b, scaling, mask)?.broadcast_add(&bias)?)
+        }
+        bias => Ok(ops::lora_linear(x, weight, bias.as_ref(), a, b, scaling, mask)?),
     }
 }
 

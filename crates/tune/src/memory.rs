@@ -13,13 +13,17 @@ const ACTIVATIONS_ALWAYS: u64 = 256 << 20;
 
 /// How many of a model's blocks have to be run again for the activations of the others to stay in proportion to the weights.
 pub(crate) fn blocks_to_run_again(model: &Model, tokens: usize) -> usize {
-    let config = model.config();
-    // What a block keeps of a token: inputs of norms, projections and residual sums, and the three of the gated feed-forward network.
-    let numbers = 8 * config.hidden_size + 3 * config.intermediate_size;
-    let block = (tokens * numbers * size_of::<f32>()).max(1) as u64;
+    let block = (tokens * block_numbers(model) * size_of::<f32>()).max(1) as u64;
     let weights = (model.parameter_count() * size_of::<f32>()) as u64;
     let room = (ACTIVATIONS_TO_WEIGHTS * weights).max(ACTIVATIONS_ALWAYS);
     model.num_blocks().saturating_sub((room / block) as usize)
+}
+
+/// How many numbers a block keeps of a token for its backward pass: inputs of norms, projections and residual sums, and the three of the gated
+/// feed-forward network.
+pub(crate) fn block_numbers(model: &Model) -> usize {
+    let config = model.config();
+    8 * config.hidden_size + 3 * config.intermediate_size
 }
 
 /// The most that this process has had since [`reset_peak`] (or its start), in bytes.

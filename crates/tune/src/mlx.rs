@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::atomic;
 use crate::error::{Error, Result};
 use crate::lora::Lora;
-use crate::peft::{self, AdapterFiles, LoraMatrices, Matrix};
+use crate::peft::{self, AdapterFiles, StoredTensor};
 
 /// The name of the tensors' file.
 pub(crate) const TENSORS_FILE: &str = "adapters.safetensors";
@@ -41,7 +41,7 @@ pub(crate) fn read(folder: &Path) -> Result<AdapterFiles> {
     let bytes = atomic::read(&path)?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| problem(format!("expected a whole safetensors file, found {error}")))?;
-    let mut halves: BTreeMap<String, [Option<Matrix>; 2]> = BTreeMap::new();
+    let mut halves: BTreeMap<String, [Option<StoredTensor>; 2]> = BTreeMap::new();
     for (key, view) in file.tensors() {
         let (layer, half) = match (key.strip_suffix(".lora_a"), key.strip_suffix(".lora_b")) {
             (Some(layer), _) => (layer, 0),
@@ -50,23 +50,27 @@ pub(crate) fn read(folder: &Path) -> Result<AdapterFiles> {
                 return Err(problem(format!("expected keys `PATH.lora_a` and `PATH.lora_b`, found `{key}`")));
             }
         };
-        let matrix = peft::matrix(&view).map_err(|found| problem(format!("`{key}`: {found}")))?;
-        halves.entry(layer.to_owned()).or_default()[half] = Some(transposed(&matrix));
+        let turned = peft::stored(&view).and_then(|matrix| transposed(&matrix));
+        let matrix = turned.map_err(|found| problem(format!("`{key}`: {found}")))?;
+        halves.entry(layer.to_owned()).or_default()[half] = Some(matrix);
     }
-    let mut layers = BTreeMap::new();
+    let mut tensors = BTreeMap::new();
+    let mut target_modules = Vec::with_capacity(halves.len());
     let mut rank = None;
     for (layer, halves) in halves {
         let [Some(lora_a), Some(lora_b)] = halves else {
             return Err(problem(format!("`{layer}` has only one of lora_a and lora_b")));
         };
-        let r = *rank.get_or_insert(lora_a.rows);
-        if (lora_a.rows, lora_b.columns) != (r, r) {
+        let r = *rank.get_or_insert(lora_a.shape[0]);
+        if (lora_a.shape[0], lora_b.shape[1]) != (r, r) {
             return Err(problem(format!(
                 "`{layer}`: lora_a is [{}, {}] and lora_b is [{}, {}], expected [in, {r}] and [{r}, out]",
-                lora_a.columns, lora_a.rows, lora_b.columns, lora_b.rows
+                lora_a.shape[1], lora_a.shape[0], lora_b.shape[1], lora_b.shape[0]
             )));
         }
-        layers.insert(layer, LoraMatrices { lora_a, lora_b, magnitude: None });
+        tensors.insert(format!("{layer}.lora_A.weight"), lora_a);
+        tensors.insert(format!("{layer}.lora_B.weight"), lora_b);
+        target_modules.push(layer);
     }
     let Some(r) = rank else {
         return Err(problem("expected lora_a and lora_b tensors, found none".to_owned()));
@@ -75,19 +79,21 @@ pub(crate) fn read(folder: &Path) -> Result<AdapterFiles> {
         r,
         lora_alpha: scale * r as f64,
         lora_dropout,
-        target_modules: layers.keys().cloned().collect::<Vec<_>>().into(),
+        target_modules: target_modules.into(),
         ..Default::default()
     };
     config.validate().map_err(|error| problem(error.to_string()))?;
-    Ok(AdapterFiles { config, base_model_name_or_path: base, layers })
+    Ok(AdapterFiles { config: config.into(), base_model_name_or_path: base, tensors, warnings: Vec::new() })
 }
 
-fn transposed(matrix: &Matrix) -> Matrix {
-    let (rows, columns) = (matrix.rows, matrix.columns);
+fn transposed(matrix: &StoredTensor) -> Result<StoredTensor, String> {
+    let &[rows, columns] = &matrix.shape[..] else {
+        return Err(format!("expected a matrix, found shape {:?}", matrix.shape));
+    };
     let values = (0..columns)
         .flat_map(|column| (0..rows).map(move |row| matrix.values[row * columns + column]))
         .collect();
-    Matrix { rows: columns, columns: rows, values }
+    Ok(StoredTensor { shape: vec![columns, rows], values })
 }
 
 #[cfg(test)]
@@ -124,14 +130,18 @@ mod tests {
             &[("model.layers.0.q_proj.lora_a", 3, 2), ("model.layers.0.q_proj.lora_b", 2, 4)],
         );
         let files = AdapterFiles::read(dir.path()).unwrap();
-        assert_eq!((files.config.r, files.config.lora_alpha), (2, 40.0));
-        assert_eq!(files.config.rank_and_scaling("model.layers.0.q_proj").unwrap().1, 20.0);
+        let config = files.config.as_lora().unwrap();
+        assert_eq!((config.r, config.lora_alpha), (2, 40.0));
+        assert_eq!(config.rank_and_scaling("model.layers.0.q_proj").unwrap().1, 20.0);
         assert_eq!(files.base_model_name_or_path.as_deref(), Some("owner/base"));
-        let layer = &files.layers["model.layers.0.q_proj"];
-        assert_eq!(layer.lora_a, Matrix { rows: 2, columns: 3, values: vec![0., 2., 4., 1., 3., 5.] });
+        let matrix = |name: &str| &files.tensors[&format!("model.layers.0.q_proj.{name}.weight")];
         assert_eq!(
-            layer.lora_b,
-            Matrix { rows: 4, columns: 2, values: vec![0., 4., 1., 5., 2., 6., 3., 7.] }
+            *matrix("lora_A"),
+            StoredTensor { shape: vec![2, 3], values: vec![0., 2., 4., 1., 3., 5.] }
+        );
+        assert_eq!(
+            *matrix("lora_B"),
+            StoredTensor { shape: vec![4, 2], values: vec![0., 4., 1., 5., 2., 6., 3., 7.] }
         );
     }
 

@@ -3,59 +3,53 @@
 //! A folder holds `adapter_config.json` and `adapter_model.safetensors`. The tensors are f32 and named
 //! `base_model.model.PATH.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`, without the adapter's name. As PEFT's
 //! `save_pretrained` does, an adapter named `default` goes into the folder itself and any other into a subfolder of its name.
-//! Only keys that PEFT knows are written. DoRA adds `….lora_magnitude_vector` `[out]`. What PEFT can do and we cannot (trained biases …) is refused on reading, by name.
+//! Only keys that PEFT knows are written. DoRA adds `….lora_magnitude_vector` `[out]`. Other types have other tensors in the same two files:
+//! the body of each type says which. What PEFT can do and we cannot is refused on reading, by name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::{Map, Value, json};
 
+use crate::adapter_config::AdapterConfig;
 use crate::atomic;
 use crate::error::{Error, Result};
-use crate::lora::Lora;
 use crate::mlx;
-use crate::target::TargetModules;
+use crate::peft_config;
 
 /// The name of the configuration's file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The name of the tensors' file.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
-const PREFIX: &str = "base_model.model.";
-const MAGNITUDE: &str = "lora_magnitude_vector";
-
-/// A matrix in memory, row by row.
+/// A tensor in memory, row by row.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Matrix {
-    /// Rows.
-    pub rows: usize,
-    /// Columns.
-    pub columns: usize,
-    /// `rows · columns` values.
+pub struct StoredTensor {
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// As many values as the dimensions multiply to.
     pub values: Vec<f32>,
 }
 
-/// The two matrices of one projection.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraMatrices {
-    /// `[r, in]`.
-    pub lora_a: Matrix,
-    /// `[out, r]`.
-    pub lora_b: Matrix,
-    /// DoRA's length of each row, `[out]`.
-    pub magnitude: Option<Vec<f32>>,
+impl StoredTensor {
+    pub(crate) fn of(tensor: &Tensor) -> Result<Self> {
+        let values = tensor.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        Ok(Self { shape: tensor.dims().to_vec(), values })
+    }
 }
 
 /// An adapter as its files hold it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterFiles {
     /// The configuration.
-    pub config: Lora,
+    pub config: AdapterConfig,
     /// The model it was trained on, as far as the file says.
     pub base_model_name_or_path: Option<String>,
-    /// The matrices by path.
-    pub layers: BTreeMap<String, LoraMatrices>,
+    /// The tensors by name, without PEFT's prefix `base_model.model.`: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub tensors: BTreeMap<String, StoredTensor>,
+    /// What was odd about the files.
+    pub warnings: Vec<String>,
 }
 
 /// The folder `save_pretrained(dir)` writes the adapter `name` to.
@@ -69,42 +63,45 @@ impl AdapterFiles {
     /// # Errors
     /// The folder or a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::with_capacity(2 * self.layers.len());
-        for (path, layer) in &self.layers {
-            for (name, matrix) in [("lora_A", &layer.lora_a), ("lora_B", &layer.lora_b)] {
-                let bytes = matrix.values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                tensors.push((
-                    format!("{PREFIX}{path}.{name}.weight"),
-                    vec![matrix.rows, matrix.columns],
-                    bytes,
-                ));
-            }
-            if let Some(magnitude) = &layer.magnitude {
-                let bytes = magnitude.iter().flat_map(|value| value.to_le_bytes()).collect();
-                tensors.push((format!("{PREFIX}{path}.{MAGNITUDE}"), vec![magnitude.len()], bytes));
-            }
+        let bytes = self.tensors_file()?;
+        let json = peft_config::to_json(&self.config, self.base_model_name_or_path.as_deref())?;
+        let config = serde_json::to_string_pretty(&json)? + "\n";
+        atomic::write_files(folder, &[(TENSORS_FILE, &bytes), (CONFIG_FILE, config.as_bytes())])
+    }
+
+    /// The size of the tensors' file.
+    ///
+    /// # Errors
+    /// There is none that tensors could cause.
+    pub(crate) fn tensors_bytes(&self) -> Result<u64> {
+        Ok(self.tensors_file()?.len() as u64)
+    }
+
+    fn tensors_file(&self) -> Result<Vec<u8>> {
+        let prefix = self.config.key_prefix();
+        let mut tensors: Vec<(String, &[usize], Vec<u8>)> = Vec::with_capacity(self.tensors.len());
+        for (key, tensor) in &self.tensors {
+            let bytes = tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            tensors.push((format!("{prefix}{key}"), &tensor.shape, bytes));
         }
         let mut views = Vec::with_capacity(tensors.len());
         for (name, shape, bytes) in &tensors {
-            views.push((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?));
+            views.push((name.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), bytes)?));
         }
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let bytes = safetensors::serialize(views, Some(metadata))?;
-        let config = serde_json::to_string_pretty(&self.config_json())? + "\n";
-        atomic::write_files(folder, &[(TENSORS_FILE, &bytes), (CONFIG_FILE, config.as_bytes())])
+        Ok(safetensors::serialize(views, Some(metadata))?)
     }
 
     /// Reads both files.
     ///
     /// # Errors
-    /// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature that is not supported; a
-    /// projection has one matrix only, or ranks that differ.
+    /// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature that is not supported.
     pub fn read(folder: &Path) -> Result<Self> {
         if folder.join(mlx::TENSORS_FILE).is_file() && !folder.join(TENSORS_FILE).is_file() {
             return mlx::read(folder);
         }
         let config_path = folder.join(CONFIG_FILE);
-        let (config, base_model_name_or_path) = read_config(&config_path, &atomic::read(&config_path)?)?;
+        let read = peft_config::read(&config_path, &atomic::read(&config_path)?)?;
         let path = folder.join(TENSORS_FILE);
         let pickle = folder.join("adapter_model.bin");
         if pickle.is_file() && !path.is_file() {
@@ -116,196 +113,96 @@ impl AdapterFiles {
                 ),
             });
         }
-        let layers = read_layers(&path, &atomic::read(&path)?)?;
-        Ok(Self { config, base_model_name_or_path, layers })
+        let tensors = read_tensors(&path, &atomic::read(&path)?, &read.config)?;
+        let peft_config::Read { config, base_model_name_or_path, warnings } = read;
+        Ok(Self { config, base_model_name_or_path, tensors, warnings })
     }
 
-    /// `adapter_config.json`.
-    fn config_json(&self) -> Value {
-        let config = &self.config;
-        json!({
-            "alpha_pattern": config.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), number(*alpha))).collect::<Map<_, _>>(),
-            "auto_mapping": null,
-            "base_model_name_or_path": self.base_model_name_or_path,
-            "bias": "none",
-            "exclude_modules": null,
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "init_lora_weights": config.init_lora_weights,
-            "layer_replication": null,
-            "layers_pattern": null,
-            "layers_to_transform": config.layers_to_transform,
-            "lora_alpha": number(config.lora_alpha),
-            "lora_dropout": config.lora_dropout,
-            "modules_to_save": null,
-            "peft_type": "LORA",
-            "r": config.r,
-            "rank_pattern": config.rank_pattern,
-            "revision": null,
-            "target_modules": config.target_modules,
-            "task_type": "CAUSAL_LM",
-            "use_dora": config.use_dora,
-            "use_rslora": config.use_rslora,
-        })
-    }
-}
-
-/// PEFT declares alphas as integers: write 16.0 as 16.
-fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
-}
-
-/// Features that change what the tensors mean, and the values that leave them off.
-const UNSUPPORTED: [&str; 14] = [
-    "fan_in_fan_out",
-    "lora_bias",
-    "modules_to_save",
-    "layer_replication",
-    "exclude_modules",
-    "layers_pattern",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "velora_config",
-    "kasa_config",
-];
-
-fn read_config(path: &Path, bytes: &[u8]) -> Result<(Lora, Option<String>)> {
-    let problem = |problem: String| Error::AdapterFile { path: path.to_path_buf(), problem };
-    let config: Map<String, Value> = serde_json::from_slice(bytes)
-        .map_err(|error| problem(format!("expected a JSON object, found {error}")))?;
-    let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or("none");
-    if kind != "LORA" {
-        return Err(problem(format!("expected `peft_type` \"LORA\", found \"{kind}\"")));
-    }
-    let off = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(values) => values.is_empty(),
-        Value::Object(values) => values.is_empty(),
-        _ => false,
-    };
-    for key in UNSUPPORTED {
-        if let Some(value) = config.get(key).filter(|value| !off(value)) {
-            return Err(problem(format!(
-                "`{key}` is {value}, which is not supported; expected it to be off"
-            )));
-        }
-    }
-    if let Some(bias) = config.get("bias").and_then(Value::as_str).filter(|bias| *bias != "none") {
-        return Err(problem(format!(
-            "`bias` is \"{bias}\", expected \"none\": trained biases are not supported"
-        )));
-    }
-    // PiSSA, OLoRA, CorDA, LoftQ … change the base weights too, and the file does not hold those.
-    let mut init_lora_weights = true;
-    match config.get("init_lora_weights") {
-        None | Some(Value::Null | Value::Bool(true)) => {}
-        Some(Value::Bool(false)) => init_lora_weights = false,
-        Some(Value::String(name)) if ["gaussian", "eva", "orthogonal"].contains(&name.as_str()) => {}
-        Some(other) => {
-            return Err(problem(format!(
-                "`init_lora_weights` is {other}, which also changes the base weights; save the adapter in PEFT with \
-                 `path_initial_model_for_weight_conversion` to make a plain LoRA of it"
-            )));
-        }
-    }
-    let field = |name: &str| config.get(name).filter(|value| !value.is_null()).cloned();
-    let target_modules = match field("target_modules") {
-        Some(value) => serde_json::from_value::<TargetModules>(value).map_err(|_| {
-            problem("expected `target_modules` to be a list of names or one string".to_owned())
-        })?,
-        None => {
-            return Err(problem(
-                "`target_modules` is missing, expected a list of names or one string".to_owned(),
+    /// Holds the tensors against those that an adapter of this configuration has on some model.
+    ///
+    /// # Errors
+    /// A tensor is missing, unknown or of another shape; the error names the file, the key, what was expected and what was found.
+    pub(crate) fn check(&self, plan: &BTreeMap<String, Vec<usize>>, path: &Path) -> Result<()> {
+        let problem = |problem: String| Err(Error::AdapterFile { path: path.to_path_buf(), problem });
+        let prefix = self.config.key_prefix();
+        let base = self.base_model_name_or_path.as_deref().unwrap_or("unnamed");
+        let missing: Vec<&String> = plan.keys().filter(|key| !self.tensors.contains_key(*key)).collect();
+        if let Some(first) = missing.first() {
+            let modules = |keys: &mut dyn Iterator<Item = &String>| {
+                let mut modules: Vec<&str> = keys.map(|key| module_of_key(key)).collect();
+                modules.dedup(); // keys are in order
+                modules.len()
+            };
+            return problem(format!(
+                "expected tensors for {} modules of this model, as the configuration says; {} are missing or not whole, `{prefix}{first}` the first \
+                 tensor of them",
+                modules(&mut plan.keys()),
+                modules(&mut missing.iter().copied()),
             ));
         }
-    };
-    // The rest has the names and types of our own configuration.
-    let mut ours = Map::new();
-    for name in ["r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"]
-    {
-        if let Some(value) = field(name) {
-            ours.insert(name.to_owned(), value);
+        if let Some(extra) = self.tensors.keys().find(|key| !plan.contains_key(*key)) {
+            let module = module_of_key(extra);
+            let known = plan.keys().any(|key| module_of_key(key) == module);
+            let example = plan.keys().next().map_or("", String::as_str);
+            return problem(match known {
+                _ if module == extra.as_str() => {
+                    format!(
+                        "holds `{prefix}{extra}`, which is unknown; expected keys such as `{prefix}{example}`"
+                    )
+                }
+                true => format!("holds `{prefix}{extra}`, which the configuration does not ask for"),
+                false => format!(
+                    "holds tensors for `{module}`, which is no target module of this model: was the adapter trained on another base ({base})?"
+                ),
+            });
         }
+        for (key, expected) in plan {
+            let found = &self.tensors[key].shape;
+            if found != expected {
+                return problem(format!(
+                    "`{prefix}{key}` is {found:?}, expected {expected:?} on this model: was the adapter trained on another base ({base})?"
+                ));
+            }
+        }
+        Ok(())
     }
-    match field("layers_to_transform") {
-        Some(Value::Array(blocks)) if blocks.is_empty() => {}
-        Some(one @ Value::Number(_)) => drop(ours.insert("layers_to_transform".to_owned(), json!([one]))),
-        Some(blocks) => drop(ours.insert("layers_to_transform".to_owned(), blocks)),
-        None => {}
-    }
-    let lora: Lora =
-        serde_json::from_value(Value::Object(ours)).map_err(|error| problem(error.to_string()))?;
-    let lora = Lora { target_modules, init_lora_weights, ..lora };
-    lora.validate().map_err(|error| problem(error.to_string()))?;
-    let base = config.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
-    Ok((lora, base))
 }
 
-fn read_layers(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, LoraMatrices>> {
+/// The module that a tensor of an adapter belongs to; the whole key where it has no such form.
+fn module_of_key(key: &str) -> &str {
+    ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_A", "lora_B", "lora_E", "ia3_l"]
+        .iter()
+        .find_map(|name| key.strip_suffix(name)?.strip_suffix('.'))
+        .unwrap_or(key)
+}
+
+fn read_tensors(path: &Path, bytes: &[u8], config: &AdapterConfig) -> Result<BTreeMap<String, StoredTensor>> {
     let problem = |problem: String| Error::AdapterFile { path: path.to_path_buf(), problem };
     let file = SafeTensors::deserialize(bytes).map_err(|error| {
         problem(format!("expected a whole safetensors file of {} bytes or more, found {error}", bytes.len()))
     })?;
-    let mut halves: BTreeMap<String, (Option<Matrix>, Option<Matrix>)> = BTreeMap::new();
-    let mut magnitudes: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    let prefix = config.key_prefix();
+    let mut tensors = BTreeMap::new();
     for (key, view) in file.tensors() {
-        let expected = || {
-            problem(format!(
-                "expected keys `{PREFIX}PATH.lora_A.weight` and `….lora_B.weight`, found `{key}`"
-            ))
+        let Some(inner) = key.strip_prefix(prefix) else {
+            return Err(problem(format!("expected keys that begin with `{prefix}`, found `{key}`")));
         };
-        let inner = key.strip_prefix(PREFIX).ok_or_else(expected)?;
-        let matrix = || matrix(&view).map_err(|found| problem(format!("`{key}`: {found}")));
-        if let Some(layer) = inner.strip_suffix(".lora_A.weight") {
-            halves.entry(layer.to_owned()).or_default().0 = Some(matrix()?);
-        } else if let Some(layer) = inner.strip_suffix(".lora_B.weight") {
-            halves.entry(layer.to_owned()).or_default().1 = Some(matrix()?);
-        } else if let Some(layer) = inner.trim_end_matches(".weight").strip_suffix(&format!(".{MAGNITUDE}")) {
-            magnitudes.insert(
-                layer.to_owned(),
-                values(&view).map_err(|found| problem(format!("`{key}`: {found}")))?,
-            );
-        } else {
-            return Err(expected());
-        }
-    }
-    let mut layers = BTreeMap::new();
-    for (layer, halves) in halves {
-        let (Some(lora_a), Some(lora_b)) = halves else {
-            return Err(problem(format!("`{layer}` has only one of lora_A and lora_B")));
+        // Older versions of PEFT had a module of its own for it.
+        let inner = match inner.strip_suffix(".weight") {
+            Some(inner) if inner.ends_with("lora_magnitude_vector") => inner,
+            _ => inner,
         };
-        if lora_a.rows != lora_b.columns {
-            return Err(problem(format!(
-                "`{layer}`: lora_A is [{}, {}] and lora_B is [{}, {}], expected [r, in] and [out, r]",
-                lora_a.rows, lora_a.columns, lora_b.rows, lora_b.columns
-            )));
-        }
-        let magnitude = magnitudes.remove(&layer);
-        layers.insert(layer, LoraMatrices { lora_a, lora_b, magnitude });
+        let stored = stored(&view).map_err(|found| problem(format!("`{key}`: {found}")))?;
+        tensors.insert(inner.to_owned(), stored);
     }
-    if let Some(layer) = magnitudes.keys().next() {
-        return Err(problem(format!("`{layer}` has a {MAGNITUDE} and neither lora_A nor lora_B")));
+    if tensors.is_empty() {
+        return Err(problem("expected the tensors of an adapter, found none".to_owned()));
     }
-    if layers.is_empty() {
-        return Err(problem("expected lora_A and lora_B tensors, found none".to_owned()));
-    }
-    Ok(layers)
+    Ok(tensors)
 }
 
 /// As f32; the error says what was found instead.
-pub(crate) fn matrix(view: &TensorView<'_>) -> Result<Matrix, String> {
-    let &[rows, columns] = view.shape() else {
-        return Err(format!("expected a matrix, found shape {:?}", view.shape()));
-    };
-    Ok(Matrix { rows, columns, values: values(view)? })
-}
-
-/// As f32, flat.
-fn values(view: &TensorView<'_>) -> Result<Vec<f32>, String> {
+pub(crate) fn stored(view: &TensorView<'_>) -> Result<StoredTensor, String> {
     let data = view.data();
     let values: Vec<f32> = match view.dtype() {
         Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
@@ -318,33 +215,40 @@ fn values(view: &TensorView<'_>) -> Result<Vec<f32>, String> {
     if let Some(bad) = values.iter().find(|value| !value.is_finite()) {
         return Err(format!("holds {bad}, expected finite numbers"));
     }
-    Ok(values)
+    Ok(StoredTensor { shape: view.shape().to_vec(), values })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value, json};
+
     use super::*;
+    use crate::lora::Lora;
 
     fn files() -> AdapterFiles {
-        let matrix = |rows: usize, columns: usize| Matrix {
-            rows,
-            columns,
+        let matrix = |rows: usize, columns: usize| StoredTensor {
+            shape: vec![rows, columns],
             values: (0..rows * columns).map(|i| i as f32 * 0.25 - 1.0).collect(),
         };
-        let layer = || LoraMatrices { lora_a: matrix(2, 6), lora_b: matrix(4, 2), magnitude: None };
+        let path = |name: &str| format!("model.layers.0.self_attn.{name}.weight");
         AdapterFiles {
-            config: Lora {
+            config: AdapterConfig::Lora(Lora {
                 r: 2,
                 lora_alpha: 16.0,
                 lora_dropout: 0.1,
                 target_modules: ["q_proj", "v_proj"].into(),
                 rank_pattern: [("up_proj".to_owned(), 4)].into(),
                 ..Default::default()
-            },
+            }),
             base_model_name_or_path: Some("base".to_owned()),
-            layers: ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"]
-                .map(|path| (path.to_owned(), layer()))
-                .into(),
+            tensors: [
+                (path("q_proj.lora_A"), matrix(2, 6)),
+                (path("q_proj.lora_B"), matrix(4, 2)),
+                (path("v_proj.lora_A"), matrix(2, 6)),
+                (path("v_proj.lora_B"), matrix(4, 2)),
+            ]
+            .into(),
+            warnings: Vec::new(),
         }
     }
 
@@ -392,9 +296,10 @@ mod tests {
             AdapterFiles::read(dir.path()).unwrap_err().to_string()
         };
         for (key, value, says) in [
-            ("peft_type", json!("ADALORA"), "expected `peft_type` \"LORA\", found \"ADALORA\""),
-            ("bias", json!("all"), "`bias` is \"all\""),
-            ("modules_to_save", json!(["lm_head"]), "`modules_to_save` is [\"lm_head\"]"),
+            ("peft_type", json!("LOHA"), "found \"LOHA\""),
+            ("bias", json!("some"), "`bias` is \"some\""),
+            ("modules_to_save", json!("lm_head"), "`modules_to_save` is \"lm_head\""),
+            ("layer_replication", json!([[0, 1]]), "`layer_replication` is [[0,1]]"),
             ("init_lora_weights", json!("pissa"), "`init_lora_weights` is \"pissa\""),
             ("r", json!(0), "`Lora.r` is 0"),
             ("r", json!("eight"), "invalid type"),
@@ -433,15 +338,29 @@ mod tests {
                 })
                 .collect();
             let bytes = safetensors::serialize(views, None).unwrap();
-            read_layers(Path::new("f"), &bytes).unwrap_err().to_string()
+            let config = AdapterConfig::Lora(Lora::default());
+            let tensors = match read_tensors(Path::new("f"), &bytes, &config) {
+                Ok(tensors) => tensors,
+                Err(error) => return error.to_string(),
+            };
+            let plan =
+                [("q.lora_A.weight".to_owned(), vec![2, 4]), ("q.lora_B.weight".to_owned(), vec![4, 2])];
+            let files = AdapterFiles { config, base_model_name_or_path: None, tensors, warnings: Vec::new() };
+            files.check(&plan.into(), Path::new("f")).unwrap_err().to_string()
         };
         assert!(tensors(&[("lm_head.weight", [1, 1])]).contains("found `lm_head.weight`"));
-        assert!(tensors(&[("base_model.model.q.lora_A.weight", [2, 4])]).contains("only one of"));
-        let error = tensors(&[
-            ("base_model.model.q.lora_A.weight", [2, 4]),
-            ("base_model.model.q.lora_B.weight", [4, 3]),
-        ]);
-        assert!(error.contains("lora_A is [2, 4] and lora_B is [4, 3]"), "{error}");
+        let half = tensors(&[("base_model.model.q.lora_A.weight", [2, 4])]);
+        assert!(half.contains("`base_model.model.q.lora_B.weight` the first"), "{half}");
+        let (a, b) = ("base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight");
+        let error = tensors(&[(a, [2, 4]), (b, [4, 3])]);
+        assert!(error.contains("q.lora_B.weight` is [4, 3], expected [4, 2]"), "{error}");
+        let error = tensors(&[(a, [2, 4]), (b, [4, 2]), ("base_model.model.p.lora_A.weight", [2, 4])]);
+        assert!(error.contains("tensors for `p`, which is no target module"), "{error}");
+        let error = tensors(&[(a, [2, 4]), (b, [4, 2]), ("base_model.model.q.lora_C", [2, 4])]);
+        assert!(error.contains("`base_model.model.q.lora_C`, which is unknown"), "{error}");
+        let error =
+            tensors(&[(a, [2, 4]), (b, [4, 2]), ("base_model.model.q.lora_magnitude_vector", [4, 1])]);
+        assert!(error.contains("which the configuration does not ask for"), "{error}");
         assert!(tensors(&[]).contains("found none"));
     }
 }

@@ -28,6 +28,9 @@ pub struct StepRecord {
     pub label_tokens: usize,
     /// Wall-clock time of the step.
     pub secs: f64,
+    /// The rank of each of the modules in [`Plan::rank_modules`] after this step. Empty unless AdaLoRA moves them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<usize>,
 }
 
 /// One evaluation on the validation set.
@@ -73,6 +76,9 @@ pub struct Plan {
     /// The settings chosen to fit the memory budget, and what they will take.
     #[serde(default)]
     pub preflight: Option<Preflight>,
+    /// The modules between which AdaLoRA moves rank, by path. Empty for everything else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rank_modules: Vec<String>,
 }
 
 impl EvalRecord {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tunebook_models::Model;
 
 use crate::adapters;
+use crate::allocation::{self, Allocation};
 use crate::args::TrainingArgs;
 use crate::backward::{Noise, Segments};
 use crate::batch::Batch;
@@ -35,6 +36,8 @@ pub(crate) struct RunState {
     /// Shared with the run that goes on: what it changes then is copied first.
     pub(crate) optimizer: Arc<AdamW>,
     pub(crate) weights: Weights,
+    /// Where AdaLoRA's ranks stand.
+    pub(crate) allocation: Option<Arc<Allocation>>,
 }
 
 impl fmt::Debug for RunState {
@@ -55,6 +58,9 @@ pub struct Stepper {
     optimizer: Arc<AdamW>,
     schedule: Schedule,
     args: TrainingArgs,
+    total_steps: usize,
+    /// Where AdaLoRA's ranks stand; `None` where nothing moves them.
+    allocation: Option<Arc<Allocation>>,
     /// In place of what the arguments say.
     checkpointed_blocks: Option<usize>,
     steps: usize,
@@ -78,6 +84,7 @@ impl Stepper {
         args.validate()?;
         tunebook_models::ops::cpu::keep_freed_memory();
         let trained = adapters::trained(model)?;
+        let allocation = trained.adalora().map(|body| Arc::new(Allocation::new(body)));
         Ok(Self {
             model: model.clone(),
             parameters: trained.parameters(),
@@ -89,6 +96,8 @@ impl Stepper {
                 args.warmup(total_steps),
                 total_steps,
             ),
+            total_steps,
+            allocation,
             checkpointed_blocks: None,
             args: args.clone(),
             steps: 0,
@@ -106,10 +115,16 @@ impl Stepper {
 
     /// [`Stepper::step`] with a learning rate that is not the schedule's.
     pub(crate) fn step_at(&mut self, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
-        let (total, gradients) = self.gradients(batches)?;
+        if let (Some(body), Some(_)) = (self.trained.adalora(), &self.allocation) {
+            body.config.check_schedule(body.start_run(self.total_steps))?;
+        }
+        let (total, mut gradients) = self.gradients(batches)?;
         let label_tokens = label_tokens(batches);
         if self.steps == 0 {
             self.check_gradients(&gradients)?;
+        }
+        if let Some(body) = self.trained.adalora() {
+            allocation::add_orthogonality(body, &self.parameters, &mut gradients)?;
         }
         let grad_norm = gradients.norm()?;
         if !grad_norm.is_finite() {
@@ -122,6 +137,12 @@ impl Stepper {
         let max_norm = self.args.max_grad_norm;
         let scale = if max_norm > 0.0 { clip_coefficient(grad_norm, max_norm) } else { 1.0 };
         Arc::make_mut(&mut self.optimizer).step(&self.parameters, &gradients, learning_rate, scale)?;
+        if let (Some(body), Some(allocation)) = (self.trained.adalora(), &mut self.allocation) {
+            let at = (self.steps, body.start_run(self.total_steps));
+            let allocation = Arc::make_mut(allocation);
+            allocation.update(body, &self.parameters, &gradients, scale, at)?;
+            body.set_masks(allocation.masks().cloned());
+        }
         self.trained.changed();
         self.steps += 1;
         Ok(StepOutcome { loss: total / label_tokens as f64, learning_rate, grad_norm })
@@ -197,7 +218,8 @@ impl Stepper {
     /// Everything that the next step depends on.
     pub(crate) fn state(&self) -> Result<RunState> {
         let weights = self.trained.weights(&self.parameters)?;
-        Ok(RunState { steps: self.steps, optimizer: Arc::clone(&self.optimizer), weights })
+        let (optimizer, allocation) = (Arc::clone(&self.optimizer), self.allocation.clone());
+        Ok(RunState { steps: self.steps, optimizer, weights, allocation })
     }
 
     /// Puts back what [`Stepper::state`] gave.
@@ -211,8 +233,27 @@ impl Stepper {
         if self.optimizer.config() != config {
             self.optimizer = Arc::new(AdamW::clone(&self.optimizer).with_config(config));
         }
+        if let (Some(body), Some(allocation)) = (self.trained.adalora(), &state.allocation) {
+            body.set_masks(allocation.masks().cloned());
+            self.allocation = Some(Arc::clone(allocation));
+        }
         self.steps = state.steps;
         Ok(())
+    }
+
+    /// AdaLoRA's ranks stay as they are, whatever steps are taken.
+    pub(crate) fn hold_ranks(&mut self) {
+        self.allocation = None;
+    }
+
+    /// The rank of each of AdaLoRA's modules now, in the order of their paths; empty for everything else.
+    pub(crate) fn ranks(&self) -> Vec<usize> {
+        self.trained.adalora().map(|body| body.ranks().into_values().collect()).unwrap_or_default()
+    }
+
+    /// The modules that [`Stepper::ranks`] counts.
+    pub(crate) fn rank_modules(&self) -> Vec<String> {
+        self.trained.adalora().map(|body| body.ranks().into_keys().collect()).unwrap_or_default()
     }
 
     /// A copy of the trained tensors.

@@ -38,6 +38,18 @@ impl TargetModules {
         Self::Pattern(ALL_LINEAR.to_owned())
     }
 
+    /// Whether the module at `path` is among them.
+    ///
+    /// # Errors
+    /// A regular expression that does not parse.
+    pub(crate) fn matches(&self, path: &str) -> Result<bool> {
+        Ok(match self {
+            Self::Names(names) => names.iter().any(|name| ends_in(path, name)),
+            Self::Pattern(pattern) if pattern == ALL_LINEAR => path != "lm_head",
+            Self::Pattern(pattern) => whole(pattern)?.is_match(path),
+        })
+    }
+
     /// The indices of the paths that match, in the order of `paths`.
     ///
     /// # Errors
@@ -53,7 +65,7 @@ impl TargetModules {
             Self::Names(names) => {
                 if names.is_empty() {
                     return Err(Error::Config {
-                        field: "Lora.target_modules",
+                        field: "target_modules",
                         value: "empty".to_owned(),
                         expected: "at least one name, a regular expression, or \"all-linear\"",
                     });
@@ -75,6 +87,77 @@ impl TargetModules {
             Self::Pattern(pattern) if matched.is_empty() => Err(unknown(pattern)),
             _ => Ok(matched),
         }
+    }
+}
+
+/// Which modules an adapter goes to: PEFT's `target_modules`, narrowed by the fields that stand beside it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choice<'a> {
+    pub(crate) target_modules: &'a TargetModules,
+    pub(crate) exclude_modules: Option<&'a TargetModules>,
+    pub(crate) layers_to_transform: Option<&'a [usize]>,
+    /// What a block's number follows: `layers`. Empty: the first number in a path counts.
+    pub(crate) layers_pattern: &'a [String],
+    pub(crate) modules_to_save: &'a [String],
+}
+
+impl Choice<'_> {
+    /// The indices of the modules among `paths`, in their order.
+    ///
+    /// # Errors
+    /// As [`TargetModules::resolve`]; a block that does not exist or has no target, or nothing that is left.
+    pub(crate) fn resolve(&self, paths: &[impl AsRef<str>]) -> Result<Vec<usize>> {
+        let mut matched = self.target_modules.resolve(paths)?;
+        let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
+        if let Some(excluded) = self.exclude_modules {
+            let excluded = excluded.resolve(paths)?;
+            matched.retain(|index| !excluded.contains(index));
+            if matched.is_empty() {
+                return refuse(
+                    "exclude_modules",
+                    "every target module".to_owned(),
+                    "fewer, so that one is left",
+                );
+            }
+        }
+        // A module that is trained whole needs no update beside it.
+        let saved =
+            |index: &usize| self.modules_to_save.iter().any(|name| lies_in(paths[*index].as_ref(), name));
+        matched.retain(|index| !saved(index));
+        if let Some(blocks) = self.layers_to_transform {
+            let of = |index: &usize| self.block(paths[*index].as_ref());
+            if let Some(missing) =
+                blocks.iter().find(|block| !matched.iter().any(|index| of(index) == Some(**block)))
+            {
+                return refuse(
+                    "layers_to_transform",
+                    format!("{blocks:?}, of which {missing} has no target module"),
+                    "numbers of blocks of this model, counted from 0, that hold a target module",
+                );
+            }
+            matched.retain(|index| of(index).is_some_and(|block| blocks.contains(&block)));
+        }
+        match matched.is_empty() {
+            true => refuse(
+                "modules_to_save",
+                format!("{:?}", self.modules_to_save),
+                "other modules than all targets",
+            ),
+            false => Ok(matched),
+        }
+    }
+
+    /// The number of the block that a path lies in.
+    fn block(&self, path: &str) -> Option<usize> {
+        if self.layers_pattern.is_empty() {
+            return block_index(path);
+        }
+        let parts: Vec<&str> = path.split('.').collect();
+        self.layers_pattern.iter().find_map(|pattern| {
+            let pattern: Vec<&str> = pattern.split('.').collect();
+            let at = parts.windows(pattern.len()).position(|window| window == pattern)?;
+            parts.get(at + pattern.len())?.parse().ok()
+        })
     }
 }
 
@@ -117,13 +200,27 @@ pub(crate) fn pattern_matches(key: &str, path: &str) -> Result<bool> {
 
 fn whole(pattern: &str) -> Result<Regex> {
     Regex::new(&format!("^(?:{pattern})$")).map_err(|error| Error::Config {
-        field: "Lora.target_modules",
+        field: "target_modules",
         value: format!("`{pattern}` ({error})"),
         expected: "a regular expression over full paths, or \"all-linear\"",
     })
 }
 
-fn ends_in(path: &str, name: &str) -> bool {
+/// Whether the module at `path` is one of that name, or a part of one.
+fn lies_in(path: &str, name: &str) -> bool {
+    let mut end = path;
+    loop {
+        if ends_in(end, name) {
+            return true;
+        }
+        match end.rsplit_once('.') {
+            Some((before, _)) => end = before,
+            None => return false,
+        }
+    }
+}
+
+pub(crate) fn ends_in(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
@@ -183,6 +280,31 @@ mod tests {
         assert!(
             TargetModules::from("(").resolve(&PATHS).unwrap_err().to_string().contains("regular expression")
         );
+    }
+
+    #[test]
+    fn a_choice_is_narrowed_as_pefts() {
+        let all = TargetModules::all_linear();
+        let whole = Choice {
+            target_modules: &all,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: &[],
+            modules_to_save: &[],
+        };
+        let v_proj: TargetModules = ["v_proj"].into();
+        assert_eq!(Choice { exclude_modules: Some(&v_proj), ..whole }.resolve(&PATHS).unwrap(), [0, 2, 3]);
+        assert_eq!(Choice { layers_to_transform: Some(&[1]), ..whole }.resolve(&PATHS).unwrap(), [3, 4]);
+        let mlp = ["mlp".to_owned()];
+        assert_eq!(Choice { modules_to_save: &mlp, ..whole }.resolve(&PATHS).unwrap(), [0, 1, 3, 4]);
+        let pattern = |name: &str| [name.to_owned()];
+        let (layers, other) = (pattern("model.layers"), pattern("blocks"));
+        let chosen = Choice { layers_to_transform: Some(&[0]), layers_pattern: &layers, ..whole };
+        assert_eq!(chosen.resolve(&PATHS).unwrap(), [0, 1, 2]);
+        let error = Choice { layers_pattern: &other, ..chosen }.resolve(&PATHS).unwrap_err().to_string();
+        assert!(error.contains("layers_to_transform") && error.contains("0 has no target"), "{error}");
+        let error = Choice { exclude_modules: Some(&all), ..whole }.resolve(&PATHS).unwrap_err().to_string();
+        assert!(error.contains("exclude_modules"), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use tunebook_models::Model;
 use tunebook_models::tensor_file::{Data, Entry};
 
+use crate::adalora::AdaLoraBody;
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::full::FullWeights;
@@ -46,11 +47,27 @@ impl Trained {
         }
     }
 
+    /// What there is to say about it in a few words, and how many modules it sits on.
+    pub(crate) fn description(&self) -> (String, usize) {
+        match self {
+            Self::Adapter(adapter) => adapter.description(),
+            Self::Full(weights) => ("full fine-tuning".to_owned(), weights.parameters.len()),
+        }
+    }
+
     /// An adapter as PEFT's files hold it.
     pub(crate) fn files(&self, model: &Model) -> Result<Option<AdapterFiles>> {
         match self {
             Self::Adapter(adapter) => adapter.files(model).map(Some),
             Self::Full(_) => Ok(None),
+        }
+    }
+
+    /// The adapter whose ranks move, if it is such a one.
+    pub(crate) fn adalora(&self) -> Option<&AdaLoraBody> {
+        match self {
+            Self::Adapter(adapter) => adapter.adalora(),
+            Self::Full(_) => None,
         }
     }
 

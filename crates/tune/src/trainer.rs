@@ -307,6 +307,7 @@ impl Trainer {
         let (set, _) = self.sets(train, &[])?;
         let rows = self.rows(&set)?;
         let mut stepper = Stepper::new(&self.model, &self.args, test.steps)?;
+        stepper.hold_ranks();
         let before = stepper.weights()?;
         let mut range = LrRange::default();
         let tested = (|| {
@@ -452,6 +453,7 @@ impl Trainer {
                         + validation.map_or(0, |set| set.without_labels.len()),
                     packed_rows: args.packing.then(|| sets.rows.len()),
                     preflight,
+                    rank_modules: stepper.rank_modules(),
                 },
                 steps: Vec::new(),
                 evals: Vec::new(),
@@ -591,6 +593,7 @@ impl Trainer {
                 tokens: batches.iter().map(|batch| batch.tokens).sum(),
                 label_tokens: batches.iter().map(|batch| batch.label_tokens).sum(),
                 secs: started.elapsed().as_secs_f64(),
+                ranks: stepper.ranks(),
             };
             run.steps.push(record.clone());
             self.tell(|callback| callback.on_step(&record))?;

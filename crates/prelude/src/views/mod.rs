@@ -11,7 +11,7 @@ use tunebook_charts::{Figure, Table};
 use tunebook_data::{Audit, CleanReport, Dataset, Partition, Profile, Splits};
 use tunebook_models::{Model, Tensor};
 use tunebook_progress::MimeBundle;
-use tunebook_tune::{AdapterInfo, FullInfo, LrRange, Preflight, Run};
+use tunebook_tune::{AdapterInfo, FullInfo, LrRange, Preflight, Run, TrainingSummary};
 
 use crate::history::LrCurve as _;
 use crate::show::Value;
@@ -55,6 +55,8 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(range.curve().bundle())
     } else if let Some(preflight) = value.as_ref::<Preflight>() {
         Some(MimeBundle::text(preflight.to_string()).html(model::preflight(preflight).html()))
+    } else if let Some(summary) = value.as_ref::<TrainingSummary>() {
+        Some(MimeBundle::text(summary.to_string()).html(model::training(summary).html()))
     } else if let Some(info) = value.as_ref::<FullInfo>() {
         Some(MimeBundle::text(info.to_string()))
     } else {

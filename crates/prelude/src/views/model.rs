@@ -1,11 +1,12 @@
 //! Runs and adapters.
 
-use tunebook_charts::{Cell, Table, format_number};
+use tunebook_charts::{Cell, Table};
 use tunebook_progress::{MimeBundle, escape_html};
-use tunebook_tune::{AdapterInfo, Preflight, Run};
+use tunebook_tune::{AdapterInfo, Preflight, Run, TrainingSummary};
 
 use super::data::image;
 use crate::live::evaluations;
+use crate::rank_map::RankMap as _;
 use crate::train::LossCurve as _;
 
 pub(super) fn run(run: &Run) -> MimeBundle {
@@ -14,6 +15,10 @@ pub(super) fn run(run: &Run) -> MimeBundle {
     let mut html =
         format!("<p style=\"margin:0.4em 0\">{}</p>{}", escape_html(&run.to_string()), image(&figure));
     let mut text = run.to_string();
+    if let Some(ranks) = run.rank_map() {
+        html.push_str(&image(&ranks));
+        text = format!("{text}\n{}", ranks.text());
+    }
     if !table.is_empty() {
         html.push_str(&table.html());
         text = format!("{text}\n{}", table.text());
@@ -22,21 +27,28 @@ pub(super) fn run(run: &Run) -> MimeBundle {
 }
 
 pub(super) fn adapters(adapters: &[AdapterInfo]) -> MimeBundle {
-    let mut table =
-        Table::new(["adapter", "active", "r", "lora_alpha", "modules", "trainable parameters", "share"]);
+    let mut table = Table::new(["adapter", "active", "type", "modules", "trainable parameters", "share"]);
     for info in adapters {
         let share = 100.0 * info.trainable_parameters as f64 / info.all_parameters.max(1) as f64;
         table.row([
             Cell::from(info.name.as_str()),
             Cell::from(if info.active { "yes" } else { "" }),
-            info.config.r.into(),
-            Cell::Right(format_number(info.config.lora_alpha)),
+            Cell::from(info.config.to_string()),
             info.modules.len().into(),
             info.trainable_parameters.into(),
             Cell::Right(format!("{share:.3} %")),
         ]);
     }
     table.bundle()
+}
+
+/// What a run will train and take.
+pub(super) fn training(summary: &TrainingSummary) -> Table {
+    let mut table = Table::new(["", "value"]).caption(format!("{}, before the run", summary.name));
+    for (name, value) in summary.lines() {
+        table.row([Cell::from(name), Cell::Right(value)]);
+    }
+    table
 }
 
 /// What a run is expected to take.

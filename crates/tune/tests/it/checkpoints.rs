@@ -5,7 +5,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use tunebook_models::Model;
-use tunebook_tune::{Adapters, EvalStrategy, Example, Lora, Run, SaveStrategy, Trainer, TrainingArgs};
+use tunebook_tune::{
+    AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrRangeTest, Run, SaveStrategy, Trainer,
+    TrainingArgs,
+};
 
 use crate::common::*;
 
@@ -301,4 +304,54 @@ fn a_full_disk_ends_the_run_with_a_clear_error_and_the_last_checkpoint_good() {
         let run = Trainer::new(&model, &args(roomy.path())).resume(&from, &pairs(), &pairs()[..4]).unwrap();
         assert!(course(&run, &model) == expected);
     }
+}
+
+/// AdaLoRA's importances and ranks are part of a checkpoint: a run that stops anywhere ends with the same ranks and the same bits.
+#[test]
+fn adalora_goes_on_from_every_checkpoint_to_the_same_ranks() {
+    let config = AdaLora {
+        init_r: 6,
+        target_r: 3,
+        tinit: 2,
+        tfinal: 3,
+        delta_t: 2,
+        target_modules: "all-linear".into(),
+        lora_dropout: 0.1,
+        ..Default::default()
+    };
+    let new = || {
+        let model = tiny();
+        model.add_adapter("support", &config).unwrap();
+        model
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let model = new();
+    let run = Trainer::new(&model, &args(dir.path())).fit(&pairs(), &pairs()[..4]).unwrap();
+    let expected = course(&run, &model);
+    let ranks = |run: &Run| run.steps.iter().map(|step| step.ranks.clone()).collect::<Vec<_>>();
+    assert_eq!(run.plan.rank_modules.len(), 14);
+    let sums: Vec<usize> = ranks(&run).iter().map(|ranks| ranks.iter().sum()).collect();
+    assert_eq!((sums[0], sums[2]), (84, 84), "as many as at the start, up to `tinit`");
+    assert!(sums.windows(2).all(|pair| pair[1] <= pair[0]), "{sums:?}");
+    assert_eq!(sums[11], 42, "`target_r` for each module on average");
+    assert!(ranks(&run)[11].iter().any(|rank| *rank != 3), "and not the same everywhere");
+    for step in [2, 4, 6, 8, 10, 12] {
+        let from = Run::load(dir.path().join(format!("run/checkpoint-{step}")).to_str().unwrap()).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let model = new();
+        let resumed =
+            Trainer::new(&model, &args(other.path())).resume(&from, &pairs(), &pairs()[..4]).unwrap();
+        assert!(course(&resumed, &model) == expected, "from step {step}");
+        assert_eq!(ranks(&resumed), ranks(&run), "from step {step}");
+    }
+    // A range test takes steps, and leaves the ranks alone.
+    let model = new();
+    let trainer = Trainer::new(&model, &args(dir.path()));
+    trainer.lr_range_test(&pairs(), &LrRangeTest { steps: 12, ..Default::default() }).unwrap();
+    let AdapterConfig::AdaLora(after) = &model.adapters()[0].config else { panic!("no AdaLoRA") };
+    assert_eq!(after.rank_pattern, None);
+    // A schedule that leaves no step between its ends is refused.
+    let short = TrainingArgs { max_steps: Some(5), ..args(dir.path()) };
+    let error = Trainer::new(&model, &short).fit(&pairs(), &[]).unwrap_err().to_string();
+    assert!(error.contains("`AdaLora.tinit` is 2 with `tfinal` 3 in 5 steps"), "{error}");
 }

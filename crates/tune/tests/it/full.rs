@@ -95,7 +95,7 @@ fn chosen_modules_alone_change_and_the_saved_model_is_the_trained_one() {
     let model = tiny();
     let before: BTreeMap<_, _> =
         model.weights().iter().map(|w| (w.name().to_owned(), values(&w.get()))).collect();
-    let targets = Full { target_modules: Some(["down_proj", "model.norm"].into()) };
+    let targets = Full { target_modules: Some(["down_proj", "model.norm"].into()), ..Default::default() };
     model.unfreeze(&targets).unwrap();
     let args = TrainingArgs { learning_rate: 1e-2, epochs: 2, ..Default::default() };
     let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
@@ -113,7 +113,10 @@ fn chosen_modules_alone_change_and_the_saved_model_is_the_trained_one() {
     assert_eq!(again.apply_chat_template(&[], true).unwrap(), model.apply_chat_template(&[], true).unwrap());
     let text = "Hello, 12  or so?";
     assert_eq!(again.tokenizer().encode(text).unwrap(), model.tokenizer().encode(text).unwrap());
-    let error = model.unfreeze(&Full { target_modules: Some(["query"].into()) }).unwrap_err().to_string();
+    let error = model
+        .unfreeze(&Full { target_modules: Some(["query"].into()), ..Default::default() })
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`query`") && error.contains("embed_tokens"), "{error}");
 }
 

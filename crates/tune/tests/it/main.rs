@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)] // the helpers of tests are tests
 
 mod adapters;
+mod bad_adapters;
 mod checkpoints;
 mod common;
 mod composed;
@@ -14,5 +15,6 @@ mod invariants;
 mod peers;
 mod smollm;
 mod strategies;
+mod summary;
 mod tiny;
 mod training;

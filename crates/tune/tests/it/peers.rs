@@ -4,8 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tunebook_models::Model;
-use tunebook_tune::{Adapters, Example, Lora, LoraInit, Trainer, TrainingArgs};
+use tunebook_models::{Device, Model};
+use tunebook_tune::{
+    AdaLora, AdapterConfig, Adapters, Bias, Example, Ia3, Lora, LoraInit, Trainer, TrainingArgs,
+};
 
 use crate::common::*;
 
@@ -48,7 +50,7 @@ fn train(model: &Model) {
     Trainer::new(model, &args).fit(&train, &[]).unwrap();
 }
 
-fn ours_in_peft(python: &Path, model: &Model, path: &str, config: &Lora) {
+fn ours_in_peft(python: &Path, model: &Model, path: &str, config: impl Into<AdapterConfig>) {
     let dir = tempfile::tempdir().unwrap();
     let base = logits(model, &IDS);
     model.add_adapter("support", config).unwrap();
@@ -56,6 +58,8 @@ fn ours_in_peft(python: &Path, model: &Model, path: &str, config: &Lora) {
     let expected = logits(model, &IDS);
     assert!(relative_error(&expected, &base) > 1e-3, "the adapter does something");
     let folder = model.save_adapter("support", dir.path().to_str().unwrap()).unwrap();
+    model.delete_adapter("support").unwrap();
+    assert_eq!(logits(model, &IDS), base);
     let found = peft_logits(python, path, folder.to_str().unwrap());
     let error = relative_error(&found, &expected);
     eprintln!("largest relative difference of a logit: {error:.1e}");
@@ -89,6 +93,85 @@ fn our_adapter_gives_our_logits_in_peft() {
             let config = Lora { r: 3, lora_alpha: 7.0, lora_init, use_rslora, ..Default::default() };
             ours_in_peft(&python, &tiny(), &tiny_path(), &config);
         }
+    }
+}
+
+/// The tiny Llama with biases and an output head of its own.
+fn biased_path() -> String {
+    golden("strategies/biased/model").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn our_adapters_of_every_type_give_our_logits_in_peft() {
+    let Some(python) = python() else { return };
+    let biased = Model::load(&biased_path(), &Device::Cpu).unwrap();
+    let check = |config: AdapterConfig| ours_in_peft(&python, &biased, &biased_path(), config);
+    // Three steps with two allocations: rows are missing from the file.
+    let adalora = AdaLora {
+        init_r: 5,
+        target_r: 2,
+        lora_alpha: 3000.0, // the factors begin small
+        init_lora_weights: false,
+        target_modules: ["q_proj", "o_proj", "up_proj"].into(),
+        ..Default::default()
+    };
+    check(adalora.into());
+    check(
+        Ia3 { target_modules: ["k_proj", "q_proj", "up_proj", "down_proj"].into(), ..Default::default() }
+            .into(),
+    );
+    check(
+        Lora { r: 3, target_modules: ["k_proj", "up_proj"].into(), bias: Bias::All, ..Default::default() }
+            .into(),
+    );
+    check(
+        Lora {
+            r: 3,
+            target_modules: ["k_proj", "up_proj"].into(),
+            bias: Bias::LoraOnly,
+            ..Default::default()
+        }
+        .into(),
+    );
+    let modules_to_save = vec!["lm_head".to_owned(), "embed_tokens".to_owned(), "norm".to_owned()];
+    check(Lora { r: 3, modules_to_save: modules_to_save.clone(), ..Default::default() }.into());
+    check(Ia3 { modules_to_save, ..Default::default() }.into());
+    let exclude_modules = Some(["model.layers.0.mlp.up_proj"].into());
+    check(Lora { r: 3, target_modules: "all-linear".into(), exclude_modules, ..Default::default() }.into());
+    let tied = Lora {
+        r: 3,
+        modules_to_save: vec!["embed_tokens".to_owned()],
+        ensure_weight_tying: true,
+        ..Default::default()
+    };
+    ours_in_peft(&python, &tiny(), &tiny_path(), &tied);
+}
+
+#[test]
+fn pefts_adapters_of_every_type_give_their_logits_here() {
+    let Some(python) = python() else { return };
+    let ids = serde_json::to_string(&IDS).unwrap();
+    let model = Model::load(&biased_path(), &Device::Cpu).unwrap();
+    let base = logits(&model, &IDS);
+    for kind in ["lora", "adalora", "ia3", "bias", "saved"] {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().to_str().unwrap();
+        let output = peft(&python, &["save", &biased_path(), dir, "default", &ids, kind]);
+        let expected: Vec<f32> = serde_json::from_str(output.lines().last().unwrap()).unwrap();
+        assert!(relative_error(&expected, &base) > 1e-3, "{kind}: the adapter does something");
+        let info = model.load_adapter("default", dir).unwrap();
+        let error = relative_error(&logits(&model, &IDS), &expected);
+        eprintln!("{kind}: largest relative difference of a logit {error:.1e}");
+        assert!(error < 1e-4, "{kind}: logits differ by {error}");
+        assert!(info.warnings.iter().all(|warning| warning.contains("trained on")), "{info}");
+        // And back: what we write of it is the same adapter in PEFT.
+        let again = tempfile::tempdir().unwrap();
+        let folder = model.save_adapter("default", again.path().to_str().unwrap()).unwrap();
+        let error =
+            relative_error(&peft_logits(&python, &biased_path(), folder.to_str().unwrap()), &expected);
+        assert!(error < 1e-4, "{kind}: logits differ by {error} after a round trip");
+        model.delete_adapter("default").unwrap();
+        assert_eq!(logits(&model, &IDS), base);
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use tunebook_models::Projection;
-use tunebook_tune::peft::{AdapterFiles, LoraMatrices, Matrix};
+use tunebook_tune::peft::{AdapterFiles, StoredTensor};
 use tunebook_tune::{Adapters, Lora, Stepper, Trainer, TrainingArgs};
 
 use crate::common::*;
@@ -23,9 +23,9 @@ struct Golden {
 }
 
 /// The generator's `initial`.
-fn initial(rows: usize, columns: usize, bound: f64, phase: f64) -> Matrix {
+fn initial(rows: usize, columns: usize, bound: f64, phase: f64) -> StoredTensor {
     let values = (0..rows * columns).map(|i| (bound * (1.3 * i as f64 + phase).sin()) as f32).collect();
-    Matrix { rows, columns, values }
+    StoredTensor { shape: vec![rows, columns], values }
 }
 
 #[test]
@@ -35,18 +35,21 @@ fn twenty_losses_are_pefts() {
     let config = Lora { r: golden.r, lora_alpha: golden.lora_alpha, ..Default::default() };
     let slots = model.slots();
     let paths: Vec<_> = slots.iter().map(|slot| slot.path()).collect();
-    let layers = config.resolve(&paths).unwrap().into_iter().map(|index| {
+    let tensors = config.resolve(&paths).unwrap().into_iter().flat_map(|index| {
         let base = slots[index].base();
         let layer: f64 = paths[index].split('.').find_map(|part| part.parse().ok()).unwrap();
-        let matrices = LoraMatrices {
-            magnitude: None,
-            lora_a: initial(golden.r, base.in_features(), 0.04, layer),
-            lora_b: initial(base.out_features(), golden.r, 0.01, layer + 0.5),
-        };
-        (paths[index].to_owned(), matrices)
+        let key = |name: &str| format!("{}.{name}.weight", paths[index]);
+        [
+            (key("lora_A"), initial(golden.r, base.in_features(), 0.04, layer)),
+            (key("lora_B"), initial(base.out_features(), golden.r, 0.01, layer + 0.5)),
+        ]
     });
-    let files =
-        AdapterFiles { config: config.clone(), base_model_name_or_path: None, layers: layers.collect() };
+    let files = AdapterFiles {
+        config: config.clone().into(),
+        base_model_name_or_path: None,
+        tensors: tensors.collect(),
+        warnings: Vec::new(),
+    };
     let dir = tempfile::tempdir().unwrap();
     files.write(dir.path()).unwrap();
     model.load_adapter("default", dir.path().to_str().unwrap()).unwrap();

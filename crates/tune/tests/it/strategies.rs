@@ -1,11 +1,15 @@
 //! Fifty steps of each strategy against PEFT's (`tests/golden/strategies`): every loss and every final tensor.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use tunebook_models::Model;
+use tunebook_models::{Device, Model};
 use tunebook_tune::peft::AdapterFiles;
-use tunebook_tune::{Adapters, CombinationType, Lora, LoraInit, LrScheduler, Stepper, TrainingArgs};
+use tunebook_tune::{
+    AdapterConfig, Adapters, CombinationType, Full, FullTuning, Lora, LoraInit, LrScheduler, Stepper,
+    TrainingArgs,
+};
 
 use crate::common::*;
 
@@ -64,34 +68,56 @@ fn saved(model: &Model) -> AdapterFiles {
     AdapterFiles::read(&folder).unwrap()
 }
 
+/// The tiny Llama with biases and an output head of its own.
+fn biased() -> Model {
+    Model::load(&folder("biased", "model"), &Device::Cpu).unwrap()
+}
+
 fn check_final(model: &Model, case: &str) {
     let expected = AdapterFiles::read(Path::new(&folder(case, "final"))).unwrap();
     let found = saved(model);
-    assert_eq!(found.layers.len(), expected.layers.len());
     assert_eq!(found.config, expected.config);
+    check_tensors(case, &found, &expected);
+}
+
+fn check_tensors(case: &str, found: &AdapterFiles, expected: &AdapterFiles) {
+    assert_eq!(found.tensors.keys().collect::<Vec<_>>(), expected.tensors.keys().collect::<Vec<_>>());
     let mut worst = 0f64;
-    for (path, expected) in &expected.layers {
-        let found = &found.layers[path];
-        let mut check = |name: &str, found: &[f32], expected: &[f32]| {
-            let error = norm_error(found, expected);
-            assert!(error < 1e-3, "{case}: {path}.{name} differs by {error}");
-            worst = worst.max(error);
-        };
-        check("lora_A", &found.lora_a.values, &expected.lora_a.values);
-        check("lora_B", &found.lora_b.values, &expected.lora_b.values);
-        assert_eq!(found.magnitude.is_some(), expected.magnitude.is_some());
-        if let (Some(found), Some(expected)) = (&found.magnitude, &expected.magnitude) {
-            check("lora_magnitude_vector", found, expected);
-        }
+    for (key, expected) in &expected.tensors {
+        let found = &found.tensors[key];
+        assert_eq!(found.shape, expected.shape, "{case}: {key}");
+        let error = norm_error(&found.values, &expected.values);
+        assert!(error < 1e-3, "{case}: {key} differs by {error}");
+        worst = worst.max(error);
     }
     eprintln!("{case}: largest relative norm of a final tensor's difference {worst:.1e}");
 }
 
 fn run(case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
-    let model = tiny();
+    run_on(&tiny(), case, change);
+}
+
+const IDS: [u32; 4] = [1, 20, 30, 40];
+
+/// Trains what PEFT began with, and holds every loss and the tensors at the end against PEFT's. The base comes back as it was.
+fn run_on(model: &Model, case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
+    let base = logits(model, &IDS);
     model.load_adapter("default", &folder(case, "initial")).unwrap();
-    train(&model, case, change);
-    check_final(&model, case);
+    train(model, case, change);
+    check_final(model, case);
+    let trained = logits(model, &IDS);
+    model.merge_adapter("default").unwrap();
+    assert!(relative_error(&logits(model, &IDS), &trained) < 1e-5, "{case}: merged");
+    model.set_adapter("default").unwrap();
+    assert_eq!(logits(model, &IDS), trained, "{case}: as before it was merged");
+    model.rename_adapter("default", "other").unwrap();
+    assert_eq!(logits(model, &IDS), trained);
+    model.disable_adapters();
+    assert_eq!(logits(model, &IDS), base, "{case}: the base is as it was, bit for bit");
+    model.enable_adapters().unwrap();
+    assert_eq!(logits(model, &IDS), trained);
+    model.delete_adapter("other").unwrap();
+    assert_eq!(logits(model, &IDS), base);
 }
 
 #[test]
@@ -107,6 +133,98 @@ fn dora_trains_as_in_peft() {
 #[test]
 fn loraplus_trains_as_in_peft() {
     run("loraplus", |args| TrainingArgs { loraplus_lr_ratio: Some(8.0), ..args });
+}
+
+#[test]
+fn chosen_blocks_by_pattern_and_excluded_modules_train_as_in_peft() {
+    run("blocks", |args| args);
+}
+
+#[test]
+fn ia3_trains_as_in_peft() {
+    run("ia3", |args| args);
+    run_on(&biased(), "ia3_saved", |args| args);
+}
+
+#[test]
+fn biases_train_with_a_lora_as_in_peft() {
+    run_on(&biased(), "bias_all", |args| args);
+    run_on(&biased(), "bias_lora_only", |args| args);
+}
+
+#[test]
+fn whole_modules_train_with_a_lora_as_in_peft() {
+    run_on(&biased(), "saved", |args| args);
+}
+
+#[test]
+fn a_tied_table_trains_with_a_lora_as_in_peft() {
+    let model = tiny();
+    model.load_adapter("default", &folder("tied", "initial")).unwrap();
+    train(&model, "tied", |args| args);
+    let (found, expected) = (saved(&model), AdapterFiles::read(Path::new(&folder("tied", "final"))).unwrap());
+    assert!(found.tensors.contains_key("lm_head.weight"), "both copies, as PEFT");
+    check_tensors("tied", &found, &expected);
+}
+
+/// The model's own weights against those that torch trained.
+fn own(case: &str, config: &Full) {
+    let model = biased();
+    let info = model.unfreeze(config).unwrap();
+    train(&model, case, |args| args);
+    let bytes = std::fs::read(folder(case, "final.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.len(), info.modules.len());
+    let mut worst = 0f64;
+    for weight in model.weights() {
+        let Ok(view) = file.tensor(weight.name()) else { continue };
+        let expected: Vec<f32> =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let error = norm_error(&values(&weight.get()), &expected);
+        assert!(error < 1e-3, "{case}: {} differs by {error}", weight.name());
+        worst = worst.max(error);
+    }
+    eprintln!("{case}: largest relative norm of a final tensor's difference {worst:.1e}");
+}
+
+#[test]
+fn bitfit_trains_the_biases_alone_as_torch_does() {
+    own("bitfit", &Full::bitfit());
+    let error = tiny().unfreeze(&Full::bitfit()).unwrap_err().to_string();
+    assert!(error.contains("no biases"), "{error}");
+}
+
+#[test]
+fn an_upper_block_trains_alone_as_in_torch() {
+    own("upper_block", &Full::last_blocks(1, 2));
+    let beyond = Full { layers_to_transform: Some(vec![1, 2]), ..Default::default() };
+    let error = tiny().unfreeze(&beyond).unwrap_err().to_string();
+    assert!(error.contains("[1, 2], of which 2 has nothing to train"), "{error}");
+}
+
+#[test]
+fn adalora_trains_as_in_peft_and_ends_with_its_ranks() {
+    let golden: serde_json::Value = read_json("strategies/adalora/run.json");
+    let expected: BTreeMap<String, Vec<bool>> =
+        serde_json::from_value(golden["rank_pattern"].clone()).unwrap();
+    let model = tiny();
+    model.load_adapter("default", &folder("adalora", "initial")).unwrap();
+    train(&model, "adalora", |args| args);
+    let AdapterConfig::AdaLora(found) = &model.adapters()[0].config else { panic!("no AdaLoRA") };
+    assert_eq!(found.rank_pattern.as_ref().unwrap(), &expected);
+    run("adalora", |args| args);
+}
+
+/// B·A of every module of a LoRA of rank `r`, row by row.
+fn products(files: &AdapterFiles, r: usize) -> BTreeMap<String, Vec<f32>> {
+    let mut products = BTreeMap::new();
+    for (key, a) in &files.tensors {
+        if let Some(module) = key.strip_suffix(".lora_A.weight") {
+            let b = &files.tensors[&format!("{module}.lora_B.weight")];
+            products.insert(module.to_owned(), product(&b.values, &a.values, r));
+        }
+    }
+    products
 }
 
 /// B·A, row by row.
@@ -139,14 +257,14 @@ fn decomposed(case: &str, lora_init: LoraInit) {
 
     let found = saved(&model);
     let expected = AdapterFiles::read(Path::new(&folder(case, "final"))).unwrap();
-    assert_eq!((found.config.r, found.config.lora_alpha), (8, 12.0));
-    assert_eq!((expected.config.r, expected.config.lora_alpha), (8, 12.0));
-    for (path, expected) in &expected.layers {
-        let found = &found.layers[path];
-        let error = norm_error(
-            &product(&found.lora_b.values, &found.lora_a.values, 8),
-            &product(&expected.lora_b.values, &expected.lora_a.values, 8),
-        );
+    for files in [&found, &expected] {
+        let config = files.config.as_lora().unwrap();
+        assert_eq!((config.r, config.lora_alpha), (8, 12.0));
+    }
+    let (found, expected) = (products(&found, 8), products(&expected, 8));
+    assert_eq!(expected.len(), 6);
+    for (path, expected) in &expected {
+        let error = norm_error(&found[path], expected);
         assert!(error < 1e-3, "{case}: {path} differs by {error}");
     }
     // What is saved is a plain LoRA on the model's own weights.
@@ -221,15 +339,13 @@ fn weighted_adapters_are_pefts() {
         let dir = tempfile::tempdir().unwrap();
         let found =
             AdapterFiles::read(&model.save_adapter(name, dir.path().to_str().unwrap()).unwrap()).unwrap();
-        assert_eq!((info.config.r, info.config.lora_alpha), (expected.config.r, expected.config.lora_alpha));
-        assert_eq!(found.layers.keys().collect::<Vec<_>>(), expected.layers.keys().collect::<Vec<_>>());
-        for (path, expected) in &expected.layers {
-            let found = &found.layers[path];
-            let r = info.config.r;
-            let error = norm_error(
-                &product(&found.lora_b.values, &found.lora_a.values, r),
-                &product(&expected.lora_b.values, &expected.lora_a.values, r),
-            );
+        let lora = |config: &AdapterConfig| config.as_lora().map(|lora| (lora.r, lora.lora_alpha)).unwrap();
+        assert_eq!(lora(&info.config), lora(&expected.config));
+        let r = lora(&info.config).0;
+        let (found, expected) = (products(&found, r), products(&expected, r));
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (path, expected) in &expected {
+            let error = norm_error(&found[path], expected);
             assert!(error < 1e-5, "{name}: {path} differs by {error}");
         }
     }
