@@ -17,6 +17,11 @@ pub(crate) struct BlockCache {
 }
 
 impl BlockCache {
+    /// Whether it holds no position yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Adds positions and gives back all so far.
     ///
     /// # Shapes

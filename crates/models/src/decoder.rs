@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::branch::{Flow, Joint, Sublayer};
 use crate::cache::BlockCache;
 use crate::config::{Config, Family};
 use crate::error::{Error, Result};
 use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, Slot, Weight};
+use crate::past::Past;
 use crate::positions::Positions;
 use crate::{falcon, gemma, gpt2, llama, phi3};
 
@@ -67,12 +69,21 @@ pub(crate) struct Need {
 pub(crate) struct Parts {
     pub(crate) decoder: Box<dyn Decoder>,
     pub(crate) slots: Vec<Arc<Slot>>,
+    pub(crate) joints: Vec<Arc<Joint>>,
+    /// One for each block, or none where a family cannot have any.
+    pub(crate) pasts: Vec<Arc<Past>>,
     pub(crate) needs: Vec<Need>,
 }
 
 /// Builds the decoder of a config. Its weights are empty until the loader fills them.
 pub(crate) fn build(config: &Config, device: &Device) -> Result<Parts> {
-    let mut builder = Builder { slots: Vec::new(), needs: Vec::new(), empty: empty(device)? };
+    let mut builder = Builder {
+        slots: Vec::new(),
+        joints: Vec::new(),
+        pasts: Vec::new(),
+        needs: Vec::new(),
+        empty: empty(device)?,
+    };
     let decoder: Box<dyn Decoder> = match &config.family {
         Family::Llama(family) => Box::new(llama::Llama::new(config, family, &mut builder, device)?),
         Family::Falcon(family) => Box::new(falcon::Falcon::new(config, family, &mut builder, device)?),
@@ -80,7 +91,8 @@ pub(crate) fn build(config: &Config, device: &Device) -> Result<Parts> {
         Family::Phi3(family) => Box::new(phi3::Phi3::new(config, family, &mut builder, device)?),
         Family::Gpt2(family) => Box::new(gpt2::Gpt2::new(config, family, &mut builder)?),
     };
-    Ok(Parts { decoder, slots: builder.slots, needs: builder.needs })
+    let Builder { slots, joints, pasts, needs, .. } = builder;
+    Ok(Parts { decoder, slots, joints, pasts, needs })
 }
 
 fn empty(device: &Device) -> Result<Tensor> {
@@ -90,6 +102,8 @@ fn empty(device: &Device) -> Result<Tensor> {
 /// Collects what a decoder needs, in the order in which it asks.
 pub(crate) struct Builder {
     slots: Vec<Arc<Slot>>,
+    joints: Vec<Arc<Joint>>,
+    pasts: Vec<Arc<Past>>,
     needs: Vec<Need>,
     empty: Tensor,
 }
@@ -127,6 +141,20 @@ impl Builder {
     /// A replaceable projection whose weight lies in files as `[in, out]`, always with a bias.
     pub(crate) fn conv1d(&mut self, path: String, input: usize, output: usize) -> Arc<Slot> {
         self.slot(path, (input, output), true, true)
+    }
+
+    /// The end of the sublayer at `path`.
+    pub(crate) fn joint(&mut self, path: String, sublayer: Sublayer, flow: Flow) -> Arc<Joint> {
+        let joint = Arc::new(Joint::new(path, sublayer, flow));
+        self.joints.push(Arc::clone(&joint));
+        joint
+    }
+
+    /// The place before a block's keys and values, of so many heads.
+    pub(crate) fn past(&mut self, block: usize, heads: usize, head_dim: usize) -> Arc<Past> {
+        let past = Arc::new(Past::new(block, heads, head_dim));
+        self.pasts.push(Arc::clone(&past));
+        past
     }
 
     pub(crate) fn embedding(&mut self, path: &str, count: usize, size: usize) -> Embedding {

@@ -16,12 +16,14 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use crate::attention::{Scores, alibi_slopes, attention};
+use crate::branch::{Flow, Joint, Sublayer};
 use crate::cache::BlockCache;
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, LayerNorm, Slot, Weight};
 use crate::ops;
+use crate::past::Past;
 use crate::positions::Positions;
 use crate::rope::{Rope, RopeParameters, RopeScaling};
 use crate::weights::gguf::{Gguf, Value};
@@ -184,6 +186,7 @@ struct Attention {
     kv_heads: usize,
     head_dim: usize,
     rope: Option<Arc<Rope>>,
+    past: Arc<Past>,
     scores: Scores,
 }
 
@@ -204,11 +207,8 @@ impl Attention {
             Some(rope) => (rope.forward(&q, positions)?, rope.forward(&k, positions)?),
             None => (q, k),
         };
-        let (k, v) = match cache {
-            // [b, t, hkv, d] -> [b, s, hkv, d]
-            Some(cache) => cache.append(&k, &v)?,
-            None => (k, v),
-        };
+        // [b, t, hkv, d] -> [b, s, hkv, d]
+        let (k, v) = self.past.with(k, v, positions, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
         self.dense.forward(&attention(&q, &k, &v, positions, &self.scores)?)
     }
@@ -242,7 +242,9 @@ enum Norms {
 struct Block {
     norms: Norms,
     self_attention: Attention,
+    after_attn: Arc<Joint>,
     mlp: Mlp,
+    after_mlp: Arc<Joint>,
 }
 
 impl Block {
@@ -258,11 +260,12 @@ impl Block {
             ),
             Norms::Sequential { input_layernorm, post_attention_layernorm } => {
                 let attended = self.self_attention.forward(&input_layernorm.forward(x)?, positions, cache)?;
-                let x = ops::add(x, &attended)?;
+                let x = ops::add(x, &self.after_attn.pass(x, attended)?)?;
                 let fed = self.mlp.forward(&post_attention_layernorm.forward(&x)?)?;
-                return Ok(ops::add(&x, &fed)?);
+                return Ok(ops::add(&x, &self.after_mlp.pass(&x, fed)?)?);
             }
         };
+        let (attended, fed) = (self.after_attn.pass(x, attended)?, self.after_mlp.pass(x, fed)?);
         Ok(ops::add(x, &ops::add(&fed, &attended)?)?)
     }
 }
@@ -314,6 +317,7 @@ impl Falcon {
                 Norms::Parallel { input_layernorm: norm(builder, "input_layernorm") }
             };
             let qkv = (heads + 2 * kv_heads) * d;
+            let flow = if family.parallel_attn { Flow::Parallel } else { Flow::Sequential };
             h.push(Block {
                 norms,
                 self_attention: Attention {
@@ -322,17 +326,24 @@ impl Falcon {
                     kv_heads,
                     head_dim: d,
                     rope: rope.clone(),
+                    past: match family.new_decoder_architecture {
+                        // transformers keeps a key for each query there, so that its prefixes have more heads than the model has keys.
+                        true => Arc::new(Past::new(layer, kv_heads, d)),
+                        false => builder.past(layer, kv_heads, d),
+                    },
                     scores: Scores {
                         scale: 1.0 / (d as f32).sqrt(),
                         alibi: family.alibi.then(|| alibi_slopes(heads)),
                         ..Default::default()
                     },
                 },
+                after_attn: builder.joint(path("self_attention"), Sublayer::Attention, flow),
                 mlp: Mlp {
                     dense_h_to_4h: linear(builder, "mlp.dense_h_to_4h", hidden, ffn),
                     dense_4h_to_h: linear(builder, "mlp.dense_4h_to_h", ffn, hidden),
                     act,
                 },
+                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, flow),
             });
         }
         let ln_f = builder.layer_norm("transformer.ln_f".to_owned(), hidden, family.layer_norm_epsilon);

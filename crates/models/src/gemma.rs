@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use crate::attention::{Scores, attention};
+use crate::branch::{Flow, Joint, Sublayer};
 use crate::cache::BlockCache;
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
@@ -23,6 +24,7 @@ use crate::error::Result;
 use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
 use crate::llama::{FULL, SLIDING};
 use crate::ops;
+use crate::past::Past;
 use crate::positions::Positions;
 use crate::rope::{Rope, RopeParameters, RopeScaling};
 use crate::weights::gguf::{Gguf, Value};
@@ -305,6 +307,7 @@ struct Attention {
     norms: Option<(RmsNorm, RmsNorm)>,
     head_dim: usize,
     rope: Arc<Rope>,
+    past: Arc<Past>,
     scores: Scores,
 }
 
@@ -322,11 +325,8 @@ impl Attention {
         let q = heads(self.q_proj.forward(x)?, self.norms.as_ref().map(|(q, _)| q))?;
         let k = heads(self.k_proj.forward(x)?, self.norms.as_ref().map(|(_, k)| k))?;
         let v = self.v_proj.forward(x)?;
-        let (k, v) = match cache {
-            // [b, t, hkv, d] -> [b, s, hkv, d]
-            Some(cache) => cache.append(&k, &v.reshape((b, t, (), self.head_dim))?)?,
-            None => (k, v),
-        };
+        // [b, t, hkv, d] -> [b, s, hkv, d]
+        let (k, v) = self.past.with(k, v, positions, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
         self.o_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
     }
@@ -357,20 +357,24 @@ struct After {
 struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
+    after_attn: Arc<Joint>,
     /// `pre_feedforward_layernorm`, which the first Gemma calls `post_attention_layernorm`.
     before_mlp: RmsNorm,
     mlp: Mlp,
+    after_mlp: Arc<Joint>,
     after: Option<After>,
 }
 
 impl Block {
     fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
-        let mut attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
+        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
+        let mut attended = self.after_attn.pass(x, attended)?;
         if let Some(after) = &self.after {
             attended = after.post_attention_layernorm.forward(&attended)?;
         }
         let x = ops::add(x, &attended)?;
-        let mut fed = self.mlp.forward(&self.before_mlp.forward(&x)?)?;
+        let fed = self.mlp.forward(&self.before_mlp.forward(&x)?)?;
+        let mut fed = self.after_mlp.pass(&x, fed)?;
         if let Some(after) = &self.after {
             fed = after.post_feedforward_layernorm.forward(&fed)?;
         }
@@ -427,6 +431,7 @@ impl Gemma {
                 },
                 head_dim: d,
                 rope: Arc::clone(if sliding { &local } else { &global }),
+                past: builder.past(layer, config.num_key_value_heads, d),
                 scores: Scores {
                     scale: family.query_pre_attn_scalar.powf(-0.5) as f32,
                     window: family.sliding_window.filter(|_| sliding),
@@ -450,7 +455,16 @@ impl Gemma {
             };
             let before_mlp = if first { "post_attention_layernorm" } else { "pre_feedforward_layernorm" };
             let before_mlp = norm(builder, before_mlp, hidden);
-            layers.push(Block { input_layernorm, self_attn, before_mlp, mlp, after });
+            let flow = if first { Flow::Sequential } else { Flow::Normed };
+            layers.push(Block {
+                input_layernorm,
+                self_attn,
+                after_attn: builder.joint(path("self_attn"), Sublayer::Attention, flow),
+                before_mlp,
+                mlp,
+                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, flow),
+                after,
+            });
         }
         let norm = builder.rms_norm_around_one("model.norm".to_owned(), hidden, family.rms_norm_eps);
         let lm_head = builder.head(config, &embed_tokens);

@@ -12,6 +12,7 @@ use tunebook_progress::{ProgressBar, interrupt};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::positions::Positions;
+use crate::rows as batch_rows;
 use crate::tokenizer::Tokenizer;
 
 /// How to generate. Names and meanings are `transformers`'; the default is greedy.
@@ -276,7 +277,7 @@ pub(crate) fn generate(
     on_text: OnText<'_>,
 ) -> Result<Vec<Generated>> {
     config.validate()?;
-    let context = model.config().max_position_embeddings;
+    let (context, before) = (model.config().max_position_embeddings, model.positions_before());
     for prompt in prompts {
         if prompt.is_empty() {
             return Err(Error::Argument {
@@ -285,9 +286,9 @@ pub(crate) fn generate(
                 expected: "at least one token",
             });
         }
-        if prompt.len() >= context {
+        if before + prompt.len() >= context {
             return Err(Error::ContextLength {
-                tokens: prompt.len(),
+                tokens: before + prompt.len(),
                 context,
                 advice: ", as at least one position must be left for the answer",
             });
@@ -324,11 +325,16 @@ fn generate_group(
 ) -> Result<()> {
     let Some(longest) = group.first().map(|index| prompts[*index].len()) else { return Ok(()) };
     let device = model.device();
-    let max_new_tokens = config.max_new_tokens.min(model.config().max_position_embeddings - longest);
+    // Columns of the cache before those of the tokens, in every row.
+    let (front, past) = (model.front().count(), model.past_count());
+    let before = front + past;
+    let room = model.config().max_position_embeddings - before - longest;
+    let max_new_tokens = config.max_new_tokens.min(room);
     if max_new_tokens == 0 {
         return Ok(());
     }
-    let mut cache = model.cache(group.len(), longest + max_new_tokens)?;
+    let capacity = before + longest + max_new_tokens;
+    let mut cache = model.cache(group.len(), capacity)?;
     let cache_ends_at = model.decoder().cache_ends_at();
     let pad = model.pad_id();
     let mut starts: Vec<usize> = group.iter().map(|index| longest - prompts[*index].len()).collect();
@@ -351,7 +357,7 @@ fn generate_group(
     loop {
         if let Some(most) = cache_ends_at
             && from > 0
-            && starts.iter().any(|start| from - start == most)
+            && starts.iter().any(|start| before + from - start == most)
         {
             // A text has outgrown the angles that it began with, so its keys are computed anew.
             ids.clear();
@@ -359,13 +365,18 @@ fn generate_group(
                 ids.extend(std::iter::repeat_n(pad, *start));
                 ids.extend(prompts[row.index].iter().chain(&row.stream.ids));
             }
-            cache = model.cache(rows.len(), longest + max_new_tokens)?;
+            cache = model.cache(rows.len(), capacity)?;
             (from, t) = (0, from + 1);
         }
         let input = Tensor::from_vec(std::mem::take(&mut ids), (rows.len(), t), device)?;
-        let positions = Positions::padded(from, t, &starts, device)?;
+        // The first call takes what stands before the tokens along; columns count with it from then on.
+        let positions = match from {
+            0 => Positions::padded(past, front + t, &starts, device)?,
+            _ => Positions::padded(before + from, t, &starts, device)?,
+        };
+        let texts: Vec<usize> = rows.iter().map(|row| row.index).collect();
         // [b, t] -> [b, vocab] -> [b·vocab]
-        let logits = model.next_logits(&input, &positions, &mut cache)?;
+        let logits = batch_rows::with(&texts, || model.next_logits(&input, &positions, &mut cache))?;
         // The next token is chosen on the host: the one copy of a step.
         let mut logits = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         (from, t) = (from + t, 1);

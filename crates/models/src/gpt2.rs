@@ -11,12 +11,14 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use crate::attention::{Scores, attention};
+use crate::branch::{Flow, Joint, Sublayer};
 use crate::cache::BlockCache;
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, LayerNorm, Slot, Weight};
 use crate::ops;
+use crate::past::Past;
 use crate::positions::Positions;
 use crate::weights::gguf::{Gguf, Value};
 
@@ -131,6 +133,7 @@ struct Attention {
     c_attn: Arc<Slot>,
     c_proj: Arc<Slot>,
     heads: usize,
+    past: Arc<Past>,
     scores: Scores,
 }
 
@@ -142,11 +145,8 @@ impl Attention {
         let qkv = self.c_attn.forward(x)?.reshape((b, t, 3 * h, d))?;
         let part = |from| -> Result<Tensor> { Ok(qkv.narrow(2, from, h)?.contiguous()?) };
         let (q, k, v) = (part(0)?, part(h)?, part(2 * h)?);
-        let (k, v) = match cache {
-            // [b, t, h, d] -> [b, s, h, d]
-            Some(cache) => cache.append(&k, &v)?,
-            None => (k, v),
-        };
+        // [b, t, hkv, d] -> [b, s, hkv, d]
+        let (k, v) = self.past.with(k, v, positions, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
         self.c_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
     }
@@ -169,15 +169,18 @@ impl Mlp {
 struct Block {
     ln_1: LayerNorm,
     attn: Attention,
+    after_attn: Arc<Joint>,
     ln_2: LayerNorm,
     mlp: Mlp,
+    after_mlp: Arc<Joint>,
 }
 
 impl Block {
     fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
-        let x = ops::add(x, &self.attn.forward(&self.ln_1.forward(x)?, positions, cache)?)?;
+        let y = self.attn.forward(&self.ln_1.forward(x)?, positions, cache)?;
+        let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
         let y = self.mlp.forward(&self.ln_2.forward(&x)?)?;
-        Ok(ops::add(&x, &y)?)
+        Ok(ops::add(&x, &self.after_mlp.pass(&x, y)?)?)
     }
 }
 
@@ -213,14 +216,17 @@ impl Gpt2 {
                     c_attn: builder.conv1d(path("attn.c_attn"), hidden, 3 * hidden),
                     c_proj: builder.conv1d(path("attn.c_proj"), hidden, hidden),
                     heads: config.num_attention_heads,
+                    past: builder.past(layer, config.num_attention_heads, config.head_dim),
                     scores: Scores { scale, ..Default::default() },
                 },
+                after_attn: builder.joint(path("attn"), Sublayer::Attention, Flow::Sequential),
                 ln_2: builder.layer_norm(path("ln_2"), hidden, eps),
                 mlp: Mlp {
                     c_fc: builder.conv1d(path("mlp.c_fc"), hidden, ffn),
                     c_proj: builder.conv1d(path("mlp.c_proj"), ffn, hidden),
                     act,
                 },
+                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
             });
         }
         let ln_f = builder.layer_norm("transformer.ln_f".to_owned(), hidden, eps);

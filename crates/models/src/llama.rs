@@ -22,12 +22,14 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use crate::attention::{Scores, attention};
+use crate::branch::{Flow, Joint, Sublayer};
 use crate::cache::BlockCache;
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
 use crate::ops;
+use crate::past::Past;
 use crate::positions::Positions;
 use crate::rope::{Rope, RopeParameters, RopeScaling};
 use crate::weights::gguf::{Gguf, Value};
@@ -232,6 +234,7 @@ struct Attention {
     norms: Option<(RmsNorm, RmsNorm)>,
     head_dim: usize,
     rope: Option<Arc<Rope>>,
+    past: Arc<Past>,
     scores: Scores,
 }
 
@@ -252,11 +255,8 @@ impl Attention {
         let q = heads(&self.q_proj.forward(x)?, self.norms.as_ref().map(|(q, _)| q))?;
         let k = heads(&self.k_proj.forward(x)?, self.norms.as_ref().map(|(_, k)| k))?;
         let v = self.v_proj.forward(x)?;
-        let (k, v) = match cache {
-            // [b, t, hkv, d] -> [b, s, hkv, d]
-            Some(cache) => cache.append(&k, &v.reshape((b, t, (), self.head_dim))?)?,
-            None => (k, v),
-        };
+        // [b, t, hkv, d] -> [b, s, hkv, d]
+        let (k, v) = self.past.with(k, v, positions, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
         self.o_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
     }
@@ -280,15 +280,18 @@ impl Mlp {
 struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
+    after_attn: Arc<Joint>,
     post_attention_layernorm: RmsNorm,
     mlp: Mlp,
+    after_mlp: Arc<Joint>,
 }
 
 impl Block {
     fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
-        let x = ops::add(x, &self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?)?;
+        let y = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
+        let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok(ops::add(&x, &y)?)
+        Ok(ops::add(&x, &self.after_mlp.pass(&x, y)?)?)
     }
 }
 
@@ -334,6 +337,7 @@ impl Llama {
                 },
                 head_dim: d,
                 rope: (family.no_rope_layers[layer] == 1).then(|| Arc::clone(&rope)),
+                past: builder.past(layer, config.num_key_value_heads, d),
                 scores: Scores {
                     scale: 1.0 / (d as f32).sqrt(),
                     window: family.sliding_window.filter(|_| family.layer_types[layer] == SLIDING),
@@ -349,8 +353,10 @@ impl Llama {
             layers.push(Block {
                 input_layernorm: norm(builder, "input_layernorm", hidden),
                 self_attn,
+                after_attn: builder.joint(path("self_attn"), Sublayer::Attention, Flow::Sequential),
                 post_attention_layernorm: norm(builder, "post_attention_layernorm", hidden),
                 mlp,
+                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
             });
         }
         let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);

@@ -9,16 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value as Json;
 
-use crate::cache::KvCache;
+use crate::branch::Joint;
+use crate::cache::{BlockCache, KvCache};
 use crate::chat_template::{ChatTemplate, Message};
 use crate::config::{self, Config};
 use crate::decoder::{self, Decoder, Parts};
 use crate::error::{Error, Result};
+use crate::front::{self, Front};
 use crate::generate::{self, GenerationConfig};
 use crate::head;
 use crate::layers::{Slot, Weight};
 use crate::memory;
 use crate::ops;
+use crate::past::Past;
 use crate::positions::Positions;
 use crate::tokenizer::{Digits, Tokenizer};
 use crate::weights;
@@ -46,6 +49,9 @@ struct Inner {
     config: Config,
     decoder: Box<dyn Decoder>,
     slots: Vec<Arc<Slot>>,
+    joints: Vec<Arc<Joint>>,
+    pasts: Vec<Arc<Past>>,
+    front: Front,
     weights: Vec<Arc<Weight>>,
     /// Names of the weights that Hugging Face's files hold transposed.
     transposed: HashSet<String>,
@@ -174,7 +180,7 @@ impl Model {
                 ),
             });
         }
-        let Parts { decoder, slots, needs } = parts;
+        let Parts { decoder, slots, joints, pasts, needs } = parts;
         let transposed =
             needs.iter().filter(|need| need.transposed).map(|need| need.weight.name().to_owned()).collect();
         let weights: Vec<Arc<Weight>> = needs.into_iter().map(|need| need.weight).collect();
@@ -193,6 +199,9 @@ impl Model {
                 config,
                 decoder,
                 slots,
+                joints,
+                pasts,
+                front: Front::default(),
                 weights,
                 transposed,
                 tokenizer,
@@ -251,6 +260,31 @@ impl Model {
         self.inner.slots.clone()
     }
 
+    /// The ends of the sublayers of all blocks, in the order of the blocks, attention first.
+    pub fn joints(&self) -> Vec<Arc<Joint>> {
+        self.inner.joints.clone()
+    }
+
+    /// The places before the keys and values of each block, in their order; none for a family that cannot have any (Falcon 40B's layout).
+    pub fn pasts(&self) -> Vec<Arc<Past>> {
+        self.inner.pasts.clone()
+    }
+
+    /// The place before the tokens of every text.
+    pub fn front(&self) -> &Front {
+        &self.inner.front
+    }
+
+    /// How many positions of the context are taken before a text begins, by what stands in [`Model::front`] and [`Model::pasts`].
+    pub fn positions_before(&self) -> usize {
+        self.front().count() + self.past_count()
+    }
+
+    /// How many positions stand before the keys and values.
+    pub(crate) fn past_count(&self) -> usize {
+        self.inner.pasts.first().map_or(0, |past| past.count())
+    }
+
     /// Every tensor of the decoder by its name, a tied output head counted once (as the embedding table).
     pub fn weights(&self) -> Vec<Arc<Weight>> {
         self.inner.weights.clone()
@@ -285,7 +319,7 @@ impl Model {
 
 /// The decoder, step by step.
 impl Model {
-    /// Logits at every position.
+    /// Logits at every position of the text.
     ///
     /// # Shapes
     /// `ids` `[b, t]` u32 -> `[b, t, vocab]`.
@@ -296,7 +330,7 @@ impl Model {
         self.logits(&self.hidden_states(ids)?)
     }
 
-    /// The residual stream after the last block and the final norm.
+    /// The residual stream after the last block and the final norm, at every position of the text.
     ///
     /// # Shapes
     /// `ids` `[b, t]` u32 -> `[b, t, hid]`.
@@ -306,11 +340,11 @@ impl Model {
     pub fn hidden_states(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
         let positions = self.positions(b, t)?;
-        let mut x = self.embed(ids)?;
+        let mut x = self.put_front(&self.embed(ids)?)?;
         for block in 0..self.num_blocks() {
             x = self.block_forward(block, &x, &positions)?;
         }
-        self.final_norm(&x)
+        self.final_norm(&self.drop_front(&x)?)
     }
 
     /// The embedding of each token.
@@ -322,6 +356,34 @@ impl Model {
     /// When an id exceeds the vocabulary.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         Ok(self.inner.decoder.embed(ids)?.to_dtype(self.activation_dtype())?)
+    }
+
+    /// Puts what stands in [`Model::front`] before the embedded tokens of every row.
+    ///
+    /// # Shapes
+    /// `x` `[b, t, hid]` -> `[b, n + t, hid]`.
+    ///
+    /// # Errors
+    /// When the vectors are not of the hidden size.
+    pub fn put_front(&self, x: &Tensor) -> Result<Tensor> {
+        match self.front().current() {
+            Some(vectors) => front::insert(&vectors.vectors()?, x, None),
+            None => Ok(x.clone()),
+        }
+    }
+
+    /// Takes the positions off again that [`Model::put_front`] put before the tokens.
+    ///
+    /// # Shapes
+    /// `x` `[b, n + t, hid]` -> `[b, t, hid]`.
+    ///
+    /// # Errors
+    /// When there are no more than those.
+    pub fn drop_front(&self, x: &Tensor) -> Result<Tensor> {
+        match self.front().count() {
+            0 => Ok(x.clone()),
+            n => Ok(x.narrow(1, n, x.dim(1)?.saturating_sub(n))?.contiguous()?),
+        }
     }
 
     /// What [`Model::embed`] multiplies the embedding table's rows with.
@@ -351,24 +413,35 @@ impl Model {
         self.inner.decoder.num_blocks()
     }
 
-    /// The positions of `t` tokens in each of `b` rows; padding, if any, is on the right.
+    /// The positions of `t` tokens in each of `b` rows, and of what stands in [`Model::front`] before them; padding, if any, is on the right.
     ///
     /// # Errors
-    /// When `t` exceeds the context.
+    /// When they exceed the context.
     pub fn positions(&self, b: usize, t: usize) -> Result<Positions> {
         let context = self.inner.config.max_position_embeddings;
-        if t > context {
-            return Err(Error::ContextLength { tokens: t, context, advice: " or split it" });
+        let tokens = self.positions_before() + t;
+        if tokens > context {
+            return Err(Error::ContextLength { tokens, context, advice: " or split it" });
         }
-        Positions::new(b, t, &self.inner.device)
+        match (self.past_count(), self.front().count() + t) {
+            (0, t) => Positions::new(b, t, &self.inner.device),
+            (past, t) => Positions::after(past, b, t, &self.inner.device),
+        }
     }
 
     /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]` being their lengths: each text counts from 0
     /// and sees itself alone. What is left of a row is padding.
     ///
     /// # Errors
-    /// When a text exceeds the context, or the texts of a row exceed `t`.
+    /// When a text exceeds the context, the texts of a row exceed `t`, or something stands before the texts, which would have to be there for each.
     pub fn packed_positions(&self, t: usize, segments: &[Vec<usize>]) -> Result<Positions> {
+        if self.positions_before() > 0 {
+            return Err(Error::Argument {
+                field: "segments",
+                value: format!("{} packed rows", segments.len()),
+                expected: "one text in each row while virtual tokens stand before it",
+            });
+        }
         let context = self.inner.config.max_position_embeddings;
         // The padding counts on from 0, too.
         let padding = |row: &Vec<usize>| t.saturating_sub(row.iter().sum());
@@ -439,7 +512,7 @@ impl Model {
         }
     }
 
-    /// Logits of the position after the last one.
+    /// Logits of the position after the last one. With the first call to a cache goes what stands before the tokens.
     ///
     /// `ids` `[b, t]` -> `[b, vocab]`
     pub(crate) fn next_logits(
@@ -449,6 +522,11 @@ impl Model {
         cache: &mut KvCache,
     ) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
+        if cache.blocks.first().is_some_and(BlockCache::is_empty)
+            && let Some(vectors) = self.front().current()
+        {
+            x = front::insert(&vectors.vectors()?, &x, positions.starts())?;
+        }
         for (block, cache) in cache.blocks.iter_mut().enumerate() {
             x = self.inner.decoder.block(block, &x, positions, Some(cache))?;
         }

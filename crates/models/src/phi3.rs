@@ -9,12 +9,14 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use crate::attention::{Scores, attention};
+use crate::branch::{Flow, Joint, Sublayer};
 use crate::cache::BlockCache;
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
 use crate::ops;
+use crate::past::Past;
 use crate::positions::Positions;
 use crate::rope::{Rope, RopeParameters, RopeScaling};
 use crate::weights::gguf::{Gguf, Value};
@@ -140,6 +142,7 @@ struct Attention {
     kv_heads: usize,
     head_dim: usize,
     rope: Arc<Rope>,
+    past: Arc<Past>,
     scores: Scores,
 }
 
@@ -152,11 +155,8 @@ impl Attention {
         let q = self.rope.forward(&qkv.narrow(2, 0, h)?, positions)?;
         let k = self.rope.forward(&qkv.narrow(2, h, hkv)?, positions)?;
         let v = qkv.narrow(2, h + hkv, hkv)?.contiguous()?;
-        let (k, v) = match cache {
-            // [b, t, hkv, d] -> [b, s, hkv, d]
-            Some(cache) => cache.append(&k, &v)?,
-            None => (k, v),
-        };
+        // [b, t, hkv, d] -> [b, s, hkv, d]
+        let (k, v) = self.past.with(k, v, positions, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
         self.o_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
     }
@@ -183,15 +183,18 @@ impl Mlp {
 struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
+    after_attn: Arc<Joint>,
     post_attention_layernorm: RmsNorm,
     mlp: Mlp,
+    after_mlp: Arc<Joint>,
 }
 
 impl Block {
     fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
-        let x = ops::add(x, &self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?)?;
+        let y = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
+        let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok(ops::add(&x, &y)?)
+        Ok(ops::add(&x, &self.after_mlp.pass(&x, y)?)?)
     }
 }
 
@@ -235,18 +238,21 @@ impl Phi3 {
                     kv_heads,
                     head_dim: d,
                     rope: Arc::clone(&rope),
+                    past: builder.past(layer, kv_heads, d),
                     scores: Scores {
                         scale: 1.0 / (d as f32).sqrt(),
                         window: family.sliding_window,
                         ..Default::default()
                     },
                 },
+                after_attn: builder.joint(path("self_attn"), Sublayer::Attention, Flow::Sequential),
                 post_attention_layernorm: norm(builder, "post_attention_layernorm"),
                 mlp: Mlp {
                     gate_up_proj: linear(builder, "mlp.gate_up_proj", hidden, 2 * ffn),
                     down_proj: linear(builder, "mlp.down_proj", ffn, hidden),
                     act,
                 },
+                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
             });
         }
         let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);

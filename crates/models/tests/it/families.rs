@@ -11,7 +11,7 @@ use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Tensor, op
 use crate::support::{golden, relative_error, tensors};
 
 /// The folder of each, and the names of its projections in block 0.
-const FAMILIES: &[(&str, &[&str])] = &[
+pub const FAMILIES: &[(&str, &[&str])] = &[
     ("llama3", LLAMA),
     ("llama-linear", LLAMA),
     ("llama-dynamic", LLAMA),
@@ -54,7 +54,7 @@ fn each(check: impl Fn(&str, &Model, &HashMap<String, Tensor>) -> Result<(), Str
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
 }
 
-fn load(name: &str) -> Model {
+pub fn load(name: &str) -> Model {
     Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
 }
 

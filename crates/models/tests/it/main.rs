@@ -7,6 +7,7 @@
 mod chat_template;
 mod damaged;
 mod families;
+mod hooks;
 mod pretrained;
 mod support;
 mod tiny;
