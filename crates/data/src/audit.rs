@@ -10,6 +10,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::dataset::{COMPLETION, Dataset, PROMPT};
 use crate::error::Result;
+use crate::near::Likeness;
+use crate::shingles::Shingles;
 use crate::split::Splits;
 use crate::text::{counted, excerpt};
 use crate::{key, near};
@@ -129,14 +131,10 @@ impl Audit {
                     ngrams.find_map(|ngram| runs.get(&ngram)).map(|&row| (OverlapKind::SharedNgram, row))
                 });
             let Some((kind, train_row)) = found else { continue };
+            let like = |a: &str, b: &str| near::similarity(a, b, Shingles::default());
             let similarity = match prompt.is_empty() {
-                true => near::similarity(
-                    splits.train.text(COMPLETION).get(train_row).unwrap_or_default(),
-                    completion,
-                ),
-                false => {
-                    near::similarity(splits.train.text(PROMPT).get(train_row).unwrap_or_default(), prompt)
-                }
+                true => like(splits.train.text(COMPLETION).get(train_row).unwrap_or_default(), completion),
+                false => like(splits.train.text(PROMPT).get(train_row).unwrap_or_default(), prompt),
             };
             overlaps.push(Overlap { kind, train_row, validation_row, similarity });
         }
@@ -156,7 +154,7 @@ impl Audit {
         let train = splits.train.len();
         let prompts: Vec<&str> = splits.train.id_texts().chain(splits.validation.id_texts()).collect();
         let pairs =
-            near::pairs(&prompts, near::THRESHOLD, &|first, second| first < train && second >= train)?;
+            near::pairs(&prompts, Likeness::default(), &|first, second| first < train && second >= train)?;
         let mut best: HashMap<usize, (f64, usize)> = HashMap::new();
         for pair in pairs {
             let entry = best.entry(pair.second - train).or_insert((pair.similarity, pair.first));
@@ -272,6 +270,13 @@ impl Audit {
                 match from_train {
                     true => keep[0][overlap.train_row] = false,
                     false => keep[1][overlap.validation_row] = false,
+                }
+            }
+            if from_train {
+                // Each held-out row names one row that gives it away; from the other side all of them are found at once.
+                let turned = Splits { train: audit.validation.clone(), validation: audit.train.clone() };
+                for overlap in Self::of(&turned, audit.held_out)?.overlaps {
+                    keep[0][overlap.validation_row] = false;
                 }
             }
             for leak in audit.labels.iter().filter(|leak| leak.in_train || !from_train) {

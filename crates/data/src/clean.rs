@@ -14,12 +14,14 @@ use tunebook_progress::{ProgressBar, interrupt};
 
 use crate::dataset::{COMPLETION, Dataset, PROMPT};
 use crate::error::Result;
+use crate::near::Likeness;
 use crate::pii::Pii;
 use crate::quality::{Quality, Repetition};
 use crate::shape::Shape;
+use crate::shingles::Shingles;
 use crate::step::{Kind, Step, Survivor, Transform, Verdict};
 use crate::text::{counted, excerpt, thousands};
-use crate::{boilerplate, key, near};
+use crate::{boilerplate, key, near, shape};
 
 /// How many before/after examples a step keeps.
 const EXAMPLES: usize = 3;
@@ -109,7 +111,13 @@ impl Cleaning {
     /// Adds [`Step::DropNearDuplicates`] with a threshold between 0 and 1, and the row of a group that stays.
     #[must_use]
     pub fn drop_near_duplicates_at(self, threshold: f64, keep: Survivor) -> Self {
-        self.step(Step::DropNearDuplicates { threshold, keep })
+        self.step(Step::DropNearDuplicates { threshold, keep, shingles: Shingles::default() })
+    }
+
+    /// Adds [`Step::DropNearDuplicates`] with the shingles that are compared: `Shingles::Words(5)` for long documents.
+    #[must_use]
+    pub fn drop_near_duplicates_by(self, shingles: Shingles, threshold: f64, keep: Survivor) -> Self {
+        self.step(Step::DropNearDuplicates { threshold, keep, shingles })
     }
 
     /// Adds [`Step::RepairMojibake`].
@@ -374,8 +382,34 @@ pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
         }
         work.pending = next;
     }
+    let transforms: Vec<&Transform> = steps
+        .iter()
+        .filter_map(|step| match &step.kind {
+            Kind::Text(transform) => Some(transform),
+            _ => None,
+        })
+        .collect();
+    let conversations = work.conversations(dataset, &transforms);
     let reports = steps.into_iter().map(Progress::finish).collect();
-    work.finish(dataset, reports)
+    work.finish(dataset, reports, conversations)
+}
+
+/// A text after all steps that work on texts, repeated until none changes it any more.
+fn settled(text: &str, transforms: &[&Transform<'_>]) -> String {
+    let mut text = Cow::Borrowed(text);
+    for _ in 0..MAX_PASSES {
+        let mut changed = false;
+        for transform in transforms {
+            if let Cow::Owned(after) = transform(&text) {
+                text = Cow::Owned(after);
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    text.into_owned()
 }
 
 /// A step and how far it is.
@@ -538,7 +572,9 @@ impl Work<'_> {
                 return Ok(rows);
             }
             Step::DropEmpty => self.empty_rows(),
-            Step::DropNearDuplicates { threshold, keep } => self.near_duplicate_rows(*threshold, *keep)?,
+            Step::DropNearDuplicates { threshold, keep, shingles } => {
+                self.near_duplicate_rows(Likeness { threshold: *threshold, shingles: *shingles }, *keep)?
+            }
             Step::ResolveConflicts { keep } => self.conflicting_rows(*keep),
             _ => self.duplicate_rows(),
         };
@@ -646,47 +682,91 @@ impl Work<'_> {
         drops
     }
 
-    fn near_duplicate_rows(&mut self, threshold: f64, keep: Survivor) -> Result<Vec<(usize, String)>> {
+    fn near_duplicate_rows(&mut self, likeness: Likeness, keep: Survivor) -> Result<Vec<(usize, String)>> {
         let rows: Vec<usize> = (0..self.alive.len()).filter(|&row| self.alive[row]).collect();
-        let texts: Vec<String> =
-            rows.iter().map(|&row| format!("{}\n{}", self.prompts[row], self.completions[row])).collect();
-        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let (pairs, complete) = near::pairs_of(&texts, threshold, &|_, _| true)?;
+        let texts: Vec<Cow<str>> = rows
+            .par_iter()
+            .with_min_len(1024)
+            .map(|&row| match &*self.prompts[row] {
+                "" => Cow::Borrowed(&*self.completions[row]),
+                prompt => Cow::Owned(format!("{prompt}\n{}", self.completions[row])),
+            })
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
+        let clusters = near::clusters(&texts, likeness)?;
         // Then no two of the rows that stay are alike, and there is nothing to look for once more.
-        self.again |= !complete;
-        let mut members: HashMap<usize, Vec<usize>> = HashMap::new();
-        for (text, group) in near::groups(texts.len(), &pairs).into_iter().enumerate() {
-            members.entry(group).or_default().push(text);
-        }
-        let mut drops = Vec::new();
-        for group in members.values().filter(|group| group.len() > 1) {
-            let kept = keep.of(group, |text| self.completions[rows[text]].chars().count());
-            for &text in group.iter().filter(|&&text| Some(text) != kept) {
-                let why = match kept {
-                    None => format!("{} rows say nearly the same", group.len()),
-                    Some(kept) => {
-                        let percent = 100.0 * near::similarity(texts[kept], texts[text]);
-                        let which = match keep {
-                            Survivor::First => String::new(),
-                            _ => format!(", {}", keep.word()),
-                        };
-                        match percent >= 100.0 * threshold {
-                            true => format!("{percent:.0} % like row {}{which}", rows[kept]),
-                            // Like a row in between, which is like the one that stays.
-                            false => {
-                                format!("in the group of row {}{which}, {percent:.0} % like it", rows[kept])
-                            }
-                        }
-                    }
-                };
-                drops.push((rows[text], why));
+        self.again |= !clusters.complete;
+        // The members of each cluster, in the order of the set.
+        let mut members: Vec<Vec<usize>> = Vec::new();
+        let mut places: HashMap<usize, usize> = HashMap::new();
+        for (text, &of) in clusters.of.iter().enumerate().filter(|(text, of)| *text != **of) {
+            let at = *places.entry(of).or_insert(members.len());
+            if at == members.len() {
+                members.push(vec![of]);
             }
+            members[at].push(text);
         }
-        drops.sort_unstable();
+        let reason = |group: &[usize], kept: Option<usize>, text: usize| {
+            let Some(kept) = kept else { return format!("{} rows say nearly the same", group.len()) };
+            let similarity = clusters
+                .known
+                .get(&(kept.min(text) as u32, kept.max(text) as u32))
+                .copied()
+                .unwrap_or_else(|| near::similarity(texts[kept], texts[text], likeness.shingles));
+            let which = match keep {
+                Survivor::First => String::new(),
+                _ => format!(", {}", keep.word()),
+            };
+            match similarity >= likeness.threshold {
+                true => format!("{:.0} % like row {}{which}", 100.0 * similarity, rows[kept]),
+                // Like a row in between, which is like the one that stays.
+                false => {
+                    format!("in the group of row {}{which}, {:.0} % like it", rows[kept], 100.0 * similarity)
+                }
+            }
+        };
+        let (rows, reason) = (&rows, &reason);
+        let mut drops: Vec<(usize, String)> = members
+            .par_iter()
+            .flat_map_iter(|group| {
+                let kept = keep.of(group, |text| self.completions[rows[text]].chars().count());
+                let going = group.iter().copied().filter(move |&text| Some(text) != kept);
+                going.map(move |text| (rows[text], reason(group, kept, text)))
+            })
+            .collect();
+        drops.par_sort_unstable();
         Ok(drops)
     }
 
-    fn finish(mut self, dataset: &Dataset, steps: Vec<StepReport>) -> Result<Dataset> {
+    /// The column with whole conversations, if there is one that the steps change: each turn is cleaned as the texts are, and the last one is the
+    /// completion.
+    fn conversations(&self, dataset: &Dataset, transforms: &[&Transform<'_>]) -> Option<StringChunked> {
+        let before = dataset.frame_ref().column(shape::MESSAGES).ok()?.str().ok()?;
+        if !self.touched.contains(&true) {
+            return None;
+        }
+        let after: Vec<Option<Cow<str>>> = (0..self.alive.len())
+            .into_par_iter()
+            .map(|row| {
+                let text = before.get(row)?;
+                let turns = if self.touched[row] { shape::turns_of(text) } else { None };
+                let Some(mut turns) = turns else { return Some(Cow::Borrowed(text)) };
+                turns.iter_mut().for_each(|(_, said)| *said = settled(said, transforms));
+                if let Some((_, said)) = turns.last_mut() {
+                    *said = self.completions[row].to_string();
+                }
+                Some(Cow::Owned(shape::messages_text(&turns)))
+            })
+            .collect();
+        Some(StringChunked::from_iter_options(shape::MESSAGES.into(), after.into_iter()))
+    }
+
+    fn finish(
+        mut self,
+        dataset: &Dataset,
+        steps: Vec<StepReport>,
+        conversations: Option<StringChunked>,
+    ) -> Result<Dataset> {
         let report = CleanReport {
             rows_before: dataset.len(),
             rows_after: self.alive.iter().filter(|alive| **alive).count(),
@@ -704,6 +784,9 @@ impl Work<'_> {
                 let column = StringChunked::from_iter_values(name.into(), texts.iter().map(|text| &**text));
                 frame.with_column(column.into_column())?;
             }
+        }
+        if let Some(conversations) = conversations {
+            frame.with_column(conversations.into_column())?;
         }
         if report.rows_dropped() > 0 {
             frame = frame.filter(&BooleanChunked::from_slice("alive".into(), &self.alive))?;

@@ -16,7 +16,7 @@ use crate::shape::Shape;
 use crate::split::{Partition, Split, Splits};
 use crate::stream::Scan;
 use crate::text::{counted, excerpt};
-use crate::{clean, key, read, write};
+use crate::{clean, key, read, shape, write};
 
 /// The name of the column that holds what the model is asked.
 pub const PROMPT: &str = "prompt";
@@ -198,6 +198,15 @@ impl Dataset {
             return None;
         }
         Some(Row::new(self.text(PROMPT).get(index)?, self.text(COMPLETION).get(index)?))
+    }
+
+    /// The turns of the row's conversation as (role, content), where it has several: those of the column `messages`, which reading
+    /// fills and cleaning keeps in step.
+    pub fn conversation(&self, index: usize) -> Option<Vec<(String, String)>> {
+        let messages = self.frame.column(shape::MESSAGES).ok()?.str().ok()?;
+        let count = self.frame.column(shape::TURNS).ok()?.i64().ok()?.get(index)?;
+        // A column of that name that says something else is none of ours.
+        shape::turns_of(messages.get(index)?).filter(|turns| turns.len() as i64 == count)
     }
 
     /// All prompts.

@@ -9,16 +9,44 @@ use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 /// emoji, a line of dashes) keeps its symbols.
 pub(crate) fn normalized(text: &str) -> String {
     let mut key = String::with_capacity(text.len());
-    for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
-        if !key.is_empty() {
-            key.push(' ');
-        }
-        key.extend(word.chars().flat_map(char::to_lowercase));
-    }
-    if key.is_empty() {
-        key.extend(text.chars().filter(|c| !c.is_whitespace()));
-    }
+    each_char(text, |c| key.push(c));
     key
+}
+
+/// Hands over the characters of [`normalized`], without making the text.
+#[inline]
+pub(crate) fn each_char(text: &str, mut each: impl FnMut(char)) {
+    let bytes = text.as_bytes();
+    let (mut at, mut any, mut between) = (0, false, false);
+    while let Some(&byte) = bytes.get(at) {
+        if byte.is_ascii() {
+            at += 1;
+            if byte.is_ascii_alphanumeric() {
+                if std::mem::take(&mut between) {
+                    each(' ');
+                }
+                any = true;
+                each(char::from(byte.to_ascii_lowercase()));
+            } else {
+                between = any;
+            }
+            continue;
+        }
+        let Some(c) = text[at..].chars().next() else { break };
+        at += c.len_utf8();
+        if c.is_alphanumeric() {
+            if std::mem::take(&mut between) {
+                each(' ');
+            }
+            any = true;
+            c.to_lowercase().for_each(&mut each);
+        } else {
+            between = any;
+        }
+    }
+    if !any {
+        text.chars().filter(|c| !c.is_whitespace()).for_each(each);
+    }
 }
 
 /// The hash of a pair of texts, wide enough to stand for the pair itself.
@@ -79,6 +107,21 @@ impl std::hash::Hasher for Word {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The definition, word by word.
+        #[test]
+        fn words_are_what_stands_between_other_characters(text in "(\\PC|[ aBß.,İ]){0,30}") {
+            let words: Vec<String> = text
+                .split(|c: char| !c.is_alphanumeric())
+                .filter(|word| !word.is_empty())
+                .map(|word| word.chars().flat_map(char::to_lowercase).collect())
+                .collect();
+            let symbols: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+            prop_assert_eq!(normalized(&text), if words.is_empty() { symbols } else { words.join(" ") });
+        }
+    }
 
     #[test]
     fn case_punctuation_and_spaces_do_not_count() {

@@ -13,7 +13,9 @@ use crate::text::excerpt;
 /// The column with what the model is told before a conversation, where a file has such a text.
 pub(crate) const SYSTEM: &str = "system";
 /// The column with the number of turns of a conversation that has more than two.
-const TURNS: &str = "turns";
+pub(crate) const TURNS: &str = "turns";
+/// The column with a conversation of more than two turns as it was, as JSON.
+pub(crate) const MESSAGES: &str = "messages";
 /// A row with more fields than this is compared by sorting.
 const FEW_FIELDS: usize = 16;
 
@@ -33,7 +35,8 @@ pub enum Shape {
     /// `messages`: a list of `{"role", "content"}`, as OpenAI's chat format and ChatML.
     ///
     /// The completion is the last assistant's turn. With one user's turn before it, that is the prompt; of a longer conversation the
-    /// earlier turns stand in the prompt, each after the name of its role. A system message goes into the column `system`.
+    /// earlier turns stand in the prompt, each after the name of its role, and the column `messages` keeps the turns themselves: those
+    /// are what a model is trained on. A system message goes into the column `system`.
     Messages,
     /// `conversations`: a list of `{"from", "value"}`, as ShareGPT. Pairs are made as for [`Shape::Messages`].
     ShareGpt,
@@ -325,6 +328,9 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
     }
     if turns.len() > 2 && last > 1 {
         extras.push((Cow::Borrowed(TURNS), Value::from(last + 1)));
+        let turns: Vec<Turn> =
+            said[..=last].iter().map(|(role, text)| (role.to_lowercase(), text.clone())).collect();
+        extras.push((Cow::Borrowed(MESSAGES), Value::String(messages_text(&turns))));
     }
     let completion = std::mem::take(&mut said[last].1);
     let prompt = match &mut said[..last] {
@@ -338,6 +344,24 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
         extras.push((Cow::Borrowed(SYSTEM), Value::String(system)));
     }
     Ok(Pair { prompt: Cow::Owned(prompt), completion: Cow::Owned(completion), extras })
+}
+
+/// A turn: the role and what is said.
+pub(crate) type Turn = (String, String);
+
+/// Turns as they stand in the column [`MESSAGES`].
+pub(crate) fn messages_text(turns: &[Turn]) -> String {
+    let turns = turns.iter().map(|(role, content)| serde_json::json!({"role": role, "content": content}));
+    Value::Array(turns.collect()).to_string()
+}
+
+/// The turns of [`messages_text`]; `None` for anything else.
+pub(crate) fn turns_of(text: &str) -> Option<Vec<Turn>> {
+    let Ok(Value::Array(turns)) = serde_json::from_str(text) else { return None };
+    let text = |turn: &Value, key: &str| Some(turn.get(key)?.as_str()?.to_owned());
+    let turns: Option<Vec<Turn>> =
+        turns.iter().map(|turn| Some((text(turn, "role")?, text(turn, "content")?))).collect();
+    turns.filter(|turns| !turns.is_empty())
 }
 
 /// Plain text, or the texts of a list of parts.

@@ -296,7 +296,9 @@ impl Split {
             }
         }
         if self.near_duplicates_together {
-            pairs.extend(near::pairs(prompts, near::THRESHOLD, &|_, _| true)?);
+            let clusters = near::clusters(prompts, near::Likeness::default())?.of;
+            let joined = clusters.into_iter().enumerate().filter(|(row, of)| row != of);
+            pairs.extend(joined.map(|(second, first)| near::Pair { first, second, similarity: 1.0 }));
         }
         Ok(match pairs.is_empty() {
             true => (0..prompts.len()).collect(),

@@ -8,6 +8,7 @@ use crate::error::{DataError, Result};
 use crate::near;
 use crate::pii::{self, Pii};
 use crate::quality::{Quality, Repetition};
+use crate::shingles::Shingles;
 use crate::{backticks, casing, html, language, markdown, mojibake, whitespace};
 
 /// One step of a [`Cleaning`](crate::Cleaning).
@@ -67,10 +68,13 @@ pub enum Step {
     DropDuplicates,
     /// Of rows that say nearly the same only one stays.
     DropNearDuplicates {
-        /// The least Jaccard similarity of the character 5-grams of prompt and completion that counts as nearly the same, from 0 to 1.
+        /// The least Jaccard similarity of the shingles of prompt and completion that counts as nearly the same, from 0 to 1.
         threshold: f64,
         /// Which one stays.
         keep: Survivor,
+        /// What is compared: runs of 5 characters, unless it is said otherwise.
+        #[serde(default)]
+        shingles: Shingles,
     },
     /// Of rows with one prompt (case, punctuation and spaces aside) and different completions only one stays.
     ResolveConflicts {
@@ -160,7 +164,11 @@ impl Step {
 
     /// Near-duplicates at the usual threshold, the first of a group stays.
     pub fn near_duplicates() -> Self {
-        Self::DropNearDuplicates { threshold: near::THRESHOLD, keep: Survivor::First }
+        Self::DropNearDuplicates {
+            threshold: near::THRESHOLD,
+            keep: Survivor::First,
+            shingles: Shingles::default(),
+        }
     }
 
     pub(crate) fn kind(&self) -> Kind<'_> {
@@ -217,6 +225,10 @@ impl Step {
             {
                 problem(format!("expected a number above 0 and up to 1, found {share}"))
             }
+            Self::DropNearDuplicates { shingles, .. } => match shingles.problem() {
+                Some(wrong) => problem(wrong),
+                None => Ok(()),
+            },
             Self::KeepLanguages { languages } => {
                 match languages.iter().find(|name| language::code(name).is_none()) {
                     Some(unknown) => {

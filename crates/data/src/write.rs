@@ -83,8 +83,14 @@ pub(crate) fn openai_chat(dataset: &Dataset, path: &Path) -> Result<usize> {
         let mut messages = Vec::with_capacity(3);
         let told = system.as_ref().and_then(|system| system.get(row)).filter(|told| !told.trim().is_empty());
         messages.extend(told.map(|told| json!({"role": "system", "content": told})));
-        messages.push(json!({"role": "user", "content": prompt}));
-        messages.push(json!({"role": "assistant", "content": completion}));
+        match dataset.conversation(row) {
+            Some(turns) => messages
+                .extend(turns.into_iter().map(|(role, content)| json!({"role": role, "content": content}))),
+            None => {
+                messages.push(json!({"role": "user", "content": prompt}));
+                messages.push(json!({"role": "assistant", "content": completion}));
+            }
+        }
         let example = Map::from_iter([("messages".to_owned(), Value::Array(messages))]);
         // Writing to memory cannot fail.
         let _ = serde_json::to_writer(&mut text, &example);

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use tunebook_data::{Cleaning, Dataset, Pii, Quality, Repetition, Row, Step, Survivor};
+use tunebook_data::{Cleaning, Dataset, Pii, Quality, Repetition, Row, Shingles, Step, Survivor};
 
 fn flawed() -> Dataset {
     Dataset::from_rows(&[
@@ -115,7 +115,12 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::DropEmpty),
         Just(Step::DropDuplicates),
         Just(Step::near_duplicates()),
-        Just(Step::DropNearDuplicates { threshold: 0.6, keep: Survivor::Longest }),
+        Just(Step::DropNearDuplicates {
+            threshold: 0.6,
+            keep: Survivor::Longest,
+            shingles: Shingles::default()
+        }),
+        Just(Step::DropNearDuplicates { threshold: 0.6, keep: Survivor::Last, shingles: Shingles::Words(2) }),
         Just(Step::ResolveConflicts { keep: Survivor::Last }),
         Just(Step::ResolveConflicts { keep: Survivor::Nobody }),
         Just(Step::StripBoilerplate { min_share: 0.3 }),

@@ -169,6 +169,9 @@ fn shapes_with_columns_of_their_own() {
     let system = dataset.frame().column("system").unwrap().str().unwrap().clone();
     assert_eq!(system.get(0), Some("Be brief."));
     assert_eq!(dataset.frame().column("turns").unwrap().i64().unwrap().get(1), Some(4));
+    let turn = |role: &str, content: &str| (role.to_owned(), content.to_owned());
+    let turns = vec![turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")];
+    assert_eq!((dataset.conversation(0), dataset.conversation(1)), (None, Some(turns)));
     assert_eq!(rejects(&dataset)[0].0, 3);
     assert!(dataset.to_string().contains("read as messages (role/content)"));
 
@@ -318,6 +321,37 @@ fn openai_s_format_is_written_and_checked() {
     let error = chat(&folder, 9).write_openai_chat(folder.path("few.jsonl")).unwrap_err().to_string();
     assert!(error.contains("at least 10 examples, found 9"), "{error}");
     assert!(!folder.path("few.jsonl").exists());
+}
+
+/// A conversation keeps its turns: cleaned as the texts are, written for OpenAI, and read back.
+#[test]
+fn a_conversation_of_several_turns_stays_one() {
+    let folder = Folder::new();
+    let turns = |n: usize, p: &str| {
+        serde_json::json!({"messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": format!("{p}Question &amp; {n}")},
+            {"role": "assistant", "content": format!("Answer  {n}")},
+            {"role": "user", "content": "Assistant: was that all?"},
+            {"role": "assistant", "content": format!("<b>Yes</b>, {n}.")},
+        ]})
+        .to_string()
+    };
+    let lines: Vec<String> = (0..12).map(|n| turns(n, if n == 0 { "<i>" } else { "" })).collect();
+    let raw = Dataset::read(folder.write("a.jsonl", lines.join("\n"))).unwrap();
+    let clean = raw.clean(&tunebook_data::Cleaning::standard()).unwrap();
+    assert_eq!(clean.len(), 12);
+    let said: Vec<String> = clean.conversation(0).unwrap().into_iter().map(|turn| turn.1).collect();
+    assert_eq!(said, ["Question & 0", "Answer 0", "Assistant: was that all?", "Yes, 0."]);
+    assert_eq!(said[3], clean.row(0).unwrap().completion);
+    assert_eq!(clean.clean(&tunebook_data::Cleaning::standard()).unwrap().rows(), clean.rows());
+    let out = folder.path("out.jsonl");
+    clean.write_openai_chat(&out).unwrap();
+    let again = Dataset::read(&out).unwrap();
+    assert_eq!(again.rows(), clean.rows());
+    assert_eq!(again.conversation(11), clean.conversation(11));
+    let system = again.frame().column("system").unwrap().str().unwrap().get(0).unwrap().to_owned();
+    assert_eq!(system, "Be brief.");
 }
 
 #[test]

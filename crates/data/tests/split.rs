@@ -270,6 +270,32 @@ fn a_benchmark_is_kept_and_training_is_cleaned_of_it() {
     assert_eq!((repaired.train.len(), repaired.validation.len()), (1, 2));
 }
 
+/// Not only the first row of training that is like a benchmark's goes, but all of them, whatever the likeness.
+#[test]
+fn everything_that_gives_a_benchmark_away_goes_from_training() {
+    let passage = "the first owl of the year is heard in the old oak behind the mill on a clear night";
+    let owls: Vec<String> = (0..300)
+        .map(|i| match i % 3 {
+            0 => format!("{}here do owls sleep at noon?", if i % 2 == 0 { "W" } else { "w" }),
+            1 => format!("Where do owls sleep at noon{}", "!".repeat(i % 7)),
+            _ => format!("Where do owls sleep at noon, {}?", i % 10),
+        })
+        .collect();
+    let mut rows: Vec<(&str, &str)> = owls.iter().map(|owl| (owl.as_str(), "In trees.")).collect();
+    let told = format!("As they say, {passage}, or so it was told.");
+    rows.extend([("Tell me a story.", told.as_str()), ("Do you ship?", "We do."), ("What is 2 + 2?", "4")]);
+    let benchmark = Dataset::from_rows(&[
+        ("Where do owls sleep at noon?", "In trees."),
+        ("Tell me about owls.", passage),
+    ]);
+    let audit = Dataset::from_rows(&rows).audit_against(&benchmark).unwrap();
+    assert_eq!(audit.overlaps().len(), 2, "{audit}");
+    let repaired = audit.repair_train().unwrap();
+    assert_eq!(repaired.train.prompts(), ["Do you ship?", "What is 2 + 2?"]);
+    assert_eq!(repaired.validation.rows(), benchmark.rows());
+    assert!(repaired.audit().unwrap().overlaps().is_empty());
+}
+
 #[test]
 fn plain_texts_are_told_apart_by_their_text() {
     let folder = tempfile::tempdir().unwrap();

@@ -108,15 +108,14 @@ impl Bench<'_> {
     }
 
     /// Ours several times, the peer once between: the best of ours beside the one of the peer would be unfair, so the median counts.
-    fn both(&self, which: &str, file: &str) -> Result<(Value, Value, Vec<Value>)> {
-        let mut runs = vec![self.ours(&[which, file])?];
+    fn both(&self, which: &str, file: &str, more: &[&str]) -> Result<(Value, Value, Vec<Value>)> {
+        let words: Vec<&str> = [which, file].into_iter().chain(more.iter().copied()).collect();
+        let mut runs = vec![self.ours(&words)?];
         let peer = self.peer(which, file)?;
         for _ in 1..RUNS {
-            runs.push(self.ours(&[which, file])?);
+            runs.push(self.ours(&words)?);
         }
-        let mut sorted = runs.clone();
-        sorted.sort_by(|a, b| secs(a).total_cmp(&secs(b)));
-        Ok((sorted[RUNS / 2].clone(), peer, runs))
+        Ok((median(&runs), peer, runs))
     }
 
     fn clean(&self, case: &str) -> Result<Measured> {
@@ -124,7 +123,7 @@ impl Bench<'_> {
         let data = self.data.to_string_lossy().into_owned();
         println!("{case}: making {ROWS} rows");
         self.ours(&["rows", &data, &ROWS.to_string(), &file])?;
-        let (ours, peer, runs) = self.both("clean", &file)?;
+        let (ours, peer, runs) = self.both("clean", &file, &[])?;
         // The two clean alike, so they must keep alike.
         let (kept, theirs) = (number(&ours, "kept")?, number(&peer, "kept")?);
         if (kept - theirs).abs() > 0.005 * theirs {
@@ -155,16 +154,30 @@ impl Bench<'_> {
         let data = self.data.to_string_lossy().into_owned();
         println!("{case}: making {DOCUMENTS} documents");
         self.ours(&["documents", &data, &DOCUMENTS.to_string(), &file])?;
-        let (ours, peer, runs) = self.both("minhash", &file)?;
+        // The same threshold and shingles of 5 words, as datatrove has them; each side reads the file and writes what it keeps.
+        let out = self.file("kept.jsonl");
+        let (ours, peer, runs) = self.both("minhash", &file, &["words", &out])?;
+        // What a notebook does by default: shingles of 5 characters, four to five times as many.
+        let by_chars =
+            (0..RUNS).map(|_| self.ours(&["minhash", &file, "chars", &out])).collect::<Result<Vec<_>>>()?;
+        let chars = median(&by_chars);
         let documents = DOCUMENTS as f64;
-        let _ = std::fs::remove_file(&file);
+        for file in [&file, &out] {
+            let _ = std::fs::remove_file(file);
+        }
         Ok((
             vec![
                 row(case, "documents_per_s", documents / secs(&ours), Some(documents / secs(&peer))),
+                row(
+                    case,
+                    "documents_per_s_by_chars",
+                    documents / secs(&chars),
+                    Some(documents / secs(&peer)),
+                ),
                 row(case, "kept", number(&ours, "kept")?, Some(number(&peer, "kept")?)),
                 row(case, "peak_rss_mb", number(&ours, "peak_rss_mb")?, Some(number(&peer, "peak_rss_mb")?)),
             ],
-            json!({"ours": runs, "peer": peer}),
+            json!({"ours": runs, "ours_by_chars": by_chars, "peer": peer}),
         ))
     }
 
@@ -197,6 +210,13 @@ fn answer(output: &str) -> Result<Value> {
     let line = output.lines().rfind(|line| line.starts_with('{')).unwrap_or_default();
     serde_json::from_str(line)
         .map_err(|_| Error::Other(format!("the bench's process answered `{}`", output.trim())))
+}
+
+/// The run whose time is in the middle.
+fn median(runs: &[Value]) -> Value {
+    let mut sorted = runs.to_vec();
+    sorted.sort_by(|a, b| secs(a).total_cmp(&secs(b)));
+    sorted[sorted.len() / 2].clone()
 }
 
 fn secs(side: &Value) -> f64 {
