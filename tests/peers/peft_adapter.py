@@ -1,9 +1,10 @@
 """Reads and writes adapters with Python PEFT, for the tests that compare with it.
 
-    peft_adapter.py logits MODEL ADAPTER IDS         load ADAPTER onto MODEL, print the logits of the ids as JSON
-    peft_adapter.py save   MODEL FOLDER NAME IDS [KIND]
-                                                     save a random adapter NAME with save_pretrained(FOLDER), print its logits; KIND is lora
-                                                     (the default), adalora, ia3, bias, or saved
+    peft_adapter.py logits MODEL ADAPTER IDS [MODEL ADAPTER IDS ...]
+                                    load ADAPTER onto MODEL, print the logits of the ids as JSON, a line for each
+    peft_adapter.py save MODEL FOLDER NAME IDS [KIND ...]
+                                    save a random adapter NAME with save_pretrained(FOLDER), print its logits; of several KINDs (lora, adalora,
+                                    ia3, bias, saved) each in a folder of its name below FOLDER, a line for each
 
 MODEL is a folder of safetensors or a GGUF file; IDS is a JSON list.
 """
@@ -30,12 +31,7 @@ def print_logits(model, ids):
     print(json.dumps(logits.flatten().tolist()))
 
 
-command, *arguments = sys.argv[1:]
-if command == "logits":
-    base, adapter, ids = arguments
-    print_logits(PeftModel.from_pretrained(load(base), adapter), ids)
-elif command == "save":
-    base, folder, name, ids, kind = [*arguments, "lora"][:5]
+def save(base, folder, name, ids, kind):
     torch.manual_seed(3)
     lora = dict(r=5, lora_alpha=8, task_type="CAUSAL_LM")
     config = {
@@ -65,5 +61,17 @@ elif command == "save":
         model.peft_config[name].rank_pattern = pattern
     model.save_pretrained(folder)
     print_logits(model, ids)
+
+
+command, *arguments = sys.argv[1:]
+if command == "logits":
+    for base, adapter, ids in zip(*[iter(arguments)] * 3):
+        print_logits(PeftModel.from_pretrained(load(base), adapter), ids)
+elif command == "save":
+    base, folder, name, ids, *kinds = arguments
+    for kind in kinds:
+        save(base, str(Path(folder) / kind), name, ids, kind)
+    if not kinds:
+        save(base, folder, name, ids, "lora")
 else:
     sys.exit(__doc__)

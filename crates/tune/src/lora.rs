@@ -47,7 +47,7 @@ pub struct Lora {
     pub exclude_modules: Option<TargetModules>,
     /// Which of the model's biases are trained, too. Default none.
     pub bias: Bias,
-    /// Modules whose own weights are trained whole and saved with the adapter: `lm_head`, `embed_tokens`. Default none.
+    /// Modules whose own weights are trained whole and saved with the adapter: ends of paths, `lm_head`, `embed_tokens`. Default none.
     pub modules_to_save: Vec<String>,
     /// `modules_to_save` may name the embedding table of a model whose output head is that table; both are trained as one then. Default false.
     pub ensure_weight_tying: bool,

@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 use crate::inject::StandIn;
 use crate::lora_linear::Mode;
 use crate::parameter::Part;
-use crate::target::ends_in;
 
 /// Which of a model's biases are trained with an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,7 +76,8 @@ impl OwnWeights {
             let mut found = false;
             for weight in &all {
                 let module = module_of(weight.name());
-                if !ends_in(module, name) {
+                // As PEFT takes it: the end of a path, not a whole part of it. `norm` means `input_layernorm`, too.
+                if !module.ends_with(name.as_str()) {
                     continue;
                 }
                 found = true;

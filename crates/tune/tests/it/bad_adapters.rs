@@ -107,7 +107,7 @@ fn wrong_files_of_every_type_are_refused_by_file_key_expected_and_found() {
             "dora/final",
             "modules_to_save",
             json!(["norm"]),
-            vec!["`base_model.model.model.norm.weight` the first"],
+            vec!["layers.0.input_layernorm.weight` the first"],
         ),
         ("dora/final", "bias", json!("all"), vec!["`bias` is All, expected `None`"]),
         ("dora/final", "layers_to_transform", json!([7]), vec!["`layers_to_transform` is [7], of which 7"]),
