@@ -166,6 +166,12 @@ fn only_prelude(manifest: &str) -> bool {
     })
 }
 
+/// Whether a manifest depends on the prelude. (`:clear` takes it out.)
+fn has_prelude(manifest: &str) -> bool {
+    let own = format!("{PRELUDE} =");
+    manifest.lines().any(|line| line.trim_start().starts_with(&own))
+}
+
 /// Command lines that hold for every clone are kept beside the template, with the clone's path left open: the next kernel
 /// does not have to ask cargo at all.
 mod shared {
@@ -221,6 +227,9 @@ fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
     if kind == Kind::Build {
         let nonce = std::env::var(NONCE_VAR).unwrap_or_default();
         text = with_frames(&text, &nonce);
+        if fs::read_to_string(cell.join("Cargo.toml")).is_ok_and(|manifest| has_prelude(&manifest)) {
+            text = with_compiled_store(&text);
+        }
         fs::write(&source, &text)?;
     } else if fs::remove_file(dir.join(PROBE_FILE)).is_ok() {
         (text, probed) = with_probes(&text);
@@ -394,6 +403,17 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
     Ok(status.code().unwrap_or(1))
 }
 
+/// Takes the store of the variables from the prelude, where it is compiled, instead of compiling evcxr's source of it in
+/// every cell. Line breaks stay.
+fn with_compiled_store(code: &str) -> String {
+    const BEGIN: &str = "mod evcxr_internal_runtime {\n";
+    const END: &str = "Box::into_raw(Box::new(VariableStore::new()))\n}\n";
+    let Some(begin) = code.find(BEGIN).map(|at| at + BEGIN.len()) else { return code.to_owned() };
+    let Some(end) = code[begin..].find(END).map(|at| begin + at + END.len()) else { return code.to_owned() };
+    let lines = "\n".repeat(code[begin..end].matches('\n').count());
+    format!("{}pub use ::{PRELUDE}::variables::*;{lines}{}", &code[..begin], &code[end..])
+}
+
 /// Whether the compiler complains that a variable which the cell has moved cannot be stored. evcxr compiles again then,
 /// without storing it.
 fn is_moved_before_storing(message: &Value) -> bool {
@@ -537,6 +557,25 @@ mod tests {
         assert!(framed.contains("println!(\"\\u{1e}n0ncePANIC\");"), "{framed}");
         assert!(framed.contains("n0nceERROR{}\", format!(\"{}\", error)"), "{framed}");
         assert!(framed.contains("flush(&mut ::std::io::stdout()); evcxr_variable_store\n}"), "{framed}");
+    }
+
+    #[test]
+    fn the_store_is_taken_from_the_prelude_on_the_same_lines() {
+        let code = concat!(
+            "fn before() {}\nmod evcxr_internal_runtime {\npub struct VariableStore {\n}\n",
+            "pub fn create_variable_store() -> *mut VariableStore {\n",
+            "    Box::into_raw(Box::new(VariableStore::new()))\n}\n}\nfn after() {}\n",
+        );
+        let short = with_compiled_store(code);
+        assert_eq!(short.lines().count(), code.lines().count());
+        assert!(
+            short.contains("{\npub use ::tunebook::variables::*;\n") && !short.contains("struct"),
+            "{short}"
+        );
+        assert!(short.ends_with("\n}\nfn after() {}\n"), "{short}");
+        assert_eq!(with_compiled_store("fn main() {}"), "fn main() {}");
+        assert!(has_prelude("[dependencies]\ntunebook = { path = \"/x\" }\n"));
+        assert!(!has_prelude("[dependencies]\nother_tunebook = \"1\"\n"));
     }
 
     #[test]

@@ -33,6 +33,8 @@ mod seen;
 mod show;
 mod summary;
 mod train;
+#[doc(hidden)]
+pub mod variables;
 mod views;
 
 pub use compare::side_by_side;

@@ -1,0 +1,141 @@
+//! The variables that live on between cells: what evcxr puts into the source of every cell, compiled once.
+//!
+//! evcxr's own module of this kind (`evcxr_internal_runtime.rs`, whose names and meanings these are) is part of each cell, and
+//! compiling its hash map anew took half of the time of a short cell. Our kernel puts a `use` of this module in its
+//! place. The store is evcxr's in memory, too, so cells that were compiled without the prelude can share it.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use tunebook_progress::channel::{FRAME_START, NONCE_VAR};
+
+/// evcxr's word for a variable whose type was defined anew.
+pub const VARIABLE_CHANGED_TYPE: &str = "EVCXR_VARIABLE_CHANGED_TYPE:";
+/// evcxr's word for a `?` that has left the cell.
+pub const USER_ERROR_OCCURRED: &str = "EVCXR_ERROR_OCCURRED";
+
+/// The variables by name.
+#[derive(Default)]
+pub struct VariableStore {
+    variables: HashMap<String, Box<dyn Any + 'static>>,
+}
+
+// A cell's panic is caught where the cell ends, and these end a cell that evcxr should not have let run.
+#[allow(clippy::panic)]
+impl VariableStore {
+    /// Keeps a variable.
+    pub fn put_variable<T: 'static>(&mut self, name: &str, value: T) {
+        self.put(name, Box::new(value));
+    }
+
+    /// Whether a variable, if it is there, still has the type `T`; says so to the user and to evcxr when it has not.
+    pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
+        self.check(name, TypeId::of::<T>())
+    }
+
+    /// Takes a variable out.
+    ///
+    /// # Panics
+    /// It is not there, or of another type: evcxr has asked [`VariableStore::check_variable`] before.
+    pub fn take_variable<T: 'static>(&mut self, name: &str) -> T {
+        let value = Box::into_raw(self.take(name, TypeId::of::<T>()));
+        // SAFETY: `take` has compared the types, and the box owns the value. (`downcast` would be compiled in every cell.)
+        unsafe { *Box::from_raw(value.cast::<T>()) }
+    }
+
+    /// A value that all cells share, made by the first that asks for it.
+    ///
+    /// # Panics
+    /// There is one of this name and another type.
+    pub fn lazy_arc<T: 'static, F: FnOnce() -> T>(&mut self, name: &str, create: F) -> Arc<T> {
+        let make = || Box::new(Arc::new(create())) as Box<dyn Any>;
+        let value = self.variables.entry(name.to_owned()).or_insert_with(make);
+        match value.downcast_ref::<Arc<T>>() {
+            Some(value) => Arc::clone(value),
+            None => panic!("lazy_arc {name} changed type"),
+        }
+    }
+
+    /// Takes over all variables of another store.
+    pub fn merge(&mut self, other: Self) {
+        self.variables.extend(other.variables);
+    }
+
+    // What follows is compiled here and not in the cells.
+
+    #[inline(never)]
+    fn put(&mut self, name: &str, value: Box<dyn Any>) {
+        self.variables.insert(name.to_owned(), value);
+    }
+
+    #[inline(never)]
+    fn check(&mut self, name: &str, wanted: TypeId) -> bool {
+        let same = self.variables.get(name).is_none_or(|value| (**value).type_id() == wanted);
+        if !same {
+            tell_changed(name);
+        }
+        same
+    }
+
+    #[inline(never)]
+    fn take(&mut self, name: &str, wanted: TypeId) -> Box<dyn Any> {
+        match self.variables.remove(name) {
+            Some(value) if (*value).type_id() == wanted => value,
+            Some(_) => panic!("Variable changed type"),
+            None => panic!("Variable '{name}' has gone missing"),
+        }
+    }
+}
+
+fn tell_changed(name: &str) {
+    let _ = writeln!(std::io::stderr(), "The type of the variable {name} was redefined, so was lost.");
+    let nonce = std::env::var(NONCE_VAR).unwrap_or_default();
+    let _ = writeln!(std::io::stdout(), "{}{nonce}CHANGED{name}", char::from(FRAME_START));
+}
+
+/// An empty store, which lives as long as the process.
+#[inline(never)]
+pub fn create_variable_store() -> *mut VariableStore {
+    Box::into_raw(Box::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_live_on() {
+        let mut store = VariableStore::default();
+        store.put_variable("words", vec!["lora".to_owned()]);
+        store.put_variable("nothing", ());
+        assert!(store.check_variable::<Vec<String>>("words") && store.check_variable::<u8>("unknown"));
+        assert_eq!(store.take_variable::<Vec<String>>("words"), ["lora"]);
+        store.take_variable::<()>("nothing");
+        let first = store.lazy_arc("shared", || 1);
+        assert!(Arc::ptr_eq(&first, &store.lazy_arc("shared", || 2)));
+        let mut other = VariableStore::default();
+        other.put_variable("more", 5u8);
+        store.merge(other);
+        assert_eq!(store.take_variable::<u8>("more"), 5);
+    }
+
+    #[test]
+    fn a_variable_of_another_type_is_neither_right_nor_taken() {
+        let mut store = VariableStore::default();
+        store.put_variable("count", 1i32);
+        assert!(!store.check_variable::<u32>("count"));
+        let taken =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.take_variable::<u32>("count")));
+        assert!(taken.is_err());
+    }
+
+    /// Cells that were compiled without the prelude have evcxr's own store.
+    #[test]
+    fn the_store_is_evcxrs_in_memory() {
+        type Evcxrs = HashMap<String, Box<dyn Any>>;
+        assert_eq!(size_of::<VariableStore>(), size_of::<Evcxrs>());
+        assert_eq!(std::mem::offset_of!(VariableStore, variables), 0);
+    }
+}
