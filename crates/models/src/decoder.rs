@@ -11,6 +11,7 @@ use crate::cache::BlockCache;
 use crate::config::{Config, Family};
 use crate::error::{Error, Result};
 use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, Slot, Weight};
+use crate::matrix::Matrix;
 use crate::past::Past;
 use crate::positions::Positions;
 use crate::{falcon, gemma, gpt2, llama, phi3};
@@ -41,7 +42,7 @@ pub(crate) trait Decoder: Send + Sync + fmt::Debug {
     fn final_norm(&self, x: &Tensor) -> Result<Tensor>;
 
     /// The output head, `[vocab, hid]`.
-    fn head(&self) -> Tensor;
+    fn head(&self) -> Matrix;
 
     /// Logits `l` become `c · tanh(l / c)`.
     fn final_logit_softcapping(&self) -> Option<f64> {

@@ -136,7 +136,7 @@ pub enum Error {
     },
     /// The weights are larger than the memory that is left.
     #[error(
-        "`{name}` has {:.1} M parameters, which take {:.1} GB as {dtype:?}; {:.1} GB are available. Choose a smaller model, or load it as bf16 with `Model::load_as`, which halves f32",
+        "`{name}` has {:.1} M parameters, which take {:.1} GB as {form}; {:.1} GB are available. Choose a smaller model, or load it as bf16 with `Model::load_as`, which halves f32, or quantised with `Model::load_quantized`",
         *parameters as f64 / 1e6, *bytes as f64 / 1e9, *available as f64 / 1e9
     )]
     Memory {
@@ -146,8 +146,8 @@ pub enum Error {
         parameters: usize,
         /// What they take.
         bytes: u64,
-        /// Their type.
-        dtype: candle_core::DType,
+        /// Their types.
+        form: String,
         /// What there is.
         available: u64,
     },
@@ -162,6 +162,24 @@ pub enum Error {
         format: &'static str,
         /// What it has.
         what: String,
+    },
+    /// Nothing to keep quantised.
+    #[error(
+        "`{origin}` holds its weights as plain f32, so there are no blocks to keep: `Quantization::Nf4` makes some, `Model::load` loads them as they are"
+    )]
+    NotQuantized {
+        /// The file.
+        origin: String,
+    },
+    /// Training asked for a weight that is kept quantised.
+    #[error(
+        "`{name}` is kept in quantised blocks ({format}) and cannot be trained itself: train an adapter, or load the model as f32 (`Model::load`)"
+    )]
+    QuantizedWeight {
+        /// The weight.
+        name: String,
+        /// Its blocks.
+        format: crate::quantized::Format,
     },
     /// More tokens than the model was made for.
     #[error(

@@ -22,6 +22,7 @@ use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, LayerNorm, Slot, Weight};
+use crate::matrix::Matrix;
 use crate::ops;
 use crate::past::Past;
 use crate::positions::Positions;
@@ -375,7 +376,7 @@ impl Decoder for Falcon {
         self.ln_f.forward(x)
     }
 
-    fn head(&self) -> Tensor {
-        self.lm_head.get()
+    fn head(&self) -> Matrix {
+        self.lm_head.matrix()
     }
 }

@@ -23,6 +23,7 @@ use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
 use crate::llama::{FULL, SLIDING};
+use crate::matrix::Matrix;
 use crate::ops;
 use crate::past::Past;
 use crate::positions::Positions;
@@ -506,8 +507,8 @@ impl Decoder for Gemma {
         self.norm.forward(x)
     }
 
-    fn head(&self) -> Tensor {
-        self.lm_head.get()
+    fn head(&self) -> Matrix {
+        self.lm_head.matrix()
     }
 
     fn final_logit_softcapping(&self) -> Option<f64> {

@@ -17,6 +17,7 @@ use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, LayerNorm, Slot, Weight};
+use crate::matrix::Matrix;
 use crate::ops;
 use crate::past::Past;
 use crate::positions::Positions;
@@ -264,7 +265,7 @@ impl Decoder for Gpt2 {
         self.ln_f.forward(x)
     }
 
-    fn head(&self) -> Tensor {
-        self.lm_head.get()
+    fn head(&self) -> Matrix {
+        self.lm_head.matrix()
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Tensor};
 
 use crate::error::Result;
+use crate::matrix::Matrix;
 use crate::ops;
 
 /// Logits after the bound, if there is one.
@@ -16,14 +17,14 @@ pub(crate) fn softcapped(logits: Tensor, cap: Option<f64>) -> Result<Tensor> {
 /// As [`ops::cross_entropy`], with bounded logits. The logits of all labelled rows are in memory at once.
 pub(crate) fn softcapped_cross_entropy(
     hidden: &Tensor,
-    head: &Tensor,
+    head: &Matrix,
     labels: &[i64],
     cap: f64,
 ) -> Result<(Tensor, usize)> {
     let labelled: Vec<usize> =
         labels.iter().enumerate().filter(|(_, label)| **label != ops::IGNORE).map(|(row, _)| row).collect();
     let count = labelled.len();
-    let vocab = head.dim(0)?;
+    let vocab = head.dims2()?.0;
     let targets: Vec<u32> = labelled.iter().map(|row| labels[*row] as u32).collect();
     if count == 0 || hidden.dim(0)? != labels.len() || targets.iter().any(|target| *target as usize >= vocab)
     {

@@ -10,28 +10,31 @@ use std::sync::{Arc, PoisonError, RwLock};
 use candle_core::{D, DType, Tensor, Var};
 
 use crate::error::Result;
+use crate::matrix::Matrix;
 use crate::ops;
 
 /// One tensor of a decoder: a constant, until training takes it over with [`Weight::train`].
 ///
 /// A trained weight has one copy in memory: the decoder and the trainer's variable share it, so that an update in place is seen at once.
+/// A frozen one may be kept in quantised blocks ([`Matrix`]).
 pub struct Weight {
     name: String,
     state: RwLock<WeightState>,
 }
 
 struct WeightState {
-    tensor: Tensor,
+    values: Matrix,
     /// What was loaded, while something stands in for it.
-    base: Option<Tensor>,
+    base: Option<Matrix>,
     /// The same values as part of the graph, and whether anybody wants them so.
     trained: Option<(Tensor, Arc<AtomicBool>)>,
 }
 
 impl Weight {
     /// A weight under Hugging Face's name for it, such as `model.norm.weight`.
-    pub fn new(name: impl Into<String>, tensor: Tensor) -> Self {
-        Self { name: name.into(), state: RwLock::new(WeightState { tensor, base: None, trained: None }) }
+    pub fn new(name: impl Into<String>, values: impl Into<Matrix>) -> Self {
+        let values = values.into();
+        Self { name: name.into(), state: RwLock::new(WeightState { values, base: None, trained: None }) }
     }
 
     /// Its name.
@@ -39,66 +42,80 @@ impl Weight {
         &self.name
     }
 
-    /// The tensor: part of the graph while it is trained and gradients are wanted, a constant otherwise.
+    /// The tensor: part of the graph while it is trained and gradients are wanted, a constant otherwise. Of a quantised weight this is a new
+    /// copy in f32; [`Weight::matrix`] is what an operation takes.
     pub fn get(&self) -> Tensor {
+        self.matrix().tensor().expect("as many values as the shape says make a tensor")
+    }
+
+    /// What an operation takes: the tensor, or the blocks that it is kept in.
+    pub fn matrix(&self) -> Matrix {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         match &state.trained {
-            Some((tracked, gradients)) if gradients.load(Ordering::Relaxed) => tracked.clone(),
-            _ => state.tensor.clone(),
+            Some((tracked, gradients)) if gradients.load(Ordering::Relaxed) => tracked.into(),
+            _ => state.values.clone(),
         }
     }
 
     /// Lets `var`, which should hold this weight's values, take its place. While `gradients` is true a forward pass builds a graph to it.
     ///
     /// # Errors
-    /// When the shapes differ.
+    /// When the shapes differ, or the weight is kept in quantised blocks, which cannot be trained.
     pub fn train(&self, var: &Var, gradients: Arc<AtomicBool>) -> Result<()> {
+        if let Matrix::Quantized(blocks) = self.matrix() {
+            return Err(crate::Error::QuantizedWeight { name: self.name.clone(), format: blocks.format() });
+        }
+        self.put(var, gradients)
+    }
+
+    fn put(&self, var: &Var, gradients: Arc<AtomicBool>) -> Result<()> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if var.dims() != state.tensor.dims() {
+        if var.dims() != state.values.dims() {
             return Err(crate::Error::Shape {
                 origin: "the variable".to_owned(),
                 name: self.name.clone(),
-                expected: state.tensor.dims().to_vec(),
+                expected: state.values.dims().to_vec(),
                 found: var.dims().to_vec(),
             });
         }
-        state.tensor = var.as_detached_tensor();
+        state.values = var.as_detached_tensor().into();
         state.trained = Some((var.as_tensor().clone(), gradients));
         Ok(())
     }
 
-    /// The same for as long as [`Weight::restore`] is not called: what was loaded is kept beside it.
+    /// The same for as long as [`Weight::restore`] is not called: what was loaded, which may be quantised, is kept beside it.
     ///
     /// # Errors
     /// When the shapes differ.
     pub fn stand_in(&self, var: &Var, gradients: Arc<AtomicBool>) -> Result<()> {
         let kept = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            state.base.clone().unwrap_or_else(|| state.tensor.clone())
+            state.base.clone().unwrap_or_else(|| state.values.clone())
         };
-        self.train(var, gradients)?;
+        self.put(var, gradients)?;
         self.state.write().unwrap_or_else(PoisonError::into_inner).base = Some(kept);
         Ok(())
     }
 
-    /// The tensor without what stands in for it, a constant.
+    /// The tensor without what stands in for it, a constant; of a quantised weight a new copy in f32.
     pub fn loaded(&self) -> Tensor {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        state.base.as_ref().unwrap_or(&state.tensor).detach()
+        let loaded = state.base.as_ref().unwrap_or(&state.values).detach();
+        loaded.tensor().expect("as many values as the shape says make a tensor")
     }
 
     /// Puts back what [`Weight::stand_in`] put aside, bit for bit; nothing happens where nothing stands in.
     pub fn restore(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(base) = state.base.take() {
-            state.tensor = base;
+            state.values = base;
             state.trained = None;
         }
     }
 
     /// Puts the values that were loaded in place of the empty ones it was made with.
-    pub(crate) fn fill(&self, tensor: Tensor) {
-        self.state.write().unwrap_or_else(PoisonError::into_inner).tensor = tensor;
+    pub(crate) fn fill(&self, values: Matrix) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).values = values;
     }
 
     /// Ends training: a constant again, with the values that it has now.
@@ -109,7 +126,7 @@ impl Weight {
 
 impl fmt::Debug for Weight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Weight({} {:?})", self.name, self.get().dims())
+        write!(f, "Weight({} {:?})", self.name, self.matrix().dims())
     }
 }
 
@@ -125,7 +142,7 @@ pub trait Projection: Send + Sync + fmt::Debug {
     fn in_features(&self) -> usize;
     /// Size of the last dimension that comes out.
     fn out_features(&self) -> usize;
-    /// The frozen weight, `[out, in]`.
+    /// The frozen weight, `[out, in]`; of a quantised one a new copy in f32.
     fn weight(&self) -> Tensor;
 }
 
@@ -139,9 +156,11 @@ pub struct Linear {
 impl Linear {
     /// # Shapes
     /// `weight` `[out, in]`, `bias` `[out]`.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        let named = |name: &str, tensor| Arc::new(Weight::new(name, tensor));
-        Self { weight: named("weight", weight), bias: bias.map(|bias| named("bias", bias)) }
+    pub fn new(weight: impl Into<Matrix>, bias: Option<Tensor>) -> Self {
+        Self {
+            weight: Arc::new(Weight::new("weight", weight)),
+            bias: bias.map(|bias| Arc::new(Weight::new("bias", bias))),
+        }
     }
 
     /// Of weights that others hold as well.
@@ -155,6 +174,11 @@ impl Linear {
         Self { weight: Arc::new(Weight::new("weight", weight)), bias: self.bias.clone() }
     }
 
+    /// The weight as operations take it, `[out, in]`.
+    pub fn matrix(&self) -> Matrix {
+        self.weight.matrix()
+    }
+
     /// The bias, `[out]`.
     pub fn bias(&self) -> Option<Tensor> {
         self.bias.as_ref().map(|bias| bias.get())
@@ -163,15 +187,15 @@ impl Linear {
 
 impl Projection for Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight.get(), self.bias().as_ref())?)
+        Ok(ops::linear(x, self.matrix(), self.bias().as_ref())?)
     }
 
     fn in_features(&self) -> usize {
-        self.weight.get().dims().get(1).copied().unwrap_or(0)
+        self.matrix().dims().get(1).copied().unwrap_or(0)
     }
 
     fn out_features(&self) -> usize {
-        self.weight.get().dims().first().copied().unwrap_or(0)
+        self.matrix().dims().first().copied().unwrap_or(0)
     }
 
     fn weight(&self) -> Tensor {
@@ -182,6 +206,10 @@ impl Projection for Linear {
 impl fmt::Debug for Linear {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bias = if self.bias.is_some() { ", bias" } else { "" };
+        let bias = match self.matrix() {
+            Matrix::Quantized(blocks) => format!("{bias}, {}", blocks.format()),
+            Matrix::Plain(_) => bias.to_owned(),
+        };
         write!(f, "Linear({} -> {}{bias})", self.in_features(), self.out_features())
     }
 }
@@ -390,7 +418,7 @@ impl Embedding {
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
         // [b, t] -> [b·t, hid] -> [b, t, hid]
-        let rows = self.weight.get().index_select(&ids.flatten_all()?, 0)?;
+        let rows = self.weight.matrix().select(&ids.flatten_all()?)?;
         Ok(rows.reshape((b, t, ()))?)
     }
 }

@@ -28,6 +28,7 @@ use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
+use crate::matrix::Matrix;
 use crate::ops;
 use crate::past::Past;
 use crate::positions::Positions;
@@ -388,8 +389,8 @@ impl Decoder for Llama {
         self.norm.forward(x)
     }
 
-    fn head(&self) -> Tensor {
-        self.lm_head.get()
+    fn head(&self) -> Matrix {
+        self.lm_head.matrix()
     }
 
     fn cache_ends_at(&self) -> Option<usize> {

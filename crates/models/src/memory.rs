@@ -1,6 +1,6 @@
 //! What a model takes in memory, said and compared with what there is before it is taken.
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use tunebook_progress::ProgressBar;
 
 use crate::error::{Error, Result};
@@ -9,23 +9,23 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// When this computer does not have as much.
-pub(crate) fn announce(
-    name: &str,
-    parameters: usize,
-    bytes: u64,
-    dtype: DType,
-    device: &Device,
-) -> Result<()> {
+pub(crate) fn announce(name: &str, parameters: usize, bytes: u64, form: &str, device: &Device) -> Result<()> {
     if let Some(available) = available(device)
         && bytes > available
     {
-        return Err(Error::Memory { name: name.to_owned(), parameters, bytes, dtype, available });
+        return Err(Error::Memory {
+            name: name.to_owned(),
+            parameters,
+            bytes,
+            form: form.to_owned(),
+            available,
+        });
     }
     // Small ones are there at once.
     const WORTH_A_LINE: u64 = 64 << 20;
     if bytes >= WORTH_A_LINE {
         let label = format!(
-            "Loading {name}: {:.1} M parameters, {:.0} MB as {dtype:?}",
+            "Loading {name}: {:.1} M parameters, {:.0} MB as {form}",
             parameters as f64 / 1e6,
             bytes as f64 / 1e6
         );
@@ -62,9 +62,8 @@ mod tests {
     #[test]
     fn more_than_there_is_is_refused_with_both_numbers() {
         let Some(available) = available(&Device::Cpu) else { return };
-        let error =
-            announce("m", 7, available * 2 + (1 << 40), DType::F32, &Device::Cpu).unwrap_err().to_string();
+        let error = announce("m", 7, available * 2 + (1 << 40), "F32", &Device::Cpu).unwrap_err().to_string();
         assert!(error.contains("`m`") && error.contains("GB"), "{error}");
-        announce("m", 7, 28, DType::F32, &Device::Cpu).unwrap();
+        announce("m", 7, 28, "F32", &Device::Cpu).unwrap();
     }
 }

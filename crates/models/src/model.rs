@@ -19,16 +19,17 @@ use crate::front::{self, Front};
 use crate::generate::{self, GenerationConfig};
 use crate::head;
 use crate::layers::{Slot, Weight};
+use crate::matrix::Matrix;
 use crate::memory;
 use crate::ops;
 use crate::past::Past;
 use crate::positions::Positions;
 use crate::tokenizer::{Digits, Tokenizer};
 use crate::weights;
-use crate::weights::Checkpoint;
 use crate::weights::gguf::{Gguf, GgufWeights, Value};
 use crate::weights::safetensors::Shards;
 use crate::weights::source::{self, Source};
+use crate::weights::{Checkpoint, Keep, Quantization};
 
 /// A language model with its tokenizer and chat template. Clones share everything.
 ///
@@ -62,6 +63,7 @@ struct Inner {
     end_ids: Vec<u32>,
     parameter_count: usize,
     memory_bytes: u64,
+    activations: DType,
     extensions: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
@@ -91,28 +93,49 @@ impl Model {
                 expected: "F32, F16 or BF16",
             });
         }
+        Self::load_kept(name_or_path, dtype.map(Keep::As), device)
+    }
+
+    /// The same with the matrices in quantised blocks, which are dequantised as they are used, a tile at a time: the base of QLoRA
+    /// (<https://arxiv.org/abs/2305.14314>). It takes in memory what its blocks take. Adapters train on it as on a plain one; the model itself
+    /// cannot be trained.
+    ///
+    /// ```no_run
+    /// use tunebook_models::{Device, Model, Quantization};
+    /// let model = Model::load_quantized("SmolLM2-135M-Instruct", Quantization::Stored, &Device::Cpu)?;
+    /// println!("{model:?}"); // … 98 MB as Q4_1, Q8_0, F32 …
+    /// # Ok::<(), tunebook_models::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Model::load`]; when the matrices are to stay as they are stored, and that is f32.
+    pub fn load_quantized(name_or_path: &str, quantization: Quantization, device: &Device) -> Result<Self> {
+        Self::load_kept(name_or_path, Some(Keep::Quantized(quantization)), device)
+    }
+
+    fn load_kept(name_or_path: &str, keep: Option<Keep>, device: &Device) -> Result<Self> {
         match source::resolve(name_or_path)? {
-            Source::Gguf(path) => Self::load_gguf(name_or_path, path, dtype, device),
-            Source::Folder(path) => Self::load_folder(name_or_path, path, dtype, device),
+            Source::Gguf(path) => Self::load_gguf(name_or_path, path, keep, device),
+            Source::Folder(path) => Self::load_folder(name_or_path, path, keep, device),
         }
     }
 
-    fn load_gguf(name: &str, path: PathBuf, dtype: Option<DType>, device: &Device) -> Result<Self> {
+    fn load_gguf(name: &str, path: PathBuf, keep: Option<Keep>, device: &Device) -> Result<Self> {
         let file = Gguf::open(&path)?;
         let config = Config::from_gguf(&file)?;
-        let dtype = dtype.unwrap_or_else(|| file.dtype());
+        let keep = keep.unwrap_or_else(|| Keep::As(file.dtype()));
         let (tokenizer, parts) = rayon::join(
             || Tokenizer::from_gguf(&file, Digits::default()),
-            || fill(name, &config, &GgufWeights::new(&file, &config), dtype, device),
+            || fill(name, &config, &GgufWeights::new(&file, &config), keep, device),
         );
         let tokenizer = tokenizer?;
         let source = file.get("tokenizer.chat_template").and_then(Value::as_str);
         let chat_template =
             source.map(|source| ChatTemplate::for_tokenizer(source, &tokenizer)).transpose()?;
-        Self::new(name, path, config, parts?, tokenizer, chat_template, device)
+        Self::new(name, path, config, parts?, tokenizer, chat_template, (keep, device))
     }
 
-    fn load_folder(name: &str, path: PathBuf, dtype: Option<DType>, device: &Device) -> Result<Self> {
+    fn load_folder(name: &str, path: PathBuf, keep: Option<Keep>, device: &Device) -> Result<Self> {
         let read = |file: &str| {
             let path = path.join(file);
             match std::fs::read_to_string(&path) {
@@ -155,9 +178,9 @@ impl Model {
         let chat_template =
             template.map(|source| ChatTemplate::for_tokenizer(&source, &tokenizer)).transpose()?;
         let shards = Shards::open_folder(&path)?.with_prefix(config.prefix());
-        let dtype = dtype.unwrap_or_else(|| shards.dtype());
-        let parts = fill(name, &config, &shards, dtype, device)?;
-        Self::new(name, path, config, parts, tokenizer, chat_template, device)
+        let keep = keep.unwrap_or_else(|| Keep::As(shards.dtype()));
+        let parts = fill(name, &config, &shards, keep, device)?;
+        Self::new(name, path, config, parts, tokenizer, chat_template, (keep, device))
     }
 
     fn new(
@@ -167,7 +190,7 @@ impl Model {
         parts: Parts,
         tokenizer: Tokenizer,
         chat_template: Option<ChatTemplate>,
-        device: &Device,
+        (keep, device): (Keep, &Device),
     ) -> Result<Self> {
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::Config {
@@ -184,12 +207,8 @@ impl Model {
         let transposed =
             needs.iter().filter(|need| need.transposed).map(|need| need.weight.name().to_owned()).collect();
         let weights: Vec<Arc<Weight>> = needs.into_iter().map(|need| need.weight).collect();
-        let parameter_count = weights.iter().map(|weight| weight.get().elem_count()).sum();
-        let memory_bytes = weights
-            .iter()
-            .map(|weight| weight.get())
-            .map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64)
-            .sum();
+        let parameter_count = weights.iter().map(|weight| weight.matrix().elem_count()).sum();
+        let memory_bytes = weights.iter().map(|weight| weight.matrix().bytes()).sum();
         let mut end_ids = config.eos_token_id.clone();
         end_ids.extend(tokenizer.eos_id().filter(|id| !config.eos_token_id.contains(id)));
         Ok(Self {
@@ -210,6 +229,7 @@ impl Model {
                 end_ids,
                 parameter_count,
                 memory_bytes,
+                activations: keep.activations(device),
                 extensions: Mutex::default(),
             }),
         })
@@ -475,8 +495,13 @@ impl Model {
         self.inner.decoder.final_norm(x)
     }
 
-    /// The output head, `[vocab, hid]`; the embedding table itself where they are tied.
+    /// The output head, `[vocab, hid]`; the embedding table itself where they are tied. Of a quantised head a new copy in f32.
     pub fn head_weight(&self) -> Tensor {
+        self.head().tensor().expect("as many values as the shape says make a tensor")
+    }
+
+    /// The output head as operations take it, `[vocab, hid]`.
+    pub fn head(&self) -> Matrix {
         self.inner.decoder.head()
     }
 
@@ -493,7 +518,7 @@ impl Model {
     /// # Errors
     /// When the last dimension is not `hid`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = ops::linear(hidden, &self.head_weight(), None)?;
+        let logits = ops::linear(hidden, self.head(), None)?;
         head::softcapped(logits, self.inner.decoder.final_logit_softcapping())
     }
 
@@ -507,8 +532,8 @@ impl Model {
     /// When the shapes do not fit together or a label is outside the vocabulary.
     pub fn cross_entropy(&self, hidden: &Tensor, labels: &[i64]) -> Result<(Tensor, usize)> {
         match self.inner.decoder.final_logit_softcapping() {
-            None => Ok(ops::cross_entropy(hidden, &self.head_weight(), labels)?),
-            Some(cap) => head::softcapped_cross_entropy(hidden, &self.head_weight(), labels, cap),
+            None => Ok(ops::cross_entropy(hidden, self.head(), labels)?),
+            Some(cap) => head::softcapped_cross_entropy(hidden, &self.head(), labels, cap),
         }
     }
 
@@ -543,17 +568,37 @@ impl Model {
         KvCache::new(self.num_blocks(), shape, self.activation_dtype(), self.device())
     }
 
-    /// The type of the weights.
+    /// The type of the weights; of quantised ones, the type that they are dequantised to.
     pub fn dtype(&self) -> DType {
-        self.head_weight().dtype()
+        self.head().dtype()
+    }
+
+    /// Whether any of its matrices are kept in quantised blocks.
+    pub fn is_quantized(&self) -> bool {
+        self.inner.weights.iter().any(|weight| weight.matrix().is_quantized())
     }
 
     /// The type of activations: f32 on the CPU beside weights in bf16, whose products round to bf16 and sum in f32.
     fn activation_dtype(&self) -> DType {
-        match self.dtype() {
-            DType::BF16 if self.device().is_cpu() => DType::F32,
-            dtype => dtype,
+        self.inner.activations
+    }
+
+    /// The forms that its weights have in memory, the largest part first: `Q4_1, Q8_0, F32`.
+    fn forms(&self) -> String {
+        let mut forms: Vec<(String, u64)> = Vec::new();
+        for weight in &self.inner.weights {
+            let matrix = weight.matrix();
+            let form = match &matrix {
+                Matrix::Plain(tensor) => format!("{:?}", tensor.dtype()),
+                Matrix::Quantized(blocks) => blocks.format().to_string(),
+            };
+            match forms.iter_mut().find(|(known, _)| *known == form) {
+                Some((_, bytes)) => *bytes += matrix.bytes(),
+                None => forms.push((form, matrix.bytes())),
+            }
         }
+        forms.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        forms.into_iter().map(|(form, _)| form).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -655,14 +700,14 @@ impl fmt::Debug for Model {
         let Inner { name, config, parameter_count, memory_bytes, device, .. } = &*self.inner;
         write!(
             f,
-            "Model({name}: {}, {:.1} M parameters, {} blocks, hidden size {}, context {}, {:.0} MB as {:?} on {:?})",
+            "Model({name}: {}, {:.1} M parameters, {} blocks, hidden size {}, context {}, {:.0} MB as {} on {:?})",
             config.model_type,
             *parameter_count as f64 / 1e6,
             config.num_hidden_layers,
             config.hidden_size,
             config.max_position_embeddings,
             *memory_bytes as f64 / 1e6,
-            self.dtype(),
+            if self.is_quantized() { self.forms() } else { format!("{:?}", self.dtype()) },
             device.location(),
         )
     }
@@ -673,16 +718,19 @@ fn fill(
     name: &str,
     config: &Config,
     checkpoint: &dyn Checkpoint,
-    dtype: DType,
+    keep: Keep,
     device: &Device,
 ) -> Result<Parts> {
     // Shapes first, on nothing: what a config asks for may be more than there is.
     let parts = decoder::build(config, device)?;
     weights::check(checkpoint, &config.model_type, &parts.needs)?;
     let count: usize = parts.needs.iter().map(|need| need.shape.iter().product::<usize>()).sum();
-    let bytes = count as u64 * dtype.size_in_bytes() as u64;
-    memory::announce(name, count, bytes, dtype, device)?;
-    weights::load(checkpoint, &parts.needs, dtype, device)?;
+    if matches!(keep, Keep::Quantized(_)) && !weights::has_blocks(checkpoint, &parts.needs, keep, device) {
+        return Err(Error::NotQuantized { origin: checkpoint.origin() });
+    }
+    let (bytes, forms) = weights::size(checkpoint, &parts.needs, keep, device);
+    memory::announce(name, count, bytes, &forms.join(", "), device)?;
+    weights::load(checkpoint, &parts.needs, keep, device)?;
     Ok(parts)
 }
 

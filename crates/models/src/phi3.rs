@@ -15,6 +15,7 @@ use crate::config::{self, Config, JsonFields, Shape};
 use crate::decoder::{Builder, Decoder, block_at};
 use crate::error::Result;
 use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
+use crate::matrix::Matrix;
 use crate::ops;
 use crate::past::Past;
 use crate::positions::Positions;
@@ -284,8 +285,8 @@ impl Decoder for Phi3 {
         self.norm.forward(x)
     }
 
-    fn head(&self) -> Tensor {
-        self.lm_head.get()
+    fn head(&self) -> Matrix {
+        self.lm_head.matrix()
     }
 
     fn cache_ends_at(&self) -> Option<usize> {

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::matrix::Matrix;
 use crate::model::Model;
-use crate::tensor_file::{self, Entry};
+use crate::tensor_file::{self, Data, Entry};
 use crate::weights::safetensors::SINGLE;
 
 impl Model {
     /// Writes the model with its weights as they are now (those of the base: an adapter is saved by itself) into `dir`, as `transformers`'
-    /// `save_pretrained` does for model and tokenizer. Returns the folder. Files that are there already are replaced, each at once.
+    /// `save_pretrained` does for model and tokenizer, quantised ones dequantised to f32. Returns the folder. Files that are there already are replaced, each at once.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -22,15 +23,21 @@ impl Model {
         let dir = PathBuf::from(dir);
         std::fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
         let weights = self.weights();
-        let tensors = weights
+        let matrices = weights
             .iter()
             .map(|weight| {
-                let tensor = weight.get();
+                let matrix = weight.matrix();
                 let turned = self.is_transposed(weight.name());
-                Ok((weight.name(), if turned { tensor.t()? } else { tensor }))
+                Ok((weight.name(), if turned { matrix.tensor()?.t()?.into() } else { matrix }))
             })
             .collect::<Result<Vec<_>>>()?;
-        let entries: Vec<_> = tensors.iter().map(|(name, tensor)| Entry::tensor(*name, tensor)).collect();
+        let entries: Vec<_> = matrices
+            .iter()
+            .map(|(name, matrix)| match matrix {
+                Matrix::Plain(tensor) => Entry::tensor(*name, tensor),
+                Matrix::Quantized(blocks) => Entry::new(*name, blocks.dims(), Data::Blocks(blocks)),
+            })
+            .collect();
         replace(&dir.join(SINGLE), |out| tensor_file::write(out, &entries, &[("format", "pt")]))?;
         let tokenizer = self.tokenizer().to_json()?;
         replace(&dir.join("tokenizer.json"), |out| out.write_all(tokenizer.as_bytes()))?;

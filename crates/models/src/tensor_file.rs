@@ -15,6 +15,8 @@ use std::io::{Error, Result, Write};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 use serde_json::{Map, Value, json};
 
+use crate::quantized::Quantized;
+
 /// The values of one tensor.
 #[derive(Clone, Copy, Debug)]
 pub enum Data<'a> {
@@ -26,6 +28,8 @@ pub enum Data<'a> {
     U8(&'a [u8]),
     /// In the tensor's own type: f32, bf16, f16, f64 or u8.
     Tensor(&'a Tensor),
+    /// Quantised blocks, dequantised to f32 a few rows at a time.
+    Blocks(&'a Quantized),
 }
 
 /// One tensor of a file.
@@ -49,7 +53,7 @@ impl<'a> Entry<'a> {
 
     fn dtype(&self) -> Result<(&'static str, usize)> {
         Ok(match self.data {
-            Data::F32(_) => ("F32", 4),
+            Data::F32(_) | Data::Blocks(_) => ("F32", 4),
             Data::F64(_) => ("F64", 8),
             Data::U8(_) => ("U8", 1),
             Data::Tensor(tensor) => match tensor.dtype() {
@@ -84,6 +88,7 @@ pub fn write(out: &mut impl Write, entries: &[Entry<'_>], metadata: &[(&str, &st
             Data::F64(values) => values.len(),
             Data::U8(values) => values.len(),
             Data::Tensor(tensor) => tensor.elem_count(),
+            Data::Blocks(blocks) => blocks.dims().iter().product(),
         };
         if holds != count {
             let problem = format!("`{}` holds {holds} values, expected {:?}", entry.name, entry.shape);
@@ -106,6 +111,7 @@ pub fn write(out: &mut impl Write, entries: &[Entry<'_>], metadata: &[(&str, &st
             Data::F64(values) => put(out, values, |value| value.to_le_bytes())?,
             Data::U8(values) => out.write_all(values)?,
             Data::Tensor(tensor) => put_tensor(out, tensor)?,
+            Data::Blocks(blocks) => put_blocks(out, blocks)?,
         }
     }
     Ok(())
@@ -121,6 +127,19 @@ fn put<T: Copy, const N: usize>(
         buffer.clear();
         chunk.iter().for_each(|value| buffer.extend_from_slice(&bytes(*value)));
         out.write_all(&buffer)?;
+    }
+    Ok(())
+}
+
+fn put_blocks(out: &mut impl Write, blocks: &Quantized) -> Result<()> {
+    if !blocks.device().is_cpu() {
+        return put_tensor(out, &blocks.dequantize().map_err(Error::other)?);
+    }
+    let &[rows, cols] = blocks.dims() else { return Ok(()) };
+    for first in (0..rows).step_by(1024) {
+        let mut values = vec![0f32; 1024.min(rows - first) * cols];
+        blocks.rows_into(first, &mut values);
+        put(out, &values, |value| value.to_le_bytes())?;
     }
     Ok(())
 }

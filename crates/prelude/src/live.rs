@@ -266,6 +266,8 @@ mod tests {
             loss,
             learning_rate: 2e-4,
             grad_norm: 1.0,
+            loss_scale: None,
+            skipped: false,
             tokens: 100,
             label_tokens: 40,
             secs: 0.5,

@@ -18,7 +18,9 @@ pub use tunebook_data::{
     ReadOptions, Repetition, Row, Scan, Shape as RowShape, Split, Splits, Step, Streamed, Survivor,
     validate_openai_chat,
 };
-pub use tunebook_models::{BestDevice, ChatTemplate, GenerationConfig, Message, Model, Tokenizer};
+pub use tunebook_models::{
+    BestDevice, ChatTemplate, GenerationConfig, Message, Model, Quantization, Tokenizer,
+};
 pub use tunebook_progress::{Display, MimeBundle, ProgressBar, display, interrupt, progress, stream};
 pub use tunebook_tune::{
     AdaLora, AdapterConfig, AdapterInfo, Adapters, Bias, Callback, EvalRecord, EvalStrategy, Example, Full,

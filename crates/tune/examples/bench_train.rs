@@ -1,7 +1,7 @@
 //! Our side of `cargo xtask bench train`: answers each `step` on standard input with the seconds that it took, and
 //! `end` with the peak memory. The step is [`Stepper::step`], which is what [`Trainer`](tunebook_tune::Trainer) calls.
 //!
-//! `bench_train MODEL IDS [--dtype=f32|bf16] [--method=lora|full] [--naive]`
+//! `bench_train MODEL IDS [--dtype=f32|bf16] [--method=lora|full] [--base=stored|nf4] [--naive]`
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tunebook_models::ops::cpu::gemm::{Mat, product};
 use tunebook_models::ops::cpu::half::{HalfMat, Right, Term, sum_of_products};
 use tunebook_models::ops::{self, profile};
-use tunebook_models::{Config, DType, Device, Model};
+use tunebook_models::{Config, DType, Device, Model, Quantization};
 use tunebook_tune::{Adapters, Batch, Full, FullTuning, Lora, Stepper, TokenizedExample, TrainingArgs};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -32,13 +32,15 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut paths = Vec::new();
-    let (mut naive, mut full, mut dtype) = (false, false, DType::F32);
+    let (mut naive, mut full, mut dtype, mut base) = (false, false, DType::F32, None);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--naive" => naive = true,
             "--dtype=f32" | "--method=lora" => {}
             "--dtype=bf16" => dtype = DType::BF16,
             "--method=full" => full = true,
+            "--base=stored" => base = Some(Quantization::Stored),
+            "--base=nf4" => base = Some(Quantization::Nf4),
             threads if threads.starts_with("--threads=") => {} // rayon reads RAYON_NUM_THREADS
             option if option.starts_with("--") => return Err(format!("cannot do {option}").into()),
             _ => paths.push(argument),
@@ -48,7 +50,10 @@ fn run() -> Result<()> {
     ops::compose(naive);
     let device = Device::Cpu;
     let batches: Vec<Vec<Vec<u32>>> = serde_json::from_slice(&std::fs::read(ids)?)?;
-    let model = Model::load_as(model, Some(dtype), &device)?;
+    let model = match base {
+        Some(base) => Model::load_quantized(model, base, &device)?,
+        None => Model::load_as(model, Some(dtype), &device)?,
+    };
     let lora = Lora {
         r: 8,
         lora_alpha: 16.0,

@@ -234,7 +234,7 @@ pub(crate) struct AdaLoraLinear {
 impl AdaLoraLinear {
     fn new(path: &str, base: Arc<Linear>, config: &AdaLora, mode: Arc<Mode>) -> Result<Self> {
         let (r, input, output) = (config.init_r, base.in_features(), base.out_features());
-        let device = base.weight().device().clone();
+        let device = base.matrix().device().clone();
         let normal = |shape: (usize, usize), name: &str| -> Result<Var> {
             let mut stream = Stream::new(config.init_seed, &format!("{path}.{name}"), 0);
             let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| 0.02 * stream.normal()).collect();
@@ -275,7 +275,7 @@ impl Projection for AdaLoraLinear {
         // [r, in] · [r, 1]
         let scaled = self.mode.value(&self.lora_a).broadcast_mul(&self.mode.value(&self.lora_e))?;
         let mask = self.mode.dropout_mask(&self.path, self.lora_dropout, x)?;
-        let (weight, bias) = (self.base.weight(), self.base.bias());
+        let (weight, bias) = (self.base.matrix(), self.base.bias());
         low_rank(x, &weight, bias, &scaled, &self.mode.value(&self.lora_b), self.scaling, mask.as_ref())
     }
 

@@ -416,7 +416,7 @@ fn plan(model: &Model, config: &AdapterConfig) -> Result<BTreeMap<String, Vec<us
         None => Vec::new(),
     };
     for (key, weight) in OwnWeights::plan(model, config, &modules)? {
-        plan.insert(key, weight.loaded().dims().to_vec());
+        plan.insert(key, weight.matrix().dims().to_vec());
     }
     Ok(plan)
 }

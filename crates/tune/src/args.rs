@@ -83,6 +83,11 @@ pub struct TrainingArgs {
     pub adam_epsilon: f64,
     /// The optimizer and how it keeps its state. Default AdamW in f32.
     pub optim: Optim,
+    /// Dynamic loss scaling, for a model in f16 (`Model::load_as(.., Some(DType::F16), ..)`), by the rule of torch's `GradScaler`: a step whose gradient
+    /// overflows is skipped and the scale halved; 2000 good steps in a row double it. What is trained is f32 either way. Default false.
+    pub fp16: bool,
+    /// The first scale. Default 65536.
+    pub fp16_init_scale: f64,
     /// Gradients of a larger norm are scaled down to it; 0 switches this off. Default 1.
     pub max_grad_norm: f64,
     /// A part of each label's probability that is spread over the vocabulary, in 0..1. It counts in training, not in evaluations. Default 0.
@@ -151,6 +156,8 @@ impl Default for TrainingArgs {
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             optim: Optim::AdamW,
+            fp16: false,
+            fp16_init_scale: 65536.0,
             max_grad_norm: 1.0,
             label_smoothing_factor: 0.0,
             neftune_noise_alpha: None,
@@ -227,6 +234,13 @@ impl TrainingArgs {
         )?;
         let eps = self.adam_epsilon;
         require("TrainingArgs.adam_epsilon", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
+        let scale = self.fp16_init_scale;
+        require(
+            "TrainingArgs.fp16_init_scale",
+            scale,
+            scale.is_finite() && scale >= 1.0,
+            "a finite number of at least 1 (65536 is usual)",
+        )?;
         if let Some(length) = self.max_length {
             require("TrainingArgs.max_length", length, length >= 2, "at least 2 tokens")?;
         }

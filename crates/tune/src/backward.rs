@@ -140,6 +140,7 @@ impl Segments<'_> {
             // [b, t, hid] -> [b·t, hid]
             let rows = (gradient.flatten(0, 1)? * model.embed_scale())?;
             let table = self.parameters.get(index);
+            let rows = rows.to_dtype(table.var.dtype())?;
             gradients.add_rows(index, table.var.as_tensor(), &batch.ids.flatten_all()?, &rows)?;
         }
         Ok(loss)
@@ -211,7 +212,6 @@ fn positions(model: &Model, batch: &Batch) -> Result<Positions> {
 fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Result<Tensor> {
     // [b, t, hid] -> [b·t, hid]
     let hidden = model.final_norm(x)?.flatten(0, 1)?;
-    let head = model.head_weight();
     let (sum, count) = model.cross_entropy(&hidden, &batch.labels)?;
     if smoothing == 0.0 || count == 0 {
         return Ok(sum);
@@ -231,8 +231,9 @@ fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Resu
     let (rows, labels) = (Tensor::new(rows, x.device())?, Tensor::new(labels, x.device())?);
     // [n, hid]
     let hidden = hidden.index_select(&rows, 0)?.to_dtype(DType::F32)?;
-    let apart = head.index_select(&labels, 0)?.to_dtype(DType::F32)?;
-    let apart = apart.broadcast_sub(&head.to_dtype(DType::F32)?.mean_keepdim(0)?)?;
+    let head = model.head();
+    let apart = head.select(&labels)?.to_dtype(DType::F32)?;
+    let apart = apart.broadcast_sub(&head.tensor_as(DType::F32)?.mean_keepdim(0)?)?;
     let correction = (hidden.mul(&apart)?.sum_all()? * smoothing)?;
     Ok((sum + correction)?)
 }

@@ -42,6 +42,7 @@ use crate::allocation::Allocation;
 use crate::args::TrainingArgs;
 use crate::atomic;
 use crate::error::{Error, Result};
+use crate::loss_scale::LossScale;
 use crate::optim::{AdamW, Saved};
 use crate::peft::{self, AdapterFiles};
 use crate::record::{EvalRecord, Plan, StepRecord};
@@ -72,6 +73,9 @@ struct State {
     metrics: Vec<String>,
     /// The training set's fingerprint, in hexadecimal.
     data: String,
+    /// The loss scale, its count and what it skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<LossScale>,
     /// Of `training_state.safetensors`.
     sha256: String,
 }
@@ -140,6 +144,7 @@ impl Run {
             best_step: self.best.as_ref().map(|best| best.step),
             metrics: self.metric_names(),
             data: format!("{:016x}", self.data),
+            loss_scale: self.state.loss_scale,
             sha256,
         };
 
@@ -225,11 +230,12 @@ impl Run {
                 steps: state.step,
                 optimizer: Arc::new(AdamW::restored(
                     state.args.adamw(),
-                    state.step as u64,
+                    (state.step - state.loss_scale.map_or(0, |scale| scale.skipped()).min(state.step)) as u64,
                     tensors.saved("optimizer."),
                 )),
                 weights: tensors.weights("weights."),
                 allocation: (ranks > 0).then(|| Arc::new(Allocation::restored(tensors.saved("allocation.")))),
+                loss_scale: state.loss_scale,
             }),
             args: state.args,
             data,
@@ -292,7 +298,7 @@ impl Write for Hashing {
 }
 
 // The records as rows of f64: JSON would not give every number back bit for bit.
-const STEP_COLUMNS: usize = 8;
+const STEP_COLUMNS: usize = 10;
 const EVAL_COLUMNS: usize = 5;
 
 /// The ranks follow, in the order of their modules.
@@ -306,22 +312,39 @@ fn step_row(r: &StepRecord) -> Vec<f64> {
         r.tokens as f64,
         r.label_tokens as f64,
         r.secs,
+        r.loss_scale.unwrap_or(f64::NAN),
+        f64::from(u8::from(r.skipped)),
     ];
     row.extend(r.ranks.iter().map(|rank| *rank as f64));
     row
 }
 
-fn step_record(row: Vec<f64>, ranks: usize) -> Option<StepRecord> {
+fn step_record(mut row: Vec<f64>, ranks: usize) -> Option<StepRecord> {
+    if row.len() == STEP_COLUMNS - 2 + ranks {
+        row.splice(STEP_COLUMNS - 2..STEP_COLUMNS - 2, [f64::NAN, 0.0]); // of before there was a loss scale
+    }
     let (fixed, of_modules) = row.split_at_checked(STEP_COLUMNS)?;
-    let &[step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs] = fixed else {
+    let &[step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs, loss_scale, skipped] =
+        fixed
+    else {
         return None;
     };
     if of_modules.len() != ranks {
         return None;
     }
-    let ranks = of_modules.iter().map(|rank| *rank as usize).collect();
-    let (step, tokens, label_tokens) = (step as usize, tokens as usize, label_tokens as usize);
-    Some(StepRecord { step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs, ranks })
+    Some(StepRecord {
+        step: step as usize,
+        epoch,
+        loss,
+        learning_rate,
+        grad_norm,
+        loss_scale: (!loss_scale.is_nan()).then_some(loss_scale),
+        skipped: skipped != 0.0,
+        tokens: tokens as usize,
+        label_tokens: label_tokens as usize,
+        secs,
+        ranks: of_modules.iter().map(|rank| *rank as usize).collect(),
+    })
 }
 
 /// The metrics follow, in the order of their names; NaN where an evaluation lacks one.

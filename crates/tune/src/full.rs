@@ -22,7 +22,7 @@ use std::sync::atomic::AtomicU64;
 
 use candle_core::{DType, Var};
 use serde::{Deserialize, Serialize};
-use tunebook_models::{Model, Weight};
+use tunebook_models::{Matrix, Model, Weight};
 
 use crate::adapters;
 use crate::error::{Error, Result};
@@ -168,12 +168,22 @@ impl FullWeights {
     fn new(model: &Model, config: &Full) -> Result<Self> {
         let all = model.weights();
         let chosen = config.resolve(model, &all)?;
-        if let Some(weight) = chosen.iter().map(|index| &all[*index]).find(|w| w.get().dtype() != DType::F32)
+        if let Some((weight, blocks)) = chosen.iter().find_map(|index| match all[*index].matrix() {
+            Matrix::Quantized(blocks) => Some((&all[*index], blocks)),
+            Matrix::Plain(_) => None,
+        }) {
+            let (name, format) = (weight.name().to_owned(), blocks.format());
+            return Err(tunebook_models::Error::QuantizedWeight { name, format }.into());
+        }
+        if let Some(weight) = chosen
+            .iter()
+            .map(|index| &all[*index])
+            .find(|w| !matches!(w.matrix().dtype(), DType::F32 | DType::F16))
         {
             return Err(Error::Config {
                 field: "Full",
-                value: format!("`{}` in {:?}", weight.name(), weight.get().dtype()),
-                expected: "f32 weights: load the model as f32, or train an adapter",
+                value: format!("`{}` in {:?}", weight.name(), weight.matrix().dtype()),
+                expected: "f32 weights (or f16, with masters in f32): load the model as f32, or train an adapter",
             });
         }
         let mode = Arc::new(Mode::default());
@@ -182,7 +192,8 @@ impl FullWeights {
         for index in chosen {
             let weight = &all[index];
             // One tensor at a time: the old one goes before the next is copied.
-            let var = Var::from_tensor(&weight.get().detach())?;
+            // What is trained is f32: a step is too small for f16 to add. Activations beside it stay what they were.
+            let var = Var::from_tensor(&weight.get().detach().to_dtype(DType::F32)?)?;
             weight.train(&var, mode.gradients())?;
             let part = part_of(model, weight.name());
             parameters.push(Parameter { name: weight.name().to_owned(), var, part });

@@ -25,6 +25,7 @@ mod inject;
 mod lora;
 mod lora_body;
 mod lora_linear;
+mod loss_scale;
 mod lr_range;
 mod memory;
 mod mlx;

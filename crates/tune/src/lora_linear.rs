@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
-use tunebook_models::{Linear, Projection, ops};
+use tunebook_models::{Linear, Matrix, Projection, ops};
 
 use crate::decompose;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lora::{Lora, LoraInit};
 use crate::rng::Stream;
 
@@ -77,7 +77,7 @@ impl LoraLinear {
     pub(crate) fn new(path: &str, base: Arc<Linear>, config: &Lora, mode: Arc<Mode>) -> Result<Self> {
         let (r, scaling) = config.rank_and_scaling(path)?;
         let (input, output) = (base.in_features(), base.out_features());
-        let device = base.weight().device().clone();
+        let device = base.matrix().device().clone();
         let random = |shape, name: &str| uniform(shape, config.init_seed, &format!("{path}.{name}"), &device);
         let (lora_a, lora_b) = match config.lora_init {
             LoraInit::Kaiming if config.init_lora_weights => {
@@ -96,6 +96,14 @@ impl LoraLinear {
         let mut base = base;
         let mut initial = None;
         if config.lora_init.takes_from_base() {
+            // What is left would have to be quantised anew, and merging could not give the base back.
+            if let Matrix::Quantized(blocks) = base.matrix() {
+                return Err(Error::Config {
+                    field: "lora_init",
+                    value: format!("{:?} on `{path}`, kept in {}", config.lora_init, blocks.format()),
+                    expected: "Kaiming or Gaussian on a quantised base: the other kinds change the base's own weights",
+                });
+            }
             let weight = base.weight();
             let taken = (lora_b.matmul(&lora_a)? * scaling)?.to_dtype(weight.dtype())?;
             base = Arc::new(base.with_weight((weight - taken)?));
@@ -212,17 +220,18 @@ impl LoraLinear {
         magnitude: &Tensor,
         mask: Option<&Tensor>,
     ) -> tunebook_models::Result<Tensor> {
-        let weight = self.base.weight();
+        let (weight, matrix) = (self.base.weight(), self.base.matrix());
         // Detached: the paper takes the norm as a constant, which saves its gradient.
         let delta = (b.detach().matmul(&a.detach())? * self.scaling)?;
         let norms = row_norms(&(weight.to_dtype(DType::F32)? + delta)?)?;
+        drop(weight);
         let lengths = (magnitude / norms)?.to_dtype(x.dtype())?;
         let y = match mask {
-            None => ops::lora_linear(x, &weight, None, a, b, self.scaling, None)?.broadcast_mul(&lengths)?,
+            None => ops::lora_linear(x, &matrix, None, a, b, self.scaling, None)?.broadcast_mul(&lengths)?,
             Some(mask) => {
                 let dropped = (x * mask)?;
-                let learned = ops::lora_linear(&dropped, &weight, None, a, b, self.scaling, None)?;
-                let base = (ops::linear(x, &weight, None)? - ops::linear(&dropped, &weight, None)?)?;
+                let learned = ops::lora_linear(&dropped, &matrix, None, a, b, self.scaling, None)?;
+                let base = (ops::linear(x, &matrix, None)? - ops::linear(&dropped, &matrix, None)?)?;
                 (learned.broadcast_mul(&lengths)? + base)?
             }
         };
@@ -245,7 +254,7 @@ impl Projection for LoraLinear {
         if let Some(magnitude) = &self.magnitude {
             return self.dora(x, &a, &b, &self.mode.value(magnitude), mask.as_ref());
         }
-        let (weight, bias) = (self.base.weight(), self.base.bias());
+        let (weight, bias) = (self.base.matrix(), self.base.bias());
         low_rank(x, &weight, bias, &a, &b, self.scaling, mask.as_ref())
     }
 
@@ -268,7 +277,7 @@ impl Projection for LoraLinear {
 /// As [`ops::lora_linear`].
 pub(crate) fn low_rank(
     x: &Tensor,
-    weight: &Tensor,
+    weight: &Matrix,
     bias: Option<Tensor>,
     a: &Tensor,
     b: &Tensor,

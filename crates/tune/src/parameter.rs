@@ -128,6 +128,14 @@ impl Gradients {
         Ok(())
     }
 
+    /// Multiplies all of them.
+    pub(crate) fn multiply(&mut self, factor: f64) -> Result<()> {
+        for gradient in self.0.iter_mut().flatten() {
+            *gradient = (&*gradient * factor)?;
+        }
+        Ok(())
+    }
+
     /// In the order of the parameters.
     pub fn iter(&self) -> impl Iterator<Item = Option<&Tensor>> {
         self.0.iter().map(Option::as_ref)

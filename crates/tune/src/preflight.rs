@@ -189,9 +189,12 @@ impl Trainer {
 
         // The batches of the run, as they will come.
         let (mut all_tokens, mut batches, mut longest) = (0usize, 0usize, (0usize, Vec::new()));
+        let mut order = Vec::new();
         for step in 0..flight.total_steps {
             let (epoch, at) = (step / steps_per_epoch, step % steps_per_epoch);
-            let order = sets.rows.order(chosen.data_seed(), epoch, chosen.group());
+            if at == 0 {
+                order = sets.rows.order(chosen.data_seed(), epoch, chosen.group());
+            }
             let rows = order.chunks(together).nth(at).unwrap_or_default();
             for micro in rows.chunks(chosen.batch_size) {
                 let tokens = padded(sets.rows, micro);

@@ -20,8 +20,14 @@ pub struct StepRecord {
     pub loss: f64,
     /// The learning rate of this step.
     pub learning_rate: f64,
-    /// Norm of the gradient before clipping.
+    /// Norm of the gradient before clipping; not finite in a step that was skipped.
     pub grad_norm: f64,
+    /// What the loss was multiplied with before the backward pass ([`TrainingArgs::fp16`](crate::TrainingArgs::fp16)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// The gradient overflowed at that scale, and nothing was changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Tokens that went through the model, padding left out.
     pub tokens: usize,
     /// Tokens that bore a loss.

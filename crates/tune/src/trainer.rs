@@ -590,6 +590,8 @@ impl Trainer {
                 loss: outcome.loss,
                 learning_rate: outcome.learning_rate,
                 grad_norm: outcome.grad_norm,
+                loss_scale: outcome.loss_scale,
+                skipped: outcome.skipped,
                 tokens: batches.iter().map(|batch| batch.tokens).sum(),
                 label_tokens: batches.iter().map(|batch| batch.label_tokens).sum(),
                 secs: started.elapsed().as_secs_f64(),

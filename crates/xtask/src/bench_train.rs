@@ -83,7 +83,6 @@ impl Bench<'_> {
     fn measure(&self, case: &Case) -> Result<Measured> {
         Ok(match &case.kind {
             Kind::Steps(what) => self.steps(case, what)?,
-            Kind::Missing(reason) => without(case.name, reason),
             Kind::Memory { lengths } => self.memory(case, lengths)?,
             Kind::Sft => self.sft(case)?,
             Kind::Cuda => {

@@ -9,17 +9,20 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::gemm::{Mat, product};
+use super::cpu::blocks::BlockMat;
+use super::cpu::gemm::{Mat, Right as Side, Term, product, sum_of_products};
 use super::cpu::half::{self, HalfMat, Right};
 use super::cpu::{CHUNK, HalfValues, Values, math};
 use super::operation::{Operation, Slot, node};
 use super::{IGNORE, profile};
+use crate::matrix::Matrix;
+use crate::quantized::Quantized;
 
 /// Logits held at a time. Each chunk packs the whole head once: 64 MiB is 341 rows of a vocabulary of 49152.
 const CHUNK_BYTES: usize = 64 << 20;
 
 /// See [`super::cross_entropy`].
-pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result<(Tensor, usize)> {
+pub fn cross_entropy(hidden: &Tensor, head_w: &Matrix, labels: &[i64]) -> Result<(Tensor, usize)> {
     let rows: Vec<(usize, usize)> = labels
         .iter()
         .enumerate()
@@ -31,15 +34,20 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     let want = [hidden.track_op(), head_w.track_op()];
     let size = head_w.dims2()?;
     let values = Values::of(&hidden)?;
-    let (loss, gradients) = if head_w.dtype() == DType::BF16 {
-        forward(&values, Head::Half(&HalfValues::of(&head_w)?), size, &rows, want)
-    } else {
-        forward(&values, Head::Full(&Values::of(&head_w)?), size, &rows, want)
+    let (loss, gradients) = match &head_w {
+        Matrix::Quantized(head) => forward(&values, Head::Blocks(head), size, &rows, want),
+        Matrix::Plain(head) if head.dtype() == DType::BF16 => {
+            forward(&values, Head::Half(&HalfValues::of(head)?), size, &rows, want)
+        }
+        Matrix::Plain(head) => forward(&values, Head::Full(&Values::of(head)?), size, &rows, want),
     };
     drop(values);
     let gradients = gradients.map(|gradient| gradient.map_or(Gradient::None, Gradient::Fresh));
     let op = CrossEntropy { gradients: Mutex::new(gradients) };
-    let inputs: &[&Tensor] = if want[1] { &[&hidden, &head_w] } else { &[&hidden] };
+    let inputs: &[&Tensor] = match &head_w {
+        Matrix::Plain(head) if want[1] => &[&hidden, head],
+        _ => &[&hidden],
+    };
     Ok((node(op, inputs, vec![loss], Shape::from(()))?, count))
 }
 
@@ -48,6 +56,8 @@ enum Head<'a> {
     Full(&'a [f32]),
     /// Frozen, products in bf16.
     Half(&'a [::half::bf16]),
+    /// Frozen, dequantised as it is packed.
+    Blocks(&'a Quantized),
 }
 
 impl Head<'_> {
@@ -59,6 +69,10 @@ impl Head<'_> {
                 let b = Right::Half(HalfMat::new(head, vocab, hid).t());
                 half::sum_of_products(&[half::Term { a: x, b, alpha: 1. }], None)
             }
+            Self::Blocks(head) => {
+                let b = Side::Blocks(BlockMat::new(head).t());
+                sum_of_products(&[Term { a: x, b, alpha: 1. }], None)
+            }
         }
     }
 
@@ -69,6 +83,10 @@ impl Head<'_> {
             Self::Half(head) => {
                 let b = Right::Half(HalfMat::new(head, vocab, hid));
                 half::sum_of_products(&[half::Term { a: dlogits, b, alpha: 1. }], None)
+            }
+            Self::Blocks(head) => {
+                let b = Side::Blocks(BlockMat::new(head));
+                sum_of_products(&[Term { a: dlogits, b, alpha: 1. }], None)
             }
         }
     }

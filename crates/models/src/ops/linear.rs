@@ -7,15 +7,17 @@ use std::borrow::Cow;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::cpu::gemm::{Mat, Term, product, sum_of_products};
+use super::cpu::blocks::BlockMat;
+use super::cpu::gemm::{Mat, Right as Side, Term, product, sum_of_products};
 use super::cpu::half::{self, HalfMat, Right};
 use super::cpu::{HalfValues, Values, multiply, multiply_in_place, uninit};
 use super::operation::{Operation, Slot, node};
 use super::profile;
+use crate::matrix::Matrix;
 
 /// See [`super::linear`].
-pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let shape = super::linear_shape(x, w)?;
+pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
+    let shape = super::linear_shape(x, w.dims())?;
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     if bias.is_some_and(Tensor::track_op) {
         // A trained bias is added by candle: its gradient is a sum over rows.
@@ -32,11 +34,14 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let x = Values::of(&x)?;
         times_weight(Mat::new(&x, x.len() / inp, inp), &w, (out, inp), None, bias.as_deref())?
     };
-    if w.track_op() { node(Trained, &[&x, &w], y, shape) } else { node(Frozen { w }, &[&x], y, shape) }
+    match w {
+        Matrix::Plain(w) if w.track_op() => node(Trained, &[&x, &w], y, shape),
+        w => node(Frozen { w }, &[&x], y, shape),
+    }
 }
 
 struct Frozen {
-    w: Tensor,
+    w: Matrix,
 }
 
 impl Operation for Frozen {
@@ -49,47 +54,65 @@ impl Operation for Frozen {
     }
 }
 
+/// A low-rank product beside that with the weight.
+#[derive(Clone, Copy)]
+struct Low<'a> {
+    a: Mat<'a>,
+    b: Mat<'a>,
+    alpha: f32,
+}
+
 /// `x · wᵀ + bias`, and a low-rank term if there is one. The weight's type decides what the products are computed in.
-pub fn times_weight(
+fn times_weight(
     x: Mat,
-    w: &Tensor,
+    w: &Matrix,
     (out, inp): (usize, usize),
-    low: Option<Term>,
+    low: Option<Low>,
     bias: Option<&[f32]>,
 ) -> Result<Vec<f32>> {
-    if w.dtype() == DType::BF16 {
-        let w = HalfValues::of(w)?;
-        let base = half::Term { a: x, b: Right::Half(HalfMat::new(&w, out, inp).t()), alpha: 1. };
-        let low = low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
-        let terms: Vec<_> = std::iter::once(base).chain(low).collect();
-        return Ok(half::sum_of_products(&terms, bias));
+    let sum = |base: Side| {
+        let base = Term { a: x, b: base, alpha: 1. };
+        let low = low.map(|low| Term { a: low.a, b: low.b.into(), alpha: low.alpha });
+        sum_of_products(&std::iter::once(base).chain(low).collect::<Vec<_>>(), bias)
+    };
+    match w {
+        Matrix::Quantized(blocks) => Ok(sum(Side::Blocks(BlockMat::new(blocks).t()))),
+        Matrix::Plain(w) if w.dtype() == DType::BF16 => {
+            let w = HalfValues::of(w)?;
+            let base = half::Term { a: x, b: Right::Half(HalfMat::new(&w, out, inp).t()), alpha: 1. };
+            let low = low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
+            let terms: Vec<_> = std::iter::once(base).chain(low).collect();
+            Ok(half::sum_of_products(&terms, bias))
+        }
+        Matrix::Plain(w) => Ok(sum(Mat::new(&Values::of(w)?, out, inp).t().into())),
     }
-    let w = Values::of(w)?;
-    let base = Term { a: x, b: Mat::new(&w, out, inp).t(), alpha: 1. };
-    let terms: Vec<_> = std::iter::once(base).chain(low).collect();
-    Ok(sum_of_products(&terms, bias))
 }
 
 /// `dx += dy · w`, and a low-rank term if there is one.
-fn input_gradient_with(w: &Tensor, dy: Mat, low: Option<Term>, dx: &mut Slot) -> Result<()> {
+fn input_gradient_with(w: &Matrix, dy: Mat, low: Option<Low>, dx: &mut Slot) -> Result<()> {
     let (out, inp) = w.dims2()?;
-    if w.dtype() == DType::BF16 {
-        let w = HalfValues::of(w)?;
-        let base = half::Term { a: dy, b: Right::Half(HalfMat::new(&w, out, inp)), alpha: 1. };
-        let low = low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
-        dx.add_half_products(&std::iter::once(base).chain(low).collect::<Vec<_>>());
-    } else {
-        let w = Values::of(w)?;
-        let base = Term { a: dy, b: Mat::new(&w, out, inp), alpha: 1. };
+    let mut add = |base: Side| {
+        let base = Term { a: dy, b: base, alpha: 1. };
+        let low = low.map(|low| Term { a: low.a, b: low.b.into(), alpha: low.alpha });
         dx.add_products(&std::iter::once(base).chain(low).collect::<Vec<_>>());
+    };
+    match w {
+        Matrix::Quantized(blocks) => add(Side::Blocks(BlockMat::new(blocks))),
+        Matrix::Plain(w) if w.dtype() == DType::BF16 => {
+            let w = HalfValues::of(w)?;
+            let base = half::Term { a: dy, b: Right::Half(HalfMat::new(&w, out, inp)), alpha: 1. };
+            let low = low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
+            dx.add_half_products(&std::iter::once(base).chain(low).collect::<Vec<_>>());
+        }
+        Matrix::Plain(w) => add(Mat::new(&Values::of(w)?, out, inp).into()),
     }
     Ok(())
 }
 
 /// `dx += dy · w`
-fn input_gradient(w: &Tensor, dy: &[f32], dx: &mut Slot) -> Result<()> {
+fn input_gradient(w: &Matrix, dy: &[f32], dx: &mut Slot) -> Result<()> {
     if dx.wanted() {
-        let out = w.dim(0)?;
+        let out = w.dims2()?.0;
         input_gradient_with(w, Mat::new(dy, dy.len() / out, out), None, dx)?;
     }
     Ok(())
@@ -104,7 +127,7 @@ impl Operation for Trained {
 
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let [x, w] = inputs else { return Ok(()) };
-        input_gradient(w, &dy, &mut into[0])?;
+        input_gradient(&w.into(), &dy, &mut into[0])?;
         if into[1].wanted() {
             let (out, inp) = w.dims2()?;
             let x = Values::of(x)?;
@@ -112,7 +135,7 @@ impl Operation for Trained {
             // dw += dyᵀ · x
             into[1].add_products(&[Term {
                 a: Mat::new(&dy, n, out).t(),
-                b: Mat::new(&x, n, inp),
+                b: Mat::new(&x, n, inp).into(),
                 alpha: 1.,
             }]);
         }
@@ -123,14 +146,14 @@ impl Operation for Trained {
 /// A frozen linear map with a low-rank correction, see [`super::lora_linear`].
 pub fn lora_linear(
     x: &Tensor,
-    w: &Tensor,
+    w: &Matrix,
     bias: Option<&Tensor>,
     a: &Tensor,
     b: &Tensor,
     scale: f64,
     dropout_mask: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let shape = super::linear_shape(x, w)?;
+    let shape = super::linear_shape(x, w.dims())?;
     let (x, a, b) = (x.contiguous()?, a.contiguous()?, b.contiguous()?);
     let bias = bias.map(|bias| bias.detach().contiguous()).transpose()?;
     let op = Lora {
@@ -145,7 +168,7 @@ pub fn lora_linear(
 /// `y = x·wᵀ + bias + s·(x∘mask)·aᵀ·bᵀ`: the low-rank product joins the base product as more depth of the same
 /// tiles. `u = (x∘mask)·aᵀ` is computed again in the backward pass (`r/out` of the work) rather than kept.
 struct Lora {
-    w: Tensor,
+    w: Matrix,
     mask: Option<Tensor>,
     scale: f32,
 }
@@ -167,7 +190,7 @@ impl Lora {
         let (n, r) = (x.len() / inp, a.dim(0)?);
         let bias = bias.map(Values::of).transpose()?;
         let u = product(Mat::new(&self.masked(x)?, n, inp), Mat::new(&Values::of(a)?, r, inp).t());
-        let low = Term { a: Mat::new(&u, n, r), b: Mat::new(b, out, r).t(), alpha: self.scale };
+        let low = Low { a: Mat::new(&u, n, r), b: Mat::new(b, out, r).t(), alpha: self.scale };
         times_weight(Mat::new(x, n, inp), &self.w, (out, inp), Some(low), bias.as_deref())
     }
 }
@@ -187,13 +210,14 @@ impl Operation for Lora {
         let masked = self.masked(&x)?;
         let input = Mat::new(&masked, n, inp);
         // du = s · dy · b
-        let du = sum_of_products(&[Term { a: dy, b: Mat::new(&b, out, r), alpha: self.scale }], None);
+        let du = sum_of_products(&[Term { a: dy, b: Mat::new(&b, out, r).into(), alpha: self.scale }], None);
         let du = Mat::new(&du, n, r);
         if dx.wanted() {
-            let low = Term { a: du, b: Mat::new(&a, r, inp), alpha: 1. };
+            let low = Low { a: du, b: Mat::new(&a, r, inp), alpha: 1. };
             match &self.mask {
                 None => input_gradient_with(&self.w, dy, Some(low), dx)?,
                 Some(mask) => {
+                    let low = Term { a: low.a, b: low.b.into(), alpha: low.alpha };
                     let mut gradient = sum_of_products(&[low], None);
                     multiply_in_place(&mut gradient, &Values::of(mask)?);
                     dx.add(Cow::Owned(gradient));
@@ -203,13 +227,13 @@ impl Operation for Lora {
         }
         if da.wanted() {
             // da += duᵀ · (x ∘ mask)
-            da.add_products(&[Term { a: du.t(), b: input, alpha: 1. }]);
+            da.add_products(&[Term { a: du.t(), b: input.into(), alpha: 1. }]);
         }
         if db.wanted() {
             let u = product(input, Mat::new(&a, r, inp).t());
             // dbᵀ = s · uᵀ · dy, then turned: read so, dy is streamed along its rows.
             let turned =
-                sum_of_products(&[Term { a: Mat::new(&u, n, r).t(), b: dy, alpha: self.scale }], None);
+                sum_of_products(&[Term { a: Mat::new(&u, n, r).t(), b: dy.into(), alpha: self.scale }], None);
             let mut gradient = vec![0.; out * r];
             for (i, row) in gradient.chunks_exact_mut(r).enumerate() {
                 for (j, value) in row.iter_mut().enumerate() {

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Result, Shape, Tensor, bail};
 
+use crate::matrix::Matrix;
+
 mod add;
 mod attention;
 pub mod cpu;
@@ -20,6 +22,8 @@ mod linear;
 pub mod naive;
 mod operation;
 pub mod profile;
+#[cfg(test)]
+mod quantized_tests;
 mod rms_norm;
 mod rope;
 mod swiglu;
@@ -106,7 +110,8 @@ impl Attention {
 
 /// Linear map `y = x · wᵀ + bias`.
 ///
-/// A frozen `w` (neither a variable nor computed from one) gets no gradient and costs none; the bias likewise.
+/// A frozen `w` (neither a variable nor computed from one) gets no gradient and costs none; the bias likewise. A quantised one is dequantised a
+/// tile at a time, in the forward and in the backward pass.
 ///
 /// # Shapes
 /// `x` `[.., in]`, `w` `[out, in]`, `bias` `[out]` -> `[.., out]`. The input dimension may be split over the last
@@ -114,12 +119,13 @@ impl Attention {
 ///
 /// # Errors
 /// When the last dimensions of `x` do not make `in`, or the bias is not `[out]`.
-pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, w: impl Into<Matrix>, bias: Option<&Tensor>) -> Result<Tensor> {
+    let w = &w.into();
     check_linear(x, w, bias)?;
     match form_with(&[x], w) {
         Form::Fused => linear::linear(x, w, bias),
         Form::Composed => device::linear(x, w, bias),
-        Form::Plain => naive::linear(x, w, bias),
+        Form::Plain => naive::linear(x, &w.tensor()?, bias),
     }
 }
 
@@ -136,13 +142,14 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 /// When the shapes do not fit together.
 pub fn lora_linear(
     x: &Tensor,
-    w: &Tensor,
+    w: impl Into<Matrix>,
     bias: Option<&Tensor>,
     a: &Tensor,
     b: &Tensor,
     scale: f64,
     dropout_mask: Option<&Tensor>,
 ) -> Result<Tensor> {
+    let w = &w.into();
     check_linear(x, w, bias)?;
     let (out, inp) = w.dims2()?;
     let (r, a_in) = a.dims2()?;
@@ -157,7 +164,7 @@ pub fn lora_linear(
     match form_with(&[x, a, b], w) {
         Form::Fused => linear::lora_linear(x, w, bias, a, b, scale, dropout_mask),
         Form::Composed => device::lora_linear(x, w, bias, a, b, scale, dropout_mask),
-        Form::Plain => naive::lora_linear(x, w, bias, a, b, scale, dropout_mask),
+        Form::Plain => naive::lora_linear(x, &w.tensor()?, bias, a, b, scale, dropout_mask),
     }
 }
 
@@ -303,7 +310,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
 ///
 /// # Errors
 /// When the shapes do not fit together or a label is outside the vocabulary.
-pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result<(Tensor, usize)> {
+pub fn cross_entropy(hidden: &Tensor, head_w: impl Into<Matrix>, labels: &[i64]) -> Result<(Tensor, usize)> {
+    let head_w = &head_w.into();
     let (n, hid) = hidden.dims2()?;
     let (vocab, head_hid) = head_w.dims2()?;
     if hid != head_hid || labels.len() != n {
@@ -319,8 +327,13 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     }
     match form_with(&[hidden], head_w) {
         Form::Fused => cross_entropy::cross_entropy(hidden, head_w, labels),
-        Form::Composed => device::cross_entropy(hidden, head_w, labels),
-        Form::Plain => naive::cross_entropy(hidden, head_w, labels),
+        Form::Composed => match head_w {
+            Matrix::Plain(head_w) => device::cross_entropy(hidden, head_w, labels),
+            Matrix::Quantized(head_w) => {
+                device::cross_entropy(hidden, &head_w.dequantize_as(hidden.dtype())?, labels)
+            }
+        },
+        Form::Plain => naive::cross_entropy(hidden, &head_w.tensor()?, labels),
     }
 }
 
@@ -354,17 +367,23 @@ fn form(tensors: &[&Tensor]) -> Form {
 
 /// The same for an operation with a weight, which may be bf16 beside f32 when it is frozen: its products are then computed in bf16 and
 /// summed in f32.
-fn form_with(tensors: &[&Tensor], w: &Tensor) -> Form {
-    match form(tensors) {
-        Form::Fused if w.device().is_cpu() && w.dtype() == DType::BF16 && !w.track_op() => Form::Fused,
-        Form::Fused => form(&[w]),
-        other => other,
+fn form_with(tensors: &[&Tensor], w: &Matrix) -> Form {
+    match (form(tensors), w) {
+        (Form::Fused, Matrix::Quantized(blocks)) if blocks.device().is_cpu() => Form::Fused,
+        (Form::Fused, Matrix::Quantized(_)) => Form::Composed,
+        (Form::Fused, Matrix::Plain(w)) => {
+            match w.device().is_cpu() && w.dtype() == DType::BF16 && !w.track_op() {
+                true => Form::Fused,
+                false => form(&[w]),
+            }
+        }
+        (other, _) => other,
     }
 }
 
 /// The result's shape: the dimensions of `x` that make `in` replaced by `out`.
-fn linear_shape(x: &Tensor, w: &Tensor) -> Result<Shape> {
-    let (out, inp) = w.dims2()?;
+fn linear_shape(x: &Tensor, w: &[usize]) -> Result<Shape> {
+    let &[out, inp] = w else { bail!("linear: expected a weight [out, in], found {w:?}") };
     let dims = x.dims();
     let mut width = 1;
     for (i, size) in dims.iter().enumerate().rev() {
@@ -373,12 +392,12 @@ fn linear_shape(x: &Tensor, w: &Tensor) -> Result<Shape> {
             return Ok(Shape::from([&dims[..i], &[out]].concat()));
         }
     }
-    bail!("linear: expected x [.., {inp}] for a weight {:?}, found {dims:?}", w.dims())
+    bail!("linear: expected x [.., {inp}] for a weight {w:?}, found {dims:?}")
 }
 
-fn check_linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+fn check_linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<()> {
     let out = w.dims2()?.0;
-    linear_shape(x, w)?;
+    linear_shape(x, w.dims())?;
     if let Some(bias) = bias
         && bias.dims() != [out]
     {

@@ -10,7 +10,7 @@ use super::{Attention, IGNORE};
 /// `x · wᵀ + bias`, see [`super::linear`].
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let inp = w.dim(1)?;
-    let shape = super::linear_shape(x, w)?;
+    let shape = super::linear_shape(x, w.dims())?;
     // [.., in] -> [n, in]
     let y = x.reshape(((), inp))?.matmul(&w.to_dtype(x.dtype())?.t()?)?;
     let y = match bias {

@@ -19,6 +19,7 @@ use super::gguf_layout::{self, Names};
 use super::{Checkpoint, Stored, floats, values};
 use crate::config::{Config, as_written};
 use crate::error::{Error, Result};
+use crate::quantized::{Format, Quantized};
 
 /// A value of the metadata.
 #[derive(Clone, Debug, PartialEq)]
@@ -226,6 +227,15 @@ impl<'a> GgufWeights<'a> {
         Self { file, config, names: Names::of(config) }
     }
 
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        let found = self.names.gguf(name).and_then(|gguf| self.file.tensors.get(&gguf));
+        found.ok_or_else(|| Error::MissingTensors {
+            origin: self.origin(),
+            architecture: self.config.model_type.clone(),
+            names: vec![name.to_owned()],
+        })
+    }
+
     /// The bytes of a tensor, with the rows in Hugging Face's order. Whole rows move, so they can stay quantised.
     fn bytes(&self, name: &str, info: &TensorInfo) -> Result<Cow<'_, [u8]>> {
         let bytes = &self.file.file[info.start..info.end];
@@ -257,14 +267,7 @@ impl Checkpoint for GgufWeights<'_> {
     }
 
     fn load(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let found = self.names.gguf(name).and_then(|gguf| self.file.tensors.get(&gguf));
-        let Some(info) = found else {
-            return Err(Error::MissingTensors {
-                origin: self.origin(),
-                architecture: self.config.model_type.clone(),
-                names: vec![name.to_owned()],
-            });
-        };
+        let info = self.info(name)?;
         let bytes = self.bytes(name, info)?;
         let shape = info.shape.as_slice();
         let tensor = match info.dtype {
@@ -280,6 +283,25 @@ impl Checkpoint for GgufWeights<'_> {
             0.0 => Ok(tensor),
             offset => Ok((tensor - offset)?),
         }
+    }
+
+    fn format(&self, name: &str) -> Option<Format> {
+        let dtype = self.info(name).ok()?.dtype;
+        (dtype != GgmlDType::F32).then_some(Format::Ggml(dtype))
+    }
+
+    fn load_blocks(&self, name: &str) -> Result<Quantized> {
+        let info = self.info(name)?;
+        let &[rows, cols] = info.shape.as_slice() else {
+            return Err(Error::Shape {
+                origin: self.origin(),
+                name: name.to_owned(),
+                expected: vec![0, 0],
+                found: info.shape.clone(),
+            });
+        };
+        let bytes = self.bytes(name, info)?;
+        Ok(Quantized::from_blocks(Format::Ggml(info.dtype), [rows, cols], &bytes, &Device::Cpu)?)
     }
 }
 

@@ -194,7 +194,7 @@ fn entries(name: &str, config: &Config, weights: &[Arc<Weight>], kind: GgufType)
             let what = format!("the tensor `{}`", weight.name());
             return Err(Error::NotInFormat { model: name.to_owned(), format: "GGUF", what });
         };
-        let shape = weight.get().dims().to_vec();
+        let shape = weight.matrix().dims().to_vec();
         let kind = kind.of(&gguf, &shape);
         entries.push(Entry {
             name: gguf,
@@ -243,7 +243,7 @@ fn bytes(entry: &Entry, config: &Config) -> Result<Vec<u8>> {
         Source::Values(values) => return Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
         Source::Weight(weight) => weight,
     };
-    let mut tensor = weight.get().detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let mut tensor = weight.matrix().tensor()?.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
     let offset = gguf_layout::norm_offset(config, weight.name());
     if offset != 0.0 {
         tensor = (tensor + offset)?;
@@ -344,7 +344,7 @@ fn pad(out: &mut impl Write, written: usize) -> IoResult<()> {
 #[cfg(test)]
 mod tests {
     use super::super::gguf::GgufWeights;
-    use super::super::{check, load};
+    use super::super::{Keep, check, load};
     use super::*;
     use crate::decoder;
 
@@ -386,7 +386,7 @@ mod tests {
             let parts = decoder::build(&config, &Device::Cpu).unwrap();
             let weights = GgufWeights::new(&file, &config);
             check(&weights, name, &parts.needs).unwrap();
-            load(&weights, &parts.needs, DType::F32, &Device::Cpu).unwrap();
+            load(&weights, &parts.needs, Keep::As(DType::F32), &Device::Cpu).unwrap();
             for (need, weight) in parts.needs.iter().zip(model.weights()) {
                 assert_eq!(need.weight.name(), weight.name());
                 let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();

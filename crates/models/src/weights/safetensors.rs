@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use ::safetensors::tensor::Dtype;
 use ::safetensors::{SafeTensorError, SafeTensors};
-use candle_core::{DType, Tensor};
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
 use super::{Checkpoint, Stored, values};
 use crate::error::{Error, Result};
+use crate::quantized::{Format, Quantized};
 
 /// Where one tensor lies.
 struct TensorInfo {
@@ -113,6 +115,14 @@ impl Shards {
         self
     }
 
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensors.get(name).ok_or_else(|| Error::MissingTensors {
+            origin: self.folder.display().to_string(),
+            architecture: "this".to_owned(),
+            names: vec![name.to_owned()],
+        })
+    }
+
     /// The type of most of the weights.
     pub(crate) fn dtype(&self) -> DType {
         let largest = self.tensors.values().max_by_key(|info| info.end - info.start);
@@ -148,13 +158,7 @@ impl Checkpoint for Shards {
     }
 
     fn load(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let Some(info) = self.tensors.get(name) else {
-            return Err(Error::MissingTensors {
-                origin: self.origin(),
-                architecture: "this".to_owned(),
-                names: vec![name.to_owned()],
-            });
-        };
+        let info = self.info(name)?;
         let bytes = &self.files[info.file][info.start..info.end];
         let stored = match info.dtype {
             Dtype::F32 => Stored::F32,
@@ -174,5 +178,29 @@ impl Checkpoint for Shards {
 
     fn transposes(&self) -> bool {
         true
+    }
+
+    fn format(&self, name: &str) -> Option<Format> {
+        match self.tensors.get(name)?.dtype {
+            Dtype::F16 => Some(Format::Ggml(GgmlDType::F16)),
+            Dtype::BF16 => Some(Format::Ggml(GgmlDType::BF16)),
+            _ => None,
+        }
+    }
+
+    fn load_blocks(&self, name: &str) -> Result<Quantized> {
+        let info = self.info(name)?;
+        match (self.format(name), info.shape.as_slice()) {
+            (Some(format), &[rows, cols]) => {
+                let bytes = &self.files[info.file][info.start..info.end];
+                Ok(Quantized::from_blocks(format, [rows, cols], bytes, &Device::Cpu)?)
+            }
+            _ => Err(Error::Unsupported {
+                origin: self.origin(),
+                what: "a tensor of type",
+                found: format!("{:?} {:?} (`{name}`)", info.dtype, info.shape),
+                known: "a matrix in F16 or BF16".to_owned(),
+            }),
+        }
     }
 }

@@ -21,8 +21,6 @@ pub enum Kind {
     Sft,
     /// Needs a CUDA device.
     Cuda,
-    /// Not built yet; says what is missing.
-    Missing(&'static str),
 }
 
 /// Steps of several sides on the same batches.
@@ -132,7 +130,20 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "qlora-4x128",
-        kind: Kind::Missing("not implemented: weights are not kept in the file's own blocks yet"),
+        kind: Kind::Steps(Steps {
+            rows: 4,
+            length: 128,
+            ours: &["--dtype=f32", "--method=lora", "--base=stored"],
+            // The same model with its weights dequantised on loading.
+            others: &[Other {
+                suffix: "",
+                peer: false,
+                options: &["--dtype=f32", "--method=lora"],
+                other_loss: false,
+            }],
+            steps: 9,
+            first_loss: EXACT,
+        }),
     },
     Case { name: "memory-512-4096", kind: Kind::Memory { lengths: &[512, 1024, 2048, 4096] } },
     Case { name: "h100-lora-1b", kind: Kind::Cuda },

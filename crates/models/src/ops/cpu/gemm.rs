@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::blocks::BlockMat;
 use super::{Shared, math, uninit};
 
 /// A matrix inside a buffer; either its rows or its columns lie contiguously.
@@ -56,13 +57,77 @@ impl<'a> Mat<'a> {
     }
 }
 
+/// The right side of a product.
+#[derive(Clone, Copy)]
+pub enum Right<'a> {
+    /// Numbers.
+    Plain(Mat<'a>),
+    /// Quantised, dequantised as it is packed.
+    Blocks(BlockMat<'a>),
+}
+
+impl<'a> From<Mat<'a>> for Right<'a> {
+    fn from(b: Mat<'a>) -> Self {
+        Self::Plain(b)
+    }
+}
+
+impl Right<'_> {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Plain(b) => b.rows,
+            Self::Blocks(b) => b.rows(),
+        }
+    }
+
+    fn cols(&self) -> usize {
+        match self {
+            Self::Plain(b) => b.cols,
+            Self::Blocks(b) => b.cols(),
+        }
+    }
+
+    /// Whether its columns lie contiguously.
+    fn has_columns(&self) -> bool {
+        match self {
+            Self::Plain(b) => b.row_stride == 1,
+            Self::Blocks(b) => b.is_turned(),
+        }
+    }
+
+    /// Dot product of one of its columns, which lie contiguously, with a row.
+    fn dot(&self, row: &[f32], column: usize) -> f32 {
+        match self {
+            Self::Plain(b) => math::dot(row, &b.data[column * b.col_stride..column * b.col_stride + b.rows]),
+            Self::Blocks(b) => b.with_row(column, |column| math::dot(row, column)),
+        }
+    }
+
+    /// Whether its panels can be packed one by one.
+    #[cfg(target_arch = "x86_64")]
+    fn packs_anywhere(&self) -> bool {
+        match self {
+            Self::Plain(_) => true,
+            Self::Blocks(b) => b.packs_anywhere(),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn rows_from(self, from: usize, to: usize) -> Self {
+        match self {
+            Self::Plain(b) => Self::Plain(b.rows_from(from, to)),
+            Self::Blocks(b) => Self::Blocks(b.rows_from(from, to)),
+        }
+    }
+}
+
 /// One product of a sum: `alpha · a · b`.
 #[derive(Clone, Copy)]
 pub struct Term<'a> {
     /// `[m, k]`
     pub a: Mat<'a>,
     /// `[k, n]`
-    pub b: Mat<'a>,
+    pub b: Right<'a>,
     /// Factor.
     pub alpha: f32,
 }
@@ -80,7 +145,7 @@ pub enum Start<'a> {
 
 /// `start + Σ alpha · a · b` as a new row-major matrix.
 pub fn sum_of_products(terms: &[Term], bias: Option<&[f32]>) -> Vec<f32> {
-    let (m, n) = terms.first().map_or((0, 0), |term| (term.a.rows, term.b.cols));
+    let (m, n) = terms.first().map_or((0, 0), |term| (term.a.rows, term.b.cols()));
     // SAFETY: `products` writes every element unless it accumulates.
     let mut c = unsafe { uninit(m * n) };
     products(&mut c, terms, bias.map_or(Start::Zero, Start::Bias));
@@ -89,28 +154,57 @@ pub fn sum_of_products(terms: &[Term], bias: Option<&[f32]>) -> Vec<f32> {
 
 /// `a · b` as a new row-major matrix.
 pub fn product(a: Mat, b: Mat) -> Vec<f32> {
-    sum_of_products(&[Term { a, b, alpha: 1. }], None)
+    sum_of_products(&[Term { a, b: b.into(), alpha: 1. }], None)
 }
 
 /// `c = start + Σ alpha · a · b`, `c` row-major.
 pub fn products(c: &mut [f32], terms: &[Term], start: Start) {
     let Some(first) = terms.first() else { return };
-    let (m, n) = (first.a.rows, first.b.cols);
+    let (m, n) = (first.a.rows, first.b.cols());
     for term in terms {
-        assert!(term.a.rows == m && term.b.cols == n && term.a.cols == term.b.rows, "shapes fit");
+        assert!(term.a.rows == m && term.b.cols() == n && term.a.cols == term.b.rows(), "shapes fit");
     }
     assert!(c.len() == m * n, "the result has its size");
     if m == 0 || n == 0 {
         return;
     }
-    if m < DOT_ROWS && terms.iter().all(|t| t.b.row_stride == 1 && t.a.col_stride == 1) {
+    if m < DOT_ROWS && terms.iter().all(|t| t.b.has_columns() && t.a.col_stride == 1) {
         return dots(c, terms, start);
     }
     #[cfg(target_arch = "x86_64")]
     if super::avx512::available() {
-        return packed(c, terms, start);
+        if terms.iter().all(|term| term.b.packs_anywhere()) {
+            return packed(c, terms, start);
+        }
+        return in_slices(c, terms, start);
     }
     portable(c, terms, start);
+}
+
+/// Rows of a quantised matrix that are dequantised at a time where they cannot be as a panel is packed.
+const SLICE_ROWS: usize = 512;
+
+/// Types whose blocks are larger than a panel is wide: each stretch of depth is dequantised once, for all panels.
+#[cfg(target_arch = "x86_64")]
+fn in_slices(c: &mut [f32], terms: &[Term], start: Start) {
+    let mut start = start;
+    for &Term { a, b, alpha } in terms {
+        match b {
+            Right::Blocks(b) if !b.packs_anywhere() => {
+                for from in (0..b.rows()).step_by(SLICE_ROWS) {
+                    let to = (from + SLICE_ROWS).min(b.rows());
+                    let wide = b.wide(from, to);
+                    let b = Mat::new(&wide, to - from, b.cols()).into();
+                    packed(c, &[Term { a: a.columns(from, to), b, alpha }], start);
+                    start = Start::Accumulate;
+                }
+            }
+            b => {
+                packed(c, &[Term { a, b, alpha }], start);
+                start = Start::Accumulate;
+            }
+        }
+    }
 }
 
 /// Below this many rows a product with transposed weights reads each weight once and is bound by memory: packing it
@@ -119,7 +213,7 @@ const DOT_ROWS: usize = 8;
 
 /// Decoding: few rows of A against weights whose rows are the columns of B.
 fn dots(c: &mut [f32], terms: &[Term], start: Start) {
-    let (m, n) = (terms[0].a.rows, terms[0].b.cols);
+    let (m, n) = (terms[0].a.rows, terms[0].b.cols());
     let out = Shared::new(c);
     let task = |from: usize, to: usize| {
         for j in from..to {
@@ -133,8 +227,7 @@ fn dots(c: &mut [f32], terms: &[Term], start: Start) {
                 };
                 for Term { a, b, alpha } in terms {
                     let row = &a.data[i * a.row_stride..i * a.row_stride + a.cols];
-                    let column = &b.data[j * b.col_stride..j * b.col_stride + b.rows];
-                    sum += alpha * math::dot(row, column);
+                    sum += alpha * b.dot(row, j);
                 }
                 *place = sum;
             }
@@ -150,7 +243,7 @@ fn dots(c: &mut [f32], terms: &[Term], start: Start) {
 }
 
 fn portable(c: &mut [f32], terms: &[Term], start: Start) {
-    let (m, n) = (terms[0].a.rows, terms[0].b.cols);
+    let n = terms[0].b.cols();
     if let Start::Bias(bias) = start {
         for row in c.chunks_exact_mut(n) {
             row.copy_from_slice(bias);
@@ -158,33 +251,56 @@ fn portable(c: &mut [f32], terms: &[Term], start: Start) {
     }
     let mut read = !matches!(start, Start::Zero);
     for Term { a, b, alpha } in terms {
-        let work = m * n * a.cols;
-        let threads = if work < SERIAL_WORK { Parallelism::None } else { Parallelism::Rayon(0) };
-        // SAFETY: the shapes were checked by `products` and the buffers by `Mat`.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                a.cols,
-                c.as_mut_ptr(),
-                1,
-                n as isize,
-                read,
-                a.data.as_ptr(),
-                a.col_stride as isize,
-                a.row_stride as isize,
-                b.data.as_ptr(),
-                b.col_stride as isize,
-                b.row_stride as isize,
-                1.,
-                *alpha,
-                false,
-                false,
-                false,
-                threads,
-            );
+        match b {
+            Right::Plain(b) => portable_product(&mut c[..], n, *a, *b, *alpha, read),
+            Right::Blocks(b) => {
+                let stored = if b.is_turned() { n } else { b.rows() };
+                for from in (0..stored).step_by(SLICE_ROWS) {
+                    let to = (from + SLICE_ROWS).min(stored);
+                    let wide = b.wide(from, to);
+                    if b.is_turned() {
+                        let columns = Mat::new(&wide, to - from, b.rows()).t();
+                        portable_product(&mut c[from..], n, *a, columns, *alpha, read);
+                    } else {
+                        let rows = Mat::new(&wide, to - from, n);
+                        portable_product(c, n, a.columns(from, to), rows, *alpha, read || from > 0);
+                    }
+                }
+            }
         }
         read = true;
+    }
+}
+
+/// `c = alpha · a · b (+ c)`, with `ldc` from a row of `c` to the next.
+fn portable_product(c: &mut [f32], ldc: usize, a: Mat, b: Mat, alpha: f32, read: bool) {
+    let (m, n) = (a.rows, b.cols);
+    assert!(m == 0 || n == 0 || c.len() >= (m - 1) * ldc + n, "the result has its size");
+    let work = m * n * a.cols;
+    let threads = if work < SERIAL_WORK { Parallelism::None } else { Parallelism::Rayon(0) };
+    // SAFETY: the shapes were checked by `products`, the result above and the buffers by `Mat`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            a.cols,
+            c.as_mut_ptr(),
+            1,
+            ldc as isize,
+            read,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.,
+            alpha,
+            false,
+            false,
+            false,
+            threads,
+        );
     }
 }
 
@@ -231,7 +347,7 @@ mod own {
     }
 
     fn one_pass(c: &mut [f32], terms: &[Term], start: Start) {
-        let (m, n) = (terms[0].a.rows, terms[0].b.cols);
+        let (m, n) = (terms[0].a.rows, terms[0].b.cols());
         // 64 columns go better as 32 + 32 than as 48 + 16.
         let width = if !n.is_multiple_of(48) && n.is_multiple_of(32) && n < 512 {
             32
@@ -291,14 +407,20 @@ mod own {
                 };
                 for &Term { a, b, alpha } in terms {
                     let k = a.cols;
-                    let (b_data, b_rows) = if b.col_stride == 1 && rows.len() <= 16 {
+                    let (b_data, b_rows) = match b {
                         // Too few rows to repay the packing.
-                        (b.data.as_ptr().add(cols.start), b.row_stride)
-                    } else {
-                        pack(b, cols.clone(), packed, width);
-                        let data = packed.cast_const();
-                        packed = packed.add(k * width);
-                        (data, width)
+                        Right::Plain(b) if b.col_stride == 1 && rows.len() <= 16 => {
+                            (b.data.as_ptr().add(cols.start), b.row_stride)
+                        }
+                        b => {
+                            match b {
+                                Right::Plain(b) => pack(b, cols.clone(), packed, width),
+                                Right::Blocks(b) => b.pack(cols.clone(), packed, width),
+                            }
+                            let data = packed.cast_const();
+                            packed = packed.add(k * width);
+                            (data, width)
+                        }
                     };
                     blocks.push(Block {
                         k,
@@ -433,7 +555,7 @@ mod tests {
     }
 
     fn expected(c: &[f32], terms: &[Term], start: Start) -> Vec<f32> {
-        let (m, n) = (terms[0].a.rows, terms[0].b.cols);
+        let (m, n) = (terms[0].a.rows, terms[0].b.cols());
         let mut out = vec![0.; m * n];
         for i in 0..m {
             for j in 0..n {
@@ -443,6 +565,7 @@ mod tests {
                     Start::Accumulate => f64::from(c[i * n + j]),
                 };
                 for Term { a, b, alpha } in terms {
+                    let Right::Plain(b) = b else { continue };
                     for p in 0..a.cols {
                         let x = f64::from(a.data[i * a.row_stride + p * a.col_stride]);
                         let y = f64::from(b.data[p * b.row_stride + j * b.col_stride]);
@@ -462,8 +585,8 @@ mod tests {
         let a = if ta { Mat::new(&a, k, m).t() } else { Mat::new(&a, m, k) };
         let b = if tb { Mat::new(&b, n, k).t() } else { Mat::new(&b, k, n) };
         let terms = [
-            Term { a, b, alpha: 1. },
-            Term { a: Mat::new(&a2, m, 3), b: Mat::new(&b2, n, 3).t(), alpha: -0.5 },
+            Term { a, b: b.into(), alpha: 1. },
+            Term { a: Mat::new(&a2, m, 3), b: Mat::new(&b2, n, 3).t().into(), alpha: -0.5 },
         ];
         for start in [Start::Zero, Start::Bias(&bias), Start::Accumulate] {
             let mut c = numbers(m * n, 6);
@@ -488,6 +611,59 @@ mod tests {
                         }
                         check(products, m, n, k, ta, tb);
                         check(portable, m, n, k, ta, tb);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Products with quantised sides have the bits of products with dequantised ones where both are packed alike.
+    #[test]
+    fn quantised_sides_are_dequantised_exactly() {
+        use candle_core::quantized::GgmlDType::*;
+        use candle_core::{Device, Tensor};
+
+        use crate::quantized::{Format, Quantized};
+
+        let ggml = [F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K];
+        let formats: Vec<Format> = ggml.into_iter().map(Format::Ggml).chain([Format::Nf4]).collect();
+        for format in formats {
+            for (rows, cols) in [(1, 256), (50, 256), (96, 512), (70, 2560), (600, 256)] {
+                // NF4 ends its rows anywhere.
+                let cols = if format == Format::Nf4 { cols - 5 } else { cols };
+                let values = Tensor::from_vec(numbers(rows * cols, 7), (rows, cols), &Device::Cpu).unwrap();
+                let blocks = match format {
+                    Format::Ggml(dtype) => Quantized::ggml(&values, dtype).unwrap(),
+                    Format::Nf4 => Quantized::nf4(&values).unwrap(),
+                };
+                let wide: Vec<f32> = blocks.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                for m in [1, 7, 20, 130] {
+                    for turned in [true, false] {
+                        let (n, k) = if turned { (rows, cols) } else { (cols, rows) };
+                        let (a, low_a, low_b) = (numbers(m * k, 1), numbers(m * 3, 3), numbers(3 * n, 4));
+                        let block = BlockMat::new(&blocks);
+                        let block = if turned { block.t() } else { block };
+                        let plain = Mat::new(&wide, rows, cols);
+                        let plain = if turned { plain.t() } else { plain };
+                        let low =
+                            Term { a: Mat::new(&low_a, m, 3), b: Mat::new(&low_b, 3, n).into(), alpha: 0.5 };
+                        let term = |b| [Term { a: Mat::new(&a, m, k), b, alpha: 1. }, low];
+                        let bias = numbers(n, 5);
+                        for start in [Start::Zero, Start::Bias(&bias), Start::Accumulate] {
+                            for form in [products, portable] {
+                                let (mut found, mut expected) = (numbers(m * n, 6), numbers(m * n, 6));
+                                form(&mut found, &term(Right::Blocks(block)), start);
+                                form(&mut expected, &term(plain.into()), start);
+                                for (found, expected) in found.iter().zip(&expected) {
+                                    let bound = 2e-6 * expected.abs().max((k as f32).sqrt());
+                                    let close = (found - expected).abs() <= bound;
+                                    assert!(
+                                        close,
+                                        "{format} {rows}x{cols} {m} {turned}: {found} for {expected}"
+                                    );
+                                }
+                            }
+                        }
                     }
                 }
             }

@@ -128,7 +128,7 @@ fn widened(c: &mut [f32], terms: &[Term], start: Start) {
                 (Right::Full(b), _) => b,
                 (Right::Half(_), None) => Mat::new(&[], 0, 0), // each half has its wide form
             };
-            gemm::Term { a: term.a, b, alpha: term.alpha }
+            gemm::Term { a: term.a, b: b.into(), alpha: term.alpha }
         })
         .collect();
     gemm::products(c, &terms, start);

@@ -11,6 +11,7 @@ use candle_core::{CpuStorage, Result, Storage, StorageRef, Tensor, bail};
 pub mod amx;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+pub mod blocks;
 pub mod gemm;
 pub mod half;
 pub mod math;

@@ -4,30 +4,34 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::node::{Composed, node};
+use crate::matrix::Matrix;
 use crate::ops::{cuda, linear_shape, profile};
 
 /// See [`crate::ops::linear`].
-pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, w: impl Into<Matrix>, bias: Option<&Tensor>) -> Result<Tensor> {
+    let w = &w.into();
     let y = {
         let _time = profile::time("linear", "forward");
         product(&x.detach(), &w.detach(), bias.map(Tensor::detach).as_ref())?
     };
     let mut inputs = vec![x];
     let frozen = if w.track_op() { None } else { Some(w.clone()) };
-    inputs.extend(w.track_op().then_some(w));
+    if let Matrix::Plain(w) = w {
+        inputs.extend(w.track_op().then_some(w));
+    }
     inputs.extend(bias.filter(|bias| bias.track_op()));
     let trained_bias = bias.is_some_and(Tensor::track_op);
     node(Linear { frozen, trained_bias }, &inputs, y)
 }
 
 /// `x · wᵀ + bias` in the type of `x`.
-fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = flat(x, w.dim(1)?)?.matmul(&w.to_dtype(x.dtype())?.t()?)?;
+fn product(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = flat(x, w.dims2()?.1)?.matmul(&w.tensor_as(x.dtype())?.t()?)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?)?,
         None => y,
     };
-    y.reshape(linear_shape(x, w)?)
+    y.reshape(linear_shape(x, w.dims())?)
 }
 
 /// `[.., width]` -> `[n, width]`
@@ -37,7 +41,7 @@ fn flat(x: &Tensor, width: usize) -> Result<Tensor> {
 
 struct Linear {
     /// The weight, unless it is the second input.
-    frozen: Option<Tensor>,
+    frozen: Option<Matrix>,
     /// Whether the last input is the bias.
     trained_bias: bool,
 }
@@ -49,12 +53,15 @@ impl Composed for Linear {
 
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let x = &inputs[0];
-        let w = self.frozen.as_ref().unwrap_or(&inputs[inputs.len() - 1 - usize::from(self.trained_bias)]);
+        let w = match &self.frozen {
+            Some(w) => w.clone(),
+            None => Matrix::from(&inputs[inputs.len() - 1 - usize::from(self.trained_bias)]),
+        };
         let (out, inp) = w.dims2()?;
         let dy = flat(dy, out)?;
         let mut found = vec![None; inputs.len()];
         if x.track_op() {
-            let w = w.detach().to_dtype(dy.dtype())?;
+            let w = w.detach().tensor_as(dy.dtype())?;
             found[0] = Some(dy.matmul(&w)?.reshape(x.shape())?);
         }
         if self.frozen.is_none() {
@@ -76,13 +83,14 @@ fn weight_gradient(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
 /// See [`crate::ops::lora_linear`].
 pub fn lora_linear(
     x: &Tensor,
-    w: &Tensor,
+    w: impl Into<Matrix>,
     bias: Option<&Tensor>,
     a: &Tensor,
     b: &Tensor,
     scale: f64,
     dropout_mask: Option<&Tensor>,
 ) -> Result<Tensor> {
+    let w = &w.into();
     let op = Lora {
         w: w.detach(),
         mask: dropout_mask.map(|mask| mask.detach().to_dtype(x.dtype())).transpose()?,
@@ -93,8 +101,8 @@ pub fn lora_linear(
         let x = x.detach();
         let base = product(&x, &op.w, bias.map(Tensor::detach).as_ref())?;
         let u = (op.low(&flat(&x, a.dim(1)?)?, &cast(a, &x)?)? * scale)?;
-        add_low(base.reshape(((), op.w.dim(0)?))?, &u, &cast(b, &x)?, true)?
-            .reshape(linear_shape(&x, &op.w)?)?
+        add_low(base.reshape(((), op.w.dims2()?.0))?, &u, &cast(b, &x)?, true)?
+            .reshape(linear_shape(&x, op.w.dims())?)?
     };
     node(op, &[x, a, b], y)
 }
@@ -114,7 +122,7 @@ fn add_low(sum: Tensor, left: &Tensor, right: &Tensor, transposed: bool) -> Resu
 }
 
 struct Lora {
-    w: Tensor,
+    w: Matrix,
     mask: Option<Tensor>,
     scale: f64,
 }
@@ -149,7 +157,7 @@ impl Composed for Lora {
         let du = (dy.matmul(&low_b)? * self.scale)?;
         let mut found = vec![None, None, None];
         if x.track_op() {
-            let base = dy.matmul(&self.w.to_dtype(dy.dtype())?)?;
+            let base = dy.matmul(&self.w.tensor_as(dy.dtype())?)?;
             let dx = match &self.mask {
                 None => add_low(base, &du, &low_a, false)?,
                 Some(_) => (base + self.masked(&du.matmul(&low_a)?)?)?,
