@@ -429,6 +429,22 @@ mod tests {
         }
     }
 
+    /// `quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=False)` of bitsandbytes 0.50.2 on the same values.
+    #[test]
+    fn nf4_is_bitsandbytes() {
+        use sha2::{Digest, Sha256};
+        let q = Quantized::nf4(&numbers(4, 128)).unwrap();
+        let blocks: Vec<&[u8]> = q.blocks().chunks_exact(NF4_BYTES).collect();
+        let absmax: Vec<f32> =
+            blocks.iter().map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).take(4).collect();
+        assert_eq!(absmax, [0.987_019_5, 0.984_023_9, 0.991_013_47, 0.998_003]);
+        let codes: Vec<u8> = blocks.iter().flat_map(|block| block[4..].to_vec()).collect();
+        let first = [15, 238, 237, 203, 169, 135, 101, 67, 34, 17, 0, 255, 238, 221, 203, 169];
+        assert_eq!(codes[..16], first);
+        let found: String = Sha256::digest(&codes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(found, "801d9130d015a5e856579f28f694779cf7b8589c1bf60c954ea135f8892e7eb2");
+    }
+
     #[test]
     fn blocks_of_zeros_stay_zeros() {
         let w = Tensor::zeros((2, 64), DType::F32, &Device::Cpu).unwrap();
