@@ -102,7 +102,8 @@ pub trait Adapters {
     ) -> Result<AdapterInfo>;
 
     /// Makes this adapter the active one in merged form: each weight a copy with the update added, so that it runs as fast as the base. The
-    /// base is kept; any other switch undoes it exactly. A merged adapter cannot be trained.
+    /// base is kept; any other switch undoes it exactly. A merged adapter cannot be trained. Over a quantised base the copies are f32: nothing is
+    /// quantised anew, so that merging changes no answer.
     ///
     /// # Errors
     /// No adapter of that name, or one of a type that weights cannot take up.

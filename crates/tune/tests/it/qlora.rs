@@ -145,4 +145,9 @@ fn the_base_model_in_its_own_blocks_is_the_dequantised_one() {
         assert!((found.loss / expected.loss - 1.0).abs() < 1e-5, "{} != {}", found.loss, expected.loss);
     }
     assert!(format!("{quantised:?}").contains("Q4_1"), "{quantised:?}");
+    // What is said and predicted before a run is of the blocks, too.
+    let trainer = Trainer::new(&quantised, &args);
+    let summary = trainer.summary(&rows()).unwrap();
+    assert!(summary.weights_bytes < wide.memory_bytes() / 4, "{summary}");
+    assert!(trainer.preflight(&rows(), &[]).unwrap().secs > 0.0);
 }
