@@ -405,7 +405,7 @@ mod tests {
     use super::*;
 
     fn numbers(rows: usize, cols: usize) -> Tensor {
-        let value = |i: usize| ((i * 7919 + 13) % 2003) as f32 / 1001.5 - 1.;
+        let value = |i: usize| (((i * 7919 + 13) % 2003) as f64 / 1001.5 - 1.) as f32;
         Tensor::from_vec((0..rows * cols).map(value).collect::<Vec<_>>(), (rows, cols), &Device::Cpu).unwrap()
     }
 
