@@ -355,7 +355,7 @@ fn answer_of_hub(index: &[u8], server: &HubServer, folder: &Path) -> Vec<String>
     *server.index.lock().unwrap() = index.to_vec();
     let inner = folder.join("inner");
     std::fs::create_dir_all(&inner).unwrap();
-    let answer = match hub::hub(&server.address, &inner).fetch("owner/set", None) {
+    let answer = match crate::hub::fetch_from(&hub::hub(&server.address, &inner), "owner/set", None) {
         Ok(inputs) => {
             for input in &inputs {
                 let below = input.path.canonicalize().unwrap();

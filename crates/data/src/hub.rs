@@ -1,125 +1,31 @@
-//! Data sets from the Hugging Face hub, kept in the cache that Python's `huggingface_hub` uses too.
-//!
-//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean in Python.
+//! Data sets from the Hugging Face hub: which files of a repository hold rows.
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{ApiBuilder, ApiError};
-use hf_hub::{Cache, Repo, RepoType};
-use sha2::{Digest, Sha256};
-use tunebook_progress::ProgressBar;
+use tunebook_hub::{Hub, Kind};
 
 use crate::error::{DataError, Result};
 use crate::source::{Format, Input, is_below, matcher};
 
-/// What the environment says about the hub.
-pub(crate) struct Hub {
-    cache: Cache,
-    endpoint: Option<String>,
-    token: Option<String>,
-    offline: bool,
-}
-
-impl Hub {
-    fn from_env() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let cache = match set("HF_HUB_CACHE") {
-            Some(folder) => Cache::new(folder.into()),
-            None => Cache::from_env(),
-        };
-        let on = |value: String| matches!(value.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true");
-        Self {
-            token: set("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(|| cache.token()),
-            endpoint: set("HF_ENDPOINT").map(|endpoint| endpoint.trim_end_matches('/').to_owned()),
-            offline: set("HF_HUB_OFFLINE").is_some_and(on),
-            cache,
-        }
-    }
-}
-
 /// The files of `owner/name` or `owner/name@revision` that hold rows; what is in the cache is not fetched again.
 pub(crate) fn fetch(id: &str, files: Option<&str>) -> Result<Vec<Input>> {
-    Hub::from_env().fetch(id, files)
+    fetch_from(&Hub::from_env(), id, files)
 }
 
-impl Hub {
-    pub(crate) fn fetch(&self, given: &str, files: Option<&str>) -> Result<Vec<Input>> {
-        let (id, revision) = given.split_once('@').unwrap_or((given, "main"));
-        let repo = Repo::with_revision(id.to_owned(), RepoType::Dataset, revision.to_owned());
-        let cached = self.cache.repo(repo.clone());
-        let failed = |file: &str, reason: String| DataError::Hub {
-            repo: given.to_owned(),
-            file: file.to_owned(),
-            reason,
-        };
-        if self.offline {
-            let snapshot = self.snapshot(&repo).ok_or_else(|| {
-                failed("the list of files", "HF_HUB_OFFLINE is set and it was never fetched".to_owned())
-            })?;
-            return self.in_snapshot(given, &snapshot, files);
-        }
-        let mut builder =
-            ApiBuilder::from_cache(self.cache.clone()).with_progress(false).with_token(self.token.clone());
-        if let Some(endpoint) = &self.endpoint {
-            builder = builder.with_endpoint(endpoint.clone());
-        }
-        let api =
-            builder.build().map_err(|error| failed("the repository", error.to_string()))?.repo(repo.clone());
-        let names: Vec<String> = match api.info() {
-            Ok(info) => info.siblings.into_iter().map(|sibling| sibling.rfilename).collect(),
-            // No connection: what an earlier call fetched will do.
-            Err(error) => match self.snapshot(&repo) {
-                Some(snapshot) => return self.in_snapshot(given, &snapshot, files),
-                None => return Err(failed("the list of files", explained(&error))),
-            },
-        };
-        let mut inputs = Vec::new();
-        for name in choose(given, names, files)? {
-            let path = match cached.get(&name) {
-                Some(path) => path,
-                None => {
-                    let path = api
-                        .download_with_progress(&name, Bar(None))
-                        .map_err(|error| failed(&name, explained(&error)))?;
-                    check(&path).map_err(|reason| failed(&name, reason))?;
-                    path
-                }
-            };
-            inputs.extend(input(given, &name, path));
-        }
-        Ok(inputs)
+pub(crate) fn fetch_from(hub: &Hub, given: &str, files: Option<&str>) -> Result<Vec<Input>> {
+    let failed =
+        |error: tunebook_hub::Error| DataError::Hub { repo: error.repo, file: error.file, reason: error.reason };
+    let repository = hub.open(Kind::Dataset, given).map_err(failed)?;
+    let mut inputs = Vec::new();
+    for name in choose(given, repository.names().to_vec(), files)? {
+        inputs.extend(input(given, &name, repository.get(&name).map_err(failed)?));
     }
-
-    /// The folder that an earlier call filled.
-    fn snapshot(&self, repo: &Repo) -> Option<PathBuf> {
-        let folder = self.cache.path().join(repo.folder_name());
-        let commit = std::fs::read_to_string(folder.join("refs").join(repo.revision())).ok()?;
-        let snapshot = folder.join("snapshots").join(commit.trim());
-        snapshot.is_dir().then_some(snapshot)
-    }
-
-    fn in_snapshot(&self, given: &str, snapshot: &Path, files: Option<&str>) -> Result<Vec<Input>> {
-        let mut names = Vec::new();
-        list(snapshot, snapshot, &mut names);
-        let chosen = choose(given, names, files)?;
-        Ok(chosen.iter().filter_map(|name| input(given, name, snapshot.join(name))).collect())
-    }
+    Ok(inputs)
 }
 
 fn input(repo: &str, name: &str, path: PathBuf) -> Option<Input> {
     let format = Format::of(Path::new(name))?;
     Some(Input { path, name: format!("{repo}/{name}"), format })
-}
-
-fn list(folder: &Path, root: &Path, names: &mut Vec<String>) {
-    for path in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        if path.is_dir() {
-            list(&path, root, names);
-        } else if let Ok(below) = path.strip_prefix(root) {
-            names.push(below.to_string_lossy().into_owned());
-        }
-    }
 }
 
 /// The files that hold rows for training: those that the pattern names; else those with "train" in their path, of one
@@ -163,60 +69,6 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
         }));
     }
     Ok(names)
-}
-
-fn explained(error: &ApiError) -> String {
-    format!(
-        "{error}. Without a connection, give a path or a data set that was fetched before; a private or gated one needs a token (HF_TOKEN)"
-    )
-}
-
-/// The hub names a large file by its sha256, and the cache keeps it under that name. A file that has another one is
-/// taken out of the cache, so that the next call fetches it again.
-fn check(path: &Path) -> Result<(), String> {
-    let blob = path.canonicalize().map_err(|error| error.to_string())?;
-    let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if name.len() != 64 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(());
-    }
-    let mut hash = Sha256::new();
-    let mut file = std::fs::File::open(&blob).map_err(|error| error.to_string())?;
-    std::io::copy(&mut file, &mut hash).map_err(|error| error.to_string())?;
-    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    if found == name.to_ascii_lowercase() {
-        return Ok(());
-    }
-    for file in [path, &blob] {
-        // It is damaged anyway; the error that is returned says so.
-        let _ = std::fs::remove_file(file);
-    }
-    Err(format!(
-        "wrong checksum: expected {name}, found {found}. It was removed; read again to fetch it anew"
-    ))
-}
-
-/// Our progress bar in the shape that hf-hub asks for.
-struct Bar(Option<ProgressBar>);
-
-impl Progress for Bar {
-    fn init(&mut self, size: usize, filename: &str) {
-        // Called again when the transfer itself begins.
-        self.0
-            .get_or_insert_with(|| ProgressBar::new(format!("Fetching {filename}"), None).unit("B"))
-            .set_total(Some(size as u64));
-    }
-
-    fn update(&mut self, size: usize) {
-        if let Some(bar) = &self.0 {
-            bar.advance(size as u64);
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(bar) = &self.0 {
-            bar.finish();
-        }
-    }
 }
 
 #[cfg(test)]
@@ -273,7 +125,7 @@ pub(crate) mod tests {
             return send("200 OK", "Content-Type: application/json\r\n".to_owned(), info.as_bytes());
         }
         let file = path
-            .strip_prefix("/datasets/owner/set/resolve/main/")
+            .strip_prefix("/datasets/owner/set/resolve/c0ffee/")
             .and_then(|file| Some((file, files.get(file)?)));
         let Some((name, body)) = file else { return send("404 Not Found", String::new(), b"") };
         let range = header("range").unwrap();
@@ -335,12 +187,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn hub(endpoint: &str, folder: &Path) -> Hub {
-        Hub {
-            cache: Cache::new(folder.join("hub")),
-            endpoint: Some(endpoint.to_owned()),
-            token: None,
-            offline: false,
-        }
+        Hub::new(folder.join("hub")).endpoint(endpoint)
     }
 
     fn names(inputs: &[Input]) -> Vec<&str> {
@@ -352,21 +199,21 @@ pub(crate) mod tests {
     #[test]
     fn the_training_files_are_fetched_once_and_read_offline() {
         let (folder, endpoint) = (tempfile::tempdir().unwrap(), serve(files(), None));
-        let mut hub = hub(&endpoint, folder.path());
-        assert_eq!(names(&hub.fetch("owner/set", None).unwrap()), TRAIN);
+        let hub = hub(&endpoint, folder.path());
+        assert_eq!(names(&fetch_from(&hub, "owner/set", None).unwrap()), TRAIN);
         assert_eq!(
-            names(&hub.fetch("owner/set", Some("data/test-*")).unwrap()),
+            names(&fetch_from(&hub, "owner/set", Some("data/test-*")).unwrap()),
             ["data/test-00000-of-00001.jsonl"]
         );
         // Nobody answers there; then nobody is asked.
-        hub.endpoint = Some("http://127.0.0.1:9".to_owned());
-        assert_eq!(names(&hub.fetch("owner/set", None).unwrap()), TRAIN);
-        hub.offline = true;
-        let inputs = hub.fetch("owner/set", None).unwrap();
+        let hub = hub.endpoint("http://127.0.0.1:9");
+        assert_eq!(names(&fetch_from(&hub, "owner/set", None).unwrap()), TRAIN);
+        let hub = hub.offline(true);
+        let inputs = fetch_from(&hub, "owner/set", None).unwrap();
         assert_eq!(names(&inputs), TRAIN);
         let rows = Dataset::read(&inputs[1].path).unwrap().rows();
         assert_eq!((rows[0].prompt.as_str(), rows[0].completion.as_str()), ("q2", "a2"));
-        let error = hub.fetch("owner/other", None).unwrap_err().to_string();
+        let error = fetch_from(&hub, "owner/other", None).unwrap_err().to_string();
         assert!(error.contains("HF_HUB_OFFLINE is set"), "{error}");
         assert!(!folder.path().join("evil.jsonl").exists());
     }
@@ -374,18 +221,18 @@ pub(crate) mod tests {
     #[test]
     fn a_token_is_sent_and_its_lack_explained() {
         let (folder, endpoint) = (tempfile::tempdir().unwrap(), serve(files(), Some("secret")));
-        let mut hub = hub(&endpoint, folder.path());
-        let error = hub.fetch("owner/set", None).unwrap_err().to_string();
+        let hub = hub(&endpoint, folder.path());
+        let error = fetch_from(&hub, "owner/set", None).unwrap_err().to_string();
         assert!(error.contains("401") && error.contains("HF_TOKEN"), "{error}");
-        hub.token = Some("secret".to_owned());
-        assert_eq!(hub.fetch("owner/set", None).unwrap().len(), 2);
+        let hub = hub.token("secret");
+        assert_eq!(fetch_from(&hub, "owner/set", None).unwrap().len(), 2);
     }
 
     #[test]
     fn a_file_with_a_wrong_checksum_does_not_stay_in_the_cache() {
         let folder = tempfile::tempdir().unwrap();
         let endpoint = serve(BTreeMap::from([("wrong.jsonl", b"{}".to_vec())]), None);
-        let error = hub(&endpoint, folder.path()).fetch("owner/set", None).unwrap_err().to_string();
+        let error = fetch_from(&hub(&endpoint, folder.path()), "owner/set", None).unwrap_err().to_string();
         assert!(error.contains("wrong checksum"), "{error}");
     }
 

@@ -224,15 +224,8 @@ pub enum Error {
     #[error("tokenizer: {0}")]
     Tokenizer(String),
     /// The Hugging Face hub did not give a file.
-    #[error("cannot get `{file}` of `{repo}` from the hub: {reason}")]
-    Hub {
-        /// The repository.
-        repo: String,
-        /// The file.
-        file: String,
-        /// Why.
-        reason: String,
-    },
+    #[error(transparent)]
+    Hub(#[from] tunebook_hub::Error),
     /// A GPU that cannot be used.
     #[error("cannot compute on GPU {ordinal}: {reason}")]
     Gpu {

@@ -1,14 +1,11 @@
-//! Models from the Hugging Face hub, kept in the cache that Python's `huggingface_hub` uses too.
+//! Models from the Hugging Face hub: which files of a repository are needed.
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
-use tunebook_progress::ProgressBar;
+use tunebook_hub::{Hub, Kind};
 
 use super::safetensors::{INDEX, SINGLE};
-use super::source::{Source, folder, is_pickle, verify};
+use super::source::{Source, folder, is_pickle};
 use crate::error::{Error, Result};
 
 /// Files that are fetched beside the weights, where a repository has them.
@@ -21,45 +18,15 @@ const SMALL_FILES: &[&str] = &[
 ];
 
 /// Fetches what is needed of `owner/name` or `owner/name@revision`; what is in the cache is not fetched again.
-///
-/// `HF_HOME` and `HF_ENDPOINT` mean what they mean in Python.
 pub(crate) fn fetch(name: &str) -> Result<Source> {
-    fetch_with(name, &Cache::from_env(), ApiBuilder::from_env())
+    fetch_from(&Hub::from_env(), name)
 }
 
-fn fetch_with(name: &str, cache: &Cache, builder: ApiBuilder) -> Result<Source> {
-    let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
-    let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
-    let failed = |file: &str, error: &ApiError| Error::Hub {
-        repo: name.to_owned(),
-        file: file.to_owned(),
-        reason: format!(
-            "{error}. Without a connection, give a path or a model that was fetched before; a gated model needs a token (`hf auth login`)"
-        ),
-    };
-    let cached = cache.repo(repo.clone());
-    let api = builder.with_progress(false).build().map_err(|error| failed("the repository", &error))?;
-    let api = api.repo(repo);
-    let names: Vec<String> = match api.info() {
-        Ok(info) => info.siblings.into_iter().map(|sibling| sibling.rfilename).collect(),
-        Err(error) => {
-            // Offline: what an earlier call fetched will do.
-            return match cached.get("config.json").as_deref().and_then(Path::parent) {
-                Some(snapshot) => folder(snapshot, name),
-                None => Err(failed("the list of files", &error)),
-            };
-        }
-    };
-    let has = |file: &str| names.iter().any(|name| name == file);
-    let get = |file: &str| -> Result<PathBuf> {
-        if let Some(path) = cached.get(file) {
-            return Ok(path);
-        }
-        let path = download(&api, file).map_err(|error| failed(file, &error))?;
-        check(&path)?;
-        Ok(path)
-    };
-    if !has(SINGLE) && !has(INDEX) {
+fn fetch_from(hub: &Hub, name: &str) -> Result<Source> {
+    let repository = hub.open(Kind::Model, name)?;
+    let names = repository.names();
+    let get = |file: &str| -> Result<PathBuf> { Ok(repository.get(file)?) };
+    if !repository.has(SINGLE) && !repository.has(INDEX) {
         let ggufs: Vec<&String> = names.iter().filter(|name| name.ends_with(".gguf")).collect();
         return match ggufs.as_slice() {
             [one] => Ok(Source::Gguf(get(one)?)),
@@ -81,11 +48,10 @@ fn fetch_with(name: &str, cache: &Cache, builder: ApiBuilder) -> Result<Source> 
             }),
         };
     }
-    let mut snapshot = None;
-    for file in SMALL_FILES.iter().filter(|file| has(file)) {
-        snapshot = get(file)?.parent().map(Path::to_owned);
+    for file in SMALL_FILES.iter().filter(|file| repository.has(file)) {
+        get(file)?;
     }
-    if has(INDEX) {
+    if repository.has(INDEX) {
         let index = get(INDEX)?;
         let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
         let map = super::safetensors::weight_map(&text).map_err(|reason| Error::Corrupt {
@@ -98,60 +64,9 @@ fn fetch_with(name: &str, cache: &Cache, builder: ApiBuilder) -> Result<Source> 
             get(shard)?;
         }
     } else {
-        snapshot = get(SINGLE)?.parent().map(Path::to_owned);
+        get(SINGLE)?;
     }
-    match snapshot {
-        Some(snapshot) => folder(&snapshot, name),
-        None => Err(Error::NotFound {
-            name: name.to_owned(),
-            looked_for: "`config.json` in the repository".to_owned(),
-            advice: "Choose a repository that `transformers` can load".to_owned(),
-        }),
-    }
-}
-
-fn download(api: &ApiRepo, file: &str) -> std::result::Result<PathBuf, ApiError> {
-    api.download_with_progress(file, Bar(None))
-}
-
-/// The hub names a large file by its sha256, and the cache keeps it under that name. A file that has another one is
-/// taken out of the cache, so that the next call fetches it again.
-fn check(path: &Path) -> Result<()> {
-    let blob = path.canonicalize().map_err(Error::io(path))?;
-    let name = blob.file_name().unwrap_or_default().to_string_lossy();
-    if name.len() != 64 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(());
-    }
-    verify(&blob, &name).inspect_err(|_| {
-        for file in [path, &blob] {
-            // It is damaged anyway; the error that is returned says so.
-            let _ = std::fs::remove_file(file);
-        }
-    })
-}
-
-/// Our progress bar in the shape that hf-hub asks for.
-struct Bar(Option<ProgressBar>);
-
-impl Progress for Bar {
-    fn init(&mut self, size: usize, filename: &str) {
-        // Called again when the transfer itself begins.
-        self.0
-            .get_or_insert_with(|| ProgressBar::new(format!("Fetching {filename}"), None).unit("B"))
-            .set_total(Some(size as u64));
-    }
-
-    fn update(&mut self, size: usize) {
-        if let Some(bar) = &self.0 {
-            bar.advance(size as u64);
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(bar) = &self.0 {
-            bar.finish();
-        }
-    }
+    folder(&repository.folder(), name)
 }
 
 #[cfg(test)]
@@ -200,7 +115,7 @@ mod tests {
             );
         }
         let Some((etag, body)) =
-            path.strip_prefix("/owner/tiny/resolve/main/").and_then(|file| files.get(file))
+            path.strip_prefix("/owner/tiny/resolve/c0ffee/").and_then(|file| files.get(file))
         else {
             return send("404 Not Found", String::new(), b"");
         };
@@ -237,44 +152,43 @@ mod tests {
             .collect()
     }
 
-    fn fetch_from(endpoint: &str, cache: &Path, name: &str) -> Result<Source> {
-        let cache = Cache::new(cache.join("hub"));
-        fetch_with(name, &cache, ApiBuilder::from_cache(cache.clone()).with_endpoint(endpoint.to_owned()))
+    fn fetch_at(endpoint: &str, cache: &Path, name: &str) -> Result<Source> {
+        fetch_from(&Hub::new(cache.join("hub")).endpoint(endpoint), name)
     }
 
     #[test]
     fn a_repository_is_fetched_once_and_used_offline() {
         let (dir, endpoint) = (tempfile::tempdir().unwrap(), serve(tiny(None)));
-        let Source::Folder(folder) = fetch_from(&endpoint, dir.path(), "owner/tiny").unwrap() else {
+        let Source::Folder(folder) = fetch_at(&endpoint, dir.path(), "owner/tiny").unwrap() else {
             panic!("no folder")
         };
         assert!(folder.ends_with("hub/models--owner--tiny/snapshots/c0ffee"), "{}", folder.display());
         let model = crate::Model::load(folder.to_str().unwrap(), &crate::Device::Cpu).unwrap();
         assert_eq!(model.num_blocks(), 2);
         let nobody = "http://127.0.0.1:9";
-        assert_eq!(fetch_from(nobody, dir.path(), "owner/tiny").unwrap(), Source::Folder(folder));
-        let error = fetch_from(nobody, dir.path(), "owner/other").unwrap_err().to_string();
+        assert_eq!(fetch_at(nobody, dir.path(), "owner/tiny").unwrap(), Source::Folder(folder));
+        let error = fetch_at(nobody, dir.path(), "owner/other").unwrap_err().to_string();
         assert!(
             error.contains("of `owner/other` from the hub") && error.contains("Without a connection"),
             "{error}"
         );
-        let error = fetch_from(&endpoint, dir.path(), "owner/other").unwrap_err().to_string();
+        let error = fetch_at(&endpoint, dir.path(), "owner/other").unwrap_err().to_string();
         assert!(error.contains("404"), "{error}");
     }
 
     #[test]
     fn weights_with_a_wrong_checksum_do_not_stay_in_the_cache() {
         let dir = tempfile::tempdir().unwrap();
-        let error = fetch_from(&serve(tiny(Some(SINGLE))), dir.path(), "owner/tiny").unwrap_err().to_string();
+        let error = fetch_at(&serve(tiny(Some(SINGLE))), dir.path(), "owner/tiny").unwrap_err().to_string();
         assert!(error.contains("wrong checksum"), "{error}");
-        fetch_from(&serve(tiny(None)), dir.path(), "owner/tiny").unwrap();
+        fetch_at(&serve(tiny(None)), dir.path(), "owner/tiny").unwrap();
     }
 
     #[test]
     fn a_repository_of_pickles_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let files = HashMap::from([("pytorch_model.bin", ("x".to_owned(), vec![0; 4]))]);
-        let error = fetch_from(&serve(files), dir.path(), "owner/tiny").unwrap_err().to_string();
+        let error = fetch_at(&serve(files), dir.path(), "owner/tiny").unwrap_err().to_string();
         assert!(error.contains("owner/tiny/pytorch_model.bin` is a pickle"), "{error}");
     }
 }

@@ -1,0 +1,109 @@
+//! Files of the Hugging Face hub, in the cache that Python's `huggingface_hub` uses too: what one has fetched, the other finds.
+//!
+//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean in Python.
+//!
+//! ```no_run
+//! use tunebook_hub::{Hub, Kind};
+//! let repository = Hub::from_env().open(Kind::Model, "owner/name@v1.0")?;
+//! let config = repository.get("config.json")?; // fetched once
+//! # Ok::<(), tunebook_hub::Error>(())
+//! ```
+//!
+//! A repository is pinned to one commit when it is opened, so that all files are of one state of it. A transfer that breaks is
+//! resumed where it stopped, also by a later call; a file whose checksum is wrong does not stay in the cache. Without a connection, what
+//! an earlier call fetched will do.
+
+mod bar;
+mod explain;
+mod repository;
+mod verify;
+
+use std::path::PathBuf;
+
+use hf_hub::Cache;
+
+pub use repository::Repository;
+
+/// The result of everything in this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The hub did not give a file.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot get {file} of `{repo}` from the hub: {reason}")]
+pub struct Error {
+    /// The repository as given.
+    pub repo: String,
+    /// The file, or what else was asked for.
+    pub file: String,
+    /// Why not, and what to do.
+    pub reason: String,
+}
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Weights, config and tokenizer.
+    Model,
+    /// Rows.
+    Dataset,
+}
+
+/// Where to fetch from, where to keep it, and who asks.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    cache: Cache,
+    endpoint: Option<String>,
+    token: Option<String>,
+    offline: bool,
+}
+
+impl Hub {
+    /// What the environment says.
+    pub fn from_env() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let cache = match set("HF_HUB_CACHE") {
+            Some(folder) => Cache::new(folder.into()),
+            None => Cache::from_env(),
+        };
+        let on = |value: String| matches!(value.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true");
+        // Kept beside the folder of the cache, unless that was moved by itself.
+        let home = Cache::from_env();
+        Self {
+            token: set("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(|| home.token()),
+            endpoint: set("HF_ENDPOINT").map(|endpoint| endpoint.trim_end_matches('/').to_owned()),
+            offline: set("HF_HUB_OFFLINE").is_some_and(on),
+            cache,
+        }
+    }
+
+    /// A cache of its own, the folder that Python calls `HF_HUB_CACHE`, with nothing taken from the environment.
+    pub fn new(cache: impl Into<PathBuf>) -> Self {
+        Self { cache: Cache::new(cache.into()), endpoint: None, token: None, offline: false }
+    }
+
+    /// Asks another server.
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Says who asks.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Asks nobody: what is in the cache must do.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Opens `owner/name` or `owner/name@revision`.
+    ///
+    /// # Errors
+    /// When there is no such repository or revision, it wants a token, or nobody answers and it was never fetched.
+    pub fn open(&self, kind: Kind, id: &str) -> Result<Repository> {
+        Repository::open(self, kind, id)
+    }
+}

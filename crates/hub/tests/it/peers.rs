@@ -1,0 +1,81 @@
+//! One cache with Python's `huggingface_hub`, both ways. Runs where `TUNEBOOK_PEERS` names a Python environment that has it
+//! (`tests/peers/requirements.txt`), and says so where it does not.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tunebook_hub::{Hub, Kind};
+
+use crate::{NEW, OLD, serve, weights};
+
+fn python() -> Option<PathBuf> {
+    let found = std::env::var_os("TUNEBOOK_PEERS").map(|peers| Path::new(&peers).join("bin/python"));
+    if found.is_none() {
+        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no huggingface_hub to share a cache with");
+    }
+    found
+}
+
+fn run(python: &Path, home: &Path, variables: &[(&str, &str)], script: &str) -> String {
+    let mut command = Command::new(python);
+    command.args(["-c", script]).env("HF_HOME", home).env("HF_HUB_DISABLE_XET", "1");
+    command.env_remove("HF_HUB_OFFLINE").env_remove("HF_HUB_CACHE").env_remove("HF_TOKEN");
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn python_finds_offline_what_we_fetched() {
+    let Some(python) = python() else { return };
+    let (home, server) = (tempfile::tempdir().unwrap(), serve());
+    let hub = Hub::new(home.path().join("hub")).endpoint(&server.address);
+    for id in ["owner/tiny", "owner/tiny@v1"] {
+        let repository = hub.open(Kind::Model, id).unwrap();
+        repository.get("config.json").unwrap();
+        repository.get("model.safetensors").unwrap();
+    }
+    let script = "
+import hashlib, json, sys
+from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
+for revision in ['main', 'v1', sys.argv[1] if len(sys.argv) > 1 else 'main']:
+    print(json.load(open(hf_hub_download('owner/tiny', 'config.json', revision=revision)))['version'])
+    print(hashlib.sha256(open(hf_hub_download('owner/tiny', 'model.safetensors', revision=revision), 'rb').read()).hexdigest())
+print(snapshot_download('owner/tiny'))
+report = scan_cache_dir()
+print(len(report.warnings), sorted(r for repo in report.repos for revision in repo.revisions for r in revision.refs))
+";
+    let text = run(&python, home.path(), &[("HF_HUB_OFFLINE", "1")], script);
+    let lines: Vec<&str> = text.lines().collect();
+    let hash = |bytes: Vec<u8>| {
+        use sha2::Digest;
+        sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    assert_eq!(lines[..4], ["2", &hash(weights(2)), "1", &hash(weights(1))]);
+    assert!(lines[6].ends_with(NEW), "{text}");
+    assert_eq!(lines[7], "0 ['main', 'v1']", "no warnings, and no other branches");
+}
+
+#[test]
+fn we_find_offline_what_python_fetched() {
+    let Some(python) = python() else { return };
+    let (home, server) = (tempfile::tempdir().unwrap(), serve());
+    let script = "
+from huggingface_hub import hf_hub_download
+for revision in ['main', 'v1']:
+    for file in ['config.json', 'model.safetensors']:
+        hf_hub_download('owner/tiny', file, revision=revision)
+";
+    run(&python, home.path(), &[("HF_ENDPOINT", &server.address)], script);
+    let hub = Hub::new(home.path().join("hub")).offline(true);
+    for (id, commit, seed) in [("owner/tiny", NEW, 2), ("owner/tiny@v1", OLD, 1)] {
+        let repository = hub.open(Kind::Model, id).unwrap();
+        assert_eq!((repository.commit(), repository.names().len()), (commit, 2));
+        assert_eq!(std::fs::read(repository.get("model.safetensors").unwrap()).unwrap(), weights(seed));
+    }
+    // With a connection nothing but the list of files is asked for.
+    let before = server.log().len();
+    let hub = hub.offline(false).endpoint(&server.address);
+    hub.open(Kind::Model, "owner/tiny").unwrap().get("model.safetensors").unwrap();
+    assert_eq!(server.log().len(), before + 1);
+}

@@ -1,0 +1,161 @@
+//! A server that speaks the hub's interface: the list of files, `resolve` with its headers, redirects to where the bytes are, ranges. It
+//! keeps a log, and can break off, lie and refuse.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use sha2::{Digest, Sha256};
+
+/// How the server behaves; may be changed while it runs.
+#[derive(Default)]
+pub struct State {
+    /// By commit and name.
+    pub files: BTreeMap<(&'static str, &'static str), Vec<u8>>,
+    /// Branches and tags.
+    pub refs: BTreeMap<&'static str, &'static str>,
+    /// Only who shows this gets anything.
+    pub token: Option<&'static str>,
+    /// Who shows the token is refused all the same.
+    pub gated: bool,
+    /// Everything is answered with this.
+    pub status: Option<u16>,
+    /// So many transfers of large files end after this share of the bytes.
+    pub breaks: u32,
+    /// Large files arrive with one bit changed.
+    pub lies: bool,
+    /// `METHOD path | range`, in order.
+    pub log: Vec<String>,
+}
+
+/// Names of large files end so.
+const LARGE: &str = ".safetensors";
+
+pub struct Server {
+    pub address: String,
+    pub state: Arc<Mutex<State>>,
+}
+
+impl Server {
+    pub fn start(state: State) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(state));
+        let (shared, own) = (Arc::clone(&state), address.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                answer(stream.unwrap(), &mut shared.lock().unwrap(), &own);
+            }
+        });
+        Self { address, state }
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.state.lock().unwrap().log.clone()
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap());
+    }
+}
+
+fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
+    let lines: Vec<String> = BufReader::new(stream.try_clone().unwrap())
+        .lines()
+        .map_while(|line| line.ok().filter(|line| !line.is_empty()))
+        .collect();
+    let Some(first) = lines.first() else { return };
+    let mut words = first.split(' ');
+    let (method, target) = (words.next().unwrap(), words.next().unwrap());
+    let path = target.split('?').next().unwrap();
+    let header = |name: &str| {
+        lines.iter().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+        })
+    };
+    let range = header("range");
+    state.log.push(format!("{method} {path} | {}", range.as_deref().unwrap_or("whole")));
+    let mut send = |status: u16, headers: &[(&str, String)], body: &[u8], sent: usize| {
+        let mut head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += "\r\n";
+        let body = if method == "HEAD" { &[] } else { &body[..sent] };
+        // Whoever asked may be gone.
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+    };
+    let mut refuse = |status: u16| send(status, &[], b"", 0);
+    if let Some(status) = state.status {
+        return refuse(status);
+    }
+    let cdn = path.strip_prefix("/cdn/");
+    if let Some(token) = state.token.filter(|_| cdn.is_none()) {
+        let shown = header("authorization") == Some(format!("Bearer {token}"));
+        if !shown || state.gated {
+            return refuse(if shown { 403 } else { 401 });
+        }
+    }
+    let commit_of = |revision: &str| {
+        let revision = revision.replace("%2F", "/");
+        let commits = state.files.keys().map(|(commit, _)| *commit);
+        state.refs.get(revision.as_str()).copied().or_else(|| commits.into_iter().find(|commit| *commit == revision))
+    };
+    if let Some(revision) = path.strip_prefix("/api/models/owner/tiny/revision/") {
+        let Some(commit) = commit_of(revision) else { return refuse(404) };
+        let siblings: Vec<_> = state
+            .files
+            .keys()
+            .filter(|(of, _)| *of == commit)
+            .map(|(_, name)| serde_json::json!({ "rfilename": name }))
+            .collect();
+        let info = serde_json::json!({ "id": "owner/tiny", "siblings": siblings, "sha": commit }).to_string();
+        return send(200, &[("Content-Type", "application/json".to_owned())], info.as_bytes(), info.len());
+    }
+    // A repository that was renamed.
+    if let Some(rest) = path.strip_prefix("/api/models/owner/old/") {
+        return send(307, &[("Location", format!("/api/models/owner/tiny/{rest}"))], b"", 0);
+    }
+    if let Some(rest) = path.strip_prefix("/owner/old/") {
+        return send(307, &[("Location", format!("/owner/tiny/{rest}"))], b"", 0);
+    }
+    let file = path.strip_prefix("/owner/tiny/resolve/").or(cdn).and_then(|rest| {
+        let (revision, name) = rest.split_once('/')?;
+        let commit = commit_of(revision)?;
+        let body = state.files.iter().find(|((of, known), _)| *of == commit && *known == name)?.1;
+        Some((commit, name, body.clone()))
+    });
+    let Some((commit, name, mut body)) = file else { return refuse(404) };
+    let sha256: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
+    let large = name.ends_with(LARGE);
+    if large && cdn.is_none() {
+        let headers = [
+            ("X-Repo-Commit", commit.to_owned()),
+            ("ETag", "\"the-pointer\"".to_owned()),
+            ("X-Linked-ETag", format!("\"{sha256}\"")),
+            ("X-Linked-Size", body.len().to_string()),
+            ("Location", format!("{address}/cdn/{commit}/{name}?signature=x")),
+        ];
+        return send(302, &headers, b"", 0);
+    }
+    if large && state.lies {
+        body[100] ^= 1;
+    }
+    // Git's own name of a small file is a sha1.
+    let etag = format!("\"{}\"", if large { &sha256 } else { &sha256[..40] });
+    let mut headers = vec![("X-Repo-Commit", commit.to_owned()), ("ETag", etag), ("Accept-Ranges", "bytes".to_owned())];
+    let Some(range) = range else { return send(200, &headers, &body, body.len()) };
+    let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap();
+    let from: usize = from.parse().unwrap();
+    let to = to.parse().map_or(body.len(), |to: usize| body.len().min(to + 1));
+    headers.push(("Content-Range", format!("bytes {from}-{}/{}", to - 1, body.len())));
+    let part = &body[from..to];
+    // The question for the size, of one byte, is always answered.
+    let breaks = large && state.breaks > 0 && part.len() > 1;
+    if breaks {
+        state.breaks -= 1;
+    }
+    send(206, &headers, part, if breaks { part.len() / 2 } else { part.len() });
+}
