@@ -13,8 +13,11 @@ pub(crate) fn fetch(id: &str, files: Option<&str>) -> Result<Vec<Input>> {
 }
 
 pub(crate) fn fetch_from(hub: &Hub, given: &str, files: Option<&str>) -> Result<Vec<Input>> {
-    let failed =
-        |error: tunebook_hub::Error| DataError::Hub { repo: error.repo, file: error.file, reason: error.reason };
+    let failed = |error: tunebook_hub::Error| DataError::Hub {
+        repo: error.repo,
+        file: error.file,
+        reason: error.reason,
+    };
     let repository = hub.open(Kind::Dataset, given).map_err(failed)?;
     let mut inputs = Vec::new();
     for name in choose(given, repository.names().to_vec(), files)? {

@@ -37,26 +37,29 @@ impl Repository {
         };
         let at = |revision: &str| Repo::with_revision(id.to_owned(), kind, revision.to_owned());
         let repo = at(revision);
-        let failed = |reason: String| Error {
-            repo: given.to_owned(),
-            file: "the list of files".to_owned(),
-            reason,
-        };
+        let failed =
+            |reason: String| Error { repo: given.to_owned(), file: "the list of files".to_owned(), reason };
         let fetched = || {
             let commit = hub.fetched_commit(&repo)?;
             let mut names = Vec::new();
             let folder = hub.snapshot(&repo, &commit);
             list(&folder, &folder, &mut names);
             names.sort();
-            Some(Self { hub: hub.clone(), given: given.to_owned(), repo: repo.clone(), commit, names, api: None })
+            Some(Self {
+                hub: hub.clone(),
+                given: given.to_owned(),
+                repo: repo.clone(),
+                commit,
+                names,
+                api: None,
+            })
         };
         if hub.offline {
             return fetched()
                 .ok_or_else(|| failed("HF_HUB_OFFLINE is set and it was never fetched".to_owned()));
         }
-        let mut builder = ApiBuilder::from_cache(hub.cache.clone())
-            .with_progress(false)
-            .with_token(hub.token.clone());
+        let mut builder =
+            ApiBuilder::from_cache(hub.cache.clone()).with_progress(false).with_token(hub.token.clone());
         if let Some(endpoint) = &hub.endpoint {
             builder = builder.with_endpoint(endpoint.clone());
         }
@@ -150,13 +153,16 @@ impl Hub {
     /// The commit that an earlier call fetched, of Python's or of ours. A revision may be a commit.
     fn fetched_commit(&self, repo: &Repo) -> Option<String> {
         let noted = self.cache.path().join(repo.folder_name()).join("refs").join(repo.revision());
-        let commit = std::fs::read_to_string(noted).map_or(repo.revision().to_owned(), |text| text.trim().to_owned());
+        let commit =
+            std::fs::read_to_string(noted).map_or(repo.revision().to_owned(), |text| text.trim().to_owned());
         self.snapshot(repo, &commit).is_dir().then_some(commit)
     }
 }
 
 /// Takes a request up again while the connection is what fails. hf-hub goes on where the last transfer stopped.
-fn again<T>(mut request: impl FnMut() -> std::result::Result<T, ApiError>) -> std::result::Result<T, ApiError> {
+fn again<T>(
+    mut request: impl FnMut() -> std::result::Result<T, ApiError>,
+) -> std::result::Result<T, ApiError> {
     let mut tries = 1;
     loop {
         match request() {

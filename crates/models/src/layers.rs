@@ -104,6 +104,12 @@ impl Weight {
         loaded.tensor().expect("as many values as the shape says make a tensor")
     }
 
+    /// What was loaded, as it is kept.
+    pub(crate) fn loaded_matrix(&self) -> Matrix {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.base.as_ref().unwrap_or(&state.values).detach()
+    }
+
     /// Puts back what [`Weight::stand_in`] put aside, bit for bit; nothing happens where nothing stands in.
     pub fn restore(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -144,6 +150,10 @@ pub trait Projection: Send + Sync + fmt::Debug {
     fn out_features(&self) -> usize;
     /// The frozen weight, `[out, in]`; of a quantised one a new copy in f32.
     fn weight(&self) -> Tensor;
+    /// Itself, if it is nothing but a matrix and a bias, as a merged adapter is.
+    fn as_linear(&self) -> Option<&Linear> {
+        None
+    }
 }
 
 /// `y = x · wᵀ + b`.
@@ -200,6 +210,10 @@ impl Projection for Linear {
 
     fn weight(&self) -> Tensor {
         self.weight.get()
+    }
+
+    fn as_linear(&self) -> Option<&Linear> {
+        Some(self)
     }
 }
 

@@ -67,5 +67,6 @@ pub use rope::{RopeParameters, RopeScaling};
 pub use tokenizer::{Digits, Tokenizer};
 pub use weights::Quantization;
 pub use weights::gguf::{Gguf, Value as GgufValue};
+pub use weights::gguf_adapter::LoraUpdate;
 pub use weights::gguf_writer::GgufType;
 pub use weights::source::{DEFAULT_MODEL, models_dir};

@@ -13,16 +13,11 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
-use tokenizers::AddedToken;
-use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::digits::Digits as SplitDigits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::processors::template::TemplateProcessing;
 
 use crate::error::{Error, Result};
-use crate::weights::gguf::{Gguf, Value};
+use crate::weights::gguf::Gguf;
+use crate::weights::gguf_tokenizer::GgufTokenizer;
 
 /// What a tokenizer built from a GGUF file with the pre-tokenizer `smollm` does before GPT-2's split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,83 +45,10 @@ impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes.
     ///
     /// # Errors
-    /// When keys are missing, or it is of a kind other than byte-level BPE (`gpt2`).
+    /// When keys are missing or do not fit together, or it is of a kind other than byte-level BPE (`gpt2`) and SentencePiece (`llama`).
     pub fn from_gguf(file: &Gguf, digits: Digits) -> Result<Self> {
-        let model = file.text("tokenizer.ggml.model")?;
-        let pre = file.get("tokenizer.ggml.pre").and_then(Value::as_str).unwrap_or("default");
-        let unsupported = |what, found: &str, known: &str| Error::Unsupported {
-            origin: file.origin(),
-            what,
-            found: found.to_owned(),
-            known: known.to_owned(),
-        };
-        if model != "gpt2" {
-            return Err(unsupported("the tokenizer (tokenizer.ggml.model)", model, "gpt2"));
-        }
-        let byte_level = ByteLevel::new(false, true, true);
-        let pre_tokenizer: PreTokenizerWrapper = match (pre, digits) {
-            ("smollm", Digits::Individual) => {
-                Sequence::new(vec![SplitDigits::new(true).into(), byte_level.into()]).into()
-            }
-            ("smollm" | "gpt-2" | "default", _) => byte_level.into(),
-            (other, _) => {
-                return Err(unsupported(
-                    "the pre-tokenizer (tokenizer.ggml.pre)",
-                    other,
-                    "smollm, gpt-2, default",
-                ));
-            }
-        };
-        let tokens = file.texts("tokenizer.ggml.tokens")?;
-        let vocab: Vocab =
-            tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id as u32)).collect();
-        let merges = file
-            .texts("tokenizer.ggml.merges")?
-            .into_iter()
-            .map(|merge| match merge.split_once(' ') {
-                Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
-                None => Err(Error::Tokenizer(format!(
-                    "expected two tokens with a blank between in tokenizer.ggml.merges, found `{merge}`"
-                ))),
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(refused)?;
-        let mut inner = tokenizers::Tokenizer::new(bpe);
-        inner.with_pre_tokenizer(Some(pre_tokenizer));
-        inner.with_decoder(Some(ByteLevel::new(true, true, true)));
-        let mut special = Vec::new();
-        let mut plain = Vec::new();
-        if file.get("tokenizer.ggml.token_type").is_some() {
-            const CONTROL: u64 = 3;
-            const USER_DEFINED: u64 = 4;
-            let alphabet = ByteLevel::alphabet();
-            for (token, kind) in tokens.iter().zip(file.array("tokenizer.ggml.token_type")?) {
-                match kind.as_u64() {
-                    // Every real token is written in the byte alphabet; another one marked so is mislabelled.
-                    Some(CONTROL) if token.chars().all(|c| alphabet.contains(&c)) => {
-                        special.push(AddedToken::from(*token, true).normalized(false));
-                    }
-                    Some(USER_DEFINED) => plain.push(AddedToken::from(*token, false).normalized(false)),
-                    _ => {}
-                }
-            }
-        }
-        inner.add_special_tokens(special).map_err(refused)?;
-        inner.add_tokens(plain).map_err(refused)?;
-        let id = |key: &str| {
-            let id = file.get(&format!("tokenizer.ggml.{key}"))?.as_u64()?;
-            u32::try_from(id).ok().filter(|id| (*id as usize) < tokens.len())
-        };
-        let bos = id("bos_token_id");
-        let add_bos = file.get("tokenizer.ggml.add_bos_token").and_then(Value::as_bool).unwrap_or(false);
-        Ok(Self {
-            inner,
-            prefix: bos.filter(|_| add_bos),
-            bos,
-            eos: id("eos_token_id"),
-            pad: id("padding_token_id"),
-            unk: id("unknown_token_id"),
-        })
+        let GgufTokenizer { inner, prefix, bos, eos, pad, unk } = GgufTokenizer::read(file, digits)?;
+        Ok(Self { inner, prefix, bos, eos, pad, unk })
     }
 
     /// From `tokenizer.json`, with the names of the special tokens from the text of a `tokenizer_config.json`.
@@ -272,6 +194,6 @@ pub(crate) fn short_hash(hash: Sha256) -> String {
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn refused(error: tokenizers::Error) -> Error {
+pub(crate) fn refused(error: tokenizers::Error) -> Error {
     Error::Tokenizer(error.to_string())
 }

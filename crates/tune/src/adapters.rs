@@ -15,6 +15,7 @@ use crate::body::{self, AdapterTensor, Body};
 use crate::error::{Error, Result};
 use crate::fingerprint;
 use crate::full::FullWeights;
+use crate::gguf_adapter;
 use crate::inject::{self, Hooks};
 use crate::lora::Lora;
 use crate::lora_body::LoraBody;
@@ -115,6 +116,12 @@ pub trait Adapters {
     /// # Errors
     /// No adapter of that name, or a file cannot be written.
     fn save_adapter(&self, name: &str, dir: &str) -> Result<PathBuf>;
+
+    /// Writes a LoRA as one GGUF file, which llama.cpp puts onto its own file of this model. Returns the path.
+    ///
+    /// # Errors
+    /// No adapter of that name, one that is another thing than a LoRA or more (DoRA, trained biases), a model that llama.cpp does not have, or the file cannot be written.
+    fn save_adapter_gguf(&self, name: &str, path: &str) -> Result<PathBuf>;
 
     /// Reads an adapter that this crate or PEFT wrote, from `dir` or its subfolder `name`, and makes it the active one.
     ///
@@ -613,6 +620,11 @@ impl Adapters for Model {
         adapter.files(self)?.write(&folder)?;
         fingerprint::write(self, &folder)?;
         Ok(folder)
+    }
+
+    fn save_adapter_gguf(&self, name: &str, path: &str) -> Result<PathBuf> {
+        let adapter = self.extension::<Registry>().lock().get(name)?;
+        gguf_adapter::write(self, name, &adapter.files(self)?, path)
     }
 
     fn load_adapter(&self, name: &str, dir: &str) -> Result<AdapterInfo> {

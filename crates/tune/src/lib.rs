@@ -20,6 +20,7 @@ mod encode;
 mod error;
 mod fingerprint;
 mod full;
+mod gguf_adapter;
 mod ia3;
 mod inject;
 mod lora;

@@ -13,8 +13,8 @@ use crate::lora::{Lora, LoraInit};
 use crate::lora_linear::{LoraLinear, Mode};
 use crate::peft::StoredTensor;
 
-const A: &str = "lora_A.weight";
-const B: &str = "lora_B.weight";
+pub(crate) const A: &str = "lora_A.weight";
+pub(crate) const B: &str = "lora_B.weight";
 const MAGNITUDE: &str = "lora_magnitude_vector";
 
 #[derive(Debug)]

@@ -32,7 +32,10 @@ fn redirects_are_followed_and_a_file_is_fetched_once() {
     assert_eq!(repository.names(), ["config.json", "model.safetensors", "sub/folder.json"], "none leads out");
     let path = repository.get("model.safetensors").unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), weights(2));
-    assert_eq!(path, folder.path().join("hub/models--owner--tiny/snapshots").join(NEW).join("model.safetensors"));
+    assert_eq!(
+        path,
+        folder.path().join("hub/models--owner--tiny/snapshots").join(NEW).join("model.safetensors")
+    );
     assert_eq!(path.canonicalize().unwrap().file_name().unwrap().len(), 64, "named by its sha256");
     assert_eq!(std::fs::read(repository.get("sub/folder.json").unwrap()).unwrap(), b"{}");
     let refs = folder.path().join("hub/models--owner--tiny/refs");
@@ -71,7 +74,10 @@ fn a_later_call_goes_on_where_an_earlier_one_gave_up() {
     server.change(|state| state.breaks = 4);
     let hub = hub(&server, folder.path());
     let error = error(&hub, "owner/tiny", "model.safetensors");
-    assert!(error.contains("`model.safetensors` of `owner/tiny`") && error.contains("goes on where it stopped"), "{error}");
+    assert!(
+        error.contains("`model.safetensors` of `owner/tiny`") && error.contains("goes on where it stopped"),
+        "{error}"
+    );
     assert_eq!(read(&hub, "owner/tiny", "model.safetensors"), weights(2));
     assert!(server.log().last().unwrap().ends_with("| bytes=46875-"), "{:?}", server.log().last());
 }
@@ -82,7 +88,10 @@ fn a_wrong_checksum_is_named_and_does_not_stay() {
     server.change(|state| state.lies = true);
     let hub = hub(&server, folder.path());
     let error = error(&hub, "owner/tiny", "model.safetensors");
-    assert!(error.contains("wrong checksum: expected sha256 ") && error.contains("It was removed"), "{error}");
+    assert!(
+        error.contains("wrong checksum: expected sha256 ") && error.contains("It was removed"),
+        "{error}"
+    );
     server.change(|state| state.lies = false);
     assert_eq!(read(&hub, "owner/tiny", "model.safetensors"), weights(2));
 }
@@ -123,8 +132,14 @@ fn revisions_are_branches_tags_and_commits() {
     let by_commit = format!("owner/tiny@{OLD}");
     assert_eq!(read(&hub, &by_commit, "config.json"), br#"{"version": 1}"#);
     let offline = hub.offline(true);
-    for (id, version) in [("owner/tiny@v1", 1), ("owner/tiny@refs/pr/1", 1), (&by_commit, 1), ("owner/tiny", 2)] {
-        assert_eq!(read(&offline, id, "config.json"), format!("{{\"version\": {version}}}").as_bytes(), "{id}");
+    for (id, version) in
+        [("owner/tiny@v1", 1), ("owner/tiny@refs/pr/1", 1), (&by_commit, 1), ("owner/tiny", 2)]
+    {
+        assert_eq!(
+            read(&offline, id, "config.json"),
+            format!("{{\"version\": {version}}}").as_bytes(),
+            "{id}"
+        );
     }
 }
 

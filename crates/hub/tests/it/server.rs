@@ -78,7 +78,8 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     let range = header("range");
     state.log.push(format!("{method} {path} | {}", range.as_deref().unwrap_or("whole")));
     let mut send = |status: u16, headers: &[(&str, String)], body: &[u8], sent: usize| {
-        let mut head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let mut head =
+            format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
@@ -101,7 +102,11 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     let commit_of = |revision: &str| {
         let revision = revision.replace("%2F", "/");
         let commits = state.files.keys().map(|(commit, _)| *commit);
-        state.refs.get(revision.as_str()).copied().or_else(|| commits.into_iter().find(|commit| *commit == revision))
+        state
+            .refs
+            .get(revision.as_str())
+            .copied()
+            .or_else(|| commits.into_iter().find(|commit| *commit == revision))
     };
     if let Some(revision) = path.strip_prefix("/api/models/owner/tiny/revision/") {
         let Some(commit) = commit_of(revision) else { return refuse(404) };
@@ -145,7 +150,8 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     }
     // Git's own name of a small file is a sha1.
     let etag = format!("\"{}\"", if large { &sha256 } else { &sha256[..40] });
-    let mut headers = vec![("X-Repo-Commit", commit.to_owned()), ("ETag", etag), ("Accept-Ranges", "bytes".to_owned())];
+    let mut headers =
+        vec![("X-Repo-Commit", commit.to_owned()), ("ETag", etag), ("Accept-Ranges", "bytes".to_owned())];
     let Some(range) = range else { return send(200, &headers, &body, body.len()) };
     let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap();
     let from: usize = from.parse().unwrap();

@@ -125,7 +125,7 @@ impl Gguf {
         self.tensors.contains_key(gguf_name)
     }
 
-    fn wrong<T>(&self, key: &str, expected: &str) -> Result<T> {
+    pub(crate) fn wrong<T>(&self, key: &str, expected: &str) -> Result<T> {
         let found = match self.get(key) {
             None => "missing".to_owned(),
             Some(Value::Array(values)) => format!("an array of {}", values.len()),

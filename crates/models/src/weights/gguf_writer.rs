@@ -1,5 +1,6 @@
 //! Writing GGUF (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>) as llama.cpp reads it: its names, its order of rows.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Result as IoResult, Write};
 use std::path::{Path, PathBuf};
@@ -10,9 +11,12 @@ use candle_core::{DType, Device, Tensor};
 
 use super::gguf::{Gguf, Value};
 use super::gguf_layout::{self, Names};
+use super::gguf_vocabulary;
+use crate::chat_template::ChatTemplate;
 use crate::config::{Config, Family};
 use crate::error::{Error, Result};
 use crate::layers::Weight;
+use crate::matrix::Matrix;
 use crate::model::Model;
 
 const ALIGNMENT: usize = 32;
@@ -64,52 +68,57 @@ impl GgufType {
 }
 
 impl Model {
-    /// Writes the model with its weights as they are now (those of the base: an adapter is saved by itself) as one GGUF file, which llama.cpp
-    /// runs. The tokenizer is taken from the GGUF file that the model was loaded from.
+    /// Writes the model as one GGUF file, which llama.cpp runs, with its tokenizer and chat template. As in [`Model::save_pretrained`], an
+    /// adapter that is merged is in the weights, and one that is active beside them is not.
     ///
     /// # Errors
-    /// When the file cannot be written, the model was loaded from another format, or it has what GGUF has no place for.
+    /// When the file cannot be written, or model or tokenizer have what GGUF has no place for.
     pub fn save_gguf(&self, path: &str, kind: GgufType) -> Result<PathBuf> {
-        if !self.path().is_file() {
-            return Err(Error::NotInFormat {
-                model: self.name().to_owned(),
-                format: "GGUF",
-                what: "a tokenizer.json, and only the tokenizer of a GGUF file can be written".to_owned(),
-            });
-        }
-        let source = Gguf::open(self.path())?;
-        let mut tokenizer: Vec<(String, Value)> = source
-            .keys()
-            .filter(|key| key.starts_with("tokenizer."))
-            .filter_map(|key| Some((key.clone(), source.get(key)?.clone())))
-            .collect();
-        tokenizer.sort_by(|a, b| a.0.cmp(&b.0));
+        let tokenizer = if self.path().is_file() {
+            let source = Gguf::open(self.path())?;
+            let mut keys: Vec<(String, Value)> = source
+                .keys()
+                .filter(|key| key.starts_with("tokenizer."))
+                .filter_map(|key| Some((key.clone(), source.get(key)?.clone())))
+                .collect();
+            keys.sort_by(|a, b| a.0.cmp(&b.0));
+            keys
+        } else {
+            let template = self.chat_template().map(ChatTemplate::source);
+            let architecture = gguf_layout::architecture(self.config());
+            gguf_vocabulary::metadata(self.tokenizer(), template, self.config(), architecture, self.name())?
+        };
         let path = PathBuf::from(path);
-        write(&path, self.name(), self.config(), &self.weights(), tokenizer, kind)?;
+        let merged = self.weights_to_save();
+        write(&path, self.name(), self.config(), (&self.weights(), &merged), tokenizer, kind)?;
         Ok(path)
     }
 }
 
 /// What is written of one tensor.
-struct Entry {
-    name: String,
-    shape: Vec<usize>,
-    kind: GgmlDType,
-    offset: usize,
-    source: Source,
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) kind: GgmlDType,
+    /// Into the data; set when the file is written.
+    pub(crate) offset: usize,
+    pub(crate) source: Source,
 }
 
-enum Source {
+pub(crate) enum Source {
     Weight(Arc<Weight>),
+    /// In place of the weight of that name.
+    Matrix(String, Matrix),
+    /// As they are written.
     Values(Vec<f32>),
 }
 
-/// Writes a file under another name and renames it: whole or as it was before.
+/// Writes a model; what is in `merged` stands for the weights of those names.
 pub(crate) fn write(
     path: &Path,
     name: &str,
     config: &Config,
-    weights: &[Arc<Weight>],
+    (weights, merged): (&[Arc<Weight>], &HashMap<String, Matrix>),
     tokenizer: Vec<(String, Value)>,
     kind: GgufType,
 ) -> Result<()> {
@@ -126,16 +135,40 @@ pub(crate) fn write(
     }
     let mut metadata = metadata(name, config, kind);
     metadata.extend(tokenizer);
-    let entries = entries(name, config, weights, kind)?;
+    let mut entries = entries(name, config, weights, kind)?;
+    for entry in &mut entries {
+        if let Source::Weight(weight) = &entry.source
+            && let Some(matrix) = merged.get(weight.name())
+        {
+            entry.source = Source::Matrix(weight.name().to_owned(), matrix.clone());
+        }
+    }
+    write_file(path, &metadata, &mut entries, config)
+}
+
+/// Writes a file under another name and renames it: whole or as it was before.
+pub(crate) fn write_file(
+    path: &Path,
+    metadata: &[(String, Value)],
+    entries: &mut [Entry],
+    config: &Config,
+) -> Result<()> {
+    let mut offset = 0;
+    for entry in &mut *entries {
+        entry.offset = offset;
+        let elements: usize = entry.shape.iter().product();
+        let size = elements / entry.kind.block_size() * entry.kind.type_size();
+        offset = (offset + size).next_multiple_of(ALIGNMENT);
+    }
     let temporary = path.with_extension(format!("gguf.{}.tmp", std::process::id()));
     let written = (|| -> Result<()> {
         let file = File::create(&temporary).map_err(Error::write(&temporary))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
-        let header = header(&metadata, &entries);
+        let header = header(metadata, entries);
         let io = Error::write(path);
         let begun = out.write_all(&header).and_then(|()| pad(&mut out, header.len()));
         begun.map_err(io)?;
-        for entry in &entries {
+        for entry in entries {
             let bytes = bytes(entry, config)?;
             let put = out.write_all(&bytes).and_then(|()| pad(&mut out, bytes.len()));
             put.map_err(Error::write(path))?;
@@ -227,35 +260,23 @@ fn entries(name: &str, config: &Config, weights: &[Arc<Weight>], kind: GgufType)
         }
         _ => {}
     }
-    let mut offset = 0;
-    for entry in &mut entries {
-        entry.offset = offset;
-        let elements: usize = entry.shape.iter().product();
-        let size = elements / entry.kind.block_size() * entry.kind.type_size();
-        offset = (offset + size).next_multiple_of(ALIGNMENT);
-    }
     Ok(entries)
 }
 
 /// The values of a tensor as they are stored, in llama.cpp's order.
 fn bytes(entry: &Entry, config: &Config) -> Result<Vec<u8>> {
-    let weight = match &entry.source {
+    let (name, matrix) = match &entry.source {
         Source::Values(values) => return Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
-        Source::Weight(weight) => weight,
+        Source::Weight(weight) => (weight.name(), weight.matrix()),
+        Source::Matrix(name, matrix) => (name.as_str(), matrix.clone()),
     };
-    let mut tensor = weight.matrix().tensor()?.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-    let offset = gguf_layout::norm_offset(config, weight.name());
+    let mut tensor = matrix.tensor()?.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let offset = gguf_layout::norm_offset(config, name);
     if offset != 0.0 {
         tensor = (tensor + offset)?;
     }
-    if let Some(order) = gguf_layout::row_order(config, weight.name()) {
-        // Row i of ours is row order[i] of theirs.
-        let mut inverse = vec![0u32; order.len()];
-        for (ours, theirs) in order.into_iter().enumerate() {
-            inverse[theirs] = ours as u32;
-        }
-        let count = inverse.len();
-        tensor = tensor.index_select(&Tensor::from_vec(inverse, count, &Device::Cpu)?, 0)?;
+    if let Some(order) = gguf_layout::row_order(config, name) {
+        tensor = in_their_order(&tensor, order)?;
     }
     let tensor = tensor.contiguous()?;
     if entry.kind == GgmlDType::F32 {
@@ -263,6 +284,16 @@ fn bytes(entry: &Entry, config: &Config) -> Result<Vec<u8>> {
         return Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect());
     }
     Ok(QTensor::quantize(&tensor, entry.kind)?.data()?.into_owned())
+}
+
+/// Rows as llama.cpp has them: row i of ours is row `order[i]` of theirs.
+pub(crate) fn in_their_order(tensor: &Tensor, order: Vec<usize>) -> Result<Tensor> {
+    let mut inverse = vec![0u32; order.len()];
+    for (ours, theirs) in order.into_iter().enumerate() {
+        inverse[theirs] = ours as u32;
+    }
+    let count = inverse.len();
+    Ok(tensor.index_select(&Tensor::from_vec(inverse, count, &Device::Cpu)?, 0)?)
 }
 
 fn header(metadata: &[(String, Value)], entries: &[Entry]) -> Vec<u8> {
@@ -374,9 +405,14 @@ mod tests {
         ] {
             let model = Model::load(golden.join(name).to_str().unwrap(), &Device::Cpu).unwrap();
             let path = folder.path().join(format!("{name}.gguf"));
-            if let Err(error) =
-                write(&path, name, model.config(), &model.weights(), Vec::new(), GgufType::F32)
-            {
+            if let Err(error) = write(
+                &path,
+                name,
+                model.config(),
+                (&model.weights(), &HashMap::new()),
+                Vec::new(),
+                GgufType::F32,
+            ) {
                 assert!(error.to_string().contains("GGUF has no place"), "{error}");
                 refused.push(name);
                 continue;

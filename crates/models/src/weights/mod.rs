@@ -1,7 +1,11 @@
 //! Weights on disk, and how they come into memory under Hugging Face's names.
 
 pub mod gguf;
+pub(crate) mod gguf_adapter;
 pub(crate) mod gguf_layout;
+pub(crate) mod gguf_split;
+pub(crate) mod gguf_tokenizer;
+pub(crate) mod gguf_vocabulary;
 pub(crate) mod gguf_writer;
 pub(crate) mod hub;
 pub(crate) mod safetensors;

@@ -203,6 +203,55 @@ fn a_saved_model_is_the_same_model() {
 }
 
 #[test]
+fn shards_and_their_index_are_the_same_model() {
+    let (model, expected) = (load("llama3"), tensors("logits/llama3/expected.safetensors"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let files = || {
+        let names =
+            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name.starts_with("model")).collect();
+        names.sort();
+        names
+    };
+    let limit = model.memory_bytes() / 4;
+    model.save_pretrained_sharded(path, limit).unwrap();
+    let shards = files();
+    assert!(shards.len() > 3 && shards.last().unwrap() == "model.safetensors.index.json", "{shards:?}");
+    for shard in &shards[..shards.len() - 1] {
+        let bytes = std::fs::metadata(folder.path().join(shard)).unwrap().len();
+        assert!(bytes < limit + 4000, "{shard} has {bytes} bytes");
+    }
+    let again = Model::load(path, &Device::Cpu).unwrap();
+    assert!(logits_error(&again, &expected) < 1e-4);
+    // What was there before does not stay beside another model.
+    model.save_pretrained_sharded(path, model.memory_bytes() / 2).unwrap();
+    assert!(files().len() < shards.len());
+    assert!(logits_error(&Model::load(path, &Device::Cpu).unwrap(), &expected) < 1e-4);
+    model.save_pretrained(path).unwrap();
+    assert_eq!(files(), ["model.safetensors"]);
+    assert!(logits_error(&Model::load(path, &Device::Cpu).unwrap(), &expected) < 1e-4);
+    let error = model.save_pretrained_sharded(path, 0).unwrap_err().to_string();
+    assert!(error.contains("max_shard_bytes"), "{error}");
+}
+
+#[test]
+fn generation_config_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    load("qwen3").save_pretrained(from.to_str().unwrap()).unwrap();
+    std::fs::write(from.join("generation_config.json"), r#"{"temperature": 0.6, "eos_token_id": [3, 4]}"#)
+        .unwrap();
+    let model = Model::load(from.to_str().unwrap(), &Device::Cpu).unwrap();
+    model.save_pretrained(to.to_str().unwrap()).unwrap();
+    let text = std::fs::read_to_string(to.join("generation_config.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["temperature"], 0.6);
+    let again = Model::load(to.to_str().unwrap(), &Device::Cpu).unwrap();
+    assert!(again.config().eos_token_id.contains(&3) && again.config().eos_token_id.contains(&4));
+}
+
+#[test]
 fn weights_keep_the_files_type_or_are_converted() {
     let path = golden("logits").join("qwen3");
     for (asked, found) in

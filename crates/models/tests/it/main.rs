@@ -8,6 +8,7 @@ mod chat_template;
 mod damaged;
 mod families;
 mod hooks;
+mod peers;
 mod pretrained;
 mod support;
 mod tiny;

@@ -11,6 +11,7 @@ mod checkpoints;
 mod common;
 mod composed;
 mod curves;
+mod files;
 mod fp16;
 mod full;
 mod invariants;

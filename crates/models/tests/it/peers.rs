@@ -1,0 +1,211 @@
+//! Files that we write, in Python `transformers` and in llama.cpp. Runs where `TUNEBOOK_PEERS` names a Python environment that has them
+//! (`tests/peers/requirements.txt`, `tests/peers/llama_cpp.txt`), and says so where it does not.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tunebook_models::{DEFAULT_MODEL, Device, Digits, GenerationConfig, GgufType, Model, Tensor, Tokenizer};
+
+use crate::support::{default_gguf, golden, relative_error};
+
+/// The interpreter, or `None` with a line that says why.
+fn python(module: &str) -> Option<PathBuf> {
+    let Some(peers) = std::env::var_os("TUNEBOOK_PEERS") else {
+        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no {module} to compare with");
+        return None;
+    };
+    let python = Path::new(&peers).join("bin/python");
+    let imported = Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    if imported.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    eprintln!("SKIPPED: `{}` cannot import {module}", python.display());
+    None
+}
+
+/// Runs a script of `tests/peers` that answers each line with one.
+fn ask(python: &Path, script: &str, requests: &[Value]) -> Vec<Value> {
+    let mut child = Command::new(python)
+        .arg(golden("../peers").join(script))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let text: String = requests.iter().map(|request| format!("{request}\n")).collect();
+    // From a thread of its own: neither side waits for the other to read.
+    let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    let _ = writer.join().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Relative to the largest.
+fn error(found: &[f32], expected: &[f32]) -> f32 {
+    relative_error(found, expected, expected.iter().fold(1e-12, |max, x| max.max(x.abs())))
+}
+
+fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    model.forward(&ids).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn last_logits(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let all = logits(model, ids);
+    all[all.len() - model.config().vocab_size..].to_vec()
+}
+
+fn greedy(model: &Model, ids: &[u32], count: usize) -> Vec<u32> {
+    let config = GenerationConfig { max_new_tokens: count, ..Default::default() };
+    model.generate_ids(&[ids.to_vec()], &config).unwrap().remove(0)
+}
+
+fn tiny(name: &str) -> Model {
+    Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
+}
+
+/// Some ids that the model knows.
+fn some_ids(model: &Model) -> Vec<u32> {
+    let vocabulary = model.config().vocab_size as u32;
+    [5, 20, 30, 40, 50, 60, 70, 80, 90, 100, 11, 12].map(|id| id % vocabulary).to_vec()
+}
+
+const TEXT: &str = "Where is my parcel? It's been 12 days.";
+
+#[test]
+fn saved_models_give_our_logits_in_transformers() {
+    let Some(python) = python("transformers") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let families = [
+        "llama-tied",
+        "llama-untied",
+        "llama3",
+        "llama-linear",
+        "llama-dynamic",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "phi3-longrope",
+        "falcon-7b",
+        "falcon-40b",
+        "falcon-rw",
+        "gpt2",
+    ];
+    let saved: Vec<(String, Model)> = families
+        .iter()
+        .enumerate()
+        .map(|(number, name)| {
+            let model = tiny(name);
+            let path = folder.path().join(name);
+            // Every other one in shards.
+            let limit = if number % 2 == 0 { u64::MAX } else { 30_000 };
+            model.save_pretrained_sharded(path.to_str().unwrap(), limit).unwrap();
+            (path.to_str().unwrap().to_owned(), model)
+        })
+        .collect();
+    let requests: Vec<Value> = saved
+        .iter()
+        .map(|(path, model)| json!({ "model": path, "ids": some_ids(model), "text": TEXT }))
+        .collect();
+    let mut worst = 0f32;
+    for ((path, model), answer) in saved.iter().zip(ask(&python, "saved_models.py", &requests)) {
+        let error = error(&logits(model, &some_ids(model)), &numbers(&answer["logits"]));
+        assert!(error < 1e-4, "{path}: logits differ by {error}");
+        // The others have a list of words in place of their family's tokenizer, and transformers makes what the family has of it.
+        if path.contains("llama-tied") || path.contains("llama-untied") {
+            assert_eq!(ids(&answer["tokens"]), model.tokenizer().encode(TEXT).unwrap(), "{path}");
+        }
+        worst = worst.max(error);
+    }
+    eprintln!("largest relative difference of a logit over {} models: {worst:.1e}", saved.len());
+}
+
+const PROMPTS: [&str; 3] = [
+    "The capital of France is",
+    "<|im_start|>user\nMy parcel was due on Monday. What can I do?<|im_end|>\n<|im_start|>assistant\n",
+    "def fibonacci(n):\n",
+];
+
+#[test]
+fn our_f16_file_gives_our_text_in_llama_cpp() {
+    let Some(python) = python("llama_cpp") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::load(DEFAULT_MODEL, &Device::Cpu).unwrap();
+    let prompts: Vec<Vec<u32>> =
+        PROMPTS.iter().map(|prompt| model.tokenizer().encode(prompt).unwrap()).collect();
+    let mut requests = Vec::new();
+    for (name, kind) in
+        [("f16", GgufType::F16), ("q8_0", GgufType::Q8_0), ("q4_1", GgufType::Q4_1), ("q4_0", GgufType::Q4_0)]
+    {
+        let path = folder.path().join(format!("{name}.gguf"));
+        model.save_gguf(path.to_str().unwrap(), kind).unwrap();
+        requests.extend(prompts.iter().map(|ids| json!({ "model": path, "ids": ids, "greedy": 32 })));
+    }
+    let answers = ask(&python, "llama_cpp_run.py", &requests);
+    for (answer, prompt) in answers.iter().zip(&prompts) {
+        // An answer of ours stops at its end; llama.cpp was not told to.
+        let (ours, theirs) = (greedy(&model, prompt, 32), ids(&answer["ids"]));
+        assert_eq!(ours, theirs[..ours.len()], "the f16 file");
+        eprintln!(
+            "f16: {} tokens identical, last logits {:.1e}",
+            ours.len(),
+            error(&numbers(&answer["logits"]), &last_logits(&model, prompt))
+        );
+    }
+    // llama.cpp rounds what it multiplies with quantised weights to 8 bits, too.
+    for (number, name) in [(1, "q8_0"), (2, "q4_1"), (3, "q4_0")] {
+        let path = folder.path().join(format!("{name}.gguf"));
+        let again = Model::load(path.to_str().unwrap(), &Device::Cpu).unwrap();
+        for (answer, prompt) in answers[3 * number..].iter().zip(&prompts) {
+            let error = error(&numbers(&answer["logits"]), &last_logits(&again, prompt));
+            eprintln!("{name}: last logits differ by {error:.1e} from ours of the same file");
+            assert!(error < 0.1, "{name}: {error}");
+            assert_eq!(ids(&answer["ids"]).len(), 32);
+        }
+    }
+}
+
+/// llama.cpp's own code for each way to cut a text, on plain text (it differs from the models' tokenizers on rarer letters).
+#[test]
+fn texts_have_the_same_ids_in_llama_cpp() {
+    let Some(python) = python("llama_cpp") else { return };
+    let text = std::fs::read_to_string(golden("tokenizer/lines.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<String>(line).unwrap());
+    let plain: Vec<String> = lines
+        .filter(|line| line.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\n')))
+        .take(4000)
+        .collect();
+    let tokenizer = Tokenizer::from_gguf(&default_gguf(), Digits::Individual).unwrap();
+    let answers = ask(
+        &python,
+        "llama_cpp_run.py",
+        &[json!({ "model": crate::support::default_file(), "texts": plain })],
+    );
+    let theirs = answers[0]["ids"].as_array().unwrap();
+    let wrong: Vec<&String> = plain
+        .iter()
+        .zip(theirs)
+        .filter(|(line, theirs)| tokenizer.encode(line).unwrap() != ids(theirs))
+        .map(|(line, _)| line)
+        .collect();
+    assert!(wrong.is_empty(), "{} of {}: {:?}", wrong.len(), plain.len(), &wrong[..wrong.len().min(5)]);
+    eprintln!("{} lines identical", plain.len());
+}

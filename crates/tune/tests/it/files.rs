@@ -1,0 +1,183 @@
+//! Merged models as files, and LoRA as a GGUF adapter, in our own hands and in llama.cpp's.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tunebook_models::{Device, GenerationConfig, GgufType, Model};
+use tunebook_tune::{Adapters, Example, Lora, LoraInit, Trainer, TrainingArgs};
+
+use crate::common::*;
+
+const IDS: [u32; 12] = [1, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 250];
+
+fn train(model: &Model, learning_rate: f64) {
+    let train = [Example::new("a question", "an answer"), Example::new("another", "one more")];
+    let args =
+        TrainingArgs { max_steps: Some(4), warmup_steps: Some(0), learning_rate, ..Default::default() };
+    Trainer::new(model, &args).fit(&train, &[]).unwrap();
+}
+
+fn all_linear() -> Lora {
+    Lora {
+        r: 3,
+        lora_alpha: 7.0,
+        target_modules: "all-linear".into(),
+        rank_pattern: [("up_proj".to_owned(), 5)].into(),
+        alpha_pattern: [("v_proj".to_owned(), 11.0)].into(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_merged_model_is_saved_as_it_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let again = |path: &str| logits(&Model::load(path, &Device::Cpu).unwrap(), &IDS);
+    for lora in [
+        all_linear(),
+        Lora { lora_init: LoraInit::Pissa, ..all_linear() },
+        Lora { use_dora: true, ..all_linear() },
+    ] {
+        let model = tiny();
+        let base = logits(&model, &IDS);
+        model.add_adapter("support", &lora).unwrap();
+        train(&model, 2e-2);
+        let trained = logits(&model, &IDS);
+        assert!(relative_error(&trained, &base) > 1e-2, "the adapter does something");
+        // Beside the base it is not part of the model's file.
+        model.save_pretrained(&at("beside")).unwrap();
+        assert_eq!(again(&at("beside")), base);
+        model.merge_adapter("support").unwrap();
+        model.save_pretrained(&at("merged")).unwrap();
+        model.save_gguf(&at("merged.gguf"), GgufType::F32).unwrap();
+        for path in [at("merged"), at("merged.gguf")] {
+            let error = relative_error(&again(&path), &trained);
+            assert!(error < 1e-4, "{path}: {error}");
+        }
+        model.disable_adapters();
+        model.save_pretrained(&at("off")).unwrap();
+        assert_eq!(again(&at("off")), base);
+    }
+}
+
+#[test]
+fn what_a_gguf_adapter_has_no_place_for_is_named() {
+    let (model, folder) = (tiny(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("adapter.gguf");
+    model.add_adapter("dora", &Lora { use_dora: true, ..Default::default() }).unwrap();
+    let error = model.save_adapter_gguf("dora", path.to_str().unwrap()).unwrap_err().to_string();
+    assert!(
+        error.contains("`dora` holds")
+            && error.contains("lora_magnitude_vector")
+            && error.contains("save_gguf")
+            && !path.exists(),
+        "{error}"
+    );
+    assert!(
+        model.save_adapter_gguf("other", path.to_str().unwrap()).unwrap_err().to_string().contains("`other`")
+    );
+}
+
+/// The interpreter, or `None` with a line that says why.
+fn llama_cpp() -> Option<PathBuf> {
+    let Some(peers) = std::env::var_os("TUNEBOOK_PEERS") else {
+        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no llama.cpp to compare with");
+        return None;
+    };
+    let python = Path::new(&peers).join("bin/python");
+    let imported = Command::new(&python).args(["-c", "import llama_cpp"]).output();
+    if imported.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    eprintln!("SKIPPED: `{}` cannot import llama_cpp (tests/peers/llama_cpp.txt)", python.display());
+    None
+}
+
+fn run(python: &Path, requests: &[Value]) -> Vec<Value> {
+    let mut child = Command::new(python)
+        .arg(golden("../peers/llama_cpp_run.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text: String = requests.iter().map(|request| format!("{request}\n")).collect();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn compare(answer: &Value, model: &Model, ids: &[u32], bound: f64) -> usize {
+    let theirs: Vec<f32> =
+        answer["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+    let ours = logits(model, ids);
+    let error = relative_error(&theirs, &ours[ours.len() - theirs.len()..]);
+    let config = GenerationConfig { max_new_tokens: 32, ..Default::default() };
+    let ours = model.generate_ids(&[ids.to_vec()], &config).unwrap().remove(0);
+    let theirs: Vec<u32> =
+        answer["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+    eprintln!("last logits differ by {error:.1e}; {} greedy tokens", ours.len());
+    assert!(error < bound, "logits differ by {error}");
+    assert_eq!(ours, theirs[..ours.len()]);
+    ours.len()
+}
+
+#[test]
+fn our_gguf_adapter_gives_our_logits_in_llama_cpp() {
+    let Some(python) = llama_cpp() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let base = at("base.gguf");
+    tiny().save_gguf(&base, GgufType::F32).unwrap();
+    let adapters = [
+        all_linear(),
+        Lora { use_rslora: true, ..all_linear() },
+        Lora { lora_init: LoraInit::Pissa, ..all_linear() },
+    ];
+    let mut requests = vec![json!({ "model": base, "ids": IDS, "greedy": 32, "context": 64 })];
+    let mut models = vec![tiny()];
+    for (number, lora) in adapters.into_iter().enumerate() {
+        let model = tiny();
+        model.add_adapter("support", &lora).unwrap();
+        train(&model, 2e-2);
+        assert!(relative_error(&logits(&model, &IDS), &logits(&models[0], &IDS)) > 1e-2);
+        let path = at(&format!("{number}.gguf"));
+        model.save_adapter_gguf("support", &path).unwrap();
+        requests.push(json!({ "model": base, "adapter": path, "ids": IDS, "greedy": 32, "context": 64 }));
+        models.push(model);
+    }
+    for (model, answer) in models.iter().zip(run(&python, &requests)) {
+        compare(&answer, model, &IDS, 1e-3);
+    }
+}
+
+#[test]
+fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
+    let Some(python) = llama_cpp() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let model = smollm();
+    model.save_gguf(&at("base.gguf"), GgufType::F16).unwrap();
+    let ids = model.tokenizer().encode("The capital of France is").unwrap();
+    let before = logits(&model, &ids);
+    let modules = ["q_proj", "k_proj", "v_proj", "down_proj"];
+    model
+        .add_adapter(
+            "support",
+            &Lora { r: 8, lora_alpha: 16.0, target_modules: modules.into(), ..Default::default() },
+        )
+        .unwrap();
+    train(&model, 1e-3);
+    assert!(relative_error(&logits(&model, &ids), &before) > 1e-3);
+    model.save_adapter_gguf("support", &at("adapter.gguf")).unwrap();
+    let request =
+        json!({ "model": at("base.gguf"), "adapter": at("adapter.gguf"), "ids": ids, "greedy": 32 });
+    compare(&run(&python, &[request])[0], &model, &ids, 5e-3);
+}
