@@ -212,6 +212,16 @@ fn adalora_trains_as_in_peft_and_ends_with_its_ranks() {
     train(&model, "adalora", |args| args);
     let AdapterConfig::AdaLora(found) = &model.adapters()[0].config else { panic!("no AdaLoRA") };
     assert_eq!(found.rank_pattern.as_ref().unwrap(), &expected);
+    // The pruned file is the same adapter, and goes on being it.
+    let trained = logits(&model, &IDS);
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (first, second) = (first.path().to_str().unwrap(), second.path().to_str().unwrap());
+    model.save_adapter("default", first).unwrap();
+    let fresh = tiny();
+    fresh.load_adapter("default", first).unwrap();
+    assert!(relative_error(&logits(&fresh, &IDS), &trained) < 1e-6);
+    fresh.save_adapter("default", second).unwrap();
+    assert_eq!(AdapterFiles::read(Path::new(first)).unwrap(), AdapterFiles::read(Path::new(second)).unwrap());
     run("adalora", |args| args);
 }
 
