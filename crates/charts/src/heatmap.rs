@@ -107,13 +107,9 @@ impl HeatMap {
     }
 
     fn color(&self, value: f64) -> String {
-        let share = self.share(value);
-        let at = palette::HEAT.windows(2).enumerate().find_map(|(index, pair)| {
-            let from = index as f64 / (palette::HEAT.len() - 1) as f64;
-            let part = (share - from) * (palette::HEAT.len() - 1) as f64;
-            (part <= 1.0).then(|| (pair[0], pair[1], part.max(0.0)))
-        });
-        let (from, to, part) = at.unwrap_or((palette::HEAT[0], palette::HEAT[0], 0.0));
+        let at = self.share(value) * (palette::HEAT.len() - 1) as f64;
+        let index = (at as usize).min(palette::HEAT.len() - 2);
+        let (from, to, part) = (palette::HEAT[index], palette::HEAT[index + 1], at - index as f64);
         let mix =
             |i: usize| (f64::from(from[i]) + (f64::from(to[i]) - f64::from(from[i])) * part).round() as u8;
         format!("#{:02X}{:02X}{:02X}", mix(0), mix(1), mix(2))
@@ -184,6 +180,10 @@ mod tests {
         for value in [0.0, 6.0, 12.0] {
             assert!(figure.svg().contains(&format!("fill=\"{}\"", map.color(value))), "{value}");
         }
+        assert_eq!(
+            [0.0, 4.0, 8.0, 12.0].map(|value| map.color(value)),
+            ["#F4F8FB", "#9CC9E3", "#0072B2", "#002C4D"]
+        );
         assert_eq!(map.color(-1.0), map.color(0.0));
         assert_eq!(map.color(99.0), map.color(12.0));
         assert!(map.color(0.0) != map.color(6.0) && map.color(6.0) != map.color(12.0));

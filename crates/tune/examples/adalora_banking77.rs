@@ -12,7 +12,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use tunebook_models::{Device, GenerationConfig, Model};
+use tunebook_models::{DType, Device, GenerationConfig, Model};
 use tunebook_tune::{
     AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrScheduler, Trainer, TrainingArgs,
 };
@@ -35,10 +35,10 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let path = arguments.first().ok_or("needs banking77's train.csv")?;
-    let steps = arguments.get(1).map_or(Ok(80), |steps| steps.parse::<usize>())?;
+    let steps = arguments.get(1).map_or(Ok(60), |steps| steps.parse::<usize>())?;
     let (train, held_out) = rows(&std::fs::read_to_string(path)?);
     println!("{} rows to train on, {} held out, {steps} steps of 8 rows", train.len(), held_out.len());
-    let model = Model::load("SmolLM2-135M-Instruct", &Device::Cpu)?;
+    let model = Model::load_as("SmolLM2-135M-Instruct", Some(DType::BF16), &Device::Cpu)?;
     let lora = Lora { r: 8, lora_alpha: 16.0, target_modules: "all-linear".into(), ..Default::default() };
     let adalora = AdaLora {
         init_r: 12,
@@ -80,8 +80,10 @@ fn one(
     let run = Trainer::new(model, &args).fit(train, held_out)?;
     let trained_secs = started.elapsed().as_secs_f64();
     let prompts: Vec<String> = held_out.iter().map(|example| example.prompt.clone()).collect();
-    let answers =
-        model.chat_batch(&prompts, &GenerationConfig { max_new_tokens: 24, ..Default::default() })?;
+    let answers = model.chat_batch(
+        &prompts,
+        &GenerationConfig { max_new_tokens: 12, batch_size: 64, ..Default::default() },
+    )?;
     let right =
         answers.iter().zip(held_out).filter(|(answer, example)| answer.trim() == example.completion).count();
     let at_end = numbers(model, &run.plan.rank_modules, run.steps.last().map_or(&[], |step| &step.ranks));
