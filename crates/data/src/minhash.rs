@@ -29,7 +29,7 @@ impl Sketch {
                 let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
                 // The second half of the rounds fills what is left, place by place.
                 let place = match round.checked_sub(PLACES as u64) {
-                    None => ((mixed >> 32) * PLACES as u64 >> 32) as usize,
+                    None => (((mixed >> 32) * PLACES as u64) >> 32) as usize,
                     Some(place) => place as usize,
                 };
                 // Earlier rounds come first; within one, the smallest.
