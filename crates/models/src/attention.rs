@@ -37,6 +37,7 @@ pub(crate) fn attention(
         starts: positions.starts().map(<[usize]>::to_vec),
         window: scores.window,
         segments: positions.segments().map(<[Vec<usize>]>::to_vec),
+        bf16: positions.bf16(),
     };
     if scores.softcap.is_none() && scores.alibi.is_none() {
         return Ok(ops::attention(q, k, v, &how)?);
@@ -141,7 +142,7 @@ mod tests {
         let tensor = |shape| Tensor::rand(-1f32, 1f32, shape, &device).unwrap();
         let (q, k, v) = (tensor((2, 3, 4, 8)), tensor((2, 5, 2, 8)), tensor((2, 5, 2, 8)));
         for window in [None, Some(2)] {
-            let how = ops::Attention { scale: 0.3, starts: Some(vec![1, 3]), window, segments: None };
+            let how = ops::Attention { scale: 0.3, starts: Some(vec![1, 3]), window, ..Default::default() };
             let scores = Scores { scale: 0.3, window, ..Default::default() };
             let fused = ops::attention(&q, &k, &v, &how).unwrap();
             let ours = plain(&q, &k, &v, &how, &scores).unwrap();

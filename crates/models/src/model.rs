@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 use crate::branch::Joint;
 use crate::cache::{BlockCache, KvCache};
 use crate::chat_template::{ChatTemplate, Message};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Family};
 use crate::decoder::{self, Decoder, Parts};
 use crate::error::{Error, Result};
 use crate::front::{self, Front};
@@ -443,10 +443,11 @@ impl Model {
         if tokens > context {
             return Err(Error::ContextLength { tokens, context, advice: " or split it" });
         }
-        match (self.past_count(), self.front().count() + t) {
+        let positions = match (self.past_count(), self.front().count() + t) {
             (0, t) => Positions::new(b, t, &self.inner.device),
             (past, t) => Positions::after(past, b, t, &self.inner.device),
-        }
+        };
+        Ok(positions?.in_bf16(self.in_bf16()))
     }
 
     /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]` being their lengths: each text counts from 0
@@ -470,7 +471,22 @@ impl Model {
         if longest > context {
             return Err(Error::ContextLength { tokens: longest, context, advice: " or split it" });
         }
-        Positions::packed(t, segments, &self.inner.device)
+        Ok(Positions::packed(t, segments, &self.inner.device)?.in_bf16(self.in_bf16()))
+    }
+
+    /// Whether attention goes through its scores tile by tile, so that texts of a packed row cost no more than alone. Bounded or biased scores
+    /// (Gemma 2, falcon-rw) are held in memory, the whole row's.
+    pub fn attends_in_tiles(&self) -> bool {
+        match &self.inner.config.family {
+            Family::Gemma(family) => family.attn_logit_softcapping.is_none(),
+            Family::Falcon(family) => !family.alibi,
+            _ => true,
+        }
+    }
+
+    /// Whether its matrices are bf16.
+    fn in_bf16(&self) -> bool {
+        !self.is_quantized() && self.dtype() == DType::BF16
     }
 
     /// One block of the decoder.

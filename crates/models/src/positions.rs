@@ -15,6 +15,8 @@ pub struct Positions {
     segments: Option<Vec<Vec<usize>>>,
     /// For each row the number of positions so far, those of this call included and padding on the left not.
     ends: Vec<usize>,
+    /// Whether attention's products may round to bf16.
+    bf16: bool,
 }
 
 impl Positions {
@@ -25,7 +27,7 @@ impl Positions {
     pub fn new(b: usize, t: usize, device: &Device) -> Result<Self> {
         // [t] -> [b, t]
         let ids = Tensor::arange(0u32, t as u32, device)?.broadcast_as((b, t))?.contiguous()?;
-        Ok(Self { ids, starts: None, segments: None, ends: vec![t; b] })
+        Ok(Self { ids, starts: None, segments: None, ends: vec![t; b], bf16: false })
     }
 
     /// The positions of `t` tokens in each of `b` rows, from `from` on; padding, if any, is on the right.
@@ -67,6 +69,7 @@ impl Positions {
                 })
                 .collect(),
             segments: Some(segments.to_vec()),
+            bf16: false,
         })
     }
 
@@ -81,7 +84,17 @@ impl Positions {
             starts: starts.iter().any(|start| *start > 0).then(|| starts.to_vec()),
             segments: None,
             ends: starts.iter().map(|start| (from + t).saturating_sub(*start)).collect(),
+            bf16: false,
         })
+    }
+
+    /// Lets attention's products round to bf16, as those of weights in bf16 do.
+    pub(crate) fn in_bf16(self, bf16: bool) -> Self {
+        Self { bf16, ..self }
+    }
+
+    pub(crate) fn bf16(&self) -> bool {
+        self.bf16
     }
 
     /// `[b, t]` u32

@@ -33,6 +33,10 @@ impl Operation for Add {
         "add"
     }
 
+    fn reads_input(&self, _: usize) -> bool {
+        false
+    }
+
     fn backward(&self, _: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let [dx, other] = into else { return Ok(()) };
         if dx.wanted() && other.wanted() {

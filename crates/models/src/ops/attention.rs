@@ -15,6 +15,11 @@ use super::cpu::gemm::Tile;
 use super::cpu::{Shared, Strided, Values, math, multiversion};
 use super::operation::{Operation, Slot, node};
 use super::profile;
+#[cfg(target_arch = "x86_64")]
+use super::{
+    attention_packed::{self, Kept},
+    cpu::{amx, flash},
+};
 
 /// Queries of a tile.
 const QUERIES: usize = 64;
@@ -42,12 +47,12 @@ pub struct Sizes {
 
 /// See [`super::attention`].
 ///
-/// `first` is [`super::Attention::first_keys`].
+/// `first` is [`super::Attention::first_keys`], `bf16` what products are computed in.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    scale: f32,
+    (scale, bf16): (f32, bool),
     first: Vec<usize>,
     sizes: Sizes,
 ) -> Result<Tensor> {
@@ -56,14 +61,25 @@ pub fn attention(
     let rows =
         |x: &Tensor| if !tracked && Keys::fits(x.layout(), sizes) { Ok(x.clone()) } else { x.contiguous() };
     let (q, k, v) = (q.contiguous()?, rows(k)?, rows(v)?);
-    let mut op = Flash { scale, first, sizes, log_sums: Vec::new() };
+    let mut op = Flash { scale, first, sizes, log_sums: Vec::new(), tiles: Tiles::of(scale, bf16, sizes) };
     let y = {
         let _time = profile::time("attention", "forward");
         let (keys, values) = (Strided::of(&k)?, Strided::of(&v)?);
         let rows = |x: &Tensor| x.layout().stride().first().copied().unwrap_or(0);
         let keys = Keys { data: &keys, row: rows(&k), sizes };
         let values = Keys { data: &values, row: rows(&v), sizes };
-        let (y, log_sums) = op.forward(&Values::of(&q)?, keys, values);
+        let q = Values::of(&q)?;
+        let (y, log_sums) = match op.tiles {
+            Tiles::Plain => op.forward(&q, keys, values),
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Full => {
+                attention_packed::forward::<flash::Full>(&q, keys, values, &op.first, scale, sizes)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Half => {
+                attention_packed::forward::<flash::Half>(&q, keys, values, &op.first, scale, sizes)
+            }
+        };
         op.log_sums = log_sums;
         y
     };
@@ -72,14 +88,15 @@ pub fn attention(
 
 /// Keys or values: each batch row's `[s, hkv, d]` is contiguous, the rows lie `row` apart.
 #[derive(Clone, Copy)]
-struct Keys<'a> {
+pub struct Keys<'a> {
     data: &'a [f32],
     row: usize,
     sizes: Sizes,
 }
 
 impl<'a> Keys<'a> {
-    fn new(data: &'a [f32], sizes: Sizes) -> Self {
+    /// Of a contiguous tensor.
+    pub fn new(data: &'a [f32], sizes: Sizes) -> Self {
         Self { data, row: sizes.s * sizes.hkv * sizes.d, sizes }
     }
 
@@ -94,8 +111,31 @@ impl<'a> Keys<'a> {
     }
 
     /// From the first value of one key of one head on.
-    fn at(&self, row: usize, key: usize, head: usize) -> &'a [f32] {
+    pub fn at(&self, row: usize, key: usize, head: usize) -> &'a [f32] {
         &self.data[row * self.row + (key * self.sizes.hkv + head) * self.sizes.d..]
+    }
+}
+
+/// The form of the tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tiles {
+    /// Of this file.
+    Plain,
+    /// From packed operands in f32.
+    #[cfg(target_arch = "x86_64")]
+    Full,
+    /// From packed operands in bf16.
+    #[cfg(target_arch = "x86_64")]
+    Half,
+}
+
+impl Tiles {
+    fn of(scale: f32, bf16: bool, sizes: Sizes) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if sizes.t > 1 && scale > 0. && scale.is_finite() && amx::unit().is_some() {
+            return if bf16 { Self::Half } else { Self::Full };
+        }
+        Self::Plain
     }
 }
 
@@ -104,8 +144,9 @@ struct Flash {
     /// The first key that each query sees, `[b, t]`.
     first: Vec<usize>,
     sizes: Sizes,
-    /// `[b, h, t]`; infinite for a query without keys, whose weights are then all zero.
+    /// `[b, h, t]`; infinite for a query without keys, whose weights are then all zero. Packed tiles have them to base 2.
     log_sums: Vec<f32>,
+    tiles: Tiles,
 }
 
 impl Operation for Flash {
@@ -113,10 +154,30 @@ impl Operation for Flash {
         "attention"
     }
 
+    fn reads_input(&self, _: usize) -> bool {
+        true
+    }
+
+    fn reads_output(&self) -> bool {
+        true
+    }
+
     fn backward(&self, inputs: &[Tensor], y: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let [q, k, v] = inputs else { return Ok(()) };
-        let gradients =
-            self.gradients(&Values::of(q)?, &Values::of(k)?, &Values::of(v)?, &Values::of(y)?, &dy);
+        let (q, k, v, y) = (&Values::of(q)?, &Values::of(k)?, &Values::of(v)?, &Values::of(y)?);
+        #[cfg(target_arch = "x86_64")]
+        let kept = Kept { q, k, v, y, log_sums: &self.log_sums };
+        let gradients = match self.tiles {
+            Tiles::Plain => self.gradients(q, k, v, y, &dy),
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Full => {
+                attention_packed::gradients::<flash::Full>(kept, &dy, &self.first, self.scale, self.sizes)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Half => {
+                attention_packed::gradients::<flash::Half>(kept, &dy, &self.first, self.scale, self.sizes)
+            }
+        };
         for (slot, gradient) in into.iter_mut().zip(gradients) {
             if slot.wanted() {
                 slot.add(Cow::Owned(gradient));

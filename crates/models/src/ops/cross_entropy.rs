@@ -1,7 +1,13 @@
-//! Cross-entropy of the output head, in chunks of rows.
+//! Cross-entropy of the output head, in chunks of rows and slices of the vocabulary.
 //!
 //! The idea is Liger Kernel's (<https://arxiv.org/abs/2410.10989>): the forward pass already computes the gradient of
 //! the hidden states, chunk by chunk, so that no more than one chunk of logits exists at a time and none is kept.
+//!
+//! A chunk's logits lie slice by slice, `[slice][rows][2016]`. A slice is a few megabytes: what the product has written is still in the
+//! cache when each row's highest logit and sum are updated from it, and what becomes the gradient is still there when the next product
+//! reads it. (With whole rows of 49152 side by side, rows lie 48 pages apart: every store of a block of 32 rows, and every load of the
+//! gradient's product, went to the same few sets of the cache, and bf16 packed 3 MiB for each 32 columns of the gradient. Predicted at 2048
+//! tokens in bf16: from 1.26 s to 0.7 s of which 0.53 s is arithmetic. For what was measured see `HOW_IT_WORKS.md`.)
 
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
@@ -10,16 +16,19 @@ use candle_core::{DType, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::blocks::BlockMat;
-use super::cpu::gemm::{Mat, Right as Side, Term, product, sum_of_products};
+use super::cpu::gemm::{Mat, Right as Side, Start, Term, product, products};
 use super::cpu::half::{self, HalfMat, Right};
-use super::cpu::{CHUNK, HalfValues, Values, math};
+use super::cpu::{CHUNK, HalfValues, Values, math, uninit};
 use super::operation::{Operation, Slot, node};
 use super::{IGNORE, profile};
 use crate::matrix::Matrix;
 use crate::quantized::Quantized;
 
-/// Logits held at a time. Each chunk packs the whole head once: 64 MiB is 341 rows of a vocabulary of 49152.
-const CHUNK_BYTES: usize = 64 << 20;
+/// Logits held at a time. Each chunk packs the whole head twice: 96 MiB is 512 rows of a vocabulary of 49152.
+const CHUNK_BYTES: usize = 96 << 20;
+
+/// Columns of the vocabulary at a time: whole panels of 48 and of 32 columns, and an even number of cache lines that is no power of two.
+const SLICE: usize = 2016;
 
 /// See [`super::cross_entropy`].
 pub fn cross_entropy(hidden: &Tensor, head_w: &Matrix, labels: &[i64]) -> Result<(Tensor, usize)> {
@@ -61,34 +70,80 @@ enum Head<'a> {
 }
 
 impl Head<'_> {
-    /// `x · headᵀ`, `[c, vocab]`
-    fn logits(&self, x: Mat, (vocab, hid): (usize, usize)) -> Vec<f32> {
+    /// `logits = x · headᵀ` for the columns `from..from + width` of the vocabulary.
+    fn logits(&self, logits: &mut [f32], x: Mat, from: usize, width: usize, hid: usize) {
         match self {
-            Self::Full(head) => product(x, Mat::new(head, vocab, hid).t()),
+            Self::Full(head) => {
+                let b = Mat::new(&head[from * hid..], width, hid).t();
+                products(logits, &[Term { a: x, b: b.into(), alpha: 1. }], Start::Zero);
+            }
             Self::Half(head) => {
-                let b = Right::Half(HalfMat::new(head, vocab, hid).t());
-                half::sum_of_products(&[half::Term { a: x, b, alpha: 1. }], None)
+                let b = Right::Half(HalfMat::new(&head[from * hid..], width, hid).t());
+                half::products(logits, &[half::Term { a: x, b, alpha: 1. }], Start::Zero);
             }
             Self::Blocks(head) => {
-                let b = Side::Blocks(BlockMat::new(head).t());
-                sum_of_products(&[Term { a: x, b, alpha: 1. }], None)
+                let b = Side::Blocks(BlockMat::new(head).rows_from(from, from + width).t());
+                products(logits, &[Term { a: x, b, alpha: 1. }], Start::Zero);
             }
         }
     }
 
-    /// `dlogits · head`, `[c, hid]`
-    fn gradient(&self, dlogits: Mat, (vocab, hid): (usize, usize)) -> Vec<f32> {
+    /// `dx += dlogits · head` for the same columns.
+    fn add_gradient(&self, dx: &mut [f32], dlogits: Mat, from: usize, width: usize, hid: usize) {
         match self {
-            Self::Full(head) => product(dlogits, Mat::new(head, vocab, hid)),
+            Self::Full(head) => {
+                let b = Mat::new(&head[from * hid..], width, hid);
+                products(dx, &[Term { a: dlogits, b: b.into(), alpha: 1. }], Start::Accumulate);
+            }
             Self::Half(head) => {
-                let b = Right::Half(HalfMat::new(head, vocab, hid));
-                half::sum_of_products(&[half::Term { a: dlogits, b, alpha: 1. }], None)
+                let b = Right::Half(HalfMat::new(&head[from * hid..], width, hid));
+                half::products(dx, &[half::Term { a: dlogits, b, alpha: 1. }], Start::Accumulate);
             }
             Self::Blocks(head) => {
-                let b = Side::Blocks(BlockMat::new(head));
-                sum_of_products(&[Term { a: dlogits, b, alpha: 1. }], None)
+                let b = Side::Blocks(BlockMat::new(head).rows_from(from, from + width));
+                products(dx, &[Term { a: dlogits, b, alpha: 1. }], Start::Accumulate);
             }
         }
+    }
+}
+
+/// The softmax of one row, as far as it has been seen.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    /// Of `e^(logit − max)` over all logits but the label's.
+    others: f32,
+    /// The label's logit.
+    chosen: f32,
+}
+
+impl Running {
+    const NONE: Self = Self { max: f32::NEG_INFINITY, others: 0., chosen: 0. };
+
+    /// Takes in more logits; `label` is counted from the first of them.
+    fn add(&mut self, logits: &[f32], label: Option<usize>) {
+        let max = self.max.max(math::max(logits));
+        let mut sum = math::sum_of_exp(logits, max);
+        if let Some(label) = label {
+            self.chosen = logits[label];
+            // So that what the label leaves to the others does not drown in what it has itself.
+            let (before, after) = (&logits[..label], &logits[label + 1..]);
+            if self.chosen == max {
+                sum = math::sum_of_exp(before, max) + math::sum_of_exp(after, max);
+            } else {
+                sum -= math::exp(self.chosen - max);
+            }
+        }
+        self.others = self.others * math::exp(self.max - max) + sum;
+        self.max = max;
+    }
+
+    fn sum(&self) -> f32 {
+        self.others + math::exp(self.chosen - self.max)
+    }
+
+    fn loss(&self) -> f64 {
+        f64::from(self.sum().ln()) + f64::from(self.max) - f64::from(self.chosen)
     }
 }
 
@@ -106,68 +161,82 @@ fn forward(
     let most = (CHUNK_BYTES / 4 / vocab.max(1)).max(8);
     let chunks = rows.len().div_ceil(most).max(1);
     let size = rows.len().div_ceil(chunks).max(1);
+    // SAFETY: every slice is written by its product before it is read.
+    let mut all = unsafe { uninit(size.min(rows.len()) * vocab) };
     let mut loss = 0f64;
     for rows in rows.chunks(size) {
+        let count = rows.len();
         // [c, hid]
-        let mut chunk = Vec::with_capacity(rows.len() * hid);
+        let mut chunk = Vec::with_capacity(count * hid);
         for &(row, _) in rows {
             chunk.extend_from_slice(&hidden[row * hid..(row + 1) * hid]);
         }
-        let input = Mat::new(&chunk, rows.len(), hid);
-        // [c, vocab]
-        let mut logits = head.logits(input, (vocab, hid));
-        let losses: Vec<f64> = logits
-            .par_chunks_mut(vocab)
-            .zip(rows)
-            .map(|(logits, &(_, label))| {
-                let chosen = logits[label];
-                let max = math::max(logits);
-                let sum = math::exp_sum(logits, max);
-                // What is left in `logits` becomes the gradient: softmax − one-hot.
-                math::scale(logits, 1. / sum);
-                logits[label] -= 1.;
-                f64::from(sum.ln() + max) - f64::from(chosen)
-            })
-            .collect();
-        loss += losses.iter().sum::<f64>();
-        let dlogits = Mat::new(&logits, rows.len(), vocab);
+        let input = Mat::new(&chunk, count, hid);
+        let mut running = vec![Running::NONE; count];
+        let slices = |all: &mut [f32], work: &mut dyn FnMut(usize, usize, &mut [f32])| {
+            for (index, logits) in all[..count * vocab].chunks_mut(count * SLICE).enumerate() {
+                work(index * SLICE, logits.len() / count, logits);
+            }
+        };
+        slices(&mut all, &mut |from, width, logits| {
+            head.logits(logits, input, from, width, hid);
+            let each = running.par_iter_mut().zip(logits.par_chunks(width)).zip(rows);
+            each.with_min_len(8).for_each(|((running, logits), &(_, label))| {
+                running.add(logits, label.checked_sub(from).filter(|label| *label < width));
+            });
+        });
+        loss += running.iter().map(Running::loss).sum::<f64>();
+        if !want[0] && !want[1] {
+            continue;
+        }
+        let mut dx = vec![0f32; if want[0] { count * hid } else { 0 }];
+        slices(&mut all, &mut |from, width, logits| {
+            // softmax − one-hot, in place
+            logits.par_chunks_mut(width).with_min_len(8).zip(&running).zip(rows).for_each(
+                |((logits, running), &(_, label))| {
+                    let sum = running.sum();
+                    math::exp_scaled(logits, running.max, 1. / sum);
+                    if let Some(label) = label.checked_sub(from).filter(|label| *label < width) {
+                        logits[label] = -running.others / sum;
+                    }
+                },
+            );
+            let dlogits = Mat::new(logits, count, width);
+            if want[0] {
+                head.add_gradient(&mut dx, dlogits, from, width, hid);
+            }
+            if let Some(dw) = &mut dw {
+                add_head_gradient(&mut dw[from * hid..(from + width) * hid], dlogits, input);
+            }
+        });
         if let Some(dh) = &mut dh {
-            let gradient = head.gradient(dlogits, (vocab, hid));
-            for (&(row, _), gradient) in rows.iter().zip(gradient.chunks_exact(hid)) {
+            for (&(row, _), gradient) in rows.iter().zip(dx.chunks_exact(hid)) {
                 dh[row * hid..(row + 1) * hid].copy_from_slice(gradient);
             }
-        }
-        if let Some(dw) = &mut dw {
-            add_head_gradient(dw, dlogits, input);
         }
     }
     (loss as f32, [dh, dw])
 }
 
-/// Columns of the vocabulary at a time: the product before it is turned then stays in the caches.
-const SLICE: usize = 3072;
-
-/// `dw += dlogitsᵀ · input`, computed as `inputᵀ · dlogits` and turned: read so, the logits are streamed along their rows rather than one from each
-/// page. (Predicted at 512 rows of SmolLM2's vocabulary: from 0.7 s to the 0.15 s that the arithmetic takes.)
+/// `dw += dlogitsᵀ · input` for some columns of the vocabulary, computed as `inputᵀ · dlogits` and turned: read so, the logits are streamed
+/// along their rows rather than one from each page. (Predicted at 512 rows of SmolLM2's vocabulary: from 0.7 s to the 0.15 s that the arithmetic
+/// takes.)
 ///
 /// # Shapes
-/// `dlogits` `[c, vocab]`, `input` `[c, hid]`, `dw` `[vocab, hid]`.
+/// `dlogits` `[c, width]`, `input` `[c, hid]`, `dw` `[width, hid]`.
 fn add_head_gradient(dw: &mut [f32], dlogits: Mat, input: Mat) {
     let hid = input.t().rows();
-    for (slice, dw) in dw.chunks_mut(SLICE * hid).enumerate() {
-        let from = slice * SLICE;
-        let width = dw.len() / hid;
-        // [hid, width]
-        let turned = product(input.t(), dlogits.columns(from, from + width));
-        dw.par_chunks_mut(16 * hid).enumerate().for_each(|(group, dw)| {
-            for (row, gradient) in dw.chunks_exact_mut(hid).enumerate() {
-                let column = group * 16 + row;
-                for (i, value) in gradient.iter_mut().enumerate() {
-                    *value += turned[i * width + column];
-                }
+    let width = dw.len() / hid;
+    // [hid, width]
+    let turned = product(input.t(), dlogits);
+    dw.par_chunks_mut(16 * hid).enumerate().for_each(|(group, dw)| {
+        for (row, gradient) in dw.chunks_exact_mut(hid).enumerate() {
+            let column = group * 16 + row;
+            for (i, value) in gradient.iter_mut().enumerate() {
+                *value += turned[i * width + column];
             }
-        });
-    }
+        }
+    });
 }
 
 struct CrossEntropy {
@@ -178,6 +247,10 @@ struct CrossEntropy {
 impl Operation for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross_entropy"
+    }
+
+    fn reads_input(&self, _: usize) -> bool {
+        false
     }
 
     fn backward(&self, _: &[Tensor], _: &Tensor, d: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {

@@ -49,6 +49,10 @@ impl Operation for Frozen {
         "linear"
     }
 
+    fn reads_input(&self, _: usize) -> bool {
+        false
+    }
+
     fn backward(&self, _: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         input_gradient(&self.w, &dy, &mut into[0])
     }
@@ -125,6 +129,10 @@ impl Operation for Trained {
         "linear (trained)"
     }
 
+    fn reads_input(&self, _: usize) -> bool {
+        true
+    }
+
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let [x, w] = inputs else { return Ok(()) };
         input_gradient(&w.into(), &dy, &mut into[0])?;
@@ -198,6 +206,10 @@ impl Lora {
 impl Operation for Lora {
     fn name(&self) -> &'static str {
         "linear (LoRA)"
+    }
+
+    fn reads_input(&self, _: usize) -> bool {
+        true
     }
 
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {

@@ -14,6 +14,8 @@ use crate::matrix::Matrix;
 
 mod add;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_packed;
 pub mod cpu;
 mod cross_entropy;
 pub mod cuda;
@@ -54,11 +56,13 @@ pub struct Attention {
     /// For each row the lengths of the texts packed into it, in their order: no text sees another. What is left of a row is one more
     /// text (padding). Only for whole rows (`s = t`). `None`: a row is one text.
     pub segments: Option<Vec<Vec<usize>>>,
+    /// Products round their operands to bf16 where the processor multiplies it; sums, softmax and results stay in f32. Default false.
+    pub bf16: bool,
 }
 
 impl Default for Attention {
     fn default() -> Self {
-        Self { scale: 1., starts: None, window: None, segments: None }
+        Self { scale: 1., starts: None, window: None, segments: None, bf16: false }
     }
 }
 
@@ -290,7 +294,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
     };
     let first = how.first_keys(b, t, sizes.s)?;
     match form(&[q, k, v]) {
-        Form::Fused => attention::attention(q, k, v, how.scale, first, sizes),
+        Form::Fused => attention::attention(q, k, v, (how.scale, how.bf16), first, sizes),
         Form::Composed => device::attention(q, k, v, how.scale, first, sizes),
         Form::Plain => {
             let shape = (b, sizes.s, sizes.hkv, d);

@@ -7,6 +7,11 @@ use candle_core::{D, DType, Result, Tensor};
 
 use super::{Attention, IGNORE};
 
+/// What is computed in f32 at least stays f64: so the tests have an oracle without rounding.
+fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
 /// `x · wᵀ + bias`, see [`super::linear`].
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let inp = w.dim(1)?;
@@ -42,7 +47,7 @@ pub fn lora_linear(
 /// `x / √(mean(x²) + eps) · w`, see [`super::rms_norm`].
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
-    let x = x.to_dtype(DType::F32)?;
+    let x = x.to_dtype(wide(dtype))?;
     let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
     let normed = x.broadcast_div(&(mean_square + eps)?.sqrt()?)?;
     normed.to_dtype(dtype)?.broadcast_mul(w)
@@ -99,7 +104,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
             }
         }
     }
-    let blocked = Tensor::from_vec(blocked, (b, 1, t, s), q.device())?;
+    let wide = wide(q.dtype());
+    let blocked = Tensor::from_vec(blocked, (b, 1, t, s), q.device())?.to_dtype(wide)?;
     let alive = Tensor::from_vec(alive, (b, t, 1, 1), q.device())?.to_dtype(q.dtype())?;
     // [b, t, h, d] -> [b, h, t, d]
     let q = q.transpose(1, 2)?.contiguous()?;
@@ -113,7 +119,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
     };
     let (k, v) = (spread(k)?, spread(v)?);
     let scores = (q.matmul(&k.t()?)? * f64::from(how.scale))?;
-    let scores = scores.to_dtype(DType::F32)?.broadcast_add(&blocked)?;
+    let scores = scores.to_dtype(wide)?.broadcast_add(&blocked)?;
     let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
     // [b, h, t, d] -> [b, t, h, d] -> [b, t, h·d]
     let y = weights.matmul(&v)?.transpose(1, 2)?.contiguous()?;
@@ -139,7 +145,7 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
     let logits = hidden
         .index_select(&rows, 0)?
         .matmul(&head_w.to_dtype(hidden.dtype())?.t()?)?
-        .to_dtype(DType::F32)?;
+        .to_dtype(wide(hidden.dtype()))?;
     let max = logits.max_keepdim(D::Minus1)?.detach();
     let log_sum_exp = (logits.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()? + max)?;
     let chosen = logits.gather(&targets, D::Minus1)?;

@@ -19,6 +19,15 @@ pub trait Operation: Send + Sync + 'static {
     /// Name in profiles and errors.
     fn name(&self) -> &'static str;
 
+    /// Whether the backward pass reads the values of an input. If not, the tape does not keep them, and `backward` finds an empty
+    /// tensor there.
+    fn reads_input(&self, index: usize) -> bool;
+
+    /// Whether it reads those of its output.
+    fn reads_output(&self) -> bool {
+        false
+    }
+
     /// Adds the gradient of each wanted input to its slot. `dy` is the gradient of `output`.
     ///
     /// # Errors

@@ -33,6 +33,10 @@ impl Operation for RmsNorm {
         "rms_norm"
     }
 
+    fn reads_input(&self, _: usize) -> bool {
+        true
+    }
+
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let x = Values::of(&inputs[0])?;
         let weight = self.w.is_none();

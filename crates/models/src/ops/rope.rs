@@ -58,6 +58,10 @@ impl Operation for Rope {
         "rope"
     }
 
+    fn reads_input(&self, _: usize) -> bool {
+        false
+    }
+
     fn backward(&self, _: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let mut dx = dy.into_owned();
         self.turn(&mut dx, -1.)?;

@@ -35,6 +35,10 @@ impl Operation for Swiglu {
         "swiglu"
     }
 
+    fn reads_input(&self, _: usize) -> bool {
+        true
+    }
+
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let ([gate, up], [dgate, dup]) = (inputs, into) else { return Ok(()) };
         let (g, u) = (Values::of(gate)?, Values::of(up)?);

@@ -235,7 +235,7 @@ fn exp(x: __m512) -> __m512 {
 
 /// The lanes of vector `index` that lie in `from..to`.
 #[inline]
-fn lanes(index: usize, from: usize, to: usize) -> __mmask16 {
+pub(super) fn lanes(index: usize, from: usize, to: usize) -> __mmask16 {
     let below = |end: usize| ((1u32 << end.saturating_sub(16 * index).min(16)) - 1) as u16;
     below(to) & !below(from)
 }

@@ -52,7 +52,7 @@ impl<'a> BlockMat<'a> {
     }
 
     /// Rows `from..to`. Those of a transpose begin at whole blocks.
-    pub(super) fn rows_from(self, from: usize, to: usize) -> Self {
+    pub fn rows_from(self, from: usize, to: usize) -> Self {
         assert!(from <= to && to <= self.rows(), "rows inside the matrix");
         if self.turned {
             assert!(from.is_multiple_of(self.source.format().block_size()), "whole blocks");

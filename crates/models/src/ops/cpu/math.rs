@@ -120,6 +120,22 @@ multiversion! {
     }
 }
 
+multiversion! {
+    /// Sum of `e^(x − shift)`.
+    pub fn sum_of_exp(x: &[f32], shift: f32) -> f32 {
+        lanes(x.len(), |i| exp(x[i] - shift))
+    }
+}
+
+multiversion! {
+    /// `x = e^(x − shift) · factor`
+    pub fn exp_scaled(x: &mut [f32], shift: f32, factor: f32) {
+        for v in x.iter_mut() {
+            *v = exp(*v - shift) * factor;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,8 @@ pub mod amx;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod blocks;
+#[cfg(target_arch = "x86_64")]
+pub mod flash;
 pub mod gemm;
 pub mod half;
 pub mod math;

@@ -1,0 +1,702 @@
+//! Attention's tiles on AVX-512, in f32 or with products in bf16 and everything else in f32.
+//!
+//! Operands are made of 32-bit **units**: one f32, or two values of bf16 that are neighbours along the product's depth. The left side is read
+//! unit by unit and broadcast, the right side sixteen columns at a time; so one piece of code serves both, and a unit of bf16 is twice
+//! the arithmetic. Three forms of a matrix are packed ([`Form`]).
+//!
+//! Forward, a strip of four queries against 64 keys is scored, masked, raised to powers and rounded without leaving the registers (strips of six and five were no faster);
+//! backward, the scores and the gradients of the weights are computed side by side, four keys against 32 queries, with the keys as
+//! rows: weights and slopes then lie as the products for dv and dk read them, and only the slopes are stored a second time for dq.
+//! Logarithms are to base 2, with the factor on the scores inside: `2^(c·s − log_sum)` is one fused multiplication and a polynomial.
+
+use std::arch::x86_64::*;
+use std::iter::StepBy;
+use std::ops::Range;
+
+use super::avx512::{lanes, transpose};
+
+/// Keys of a tile.
+pub const KEYS: usize = 64;
+/// Queries of a strip, forward.
+const STRIP: usize = 4;
+/// Queries of a block, forward: whole strips.
+pub const FORWARD_QUERIES: usize = 16 * STRIP;
+/// Queries of a block, backward.
+pub const BACKWARD_QUERIES: usize = 64;
+/// Vectors of a key tile.
+const TILE: usize = KEYS / 16;
+/// Keys and vectors of queries of a strip, backward.
+const ROWS: usize = 4;
+const HALF_BLOCK: usize = 2;
+
+/// What a 32-bit unit holds.
+pub trait Unit: Copy + Send + Sync + 'static {
+    /// Values of a unit.
+    const VALUES: usize;
+
+    /// Sixteen units, from up to `16 · VALUES` neighbours; zeros behind `count` values.
+    ///
+    /// # Safety
+    /// AVX512-BF16 is there; `from` spans `count` values.
+    unsafe fn load(from: *const f32, count: usize) -> __m512;
+
+    /// `sum + Σ` of the units' products.
+    ///
+    /// # Safety
+    /// AVX512-BF16 is there.
+    unsafe fn multiply(sum: __m512, a: __m512, b: __m512) -> __m512;
+
+    /// Stores 32 values as `32 / VALUES` units.
+    ///
+    /// # Safety
+    /// AVX512-BF16 is there, and the room.
+    unsafe fn store(to: *mut u32, values: [__m512; 2]);
+
+    /// Stores sixteen units each of two rows' values; where a unit is one value, nothing: rows serve as they are.
+    ///
+    /// # Safety
+    /// As [`Unit::store`].
+    unsafe fn store_pairs(to: *mut u32, rows: [[__m512; 2]; 2]);
+}
+
+/// One f32.
+#[derive(Clone, Copy)]
+pub struct Full;
+
+/// Two bf16.
+#[derive(Clone, Copy)]
+pub struct Half;
+
+impl Unit for Full {
+    const VALUES: usize = 1;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn load(from: *const f32, count: usize) -> __m512 {
+        // SAFETY: the caller's promise; masked lanes are not read.
+        unsafe { _mm512_maskz_loadu_ps(lanes(0, 0, count), from) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn multiply(sum: __m512, a: __m512, b: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, sum)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn store(to: *mut u32, values: [__m512; 2]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            _mm512_storeu_ps(to.cast(), values[0]);
+            _mm512_storeu_ps(to.add(16).cast(), values[1]);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn store_pairs(_: *mut u32, _: [[__m512; 2]; 2]) {}
+}
+
+/// Sixteen values of one vector of bf16 beside those of another: lane `i` takes word `i/2` of the first (even) or second (odd).
+static EVEN_ODD: [[u16; 32]; 2] = {
+    let mut words = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 32 {
+        words[0][i] = (i as u16 % 2) * 32 + i as u16 / 2;
+        words[1][i] = (i as u16 % 2) * 32 + i as u16 / 2 + 16;
+        i += 1;
+    }
+    words
+};
+
+impl Unit for Half {
+    const VALUES: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn load(from: *const f32, count: usize) -> __m512 {
+        // SAFETY: the caller's promise; masked lanes are not read. Both types are 512 bits.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(lanes(0, 0, count), from);
+            let high = _mm512_maskz_loadu_ps(lanes(1, 0, count), from.wrapping_add(16));
+            std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low))
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn multiply(sum: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the types of float vectors and of bf16 vectors have one layout.
+        unsafe {
+            let (a, b) =
+                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(sum, a, b)
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn store(to: *mut u32, values: [__m512; 2]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values[1], values[0]));
+            _mm512_storeu_si512(to.cast(), words);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn store_pairs(to: *mut u32, rows: [[__m512; 2]; 2]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = |row: [__m512; 2]| {
+                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row[1], row[0]))
+            };
+            let (first, second) = (words(rows[0]), words(rows[1]));
+            for (i, order) in EVEN_ODD.iter().enumerate() {
+                let order = _mm512_loadu_si512(order.as_ptr().cast());
+                let pairs = _mm512_permutex2var_epi16(first, order, second);
+                _mm512_storeu_si512(to.add(16 * i).cast(), pairs);
+            }
+        }
+    }
+}
+
+/// How the rows of a matrix (queries, keys …, each of `d` values) are packed for a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Row by row, units along `d`: a left side of depth `d`.
+    Rows,
+    /// `[units of d][width rows]` for each `width` rows: a right side of depth `d` whose columns are the rows.
+    Columns {
+        /// Rows side by side.
+        width: usize,
+    },
+    /// `[units of rows][d]`: a right side whose depth is the rows.
+    Depth,
+}
+
+/// The values of a head rounded up so that units and vectors come out even.
+pub const fn padded(d: usize) -> usize {
+    d.next_multiple_of(32)
+}
+
+/// Units that `rows` rows of `d` values take in any form; the rows of [`Form::Columns`] come in whole widths.
+pub const fn packed_units<U: Unit>(rows: usize, d: usize) -> usize {
+    rows * padded(d) / U::VALUES
+}
+
+/// Packs rows `stride` apart; rows from `rows` up to `whole` become zeros.
+///
+/// # Safety
+/// AVX512-BF16 is there; `from` spans the rows; `to` has room for [`packed_units`] of `whole` rows; `whole` is a multiple of 16 (of the width
+/// for columns).
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn pack<U: Unit>(
+    form: Form,
+    from: *const f32,
+    stride: usize,
+    (rows, whole): (usize, usize),
+    d: usize,
+    to: *mut u32,
+) {
+    let wide = padded(d);
+    let units = wide / U::VALUES;
+    // SAFETY: the caller's promise: rows inside `rows` are read as far as `d`, all others are zeros.
+    unsafe {
+        let load = |row: usize, unit: usize| {
+            let value = unit * U::VALUES;
+            if row < rows && value < d {
+                U::load(from.add(row * stride + value), d - value)
+            } else {
+                _mm512_setzero_ps()
+            }
+        };
+        match form {
+            Form::Rows => {
+                for row in 0..whole {
+                    for unit in (0..units).step_by(16) {
+                        _mm512_storeu_ps(to.add(row * units + unit).cast(), load(row, unit));
+                    }
+                }
+            }
+            Form::Columns { width } => {
+                for row in (0..whole).step_by(16) {
+                    let to = to.add(row / width * width * units + row % width);
+                    for unit in (0..units).step_by(16) {
+                        let mut square = [_mm512_setzero_ps(); 16];
+                        for (i, values) in square.iter_mut().enumerate() {
+                            *values = load(row + i, unit);
+                        }
+                        transpose(&mut square);
+                        for (i, values) in square.iter().enumerate() {
+                            _mm512_storeu_ps(to.add((unit + i) * width).cast(), *values);
+                        }
+                    }
+                }
+            }
+            Form::Depth => {
+                let vectors = |row: usize, column: usize| {
+                    let vector = |column: usize| {
+                        if row < rows && column < d {
+                            Full::load(from.add(row * stride + column), d - column)
+                        } else {
+                            _mm512_setzero_ps()
+                        }
+                    };
+                    [vector(column), vector(column + 16)]
+                };
+                for row in (0..whole).step_by(U::VALUES) {
+                    let to = to.add(row / U::VALUES * wide);
+                    for column in (0..wide).step_by(32) {
+                        if U::VALUES == 1 {
+                            U::store(to.add(column), vectors(row, column));
+                        } else {
+                            U::store_pairs(to.add(column), [vectors(row, column), vectors(row + 1, column)]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `2ˣ` to about 1 unit in the last place; 0 far below.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn exp2(x: __m512) -> __m512 {
+    let n = _mm512_roundscale_ps::<0>(x);
+    let r = _mm512_sub_ps(x, n);
+    let mut p = _mm512_set1_ps(1.535_336_2e-4);
+    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, std::f32::consts::LN_2, 1.] {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    }
+    _mm512_scalef_ps(p, n)
+}
+
+/// The left side of a product: the first unit, from a row to the next, from a unit of depth to the next.
+type Left = (*const u32, usize, usize);
+
+/// `sums += left · right`: the right side has `16 · NV` columns, its rows `step` units apart.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn multiply<U: Unit, const MR: usize, const NV: usize>(
+    mut sums: [[__m512; NV]; MR],
+    depth: usize,
+    (mut left, row, unit): Left,
+    mut right: *const u32,
+    step: usize,
+) -> [[__m512; NV]; MR] {
+    // SAFETY: the caller vouches for what rows, columns and depth span.
+    unsafe {
+        for _ in 0..depth {
+            let mut columns = [_mm512_setzero_ps(); NV];
+            for (j, column) in columns.iter_mut().enumerate() {
+                *column = _mm512_loadu_ps(right.add(16 * j).cast());
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let value = _mm512_castsi512_ps(_mm512_set1_epi32(left.add(i * row).read().cast_signed()));
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = U::multiply(*sum, value, column);
+                }
+            }
+            left = left.add(unit);
+            right = right.add(step);
+        }
+    }
+    sums
+}
+
+/// `c = factor · c + left · right` for `MR` rows of `columns` results (a multiple of 16).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn add_product<U: Unit, const MR: usize>(
+    c: *mut f32,
+    columns: usize,
+    factors: Option<&[f32; MR]>,
+    depth: usize,
+    left: Left,
+    right: *const u32,
+) {
+    // SAFETY: the caller vouches for what the shapes span.
+    unsafe {
+        let mut from = 0;
+        while from < columns {
+            let (c, right) = (c.add(from), right.add(from));
+            if columns - from >= 64 {
+                add_columns::<U, MR, 4>(c, columns, factors, depth, left, right);
+                from += 64;
+            } else {
+                add_columns::<U, MR, 2>(c, columns, factors, depth, left, right);
+                from += 32;
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn add_columns<U: Unit, const MR: usize, const NV: usize>(
+    c: *mut f32,
+    stride: usize,
+    factors: Option<&[f32; MR]>,
+    depth: usize,
+    left: Left,
+    right: *const u32,
+) {
+    // SAFETY: the caller vouches for what the shapes span.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); NV]; MR];
+        for (i, sums) in sums.iter_mut().enumerate() {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm512_loadu_ps(c.add(i * stride + 16 * j));
+                if let Some(factors) = factors {
+                    *sum = _mm512_mul_ps(*sum, _mm512_set1_ps(factors[i]));
+                }
+            }
+        }
+        let sums = multiply::<U, MR, NV>(sums, depth, left, right, stride);
+        for (i, sums) in sums.iter().enumerate() {
+            for (j, sum) in sums.iter().enumerate() {
+                _mm512_storeu_ps(c.add(i * stride + 16 * j), *sum);
+            }
+        }
+    }
+}
+
+/// Some queries of one head of one row, and what they see.
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    /// Values of a head.
+    pub d: usize,
+    /// Factor on the scores, positive.
+    pub scale: f32,
+    /// The first key that each query sees; as many as there are queries.
+    pub first: &'a [usize],
+    /// The last key that the first query sees; each further query sees one more.
+    pub last: usize,
+    /// From a query's values to the next query's, in q, y and their gradients.
+    pub stride: usize,
+}
+
+impl Queries<'_> {
+    /// The first keys of the tiles that hold anything for these queries.
+    fn tiles(&self) -> StepBy<Range<usize>> {
+        self.tiles_of(0..usize::MAX)
+    }
+
+    /// Those of the tiles that begin within `keys`, which begins with a tile.
+    fn tiles_of(&self, keys: Range<usize>) -> StepBy<Range<usize>> {
+        let end = (self.last + self.first.len()).min(keys.end);
+        let start = self.first.first().map_or(end, |first| (*first).min(end) / KEYS * KEYS);
+        (start.max(keys.start)..end).step_by(KEYS)
+    }
+
+    /// The keys of a tile that a query sees, counted from the tile's first.
+    #[inline]
+    fn seen(&self, query: usize, tile: usize) -> (usize, usize) {
+        let from = self.first[query].clamp(tile, tile + KEYS);
+        let to = (self.last + query + 1).clamp(from, tile + KEYS);
+        (from - tile, to - tile)
+    }
+}
+
+/// Units of scratch that [`forward`] needs.
+pub const fn forward_scratch<U: Unit>(d: usize) -> usize {
+    packed_units::<U>(FORWARD_QUERIES.next_multiple_of(16), d)
+        + FORWARD_QUERIES * padded(d)
+        + FORWARD_QUERIES * 16
+        + STRIP * KEYS / U::VALUES
+}
+
+/// The results of a block of queries, at most [`FORWARD_QUERIES`], and the logarithms of their softmax's denominators (to base 2, infinite for a
+/// query without keys).
+///
+/// `keys` are packed as [`Form::Columns`] of [`KEYS`], `values` as [`Form::Depth`], both up to a whole tile.
+///
+/// # Safety
+/// AVX512-BF16 is there; `q` and `y` span the queries, the packed operands every tile that they see, `scratch` has [`forward_scratch`] units and is
+/// aligned to 64 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn forward<U: Unit>(
+    queries: &Queries,
+    q: *const f32,
+    keys: *const u32,
+    values: *const u32,
+    y: *mut f32,
+    log_sums: &mut [f32],
+    scratch: *mut u32,
+) {
+    let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
+    let units = wide / U::VALUES;
+    let strips = count.div_ceil(STRIP);
+    let c = queries.scale * std::f32::consts::LOG2_E;
+    // SAFETY: the caller's promise; the scratch is divided as `forward_scratch` counts it.
+    unsafe {
+        let packed = scratch;
+        let out: *mut f32 = packed.add(packed_units::<U>(FORWARD_QUERIES.next_multiple_of(16), d)).cast();
+        // Sixteen partial sums a query.
+        let sums = out.add(FORWARD_QUERIES * wide);
+        let weights: *mut u32 = sums.add(FORWARD_QUERIES * 16).cast();
+        let mut most = [f32::NEG_INFINITY; FORWARD_QUERIES];
+        let whole = (strips * STRIP).next_multiple_of(16);
+        pack::<U>(Form::Rows, q, queries.stride, (count, whole), d, packed);
+        out.write_bytes(0, strips * STRIP * wide);
+        sums.write_bytes(0, strips * STRIP * 16);
+        for tile in queries.tiles() {
+            let keys = keys.add(tile * units);
+            let values = values.add(tile / U::VALUES * wide);
+            for strip in 0..strips {
+                let rows = strip * STRIP..count.min((strip + 1) * STRIP);
+                let last = queries.last + rows.end - 1;
+                if last < tile {
+                    continue;
+                }
+                let left = (packed.add(rows.start * units).cast_const(), units, 1);
+                let zero = [[_mm512_setzero_ps(); TILE]; STRIP];
+                let mut scores = multiply::<U, STRIP, TILE>(zero, units, left, keys, KEYS);
+                let open = queries.last + rows.start >= tile + KEYS - 1
+                    && queries.first[rows.end - 1] <= tile
+                    && rows.len() == STRIP;
+                let mut factors = [1f32; STRIP];
+                for (i, scores) in scores.iter_mut().enumerate() {
+                    let (from, to) = match (open, rows.start + i < rows.end) {
+                        (true, _) => (0, KEYS),
+                        (_, true) => queries.seen(rows.start + i, tile),
+                        _ => (0, 0),
+                    };
+                    let before = most[rows.start + i];
+                    let highest = highest(scores, before, open, (from, to));
+                    let shift = if highest == f32::NEG_INFINITY { 0. } else { highest * c };
+                    let mut sum = _mm512_setzero_ps();
+                    for (j, score) in scores.iter_mut().enumerate() {
+                        let power = exp2(_mm512_fmsub_ps(*score, _mm512_set1_ps(c), _mm512_set1_ps(shift)));
+                        *score = if open { power } else { _mm512_maskz_mov_ps(lanes(j, from, to), power) };
+                        sum = _mm512_add_ps(sum, *score);
+                    }
+                    if highest > before {
+                        factors[i] = _mm512_cvtss_f32(exp2(_mm512_set1_ps(before * c - shift)));
+                        // 2^(−∞ − shift) is no number the way it is computed.
+                        factors[i] = if before == f32::NEG_INFINITY { 0. } else { factors[i] };
+                        most[rows.start + i] = highest;
+                    }
+                    let at = sums.add((rows.start + i) * 16);
+                    let old = _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(factors[i]));
+                    _mm512_storeu_ps(at, _mm512_add_ps(old, sum));
+                    for pair in 0..TILE / 2 {
+                        let at = weights.add((i * KEYS + 32 * pair) / U::VALUES);
+                        U::store(at, [scores[2 * pair], scores[2 * pair + 1]]);
+                    }
+                }
+                // Keys beyond the strip's last have no weight.
+                let depth = (last + 1 - tile).min(KEYS).div_ceil(U::VALUES);
+                let left = (weights.cast_const(), KEYS / U::VALUES, 1);
+                let out = out.add(rows.start * wide);
+                add_product::<U, STRIP>(out, wide, Some(&factors), depth, left, values);
+            }
+        }
+        for query in 0..count {
+            let sum = _mm512_reduce_add_ps(_mm512_loadu_ps(sums.add(query * 16)));
+            let inverse = _mm512_set1_ps(if sum > 0. { 1. / sum } else { 0. });
+            log_sums[query] = if sum > 0. { most[query] * c + sum.log2() } else { f32::INFINITY };
+            for column in (0..d).step_by(16) {
+                let mask = lanes(0, 0, d - column);
+                let value = _mm512_mul_ps(_mm512_loadu_ps(out.add(query * wide + column)), inverse);
+                _mm512_mask_storeu_ps(y.add(query * queries.stride + column), mask, value);
+            }
+        }
+    }
+}
+
+/// The highest of `before` and the scores seen.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn highest(scores: &[__m512; TILE], before: f32, open: bool, (from, to): (usize, usize)) -> f32 {
+    let low = _mm512_set1_ps(f32::NEG_INFINITY);
+    let seen = |j: usize| match open {
+        true => scores[j],
+        false => _mm512_mask_mov_ps(low, lanes(j, from, to), scores[j]),
+    };
+    let most = _mm512_max_ps(_mm512_max_ps(seen(0), seen(1)), _mm512_max_ps(seen(2), seen(3)));
+    _mm512_reduce_max_ps(most).max(before)
+}
+
+/// Keys and values of one head, packed for the backward pass.
+#[derive(Clone, Copy)]
+pub struct Keys {
+    /// Keys as [`Form::Rows`].
+    pub rows: *const u32,
+    /// Keys as [`Form::Depth`].
+    pub depth: *const u32,
+    /// Values as [`Form::Rows`].
+    pub values: *const u32,
+}
+
+/// Units of scratch that [`backward`] needs.
+pub const fn backward_scratch<U: Unit>(d: usize) -> usize {
+    4 * packed_units::<U>(BACKWARD_QUERIES, d)
+        + BACKWARD_QUERIES * padded(d)
+        + 3 * KEYS * BACKWARD_QUERIES / U::VALUES
+}
+
+/// Adds the gradients that a block of queries, at most [`BACKWARD_QUERIES`], gives with the keys in `range` (whole tiles): of q, and of keys and
+/// values to rows of [`padded`] values that are [`KEYS`]-wise whole, where keys' come without the factor on the scores.
+///
+/// `along` is `y · dy` of each query, `log_sums` what [`forward`] gave.
+///
+/// # Safety
+/// As [`forward`], with `dy`, `dq`, `dk` and `dv` too.
+#[allow(clippy::too_many_arguments)]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn backward<U: Unit>(
+    queries: &Queries,
+    (q, dy): (*const f32, *const f32),
+    (keys, range): (Keys, Range<usize>),
+    along: &[f32],
+    log_sums: &[f32],
+    dq: *mut f32,
+    (dk, dv): (*mut f32, *mut f32),
+    scratch: *mut u32,
+) {
+    const BLOCK: usize = BACKWARD_QUERIES;
+    let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
+    let units = wide / U::VALUES;
+    let c = queries.scale * std::f32::consts::LOG2_E;
+    let tiles = queries.tiles_of(range);
+    if tiles.len() == 0 {
+        return;
+    }
+    let mut numbers = [[0f32; BLOCK]; 2];
+    let mut seen = [[i32::MAX; BLOCK], [-1; BLOCK]];
+    for i in 0..count {
+        (numbers[0][i], numbers[1][i]) = (log_sums[i], along[i]);
+        // A key's number is below 2³¹: there is memory for no more.
+        (seen[0][i], seen[1][i]) = (queries.first[i] as i32, (queries.last + i) as i32);
+    }
+    // SAFETY: the caller's promise; the scratch is divided as `backward_scratch` counts it.
+    unsafe {
+        let part = packed_units::<U>(BLOCK, d);
+        let [q_columns, dy_columns, q_depth, dy_depth] = [0, 1, 2, 3].map(|i| scratch.add(i * part));
+        let sum: *mut f32 = scratch.add(4 * part).cast();
+        let square = KEYS * BLOCK / U::VALUES;
+        let [weights, slopes, pairs] = [0, 1, 2].map(|i| scratch.add(4 * part + BLOCK * wide + i * square));
+        // Where a unit is one value, the slopes' rows are a right form for dq as they are.
+        let pairs = if U::VALUES == 1 { slopes } else { pairs };
+        let columns = Form::Columns { width: BLOCK };
+        for (from, by_columns, by_depth) in [(q, q_columns, q_depth), (dy, dy_columns, dy_depth)] {
+            pack::<U>(columns, from, queries.stride, (count, BLOCK), d, by_columns);
+            pack::<U>(Form::Depth, from, queries.stride, (count, BLOCK), d, by_depth);
+        }
+        sum.write_bytes(0, BLOCK * wide);
+        let end = count.next_multiple_of(32);
+        for tile in tiles {
+            let open = queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
+            // The first query that sees a key, rounded down to what is computed together.
+            let begin = |key: usize| (tile + key).saturating_sub(queries.last) / 32 * 32;
+            for key in (0..KEYS).step_by(ROWS) {
+                for half in (begin(key)..end).step_by(32) {
+                    let right = [q_columns.add(half), dy_columns.add(half)];
+                    let rows = (tile + key) * units;
+                    let zero = [[_mm512_setzero_ps(); HALF_BLOCK]; ROWS];
+                    let [scores, grads] = multiply_two::<U>(
+                        [zero, zero],
+                        units,
+                        [keys.rows.add(rows), keys.values.add(rows)],
+                        right.map(<*mut u32>::cast_const),
+                    );
+                    let mut w = zero;
+                    let mut s = zero;
+                    for j in 0..HALF_BLOCK {
+                        let at = half + 16 * j;
+                        let log_sum = _mm512_loadu_ps(numbers[0].as_ptr().add(at));
+                        let along = _mm512_loadu_ps(numbers[1].as_ptr().add(at));
+                        let first = _mm512_loadu_si512(seen[0].as_ptr().add(at).cast());
+                        let last = _mm512_loadu_si512(seen[1].as_ptr().add(at).cast());
+                        for i in 0..ROWS {
+                            let mut power = exp2(_mm512_fmsub_ps(scores[i][j], _mm512_set1_ps(c), log_sum));
+                            if !open {
+                                let number = _mm512_set1_epi32((tile + key + i) as i32);
+                                let mask = _mm512_cmple_epi32_mask(first, number)
+                                    & _mm512_cmpge_epi32_mask(last, number);
+                                power = _mm512_maskz_mov_ps(mask, power);
+                            }
+                            w[i][j] = power;
+                            s[i][j] = _mm512_mul_ps(power, _mm512_sub_ps(grads[i][j], along));
+                        }
+                    }
+                    for i in 0..ROWS {
+                        let at = ((key + i) * BLOCK + half) / U::VALUES;
+                        U::store(weights.add(at), w[i]);
+                        U::store(slopes.add(at), s[i]);
+                    }
+                    for i in (0..ROWS).step_by(2) {
+                        U::store_pairs(pairs.add((key + i) / 2 * BLOCK + half), [s[i], s[i + 1]]);
+                    }
+                }
+            }
+            for key in (0..KEYS).step_by(ROWS) {
+                let from = begin(key);
+                if from >= end {
+                    break;
+                }
+                let depth = (end - from) / U::VALUES;
+                let to = (tile + key) * wide;
+                for (sums, left, right) in [(dv, weights, dy_depth), (dk, slopes, q_depth)] {
+                    let left = left.add((key * BLOCK + from) / U::VALUES).cast_const();
+                    let right = right.add(from / U::VALUES * wide);
+                    let left = (left, BLOCK / U::VALUES, 1);
+                    add_product::<U, ROWS>(sums.add(to), wide, None, depth, left, right);
+                }
+            }
+            let right = keys.depth.add(tile / U::VALUES * wide);
+            for query in (0..count).step_by(ROWS) {
+                let last = queries.last + query + ROWS;
+                if last <= tile {
+                    continue;
+                }
+                let depth = (last - tile).min(KEYS).div_ceil(U::VALUES);
+                let left = (pairs.add(query).cast_const(), 1, BLOCK);
+                add_product::<U, ROWS>(sum.add(query * wide), wide, None, depth, left, right);
+            }
+        }
+        let scale = _mm512_set1_ps(queries.scale);
+        for query in 0..count {
+            for column in (0..d).step_by(16) {
+                let mask = lanes(0, 0, d - column);
+                let at = dq.add(query * queries.stride + column);
+                let value = _mm512_loadu_ps(sum.add(query * wide + column));
+                let value = _mm512_fmadd_ps(value, scale, _mm512_maskz_loadu_ps(mask, at));
+                _mm512_mask_storeu_ps(at, mask, value);
+            }
+        }
+    }
+}
+
+/// Two products side by side: [`ROWS`] rows of `depth` units against 32 columns of [`BACKWARD_QUERIES`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn multiply_two<U: Unit>(
+    mut sums: [[[__m512; HALF_BLOCK]; ROWS]; 2],
+    depth: usize,
+    left: [*const u32; 2],
+    right: [*const u32; 2],
+) -> [[[__m512; HALF_BLOCK]; ROWS]; 2] {
+    // SAFETY: the caller vouches for what the shapes span.
+    unsafe {
+        for unit in 0..depth {
+            for (side, sums) in sums.iter_mut().enumerate() {
+                let at = right[side].add(unit * BACKWARD_QUERIES);
+                let columns = [_mm512_loadu_ps(at.cast()), _mm512_loadu_ps(at.add(16).cast())];
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let value = left[side].add(i * depth + unit).read().cast_signed();
+                    let value = _mm512_castsi512_ps(_mm512_set1_epi32(value));
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = U::multiply(*sum, value, column);
+                    }
+                }
+            }
+        }
+    }
+    sums
+}
