@@ -649,9 +649,24 @@ impl Trainer {
             .iter()
             .map(|row| rows.get(*row).iter().map(|index| &set.examples[*index]).collect())
             .collect();
-        let batch = Batch::packed(&packed, encode::PAD_ID, self.model.device())?;
         let single = packed.iter().all(|row| row.len() == 1);
+        let lengths = || packed.iter().map(|row| row.iter().map(|example| example.ids.len()).sum::<usize>());
+        if lengths().min() < lengths().max() && self.may_join_rows() {
+            let joined = [packed.into_iter().flatten().collect()];
+            return Ok(Batch::packed(&joined, encode::PAD_ID, self.model.device())?);
+        }
+        let batch = Batch::packed(&packed, encode::PAD_ID, self.model.device())?;
         Ok(if single { Batch { segments: None, ..batch } } else { batch })
+    }
+
+    /// Whether rows of different lengths go through the model end to end, as one row without padding, of which every text sees itself alone.
+    /// (Of `banking77`'s chats eight to a batch, a fifth of all positions would be padding.) Not where something counts a row's positions, or
+    /// stands before each row.
+    fn may_join_rows(&self) -> bool {
+        self.model.device().is_cpu()
+            && self.model.attends_in_tiles()
+            && self.model.positions_before() == 0
+            && self.args.neftune_noise_alpha.is_none()
     }
 
     fn tell(&self, mut event: impl FnMut(&mut dyn Callback) -> Result<()>) -> Result<()> {

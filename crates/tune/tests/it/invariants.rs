@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use tunebook_models::{Device, Model, Projection, Tensor};
 use tunebook_progress::interrupt;
 use tunebook_tune::{
-    Adapters, Callback, Error, EvalRecord, EvalStrategy, Example, Lora, Result, Run, StepRecord, Stepper,
-    StopReason, TokenizedExample, TokenizedSet, Trainer, TrainingArgs,
+    Adapters, Batch, Callback, Error, EvalRecord, EvalStrategy, Example, Lora, Result, Run, StepRecord,
+    Stepper, StopReason, TokenizedExample, TokenizedSet, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -31,8 +31,8 @@ fn tokenized(model: &Model, examples: &[Example]) -> TokenizedSet {
     Trainer::new(model, &TrainingArgs::default()).tokenize(examples).unwrap()
 }
 
-fn batch_of(examples: &[&TokenizedExample]) -> tunebook_tune::Batch {
-    tunebook_tune::Batch::new(examples, 0, &Device::Cpu).unwrap()
+fn batch_of(examples: &[&TokenizedExample]) -> Batch {
+    Batch::new(examples, 0, &Device::Cpu).unwrap()
 }
 
 fn tensors(model: &Model) -> Vec<f32> {
@@ -92,9 +92,15 @@ proptest! {
         // The same rows one by one: no padding, no neighbour.
         let alone: Vec<_> = rows.iter().map(|row| batch_of(&[row])).collect();
         let alone = stepper.gradients(&alone).unwrap();
-        prop_assert!((together.0 / alone.0 - 1.0).abs() < 1e-5, "{} {}", together.0, alone.0);
-        for (a, b) in together.1.iter().zip(alone.1.iter()) {
-            prop_assert!(relative_error(&values(a.unwrap()), &values(b.unwrap())) < 1e-4);
+        // And end to end: one row without padding, of which each sees itself.
+        let joined = Batch::packed(&[rows.clone()], 0, &Device::Cpu).unwrap();
+        prop_assert_eq!(joined.ids.dims(), [1, joined.tokens]);
+        let joined = stepper.gradients(&[joined]).unwrap();
+        for other in [&together, &joined] {
+            prop_assert!((other.0 / alone.0 - 1.0).abs() < 1e-5, "{} {}", other.0, alone.0);
+            for (a, b) in other.1.iter().zip(alone.1.iter()) {
+                prop_assert!(relative_error(&values(a.unwrap()), &values(b.unwrap())) < 1e-4);
+            }
         }
     }
 }
