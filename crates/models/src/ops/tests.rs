@@ -39,9 +39,9 @@ fn close_above(what: &str, got: &Tensor, right: &Tensor, tolerance: f32, smalles
     }
 }
 
-/// A softmax's gradient is a difference of numbers close to 1 where one probability is close to 1: rounding leaves 1e-7, however
-/// small the difference is. So errors are relative to this at least (an absolute 1e-6).
-const NEAR_ONE: f32 = 0.01;
+/// The gradient of attention's softmax is a difference of numbers close to 1 where one probability is close to 1: rounding leaves 1e-7, however
+/// small the difference is. So errors are relative to this at least (an absolute 5e-7), against an oracle in f64.
+const NEAR_ONE: f32 = 0.025;
 
 /// Runs both forms on the same variables; `Σ y ∘ r` with random `r` gives each a gradient.
 fn compare(
