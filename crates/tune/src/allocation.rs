@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(at(5), (24, false));
         // 12 · (29/30)³ + 12 = 22.8
         assert_eq!(at(6), (22, true));
-        assert_eq!(at(7).1, false);
+        assert!(!at(7).1);
         // 12 · (1/2)³ + 12 = 13.5
         assert_eq!(at(20), (13, true));
         assert_eq!(at(35).0, 12);
