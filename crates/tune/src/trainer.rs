@@ -653,7 +653,7 @@ impl Trainer {
         let lengths = || packed.iter().map(|row| row.iter().map(|example| example.ids.len()).sum::<usize>());
         if lengths().min() < lengths().max() && self.may_join_rows() {
             let joined = [packed.into_iter().flatten().collect()];
-            return Ok(Batch::packed(&joined, encode::PAD_ID, self.model.device())?);
+            return Batch::packed(&joined, encode::PAD_ID, self.model.device());
         }
         let batch = Batch::packed(&packed, encode::PAD_ID, self.model.device())?;
         Ok(if single { Batch { segments: None, ..batch } } else { batch })
