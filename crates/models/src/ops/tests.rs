@@ -374,8 +374,8 @@ fn the_same_numbers_give_the_same_bits() -> Result<()> {
         let q = Var::from_tensor(&numbers(&[2, 130, 6, 16], 1))?;
         let k = Var::from_tensor(&numbers(&[2, 130, 2, 16], 2))?;
         let y = attention(&q, &k, &k, &Attention { scale: 0.25, ..Default::default() })?;
-        let y = linear(&y, &numbers(&[96, 96], 3), None)?;
-        let (loss, _) = cross_entropy(&y.reshape((260, 96))?, &numbers(&[500, 96], 4), &[7; 260])?;
+        let y = linear(&y, numbers(&[96, 96], 3), None)?;
+        let (loss, _) = cross_entropy(&y.reshape((260, 96))?, numbers(&[500, 96], 4), &[7; 260])?;
         let grads = loss.backward()?;
         [q, k].iter().map(|v| grads.get(v).expect("a gradient").flatten_all()?.to_vec1()).collect()
     };
@@ -390,7 +390,7 @@ fn the_same_numbers_give_the_same_bits() -> Result<()> {
 fn wrong_shapes_are_named() {
     let x = numbers(&[2, 3, 8], 1);
     let error = |r: Result<Tensor>| r.expect_err("a refusal").to_string();
-    assert!(error(linear(&x, &numbers(&[4, 7], 2), None)).contains("expected x [.., 7]"));
+    assert!(error(linear(&x, numbers(&[4, 7], 2), None)).contains("expected x [.., 7]"));
     assert!(error(rms_norm(&x, &numbers(&[7], 2), 1e-5)).contains("expected x [.., 7]"));
     assert!(error(swiglu(&x, &numbers(&[2, 3, 7], 2))).contains("one shape"));
     let q = numbers(&[1, 2, 3, 4], 1);
@@ -408,7 +408,7 @@ fn wrong_shapes_are_named() {
     );
     assert!(mask(Attention { segments: Some(vec![]), ..Default::default() }).contains("each of 1 rows"));
     let labels = [0, 9];
-    let loss = cross_entropy(&numbers(&[2, 4], 1), &numbers(&[9, 4], 2), &labels);
+    let loss = cross_entropy(&numbers(&[2, 4], 1), numbers(&[9, 4], 2), &labels);
     assert!(loss.expect_err("a refusal").to_string().contains("found 9"));
 }
 
