@@ -20,7 +20,12 @@ impl Failure {
                 // ureq's own words for a status; its other errors are about the connection.
                 let text = inner.to_string();
                 let status = text.strip_prefix("http status: ").and_then(|status| status.parse().ok());
-                status.map_or(Self::Transport, Self::Status)
+                match status {
+                    Some(status) => Self::Status(status),
+                    // An answer that is no list of files will be none the next time.
+                    None if text.starts_with("json") => Self::Other,
+                    None => Self::Transport,
+                }
             }
             ApiError::TooManyRetries(inner) => Self::of(inner),
             // A body that ends early arrives as an error of the reader.
