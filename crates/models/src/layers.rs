@@ -110,6 +110,11 @@ impl Weight {
         state.base.as_ref().unwrap_or(&state.values).detach()
     }
 
+    /// Whether something stands in for what was loaded.
+    pub fn is_replaced(&self) -> bool {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).base.is_some()
+    }
+
     /// Puts back what [`Weight::stand_in`] put aside, bit for bit; nothing happens where nothing stands in.
     pub fn restore(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);

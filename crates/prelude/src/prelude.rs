@@ -23,10 +23,11 @@ pub use tunebook_models::{
 };
 pub use tunebook_progress::{Display, MimeBundle, ProgressBar, display, interrupt, progress, stream};
 pub use tunebook_tune::{
-    AdaLora, AdapterConfig, AdapterInfo, Adapters, Bias, Callback, EvalRecord, EvalStrategy, Example, Full,
-    FullInfo, FullTuning, Ia3, Lora, LrRange, LrRangeTest, LrScheduler, Optim, Plan, Preflight, Run, RunLog,
-    SaveStrategy, Schedule, StepRecord, StopReason, TargetModules, TensorBoard, TokenizedSet, Trainer,
-    TrainingArgs, TrainingSummary,
+    AdaLora, AdapterConfig, AdapterInfo, Adapters, Bias, Bottleneck, BottleneckInit, Callback, EvalRecord,
+    EvalStrategy, Example, Full, FullInfo, FullTuning, Ia3, Lora, LrRange, LrRangeTest, LrScheduler,
+    MixedBatch, Optim, Plan, PrefixInit, PrefixTuning, Preflight, PromptTuning, PromptTuningInit,
+    ReductionFactor, Run, RunLog, SaveStrategy, Schedule, StepRecord, StopReason, TargetModules, TensorBoard,
+    TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
 };
 
 pub use crate::compare::side_by_side;

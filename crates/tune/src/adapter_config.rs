@@ -5,10 +5,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::adalora::AdaLora;
+use crate::bottleneck::Bottleneck;
 use crate::error::Result;
 use crate::ia3::Ia3;
 use crate::lora::Lora;
 use crate::own_weights::Bias;
+use crate::prefix_tuning::PrefixTuning;
+use crate::prompt_tuning::PromptTuning;
 use crate::target::{Choice, TargetModules};
 
 /// The configuration of an adapter. `model.add_adapter("name", &Lora { .. })` makes it of any of the types.
@@ -25,15 +28,27 @@ pub enum AdapterConfig {
     /// Vectors that scale what projections take or give.
     #[serde(rename = "IA3")]
     Ia3(Ia3),
+    /// Vectors before the tokens.
+    #[serde(rename = "PROMPT_TUNING")]
+    PromptTuning(PromptTuning),
+    /// Keys and values before those of the tokens.
+    #[serde(rename = "PREFIX_TUNING")]
+    PrefixTuning(PrefixTuning),
+    /// Small networks after the sublayers: AdapterHub's, which PEFT has not.
+    #[serde(rename = "BOTTLENECK")]
+    Bottleneck(Bottleneck),
 }
 
 impl AdapterConfig {
-    /// PEFT's name of the type.
+    /// PEFT's name of the type; `BOTTLENECK` for AdapterHub's.
     pub fn peft_type(&self) -> &'static str {
         match self {
             Self::Lora(_) => "LORA",
             Self::AdaLora(_) => "ADALORA",
             Self::Ia3(_) => "IA3",
+            Self::PromptTuning(_) => "PROMPT_TUNING",
+            Self::PrefixTuning(_) => "PREFIX_TUNING",
+            Self::Bottleneck(_) => "BOTTLENECK",
         }
     }
 
@@ -46,6 +61,9 @@ impl AdapterConfig {
             Self::Lora(lora) => lora.validate(),
             Self::AdaLora(adalora) => adalora.validate(),
             Self::Ia3(ia3) => ia3.validate(),
+            Self::PromptTuning(prompt) => prompt.validate(),
+            Self::PrefixTuning(prefix) => prefix.validate(),
+            Self::Bottleneck(bottleneck) => bottleneck.validate(),
         }
     }
 
@@ -74,6 +92,21 @@ impl AdapterConfig {
                 ("lora_dropout", adalora.lora_dropout.to_string()),
             ],
             Self::Ia3(_) => vec![("type", "IA3".to_owned())],
+            Self::PromptTuning(prompt) => vec![
+                ("type", "prompt tuning".to_owned()),
+                ("num_virtual_tokens", prompt.num_virtual_tokens.to_string()),
+            ],
+            Self::PrefixTuning(prefix) => vec![
+                ("type", "prefix tuning".to_owned()),
+                ("num_virtual_tokens", prefix.num_virtual_tokens.to_string()),
+                ("prefix_projection", prefix.prefix_projection.to_string()),
+            ],
+            Self::Bottleneck(bottleneck) => vec![
+                ("type", bottleneck.kind().to_owned()),
+                ("reduction_factor", bottleneck.reduction_factor.to_string()),
+                ("non_linearity", bottleneck.non_linearity.clone()),
+                ("dropout", bottleneck.dropout.to_string()),
+            ],
         }
     }
 
@@ -83,6 +116,7 @@ impl AdapterConfig {
             Self::Lora(lora) => (lora.bias, &lora.modules_to_save, lora.ensure_weight_tying),
             Self::AdaLora(adalora) => (adalora.bias, &adalora.modules_to_save, adalora.ensure_weight_tying),
             Self::Ia3(ia3) => (Bias::None, &ia3.modules_to_save, false),
+            Self::PromptTuning(_) | Self::PrefixTuning(_) | Self::Bottleneck(_) => (Bias::None, &[], false),
         }
     }
 
@@ -90,6 +124,7 @@ impl AdapterConfig {
     pub(crate) fn key_prefix(&self) -> &'static str {
         match self {
             Self::Lora(_) | Self::AdaLora(_) | Self::Ia3(_) => "base_model.model.",
+            Self::PromptTuning(_) | Self::PrefixTuning(_) | Self::Bottleneck(_) => "",
         }
     }
 
@@ -99,6 +134,7 @@ impl AdapterConfig {
             Self::Lora(lora) => Some(lora.choice()),
             Self::AdaLora(adalora) => Some(adalora.choice()),
             Self::Ia3(ia3) => Some(ia3.choice()),
+            Self::PromptTuning(_) | Self::PrefixTuning(_) | Self::Bottleneck(_) => None,
         }
     }
 
@@ -110,6 +146,7 @@ impl AdapterConfig {
                 Some((&mut adalora.target_modules, Some(&mut adalora.layers_to_transform)))
             }
             Self::Ia3(ia3) => Some((&mut ia3.target_modules, None)),
+            Self::PromptTuning(_) | Self::PrefixTuning(_) | Self::Bottleneck(_) => None,
         }
     }
 }
@@ -125,6 +162,16 @@ impl fmt::Display for AdapterConfig {
                 adalora.init_r, adalora.target_r, adalora.lora_alpha
             ),
             Self::Ia3(_) => write!(f, "IA3"),
+            Self::PromptTuning(prompt) => {
+                write!(f, "prompt tuning, {} virtual tokens", prompt.num_virtual_tokens)
+            }
+            Self::PrefixTuning(prefix) => {
+                let projection = if prefix.prefix_projection { ", with a projection" } else { "" };
+                write!(f, "prefix tuning, {} virtual tokens{projection}", prefix.num_virtual_tokens)
+            }
+            Self::Bottleneck(bottleneck) => {
+                write!(f, "{} adapter, reduction_factor={}", bottleneck.kind(), bottleneck.reduction_factor)
+            }
         }
     }
 }
@@ -151,4 +198,4 @@ macro_rules! of {
         }
     )*};
 }
-of!(Lora, AdaLora, Ia3);
+of!(Lora, AdaLora, Ia3, PromptTuning, PrefixTuning, Bottleneck);

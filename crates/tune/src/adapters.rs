@@ -12,6 +12,7 @@ use tunebook_models::Model;
 use crate::adalora::AdaLoraBody;
 use crate::adapter_config::AdapterConfig;
 use crate::body::{self, AdapterTensor, Body};
+use crate::bottleneck_body::BottleneckBody;
 use crate::error::{Error, Result};
 use crate::fingerprint;
 use crate::full::FullWeights;
@@ -20,6 +21,7 @@ use crate::inject::{self, Hooks};
 use crate::lora::Lora;
 use crate::lora_body::LoraBody;
 use crate::lora_linear::{LoraLinear, Mode};
+use crate::mixed_batch::MixedBatch;
 use crate::own_weights::OwnWeights;
 use crate::parameter::Parameters;
 use crate::peft::{self, AdapterFiles, StoredTensor};
@@ -110,6 +112,23 @@ pub trait Adapters {
     /// No adapter of that name, or one of a type that weights cannot take up.
     fn merge_adapter(&self, name: &str) -> Result<()>;
 
+    /// This model with a different adapter for each text of a batch: `adapter_names` as in PEFT, [`BASE`](crate::BASE) (`__base__`) for none.
+    ///
+    /// ```no_run
+    /// # use tunebook_models::{GenerationConfig, Model};
+    /// # use tunebook_tune::Adapters;
+    /// # fn answers(model: &Model) -> tunebook_tune::Result<()> {
+    /// let prompts = ["Where is my parcel?".to_owned(), "A rose".to_owned(), "1 + 1 =".to_owned()];
+    /// let batch = model.mixed_batch(&["support", "poet", "__base__"])?;
+    /// let texts = batch.generate_batch(&prompts, &GenerationConfig::default())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A name that is no adapter's, or an adapter that cannot share a batch: prompt and prefix tuning, and trained weights of the model's own.
+    fn mixed_batch(&self, adapter_names: &[&str]) -> Result<MixedBatch>;
+
     /// Writes an adapter as PEFT's `save_pretrained(dir)` does: `default` into `dir`, any other into a subfolder of its name.
     /// Returns the folder that holds the files.
     ///
@@ -152,12 +171,13 @@ pub struct AdapterInfo {
 
 impl fmt::Display for AdapterInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.config)?;
+        if !self.modules.is_empty() {
+            write!(f, ", {} modules", self.modules.len())?;
+        }
         write!(
             f,
-            "{}: {}, {} modules; trainable params: {} || all params: {} || trainable%: {:.4}",
-            self.name,
-            self.config,
-            self.modules.len(),
+            "; trainable params: {} || all params: {} || trainable%: {:.4}",
             thousands(self.trainable_parameters),
             thousands(self.all_parameters),
             100.0 * self.trainable_parameters as f64 / self.all_parameters as f64
@@ -380,6 +400,15 @@ pub(crate) fn trained(model: &Model) -> Result<Trained> {
     }
 }
 
+/// What an adapter puts into the model.
+///
+/// # Errors
+/// No adapter of that name.
+pub(crate) fn hooks(model: &Model, name: &str) -> Result<Hooks> {
+    let adapter = model.extension::<Registry>().lock().get(name)?;
+    Ok(adapter.with_own(adapter.body.hooks()))
+}
+
 /// From now on the model's own weights are trained.
 pub(crate) fn start_full(model: &Model, weights: FullWeights) {
     let registry = model.extension::<Registry>();
@@ -444,7 +473,8 @@ impl Adapters for Model {
         match &config {
             AdapterConfig::Lora(lora) => LoraBody::check_ranks(self, lora)?,
             AdapterConfig::AdaLora(adalora) => AdaLoraBody::check_ranks(self, adalora)?,
-            AdapterConfig::Ia3(_) => {}
+            AdapterConfig::Bottleneck(bottleneck) => BottleneckBody::check_units(self, bottleneck)?,
+            AdapterConfig::Ia3(_) | AdapterConfig::PromptTuning(_) | AdapterConfig::PrefixTuning(_) => {}
         }
         let adapter = build(self, name, config)?;
         state.add(self, adapter)
@@ -614,10 +644,14 @@ impl Adapters for Model {
         Ok(())
     }
 
+    fn mixed_batch(&self, adapter_names: &[&str]) -> Result<MixedBatch> {
+        MixedBatch::new(self, adapter_names)
+    }
+
     fn save_adapter(&self, name: &str, dir: &str) -> Result<PathBuf> {
         let adapter = self.extension::<Registry>().lock().get(name)?;
         let folder = peft::folder(Path::new(dir), name);
-        adapter.files(self)?.write(&folder)?;
+        adapter.files(self)?.write_as(&folder, name)?;
         fingerprint::write(self, &folder)?;
         Ok(folder)
     }
@@ -644,7 +678,7 @@ impl Adapters for Model {
         if let AdapterConfig::AdaLora(adalora) = &files.config {
             AdaLoraBody::check_ranks(self, adalora)?; // its masks can leave a file small
         }
-        files.check(&plan(self, &files.config)?, &folder.join(peft::TENSORS_FILE))?;
+        files.check(&plan(self, &files.config)?, &folder.join(files.tensors_file_name()))?;
         let mut adapter = build(self, name, files.config.clone())?;
         adapter.body.fill(&files.tensors)?;
         adapter.own.tensors().try_for_each(|tensor| tensor.fill(&files.tensors))?;

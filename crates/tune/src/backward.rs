@@ -79,9 +79,9 @@ impl Segments<'_> {
     ) -> Result<f64> {
         let (model, blocks) = (self.model, self.model.num_blocks());
         let first = self.parameters.first_block().unwrap_or(blocks);
-        let embedding = self.parameters.embedding();
+        let (front, embedding) = (self.parameters.only(Part::Front), self.parameters.only(Part::Embedding));
         // The block whose input needs no gradient.
-        let lowest = if embedding.is_some() { usize::MAX } else { first };
+        let lowest = if front.is_some() || embedding.is_some() { usize::MAX } else { first };
         let positions = positions(model, batch)?;
 
         self.mode.set_gradients(false);
@@ -89,6 +89,7 @@ impl Segments<'_> {
         if let Some(noise) = &self.noise {
             x = noise.add(&x)?;
         }
+        x = model.put_front(&x)?.detach();
         for block in 0..first {
             interrupt::check()?;
             x = model.block_forward(block, &x, &positions)?.detach();
@@ -127,7 +128,7 @@ impl Segments<'_> {
                 }
             };
             let mut found = tape.backward(&output, &gradient)?;
-            self.collect(&mut found, gradients, |part| part == Part::Block(block))?;
+            self.collect(&mut found, gradients, |part| part == Part::Block(block) || part == Part::Blocks)?;
             if block != lowest {
                 match found.remove(&input)? {
                     Some(below) => gradient = below,
@@ -136,9 +137,14 @@ impl Segments<'_> {
                 }
             }
         }
+        if let Some(index) = front {
+            // The same vectors stand before every row: [b, n + t, hid] -> [b, n, hid] -> [n, hid]
+            let rows = gradient.narrow(1, 0, model.front().count())?.sum(0)?;
+            gradients.add(index, rows.to_dtype(DType::F32)?)?;
+        }
         if let Some(index) = embedding {
             // [b, t, hid] -> [b·t, hid]
-            let rows = (gradient.flatten(0, 1)? * model.embed_scale())?;
+            let rows = (model.drop_front(&gradient)?.flatten(0, 1)? * model.embed_scale())?;
             let table = self.parameters.get(index);
             let rows = rows.to_dtype(table.var.dtype())?;
             gradients.add_rows(index, table.var.as_tensor(), &batch.ids.flatten_all()?, &rows)?;
@@ -191,7 +197,7 @@ impl Segments<'_> {
 /// The summed loss of a batch without gradients.
 pub(crate) fn loss(model: &Model, batch: &Batch) -> Result<f64> {
     let positions = positions(model, batch)?;
-    let mut x = model.embed(&batch.ids)?;
+    let mut x = model.put_front(&model.embed(&batch.ids)?)?;
     for block in 0..model.num_blocks() {
         interrupt::check()?;
         x = model.block_forward(block, &x, &positions)?;
@@ -208,10 +214,10 @@ fn positions(model: &Model, batch: &Batch) -> Result<Positions> {
 }
 
 /// # Shapes
-/// `x` `[b, t, hid]` -> a scalar.
+/// `x` `[b, n + t, hid]`, of which the first n positions are what stands before the tokens -> a scalar.
 fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Result<Tensor> {
-    // [b, t, hid] -> [b·t, hid]
-    let hidden = model.final_norm(x)?.flatten(0, 1)?;
+    // [b, n + t, hid] -> [b, t, hid] -> [b·t, hid]
+    let hidden = model.final_norm(&model.drop_front(x)?)?.flatten(0, 1)?;
     let (sum, count) = model.cross_entropy(&hidden, &batch.labels)?;
     if smoothing == 0.0 || count == 0 {
         return Ok(sum);

@@ -78,7 +78,7 @@ impl TokenizedSet {
             return Err(Error::Config {
                 field: "TrainingArgs.max_length",
                 value: limit.to_string(),
-                expected: "at most the model's context (`model.config().max_position_embeddings`)",
+                expected: "at most the model's context (`model.config().max_position_embeddings`) less the virtual tokens before a text",
             });
         }
         let mut tokenized = Self::default();

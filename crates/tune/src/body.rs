@@ -12,6 +12,7 @@ use tunebook_models::Model;
 
 use crate::adalora::AdaLoraBody;
 use crate::adapter_config::AdapterConfig;
+use crate::bottleneck_body::BottleneckBody;
 use crate::error::Result;
 use crate::ia3::Ia3Body;
 use crate::inject::Hooks;
@@ -19,6 +20,8 @@ use crate::lora_body::LoraBody;
 use crate::lora_linear::{LoraLinear, Mode};
 use crate::parameter::{Parameter, Part};
 use crate::peft::StoredTensor;
+use crate::prefix_tuning::PrefixBody;
+use crate::prompt_tuning::PromptBody;
 use crate::target;
 
 /// A trainable tensor of an adapter.
@@ -124,6 +127,9 @@ pub(crate) fn plan(model: &Model, config: &AdapterConfig) -> Result<BTreeMap<Str
         AdapterConfig::Lora(lora) => LoraBody::plan(model, lora),
         AdapterConfig::AdaLora(adalora) => AdaLoraBody::plan(model, adalora),
         AdapterConfig::Ia3(ia3) => Ia3Body::plan(model, ia3),
+        AdapterConfig::PromptTuning(prompt) => PromptBody::plan(model, prompt),
+        AdapterConfig::PrefixTuning(prefix) => PrefixBody::plan(model, prefix),
+        AdapterConfig::Bottleneck(bottleneck) => BottleneckBody::plan(model, bottleneck),
     }
 }
 
@@ -137,5 +143,8 @@ pub(crate) fn build(model: &Model, config: &AdapterConfig, mode: &Arc<Mode>) -> 
         AdapterConfig::Lora(lora) => Arc::new(LoraBody::new(model, lora, mode)?),
         AdapterConfig::AdaLora(adalora) => Arc::new(AdaLoraBody::new(model, adalora, mode)?),
         AdapterConfig::Ia3(ia3) => Arc::new(Ia3Body::new(model, ia3, mode)?),
+        AdapterConfig::PromptTuning(prompt) => Arc::new(PromptBody::new(model, prompt, mode)?),
+        AdapterConfig::PrefixTuning(prefix) => Arc::new(PrefixBody::new(model, prefix, mode)?),
+        AdapterConfig::Bottleneck(bottleneck) => Arc::new(BottleneckBody::new(model, bottleneck, mode)?),
     })
 }

@@ -162,7 +162,7 @@ impl Run {
             let json = serde_json::to_string_pretty(&state(checksum))? + "\n";
             atomic::write_files(&temporary, &[(STATE_FILE, json.as_bytes())])?;
             if let Some(adapter) = adapter {
-                adapter.write(&peft::folder(&temporary, &self.adapter))?;
+                adapter.write_as(&peft::folder(&temporary, &self.adapter), &self.adapter)?;
             }
             atomic::sync_folder(&temporary)?;
             if folder.exists() {

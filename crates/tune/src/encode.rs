@@ -27,7 +27,8 @@ pub(crate) fn tokenize(
     examples: &[Example],
     max_length: Option<usize>,
 ) -> Result<TokenizedSet> {
-    let context = model.config().max_position_embeddings;
+    // Virtual tokens take their part of it.
+    let context = model.config().max_position_embeddings.saturating_sub(model.positions_before());
     let bar = (examples.len() >= BAR_EXAMPLES).then(|| {
         ProgressBar::new(format!("Tokenising the {set} set"), Some(examples.len() as u64)).unit("row")
     });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::Var;
-use tunebook_models::{Model, Projection, Slot, Weight};
+use tunebook_models::{Branch, Joint, KeysValues, Model, Projection, Slot, Vectors, Weight};
 
 use crate::error::Result;
 use crate::target::Choice;
@@ -17,6 +17,12 @@ pub(crate) struct Hooks {
     pub(crate) projections: BTreeMap<String, Arc<dyn Projection>>,
     /// In place of the base's own tensors.
     pub(crate) weights: Vec<StandIn>,
+    /// After the sublayers, by path.
+    pub(crate) branches: BTreeMap<String, Arc<dyn Branch>>,
+    /// Before the tokens.
+    pub(crate) front: Option<Arc<dyn Vectors>>,
+    /// Before the keys and values, one for each block; empty for none.
+    pub(crate) pasts: Vec<Arc<dyn KeysValues>>,
 }
 
 /// A tensor that is used in place of one of the base's.
@@ -51,6 +57,17 @@ pub(crate) fn install(model: &Model, hooks: &Hooks) -> Result<()> {
                 slot.replace(Arc::clone(layer))?;
             }
         }
+        for joint in model.joints() {
+            if let Some(branch) = hooks.branches.get(joint.path()) {
+                joint.replace(Arc::clone(branch));
+            }
+        }
+        if let Some(front) = &hooks.front {
+            model.front().replace(Arc::clone(front));
+        }
+        for (past, keys_values) in model.pasts().iter().zip(&hooks.pasts) {
+            past.replace(Arc::clone(keys_values));
+        }
         for stand_in in &hooks.weights {
             stand_in.weight.stand_in(&stand_in.var, Arc::clone(&stand_in.gradients))?;
         }
@@ -62,8 +79,50 @@ pub(crate) fn install(model: &Model, hooks: &Hooks) -> Result<()> {
     installed
 }
 
+/// What stands in the model's places now, its own tensors aside.
+pub(crate) fn in_place(model: &Model) -> Hooks {
+    let slot = |slot: &Arc<Slot>| (slot.path().to_owned(), slot.current());
+    let joint = |joint: &Arc<Joint>| Some((joint.path().to_owned(), joint.current()?));
+    Hooks {
+        projections: model.slots().iter().map(slot).collect(),
+        branches: model.joints().iter().filter_map(joint).collect(),
+        front: model.front().current(),
+        pasts: model.pasts().iter().filter_map(|past| past.current()).collect(),
+        weights: Vec::new(),
+    }
+}
+
+/// Puts `hooks`, which fit the model, into its places, and the base's own parts everywhere else; the model's own tensors stay as they are.
+pub(crate) fn replace(model: &Model, hooks: &Hooks) {
+    for slot in model.slots() {
+        // Of the same sizes as the base, so it cannot fail; if it did, the base is there.
+        if !hooks.projections.get(slot.path()).is_some_and(|layer| slot.replace(Arc::clone(layer)).is_ok()) {
+            slot.restore();
+        }
+    }
+    for joint in model.joints() {
+        match hooks.branches.get(joint.path()) {
+            Some(branch) => joint.replace(Arc::clone(branch)),
+            None => joint.restore(),
+        }
+    }
+    match &hooks.front {
+        Some(front) => model.front().replace(Arc::clone(front)),
+        None => model.front().restore(),
+    }
+    for (block, past) in model.pasts().iter().enumerate() {
+        match hooks.pasts.get(block) {
+            Some(keys_values) => past.replace(Arc::clone(keys_values)),
+            None => past.restore(),
+        }
+    }
+}
+
 /// Puts the base's own parts back everywhere.
 pub(crate) fn restore(model: &Model) {
     model.slots().iter().for_each(|slot| slot.restore());
+    model.joints().iter().for_each(|joint| joint.restore());
+    model.front().restore();
+    model.pasts().iter().for_each(|past| past.restore());
     model.weights().iter().for_each(|weight| weight.restore());
 }

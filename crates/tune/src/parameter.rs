@@ -7,8 +7,12 @@ use crate::error::Result;
 /// Where in the model a tensor is used, from the input to the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
+    /// What stands before the tokens, as if it were their embeddings.
+    Front,
     /// The embedding table (and the output head, if they are tied).
     Embedding,
+    /// Every decoder block.
+    Blocks,
     /// A decoder block.
     Block(usize),
     /// The last norm and the output head.
@@ -65,15 +69,15 @@ impl Parameters {
     /// The lowest block that a gradient has to go through: those below it need none. `None`: the head alone is trained.
     pub(crate) fn first_block(&self) -> Option<usize> {
         match self.0.iter().map(|parameter| parameter.part).min()? {
-            Part::Embedding => Some(0),
+            Part::Front | Part::Embedding | Part::Blocks => Some(0),
             Part::Block(block) => Some(block),
             Part::Head => None,
         }
     }
 
-    /// The index of the embedding table, if it is trained.
-    pub(crate) fn embedding(&self) -> Option<usize> {
-        self.0.iter().position(|parameter| parameter.part == Part::Embedding)
+    /// The index of the tensor in that part of the model, of which there is one at most: [`Part::Front`] or [`Part::Embedding`].
+    pub(crate) fn only(&self, part: Part) -> Option<usize> {
+        self.0.iter().position(|parameter| parameter.part == part)
     }
 }
 
@@ -247,7 +251,7 @@ mod tests {
         assert_eq!(found, [[0., 0.], [6., 8.], [0., 0.], [12., 16.]]);
         let beyond = Tensor::new(&[4u32, 0, 0], &device).unwrap();
         assert!(gradients.add_rows(0, var.as_tensor(), &beyond, &rows).is_err());
-        assert_eq!((parameters.first_block(), parameters.embedding()), (Some(0), Some(0)));
+        assert_eq!((parameters.first_block(), parameters.only(Part::Embedding)), (Some(0), Some(0)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use candle_core::{DType, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::adapter_config::AdapterConfig;
+use crate::adapterhub;
 use crate::atomic;
 use crate::error::{Error, Result};
 use crate::mlx;
@@ -63,6 +64,14 @@ impl AdapterFiles {
     /// # Errors
     /// The folder or a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
+        self.write_as(folder, "default")
+    }
+
+    /// The same of an adapter of that name, which AdapterHub's files hold.
+    pub(crate) fn write_as(&self, folder: &Path, name: &str) -> Result<()> {
+        if let AdapterConfig::Bottleneck(config) = &self.config {
+            return adapterhub::write(self, config, name, folder);
+        }
         let bytes = self.tensors_file()?;
         let json = peft_config::to_json(&self.config, self.base_model_name_or_path.as_deref())?;
         let config = serde_json::to_string_pretty(&json)? + "\n";
@@ -78,6 +87,9 @@ impl AdapterFiles {
     }
 
     fn tensors_file(&self) -> Result<Vec<u8>> {
+        if let AdapterConfig::Bottleneck(_) = &self.config {
+            return adapterhub::tensors_file(self, "default");
+        }
         let prefix = self.config.key_prefix();
         let mut tensors: Vec<(String, &[usize], Vec<u8>)> = Vec::with_capacity(self.tensors.len());
         for (key, tensor) in &self.tensors {
@@ -101,7 +113,11 @@ impl AdapterFiles {
             return mlx::read(folder);
         }
         let config_path = folder.join(CONFIG_FILE);
-        let read = peft_config::read(&config_path, &atomic::read(&config_path)?)?;
+        let config = atomic::read(&config_path)?;
+        if adapterhub::is_ours(&config) {
+            return adapterhub::read(folder, &config);
+        }
+        let read = peft_config::read(&config_path, &config)?;
         let path = folder.join(TENSORS_FILE);
         let pickle = folder.join("adapter_model.bin");
         if pickle.is_file() && !path.is_file() {
@@ -116,6 +132,14 @@ impl AdapterFiles {
         let tensors = read_tensors(&path, &atomic::read(&path)?, &read.config)?;
         let peft_config::Read { config, base_model_name_or_path, warnings } = read;
         Ok(Self { config, base_model_name_or_path, tensors, warnings })
+    }
+
+    /// The name of the tensors' file of this type.
+    pub(crate) fn tensors_file_name(&self) -> &'static str {
+        match self.config {
+            AdapterConfig::Bottleneck(_) => adapterhub::TENSORS_FILE,
+            _ => TENSORS_FILE,
+        }
     }
 
     /// Holds the tensors against those that an adapter of this configuration has on some model.
@@ -170,10 +194,20 @@ impl AdapterFiles {
 
 /// The module that a tensor of an adapter belongs to; the whole key where it has no such form.
 fn module_of_key(key: &str) -> &str {
-    ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_A", "lora_B", "lora_E", "ia3_l"]
-        .iter()
-        .find_map(|name| key.strip_suffix(name)?.strip_suffix('.'))
-        .unwrap_or(key)
+    const NAMES: [&str; 11] = [
+        "lora_A.weight",
+        "lora_B.weight",
+        "lora_magnitude_vector",
+        "lora_A",
+        "lora_B",
+        "lora_E",
+        "ia3_l",
+        "adapter_down.0.weight",
+        "adapter_down.0.bias",
+        "adapter_up.weight",
+        "adapter_up.bias",
+    ];
+    NAMES.iter().find_map(|name| key.strip_suffix(name)?.strip_suffix('.')).unwrap_or(key)
 }
 
 fn read_tensors(path: &Path, bytes: &[u8], config: &AdapterConfig) -> Result<BTreeMap<String, StoredTensor>> {

@@ -13,6 +13,8 @@ use crate::adapter_config::AdapterConfig;
 use crate::error::{Error, Result};
 use crate::ia3::Ia3;
 use crate::lora::Lora;
+use crate::prefix_tuning::PrefixTuning;
+use crate::prompt_tuning::{PromptTuning, PromptTuningInit};
 
 /// Features that change what the tensors mean, and that we do not have.
 const UNSUPPORTED: [&str; 12] = [
@@ -95,6 +97,24 @@ pub(crate) fn to_json(config: &AdapterConfig, base: Option<&str>) -> Result<Valu
         AdapterConfig::Lora(_) | AdapterConfig::AdaLora(_) | AdapterConfig::Ia3(_) => {
             json.insert("fan_in_fan_out".to_owned(), json!(false));
         }
+        AdapterConfig::PromptTuning(prompt) => {
+            json.insert("num_transformer_submodules".to_owned(), json!(1));
+            // PEFT wants to know whose tokens a text is of, though it never asks for them again.
+            if prompt.prompt_tuning_init == PromptTuningInit::Text {
+                json.insert("tokenizer_name_or_path".to_owned(), json!(base.unwrap_or("unknown")));
+            }
+        }
+        AdapterConfig::PrefixTuning(prefix) => {
+            json.insert("num_transformer_submodules".to_owned(), json!(1));
+            json.insert("init_weights".to_owned(), Value::Null);
+            // The file holds what comes out of it.
+            json.insert("prefix_projection".to_owned(), json!(false));
+            json.insert(
+                "encoder_hidden_size".to_owned(),
+                json!(prefix.encoder_hidden_size.or(prefix.token_dim)),
+            );
+        }
+        AdapterConfig::Bottleneck(_) => {} // AdapterHub's files
     }
     Ok(Value::Object(json.into_iter().collect()))
 }
@@ -161,12 +181,39 @@ fn parse(mut json: Map<String, Value>, warnings: &mut Vec<String>) -> Result<Ada
             json.entry("feedforward_modules").or_insert(json!([]));
             Ok(AdapterConfig::Ia3(fields::<Ia3>(json, &["target_modules"], warnings)?))
         }
+        "PROMPT_TUNING" => {
+            one_submodule(&mut json)?;
+            // Where the tokens of the initial text came from.
+            json.retain(|name, _| name != "tokenizer_name_or_path" && name != "tokenizer_kwargs");
+            Ok(AdapterConfig::PromptTuning(fields::<PromptTuning>(json, &["num_virtual_tokens"], warnings)?))
+        }
+        "PREFIX_TUNING" => {
+            one_submodule(&mut json)?;
+            if json.insert("prefix_projection".to_owned(), json!(false)) == Some(json!(true)) {
+                warnings.push(
+                    "`prefix_projection` is true, and the file holds what came out of the projection alone: trained further, the prefix is trained as \
+                     it is"
+                        .to_owned(),
+                );
+            }
+            Ok(AdapterConfig::PrefixTuning(fields::<PrefixTuning>(json, &["num_virtual_tokens"], warnings)?))
+        }
         other => Err(format!("expected `peft_type` {}, found \"{other}\"", KNOWN.join(" or "))),
     }
 }
 
 /// The types that are read.
-const KNOWN: [&str; 3] = ["\"LORA\"", "\"ADALORA\"", "\"IA3\""];
+const KNOWN: [&str; 5] = ["\"LORA\"", "\"ADALORA\"", "\"IA3\"", "\"PROMPT_TUNING\"", "\"PREFIX_TUNING\""];
+
+/// Refuses a prompt for encoder and decoder.
+fn one_submodule(json: &mut Map<String, Value>) -> Result<(), String> {
+    match json.remove("num_transformer_submodules") {
+        Some(other) if other != json!(1) => {
+            Err(format!("`num_transformer_submodules` is {other}, expected 1: a decoder by itself"))
+        }
+        _ => Ok(()),
+    }
+}
 
 fn is_off(value: &Value) -> bool {
     match value {

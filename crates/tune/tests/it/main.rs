@@ -7,6 +7,7 @@
 
 mod adapters;
 mod bad_adapters;
+mod bottleneck;
 mod checkpoints;
 mod common;
 mod composed;
@@ -14,11 +15,15 @@ mod curves;
 mod files;
 mod fp16;
 mod full;
+mod golden_run;
 mod invariants;
+mod mixed_batch;
 mod peers;
+mod peers_layers;
 mod qlora;
 mod smollm;
 mod strategies;
 mod summary;
 mod tiny;
 mod training;
+mod virtual_tokens;
