@@ -364,6 +364,16 @@ impl Trainer {
         validation: &[Example],
     ) -> Result<(TokenizedSet, Option<TokenizedSet>)> {
         let args = &self.args;
+        if self.args.packing && self.model.positions_before() > 0 {
+            return Err(Error::Config {
+                field: "TrainingArgs.packing",
+                value: format!(
+                    "true, with {} virtual tokens before each text",
+                    self.model.positions_before()
+                ),
+                expected: "false with prompt and prefix tuning: the virtual tokens stand before a row, and packed texts would not see them",
+            });
+        }
         let train = encode::tokenize(&self.model, "training", train, args.max_length)?;
         let validation = if validation.is_empty() || args.eval_strategy == EvalStrategy::No {
             None
@@ -375,16 +385,6 @@ impl Trainer {
 
     /// The rows that the training examples make.
     pub(crate) fn rows(&self, train: &TokenizedSet) -> Result<Rows> {
-        if self.args.packing && self.model.positions_before() > 0 {
-            return Err(Error::Config {
-                field: "TrainingArgs.packing",
-                value: format!(
-                    "true, with {} virtual tokens before each text",
-                    self.model.positions_before()
-                ),
-                expected: "false with prompt and prefix tuning: the virtual tokens stand before a row, and packed texts would not see them",
-            });
-        }
         match self.args.max_length.filter(|_| self.args.packing) {
             Some(length) => Ok(Rows::packed(train, length)),
             None => Ok(Rows::single(train)),
