@@ -2,10 +2,12 @@
 
     chat_templates.py
 
-One JSON object a line: name, source, messages, add_generation_prompt, text; or error, where the template refuses the conversation.
+One JSON object a line: name, source, messages, add_generation_prompt, text; or error, where the template refuses the conversation. Where a
+template marks the assistant's words with generation tags, `said` holds those words, as transformers finds them.
 """
 
 import json
+import re
 from pathlib import Path
 
 import trl
@@ -29,10 +31,14 @@ def main():
             for prompt in (False, True):
                 case = {"name": path.stem, "source": source, "messages": messages, "add_generation_prompt": prompt}
                 try:
-                    rendered, _ = render_jinja_template(
-                        conversations=[messages], chat_template=source, add_generation_prompt=prompt, **TOKENS
+                    marked = not prompt and re.search(r"{%-?\s*generation\s*-?%}", source) is not None
+                    rendered, said = render_jinja_template(
+                        conversations=[messages], chat_template=source, add_generation_prompt=prompt,
+                        return_assistant_tokens_mask=marked, **TOKENS
                     )
                     case["text"] = rendered[0]
+                    if marked:
+                        case["said"] = [rendered[0][start:end] for start, end in said[0]]
                 except Exception as error:  # the template's own refusal
                     case["error"] = str(error)
                 print(json.dumps(case))

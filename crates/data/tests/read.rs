@@ -37,9 +37,11 @@ fn zst(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 3).unwrap()
 }
 
-/// (line, reason) of what was kept aside.
+/// (line, reason) of what was kept aside; the file is named in each.
 fn rejects(dataset: &Dataset) -> Vec<(i64, String)> {
     let frame = dataset.rejected();
+    let files = frame.column("file").unwrap().str().unwrap().clone();
+    assert!(files.iter().all(|file| file.is_some_and(|file| Path::new(file).exists())), "{files:?}");
     let lines = frame.column("line").unwrap().i64().unwrap().clone();
     let reasons = frame.column("reason").unwrap().str().unwrap().clone();
     lines.into_no_null_iter().zip(reasons.iter().map(|reason| reason.unwrap().to_owned())).collect()

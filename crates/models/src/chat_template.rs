@@ -71,6 +71,11 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat_template";
+/// The same with a mark at each `{% generation %}` tag, where there are such tags.
+const MARKED: &str = "marked_template";
+/// Unicode's noncharacters: no text holds them.
+const BEGIN: char = '\u{fdd0}';
+const END: char = '\u{fdd1}';
 
 impl ChatTemplate {
     /// Compiles a template.
@@ -130,6 +135,9 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(source)?)
             .map_err(|error| refused(&error))?;
+        if let Some(marked) = with_marks(source)? {
+            environment.add_template_owned(MARKED, marked).map_err(|error| refused(&error))?;
+        }
         Ok(Self { source: source.into(), environment: Arc::new(environment), special_tokens })
     }
 
@@ -148,7 +156,52 @@ impl ChatTemplate {
     /// # Errors
     /// When the template refuses the conversation, such as two turns of one role where it wants them to alternate.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let template = self.environment.get_template(NAME).map_err(|error| refused(&error))?;
+        self.render_by(NAME, messages, add_generation_prompt)
+    }
+
+    /// The text of a conversation in pieces: what the model is shown (`false`) and what the assistant says in its turns (`true`).
+    ///
+    /// Where the template marks the assistant's words with `{% generation %}` tags, as `transformers` wants it for `assistant_only_loss`, those are
+    /// they. Else each of its turns reaches from where the template, asked for a generation prompt, lets it begin, to its end, the end-of-turn
+    /// token included.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, or has no tags and renders an earlier part of it differently once more turns
+    /// follow.
+    pub fn render_turns(&self, messages: &[Message]) -> Result<Vec<(String, bool)>> {
+        if self.environment.get_template(MARKED).is_ok() {
+            let marked = self.render_by(MARKED, messages, false)?;
+            if messages.iter().any(|message| message.content.contains([BEGIN, END])) {
+                return Err(Error::ChatTemplate(
+                    "a message holds U+FDD0 or U+FDD1, which are no characters: take them out".to_owned(),
+                ));
+            }
+            let pieces = marked.split_inclusive([BEGIN, END]);
+            // What ends with the closing mark is the assistant's.
+            return Ok(joined(
+                pieces.map(|piece| (piece.trim_end_matches([BEGIN, END]), piece.ends_with(END))),
+            ));
+        }
+        let whole = self.render(messages, false)?;
+        let mut borders = Vec::new();
+        for (at, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
+            for part in [self.render(&messages[..at], true)?, self.render(&messages[..=at], false)?] {
+                if !whole.starts_with(&part) || borders.last().is_some_and(|last| *last > part.len()) {
+                    return Err(Error::ChatTemplate(format!(
+                        "it renders messages 0 to {at} differently once others follow, so the assistant's words cannot be told from what stands \
+                         around them: train on the last answer alone (a prompt and a completion), or on a template with {{% generation %}} tags"
+                    )));
+                }
+                borders.push(part.len());
+            }
+        }
+        let starts = std::iter::once(0).chain(borders.iter().copied());
+        let ends = borders.iter().copied().chain([whole.len()]);
+        Ok(joined(starts.zip(ends).enumerate().map(|(at, (start, end))| (&whole[start..end], at % 2 == 1))))
+    }
+
+    fn render_by(&self, name: &str, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let template = self.environment.get_template(name).map_err(|error| refused(&error))?;
         let own = context! { messages, add_generation_prompt };
         let tokens = Value::from_serialize(&self.special_tokens);
         template.render(context! { ..own, ..tokens }).map_err(|error| refused(&error))
@@ -179,6 +232,33 @@ fn without_generation_tags(source: &str) -> Result<String> {
             format!("{{%{} {word} {}%}}", &found[1], &found[2])
         })
         .into_owned())
+}
+
+/// The template with marks instead of the tags, if it has any. Blocks are trimmed, so the white space that a tag would have taken away goes
+/// here.
+fn with_marks(source: &str) -> Result<Option<String>> {
+    let tag = Regex::new(r"(?m)(^[ \t]*)?\{%(-?)\s*(end)?generation\s*(-?)%\}(\r?\n)?")
+        .map_err(|e| Error::ChatTemplate(e.to_string()))?;
+    if !tag.is_match(source) {
+        return Ok(None);
+    }
+    let marked = tag.replace_all(source, |found: &regex::Captures<'_>| {
+        let mark = if found.get(3).is_some() { END } else { BEGIN };
+        format!("{{{{{} '{mark}' {}}}}}", &found[2], &found[4])
+    });
+    Ok(Some(marked.into_owned()))
+}
+
+/// Pieces without the empty ones; neighbours of one kind are one.
+fn joined<'a>(pieces: impl Iterator<Item = (&'a str, bool)>) -> Vec<(String, bool)> {
+    let mut all: Vec<(String, bool)> = Vec::new();
+    for (piece, said) in pieces.filter(|(piece, _)| !piece.is_empty()) {
+        match all.last_mut() {
+            Some((last, of)) if *of == said => last.push_str(piece),
+            _ => all.push((piece.to_owned(), said)),
+        }
+    }
+    all
 }
 
 fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
@@ -298,6 +378,47 @@ mod tests {
         let template =
             "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%} {% endfor %}";
         assert_eq!(render(template, &[Message::user("a")]).unwrap(), "a");
+    }
+
+    fn conversation() -> [Message; 4] {
+        [Message::user("a"), Message::assistant("b"), Message::user("c"), Message::assistant("d")]
+    }
+
+    fn pieces(template: &str, messages: &[Message]) -> Vec<(String, bool)> {
+        ChatTemplate::new(template).unwrap().render_turns(messages).unwrap()
+    }
+
+    fn expected(pieces: &[(&str, bool)]) -> Vec<(String, bool)> {
+        pieces.iter().map(|(text, said)| ((*text).to_owned(), *said)).collect()
+    }
+
+    #[test]
+    fn every_turn_of_the_assistant_is_its_own_piece() {
+        let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+        assert_eq!(
+            pieces(template, &conversation()),
+            expected(&[
+                ("<user>a</><assistant>", false),
+                ("b</>", true),
+                ("<user>c</><assistant>", false),
+                ("d</>", true)
+            ])
+        );
+        // A template that takes earlier answers away cannot be cut so.
+        let forgetful = "{% for m in messages %}{% if loop.last or m.role == 'user' %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+        let error =
+            ChatTemplate::new(forgetful).unwrap().render_turns(&conversation()).unwrap_err().to_string();
+        assert!(error.contains("differently once others follow"), "{error}");
+    }
+
+    #[test]
+    fn generation_tags_say_what_the_assistant_says() {
+        let template = "{%- for m in messages %}\n    {%- if m.role == 'user' %}\n<u>{{ m.content }}\n    {%- else %}\n<a>\n        {% generation %}\n{{ m.content }}</a>\n        {% endgeneration %}\n    {%- endif %}\n{%- endfor %}";
+        let found = pieces(template, &conversation());
+        let whole: String = found.iter().map(|(text, _)| text.as_str()).collect();
+        assert_eq!(whole, render(template, &conversation()).unwrap());
+        let said: Vec<&str> = found.iter().filter(|(_, said)| *said).map(|(text, _)| text.as_str()).collect();
+        assert_eq!(said, ["b</a>\n", "d</a>\n"]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub use tunebook_charts::{
 };
 pub use tunebook_data::{
     Audit, CleanReport, Cleaning, Dataset, LabelLeak, Overlap, OverlapKind, Partition, Pii, Profile, Quality,
-    ReadOptions, Repetition, Row, Scan, Shape as RowShape, Split, Splits, Step, Streamed, Survivor,
+    ReadOptions, Repetition, Row, Scan, Shape as RowShape, Shingles, Split, Splits, Step, Streamed, Survivor,
     validate_openai_chat,
 };
 pub use tunebook_models::{

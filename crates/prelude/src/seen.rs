@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tunebook_models::Model;
+use tunebook_models::{Message, Model};
 use tunebook_progress::escape_html;
 use tunebook_tune::{Example, Result, encode_example};
 
@@ -35,24 +35,38 @@ pub trait See {
     /// # Errors
     /// A template that fails; a tokenizer that refuses the text.
     fn see(&self, prompt: &str, completion: &str, max_length: usize) -> Result<Seen>;
+
+    /// The tokens of a conversation: every turn of the assistant is trained on.
+    ///
+    /// # Errors
+    /// As [`See::see`]; a template that renders earlier turns differently once others follow.
+    fn see_conversation(&self, messages: &[Message], max_length: usize) -> Result<Seen>;
 }
 
 impl See for Model {
     fn see(&self, prompt: &str, completion: &str, max_length: usize) -> Result<Seen> {
-        let (shown, said) = encode_example(self, &Example::new(prompt, completion))?;
-        let tokenizer = self.tokenizer();
-        let parts = shown.iter().map(|id| (*id, false)).chain(said.iter().map(|id| (*id, true)));
-        let tokens = parts.enumerate().map(|(at, (id, trained))| {
-            let text = tokenizer.decode(&[id])?;
-            let special = !text.is_empty() && tokenizer.decode_text(&[id])?.is_empty();
-            let text = match text.contains('\u{fffd}') {
-                true => tokenizer.id_to_token(id).unwrap_or(text),
-                false => text,
-            };
-            Ok(SeenToken { id, text, trained, special, cut: at >= max_length })
-        });
-        Ok(Seen { tokens: tokens.collect::<Result<_>>()? })
+        seen(self, &Example::new(prompt, completion), max_length)
     }
+
+    fn see_conversation(&self, messages: &[Message], max_length: usize) -> Result<Seen> {
+        seen(self, &Example::conversation(messages.to_vec()), max_length)
+    }
+}
+
+fn seen(model: &Model, example: &Example, max_length: usize) -> Result<Seen> {
+    let tokenizer = model.tokenizer();
+    let spans = encode_example(model, example)?;
+    let ids = spans.iter().flat_map(|span| span.ids.iter().map(|id| (*id, span.said)));
+    let tokens = ids.enumerate().map(|(at, (id, trained))| {
+        let text = tokenizer.decode(&[id])?;
+        let special = !text.is_empty() && tokenizer.decode_text(&[id])?.is_empty();
+        let text = match text.contains('\u{fffd}') {
+            true => tokenizer.id_to_token(id).unwrap_or(text),
+            false => text,
+        };
+        Ok(SeenToken { id, text, trained, special, cut: at >= max_length })
+    });
+    Ok(Seen { tokens: tokens.collect::<Result<_>>()? })
 }
 
 impl Seen {

@@ -2,6 +2,7 @@
 
 use tunebook_charts::{Figure, LossPoint};
 use tunebook_data::{Dataset, Splits};
+use tunebook_models::Message;
 use tunebook_tune::{Example, Result, Run, Trainer, TrainingSummary};
 
 use crate::live::Live;
@@ -46,7 +47,8 @@ impl Train for Trainer {
 
 /// The pairs of a data set as training examples.
 pub trait Examples {
-    /// All rows, in order. What a column `system` holds stands before the prompt.
+    /// All rows, in order. What a column `system` holds stands before the prompt. A row with a conversation of several turns in the column
+    /// `messages` is that conversation, and every turn of the assistant is trained on.
     fn examples(&self) -> Vec<Example>;
 }
 
@@ -55,13 +57,17 @@ impl Examples for Dataset {
         let frame = self.frame();
         let system = frame.column("system").ok().and_then(|column| column.str().ok());
         let told = |row: usize| system.and_then(|system| system.get(row)).filter(|told| !told.is_empty());
-        let pairs = self.rows().into_iter().enumerate();
-        pairs
-            .map(|(at, row)| match told(at) {
-                Some(told) => Example::new(format!("{told}\n\n{}", row.prompt), row.completion),
-                None => Example::new(row.prompt, row.completion),
-            })
-            .collect()
+        let rows = self.rows().into_iter().enumerate();
+        rows.map(|(at, row)| match (self.conversation(at), told(at)) {
+            (Some(turns), told) => {
+                let told = told.map(Message::system);
+                let turns = turns.into_iter().map(|(role, content)| Message::new(role, content));
+                Example::conversation(told.into_iter().chain(turns).collect())
+            }
+            (None, Some(told)) => Example::new(format!("{told}\n\n{}", row.prompt), row.completion),
+            (None, None) => Example::new(row.prompt, row.completion),
+        })
+        .collect()
     }
 }
 

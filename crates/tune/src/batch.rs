@@ -6,24 +6,42 @@
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use tunebook_models::Message;
 use tunebook_models::ops::IGNORE;
 
 use crate::error::{Error, Result};
 
-/// One training pair.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+/// One training example: a pair, whose completion is trained on, or a conversation, of which every turn of the assistant is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Example {
     /// What the user says.
     pub prompt: String,
     /// What the model shall answer.
     pub completion: String,
+    /// The whole conversation, instead of prompt and completion; empty for a pair.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conversation: Vec<Message>,
 }
 
 impl Example {
     /// A pair.
     pub fn new(prompt: impl Into<String>, completion: impl Into<String>) -> Self {
-        Self { prompt: prompt.into(), completion: completion.into() }
+        Self { prompt: prompt.into(), completion: completion.into(), conversation: Vec::new() }
     }
+
+    /// A conversation of several turns.
+    pub fn conversation(messages: Vec<Message>) -> Self {
+        Self { conversation: messages, ..Self::default() }
+    }
+}
+
+/// A stretch of an example's tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Its token ids.
+    pub ids: Vec<u32>,
+    /// Whether the model shall say them: they bear a loss.
+    pub said: bool,
 }
 
 /// One example as token ids.
@@ -33,7 +51,7 @@ pub struct TokenizedExample {
     pub row: usize,
     /// Prompt, completion and the template's tokens around them.
     pub ids: Vec<u32>,
-    /// One label for each id, not shifted: the id itself in the completion, [`IGNORE`] in the prompt.
+    /// One label for each id, not shifted: the id itself in what the model shall say, [`IGNORE`] in what it is shown.
     pub labels: Vec<i64>,
 }
 
@@ -44,8 +62,8 @@ impl TokenizedExample {
     }
 }
 
-/// An example's ids, given its row, in two parts: what the model is shown and what it shall say.
-pub type Encode<'a> = dyn Fn(usize, &Example) -> Result<(Vec<u32>, Vec<u32>)> + 'a;
+/// An example's ids, given its row: what the model is shown and what it shall say, in their order.
+pub type Encode<'a> = dyn Fn(usize, &Example) -> Result<Vec<Span>> + 'a;
 
 /// A set of examples as token ids, and what was lost on the way.
 #[derive(Debug, Clone, Default)]
@@ -84,11 +102,11 @@ impl TokenizedSet {
         let mut tokenized = Self::default();
         let (mut longer, mut longest) = (0, (0, 0));
         for (row, example) in examples.iter().enumerate() {
-            let (prompt, completion) = encode(row, example)?;
-            let mut labels = vec![IGNORE; prompt.len()];
-            labels.extend(completion.iter().map(|id| i64::from(*id)));
-            let mut ids = prompt;
-            ids.extend(completion);
+            let (mut ids, mut labels) = (Vec::new(), Vec::new());
+            for span in encode(row, example)? {
+                labels.extend(span.ids.iter().map(|id| if span.said { i64::from(*id) } else { IGNORE }));
+                ids.extend(span.ids);
+            }
             if ids.len() > limit {
                 longer += 1;
                 if ids.len() > longest.1 {
@@ -205,11 +223,11 @@ mod tests {
     use super::*;
 
     /// One id per byte; the completion ends in 0.
-    fn bytes(_: usize, example: &Example) -> Result<(Vec<u32>, Vec<u32>)> {
+    fn bytes(_: usize, example: &Example) -> Result<Vec<Span>> {
         let ids = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
         let mut completion = ids(&example.completion);
         completion.push(0);
-        Ok((ids(&example.prompt), completion))
+        Ok(vec![Span { ids: ids(&example.prompt), said: false }, Span { ids: completion, said: true }])
     }
 
     fn set(pairs: &[(&str, &str)], context: usize, max_length: Option<usize>) -> Result<TokenizedSet> {

@@ -151,6 +151,13 @@ pub enum Error {
         max_length: usize,
     },
 
+    /// A conversation, and nothing that says how the model reads one.
+    #[error(
+        "an example is a conversation, and the model has no chat template to render it with: give prompts and completions, or a model that was \
+         tuned to chat"
+    )]
+    NoChatTemplate,
+
     /// The chat template does not render a prompt as the beginning of the whole conversation.
     #[error(
         "row {row} of the {set} set: the chat template renders the prompt alone differently from the prompt in front of its completion, \

@@ -59,7 +59,7 @@ pub use adalora::AdaLora;
 pub use adapter_config::AdapterConfig;
 pub use adapters::{AdapterInfo, Adapters};
 pub use args::{EvalStrategy, SaveStrategy, TrainingArgs};
-pub use batch::{Batch, Example, TokenizedExample, TokenizedSet};
+pub use batch::{Batch, Example, Span, TokenizedExample, TokenizedSet};
 pub use bottleneck::{Bottleneck, BottleneckInit, ReductionFactor};
 pub use encode::encode_example;
 pub use error::{Error, Result};

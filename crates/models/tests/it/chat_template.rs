@@ -45,6 +45,8 @@ struct Rendered {
     add_generation_prompt: bool,
     text: Option<String>,
     error: Option<String>,
+    /// The assistant's words, where the template marks them.
+    said: Option<Vec<String>>,
 }
 
 /// The templates of real models that TRL carries, against `transformers`' own renderer. They are not copied here: where there is no
@@ -61,11 +63,31 @@ fn real_models_templates_render_as_in_transformers() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut equal = std::collections::BTreeSet::new();
     let mut different = Vec::new();
+    let mut marked = std::collections::BTreeSet::new();
     for line in String::from_utf8(output.stdout).unwrap().lines() {
         let case: Rendered = serde_json::from_str(line).unwrap();
         let ours =
             ChatTemplate::with_tokens(&case.source, Some("<s>"), Some("</s>"), Some("<pad>"), Some("<unk>"))
                 .and_then(|template| template.render(&case.messages, case.add_generation_prompt));
+        if let Some(theirs) = &case.said {
+            let template = ChatTemplate::with_tokens(
+                &case.source,
+                Some("<s>"),
+                Some("</s>"),
+                Some("<pad>"),
+                Some("<unk>"),
+            )
+            .unwrap();
+            let pieces = template.render_turns(&case.messages).unwrap();
+            let whole: String = pieces.iter().map(|(text, _)| text.as_str()).collect();
+            assert_eq!(Some(&whole), case.text.as_ref(), "{}", case.name);
+            let ours: String =
+                pieces.iter().filter(|(_, said)| *said).map(|(text, _)| text.as_str()).collect();
+            assert_eq!(ours, theirs.concat(), "{}: {:?}", case.name, case.messages);
+            if !ours.is_empty() {
+                marked.insert(case.name.clone());
+            }
+        }
         match (&case.text, ours) {
             (Some(text), Ok(ours)) if *text == ours => drop(equal.insert(case.name)),
             // Both refuse the conversation.
@@ -88,4 +110,6 @@ fn real_models_templates_render_as_in_transformers() {
         different[..different.len().min(5)].join("\n")
     );
     assert!(names.len() >= 12, "{names:?}");
+    eprintln!("{} of them mark the assistant's words, the same ones for both", marked.len());
+    assert!(marked.len() >= 12, "{marked:?}");
 }
