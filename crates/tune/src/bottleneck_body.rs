@@ -190,10 +190,10 @@ impl Branch for BottleneckLayer {
             (false, false) => y.clone(),
         };
         // [b, t, hid] -> [b, t, units] -> [b, t, hid]
-        let down = ops::linear(&read, &value(&self.down), Some(&value(&self.down_bias)))?;
+        let down = ops::linear(&read, value(&self.down), Some(&value(&self.down_bias)))?;
         let up = ops::linear(
             &self.activation.forward(&down)?.contiguous()?,
-            &value(&self.up),
+            value(&self.up),
             Some(&value(&self.up_bias)),
         )?;
         let mut added = (up * self.scaling)?;

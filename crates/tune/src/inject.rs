@@ -96,7 +96,7 @@ pub(crate) fn in_place(model: &Model) -> Hooks {
 pub(crate) fn replace(model: &Model, hooks: &Hooks) {
     for slot in model.slots() {
         // Of the same sizes as the base, so it cannot fail; if it did, the base is there.
-        if !hooks.projections.get(slot.path()).is_some_and(|layer| slot.replace(Arc::clone(layer)).is_ok()) {
+        if hooks.projections.get(slot.path()).is_none_or(|layer| slot.replace(Arc::clone(layer)).is_err()) {
             slot.restore();
         }
     }

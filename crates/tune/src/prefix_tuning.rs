@@ -139,8 +139,8 @@ impl Prefix {
                     candle_core::bail!("prefix: expected a block below {}, found {block}", second.len())
                 };
                 let hidden =
-                    ops::linear(&value(embedding), &value(&first.0), Some(&value(&first.1)))?.tanh()?;
-                ops::linear(&hidden, &value(weight), Some(&value(bias)))
+                    ops::linear(&value(embedding), value(&first.0), Some(&value(&first.1)))?.tanh()?;
+                ops::linear(&hidden, value(weight), Some(&value(bias)))
             }
         }
     }
