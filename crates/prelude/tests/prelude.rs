@@ -79,7 +79,7 @@ fn texts_beside_each_other() {
 fn a_run_s_log_is_a_frame() -> Result<(), Box<dyn std::error::Error>> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lora_tiny/model");
     let model = Model::load(path, &Device::Cpu)?;
-    model.add_adapter("a", &Lora::default())?;
+    model.add_adapter("a", Lora::default())?;
     let pairs: Vec<Example> = (0..8).map(|i| Example::new(format!("{i}"), format!("{}", i * 3))).collect();
     let args = TrainingArgs { epochs: 2, eval_on_start: true, ..Default::default() };
     let trainer = Trainer::new(&model, &args)

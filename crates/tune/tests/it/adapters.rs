@@ -20,7 +20,7 @@ fn path(dir: &tempfile::TempDir) -> &str {
 fn several_are_resident_and_one_is_active() {
     let model = tiny();
     let base = logits(&model, &IDS);
-    model.add_adapter("one", &lora(1)).unwrap();
+    model.add_adapter("one", lora(1)).unwrap();
     let one = logits(&model, &IDS);
     let targets = Lora { target_modules: ["down_proj"].into(), ..lora(2) };
     model.add_adapter("two", &targets).unwrap();
@@ -55,10 +55,10 @@ fn several_are_resident_and_one_is_active() {
 fn another_model_knows_nothing_of_them() {
     let (model, other) = (tiny(), tiny());
     let base = logits(&other, &IDS);
-    model.add_adapter("one", &lora(1)).unwrap();
+    model.add_adapter("one", lora(1)).unwrap();
     assert!(other.adapters().is_empty());
     assert_eq!(logits(&other, &IDS), base);
-    other.add_adapter("one", &lora(2)).unwrap();
+    other.add_adapter("one", lora(2)).unwrap();
     assert_ne!(logits(&other, &IDS), logits(&model, &IDS));
 }
 
@@ -122,7 +122,7 @@ fn wrong_configurations_are_refused_and_leave_the_model_alone() {
     assert!(refused("a/b", lora(1)).contains("adapter name `a/b`"));
     assert!(model.adapters().is_empty());
     assert_eq!(logits(&model, &IDS), base);
-    model.add_adapter("a", &lora(1)).unwrap();
+    model.add_adapter("a", lora(1)).unwrap();
     assert!(refused("a", lora(1)).contains("an adapter named `a` is already"));
     let missing = model.set_adapter("b").unwrap_err().to_string();
     assert!(missing.contains("no adapter named `b` on this model; it has: a"), "{missing}");
@@ -140,7 +140,7 @@ fn wrong_files_are_refused_and_leave_the_model_alone() {
 
     // Another rank in the configuration than in the tensors.
     let other = tiny();
-    other.add_adapter("default", &lora(1)).unwrap();
+    other.add_adapter("default", lora(1)).unwrap();
     other.save_adapter("default", path(&dir)).unwrap();
     let config = dir.path().join(CONFIG_FILE);
     let good = std::fs::read_to_string(&config).unwrap();
@@ -196,7 +196,7 @@ fn changed(change: impl FnOnce(&std::path::Path)) -> (tempfile::TempDir, tuneboo
 fn another_tokenizer_or_template_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
-    model.add_adapter("one", &lora(1)).unwrap();
+    model.add_adapter("one", lora(1)).unwrap();
     model.save_adapter("one", path(&dir)).unwrap();
 
     let (_same, same) = changed(|_| {});

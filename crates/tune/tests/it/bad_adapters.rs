@@ -178,9 +178,9 @@ fn an_unknown_field_of_the_configuration_is_left_out_and_said() {
 #[test]
 fn what_only_a_lora_can_do_is_refused_to_the_others() {
     let model = tiny();
-    model.add_adapter("ia3", &Ia3::default()).unwrap();
+    model.add_adapter("ia3", Ia3::default()).unwrap();
     model.add_adapter("adalora", &AdaLora { init_r: 4, target_r: 2, ..Default::default() }).unwrap();
-    model.add_adapter("lora", &Lora::default()).unwrap();
+    model.add_adapter("lora", Lora::default()).unwrap();
     let saves = Lora { modules_to_save: vec!["norm".to_owned()], ..Default::default() };
     model.add_adapter("saves", &saves).unwrap();
     for (name, says) in [

@@ -46,7 +46,7 @@ fn adapterhubs_files_give_its_logits_on_every_layout_that_it_knows() {
             let folder = format!("strategies/bottleneck/{name}/{kind}");
             let gemma = name.starts_with("gemma");
             if kind == "seq-bn" && gemma {
-                let error = model.add_adapter("a", &Bottleneck::seq_bn()).unwrap_err().to_string();
+                let error = model.add_adapter("a", Bottleneck::seq_bn()).unwrap_err().to_string();
                 assert!(
                     error.contains("`Bottleneck.original_ln_before` is true") && error.contains("par_bn"),
                     "{error}"

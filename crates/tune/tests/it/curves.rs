@@ -66,7 +66,7 @@ fn fused_and_naive_curves_agree() {
 fn fused_and_naive_curves_of_the_base_model_agree() {
     let lora = || {
         let model = smollm();
-        model.add_adapter("a", &Lora::default()).unwrap();
+        model.add_adapter("a", Lora::default()).unwrap();
         model
     };
     let args = TrainingArgs { batch_size: 2, learning_rate: 5e-4, ..args() };

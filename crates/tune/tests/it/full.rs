@@ -124,7 +124,7 @@ fn chosen_modules_alone_change_and_the_saved_model_is_the_trained_one() {
 fn an_adapter_added_later_is_what_is_trained() {
     let model = tiny();
     model.unfreeze(&Full::default()).unwrap();
-    model.add_adapter("a", &Lora::default()).unwrap();
+    model.add_adapter("a", Lora::default()).unwrap();
     let before = values(&model.head_weight());
     let run = Trainer::new(&model, &TrainingArgs { max_steps: Some(2), ..Default::default() });
     assert_eq!(run.fit(&pairs(), &[]).unwrap().adapter, "a");

@@ -93,7 +93,7 @@ proptest! {
         let alone: Vec<_> = rows.iter().map(|row| batch_of(&[row])).collect();
         let alone = stepper.gradients(&alone).unwrap();
         // And end to end: one row without padding, of which each sees itself.
-        let joined = Batch::packed(&[rows.clone()], 0, &Device::Cpu).unwrap();
+        let joined = Batch::packed(std::slice::from_ref(&rows), 0, &Device::Cpu).unwrap();
         prop_assert_eq!(joined.ids.dims(), [1, joined.tokens]);
         let joined = stepper.gradients(&[joined]).unwrap();
         for other in [&together, &joined] {
@@ -109,7 +109,7 @@ proptest! {
 fn micro_batches_are_one_large_batch() {
     let run = |batch_size, gradient_accumulation_steps| {
         let model = tiny();
-        model.add_adapter("a", &lora()).unwrap();
+        model.add_adapter("a", lora()).unwrap();
         let args = TrainingArgs {
             epochs: 2,
             batch_size,
@@ -137,7 +137,7 @@ fn micro_batches_are_one_large_batch() {
 fn every_trainable_tensor_gets_a_gradient_and_no_frozen_one_changes() {
     let model = tiny();
     let before = base_weights(&model);
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let set = tokenized(&model, &pairs(4));
     let rows: Vec<_> = set.examples.iter().collect();
     let stepper = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
@@ -243,7 +243,7 @@ fn dropout_is_for_training_only() {
 #[test]
 fn inference_builds_no_graph() {
     let model = tiny();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
     assert!(!model.forward(&ids).unwrap().track_op());
     Trainer::new(&model, &TrainingArgs { max_steps: Some(1), ..Default::default() })
@@ -310,7 +310,7 @@ fn stopped_and_resumed_is_never_stopped() {
 fn a_run_goes_on_only_as_itself() {
     let args = TrainingArgs::default();
     let model = tiny();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let stopped =
         Trainer::new(&model, &args).with_callback(Box::new(StopAfter(1))).fit(&pairs(9), &[]).unwrap();
     interrupt::reset();
@@ -320,7 +320,7 @@ fn a_run_goes_on_only_as_itself() {
     let error = resume(TrainingArgs { learning_rate: 1e-3, seed: 1, ..args.clone() }, 9);
     assert!(error.contains("learning_rate, seed"), "{error}");
     assert!(resume(args.clone(), 8).contains("training set"));
-    model.add_adapter("b", &lora()).unwrap();
+    model.add_adapter("b", lora()).unwrap();
     assert!(resume(args, 9).contains("`a`, and `b` is active"));
 }
 
@@ -353,7 +353,7 @@ impl Callback for Seen {
 #[test]
 fn records_come_in_order() {
     let model = tiny();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let seen = |args: TrainingArgs| {
         let seen = Seen::default();
         Trainer::new(&model, &args).with_callback(Box::new(seen.clone())).fit(&pairs(6), &pairs(2)).unwrap();
@@ -379,7 +379,7 @@ fn records_come_in_order() {
 #[test]
 fn evaluation_is_the_mean_over_label_tokens_whatever_the_batches() {
     let model = tiny();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let loss = |eval_batch_size| {
         let args = TrainingArgs { eval_batch_size, ..Default::default() };
         let record = Trainer::new(&model, &args).evaluate(&pairs(7)).unwrap();
@@ -407,7 +407,7 @@ fn training_learns() {
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_names_the_rows() {
     let model = tiny();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let before = tensors(&model);
     let parameters = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
     let poisoned = parameters.parameters().iter().next().unwrap().var.clone();
@@ -429,7 +429,7 @@ fn what_cannot_be_trained_is_refused() {
     };
     let args = TrainingArgs::default();
     assert!(fit(&args, &pairs(2)).contains("add_adapter"));
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     assert!(fit(&args, &[]).contains("training set is empty"));
     assert!(
         fit(&TrainingArgs { epochs: 0, ..args.clone() }, &pairs(2)).contains("`TrainingArgs.epochs` is 0")
@@ -454,7 +454,7 @@ fn what_cannot_be_trained_is_refused() {
 fn what_was_due_when_stopped_is_done_on_resuming() {
     let args = TrainingArgs { batch_size: 2, eval_strategy: EvalStrategy::Steps(2), ..Default::default() };
     let model = tiny();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let trainer = || Trainer::new(&model, &args);
     let stopped = trainer().with_callback(Box::new(StopAfter(2))).fit(&pairs(4), &pairs(2)).unwrap();
     interrupt::reset();
@@ -475,7 +475,7 @@ fn early_stopping_stops_and_the_best_weights_come_back() {
         ..Default::default()
     };
     let model = tiny();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let trainer = Trainer::new(&model, &args);
     let (train, validation) = (pairs(4), &pairs(16)[8..]);
     let run = trainer.fit(&train, validation).unwrap();
@@ -503,7 +503,7 @@ fn a_log_holds_every_record() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("logs/run.jsonl");
     let model = tiny();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     let log = tunebook_tune::RunLog::append(path.to_str().unwrap()).unwrap();
     let args = TrainingArgs { epochs: 1, ..Default::default() };
     let run = Trainer::new(&model, &args).with_callback(Box::new(log)).fit(&pairs(8), &pairs(2)).unwrap();

@@ -93,7 +93,7 @@ fn a_checkpoint_over_a_quantised_base_goes_on_bit_for_bit() {
     let whole = train(&tiny_nf4(), &lora(false), &args);
     let from = Run::load(dir.path().join("checkpoint-7").to_str().unwrap()).unwrap();
     let model = tiny_nf4();
-    model.add_adapter("default", &lora(false)).unwrap();
+    model.add_adapter("default", lora(false)).unwrap();
     let resumed = Trainer::new(&model, &args).resume(&from, &rows(), &rows()[..4]).unwrap();
     let losses = |run: &Run| run.steps.iter().map(|step| step.loss.to_bits()).collect::<Vec<_>>();
     assert_eq!(losses(&resumed), losses(&whole));

@@ -115,7 +115,7 @@ fn questions(count: usize) -> Vec<tunebook_tune::Example> {
 fn preflight_child() {
     let Ok(asked) = std::env::var("TUNEBOOK_TEST_PREFLIGHT") else { return };
     let model = smollm();
-    model.add_adapter("a", &Lora::default()).unwrap();
+    model.add_adapter("a", Lora::default()).unwrap();
     let mut args = TrainingArgs { epochs: 1, batch_size: 8, ..Default::default() };
     if let Ok(budget) = asked.parse() {
         args.memory_budget = Some(budget);
@@ -190,7 +190,7 @@ fn a_preflight_is_within_15_percent_and_a_budget_is_kept() {
 fn eight_bit_states_keep_the_loss_curve_of_the_base_model() {
     let run = |optim| {
         let model = smollm();
-        model.add_adapter("a", &Lora::default()).unwrap();
+        model.add_adapter("a", Lora::default()).unwrap();
         let args = TrainingArgs {
             max_steps: Some(15),
             learning_rate: 1e-3,

@@ -71,7 +71,7 @@ fn activations_follow_the_blocks_that_are_in_the_graph() {
     assert_eq!(both.activations_bytes as usize, 4 * 4 * longest * 2 * (3 * 32 + 2 * 48 + 2 * 48));
     let again = TrainingArgs { gradient_checkpointing: true, ..args.clone() };
     let model = tiny();
-    model.add_adapter("a", &Lora::default()).unwrap();
+    model.add_adapter("a", Lora::default()).unwrap();
     let again = summary(&model, &again);
     assert_eq!((again.checkpointed_blocks, again.activations_bytes as usize), (2, 4 * 4 * longest * 2 * 32));
 

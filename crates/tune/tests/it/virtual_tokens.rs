@@ -154,8 +154,8 @@ fn a_prompt_begins_as_the_embeddings_of_its_text() {
 fn put(model: &Model, kind: &str, embeddings: &Tensor) {
     let n = embeddings.dim(0).unwrap();
     match kind {
-        "prompt" => model.add_adapter("default", &prompt(n)),
-        _ => model.add_adapter("default", &prefix(n)),
+        "prompt" => model.add_adapter("default", prompt(n)),
+        _ => model.add_adapter("default", prefix(n)),
     }
     .unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -184,7 +184,7 @@ fn logits_and_greedy_text_of_every_layout_are_pefts() {
             let base = logits(&model, &ids);
             let Some(embeddings) = expected.get(&format!("{kind}.prompt_embeddings")) else {
                 assert_eq!((name, kind), ("falcon-40b", "prefix"));
-                let error = model.add_adapter("a", &prefix(5)).unwrap_err().to_string();
+                let error = model.add_adapter("a", prefix(5)).unwrap_err().to_string();
                 assert!(error.contains("40B layout") && error.contains("PromptTuning"), "{error}");
                 continue;
             };
@@ -199,7 +199,7 @@ fn logits_and_greedy_text_of_every_layout_are_pefts() {
                 .to_vec1()
                 .unwrap();
             let config = GenerationConfig { max_new_tokens: greedy.len(), ..Default::default() };
-            let text = model.generate_ids(&[ids.clone()], &config).unwrap().remove(0);
+            let text = model.generate_ids(std::slice::from_ref(&ids), &config).unwrap().remove(0);
             // PEFT went on behind an end of the text.
             assert!(
                 !text.is_empty() && greedy.starts_with(&text),
@@ -344,7 +344,7 @@ fn what_cannot_work_is_refused() {
     let error = model.load_adapter("a", dir.path().to_str().unwrap()).unwrap_err().to_string();
     assert!(error.contains("[5, 16], expected [5, 32]") && error.contains("another base"), "{error}");
     // Examples that fit the context alone do not fit behind the virtual tokens, and packed rows would not see them.
-    model.add_adapter("a", &prompt(40)).unwrap();
+    model.add_adapter("a", prompt(40)).unwrap();
     let examples = [Example::new("a question that is", "a long one")];
     let trainer = |args: TrainingArgs| Trainer::new(&model, &args).fit(&examples, &[]).unwrap_err();
     let error = trainer(TrainingArgs::default());
