@@ -31,6 +31,10 @@ pub(crate) struct Index {
     items: BTreeMap<String, Entry>,
     /// Methods, associated functions and fields by the type's name.
     members: BTreeMap<String, BTreeMap<String, Entry>>,
+    /// Methods of traits by the trait's name.
+    traits: BTreeMap<String, BTreeMap<String, Entry>>,
+    /// Traits and the types that have them.
+    implemented: Vec<(String, String)>,
 }
 
 impl Index {
@@ -49,7 +53,22 @@ impl Index {
                 }
             }
         }
+        index.settle();
         index
+    }
+
+    /// Gives each type what its traits provide, and the docs that stand at the trait's methods.
+    fn settle(&mut self) {
+        for (of_trait, name) in self.implemented.drain(..) {
+            let Some(provided) = self.traits.get(&of_trait) else { continue };
+            let members = self.members.entry(name).or_default();
+            for (method, entry) in provided {
+                let member = members.entry(method.clone()).or_insert_with(|| entry.clone());
+                if member.docs.is_empty() {
+                    member.docs.clone_from(&entry.docs);
+                }
+            }
+        }
     }
 
     fn read_file(&mut self, path: &PathBuf) {
@@ -110,13 +129,21 @@ impl Index {
                 self.add_type(name, "enum", docs(&item));
             }
             ast::Item::Trait(item) if is_public(&item) => {
-                if let Some(name) = item.name() {
-                    self.add_type(name.text().to_string(), "trait", docs(&item));
+                let Some(name) = item.name().map(|name| name.text().to_string()) else { return };
+                for member in item.assoc_item_list().into_iter().flat_map(|list| list.assoc_items()) {
+                    let ast::AssocItem::Fn(function) = member else { continue };
+                    if let Some((method, entry)) = function_entry(&function, None) {
+                        self.traits.entry(name.clone()).or_default().insert(method, entry);
+                    }
                 }
+                self.add_type(name, "trait", docs(&item));
             }
             ast::Item::Impl(item) => {
                 let Some(name) = item.self_ty().and_then(|ty| type_name(&ty, None)) else { return };
                 let of_trait = item.trait_().is_some();
+                if let Some(of_trait) = item.trait_().and_then(|ty| type_name(&ty, None)) {
+                    self.implemented.push((of_trait, name.clone()));
+                }
                 for member in item.assoc_item_list().into_iter().flat_map(|list| list.assoc_items()) {
                     let ast::AssocItem::Fn(function) = member else { continue };
                     if !of_trait && !is_public(&function) {
@@ -286,8 +313,12 @@ mod tests {
             "/// A data set.\npub struct Dataset { /// Its rows.\n pub rows: Rows, hidden: u8 }\n\
              impl Dataset {\n/// Reads a file.\n#[must_use]\npub fn read(path: &str) -> Result<Self> { todo!() }\n\
              pub fn split(&self, by: &Split) -> Result<Splits> { todo!() }\n fn private(&self) {} }\n\
-             pub struct Splits { pub train: Dataset }\nfn secret() {}\npub fn evaluate() -> Splits {}",
+             pub struct Splits { pub train: Dataset }\nfn secret() {}\npub fn evaluate() -> Splits {}\n\
+             pub struct Model {}\nimpl Adapters for Model { fn set(&self, name: &str) {} }\n\
+             pub trait Adapters { /// Adds one.\n fn add(&self, config: impl Into<Config>) -> Splits { todo!() }\n\
+             /// Chooses one.\n fn set(&self, name: &str); }",
         );
+        index.settle();
         index
     }
 
@@ -305,6 +336,13 @@ mod tests {
         assert_eq!(names("Dataset::read(\"a)b\")?.sp"), Vec::<String>::new());
         assert_eq!(names("Dataset::read(path)?.sp"), ["split"]);
         assert_eq!(names("evaluate()."), ["train"]);
+    }
+
+    #[test]
+    fn a_trait_gives_methods_and_docs() {
+        assert_eq!(names("Model::"), ["add", "set"]);
+        assert_eq!(names("Model::add(lora)."), ["train"]);
+        assert_eq!(index().inspect("Model::set", &[]).expect("known").1, "Chooses one.");
     }
 
     #[test]
