@@ -23,6 +23,20 @@ pub trait BestDevice: Sized {
     fn gpu(ordinal: usize) -> Result<Self>;
 }
 
+/// How much memory a GPU has, in bytes: free, and in all. `None` for the CPU, and where the driver does not say.
+#[cfg(feature = "cuda")]
+pub fn gpu_memory(device: &Device) -> Option<(u64, u64)> {
+    let Device::Cuda(device) = device else { return None };
+    let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
+    Some((free as u64, total as u64))
+}
+
+/// How much memory a GPU has, in bytes: free, and in all. `None` for the CPU, and where the driver does not say.
+#[cfg(not(feature = "cuda"))]
+pub fn gpu_memory(_: &Device) -> Option<(u64, u64)> {
+    None
+}
+
 impl BestDevice for Device {
     fn best() -> Result<Self> {
         let (device, says) = choose()?;

@@ -48,7 +48,7 @@ pub use branch::{Branch, Flow, Joint, Sublayer};
 pub use candle_core::{DType, Device, Tensor};
 pub use chat_template::{ChatTemplate, Message};
 pub use config::{Config, Family, KNOWN_ARCHITECTURES};
-pub use device::BestDevice;
+pub use device::{BestDevice, gpu_memory};
 pub use error::{Error, Result};
 pub use falcon::FalconConfig;
 pub use front::{Front, Vectors};

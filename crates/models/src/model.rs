@@ -595,7 +595,7 @@ impl Model {
     }
 
     /// The type of activations: f32 on the CPU beside weights in bf16, whose products round to bf16 and sum in f32.
-    fn activation_dtype(&self) -> DType {
+    pub fn activation_dtype(&self) -> DType {
         self.inner.activations
     }
 

@@ -22,7 +22,7 @@ use tunebook_models::Model;
 
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::optim::{AdamWConfig, Optim};
+use crate::optim::{self, AdamWConfig, Optim};
 use crate::schedule::LrScheduler;
 
 /// When the validation set is worked through, besides the end of the run.
@@ -130,7 +130,7 @@ pub struct TrainingArgs {
     pub gradient_checkpointing: bool,
     /// How many blocks are run again, the first ones; `Some(0)`: none, whatever it takes. Default (`None`): what `gradient_checkpointing` says.
     pub checkpointed_blocks: Option<usize>,
-    /// The most memory that the process may have, in bytes. Micro-batch, accumulation and checkpointing are then chosen so that the run fits, with
+    /// The most memory that the process may have, in bytes; on a GPU, the most of its memory, by an estimate. Micro-batch, accumulation and checkpointing are then chosen so that the run fits, with
     /// as many rows in an optimizer step as `batch_size` · `gradient_accumulation_steps`; the run's [`Plan`](crate::Plan) says what was chosen. Default none.
     pub memory_budget: Option<u64>,
     /// Seed of dropout and noise, and of the row order unless `data_seed` is given. Default 42.
@@ -332,8 +332,29 @@ impl TrainingArgs {
         match self.checkpointed_blocks {
             Some(again) => again.min(blocks),
             None if self.gradient_checkpointing => blocks,
-            None => memory::blocks_to_run_again(model, tokens),
+            None => match self.gpu_limit(model) {
+                Some(most) => {
+                    memory::blocks_to_run_again_within(model, tokens, self.trained_bytes(model), most)
+                }
+                None => memory::blocks_to_run_again(model, tokens),
+            },
         }
+    }
+
+    /// The most that a run may take of a GPU's memory: the budget, else nearly all there is. `None` on the CPU.
+    pub(crate) fn gpu_limit(&self, model: &Model) -> Option<u64> {
+        if model.device().is_cpu() {
+            return None;
+        }
+        let all = tunebook_models::gpu_memory(model.device()).map(|(_, total)| total / 20 * 19);
+        self.memory_budget.into_iter().chain(all).min()
+    }
+
+    /// What the trained numbers take, in bytes: themselves, unless they are the model's own, their gradients and the optimizer's state.
+    pub(crate) fn trained_bytes(&self, model: &Model) -> u64 {
+        let numbers =
+            crate::adapters::trained(model).map_or(0, |trained| trained.parameters().elem_count()) as f64;
+        (numbers * (4.0 + 4.0 + optim::bytes_per_number(self.optim))) as u64
     }
 
     /// Whether metric `value` is better than `best`, by more than `threshold`.

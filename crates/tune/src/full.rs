@@ -106,7 +106,7 @@ pub trait FullTuning {
     /// Makes the model's own weights trainable, in place of whatever was. An active adapter is switched off and stays resident.
     ///
     /// # Errors
-    /// A target module that does not exist, or weights that are not f32.
+    /// A target module that does not exist; weights that are neither f32 nor f16, nor bf16 on a GPU.
     fn unfreeze(&self, config: &Full) -> Result<FullInfo>;
 
     /// Makes all weights constants again, with the values that they have now. Adding or choosing an adapter does this, too.
@@ -175,15 +175,19 @@ impl FullWeights {
             let (name, format) = (weight.name().to_owned(), blocks.format());
             return Err(tunebook_models::Error::QuantizedWeight { name, format }.into());
         }
-        if let Some(weight) = chosen
-            .iter()
-            .map(|index| &all[*index])
-            .find(|w| !matches!(w.matrix().dtype(), DType::F32 | DType::F16))
+        // On the CPU activations beside weights in bf16 are f32, and so nothing would be gained by it.
+        let has_masters = |dtype| match dtype {
+            DType::F32 | DType::F16 => true,
+            DType::BF16 => !model.device().is_cpu(),
+            _ => false,
+        };
+        if let Some(weight) =
+            chosen.iter().map(|index| &all[*index]).find(|w| !has_masters(w.matrix().dtype()))
         {
             return Err(Error::Config {
                 field: "Full",
                 value: format!("`{}` in {:?}", weight.name(), weight.matrix().dtype()),
-                expected: "f32 weights (or f16, with masters in f32): load the model as f32, or train an adapter",
+                expected: "f32 weights (or f16, or bf16 on a GPU, with masters in f32): load the model as f32, or train an adapter",
             });
         }
         let mode = Arc::new(Mode::default());
@@ -192,7 +196,7 @@ impl FullWeights {
         for index in chosen {
             let weight = &all[index];
             // One tensor at a time: the old one goes before the next is copied.
-            // What is trained is f32: a step is too small for f16 to add. Activations beside it stay what they were.
+            // What is trained is f32: a step is too small for f16 or bf16 to add. Activations beside it stay what they were.
             let var = Var::from_tensor(&weight.get().detach().to_dtype(DType::F32)?)?;
             weight.train(&var, mode.gradients())?;
             let part = part_of(model, weight.name());

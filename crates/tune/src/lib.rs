@@ -43,6 +43,7 @@ mod prefix_tuning;
 mod preflight;
 mod prompt_tuning;
 mod record;
+mod rehearsal;
 mod rng;
 mod rows;
 mod run_log;
@@ -54,6 +55,7 @@ mod trained;
 mod trainer;
 mod training_summary;
 mod weighted;
+mod work;
 
 pub use adalora::AdaLora;
 pub use adapter_config::AdapterConfig;

@@ -11,12 +11,38 @@ const ACTIVATIONS_TO_WEIGHTS_TENTHS: u64 = 27;
 /// Not worth running anything again, however small the model.
 const ACTIVATIONS_ALWAYS: u64 = 256 << 20;
 
+/// What the operations on a GPU need while they run, the device's context and the libraries' workspaces: four blocks of attention's scores and three of
+/// logits (`ops/device`), and as much again. Set down without a measurement.
+const GPU_WORKSPACE: u64 = 2500 << 20;
+
 /// How many of a model's blocks have to be run again for the activations of the others to stay in proportion to the weights.
 pub(crate) fn blocks_to_run_again(model: &Model, tokens: usize) -> usize {
-    let block = (tokens * block_numbers(model) * size_of::<f32>()).max(1) as u64;
+    let block = block_bytes(model, tokens).max(1);
     let weights = (model.parameter_count() * size_of::<f32>()) as u64;
     let room = (ACTIVATIONS_TO_WEIGHTS_TENTHS * weights / 10).max(ACTIVATIONS_ALWAYS);
     model.num_blocks().saturating_sub((room / block) as usize)
+}
+
+/// The same on a GPU, where a run may take `most` bytes, with `trained` bytes for trained numbers, their gradients and the optimizer's state.
+pub(crate) fn blocks_to_run_again_within(model: &Model, tokens: usize, trained: u64, most: u64) -> usize {
+    let least = blocks_to_run_again(model, tokens);
+    let fits = |again: &usize| gpu_bytes(model, tokens, trained, *again) <= most;
+    (least..model.num_blocks()).find(fits).unwrap_or(model.num_blocks())
+}
+
+/// What a run takes on a GPU, in bytes, by what its tensors hold: nothing is measured there.
+pub(crate) fn gpu_bytes(model: &Model, tokens: usize, trained: u64, again: usize) -> u64 {
+    let block = block_bytes(model, tokens);
+    let input = (tokens * model.config().hidden_size * model.activation_dtype().size_in_bytes()) as u64;
+    let kept = (model.num_blocks() - again) as u64 * block + again as u64 * input;
+    // The block that the backward pass is at: its activations, if it was run again, and their gradients.
+    let at_work = if again > 0 { 2 } else { 1 } * block;
+    model.memory_bytes() + trained + kept + at_work + GPU_WORKSPACE
+}
+
+/// What a block keeps of so many tokens, in bytes.
+fn block_bytes(model: &Model, tokens: usize) -> u64 {
+    (tokens * block_numbers(model) * model.activation_dtype().size_in_bytes()) as u64
 }
 
 /// How many numbers a block keeps of a token for its backward pass, if its feed-forward network is frozen: the inputs of both norms and of the
@@ -62,6 +88,25 @@ fn field(text: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The arithmetic alone: no GPU is asked.
+    #[test]
+    fn on_a_gpu_blocks_are_run_again_until_the_estimate_fits() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lora_tiny/model");
+        let model = Model::load(path, &tunebook_models::Device::Cpu).unwrap();
+        let (blocks, tokens, trained) = (model.num_blocks(), 1 << 14, 1 << 20);
+        let of = |again| gpu_bytes(&model, tokens, trained, again);
+        assert_eq!(blocks, 2);
+        // Of a block that is run again its input stays, and while it is at work it is there twice.
+        let block = (tokens * block_numbers(&model) * 4) as u64;
+        let input = (tokens * 32 * 4) as u64;
+        assert_eq!(of(0), model.memory_bytes() + trained + 3 * block + GPU_WORKSPACE);
+        assert_eq!(of(2), model.memory_bytes() + trained + 2 * input + 2 * block + GPU_WORKSPACE);
+        let within = |most| blocks_to_run_again_within(&model, tokens, trained, most);
+        assert_eq!(within(of(0)), 0);
+        assert_eq!(within(of(0) - 1), 2, "one block fewer and one more at work is no gain");
+        assert_eq!(within(0), 2);
+    }
 
     #[test]
     #[cfg(target_os = "linux")]

@@ -213,15 +213,18 @@ fn decays(name: &str) -> bool {
     !name.split('.').any(|part| part.contains("bias") || part.contains("norm"))
 }
 
-/// About how long one step on so many numbers takes, measured on a million.
+/// About how long one step on so many numbers takes, measured on as many, but on eight million at most: more than a processor's caches
+/// hold, and no more memory than what a run with so many to train takes itself.
 pub(crate) fn secs(numbers: f64, optim: Optim) -> f64 {
-    const COUNT: usize = 1 << 20;
+    const MOST: usize = 8 << 20;
+    let count = (numbers as usize).clamp(1, MOST);
     let update = Update::new(&AdamWConfig::default(), 1, 1e-3, 1.0);
-    let gradient = CpuStorage::F32(vec![1e-3; COUNT]);
-    let mut value = CpuStorage::F32(vec![1.0; COUNT]);
-    let layout = Layout::contiguous(COUNT);
-    let (mut first, mut second) = (vec![0.0; COUNT], vec![0.0; COUNT]);
-    let (mut m, mut v) = (Quantized::zeros(COUNT, Code::signed()), Quantized::zeros(COUNT, Code::unsigned()));
+    let gradient = CpuStorage::F32(vec![1e-3; count]);
+    let mut value = CpuStorage::F32(vec![1.0; count]);
+    let layout = Layout::contiguous(count);
+    let (f32s, bytes) = if optim == Optim::AdamW { (count, 0) } else { (0, count) };
+    let (mut first, mut second) = (vec![0.0; f32s], vec![0.0; f32s]);
+    let (mut m, mut v) = (Quantized::zeros(bytes, Code::signed()), Quantized::zeros(bytes, Code::unsigned()));
     let mut least = f64::INFINITY;
     for _ in 0..3 {
         let started = std::time::Instant::now();
@@ -239,7 +242,7 @@ pub(crate) fn secs(numbers: f64, optim: Optim) -> f64 {
             least = least.min(started.elapsed().as_secs_f64());
         }
     }
-    if least.is_finite() { least * numbers / COUNT as f64 } else { 0.0 }
+    if least.is_finite() { least * numbers / count as f64 } else { 0.0 }
 }
 
 /// What one number needs of the optimizer, in bytes.

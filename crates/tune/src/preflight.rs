@@ -1,22 +1,23 @@
 //! What a run will take, measured on a few of its batches before it starts, and a choice of settings that fits a budget.
 //!
 //! Memory grows with the tokens of a micro-batch along a straight line: the weights and what the process has anyway, and for each token the
-//! activations of the blocks that keep theirs. Two batches of different size give the line, with and without recomputed blocks; a step on the
-//! longest batch of the run, when the line says that it fits, is the last word. Time is a line over the tokens, too.
+//! activations of the blocks that keep theirs. Two batches of different size give the line, with and without recomputed blocks. The longest batch
+//! of the run, when the line says that it fits, is the last word, with others after it: what they take depends on the gaps that
+//! the ones before them left. Time is a line over the arithmetic of a batch ([`crate::work`]), through seven of the run's.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::args::{EvalStrategy, TrainingArgs};
-use crate::backward;
-use crate::batch::{Batch, TokenizedSet};
+use crate::args::TrainingArgs;
+use crate::batch::{Example, TokenizedSet};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::optim;
+use crate::rehearsal::Rehearsal;
 use crate::rows::Rows;
-use crate::step::Stepper;
 use crate::trainer::Trainer;
+use crate::work;
 
 /// What a run is expected to take, and the settings that were chosen for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,13 +26,16 @@ pub struct Preflight {
     pub batch_size: usize,
     /// Micro-batches of an optimizer step.
     pub gradient_accumulation_steps: usize,
-    /// Blocks that are run again in the backward pass rather than kept.
+    /// Rows of a batch of an evaluation.
+    #[serde(default = "eval_batch_size")]
+    pub eval_batch_size: usize,
+    /// Blocks that are run again in the backward pass rather than kept; without a budget those of the longest batch.
     pub checkpointed_blocks: usize,
     /// Blocks of the model.
     pub blocks: usize,
     /// Optimizer steps of the run.
     pub total_steps: usize,
-    /// The longest micro-batch, in tokens with padding.
+    /// The longest micro-batch, in tokens, with the padding if there is any.
     pub longest_batch_tokens: usize,
     /// The most memory that the process will have, in bytes; `None` where the system does not say.
     pub peak_bytes: Option<u64>,
@@ -43,12 +47,18 @@ pub struct Preflight {
     pub secs: f64,
 }
 
+/// Of runs that were written down when it was not chosen.
+fn eval_batch_size() -> usize {
+    TrainingArgs::default().eval_batch_size
+}
+
 impl Preflight {
     /// The settings as a run's arguments.
     pub(crate) fn apply(&self, args: &TrainingArgs) -> TrainingArgs {
         TrainingArgs {
             batch_size: self.batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,
+            eval_batch_size: self.eval_batch_size,
             gradient_checkpointing: self.checkpointed_blocks > 0,
             checkpointed_blocks: Some(self.checkpointed_blocks),
             ..args.clone()
@@ -115,17 +125,18 @@ pub(crate) struct Sets<'a> {
     pub(crate) validation: Option<&'a TokenizedSet>,
 }
 
+/// How often a choice that turned out too large is made again.
+const SECOND_THOUGHTS: usize = 4;
+/// The timed batches: so large a part of the run's has less work. The last one, as long as any, is timed where it fits into memory.
+const TIMED: [f64; 6] = [0.5, 0.1, 0.9, 0.5, 0.2, 0.8];
+
 impl Trainer {
     /// Predicts what [`Trainer::fit`] on these sets will take, and with a [`memory_budget`](TrainingArgs::memory_budget) chooses the settings that
     /// fit into it. A few batches of the run are worked through for it; nothing is trained.
     ///
     /// # Errors
     /// As [`Trainer::fit`]; a budget that not even one row at a time fits into.
-    pub fn preflight(
-        &self,
-        train: &[crate::batch::Example],
-        validation: &[crate::batch::Example],
-    ) -> Result<Preflight> {
+    pub fn preflight(&self, train: &[Example], validation: &[Example]) -> Result<Preflight> {
         self.args().validate()?;
         let (train, validation) = self.sets(train, validation)?;
         let rows = self.rows(&train)?;
@@ -137,220 +148,137 @@ impl Trainer {
         let args = self.args();
         let blocks = self.model().num_blocks();
         let together = args.batch_size * args.gradient_accumulation_steps;
-        let mut bench = Bench { trainer: self, sets, stepper: Stepper::new(self.model(), args, 1)? };
-        // From short to long: what goes wrong for lack of memory goes wrong last.
-        let longest_row = (0..sets.rows.len()).max_by_key(|row| sets.rows.length(*row)).unwrap_or(0);
-        let mut by_length: Vec<usize> = (0..sets.rows.len()).collect();
-        by_length.sort_by_key(|row| sets.rows.length(*row));
-        let short = by_length[by_length.len() / 4];
-        let kept = args.checkpointed_blocks(self.model(), args.batch_size * sets.rows.length(longest_row));
-        bench.measure(&[short], kept)?; // threads, caches and lazy allocations
-        let (middle, timed, tokens, secs) = bench.typical(&by_length, args.batch_size.min(together))?;
-        let small = bench.measure(&[short], 0)?;
-        let large = bench.measure(&middle, 0)?;
-        let all_kept = Line::through(small.memory(), large.memory());
-        let small_again = bench.measure(&[short], blocks)?;
-        let large_again = bench.measure(&middle, blocks)?;
-        let none_kept = Line::through(small_again.memory(), large_again.memory());
+        let total_steps = args.max_steps.unwrap_or(args.epochs * sets.rows.len().div_ceil(together));
+        let gpu_limit = args.gpu_limit(self.model());
+        // Of the host's memory the system says what was taken; of a GPU's nothing is measured.
+        let known = memory::peak_bytes().is_some() && gpu_limit.is_none();
+        let budget = args.memory_budget.filter(|_| known || gpu_limit.is_some());
+
+        let mut rehearsal = Rehearsal::new(self, sets)?;
+        let numbers = rehearsal.trained() as f64;
         // The optimizer's state comes on top of what one pass needs, and a copy of the best weights where it is asked for.
-        let numbers = bench.stepper.parameters().elem_count() as f64;
         let state = numbers
             * (optim::bytes_per_number(args.optim) + if args.load_best_model_at_end { 4.0 } else { 0.0 });
-        let known = memory::peak_bytes().is_some();
-        let peak = |tokens: f64, again: usize| {
-            let part = again as f64 / blocks.max(1) as f64;
-            let pass = all_kept.at(tokens) * (1.0 - part) + none_kept.at(tokens) * part;
-            (pass + state) as u64
-        };
 
-        let mut choice = (args.batch_size, args.gradient_accumulation_steps, kept);
-        if let Some(budget) = args.memory_budget
-            && known
-        {
-            choice = choose(together, blocks, budget, |batch_size, again| {
-                peak((batch_size * sets.rows.length(longest_row)) as f64, again)
-            })?;
-        }
-        let mut flight = Preflight {
-            batch_size: choice.0,
-            gradient_accumulation_steps: choice.1,
-            checkpointed_blocks: choice.2,
-            blocks,
-            total_steps: 0,
-            longest_batch_tokens: 0,
-            peak_bytes: None,
-            memory_budget: args.memory_budget,
-            secs_per_step: 0.0,
-            secs: 0.0,
+        let (mut batch_size, mut chosen, mut eval_batch_size) = (args.batch_size, None, args.eval_batch_size);
+        let mut batches = rehearsal.batches(batch_size, total_steps);
+        // From short to long: what goes wrong for lack of memory goes wrong last.
+        let small = rehearsal.quantile(&batches, 0.0)[..1].to_vec();
+        let middle = rehearsal.quantile(&batches, 0.5);
+        rehearsal.measure(&small, None)?; // threads, caches and lazy allocations
+        let mut line = |again: Option<usize>| -> Result<Line> {
+            let (small, middle) = (rehearsal.measure(&small, again)?, rehearsal.measure(&middle, again)?);
+            Ok(Line::through((small.positions, small.peak), (middle.positions, middle.peak)))
         };
-        let chosen = flight.apply(args);
-        let steps_per_epoch = sets.rows.len().div_ceil(together);
-        flight.total_steps = chosen.max_steps.unwrap_or(chosen.epochs * steps_per_epoch);
-
-        // The batches of the run, as they will come.
-        let (mut all_tokens, mut batches, mut longest) = (0usize, 0usize, (0usize, Vec::new()));
-        let mut order = Vec::new();
-        for step in 0..flight.total_steps {
-            let (epoch, at) = (step / steps_per_epoch, step % steps_per_epoch);
-            if at == 0 {
-                order = sets.rows.order(chosen.data_seed(), epoch, chosen.group());
+        let (model, trained) = (self.model().clone(), args.trained_bytes(self.model()));
+        let predicted: Box<dyn Fn(usize, usize) -> f64> = match budget {
+            _ if gpu_limit.is_some() => {
+                Box::new(move |tokens, again| memory::gpu_bytes(&model, tokens, trained, again) as f64)
             }
-            let rows = order.chunks(together).nth(at).unwrap_or_default();
-            for micro in rows.chunks(chosen.batch_size) {
-                let tokens = padded(sets.rows, micro);
-                (all_tokens, batches) = (all_tokens + tokens, batches + 1);
-                if tokens > longest.0 {
-                    longest = (tokens, micro.to_vec());
+            None => {
+                let line = line(None)?;
+                Box::new(move |tokens, _| line.at(tokens as f64) + state)
+            }
+            Some(_) => {
+                let (none, all) = (line(Some(0))?, line(Some(blocks))?);
+                Box::new(move |tokens, again| {
+                    let part = again as f64 / blocks.max(1) as f64;
+                    none.at(tokens as f64) * (1.0 - part) + all.at(tokens as f64) * part + state
+                })
+            }
+        };
+        if let Some(budget) = budget {
+            let sizes: Vec<usize> =
+                (1..=together).rev().filter(|size| together.is_multiple_of(*size)).collect();
+            let longest: Vec<usize> = sizes
+                .iter()
+                .map(|size| {
+                    let batches = rehearsal.batches(*size, total_steps);
+                    rehearsal.positions(&rehearsal.longest(&batches))
+                })
+                .collect();
+            // The line is only good enough to choose by; what was chosen is tried, and chosen again where it takes more.
+            let mut factor = 1.0;
+            for _ in 0..=SECOND_THOUGHTS {
+                let (index, again) = choose(&sizes, blocks, budget, |index, again| {
+                    (predicted(longest[index], again) * factor) as u64
+                })?;
+                (batch_size, chosen) = (sizes[index], Some(again));
+                batches = rehearsal.batches(batch_size, total_steps);
+                if !known {
+                    break;
                 }
+                let found = rehearsal.measure(&rehearsal.longest(&batches), chosen)?.peak + state;
+                if found <= budget as f64 {
+                    break;
+                }
+                factor = 1.01 * found / predicted(longest[index], again);
             }
-            // A long run's later epochs are like its first ones.
-            if step + 1 == 3 * steps_per_epoch && flight.total_steps > 4 * steps_per_epoch {
-                let more = flight.total_steps as f64 / (step + 1) as f64;
-                all_tokens = (all_tokens as f64 * more) as usize;
-                batches = (batches as f64 * more) as usize;
-                break;
-            }
-        }
-        flight.longest_batch_tokens = longest.0;
-        let mut last = None;
-        if known {
-            let predicted = peak(longest.0 as f64, flight.checkpointed_blocks);
-            let room = memory::available_bytes().unwrap_or(0) + memory::resident_bytes().unwrap_or(0);
-            let limit = args.memory_budget.unwrap_or(room / 10 * 9);
-            flight.peak_bytes = Some(predicted);
-            if predicted <= limit {
-                let measured = bench.measure(&longest.1, flight.checkpointed_blocks)?;
-                flight.peak_bytes = Some((measured.peak + state) as u64);
-                last = Some(measured);
+            if known {
+                eval_batch_size = rehearsal.eval_batch_size(budget as f64 - state)?;
             }
         }
-        let evaluation = bench.evaluation(&chosen, flight.total_steps, steps_per_epoch)?;
-        let optimizer = optim::secs(numbers, args.optim);
-        // Time of one batch: the typical one's, and what the longest one took more for its further tokens.
-        let other = last.map_or((small.tokens, small.secs), |last| (last.tokens, last.secs));
-        let line = match other.0 == tokens {
-            true => Line { at_zero: 0.0, per_token: secs / tokens.max(1.0) },
-            false if other.0 > tokens => Line::through((tokens, secs), other),
-            false => Line::through(other, (tokens, secs)),
+
+        let longest = rehearsal.longest(&batches);
+        let tokens = rehearsal.positions(&longest);
+        let again = rehearsal.again(tokens, chosen);
+        let room = memory::available_bytes().unwrap_or(0) + memory::resident_bytes().unwrap_or(0);
+        let limit = budget.unwrap_or(room / 10 * 9) as f64;
+        let fits = !known || budget.is_some() || predicted(tokens, again) <= limit;
+        if fits {
+            rehearsal.measure(&longest, chosen)?;
+        }
+        let mut timed = Vec::new();
+        for part in TIMED {
+            timed.push(rehearsal.time(&rehearsal.quantile(&batches, part), chosen)?);
+        }
+        if fits {
+            timed.push(rehearsal.time(&longest, chosen)?);
+        }
+        let evaluation_secs = rehearsal.evaluation_secs(eval_batch_size, total_steps)?;
+        let peak_bytes = match memory::peak_bytes().filter(|_| known && fits) {
+            Some(found) => Some((found as f64 + state) as u64),
+            None => (known || gpu_limit.is_some()).then(|| predicted(tokens, again) as u64),
         };
-        // A short batch may tell more of a fixed cost than there is.
-        let line =
-            if line.at_zero < 0.0 { Line { at_zero: 0.0, per_token: secs / tokens.max(1.0) } } else { line };
-        let steps = line.at_zero * batches as f64 + line.per_token * all_tokens as f64;
-        let steps = steps
-            * bench.slower(
-                // Without a budget each batch decides for itself.
-                if args.memory_budget.is_some() { flight.checkpointed_blocks } else { timed },
-                timed,
-                &large,
-                &large_again,
-            )
-            + optimizer * flight.total_steps as f64;
-        flight.secs_per_step = steps / flight.total_steps.max(1) as f64;
-        flight.secs = steps + evaluation;
-        Ok(flight)
+
+        let (fixed, slope) = work::line(&timed);
+        let per_batch = fixed + slope * rehearsal.mean_work(&batches, chosen);
+        let per_step = batches.len() as f64 / batches.steps.max(1) as f64;
+        drop(rehearsal);
+        // The run begins with what is in use alone.
+        tunebook_models::ops::cpu::give_back_freed_memory();
+        let secs_per_step = per_batch * per_step + optim::secs(numbers, args.optim);
+        Ok(Preflight {
+            batch_size,
+            gradient_accumulation_steps: together / batch_size,
+            eval_batch_size,
+            checkpointed_blocks: again,
+            blocks,
+            total_steps,
+            longest_batch_tokens: tokens,
+            peak_bytes,
+            memory_budget: args.memory_budget,
+            secs_per_step,
+            secs: secs_per_step * total_steps as f64 + evaluation_secs,
+        })
     }
 }
 
-/// The largest micro-batch that keeps the batch as it is and fits, with as few blocks run again as possible; keeping blocks comes first, for
+/// The largest of the micro-batches, by its index, that fits, with as few blocks run again as possible; keeping blocks comes first, for
 /// running them again costs a third of the time, and small micro-batches cost less.
 fn choose(
-    together: usize,
+    sizes: &[usize],
     blocks: usize,
     budget: u64,
     peak: impl Fn(usize, usize) -> u64,
-) -> Result<(usize, usize, usize)> {
-    let sizes: Vec<usize> = (1..=together).rev().filter(|size| together.is_multiple_of(*size)).collect();
-    if let Some(size) = sizes.iter().find(|size| peak(**size, 0) <= budget) {
-        return Ok((*size, together / size, 0));
+) -> Result<(usize, usize)> {
+    if let Some(index) = (0..sizes.len()).find(|index| peak(*index, 0) <= budget) {
+        return Ok((index, 0));
     }
-    match (1..=blocks).find(|again| peak(1, *again) <= budget) {
-        Some(again) => Ok((1, together, again)),
-        None => Err(Error::Budget { budget, least: peak(1, blocks) }),
-    }
-}
-
-/// Tokens of a batch of these rows, with padding.
-fn padded(rows: &Rows, batch: &[usize]) -> usize {
-    batch.iter().map(|row| rows.length(*row)).max().unwrap_or(0) * batch.len()
-}
-
-struct Bench<'a> {
-    trainer: &'a Trainer,
-    sets: &'a Sets<'a>,
-    stepper: Stepper,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Measured {
-    tokens: f64,
-    peak: f64,
-    secs: f64,
-}
-
-impl Measured {
-    fn memory(&self) -> (f64, f64) {
-        (self.tokens, self.peak)
-    }
-}
-
-impl Bench<'_> {
-    /// A forward and a backward pass over these rows.
-    fn measure(&mut self, rows: &[usize], again: usize) -> Result<Measured> {
-        let batch = [self.batch(rows)?];
-        self.stepper.set_checkpointed_blocks(again);
-        memory::reset_peak();
-        let started = std::time::Instant::now();
-        let _ = self.stepper.gradients(&batch)?;
-        let secs = started.elapsed().as_secs_f64();
-        let peak = memory::peak_bytes().unwrap_or(0) as f64;
-        Ok(Measured { tokens: padded(self.sets.rows, rows) as f64, peak, secs })
-    }
-
-    fn batch(&self, rows: &[usize]) -> Result<Batch> {
-        self.trainer.batch_of(self.sets.train, self.sets.rows, rows)
-    }
-
-    /// A batch of the usual length, how many blocks it runs again, its tokens, and the time that it takes: the lower of two.
-    fn typical(&mut self, by_length: &[usize], batch_size: usize) -> Result<(Vec<usize>, usize, f64, f64)> {
-        let args = self.trainer.args();
-        let order = self.sets.rows.order(args.data_seed(), 0, args.group());
-        let mut batches: Vec<&[usize]> = order.chunks(batch_size).filter(|b| b.len() == batch_size).collect();
-        batches.sort_by_key(|batch| padded(self.sets.rows, batch));
-        let rows = match batches.get(batches.len() / 2) {
-            Some(batch) => batch.to_vec(),
-            None => by_length.to_vec(),
-        };
-        let again = args.checkpointed_blocks(self.trainer.model(), padded(self.sets.rows, &rows));
-        let first = self.measure(&rows, again)?;
-        let second = self.measure(&rows, again)?;
-        Ok((rows, again, first.tokens, first.secs.min(second.secs)))
-    }
-
-    /// How much longer a batch takes with the chosen blocks run again than with those that were timed.
-    fn slower(&self, chosen: usize, timed: usize, without: &Measured, with: &Measured) -> f64 {
-        let blocks = self.trainer.model().num_blocks().max(1) as f64;
-        let per_block = ((with.secs - without.secs) / without.secs).clamp(0.0, 1.0) / blocks;
-        (1.0 + per_block * chosen as f64) / (1.0 + per_block * timed as f64)
-    }
-
-    /// Time of all evaluations of a run.
-    fn evaluation(&self, args: &TrainingArgs, total_steps: usize, steps_per_epoch: usize) -> Result<f64> {
-        let Some(set) = self.sets.validation.filter(|_| args.eval_strategy != EvalStrategy::No) else {
-            return Ok(0.0);
-        };
-        let times =
-            (0..=total_steps).filter(|step| args.eval_is_due(*step, steps_per_epoch, total_steps)).count();
-        let rows = Rows::single(set);
-        let order = set.by_length();
-        let batches: Vec<&[usize]> = order.chunks(args.eval_batch_size).collect();
-        let middle = batches[batches.len() / 2];
-        let batch = self.trainer.batch_of(set, &rows, middle)?;
-        let started = std::time::Instant::now();
-        backward::loss(self.trainer.model(), &batch)?;
-        let per_token = started.elapsed().as_secs_f64() / padded(&rows, middle).max(1) as f64;
-        let tokens: usize = batches.iter().map(|batch| padded(&rows, batch)).sum();
-        Ok(per_token * tokens as f64 * times as f64)
+    let one = sizes.len() - 1;
+    match (1..=blocks).find(|again| peak(one, *again) <= budget) {
+        Some(again) => Ok((one, again)),
+        None => Err(Error::Budget { budget, least: peak(one, blocks) }),
     }
 }
 
@@ -361,12 +289,14 @@ mod tests {
     #[test]
     fn keeping_blocks_comes_before_large_micro_batches() {
         // 1 GB, and for each row of a micro-batch 0.8 GB, or 0.1 GB where all ten blocks are run again.
-        let peak = |rows: usize, again: usize| (1e9 + rows as f64 * (8e8 - 7e7 * again as f64)) as u64;
-        let choose = |budget| choose(8, 10, budget, peak);
-        assert_eq!(choose(8_000_000_000).unwrap(), (8, 1, 0));
-        assert_eq!(choose(4_500_000_000).unwrap(), (4, 2, 0));
-        assert_eq!(choose(1_900_000_000).unwrap(), (1, 8, 0));
-        assert_eq!(choose(1_500_000_000).unwrap(), (1, 8, 5));
+        let sizes = [8, 4, 2, 1];
+        let peak =
+            |index: usize, again: usize| (1e9 + sizes[index] as f64 * (8e8 - 7e7 * again as f64)) as u64;
+        let choose = |budget| choose(&sizes, 10, budget, peak);
+        assert_eq!(choose(8_000_000_000).unwrap(), (0, 0));
+        assert_eq!(choose(4_500_000_000).unwrap(), (1, 0));
+        assert_eq!(choose(1_900_000_000).unwrap(), (3, 0));
+        assert_eq!(choose(1_500_000_000).unwrap(), (3, 5));
         let error = choose(1_050_000_000).unwrap_err().to_string();
         assert!(error.contains("1.05 GB") && error.contains("1.10 GB"), "{error}");
     }

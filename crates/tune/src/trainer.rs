@@ -672,7 +672,7 @@ impl Trainer {
     /// Whether rows of different lengths go through the model end to end, as one row without padding, of which every text sees itself alone.
     /// (Of `banking77`'s chats eight to a batch, a fifth of all positions would be padding.) Not where something counts a row's positions, or
     /// stands before each row.
-    fn may_join_rows(&self) -> bool {
+    pub(crate) fn may_join_rows(&self) -> bool {
         self.model.device().is_cpu()
             && self.model.attends_in_tiles()
             && self.model.positions_before() == 0

@@ -20,6 +20,7 @@ mod invariants;
 mod mixed_batch;
 mod peers;
 mod peers_layers;
+mod preflight;
 mod qlora;
 mod smollm;
 mod strategies;
