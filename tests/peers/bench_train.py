@@ -1,4 +1,4 @@
-"""The peer's side of `cargo xtask bench train`: PyTorch + transformers + PEFT.
+"""The peer's side of `cargo xtask bench train`: PyTorch + transformers + PEFT, or + AdapterHub's package for bottleneck adapters.
 
     bench_train.py convert GGUF FOLDER    writes the model as safetensors, once
     bench_train.py serve MODEL IDS ...    trains, one step for each line on standard input
@@ -36,21 +36,54 @@ def peak_rss_mb() -> float:
     raise RuntimeError("/proc/self/status has no VmHWM")
 
 
-def serve(args: argparse.Namespace) -> None:
+def versions(*modules) -> dict[str, str]:
+    return {module.__name__: module.__version__ for module in modules} | {"python": sys.version.split()[0]}
+
+
+def with_lora(model, args: argparse.Namespace):
     import peft
+
+    targets = {"q,v": ["q_proj", "v_proj"], "all-linear": "all-linear"}[args.targets]
+    config = peft.LoraConfig(
+        r=args.rank, lora_alpha=2 * args.rank, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return peft.get_peft_model(model, config), [peft]
+
+
+def with_adapter(model, args: argparse.Namespace):
+    """AdapterHub's `seq_bn`; it starts without effect, as ours does, so that equal work gives equal losses."""
+    import adapters
+    import importlib.metadata
+
+    adapters.__version__ = importlib.metadata.version("adapters")
+    adapters.init(model)
+    model.add_adapter("bench", config=adapters.SeqBnConfig(init_weights="mam_adapter"))
+    model.train_adapter("bench")
+    # What the base computes in; it is made in f32.
+    model.adapter_to("bench", device=args.device, dtype=model.dtype)
+    return model, [adapters]
+
+
+def serve(args: argparse.Namespace) -> None:
     import torch
     import transformers
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
+    # With autocast the weights stay f32 and the products are done in the other type, as `transformers`' Trainer has it with `bf16=True`.
+    weights = torch.float32 if args.autocast else dtype
+    options = {} if args.device == "cpu" else {"attn_implementation": "sdpa"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=weights, **options)
+    model.to(args.device)
     model.config.use_cache = False
+    used = [torch, transformers]
     if args.method == "lora":
-        config = peft.LoraConfig(
-            r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-        )
-        model = peft.get_peft_model(model, config)
+        model, more = with_lora(model, args)
+        used += more
+    elif args.method == "adapter":
+        model, more = with_adapter(model, args)
+        used += more
     if args.checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -58,30 +91,33 @@ def serve(args: argparse.Namespace) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.01)
     batches = json.loads(Path(args.ids).read_text())
+    cuda = args.device == "cuda"
+    wait = torch.cuda.synchronize if cuda else lambda: None
 
     print(json.dumps({"ready": True}), flush=True)
     step = 0
     for line in sys.stdin:
         if line.strip() == "end":
             break
-        ids = torch.tensor(batches[step % len(batches)])
+        ids = torch.tensor(batches[step % len(batches)], device=args.device)
         step += 1
+        wait()
         start, cpu = time.perf_counter(), time.process_time()
-        loss = model(input_ids=ids, labels=ids).loss
+        with torch.autocast(args.device, dtype=dtype, enabled=args.autocast):
+            loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        wait()
         secs = time.perf_counter() - start
         cpu = time.process_time() - cpu
         print(json.dumps({"secs": secs, "cpu_secs": cpu, "loss": loss.item()}), flush=True)
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "python": sys.version.split()[0],
-    }
-    print(json.dumps({"peak_rss_mb": peak_rss_mb(), "versions": versions}), flush=True)
+    end = {"peak_rss_mb": peak_rss_mb(), "versions": versions(*used)}
+    if cuda:
+        # Beside the card's own count: what torch's allocator handed out, without its reserve and the context.
+        end["torch_peak_allocated_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    print(json.dumps(end), flush=True)
 
 
 def main() -> None:
@@ -96,8 +132,12 @@ def main() -> None:
     command.add_argument("ids")
     command.add_argument("--threads", type=int, required=True)
     command.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
-    command.add_argument("--method", choices=["lora", "full"], default="lora")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    command.add_argument("--method", choices=["lora", "adapter", "full"], default="lora")
+    command.add_argument("--rank", type=int, default=8)
+    command.add_argument("--targets", choices=["q,v", "all-linear"], default="q,v")
     command.add_argument("--checkpointing", action="store_true")
+    command.add_argument("--autocast", action="store_true")
     command.set_defaults(run=serve)
     args = parser.parse_args()
     args.run(args)

@@ -1,7 +1,10 @@
 //! Our side of `cargo xtask bench train`: answers each `step` on standard input with the seconds that it took, and
 //! `end` with the peak memory. The step is [`Stepper::step`], which is what [`Trainer`](tunebook_tune::Trainer) calls.
 //!
-//! `bench_train MODEL IDS [--dtype=f32|bf16] [--method=lora|full] [--base=stored|nf4] [--naive]`
+//! `bench_train MODEL IDS [--device=cpu|cuda] [--dtype=f32|bf16] [--method=lora|adapter|full] [--rank=8] [--targets=q,v|all-linear]
+//! [--budget-mb=N] [--base=stored|nf4] [--naive]`
+//!
+//! On a GPU a step ends when the device has done its work.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -15,8 +18,11 @@ use serde_json::{Value, json};
 use tunebook_models::ops::cpu::gemm::{Mat, product};
 use tunebook_models::ops::cpu::half::{HalfMat, Right, Term, sum_of_products};
 use tunebook_models::ops::{self, profile};
-use tunebook_models::{Config, DType, Device, Model, Quantization};
-use tunebook_tune::{Adapters, Batch, Full, FullTuning, Lora, Stepper, TokenizedExample, TrainingArgs};
+use tunebook_models::{BestDevice, Config, DType, Device, Model, Quantization};
+use tunebook_tune::{
+    Adapters, Batch, Bottleneck, BottleneckInit, Full, FullTuning, Lora, Stepper, TokenizedExample,
+    TrainingArgs,
+};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -30,47 +36,103 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<()> {
-    let mut paths = Vec::new();
-    let (mut naive, mut full, mut dtype, mut base) = (false, false, DType::F32, None);
-    for argument in std::env::args().skip(1) {
-        match argument.as_str() {
-            "--naive" => naive = true,
-            "--dtype=f32" | "--method=lora" => {}
-            "--dtype=bf16" => dtype = DType::BF16,
-            "--method=full" => full = true,
-            "--base=stored" => base = Some(Quantization::Stored),
-            "--base=nf4" => base = Some(Quantization::Nf4),
-            threads if threads.starts_with("--threads=") => {} // rayon reads RAYON_NUM_THREADS
-            option if option.starts_with("--") => return Err(format!("cannot do {option}").into()),
-            _ => paths.push(argument),
+/// What the command line asks for.
+struct Options {
+    paths: Vec<String>,
+    cuda: bool,
+    naive: bool,
+    method: String,
+    rank: usize,
+    all_linear: bool,
+    dtype: DType,
+    base: Option<Quantization>,
+    budget_bytes: Option<u64>,
+}
+
+impl Options {
+    fn read(arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = Self {
+            paths: Vec::new(),
+            cuda: false,
+            naive: false,
+            method: "lora".to_owned(),
+            rank: 8,
+            all_linear: false,
+            dtype: DType::F32,
+            base: None,
+            budget_bytes: None,
+        };
+        for argument in arguments {
+            if !argument.starts_with("--") {
+                options.paths.push(argument);
+                continue;
+            }
+            match argument.split_once('=').unwrap_or((&argument, "")) {
+                ("--naive", "") => options.naive = true,
+                ("--device", device @ ("cpu" | "cuda")) => options.cuda = device == "cuda",
+                ("--dtype", "f32") => options.dtype = DType::F32,
+                ("--dtype", "bf16") => options.dtype = DType::BF16,
+                ("--method", method @ ("lora" | "adapter" | "full")) => options.method = method.to_owned(),
+                ("--rank", rank) => options.rank = rank.parse()?,
+                ("--targets", "q,v") => options.all_linear = false,
+                ("--targets", "all-linear") => options.all_linear = true,
+                ("--base", "stored") => options.base = Some(Quantization::Stored),
+                ("--base", "nf4") => options.base = Some(Quantization::Nf4),
+                ("--budget-mb", megabytes) => {
+                    options.budget_bytes = Some((megabytes.parse::<f64>()? * 1e6) as u64);
+                }
+                ("--threads", _) => {} // rayon reads RAYON_NUM_THREADS
+                _ => return Err(format!("cannot do {argument}").into()),
+            }
         }
+        Ok(options)
     }
-    let [model, ids] = paths.as_slice() else { return Err("needs MODEL and IDS".into()) };
-    ops::compose(naive);
-    let device = Device::Cpu;
+
+    /// Makes the model trainable as asked.
+    fn prepare(&self, model: &Model) -> Result<()> {
+        match self.method.as_str() {
+            "full" => {
+                model.unfreeze(&Full::default())?;
+            }
+            // AdapterHub's other start changes the first loss by chance, and equal work could not be told.
+            "adapter" => {
+                let config = Bottleneck { init_weights: BottleneckInit::MamAdapter, ..Bottleneck::seq_bn() };
+                model.add_adapter("bench", config)?;
+            }
+            _ => {
+                let qv = ["q_proj", "v_proj"].into();
+                let config = Lora {
+                    r: self.rank,
+                    lora_alpha: 2.0 * self.rank as f64,
+                    lora_dropout: 0.0,
+                    target_modules: if self.all_linear { "all-linear".into() } else { qv },
+                    ..Default::default()
+                };
+                model.add_adapter("bench", &config)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn run() -> Result<()> {
+    let options = Options::read(std::env::args().skip(1))?;
+    let [model, ids] = options.paths.as_slice() else { return Err("needs MODEL and IDS".into()) };
+    ops::compose(options.naive);
+    let device = if options.cuda { Device::gpu(0)? } else { Device::Cpu };
     let batches: Vec<Vec<Vec<u32>>> = serde_json::from_slice(&std::fs::read(ids)?)?;
-    let model = match base {
+    let model = match options.base {
         Some(base) => Model::load_quantized(model, base, &device)?,
-        None => Model::load_as(model, Some(dtype), &device)?,
+        None => Model::load_as(model, Some(options.dtype), &device)?,
     };
-    let lora = Lora {
-        r: 8,
-        lora_alpha: 16.0,
-        lora_dropout: 0.0,
-        target_modules: ["q_proj", "v_proj"].into(),
-        ..Default::default()
-    };
-    if full {
-        model.unfreeze(&Full::default())?;
-    } else {
-        model.add_adapter("bench", &lora)?;
-    }
+    options.prepare(&model)?;
+    let wait = || device.synchronize();
     // A constant rate from the first step, as the peer's.
     let args = TrainingArgs {
         learning_rate: 2e-4,
         lr_scheduler: tunebook_tune::LrScheduler::Constant,
         warmup_ratio: 0.0,
+        memory_budget: options.budget_bytes,
         ..Default::default()
     };
     let mut stepper = Stepper::new(&model, &args, batches.len())?;
@@ -85,15 +147,19 @@ fn run() -> Result<()> {
                     batches[step % batches.len()].iter().map(|ids| whole_row(ids)).collect();
                 let batch = Batch::new(&rows.iter().collect::<Vec<_>>(), 0, &device)?;
                 step += 1;
+                wait()?;
                 let (start, cpu) = (Instant::now(), cpu_secs()?);
                 let outcome = stepper.step(&[batch])?;
+                wait()?;
                 json!({
                     "secs": start.elapsed().as_secs_f64(),
                     "cpu_secs": cpu_secs()? - cpu,
                     "loss": outcome.loss,
                 })
             }
-            "sgemm" => sgemm(model.config(), batches[0].len() * batches[0][0].len(), dtype == DType::BF16),
+            "sgemm" => {
+                sgemm(model.config(), batches[0].len() * batches[0][0].len(), options.dtype == DType::BF16)
+            }
             "end" => {
                 // One more step with the clock in every operation, which the others are spared.
                 let peak = peak_rss_mb()?;
@@ -103,10 +169,12 @@ fn run() -> Result<()> {
                 let start = Instant::now();
                 stepper.step(&[batch])?;
                 let whole = start.elapsed().as_secs_f64();
+                let parts = parts(whole);
                 json!({
                     "peak_rss_mb": peak,
                     "base_weights_mb": model.memory_bytes() as f64 / 1e6,
-                    "profile_secs": parts(whole),
+                    // Of a GPU the host's clock says only when work was handed over.
+                    "profile_secs": if device.is_cpu() { parts } else { Value::Null },
                     "versions": {"tunebook": env!("CARGO_PKG_VERSION"), "candle": "0.11"},
                 })
             }

@@ -3,13 +3,17 @@
 //! The sides are processes that answer `step` on standard input with the seconds that the step took (ours is
 //! `crates/tune/examples/bench_train.rs`, the peer's `tests/peers/bench_train.py`). They take turns, so that what
 //! else the machine does falls on all alike; figures are medians, memory is each process's own peak (`VmHWM`).
-//! Every step is one of the trainer's default path. A case that this machine or this build cannot run has a row whose
+//! On a GPU the sides have the card one after the other ([`gpu`]). Every step is one of the trainer's default path. A case that this machine or this build cannot run has a row whose
 //! ratio is null and whose `reason` says why.
 
+mod card;
 mod case;
+mod gpu;
 mod machine;
 mod measure;
+mod random_model;
 mod sft;
+mod shape;
 mod side;
 
 use std::path::{Path, PathBuf};
@@ -50,13 +54,7 @@ pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     };
     let gguf = setup.base_model_file();
     let peer_model = peer_model(setup, &python, &gguf)?;
-    println!("building our side");
-    let mut build = process::cargo(&setup.root);
-    process::run(
-        build.args(["build", "--quiet", "--package", "tunebook-tune", "--example", "bench_train"]),
-        "building the bench",
-    )?;
-
+    build(setup)?;
     let bench = Bench { setup, python, gguf, peer_model };
     let mut rows = Vec::new();
     let mut about = Vec::new();
@@ -79,18 +77,23 @@ pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     if failed.is_empty() { Ok(()) } else { Err(Error::Other(failed.join("\n"))) }
 }
 
+/// Builds our side for the CPU.
+fn build(setup: &Setup) -> Result<()> {
+    println!("building our side");
+    let mut build = process::cargo(&setup.root);
+    process::run(
+        build.args(["build", "--quiet", "--package", "tunebook-tune", "--example", "bench_train"]),
+        "building the bench",
+    )
+}
+
 impl Bench<'_> {
     fn measure(&self, case: &Case) -> Result<Measured> {
         Ok(match &case.kind {
             Kind::Steps(what) => self.steps(case, what)?,
             Kind::Memory { lengths } => self.memory(case, lengths)?,
             Kind::Sft => self.sft(case)?,
-            Kind::Cuda => {
-                let reason = machine::no_cuda_device().unwrap_or_else(|| {
-                    "not implemented: the bench starts nothing on a CUDA device yet".to_owned()
-                });
-                without(case.name, &reason)
-            }
+            Kind::Gpu(what) => self.gpu(case, what)?,
         })
     }
 }

@@ -158,6 +158,25 @@ impl Setup {
         self.steps(&[&self.peers()])
     }
 
+    /// The Python of an environment with AdapterHub's package: that of `TUNEBOOK_ADAPTERHUB`, else made when it is not there.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure`].
+    pub fn ensure_adapterhub(&self) -> Result<PathBuf> {
+        if let Some(folder) = std::env::var_os("TUNEBOOK_ADAPTERHUB") {
+            return Ok(PathBuf::from(folder).join("bin/python"));
+        }
+        let environment = Environment::new(
+            self,
+            "AdapterHub",
+            &self.target.join("tunebook/adapterhub"),
+            "tests/golden/strategies/bottleneck-requirements.txt",
+            "PyTorch and the package `adapters` to compare with, into target/tunebook/adapterhub (several minutes, some gigabytes)",
+        );
+        self.steps(&[&environment])?;
+        Ok(environment.python())
+    }
+
     fn steps(&self, steps: &[&dyn Step]) -> Result<()> {
         let all = steps.len();
         for (number, step) in (1..).zip(steps) {

@@ -1,5 +1,7 @@
 //! The rows of the training table: what is measured, and against what.
 
+use super::shape::{LLAMA_1B, LLAMA_7B, Method, Shape};
+
 /// One row of the table.
 pub struct Case {
     /// Its name on the command line.
@@ -19,8 +21,43 @@ pub enum Kind {
     },
     /// A fine-tune as a user would set it up, beside TRL's `SFTTrainer`.
     Sft,
-    /// Needs a CUDA device.
-    Cuda,
+    /// Optimizer steps on a CUDA device.
+    Gpu(Gpu),
+}
+
+/// Optimizer steps on one card, in bf16.
+pub struct Gpu {
+    /// The model, with random weights.
+    pub shape: Shape,
+    /// What is trained.
+    pub method: Method,
+    /// Rows and tokens of a row: a measurement of its own each.
+    pub batches: &'static [(usize, usize)],
+    /// Who is beside it.
+    pub peers: &'static [GpuPeer],
+    /// Measured steps.
+    pub steps: usize,
+    /// The most that the card's memory may have to hold, in 10⁶ bytes; the trainer is told so (`memory_budget`).
+    pub most_mb: Option<f64>,
+}
+
+/// A Python peer on the card.
+pub struct GpuPeer {
+    /// Added to the metrics' names; empty for the first comparison.
+    pub suffix: &'static str,
+    /// The environment that has what it needs.
+    pub packages: Packages,
+    /// What it is asked for beside the method and the number type.
+    pub options: &'static [&'static str],
+}
+
+/// A Python environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packages {
+    /// transformers and PEFT.
+    Peft,
+    /// AdapterHub's package, which pins an older transformers.
+    AdapterHub,
 }
 
 /// Steps of several sides on the same batches.
@@ -146,8 +183,53 @@ pub const CASES: &[Case] = &[
         }),
     },
     Case { name: "memory-512-4096", kind: Kind::Memory { lengths: &[512, 1024, 2048, 4096] } },
-    Case { name: "h100-lora-1b", kind: Kind::Cuda },
-    Case { name: "h100-adapter-1b", kind: Kind::Cuda },
-    Case { name: "h100-full-1b", kind: Kind::Cuda },
-    Case { name: "h100-lora-7b", kind: Kind::Cuda },
+    Case {
+        name: "h100-lora-1b",
+        kind: Kind::Gpu(Gpu {
+            shape: LLAMA_1B,
+            method: Method::Lora { r: 16 },
+            batches: &[(4, 2048)],
+            peers: &[GpuPeer { suffix: "", packages: Packages::Peft, options: &[] }],
+            steps: 10,
+            most_mb: None,
+        }),
+    },
+    Case {
+        name: "h100-adapter-1b",
+        kind: Kind::Gpu(Gpu {
+            shape: LLAMA_1B,
+            method: Method::Adapter,
+            batches: &[(4, 2048)],
+            peers: &[GpuPeer { suffix: "", packages: Packages::AdapterHub, options: &[] }],
+            steps: 10,
+            most_mb: None,
+        }),
+    },
+    Case {
+        name: "h100-full-1b",
+        kind: Kind::Gpu(Gpu {
+            shape: LLAMA_1B,
+            method: Method::Full,
+            batches: &[(4, 2048)],
+            // Ours keeps what is trained in f32: so does `transformers`' Trainer with `bf16=True`. The other reading has no f32 anywhere.
+            peers: &[
+                GpuPeer { suffix: "", packages: Packages::Peft, options: &["--autocast"] },
+                GpuPeer { suffix: "_peer_bf16_weights", packages: Packages::Peft, options: &[] },
+            ],
+            steps: 10,
+            most_mb: None,
+        }),
+    },
+    Case {
+        name: "h100-lora-7b",
+        kind: Kind::Gpu(Gpu {
+            shape: LLAMA_7B,
+            method: Method::Lora { r: 8 },
+            batches: &[(1, 1024), (4, 1024)],
+            peers: &[],
+            steps: 5,
+            // An RTX 3090's.
+            most_mb: Some(24_000.0),
+        }),
+    },
 ];

@@ -243,8 +243,14 @@ impl Bench<'_> {
     }
 
     fn ids(&self, rows: usize, length: usize, steps: usize) -> Result<PathBuf> {
-        let path = self.setup.target.join("tunebook").join(format!("bench-{rows}x{length}x{steps}.json"));
-        write(&path, &batches(rows, length, steps))?;
+        self.ids_of(VOCABULARY, rows, length, steps)
+    }
+
+    /// A file with the batches' token ids, below `vocabulary`.
+    pub fn ids_of(&self, vocabulary: u64, rows: usize, length: usize, steps: usize) -> Result<PathBuf> {
+        let name = format!("bench-{vocabulary}-{rows}x{length}x{steps}.json");
+        let path = self.setup.target.join("tunebook").join(name);
+        write(&path, &batches(vocabulary, rows, length, steps))?;
         Ok(path)
     }
 }
@@ -255,14 +261,14 @@ fn ceiling_key(what: &Steps) -> &'static str {
 }
 
 /// The same pseudo-random ids for all sides (SplitMix64): `[step][row][position]`.
-fn batches(rows: usize, length: usize, steps: usize) -> Value {
+fn batches(vocabulary: u64, rows: usize, length: usize, steps: usize) -> Value {
     let mut state = 42u64;
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % VOCABULARY
+        (z ^ (z >> 31)) % vocabulary
     };
     let mut row = || -> Vec<u64> { (0..length).map(|_| next()).collect() };
     let mut batch = || -> Vec<Vec<u64>> { (0..rows).map(|_| row()).collect() };
@@ -275,11 +281,11 @@ mod tests {
 
     #[test]
     fn batches_have_the_case_s_shape_and_do_not_change() {
-        let value = batches(4, 128, 7);
+        let value = batches(VOCABULARY, 4, 128, 7);
         assert_eq!(value.as_array().map(Vec::len), Some(7));
         assert_eq!(value[0].as_array().map(Vec::len), Some(4));
         assert_eq!(value[0][0].as_array().map(Vec::len), Some(128));
-        assert_eq!(value, batches(4, 128, 7));
+        assert_eq!(value, batches(VOCABULARY, 4, 128, 7));
         assert!(value[1][2][3].as_u64().is_some_and(|id| id < VOCABULARY));
     }
 
