@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
+use tunebook_models::ops::cpu::crew::Each;
 use tunebook_models::{Linear, Matrix, Projection, ops};
 
 use crate::decompose;
@@ -203,7 +204,7 @@ impl Mode {
         // A stream for each stretch, so that the threads that draw do not change what is drawn.
         const STRETCH: usize = 1 << 14;
         let mut mask = vec![0f32; x.elem_count()];
-        mask.par_chunks_mut(STRETCH).enumerate().for_each(|(stretch, mask)| {
+        mask.par_chunks_mut(STRETCH).enumerate().each(|(stretch, mask)| {
             Stream::new(seed, &format!("{path}.dropout.{stretch}"), draw).dropout(mask, drop);
         });
         Ok(Some(Tensor::from_vec(mask, x.shape(), x.device())?))

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use tunebook_models::ops::cpu::crew::Each;
 use tunebook_models::tensor_file::{Data, Entry};
 
 use crate::eight_bit::{self, BLOCK, Code, Quantized};
@@ -375,7 +376,7 @@ impl InplaceOp2 for FusedAdamW<'_> {
             .par_chunks_mut(CHUNK)
             .zip(gradient.par_chunks(CHUNK))
             .zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)))
-            .for_each(|((value, gradient), (first, second))| {
+            .each(|((value, gradient), (first, second))| {
                 for (((value, gradient), first), second) in
                     value.iter_mut().zip(gradient).zip(first).zip(second)
                 {
@@ -417,7 +418,7 @@ impl InplaceOp2 for EightBitAdamW<'_> {
             .zip(gradient.par_chunks(BLOCKS * BLOCK))
             .zip(first.bytes.par_chunks_mut(BLOCKS * BLOCK).zip(first.absmax.par_chunks_mut(BLOCKS)))
             .zip(second.bytes.par_chunks_mut(BLOCKS * BLOCK).zip(second.absmax.par_chunks_mut(BLOCKS)))
-            .for_each(|(((value, gradient), (first, first_max)), (second, second_max))| {
+            .each(|(((value, gradient), (first, first_max)), (second, second_max))| {
                 let (mut m, mut v) = ([0f32; BLOCK], [0f32; BLOCK]);
                 let blocks = value.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK));
                 let firsts = first.chunks_mut(BLOCK).zip(first_max);

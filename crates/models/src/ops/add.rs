@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::cpu::crew::Each;
 use super::cpu::{CHUNK, Values, multiversion, uninit};
 use super::operation::{Operation, Slot, node};
 use super::profile;
@@ -19,7 +20,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         let mut sum = unsafe { uninit(x.len()) };
         sum.par_chunks_mut(CHUNK)
             .zip(x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)))
-            .for_each(|(sum, (x, y))| forward(sum, x, y));
+            .each(|(sum, (x, y))| forward(sum, x, y));
         sum
     };
     let shape = x.shape().clone();

@@ -11,6 +11,7 @@ use std::ops::Range;
 use candle_core::{Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::cpu::crew::{self, Each};
 use super::cpu::gemm::Tile;
 use super::cpu::{Shared, Strided, Values, math, multiversion};
 use super::operation::{Operation, Slot, node};
@@ -198,7 +199,7 @@ impl Panels {
         let Sizes { b, s, hkv, d, .. } = sizes;
         let count = s.div_ceil(PANEL);
         let mut data = vec![0f32; b * hkv * count * d * PANEL];
-        data.par_chunks_mut((count * d * PANEL).max(1)).enumerate().for_each(|(index, out)| {
+        data.par_chunks_mut((count * d * PANEL).max(1)).enumerate().each(|(index, out)| {
             let (row, head) = (index / hkv, index % hkv);
             for (panel, out) in out.chunks_exact_mut(d * PANEL).enumerate() {
                 let keys = PANEL.min(s - panel * PANEL);
@@ -310,7 +311,7 @@ impl Flash {
             if b * h * s * d < 1 << 18 {
                 (0..b * h).for_each(one);
             } else {
-                (0..b * h).into_par_iter().for_each(one);
+                crew::run(b * h, one);
             }
             return (y, log_sums);
         }
@@ -363,7 +364,7 @@ impl Flash {
                 }
             }
         };
-        (0..b * h * blocks).into_par_iter().with_max_len(1).for_each(task);
+        crew::run(b * h * blocks, task);
         (y, log_sums)
     }
 
@@ -393,7 +394,7 @@ impl Flash {
         let out = Shared::new(&mut dq);
         let blocks = t.div_ceil(QUERIES);
         // One task has a head's queries, all or a part of them, and sums of its own for the keys and values.
-        let parts = (4 * rayon::current_num_threads()).div_ceil((b * h).max(1)).clamp(1, blocks.max(1));
+        let parts = (4 * crew::threads()).div_ceil((b * h).max(1)).clamp(1, blocks.max(1));
         let task = |index: usize| {
             let (part, head, row) = (index % parts, index / parts % h, index / parts / h);
             let group = head / (h / hkv);
@@ -465,15 +466,15 @@ impl Flash {
             }
             (dk, dv)
         };
-        let sums: Vec<(Vec<f32>, Vec<f32>)> =
-            (0..b * h * parts).into_par_iter().with_max_len(1).map(task).collect();
+        let mut sums = vec![(Vec::new(), Vec::new()); b * h * parts];
+        sums.par_iter_mut().enumerate().each(|(index, sums)| *sums = task(index));
         // [b, s, hkv, d], summed over each group's heads in order, so that a run repeats bit for bit
         let (mut dk, mut dv) = (vec![0f32; k.len()], vec![0f32; v.len()]);
         let group = h / hkv * parts;
         dk.par_chunks_mut((s * hkv * d).max(1))
             .zip(dv.par_chunks_mut((s * hkv * d).max(1)))
             .zip(sums.par_chunks((hkv * group).max(1)))
-            .for_each(|((dk, dv), sums)| {
+            .each(|((dk, dv), sums)| {
                 for (head, sums) in sums.chunks_exact(group).enumerate() {
                     for (part_k, part_v) in sums {
                         gather(dk, part_k, head * d, hkv * d, d);

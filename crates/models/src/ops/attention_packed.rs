@@ -14,6 +14,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::attention::{Keys, Sizes};
+use super::cpu::crew::{self, Each};
 use super::cpu::flash::{
     self, BACKWARD_QUERIES, FORWARD_QUERIES, Form, KEYS, Queries, Unit, packed_units, padded,
 };
@@ -53,7 +54,7 @@ impl Packed {
         let run = packed_units::<U>(whole, d).div_ceil(16);
         let mut lines = Vec::with_capacity(b * hkv * run);
         let room = &mut lines.spare_capacity_mut()[..b * hkv * run];
-        room.par_chunks_mut(run.max(1)).enumerate().for_each(|(index, to)| {
+        room.par_chunks_mut(run.max(1)).enumerate().each(|(index, to)| {
             let from = x.at(index / hkv, 0, index % hkv).as_ptr();
             // SAFETY: the unit was found (`attention` asks); `x` holds the rows of this head hkv·d apart, and the run has its length.
             unsafe { flash::pack::<U>(form, from, hkv * d, (s, whole), d, to.as_mut_ptr().cast()) };
@@ -122,7 +123,7 @@ pub fn forward<U: Unit>(
             }
         });
     };
-    (0..b * h * blocks).into_par_iter().with_max_len(1).for_each(task);
+    crew::run(b * h * blocks, task);
     (y, log_sums)
 }
 
@@ -154,6 +155,16 @@ pub fn gradients<U: Unit>(
     let key_rows = Packed::new::<U>(Keys::new(k, sizes), Form::Rows, sizes);
     let key_depth = Packed::new::<U>(Keys::new(k, sizes), Form::Depth, sizes);
     let value_rows = Packed::new::<U>(Keys::new(v, sizes), Form::Rows, sizes);
+    // y · dy of each query, `[b, h, t]`: once, for every stretch of keys.
+    let mut along = vec![0f32; b * h * t];
+    along.par_chunks_mut(BACKWARD_QUERIES).enumerate().each(|(chunk, along)| {
+        for (i, along) in along.iter_mut().enumerate() {
+            let index = chunk * BACKWARD_QUERIES + i;
+            let (query, head, row) = (index % t, index / t % h, index / t / h);
+            let at = ((row * t + query) * h + head) * d;
+            *along = math::dot(&y[at..at + d], &dy[at..at + d]);
+        }
+    });
     let mut dq = vec![0f32; q.len()];
     let out = Shared::new(&mut dq);
     let (group, blocks, wide) = (h / hkv, t.div_ceil(BACKWARD_QUERIES), padded(d));
@@ -168,7 +179,6 @@ pub fn gradients<U: Unit>(
         };
         let size = s.next_multiple_of(KEYS) * wide;
         let (mut dk, mut dv) = (vec![0f32; size], vec![0f32; size]);
-        let mut along = [0f32; BACKWARD_QUERIES];
         // A stretch of keys at a time, so that what is packed of them and their gradients stay in the second-level cache.
         let stretch = 256 * U::VALUES;
         let heads = head_group % hkv * group..(head_group % hkv + 1) * group;
@@ -180,10 +190,6 @@ pub fn gradients<U: Unit>(
                 if s - t + rows.end <= from {
                     continue;
                 }
-                for (along, query) in along.iter_mut().zip(rows.clone()) {
-                    let at = ((row * t + query) * h + head) * d;
-                    *along = math::dot(&y[at..at + d], &dy[at..at + d]);
-                }
                 let at = ((row * t + rows.start) * h + head) * d;
                 let mine = (row * h + head) * t;
                 with_scratch(flash::backward_scratch::<U>(d), |scratch| {
@@ -193,7 +199,7 @@ pub fn gradients<U: Unit>(
                             &queries(first, row, &rows, scale, sizes),
                             (q[at..].as_ptr(), dy[at..].as_ptr()),
                             (keys, from..from + stretch),
-                            &along[..rows.len()],
+                            &along[mine + rows.start..mine + rows.end],
                             &log_sums[mine + rows.start..mine + rows.end],
                             out.at(at),
                             (dk.as_mut_ptr(), dv.as_mut_ptr()),
@@ -205,11 +211,11 @@ pub fn gradients<U: Unit>(
         }
         (dk, dv)
     };
-    let sums: Vec<(Vec<f32>, Vec<f32>)> =
-        (0..b * hkv * shares).into_par_iter().with_max_len(1).map(task).collect();
+    let mut sums = vec![(Vec::new(), Vec::new()); b * hkv * shares];
+    sums.par_iter_mut().enumerate().each(|(index, sums)| *sums = task(index));
     // [b, s, hkv, d], summed over the shares in their order, so that a run repeats bit for bit
     let (mut dk, mut dv) = (vec![0f32; k.len()], vec![0f32; v.len()]);
-    dk.par_chunks_mut((hkv * d).max(1)).zip(dv.par_chunks_mut((hkv * d).max(1))).enumerate().for_each(
+    dk.par_chunks_mut((hkv * d).max(1)).zip(dv.par_chunks_mut((hkv * d).max(1))).enumerate().each(
         |(index, (dk, dv))| {
             let (row, key) = (index / s, index % s);
             for head in 0..hkv {
@@ -226,7 +232,7 @@ pub fn gradients<U: Unit>(
 
 /// Into how many shares the query blocks of a group of heads go: enough tasks to even out, and as many for each thread.
 fn shares(groups: usize, blocks: usize) -> usize {
-    let threads = rayon::current_num_threads();
+    let threads = crew::threads();
     let mut shares = (4 * threads).div_ceil(groups.max(1)).max(1);
     while !(groups * shares).is_multiple_of(threads) {
         shares += 1;

@@ -4,18 +4,20 @@
 //! the hidden states, chunk by chunk, so that no more than one chunk of logits exists at a time and none is kept.
 //!
 //! A chunk's logits lie slice by slice, `[slice][rows][2016]`. A slice is a few megabytes: what the product has written is still in the
-//! cache when each row's highest logit and sum are updated from it, and what becomes the gradient is still there when the next product
-//! reads it. (With whole rows of 49152 side by side, rows lie 48 pages apart: every store of a block of 32 rows, and every load of the
+//! cache when each row's highest logit and sum are updated from it; what becomes the gradient is still there when the next product
+//! reads it. The first pass leaves powers relative to the row's highest logit so far, so the second only scales them. (With whole rows of 49152 side by side, rows lie 48 pages apart: every store of a block of 32 rows, and every load of the
 //! gradient's product, went to the same few sets of the cache, and bf16 packed 3 MiB for each 32 columns of the gradient. Predicted at 2048
 //! tokens in bf16: from 1.26 s to 0.7 s of which 0.53 s is arithmetic. For what was measured see `HOW_IT_WORKS.md`.)
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::blocks::BlockMat;
+use super::cpu::crew::Each;
 use super::cpu::gemm::{Mat, Right as Side, Start, Term, product, products};
 use super::cpu::half::{self, HalfMat, Right};
 use super::cpu::{CHUNK, HalfValues, Values, math, uninit};
@@ -29,6 +31,12 @@ const CHUNK_BYTES: usize = 96 << 20;
 
 /// Columns of the vocabulary at a time: whole panels of 48 and of 32 columns, and an even number of cache lines that is no power of two.
 const SLICE: usize = 2016;
+
+thread_local! {
+    /// The logits' memory, for the next step of one chunk. It is the largest piece that comes and goes while all activations are there; given back, it would be
+    /// cut up by the next forward pass, and the next loss would take new memory (100 MB of 1140 at 4 x 128 tokens).
+    static LOGITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// See [`super::cross_entropy`].
 pub fn cross_entropy(hidden: &Tensor, head_w: &Matrix, labels: &[i64]) -> Result<(Tensor, usize)> {
@@ -120,21 +128,15 @@ struct Running {
 impl Running {
     const NONE: Self = Self { max: f32::NEG_INFINITY, others: 0., chosen: 0. };
 
-    /// Takes in more logits; `label` is counted from the first of them.
-    fn add(&mut self, logits: &[f32], label: Option<usize>) {
+    /// Takes in more logits, which become `e^(logit − max)` with the maximum so far, that of the label 0; `label` is counted from the first of them.
+    fn add(&mut self, logits: &mut [f32], label: Option<usize>) {
         let max = self.max.max(math::max(logits));
-        let mut sum = math::sum_of_exp(logits, max);
         if let Some(label) = label {
             self.chosen = logits[label];
             // So that what the label leaves to the others does not drown in what it has itself.
-            let (before, after) = (&logits[..label], &logits[label + 1..]);
-            if self.chosen == max {
-                sum = math::sum_of_exp(before, max) + math::sum_of_exp(after, max);
-            } else {
-                sum -= math::exp(self.chosen - max);
-            }
+            logits[label] = f32::NEG_INFINITY;
         }
-        self.others = self.others * math::exp(self.max - max) + sum;
+        self.others = self.others * math::exp(self.max - max) + math::exp_sum(logits, max);
         self.max = max;
     }
 
@@ -144,6 +146,15 @@ impl Running {
 
     fn loss(&self) -> f64 {
         f64::from(self.sum().ln()) + f64::from(self.max) - f64::from(self.chosen)
+    }
+
+    /// What [`Running::add`] left of a slice, when the maximum was `max`, becomes the gradient: softmax − one-hot.
+    fn gradient(&self, powers: &mut [f32], max: f32, label: Option<usize>) {
+        let sum = self.sum();
+        math::scale(powers, math::exp(max - self.max) / sum);
+        if let Some(label) = label {
+            powers[label] = -self.others / sum;
+        }
     }
 }
 
@@ -161,8 +172,12 @@ fn forward(
     let most = (CHUNK_BYTES / 4 / vocab.max(1)).max(8);
     let chunks = rows.len().div_ceil(most).max(1);
     let size = rows.len().div_ceil(chunks).max(1);
-    // SAFETY: every slice is written by its product before it is read.
-    let mut all = unsafe { uninit(size.min(rows.len()) * vocab) };
+    let mut all = LOGITS.take();
+    if all.len() < size.min(rows.len()) * vocab {
+        drop(std::mem::take(&mut all));
+        // SAFETY: every slice is written by its product before it is read.
+        all = unsafe { uninit(size.min(rows.len()) * vocab) };
+    }
     let mut loss = 0f64;
     for rows in rows.chunks(size) {
         let count = rows.len();
@@ -173,6 +188,8 @@ fn forward(
         }
         let input = Mat::new(&chunk, count, hid);
         let mut running = vec![Running::NONE; count];
+        // The maximum that each slice's powers are relative to, `[slice][c]`.
+        let mut maxima = vec![0f32; vocab.div_ceil(SLICE) * count];
         let slices = |all: &mut [f32], work: &mut dyn FnMut(usize, usize, &mut [f32])| {
             for (index, logits) in all[..count * vocab].chunks_mut(count * SLICE).enumerate() {
                 work(index * SLICE, logits.len() / count, logits);
@@ -180,9 +197,11 @@ fn forward(
         };
         slices(&mut all, &mut |from, width, logits| {
             head.logits(logits, input, from, width, hid);
-            let each = running.par_iter_mut().zip(logits.par_chunks(width)).zip(rows);
-            each.with_min_len(8).for_each(|((running, logits), &(_, label))| {
+            let maxima = &mut maxima[from / SLICE * count..][..count];
+            let each = logits.par_chunks_mut(width).zip(&mut running).zip(maxima).zip(rows);
+            each.each(|(((logits, running), max), &(_, label))| {
                 running.add(logits, label.checked_sub(from).filter(|label| *label < width));
+                *max = running.max;
             });
         });
         loss += running.iter().map(Running::loss).sum::<f64>();
@@ -191,16 +210,11 @@ fn forward(
         }
         let mut dx = vec![0f32; if want[0] { count * hid } else { 0 }];
         slices(&mut all, &mut |from, width, logits| {
-            // softmax − one-hot, in place
-            logits.par_chunks_mut(width).with_min_len(8).zip(&running).zip(rows).for_each(
-                |((logits, running), &(_, label))| {
-                    let sum = running.sum();
-                    math::exp_scaled(logits, running.max, 1. / sum);
-                    if let Some(label) = label.checked_sub(from).filter(|label| *label < width) {
-                        logits[label] = -running.others / sum;
-                    }
-                },
-            );
+            let maxima = &maxima[from / SLICE * count..][..count];
+            let each = logits.par_chunks_mut(width).zip(&running).zip(maxima).zip(rows);
+            each.each(|(((powers, running), &max), &(_, label))| {
+                running.gradient(powers, max, label.checked_sub(from).filter(|label| *label < width));
+            });
             let dlogits = Mat::new(logits, count, width);
             if want[0] {
                 head.add_gradient(&mut dx, dlogits, from, width, hid);
@@ -214,6 +228,10 @@ fn forward(
                 dh[row * hid..(row + 1) * hid].copy_from_slice(gradient);
             }
         }
+    }
+    // Of a long batch the activations are so many more that the backward pass had better have the memory.
+    if chunks == 1 {
+        LOGITS.set(all);
     }
     (loss as f32, [dh, dw])
 }
@@ -229,7 +247,7 @@ fn add_head_gradient(dw: &mut [f32], dlogits: Mat, input: Mat) {
     let width = dw.len() / hid;
     // [hid, width]
     let turned = product(input.t(), dlogits);
-    dw.par_chunks_mut(16 * hid).enumerate().for_each(|(group, dw)| {
+    dw.par_chunks_mut(16 * hid).enumerate().each(|(group, dw)| {
         for (row, gradient) in dw.chunks_exact_mut(hid).enumerate() {
             let column = group * 16 + row;
             for (i, value) in gradient.iter_mut().enumerate() {
@@ -282,7 +300,7 @@ impl Gradient {
     fn add_to(&mut self, slot: &mut Slot, d: f32) -> Result<()> {
         match std::mem::replace(self, Self::Taken) {
             Self::Fresh(mut values) => {
-                values.par_chunks_mut(CHUNK).for_each(|part| math::scale(part, d));
+                values.par_chunks_mut(CHUNK).each(|part| math::scale(part, d));
                 slot.add(Cow::Owned(values));
                 Ok(())
             }

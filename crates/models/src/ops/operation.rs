@@ -10,6 +10,7 @@ use candle_core::{
 };
 use rayon::prelude::*;
 
+use super::cpu::crew::Each;
 use super::cpu::gemm::{Start, Term, products, sum_of_products};
 use super::cpu::{CHUNK, Values, half, math};
 use super::{profile, tape};
@@ -26,6 +27,20 @@ pub trait Operation: Send + Sync + 'static {
     /// Whether it reads those of its output.
     fn reads_output(&self) -> bool {
         false
+    }
+
+    /// Whether [`Operation::remake`] gives the output again at little cost. Then the tape keeps this operation's inputs, and not its output for
+    /// those that read it.
+    fn remakes(&self) -> bool {
+        false
+    }
+
+    /// The output again, the same bits.
+    ///
+    /// # Errors
+    /// When it cannot ([`Operation::remakes`]), or a buffer is not what the forward pass made sure of.
+    fn remake(&self, _inputs: &[Tensor]) -> Result<Vec<f32>> {
+        bail!("{}: the result is not computed again", self.name())
     }
 
     /// Adds the gradient of each wanted input to its slot. `dy` is the gradient of `output`.
@@ -75,7 +90,7 @@ impl Slot {
             Some(sum) => sum
                 .par_chunks_mut(CHUNK)
                 .zip(gradient.par_chunks(CHUNK))
-                .for_each(|(sum, gradient)| math::add_scaled(sum, 1., gradient)),
+                .each(|(sum, gradient)| math::add_scaled(sum, 1., gradient)),
         }
     }
 

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::cpu::crew::Each;
 use super::cpu::math::{add_scaled, lanes};
 use super::cpu::{CHUNK, Values, multiversion, uninit};
 use super::operation::{Operation, Slot, node};
@@ -37,6 +38,15 @@ impl Operation for RmsNorm {
         true
     }
 
+    fn remakes(&self) -> bool {
+        true
+    }
+
+    fn remake(&self, inputs: &[Tensor]) -> Result<Vec<f32>> {
+        let w = self.w.as_ref().unwrap_or(&inputs[inputs.len() - 1]);
+        Ok(forward(&Values::of(&inputs[0])?, &Values::of(w)?, self.eps))
+    }
+
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let x = Values::of(&inputs[0])?;
         let weight = self.w.is_none();
@@ -57,7 +67,7 @@ fn forward(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     // SAFETY: every row is written.
     let mut y = unsafe { uninit(x.len()) };
     let rows = (CHUNK / n).max(1) * n;
-    y.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(y, x)| forward_rows(y, x, w, eps));
+    y.par_chunks_mut(rows).zip(x.par_chunks(rows)).each(|(y, x)| forward_rows(y, x, w, eps));
     y
 }
 
@@ -75,16 +85,12 @@ fn backward(
     // SAFETY: every row is written, or was there before.
     let mut dx = before.unwrap_or_else(|| unsafe { uninit(x.len()) });
     let rows = (CHUNK / n).max(1) * n;
-    let parts: Vec<Vec<f32>> = dx
-        .par_chunks_mut(rows)
-        .zip(x.par_chunks(rows))
-        .zip(dy.par_chunks(rows))
-        .map(|((dx, x), dy)| {
-            let mut dw = vec![0.; if weight { n } else { 0 }];
-            backward_rows(dx, accumulate, &mut dw, x, w, dy, eps);
-            dw
-        })
-        .collect();
+    let mut parts = vec![Vec::new(); x.len().div_ceil(rows)];
+    let each = dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).zip(dy.par_chunks(rows));
+    each.zip(&mut parts).each(|(((dx, x), dy), dw)| {
+        dw.resize(if weight { n } else { 0 }, 0.);
+        backward_rows(dx, accumulate, dw, x, w, dy, eps);
+    });
     let mut dw = vec![0.; if weight { n } else { 0 }];
     // In order, so that a run repeats bit for bit.
     for part in &parts {

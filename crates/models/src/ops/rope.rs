@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use candle_core::{Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::cpu::crew::Each;
 use super::cpu::{CHUNK, Values, multiversion};
 use super::operation::{Operation, Slot, node};
 use super::profile;
@@ -41,7 +42,7 @@ impl Rope {
         let (cos, sin) = (Values::of(&self.cos)?, Values::of(&self.sin)?);
         let half = self.cos.dim(1)?;
         let (width, count) = (self.width, (CHUNK / self.width.max(1)).max(1));
-        x.par_chunks_mut((count * width).max(1)).zip(self.positions.par_chunks(count)).for_each(
+        x.par_chunks_mut((count * width).max(1)).zip(self.positions.par_chunks(count)).each(
             |(x, positions)| {
                 for (x, &p) in x.chunks_exact_mut(width).zip(positions) {
                     let at = p as usize * half..(p as usize + 1) * half;

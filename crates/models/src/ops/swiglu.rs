@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::cpu::crew::Each;
 use super::cpu::math::sigmoid;
 use super::cpu::{CHUNK, Values, multiversion, uninit};
 use super::operation::{Operation, Slot, node};
@@ -13,19 +14,21 @@ use super::profile;
 /// See [`super::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    let y = {
-        let _time = profile::time("swiglu", "forward");
-        let (gate, up) = (Values::of(&gate)?, Values::of(&up)?);
-        // SAFETY: every chunk is written.
-        let mut y = unsafe { uninit(gate.len()) };
-        y.par_chunks_mut(CHUNK)
-            .zip(gate.par_chunks(CHUNK))
-            .zip(up.par_chunks(CHUNK))
-            .for_each(|((y, gate), up)| forward(y, gate, up));
-        y
-    };
+    let y = activated(&gate, &up)?;
     let shape = gate.shape().clone();
     node(Swiglu, &[&gate, &up], y, shape)
+}
+
+fn activated(gate: &Tensor, up: &Tensor) -> Result<Vec<f32>> {
+    let _time = profile::time("swiglu", "forward");
+    let (gate, up) = (Values::of(gate)?, Values::of(up)?);
+    // SAFETY: every chunk is written.
+    let mut y = unsafe { uninit(gate.len()) };
+    y.par_chunks_mut(CHUNK)
+        .zip(gate.par_chunks(CHUNK))
+        .zip(up.par_chunks(CHUNK))
+        .each(|((y, gate), up)| forward(y, gate, up));
+    Ok(y)
 }
 
 struct Swiglu;
@@ -39,6 +42,14 @@ impl Operation for Swiglu {
         true
     }
 
+    fn remakes(&self) -> bool {
+        true
+    }
+
+    fn remake(&self, inputs: &[Tensor]) -> Result<Vec<f32>> {
+        activated(&inputs[0], &inputs[1])
+    }
+
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
         let ([gate, up], [dgate, dup]) = (inputs, into) else { return Ok(()) };
         let (g, u) = (Values::of(gate)?, Values::of(up)?);
@@ -47,7 +58,7 @@ impl Operation for Swiglu {
         dg.par_chunks_mut(CHUNK)
             .zip(du.par_chunks_mut(CHUNK))
             .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)))
-            .for_each(|((dg, du), ((g, u), d))| backward(dg, du, g, u, d));
+            .each(|((dg, du), ((g, u), d))| backward(dg, du, g, u, d));
         if dgate.wanted() {
             dgate.add(Cow::Owned(dg));
         }

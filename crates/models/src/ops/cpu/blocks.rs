@@ -65,8 +65,11 @@ impl<'a> BlockMat<'a> {
     /// Stored rows `from..to` of this part, dequantised.
     pub(super) fn wide(&self, from: usize, to: usize) -> Vec<f32> {
         use rayon::prelude::*;
+
+        use super::crew::Each;
+
         let mut values = vec![0f32; (to - from) * self.stored_cols];
-        values.par_chunks_mut(self.stored_cols.max(1)).enumerate().for_each(|(row, out)| {
+        values.par_chunks_mut(self.stored_cols.max(1)).enumerate().each(|(row, out)| {
             self.source.row_into(self.first_row + from + row, self.first_col, out);
         });
         values

@@ -7,10 +7,9 @@
 use std::cell::RefCell;
 
 use gemm::Parallelism;
-use rayon::prelude::*;
 
 use super::blocks::BlockMat;
-use super::{Shared, math, uninit};
+use super::{Shared, crew, math, uninit};
 
 /// A matrix inside a buffer; either its rows or its columns lie contiguously.
 #[derive(Clone, Copy)]
@@ -238,7 +237,7 @@ fn dots(c: &mut [f32], terms: &[Term], start: Start) {
     if n <= width {
         task(0, n);
     } else {
-        (0..n.div_ceil(width)).into_par_iter().for_each(|i| task(i * width, ((i + 1) * width).min(n)));
+        crew::run(n.div_ceil(width), |i| task(i * width, ((i + 1) * width).min(n)));
     }
 }
 
@@ -357,7 +356,7 @@ mod own {
         let panels = n.div_ceil(width);
         let depth: usize = terms.iter().map(|t| t.a.cols).sum();
         let out = Shared::new(c);
-        let threads = rayon::current_num_threads();
+        let threads = crew::threads();
         let parts = if panels < 2 * threads { (2 * threads).div_ceil(panels).min(m.div_ceil(96)) } else { 1 };
         let height = m.div_ceil(parts).next_multiple_of(24);
         let task = |index: usize| {
@@ -373,7 +372,7 @@ mod own {
         if m * n * depth < SERIAL_WORK || threads == 1 {
             (0..panels * parts).for_each(task);
         } else {
-            (0..panels * parts).into_par_iter().with_max_len(1).for_each(task);
+            crew::run(panels * parts, task);
         }
     }
 

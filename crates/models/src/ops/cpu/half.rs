@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use ::half::bf16;
 use rayon::prelude::*;
 
+use super::crew::{self, Each};
 use super::gemm::{self, Mat, Start};
 use super::multiversion;
 #[cfg(target_arch = "x86_64")]
@@ -137,7 +138,7 @@ fn widened(c: &mut [f32], terms: &[Term], start: Start) {
 fn dots(c: &mut [f32], a: Mat, b: HalfMat, alpha: f32, start: Start) {
     let (m, n, k) = (a.rows, b.cols, b.rows);
     let mut turned = vec![0f32; m * n];
-    turned.par_chunks_mut(m).with_min_len((1 << 14) / k.max(1) + 1).enumerate().for_each(|(j, out)| {
+    turned.par_chunks_mut(m).enumerate().each(|(j, out)| {
         let column = &b.data[j * k..(j + 1) * k];
         for (i, out) in out.iter_mut().enumerate() {
             *out = alpha * dot(&a.data[i * a.row_stride..i * a.row_stride + k], column);
@@ -203,7 +204,7 @@ fn packed(unit: Unit, c: &mut [f32], terms: &[Term], start: Start) {
         left.set_len(2 * pairs * group + 32);
     }
     let left = &mut left[aligned..aligned + 2 * pairs * group];
-    left.par_chunks_mut(group.max(1)).with_min_len(2).enumerate().for_each(|(index, out)| {
+    left.par_chunks_mut(group.max(1)).enumerate().each(|(index, out)| {
         let mut at = out.as_mut_ptr();
         for Term { a, alpha, .. } in terms {
             let (from, to) = ((16 * index).min(m), (16 * index + 16).min(m));
@@ -217,7 +218,7 @@ fn packed(unit: Unit, c: &mut [f32], terms: &[Term], start: Start) {
     });
     let left = &*left;
     let panels = n.div_ceil(32);
-    let threads = rayon::current_num_threads();
+    let threads = crew::threads();
     let most = (STRIPE_BYTES / (4 * group.max(1))).max(1);
     let stripes = (2 * threads).max(panels.div_ceil(most)).min(panels);
     let out = Shared::new(c);
@@ -251,7 +252,7 @@ fn packed(unit: Unit, c: &mut [f32], terms: &[Term], start: Start) {
     if stripes < 2 || m * n * steps < 1 << 14 {
         (0..stripes).for_each(task);
     } else {
-        (0..stripes).into_par_iter().with_max_len(1).for_each(task);
+        crew::run(stripes, task);
     }
 }
 

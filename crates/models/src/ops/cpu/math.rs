@@ -110,29 +110,23 @@ multiversion! {
     }
 }
 
+/// `x = e^(x − shift)`; returns the sum.
+pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::available() {
+        // SAFETY: the processor was asked.
+        return unsafe { super::avx512::exp_sum(x, shift) };
+    }
+    exp_sum_portable(x, shift)
+}
+
 multiversion! {
-    /// `x = e^(x − shift)`; returns the sum.
-    pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
+    /// See [`exp_sum`].
+    pub fn exp_sum_portable(x: &mut [f32], shift: f32) -> f32 {
         for v in x.iter_mut() {
             *v = exp(*v - shift);
         }
         lanes(x.len(), |i| x[i])
-    }
-}
-
-multiversion! {
-    /// Sum of `e^(x − shift)`.
-    pub fn sum_of_exp(x: &[f32], shift: f32) -> f32 {
-        lanes(x.len(), |i| exp(x[i] - shift))
-    }
-}
-
-multiversion! {
-    /// `x = e^(x − shift) · factor`
-    pub fn exp_scaled(x: &mut [f32], shift: f32, factor: f32) {
-        for v in x.iter_mut() {
-            *v = exp(*v - shift) * factor;
-        }
     }
 }
 
@@ -151,6 +145,33 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), 0.);
         assert_eq!(exp(-200.), 0.);
         assert_eq!(exp(0.), 1.);
+    }
+
+    #[test]
+    fn both_forms_of_exp_sum_are_close() {
+        for n in [0, 1, 15, 16, 17, 100, 2016] {
+            let x: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin() * 40. - 20.).collect();
+            let right: Vec<f64> = x.iter().map(|&v| (f64::from(v) - 20.).exp()).collect();
+            for form in [exp_sum, exp_sum_portable] {
+                let mut powers = x.clone();
+                if n > 2 {
+                    powers[2] = f32::NEG_INFINITY;
+                }
+                let sum = form(&mut powers, 20.);
+                let (mut expected, mut worst) = (0f64, 0f64);
+                for (i, (&found, &right)) in powers.iter().zip(&right).enumerate() {
+                    if i == 2 {
+                        assert_eq!(found, 0.);
+                        continue;
+                    }
+                    expected += right;
+                    worst = worst.max((f64::from(found) - right).abs() / right);
+                }
+                // The difference from the shift is rounded before the power is taken.
+                assert!(worst < 6e-6, "{n}: {worst}");
+                assert!((f64::from(sum) - expected).abs() <= 6e-6 * expected, "{n}: {sum} for {expected}");
+            }
+        }
     }
 
     #[test]

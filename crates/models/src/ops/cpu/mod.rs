@@ -1,6 +1,6 @@
 //! What the fused forms share on the CPU: matrix products, vectorised arithmetic, access to candle's buffers.
 //!
-//! Instruction sets are found at run time; threads are rayon's.
+//! Instruction sets are found at run time; threads are [`crew`]'s.
 
 use std::ops::{Deref, Range};
 use std::sync::OnceLock;
@@ -12,6 +12,7 @@ pub mod amx;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod blocks;
+pub mod crew;
 #[cfg(target_arch = "x86_64")]
 pub mod flash;
 pub mod gemm;
