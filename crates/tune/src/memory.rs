@@ -39,9 +39,10 @@ pub(crate) fn gpu_bytes(model: &Model, tokens: usize, trained: u64, again: usize
     model.memory_bytes() + trained + kept + at_work + GPU_WORKSPACE
 }
 
-/// What a block keeps there of so many tokens, in bytes. Composed operations keep what a norm gave the projections, too.
+/// What a block keeps of so many tokens, in bytes. The operations on a GPU keep what a norm gave the projections, too.
 fn block_bytes(model: &Model, tokens: usize) -> u64 {
-    let numbers = block_numbers(model) + model.config().hidden_size;
+    let normed = if model.device().is_cpu() { 0 } else { model.config().hidden_size };
+    let numbers = block_numbers(model) + normed;
     (tokens * numbers * model.activation_dtype().size_in_bytes()) as u64
 }
 
