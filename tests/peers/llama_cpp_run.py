@@ -5,8 +5,7 @@
 One JSON object a line, each answered with one:
   {"model": FILE, "adapter": FILE or null, "ids": [..], "greedy": N}   -> {"logits": of the last position, "ids": N greedy ones}
   {"model": FILE, "texts": [..]}                                       -> {"ids": of each text}
-  {"model": FILE, "error": true}                                       -> {"error": why it cannot be loaded}
-Keys and values are kept in f32 and flash attention is off, so that the arithmetic is as close to f32 as the file allows.
+What llama.cpp says of a file that it refuses goes to standard error. Keys and values are kept in f32 and flash attention is off, so that the arithmetic is as close to f32 as the file allows.
 """
 
 import json
@@ -18,11 +17,16 @@ import numpy as np
 F32 = 0
 
 
-def load(request, **options):
-    return llama_cpp.Llama(
-        model_path=request["model"], lora_path=request.get("adapter"), n_ctx=request.get("context", 256), n_batch=256, n_threads=2, n_threads_batch=2,
-        type_k=F32, type_v=F32, flash_attn=False, verbose=False, seed=0, use_mmap=not request.get("adapter"), **options,
-    )
+def load(request, verbose=False, **options):
+    try:
+        return llama_cpp.Llama(
+            model_path=request["model"], lora_path=request.get("adapter"), n_ctx=request.get("context", 256), n_batch=256, n_threads=2, n_threads_batch=2,
+            type_k=F32, type_v=F32, flash_attn=False, verbose=verbose, seed=0, use_mmap=not request.get("adapter"), **options,
+        )
+    except ValueError:
+        if not verbose:
+            load(request, verbose=True, **options)
+        raise
 
 
 def run(request):

@@ -183,6 +183,108 @@ fn our_f16_file_gives_our_text_in_llama_cpp() {
     }
 }
 
+/// A tiny model of `tests/golden/logits` with a tokenizer that GGUF has a place for: a token for each of the plainest characters, in place of
+/// the golden one's list of words; and a changed configuration where GGUF cannot say the golden one's.
+fn with_byte_tokens(name: &str, change: &Value) -> Model {
+    let temporary = tempfile::tempdir().unwrap();
+    // The folder's name becomes the model's. Of a model with `phi3` in its name llama.cpp asks that `</s>`, `<unk>`, `<s>` and `<|endoftext|>` be
+    // among its tokens, and refuses it with `unordered_map::at` otherwise.
+    let folder = temporary.path().join(name);
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(golden("logits").join(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let edit = |file: &str, edit: &dyn Fn(&mut Value)| {
+        let path = folder.join(file);
+        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        edit(&mut json);
+        std::fs::write(&path, json.to_string()).unwrap();
+    };
+    edit("config.json", &|json| {
+        for (field, value) in change.as_object().unwrap() {
+            json[field] = value.clone();
+        }
+    });
+    edit("tokenizer.json", &|json| {
+        let characters = ('a'..='z').chain('A'..='Z').chain('0'..='9').chain(['Ġ', 'Ċ']);
+        let tokens = characters.map(String::from).chain(["ab", "</s>", "<|endoftext|>"].map(String::from));
+        let mut vocabulary: serde_json::Map<String, Value> =
+            tokens.zip(4..).map(|(token, id)| (token, json!(id))).collect();
+        for added in json["added_tokens"].as_array().unwrap() {
+            vocabulary.insert(added["content"].as_str().unwrap().to_owned(), added["id"].clone());
+        }
+        json["model"] = json!({ "type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]] });
+        let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+        json["pre_tokenizer"] = bytes.clone();
+        json["decoder"] = bytes;
+    });
+    Model::load(folder.to_str().unwrap(), &Device::Cpu).unwrap()
+}
+
+/// Every architecture that is written as GGUF: the golden models, changed only where GGUF has no place for what they are made to test.
+#[test]
+fn every_architecture_gives_our_logits_in_llama_cpp() {
+    let Some(python) = python("llama_cpp") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let full = json!(["full_attention", "full_attention"]);
+    let sliding = json!(["sliding_attention", "sliding_attention"]);
+    // llama.cpp knows no window of a Mistral's nor of a Phi-3's: texts that fit into the window.
+    let (window, long) = (6, 24);
+    let cases = [
+        ("llama3", json!({}), long),
+        ("llama-linear", json!({}), long),
+        ("mistral", json!({}), window),
+        // Windows in some of the layers.
+        ("qwen2", json!({ "use_sliding_window": false, "sliding_window": null, "layer_types": full }), long),
+        ("qwen3", json!({}), long),
+        // Without rotation in every fourth layer, of which two layers have none.
+        ("smollm3", json!({ "no_rope_layers": [1, 1] }), long),
+        ("gemma", json!({}), long),
+        ("gemma2", json!({ "query_pre_attn_scalar": 12 }), long),
+        // Every sixth layer sees all, with angles of its own.
+        (
+            "gemma3",
+            json!({ "layer_types": sliding, "rope_parameters": {
+            "full_attention": { "rope_theta": 8000.0, "rope_type": "default" },
+            "sliding_attention": { "rope_theta": 10000.0, "rope_type": "default" },
+        } }),
+            long,
+        ),
+        ("phi3", json!({}), window),
+        // Its context here is 256 at least: always the angles of long texts, so a text beyond the original context.
+        ("phi3-longrope", json!({}), long),
+        ("falcon-7b", json!({}), long),
+        ("falcon-40b", json!({}), long),
+        ("gpt2", json!({}), long),
+    ];
+    let (mut models, mut requests) = (Vec::new(), Vec::new());
+    for (name, change, length) in cases {
+        let model = with_byte_tokens(name, &change);
+        let path = folder.path().join(format!("{name}.gguf"));
+        model.save_gguf(path.to_str().unwrap(), GgufType::F32).unwrap();
+        let ids: Vec<u32> = (0..length as u32).map(|n| 5 + n * 23 % 61).collect();
+        let greedy = if length == window { 1 } else { 16 };
+        requests.push(json!({ "model": path, "ids": ids, "greedy": greedy }));
+        models.push((name, model, ids, greedy));
+    }
+    let mut wrong = Vec::new();
+    for ((name, model, prompt, count), answer) in
+        models.iter().zip(ask(&python, "llama_cpp_run.py", &requests))
+    {
+        let error = error(&numbers(&answer["logits"]), &last_logits(model, prompt));
+        let (ours, theirs) = (greedy(model, prompt, *count), ids(&answer["ids"]));
+        let same = ours[..] == theirs[..ours.len()];
+        eprintln!("{name}: last logits differ by {error:.1e}, {} greedy tokens the same: {same}", ours.len());
+        // llama.cpp takes GELU from a table of f16.
+        let gelu = ["gemma", "falcon", "gpt2"].iter().any(|family| name.starts_with(family));
+        if error >= if gelu { 2e-3 } else { 1e-5 } || !same {
+            wrong.push(format!("{name}: last logits differ by {error}, {ours:?} here, {theirs:?} there"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
 /// llama.cpp's own code for each way to cut a text, on plain text (it differs from the models' tokenizers on rarer letters).
 #[test]
 fn texts_have_the_same_ids_in_llama_cpp() {
