@@ -93,10 +93,22 @@ impl OwnWeights {
                     chosen.push((weight.name().to_owned(), Arc::clone(weight)));
                 }
             }
+            // A tied head is no weight of its own, so no name of one matches.
+            if !found && "lm_head".ends_with(name.as_str()) && model.config().tie_word_embeddings {
+                let table = all.iter().map(|weight| weight.name()).find(|weight| model.is_embedding(weight));
+                let table = table.map_or("embed_tokens", |weight| short_name(module_of(weight)));
+                return Err(Error::Config {
+                    field: "modules_to_save",
+                    value: format!(
+                        "`{name}`, and this model's output head is its embedding table `{table}` (tie_word_embeddings)"
+                    ),
+                    expected: "that table with `ensure_weight_tying: true` beside it, to train both as the one table that they are",
+                });
+            }
             if !found {
                 let mut available: Vec<String> = Vec::new();
                 for weight in &all {
-                    let short = module_of(weight.name()).rsplit('.').next().unwrap_or_default().to_owned();
+                    let short = short_name(module_of(weight.name())).to_owned();
                     if !available.contains(&short) {
                         available.push(short);
                     }
@@ -138,6 +150,11 @@ impl OwnWeights {
         };
         self.0.iter().map(stand_in).collect()
     }
+}
+
+/// The last part of a module's path.
+fn short_name(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
 }
 
 /// The module of a weight's name.

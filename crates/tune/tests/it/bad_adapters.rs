@@ -201,6 +201,13 @@ fn what_only_a_lora_can_do_is_refused_to_the_others() {
     let tied = Lora { modules_to_save: vec!["embed_tokens".to_owned()], ..Default::default() };
     let error = tiny().add_adapter("a", &tied).unwrap_err().to_string();
     assert!(error.contains("output head") && error.contains("ensure_weight_tying"), "{error}");
+    let head = Lora { modules_to_save: vec!["lm_head".to_owned()], ..Default::default() };
+    let error = tiny().add_adapter("a", &head).unwrap_err().to_string();
+    for part in
+        ["`modules_to_save` is `lm_head`", "embedding table `embed_tokens`", "`ensure_weight_tying: true`"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 /// Numbers for the mutations, the same in every run.

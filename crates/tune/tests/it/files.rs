@@ -1,4 +1,4 @@
-//! Merged models as files, and LoRA as a GGUF adapter, in our own hands and in llama.cpp's.
+//! Merged models as files, in our own hands and in transformers'; LoRA as a GGUF adapter in llama.cpp's.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -81,23 +81,24 @@ fn what_a_gguf_adapter_has_no_place_for_is_named() {
 }
 
 /// The interpreter, or `None` with a line that says why.
-fn llama_cpp() -> Option<PathBuf> {
+fn python(module: &str) -> Option<PathBuf> {
     let Some(peers) = std::env::var_os("TUNEBOOK_PEERS") else {
-        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no llama.cpp to compare with");
+        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no {module} to compare with");
         return None;
     };
     let python = Path::new(&peers).join("bin/python");
-    let imported = Command::new(&python).args(["-c", "import llama_cpp"]).output();
+    let imported = Command::new(&python).args(["-c", &format!("import {module}")]).output();
     if imported.is_ok_and(|output| output.status.success()) {
         return Some(python);
     }
-    eprintln!("SKIPPED: `{}` cannot import llama_cpp (tests/peers/llama_cpp.txt)", python.display());
+    eprintln!("SKIPPED: `{}` cannot import {module} (tests/peers)", python.display());
     None
 }
 
-fn run(python: &Path, requests: &[Value]) -> Vec<Value> {
+/// Runs a script of `tests/peers` that answers each line with one.
+fn run(python: &Path, script: &str, requests: &[Value]) -> Vec<Value> {
     let mut child = Command::new(python)
-        .arg(golden("../peers/llama_cpp_run.py"))
+        .arg(golden("../peers").join(script))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -129,9 +130,61 @@ fn compare(answer: &Value, model: &Model, ids: &[u32], bound: f64) -> usize {
     ours.len()
 }
 
+/// Merges trained adapters into the model, one after the other, and holds the logits that transformers has of the saved models against ours.
+fn merged_in_transformers(model: &Model, ids: &[u32], loras: &[Lora], learning_rate: f64, bound: f64) {
+    let Some(python) = python("transformers") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let base = logits(model, ids);
+    let (mut requests, mut expected) = (Vec::new(), Vec::new());
+    for (number, lora) in loras.iter().enumerate() {
+        let info = model.add_adapter("support", lora).unwrap();
+        train(model, learning_rate);
+        let trained = logits(model, ids);
+        assert!(relative_error(&trained, &base) > 1e-2, "{info}: does nothing");
+        model.merge_adapter("support").unwrap();
+        let path = folder.path().join(number.to_string());
+        model.save_pretrained(path.to_str().unwrap()).unwrap();
+        model.delete_adapter("support").unwrap();
+        requests.push(json!({ "model": path, "ids": ids, "text": "a question" }));
+        expected.push((info.config.to_string(), trained));
+    }
+    for (answer, (said, expected)) in run(&python, "saved_models.py", &requests).iter().zip(&expected) {
+        let theirs: Vec<f32> = serde_json::from_value(answer["logits"].clone()).unwrap();
+        let error = relative_error(&theirs, expected);
+        eprintln!("{said}: merged, logits in transformers differ by {error:.1e}");
+        assert!(error < bound, "{said}: logits differ by {error}");
+        let ids: Vec<u32> = serde_json::from_value(answer["tokens"].clone()).unwrap();
+        assert_eq!(ids, model.tokenizer().encode("a question").unwrap());
+    }
+}
+
+#[test]
+fn a_merged_model_gives_our_logits_in_transformers() {
+    let loras = [
+        all_linear(),
+        Lora { lora_init: LoraInit::Pissa, ..all_linear() },
+        Lora { use_dora: true, ..all_linear() },
+    ];
+    merged_in_transformers(&tiny(), &IDS, &loras, 2e-2, 1e-4);
+}
+
+#[test]
+#[ignore = "writes half a gigabyte"]
+fn the_merged_base_model_gives_our_logits_in_transformers() {
+    let model = smollm();
+    let ids = model.tokenizer().encode("The capital of France is").unwrap();
+    merged_in_transformers(
+        &model,
+        &ids,
+        &[Lora { r: 8, lora_alpha: 16.0, ..Default::default() }],
+        2e-3,
+        1e-3,
+    );
+}
+
 #[test]
 fn our_gguf_adapter_gives_our_logits_in_llama_cpp() {
-    let Some(python) = llama_cpp() else { return };
+    let Some(python) = python("llama_cpp") else { return };
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let base = at("base.gguf");
@@ -153,14 +206,14 @@ fn our_gguf_adapter_gives_our_logits_in_llama_cpp() {
         requests.push(json!({ "model": base, "adapter": path, "ids": IDS, "greedy": 32, "context": 64 }));
         models.push(model);
     }
-    for (model, answer) in models.iter().zip(run(&python, &requests)) {
+    for (model, answer) in models.iter().zip(run(&python, "llama_cpp_run.py", &requests)) {
         compare(&answer, model, &IDS, 1e-3);
     }
 }
 
 #[test]
 fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
-    let Some(python) = llama_cpp() else { return };
+    let Some(python) = python("llama_cpp") else { return };
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let model = smollm();
@@ -179,5 +232,5 @@ fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
     model.save_adapter_gguf("support", &at("adapter.gguf")).unwrap();
     let request =
         json!({ "model": at("base.gguf"), "adapter": at("adapter.gguf"), "ids": ids, "greedy": 32 });
-    compare(&run(&python, &[request])[0], &model, &ids, 5e-3);
+    compare(&run(&python, "llama_cpp_run.py", &[request])[0], &model, &ids, 5e-3);
 }
