@@ -7,11 +7,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::{D, DType, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 use crate::error::Result;
 use crate::matrix::Matrix;
-use crate::ops;
+use crate::ops::{self, Gate};
 
 /// One tensor of a decoder: a constant, until training takes it over with [`Weight::train`].
 ///
@@ -354,12 +354,7 @@ impl LayerNorm {
     /// # Errors
     /// When the last dimension of `x` is not `n`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let dtype = x.dtype();
-        let x = x.to_dtype(DType::F32)?;
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let y = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?.to_dtype(dtype)?;
-        Ok(y.broadcast_mul(&self.weight.get())?.broadcast_add(&self.bias.get())?)
+        Ok(ops::layer_norm(x, &self.weight.get(), &self.bias.get(), self.eps)?)
     }
 }
 
@@ -404,10 +399,13 @@ impl Activation {
 
     /// `activation(gate) · up`
     pub(crate) fn gate(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Silu => Ok(ops::swiglu(gate, up)?),
-            other => Ok((other.forward(gate)? * up)?),
-        }
+        let how = match self {
+            Self::Silu => Gate::Silu,
+            Self::Gelu => Gate::Gelu,
+            Self::GeluTanh => Gate::GeluTanh,
+            Self::Relu => return Ok((gate.relu()? * up)?),
+        };
+        Ok(ops::gated(gate, up, how)?)
     }
 }
 

@@ -20,6 +20,8 @@ pub mod cpu;
 mod cross_entropy;
 pub mod cuda;
 pub mod device;
+mod gated;
+mod layer_norm;
 mod linear;
 pub mod naive;
 mod operation;
@@ -28,7 +30,6 @@ pub mod profile;
 mod quantized_tests;
 mod rms_norm;
 mod rope;
-mod swiglu;
 pub mod tape;
 #[cfg(test)]
 mod tests;
@@ -191,6 +192,29 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     }
 }
 
+/// Normalisation `y = (x − mean) / √(variance + eps) · w + b` over the last dimension (<https://arxiv.org/abs/1607.06450>), reduced in f32.
+///
+/// # Shapes
+/// `x` `[.., n]`, `w` and `b` `[n]` -> `[.., n]`.
+///
+/// # Errors
+/// When the last dimension of `x` is not that of `w` and `b`.
+pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.dims().last() != Some(&w.dims1()?) || w.dims() != b.dims() {
+        bail!(
+            "layer_norm: expected x [.., n], w [n] and b [n], found {:?}, {:?} and {:?}",
+            x.dims(),
+            w.dims(),
+            b.dims()
+        )
+    }
+    match form(&[x, w, b]) {
+        Form::Fused => layer_norm::layer_norm(x, w, b, eps),
+        Form::Composed => device::layer_norm(x, w, b, eps),
+        Form::Plain => naive::layer_norm(x, w, b, eps),
+    }
+}
+
 /// Rotary position embedding (<https://arxiv.org/abs/2104.09864>) in Hugging Face's half-split form: element `i` of a
 /// head turns with element `i + d/2`.
 ///
@@ -246,6 +270,27 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// The activation of a [`gated`] feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `x · σ(x)`: SwiGLU.
+    Silu,
+    /// `x · Φ(x)` with the normal distribution Φ: GeGLU.
+    Gelu,
+    /// Its approximation `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: Gemma's GeGLU.
+    GeluTanh,
+}
+
+impl Gate {
+    /// Name in profiles and errors.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "swiglu",
+            Self::Gelu | Self::GeluTanh => "geglu",
+        }
+    }
+}
+
 /// Gated activation `silu(gate) · up` (<https://arxiv.org/abs/2002.05202>).
 ///
 /// # Shapes
@@ -254,13 +299,24 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When the shapes differ.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gated(gate, up, Gate::Silu)
+}
+
+/// Gated activation `activation(gate) · up` (<https://arxiv.org/abs/2002.05202>).
+///
+/// # Shapes
+/// `gate` and `up` of one shape, which is the result's.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
     if gate.dims() != up.dims() {
-        bail!("swiglu: expected one shape, found {:?} and {:?}", gate.dims(), up.dims())
+        bail!("{}: expected one shape, found {:?} and {:?}", how.name(), gate.dims(), up.dims())
     }
     match form(&[gate, up]) {
-        Form::Fused => swiglu::swiglu(gate, up),
-        Form::Composed => device::swiglu(gate, up),
-        Form::Plain => naive::swiglu(gate, up),
+        Form::Fused => gated::gated(gate, up, how),
+        Form::Composed => device::gated(gate, up, how),
+        Form::Plain => naive::gated(gate, up, how),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{Attention, IGNORE};
+use super::{Attention, Gate, IGNORE};
 
 /// What is computed in f32 at least stays f64: so the tests have an oracle without rounding.
 fn wide(dtype: DType) -> DType {
@@ -53,6 +53,16 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     normed.to_dtype(dtype)?.broadcast_mul(w)
 }
 
+/// `(x − mean) / √(variance + eps) · w + b`, see [`super::layer_norm`].
+pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(wide(dtype))?;
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    normed.to_dtype(dtype)?.broadcast_mul(w)?.broadcast_add(b)
+}
+
 /// Rotary embedding in the half-split form, see [`super::rope`].
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor) -> Result<Tensor> {
     let (b, t, _h, d) = x.dims4()?;
@@ -69,7 +79,17 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor) -> Resul
 
 /// `silu(gate) · up`, see [`super::swiglu`].
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.silu()?.mul(up)
+    gated(gate, up, Gate::Silu)
+}
+
+/// `activation(gate) · up`, see [`super::gated`].
+pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
+    let active = match how {
+        Gate::Silu => gate.silu(),
+        Gate::Gelu => gate.gelu_erf(),
+        Gate::GeluTanh => gate.gelu(),
+    };
+    active?.mul(up)
 }
 
 /// Causal attention with the whole score matrix in memory, see [`super::attention`].

@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::{
-    Attention, IGNORE, Tape, add, attention, cross_entropy, linear, lora_linear, naive, rms_norm, rope,
-    swiglu,
+    Attention, Gate, IGNORE, Tape, add, attention, cross_entropy, gated, layer_norm, linear, lora_linear,
+    naive, rms_norm, rope, swiglu,
 };
 
 /// Numbers in −1..1 that depend on the seed.
@@ -205,6 +205,24 @@ proptest! {
     }
 
     #[test]
+    fn gated_gelu(n in 1usize..40_000, seed: u64) {
+        let pair = [(numbers(&[n], seed) * 6.).expect("a product"), numbers(&[n], seed ^ 1)];
+        for how in [Gate::Gelu, Gate::GeluTanh] {
+            compare(&pair, |v| gated(&v[0], &v[1], how), |v| naive::gated(&v[0], &v[1], how), 1e-5);
+        }
+    }
+
+    #[test]
+    fn centred_normalisation(n in 1usize..80, width in 8usize..300, seed: u64) {
+        // Away from 0, where a variance computed as a difference of squares would be off.
+        let x = (numbers(&[2, n, width], seed) + 3.).expect("a sum");
+        let (w, b) = (numbers(&[width], seed ^ 1), numbers(&[width], seed ^ 2));
+        let (fused, plain) = (|v: &[Tensor]| layer_norm(&v[0], &v[1], &v[2], 1e-5), |v: &[Tensor]| naive::layer_norm(&v[0], &v[1], &v[2], 1e-5));
+        compare(std::slice::from_ref(&x), |v| layer_norm(&v[0], &w, &b, 1e-5), |v| naive::layer_norm(&v[0], &w, &b, 1e-5), 3e-5);
+        compare(&[x, w, b], fused, plain, 3e-5);
+    }
+
+    #[test]
     fn rotation(b in 1usize..4, t in 1usize..40, h in 1usize..5, half in 1usize..40, flat: bool, seed: u64) {
         let (cos, sin) = (numbers(&[64, half], seed ^ 1), numbers(&[64, half], seed ^ 2));
         let positions: Vec<u32> = (0..b * t).map(|i| ((i as u64 * 31 + seed % 64) % 64) as u32).collect();
@@ -393,6 +411,7 @@ fn wrong_shapes_are_named() {
     assert!(error(linear(&x, numbers(&[4, 7], 2), None)).contains("expected x [.., 7]"));
     assert!(error(rms_norm(&x, &numbers(&[7], 2), 1e-5)).contains("expected x [.., 7]"));
     assert!(error(swiglu(&x, &numbers(&[2, 3, 7], 2))).contains("one shape"));
+    assert!(error(layer_norm(&x, &numbers(&[7], 2), &numbers(&[7], 3), 1e-5)).contains("[7]"));
     let q = numbers(&[1, 2, 3, 4], 1);
     let how = Attention::default();
     assert!(

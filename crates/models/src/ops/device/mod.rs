@@ -11,6 +11,7 @@
 
 mod attention;
 mod cross_entropy;
+mod layer_norm;
 mod linear;
 mod node;
 mod rms_norm;
@@ -21,11 +22,12 @@ mod tests;
 
 pub use attention::attention;
 pub use cross_entropy::cross_entropy;
+pub use layer_norm::layer_norm;
 pub use linear::{linear, lora_linear};
 pub use node::Composed;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
-pub use small::{add, swiglu};
+pub use small::{add, gated};
 
 use std::sync::OnceLock;
 

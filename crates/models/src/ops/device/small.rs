@@ -3,43 +3,73 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::node::{Composed, node};
-use crate::ops::{cuda, profile};
+use crate::ops::{Gate, cuda, naive, profile};
 
-/// See [`crate::ops::swiglu`].
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+/// See [`crate::ops::gated`].
+pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
     let y = {
-        let _time = profile::time("swiglu", "forward");
+        let _time = profile::time(how.name(), "forward");
         let (gate, up) = (gate.detach(), up.detach());
-        match cuda::swiglu(&gate.contiguous()?, &up.contiguous()?)? {
+        let fused = match how {
+            Gate::Silu => cuda::swiglu(&gate.contiguous()?, &up.contiguous()?)?,
+            Gate::Gelu | Gate::GeluTanh => None,
+        };
+        match fused {
             Some(y) => y,
-            None => gate.silu()?.mul(&up)?,
+            None => naive::gated(&gate, &up, how)?,
         }
     };
-    node(Swiglu, &[gate, up], y)
+    node(how, &[gate, up], y)
 }
 
-struct Swiglu;
-
-impl Composed for Swiglu {
+impl Composed for Gate {
     fn name(&self) -> &'static str {
-        "swiglu"
+        Self::name(*self)
     }
 
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let [gate, up] = inputs else { return Ok(Vec::new()) };
         let narrow = |x: &Tensor| x.detach().contiguous();
-        if let Some([dgate, dup]) = cuda::swiglu_backward(&narrow(gate)?, &narrow(up)?, dy)? {
+        if *self == Self::Silu
+            && let Some([dgate, dup]) = cuda::swiglu_backward(&narrow(gate)?, &narrow(up)?, dy)?
+        {
             return Ok(vec![Some(dgate), Some(dup)]);
         }
-        let wide = |x: &Tensor| x.detach().to_dtype(DType::F32);
-        let (g, dy) = (wide(gate)?, wide(dy)?);
-        let sigmoid = candle_nn::ops::sigmoid(&g.contiguous()?)?;
-        // d up = dy · gate · σ
-        let dup = ((&dy * &g)? * &sigmoid)?;
-        // d gate = dy · up · σ · (1 + gate · (1 − σ))
-        let slope = (&sigmoid * ((g * (1. - &sigmoid)?)? + 1.)?)?;
+        let wide = |x: &Tensor| x.detach().to_dtype(DType::F32)?.contiguous();
+        let (value, slope) = value_and_slope(*self, &wide(gate)?)?;
+        let dy = wide(dy)?;
+        let dup = (&dy * value)?;
         let dgate = ((dy * wide(up)?)? * slope)?;
         Ok(vec![Some(dgate.to_dtype(gate.dtype())?), Some(dup.to_dtype(up.dtype())?)])
+    }
+}
+
+/// The activation and its derivative at each value of `x`.
+fn value_and_slope(how: Gate, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    match how {
+        Gate::Silu => {
+            // σ · (1 + x · (1 − σ))
+            let sigmoid = candle_nn::ops::sigmoid(x)?;
+            let slope = (&sigmoid * ((x * (1. - &sigmoid)?)? + 1.)?)?;
+            Ok(((x * sigmoid)?, slope))
+        }
+        Gate::GeluTanh => {
+            // x/2 · (1 + tanh u) = x · σ(2u): σ + x · σ · (1 − σ) · 2u′
+            let double = 2. * (2. / std::f64::consts::PI).sqrt();
+            let square = x.sqr()?;
+            let sigmoid =
+                candle_nn::ops::sigmoid(&((x * (&square * 0.044_715)?.affine(1., 1.)?)? * double)?)?;
+            let inner = square.affine(3. * 0.044_715 * double, double)?;
+            let value = (x * &sigmoid)?;
+            let slope = (&sigmoid + ((&value * (1. - &sigmoid)?)? * inner)?)?;
+            Ok((value, slope))
+        }
+        Gate::Gelu => {
+            // Φ + x · φ
+            let below = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.)?.affine(0.5, 0.)?;
+            let bell = (x.sqr()? * -0.5)?.exp()?.affine((2. * std::f64::consts::PI).sqrt().recip(), 0.)?;
+            Ok(((x * &below)?, (below + (x * bell)?)?))
+        }
     }
 }
 

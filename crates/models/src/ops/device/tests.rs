@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::ops::tests::numbers;
 use crate::ops::{
-    Attention, Tape, add, attention, cross_entropy, device, linear, lora_linear, naive, rms_norm, rope,
+    Attention, Gate, Tape, add, attention, cross_entropy, device, linear, lora_linear, naive, rms_norm, rope,
     swiglu,
 };
 
@@ -108,7 +108,15 @@ fn the_other_operations_in_bf16() -> Result<()> {
         |v| naive::rms_norm(&v[0], &v[1], 1e-5),
     )?;
     let pair = [(x.clone() * 4.)?, numbers(&[2, 9, 64], 4)];
-    compare(&pair, &[], |v| device::swiglu(&v[0], &v[1]), |v| naive::swiglu(&v[0], &v[1]))?;
+    for how in [Gate::Silu, Gate::Gelu, Gate::GeluTanh] {
+        compare(&pair, &[], |v| device::gated(&v[0], &v[1], how), |v| naive::gated(&v[0], &v[1], how))?;
+    }
+    compare(
+        &[x.clone(), numbers(&[64], 3), numbers(&[64], 4)],
+        &[1, 2],
+        |v| device::layer_norm(&v[0], &v[1], &v[2], 1e-5),
+        |v| naive::layer_norm(&v[0], &v[1], &v[2], 1e-5),
+    )?;
     compare(&pair, &[], |v| device::add(&v[0], &v[1]), |v| &v[0] + &v[1])?;
     let (cos, sin) = (numbers(&[16, 8], 5), numbers(&[16, 8], 6));
     let positions: Vec<u32> = (0..18).map(|i| i * 5 % 16).collect();
