@@ -1,8 +1,8 @@
 //! AdaLoRA and LoRA with as many numbers to train, on banking77: the message of a bank's customer is the prompt, its intent the completion.
 //!
-//! `cargo run --example adalora_banking77 -- train.csv [STEPS]`, where `train.csv` is banking77's. Some messages of every intent are trained
+//! `cargo run --example adalora_banking77 -- train.csv [STEPS [SEED ..]]`, where `train.csv` is banking77's. Some messages of every intent are trained
 //! on, others are held out; LoRA has rank 8 everywhere, AdaLoRA starts with rank 12 and ends with rank 8 on average. Each is trained with the
-//! same rows in the same order at each of some learning rates. A line for each run: held-out loss, and how many held-out intents are
+//! same rows in the same order at each of some learning rates, with each seed (of the order and of the initial values; 42 if none is given). A line for each run: held-out loss, and how many held-out intents are
 //! answered to the letter.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -36,11 +36,13 @@ fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let path = arguments.first().ok_or("needs banking77's train.csv")?;
     let steps = arguments.get(1).map_or(Ok(60), |steps| steps.parse::<usize>())?;
+    let seeds: Vec<u64> = arguments.iter().skip(2).map(|seed| seed.parse()).collect::<Result<_, _>>()?;
+    let seeds = if seeds.is_empty() { vec![42] } else { seeds };
     let (train, held_out) = rows(&std::fs::read_to_string(path)?);
     println!("{} rows to train on, {} held out, {steps} steps of 8 rows", train.len(), held_out.len());
     let model = Model::load_as("SmolLM2-135M-Instruct", Some(DType::BF16), &Device::Cpu)?;
-    let lora = Lora { r: 8, lora_alpha: 16.0, target_modules: "all-linear".into(), ..Default::default() };
-    let adalora = AdaLora {
+    let mut lora = Lora { r: 8, lora_alpha: 16.0, target_modules: "all-linear".into(), ..Default::default() };
+    let mut adalora = AdaLora {
         init_r: 12,
         target_r: 8,
         tinit: steps / 8,
@@ -50,9 +52,12 @@ fn run() -> Result<(), Box<dyn Error>> {
         target_modules: "all-linear".into(),
         ..Default::default()
     };
-    for learning_rate in RATES {
-        for config in [AdapterConfig::from(&lora), AdapterConfig::from(&adalora)] {
-            one(&model, config, learning_rate, steps, &train, &held_out)?;
+    for seed in seeds {
+        (lora.init_seed, adalora.init_seed) = (seed, seed);
+        for learning_rate in RATES {
+            for config in [AdapterConfig::from(&lora), AdapterConfig::from(&adalora)] {
+                one(&model, config, (learning_rate, seed), steps, &train, &held_out)?;
+            }
         }
     }
     Ok(())
@@ -61,7 +66,7 @@ fn run() -> Result<(), Box<dyn Error>> {
 fn one(
     model: &Model,
     config: AdapterConfig,
-    learning_rate: f64,
+    (learning_rate, seed): (f64, u64),
     steps: usize,
     train: &[Example],
     held_out: &[Example],
@@ -72,6 +77,7 @@ fn one(
         max_steps: Some(steps),
         batch_size: 8,
         learning_rate,
+        seed,
         lr_scheduler: LrScheduler::Linear,
         warmup_ratio: 0.1,
         eval_strategy: EvalStrategy::Steps(steps),
@@ -88,7 +94,7 @@ fn one(
         answers.iter().zip(held_out).filter(|(answer, example)| answer.trim() == example.completion).count();
     let at_end = numbers(model, &run.plan.rank_modules, run.steps.last().map_or(&[], |step| &step.ranks));
     println!(
-        "{} at {learning_rate:.0e}: held-out loss {:.4}, {right} of {} intents right; {} numbers trained, {} at the end; {trained_secs:.0} s",
+        "{} at {learning_rate:.0e}, seed {seed}: held-out loss {:.4}, {right} of {} intents right; {} numbers trained, {} at the end; {trained_secs:.0} s",
         info.config,
         run.eval_loss().unwrap_or(f64::NAN),
         held_out.len(),
