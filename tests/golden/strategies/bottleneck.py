@@ -11,7 +11,6 @@ ids. Dropout is 0.
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import adapters
 import torch
@@ -19,11 +18,9 @@ from adapters import DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-HERE = Path(__file__).parent
-TINY = HERE.parent / "lora_tiny"
-STEPS, RATE = 50, 5e-3
-rows = json.loads((TINY / "run.json").read_text())["rows"]
-batches = [[(3 * s) % 8, (3 * s + 1) % 8, (3 * s + 5) % 8] for s in range(STEPS)]
+from fifty_steps import HERE, TINY, batches, groups, train
+
+RATE = 5e-3
 CASES = {
     "seq-bn": SeqBnConfig(reduction_factor=8),
     "double-seq-bn": DoubleSeqBnConfig(reduction_factor={"default": 8, "1": 4}),
@@ -31,15 +28,6 @@ CASES = {
     "double-par-bn": ParBnConfig(mh_adapter=True, reduction_factor=8, non_linearity="gelu", scaling=0.5, leave_out=[0]),
 }
 LAYOUTS = ["llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2"]
-
-
-def batch(indices):
-    longest = max(len(rows[i]["ids"]) for i in indices)
-    pad = lambda values, filler: values + [filler] * (longest - len(values))
-    ids = torch.tensor([pad(rows[i]["ids"], 0) for i in indices])
-    labels = torch.tensor([pad(rows[i]["labels"], -100) for i in indices])
-    mask = torch.tensor([pad([1] * len(rows[i]["ids"]), 0) for i in indices])
-    return ids, labels, mask
 
 
 def load(path):
@@ -78,22 +66,8 @@ def run(name, config):
     trained = list(named.values())
     model.save_adapter(str(HERE / name / "initial"), "default", use_safetensors=True)
     # Biases do not decay in transformers' Trainer.
-    groups = [
-        {"params": [p for name, p in named.items() if not name.endswith("bias")], "weight_decay": 0.01},
-        {"params": [p for name, p in named.items() if name.endswith("bias")], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=RATE)
-    losses = []
-    for step in range(STEPS):
-        ids, labels, mask = batch(batches[step])
-        optimizer.zero_grad()
-        tokens = int((labels[:, 1:] != -100).sum())
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / tokens
-        losses.append(loss.item())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+    optimizer = torch.optim.AdamW(groups(named, lambda name: not name.endswith("bias")), lr=RATE)
+    losses = train(model, trained, optimizer)
     model.save_adapter(str(HERE / name / "final"), "default", use_safetensors=True)
     (HERE / name / "run.json").write_text(json.dumps({"losses": losses, "batches": batches, "learning_rate": RATE}) + "\n")
     tidy(HERE / name, "lora_tiny/model")

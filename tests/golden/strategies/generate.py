@@ -11,7 +11,6 @@ PEFT, and have their final tensors in `CASE/final.safetensors`.
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
@@ -19,11 +18,9 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-HERE = Path(__file__).parent
-TINY = HERE.parent / "lora_tiny"
-STEPS, RATE = 50, 5e-3
-rows = json.loads((TINY / "run.json").read_text())["rows"]
-batches = [[(3 * s) % 8, (3 * s + 1) % 8, (3 * s + 5) % 8] for s in range(STEPS)]
+from fifty_steps import HERE, STEPS, TINY, batches, groups, train
+
+RATE = 5e-3
 common = dict(task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"])
 CASES = {
     "patterns": LoraConfig(
@@ -94,21 +91,8 @@ def biased():
 
 def decay_groups(model):
     """As `transformers`' Trainer divides them: norms and biases do not decay."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    decays = lambda name: not any("bias" in part or "norm" in part for part in name.split("."))
-    return [
-        {"params": [p for n, p in named if decays(n)], "weight_decay": 0.01},
-        {"params": [p for n, p in named if not decays(n)], "weight_decay": 0.0},
-    ]
-
-
-def batch(indices):
-    longest = max(len(rows[i]["ids"]) for i in indices)
-    pad = lambda values, filler: values + [filler] * (longest - len(values))
-    ids = torch.tensor([pad(rows[i]["ids"], 0) for i in indices])
-    labels = torch.tensor([pad(rows[i]["labels"], -100) for i in indices])
-    mask = torch.tensor([pad([1] * len(rows[i]["ids"]), 0) for i in indices])
-    return ids, labels, mask
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return groups(named, lambda name: not any("bias" in part or "norm" in part for part in name.split(".")))
 
 
 def run(name, config):
@@ -146,28 +130,20 @@ def run(name, config):
         )
     else:
         optimizer = torch.optim.AdamW(decay_groups(model), lr=RATE)
-    losses = []
-    for step in range(STEPS):
-        ids, labels, mask = batch(batches[step])
-        optimizer.zero_grad()
-        tokens = int((labels[:, 1:] != -100).sum())
-        # `PeftModel`'s own forward adds AdaLoRA's regularisation to a loss that it computes itself: do the same here.
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / tokens
-        losses.append(loss.item())
-        if name == "adalora":
-            regularisation, count = 0.0, 0
-            for parameter_name, p in model.named_parameters():
-                if "lora_A" in parameter_name or "lora_B" in parameter_name:
-                    cov = p @ p.T if "lora_A" in parameter_name else p.T @ p
-                    regularisation = regularisation + torch.norm(cov - torch.eye(len(cov)), p="fro")
-                    count += 1
-            loss = loss + config.orth_reg_weight * regularisation / count
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        if name == "adalora":
-            model.base_model.update_and_allocate(step)
+
+    def orthogonality(loss):
+        # `PeftModel`'s own forward adds this to a loss that it computes itself: do the same here.
+        parts = [(n, p) for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n]
+        regularisation = 0.0
+        for parameter_name, p in parts:
+            cov = p @ p.T if "lora_A" in parameter_name else p.T @ p
+            regularisation = regularisation + torch.norm(cov - torch.eye(len(cov)), p="fro")
+        return loss + config.orth_reg_weight * regularisation / len(parts)
+
+    if name == "adalora":
+        losses = train(model, trained, optimizer, orthogonality, model.base_model.update_and_allocate)
+    else:
+        losses = train(model, trained, optimizer)
     if name in ("pissa", "olora"):
         model.save_pretrained(HERE / name / "final", path_initial_model_for_weight_conversion=HERE / name / "initial")
     elif name in OWN:

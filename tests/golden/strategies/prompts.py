@@ -12,18 +12,15 @@ generated greedily after them.
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-HERE = Path(__file__).parent
-TINY = HERE.parent / "lora_tiny"
-STEPS, RATE = 50, 5e-2
-rows = json.loads((TINY / "run.json").read_text())["rows"]
-batches = [[(3 * s) % 8, (3 * s + 1) % 8, (3 * s + 5) % 8] for s in range(STEPS)]
+from fifty_steps import HERE, TINY, batches, groups, train
+
+RATE = 5e-2
 common = dict(task_type="CAUSAL_LM", num_virtual_tokens=5)
 CASES = {
     "prompt": PromptTuningConfig(**common),
@@ -41,15 +38,6 @@ LAYOUTS = [
     "llama3", "llama-linear", "llama-dynamic", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "phi3",
     "phi3-longrope", "falcon-7b", "falcon-40b", "falcon-rw", "gpt2",
 ]
-
-
-def batch(indices):
-    longest = max(len(rows[i]["ids"]) for i in indices)
-    pad = lambda values, filler: values + [filler] * (longest - len(values))
-    ids = torch.tensor([pad(rows[i]["ids"], 0) for i in indices])
-    labels = torch.tensor([pad(rows[i]["labels"], -100) for i in indices])
-    mask = torch.tensor([pad([1] * len(rows[i]["ids"]), 0) for i in indices])
-    return ids, labels, mask
 
 
 def encoder(model):
@@ -78,23 +66,8 @@ def run(name, config):
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = list(named.values())
     # Biases do not decay in transformers' Trainer.
-    groups = [
-        {"params": [p for name, p in named.items() if not name.endswith("bias")], "weight_decay": 0.01},
-        {"params": [p for name, p in named.items() if name.endswith("bias")], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
-    losses = []
-    for step in range(STEPS):
-        ids, labels, mask = batch(batches[step])
-        optimizer.zero_grad()
-        tokens = int((labels[:, 1:] != -100).sum())
-        # A soft prompt's own positions come first and bear no loss.
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :][:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / tokens
-        losses.append(loss.item())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+    optimizer = torch.optim.AdamW(groups(named, lambda name: not name.endswith("bias")), lr=rate)
+    losses = train(model, trained, optimizer)
     model.save_pretrained(HERE / name / "final")
     if name == "prefix-projection":
         tensors |= {f"final.{key}": tensor for key, tensor in encoder(model).items()}
