@@ -132,9 +132,17 @@ impl Watch {
     }
 
     /// In 10⁶ bytes.
-    pub fn end(mut self) -> f64 {
+    ///
+    /// # Errors
+    /// When nothing was seen: a peak of nothing would be a figure.
+    pub fn end(mut self) -> Result<f64> {
         self.stop();
-        self.most.load(Ordering::Relaxed).saturating_sub(self.before) as f64 * 1.048_576
+        match self.most.load(Ordering::Relaxed) {
+            0 => {
+                Err(Error::Other("nvidia-smi said nothing of the card's memory while a side ran".to_owned()))
+            }
+            most => Ok(most.saturating_sub(self.before) as f64 * 1.048_576),
+        }
     }
 
     fn stop(&mut self) {
@@ -162,8 +170,9 @@ mod tests {
     #[test]
     fn the_most_above_what_was_there_counts() {
         let watch = |text: &'static str| Watch::read(text.as_bytes(), None);
-        let most = watch("1000\n1500\n4000\nx\n2000\n").map(Watch::end).ok();
+        let most = watch("1000\n1500\n4000\nx\n2000\n").and_then(Watch::end).ok();
         assert!(most.is_some_and(|mb| (mb - 3000.0 * 1.048_576).abs() < 1e-6), "{most:?}");
+        assert!(watch("1000\n").and_then(Watch::end).is_err(), "nothing seen");
         let error = watch("No devices were found\n").err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains("No devices were found"), "{error}");
     }

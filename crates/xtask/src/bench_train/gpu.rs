@@ -155,7 +155,7 @@ impl Bench<'_> {
         }
         let end = side.end()?;
         println!("  {name}: {:.3} s a step", median(&secs));
-        let peak_mb = watch.map(super::card::Watch::end);
+        let peak_mb = watch.map(super::card::Watch::end).transpose()?;
         Ok(Done { name: name.to_owned(), suffix, secs, losses, peak_mb, end })
     }
 

@@ -192,16 +192,23 @@ impl Bench<'_> {
         for (length, peak) in lengths.iter().zip(&peaks) {
             rows.push(row(case.name, &format!("peak_rss_mb_{length}"), *peak, None));
         }
-        if let ([first, .., last], [least, .., most]) = (lengths, &peaks[..]) {
-            let times = *last as f64 / *first as f64;
-            rows.push(row(case.name, "peak_rss_mb_against_linear", *most, Some(times * least)));
-            // Without the weights, which do not grow: the stricter reading.
-            rows.push(row(
-                case.name,
-                "above_weights_mb_against_linear",
-                most - weights,
-                Some(times * (least - weights)),
-            ));
+        // Without the weights, which do not grow: the stricter reading.
+        let above: Vec<f64> = peaks.iter().map(|peak| peak - weights).collect();
+        for (metric, values) in [("peak_rss_mb", &peaks), ("above_weights_mb", &above)] {
+            let all = lengths.iter().copied().zip(values.iter().copied());
+            let points: Vec<(usize, f64)> = all.collect();
+            if let ([first, .., last], Some((from, to))) = (&points[..], steepest(&points)) {
+                let linear = |from: &(usize, f64), to: &(usize, f64)| from.1 * to.0 as f64 / from.0 as f64;
+                rows.push(row(
+                    case.name,
+                    &format!("{metric}_against_linear"),
+                    last.1,
+                    Some(linear(first, last)),
+                ));
+                // Between which of the lengths it grows most: nowhere may it be faster than they do.
+                let name = format!("{metric}_against_linear_steepest_{}_to_{}", from.0, to.0);
+                rows.push(row(case.name, &name, to.1, Some(linear(&from, &to))));
+            }
         }
         let about =
             json!({"case": case.name, "lengths": lengths, "peaks": peaks, "base_weights_mb": weights});
@@ -255,6 +262,13 @@ impl Bench<'_> {
     }
 }
 
+/// The two neighbours between which the value grows most for what the length does.
+fn steepest(points: &[(usize, f64)]) -> Option<((usize, f64), (usize, f64))> {
+    let growth = |pair: &[(usize, f64)]| (pair[1].1 / pair[0].1) / (pair[1].0 as f64 / pair[0].0 as f64);
+    let pair = points.windows(2).max_by(|a, b| growth(a).total_cmp(&growth(b)))?;
+    Some((pair[0], pair[1]))
+}
+
 /// Which of the ceilings is the case's: products in bf16 have another.
 fn ceiling_key(what: &Steps) -> &'static str {
     if what.ours.contains(&"--dtype=bf16") { "bf16" } else { "f32" }
@@ -287,6 +301,13 @@ mod tests {
         assert_eq!(value[0][0].as_array().map(Vec::len), Some(128));
         assert_eq!(value, batches(VOCABULARY, 4, 128, 7));
         assert!(value[1][2][3].as_u64().is_some_and(|id| id < VOCABULARY));
+    }
+
+    #[test]
+    fn growth_is_steepest_where_the_value_gains_on_the_length() {
+        let points = [(512, 100.0), (1024, 150.0), (2048, 350.0), (4096, 500.0)];
+        assert_eq!(steepest(&points), Some(((1024, 150.0), (2048, 350.0))));
+        assert_eq!(steepest(&points[..1]), None);
     }
 
     #[test]
