@@ -37,6 +37,7 @@ pub(crate) struct Measured {
     pub(crate) positions: f64,
     /// The most memory that the process had, in bytes.
     pub(crate) peak: f64,
+    pub(crate) secs: f64,
 }
 
 pub(crate) struct Rehearsal<'a> {
@@ -122,8 +123,9 @@ impl<'a> Rehearsal<'a> {
     /// A forward and a backward pass over these rows, beginning with no more memory than what is in use.
     pub(crate) fn measure(&mut self, rows: &[usize], chosen: Option<usize>) -> Result<Measured> {
         memory::reset_peak();
-        let (positions, _) = self.pass(rows, chosen)?;
-        Ok(Measured { positions: positions as f64, peak: memory::peak_bytes().unwrap_or(0) as f64 })
+        let (positions, secs) = self.pass(rows, chosen)?;
+        let peak = memory::peak_bytes().unwrap_or(0) as f64;
+        Ok(Measured { positions: positions as f64, peak, secs })
     }
 
     /// Work and time of such passes where memory is as the passes before left it, as in a run.
