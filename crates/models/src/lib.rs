@@ -66,7 +66,7 @@ pub use quantized::{Format, Quantized};
 pub use rope::{RopeParameters, RopeScaling};
 pub use tokenizer::{Digits, Tokenizer};
 pub use weights::Quantization;
-pub use weights::gguf::{Gguf, Value as GgufValue};
+pub use weights::gguf::{Array as GgufArray, Gguf, Value as GgufValue};
 pub use weights::gguf_adapter::LoraUpdate;
 pub use weights::gguf_writer::GgufType;
 pub use weights::source::{DEFAULT_MODEL, models_dir};

@@ -737,6 +737,16 @@ fn fill(
     keep: Keep,
     device: &Device,
 ) -> Result<Parts> {
+    // Every block has tensors of its own, and what stands for one while it is loaded is larger than a small one in a file.
+    let tensors = checkpoint.shapes().len();
+    if config.num_hidden_layers > tensors {
+        return Err(Error::Config {
+            origin: checkpoint.origin(),
+            field: "num_hidden_layers".to_owned(),
+            found: config.num_hidden_layers.to_string(),
+            expected: format!("fewer than the tensors that the files hold, which are {tensors}"),
+        });
+    }
     // Shapes first, on nothing: what a config asks for may be more than there is.
     let parts = decoder::build(config, device)?;
     weights::check(checkpoint, &config.model_type, &parts.needs)?;

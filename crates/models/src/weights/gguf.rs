@@ -4,10 +4,11 @@
 //! Names, the order of rows and other differences are [`super::gguf_layout`]'s.
 //!
 //! The header is read by code of our own, so that an error names the key or the tensor at which a damaged file breaks,
-//! and nothing is allocated that the file is too small to fill.
+//! and nothing is allocated that the file is too small to fill: what is kept of a header takes at most eight times its bytes (a list of
+//! one-byte numbers does, a list of texts takes half as much).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +36,62 @@ pub enum Value {
     /// Text.
     String(String),
     /// Values of one type.
-    Array(Vec<Value>),
+    Array(Array),
+}
+
+/// The values of a list, which all have one type.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Array {
+    /// Any unsigned integers.
+    Unsigned(Vec<u64>),
+    /// Any signed integers.
+    Signed(Vec<i64>),
+    /// Any floats.
+    Float(Vec<f64>),
+    /// Flags.
+    Bool(Vec<bool>),
+    /// Texts.
+    String(Vec<String>),
+    /// Lists.
+    Array(Vec<Array>),
+}
+
+impl Array {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Unsigned(values) => values.len(),
+            Self::Signed(values) => values.len(),
+            Self::Float(values) => values.len(),
+            Self::Bool(values) => values.len(),
+            Self::String(values) => values.len(),
+            Self::Array(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The numbers, if they are ones.
+    pub fn to_f64(&self) -> Option<Vec<f64>> {
+        match self {
+            Self::Unsigned(values) => Some(values.iter().map(|n| *n as f64).collect()),
+            Self::Signed(values) => Some(values.iter().map(|n| *n as f64).collect()),
+            Self::Float(values) => Some(values.clone()),
+            _ => None,
+        }
+    }
+
+    /// The whole numbers, if they are ones.
+    pub fn to_i64(&self) -> Option<Vec<i64>> {
+        match self {
+            Self::Unsigned(values) => values.iter().map(|n| i64::try_from(*n).ok()).collect(),
+            Self::Signed(values) => Some(values.clone()),
+            _ => None,
+        }
+    }
 }
 
 impl Value {
@@ -84,9 +140,13 @@ struct TensorInfo {
 pub struct Gguf {
     path: PathBuf,
     file: Mmap,
-    metadata: HashMap<String, Value>,
-    tensors: HashMap<String, TensorInfo>,
+    metadata: Metadata,
+    tensors: Tensors,
 }
+
+// Ordered maps: one that is hashed has up to three times the room that it needs while it grows.
+type Metadata = BTreeMap<String, Value>;
+type Tensors = BTreeMap<String, TensorInfo>;
 
 impl Gguf {
     /// Opens the file, reads its header and checks that every tensor lies inside it.
@@ -164,7 +224,7 @@ impl Gguf {
         }
     }
 
-    pub(crate) fn array(&self, key: &str) -> Result<&[Value]> {
+    pub(crate) fn array(&self, key: &str) -> Result<&Array> {
         match self.get(key) {
             Some(Value::Array(values)) => Ok(values),
             _ => self.wrong(key, "an array"),
@@ -172,10 +232,9 @@ impl Gguf {
     }
 
     pub(crate) fn texts(&self, key: &str) -> Result<Vec<&str>> {
-        let texts: Option<Vec<&str>> = self.array(key)?.iter().map(Value::as_str).collect();
-        match texts {
-            Some(texts) => Ok(texts),
-            None => self.wrong(key, "an array of texts"),
+        match self.array(key)? {
+            Array::String(texts) => Ok(texts.iter().map(String::as_str).collect()),
+            _ => self.wrong(key, "an array of texts"),
         }
     }
 
@@ -319,7 +378,7 @@ impl From<String> for Fault {
 
 type Parsed<T> = std::result::Result<T, Fault>;
 
-fn read_header(reader: &mut Reader<'_>) -> Parsed<(HashMap<String, Value>, HashMap<String, TensorInfo>)> {
+fn read_header(reader: &mut Reader<'_>) -> Parsed<(Metadata, Tensors)> {
     let magic = reader.take(4)?;
     if magic != b"GGUF" {
         return Err(format!("expected the four bytes `GGUF` at the start, found {magic:?}").into());
@@ -330,7 +389,7 @@ fn read_header(reader: &mut Reader<'_>) -> Parsed<(HashMap<String, Value>, HashM
     }
     let tensor_count = reader.u64()?;
     let metadata_count = reader.u64()?;
-    let mut metadata = HashMap::new();
+    let mut metadata = Metadata::new();
     for index in 0..metadata_count {
         reader.part = format!("key {} of {metadata_count}", index + 1);
         let key = reader.string()?;
@@ -339,7 +398,7 @@ fn read_header(reader: &mut Reader<'_>) -> Parsed<(HashMap<String, Value>, HashM
         let value = reader.value(kind, 0)?;
         metadata.insert(key, value);
     }
-    let mut tensors = HashMap::new();
+    let mut tensors = Tensors::new();
     for index in 0..tensor_count {
         reader.part = format!("the entry of tensor {} of {tensor_count}", index + 1);
         let name = reader.string()?;
@@ -356,17 +415,23 @@ fn read_header(reader: &mut Reader<'_>) -> Parsed<(HashMap<String, Value>, HashM
         },
     };
     let data = reader.at.next_multiple_of(alignment);
-    let mut names: Vec<&String> = tensors.keys().collect();
-    names.sort_by_key(|name| tensors[*name].start);
-    let names: Vec<String> = names.into_iter().cloned().collect();
-    for name in names {
+    let mut in_order: Vec<(&String, &mut TensorInfo)> = tensors.iter_mut().collect();
+    in_order.sort_by_key(|(_, info)| info.start);
+    let mut taken = 0;
+    for (name, info) in in_order {
         reader.part = format!("tensor `{name}`");
-        let Some(info) = tensors.get_mut(&name) else { continue };
         let (offset, bytes) = (info.start, info.end);
         if !offset.is_multiple_of(alignment) {
             return Err(
                 format!("expected an offset that is a multiple of {alignment}, found {offset}").into()
             );
+        }
+        // Otherwise a small file could hold any number of large tensors.
+        if offset < taken {
+            return Err(format!(
+                "expected an offset of at least {taken}, where the tensor before it ends, found {offset}"
+            )
+            .into());
         }
         let range = data.checked_add(offset).and_then(|start| Some((start, start.checked_add(bytes)?)));
         match range {
@@ -380,8 +445,13 @@ fn read_header(reader: &mut Reader<'_>) -> Parsed<(HashMap<String, Value>, HashM
                 .into());
             }
         }
+        taken = offset + bytes;
     }
     Ok((metadata, tensors))
+}
+
+fn unknown_type(number: u32) -> Fault {
+    format!("expected a value type of 0 to 12, found {number}").into()
 }
 
 /// Reads little-endian values from the start of the file on, and knows which part it is in.
@@ -443,31 +513,78 @@ impl<'a> Reader<'a> {
             4 => Value::Unsigned(self.u32()?.into()),
             5 => Value::Signed(i32::from_le_bytes(self.array()?).into()),
             6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
-            7 => match self.array::<1>()?[0] {
-                0 => Value::Bool(false),
-                1 => Value::Bool(true),
-                other => return Err(format!("expected 0 or 1 for a flag, found {other}").into()),
-            },
+            7 => Value::Bool(self.flag()?),
             8 => Value::String(self.string()?),
-            9 => {
-                const DEEPEST: usize = 4;
-                if depth == DEEPEST {
-                    return Err(format!("expected arrays nested at most {DEEPEST} deep, found more").into());
-                }
-                let kind = self.u32()?;
-                let length = self.length()?;
-                // The vector grows with what is really read: a false length cannot make it large.
-                let mut values = Vec::new();
-                for _ in 0..length {
-                    values.push(self.value(kind, depth + 1)?);
-                }
-                Value::Array(values)
-            }
+            9 => Value::Array(self.values(depth)?),
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.array()?)),
             12 => Value::Float(f64::from_le_bytes(self.array()?)),
-            other => return Err(format!("expected a value type of 0 to 12, found {other}").into()),
+            other => return Err(unknown_type(other)),
         })
+    }
+
+    /// A list: the type of its values, their number, and the values.
+    fn values(&mut self, depth: usize) -> Parsed<Array> {
+        const DEEPEST: usize = 4;
+        if depth == DEEPEST {
+            return Err(format!("expected arrays nested at most {DEEPEST} deep, found more").into());
+        }
+        let kind = self.u32()?;
+        let length = self.length()?;
+        // Before room is made for them: a false length must not ask for more than the file can fill.
+        let least = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            8 | 10..=12 => 8,
+            _ => 12,
+        };
+        let left = self.bytes.len() - self.at;
+        if length.checked_mul(least).is_none_or(|bytes| bytes > left) {
+            return Err(format!(
+                "expected {length} values of at least {least} bytes at byte {}, found the end of the file at byte {}",
+                self.at,
+                self.bytes.len()
+            )
+            .into());
+        }
+        Ok(match kind {
+            0 => Array::Unsigned(self.take(length)?.iter().map(|n| u64::from(*n)).collect()),
+            1 => Array::Signed(self.take(length)?.iter().map(|n| i64::from(*n as i8)).collect()),
+            2 => Array::Unsigned(self.numbers(length, |bytes| u16::from_le_bytes(bytes).into())?),
+            3 => Array::Signed(self.numbers(length, |bytes| i16::from_le_bytes(bytes).into())?),
+            4 => Array::Unsigned(self.numbers(length, |bytes| u32::from_le_bytes(bytes).into())?),
+            5 => Array::Signed(self.numbers(length, |bytes| i32::from_le_bytes(bytes).into())?),
+            6 => Array::Float(self.numbers(length, |bytes| f32::from_le_bytes(bytes).into())?),
+            7 => Array::Bool(self.list(length, |reader| reader.flag())?),
+            8 => Array::String(self.list(length, |reader| reader.string())?),
+            9 => Array::Array(self.list(length, |reader| reader.values(depth + 1))?),
+            10 => Array::Unsigned(self.numbers(length, u64::from_le_bytes)?),
+            11 => Array::Signed(self.numbers(length, i64::from_le_bytes)?),
+            12 => Array::Float(self.numbers(length, f64::from_le_bytes)?),
+            other => return Err(unknown_type(other)),
+        })
+    }
+
+    fn numbers<const N: usize, T>(&mut self, length: usize, number: fn([u8; N]) -> T) -> Parsed<Vec<T>> {
+        self.list(length, |reader| reader.array().map(number))
+    }
+
+    /// So many values, which the caller knows the file to have room for.
+    fn list<T>(&mut self, length: usize, mut value: impl FnMut(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
+        let mut values = Vec::with_capacity(length);
+        for _ in 0..length {
+            values.push(value(self)?);
+        }
+        Ok(values)
+    }
+
+    fn flag(&mut self) -> Parsed<bool> {
+        match self.array::<1>()?[0] {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(format!("expected 0 or 1 for a flag, found {other}").into()),
+        }
     }
 
     /// `start` is the offset into the data and `end` the size in bytes until the caller knows where the data begins.
@@ -476,10 +593,7 @@ impl<'a> Reader<'a> {
         if !(1..=4).contains(&rank) {
             return Err(format!("expected 1 to 4 dimensions, found {rank}").into());
         }
-        let mut shape = Vec::new();
-        for _ in 0..rank {
-            shape.push(self.length()?);
-        }
+        let mut shape = self.list(rank as usize, Self::length)?;
         let dtype = match self.u32()? {
             0 => GgmlDType::F32,
             1 => GgmlDType::F16,

@@ -95,8 +95,7 @@ fn sentencepiece(file: &Gguf, tokens: &[&str]) -> Result<tokenizers::Tokenizer> 
     let merges = if file.get("tokenizer.ggml.merges").is_some() {
         merges(file)?
     } else {
-        let scores = file.array("tokenizer.ggml.scores")?;
-        let scores: Vec<f64> = scores.iter().filter_map(Value::as_f64).collect();
+        let scores = file.array("tokenizer.ggml.scores")?.to_f64().unwrap_or_default();
         if scores.len() != tokens.len() {
             return file
                 .wrong("tokenizer.ggml.scores", &format!("{} numbers, one for each token", tokens.len()));
@@ -260,10 +259,13 @@ fn add_whole_tokens(
     let special = |token: &str| AddedToken::from(token, true).normalized(false);
     let (mut specials, mut plain) = (Vec::new(), Vec::new());
     if file.get("tokenizer.ggml.token_type").is_some() {
-        for (token, kind) in tokens.iter().zip(file.array("tokenizer.ggml.token_type")?) {
-            match kind.as_u64().map(|kind| kind as i64) {
-                Some(CONTROL) if real(token) => specials.push(special(token)),
-                Some(USER_DEFINED) if inner.token_to_id(token).is_some() => {
+        let Some(kinds) = file.array("tokenizer.ggml.token_type")?.to_i64() else {
+            return file.wrong("tokenizer.ggml.token_type", "an array of whole numbers");
+        };
+        for (token, kind) in tokens.iter().zip(kinds) {
+            match kind {
+                CONTROL if real(token) => specials.push(special(token)),
+                USER_DEFINED if inner.token_to_id(token).is_some() => {
                     plain.push(AddedToken::from(*token, false).normalized(false));
                 }
                 _ => {}

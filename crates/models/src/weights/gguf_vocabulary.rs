@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value as Json;
 
-use super::gguf::Value;
+use super::gguf::{Array, Value};
 use super::gguf_split::Split;
 use super::gguf_tokenizer::{
     BLANK, BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, implied_merges, is_gemma, order,
@@ -81,7 +81,7 @@ pub(crate) fn metadata(
         }
         put("ggml.model", text("llama"));
         put("ggml.pre", text("default"));
-        put("ggml.scores", Value::Array(scores.iter().map(|score| Value::Float((*score).into())).collect()));
+        put("ggml.scores", Value::Array(Array::Float(exact)));
         put("ggml.add_space_prefix", Value::Bool(begins_with_blank(&json)));
     } else {
         let Some(split) = Split::recognised(&json["pre_tokenizer"]) else {
@@ -92,11 +92,11 @@ pub(crate) fn metadata(
         };
         put("ggml.model", text("gpt2"));
         put("ggml.pre", text(split.name()));
-        let merges = merges.iter().map(|(left, right)| Value::String(format!("{left} {right}")));
-        put("ggml.merges", Value::Array(merges.collect()));
+        let merges = merges.iter().map(|(left, right)| format!("{left} {right}"));
+        put("ggml.merges", Value::Array(Array::String(merges.collect())));
     }
-    put("ggml.tokens", Value::Array(tokens.into_iter().map(Value::String).collect()));
-    put("ggml.token_type", Value::Array(types.into_iter().map(Value::Signed).collect()));
+    put("ggml.tokens", Value::Array(Array::String(tokens)));
+    put("ggml.token_type", Value::Array(Array::Signed(types)));
     let eos = tokenizer.eos_id().or(config.eos_token_id.first().copied());
     for (key, id) in [
         ("bos_token_id", tokenizer.bos_id().or(config.bos_token_id)),

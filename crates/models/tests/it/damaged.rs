@@ -93,6 +93,11 @@ fn a_damaged_gguf_is_named_with_its_part() {
             && blocks.contains("`model.layers.30.self_attn.q_proj.weight`"),
         "{blocks}"
     );
+    let many = number("llama.block_count", 9999);
+    assert!(many.contains("`num_hidden_layers` is 9999, expected fewer than the tensors"), "{many}");
+    // Tensors that share their bytes: a small file could hold any number of large ones.
+    let shared = with(changed.at("blk.7.attn_q.weight") + 19 + 4 + 16 + 4, &0u64.to_le_bytes());
+    assert!(shared.contains("expected an offset of at least") && shared.contains("found 0"), "{shared}");
     let fewer = number("llama.block_count", 29);
     assert!(fewer.contains("holds 9 tensors") && fewer.contains("model.layers.29."), "{fewer}");
     let architecture = with(changed.at("general.architecture") + 32, b"mamba");

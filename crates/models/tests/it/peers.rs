@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tunebook_models::{DEFAULT_MODEL, Device, Digits, GenerationConfig, GgufType, Model, Tensor, Tokenizer};
 
+use crate::families::FAMILIES;
 use crate::support::{default_gguf, golden, relative_error};
 
 /// The interpreter, or `None` with a line that says why.
@@ -89,28 +90,8 @@ const TEXT: &str = "Where is my parcel? It's been 12 days.";
 fn saved_models_give_our_logits_in_transformers() {
     let Some(python) = python("transformers") else { return };
     let folder = tempfile::tempdir().unwrap();
-    let families = [
-        "llama-tied",
-        "llama-untied",
-        "llama3",
-        "llama-linear",
-        "llama-dynamic",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "smollm3",
-        "gemma",
-        "gemma2",
-        "gemma3",
-        "phi3",
-        "phi3-longrope",
-        "falcon-7b",
-        "falcon-40b",
-        "falcon-rw",
-        "gpt2",
-    ];
+    let families = FAMILIES.iter().map(|(name, _)| *name).chain(["llama-tied", "llama-untied"]);
     let saved: Vec<(String, Model)> = families
-        .iter()
         .enumerate()
         .map(|(number, name)| {
             let model = tiny(name);
