@@ -36,16 +36,25 @@ pub fn train(
     gradient_checkpointing: bool,
     prepare: impl FnOnce(&Stepper),
 ) -> BTreeMap<String, Vec<f32>> {
+    train_with(model, case, |args| TrainingArgs { gradient_checkpointing, ..args }, prepare)
+}
+
+/// The same, with the golden run's arguments changed.
+pub fn train_with(
+    model: &Model,
+    case: &str,
+    change: impl FnOnce(TrainingArgs) -> TrainingArgs,
+    prepare: impl FnOnce(&Stepper),
+) -> BTreeMap<String, Vec<f32>> {
     let golden: Golden = read_json(&format!("strategies/{case}/run.json"));
     let rows: Rows = read_json("lora_tiny/run.json");
-    let args = TrainingArgs {
+    let args = change(TrainingArgs {
         learning_rate: golden.learning_rate,
         lr_scheduler: LrScheduler::Constant,
         warmup_steps: Some(0),
         weight_decay: 0.01,
-        gradient_checkpointing,
         ..Default::default()
-    };
+    });
     let mut stepper = Stepper::new(model, &args, golden.losses.len()).unwrap();
     prepare(&stepper);
     assert_eq!(golden.losses.len(), 50);
@@ -80,12 +89,17 @@ pub fn check_final(model: &Model, case: &str) {
     let expected = AdapterFiles::read(std::path::Path::new(&folder(case, "final"))).unwrap();
     let found = saved(model);
     assert_eq!(found.config, expected.config);
-    let keys = |files: &AdapterFiles| files.tensors.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&found), keys(&expected));
+    check_tensors(case, &found, &expected);
+}
+
+/// Holds the tensors of one adapter against those of another.
+pub fn check_tensors(case: &str, found: &AdapterFiles, expected: &AdapterFiles) {
+    assert_eq!(found.tensors.keys().collect::<Vec<_>>(), expected.tensors.keys().collect::<Vec<_>>());
     let mut worst = 0f64;
     for (key, expected) in &expected.tensors {
-        assert_eq!(found.tensors[key].shape, expected.shape, "{key}");
-        let error = norm_error(&found.tensors[key].values, &expected.values);
+        let found = &found.tensors[key];
+        assert_eq!(found.shape, expected.shape, "{case}: {key}");
+        let error = norm_error(&found.values, &expected.values);
         assert!(error < 1e-3, "{case}: {key} differs by {error}");
         worst = worst.max(error);
     }

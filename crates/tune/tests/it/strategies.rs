@@ -3,94 +3,23 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
 use tunebook_models::{Device, Model};
 use tunebook_tune::peft::AdapterFiles;
 use tunebook_tune::{
-    AdapterConfig, Adapters, CombinationType, Full, FullTuning, Lora, LoraInit, LrScheduler, Stepper,
-    TrainingArgs,
+    AdapterConfig, Adapters, CombinationType, Full, FullTuning, Lora, LoraInit, TrainingArgs,
 };
 
 use crate::common::*;
-
-#[derive(Deserialize)]
-struct Golden {
-    losses: Vec<f64>,
-    batches: Vec<Vec<usize>>,
-    learning_rate: f64,
-}
-
-#[derive(Deserialize)]
-struct Rows {
-    rows: Vec<Row>,
-}
-
-fn folder(case: &str, which: &str) -> String {
-    golden("strategies").join(case).join(which).to_str().unwrap().to_owned()
-}
-
-fn args(golden: &Golden) -> TrainingArgs {
-    TrainingArgs {
-        learning_rate: golden.learning_rate,
-        lr_scheduler: LrScheduler::Constant,
-        warmup_steps: Some(0),
-        weight_decay: 0.01,
-        ..Default::default()
-    }
-}
-
-/// Trains the active adapter and holds every loss against PEFT's.
-fn train(model: &Model, case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
-    let golden: Golden = read_json(&format!("strategies/{case}/run.json"));
-    let rows: Rows = read_json("lora_tiny/run.json");
-    let mut stepper = Stepper::new(model, &change(args(&golden)), golden.losses.len()).unwrap();
-    let mut worst = 0f64;
-    for (step, (indices, expected)) in golden.batches.iter().zip(&golden.losses).enumerate() {
-        let found = stepper.step(&[batch(&rows.rows, indices)]).unwrap().loss;
-        let error = (found - expected).abs() / expected;
-        assert!(error < 1e-2, "{case}, step {step}: loss {found}, expected {expected}");
-        worst = worst.max(error);
-    }
-    eprintln!("{case}: largest relative difference of {} losses {worst:.1e}", golden.losses.len());
-}
-
-/// The norm of the difference over the norm of what is expected.
-fn norm_error(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-    norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)))
-        / norm(&mut expected.iter().map(|value| f64::from(*value)))
-}
-
-fn saved(model: &Model) -> AdapterFiles {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = model.save_adapter("default", dir.path().to_str().unwrap()).unwrap();
-    AdapterFiles::read(&folder).unwrap()
-}
+use crate::golden_run::{check_final, check_tensors, folder, norm_error, saved, train_with};
 
 /// The tiny Llama with biases and an output head of its own.
 fn biased() -> Model {
     Model::load(&folder("biased", "model"), &Device::Cpu).unwrap()
 }
 
-fn check_final(model: &Model, case: &str) {
-    let expected = AdapterFiles::read(Path::new(&folder(case, "final"))).unwrap();
-    let found = saved(model);
-    assert_eq!(found.config, expected.config);
-    check_tensors(case, &found, &expected);
-}
-
-fn check_tensors(case: &str, found: &AdapterFiles, expected: &AdapterFiles) {
-    assert_eq!(found.tensors.keys().collect::<Vec<_>>(), expected.tensors.keys().collect::<Vec<_>>());
-    let mut worst = 0f64;
-    for (key, expected) in &expected.tensors {
-        let found = &found.tensors[key];
-        assert_eq!(found.shape, expected.shape, "{case}: {key}");
-        let error = norm_error(&found.values, &expected.values);
-        assert!(error < 1e-3, "{case}: {key} differs by {error}");
-        worst = worst.max(error);
-    }
-    eprintln!("{case}: largest relative norm of a final tensor's difference {worst:.1e}");
+/// Trains the active adapter and holds every loss against PEFT's.
+fn train(model: &Model, case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
+    train_with(model, case, change, |_| ());
 }
 
 fn run(case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
