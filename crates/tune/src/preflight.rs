@@ -162,6 +162,9 @@ impl Trainer {
         let state = numbers
             * (optim::bytes_per_number(args.optim) + if args.load_best_model_at_end { 4.0 } else { 0.0 });
 
+        // Micro-batches after the first one find its gradients there.
+        let held = |batch_size: usize| if batch_size < together { 4.0 * numbers } else { 0.0 };
+
         let (mut batch_size, mut chosen, mut eval_batch_size) = (args.batch_size, None, args.eval_batch_size);
         let mut batches = rehearsal.batches(batch_size, total_steps);
         // From short to long: what goes wrong for lack of memory goes wrong last.
@@ -203,7 +206,7 @@ impl Trainer {
             let mut factor = 1.0;
             for _ in 0..=SECOND_THOUGHTS {
                 let (index, again) = choose(&sizes, blocks, budget, |index, again| {
-                    (predicted(longest[index], again) * factor) as u64
+                    (predicted(longest[index], again) * factor + held(sizes[index])) as u64
                 })?;
                 (batch_size, chosen) = (sizes[index], Some(again));
                 batches = rehearsal.batches(batch_size, total_steps);
@@ -212,7 +215,7 @@ impl Trainer {
                 }
                 let found = rehearsal.measure(&rehearsal.longest(&batches), chosen)?.peak + state;
                 let found = found * (1.0 + GAPS);
-                if found <= budget as f64 {
+                if found + held(batch_size) <= budget as f64 {
                     break;
                 }
                 factor = 1.01 * found / predicted(longest[index], again);
@@ -246,7 +249,9 @@ impl Trainer {
         let evaluation_secs = rehearsal.evaluation_secs(eval_batch_size, total_steps)?;
         let evaluation = memory::peak_bytes().unwrap_or(0) as f64;
         let peak_bytes = match (clean, with_gaps) {
-            (Some(clean), Some(with_gaps)) => Some(((clean.peak + with_gaps) / 2.0).max(evaluation) + state),
+            (Some(clean), Some(with_gaps)) => {
+                Some(((clean.peak + with_gaps) / 2.0 + held(batch_size)).max(evaluation) + state)
+            }
             _ => (known || gpu_limit.is_some()).then(|| predicted(tokens, again)),
         }
         .map(|bytes| bytes as u64);
@@ -282,13 +287,13 @@ fn choose(
     budget: u64,
     peak: impl Fn(usize, usize) -> u64,
 ) -> Result<(usize, usize)> {
-    if let Some(index) = (0..sizes.len()).find(|index| peak(*index, 0) <= budget) {
-        return Ok((index, 0));
-    }
-    let one = sizes.len() - 1;
-    match (1..=blocks).find(|again| peak(one, *again) <= budget) {
-        Some(again) => Ok((one, again)),
-        None => Err(Error::Budget { budget, least: peak(one, blocks) }),
+    let fits = |again: usize| (0..sizes.len()).find(|index| peak(*index, again) <= budget);
+    match (0..=blocks).find_map(|again| Some((fits(again)?, again))) {
+        Some(choice) => Ok(choice),
+        None => {
+            let least = (0..sizes.len()).map(|index| peak(index, blocks)).min().unwrap_or(0);
+            Err(Error::Budget { budget, least })
+        }
     }
 }
 
@@ -307,6 +312,10 @@ mod tests {
         assert_eq!(choose(4_500_000_000).unwrap(), (1, 0));
         assert_eq!(choose(1_900_000_000).unwrap(), (3, 0));
         assert_eq!(choose(1_500_000_000).unwrap(), (3, 5));
+        // Gradients that are held between micro-batches may cost more than the rows of a larger one.
+        let held =
+            |index: usize, again: usize| peak(index, again) + if index > 0 { 4_000_000_000 } else { 0 };
+        assert_eq!(super::choose(&sizes, 10, 4_000_000_000, held).unwrap(), (0, 7));
         let error = choose(1_050_000_000).unwrap_err().to_string();
         assert!(error.contains("1.05 GB") && error.contains("1.10 GB"), "{error}");
     }
