@@ -107,7 +107,7 @@ fn gelu(x: f32) -> (f32, f32) {
 /// `x/2 · (1 + tanh u)`, which is `x · σ(2u)`, with `u = √(2/π) · (x + 0.044715 x³)`; and its slope.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> (f32, f32) {
-    const DOUBLE: f32 = 1.595_769_1; // 2 · √(2/π)
+    const DOUBLE: f32 = 1.595_769; // 2 · √(2/π)
     let s = sigmoid(DOUBLE * (x + 0.044_715 * x * x * x));
     (x * s, s + x * s * (1. - s) * DOUBLE * (1. + 0.134_145 * x * x))
 }
