@@ -60,17 +60,21 @@ impl LineChart {
 
     fn svg(&self) -> String {
         let height = 400.0;
-        let area = Area { left: 68.0, right: WIDTH - 72.0, top: 64.0, bottom: height - 56.0 };
+        let (top, bottom) = (64.0, height - 56.0);
         let shown: Vec<(Points, Points)> = self
             .series
             .iter()
             .map(|series| (self.scaled(&series.points), self.scaled(&series.behind)))
             .collect();
         let all = || shown.iter().flat_map(|(points, behind)| points.iter().chain(behind)).copied();
+        let y = Axis::over(all().map(|point| point.1), 5.0, false, bottom, top).padded(0.06);
+        // Long labels of y need more room beside its name.
+        let longest = y.ticks().iter().map(|(_, label)| label.len()).max().unwrap_or(0);
+        let left = 68.0 + 7.0 * longest.saturating_sub(4) as f64;
+        let area = Area { left, right: WIDTH - 72.0, top, bottom };
         let whole = self.whole_x || self.log_x;
         let x = Axis::over(all().map(|point| point.0), 7.0, whole, area.left, area.right);
         let x = if self.log_x { x.of_powers() } else { x };
-        let y = Axis::over(all().map(|point| point.1), 5.0, false, area.bottom, area.top).padded(0.06);
 
         let mut canvas = Canvas::new(&self.title, height);
         canvas.axes(area, &x, &y, &self.x_label, &self.y_label);
@@ -224,15 +228,27 @@ fn decimated(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The labels moved apart until no two are closer than `gap`.
+/// The labels moved apart until no two are closer than `gap`: those that would overlap stand evenly around the middle of their places.
 fn apart<T>(mut labels: Vec<(f64, String, T)>, gap: f64) -> Vec<(f64, String, T)> {
     labels.sort_by(|a, b| a.0.total_cmp(&b.0));
-    for i in 1..labels.len() {
-        let overlap = gap - (labels[i].0 - labels[i - 1].0);
-        if overlap > 0.0 {
-            labels[i - 1].0 -= overlap / 2.0;
-            labels[i].0 += overlap / 2.0;
+    // Groups of labels that stand together: the middle and how many.
+    let mut groups: Vec<(f64, usize)> = Vec::new();
+    for (place, ..) in &labels {
+        let mut group = (*place, 1);
+        while let Some(&(middle, count)) = groups.last()
+            && group.0 - middle < gap * (group.1 + count) as f64 / 2.0
+        {
+            let both = (group.1 + count) as f64;
+            group = ((group.0 * group.1 as f64 + middle * count as f64) / both, group.1 + count);
+            groups.pop();
         }
+        groups.push(group);
+    }
+    let places = groups.into_iter().flat_map(|(middle, count)| {
+        (0..count).map(move |i| middle + gap * (i as f64 - (count - 1) as f64 / 2.0))
+    });
+    for (label, place) in labels.iter_mut().zip(places) {
+        label.0 = place;
     }
     labels
 }
@@ -282,8 +298,15 @@ mod tests {
 
     #[test]
     fn labels_do_not_overlap() {
-        let labels = apart(vec![(10.0, String::new(), ()), (12.0, String::new(), ())], 15.0);
-        assert!(labels[1].0 - labels[0].0 >= 15.0 - 1e-9);
+        let spread = |places: &[f64]| -> Vec<f64> {
+            let labels = places.iter().map(|place| (*place, String::new(), ())).collect();
+            apart(labels, 15.0).into_iter().map(|label| label.0).collect()
+        };
+        assert_eq!(spread(&[12.0, 10.0]), [3.5, 18.5]);
+        assert_eq!(spread(&[10.0, 100.0, 10.0, 10.0]), [-5.0, 10.0, 25.0, 100.0]);
+        for places in [vec![1.0, 2.0, 3.0, 4.0, 20.0, 50.0, 51.0], vec![]] {
+            assert!(spread(&places).windows(2).all(|pair| pair[1] - pair[0] >= 15.0 - 1e-9), "{places:?}");
+        }
     }
 
     #[test]
