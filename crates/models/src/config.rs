@@ -35,6 +35,8 @@ pub const KNOWN_ARCHITECTURES: &[&str] = &[
 const LARGEST: usize = 1 << 31;
 /// More blocks than any real model has: each costs memory before a file's tensors are compared with the config.
 const MOST_LAYERS: usize = 10_000;
+/// Larger than any real head: the angles of the rotary embedding are computed for each pair of values before that, too.
+const LARGEST_HEAD: usize = 8192;
 
 /// The shape of a decoder. Fields that only one family has are in [`Config::family`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -379,6 +381,10 @@ fn check_shape(shape: &Shape, origin: &str) -> Result<()> {
     if shape.head_dim == 0 {
         return refuse(origin, "head_dim", "0".to_owned(), "an even number above 0");
     }
+    if shape.head_dim > LARGEST_HEAD {
+        let most = format!("at most {LARGEST_HEAD}");
+        return refuse(origin, "head_dim", shape.head_dim.to_string(), &most);
+    }
     if shape.num_hidden_layers > MOST_LAYERS {
         let most = format!("at most {MOST_LAYERS}");
         return refuse(origin, "num_hidden_layers", shape.num_hidden_layers.to_string(), &most);
@@ -688,6 +694,7 @@ mod tests {
             ("hidden_size", "big".into(), "`hidden_size` is \"big\""),
             ("num_key_value_heads", 3.into(), "a divisor of num_attention_heads, which is 4"),
             ("head_dim", 5.into(), "`head_dim` is 5, expected an even number"),
+            ("head_dim", 1_000_000.into(), "`head_dim` is 1000000, expected at most 8192"),
             ("hidden_act", "mish".into(), "`hidden_act` is `mish`, expected one of silu, gelu"),
             ("eos_token_id", 32.into(), "ids below vocab_size, which is 32"),
             ("rope_scaling", serde_json::json!({"rope_type": "ntk"}), "the rope scaling `ntk`"),
