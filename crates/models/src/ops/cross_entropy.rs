@@ -173,10 +173,12 @@ fn forward(
     let chunks = rows.len().div_ceil(most).max(1);
     let size = rows.len().div_ceil(chunks).max(1);
     let mut all = LOGITS.take();
-    if all.len() < size.min(rows.len()) * vocab {
-        drop(std::mem::take(&mut all));
+    let needed = size.min(rows.len()) * vocab;
+    if all.len() < needed {
+        // Before more is asked for.
+        drop(all);
         // SAFETY: every slice is written by its product before it is read.
-        all = unsafe { uninit(size.min(rows.len()) * vocab) };
+        all = unsafe { uninit(needed) };
     }
     let mut loss = 0f64;
     for rows in rows.chunks(size) {

@@ -6,10 +6,10 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::crew::Each;
-use super::cpu::math::{add_scaled, lanes};
+use super::cpu::math::lanes;
 use super::cpu::{CHUNK, Values, multiversion, uninit};
 use super::operation::{Operation, Slot, node};
-use super::profile;
+use super::{norm, profile};
 
 /// See [`super::layer_norm`].
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
@@ -60,9 +60,12 @@ impl Operation for LayerNorm {
         let x = Values::of(&inputs[0])?;
         let w = Values::of(self.scale_and_shift(inputs).0)?;
         let before = into[0].take();
-        let (dx, [dw, db]) = backward(before, &x, &w, &dy, self.eps, self.frozen.is_none());
+        let trained = self.frozen.is_none();
+        let (dx, gradients) = norm::backward(before, &x, &dy, (w.len(), trained), |rows, [dw, db]| {
+            backward_rows(rows.dx, rows.accumulate, dw, db, rows.x, &w, rows.dy, self.eps);
+        });
         into[0].set(dx);
-        for (slot, gradient) in into.iter_mut().skip(1).zip([dw, db]) {
+        for (slot, gradient) in into.iter_mut().skip(1).zip(gradients) {
             if slot.wanted() {
                 slot.add(Cow::Owned(gradient));
             }
@@ -78,38 +81,6 @@ fn forward(x: &[f32], w: &[f32], b: &[f32], eps: f32) -> Vec<f32> {
     let rows = (CHUNK / w.len()).max(1) * w.len();
     y.par_chunks_mut(rows).zip(x.par_chunks(rows)).each(|(y, x)| forward_rows(y, x, w, b, eps));
     y
-}
-
-/// The gradient of `x` added to `before`, and those of `w` and `b` if asked for (empty otherwise).
-fn backward(
-    before: Option<Vec<f32>>,
-    x: &[f32],
-    w: &[f32],
-    dy: &[f32],
-    eps: f32,
-    trained: bool,
-) -> (Vec<f32>, [Vec<f32>; 2]) {
-    let n = w.len();
-    let accumulate = before.is_some();
-    // SAFETY: every row is written, or was there before.
-    let mut dx = before.unwrap_or_else(|| unsafe { uninit(x.len()) });
-    let rows = (CHUNK / n).max(1) * n;
-    let width = if trained { n } else { 0 };
-    let mut parts = vec![[Vec::new(), Vec::new()]; x.len().div_ceil(rows)];
-    let each = dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).zip(dy.par_chunks(rows));
-    each.zip(&mut parts).each(|(((dx, x), dy), [dw, db])| {
-        dw.resize(width, 0.);
-        db.resize(width, 0.);
-        backward_rows(dx, accumulate, dw, db, x, w, dy, eps);
-    });
-    let mut sums = [vec![0.; width], vec![0.; width]];
-    // In order, so that a run repeats bit for bit.
-    for part in &parts {
-        for (sum, part) in sums.iter_mut().zip(part) {
-            add_scaled(sum, 1., part);
-        }
-    }
-    (dx, sums)
 }
 
 /// Mean of a row, and `1/√(variance + eps)`.

@@ -24,6 +24,7 @@ mod gated;
 mod layer_norm;
 mod linear;
 pub mod naive;
+mod norm;
 mod operation;
 pub mod profile;
 #[cfg(test)]

@@ -6,10 +6,10 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::crew::Each;
-use super::cpu::math::{add_scaled, lanes};
+use super::cpu::math::lanes;
 use super::cpu::{CHUNK, Values, multiversion, uninit};
 use super::operation::{Operation, Slot, node};
-use super::profile;
+use super::{norm, profile};
 
 /// See [`super::rms_norm`].
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
@@ -52,7 +52,9 @@ impl Operation for RmsNorm {
         let weight = self.w.is_none();
         let w = Values::of(self.w.as_ref().unwrap_or(&inputs[inputs.len() - 1]))?;
         let before = into[0].take();
-        let (dx, dw) = backward(before, &x, &w, &dy, self.eps, weight);
+        let (dx, [dw]) = norm::backward(before, &x, &dy, (w.len(), weight), |rows, [dw]| {
+            backward_rows(rows.dx, rows.accumulate, dw, rows.x, &w, rows.dy, self.eps);
+        });
         into[0].set(dx);
         if weight {
             into[1].add(Cow::Owned(dw));
@@ -69,34 +71,6 @@ fn forward(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     let rows = (CHUNK / n).max(1) * n;
     y.par_chunks_mut(rows).zip(x.par_chunks(rows)).each(|(y, x)| forward_rows(y, x, w, eps));
     y
-}
-
-/// The gradient of `x` added to `before`, and that of `w` if asked for (empty otherwise).
-fn backward(
-    before: Option<Vec<f32>>,
-    x: &[f32],
-    w: &[f32],
-    dy: &[f32],
-    eps: f32,
-    weight: bool,
-) -> (Vec<f32>, Vec<f32>) {
-    let n = w.len();
-    let accumulate = before.is_some();
-    // SAFETY: every row is written, or was there before.
-    let mut dx = before.unwrap_or_else(|| unsafe { uninit(x.len()) });
-    let rows = (CHUNK / n).max(1) * n;
-    let mut parts = vec![Vec::new(); x.len().div_ceil(rows)];
-    let each = dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).zip(dy.par_chunks(rows));
-    each.zip(&mut parts).each(|(((dx, x), dy), dw)| {
-        dw.resize(if weight { n } else { 0 }, 0.);
-        backward_rows(dx, accumulate, dw, x, w, dy, eps);
-    });
-    let mut dw = vec![0.; if weight { n } else { 0 }];
-    // In order, so that a run repeats bit for bit.
-    for part in &parts {
-        add_scaled(&mut dw, 1., part);
-    }
-    (dx, dw)
 }
 
 multiversion! {

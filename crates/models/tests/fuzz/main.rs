@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod counting;
+mod random;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use tunebook_models::{Device, Digits, Gguf, GgufType, Model, Tokenizer};
 
 use crate::counting::most_taken;
+use crate::random::Random;
 
 /// The counts are the whole process's.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -32,18 +34,6 @@ const HEADER: Bound = Bound { times: 8, least: 16 << 10 };
 const TOKENIZER: Bound = Bound { times: 32, least: 64 << 10 };
 /// A whole model: header, tokenizer (which is most of it), the list of tensors that its configuration asks for, and weights as f32.
 const MODEL: Bound = Bound { times: 16, least: 256 << 10 };
-
-/// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % n.max(1) as u64) as usize
-    }
-}
 
 const NUMBERS: [u64; 12] =
     [0, 1, 2, 31, 255, 65_535, 1 << 20, u32::MAX as u64, 1 << 31, 1 << 40, u64::MAX / 2, u64::MAX];

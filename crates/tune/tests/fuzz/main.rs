@@ -7,16 +7,16 @@
 mod common;
 #[path = "../../../models/tests/fuzz/counting.rs"]
 mod counting;
-
-use std::path::Path;
+#[path = "../../../models/tests/fuzz/random.rs"]
+mod random;
 
 use serde_json::{Value, json};
-use tunebook_models::Model;
 use tunebook_tune::Adapters;
 use tunebook_tune::peft::{AdapterFiles, CONFIG_FILE, TENSORS_FILE};
 
 use crate::common::*;
 use crate::counting::most_taken;
+use crate::random::Random;
 
 const IDS: [u32; 5] = [1, 20, 30, 40, 50];
 
@@ -27,31 +27,6 @@ const READ_LEAST: usize = 256 << 10;
 /// The same with the adapter put into the model: besides, its tensors and what belongs to each of its modules.
 const LOAD: usize = 32;
 const LOAD_LEAST: usize = 512 << 10;
-
-/// A folder with a copy of a golden adapter.
-fn copy(case: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for file in [CONFIG_FILE, TENSORS_FILE] {
-        std::fs::copy(golden("strategies").join(case).join(file), dir.path().join(file)).unwrap();
-    }
-    dir
-}
-
-fn load(model: &Model, dir: &Path) -> Result<(), String> {
-    model.load_adapter("a", dir.to_str().unwrap()).map(|_| ()).map_err(|error| error.to_string())
-}
-
-/// Numbers for the mutations, the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % n.max(1) as u64) as usize
-    }
-}
 
 /// A value of a JSON document is replaced by an odd one, or a key renamed.
 fn mutate_json(value: &mut Value, random: &mut Random) {
@@ -105,7 +80,7 @@ fn mutated_adapters_neither_panic_nor_take_memory() {
     for case in
         ["dora/final", "adalora/final", "adalora/initial", "ia3/final", "tied/final", "patterns/final"]
     {
-        let dir = copy(case);
+        let dir = copy_of_adapter(case);
         let (config, tensors) = (dir.path().join(CONFIG_FILE), dir.path().join(TENSORS_FILE));
         let (good_config, good_tensors) = (std::fs::read(&config).unwrap(), std::fs::read(&tensors).unwrap());
         for round in 0..rounds {
@@ -141,7 +116,7 @@ fn mutated_adapters_neither_panic_nor_take_memory() {
             std::fs::write(&tensors, &data).unwrap();
             let size = bytes.len() + data.len();
             let (_, read) = most_taken(|| AdapterFiles::read(dir.path()).is_ok());
-            let (outcome, whole) = most_taken(|| load(&model, dir.path()));
+            let (outcome, whole) = most_taken(|| load_copy(&model, dir.path()));
             for (taken, bound, most) in [
                 (read, READ * size + READ_LEAST, &mut most_read),
                 (whole, LOAD * size + LOAD_LEAST, &mut most_whole),

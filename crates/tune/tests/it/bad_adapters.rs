@@ -1,7 +1,6 @@
 //! Adapters that cannot be used: each refused with the file, the key, what was expected and what was found, and the model left as it was.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use tunebook_models::Model;
@@ -12,27 +11,14 @@ use crate::common::*;
 
 const IDS: [u32; 5] = [1, 20, 30, 40, 50];
 
-/// A folder with a copy of a golden adapter.
-fn copy(case: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for file in [CONFIG_FILE, TENSORS_FILE] {
-        std::fs::copy(golden("strategies").join(case).join(file), dir.path().join(file)).unwrap();
-    }
-    dir
-}
-
-fn load(model: &Model, dir: &Path) -> Result<(), String> {
-    model.load_adapter("a", dir.to_str().unwrap()).map(|_| ()).map_err(|error| error.to_string())
-}
-
 /// What is said of the adapter in `case` when a field of its configuration has another value.
 fn with_field(model: &Model, case: &str, key: &str, value: Value) -> String {
-    let dir = copy(case);
+    let dir = copy_of_adapter(case);
     let path = dir.path().join(CONFIG_FILE);
     let mut config: Map<String, Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config.insert(key.to_owned(), value);
     std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
-    load(model, dir.path()).unwrap_err()
+    load_copy(model, dir.path()).unwrap_err()
 }
 
 /// What is said of it when its tensors are others.
@@ -41,11 +27,11 @@ fn with_tensors(
     case: &str,
     change: impl FnOnce(&mut BTreeMap<String, StoredTensor>),
 ) -> String {
-    let dir = copy(case);
+    let dir = copy_of_adapter(case);
     let mut files = AdapterFiles::read(dir.path()).unwrap();
     change(&mut files.tensors);
     files.write(dir.path()).unwrap();
-    load(model, dir.path()).unwrap_err()
+    load_copy(model, dir.path()).unwrap_err()
 }
 
 #[test]
@@ -156,14 +142,14 @@ fn an_adapter_of_another_base_is_refused_by_what_does_not_fit() {
     files.tensors.extend(grown);
     files.base_model_name_or_path = Some("somebody/larger".to_owned());
     files.write(dir.path()).unwrap();
-    let error = load(&tiny(), dir.path()).unwrap_err();
+    let error = load_copy(&tiny(), dir.path()).unwrap_err();
     assert!(error.contains("`model.layers.2.mlp.down_proj`, which is no target module"), "{error}");
     assert!(error.contains("another base (somebody/larger)"), "{error}");
 }
 
 #[test]
 fn an_unknown_field_of_the_configuration_is_left_out_and_said() {
-    let dir = copy("ia3/final");
+    let dir = copy_of_adapter("ia3/final");
     let path = dir.path().join(CONFIG_FILE);
     let mut config: Map<String, Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config.insert("new_in_peft_9".to_owned(), json!(3));

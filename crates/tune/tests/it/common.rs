@@ -1,11 +1,12 @@
 //! What the tests share: the models and the golden files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tunebook_models::{Device, Model, Tensor};
-use tunebook_tune::{Batch, Example, TokenizedExample};
+use tunebook_tune::peft::{CONFIG_FILE, TENSORS_FILE};
+use tunebook_tune::{Adapters, Batch, Example, TokenizedExample};
 
 /// `tests/golden/…` of the repository.
 pub fn golden(path: &str) -> PathBuf {
@@ -71,4 +72,18 @@ pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
 /// A logits row for a few ids.
 pub fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
     values(&model.forward(&Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()).unwrap())
+}
+
+/// A folder with a copy of a golden adapter.
+pub fn copy_of_adapter(case: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in [CONFIG_FILE, TENSORS_FILE] {
+        std::fs::copy(golden("strategies").join(case).join(file), dir.path().join(file)).unwrap();
+    }
+    dir
+}
+
+/// Loads it as `a`; the error as a text.
+pub fn load_copy(model: &Model, dir: &Path) -> Result<(), String> {
+    model.load_adapter("a", dir.to_str().unwrap()).map(|_| ()).map_err(|error| error.to_string())
 }
