@@ -21,8 +21,9 @@ use serde_json::Value;
 use tunebook_models::Model;
 
 use crate::error::{Error, Result};
-use crate::memory;
+use crate::memory::{self, GpuRoom};
 use crate::optim::{self, AdamWConfig, Optim};
+use crate::parameter::Parameters;
 use crate::schedule::LrScheduler;
 
 /// When the validation set is worked through, besides the end of the run.
@@ -326,35 +327,30 @@ impl TrainingArgs {
         self.group_by_length.then_some(self.batch_size * self.gradient_accumulation_steps)
     }
 
-    /// How many of a model's blocks are run again in the backward pass of a batch of so many tokens.
-    pub(crate) fn checkpointed_blocks(&self, model: &Model, tokens: usize) -> usize {
+    /// How many of a model's blocks are run again in the backward pass of a batch of so many tokens. `room` is [`Self::gpu_room`].
+    pub(crate) fn checkpointed_blocks(&self, model: &Model, tokens: usize, room: Option<GpuRoom>) -> usize {
         let blocks = model.num_blocks();
-        match self.checkpointed_blocks {
-            Some(again) => again.min(blocks),
-            None if self.gradient_checkpointing => blocks,
-            None => match self.gpu_limit(model) {
-                Some(most) => {
-                    memory::blocks_to_run_again_within(model, tokens, self.trained_bytes(model), most)
-                }
-                None => memory::blocks_to_run_again(model, tokens),
-            },
+        match (self.checkpointed_blocks, room) {
+            (Some(again), _) => again.min(blocks),
+            (None, _) if self.gradient_checkpointing => blocks,
+            (None, Some(room)) => memory::blocks_to_run_again_within(model, tokens, room),
+            (None, None) => memory::blocks_to_run_again(model, tokens),
         }
     }
 
-    /// The most that a run may take of a GPU's memory: the budget, else nearly all there is. `None` on the CPU.
-    pub(crate) fn gpu_limit(&self, model: &Model) -> Option<u64> {
+    /// What a run may take of a GPU's memory, the budget or else nearly all there is, and what of it is for what it trains. `None` on the CPU.
+    pub(crate) fn gpu_room(&self, model: &Model, trained: &Parameters) -> Option<GpuRoom> {
         if model.device().is_cpu() {
             return None;
         }
         let all = tunebook_models::gpu_memory(model.device()).map(|(_, total)| total / 20 * 19);
-        self.memory_budget.into_iter().chain(all).min()
+        let most = self.memory_budget.into_iter().chain(all).min()?;
+        Some(GpuRoom { most, trained: self.trained_bytes(trained) })
     }
 
-    /// What the trained numbers take, in bytes: themselves, unless they are the model's own, their gradients and the optimizer's state.
-    pub(crate) fn trained_bytes(&self, model: &Model) -> u64 {
-        let numbers =
-            crate::adapters::trained(model).map_or(0, |trained| trained.parameters().elem_count()) as f64;
-        (numbers * (4.0 + 4.0 + optim::bytes_per_number(self.optim))) as u64
+    /// What trained numbers take, in bytes: themselves, unless they are the model's own, their gradients and the optimizer's state.
+    pub(crate) fn trained_bytes(&self, trained: &Parameters) -> u64 {
+        (trained.elem_count() as f64 * (4.0 + 4.0 + optim::bytes_per_number(self.optim))) as u64
     }
 
     /// Whether metric `value` is better than `best`, by more than `threshold`.

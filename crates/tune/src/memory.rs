@@ -22,10 +22,19 @@ pub(crate) fn blocks_to_run_again(model: &Model, tokens: usize) -> usize {
     model.num_blocks().saturating_sub((room / block) as usize)
 }
 
-/// The same on a GPU, where a run may take `most` bytes, with `trained` bytes for trained numbers, their gradients and the optimizer's state.
-pub(crate) fn blocks_to_run_again_within(model: &Model, tokens: usize, trained: u64, most: u64) -> usize {
+/// A GPU's memory, to a run. Known once for all its batches: to ask the driver costs more than many operations do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GpuRoom {
+    /// What the run may take, in bytes.
+    pub(crate) most: u64,
+    /// Of that, for the trained numbers, their gradients and the optimizer's state.
+    pub(crate) trained: u64,
+}
+
+/// The same on a GPU.
+pub(crate) fn blocks_to_run_again_within(model: &Model, tokens: usize, room: GpuRoom) -> usize {
     let least = blocks_to_run_again(model, tokens);
-    let fits = |again: &usize| gpu_bytes(model, tokens, trained, *again) <= most;
+    let fits = |again: &usize| gpu_bytes(model, tokens, room.trained, *again) <= room.most;
     (least..model.num_blocks()).find(fits).unwrap_or(model.num_blocks())
 }
 
@@ -103,7 +112,7 @@ mod tests {
         let input = (tokens * 32 * 4) as u64;
         assert_eq!(of(0), model.memory_bytes() + trained + 3 * block + GPU_WORKSPACE);
         assert_eq!(of(2), model.memory_bytes() + trained + 2 * input + 2 * block + GPU_WORKSPACE);
-        let within = |most| blocks_to_run_again_within(&model, tokens, trained, most);
+        let within = |most| blocks_to_run_again_within(&model, tokens, GpuRoom { most, trained });
         assert_eq!(within(of(0)), 0);
         assert_eq!(within(of(0) - 1), 2, "one block fewer and one more at work is no gain");
         assert_eq!(within(0), 2);

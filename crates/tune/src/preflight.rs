@@ -151,13 +151,14 @@ impl Trainer {
         let blocks = self.model().num_blocks();
         let together = args.batch_size * args.gradient_accumulation_steps;
         let total_steps = args.max_steps.unwrap_or(args.epochs * sets.rows.len().div_ceil(together));
-        let gpu_limit = args.gpu_limit(self.model());
-        // Of the host's memory the system says what was taken; of a GPU's nothing is measured.
-        let known = memory::peak_bytes().is_some() && gpu_limit.is_none();
-        let budget = args.memory_budget.filter(|_| known || gpu_limit.is_some());
-
         let mut rehearsal = Rehearsal::new(self, sets)?;
         let numbers = rehearsal.trained() as f64;
+
+        let on_gpu = rehearsal.gpu_room();
+        // Of the host's memory the system says what was taken; of a GPU's nothing is measured.
+        let known = memory::peak_bytes().is_some() && on_gpu.is_none();
+        let budget = args.memory_budget.filter(|_| known || on_gpu.is_some());
+
         // The optimizer's state comes on top of what one pass needs, and a copy of the best weights where it is asked for.
         let state = numbers
             * (optim::bytes_per_number(args.optim) + if args.load_best_model_at_end { 4.0 } else { 0.0 });
@@ -175,16 +176,16 @@ impl Trainer {
             let (small, middle) = (rehearsal.measure(&small, again)?, rehearsal.measure(&middle, again)?);
             Ok(Line::through((small.positions, small.peak), (middle.positions, middle.peak)))
         };
-        let (model, trained) = (self.model().clone(), args.trained_bytes(self.model()));
-        let predicted: Box<dyn Fn(usize, usize) -> f64> = match budget {
-            _ if gpu_limit.is_some() => {
-                Box::new(move |tokens, again| memory::gpu_bytes(&model, tokens, trained, again) as f64)
+        let model = self.model().clone();
+        let predicted: Box<dyn Fn(usize, usize) -> f64> = match (on_gpu, budget) {
+            (Some(room), _) => {
+                Box::new(move |tokens, again| memory::gpu_bytes(&model, tokens, room.trained, again) as f64)
             }
-            None => {
+            (None, None) => {
                 let line = line(None)?;
                 Box::new(move |tokens, _| line.at(tokens as f64) + state)
             }
-            Some(_) => {
+            (None, Some(_)) => {
                 let (none, all) = (line(Some(0))?, line(Some(blocks))?);
                 Box::new(move |tokens, again| {
                     let part = again as f64 / blocks.max(1) as f64;
@@ -252,7 +253,7 @@ impl Trainer {
             (Some(clean), Some(with_gaps)) => {
                 Some(((clean.peak + with_gaps) / 2.0 + held(batch_size)).max(evaluation) + state)
             }
-            _ => (known || gpu_limit.is_some()).then(|| predicted(tokens, again)),
+            _ => (known || on_gpu.is_some()).then(|| predicted(tokens, again)),
         }
         .map(|bytes| bytes as u64);
 

@@ -6,7 +6,7 @@ use crate::args::{EvalStrategy, TrainingArgs};
 use crate::backward;
 use crate::batch::Batch;
 use crate::error::Result;
-use crate::memory;
+use crate::memory::{self, GpuRoom};
 use crate::preflight::Sets;
 use crate::rows::Rows;
 use crate::step::Stepper;
@@ -105,7 +105,12 @@ impl<'a> Rehearsal<'a> {
 
     /// How many blocks are run again: what was chosen, else what the arguments say of so long a batch.
     pub(crate) fn again(&self, positions: usize, chosen: Option<usize>) -> usize {
-        chosen.unwrap_or_else(|| self.args().checkpointed_blocks(self.trainer.model(), positions))
+        chosen.unwrap_or_else(|| self.stepper.checkpointed_blocks_of(positions))
+    }
+
+    /// What the run may take of a GPU's memory; `None` on the CPU.
+    pub(crate) fn gpu_room(&self) -> Option<GpuRoom> {
+        self.stepper.gpu_room()
     }
 
     fn work_of(&self, rows: &[usize], chosen: Option<usize>) -> f64 {

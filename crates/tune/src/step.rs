@@ -13,6 +13,7 @@ use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::lora_linear::Mode;
 use crate::loss_scale::LossScale;
+use crate::memory::GpuRoom;
 use crate::optim::AdamW;
 use crate::parameter::{Gradients, Parameters, clip_coefficient};
 use crate::peft::AdapterFiles;
@@ -69,6 +70,7 @@ pub struct Stepper {
     allocation: Option<Arc<Allocation>>,
     /// In place of what the arguments say.
     checkpointed_blocks: Option<usize>,
+    gpu_room: Option<GpuRoom>,
     loss_scale: Option<LossScale>,
     steps: usize,
 }
@@ -92,9 +94,11 @@ impl Stepper {
         tunebook_models::ops::cpu::keep_freed_memory();
         let trained = adapters::trained(model)?;
         let allocation = trained.adalora().map(|body| Arc::new(Allocation::new(body)));
+        let parameters = trained.parameters();
         Ok(Self {
             model: model.clone(),
-            parameters: trained.parameters(),
+            gpu_room: args.gpu_room(model, &parameters),
+            parameters,
             trained,
             optimizer: Arc::new(AdamW::new(args.adamw())),
             schedule: Schedule::new(
@@ -194,9 +198,9 @@ impl Stepper {
                 (self.args.seed, (self.steps * self.args.gradient_accumulation_steps + index) as u64);
             mode.set_draw(seed, draw);
             let noise = self.args.neftune_noise_alpha.map(|alpha| Noise { alpha, seed, draw });
-            let checkpointed_blocks = self
-                .checkpointed_blocks
-                .unwrap_or_else(|| self.args.checkpointed_blocks(&self.model, batch.ids.elem_count()));
+            let positions = batch.ids.elem_count();
+            let checkpointed_blocks =
+                self.checkpointed_blocks.unwrap_or_else(|| self.checkpointed_blocks_of(positions));
             let segments = Segments { noise, checkpointed_blocks, ..segments };
             let step = self.steps + 1;
 
@@ -224,6 +228,16 @@ impl Stepper {
     /// The adapter as PEFT's files hold it; `None` if the model's own weights are trained.
     pub(crate) fn adapter_files(&self) -> Result<Option<AdapterFiles>> {
         self.trained.files(&self.model)
+    }
+
+    /// How many blocks the arguments have run again in the backward pass of a batch of so many positions.
+    pub(crate) fn checkpointed_blocks_of(&self, positions: usize) -> usize {
+        self.args.checkpointed_blocks(&self.model, positions, self.gpu_room)
+    }
+
+    /// What the run may take of a GPU's memory; `None` on the CPU.
+    pub(crate) fn gpu_room(&self) -> Option<GpuRoom> {
+        self.gpu_room
     }
 
     /// From now on so many blocks are run again in the backward pass. The result is the same, bit for bit.

@@ -120,7 +120,8 @@ impl Trainer {
 
         let blocks = model.num_blocks();
         let in_graph = blocks - parameters.first_block().unwrap_or(blocks);
-        let checkpointed_blocks = args.checkpointed_blocks(model, tokens).min(in_graph);
+        let checkpointed_blocks =
+            args.checkpointed_blocks(model, tokens, args.gpu_room(model, &parameters)).min(in_graph);
         let kept = memory::block_numbers(model) * (in_graph - checkpointed_blocks)
             + model.config().hidden_size * checkpointed_blocks;
 
