@@ -6,6 +6,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use tunebook_models::ops;
 
 use crate::adapters::{self, thousands};
 use crate::batch::Example;
@@ -35,6 +36,8 @@ pub struct TrainingSummary {
     pub optimizer_bytes: u64,
     /// What the blocks keep for the backward pass of the largest batch.
     pub activations_bytes: u64,
+    /// The logits that the loss holds at a time, where most tokens bear one.
+    pub logits_bytes: u64,
     /// Tokens of the largest batch, its padding included.
     pub largest_batch_tokens: usize,
     /// Blocks that are run again in the backward pass of that batch, so that they keep less.
@@ -51,7 +54,11 @@ impl TrainingSummary {
 
     /// All of the memory named here.
     pub fn memory_bytes(&self) -> u64 {
-        self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+        self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+            + self.logits_bytes
     }
 
     /// The lines of the table: names and values.
@@ -73,6 +80,7 @@ impl TrainingSummary {
                     thousands(self.largest_batch_tokens)
                 ),
             ),
+            ("memory of the logits", megabytes(self.logits_bytes)),
             ("memory in all", megabytes(self.memory_bytes())),
         ];
         if self.checkpointed_blocks > 0 {
@@ -118,6 +126,13 @@ impl Trainer {
         let longest = (0..rows.len()).map(|row| rows.length(row)).max().unwrap_or(0);
         let tokens = longest * args.batch_size.min(rows.len());
 
+        let mut labels: Vec<usize> = (0..rows.len())
+            .map(|row| rows.get(row).iter().map(|example| set.examples[*example].label_tokens()).sum())
+            .collect();
+        labels.sort_unstable_by(|a, b| b.cmp(a));
+        let labels = labels.iter().take(args.batch_size).sum();
+        let logits = ops::logits_held(labels, model.config().vocab_size);
+
         let blocks = model.num_blocks();
         let in_graph = blocks - parameters.first_block().unwrap_or(blocks);
         let checkpointed_blocks =
@@ -142,6 +157,7 @@ impl Trainer {
             gradients_bytes: f32s(trainable_parameters),
             optimizer_bytes: (numbers * optim::bytes_per_number(args.optim)) as u64,
             activations_bytes: f32s(tokens * kept),
+            logits_bytes: f32s(logits),
             largest_batch_tokens: tokens,
             checkpointed_blocks,
             file_bytes: files.map(|files| files.tensors_bytes()).transpose()?,

@@ -360,6 +360,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
     }
 }
 
+/// How many logits [`cross_entropy`] holds at a time on the CPU, over so many labelled rows.
+pub fn logits_held(rows: usize, vocab: usize) -> usize {
+    cross_entropy::logits_held(rows, vocab)
+}
+
 /// Cross-entropy of the output head at the labelled rows, summed, and how many rows were labelled.
 ///
 /// Logits are computed only where a label is.

@@ -44,7 +44,13 @@ fn the_table_before_a_run_counts_what_the_run_has() {
         let size = std::fs::metadata(folder.join("adapter_model.safetensors")).unwrap().len();
         assert_eq!(found.file_bytes, Some(size));
         let text = found.to_string();
-        for line in ["trainable parameters", "share", "memory of the activations", "adapter file"] {
+        for line in [
+            "trainable parameters",
+            "share",
+            "memory of the activations",
+            "memory of the logits",
+            "adapter file",
+        ] {
             assert!(text.contains(line), "{text}");
         }
         assert!(text.contains(&info.config.to_string()), "{text}");
@@ -65,10 +71,14 @@ fn activations_follow_the_blocks_that_are_in_the_graph() {
         2 * upper.activations_bytes,
         "below the first trained block nothing is kept"
     );
-    let longest = Trainer::new(&tiny(), &args).tokenize(&train()).unwrap();
-    let longest = longest.examples.iter().map(|example| example.ids.len()).max().unwrap();
+    let set = Trainer::new(&tiny(), &args).tokenize(&train()).unwrap();
+    let longest = set.examples.iter().map(|example| example.ids.len()).max().unwrap();
+    let labels = set.examples[0].label_tokens();
+    assert!(labels < longest && set.examples.iter().all(|example| example.label_tokens() == labels));
     assert_eq!(both.largest_batch_tokens, 4 * longest);
     assert_eq!(both.activations_bytes as usize, 4 * 4 * longest * 2 * (2 * 32 + 2 * 48 + 2 * 48));
+    // A prompt bears no loss: as many labels in each row, and all logits of four rows held at once.
+    assert_eq!(both.logits_bytes as usize, 4 * 4 * labels * tiny().config().vocab_size);
     let again = TrainingArgs { gradient_checkpointing: true, ..args.clone() };
     let model = tiny();
     model.add_adapter("a", Lora::default()).unwrap();
