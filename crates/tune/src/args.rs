@@ -345,12 +345,8 @@ impl TrainingArgs {
         }
         let all = tunebook_models::gpu_memory(model.device()).map(|(_, total)| total / 20 * 19);
         let most = self.memory_budget.into_iter().chain(all).min()?;
-        Some(GpuRoom { most, trained: self.trained_bytes(trained) })
-    }
-
-    /// What trained numbers take, in bytes: themselves, unless they are the model's own, their gradients and the optimizer's state.
-    pub(crate) fn trained_bytes(&self, trained: &Parameters) -> u64 {
-        (trained.elem_count() as f64 * (4.0 + 4.0 + optim::bytes_per_number(self.optim))) as u64
+        let each = 4.0 + 4.0 + optim::bytes_per_number(self.optim);
+        Some(GpuRoom { most, trained: (trained.elem_count() as f64 * each) as u64 })
     }
 
     /// Whether metric `value` is better than `best`, by more than `threshold`.

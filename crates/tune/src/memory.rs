@@ -27,7 +27,7 @@ pub(crate) fn blocks_to_run_again(model: &Model, tokens: usize) -> usize {
 pub(crate) struct GpuRoom {
     /// What the run may take, in bytes.
     pub(crate) most: u64,
-    /// Of that, for the trained numbers, their gradients and the optimizer's state.
+    /// Of that, for the trained numbers (unless they are the model's own), their gradients and the optimizer's state.
     pub(crate) trained: u64,
 }
 

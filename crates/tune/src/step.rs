@@ -70,6 +70,7 @@ pub struct Stepper {
     allocation: Option<Arc<Allocation>>,
     /// In place of what the arguments say.
     checkpointed_blocks: Option<usize>,
+    /// Known once for all batches; `None` on the CPU.
     gpu_room: Option<GpuRoom>,
     loss_scale: Option<LossScale>,
     steps: usize,

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::memory;
 use crate::optim;
 use crate::trainer::Trainer;
+use crate::work::Loads;
 
 /// What a run will train and take. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,11 +127,7 @@ impl Trainer {
         let longest = (0..rows.len()).map(|row| rows.length(row)).max().unwrap_or(0);
         let tokens = longest * args.batch_size.min(rows.len());
 
-        let mut labels: Vec<usize> = (0..rows.len())
-            .map(|row| rows.get(row).iter().map(|example| set.examples[*example].label_tokens()).sum())
-            .collect();
-        labels.sort_unstable_by(|a, b| b.cmp(a));
-        let labels = labels.iter().take(args.batch_size).sum();
+        let labels = Loads::new(&set, &rows, false).most_labels(args.batch_size);
         let logits = ops::logits_held(labels, model.config().vocab_size);
 
         let blocks = model.num_blocks();

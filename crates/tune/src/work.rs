@@ -44,6 +44,13 @@ impl Loads {
         Self { rows: (0..rows.len()).map(load).collect(), joined }
     }
 
+    /// The most labels that so many rows together can have.
+    pub(crate) fn most_labels(&self, rows: usize) -> usize {
+        let mut labels: Vec<usize> = self.rows.iter().map(|row| row.labels).collect();
+        labels.sort_unstable_by(|a, b| b.cmp(a));
+        labels.iter().take(rows).sum()
+    }
+
     /// That of these rows together.
     pub(crate) fn of(&self, rows: &[usize]) -> Load {
         let mut sum = Load::default();

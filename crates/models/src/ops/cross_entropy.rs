@@ -29,15 +29,15 @@ use crate::quantized::Quantized;
 /// Logits held at a time. Each chunk packs the whole head twice: 96 MiB is 512 rows of a vocabulary of 49152.
 const CHUNK_BYTES: usize = 96 << 20;
 
-/// Rows of logits in a chunk: as many in each as divide so many rows evenly.
-fn chunk_rows(rows: usize, vocab: usize) -> usize {
-    let most = (CHUNK_BYTES / 4 / vocab.max(1)).max(8);
-    rows.div_ceil(rows.div_ceil(most).max(1))
+/// Rows of f32 logits in a chunk of about so many bytes: as many in each as divide all `rows` evenly.
+pub(super) fn chunk_rows(rows: usize, vocab: usize, bytes: usize) -> usize {
+    let most = (bytes / 4 / vocab.max(1)).max(8);
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
 /// See [`super::logits_held`].
 pub fn logits_held(rows: usize, vocab: usize) -> usize {
-    chunk_rows(rows, vocab) * vocab
+    chunk_rows(rows, vocab, CHUNK_BYTES).min(rows) * vocab
 }
 
 /// Columns of the vocabulary at a time: whole panels of 48 and of 32 columns, and an even number of cache lines that is no power of two.
@@ -180,7 +180,7 @@ fn forward(
     let _time = profile::time("cross_entropy", "forward");
     let mut dh = want[0].then(|| vec![0f32; hidden.len()]);
     let mut dw = want[1].then(|| vec![0f32; vocab * hid]);
-    let size = chunk_rows(rows.len(), vocab).max(1);
+    let size = chunk_rows(rows.len(), vocab, CHUNK_BYTES);
     let mut all = LOGITS.take();
     let needed = logits_held(rows.len(), vocab);
     if all.len() < needed {

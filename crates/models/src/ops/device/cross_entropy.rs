@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::node::{Composed, node};
+use crate::ops::cross_entropy::chunk_rows;
 use crate::ops::{IGNORE, cuda, profile};
 
 /// f32 logits held at a time, of which the composition needs three. 128 MiB are 682 rows of a vocabulary of 49152.
@@ -37,8 +38,7 @@ fn forward(
     let (device, dtype) = (hidden.device(), hidden.dtype());
     let vocab = head_w.dim(0)?;
     let head = head_w.to_dtype(dtype)?;
-    let most = (CHUNK_BYTES / 4 / vocab.max(1)).max(8);
-    let size = rows.len().div_ceil(rows.len().div_ceil(most).max(1)).max(1);
+    let size = chunk_rows(rows.len(), vocab, CHUNK_BYTES);
     let mut loss = Tensor::zeros((), DType::F32, device)?;
     let mut dh = want[0].then(|| hidden.zeros_like()).transpose()?;
     let mut dw = want[1].then(|| Tensor::zeros(head_w.shape(), DType::F32, device)).transpose()?;
