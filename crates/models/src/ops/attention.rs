@@ -19,7 +19,7 @@ use super::profile;
 #[cfg(target_arch = "x86_64")]
 use super::{
     attention_packed::{self, Kept},
-    cpu::{amx, flash},
+    cpu::{amx, flash, flash_amx},
 };
 
 /// Queries of a tile.
@@ -80,6 +80,10 @@ pub fn attention(
             Tiles::Half => {
                 attention_packed::forward::<flash::Half>(&q, keys, values, &op.first, scale, sizes)
             }
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Amx => {
+                attention_packed::forward::<flash_amx::Amx>(&q, keys, values, &op.first, scale, sizes)
+            }
         };
         op.log_sums = log_sums;
         y
@@ -125,16 +129,27 @@ enum Tiles {
     /// From packed operands in f32.
     #[cfg(target_arch = "x86_64")]
     Full,
-    /// From packed operands in bf16.
+    /// From packed operands in bf16, by vectors.
     #[cfg(target_arch = "x86_64")]
     Half,
+    /// From packed operands in bf16, on AMX.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Tiles {
     fn of(scale: f32, bf16: bool, sizes: Sizes) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if sizes.t > 1 && scale > 0. && scale.is_finite() && amx::unit().is_some() {
-            return if bf16 { Self::Half } else { Self::Full };
+        if sizes.t > 1
+            && scale > 0.
+            && scale.is_finite()
+            && let Some(unit) = amx::unit()
+        {
+            return match (bf16, unit) {
+                (false, _) => Self::Full,
+                (true, amx::Unit::Avx512) => Self::Half,
+                (true, amx::Unit::Amx) => Self::Amx,
+            };
         }
         Self::Plain
     }
@@ -177,6 +192,10 @@ impl Operation for Flash {
             #[cfg(target_arch = "x86_64")]
             Tiles::Half => {
                 attention_packed::gradients::<flash::Half>(kept, &dy, &self.first, self.scale, self.sizes)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Amx => {
+                attention_packed::gradients::<flash_amx::Amx>(kept, &dy, &self.first, self.scale, self.sizes)
             }
         };
         for (slot, gradient) in into.iter_mut().zip(gradients) {

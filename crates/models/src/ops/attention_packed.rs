@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::attention::{Keys, Sizes};
 use super::cpu::crew::{self, Each};
 use super::cpu::flash::{
-    self, BACKWARD_QUERIES, FORWARD_QUERIES, Form, KEYS, Queries, Unit, packed_units, padded,
+    self, BACKWARD_QUERIES, FORWARD_QUERIES, Form, KEYS, Kernel, Queries, Unit, packed_units, padded,
 };
 use super::cpu::{Shared, math};
 
@@ -84,8 +84,8 @@ fn queries<'a>(
 
 /// The result `[b, t, h·d]` and the logarithms of the denominators `[b, h, t]`, to base 2.
 ///
-/// The processor has AVX512-BF16 and `scale` is positive.
-pub fn forward<U: Unit>(
+/// The processor has what the kernel is made of, and `scale` is positive.
+pub fn forward<K: Kernel>(
     q: &[f32],
     k: Keys,
     v: Keys,
@@ -94,8 +94,8 @@ pub fn forward<U: Unit>(
     sizes: Sizes,
 ) -> (Vec<f32>, Vec<f32>) {
     let Sizes { b, t, h, hkv, d, .. } = sizes;
-    let keys = Packed::new::<U>(k, Form::Columns { width: KEYS }, sizes);
-    let values = Packed::new::<U>(v, Form::Depth, sizes);
+    let keys = Packed::new::<K::Unit>(k, Form::Columns { width: KEYS }, sizes);
+    let values = Packed::new::<K::Unit>(v, Form::Depth, sizes);
     // SAFETY: the tasks write every query of every head.
     let mut y = unsafe { super::cpu::uninit(b * t * h * d) };
     let mut log_sums = vec![0f32; b * h * t];
@@ -108,10 +108,10 @@ pub fn forward<U: Unit>(
         let group = row * hkv + head / (h / hkv);
         let at = ((row * t + rows.start) * h + head) * d;
         let mine = (row * h + head) * t;
-        with_scratch(flash::forward_scratch::<U>(d), |scratch| {
+        with_scratch(K::forward_scratch(d), |scratch| {
             // SAFETY: each task has its own queries of its own head; the packed operands hold all keys up to a whole tile.
             unsafe {
-                flash::forward::<U>(
+                K::forward(
                     &queries(first, row, &rows, scale, sizes),
                     q[at..].as_ptr(),
                     keys.at(group),
@@ -143,7 +143,7 @@ pub struct Kept<'a> {
 }
 
 /// The gradients of q, k and v.
-pub fn gradients<U: Unit>(
+pub fn gradients<K: Kernel>(
     kept: Kept,
     dy: &[f32],
     first: &[usize],
@@ -152,9 +152,9 @@ pub fn gradients<U: Unit>(
 ) -> [Vec<f32>; 3] {
     let Sizes { b, t, s, h, hkv, d } = sizes;
     let Kept { q, k, v, y, log_sums } = kept;
-    let key_rows = Packed::new::<U>(Keys::new(k, sizes), Form::Rows, sizes);
-    let key_depth = Packed::new::<U>(Keys::new(k, sizes), Form::Depth, sizes);
-    let value_rows = Packed::new::<U>(Keys::new(v, sizes), Form::Rows, sizes);
+    let key_rows = Packed::new::<K::Unit>(Keys::new(k, sizes), Form::Rows, sizes);
+    let key_depth = Packed::new::<K::Unit>(Keys::new(k, sizes), K::KEYS_FOR_DQ, sizes);
+    let value_rows = Packed::new::<K::Unit>(Keys::new(v, sizes), Form::Rows, sizes);
     // y · dy of each query, `[b, h, t]`: once, for every stretch of keys.
     let mut along = vec![0f32; b * h * t];
     along.par_chunks_mut(BACKWARD_QUERIES).enumerate().each(|(chunk, along)| {
@@ -180,7 +180,7 @@ pub fn gradients<U: Unit>(
         let size = s.next_multiple_of(KEYS) * wide;
         let (mut dk, mut dv) = (vec![0f32; size], vec![0f32; size]);
         // A stretch of keys at a time, so that what is packed of them and their gradients stay in the second-level cache.
-        let stretch = 256 * U::VALUES;
+        let stretch = 256 * K::Unit::VALUES;
         let heads = head_group % hkv * group..(head_group % hkv + 1) * group;
         for (from, head) in
             (0..s).step_by(stretch).flat_map(|from| heads.clone().map(move |head| (from, head)))
@@ -192,10 +192,10 @@ pub fn gradients<U: Unit>(
                 }
                 let at = ((row * t + rows.start) * h + head) * d;
                 let mine = (row * h + head) * t;
-                with_scratch(flash::backward_scratch::<U>(d), |scratch| {
+                with_scratch(K::backward_scratch(d), |scratch| {
                     // SAFETY: as in `forward`; dk and dv hold every tile of keys.
                     unsafe {
-                        flash::backward::<U>(
+                        K::backward(
                             &queries(first, row, &rows, scale, sizes),
                             (q[at..].as_ptr(), dy[at..].as_ptr()),
                             (keys, from..from + stretch),

@@ -119,6 +119,33 @@ impl Drop for Tiles {
 }
 
 unsafe fn amx_block(a: *const u16, b: *const u16, steps: usize, c: *mut f32, ldc: usize, add: bool) {
+    let side =
+        |first: *const u16| Side { first, second: first.wrapping_add(512 * steps), row: 64, step: 1024 };
+    // SAFETY: the caller's promise.
+    unsafe { amx_product(side(a), side(b), steps, c, ldc, add) }
+}
+
+/// Where two tiles of an operand lie.
+#[derive(Clone, Copy)]
+pub struct Side {
+    /// The first tile's first value.
+    pub first: *const u16,
+    /// The second's.
+    pub second: *const u16,
+    /// Bytes from a tile's row to the next.
+    pub row: usize,
+    /// Bytes from a tile to the one that follows it along the depth.
+    pub step: usize,
+}
+
+/// `c = a · b (+ c)` for 32 x 32 results over `32 · steps` of depth. A tile of `a` has 16 rows of 32 values, a tile of `b` 16 rows of 16 pairs,
+/// a pair being two neighbours along the depth.
+///
+/// # Safety
+/// The processor has AMX and this thread's [`Tiles`] are set up for it; the pointers are valid for the shapes, `c` for 32 rows of 32 values
+/// `ldc` apart.
+#[inline]
+pub unsafe fn amx_product(a: Side, b: Side, steps: usize, c: *mut f32, ldc: usize, add: bool) {
     // SAFETY: the caller's promise. Tile registers are not the compiler's.
     unsafe {
         let below = c.add(16 * ldc);
@@ -136,23 +163,24 @@ unsafe fn amx_block(a: *const u16, b: *const u16, steps: usize, c: *mut f32, ldc
         if steps > 0 {
             asm!(
                 "2:",
-                "tileloadd tmm4, [{a} + {s}]",
-                "tileloadd tmm6, [{b} + {s}]",
-                "tileloadd tmm5, [{a2} + {s}]",
-                "tileloadd tmm7, [{b2} + {s}]",
+                "tileloadd tmm4, [{a} + {ar}]",
+                "tileloadd tmm6, [{b} + {br}]",
+                "tileloadd tmm5, [{a2} + {ar}]",
+                "tileloadd tmm7, [{b2} + {br}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, 1024",
-                "add {a2}, 1024",
-                "add {b}, 1024",
-                "add {b2}, 1024",
+                "add {a}, {astep}",
+                "add {a2}, {astep}",
+                "add {b}, {bstep}",
+                "add {b2}, {bstep}",
                 "dec {n}",
                 "jnz 2b",
-                a = inout(reg) a => _, a2 = inout(reg) a.add(512 * steps) => _,
-                b = inout(reg) b => _, b2 = inout(reg) b.add(512 * steps) => _,
-                n = inout(reg) steps => _, s = in(reg) 64usize, options(nostack, readonly)
+                a = inout(reg) a.first => _, a2 = inout(reg) a.second => _,
+                b = inout(reg) b.first => _, b2 = inout(reg) b.second => _,
+                ar = in(reg) a.row, br = in(reg) b.row, astep = in(reg) a.step, bstep = in(reg) b.step,
+                n = inout(reg) steps => _, options(nostack, readonly)
             );
         }
         asm!(

@@ -2,7 +2,7 @@
 //!
 //! Operands are made of 32-bit **units**: one f32, or two values of bf16 that are neighbours along the product's depth. The left side is read
 //! unit by unit and broadcast, the right side sixteen columns at a time; so one piece of code serves both, and a unit of bf16 is twice
-//! the arithmetic. Three forms of a matrix are packed ([`Form`]).
+//! the arithmetic. A matrix is packed in the [`Form`] that its products read.
 //!
 //! Forward, a strip of four queries against 64 keys is scored, masked, raised to powers and rounded without leaving the registers (strips of six and five were no faster);
 //! backward, the scores and the gradients of the weights are computed side by side, four keys against 32 queries, with the keys as
@@ -175,6 +175,8 @@ pub enum Form {
     },
     /// `[units of rows][d]`: a right side whose depth is the rows.
     Depth,
+    /// `[d][units of rows]` for each [`KEYS`] rows: a left side whose depth is the rows.
+    Turned,
 }
 
 /// The values of a head rounded up so that units and vectors come out even.
@@ -191,7 +193,7 @@ pub const fn packed_units<U: Unit>(rows: usize, d: usize) -> usize {
 ///
 /// # Safety
 /// AVX512-BF16 is there; `from` spans the rows; `to` has room for [`packed_units`] of `whole` rows; `whole` is a multiple of 16 (of the width
-/// for columns).
+/// for columns, of [`KEYS`] for what is turned).
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn pack<U: Unit>(
     form: Form,
@@ -212,6 +214,17 @@ pub unsafe fn pack<U: Unit>(
             } else {
                 _mm512_setzero_ps()
             }
+        };
+        // 32 values of a row.
+        let vectors = |row: usize, column: usize| {
+            let vector = |column: usize| {
+                if row < rows && column < d {
+                    Full::load(from.add(row * stride + column), d - column)
+                } else {
+                    _mm512_setzero_ps()
+                }
+            };
+            [vector(column), vector(column + 16)]
         };
         match form {
             Form::Rows => {
@@ -237,16 +250,6 @@ pub unsafe fn pack<U: Unit>(
                 }
             }
             Form::Depth => {
-                let vectors = |row: usize, column: usize| {
-                    let vector = |column: usize| {
-                        if row < rows && column < d {
-                            Full::load(from.add(row * stride + column), d - column)
-                        } else {
-                            _mm512_setzero_ps()
-                        }
-                    };
-                    [vector(column), vector(column + 16)]
-                };
                 for row in (0..whole).step_by(U::VALUES) {
                     let to = to.add(row / U::VALUES * wide);
                     for column in (0..wide).step_by(32) {
@@ -258,6 +261,36 @@ pub unsafe fn pack<U: Unit>(
                     }
                 }
             }
+            Form::Turned => {
+                let (units, across) = (KEYS / U::VALUES, 16 * U::VALUES);
+                for row in (0..whole).step_by(across) {
+                    let to = to.add(row / KEYS * units * wide + row % KEYS / U::VALUES);
+                    for column in (0..wide).step_by(32) {
+                        let mut squares = [[_mm512_setzero_ps(); 16]; 2];
+                        for i in 0..16 {
+                            let mut both = [0u32; 32];
+                            let row = row + i * U::VALUES;
+                            if U::VALUES == 1 {
+                                U::store(both.as_mut_ptr(), vectors(row, column));
+                            } else {
+                                U::store_pairs(
+                                    both.as_mut_ptr(),
+                                    [vectors(row, column), vectors(row + 1, column)],
+                                );
+                            }
+                            for (j, square) in squares.iter_mut().enumerate() {
+                                square[i] = _mm512_loadu_ps(both.as_ptr().add(16 * j).cast());
+                            }
+                        }
+                        for (j, square) in squares.iter_mut().enumerate() {
+                            transpose(square);
+                            for (i, values) in square.iter().enumerate() {
+                                _mm512_storeu_ps(to.add((column + 16 * j + i) * units).cast(), *values);
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }
@@ -265,7 +298,7 @@ pub unsafe fn pack<U: Unit>(
 /// `2ˣ` to about 1 unit in the last place; 0 far below.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn exp2(x: __m512) -> __m512 {
+pub(super) fn exp2(x: __m512) -> __m512 {
     let n = _mm512_roundscale_ps::<0>(x);
     let r = _mm512_sub_ps(x, n);
     let mut p = _mm512_set1_ps(1.535_336_2e-4);
@@ -365,6 +398,98 @@ unsafe fn add_columns<U: Unit, const MR: usize, const NV: usize>(
     }
 }
 
+/// How a block of queries is worked through, from packed operands.
+pub trait Kernel {
+    /// What the operands are packed in.
+    type Unit: Unit;
+    /// How [`Keys::depth`] is packed.
+    const KEYS_FOR_DQ: Form;
+
+    /// Units of scratch that [`Kernel::forward`] needs.
+    fn forward_scratch(d: usize) -> usize;
+
+    /// The results of a block of queries, at most [`FORWARD_QUERIES`], and the logarithms of their softmax's denominators (to base 2, infinite for a
+    /// query without keys).
+    ///
+    /// `keys` are packed as [`Form::Columns`] of [`KEYS`], `values` as [`Form::Depth`], both up to a whole tile.
+    ///
+    /// # Safety
+    /// The processor has what the kernel is made of; `q` and `y` span the queries, the packed operands every tile that they see, `scratch` has
+    /// [`Kernel::forward_scratch`] units and is aligned to 64 bytes.
+    unsafe fn forward(
+        queries: &Queries,
+        q: *const f32,
+        keys: *const u32,
+        values: *const u32,
+        y: *mut f32,
+        log_sums: &mut [f32],
+        scratch: *mut u32,
+    );
+
+    /// Units of scratch that [`Kernel::backward`] needs.
+    fn backward_scratch(d: usize) -> usize;
+
+    /// Adds the gradients that a block of queries, at most [`BACKWARD_QUERIES`], gives with the keys in `range` (whole tiles): of q, and of keys and
+    /// values to rows of [`padded`] values that are [`KEYS`]-wise whole, where keys' come without the factor on the scores.
+    ///
+    /// `along` is `y · dy` of each query, `log_sums` what [`Kernel::forward`] gave.
+    ///
+    /// # Safety
+    /// As [`Kernel::forward`], with `dy`, `dq`, `dk` and `dv` too.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn backward(
+        queries: &Queries,
+        inputs: (*const f32, *const f32),
+        keys: (Keys, Range<usize>),
+        along: &[f32],
+        log_sums: &[f32],
+        dq: *mut f32,
+        gradients: (*mut f32, *mut f32),
+        scratch: *mut u32,
+    );
+}
+
+/// By vectors: [`Full`] units in f32, [`Half`] ones by AVX512-BF16.
+impl<U: Unit> Kernel for U {
+    type Unit = U;
+    const KEYS_FOR_DQ: Form = Form::Depth;
+
+    fn forward_scratch(d: usize) -> usize {
+        forward_scratch::<U>(d)
+    }
+
+    unsafe fn forward(
+        queries: &Queries,
+        q: *const f32,
+        keys: *const u32,
+        values: *const u32,
+        y: *mut f32,
+        log_sums: &mut [f32],
+        scratch: *mut u32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { forward::<U>(queries, q, keys, values, y, log_sums, scratch) }
+    }
+
+    fn backward_scratch(d: usize) -> usize {
+        backward_scratch::<U>(d)
+    }
+
+    unsafe fn backward(
+        queries: &Queries,
+        inputs: (*const f32, *const f32),
+        keys: (Keys, Range<usize>),
+        along: &[f32],
+        log_sums: &[f32],
+        dq: *mut f32,
+        gradients: (*mut f32, *mut f32),
+        scratch: *mut u32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { backward::<U>(queries, inputs, keys, along, log_sums, dq, gradients, scratch) }
+    }
+}
+
 /// Some queries of one head of one row, and what they see.
 #[derive(Clone, Copy)]
 pub struct Queries<'a> {
@@ -382,12 +507,12 @@ pub struct Queries<'a> {
 
 impl Queries<'_> {
     /// The first keys of the tiles that hold anything for these queries.
-    fn tiles(&self) -> StepBy<Range<usize>> {
+    pub(super) fn tiles(&self) -> StepBy<Range<usize>> {
         self.tiles_of(0..usize::MAX)
     }
 
     /// Those of the tiles that begin within `keys`, which begins with a tile.
-    fn tiles_of(&self, keys: Range<usize>) -> StepBy<Range<usize>> {
+    pub(super) fn tiles_of(&self, keys: Range<usize>) -> StepBy<Range<usize>> {
         let end = (self.last + self.first.len()).min(keys.end);
         let start = self.first.first().map_or(end, |first| (*first).min(end) / KEYS * KEYS);
         (start.max(keys.start)..end).step_by(KEYS)
@@ -395,31 +520,22 @@ impl Queries<'_> {
 
     /// The keys of a tile that a query sees, counted from the tile's first.
     #[inline]
-    fn seen(&self, query: usize, tile: usize) -> (usize, usize) {
+    pub(super) fn seen(&self, query: usize, tile: usize) -> (usize, usize) {
         let from = self.first[query].clamp(tile, tile + KEYS);
         let to = (self.last + query + 1).clamp(from, tile + KEYS);
         (from - tile, to - tile)
     }
 }
 
-/// Units of scratch that [`forward`] needs.
-pub const fn forward_scratch<U: Unit>(d: usize) -> usize {
-    packed_units::<U>(FORWARD_QUERIES.next_multiple_of(16), d)
+const fn forward_scratch<U: Unit>(d: usize) -> usize {
+    packed_units::<U>(FORWARD_QUERIES, d)
         + FORWARD_QUERIES * padded(d)
         + FORWARD_QUERIES * 16
         + STRIP * KEYS / U::VALUES
 }
 
-/// The results of a block of queries, at most [`FORWARD_QUERIES`], and the logarithms of their softmax's denominators (to base 2, infinite for a
-/// query without keys).
-///
-/// `keys` are packed as [`Form::Columns`] of [`KEYS`], `values` as [`Form::Depth`], both up to a whole tile.
-///
-/// # Safety
-/// AVX512-BF16 is there; `q` and `y` span the queries, the packed operands every tile that they see, `scratch` has [`forward_scratch`] units and is
-/// aligned to 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn forward<U: Unit>(
+unsafe fn forward<U: Unit>(
     queries: &Queries,
     q: *const f32,
     keys: *const u32,
@@ -435,7 +551,7 @@ pub unsafe fn forward<U: Unit>(
     // SAFETY: the caller's promise; the scratch is divided as `forward_scratch` counts it.
     unsafe {
         let packed = scratch;
-        let out: *mut f32 = packed.add(packed_units::<U>(FORWARD_QUERIES.next_multiple_of(16), d)).cast();
+        let out: *mut f32 = packed.add(packed_units::<U>(FORWARD_QUERIES, d)).cast();
         // Sixteen partial sums a query.
         let sums = out.add(FORWARD_QUERIES * wide);
         let weights: *mut u32 = sums.add(FORWARD_QUERIES * 16).cast();
@@ -527,29 +643,21 @@ fn highest(scores: &[__m512; TILE], before: f32, open: bool, (from, to): (usize,
 pub struct Keys {
     /// Keys as [`Form::Rows`].
     pub rows: *const u32,
-    /// Keys as [`Form::Depth`].
+    /// Keys as [`Kernel::KEYS_FOR_DQ`].
     pub depth: *const u32,
     /// Values as [`Form::Rows`].
     pub values: *const u32,
 }
 
-/// Units of scratch that [`backward`] needs.
-pub const fn backward_scratch<U: Unit>(d: usize) -> usize {
+const fn backward_scratch<U: Unit>(d: usize) -> usize {
     4 * packed_units::<U>(BACKWARD_QUERIES, d)
         + BACKWARD_QUERIES * padded(d)
         + 3 * KEYS * BACKWARD_QUERIES / U::VALUES
 }
 
-/// Adds the gradients that a block of queries, at most [`BACKWARD_QUERIES`], gives with the keys in `range` (whole tiles): of q, and of keys and
-/// values to rows of [`padded`] values that are [`KEYS`]-wise whole, where keys' come without the factor on the scores.
-///
-/// `along` is `y · dy` of each query, `log_sums` what [`forward`] gave.
-///
-/// # Safety
-/// As [`forward`], with `dy`, `dq`, `dk` and `dv` too.
 #[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn backward<U: Unit>(
+unsafe fn backward<U: Unit>(
     queries: &Queries,
     (q, dy): (*const f32, *const f32),
     (keys, range): (Keys, Range<usize>),

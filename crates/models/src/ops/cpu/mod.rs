@@ -15,6 +15,8 @@ pub mod blocks;
 pub mod crew;
 #[cfg(target_arch = "x86_64")]
 pub mod flash;
+#[cfg(target_arch = "x86_64")]
+pub mod flash_amx;
 pub mod gemm;
 pub mod half;
 pub mod math;
