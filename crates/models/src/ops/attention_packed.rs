@@ -155,14 +155,19 @@ pub fn gradients<K: Kernel>(
     let key_rows = Packed::new::<K::Unit>(Keys::new(k, sizes), Form::Rows, sizes);
     let key_depth = Packed::new::<K::Unit>(Keys::new(k, sizes), K::KEYS_FOR_DQ, sizes);
     let value_rows = Packed::new::<K::Unit>(Keys::new(v, sizes), Form::Rows, sizes);
-    // y · dy of each query, `[b, h, t]`: once, for every stretch of keys.
+    // y · dy of each query, `[b, h, t]`: once, for every stretch of keys. Read as it lies, all heads of a query.
     let mut along = vec![0f32; b * h * t];
-    along.par_chunks_mut(BACKWARD_QUERIES).enumerate().each(|(chunk, along)| {
-        for (i, along) in along.iter_mut().enumerate() {
-            let index = chunk * BACKWARD_QUERIES + i;
-            let (query, head, row) = (index % t, index / t % h, index / t / h);
-            let at = ((row * t + query) * h + head) * d;
-            *along = math::dot(&y[at..at + d], &dy[at..at + d]);
+    let products = Shared::new(&mut along);
+    crew::run((b * t).div_ceil(BACKWARD_QUERIES), |block| {
+        for index in block * BACKWARD_QUERIES..((block + 1) * BACKWARD_QUERIES).min(b * t) {
+            let (row, query) = (index / t, index % t);
+            for head in 0..h {
+                let at = (index * h + head) * d;
+                // SAFETY: each task has its own queries.
+                unsafe {
+                    *products.at((row * h + head) * t + query) = math::dot(&y[at..at + d], &dy[at..at + d])
+                };
+            }
         }
     });
     let mut dq = vec![0f32; q.len()];
@@ -180,7 +185,7 @@ pub fn gradients<K: Kernel>(
         let size = s.next_multiple_of(KEYS) * wide;
         let (mut dk, mut dv) = (vec![0f32; size], vec![0f32; size]);
         // A stretch of keys at a time, so that what is packed of them and their gradients stay in the second-level cache.
-        let stretch = 256 * K::Unit::VALUES;
+        let stretch = K::STRETCH;
         let heads = head_group % hkv * group..(head_group % hkv + 1) * group;
         for (from, head) in
             (0..s).step_by(stretch).flat_map(|from| heads.clone().map(move |head| (from, head)))

@@ -138,6 +138,14 @@ pub struct Side {
     pub step: usize,
 }
 
+impl Side {
+    /// The same operand from so many steps of depth on.
+    fn after(self, steps: usize) -> Self {
+        let by = steps * self.step;
+        Self { first: self.first.wrapping_byte_add(by), second: self.second.wrapping_byte_add(by), ..self }
+    }
+}
+
 /// `c = a · b (+ c)` for 32 x 32 results over `32 · steps` of depth. A tile of `a` has 16 rows of 32 values, a tile of `b` 16 rows of 16 pairs,
 /// a pair being two neighbours along the depth.
 ///
@@ -149,18 +157,33 @@ pub unsafe fn amx_product(a: Side, b: Side, steps: usize, c: *mut f32, ldc: usiz
     // SAFETY: the caller's promise. Tile registers are not the compiler's.
     unsafe {
         let below = c.add(16 * ldc);
-        if add {
+        let (mut a, mut b, mut left) = (a, b, steps);
+        if add && steps > 0 {
+            // What is added to is loaded between the first step's products: they wait for less (244 and 190 cycles for two steps).
             asm!(
+                "tileloadd tmm4, [{a} + {ar}]",
+                "tileloadd tmm6, [{b} + {br}]",
                 "tileloadd tmm0, [{c} + {l}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b2} + {br}]",
                 "tileloadd tmm1, [{c} + {l} + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{a2} + {ar}]",
                 "tileloadd tmm2, [{d} + {l}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
                 "tileloadd tmm3, [{d} + {l} + 64]",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                a = in(reg) a.first, a2 = in(reg) a.second, b = in(reg) b.first, b2 = in(reg) b.second,
+                ar = in(reg) a.row, br = in(reg) b.row,
                 c = in(reg) c, d = in(reg) below, l = in(reg) 4 * ldc, options(nostack, readonly)
             );
+            (a, b, left) = (a.after(1), b.after(1), steps - 1);
+        } else if add {
+            return;
         } else {
             asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
         }
-        if steps > 0 {
+        if left > 0 {
             asm!(
                 "2:",
                 "tileloadd tmm4, [{a} + {ar}]",
@@ -180,7 +203,7 @@ pub unsafe fn amx_product(a: Side, b: Side, steps: usize, c: *mut f32, ldc: usiz
                 a = inout(reg) a.first => _, a2 = inout(reg) a.second => _,
                 b = inout(reg) b.first => _, b2 = inout(reg) b.second => _,
                 ar = in(reg) a.row, br = in(reg) b.row, astep = in(reg) a.step, bstep = in(reg) b.step,
-                n = inout(reg) steps => _, options(nostack, readonly)
+                n = inout(reg) left => _, options(nostack, readonly)
             );
         }
         asm!(

@@ -404,6 +404,8 @@ pub trait Kernel {
     type Unit: Unit;
     /// How [`Keys::depth`] is packed.
     const KEYS_FOR_DQ: Form;
+    /// Keys that the backward pass goes through at a time, whole tiles: what is packed of them and their gradients stay in the second-level cache.
+    const STRETCH: usize;
 
     /// Units of scratch that [`Kernel::forward`] needs.
     fn forward_scratch(d: usize) -> usize;
@@ -453,6 +455,7 @@ pub trait Kernel {
 impl<U: Unit> Kernel for U {
     type Unit = U;
     const KEYS_FOR_DQ: Form = Form::Depth;
+    const STRETCH: usize = 256 * U::VALUES;
 
     fn forward_scratch(d: usize) -> usize {
         forward_scratch::<U>(d)

@@ -1,15 +1,18 @@
 //! Attention's tiles with products on AMX: operands in bf16, sums, softmax and results in f32.
 //!
 //! The packed forms are those of [`flash`](super::flash) with units of two bf16: rows are tiles of a left side, columns and depths tiles of a right one, as
-//! they lie. Scores go through a buffer of the first-level cache between the tile registers, which multiply, and the vectors, which take powers.
-//! A product of 64 x 64 x 64 takes 512 cycles, the powers of as many scores some 2000, so the vectors decide: the highest score is followed
-//! only when one passes it by [`HEADROOM`] powers of two, which leaves a comparison a query in place of a reduction.
+//! they lie. Scores go through a buffer between the tile registers, which multiply, and the vectors, which take powers. The highest score is followed
+//! only when one passes it by [`HEADROOM`] powers of two, which leaves a comparison a query in place of a reduction. Products wait in a list and are put
+//! between pieces of the vectors' work ([`Pending`]), those of the next scores before the powers of these.
 //!
 //! Backward, dq is summed transposed: keys are then the left side (packed a third time, [`Form::Turned`]), and the slopes, stored as pairs of
 //! keys, the right one.
 //!
-//! Predicted at 1 x 2048 tokens of SmolLM2-135M on one core at 2.7 GHz: forward 3500 cycles for 64 queries and 64 keys (370 GFLOP/s), backward
-//! 5000 to 7000 (500 to 700). For what was measured see `HOW_IT_WORKS.md`.
+//! Predicted for 64 queries and 64 keys of 64 values: 3500 cycles forward and 5000 to 7000 backward, most of them the vectors'. Measured (2 cores at 2.7 GHz,
+//! 2048 tokens, 9 heads): 6600 and 16000; with products as AVX512-BF16, which such processors run at the speed of f32, 36000 and 86000. While
+//! tiles are in use the second port for 512 bits stands still (128 multiplications and 4 products: 127 cycles, 63 and 62 alone), so a vector costs
+//! twice what was predicted; a short product waits for its operands (190 to 250 cycles for the 128 of its arithmetic). What helped: the
+//! list (forward 8.7 to 7.1 ms, backward nothing), a polynomial of degree 4 (7.1 to 6.0 and 17.0 to 15.5), loads between products (15.5 to 14.7).
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -17,12 +20,14 @@ use std::ops::Range;
 use super::amx::{self, Side, Tiles};
 use super::avx512::lanes;
 use super::flash::{
-    BACKWARD_QUERIES, FORWARD_QUERIES, Form, Half, KEYS, Kernel, Keys, Queries, Unit, exp2, pack,
-    packed_units, padded,
+    BACKWARD_QUERIES, FORWARD_QUERIES, Form, Half, KEYS, Kernel, Keys, Queries, Unit, pack, packed_units,
+    padded,
 };
 
 /// Queries (forward) or keys (backward) that are scored together: two tiles.
 const STRIP: usize = 32;
+/// Pieces that the vectors' work on a strip is cut into; products come between them.
+const PARTS: usize = 4;
 /// Bytes of a unit.
 const BYTES: usize = 4;
 /// A score may pass the one that powers are relative to by so many powers of two: sums of 2⁸ · keys are far from f32's end, and what is rounded
@@ -44,12 +49,68 @@ fn right(first: *const u32, unit: usize) -> Side {
     }
 }
 
+/// A product of 32 x 32 results: what [`amx::amx_product`] takes.
+struct Product {
+    a: Side,
+    b: Side,
+    steps: usize,
+    c: *mut f32,
+    ldc: usize,
+    add: bool,
+}
+
+/// Products that wait to be put between the vectors' work, in their order. What they read lies still, and what they write is not touched, until they
+/// are done.
+struct Pending {
+    products: Vec<Product>,
+    done: usize,
+}
+
+impl Pending {
+    fn new() -> Self {
+        Self { products: Vec::with_capacity(32), done: 0 }
+    }
+
+    fn add(&mut self, product: Product) {
+        self.products.push(product);
+    }
+
+    /// Multiplies the first of `parts` parts of what waits.
+    ///
+    /// # Safety
+    /// As [`amx::amx_product`] for each of them.
+    unsafe fn part(&mut self, parts: usize) {
+        let left = self.products.len() - self.done;
+        for product in &self.products[self.done..self.done + left.div_ceil(parts)] {
+            let Product { a, b, steps, c, ldc, add } = *product;
+            // SAFETY: the caller's promise.
+            unsafe { amx::amx_product(a, b, steps, c, ldc, add) };
+            self.done += 1;
+        }
+        if self.done == self.products.len() {
+            self.products.clear();
+            self.done = 0;
+        }
+    }
+
+    /// Multiplies all that waits.
+    ///
+    /// # Safety
+    /// As [`Pending::part`].
+    unsafe fn finish(&mut self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.part(1) };
+    }
+}
+
 /// By tiles.
 pub struct Amx;
 
 impl Kernel for Amx {
     type Unit = Half;
     const KEYS_FOR_DQ: Form = Form::Turned;
+    /// Processors with AMX have 2 MiB for each core.
+    const STRETCH: usize = 1024;
 
     fn forward_scratch(d: usize) -> usize {
         forward_scratch(d)
@@ -91,11 +152,11 @@ const fn forward_scratch(d: usize) -> usize {
     packed_units::<Half>(FORWARD_QUERIES, d)
         + FORWARD_QUERIES * padded(d)
         + FORWARD_QUERIES * 16
+        + 2 * STRIP * KEYS
         + STRIP * KEYS
-        + STRIP * KEYS / 2
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
 unsafe fn forward(
     queries: &Queries,
     q: *const f32,
@@ -117,67 +178,93 @@ unsafe fn forward(
         // Sixteen partial sums a query.
         let sums = out.add(FORWARD_QUERIES * wide);
         let scores = sums.add(FORWARD_QUERIES * 16);
-        let weights: *mut u32 = scores.add(STRIP * KEYS).cast();
+        let scores = [scores, scores.add(STRIP * KEYS)];
+        let weights: *mut u32 = scores[1].add(STRIP * KEYS).cast();
+        let weights = [weights, weights.add(STRIP * KEYS / 2)];
         // What powers are relative to, times `c`.
         let mut shifts = [f32::NEG_INFINITY; FORWARD_QUERIES];
         pack::<Half>(Form::Rows, q, queries.stride, (count, strips * STRIP), d, packed);
         out.write_bytes(0, strips * STRIP * wide);
         sums.write_bytes(0, strips * STRIP * 16);
-        for tile in queries.tiles() {
-            let keys = keys.add(tile * units);
-            let values = values.add(tile / 2 * wide);
-            for strip in 0..strips {
-                let rows = strip * STRIP..count.min((strip + 1) * STRIP);
-                let last = queries.last + rows.end - 1;
-                if last < tile {
-                    continue;
+        // A strip against a tile: the first query, the tile's first key, how many halves of the tile the strip sees anything of.
+        let mut jobs = queries
+            .tiles()
+            .flat_map(|tile| (0..strips).map(move |strip| (strip * STRIP, tile)))
+            .filter_map(|(from, tile)| {
+                let last = queries.last + count.min(from + STRIP) - 1;
+                (last >= tile).then_some((from, tile, if last < tile + STRIP { 1 } else { 2 }))
+            })
+            .peekable();
+        let mut pending = Pending::new();
+        let score = |pending: &mut Pending, (from, tile, halves): (usize, usize, usize), scores: *mut f32| {
+            for half in 0..halves {
+                pending.add(Product {
+                    a: left(packed.add(from * units), units),
+                    b: right(keys.add(tile * units + half * STRIP), KEYS),
+                    steps: wide / 32,
+                    c: scores.add(half * STRIP),
+                    ldc: KEYS,
+                    add: false,
+                });
+            }
+        };
+        if let Some(job) = jobs.peek() {
+            score(&mut pending, *job, scores[0]);
+            pending.finish();
+        }
+        // Two of each buffer: while one serves the vectors, the products fill or read the other.
+        let (mut turn, mut strip_before) = (0, None);
+        while let Some((from, tile, halves)) = jobs.next() {
+            if strip_before == Some(from) {
+                // Results must be whole before they are multiplied by a factor.
+                pending.finish();
+            }
+            strip_before = Some(from);
+            if let Some(job) = jobs.peek() {
+                score(&mut pending, *job, scores[1 - turn]);
+            }
+            let end = count.min(from + STRIP);
+            let open = queries.last + from >= tile + KEYS - 1
+                && queries.first[end - 1] <= tile
+                && end == from + STRIP;
+            for i in 0..STRIP {
+                if i % (STRIP / PARTS) == 0 {
+                    pending.part(PARTS - i / (STRIP / PARTS));
                 }
-                // Keys beyond the strip's last have no weight.
-                let halves = if last < tile + STRIP { 1 } else { 2 };
-                let queries_packed = left(packed.add(rows.start * units), units);
-                for half in 0..halves {
-                    let keys = right(keys.add(half * STRIP), KEYS);
-                    amx::amx_product(queries_packed, keys, wide / 32, scores.add(half * STRIP), KEYS, false);
-                }
-                let open = queries.last + rows.start >= tile + KEYS - 1
-                    && queries.first[rows.end - 1] <= tile
-                    && rows.len() == STRIP;
-                for i in 0..STRIP {
-                    let query = rows.start + i;
-                    let seen = match (open, query < rows.end) {
-                        (true, _) => (0, KEYS),
-                        (_, true) => queries.seen(query, tile),
-                        _ => (0, 0),
-                    };
-                    let factor = powers(
-                        scores.add(i * KEYS),
-                        (c, open, seen),
-                        &mut shifts[query],
-                        sums.add(query * 16),
-                        weights.add(i * KEYS / 2),
-                    );
-                    if factor != 1. {
-                        let factor = _mm512_set1_ps(factor);
-                        for column in (0..wide).step_by(16) {
-                            let at = out.add(query * wide + column);
-                            _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), factor));
-                        }
+                let query = from + i;
+                let seen = match (open, query < end) {
+                    (true, _) => (0, KEYS),
+                    (_, true) => queries.seen(query, tile),
+                    _ => (0, 0),
+                };
+                let factor = powers(
+                    scores[turn].add(i * KEYS),
+                    ([c, 1. / c], open, seen),
+                    &mut shifts[query],
+                    sums.add(query * 16),
+                    weights[turn].add(i * KEYS / 2),
+                );
+                if factor != 1. {
+                    let factor = _mm512_set1_ps(factor);
+                    for column in (0..wide).step_by(16) {
+                        let at = out.add(query * wide + column);
+                        _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), factor));
                     }
                 }
-                let weights = left(weights, KEYS / 2);
-                for column in (0..wide).step_by(STRIP) {
-                    let values = right(values.add(column), wide);
-                    amx::amx_product(
-                        weights,
-                        values,
-                        halves,
-                        out.add(rows.start * wide + column),
-                        wide,
-                        true,
-                    );
-                }
             }
+            for column in (0..wide).step_by(STRIP) {
+                pending.add(Product {
+                    a: left(weights[turn], KEYS / 2),
+                    b: right(values.add(tile / 2 * wide + column), wide),
+                    steps: halves,
+                    c: out.add(from * wide + column),
+                    ldc: wide,
+                    add: true,
+                });
+            }
+            turn = 1 - turn;
         }
+        pending.finish();
         for query in 0..count {
             let sum = _mm512_reduce_add_ps(_mm512_loadu_ps(sums.add(query * 16)));
             let inverse = _mm512_set1_ps(if sum > 0. { 1. / sum } else { 0. });
@@ -191,31 +278,45 @@ unsafe fn forward(
     }
 }
 
+/// `2ˣ` to 3e-6, far finer than bf16; 0 far below. The whole part goes into the exponent, the rest through a polynomial of least relative error on [0, 1].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
+fn exp2(x: __m512) -> __m512 {
+    // Rounded down, no exceptions.
+    const DOWN: i32 = 0b1001;
+    let r = _mm512_reduce_ps::<DOWN>(x);
+    let mut p = _mm512_set1_ps(0.013_534_168);
+    for c in [0.052_011_46, 0.241_442_76, 0.693_003_83, 1.000_002_6] {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    }
+    _mm512_scalef_ps(p, x)
+}
+
 /// The weights of a query with the keys of a tile, before they are divided: `2^(c·score − shift)`, rounded to bf16, and their part of its
 /// `sums`. Where a score lies too far above `shift`, that moves; what was summed before must then be multiplied by what is returned.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
 unsafe fn powers(
     scores: *const f32,
-    (c, open, (from, to)): (f32, bool, (usize, usize)),
+    ([c, inverse], open, (from, to)): ([f32; 2], bool, (usize, usize)),
     shift: &mut f32,
     sums: *mut f32,
     weights: *mut u32,
 ) -> f32 {
     // SAFETY: the caller vouches for 64 scores, 16 sums and 32 units of weights.
     unsafe {
-        let mut scaled = [_mm512_setzero_ps(); 4];
-        for (j, scaled) in scaled.iter_mut().enumerate() {
-            *scaled = _mm512_mul_ps(_mm512_loadu_ps(scores.add(16 * j)), _mm512_set1_ps(c));
+        let mut row = [_mm512_setzero_ps(); 4];
+        for (j, score) in row.iter_mut().enumerate() {
+            *score = _mm512_loadu_ps(scores.add(16 * j));
             if !open {
                 let low = _mm512_set1_ps(f32::NEG_INFINITY);
-                *scaled = _mm512_mask_mov_ps(low, lanes(j, from, to), *scaled);
+                *score = _mm512_mask_mov_ps(low, lanes(j, from, to), *score);
             }
         }
-        let most = _mm512_max_ps(_mm512_max_ps(scaled[0], scaled[1]), _mm512_max_ps(scaled[2], scaled[3]));
+        let most = _mm512_max_ps(_mm512_max_ps(row[0], row[1]), _mm512_max_ps(row[2], row[3]));
         let mut factor = 1.;
-        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(most, _mm512_set1_ps(*shift + HEADROOM)) != 0 {
-            let highest = _mm512_reduce_max_ps(most);
+        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(most, _mm512_set1_ps((*shift + HEADROOM) * inverse)) != 0 {
+            let highest = _mm512_reduce_max_ps(most) * c;
             // 2^(−∞ − highest) is no number the way it is computed.
             let first = *shift == f32::NEG_INFINITY;
             factor = if first { 0. } else { _mm512_cvtss_f32(exp2(_mm512_set1_ps(*shift - highest))) };
@@ -225,14 +326,14 @@ unsafe fn powers(
         // A query that has seen no key yet: no score lies above −∞.
         let relative = _mm512_set1_ps(if *shift == f32::NEG_INFINITY { 0. } else { *shift });
         let mut sum = _mm512_setzero_ps();
-        for (j, scaled) in scaled.iter_mut().enumerate() {
-            let power = exp2(_mm512_sub_ps(*scaled, relative));
-            *scaled = if open { power } else { _mm512_maskz_mov_ps(lanes(j, from, to), power) };
-            sum = _mm512_add_ps(sum, *scaled);
+        for (j, score) in row.iter_mut().enumerate() {
+            let power = exp2(_mm512_fmsub_ps(*score, _mm512_set1_ps(c), relative));
+            *score = if open { power } else { _mm512_maskz_mov_ps(lanes(j, from, to), power) };
+            sum = _mm512_add_ps(sum, *score);
         }
         _mm512_storeu_ps(sums, _mm512_fmadd_ps(old, _mm512_set1_ps(factor), sum));
-        Half::store(weights, [scaled[0], scaled[1]]);
-        Half::store(weights.add(16), [scaled[2], scaled[3]]);
+        Half::store(weights, [row[0], row[1]]);
+        Half::store(weights.add(16), [row[2], row[3]]);
         factor
     }
 }
@@ -240,12 +341,12 @@ unsafe fn powers(
 const fn backward_scratch(d: usize) -> usize {
     4 * packed_units::<Half>(BACKWARD_QUERIES, d)
         + BACKWARD_QUERIES * padded(d)
-        + 2 * STRIP * STRIP
-        + 3 * KEYS * BACKWARD_QUERIES / 2
+        + 4 * STRIP * STRIP
+        + 4 * KEYS * BACKWARD_QUERIES / 2
 }
 
 #[allow(clippy::too_many_arguments)]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
 unsafe fn backward(
     queries: &Queries,
     (q, dy): (*const f32, *const f32),
@@ -272,10 +373,12 @@ unsafe fn backward(
         let [q_columns, dy_columns, q_depth, dy_depth] = [0, 1, 2, 3].map(|i| scratch.add(i * part));
         // dq transposed: `[d][queries]`.
         let sum: *mut f32 = scratch.add(4 * part).cast();
-        let [scores, grads] = [0, 1].map(|i| sum.add(BLOCK * wide + i * STRIP * STRIP));
-        let square = KEYS * BLOCK / 2;
-        let rest = scratch.add(4 * part + BLOCK * wide + 2 * STRIP * STRIP);
-        let [weights, slopes, pairs] = [0, 1, 2].map(|i| rest.add(i * square));
+        let squares = sum.add(BLOCK * wide);
+        // Scores and gradients of weights, two of each.
+        let squares = [0, 1].map(|turn| [0, 1].map(|i| squares.add((2 * turn + i) * STRIP * STRIP)));
+        let rest = scratch.add(4 * part + BLOCK * wide + 4 * STRIP * STRIP);
+        let [weights, slopes, pairs, more_pairs] = [0, 1, 2, 3].map(|i| rest.add(i * KEYS * BLOCK / 2));
+        let pairs = [pairs, more_pairs];
         let columns = Form::Columns { width: BLOCK };
         for (from, by_columns, by_depth) in [(q, q_columns, q_depth), (dy, dy_columns, dy_depth)] {
             pack::<Half>(columns, from, queries.stride, (count, BLOCK), d, by_columns);
@@ -283,48 +386,89 @@ unsafe fn backward(
         }
         sum.write_bytes(0, BLOCK * wide);
         let end = count.next_multiple_of(STRIP);
-        for tile in tiles {
-            let open = queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
-            // The first query that sees a key, rounded down to what is computed together.
-            let begin = |key: usize| (tile + key).saturating_sub(queries.last) / STRIP * STRIP;
-            for key in (0..KEYS).step_by(STRIP) {
-                let rows = (tile + key) * units;
-                for half in (begin(key)..end).step_by(STRIP) {
-                    for (left_side, right_side, to) in
-                        [(keys.rows, q_columns, scores), (keys.values, dy_columns, grads)]
-                    {
-                        let left = left(left_side.add(rows), units);
-                        amx::amx_product(left, right(right_side.add(half), BLOCK), steps, to, STRIP, false);
-                    }
-                    let at = key * BLOCK / 2 + half / 2;
-                    numbers.slopes(
-                        (scores, grads),
-                        (c, half, (!open).then_some(tile + key)),
-                        [weights.add(at), slopes.add(at), pairs.add(key / 2 * BLOCK + half)],
-                    );
-                }
-                let from = begin(key);
-                if from >= end {
-                    continue;
-                }
-                for (sums, left_side, right_side) in [(dv, weights, dy_depth), (dk, slopes, q_depth)] {
-                    let left = left(left_side.add((key * BLOCK + from) / 2), BLOCK / 2);
-                    for column in (0..wide).step_by(STRIP) {
-                        let right = right(right_side.add(from / 2 * wide + column), wide);
-                        let to = sums.add((tile + key) * wide + column);
-                        amx::amx_product(left, right, (end - from) / STRIP, to, wide, true);
-                    }
-                }
+        // The first query that sees a key, rounded down to what is computed together.
+        let begin = |key: usize| key.saturating_sub(queries.last) / STRIP * STRIP;
+        // 32 keys against 32 queries: the tile's first key, the keys' first counted from there, the first query.
+        let mut jobs = tiles
+            .flat_map(|tile| (0..KEYS).step_by(STRIP).map(move |key| (tile, key)))
+            .flat_map(|(tile, key)| {
+                (begin(tile + key)..end).step_by(STRIP).map(move |half| (tile, key, half))
+            })
+            .peekable();
+        let mut pending = Pending::new();
+        let score = |pending: &mut Pending, (tile, key, half): (usize, usize, usize), to: [*mut f32; 2]| {
+            let sides = [(keys.rows, q_columns), (keys.values, dy_columns)];
+            for ((left_side, right_side), to) in sides.into_iter().zip(to) {
+                pending.add(Product {
+                    a: left(left_side.add((tile + key) * units), units),
+                    b: right(right_side.add(half), BLOCK),
+                    steps,
+                    c: to,
+                    ldc: STRIP,
+                    add: false,
+                });
             }
-            for half in (0..end).step_by(STRIP) {
-                let depth = (0..KEYS).step_by(STRIP).filter(|key| begin(*key) <= half).count();
-                let right = right(pairs.add(half), BLOCK);
-                for row in (0..wide).step_by(STRIP) {
-                    let left = left(keys.depth.add(tile * units + row * KEYS / 2), KEYS / 2);
-                    amx::amx_product(left, right, depth, sum.add(row * BLOCK + half), BLOCK, true);
-                }
-            }
+        };
+        if let Some(job) = jobs.peek() {
+            score(&mut pending, *job, squares[0]);
+            pending.finish();
         }
+        let (mut turn, mut tile_turn, mut keys_before) = (0, 0, None);
+        while let Some((tile, key, half)) = jobs.next() {
+            let from = begin(tile + key);
+            if keys_before == Some(key) && half == from {
+                // The weights and slopes of these keys' place are still being read.
+                pending.finish();
+            }
+            keys_before = Some(key);
+            if let Some(job) = jobs.peek() {
+                score(&mut pending, *job, squares[1 - turn]);
+            }
+            let open = queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
+            let [scores, grads] = squares[turn];
+            for piece in 0..PARTS {
+                pending.part(PARTS - piece);
+                let (first, count) = (piece * (STRIP / PARTS), STRIP / PARTS);
+                let at = (key + first) * BLOCK / 2 + half / 2;
+                numbers.slopes(
+                    (scores.add(first * STRIP), grads.add(first * STRIP), count),
+                    (c, half, (!open).then_some(tile + key + first)),
+                    [weights.add(at), slopes.add(at), pairs[tile_turn].add((key + first) / 2 * BLOCK + half)],
+                );
+            }
+            if half + STRIP >= end {
+                for (sums, left_side, right_side) in [(dv, weights, dy_depth), (dk, slopes, q_depth)] {
+                    for column in (0..wide).step_by(STRIP) {
+                        pending.add(Product {
+                            a: left(left_side.add((key * BLOCK + from) / 2), BLOCK / 2),
+                            b: right(right_side.add(from / 2 * wide + column), wide),
+                            steps: (end - from) / STRIP,
+                            c: sums.add((tile + key) * wide + column),
+                            ldc: wide,
+                            add: true,
+                        });
+                    }
+                }
+            }
+            if jobs.peek().is_none_or(|(next, ..)| *next != tile) {
+                for half in (0..end).step_by(STRIP) {
+                    let seen = (0..KEYS).step_by(STRIP).filter(|key| begin(tile + *key) <= half).count();
+                    for row in (0..wide).step_by(STRIP).filter(|_| seen > 0) {
+                        pending.add(Product {
+                            a: left(keys.depth.add(tile * units + row * KEYS / 2), KEYS / 2),
+                            b: right(pairs[tile_turn].add(half), BLOCK),
+                            steps: seen,
+                            c: sum.add(row * BLOCK + half),
+                            ldc: BLOCK,
+                            add: true,
+                        });
+                    }
+                }
+                tile_turn = 1 - tile_turn;
+            }
+            turn = 1 - turn;
+        }
+        pending.finish();
         let scale = _mm512_set1_ps(queries.scale);
         for query in (0..count).step_by(16) {
             for column in (0..d).step_by(16) {
@@ -365,13 +509,13 @@ impl Numbers {
         numbers
     }
 
-    /// Weights and slopes of 32 keys against the queries `half..half + 32`, by keys (two rows of units a line of the block), and the slopes as pairs of keys.
+    /// Weights and slopes of `count` keys against the queries `half..half + 32`, by keys (two rows of units a line of the block), and the slopes as pairs of keys.
     /// `masked` is the first key's number where not every query sees every key.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
     unsafe fn slopes(
         &self,
-        (scores, grads): (*const f32, *const f32),
+        (scores, grads, count): (*const f32, *const f32, usize),
         (c, half, masked): (f32, usize, Option<usize>),
         [weights, slopes, pairs]: [*mut u32; 3],
     ) {
@@ -384,7 +528,7 @@ impl Numbers {
             let [first, last] = [0, 1]
                 .map(|i| [0, 16].map(|at| _mm512_loadu_si512(self.seen[i].as_ptr().add(half + at).cast())));
             let c = _mm512_set1_ps(c);
-            for key in (0..STRIP).step_by(2) {
+            for key in (0..count).step_by(2) {
                 let mut both = [[_mm512_setzero_ps(); 2]; 2];
                 for (i, slope) in both.iter_mut().enumerate() {
                     let at = (key + i) * STRIP;
