@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::Level;
+use super::{Level, Shared};
 
 /// What multiplies bf16 on this processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +123,18 @@ unsafe fn amx_block(a: *const u16, b: *const u16, steps: usize, c: *mut f32, ldc
         |first: *const u16| Side { first, second: first.wrapping_add(512 * steps), row: 64, step: 1024 };
     // SAFETY: the caller's promise.
     unsafe { amx_product(side(a), side(b), steps, c, ldc, add) }
+}
+
+/// Asks for the 32 x 32 results at `row` and `column` to come into the cache to be written, as far as they lie in the `m · n` ones.
+pub fn prefetch_block(c: Shared, (m, n): (usize, usize), (row, column): (usize, usize)) {
+    for row in row..(row + 32).min(m) {
+        // SAFETY: the place lies in the results, and a prefetch neither reads nor writes.
+        unsafe {
+            let at = c.at(row * n + column);
+            _mm_prefetch::<_MM_HINT_ET0>(at.cast());
+            _mm_prefetch::<_MM_HINT_ET0>(at.wrapping_add(16).cast());
+        }
+    }
 }
 
 /// Where two tiles of an operand lie.
