@@ -85,12 +85,14 @@ impl Tiles {
         Self(unit)
     }
 
-    /// `c = a · b (+ c)` for 32 x 32 results. `a` points to two groups of 16 rows, `b` to two of 16 columns, each group
-    /// `steps` KiB.
+    /// `c = a · b (+ c)` for 32 x 32 results over `32 · steps` of depth. `a` points to two groups of 16 rows, `b` to two of 16 columns, each group
+    /// `PARTS · steps` KiB. In three parts what lies from `ahead` on is meanwhile brought into the second-level cache (any address will do), and where that
+    /// ended is returned.
     ///
     /// # Safety
-    /// The pointers are valid for that, `c` for 32 rows of 32 values `ldc` apart.
-    pub unsafe fn block(
+    /// The pointers are valid for that, `c` for 32 rows of 32 values `ldc` apart. Three parts take AMX.
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn block<const PARTS: usize>(
         &self,
         a: *const u16,
         b: *const u16,
@@ -98,13 +100,20 @@ impl Tiles {
         c: *mut f32,
         ldc: usize,
         add: bool,
-    ) {
+        ahead: *const u16,
+    ) -> *const u16 {
+        let side = |first: *const u16| {
+            let second = first.wrapping_add(512 * PARTS * steps);
+            Side { first, second, row: 64, step: 1024 * PARTS }
+        };
         // SAFETY: the caller's promise; a `Tiles` exists only where the instructions do.
         unsafe {
-            match self.0 {
-                Unit::Amx => amx_block(a, b, steps, c, ldc, add),
-                Unit::Avx512 => avx512_block(a, b, steps, c, ldc, add),
+            match (self.0, PARTS) {
+                (_, 3) => return split_product(side(a), side(b), steps, c, ldc, add, ahead),
+                (Unit::Amx, _) => amx_product(side(a), side(b), steps, c, ldc, add),
+                (Unit::Avx512, _) => avx512_block(a, b, steps, c, ldc, add),
             }
+            ahead
         }
     }
 }
@@ -116,13 +125,6 @@ impl Drop for Tiles {
             unsafe { asm!("tilerelease", options(nostack, nomem)) };
         }
     }
-}
-
-unsafe fn amx_block(a: *const u16, b: *const u16, steps: usize, c: *mut f32, ldc: usize, add: bool) {
-    let side =
-        |first: *const u16| Side { first, second: first.wrapping_add(512 * steps), row: 64, step: 1024 };
-    // SAFETY: the caller's promise.
-    unsafe { amx_product(side(a), side(b), steps, c, ldc, add) }
 }
 
 /// Asks for the 32 x 32 results at `row` and `column` to come into the cache to be written, as far as they lie in the `m · n` ones.
@@ -228,6 +230,96 @@ pub unsafe fn amx_product(a: Side, b: Side, steps: usize, c: *mut f32, ldc: usiz
     }
 }
 
+/// The same of operands in three parts, a KiB apart: those six of the nine products that reach into the 24 bits of an f32, small ones first. The next 832
+/// bytes from `ahead` on are asked for with each step.
+///
+/// # Safety
+/// As [`amx_product`].
+unsafe fn split_product(
+    a: Side,
+    b: Side,
+    steps: usize,
+    c: *mut f32,
+    ldc: usize,
+    add: bool,
+    mut ahead: *const u16,
+) -> *const u16 {
+    macro_rules! multiply {
+        () => {
+            concat!(
+                "tdpbf16ps tmm0, tmm4, tmm6\n",
+                "tdpbf16ps tmm1, tmm4, tmm7\n",
+                "tdpbf16ps tmm2, tmm5, tmm6\n",
+                "tdpbf16ps tmm3, tmm5, tmm7\n",
+            )
+        };
+    }
+    // SAFETY: the caller's promise. Tile registers are not the compiler's.
+    unsafe {
+        let below = c.add(16 * ldc);
+        if add {
+            asm!(
+                "tileloadd tmm0, [{c} + {l}]",
+                "tileloadd tmm1, [{c} + {l} + 64]",
+                "tileloadd tmm2, [{d} + {l}]",
+                "tileloadd tmm3, [{d} + {l} + 64]",
+                c = in(reg) c, d = in(reg) below, l = in(reg) 4 * ldc, options(nostack, readonly)
+            );
+        } else {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        }
+        if steps > 0 {
+            asm!(
+                "2:",
+                "prefetcht1 [{p}]", "prefetcht1 [{p} + 64]", "prefetcht1 [{p} + 128]",
+                "tileloadd tmm4, [{a} + {row}]",
+                "tileloadd tmm6, [{b} + {row} + 2048]",
+                "tileloadd tmm5, [{a2} + {row}]",
+                "tileloadd tmm7, [{b2} + {row} + 2048]",
+                multiply!(),
+                "prefetcht1 [{p} + 192]", "prefetcht1 [{p} + 256]",
+                "tileloadd tmm6, [{b} + {row} + 1024]",
+                "tileloadd tmm7, [{b2} + {row} + 1024]",
+                multiply!(),
+                "prefetcht1 [{p} + 320]", "prefetcht1 [{p} + 384]",
+                "tileloadd tmm4, [{a} + {row} + 1024]",
+                "tileloadd tmm5, [{a2} + {row} + 1024]",
+                multiply!(),
+                "prefetcht1 [{p} + 448]", "prefetcht1 [{p} + 512]",
+                "tileloadd tmm6, [{b} + {row}]",
+                "tileloadd tmm7, [{b2} + {row}]",
+                multiply!(),
+                "prefetcht1 [{p} + 576]", "prefetcht1 [{p} + 640]",
+                "tileloadd tmm4, [{a} + {row} + 2048]",
+                "tileloadd tmm5, [{a2} + {row} + 2048]",
+                multiply!(),
+                "prefetcht1 [{p} + 704]", "prefetcht1 [{p} + 768]",
+                "tileloadd tmm4, [{a} + {row}]",
+                "tileloadd tmm5, [{a2} + {row}]",
+                multiply!(),
+                "add {a}, 3072",
+                "add {a2}, 3072",
+                "add {b}, 3072",
+                "add {b2}, 3072",
+                "add {p}, 832",
+                "dec {n}",
+                "jnz 2b",
+                a = inout(reg) a.first => _, a2 = inout(reg) a.second => _,
+                b = inout(reg) b.first => _, b2 = inout(reg) b.second => _,
+                row = in(reg) 64usize, n = inout(reg) steps => _, p = inout(reg) ahead, options(nostack, readonly)
+            );
+        }
+        asm!(
+            "tilestored [{c} + {l}], tmm0",
+            "tilestored [{c} + {l} + 64], tmm1",
+            "tilestored [{d} + {l}], tmm2",
+            "tilestored [{d} + {l} + 64], tmm3",
+            c = in(reg) c, d = in(reg) below, l = in(reg) 4 * ldc, options(nostack)
+        );
+        ahead
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn avx512_block(a: *const u16, b: *const u16, steps: usize, c: *mut f32, ldc: usize, add: bool) {
     const ROWS: usize = 8;
@@ -270,23 +362,35 @@ unsafe fn avx512_block(a: *const u16, b: *const u16, steps: usize, c: *mut f32, 
     }
 }
 
-/// Packs up to sixteen columns whose elements lie as rows: column `i` begins at `from + i · ld`.
+/// Packs up to sixteen columns whose elements lie as rows: column `i` begins at `from + i · ld`. In `out` the parts of a step lie one behind the other, a KiB each.
 ///
 /// # Safety
-/// AVX512-BF16 is there; `from` spans `columns` runs of `depth` values, `out` a KiB for each 32 of depth.
+/// AVX512-BF16 is there; `from` spans `columns` runs of `depth` values, `out` `PARTS` KiB for each 32 of depth.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn pack_runs<T: Element>(from: *const T, ld: usize, columns: usize, depth: usize, out: *mut u16) {
+pub unsafe fn pack_runs<T: Element, const PARTS: usize>(
+    from: *const T,
+    ld: usize,
+    columns: usize,
+    depth: usize,
+    out: *mut u16,
+) {
     // SAFETY: the caller's promise; what lies beyond depth and columns is masked.
     unsafe {
         for step in 0..depth.div_ceil(32) {
             let left = (depth - 32 * step).min(32);
-            let mut square = [_mm512_setzero_ps(); 16];
-            for (i, run) in square.iter_mut().take(columns).enumerate() {
-                *run = _mm512_castsi512_ps(T::load(from.add(i * ld + 32 * step), left, 1.));
+            let mut squares = [[_mm512_setzero_ps(); 16]; PARTS];
+            for i in 0..columns {
+                let parts = T::load::<PARTS>(from.add(i * ld + 32 * step), left, 1.);
+                for (square, part) in squares.iter_mut().zip(parts) {
+                    square[i] = _mm512_castsi512_ps(part);
+                }
             }
-            super::avx512::transpose(&mut square);
-            for (i, row) in square.iter().enumerate() {
-                _mm512_storeu_ps(out.add(512 * step + 32 * i).cast(), *row);
+            for (part, square) in squares.iter_mut().enumerate() {
+                super::avx512::transpose(square);
+                let out = out.add(512 * (step * PARTS + part));
+                for (i, row) in square.iter().enumerate() {
+                    _mm512_storeu_ps(out.add(32 * i).cast(), *row);
+                }
             }
         }
     }
@@ -297,74 +401,184 @@ pub unsafe fn pack_runs<T: Element>(from: *const T, ld: usize, columns: usize, d
 /// # Safety
 /// As for [`pack_runs`], `from` spanning `depth` rows of `columns` values.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn pack_rows<T: Element>(from: *const T, ld: usize, columns: usize, depth: usize, out: *mut u16) {
+pub unsafe fn pack_rows<T: Element, const PARTS: usize>(
+    from: *const T,
+    ld: usize,
+    columns: usize,
+    depth: usize,
+    out: *mut u16,
+) {
     // SAFETY: as in `pack_runs`.
     unsafe {
+        let order = _mm512_loadu_si512(PAIRS.as_ptr().cast());
         for pair in 0..16 * depth.div_ceil(32) {
-            let row = |p: usize| {
-                if p < depth { T::load(from.add(p * ld), columns, 1.) } else { _mm512_setzero_si512() }
-            };
-            let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(row(2 * pair)));
-            let high = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(row(2 * pair + 1)));
-            let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-            _mm512_storeu_si512(out.add(32 * pair).cast(), both);
-        }
-    }
-}
-
-/// Packs up to sixteen rows of f32 times `alpha`: row `i` begins at `from + i · ld`.
-///
-/// # Safety
-/// As for [`pack_runs`]; of each step's KiB in `out` row `i` takes 64 bytes.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn pack_left(from: *const f32, ld: usize, rows: usize, depth: usize, alpha: f32, out: *mut u16) {
-    // SAFETY: as in `pack_runs`.
-    unsafe {
-        for i in 0..16 {
-            for step in 0..depth.div_ceil(32) {
-                let left = (depth - 32 * step).min(32);
-                let row = if i < rows {
-                    f32::load(from.add(i * ld + 32 * step), left, alpha)
-                } else {
-                    _mm512_setzero_si512()
-                };
-                _mm512_storeu_si512(out.add(512 * step + 32 * i).cast(), row);
+            let row = |p: usize| if p < depth { Some(from.add(p * ld)) } else { None };
+            let rows = T::load_two::<PARTS>([row(2 * pair), row(2 * pair + 1)], columns);
+            for (part, rows) in rows.into_iter().enumerate() {
+                let out = out.add(512 * (pair / 16 * PARTS + part) + 32 * (pair % 16));
+                _mm512_storeu_si512(out.cast(), _mm512_permutexvar_epi16(order, rows));
             }
         }
     }
 }
 
+/// Sixteen words and the sixteen after them, word by word.
+static PAIRS: [u16; 32] = {
+    let mut words = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        words[i] = (i as u16 % 2) * 16 + i as u16 / 2;
+        i += 1;
+    }
+    words
+};
+
+/// Packs up to sixteen rows of f32 times `alpha`: row `i` begins at `from + i · ld`.
+///
+/// # Safety
+/// As for [`pack_runs`]; of each KiB in `out` row `i` takes 64 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn pack_left<const PARTS: usize>(
+    from: *const f32,
+    ld: usize,
+    rows: usize,
+    depth: usize,
+    alpha: f32,
+    out: *mut u16,
+) {
+    // SAFETY: as in `pack_runs`.
+    unsafe {
+        for i in 0..16 {
+            for step in 0..depth.div_ceil(32) {
+                let left = (depth - 32 * step).min(32);
+                let parts = if i < rows {
+                    f32::load::<PARTS>(from.add(i * ld + 32 * step), left, alpha)
+                } else {
+                    [_mm512_setzero_si512(); PARTS]
+                };
+                for (part, values) in parts.into_iter().enumerate() {
+                    _mm512_storeu_si512(out.add(512 * (step * PARTS + part) + 32 * i).cast(), values);
+                }
+            }
+        }
+    }
+}
+
+/// The same of rows that lie side by side: the values at depth `p` begin at `from + p · ld`.
+///
+/// # Safety
+/// As for [`pack_left`], `from` spanning `depth` times `rows` values.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn pack_left_turned<const PARTS: usize>(
+    from: *const f32,
+    ld: usize,
+    rows: usize,
+    depth: usize,
+    alpha: f32,
+    out: *mut u16,
+) {
+    // SAFETY: as in `pack_runs`.
+    unsafe {
+        let mask = ((1u32 << rows.min(16)) - 1) as u16;
+        let alpha = _mm512_set1_ps(alpha);
+        for step in 0..depth.div_ceil(32) {
+            let mut squares = [[_mm512_setzero_ps(); 16]; 2];
+            for (p, values) in squares.as_flattened_mut().iter_mut().enumerate().take(depth - 32 * step) {
+                *values = _mm512_maskz_loadu_ps(mask, from.add((32 * step + p) * ld));
+                *values = _mm512_mul_ps(*values, alpha);
+            }
+            for square in &mut squares {
+                super::avx512::transpose(square);
+            }
+            let [low, high] = squares;
+            for (i, (low, high)) in low.into_iter().zip(high).enumerate() {
+                for (part, values) in split::<PARTS>([low, high]).into_iter().enumerate() {
+                    _mm512_storeu_si512(out.add(512 * (step * PARTS + part) + 32 * i).cast(), values);
+                }
+            }
+        }
+    }
+}
+
+/// 32 values as sums of `PARTS` values of bf16 each: the nearest one, the nearest one to what that leaves, and so on. Three parts hold all 24 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split<const PARTS: usize>([mut low, mut high]: [__m512; 2]) -> [__m512i; PARTS] {
+    let mut parts = [_mm512_setzero_si512(); PARTS];
+    for (i, part) in parts.iter_mut().enumerate() {
+        // SAFETY: both types are 512 bits.
+        *part = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) };
+        if i + 1 < PARTS {
+            let wide =
+                |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+            low = _mm512_sub_ps(low, wide(_mm512_castsi512_si256(*part)));
+            high = _mm512_sub_ps(high, wide(_mm512_extracti64x4_epi64::<1>(*part)));
+        }
+    }
+    parts
+}
+
 /// What can be packed.
 pub trait Element: Copy {
-    /// Up to 32 values times `alpha` as bf16, zeros behind them.
+    /// Up to 32 values times `alpha` in parts of bf16, zeros behind them.
     ///
     /// # Safety
     /// AVX512-BF16 is there and `at` spans `count` values.
-    unsafe fn load(at: *const Self, count: usize, alpha: f32) -> __m512i;
+    unsafe fn load<const PARTS: usize>(at: *const Self, count: usize, alpha: f32) -> [__m512i; PARTS];
+
+    /// Up to 16 values of each of two rows, one row behind the other; zeros for none.
+    ///
+    /// # Safety
+    /// AVX512-BF16 is there and each row spans `count` values.
+    unsafe fn load_two<const PARTS: usize>(rows: [Option<*const Self>; 2], count: usize) -> [__m512i; PARTS];
 }
 
 impl Element for f32 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn load(at: *const Self, count: usize, alpha: f32) -> __m512i {
+    unsafe fn load<const PARTS: usize>(at: *const Self, count: usize, alpha: f32) -> [__m512i; PARTS] {
         let mask = ((1u64 << count.min(32)) - 1) as u32;
         let alpha = _mm512_set1_ps(alpha);
-        // SAFETY: the caller's promise; masked lanes are not read. Both types are 512 bits.
+        // SAFETY: the caller's promise; masked lanes are not read.
         unsafe {
             let low = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask as u16, at), alpha);
             let high = _mm512_mul_ps(_mm512_maskz_loadu_ps((mask >> 16) as u16, at.wrapping_add(16)), alpha);
-            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+            split([low, high])
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn load_two<const PARTS: usize>(rows: [Option<*const Self>; 2], count: usize) -> [__m512i; PARTS] {
+        let mask = ((1u32 << count.min(16)) - 1) as u16;
+        // SAFETY: as in `load`.
+        split(
+            rows.map(|row| row.map_or(_mm512_setzero_ps(), |at| unsafe { _mm512_maskz_loadu_ps(mask, at) })),
+        )
     }
 }
 
+/// One part; weights come without a factor.
 impl Element for half::bf16 {
-    /// Weights come without a factor.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn load(at: *const Self, count: usize, _: f32) -> __m512i {
+    unsafe fn load<const PARTS: usize>(at: *const Self, count: usize, _: f32) -> [__m512i; PARTS] {
         let mask = ((1u64 << count.min(32)) - 1) as u32;
+        let mut parts = [_mm512_setzero_si512(); PARTS];
         // SAFETY: the caller's promise; masked lanes are not read.
-        unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) }
+        parts[0] = unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) };
+        parts
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn load_two<const PARTS: usize>(rows: [Option<*const Self>; 2], count: usize) -> [__m512i; PARTS] {
+        // SAFETY: as in `load`.
+        let [low, high] = rows.map(|row| {
+            row.map_or(_mm512_setzero_si512(), |at| unsafe { Self::load::<1>(at, count.min(16), 1.) }[0])
+        });
+        let mut parts = [_mm512_setzero_si512(); PARTS];
+        parts[0] = _mm512_inserti64x4::<1>(low, _mm512_castsi512_si256(high));
+        parts
     }
 }

@@ -1,8 +1,8 @@
-//! Matrix products with weights in bf16: operands rounded to bf16, sums in f32, results in f32.
+//! Matrix products from operands in bf16: rounded to it, sums and results in f32; or f32 in three parts, see [`gemm`](super::gemm).
 //!
-//! The left side (activations or gradients, f32) is rounded and packed once, in groups of 16 rows; each task packs its columns of the
-//! right side, pairs of depth together, and runs down the rows. Depths are filled up with zeros to multiples of 32, and the terms of a sum lie one
-//! behind the other, so a low-rank product is a little more depth. Where the processor has no unit for it, weights are widened to f32.
+//! Both sides are packed once, in groups of 16 rows or columns, pairs of depth together, and blocks of 32 x 32 results divided among the threads. Depths are
+//! filled up with zeros to multiples of 32, and the terms of a sum lie one behind the other, so a low-rank product is a little more
+//! depth. Where the processor has no unit for it, weights are widened to f32.
 
 #[cfg(target_arch = "x86_64")]
 use std::cell::RefCell;
@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use ::half::bf16;
 use rayon::prelude::*;
 
+use super::blocks::BlockMat;
 use super::crew::{self, Each};
 use super::gemm::{self, Mat, Start};
 use super::multiversion;
@@ -48,6 +49,8 @@ pub enum Right<'a> {
     Half(HalfMat<'a>),
     /// Rounded as it is packed.
     Full(Mat<'a>),
+    /// Dequantised and rounded as it is packed.
+    Blocks(BlockMat<'a>),
 }
 
 impl Right<'_> {
@@ -55,6 +58,7 @@ impl Right<'_> {
         match self {
             Self::Half(b) => (b.rows, b.cols),
             Self::Full(b) => (b.rows, b.cols),
+            Self::Blocks(b) => (b.rows(), b.cols()),
         }
     }
 }
@@ -95,7 +99,7 @@ pub fn products(c: &mut [f32], terms: &[Term], start: Start) {
     if let Some(unit) = amx::unit()
         && m >= FEW_ROWS
     {
-        return packed(unit, c, terms, start);
+        return packed::<1>(unit, c, terms, start);
     }
     widened(c, terms, start);
 }
@@ -116,7 +120,7 @@ fn widened(c: &mut [f32], terms: &[Term], start: Start) {
         .iter()
         .map(|term| match term.b {
             Right::Half(b) => Some(b.data[..b.rows * b.cols].par_iter().map(|v| v.to_f32()).collect()),
-            Right::Full(_) => None,
+            Right::Full(_) | Right::Blocks(_) => None,
         })
         .collect();
     let terms: Vec<gemm::Term> = terms
@@ -124,12 +128,13 @@ fn widened(c: &mut [f32], terms: &[Term], start: Start) {
         .zip(&wide)
         .map(|(term, wide)| {
             let b = match (term.b, wide) {
-                (Right::Half(b), Some(wide)) if b.turned => Mat::new(wide, b.cols, b.rows).t(),
-                (Right::Half(b), Some(wide)) => Mat::new(wide, b.rows, b.cols),
-                (Right::Full(b), _) => b,
-                (Right::Half(_), None) => Mat::new(&[], 0, 0), // each half has its wide form
+                (Right::Half(b), Some(wide)) if b.turned => Mat::new(wide, b.cols, b.rows).t().into(),
+                (Right::Half(b), Some(wide)) => Mat::new(wide, b.rows, b.cols).into(),
+                (Right::Full(b), _) => b.into(),
+                (Right::Blocks(b), _) => gemm::Right::Blocks(b),
+                (Right::Half(_), None) => Mat::new(&[], 0, 0).into(), // each half has its wide form
             };
-            gemm::Term { a: term.a, b: b.into(), alpha: term.alpha }
+            gemm::Term { a: term.a, b, alpha: term.alpha }
         })
         .collect();
     gemm::products(c, &terms, start);
@@ -171,25 +176,16 @@ multiversion! {
     }
 }
 
+/// Packed rows that a task works on for all its columns, and packed columns that it works on for all its rows: both lie in the second-level cache
+/// together.
 #[cfg(target_arch = "x86_64")]
-thread_local! {
-    static PANEL: RefCell<Vec<u16>> = const { RefCell::new(Vec::new()) };
-}
+const ROW_BYTES: usize = 160 << 10;
+#[cfg(target_arch = "x86_64")]
+const COLUMN_BYTES: usize = 1 << 20;
 
-/// Rows that a task works on before it goes to its next columns: with 576 of depth they take 147 KiB of the second-level cache.
+/// Operands in one part, or in three on AMX.
 #[cfg(target_arch = "x86_64")]
-const ROWS: usize = 128;
-
-/// Packed columns that a task keeps: within the second-level cache, beside the rows.
-#[cfg(target_arch = "x86_64")]
-const STRIPE_BYTES: usize = 768 << 10;
-
-/// As many results do not stay in the second-level cache: each block is asked for while the one before is multiplied (5 to 10 % at 2048 rows).
-#[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 1 << 19;
-
-#[cfg(target_arch = "x86_64")]
-fn packed(unit: Unit, c: &mut [f32], terms: &[Term], start: Start) {
+pub(super) fn packed<const PARTS: usize>(unit: Unit, c: &mut [f32], terms: &[Term], start: Start) {
     let (m, n) = (terms[0].a.rows, terms[0].b.size().1);
     let steps: usize = terms.iter().map(|term| term.a.cols.div_ceil(32)).sum();
     if let Start::Bias(bias) = start {
@@ -198,75 +194,99 @@ fn packed(unit: Unit, c: &mut [f32], terms: &[Term], start: Start) {
         }
     }
     let add = !matches!(start, Start::Zero);
-    // Groups of 16 rows, an even number of them, each `steps` KiB.
-    let (pairs, group) = (m.div_ceil(32), 512 * steps);
-    let mut left: Vec<u16> = Vec::with_capacity(2 * pairs * group + 32);
-    let aligned = left.as_ptr().align_offset(64);
-    // SAFETY: the capacity is there; every element that is read is packed below.
-    #[allow(clippy::uninit_vec)]
-    unsafe {
-        left.set_len(2 * pairs * group + 32);
-    }
-    let left = &mut left[aligned..aligned + 2 * pairs * group];
-    left.par_chunks_mut(group.max(1)).enumerate().each(|(index, out)| {
-        let mut at = out.as_mut_ptr();
-        for Term { a, alpha, .. } in terms {
-            let (from, to) = ((16 * index).min(m), (16 * index + 16).min(m));
-            // SAFETY: a unit was found; the rows lie in the matrix, and `out` has a KiB for each step.
-            unsafe {
-                let first = a.data.as_ptr().wrapping_add(from * a.row_stride);
-                amx::pack_left(first, a.row_stride, to - from, a.cols, *alpha, at);
-                at = at.add(512 * a.cols.div_ceil(32));
-            }
-        }
-    });
-    let left = &*left;
-    let panels = n.div_ceil(32);
-    let threads = crew::threads();
-    let most = (STRIPE_BYTES / (4 * group.max(1))).max(1);
-    let stripes = (2 * threads).max(panels.div_ceil(most)).min(panels);
+    let left = Groups::new(m, PARTS * steps, |from, out| pack_rows::<PARTS>(terms, from, m, out));
+    let right = Groups::new(n, PARTS * steps, |from, out| pack_columns::<PARTS>(terms, from, n, out));
+    // 32 rows or columns of an operand.
+    let pair_bytes = ((2 * PARTS * steps) << 10).max(1);
+    let slab = (ROW_BYTES * PARTS / pair_bytes).max(1);
+    let (pairs, panels) = (m.div_ceil(32), n.div_ceil(32));
+    let slabs = pairs.div_ceil(slab);
+    let enough = (4 * crew::threads()).div_ceil(slabs);
+    let stripe = (COLUMN_BYTES / pair_bytes).min(panels / enough).max(1);
     let out = Shared::new(c);
-    let task = |stripe: usize| {
-        let mine = panels * stripe / stripes..panels * (stripe + 1) / stripes;
-        PANEL.with_borrow_mut(|panel| {
-            let size = 2 * mine.len() * group;
-            if panel.len() < size + 32 {
-                panel.resize(size + 32, 0);
-            }
-            let aligned = panel.as_ptr().align_offset(64);
-            let panel = &mut panel[aligned..aligned + size];
-            for (index, out) in panel.chunks_exact_mut(group.max(1)).enumerate() {
-                pack_columns(terms, (32 * mine.start + 16 * index).min(n), n, out);
-            }
-            let tiles = Tiles::new(unit);
-            for from in (0..m).step_by(ROWS) {
-                for (index, columns) in panel.chunks_exact((2 * group).max(1)).enumerate() {
-                    let column = 32 * (mine.start + index);
-                    for row in (from..(from + ROWS).min(m)).step_by(32) {
-                        let a = left[row / 16 * group..].as_ptr();
-                        if m * n >= AHEAD {
-                            amx::prefetch_block(out, (m, n), (row + 32, column));
-                        }
-                        // SAFETY: both operands hold two groups; tasks write disjoint columns of `c`.
-                        unsafe {
-                            result(&tiles, a, columns.as_ptr(), steps, out, (m, n), (row, column), add)
-                        };
-                    }
+    let task = |index: usize| {
+        let (from, to) = (index / slabs * stripe, panels.min((index / slabs + 1) * stripe));
+        let (first, last) = (index % slabs * slab, pairs.min((index % slabs + 1) * slab));
+        let tiles = Tiles::new(unit);
+        for pair in first..last {
+            let mut ahead = left.pair((pair + 1).min(pairs - 1));
+            for panel in from..to {
+                let (a, b) = (left.pair(pair), right.pair(panel));
+                if panel + 1 < to {
+                    amx::prefetch_block(out, (m, n), (32 * pair, 32 * panel + 32));
+                }
+                // SAFETY: both operands hold two groups; tasks write disjoint blocks of `c`.
+                unsafe {
+                    let place = (32 * pair, 32 * panel);
+                    ahead = result::<PARTS>(&tiles, a, b, steps, out, (m, n), place, add, ahead);
                 }
             }
-        });
+        }
     };
-    if stripes < 2 || m * n * steps < 1 << 14 {
-        (0..stripes).for_each(task);
+    let tasks = slabs * panels.div_ceil(stripe);
+    if tasks < 2 || m * n * steps < 1 << 14 {
+        (0..tasks).for_each(task);
     } else {
-        crew::run(stripes, task);
+        crew::run(tasks, task);
     }
 }
 
-/// One block of 32 x 32, or the part of it that lies in the result.
+/// A packed operand: groups of sixteen rows or columns, an even number of them.
+#[cfg(target_arch = "x86_64")]
+struct Groups {
+    data: Vec<u16>,
+    /// Values before the first group, which begins with a cache line.
+    before: usize,
+    /// Values of a group.
+    size: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Groups {
+    /// So many rows or columns in groups of so many KiB. `write` fills each group, given its first row or column.
+    fn new(rows: usize, kib: usize, write: impl Fn(usize, &mut [u16]) + Sync) -> Self {
+        let (size, count) = (512 * kib, 2 * rows.div_ceil(32));
+        let mut data: Vec<u16> = Vec::with_capacity(count * size + 32);
+        let before = data.as_ptr().align_offset(64);
+        // SAFETY: the capacity is there; `write` writes every element that is read.
+        #[allow(clippy::uninit_vec)]
+        unsafe {
+            data.set_len(before + count * size);
+        }
+        let groups = data[before..].par_chunks_mut(size.max(1));
+        groups.enumerate().each(|(index, group)| write(16 * index, group));
+        Self { data, before, size }
+    }
+
+    /// Two groups, side by side.
+    fn pair(&self, index: usize) -> *const u16 {
+        self.data[self.before + 2 * index * self.size..].as_ptr()
+    }
+}
+
+/// Sixteen rows from `from` on, as many as there are.
+#[cfg(target_arch = "x86_64")]
+fn pack_rows<const PARTS: usize>(terms: &[Term], from: usize, m: usize, out: &mut [u16]) {
+    let (from, to) = (from.min(m), (from + 16).min(m));
+    let mut at = out.as_mut_ptr();
+    for Term { a, alpha, .. } in terms {
+        // SAFETY: a unit was found; the rows lie in the matrix, and `out` has a KiB for each part of 32 of depth.
+        unsafe {
+            let first = a.data.as_ptr().wrapping_add(from * a.row_stride);
+            if a.col_stride == 1 {
+                amx::pack_left::<PARTS>(first, a.row_stride, to - from, a.cols, *alpha, at);
+            } else {
+                amx::pack_left_turned::<PARTS>(first, a.col_stride, to - from, a.cols, *alpha, at);
+            }
+            at = at.add(512 * PARTS * a.cols.div_ceil(32));
+        }
+    }
+}
+
+/// One block of 32 x 32, or the part of it that lies in the result. Meanwhile what lies from `ahead` on is brought nearer, and where that ends returned.
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::too_many_arguments)]
-unsafe fn result(
+unsafe fn result<const PARTS: usize>(
     tiles: &Tiles,
     a: *const u16,
     b: *const u16,
@@ -275,13 +295,14 @@ unsafe fn result(
     (m, n): (usize, usize),
     (row, column): (usize, usize),
     add: bool,
-) {
+    ahead: *const u16,
+) -> *const u16 {
     let (rows, columns) = (32.min(m - row), 32.min(n - column));
     // SAFETY: the caller's promise; only what lies in the result is touched.
     unsafe {
         let c = out.at(row * n + column);
         if (rows, columns) == (32, 32) {
-            return tiles.block(a, b, steps, c, n, add);
+            return tiles.block::<PARTS>(a, b, steps, c, n, add, ahead);
         }
         let mut edge = [0f32; 32 * 32];
         if add {
@@ -289,39 +310,52 @@ unsafe fn result(
                 std::ptr::copy_nonoverlapping(c.add(i * n), edge[32 * i..].as_mut_ptr(), columns);
             }
         }
-        tiles.block(a, b, steps, edge.as_mut_ptr(), 32, add);
+        let ahead = tiles.block::<PARTS>(a, b, steps, edge.as_mut_ptr(), 32, add, ahead);
         for i in 0..rows {
             std::ptr::copy_nonoverlapping(edge[32 * i..].as_ptr(), c.add(i * n), columns);
         }
+        ahead
     }
 }
 
 /// Sixteen columns from `from` on, as many as there are.
 #[cfg(target_arch = "x86_64")]
-fn pack_columns(terms: &[Term], from: usize, n: usize, out: &mut [u16]) {
+fn pack_columns<const PARTS: usize>(terms: &[Term], from: usize, n: usize, out: &mut [u16]) {
+    thread_local! {
+        static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    let from = from.min(n);
     let columns = 16.min(n - from);
     let mut at = out.as_mut_ptr();
     for term in terms {
         let depth = term.b.size().0;
-        // SAFETY: a unit was found; the columns lie in the matrix, and `out` has a KiB for each 32 of depth.
+        // SAFETY: a unit was found; the columns lie in the matrix, and `out` has a KiB for each part of 32 of depth. Blocks that come here pack anywhere.
         unsafe {
             match term.b {
                 Right::Half(b) if b.turned => {
-                    amx::pack_runs(b.data.as_ptr().wrapping_add(from * depth), depth, columns, depth, at);
+                    let first = b.data.as_ptr().wrapping_add(from * depth);
+                    amx::pack_runs::<_, PARTS>(first, depth, columns, depth, at);
                 }
                 Right::Half(b) => {
-                    amx::pack_rows(b.data.as_ptr().wrapping_add(from), b.cols, columns, depth, at);
+                    let first = b.data.as_ptr().wrapping_add(from);
+                    amx::pack_rows::<_, PARTS>(first, b.cols, columns, depth, at);
                 }
                 Right::Full(b) if b.row_stride == 1 && b.col_stride != 1 => {
                     let first = b.data.as_ptr().wrapping_add(from * b.col_stride);
-                    amx::pack_runs(first, b.col_stride, columns, depth, at);
+                    amx::pack_runs::<_, PARTS>(first, b.col_stride, columns, depth, at);
                 }
                 Right::Full(b) => {
                     debug_assert!(b.col_stride == 1);
-                    amx::pack_rows(b.data.as_ptr().wrapping_add(from), b.row_stride, columns, depth, at);
+                    let first = b.data.as_ptr().wrapping_add(from);
+                    amx::pack_rows::<_, PARTS>(first, b.row_stride, columns, depth, at);
                 }
+                Right::Blocks(b) => WIDE.with_borrow_mut(|wide| {
+                    wide.resize(16 * depth, 0.);
+                    b.pack(from..from + columns, wide.as_mut_ptr(), 16);
+                    amx::pack_rows::<_, PARTS>(wide.as_ptr(), 16, columns, depth, at);
+                }),
             }
-            at = at.add(512 * depth.div_ceil(32));
+            at = at.add(512 * PARTS * depth.div_ceil(32));
         }
     }
 }
