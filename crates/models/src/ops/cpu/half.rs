@@ -176,12 +176,18 @@ multiversion! {
     }
 }
 
-/// Packed rows that a task works on for all its columns, and packed columns that it works on for all its rows: both lie in the second-level cache
-/// together.
+/// Packed rows, of each part, that a task works on for all its columns.
 #[cfg(target_arch = "x86_64")]
 const ROW_BYTES: usize = 160 << 10;
+
+/// Packed columns that it works on for all its rows: both lie in the second-level cache together, which is twice as large where there is AMX.
 #[cfg(target_arch = "x86_64")]
-const COLUMN_BYTES: usize = 1 << 20;
+fn column_bytes(unit: Unit) -> usize {
+    match unit {
+        Unit::Amx => 1 << 20,
+        Unit::Avx512 => 768 << 10,
+    }
+}
 
 /// Operands in one part, or in three on AMX.
 #[cfg(target_arch = "x86_64")]
@@ -202,7 +208,7 @@ pub(super) fn packed<const PARTS: usize>(unit: Unit, c: &mut [f32], terms: &[Ter
     let (pairs, panels) = (m.div_ceil(32), n.div_ceil(32));
     let slabs = pairs.div_ceil(slab);
     let enough = (4 * crew::threads()).div_ceil(slabs);
-    let stripe = (COLUMN_BYTES / pair_bytes).min(panels / enough).max(1);
+    let stripe = (column_bytes(unit) / pair_bytes).min(panels / enough).max(1);
     let out = Shared::new(c);
     let task = |index: usize| {
         let (from, to) = (index / slabs * stripe, panels.min((index / slabs + 1) * stripe));
