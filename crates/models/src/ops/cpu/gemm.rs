@@ -711,6 +711,17 @@ mod tests {
         }
     }
 
+    /// The forms that take such blocks on this processor.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused))]
+    fn forms(block: BlockMat) -> Vec<fn(&mut [f32], &[Term], Start)> {
+        let mut forms: Vec<fn(&mut [f32], &[Term], Start)> = vec![products, portable];
+        #[cfg(target_arch = "x86_64")]
+        if block.packs_anywhere() && amx::unit() == Some(amx::Unit::Amx) {
+            forms.push(from_parts);
+        }
+        forms
+    }
+
     /// Products with quantised sides have the bits of products with dequantised ones where both are packed alike.
     #[test]
     fn quantised_sides_are_dequantised_exactly() {
@@ -744,7 +755,7 @@ mod tests {
                         let term = |b| [Term { a: Mat::new(&a, m, k), b, alpha: 1. }, low];
                         let bias = numbers(n, 5);
                         for start in [Start::Zero, Start::Bias(&bias), Start::Accumulate] {
-                            for form in [products, portable] {
+                            for form in forms(block) {
                                 let (mut found, mut expected) = (numbers(m * n, 6), numbers(m * n, 6));
                                 form(&mut found, &term(Right::Blocks(block)), start);
                                 form(&mut expected, &term(plain.into()), start);
