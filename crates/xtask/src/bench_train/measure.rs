@@ -115,23 +115,18 @@ impl Bench<'_> {
         }
         // Median against median: both suffer alike from what else the machine does.
         let key = ceiling_key(what);
-        let gflops = |value: &Value| number(value, key);
-        let gflops = ceilings.iter().map(gflops).collect::<Result<Vec<_>>>()?;
+        let speeds = |key: &str| ceilings.iter().map(|value| number(value, key)).collect::<Result<Vec<_>>>();
+        let warm = |speeds: &[f64]| median(&speeds[WARM_UP.min(speeds.len() - 1)..]);
+        let gflops = speeds(key)?;
         let flops_per_token = number(&ceilings[0], "flops_per_token")?;
         let best = gflops.iter().copied().fold(0., f64::max);
         let fastest = times[0].secs.iter().copied().fold(f64::INFINITY, f64::min);
         let part = |speed: f64, gflops: f64| speed * flops_per_token / (gflops * 1e9);
-        rows.push(row(
-            case.name,
-            "of_gemm_ceiling",
-            part(speed(&times[0]), median(&gflops[WARM_UP.min(gflops.len() - 1)..])),
-            None,
-        ));
+        rows.push(row(case.name, "of_gemm_ceiling", part(speed(&times[0]), warm(&gflops)), None));
         rows.push(row(case.name, "of_gemm_ceiling_best", part(tokens / fastest, best), None));
         if key == "f32" {
             // Where f32 products take another way than f32's multiplications, they may pass that ceiling; this is theirs.
-            let own = ceilings.iter().map(|value| number(value, "default")).collect::<Result<Vec<_>>>()?;
-            let own = median(&own[WARM_UP.min(own.len() - 1)..]);
+            let own = warm(&speeds("default")?);
             rows.push(row(case.name, "of_own_products", part(speed(&times[0]), own), None));
         }
         let side = |name: String, times: &Times, end: &Value| {

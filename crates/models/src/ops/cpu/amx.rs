@@ -106,11 +106,12 @@ impl Tiles {
             let second = first.wrapping_add(512 * PARTS * steps);
             Side { first, second, row: 64, step: 1024 * PARTS }
         };
+        let product = |a, b| Product { a, b, steps, c, ldc, add };
         // SAFETY: the caller's promise; a `Tiles` exists only where the instructions do.
         unsafe {
             match (self.0, PARTS) {
-                (_, 3) => return split_product(side(a), side(b), steps, c, ldc, add, ahead),
-                (Unit::Amx, _) => amx_product(side(a), side(b), steps, c, ldc, add),
+                (_, 3) => return product(side(a), side(b)).compute_split(ahead),
+                (Unit::Amx, _) => product(side(a), side(b)).compute(),
                 (Unit::Avx512, _) => avx512_block(a, b, steps, c, ldc, add),
             }
             ahead
@@ -161,162 +162,194 @@ impl Side {
 }
 
 /// `c = a · b (+ c)` for 32 x 32 results over `32 · steps` of depth. A tile of `a` has 16 rows of 32 values, a tile of `b` 16 rows of 16 pairs,
-/// a pair being two neighbours along the depth.
-///
-/// # Safety
-/// The processor has AMX and this thread's [`Tiles`] are set up for it; the pointers are valid for the shapes, `c` for 32 rows of 32 values
-/// `ldc` apart.
-#[inline]
-pub unsafe fn amx_product(a: Side, b: Side, steps: usize, c: *mut f32, ldc: usize, add: bool) {
-    // SAFETY: the caller's promise. Tile registers are not the compiler's.
-    unsafe {
-        let below = c.add(16 * ldc);
-        let (mut a, mut b, mut left) = (a, b, steps);
-        if add && steps > 0 {
-            // What is added to is loaded between the first step's products: they wait for less (244 and 190 cycles for two steps).
-            asm!(
-                "tileloadd tmm4, [{a} + {ar}]",
-                "tileloadd tmm6, [{b} + {br}]",
-                "tileloadd tmm0, [{c} + {l}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b2} + {br}]",
-                "tileloadd tmm1, [{c} + {l} + 64]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a2} + {ar}]",
-                "tileloadd tmm2, [{d} + {l}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tileloadd tmm3, [{d} + {l} + 64]",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                a = in(reg) a.first, a2 = in(reg) a.second, b = in(reg) b.first, b2 = in(reg) b.second,
-                ar = in(reg) a.row, br = in(reg) b.row,
-                c = in(reg) c, d = in(reg) below, l = in(reg) 4 * ldc, options(nostack, readonly)
-            );
-            (a, b, left) = (a.after(1), b.after(1), steps - 1);
-        } else if add {
-            return;
-        } else {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
-        }
-        if left > 0 {
-            asm!(
-                "2:",
-                "tileloadd tmm4, [{a} + {ar}]",
-                "tileloadd tmm6, [{b} + {br}]",
-                "tileloadd tmm5, [{a2} + {ar}]",
-                "tileloadd tmm7, [{b2} + {br}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, {astep}",
-                "add {a2}, {astep}",
-                "add {b}, {bstep}",
-                "add {b2}, {bstep}",
-                "dec {n}",
-                "jnz 2b",
-                a = inout(reg) a.first => _, a2 = inout(reg) a.second => _,
-                b = inout(reg) b.first => _, b2 = inout(reg) b.second => _,
-                ar = in(reg) a.row, br = in(reg) b.row, astep = in(reg) a.step, bstep = in(reg) b.step,
-                n = inout(reg) left => _, options(nostack, readonly)
-            );
-        }
-        asm!(
-            "tilestored [{c} + {l}], tmm0",
-            "tilestored [{c} + {l} + 64], tmm1",
-            "tilestored [{d} + {l}], tmm2",
-            "tilestored [{d} + {l} + 64], tmm3",
-            c = in(reg) c, d = in(reg) below, l = in(reg) 4 * ldc, options(nostack)
-        );
-    }
+/// a pair being two neighbours along the depth. Rows of `c` lie `ldc` apart.
+#[derive(Clone, Copy)]
+pub struct Product {
+    /// Left side.
+    pub a: Side,
+    /// Right side.
+    pub b: Side,
+    /// Tiles along the depth.
+    pub steps: usize,
+    /// The first result.
+    pub c: *mut f32,
+    /// From a row of results to the next.
+    pub ldc: usize,
+    /// Whether to add to what is there.
+    pub add: bool,
 }
 
-/// The same of operands in three parts, a KiB apart: those six of the nine products that reach into the 24 bits of an f32, small ones first. The next 832
-/// bytes from `ahead` on are asked for with each step.
-///
-/// # Safety
-/// As [`amx_product`].
-unsafe fn split_product(
-    a: Side,
-    b: Side,
-    steps: usize,
-    c: *mut f32,
-    ldc: usize,
-    add: bool,
-    mut ahead: *const u16,
-) -> *const u16 {
-    macro_rules! multiply {
-        () => {
-            concat!(
-                "tdpbf16ps tmm0, tmm4, tmm6\n",
-                "tdpbf16ps tmm1, tmm4, tmm7\n",
-                "tdpbf16ps tmm2, tmm5, tmm6\n",
-                "tdpbf16ps tmm3, tmm5, tmm7\n",
-            )
-        };
+// Tile registers are not the compiler's: what one piece of assembly leaves in them the next one finds.
+impl Product {
+    /// Of operands in one part.
+    ///
+    /// # Safety
+    /// The processor has AMX and this thread's [`Tiles`] are set up for it; the pointers are valid for the shapes.
+    #[inline]
+    pub unsafe fn compute(self) {
+        let Self { mut a, mut b, steps: mut left, c, ldc, add } = self;
+        if add && left == 0 {
+            return;
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            if add {
+                let below = c.add(16 * ldc);
+                // What is added to is loaded between the first step's products: they wait for less (244 and 190 cycles for two steps).
+                asm!(
+                    "tileloadd tmm4, [{a} + {ar}]",
+                    "tileloadd tmm6, [{b} + {br}]",
+                    "tileloadd tmm0, [{c} + {l}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b2} + {br}]",
+                    "tileloadd tmm1, [{c} + {l} + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a2} + {ar}]",
+                    "tileloadd tmm2, [{d} + {l}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tileloadd tmm3, [{d} + {l} + 64]",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    a = in(reg) a.first, a2 = in(reg) a.second, b = in(reg) b.first, b2 = in(reg) b.second,
+                    ar = in(reg) a.row, br = in(reg) b.row,
+                    c = in(reg) c, d = in(reg) below, l = in(reg) 4 * ldc, options(nostack, readonly)
+                );
+                (a, b, left) = (a.after(1), b.after(1), left - 1);
+            } else {
+                self.start();
+            }
+            if left > 0 {
+                asm!(
+                    "2:",
+                    "tileloadd tmm4, [{a} + {ar}]",
+                    "tileloadd tmm6, [{b} + {br}]",
+                    "tileloadd tmm5, [{a2} + {ar}]",
+                    "tileloadd tmm7, [{b2} + {br}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a}, {astep}",
+                    "add {a2}, {astep}",
+                    "add {b}, {bstep}",
+                    "add {b2}, {bstep}",
+                    "dec {n}",
+                    "jnz 2b",
+                    a = inout(reg) a.first => _, a2 = inout(reg) a.second => _,
+                    b = inout(reg) b.first => _, b2 = inout(reg) b.second => _,
+                    ar = in(reg) a.row, br = in(reg) b.row, astep = in(reg) a.step, bstep = in(reg) b.step,
+                    n = inout(reg) left => _, options(nostack, readonly)
+                );
+            }
+            self.store();
+        }
     }
-    // SAFETY: the caller's promise. Tile registers are not the compiler's.
-    unsafe {
-        let below = c.add(16 * ldc);
-        if add {
-            asm!(
-                "tileloadd tmm0, [{c} + {l}]",
-                "tileloadd tmm1, [{c} + {l} + 64]",
-                "tileloadd tmm2, [{d} + {l}]",
-                "tileloadd tmm3, [{d} + {l} + 64]",
-                c = in(reg) c, d = in(reg) below, l = in(reg) 4 * ldc, options(nostack, readonly)
-            );
-        } else {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+
+    /// Of operands in three parts, a KiB apart: those six of the nine products that reach into the 24 bits of an f32, small ones first. The next 832 bytes
+    /// from `ahead` on are asked for with each step; where that ended is returned.
+    ///
+    /// # Safety
+    /// As [`Product::compute`].
+    unsafe fn compute_split(self, mut ahead: *const u16) -> *const u16 {
+        macro_rules! multiply {
+            () => {
+                concat!(
+                    "tdpbf16ps tmm0, tmm4, tmm6\n",
+                    "tdpbf16ps tmm1, tmm4, tmm7\n",
+                    "tdpbf16ps tmm2, tmm5, tmm6\n",
+                    "tdpbf16ps tmm3, tmm5, tmm7\n",
+                )
+            };
         }
-        if steps > 0 {
-            asm!(
-                "2:",
-                "prefetcht1 [{p}]", "prefetcht1 [{p} + 64]", "prefetcht1 [{p} + 128]",
-                "tileloadd tmm4, [{a} + {row}]",
-                "tileloadd tmm6, [{b} + {row} + 2048]",
-                "tileloadd tmm5, [{a2} + {row}]",
-                "tileloadd tmm7, [{b2} + {row} + 2048]",
-                multiply!(),
-                "prefetcht1 [{p} + 192]", "prefetcht1 [{p} + 256]",
-                "tileloadd tmm6, [{b} + {row} + 1024]",
-                "tileloadd tmm7, [{b2} + {row} + 1024]",
-                multiply!(),
-                "prefetcht1 [{p} + 320]", "prefetcht1 [{p} + 384]",
-                "tileloadd tmm4, [{a} + {row} + 1024]",
-                "tileloadd tmm5, [{a2} + {row} + 1024]",
-                multiply!(),
-                "prefetcht1 [{p} + 448]", "prefetcht1 [{p} + 512]",
-                "tileloadd tmm6, [{b} + {row}]",
-                "tileloadd tmm7, [{b2} + {row}]",
-                multiply!(),
-                "prefetcht1 [{p} + 576]", "prefetcht1 [{p} + 640]",
-                "tileloadd tmm4, [{a} + {row} + 2048]",
-                "tileloadd tmm5, [{a2} + {row} + 2048]",
-                multiply!(),
-                "prefetcht1 [{p} + 704]", "prefetcht1 [{p} + 768]",
-                "tileloadd tmm4, [{a} + {row}]",
-                "tileloadd tmm5, [{a2} + {row}]",
-                multiply!(),
-                "add {a}, 3072",
-                "add {a2}, 3072",
-                "add {b}, 3072",
-                "add {b2}, 3072",
-                "add {p}, 832",
-                "dec {n}",
-                "jnz 2b",
-                a = inout(reg) a.first => _, a2 = inout(reg) a.second => _,
-                b = inout(reg) b.first => _, b2 = inout(reg) b.second => _,
-                row = in(reg) 64usize, n = inout(reg) steps => _, p = inout(reg) ahead, options(nostack, readonly)
-            );
+        let Self { a, b, steps, .. } = self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.start();
+            if steps > 0 {
+                asm!(
+                    "2:",
+                    "prefetcht1 [{p}]", "prefetcht1 [{p} + 64]", "prefetcht1 [{p} + 128]",
+                    "tileloadd tmm4, [{a} + {row}]",
+                    "tileloadd tmm6, [{b} + {row} + 2048]",
+                    "tileloadd tmm5, [{a2} + {row}]",
+                    "tileloadd tmm7, [{b2} + {row} + 2048]",
+                    multiply!(),
+                    "prefetcht1 [{p} + 192]", "prefetcht1 [{p} + 256]",
+                    "tileloadd tmm6, [{b} + {row} + 1024]",
+                    "tileloadd tmm7, [{b2} + {row} + 1024]",
+                    multiply!(),
+                    "prefetcht1 [{p} + 320]", "prefetcht1 [{p} + 384]",
+                    "tileloadd tmm4, [{a} + {row} + 1024]",
+                    "tileloadd tmm5, [{a2} + {row} + 1024]",
+                    multiply!(),
+                    "prefetcht1 [{p} + 448]", "prefetcht1 [{p} + 512]",
+                    "tileloadd tmm6, [{b} + {row}]",
+                    "tileloadd tmm7, [{b2} + {row}]",
+                    multiply!(),
+                    "prefetcht1 [{p} + 576]", "prefetcht1 [{p} + 640]",
+                    "tileloadd tmm4, [{a} + {row} + 2048]",
+                    "tileloadd tmm5, [{a2} + {row} + 2048]",
+                    multiply!(),
+                    "prefetcht1 [{p} + 704]", "prefetcht1 [{p} + 768]",
+                    "tileloadd tmm4, [{a} + {row}]",
+                    "tileloadd tmm5, [{a2} + {row}]",
+                    multiply!(),
+                    "add {a}, 3072",
+                    "add {a2}, 3072",
+                    "add {b}, 3072",
+                    "add {b2}, 3072",
+                    "add {p}, 832",
+                    "dec {n}",
+                    "jnz 2b",
+                    a = inout(reg) a.first => _, a2 = inout(reg) a.second => _,
+                    b = inout(reg) b.first => _, b2 = inout(reg) b.second => _,
+                    row = in(reg) 64usize, n = inout(reg) steps => _, p = inout(reg) ahead, options(nostack, readonly)
+                );
+            }
+            self.store();
         }
-        asm!(
-            "tilestored [{c} + {l}], tmm0",
-            "tilestored [{c} + {l} + 64], tmm1",
-            "tilestored [{d} + {l}], tmm2",
-            "tilestored [{d} + {l} + 64], tmm3",
-            c = in(reg) c, d = in(reg) below, l = in(reg) 4 * ldc, options(nostack)
-        );
         ahead
+    }
+
+    /// Zeros, or what is added to, into the tiles of results.
+    #[inline]
+    unsafe fn start(self) {
+        let Self { c, ldc, add, .. } = self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if add {
+                asm!(
+                    "tileloadd tmm0, [{c} + {l}]",
+                    "tileloadd tmm1, [{c} + {l} + 64]",
+                    "tileloadd tmm2, [{d} + {l}]",
+                    "tileloadd tmm3, [{d} + {l} + 64]",
+                    c = in(reg) c, d = in(reg) c.add(16 * ldc), l = in(reg) 4 * ldc, options(nostack, readonly)
+                );
+            } else {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem)
+                );
+            }
+        }
+    }
+
+    /// The tiles of results to their place.
+    #[inline]
+    unsafe fn store(self) {
+        let Self { c, ldc, .. } = self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "tilestored [{c} + {l}], tmm0",
+                "tilestored [{c} + {l} + 64], tmm1",
+                "tilestored [{d} + {l}], tmm2",
+                "tilestored [{d} + {l} + 64], tmm3",
+                c = in(reg) c, d = in(reg) c.add(16 * ldc), l = in(reg) 4 * ldc, options(nostack)
+            );
+        }
     }
 }
 

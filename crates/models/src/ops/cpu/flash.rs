@@ -226,6 +226,14 @@ pub unsafe fn pack<U: Unit>(
             };
             [vector(column), vector(column + 16)]
         };
+        // 32 units along the rows.
+        let along_rows = |to: *mut u32, row: usize, column: usize| {
+            if U::VALUES == 1 {
+                U::store(to, vectors(row, column));
+            } else {
+                U::store_pairs(to, [vectors(row, column), vectors(row + 1, column)]);
+            }
+        };
         match form {
             Form::Rows => {
                 for row in 0..whole {
@@ -253,11 +261,7 @@ pub unsafe fn pack<U: Unit>(
                 for row in (0..whole).step_by(U::VALUES) {
                     let to = to.add(row / U::VALUES * wide);
                     for column in (0..wide).step_by(32) {
-                        if U::VALUES == 1 {
-                            U::store(to.add(column), vectors(row, column));
-                        } else {
-                            U::store_pairs(to.add(column), [vectors(row, column), vectors(row + 1, column)]);
-                        }
+                        along_rows(to.add(column), row, column);
                     }
                 }
             }
@@ -269,15 +273,7 @@ pub unsafe fn pack<U: Unit>(
                         let mut squares = [[_mm512_setzero_ps(); 16]; 2];
                         for i in 0..16 {
                             let mut both = [0u32; 32];
-                            let row = row + i * U::VALUES;
-                            if U::VALUES == 1 {
-                                U::store(both.as_mut_ptr(), vectors(row, column));
-                            } else {
-                                U::store_pairs(
-                                    both.as_mut_ptr(),
-                                    [vectors(row, column), vectors(row + 1, column)],
-                                );
-                            }
+                            along_rows(both.as_mut_ptr(), row + i * U::VALUES, column);
                             for (j, square) in squares.iter_mut().enumerate() {
                                 square[i] = _mm512_loadu_ps(both.as_ptr().add(16 * j).cast());
                             }
@@ -298,7 +294,7 @@ pub unsafe fn pack<U: Unit>(
 /// `2ˣ` to about 1 unit in the last place; 0 far below.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn exp2(x: __m512) -> __m512 {
+fn exp2(x: __m512) -> __m512 {
     let n = _mm512_roundscale_ps::<0>(x);
     let r = _mm512_sub_ps(x, n);
     let mut p = _mm512_set1_ps(1.535_336_2e-4);
@@ -458,9 +454,13 @@ impl<U: Unit> Kernel for U {
     const STRETCH: usize = 256 * U::VALUES;
 
     fn forward_scratch(d: usize) -> usize {
-        forward_scratch::<U>(d)
+        packed_units::<U>(FORWARD_QUERIES, d)
+            + FORWARD_QUERIES * padded(d)
+            + FORWARD_QUERIES * 16
+            + STRIP * KEYS / U::VALUES
     }
 
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn forward(
         queries: &Queries,
         q: *const f32,
@@ -470,26 +470,207 @@ impl<U: Unit> Kernel for U {
         log_sums: &mut [f32],
         scratch: *mut u32,
     ) {
-        // SAFETY: the caller's promise.
-        unsafe { forward::<U>(queries, q, keys, values, y, log_sums, scratch) }
+        let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
+        let units = wide / U::VALUES;
+        let strips = count.div_ceil(STRIP);
+        let c = queries.scale * std::f32::consts::LOG2_E;
+        // SAFETY: the caller's promise; the scratch is divided as `forward_scratch` counts it.
+        unsafe {
+            let packed = scratch;
+            let out: *mut f32 = packed.add(packed_units::<U>(FORWARD_QUERIES, d)).cast();
+            // Sixteen partial sums a query.
+            let sums = out.add(FORWARD_QUERIES * wide);
+            let weights: *mut u32 = sums.add(FORWARD_QUERIES * 16).cast();
+            let mut most = [f32::NEG_INFINITY; FORWARD_QUERIES];
+            let whole = (strips * STRIP).next_multiple_of(16);
+            pack::<U>(Form::Rows, q, queries.stride, (count, whole), d, packed);
+            out.write_bytes(0, strips * STRIP * wide);
+            sums.write_bytes(0, strips * STRIP * 16);
+            for tile in queries.tiles() {
+                let keys = keys.add(tile * units);
+                let values = values.add(tile / U::VALUES * wide);
+                for strip in 0..strips {
+                    let rows = strip * STRIP..count.min((strip + 1) * STRIP);
+                    let last = queries.last + rows.end - 1;
+                    if last < tile {
+                        continue;
+                    }
+                    let left = (packed.add(rows.start * units).cast_const(), units, 1);
+                    let zero = [[_mm512_setzero_ps(); TILE]; STRIP];
+                    let mut scores = multiply::<U, STRIP, TILE>(zero, units, left, keys, KEYS);
+                    let open = queries.last + rows.start >= tile + KEYS - 1
+                        && queries.first[rows.end - 1] <= tile
+                        && rows.len() == STRIP;
+                    let mut factors = [1f32; STRIP];
+                    for (i, scores) in scores.iter_mut().enumerate() {
+                        let (from, to) = match (open, rows.start + i < rows.end) {
+                            (true, _) => (0, KEYS),
+                            (_, true) => queries.seen(rows.start + i, tile),
+                            _ => (0, 0),
+                        };
+                        let before = most[rows.start + i];
+                        let highest = highest(scores, before, open, (from, to));
+                        let shift = if highest == f32::NEG_INFINITY { 0. } else { highest * c };
+                        let mut sum = _mm512_setzero_ps();
+                        for (j, score) in scores.iter_mut().enumerate() {
+                            let power =
+                                exp2(_mm512_fmsub_ps(*score, _mm512_set1_ps(c), _mm512_set1_ps(shift)));
+                            *score =
+                                if open { power } else { _mm512_maskz_mov_ps(lanes(j, from, to), power) };
+                            sum = _mm512_add_ps(sum, *score);
+                        }
+                        if highest > before {
+                            factors[i] = _mm512_cvtss_f32(exp2(_mm512_set1_ps(before * c - shift)));
+                            // 2^(−∞ − shift) is no number the way it is computed.
+                            factors[i] = if before == f32::NEG_INFINITY { 0. } else { factors[i] };
+                            most[rows.start + i] = highest;
+                        }
+                        let at = sums.add((rows.start + i) * 16);
+                        let old = _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(factors[i]));
+                        _mm512_storeu_ps(at, _mm512_add_ps(old, sum));
+                        for pair in 0..TILE / 2 {
+                            let at = weights.add((i * KEYS + 32 * pair) / U::VALUES);
+                            U::store(at, [scores[2 * pair], scores[2 * pair + 1]]);
+                        }
+                    }
+                    // Keys beyond the strip's last have no weight.
+                    let depth = (last + 1 - tile).min(KEYS).div_ceil(U::VALUES);
+                    let left = (weights.cast_const(), KEYS / U::VALUES, 1);
+                    let out = out.add(rows.start * wide);
+                    add_product::<U, STRIP>(out, wide, Some(&factors), depth, left, values);
+                }
+            }
+            let shifts = most.map(|most| most * c);
+            finish(queries, &shifts, (out, sums), y, log_sums);
+        }
     }
 
     fn backward_scratch(d: usize) -> usize {
-        backward_scratch::<U>(d)
+        4 * packed_units::<U>(BACKWARD_QUERIES, d)
+            + BACKWARD_QUERIES * padded(d)
+            + 3 * KEYS * BACKWARD_QUERIES / U::VALUES
     }
 
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn backward(
         queries: &Queries,
-        inputs: (*const f32, *const f32),
-        keys: (Keys, Range<usize>),
+        (q, dy): (*const f32, *const f32),
+        (keys, range): (Keys, Range<usize>),
         along: &[f32],
         log_sums: &[f32],
         dq: *mut f32,
-        gradients: (*mut f32, *mut f32),
+        (dk, dv): (*mut f32, *mut f32),
         scratch: *mut u32,
     ) {
-        // SAFETY: the caller's promise.
-        unsafe { backward::<U>(queries, inputs, keys, along, log_sums, dq, gradients, scratch) }
+        const BLOCK: usize = BACKWARD_QUERIES;
+        let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
+        let units = wide / U::VALUES;
+        let c = queries.scale * std::f32::consts::LOG2_E;
+        let tiles = queries.tiles_of(range);
+        if tiles.len() == 0 {
+            return;
+        }
+        let numbers = Numbers::of(queries, along, log_sums);
+        // SAFETY: the caller's promise; the scratch is divided as `backward_scratch` counts it.
+        unsafe {
+            let part = packed_units::<U>(BLOCK, d);
+            let [q_columns, dy_columns, q_depth, dy_depth] = [0, 1, 2, 3].map(|i| scratch.add(i * part));
+            let sum: *mut f32 = scratch.add(4 * part).cast();
+            let square = KEYS * BLOCK / U::VALUES;
+            let [weights, slopes, pairs] =
+                [0, 1, 2].map(|i| scratch.add(4 * part + BLOCK * wide + i * square));
+            // Where a unit is one value, the slopes' rows are a right form for dq as they are.
+            let pairs = if U::VALUES == 1 { slopes } else { pairs };
+            let columns = Form::Columns { width: BLOCK };
+            for (from, by_columns, by_depth) in [(q, q_columns, q_depth), (dy, dy_columns, dy_depth)] {
+                pack::<U>(columns, from, queries.stride, (count, BLOCK), d, by_columns);
+                pack::<U>(Form::Depth, from, queries.stride, (count, BLOCK), d, by_depth);
+            }
+            sum.write_bytes(0, BLOCK * wide);
+            let end = count.next_multiple_of(32);
+            for tile in tiles {
+                let open =
+                    queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
+                // The first query that sees a key, rounded down to what is computed together.
+                let begin = |key: usize| (tile + key).saturating_sub(queries.last) / 32 * 32;
+                for key in (0..KEYS).step_by(ROWS) {
+                    for half in (begin(key)..end).step_by(32) {
+                        let right = [q_columns.add(half), dy_columns.add(half)];
+                        let rows = (tile + key) * units;
+                        let zero = [[_mm512_setzero_ps(); HALF_BLOCK]; ROWS];
+                        let [scores, grads] = multiply_two::<U>(
+                            [zero, zero],
+                            units,
+                            [keys.rows.add(rows), keys.values.add(rows)],
+                            right.map(<*mut u32>::cast_const),
+                        );
+                        let mut w = zero;
+                        let mut s = zero;
+                        for j in 0..HALF_BLOCK {
+                            let at = half + 16 * j;
+                            let log_sum = _mm512_loadu_ps(numbers.log_sums.as_ptr().add(at));
+                            let along = _mm512_loadu_ps(numbers.along.as_ptr().add(at));
+                            let first = _mm512_loadu_si512(numbers.first.as_ptr().add(at).cast());
+                            let last = _mm512_loadu_si512(numbers.last.as_ptr().add(at).cast());
+                            for i in 0..ROWS {
+                                let mut power =
+                                    exp2(_mm512_fmsub_ps(scores[i][j], _mm512_set1_ps(c), log_sum));
+                                if !open {
+                                    let number = _mm512_set1_epi32((tile + key + i) as i32);
+                                    let mask = _mm512_cmple_epi32_mask(first, number)
+                                        & _mm512_cmpge_epi32_mask(last, number);
+                                    power = _mm512_maskz_mov_ps(mask, power);
+                                }
+                                w[i][j] = power;
+                                s[i][j] = _mm512_mul_ps(power, _mm512_sub_ps(grads[i][j], along));
+                            }
+                        }
+                        for i in 0..ROWS {
+                            let at = ((key + i) * BLOCK + half) / U::VALUES;
+                            U::store(weights.add(at), w[i]);
+                            U::store(slopes.add(at), s[i]);
+                        }
+                        for i in (0..ROWS).step_by(2) {
+                            U::store_pairs(pairs.add((key + i) / 2 * BLOCK + half), [s[i], s[i + 1]]);
+                        }
+                    }
+                }
+                for key in (0..KEYS).step_by(ROWS) {
+                    let from = begin(key);
+                    if from >= end {
+                        break;
+                    }
+                    let depth = (end - from) / U::VALUES;
+                    let to = (tile + key) * wide;
+                    for (sums, left, right) in [(dv, weights, dy_depth), (dk, slopes, q_depth)] {
+                        let left = left.add((key * BLOCK + from) / U::VALUES).cast_const();
+                        let right = right.add(from / U::VALUES * wide);
+                        let left = (left, BLOCK / U::VALUES, 1);
+                        add_product::<U, ROWS>(sums.add(to), wide, None, depth, left, right);
+                    }
+                }
+                let right = keys.depth.add(tile / U::VALUES * wide);
+                for query in (0..count).step_by(ROWS) {
+                    let last = queries.last + query + ROWS;
+                    if last <= tile {
+                        continue;
+                    }
+                    let depth = (last - tile).min(KEYS).div_ceil(U::VALUES);
+                    let left = (pairs.add(query).cast_const(), 1, BLOCK);
+                    add_product::<U, ROWS>(sum.add(query * wide), wide, None, depth, left, right);
+                }
+            }
+            let scale = _mm512_set1_ps(queries.scale);
+            for query in 0..count {
+                for column in (0..d).step_by(16) {
+                    let mask = lanes(0, 0, d - column);
+                    let at = dq.add(query * queries.stride + column);
+                    let value = _mm512_loadu_ps(sum.add(query * wide + column));
+                    let value = _mm512_fmadd_ps(value, scale, _mm512_maskz_loadu_ps(mask, at));
+                    _mm512_mask_storeu_ps(at, mask, value);
+                }
+            }
+        }
     }
 }
 
@@ -530,95 +711,51 @@ impl Queries<'_> {
     }
 }
 
-const fn forward_scratch<U: Unit>(d: usize) -> usize {
-    packed_units::<U>(FORWARD_QUERIES, d)
-        + FORWARD_QUERIES * padded(d)
-        + FORWARD_QUERIES * 16
-        + STRIP * KEYS / U::VALUES
+/// What a block of queries reads backward, a number of each query. Those behind the last see no key.
+pub(super) struct Numbers {
+    pub(super) log_sums: [f32; BACKWARD_QUERIES],
+    /// `y · dy`
+    pub(super) along: [f32; BACKWARD_QUERIES],
+    /// The first key that it sees.
+    pub(super) first: [i32; BACKWARD_QUERIES],
+    /// The last.
+    pub(super) last: [i32; BACKWARD_QUERIES],
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn forward<U: Unit>(
+impl Numbers {
+    pub(super) fn of(queries: &Queries, along: &[f32], log_sums: &[f32]) -> Self {
+        const NOTHING: [f32; BACKWARD_QUERIES] = [0.; BACKWARD_QUERIES];
+        let (first, last) = ([i32::MAX; BACKWARD_QUERIES], [-1; BACKWARD_QUERIES]);
+        let mut numbers = Self { log_sums: NOTHING, along: NOTHING, first, last };
+        for (i, first) in queries.first.iter().enumerate() {
+            (numbers.log_sums[i], numbers.along[i]) = (log_sums[i], along[i]);
+            // A key's number is below 2³¹: there is memory for no more.
+            (numbers.first[i], numbers.last[i]) = (*first as i32, (queries.last + i) as i32);
+        }
+        numbers
+    }
+}
+
+/// The end of a forward pass: `out` over its denominators to `y`, and their logarithms. Of each query there are sixteen partial `sums` of powers relative to its
+/// shift (to base 2).
+///
+/// # Safety
+/// AVX-512 is there; the pointers span the queries.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn finish(
     queries: &Queries,
-    q: *const f32,
-    keys: *const u32,
-    values: *const u32,
+    shifts: &[f32; FORWARD_QUERIES],
+    (out, sums): (*const f32, *const f32),
     y: *mut f32,
     log_sums: &mut [f32],
-    scratch: *mut u32,
 ) {
-    let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
-    let units = wide / U::VALUES;
-    let strips = count.div_ceil(STRIP);
-    let c = queries.scale * std::f32::consts::LOG2_E;
-    // SAFETY: the caller's promise; the scratch is divided as `forward_scratch` counts it.
+    let (d, wide) = (queries.d, padded(queries.d));
+    // SAFETY: the caller's promise.
     unsafe {
-        let packed = scratch;
-        let out: *mut f32 = packed.add(packed_units::<U>(FORWARD_QUERIES, d)).cast();
-        // Sixteen partial sums a query.
-        let sums = out.add(FORWARD_QUERIES * wide);
-        let weights: *mut u32 = sums.add(FORWARD_QUERIES * 16).cast();
-        let mut most = [f32::NEG_INFINITY; FORWARD_QUERIES];
-        let whole = (strips * STRIP).next_multiple_of(16);
-        pack::<U>(Form::Rows, q, queries.stride, (count, whole), d, packed);
-        out.write_bytes(0, strips * STRIP * wide);
-        sums.write_bytes(0, strips * STRIP * 16);
-        for tile in queries.tiles() {
-            let keys = keys.add(tile * units);
-            let values = values.add(tile / U::VALUES * wide);
-            for strip in 0..strips {
-                let rows = strip * STRIP..count.min((strip + 1) * STRIP);
-                let last = queries.last + rows.end - 1;
-                if last < tile {
-                    continue;
-                }
-                let left = (packed.add(rows.start * units).cast_const(), units, 1);
-                let zero = [[_mm512_setzero_ps(); TILE]; STRIP];
-                let mut scores = multiply::<U, STRIP, TILE>(zero, units, left, keys, KEYS);
-                let open = queries.last + rows.start >= tile + KEYS - 1
-                    && queries.first[rows.end - 1] <= tile
-                    && rows.len() == STRIP;
-                let mut factors = [1f32; STRIP];
-                for (i, scores) in scores.iter_mut().enumerate() {
-                    let (from, to) = match (open, rows.start + i < rows.end) {
-                        (true, _) => (0, KEYS),
-                        (_, true) => queries.seen(rows.start + i, tile),
-                        _ => (0, 0),
-                    };
-                    let before = most[rows.start + i];
-                    let highest = highest(scores, before, open, (from, to));
-                    let shift = if highest == f32::NEG_INFINITY { 0. } else { highest * c };
-                    let mut sum = _mm512_setzero_ps();
-                    for (j, score) in scores.iter_mut().enumerate() {
-                        let power = exp2(_mm512_fmsub_ps(*score, _mm512_set1_ps(c), _mm512_set1_ps(shift)));
-                        *score = if open { power } else { _mm512_maskz_mov_ps(lanes(j, from, to), power) };
-                        sum = _mm512_add_ps(sum, *score);
-                    }
-                    if highest > before {
-                        factors[i] = _mm512_cvtss_f32(exp2(_mm512_set1_ps(before * c - shift)));
-                        // 2^(−∞ − shift) is no number the way it is computed.
-                        factors[i] = if before == f32::NEG_INFINITY { 0. } else { factors[i] };
-                        most[rows.start + i] = highest;
-                    }
-                    let at = sums.add((rows.start + i) * 16);
-                    let old = _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(factors[i]));
-                    _mm512_storeu_ps(at, _mm512_add_ps(old, sum));
-                    for pair in 0..TILE / 2 {
-                        let at = weights.add((i * KEYS + 32 * pair) / U::VALUES);
-                        U::store(at, [scores[2 * pair], scores[2 * pair + 1]]);
-                    }
-                }
-                // Keys beyond the strip's last have no weight.
-                let depth = (last + 1 - tile).min(KEYS).div_ceil(U::VALUES);
-                let left = (weights.cast_const(), KEYS / U::VALUES, 1);
-                let out = out.add(rows.start * wide);
-                add_product::<U, STRIP>(out, wide, Some(&factors), depth, left, values);
-            }
-        }
-        for query in 0..count {
+        for query in 0..queries.first.len() {
             let sum = _mm512_reduce_add_ps(_mm512_loadu_ps(sums.add(query * 16)));
             let inverse = _mm512_set1_ps(if sum > 0. { 1. / sum } else { 0. });
-            log_sums[query] = if sum > 0. { most[query] * c + sum.log2() } else { f32::INFINITY };
+            log_sums[query] = if sum > 0. { shifts[query] + sum.log2() } else { f32::INFINITY };
             for column in (0..d).step_by(16) {
                 let mask = lanes(0, 0, d - column);
                 let value = _mm512_mul_ps(_mm512_loadu_ps(out.add(query * wide + column)), inverse);
@@ -650,138 +787,6 @@ pub struct Keys {
     pub depth: *const u32,
     /// Values as [`Form::Rows`].
     pub values: *const u32,
-}
-
-const fn backward_scratch<U: Unit>(d: usize) -> usize {
-    4 * packed_units::<U>(BACKWARD_QUERIES, d)
-        + BACKWARD_QUERIES * padded(d)
-        + 3 * KEYS * BACKWARD_QUERIES / U::VALUES
-}
-
-#[allow(clippy::too_many_arguments)]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn backward<U: Unit>(
-    queries: &Queries,
-    (q, dy): (*const f32, *const f32),
-    (keys, range): (Keys, Range<usize>),
-    along: &[f32],
-    log_sums: &[f32],
-    dq: *mut f32,
-    (dk, dv): (*mut f32, *mut f32),
-    scratch: *mut u32,
-) {
-    const BLOCK: usize = BACKWARD_QUERIES;
-    let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
-    let units = wide / U::VALUES;
-    let c = queries.scale * std::f32::consts::LOG2_E;
-    let tiles = queries.tiles_of(range);
-    if tiles.len() == 0 {
-        return;
-    }
-    let mut numbers = [[0f32; BLOCK]; 2];
-    let mut seen = [[i32::MAX; BLOCK], [-1; BLOCK]];
-    for i in 0..count {
-        (numbers[0][i], numbers[1][i]) = (log_sums[i], along[i]);
-        // A key's number is below 2³¹: there is memory for no more.
-        (seen[0][i], seen[1][i]) = (queries.first[i] as i32, (queries.last + i) as i32);
-    }
-    // SAFETY: the caller's promise; the scratch is divided as `backward_scratch` counts it.
-    unsafe {
-        let part = packed_units::<U>(BLOCK, d);
-        let [q_columns, dy_columns, q_depth, dy_depth] = [0, 1, 2, 3].map(|i| scratch.add(i * part));
-        let sum: *mut f32 = scratch.add(4 * part).cast();
-        let square = KEYS * BLOCK / U::VALUES;
-        let [weights, slopes, pairs] = [0, 1, 2].map(|i| scratch.add(4 * part + BLOCK * wide + i * square));
-        // Where a unit is one value, the slopes' rows are a right form for dq as they are.
-        let pairs = if U::VALUES == 1 { slopes } else { pairs };
-        let columns = Form::Columns { width: BLOCK };
-        for (from, by_columns, by_depth) in [(q, q_columns, q_depth), (dy, dy_columns, dy_depth)] {
-            pack::<U>(columns, from, queries.stride, (count, BLOCK), d, by_columns);
-            pack::<U>(Form::Depth, from, queries.stride, (count, BLOCK), d, by_depth);
-        }
-        sum.write_bytes(0, BLOCK * wide);
-        let end = count.next_multiple_of(32);
-        for tile in tiles {
-            let open = queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
-            // The first query that sees a key, rounded down to what is computed together.
-            let begin = |key: usize| (tile + key).saturating_sub(queries.last) / 32 * 32;
-            for key in (0..KEYS).step_by(ROWS) {
-                for half in (begin(key)..end).step_by(32) {
-                    let right = [q_columns.add(half), dy_columns.add(half)];
-                    let rows = (tile + key) * units;
-                    let zero = [[_mm512_setzero_ps(); HALF_BLOCK]; ROWS];
-                    let [scores, grads] = multiply_two::<U>(
-                        [zero, zero],
-                        units,
-                        [keys.rows.add(rows), keys.values.add(rows)],
-                        right.map(<*mut u32>::cast_const),
-                    );
-                    let mut w = zero;
-                    let mut s = zero;
-                    for j in 0..HALF_BLOCK {
-                        let at = half + 16 * j;
-                        let log_sum = _mm512_loadu_ps(numbers[0].as_ptr().add(at));
-                        let along = _mm512_loadu_ps(numbers[1].as_ptr().add(at));
-                        let first = _mm512_loadu_si512(seen[0].as_ptr().add(at).cast());
-                        let last = _mm512_loadu_si512(seen[1].as_ptr().add(at).cast());
-                        for i in 0..ROWS {
-                            let mut power = exp2(_mm512_fmsub_ps(scores[i][j], _mm512_set1_ps(c), log_sum));
-                            if !open {
-                                let number = _mm512_set1_epi32((tile + key + i) as i32);
-                                let mask = _mm512_cmple_epi32_mask(first, number)
-                                    & _mm512_cmpge_epi32_mask(last, number);
-                                power = _mm512_maskz_mov_ps(mask, power);
-                            }
-                            w[i][j] = power;
-                            s[i][j] = _mm512_mul_ps(power, _mm512_sub_ps(grads[i][j], along));
-                        }
-                    }
-                    for i in 0..ROWS {
-                        let at = ((key + i) * BLOCK + half) / U::VALUES;
-                        U::store(weights.add(at), w[i]);
-                        U::store(slopes.add(at), s[i]);
-                    }
-                    for i in (0..ROWS).step_by(2) {
-                        U::store_pairs(pairs.add((key + i) / 2 * BLOCK + half), [s[i], s[i + 1]]);
-                    }
-                }
-            }
-            for key in (0..KEYS).step_by(ROWS) {
-                let from = begin(key);
-                if from >= end {
-                    break;
-                }
-                let depth = (end - from) / U::VALUES;
-                let to = (tile + key) * wide;
-                for (sums, left, right) in [(dv, weights, dy_depth), (dk, slopes, q_depth)] {
-                    let left = left.add((key * BLOCK + from) / U::VALUES).cast_const();
-                    let right = right.add(from / U::VALUES * wide);
-                    let left = (left, BLOCK / U::VALUES, 1);
-                    add_product::<U, ROWS>(sums.add(to), wide, None, depth, left, right);
-                }
-            }
-            let right = keys.depth.add(tile / U::VALUES * wide);
-            for query in (0..count).step_by(ROWS) {
-                let last = queries.last + query + ROWS;
-                if last <= tile {
-                    continue;
-                }
-                let depth = (last - tile).min(KEYS).div_ceil(U::VALUES);
-                let left = (pairs.add(query).cast_const(), 1, BLOCK);
-                add_product::<U, ROWS>(sum.add(query * wide), wide, None, depth, left, right);
-            }
-        }
-        let scale = _mm512_set1_ps(queries.scale);
-        for query in 0..count {
-            for column in (0..d).step_by(16) {
-                let mask = lanes(0, 0, d - column);
-                let at = dq.add(query * queries.stride + column);
-                let value = _mm512_loadu_ps(sum.add(query * wide + column));
-                let value = _mm512_fmadd_ps(value, scale, _mm512_maskz_loadu_ps(mask, at));
-                _mm512_mask_storeu_ps(at, mask, value);
-            }
-        }
-    }
 }
 
 /// Two products side by side: [`ROWS`] rows of `depth` units against 32 columns of [`BACKWARD_QUERIES`].

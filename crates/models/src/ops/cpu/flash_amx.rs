@@ -17,11 +17,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::amx::{self, Side, Tiles};
+use super::amx::{self, Product, Side, Tiles};
 use super::avx512::lanes;
 use super::flash::{
-    BACKWARD_QUERIES, FORWARD_QUERIES, Form, Half, KEYS, Kernel, Keys, Queries, Unit, pack, packed_units,
-    padded,
+    BACKWARD_QUERIES, FORWARD_QUERIES, Form, Half, KEYS, Kernel, Keys, Numbers, Queries, Unit, finish, pack,
+    packed_units, padded,
 };
 
 /// Queries (forward) or keys (backward) that are scored together: two tiles.
@@ -49,16 +49,6 @@ fn right(first: *const u32, unit: usize) -> Side {
     }
 }
 
-/// A product of 32 x 32 results: what [`amx::amx_product`] takes.
-struct Product {
-    a: Side,
-    b: Side,
-    steps: usize,
-    c: *mut f32,
-    ldc: usize,
-    add: bool,
-}
-
 /// Products that wait to be put between the vectors' work, in their order. What they read lies still, and what they write is not touched, until they
 /// are done.
 struct Pending {
@@ -78,13 +68,12 @@ impl Pending {
     /// Multiplies the first of `parts` parts of what waits.
     ///
     /// # Safety
-    /// As [`amx::amx_product`] for each of them.
+    /// As [`Product::compute`] for each of them.
     unsafe fn part(&mut self, parts: usize) {
         let left = self.products.len() - self.done;
         for product in &self.products[self.done..self.done + left.div_ceil(parts)] {
-            let Product { a, b, steps, c, ldc, add } = *product;
             // SAFETY: the caller's promise.
-            unsafe { amx::amx_product(a, b, steps, c, ldc, add) };
+            unsafe { product.compute() };
             self.done += 1;
         }
         if self.done == self.products.len() {
@@ -113,9 +102,14 @@ impl Kernel for Amx {
     const STRETCH: usize = 1024;
 
     fn forward_scratch(d: usize) -> usize {
-        forward_scratch(d)
+        packed_units::<Half>(FORWARD_QUERIES, d)
+            + FORWARD_QUERIES * padded(d)
+            + FORWARD_QUERIES * 16
+            + 2 * STRIP * KEYS
+            + STRIP * KEYS
     }
 
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
     unsafe fn forward(
         queries: &Queries,
         q: *const f32,
@@ -125,154 +119,261 @@ impl Kernel for Amx {
         log_sums: &mut [f32],
         scratch: *mut u32,
     ) {
-        // SAFETY: the caller's promise.
-        unsafe { forward(queries, q, keys, values, y, log_sums, scratch) }
+        let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
+        let units = wide / 2;
+        let strips = count.div_ceil(STRIP);
+        let c = queries.scale * std::f32::consts::LOG2_E;
+        let _tiles = Tiles::new(amx::Unit::Amx);
+        // SAFETY: the caller's promise; the scratch is divided as `forward_scratch` counts it.
+        unsafe {
+            let packed = scratch;
+            let out: *mut f32 = packed.add(packed_units::<Half>(FORWARD_QUERIES, d)).cast();
+            // Sixteen partial sums a query.
+            let sums = out.add(FORWARD_QUERIES * wide);
+            let scores = sums.add(FORWARD_QUERIES * 16);
+            let scores = [scores, scores.add(STRIP * KEYS)];
+            let weights: *mut u32 = scores[1].add(STRIP * KEYS).cast();
+            let weights = [weights, weights.add(STRIP * KEYS / 2)];
+            // What powers are relative to, times `c`.
+            let mut shifts = [f32::NEG_INFINITY; FORWARD_QUERIES];
+            pack::<Half>(Form::Rows, q, queries.stride, (count, strips * STRIP), d, packed);
+            out.write_bytes(0, strips * STRIP * wide);
+            sums.write_bytes(0, strips * STRIP * 16);
+            // A strip against a tile: the first query, the tile's first key, how many halves of the tile the strip sees anything of.
+            let mut jobs = queries
+                .tiles()
+                .flat_map(|tile| (0..strips).map(move |strip| (strip * STRIP, tile)))
+                .filter_map(|(from, tile)| {
+                    let last = queries.last + count.min(from + STRIP) - 1;
+                    (last >= tile).then_some((from, tile, if last < tile + STRIP { 1 } else { 2 }))
+                })
+                .peekable();
+            let mut pending = Pending::new();
+            let score =
+                |pending: &mut Pending, (from, tile, halves): (usize, usize, usize), scores: *mut f32| {
+                    for half in 0..halves {
+                        pending.add(Product {
+                            a: left(packed.add(from * units), units),
+                            b: right(keys.add(tile * units + half * STRIP), KEYS),
+                            steps: wide / 32,
+                            c: scores.add(half * STRIP),
+                            ldc: KEYS,
+                            add: false,
+                        });
+                    }
+                };
+            if let Some(job) = jobs.peek() {
+                score(&mut pending, *job, scores[0]);
+                pending.finish();
+            }
+            // Two of each buffer: while one serves the vectors, the products fill or read the other.
+            let (mut turn, mut strip_before) = (0, None);
+            while let Some((from, tile, halves)) = jobs.next() {
+                if strip_before == Some(from) {
+                    // Results must be whole before they are multiplied by a factor.
+                    pending.finish();
+                }
+                strip_before = Some(from);
+                if let Some(job) = jobs.peek() {
+                    score(&mut pending, *job, scores[1 - turn]);
+                }
+                let end = count.min(from + STRIP);
+                let open = queries.last + from >= tile + KEYS - 1
+                    && queries.first[end - 1] <= tile
+                    && end == from + STRIP;
+                for i in 0..STRIP {
+                    if i % (STRIP / PARTS) == 0 {
+                        pending.part(PARTS - i / (STRIP / PARTS));
+                    }
+                    let query = from + i;
+                    let seen = match (open, query < end) {
+                        (true, _) => (0, KEYS),
+                        (_, true) => queries.seen(query, tile),
+                        _ => (0, 0),
+                    };
+                    let factor = powers(
+                        scores[turn].add(i * KEYS),
+                        ([c, 1. / c], open, seen),
+                        &mut shifts[query],
+                        sums.add(query * 16),
+                        weights[turn].add(i * KEYS / 2),
+                    );
+                    if factor != 1. {
+                        let factor = _mm512_set1_ps(factor);
+                        for column in (0..wide).step_by(16) {
+                            let at = out.add(query * wide + column);
+                            _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), factor));
+                        }
+                    }
+                }
+                for column in (0..wide).step_by(STRIP) {
+                    pending.add(Product {
+                        a: left(weights[turn], KEYS / 2),
+                        b: right(values.add(tile / 2 * wide + column), wide),
+                        steps: halves,
+                        c: out.add(from * wide + column),
+                        ldc: wide,
+                        add: true,
+                    });
+                }
+                turn = 1 - turn;
+            }
+            pending.finish();
+            finish(queries, &shifts, (out, sums), y, log_sums);
+        }
     }
 
     fn backward_scratch(d: usize) -> usize {
-        backward_scratch(d)
+        4 * packed_units::<Half>(BACKWARD_QUERIES, d)
+            + BACKWARD_QUERIES * padded(d)
+            + 4 * STRIP * STRIP
+            + 4 * KEYS * BACKWARD_QUERIES / 2
     }
 
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
     unsafe fn backward(
         queries: &Queries,
-        inputs: (*const f32, *const f32),
-        keys: (Keys, Range<usize>),
+        (q, dy): (*const f32, *const f32),
+        (keys, range): (Keys, Range<usize>),
         along: &[f32],
         log_sums: &[f32],
         dq: *mut f32,
-        gradients: (*mut f32, *mut f32),
+        (dk, dv): (*mut f32, *mut f32),
         scratch: *mut u32,
     ) {
-        // SAFETY: the caller's promise.
-        unsafe { backward(queries, inputs, keys, along, log_sums, dq, gradients, scratch) }
-    }
-}
-
-const fn forward_scratch(d: usize) -> usize {
-    packed_units::<Half>(FORWARD_QUERIES, d)
-        + FORWARD_QUERIES * padded(d)
-        + FORWARD_QUERIES * 16
-        + 2 * STRIP * KEYS
-        + STRIP * KEYS
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-unsafe fn forward(
-    queries: &Queries,
-    q: *const f32,
-    keys: *const u32,
-    values: *const u32,
-    y: *mut f32,
-    log_sums: &mut [f32],
-    scratch: *mut u32,
-) {
-    let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
-    let units = wide / 2;
-    let strips = count.div_ceil(STRIP);
-    let c = queries.scale * std::f32::consts::LOG2_E;
-    let _tiles = Tiles::new(amx::Unit::Amx);
-    // SAFETY: the caller's promise; the scratch is divided as `forward_scratch` counts it.
-    unsafe {
-        let packed = scratch;
-        let out: *mut f32 = packed.add(packed_units::<Half>(FORWARD_QUERIES, d)).cast();
-        // Sixteen partial sums a query.
-        let sums = out.add(FORWARD_QUERIES * wide);
-        let scores = sums.add(FORWARD_QUERIES * 16);
-        let scores = [scores, scores.add(STRIP * KEYS)];
-        let weights: *mut u32 = scores[1].add(STRIP * KEYS).cast();
-        let weights = [weights, weights.add(STRIP * KEYS / 2)];
-        // What powers are relative to, times `c`.
-        let mut shifts = [f32::NEG_INFINITY; FORWARD_QUERIES];
-        pack::<Half>(Form::Rows, q, queries.stride, (count, strips * STRIP), d, packed);
-        out.write_bytes(0, strips * STRIP * wide);
-        sums.write_bytes(0, strips * STRIP * 16);
-        // A strip against a tile: the first query, the tile's first key, how many halves of the tile the strip sees anything of.
-        let mut jobs = queries
-            .tiles()
-            .flat_map(|tile| (0..strips).map(move |strip| (strip * STRIP, tile)))
-            .filter_map(|(from, tile)| {
-                let last = queries.last + count.min(from + STRIP) - 1;
-                (last >= tile).then_some((from, tile, if last < tile + STRIP { 1 } else { 2 }))
-            })
-            .peekable();
-        let mut pending = Pending::new();
-        let score = |pending: &mut Pending, (from, tile, halves): (usize, usize, usize), scores: *mut f32| {
-            for half in 0..halves {
-                pending.add(Product {
-                    a: left(packed.add(from * units), units),
-                    b: right(keys.add(tile * units + half * STRIP), KEYS),
-                    steps: wide / 32,
-                    c: scores.add(half * STRIP),
-                    ldc: KEYS,
-                    add: false,
-                });
-            }
-        };
-        if let Some(job) = jobs.peek() {
-            score(&mut pending, *job, scores[0]);
-            pending.finish();
+        const BLOCK: usize = BACKWARD_QUERIES;
+        let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
+        let (units, steps) = (wide / 2, wide / 32);
+        let c = queries.scale * std::f32::consts::LOG2_E;
+        let tiles = queries.tiles_of(range);
+        if tiles.len() == 0 {
+            return;
         }
-        // Two of each buffer: while one serves the vectors, the products fill or read the other.
-        let (mut turn, mut strip_before) = (0, None);
-        while let Some((from, tile, halves)) = jobs.next() {
-            if strip_before == Some(from) {
-                // Results must be whole before they are multiplied by a factor.
+        let numbers = Numbers::of(queries, along, log_sums);
+        let _tiles = Tiles::new(amx::Unit::Amx);
+        // SAFETY: the caller's promise; the scratch is divided as `backward_scratch` counts it.
+        unsafe {
+            let part = packed_units::<Half>(BLOCK, d);
+            let [q_columns, dy_columns, q_depth, dy_depth] = [0, 1, 2, 3].map(|i| scratch.add(i * part));
+            // dq transposed: `[d][queries]`.
+            let sum: *mut f32 = scratch.add(4 * part).cast();
+            let squares = sum.add(BLOCK * wide);
+            // Scores and gradients of weights, two of each.
+            let squares = [0, 1].map(|turn| [0, 1].map(|i| squares.add((2 * turn + i) * STRIP * STRIP)));
+            let rest = scratch.add(4 * part + BLOCK * wide + 4 * STRIP * STRIP);
+            let [weights, slopes, pairs, more_pairs] = [0, 1, 2, 3].map(|i| rest.add(i * KEYS * BLOCK / 2));
+            let pairs = [pairs, more_pairs];
+            let columns = Form::Columns { width: BLOCK };
+            for (from, by_columns, by_depth) in [(q, q_columns, q_depth), (dy, dy_columns, dy_depth)] {
+                pack::<Half>(columns, from, queries.stride, (count, BLOCK), d, by_columns);
+                pack::<Half>(Form::Depth, from, queries.stride, (count, BLOCK), d, by_depth);
+            }
+            sum.write_bytes(0, BLOCK * wide);
+            let end = count.next_multiple_of(STRIP);
+            // The first query that sees a key, rounded down to what is computed together.
+            let begin = |key: usize| key.saturating_sub(queries.last) / STRIP * STRIP;
+            // 32 keys against 32 queries: the tile's first key, the keys' first counted from there, the first query.
+            let mut jobs = tiles
+                .flat_map(|tile| (0..KEYS).step_by(STRIP).map(move |key| (tile, key)))
+                .flat_map(|(tile, key)| {
+                    (begin(tile + key)..end).step_by(STRIP).map(move |half| (tile, key, half))
+                })
+                .peekable();
+            let mut pending = Pending::new();
+            let score =
+                |pending: &mut Pending, (tile, key, half): (usize, usize, usize), to: [*mut f32; 2]| {
+                    let sides = [(keys.rows, q_columns), (keys.values, dy_columns)];
+                    for ((left_side, right_side), to) in sides.into_iter().zip(to) {
+                        pending.add(Product {
+                            a: left(left_side.add((tile + key) * units), units),
+                            b: right(right_side.add(half), BLOCK),
+                            steps,
+                            c: to,
+                            ldc: STRIP,
+                            add: false,
+                        });
+                    }
+                };
+            if let Some(job) = jobs.peek() {
+                score(&mut pending, *job, squares[0]);
                 pending.finish();
             }
-            strip_before = Some(from);
-            if let Some(job) = jobs.peek() {
-                score(&mut pending, *job, scores[1 - turn]);
-            }
-            let end = count.min(from + STRIP);
-            let open = queries.last + from >= tile + KEYS - 1
-                && queries.first[end - 1] <= tile
-                && end == from + STRIP;
-            for i in 0..STRIP {
-                if i % (STRIP / PARTS) == 0 {
-                    pending.part(PARTS - i / (STRIP / PARTS));
+            let (mut turn, mut tile_turn, mut keys_before) = (0, 0, None);
+            while let Some((tile, key, half)) = jobs.next() {
+                let from = begin(tile + key);
+                if keys_before == Some(key) && half == from {
+                    // The weights and slopes of these keys' place are still being read.
+                    pending.finish();
                 }
-                let query = from + i;
-                let seen = match (open, query < end) {
-                    (true, _) => (0, KEYS),
-                    (_, true) => queries.seen(query, tile),
-                    _ => (0, 0),
-                };
-                let factor = powers(
-                    scores[turn].add(i * KEYS),
-                    ([c, 1. / c], open, seen),
-                    &mut shifts[query],
-                    sums.add(query * 16),
-                    weights[turn].add(i * KEYS / 2),
-                );
-                if factor != 1. {
-                    let factor = _mm512_set1_ps(factor);
-                    for column in (0..wide).step_by(16) {
-                        let at = out.add(query * wide + column);
-                        _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), factor));
+                keys_before = Some(key);
+                if let Some(job) = jobs.peek() {
+                    score(&mut pending, *job, squares[1 - turn]);
+                }
+                let open =
+                    queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
+                let [scores, grads] = squares[turn];
+                for piece in 0..PARTS {
+                    pending.part(PARTS - piece);
+                    let (first, count) = (piece * (STRIP / PARTS), STRIP / PARTS);
+                    let at = (key + first) * BLOCK / 2 + half / 2;
+                    numbers.slopes(
+                        (scores.add(first * STRIP), grads.add(first * STRIP), count),
+                        (c, half, (!open).then_some(tile + key + first)),
+                        [
+                            weights.add(at),
+                            slopes.add(at),
+                            pairs[tile_turn].add((key + first) / 2 * BLOCK + half),
+                        ],
+                    );
+                }
+                if half + STRIP >= end {
+                    for (sums, left_side, right_side) in [(dv, weights, dy_depth), (dk, slopes, q_depth)] {
+                        for column in (0..wide).step_by(STRIP) {
+                            pending.add(Product {
+                                a: left(left_side.add((key * BLOCK + from) / 2), BLOCK / 2),
+                                b: right(right_side.add(from / 2 * wide + column), wide),
+                                steps: (end - from) / STRIP,
+                                c: sums.add((tile + key) * wide + column),
+                                ldc: wide,
+                                add: true,
+                            });
+                        }
                     }
                 }
+                if jobs.peek().is_none_or(|(next, ..)| *next != tile) {
+                    for half in (0..end).step_by(STRIP) {
+                        let seen = (0..KEYS).step_by(STRIP).filter(|key| begin(tile + *key) <= half).count();
+                        for row in (0..wide).step_by(STRIP).filter(|_| seen > 0) {
+                            pending.add(Product {
+                                a: left(keys.depth.add(tile * units + row * KEYS / 2), KEYS / 2),
+                                b: right(pairs[tile_turn].add(half), BLOCK),
+                                steps: seen,
+                                c: sum.add(row * BLOCK + half),
+                                ldc: BLOCK,
+                                add: true,
+                            });
+                        }
+                    }
+                    tile_turn = 1 - tile_turn;
+                }
+                turn = 1 - turn;
             }
-            for column in (0..wide).step_by(STRIP) {
-                pending.add(Product {
-                    a: left(weights[turn], KEYS / 2),
-                    b: right(values.add(tile / 2 * wide + column), wide),
-                    steps: halves,
-                    c: out.add(from * wide + column),
-                    ldc: wide,
-                    add: true,
-                });
-            }
-            turn = 1 - turn;
-        }
-        pending.finish();
-        for query in 0..count {
-            let sum = _mm512_reduce_add_ps(_mm512_loadu_ps(sums.add(query * 16)));
-            let inverse = _mm512_set1_ps(if sum > 0. { 1. / sum } else { 0. });
-            log_sums[query] = if sum > 0. { shifts[query] + sum.log2() } else { f32::INFINITY };
-            for column in (0..d).step_by(16) {
-                let mask = lanes(0, 0, d - column);
-                let value = _mm512_mul_ps(_mm512_loadu_ps(out.add(query * wide + column)), inverse);
-                _mm512_mask_storeu_ps(y.add(query * queries.stride + column), mask, value);
+            pending.finish();
+            let scale = _mm512_set1_ps(queries.scale);
+            for query in (0..count).step_by(16) {
+                for column in (0..d).step_by(16) {
+                    let mut square = [_mm512_setzero_ps(); 16];
+                    for (i, values) in square.iter_mut().enumerate() {
+                        *values = _mm512_loadu_ps(sum.add((column + i) * BLOCK + query));
+                    }
+                    super::avx512::transpose(&mut square);
+                    let mask = lanes(0, 0, d - column);
+                    for (i, values) in square.iter().enumerate().take(count - query) {
+                        let at = dq.add((query + i) * queries.stride + column);
+                        let value = _mm512_fmadd_ps(*values, scale, _mm512_maskz_loadu_ps(mask, at));
+                        _mm512_mask_storeu_ps(at, mask, value);
+                    }
+                }
             }
         }
     }
@@ -338,177 +439,7 @@ unsafe fn powers(
     }
 }
 
-const fn backward_scratch(d: usize) -> usize {
-    4 * packed_units::<Half>(BACKWARD_QUERIES, d)
-        + BACKWARD_QUERIES * padded(d)
-        + 4 * STRIP * STRIP
-        + 4 * KEYS * BACKWARD_QUERIES / 2
-}
-
-#[allow(clippy::too_many_arguments)]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-unsafe fn backward(
-    queries: &Queries,
-    (q, dy): (*const f32, *const f32),
-    (keys, range): (Keys, Range<usize>),
-    along: &[f32],
-    log_sums: &[f32],
-    dq: *mut f32,
-    (dk, dv): (*mut f32, *mut f32),
-    scratch: *mut u32,
-) {
-    const BLOCK: usize = BACKWARD_QUERIES;
-    let (d, wide, count) = (queries.d, padded(queries.d), queries.first.len());
-    let (units, steps) = (wide / 2, wide / 32);
-    let c = queries.scale * std::f32::consts::LOG2_E;
-    let tiles = queries.tiles_of(range);
-    if tiles.len() == 0 {
-        return;
-    }
-    let numbers = Numbers::of(queries, along, log_sums);
-    let _tiles = Tiles::new(amx::Unit::Amx);
-    // SAFETY: the caller's promise; the scratch is divided as `backward_scratch` counts it.
-    unsafe {
-        let part = packed_units::<Half>(BLOCK, d);
-        let [q_columns, dy_columns, q_depth, dy_depth] = [0, 1, 2, 3].map(|i| scratch.add(i * part));
-        // dq transposed: `[d][queries]`.
-        let sum: *mut f32 = scratch.add(4 * part).cast();
-        let squares = sum.add(BLOCK * wide);
-        // Scores and gradients of weights, two of each.
-        let squares = [0, 1].map(|turn| [0, 1].map(|i| squares.add((2 * turn + i) * STRIP * STRIP)));
-        let rest = scratch.add(4 * part + BLOCK * wide + 4 * STRIP * STRIP);
-        let [weights, slopes, pairs, more_pairs] = [0, 1, 2, 3].map(|i| rest.add(i * KEYS * BLOCK / 2));
-        let pairs = [pairs, more_pairs];
-        let columns = Form::Columns { width: BLOCK };
-        for (from, by_columns, by_depth) in [(q, q_columns, q_depth), (dy, dy_columns, dy_depth)] {
-            pack::<Half>(columns, from, queries.stride, (count, BLOCK), d, by_columns);
-            pack::<Half>(Form::Depth, from, queries.stride, (count, BLOCK), d, by_depth);
-        }
-        sum.write_bytes(0, BLOCK * wide);
-        let end = count.next_multiple_of(STRIP);
-        // The first query that sees a key, rounded down to what is computed together.
-        let begin = |key: usize| key.saturating_sub(queries.last) / STRIP * STRIP;
-        // 32 keys against 32 queries: the tile's first key, the keys' first counted from there, the first query.
-        let mut jobs = tiles
-            .flat_map(|tile| (0..KEYS).step_by(STRIP).map(move |key| (tile, key)))
-            .flat_map(|(tile, key)| {
-                (begin(tile + key)..end).step_by(STRIP).map(move |half| (tile, key, half))
-            })
-            .peekable();
-        let mut pending = Pending::new();
-        let score = |pending: &mut Pending, (tile, key, half): (usize, usize, usize), to: [*mut f32; 2]| {
-            let sides = [(keys.rows, q_columns), (keys.values, dy_columns)];
-            for ((left_side, right_side), to) in sides.into_iter().zip(to) {
-                pending.add(Product {
-                    a: left(left_side.add((tile + key) * units), units),
-                    b: right(right_side.add(half), BLOCK),
-                    steps,
-                    c: to,
-                    ldc: STRIP,
-                    add: false,
-                });
-            }
-        };
-        if let Some(job) = jobs.peek() {
-            score(&mut pending, *job, squares[0]);
-            pending.finish();
-        }
-        let (mut turn, mut tile_turn, mut keys_before) = (0, 0, None);
-        while let Some((tile, key, half)) = jobs.next() {
-            let from = begin(tile + key);
-            if keys_before == Some(key) && half == from {
-                // The weights and slopes of these keys' place are still being read.
-                pending.finish();
-            }
-            keys_before = Some(key);
-            if let Some(job) = jobs.peek() {
-                score(&mut pending, *job, squares[1 - turn]);
-            }
-            let open = queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
-            let [scores, grads] = squares[turn];
-            for piece in 0..PARTS {
-                pending.part(PARTS - piece);
-                let (first, count) = (piece * (STRIP / PARTS), STRIP / PARTS);
-                let at = (key + first) * BLOCK / 2 + half / 2;
-                numbers.slopes(
-                    (scores.add(first * STRIP), grads.add(first * STRIP), count),
-                    (c, half, (!open).then_some(tile + key + first)),
-                    [weights.add(at), slopes.add(at), pairs[tile_turn].add((key + first) / 2 * BLOCK + half)],
-                );
-            }
-            if half + STRIP >= end {
-                for (sums, left_side, right_side) in [(dv, weights, dy_depth), (dk, slopes, q_depth)] {
-                    for column in (0..wide).step_by(STRIP) {
-                        pending.add(Product {
-                            a: left(left_side.add((key * BLOCK + from) / 2), BLOCK / 2),
-                            b: right(right_side.add(from / 2 * wide + column), wide),
-                            steps: (end - from) / STRIP,
-                            c: sums.add((tile + key) * wide + column),
-                            ldc: wide,
-                            add: true,
-                        });
-                    }
-                }
-            }
-            if jobs.peek().is_none_or(|(next, ..)| *next != tile) {
-                for half in (0..end).step_by(STRIP) {
-                    let seen = (0..KEYS).step_by(STRIP).filter(|key| begin(tile + *key) <= half).count();
-                    for row in (0..wide).step_by(STRIP).filter(|_| seen > 0) {
-                        pending.add(Product {
-                            a: left(keys.depth.add(tile * units + row * KEYS / 2), KEYS / 2),
-                            b: right(pairs[tile_turn].add(half), BLOCK),
-                            steps: seen,
-                            c: sum.add(row * BLOCK + half),
-                            ldc: BLOCK,
-                            add: true,
-                        });
-                    }
-                }
-                tile_turn = 1 - tile_turn;
-            }
-            turn = 1 - turn;
-        }
-        pending.finish();
-        let scale = _mm512_set1_ps(queries.scale);
-        for query in (0..count).step_by(16) {
-            for column in (0..d).step_by(16) {
-                let mut square = [_mm512_setzero_ps(); 16];
-                for (i, values) in square.iter_mut().enumerate() {
-                    *values = _mm512_loadu_ps(sum.add((column + i) * BLOCK + query));
-                }
-                super::avx512::transpose(&mut square);
-                let mask = lanes(0, 0, d - column);
-                for (i, values) in square.iter().enumerate().take(count - query) {
-                    let at = dq.add((query + i) * queries.stride + column);
-                    let value = _mm512_fmadd_ps(*values, scale, _mm512_maskz_loadu_ps(mask, at));
-                    _mm512_mask_storeu_ps(at, mask, value);
-                }
-            }
-        }
-    }
-}
-
-/// What the slopes of a block of queries take: numbers of each query.
-struct Numbers {
-    log_sums: [f32; BACKWARD_QUERIES],
-    along: [f32; BACKWARD_QUERIES],
-    /// The first and the last key that it sees.
-    seen: [[i32; BACKWARD_QUERIES]; 2],
-}
-
 impl Numbers {
-    fn of(queries: &Queries, along: &[f32], log_sums: &[f32]) -> Self {
-        const NOTHING: [f32; BACKWARD_QUERIES] = [0.; BACKWARD_QUERIES];
-        let seen = [[i32::MAX; BACKWARD_QUERIES], [-1; BACKWARD_QUERIES]];
-        let mut numbers = Self { log_sums: NOTHING, along: NOTHING, seen };
-        for (i, first) in queries.first.iter().enumerate() {
-            (numbers.log_sums[i], numbers.along[i]) = (log_sums[i], along[i]);
-            // A key's number is below 2³¹: there is memory for no more.
-            (numbers.seen[0][i], numbers.seen[1][i]) = (*first as i32, (queries.last + i) as i32);
-        }
-        numbers
-    }
-
     /// Weights and slopes of `count` keys against the queries `half..half + 32`, by keys (two rows of units a line of the block), and the slopes as pairs of keys.
     /// `masked` is the first key's number where not every query sees every key.
     #[inline]
@@ -525,8 +456,10 @@ impl Numbers {
                 [0, 16].map(|at| _mm512_loadu_ps(from.as_ptr().add(half + at)))
             };
             let (log_sums, along) = (floats(&self.log_sums), floats(&self.along));
-            let [first, last] = [0, 1]
-                .map(|i| [0, 16].map(|at| _mm512_loadu_si512(self.seen[i].as_ptr().add(half + at).cast())));
+            let keys = |from: &[i32; BACKWARD_QUERIES]| {
+                [0, 16].map(|at| _mm512_loadu_si512(from.as_ptr().add(half + at).cast()))
+            };
+            let (first, last) = (keys(&self.first), keys(&self.last));
             let c = _mm512_set1_ps(c);
             for key in (0..count).step_by(2) {
                 let mut both = [[_mm512_setzero_ps(); 2]; 2];

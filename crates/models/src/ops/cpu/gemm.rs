@@ -611,6 +611,9 @@ impl Tile {
 mod tests {
     use super::*;
 
+    /// A way to compute products.
+    type Form = fn(&mut [f32], &[Term], Start);
+
     fn numbers(n: usize, seed: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.).collect()
     }
@@ -639,7 +642,7 @@ mod tests {
         out
     }
 
-    fn check(form: fn(&mut [f32], &[Term], Start), m: usize, n: usize, k: usize, ta: bool, tb: bool) {
+    fn check(form: Form, m: usize, n: usize, k: usize, ta: bool, tb: bool) {
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
         let (a2, b2) = (numbers(m * 3, 3), numbers(3 * n, 4));
         let bias = numbers(n, 5);
@@ -685,7 +688,7 @@ mod tests {
         let (a, b) = (sizes(m * k, 1), sizes(k * n, 2));
         let terms = [Term { a: Mat::new(&a, m, k), b: Mat::new(&b, k, n).into(), alpha: 1. }];
         let right = expected(&[], &terms, Start::Zero);
-        let error = |form: fn(&mut [f32], &[Term], Start)| {
+        let error = |form: Form| {
             let mut c = vec![0.; m * n];
             form(&mut c, &terms, Start::Zero);
             c.iter().zip(&right).map(|(x, y)| f64::from(x - y).powi(2)).sum::<f64>().sqrt()
@@ -713,8 +716,8 @@ mod tests {
 
     /// The forms that take such blocks on this processor.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused))]
-    fn forms(block: BlockMat) -> Vec<fn(&mut [f32], &[Term], Start)> {
-        let mut forms: Vec<fn(&mut [f32], &[Term], Start)> = vec![products, portable];
+    fn forms(block: BlockMat) -> Vec<Form> {
+        let mut forms: Vec<Form> = vec![products, portable];
         #[cfg(target_arch = "x86_64")]
         if block.packs_anywhere() && amx::unit() == Some(amx::Unit::Amx) {
             forms.push(from_parts);
