@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::Attended;
+use crate::ops::Gate;
 use crate::ops::attention::Sizes;
 
 /// See [`crate::ops::rms_norm`].
@@ -15,13 +16,23 @@ pub fn rms_norm_backward(_x: &Tensor, _w: &Tensor, _dy: &Tensor, _eps: f64) -> R
     Ok(None)
 }
 
-/// See [`crate::ops::swiglu`].
-pub fn swiglu(_gate: &Tensor, _up: &Tensor) -> Result<Option<Tensor>> {
+/// See [`crate::ops::layer_norm`].
+pub fn layer_norm(_x: &Tensor, _w: &Tensor, _b: &Tensor, _eps: f64) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+/// The gradient of `x`.
+pub fn layer_norm_backward(_x: &Tensor, _w: &Tensor, _dy: &Tensor, _eps: f64) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+/// See [`crate::ops::gated`].
+pub fn gated(_gate: &Tensor, _up: &Tensor, _how: Gate) -> Result<Option<Tensor>> {
     Ok(None)
 }
 
 /// The gradients of `gate` and `up`.
-pub fn swiglu_backward(_gate: &Tensor, _up: &Tensor, _dy: &Tensor) -> Result<Option<[Tensor; 2]>> {
+pub fn gated_backward(_gate: &Tensor, _up: &Tensor, _dy: &Tensor, _how: Gate) -> Result<Option<[Tensor; 2]>> {
     Ok(None)
 }
 

@@ -19,7 +19,8 @@ use half::bf16;
 use super::geometry::{
     ATTENTION_ROWS, ATTENTION_THREADS, ByColumns, ELEMENT_THREADS, ROW_THREADS, element_blocks,
 };
-use super::{Attended, unproven_is_enabled};
+use super::{Attended, gate_kernel, unproven_is_enabled};
+use crate::ops::Gate;
 use crate::ops::attention::Sizes;
 
 const ROWS: &str = include_str!(concat!(env!("OUT_DIR"), "/rows.ptx"));
@@ -137,12 +138,22 @@ fn rms_norm_of<T: Number>(device: &CudaDevice, x: &Tensor, w: &Tensor, eps: f32)
 
 /// The gradient of `x`.
 pub fn rms_norm_backward(x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
-    let Some(device) = device(&[x, w, dy]) else { return Ok(None) };
-    of_type!(x.dtype(), rms_norm_backward_of(&device, x, w, dy, eps as f32)).map(Some)
+    norm_backward("rms_norm", x, w, dy, eps)
 }
 
-fn rms_norm_backward_of<T: Number>(
+/// The gradient of `x`.
+pub fn layer_norm_backward(x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
+    norm_backward("layer_norm", x, w, dy, eps)
+}
+
+fn norm_backward(norm: &str, x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
+    let Some(device) = device(&[x, w, dy]) else { return Ok(None) };
+    of_type!(x.dtype(), norm_backward_of(&device, norm, x, w, dy, eps as f32)).map(Some)
+}
+
+fn norm_backward_of<T: Number>(
     device: &CudaDevice,
+    norm: &str,
     x: &Tensor,
     w: &Tensor,
     dy: &Tensor,
@@ -154,7 +165,7 @@ fn rms_norm_backward_of<T: Number>(
     with::<T, _>(x, |x_values| {
         with::<T, _>(w, |w_values| {
             with::<T, _>(dy, |dy_values| {
-                let name = format!("rms_norm_backward_{}", T::NAME);
+                let name = format!("{norm}_backward_{}", T::NAME);
                 let grid = (x.elem_count() / n, 1, 1);
                 let module = ROW_KERNELS;
                 launch!(
@@ -172,19 +183,56 @@ fn rms_norm_backward_of<T: Number>(
     Ok(tensor(dx, x.shape(), device))
 }
 
-/// See [`crate::ops::swiglu`].
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
-    let Some(device) = device(&[gate, up]) else { return Ok(None) };
-    of_type!(gate.dtype(), swiglu_of(&device, gate, up)).map(Some)
+/// See [`crate::ops::layer_norm`].
+pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Option<Tensor>> {
+    let Some(device) = device(&[x, w, b]) else { return Ok(None) };
+    of_type!(x.dtype(), layer_norm_of(&device, x, w, b, eps as f32)).map(Some)
 }
 
-fn swiglu_of<T: Number>(device: &CudaDevice, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+fn layer_norm_of<T: Number>(
+    device: &CudaDevice,
+    x: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
+    let n = w.elem_count();
+    let mut y = uninit::<T>(device, x.elem_count())?;
+    let width = n as i32;
+    with::<T, _>(x, |x_values| {
+        with::<T, _>(w, |w_values| {
+            with::<T, _>(b, |b_values| {
+                let name = format!("layer_norm_{}", T::NAME);
+                let grid = (x.elem_count() / n, 1, 1);
+                let module = ROW_KERNELS;
+                launch!(
+                    device,
+                    module,
+                    name,
+                    grid,
+                    ROW_THREADS,
+                    [&mut y, &x_values, &w_values, &b_values, &width, &eps]
+                );
+                Ok(())
+            })
+        })
+    })?;
+    Ok(tensor(y, x.shape(), device))
+}
+
+/// See [`crate::ops::gated`].
+pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Option<Tensor>> {
+    let Some(device) = device(&[gate, up]) else { return Ok(None) };
+    of_type!(gate.dtype(), gated_of(&device, gate, up, how)).map(Some)
+}
+
+fn gated_of<T: Number>(device: &CudaDevice, gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
     let count = gate.elem_count();
     let mut y = uninit::<T>(device, count)?;
     let n = count as i64;
     with::<T, _>(gate, |gate| {
         with::<T, _>(up, |up| {
-            let name = format!("swiglu_{}", T::NAME);
+            let name = format!("{}_{}", gate_kernel(how), T::NAME);
             let grid = (element_blocks(count), 1, 1);
             launch!(device, ELEMENT_KERNELS, name, grid, ELEMENT_THREADS, [&mut y, &gate, &up, &n]);
             Ok(())
@@ -194,16 +242,17 @@ fn swiglu_of<T: Number>(device: &CudaDevice, gate: &Tensor, up: &Tensor) -> Resu
 }
 
 /// The gradients of `gate` and `up`.
-pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<Option<[Tensor; 2]>> {
+pub fn gated_backward(gate: &Tensor, up: &Tensor, dy: &Tensor, how: Gate) -> Result<Option<[Tensor; 2]>> {
     let Some(device) = device(&[gate, up, dy]) else { return Ok(None) };
-    of_type!(gate.dtype(), swiglu_backward_of(&device, gate, up, dy)).map(Some)
+    of_type!(gate.dtype(), gated_backward_of(&device, gate, up, dy, how)).map(Some)
 }
 
-fn swiglu_backward_of<T: Number>(
+fn gated_backward_of<T: Number>(
     device: &CudaDevice,
     gate: &Tensor,
     up: &Tensor,
     dy: &Tensor,
+    how: Gate,
 ) -> Result<[Tensor; 2]> {
     let count = gate.elem_count();
     let (mut dgate, mut dup) = (uninit::<T>(device, count)?, uninit::<T>(device, count)?);
@@ -211,7 +260,7 @@ fn swiglu_backward_of<T: Number>(
     with::<T, _>(gate, |gate| {
         with::<T, _>(up, |up| {
             with::<T, _>(dy, |dy| {
-                let name = format!("swiglu_backward_{}", T::NAME);
+                let name = format!("{}_backward_{}", gate_kernel(how), T::NAME);
                 let grid = (element_blocks(count), 1, 1);
                 let module = ELEMENT_KERNELS;
                 launch!(

@@ -8,8 +8,8 @@
 //!
 //! | kernel | types | limits |
 //! |---|---|---|
-//! | RMSNorm forward and backward (frozen weight) | f32, bf16 | – |
-//! | rotary embedding, SwiGLU forward and backward | f32, bf16 | – |
+//! | RMSNorm and LayerNorm, forward and backward (frozen weights) | f32, bf16 | – |
+//! | rotary embedding, SwiGLU and GeGLU, forward and backward | f32, bf16 | – |
 //! | cross-entropy of a chunk of logits, gradient in place | f32, bf16 | – |
 //! | causal attention forward and backward, tensor cores | bf16 | heads of 64 or 128 |
 //! | LoRA's low-rank products, added by cuBLAS | bf16, f32 | – |
@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Tensor;
 
+#[cfg(any(test, feature = "cuda"))]
+use super::Gate;
 use super::attention::Sizes;
 
 #[cfg(not(feature = "cuda"))]
@@ -51,6 +53,16 @@ pub struct Attended<'a> {
     pub scale: f32,
     /// The sizes.
     pub sizes: Sizes,
+}
+
+/// What a gated activation's kernels are called.
+#[cfg(any(test, feature = "cuda"))]
+fn gate_kernel(how: Gate) -> &'static str {
+    match how {
+        Gate::Silu => "silu",
+        Gate::Gelu => "gelu",
+        Gate::GeluTanh => "gelu_tanh",
+    }
 }
 
 static ENABLED: AtomicBool = AtomicBool::new(false);

@@ -10,7 +10,7 @@ use half::bf16;
 
 use super::geometry::{ATTENTION_ROWS, ATTENTION_THREADS, ELEMENT_THREADS, ROW_THREADS, element_blocks};
 use crate::ops::tests::numbers;
-use crate::ops::{Attention, naive};
+use crate::ops::{Attention, Gate, naive};
 
 /// The kernels as a library, compiled once; `None` without a C++ compiler.
 fn library() -> Option<usize> {
@@ -128,14 +128,23 @@ fn oracle(
     dy: &Tensor,
     form: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> (Tensor, Vec<Tensor>) {
+    oracle_in(DType::F32, vars, dy, form)
+}
+
+fn oracle_in(
+    dtype: DType,
+    vars: &[&Tensor],
+    dy: &Tensor,
+    form: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> (Tensor, Vec<Tensor>) {
     let run = || -> Result<_> {
         let vars: Vec<Var> = vars
             .iter()
-            .map(|v| Var::from_tensor(&v.to_device(&Device::Cpu)?.to_dtype(DType::F32)?))
+            .map(|v| Var::from_tensor(&v.to_device(&Device::Cpu)?.to_dtype(dtype)?))
             .collect::<Result<_>>()?;
         let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
         let y = form(&tensors)?;
-        let dy = dy.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.reshape(y.shape())?;
+        let dy = dy.to_device(&Device::Cpu)?.to_dtype(dtype)?.reshape(y.shape())?;
         let grads = y.mul(&dy)?.sum_all()?.backward()?;
         Ok((y, tensors.iter().map(|t| grads.get(t).expect("a gradient").clone()).collect()))
     };
@@ -175,33 +184,69 @@ fn normalisation_kernels() -> Result<()> {
     Ok(())
 }
 
+/// Rows far from zero, where a variance taken as the mean of squares less the square of the mean would be lost.
+#[test]
+fn layer_norm_kernels() -> Result<()> {
+    let _alone = alone();
+    type P = *mut c_void;
+    type Pass = extern "C" fn(i32, P, P, P, P, i32, i32, f32, u32);
+    let (Some(forward), Some(backward)) =
+        (function::<Pass>("cpu_layer_norm"), function::<Pass>("cpu_layer_norm_backward"))
+    else {
+        return Ok(());
+    };
+    for dtype in TYPES {
+        for n in [8, 257, 600] {
+            let rows = 3;
+            let x =
+                (numbers(&[rows, n], 1) + if dtype == DType::F32 { 300. } else { 3. })?.to_dtype(dtype)?;
+            let [w, b] = [2, 3].map(|seed| numbers(&[n], seed).to_dtype(dtype));
+            let (w, b, dy) = (w?, b?, numbers(&[rows, n], 4).to_dtype(dtype)?);
+            let plain = |v: &[Tensor]| naive::layer_norm(&v[0], &v[1], &v[2], 1e-5);
+            // In f64: the plain form in f32 loses as many digits as the kernel.
+            let (right, gradients) = oracle_in(DType::F64, &[&x, &w, &b], &dy, plain);
+            let [mut y, mut dx] = [&x; 2].map(Buffer::like);
+            let [mut x, mut w, mut b, mut dy] = [&x, &w, &b, &dy].map(Buffer::of);
+            let (wide, threads) = (i32::from(dtype == DType::F32), ROW_THREADS as u32);
+            // A mean in f32 is right to 2⁻²⁴ of 300, the deviations are of size 1.
+            let tolerance = tolerance(dtype).max(1e-4);
+            forward(wide, y.at(), x.at(), w.at(), b.at(), rows as i32, n as i32, 1e-5, threads);
+            close("value", &y.values(), &right, tolerance);
+            backward(wide, dx.at(), x.at(), w.at(), dy.at(), rows as i32, n as i32, 1e-5, threads);
+            close("gradient", &dx.values(), &gradients[0], tolerance);
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn gated_activation_kernels() -> Result<()> {
     let _alone = alone();
     type Forward = extern "C" fn(i32, *mut c_void, *mut c_void, *mut c_void, i64, u32, u32);
     type Backward =
         extern "C" fn(i32, *mut c_void, *mut c_void, *mut c_void, *mut c_void, *mut c_void, i64, u32, u32);
-    let (Some(forward), Some(backward)) =
-        (function::<Forward>("cpu_swiglu"), function::<Backward>("cpu_swiglu_backward"))
-    else {
-        return Ok(());
-    };
-    for dtype in TYPES {
-        for n in [1, 256, 700] {
+    for how in [Gate::Silu, Gate::Gelu, Gate::GeluTanh] {
+        let kernel = format!("cpu_{}", super::gate_kernel(how));
+        let (Some(forward), Some(backward)) =
+            (function::<Forward>(&kernel), function::<Backward>(&format!("{kernel}_backward")))
+        else {
+            return Ok(());
+        };
+        for (dtype, n) in TYPES.into_iter().flat_map(|dtype| [1, 256, 700].map(|n| (dtype, n))) {
             let gate = (numbers(&[n], 1) * 6.)?.to_dtype(dtype)?;
             let [up, dy] = [2, 3].map(|seed| numbers(&[n], seed).to_dtype(dtype));
             let (up, dy) = (up?, dy?);
-            let (right, gradients) = oracle(&[&gate, &up], &dy, |v| naive::swiglu(&v[0], &v[1]));
+            let (right, gradients) = oracle(&[&gate, &up], &dy, |v| naive::gated(&v[0], &v[1], how));
             let [mut y, mut dgate, mut dup] = [&gate; 3].map(Buffer::like);
             let [mut gate, mut up, mut dy] = [&gate, &up, &dy].map(Buffer::of);
             let (wide, blocks) = (i32::from(dtype == DType::F32), element_blocks(n) as u32);
             let threads = ELEMENT_THREADS as u32;
             forward(wide, y.at(), gate.at(), up.at(), n as i64, blocks, threads);
-            close("value", &y.values(), &right, tolerance(dtype));
+            close(&format!("value of {how:?}"), &y.values(), &right, tolerance(dtype));
             let n = n as i64;
             backward(wide, dgate.at(), dup.at(), gate.at(), up.at(), dy.at(), n, blocks, threads);
-            close("gradient of gate", &dgate.values(), &gradients[0], tolerance(dtype));
-            close("gradient of up", &dup.values(), &gradients[1], tolerance(dtype));
+            close(&format!("{how:?}, gradient of gate"), &dgate.values(), &gradients[0], tolerance(dtype));
+            close(&format!("{how:?}, gradient of up"), &dup.values(), &gradients[1], tolerance(dtype));
         }
     }
     Ok(())
@@ -397,7 +442,7 @@ fn kernels_are_off_until_asked_for() {
 mod gpu {
     use super::*;
     use crate::BestDevice;
-    use crate::ops::{Tape, attention, cross_entropy, lora_linear, rms_norm, rope, swiglu};
+    use crate::ops::{Tape, attention, cross_entropy, gated, layer_norm, lora_linear, rms_norm, rope};
 
     /// The value and gradients on the GPU, composed or (with `unproven`) by our kernels, against the plain form in f32 on the CPU.
     fn compare(
@@ -442,8 +487,15 @@ mod gpu {
             let x = numbers(&[2, 5, 300], 2);
             let norm = |v: &[Tensor]| rms_norm(&v[0], &there, 1e-5);
             compare(std::slice::from_ref(&x), dtype, norm, |v| naive::rms_norm(&v[0], &here, 1e-5))?;
+            let (b_there, b_here) = (there.affine(2., 1.)?, here.affine(2., 1.)?);
+            let norm = |v: &[Tensor]| layer_norm(&v[0], &there, &b_there, 1e-5);
+            let plain = |v: &[Tensor]| naive::layer_norm(&v[0], &here, &b_here, 1e-5);
+            compare(std::slice::from_ref(&x), dtype, norm, plain)?;
             let pair = [(x.clone() * 4.)?, numbers(&[2, 5, 300], 3)];
-            compare(&pair, dtype, |v| swiglu(&v[0], &v[1]), |v| naive::swiglu(&v[0], &v[1]))?;
+            for how in [Gate::Silu, Gate::Gelu, Gate::GeluTanh] {
+                let plain = |v: &[Tensor]| naive::gated(&v[0], &v[1], how);
+                compare(&pair, dtype, |v| gated(&v[0], &v[1], how), plain)?;
+            }
             let (cos, sin) = (numbers(&[8, 50], 5), numbers(&[8, 50], 6));
             let positions = Tensor::new(&[[0u32, 1, 2, 3, 4], [7, 6, 5, 4, 3]], &Device::Cpu)?;
             let (c, s, p) = (cos.to_device(&gpu)?, sin.to_device(&gpu)?, positions.to_device(&gpu)?);

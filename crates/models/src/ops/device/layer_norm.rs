@@ -3,16 +3,19 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::node::{Composed, node};
-use crate::ops::profile;
+use crate::ops::{cuda, profile};
 
 /// See [`crate::ops::layer_norm`].
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
     let y = {
         let _time = profile::time("layer_norm", "forward");
         let dtype = x.dtype();
-        let (normed, _) = normed(x, eps)?;
-        let [w, b] = [w, b].map(|part| part.detach().to_dtype(dtype));
-        normed.to_dtype(dtype)?.broadcast_mul(&w?)?.broadcast_add(&b?)?
+        let [x, w, b] = [x, w, b].map(|part| part.detach().to_dtype(dtype)?.contiguous());
+        let (x, w, b) = (x?, w?, b?);
+        match cuda::layer_norm(&x, &w, &b, eps)? {
+            Some(y) => y,
+            None => normed(&x, eps)?.0.to_dtype(dtype)?.broadcast_mul(&w)?.broadcast_add(&b)?,
+        }
     };
     if w.track_op() || b.track_op() {
         node(LayerNorm { frozen: None, eps }, &[x, w, b], y)
@@ -45,6 +48,12 @@ impl Composed for LayerNorm {
             Some(w) => w.detach(),
             None => inputs[1].detach(),
         };
+        if self.frozen.is_some() {
+            let (x, w) = (inputs[0].detach().contiguous()?, w.to_dtype(dy.dtype())?.contiguous()?);
+            if let Some(dx) = cuda::layer_norm_backward(&x, &w, dy, self.eps)? {
+                return Ok(vec![Some(dx)]);
+            }
+        }
         let n = w.dim(0)?;
         // [.., n] -> [rows, n], [rows, 1]
         let (h, inverse) = normed(&inputs[0].detach().reshape(((), n))?, self.eps)?;

@@ -10,11 +10,7 @@ pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
     let y = {
         let _time = profile::time(how.name(), "forward");
         let (gate, up) = (gate.detach(), up.detach());
-        let fused = match how {
-            Gate::Silu => cuda::swiglu(&gate.contiguous()?, &up.contiguous()?)?,
-            Gate::Gelu | Gate::GeluTanh => None,
-        };
-        match fused {
+        match cuda::gated(&gate.contiguous()?, &up.contiguous()?, how)? {
             Some(y) => y,
             None => naive::gated(&gate, &up, how)?,
         }
@@ -30,9 +26,7 @@ impl Composed for Gate {
     fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let [gate, up] = inputs else { return Ok(Vec::new()) };
         let narrow = |x: &Tensor| x.detach().contiguous();
-        if *self == Self::Silu
-            && let Some([dgate, dup]) = cuda::swiglu_backward(&narrow(gate)?, &narrow(up)?, dy)?
-        {
+        if let Some([dgate, dup]) = cuda::gated_backward(&narrow(gate)?, &narrow(up)?, dy, *self)? {
             return Ok(vec![Some(dgate), Some(dup)]);
         }
         let wide = |x: &Tensor| x.detach().to_dtype(DType::F32)?.contiguous();

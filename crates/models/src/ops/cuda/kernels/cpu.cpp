@@ -20,6 +20,20 @@ void cpu_rms_norm_backward(int wide_type, void *dx, const void *x, const void *w
         else rms_norm_backward_bf16((bf16 *)dx, (const bf16 *)x, (const bf16 *)w, (const bf16 *)dy, n, eps);
     });
 }
+void cpu_layer_norm(int wide_type, void *y, const void *x, const void *w, const void *b, int rows, int n, float eps,
+                    unsigned threads) {
+    shim::launch(grid(rows), threads, [=] {
+        if (wide_type) layer_norm_f32((float *)y, (const float *)x, (const float *)w, (const float *)b, n, eps);
+        else layer_norm_bf16((bf16 *)y, (const bf16 *)x, (const bf16 *)w, (const bf16 *)b, n, eps);
+    });
+}
+void cpu_layer_norm_backward(int wide_type, void *dx, const void *x, const void *w, const void *dy, int rows, int n, float eps,
+                             unsigned threads) {
+    shim::launch(grid(rows), threads, [=] {
+        if (wide_type) layer_norm_backward_f32((float *)dx, (const float *)x, (const float *)w, (const float *)dy, n, eps);
+        else layer_norm_backward_bf16((bf16 *)dx, (const bf16 *)x, (const bf16 *)w, (const bf16 *)dy, n, eps);
+    });
+}
 void cpu_cross_entropy(int wide_type, void *logits, float *losses, const uint32_t *labels, int rows, int vocabulary,
                        unsigned threads) {
     shim::launch(grid(rows), threads, [=] {
@@ -27,21 +41,33 @@ void cpu_cross_entropy(int wide_type, void *logits, float *losses, const uint32_
         else cross_entropy_bf16((bf16 *)logits, losses, labels, vocabulary);
     });
 }
-void cpu_swiglu(int wide_type, void *y, const void *gate, const void *up, int64_t n, unsigned blocks, unsigned threads) {
-    shim::launch(grid(blocks), threads, [=] {
-        if (wide_type) swiglu_f32((float *)y, (const float *)gate, (const float *)up, n);
-        else swiglu_bf16((bf16 *)y, (const bf16 *)gate, (const bf16 *)up, n);
-    });
 }
-void cpu_swiglu_backward(int wide_type, void *dgate, void *dup, const void *gate, const void *up, const void *dy, int64_t n,
-                         unsigned blocks, unsigned threads) {
-    shim::launch(grid(blocks), threads, [=] {
-        if (wide_type)
-            swiglu_backward_f32((float *)dgate, (float *)dup, (const float *)gate, (const float *)up, (const float *)dy, n);
-        else
-            swiglu_backward_bf16((bf16 *)dgate, (bf16 *)dup, (const bf16 *)gate, (const bf16 *)up, (const bf16 *)dy, n);
-    });
-}
+
+// Both passes of a gated activation, in both types.
+#define GATED(KERNEL)                                                                                                 \
+    extern "C" void cpu_##KERNEL(int wide_type, void *y, const void *gate, const void *up, int64_t n, unsigned blocks, \
+                                 unsigned threads) {                                                                  \
+        shim::launch(grid(blocks), threads, [=] {                                                                     \
+            if (wide_type) KERNEL##_f32((float *)y, (const float *)gate, (const float *)up, n);                       \
+            else KERNEL##_bf16((bf16 *)y, (const bf16 *)gate, (const bf16 *)up, n);                                   \
+        });                                                                                                           \
+    }                                                                                                                 \
+    extern "C" void cpu_##KERNEL##_backward(int wide_type, void *dgate, void *dup, const void *gate, const void *up,  \
+                                            const void *dy, int64_t n, unsigned blocks, unsigned threads) {           \
+        shim::launch(grid(blocks), threads, [=] {                                                                     \
+            if (wide_type)                                                                                            \
+                KERNEL##_backward_f32((float *)dgate, (float *)dup, (const float *)gate, (const float *)up,           \
+                                      (const float *)dy, n);                                                          \
+            else                                                                                                      \
+                KERNEL##_backward_bf16((bf16 *)dgate, (bf16 *)dup, (const bf16 *)gate, (const bf16 *)up,              \
+                                       (const bf16 *)dy, n);                                                          \
+        });                                                                                                           \
+    }
+GATED(silu)
+GATED(gelu)
+GATED(gelu_tanh)
+
+extern "C" {
 void cpu_rope(int wide_type, void *y, const void *x, const float *cosines, const float *sines, const uint32_t *positions,
               int heads, int half, int64_t pairs, float direction, unsigned blocks, unsigned threads) {
     shim::launch(grid(blocks), threads, [=] {

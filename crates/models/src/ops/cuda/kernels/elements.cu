@@ -3,22 +3,51 @@
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
 
-// y = gate · σ(gate) · up
-template <typename T> __device__ void swiglu(T *y, const T *gate, const T *up, int64_t n) {
+// An activation f and its slope.
+struct Active {
+    float value, slope;
+};
+
+// x · σ(x)
+struct Silu {
+    static __device__ __forceinline__ Active of(float x) {
+        const float s = sigmoid(x);
+        return {x * s, s * (1.f + x * (1.f - s))};
+    }
+};
+
+// x · Φ(x), with the normal distribution Φ; its density is exp(−x²/2) / √(2π)
+struct Gelu {
+    static __device__ __forceinline__ Active of(float x) {
+        const float below = 0.5f * (1.f + erff(x * 0.70710678f));
+        return {x * below, below + x * __expf(-0.5f * x * x) * 0.39894228f};
+    }
+};
+
+// x/2 · (1 + tanh u), which is x · σ(2u), with u = √(2/π) · (x + 0.044715 x³)
+struct GeluTanh {
+    static __device__ __forceinline__ Active of(float x) {
+        const float twice = 1.5957691f, s = sigmoid(twice * (x + 0.044715f * x * x * x));
+        return {x * s, s + x * s * (1.f - s) * twice * (1.f + 0.134145f * x * x)};
+    }
+};
+
+// y = f(gate) · up
+template <typename A, typename T> __device__ void gated(T *y, const T *gate, const T *up, int64_t n) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    const float g = wide(gate[i]);
-    y[i] = narrow<T>(g * sigmoid(g) * wide(up[i]));
+    y[i] = narrow<T>(A::of(wide(gate[i])).value * wide(up[i]));
 }
 
-// d gate = dy · up · σ · (1 + gate · (1 − σ)), d up = dy · gate · σ
-template <typename T>
-__device__ void swiglu_backward(T *dgate, T *dup, const T *gate, const T *up, const T *dy, int64_t n) {
+// d gate = dy · up · f'(gate), d up = dy · f(gate)
+template <typename A, typename T>
+__device__ void gated_backward(T *dgate, T *dup, const T *gate, const T *up, const T *dy, int64_t n) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    const float g = wide(gate[i]), d = wide(dy[i]), s = sigmoid(g);
-    dgate[i] = narrow<T>(d * wide(up[i]) * s * (1.f + g * (1.f - s)));
-    dup[i] = narrow<T>(d * g * s);
+    const Active active = A::of(wide(gate[i]));
+    const float d = wide(dy[i]);
+    dgate[i] = narrow<T>(d * wide(up[i]) * active.slope);
+    dup[i] = narrow<T>(d * active.value);
 }
 
 // Turns element i of each head with element i + d/2, x [rows, heads, 2·half], by the angles of the row's position.
@@ -35,12 +64,18 @@ __device__ void rope(T *y, const T *x, const float *cosines, const float *sines,
     y[at + half] = narrow<T>(b * c + a * s);
 }
 
-#define ELEMENT_KERNELS(T, NAME)                                                                                            \
-    extern "C" __global__ void swiglu_##NAME(T *y, const T *gate, const T *up, int64_t n) { swiglu(y, gate, up, n); } \
-    extern "C" __global__ void swiglu_backward_##NAME(T *dgate, T *dup, const T *gate, const T *up, const T *dy,      \
-                                                      int64_t n) {                                                    \
-        swiglu_backward(dgate, dup, gate, up, dy, n);                                                                 \
+#define GATED_KERNELS(ACTIVATION, KERNEL, T, NAME)                                                                    \
+    extern "C" __global__ void KERNEL##_##NAME(T *y, const T *gate, const T *up, int64_t n) {                         \
+        gated<ACTIVATION>(y, gate, up, n);                                                                            \
     }                                                                                                                 \
+    extern "C" __global__ void KERNEL##_backward_##NAME(T *dgate, T *dup, const T *gate, const T *up, const T *dy,    \
+                                                        int64_t n) {                                                  \
+        gated_backward<ACTIVATION>(dgate, dup, gate, up, dy, n);                                                      \
+    }
+#define ELEMENT_KERNELS(T, NAME)                                                                                      \
+    GATED_KERNELS(Silu, silu, T, NAME)                                                                                \
+    GATED_KERNELS(Gelu, gelu, T, NAME)                                                                                \
+    GATED_KERNELS(GeluTanh, gelu_tanh, T, NAME)                                                                       \
     extern "C" __global__ void rope_##NAME(T *y, const T *x, const float *cosines, const float *sines,                \
                                            const uint32_t *positions, int heads, int half, int64_t pairs,             \
                                            float direction) {                                                         \

@@ -33,6 +33,50 @@ __device__ void rms_norm_backward(T *dx, const T *x, const T *w, const T *dy, in
     }
 }
 
+// A row's mean, and i = 1/sqrt(variance + eps).
+struct Statistics {
+    float mean, inverse;
+};
+template <typename T> __device__ __forceinline__ Statistics statistics(const T *x, int n, float eps, float *room) {
+    float sum = 0.f, square = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += wide(x[i]);
+    const float mean = block_sum(sum, room) / n;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float centred = wide(x[i]) - mean;
+        square += centred * centred;
+    }
+    return {mean, rsqrtf(block_sum(square, room) / n + eps)};
+}
+
+// y = (x − mean) · i · w + b
+template <typename T> __device__ void layer_norm(T *y, const T *x, const T *w, const T *b, int n, float eps) {
+    __shared__ float room[32];
+    const size_t at = size_t(blockIdx.x) * n;
+    const Statistics row = statistics(x + at, n, eps, room);
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        y[at + i] = narrow<T>((wide(x[at + i]) - row.mean) * row.inverse * wide(w[i]) + wide(b[i]));
+}
+
+// dx = (g − mean(g) − h · mean(g∘h)) · i with g = w∘dy and h = (x − mean) · i
+template <typename T>
+__device__ void layer_norm_backward(T *dx, const T *x, const T *w, const T *dy, int n, float eps) {
+    __shared__ float room[32];
+    const size_t at = size_t(blockIdx.x) * n;
+    const Statistics row = statistics(x + at, n, eps, room);
+    float sum = 0.f, product = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float g = wide(w[i]) * wide(dy[at + i]);
+        sum += g;
+        product += g * (wide(x[at + i]) - row.mean);
+    }
+    const float level = block_sum(sum, room) / n;
+    const float along = block_sum(product, room) / n * row.inverse * row.inverse;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float value = wide(w[i]) * wide(dy[at + i]) - level - (wide(x[at + i]) - row.mean) * along;
+        dx[at + i] = narrow<T>(value * row.inverse);
+    }
+}
+
 // Each row's loss; what is left in `logits` is their gradient, softmax − one-hot.
 template <typename T>
 __device__ void cross_entropy(T *logits, float *losses, const uint32_t *labels, int vocabulary) {
@@ -60,6 +104,12 @@ __device__ void cross_entropy(T *logits, float *losses, const uint32_t *labels, 
     }                                                                                                                 \
     extern "C" __global__ void rms_norm_backward_##NAME(T *dx, const T *x, const T *w, const T *dy, int n, float eps) { \
         rms_norm_backward(dx, x, w, dy, n, eps);                                                                      \
+    }                                                                                                                 \
+    extern "C" __global__ void layer_norm_##NAME(T *y, const T *x, const T *w, const T *b, int n, float eps) {        \
+        layer_norm(y, x, w, b, n, eps);                                                                               \
+    }                                                                                                                 \
+    extern "C" __global__ void layer_norm_backward_##NAME(T *dx, const T *x, const T *w, const T *dy, int n, float eps) { \
+        layer_norm_backward(dx, x, w, dy, n, eps);                                                                    \
     }                                                                                                                 \
     extern "C" __global__ void cross_entropy_##NAME(T *logits, float *losses, const uint32_t *labels, int vocabulary) { \
         cross_entropy(logits, losses, labels, vocabulary);                                                            \
