@@ -230,23 +230,19 @@ pub(crate) fn add_orthogonality(
     let at: BTreeMap<&str, usize> =
         parameters.iter().enumerate().map(|(index, parameter)| (parameter.name.as_str(), index)).collect();
     for layer in &body.layers {
-        let gradient = |var: &Var, of_rows: bool| -> Result<Option<Tensor>> {
+        let gradient = |var: &Var, of_rows: bool| -> Result<Tensor> {
             let w = var.as_detached_tensor();
             let r = if of_rows { w.dim(0)? } else { w.dim(1)? };
             let product = if of_rows { w.matmul(&w.t()?)? } else { w.t()?.matmul(&w)? };
             let m = (product - Tensor::eye(r, w.dtype(), w.device())?)?;
-            let norm = f64::from(m.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>()?);
-            if norm == 0.0 {
-                return Ok(None);
-            }
+            // Not read by the host, which would wait for the device. Where M is zero, so is the gradient.
+            let norm = m.sqr()?.sum_all()?.sqrt()?.maximum(f64::from(f32::MIN_POSITIVE))?;
             let turned = if of_rows { m.matmul(&w)? } else { w.matmul(&m)? };
-            Ok(Some((turned * (2.0 * factor / norm))?))
+            Ok((turned.broadcast_div(&norm)? * (2.0 * factor))?)
         };
         for (name, var, of_rows) in [("lora_A", &layer.lora_a, true), ("lora_B", &layer.lora_b, false)] {
-            if let (Some(index), Some(gradient)) =
-                (at.get(format!("{}.{name}", layer.path).as_str()), gradient(var, of_rows)?)
-            {
-                gradients.add(*index, gradient)?;
+            if let Some(index) = at.get(format!("{}.{name}", layer.path).as_str()) {
+                gradients.add(*index, gradient(var, of_rows)?)?;
             }
         }
     }

@@ -65,18 +65,17 @@ struct Segment {
 }
 
 impl Segments<'_> {
-    /// The summed loss of a batch. Adds the gradient of `weight` · that sum to `gradients`, unless `reject` refuses the loss.
+    /// The summed loss of a batch, a scalar that is left where it was computed: to read it is to wait for the device. Adds the gradient of
+    /// `weight` · that sum to `gradients`.
     ///
     /// # Errors
-    /// A failing operation, a refused loss, or the user's wish to stop, which is looked for between blocks. Nothing but `gradients` has
-    /// changed then.
+    /// A failing operation, or the user's wish to stop, which is looked for between blocks. Nothing but `gradients` has changed then.
     pub(crate) fn loss_and_gradients(
         &self,
         batch: &Batch,
         weight: f64,
         gradients: &mut Gradients,
-        reject: impl FnOnce(f64) -> Result<()>,
-    ) -> Result<f64> {
+    ) -> Result<Tensor> {
         let (model, blocks) = (self.model, self.model.num_blocks());
         let first = self.parameters.first_block().unwrap_or(blocks);
         let (front, embedding) = (self.parameters.only(Part::Front), self.parameters.only(Part::Embedding));
@@ -112,7 +111,7 @@ impl Segments<'_> {
         }
 
         self.mode.set_gradients(true);
-        let (loss, mut gradient) = self.head(&x, batch, weight, gradients, reject)?;
+        let (loss, mut gradient) = self.head(&x, batch, weight, gradients)?;
         drop(x);
 
         for block in (first..blocks).rev() {
@@ -174,14 +173,11 @@ impl Segments<'_> {
         batch: &Batch,
         weight: f64,
         gradients: &mut Gradients,
-        reject: impl FnOnce(f64) -> Result<()>,
-    ) -> Result<(f64, Tensor)> {
+    ) -> Result<(Tensor, Tensor)> {
         let x = leaf(x)?;
         let recorder = Tape::record();
         let sum = summed_loss(self.model, &x, batch, self.label_smoothing)?;
         let tape = recorder.stop();
-        let loss = f64::from(sum.to_scalar::<f32>()?);
-        reject(loss)?;
         let weight = Tensor::new(weight as f32, x.device())?;
         let mut found = tape.backward(&sum, &weight)?;
         // A tied head is the embedding table.
@@ -190,7 +186,7 @@ impl Segments<'_> {
             Some(gradient) => gradient,
             None => x.zeros_like()?, // no position of this batch bears a loss
         };
-        Ok((loss, gradient))
+        Ok((sum.detach(), gradient))
     }
 }
 

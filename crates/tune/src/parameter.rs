@@ -147,21 +147,31 @@ impl Gradients {
 
     /// The norm of all gradients as one vector (`torch.nn.utils.get_total_norm`), summed in f64 in a fixed order.
     pub fn norm(&self) -> Result<f64> {
+        Ok(self.norm_and(&[])?.0)
+    }
+
+    /// [`Gradients::norm`], and these scalars in f32: what is on a device is read together, so that the host waits for it once.
+    pub(crate) fn norm_and(&self, scalars: &[Tensor]) -> Result<(f64, Vec<f64>)> {
         let mut squares = 0.0;
-        let mut elsewhere = Vec::new();
+        let mut elsewhere = scalars.to_vec();
         for gradient in self.0.iter().flatten() {
             match gradient.device().is_cpu() {
                 true => squares += sum_of_squares(gradient)?,
                 false => elsewhere.push(gradient.sqr()?.sum_all()?),
             }
         }
-        if !elsewhere.is_empty() {
-            // Read together: the host waits for the device once.
-            squares +=
-                Tensor::stack(&elsewhere, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
-        }
-        Ok(squares.sqrt())
+        let mut read = read(&elsewhere)?;
+        squares += read.split_off(scalars.len()).into_iter().sum::<f64>();
+        Ok((squares.sqrt(), read))
     }
+}
+
+/// Scalars in f32, in one copy from where they are.
+pub(crate) fn read(scalars: &[Tensor]) -> Result<Vec<f64>> {
+    if scalars.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(Tensor::stack(scalars, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
 /// See [`Gradients::add_rows`].

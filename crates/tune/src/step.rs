@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use tunebook_models::Model;
 
 use crate::adapters;
@@ -15,7 +16,7 @@ use crate::lora_linear::Mode;
 use crate::loss_scale::LossScale;
 use crate::memory::GpuRoom;
 use crate::optim::AdamW;
-use crate::parameter::{Gradients, Parameters, clip_coefficient};
+use crate::parameter::{self, Gradients, Parameters, clip_coefficient};
 use crate::peft::AdapterFiles;
 use crate::schedule::Schedule;
 use crate::trained::{Trained, Weights};
@@ -133,7 +134,7 @@ impl Stepper {
         if let (Some(body), Some(_)) = (self.trained.adalora(), &self.allocation) {
             body.config.check_schedule(body.start_run(self.total_steps))?;
         }
-        let (total, mut gradients) = self.gradients(batches)?;
+        let (losses, mut gradients) = self.losses_and_gradients(batches)?;
         let label_tokens = label_tokens(batches);
         if self.steps == 0 {
             self.check_gradients(&gradients)?;
@@ -141,9 +142,10 @@ impl Stepper {
         if let Some(body) = self.trained.adalora() {
             allocation::add_orthogonality(body, &self.parameters, &mut gradients)?;
         }
-        let grad_norm = gradients.norm()?;
+        // Where a step waits for a device.
+        let (grad_norm, losses) = gradients.norm_and(&losses)?;
+        let loss = self.total(&losses, batches)? / label_tokens as f64;
         let used = self.loss_scale.map(|scale| scale.scale());
-        let loss = total / label_tokens as f64;
         if !grad_norm.is_finite()
             && let Some(scale) = self.loss_scale.as_mut().filter(|scale| scale.can_shrink())
         {
@@ -180,6 +182,25 @@ impl Stepper {
     /// # Errors
     /// As [`Stepper::step`].
     pub fn gradients(&self, batches: &[Batch]) -> Result<(f64, Gradients)> {
+        let (losses, gradients) = self.losses_and_gradients(batches)?;
+        Ok((self.total(&parameter::read(&losses)?, batches)?, gradients))
+    }
+
+    /// The sum of the batches' losses.
+    ///
+    /// # Errors
+    /// One that is not finite.
+    fn total(&self, losses: &[f64], batches: &[Batch]) -> Result<f64> {
+        for (loss, batch) in losses.iter().zip(batches) {
+            if !loss.is_finite() {
+                return Err(Error::NotFinite { step: self.steps + 1, loss: *loss, rows: batch.rows.clone() });
+            }
+        }
+        Ok(losses.iter().sum())
+    }
+
+    /// Each batch's summed loss, not read yet, and the gradient of their mean loss.
+    fn losses_and_gradients(&self, batches: &[Batch]) -> Result<(Vec<Tensor>, Gradients)> {
         let mode = self.trained.mode();
         let _training = Training::start(mode);
         let segments = Segments {
@@ -193,7 +214,7 @@ impl Stepper {
         let scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
         let weight = scale / label_tokens(batches) as f64;
         let mut gradients = Gradients::new(&self.parameters);
-        let mut total = 0.0;
+        let mut losses = Vec::with_capacity(batches.len());
         for (index, batch) in batches.iter().enumerate() {
             let (seed, draw) =
                 (self.args.seed, (self.steps * self.args.gradient_accumulation_steps + index) as u64);
@@ -203,22 +224,14 @@ impl Stepper {
             let checkpointed_blocks =
                 self.checkpointed_blocks.unwrap_or_else(|| self.checkpointed_blocks_of(positions));
             let segments = Segments { noise, checkpointed_blocks, ..segments };
-            let step = self.steps + 1;
-
-            let mut work = || {
-                segments.loss_and_gradients(batch, weight, &mut gradients, |loss| {
-                    let rows = || batch.rows.clone();
-                    if loss.is_finite() { Ok(()) } else { Err(Error::NotFinite { step, loss, rows: rows() }) }
-                })
-            };
             // On this thread: a GPU's stream may be its own; and on the CPU, where a thread of rayon's would start each loop sooner (600 loops a
             // step, 1.6 % at 4 x 128 tokens), what is allocated must come from one arena of the allocator: two that take turns keep twice the memory.
-            total += work()?;
+            losses.push(segments.loss_and_gradients(batch, weight, &mut gradients)?);
         }
         if self.loss_scale.is_some() {
             gradients.multiply(1.0 / scale)?;
         }
-        Ok((total, gradients))
+        Ok((losses, gradients))
     }
 
     /// The name of what is trained: the adapter's, or `full fine-tuning`.
