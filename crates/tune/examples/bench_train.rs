@@ -2,7 +2,7 @@
 //! `end` with the peak memory. The step is [`Stepper::step`], which is what [`Trainer`](tunebook_tune::Trainer) calls.
 //!
 //! `bench_train MODEL IDS [--device=cpu|cuda] [--dtype=f32|bf16] [--method=lora|adapter|full] [--rank=8] [--targets=q,v|all-linear]
-//! [--budget-mb=N] [--base=stored|nf4] [--naive]`
+//! [--budget-mb=N] [--base=stored|nf4] [--naive] [--checkpointing]`
 //!
 //! On a GPU a step ends when the device has done its work.
 
@@ -47,6 +47,7 @@ struct Options {
     dtype: DType,
     base: Option<Quantization>,
     budget_bytes: Option<u64>,
+    checkpointing: bool,
 }
 
 impl Options {
@@ -61,6 +62,7 @@ impl Options {
             dtype: DType::F32,
             base: None,
             budget_bytes: None,
+            checkpointing: false,
         };
         for argument in arguments {
             if !argument.starts_with("--") {
@@ -69,6 +71,7 @@ impl Options {
             }
             match argument.split_once('=').unwrap_or((&argument, "")) {
                 ("--naive", "") => options.naive = true,
+                ("--checkpointing", "") => options.checkpointing = true,
                 ("--device", device @ ("cpu" | "cuda")) => options.cuda = device == "cuda",
                 ("--dtype", "f32") => options.dtype = DType::F32,
                 ("--dtype", "bf16") => options.dtype = DType::BF16,
@@ -133,6 +136,7 @@ fn run() -> Result<()> {
         lr_scheduler: tunebook_tune::LrScheduler::Constant,
         warmup_ratio: 0.0,
         memory_budget: options.budget_bytes,
+        gradient_checkpointing: options.checkpointing,
         ..Default::default()
     };
     let mut stepper = Stepper::new(&model, &args, batches.len())?;

@@ -86,10 +86,16 @@ pub struct Other {
     pub options: &'static [&'static str],
     /// Its first loss may differ: it computes with other weights.
     pub other_loss: bool,
+    /// In its row this side is ours, and beside it stands that one of the others.
+    pub beside: Option<usize>,
 }
 
 const fn peer(suffix: &'static str, options: &'static [&'static str]) -> Other {
-    Other { suffix, peer: true, options, other_loss: false }
+    Other { suffix, peer: true, options, other_loss: false, beside: None }
+}
+
+const fn own(suffix: &'static str, options: &'static [&'static str]) -> Other {
+    Other { suffix, peer: false, options, other_loss: false, beside: None }
 }
 
 const NAIVE: &str = "_naive";
@@ -106,12 +112,7 @@ pub const CASES: &[Case] = &[
             ours: &["--dtype=f32", "--method=lora"],
             others: &[
                 peer("", &["--dtype=f32", "--method=lora"]),
-                Other {
-                    suffix: NAIVE,
-                    peer: false,
-                    options: &["--dtype=f32", "--method=lora", "--naive"],
-                    other_loss: false,
-                },
+                own(NAIVE, &["--dtype=f32", "--method=lora", "--naive"]),
             ],
             steps: 7,
             first_loss: EXACT,
@@ -126,6 +127,10 @@ pub const CASES: &[Case] = &[
             others: &[
                 peer("", &["--dtype=f32", "--method=lora"]),
                 peer("_peer_checkpointing", &["--dtype=f32", "--method=lora", "--checkpointing"]),
+                Other {
+                    beside: Some(1),
+                    ..own("_both_checkpointing", &["--dtype=f32", "--method=lora", "--checkpointing"])
+                },
             ],
             steps: 5,
             first_loss: EXACT,
@@ -172,12 +177,7 @@ pub const CASES: &[Case] = &[
             length: 128,
             ours: &["--dtype=f32", "--method=lora", "--base=stored"],
             // The same model with its weights dequantised on loading.
-            others: &[Other {
-                suffix: "",
-                peer: false,
-                options: &["--dtype=f32", "--method=lora"],
-                other_loss: false,
-            }],
+            others: &[own("", &["--dtype=f32", "--method=lora"])],
             steps: 9,
             first_loss: EXACT,
         }),

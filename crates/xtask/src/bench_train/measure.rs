@@ -98,16 +98,21 @@ impl Bench<'_> {
         let speed = |times: &Times| tokens / median(&times.secs);
         let mut rows = Vec::new();
         for (index, other) in what.others.iter().enumerate() {
-            let (ours, peer) = (&times[0], &times[index + 1]);
+            // Among the sides ours is first.
+            let (left, right) = match other.beside {
+                Some(beside) => (index + 1, beside + 1),
+                None => (0, index + 1),
+            };
+            let (ours, peer) = (&times[left], &times[right]);
             let metric = |name: &str| format!("{name}{}", other.suffix);
             let name = case.name;
             rows.push(row(name, &metric("tokens_per_s"), speed(ours), Some(speed(peer))));
             let cpu = |times: &Times| tokens / median(&times.cpu_secs);
             rows.push(row(name, &metric("tokens_per_cpu_s"), cpu(ours), Some(cpu(peer))));
             let memory = |end: &Value| number(end, "peak_rss_mb");
-            rows.push(row(name, &metric("peak_rss_mb"), memory(&ends[0])?, Some(memory(&ends[index + 1])?)));
+            rows.push(row(name, &metric("peak_rss_mb"), memory(&ends[left])?, Some(memory(&ends[right])?)));
             if let (Some(ours), Some(peer)) =
-                (ends[0]["base_weights_mb"].as_f64(), ends[index + 1]["base_weights_mb"].as_f64())
+                (ends[left]["base_weights_mb"].as_f64(), ends[right]["base_weights_mb"].as_f64())
                 && ours != peer
             {
                 rows.push(row(name, &metric("base_weights_mb"), ours, Some(peer)));
