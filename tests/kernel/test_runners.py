@@ -137,5 +137,27 @@ class Runners(unittest.TestCase):
         self.failing(nbmake)
 
 
+class Page(unittest.TestCase):
+    """The HTML page of `cargo xtask run`."""
+
+    def test_markdown_stays_in_its_details_and_images_are_embedded(self):
+        sys.path.insert(0, os.path.join(ROOT, "crates/xtask/python"))
+        import nbformat
+        from execute_notebook import html_of
+
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(folder)
+        with open("dot.png", "wb") as file:
+            file.write(b"\x89PNG\r\n\x1a\n")
+        text = '<details><summary>Solution</summary>\n\n```rust\nlet hidden = 1;\n```\n</details>\n\n<img src="dot.png">'
+        page = html_of(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), "page")
+        page = page[page.index("<details>") :]
+        self.assertLess(page.index("hidden"), page.index("</details>"), page[:600])
+        self.assertIn("data:image/png;base64", page)
+        self.assertNotIn("dot.png", page)
+
+
 if __name__ == "__main__":
     unittest.main()

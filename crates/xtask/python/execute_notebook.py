@@ -187,6 +187,12 @@ def execute(notebook, kernel, root):
 
 def html_of(notebook, title):
     from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer
+
+    # To embed images, nbconvert parses each piece of HTML in a text cell, which closes what a later piece would: a `<details>`
+    # around Markdown came out open. Pieces without an image stay as they are.
+    embed = IPythonRenderer._html_embed_images
+    IPythonRenderer._html_embed_images = lambda self, html: embed(self, html) if "<img" in html else html
 
     exporter = HTMLExporter(template_name="lab", embed_images=True)
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
