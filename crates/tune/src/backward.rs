@@ -12,7 +12,8 @@
 //! checkpointing, step 1 keeps the x alone and step 3 runs the block again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
 
 use candle_core::{DType, Tensor, Var};
-use tunebook_models::ops::{Tape, tape};
+use tunebook_models::ops::Tape;
+use tunebook_models::ops::tape::{self, Passed};
 use tunebook_models::{Model, Positions, ops};
 use tunebook_progress::interrupt;
 
@@ -111,12 +112,13 @@ impl Segments<'_> {
         }
 
         self.mode.set_gradients(true);
-        let (loss, mut gradient) = self.head(&x, batch, weight, gradients)?;
+        let (loss, gradient) = self.head(&x, batch, weight, gradients)?;
         drop(x);
+        let mut gradient = Some(gradient);
 
         for block in (first..blocks).rev() {
             interrupt::check()?;
-            let Some(segment) = segments.pop() else { break };
+            let (Some(segment), Some(above)) = (segments.pop(), gradient.take()) else { break };
             let (input, output, tape) = match segment.output {
                 Some((output, tape)) => (segment.input, output, tape),
                 None => {
@@ -126,16 +128,17 @@ impl Segments<'_> {
                     (input, output, recorder.stop())
                 }
             };
-            let mut found = tape.backward(&output, &gradient)?;
+            let mut found = tape.backward_from(&output, above)?;
             self.collect(&mut found, gradients, |part| part == Part::Block(block) || part == Part::Blocks)?;
             if block != lowest {
-                match found.remove(&input)? {
-                    Some(below) => gradient = below,
-                    // The block cuts the graph: everything below it has no gradient either, which the check of step one reports.
-                    None => return Ok(loss),
-                }
+                gradient = found.pass_on(&input);
             }
         }
+        // A block may cut the graph: everything below it has no gradient either, which the check of step one reports.
+        let Some(gradient) = gradient.filter(|_| front.is_some() || embedding.is_some()) else {
+            return Ok(loss);
+        };
+        let gradient = gradient.tensor(model.device())?;
         if let Some(index) = front {
             // The same vectors stand before every row: [b, n + t, hid] -> [b, n, hid] -> [n, hid]
             let rows = gradient.narrow(1, 0, model.front().count())?.sum(0)?;
@@ -173,7 +176,7 @@ impl Segments<'_> {
         batch: &Batch,
         weight: f64,
         gradients: &mut Gradients,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<(Tensor, Passed)> {
         let x = leaf(x)?;
         let recorder = Tape::record();
         let sum = summed_loss(self.model, &x, batch, self.label_smoothing)?;
@@ -182,9 +185,9 @@ impl Segments<'_> {
         let mut found = tape.backward(&sum, &weight)?;
         // A tied head is the embedding table.
         self.collect(&mut found, gradients, |part| matches!(part, Part::Head | Part::Embedding))?;
-        let gradient = match found.remove(&x)? {
+        let gradient = match found.pass_on(&x) {
             Some(gradient) => gradient,
-            None => x.zeros_like()?, // no position of this batch bears a loss
+            None => Passed::Tensor(x.zeros_like()?), // no position of this batch bears a loss
         };
         Ok((sum.detach(), gradient))
     }

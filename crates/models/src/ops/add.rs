@@ -1,13 +1,13 @@
 //! The residual connection's addition.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::crew::Each;
 use super::cpu::{CHUNK, Values, multiversion, uninit};
-use super::operation::{Operation, Slot, node};
+use super::operation::{Buffer, Operation, Slot, node};
 use super::profile;
 
 /// See [`super::add`].
@@ -38,13 +38,11 @@ impl Operation for Add {
         false
     }
 
-    fn backward(&self, _: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, _: &[Tensor], _: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
         let [dx, other] = into else { return Ok(()) };
-        if dx.wanted() && other.wanted() {
-            dx.add(Cow::Borrowed(&dy));
-        } else if dx.wanted() {
-            dx.add(dy);
-            return Ok(());
+        // One buffer for both: the sublayer's side has read it before the other adds to it.
+        if dx.wanted() {
+            dx.add(Arc::clone(&dy));
         }
         if other.wanted() {
             other.add(dy);

@@ -5,7 +5,6 @@
 //! before the first key that a query sees (padding, a sliding window, another text of a packed row) are not visited. Keys and values are read where they lie: no head is repeated, and
 //! nothing is transposed but keys (and values, backward) into panels for the product's inner loop.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{Layout, Result, Shape, Tensor};
@@ -14,7 +13,7 @@ use rayon::prelude::*;
 use super::cpu::crew::{self, Each};
 use super::cpu::gemm::Tile;
 use super::cpu::{Shared, Strided, Values, math, multiversion};
-use super::operation::{Operation, Slot, node};
+use super::operation::{Buffer, Operation, Slot, node};
 use super::profile;
 #[cfg(target_arch = "x86_64")]
 use super::{
@@ -178,7 +177,7 @@ impl Operation for Flash {
         true
     }
 
-    fn backward(&self, inputs: &[Tensor], y: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, inputs: &[Tensor], y: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
         let [q, k, v] = inputs else { return Ok(()) };
         let (q, k, v, y) = (&Values::of(q)?, &Values::of(k)?, &Values::of(v)?, &Values::of(y)?);
         #[cfg(target_arch = "x86_64")]
@@ -200,7 +199,7 @@ impl Operation for Flash {
         };
         for (slot, gradient) in into.iter_mut().zip(gradients) {
             if slot.wanted() {
-                slot.add(Cow::Owned(gradient));
+                slot.add(gradient);
             }
         }
         Ok(())

@@ -9,7 +9,6 @@
 //! gradient's product, went to the same few sets of the cache, and bf16 packed 3 MiB for each 32 columns of the gradient. Predicted at 2048
 //! tokens in bf16: from 1.26 s to 0.7 s of which 0.53 s is arithmetic. For what was measured see `HOW_IT_WORKS.md`.)
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
 
@@ -21,7 +20,7 @@ use super::cpu::crew::Each;
 use super::cpu::gemm::{Mat, Right as Side, Start, Term, product, products};
 use super::cpu::half::{self, HalfMat, Right};
 use super::cpu::{CHUNK, HalfValues, Values, math, uninit};
-use super::operation::{Operation, Slot, node};
+use super::operation::{Buffer, Operation, Slot, node};
 use super::{IGNORE, profile};
 use crate::matrix::Matrix;
 use crate::quantized::Quantized;
@@ -282,7 +281,7 @@ impl Operation for CrossEntropy {
         false
     }
 
-    fn backward(&self, _: &[Tensor], _: &Tensor, d: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, _: &[Tensor], _: &Tensor, d: Buffer, into: &mut [Slot]) -> Result<()> {
         let mut kept = self.gradients.lock().unwrap_or_else(PoisonError::into_inner);
         for (slot, gradient) in into.iter_mut().zip(kept.iter_mut()) {
             if slot.wanted() {
@@ -312,7 +311,7 @@ impl Gradient {
         match std::mem::replace(self, Self::Taken) {
             Self::Fresh(mut values) => {
                 values.par_chunks_mut(CHUNK).each(|part| math::scale(part, d));
-                slot.add(Cow::Owned(values));
+                slot.add(values);
                 Ok(())
             }
             Self::None => Ok(()),

@@ -1,7 +1,5 @@
 //! Gated activation: both gradients come from one pass that computes the activation again.
 
-use std::borrow::Cow;
-
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -9,7 +7,7 @@ use super::Gate;
 use super::cpu::crew::Each;
 use super::cpu::math::{exp, sigmoid};
 use super::cpu::{CHUNK, Values, multiversion, uninit};
-use super::operation::{Operation, Slot, node};
+use super::operation::{Buffer, Operation, Slot, node};
 use super::profile;
 
 /// See [`super::gated`].
@@ -56,7 +54,7 @@ impl Operation for Gate {
         self.values(&inputs[0], &inputs[1])
     }
 
-    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
         let ([gate, up], [dgate, dup]) = (inputs, into) else { return Ok(()) };
         let (g, u) = (Values::of(gate)?, Values::of(up)?);
         let backward = match self {
@@ -71,10 +69,10 @@ impl Operation for Gate {
             .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)))
             .each(|((dg, du), ((g, u), d))| backward(dg, du, g, u, d));
         if dgate.wanted() {
-            dgate.add(Cow::Owned(dg));
+            dgate.add(dg);
         }
         if dup.wanted() {
-            dup.add(Cow::Owned(du));
+            dup.add(du);
         }
         Ok(())
     }

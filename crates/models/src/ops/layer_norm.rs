@@ -1,14 +1,12 @@
 //! Normalisation to mean 0 and variance 1, in one pass over each row; the backward pass computes the row's mean and scale again.
 
-use std::borrow::Cow;
-
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::crew::Each;
 use super::cpu::math::lanes;
 use super::cpu::{CHUNK, Values, multiversion, uninit};
-use super::operation::{Operation, Slot, node};
+use super::operation::{Buffer, Operation, Slot, node};
 use super::{norm, profile};
 
 /// See [`super::layer_norm`].
@@ -56,7 +54,7 @@ impl Operation for LayerNorm {
         Ok(forward(&Values::of(&inputs[0])?, &Values::of(w)?, &Values::of(b)?, self.eps))
     }
 
-    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
         let x = Values::of(&inputs[0])?;
         let w = Values::of(self.scale_and_shift(inputs).0)?;
         let before = into[0].take();
@@ -67,7 +65,7 @@ impl Operation for LayerNorm {
         into[0].set(dx);
         for (slot, gradient) in into.iter_mut().skip(1).zip(gradients) {
             if slot.wanted() {
-                slot.add(Cow::Owned(gradient));
+                slot.add(gradient);
             }
         }
         Ok(())

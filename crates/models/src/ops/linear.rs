@@ -11,7 +11,7 @@ use super::cpu::blocks::BlockMat;
 use super::cpu::gemm::{Mat, Right as Side, Term, product, sum_of_products};
 use super::cpu::half::{self, HalfMat, Right};
 use super::cpu::{HalfValues, Values, multiply, multiply_in_place, uninit};
-use super::operation::{Operation, Slot, node};
+use super::operation::{Buffer, Operation, Slot, node};
 use super::profile;
 use crate::matrix::Matrix;
 
@@ -53,7 +53,7 @@ impl Operation for Frozen {
         false
     }
 
-    fn backward(&self, _: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, _: &[Tensor], _: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
         input_gradient(&self.w, &dy, &mut into[0])
     }
 }
@@ -133,7 +133,7 @@ impl Operation for Trained {
         true
     }
 
-    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
         let [x, w] = inputs else { return Ok(()) };
         input_gradient(&w.into(), &dy, &mut into[0])?;
         if into[1].wanted() {
@@ -212,7 +212,7 @@ impl Operation for Lora {
         true
     }
 
-    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
         let ([x, a, b], [dx, da, db]) = (inputs, into) else { return Ok(()) };
         let (out, inp) = self.w.dims2()?;
         let r = a.dim(0)?;
@@ -232,7 +232,7 @@ impl Operation for Lora {
                     let low = Term { a: low.a, b: low.b.into(), alpha: low.alpha };
                     let mut gradient = sum_of_products(&[low], None);
                     multiply_in_place(&mut gradient, &Values::of(mask)?);
-                    dx.add(Cow::Owned(gradient));
+                    dx.add(gradient);
                     input_gradient_with(&self.w, dy, None, dx)?;
                 }
             }
@@ -252,7 +252,7 @@ impl Operation for Lora {
                     *value = turned[j * out + i];
                 }
             }
-            db.add(Cow::Owned(gradient));
+            db.add(gradient);
         }
         Ok(())
     }

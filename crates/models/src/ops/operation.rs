@@ -1,7 +1,6 @@
 //! What a fused operation is to the graph: a node with a backward pass, on our [tape](super::tape) while one records,
 //! in candle's graph otherwise.
 
-use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::op::BackpropOp;
@@ -14,6 +13,9 @@ use super::cpu::crew::Each;
 use super::cpu::gemm::{Start, Term, products, sum_of_products};
 use super::cpu::{CHUNK, Values, half, math};
 use super::{profile, tape};
+
+/// A gradient's values. Where an operation hands one buffer on to two inputs, the first that adds to it while the other is still to be read copies it.
+pub type Buffer = Arc<Vec<f32>>;
 
 /// The backward pass of one node; whatever it needs of the forward pass it holds.
 pub trait Operation: Send + Sync + 'static {
@@ -47,19 +49,19 @@ pub trait Operation: Send + Sync + 'static {
     ///
     /// # Errors
     /// When a buffer is not what the forward pass made sure of.
-    fn backward(&self, inputs: &[Tensor], output: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()>;
+    fn backward(&self, inputs: &[Tensor], output: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()>;
 }
 
 /// Where an input's gradient is summed.
 #[derive(Debug)]
 pub struct Slot {
     wanted: bool,
-    sum: Option<Vec<f32>>,
+    sum: Option<Buffer>,
 }
 
 impl Slot {
     /// A slot with what other nodes have already added.
-    pub fn new(wanted: bool, sum: Option<Vec<f32>>) -> Self {
+    pub fn new(wanted: bool, sum: Option<Buffer>) -> Self {
         Self { wanted, sum }
     }
 
@@ -69,25 +71,26 @@ impl Slot {
     }
 
     /// The sum, if anything was added.
-    pub fn into_sum(self) -> Option<Vec<f32>> {
+    pub fn into_sum(self) -> Option<Buffer> {
         self.sum
     }
 
     /// Takes the sum so far, to be added to and given back with [`Slot::set`].
     pub fn take(&mut self) -> Option<Vec<f32>> {
-        self.sum.take()
+        self.sum.take().map(Arc::unwrap_or_clone)
     }
 
     /// Puts a sum there.
     pub fn set(&mut self, sum: Vec<f32>) {
-        self.sum = Some(sum);
+        self.sum = Some(Arc::new(sum));
     }
 
     /// Adds a gradient.
-    pub fn add(&mut self, gradient: Cow<[f32]>) {
+    pub fn add(&mut self, gradient: impl Into<Buffer>) {
+        let gradient = gradient.into();
         match &mut self.sum {
-            None => self.sum = Some(gradient.into_owned()),
-            Some(sum) => sum
+            None => self.sum = Some(gradient),
+            Some(sum) => Arc::make_mut(sum)
                 .par_chunks_mut(CHUNK)
                 .zip(gradient.par_chunks(CHUNK))
                 .each(|(sum, gradient)| math::add_scaled(sum, 1., gradient)),
@@ -97,16 +100,16 @@ impl Slot {
     /// Adds a sum of matrix products with weights in bf16, inside the product.
     pub fn add_half_products(&mut self, terms: &[half::Term]) {
         match &mut self.sum {
-            None => self.sum = Some(half::sum_of_products(terms, None)),
-            Some(sum) => half::products(sum, terms, Start::Accumulate),
+            None => self.set(half::sum_of_products(terms, None)),
+            Some(sum) => half::products(Arc::make_mut(sum).as_mut_slice(), terms, Start::Accumulate),
         }
     }
 
     /// Adds a sum of matrix products, inside the product.
     pub fn add_products(&mut self, terms: &[Term]) {
         match &mut self.sum {
-            None => self.sum = Some(sum_of_products(terms, None)),
-            Some(sum) => products(sum, terms, Start::Accumulate),
+            None => self.set(sum_of_products(terms, None)),
+            Some(sum) => products(Arc::make_mut(sum).as_mut_slice(), terms, Start::Accumulate),
         }
     }
 }
@@ -152,9 +155,11 @@ impl<O: Operation> InGraph<O> {
         let tensors: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
         // Candle hands on views (of a transpose, of a broadcast) as they are.
         let dy = dy.contiguous()?;
-        self.op.backward(&tensors, output, Cow::Borrowed(&Values::of(&dy)?), &mut slots)?;
+        self.op.backward(&tensors, output, Arc::new(Values::of(&dy)?.to_vec()), &mut slots)?;
         let tensor = |(slot, input): (Slot, &&Tensor)| {
-            slot.into_sum().map(|sum| Tensor::from_vec(sum, input.shape(), input.device())).transpose()
+            slot.into_sum()
+                .map(|sum| Tensor::from_vec(Arc::unwrap_or_clone(sum), input.shape(), input.device()))
+                .transpose()
         };
         slots.into_iter().zip(inputs).map(tensor).collect()
     }

@@ -1,14 +1,12 @@
 //! Root-mean-square normalisation in one pass over each row; the backward pass computes the row's scale again.
 
-use std::borrow::Cow;
-
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::crew::Each;
 use super::cpu::math::lanes;
 use super::cpu::{CHUNK, Values, multiversion, uninit};
-use super::operation::{Operation, Slot, node};
+use super::operation::{Buffer, Operation, Slot, node};
 use super::{norm, profile};
 
 /// See [`super::rms_norm`].
@@ -47,7 +45,7 @@ impl Operation for RmsNorm {
         Ok(forward(&Values::of(&inputs[0])?, &Values::of(w)?, self.eps))
     }
 
-    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
+    fn backward(&self, inputs: &[Tensor], _: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
         let x = Values::of(&inputs[0])?;
         let weight = self.w.is_none();
         let w = Values::of(self.w.as_ref().unwrap_or(&inputs[inputs.len() - 1]))?;
@@ -57,7 +55,7 @@ impl Operation for RmsNorm {
         });
         into[0].set(dx);
         if weight {
-            into[1].add(Cow::Owned(dw));
+            into[1].add(dw);
         }
         Ok(())
     }

@@ -1,13 +1,11 @@
 //! Rotary embedding, one pass; the backward pass turns the other way.
 
-use std::borrow::Cow;
-
 use candle_core::{Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::crew::Each;
-use super::cpu::{CHUNK, Values, multiversion};
-use super::operation::{Operation, Slot, node};
+use super::cpu::{CHUNK, Values, multiversion, uninit};
+use super::operation::{Buffer, Operation, Slot, node};
 use super::profile;
 
 /// See [`super::rope`].
@@ -22,9 +20,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor, shape: [
     let x = x.contiguous()?;
     let y = {
         let _time = profile::time("rope", "forward");
-        let mut y = Values::of(&x)?.to_vec();
-        op.turn(&mut y, 1.)?;
-        y
+        op.turn(&Values::of(&x)?, 1.)?
     };
     node(op, &[&x], y, Shape::from(&shape[..]))
 }
@@ -38,19 +34,21 @@ struct Rope {
 }
 
 impl Rope {
-    fn turn(&self, x: &mut [f32], direction: f32) -> Result<()> {
+    fn turn(&self, x: &[f32], direction: f32) -> Result<Vec<f32>> {
         let (cos, sin) = (Values::of(&self.cos)?, Values::of(&self.sin)?);
         let half = self.cos.dim(1)?;
         let (width, count) = (self.width, (CHUNK / self.width.max(1)).max(1));
-        x.par_chunks_mut((count * width).max(1)).zip(self.positions.par_chunks(count)).each(
-            |(x, positions)| {
-                for (x, &p) in x.chunks_exact_mut(width).zip(positions) {
-                    let at = p as usize * half..(p as usize + 1) * half;
-                    turn_heads(x, &cos[at.clone()], &sin[at], direction);
-                }
-            },
-        );
-        Ok(())
+        let chunk = (count * width).max(1);
+        // SAFETY: every head of every position is written.
+        let mut y = unsafe { uninit(x.len()) };
+        let each = y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).zip(self.positions.par_chunks(count));
+        each.each(|((y, x), positions)| {
+            for ((y, x), &p) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions) {
+                let at = p as usize * half..(p as usize + 1) * half;
+                turn_heads(y, x, &cos[at.clone()], &sin[at], direction);
+            }
+        });
+        Ok(y)
     }
 }
 
@@ -63,25 +61,23 @@ impl Operation for Rope {
         false
     }
 
-    fn backward(&self, _: &[Tensor], _: &Tensor, dy: Cow<[f32]>, into: &mut [Slot]) -> Result<()> {
-        let mut dx = dy.into_owned();
-        self.turn(&mut dx, -1.)?;
-        into[0].add(Cow::Owned(dx));
+    fn backward(&self, _: &[Tensor], _: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()> {
+        into[0].add(self.turn(&dy, -1.)?);
         Ok(())
     }
 }
 
 multiversion! {
     /// Turns the two halves of each head by one position's angles.
-    pub fn turn_heads(x: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+    pub fn turn_heads(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], direction: f32) {
         let half = cos.len();
         let sin = &sin[..half];
-        for x in x.chunks_exact_mut(2 * half) {
-            let (x1, x2) = x.split_at_mut(half);
+        for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+            let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
             for i in 0..half {
                 let (a, b, s) = (x1[i], x2[i], sin[i] * direction);
-                x1[i] = a * cos[i] - b * s;
-                x2[i] = b * cos[i] + a * s;
+                y1[i] = a * cos[i] - b * s;
+                y2[i] = b * cos[i] + a * s;
             }
         }
     }

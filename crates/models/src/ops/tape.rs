@@ -21,10 +21,10 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
@@ -34,7 +34,7 @@ use candle_core::{
 
 use super::cpu::Values;
 use super::device::Composed;
-use super::operation::{Operation, Slot};
+use super::operation::{Buffer, Operation, Slot};
 use super::profile;
 
 thread_local! {
@@ -115,13 +115,24 @@ impl Tape {
     ///
     /// # Errors
     /// When the shapes of `output` and `gradient` differ, or an operation fails.
-    pub fn backward(mut self, output: &Tensor, gradient: &Tensor) -> Result<Gradients> {
+    pub fn backward(self, output: &Tensor, gradient: &Tensor) -> Result<Gradients> {
+        self.backward_from(output, Passed::Tensor(gradient.clone()))
+    }
+
+    /// [`Tape::backward`] from what another tape found.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn backward_from(mut self, output: &Tensor, gradient: Passed) -> Result<Gradients> {
         if output.dims() != gradient.dims() {
             bail!("backward: expected a gradient {:?}, found {:?}", output.dims(), gradient.dims())
         }
         let mut found = Gradients::default();
         self.note_segment(output);
-        found.insert_tensor(output.id(), gradient)?;
+        match gradient {
+            Passed::Host(sum, shape) => found.insert(output.id(), &shape, sum),
+            Passed::Tensor(gradient) => found.insert_tensor(output.id(), &gradient)?,
+        }
         // What was made again, until its maker has had its turn.
         let mut remade: HashMap<usize, Tensor> = HashMap::new();
         while let Some(Entry { step, inputs, output }) = self.entries.pop() {
@@ -148,7 +159,7 @@ impl Tape {
                 .iter()
                 .map(|place| Slot::new(place.tracked, found.sums.remove(&place.id).map(|(sum, _)| sum)))
                 .collect();
-            op.backward(&values, &output.values, Cow::Owned(dy), &mut slots)?;
+            op.backward(&values, &output.values, dy, &mut slots)?;
             for (slot, place) in slots.into_iter().zip(&inputs) {
                 if let Some(sum) = slot.into_sum() {
                     found.insert(place.id, &place.shape, sum);
@@ -240,10 +251,39 @@ fn push_step(step: Step, inputs: &[&Tensor], output: &Tensor) {
     });
 }
 
+/// A gradient on its way from one tape to the next, which moves it where both are on the host.
+#[derive(Debug)]
+pub enum Passed {
+    /// Values of fused operations.
+    Host(Buffer, Shape),
+    /// Anything else.
+    Tensor(Tensor),
+}
+
+impl Passed {
+    /// As a tensor.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn tensor(self, device: &Device) -> Result<Tensor> {
+        match self {
+            Self::Host(sum, shape) => Tensor::from_vec(Arc::unwrap_or_clone(sum), shape, device),
+            Self::Tensor(tensor) => Ok(tensor),
+        }
+    }
+
+    fn dims(&self) -> &[usize] {
+        match self {
+            Self::Host(_, shape) => shape.dims(),
+            Self::Tensor(tensor) => tensor.dims(),
+        }
+    }
+}
+
 /// What a backward pass found: the gradients of the leaves.
 #[derive(Default)]
 pub struct Gradients {
-    sums: HashMap<TensorId, (Vec<f32>, Shape)>,
+    sums: HashMap<TensorId, (Buffer, Shape)>,
     /// Of tensors that no fused operation can take.
     others: HashMap<TensorId, Tensor>,
 }
@@ -254,18 +294,23 @@ impl Gradients {
     /// # Errors
     /// When the device has no room.
     pub fn remove(&mut self, leaf: &Tensor) -> Result<Option<Tensor>> {
-        if let Some((sum, shape)) = self.sums.remove(&leaf.id()) {
-            return Tensor::from_vec(sum, shape, leaf.device()).map(Some);
-        }
-        Ok(self.others.remove(&leaf.id()))
+        self.pass_on(leaf).map(|passed| passed.tensor(leaf.device())).transpose()
     }
 
-    fn insert(&mut self, id: TensorId, shape: &Shape, sum: Vec<f32>) {
+    /// Takes out the gradient of a leaf for the tape that gave it.
+    pub fn pass_on(&mut self, leaf: &Tensor) -> Option<Passed> {
+        match self.sums.remove(&leaf.id()) {
+            Some((sum, shape)) => Some(Passed::Host(sum, shape)),
+            None => self.others.remove(&leaf.id()).map(Passed::Tensor),
+        }
+    }
+
+    fn insert(&mut self, id: TensorId, shape: &Shape, sum: Buffer) {
         match self.sums.remove(&id) {
             None => self.sums.insert(id, (sum, shape.clone())),
             Some((before, shape)) => {
                 let mut slot = Slot::new(true, Some(before));
-                slot.add(Cow::Owned(sum));
+                slot.add(sum);
                 self.sums.insert(id, (slot.into_sum().unwrap_or_default(), shape))
             }
         };
@@ -275,7 +320,7 @@ impl Gradients {
     fn insert_tensor(&mut self, id: TensorId, gradient: &Tensor) -> Result<()> {
         if gradient.device().is_cpu() && gradient.dtype() == DType::F32 {
             let gradient = gradient.contiguous()?;
-            self.insert(id, gradient.shape(), Values::of(&gradient)?.to_vec());
+            self.insert(id, gradient.shape(), Arc::new(Values::of(&gradient)?.to_vec()));
         } else if let Some(before) = self.others.remove(&id) {
             self.others.insert(id, (before + gradient)?);
         } else {
@@ -344,6 +389,40 @@ mod tests {
 
     use super::*;
     use crate::ops;
+
+    /// Both sides of a sum get one buffer: whoever adds to it must not change what the other reads, in whatever order they come.
+    #[test]
+    fn sides_of_a_sum_do_not_disturb_one_another() {
+        let numbers = |n: usize, seed: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.).collect()
+        };
+        let var = |seed| {
+            Var::from_tensor(&Tensor::from_vec(numbers(160, seed), (5, 32), &Device::Cpu).unwrap()).unwrap()
+        };
+        let (x, z) = (var(1), var(2));
+        let scale = Tensor::from_vec(numbers(32, 4), 32, &Device::Cpu).unwrap();
+        let forward = |first: bool| {
+            let (x, z) = (x.as_tensor(), z.as_tensor());
+            let gated = ops::swiglu(&ops::rms_norm(x, &scale, 1e-5)?, z)?;
+            let sum = if first { ops::add(x, &gated)? } else { ops::add(&gated, x)? };
+            let twice = ops::add(&sum, &sum)?;
+            ops::add(&ops::rms_norm(&twice, &scale, 1e-5)?, &ops::add(x, &twice)?)
+        };
+        let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for first in [true, false] {
+            let recorder = Tape::record();
+            let y = forward(first).unwrap();
+            let mut found = recorder.stop().backward(&y, &y.ones_like().unwrap()).unwrap();
+            let expected = forward(first).unwrap().sum_all().unwrap().backward().unwrap();
+            for var in [&x, &z] {
+                let found = flat(found.remove(var.as_tensor()).unwrap().unwrap());
+                let expected = flat(expected.get(var.as_tensor()).unwrap().clone());
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!((found - expected).abs() < 1e-5 * expected.abs().max(1.), "{found} {expected}");
+                }
+            }
+        }
+    }
 
     /// A norm's result that a trained map reads is not kept, and comes back with the same bits.
     #[test]
