@@ -186,32 +186,48 @@ pub fn gradients<K: Kernel>(
         let (mut dk, mut dv) = (vec![0f32; size], vec![0f32; size]);
         // A stretch of keys at a time, so that what is packed of them and their gradients stay in the second-level cache.
         let stretch = K::STRETCH;
-        let heads = head_group % hkv * group..(head_group % hkv + 1) * group;
-        for (from, head) in
-            (0..s).step_by(stretch).flat_map(|from| heads.clone().map(move |head| (from, head)))
-        {
-            for block in share_of(share, shares, blocks) {
-                let rows = block * BACKWARD_QUERIES..((block + 1) * BACKWARD_QUERIES).min(t);
-                if s - t + rows.end <= from {
-                    continue;
-                }
+        let mine: Vec<Range<usize>> = share_of(share, shares, blocks)
+            .map(|block| block * BACKWARD_QUERIES..((block + 1) * BACKWARD_QUERIES).min(t))
+            .collect();
+        let units = flash::query_units::<K::Unit>(d);
+        let mut packed = vec![NOTHING; mine.len() * units.div_ceil(16)];
+        for head in head_group % hkv * group..(head_group % hkv + 1) * group {
+            for (rows, packed) in mine.iter().zip(packed.chunks_exact_mut(units.div_ceil(16))) {
                 let at = ((row * t + rows.start) * h + head) * d;
-                let mine = (row * h + head) * t;
-                with_scratch(K::backward_scratch(d), |scratch| {
-                    // SAFETY: as in `forward`; dk and dv hold every tile of keys.
-                    unsafe {
-                        K::backward(
-                            &queries(first, row, &rows, scale, sizes),
-                            (q[at..].as_ptr(), dy[at..].as_ptr()),
-                            (keys, from..from + stretch),
-                            &along[mine + rows.start..mine + rows.end],
-                            &log_sums[mine + rows.start..mine + rows.end],
-                            out.at(at),
-                            (dk.as_mut_ptr(), dv.as_mut_ptr()),
-                            scratch,
-                        );
+                let queries = queries(first, row, rows, scale, sizes);
+                // SAFETY: as in `forward`; there is room for a block's units.
+                unsafe {
+                    flash::pack_queries::<K::Unit>(
+                        &queries,
+                        q[at..].as_ptr(),
+                        dy[at..].as_ptr(),
+                        packed.as_mut_ptr().cast(),
+                    );
+                }
+            }
+            for from in (0..s).step_by(stretch) {
+                for (rows, packed) in mine.iter().zip(packed.chunks_exact(units.div_ceil(16))) {
+                    if s - t + rows.end <= from {
+                        continue;
                     }
-                });
+                    let at = ((row * t + rows.start) * h + head) * d;
+                    let of = (row * h + head) * t;
+                    with_scratch(K::backward_scratch(d), |scratch| {
+                        // SAFETY: as in `forward`; dk and dv hold every tile of keys.
+                        unsafe {
+                            K::backward(
+                                &queries(first, row, rows, scale, sizes),
+                                packed.as_ptr().cast(),
+                                (keys, from..from + stretch),
+                                &along[of + rows.start..of + rows.end],
+                                &log_sums[of + rows.start..of + rows.end],
+                                out.at(at),
+                                (dk.as_mut_ptr(), dv.as_mut_ptr()),
+                                scratch,
+                            );
+                        }
+                    });
+                }
             }
         }
         (dk, dv)

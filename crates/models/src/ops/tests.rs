@@ -502,6 +502,23 @@ fn every_level_of_instructions_is_right() {
     }
 }
 
+/// Scores that rise from tile to tile by more than an f32's exponent holds: powers relative to what was seen first would be infinite.
+#[test]
+fn attention_whose_scores_rise() -> Result<()> {
+    let (t, d) = (200, 16);
+    let factors: Vec<f32> = (0..t).map(|key| [1., 30., 120., 240.][key / 64]).collect();
+    let factors = Tensor::from_vec(factors, (1, t, 1, 1), &Device::Cpu)?;
+    let k = numbers(&[1, t, 2, d], 2).broadcast_mul(&factors)?;
+    let exact = |x: Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    let vars = [exact((numbers(&[1, t, 4, d], 1) * 4.)?)?, exact(k)?, exact(numbers(&[1, t, 2, d], 3))?];
+    let how = |bf16: bool| Attention { scale: 1., bf16, ..Default::default() };
+    let plain = |v: &[Tensor]| naive::attention(&v[0], &v[1], &v[2], &how(false));
+    compare_above(&vars, |v| attention(&v[0], &v[1], &v[2], &how(false)), plain, 5e-3, NEAR_ONE);
+    // A gradient is a difference times a key of hundreds: bf16 holds the value alone.
+    close("value", &attention(&vars[0], &vars[1], &vars[2], &how(true))?, &plain(&vars)?, 1e-2);
+    Ok(())
+}
+
 /// The same tests with the forms that a device without fused ones runs, in a process of their own: the switch is read once.
 #[test]
 fn composed_forms_are_right() {

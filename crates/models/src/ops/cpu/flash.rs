@@ -4,8 +4,11 @@
 //! unit by unit and broadcast, the right side sixteen columns at a time; so one piece of code serves both, and a unit of bf16 is twice
 //! the arithmetic. A matrix is packed in the [`Form`] that its products read.
 //!
-//! Forward, a strip of four queries against 64 keys is scored, masked, raised to powers and rounded without leaving the registers (strips of six and five were no faster);
-//! backward, the scores and the gradients of the weights are computed side by side, four keys against 32 queries, with the keys as
+//! Forward, a strip of four queries is scored against 64 keys, and between the pieces of that product come the powers of the strip before, which wait for one
+//! another but not for it. Powers are relative to the first scores that a query has seen, and to higher ones only when they threaten to leave f32's range: no strip
+//! looks for its maximum. (Predicted for bf16: 1190 cycles a strip, 1024 of them the products'; measured 1440 before and 1320 with both. In f32 3 %.)
+//! The same between the pieces of the backward pass gained nothing: its products keep the unit busy. There,
+//! the scores and the gradients of the weights are computed side by side, four keys against 32 queries, with the keys as
 //! rows: weights and slopes then lie as the products for dv and dk read them, and only the slopes are stored a second time for dq.
 //! Logarithms are to base 2, with the factor on the scores inside: `2^(c·s − log_sum)` is one fused multiplication and a polynomial.
 
@@ -291,17 +294,17 @@ pub unsafe fn pack<U: Unit>(
     }
 }
 
-/// `2ˣ` to about 1 unit in the last place; 0 far below.
+/// `2ˣ` to about 1 unit in the last place; 0 far below, and where `seen` is not.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn exp2(x: __m512) -> __m512 {
+fn exp2(x: __m512, seen: __mmask16) -> __m512 {
     let n = _mm512_roundscale_ps::<0>(x);
     let r = _mm512_sub_ps(x, n);
     let mut p = _mm512_set1_ps(1.535_336_2e-4);
     for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, std::f32::consts::LN_2, 1.] {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     }
-    _mm512_scalef_ps(p, n)
+    _mm512_maskz_scalef_ps(seen, p, n)
 }
 
 /// The left side of a product: the first unit, from a row to the next, from a unit of depth to the next.
@@ -337,13 +340,12 @@ unsafe fn multiply<U: Unit, const MR: usize, const NV: usize>(
     sums
 }
 
-/// `c = factor · c + left · right` for `MR` rows of `columns` results (a multiple of 16).
+/// `c += left · right` for `MR` rows of `columns` results (a multiple of 32).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn add_product<U: Unit, const MR: usize>(
     c: *mut f32,
     columns: usize,
-    factors: Option<&[f32; MR]>,
     depth: usize,
     left: Left,
     right: *const u32,
@@ -354,10 +356,10 @@ unsafe fn add_product<U: Unit, const MR: usize>(
         while from < columns {
             let (c, right) = (c.add(from), right.add(from));
             if columns - from >= 64 {
-                add_columns::<U, MR, 4>(c, columns, factors, depth, left, right);
+                add_columns::<U, MR, 4>(c, columns, depth, left, right);
                 from += 64;
             } else {
-                add_columns::<U, MR, 2>(c, columns, factors, depth, left, right);
+                add_columns::<U, MR, 2>(c, columns, depth, left, right);
                 from += 32;
             }
         }
@@ -369,7 +371,6 @@ unsafe fn add_product<U: Unit, const MR: usize>(
 unsafe fn add_columns<U: Unit, const MR: usize, const NV: usize>(
     c: *mut f32,
     stride: usize,
-    factors: Option<&[f32; MR]>,
     depth: usize,
     left: Left,
     right: *const u32,
@@ -380,9 +381,6 @@ unsafe fn add_columns<U: Unit, const MR: usize, const NV: usize>(
         for (i, sums) in sums.iter_mut().enumerate() {
             for (j, sum) in sums.iter_mut().enumerate() {
                 *sum = _mm512_loadu_ps(c.add(i * stride + 16 * j));
-                if let Some(factors) = factors {
-                    *sum = _mm512_mul_ps(*sum, _mm512_set1_ps(factors[i]));
-                }
             }
         }
         let sums = multiply::<U, MR, NV>(sums, depth, left, right, stride);
@@ -427,17 +425,17 @@ pub trait Kernel {
     /// Units of scratch that [`Kernel::backward`] needs.
     fn backward_scratch(d: usize) -> usize;
 
-    /// Adds the gradients that a block of queries, at most [`BACKWARD_QUERIES`], gives with the keys in `range` (whole tiles): of q, and of keys and
+    /// Adds the gradients that a block of queries, packed by [`pack_queries`], gives with the keys in `range` (whole tiles): of q, and of keys and
     /// values to rows of [`padded`] values that are [`KEYS`]-wise whole, where keys' come without the factor on the scores.
     ///
     /// `along` is `y · dy` of each query, `log_sums` what [`Kernel::forward`] gave.
     ///
     /// # Safety
-    /// As [`Kernel::forward`], with `dy`, `dq`, `dk` and `dv` too.
+    /// As [`Kernel::forward`], with `packed`, `dq`, `dk` and `dv` too.
     #[allow(clippy::too_many_arguments)]
     unsafe fn backward(
         queries: &Queries,
-        inputs: (*const f32, *const f32),
+        packed: *const u32,
         keys: (Keys, Range<usize>),
         along: &[f32],
         log_sums: &[f32],
@@ -481,80 +479,71 @@ impl<U: Unit> Kernel for U {
             // Sixteen partial sums a query.
             let sums = out.add(FORWARD_QUERIES * wide);
             let weights: *mut u32 = sums.add(FORWARD_QUERIES * 16).cast();
-            let mut most = [f32::NEG_INFINITY; FORWARD_QUERIES];
+            let mut shifts = [f32::NEG_INFINITY; FORWARD_QUERIES];
             let whole = (strips * STRIP).next_multiple_of(16);
             pack::<U>(Form::Rows, q, queries.stride, (count, whole), d, packed);
             out.write_bytes(0, strips * STRIP * wide);
             sums.write_bytes(0, strips * STRIP * 16);
-            for tile in queries.tiles() {
-                let keys = keys.add(tile * units);
-                let values = values.add(tile / U::VALUES * wide);
-                for strip in 0..strips {
-                    let rows = strip * STRIP..count.min((strip + 1) * STRIP);
-                    let last = queries.last + rows.end - 1;
-                    if last < tile {
-                        continue;
-                    }
-                    let left = (packed.add(rows.start * units).cast_const(), units, 1);
-                    let zero = [[_mm512_setzero_ps(); TILE]; STRIP];
-                    let mut scores = multiply::<U, STRIP, TILE>(zero, units, left, keys, KEYS);
-                    let open = queries.last + rows.start >= tile + KEYS - 1
-                        && queries.first[rows.end - 1] <= tile
-                        && rows.len() == STRIP;
-                    let mut factors = [1f32; STRIP];
-                    for (i, scores) in scores.iter_mut().enumerate() {
-                        let (from, to) = match (open, rows.start + i < rows.end) {
-                            (true, _) => (0, KEYS),
-                            (_, true) => queries.seen(rows.start + i, tile),
-                            _ => (0, 0),
-                        };
-                        let before = most[rows.start + i];
-                        let highest = highest(scores, before, open, (from, to));
-                        let shift = if highest == f32::NEG_INFINITY { 0. } else { highest * c };
-                        let mut sum = _mm512_setzero_ps();
-                        for (j, score) in scores.iter_mut().enumerate() {
-                            let power =
-                                exp2(_mm512_fmsub_ps(*score, _mm512_set1_ps(c), _mm512_set1_ps(shift)));
-                            *score =
-                                if open { power } else { _mm512_maskz_mov_ps(lanes(j, from, to), power) };
-                            sum = _mm512_add_ps(sum, *score);
-                        }
-                        if highest > before {
-                            factors[i] = _mm512_cvtss_f32(exp2(_mm512_set1_ps(before * c - shift)));
-                            // 2^(−∞ − shift) is no number the way it is computed.
-                            factors[i] = if before == f32::NEG_INFINITY { 0. } else { factors[i] };
-                            most[rows.start + i] = highest;
-                        }
-                        let at = sums.add((rows.start + i) * 16);
-                        let old = _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(factors[i]));
-                        _mm512_storeu_ps(at, _mm512_add_ps(old, sum));
-                        for pair in 0..TILE / 2 {
-                            let at = weights.add((i * KEYS + 32 * pair) / U::VALUES);
-                            U::store(at, [scores[2 * pair], scores[2 * pair + 1]]);
-                        }
-                    }
-                    // Keys beyond the strip's last have no weight.
-                    let depth = (last + 1 - tile).min(KEYS).div_ceil(U::VALUES);
-                    let left = (weights.cast_const(), KEYS / U::VALUES, 1);
-                    let out = out.add(rows.start * wide);
-                    add_product::<U, STRIP>(out, wide, Some(&factors), depth, left, values);
-                }
+
+            let left = |strip: Strip| packed.add(strip.row * units).cast_const();
+            let right = |strip: Strip| keys.add(strip.tile * units);
+            let [mut now, mut then] = [Scores::NONE; 2];
+            let (mut now, mut then) = (&mut now, &mut then);
+            let tiles = queries.tiles_range();
+            let mut next = Strip { tile: tiles.start, row: 0 }.or_after(queries, tiles.end);
+            if let Some(strip) = next {
+                score::<U>(units, left(strip), right(strip), now, |_| ());
             }
-            let shifts = most.map(|most| most * c);
+            while let Some(strip) = next {
+                let seen = strip.seen(queries);
+                let Some(shifts) = shifts[strip.row..].first_chunk_mut::<STRIP>() else { break };
+                settle(now, &seen, c, shifts);
+                let mut found = [_mm512_setzero_ps(); STRIP];
+                let mut raise = |part: usize| {
+                    let (i, pair) = (part / 2, part % 2);
+                    // No closure: it would be called, and all registers stored around it.
+                    let powers = [
+                        now.power(i, 2 * pair, c, shifts[i], seen[i][2 * pair]),
+                        now.power(i, 2 * pair + 1, c, shifts[i], seen[i][2 * pair + 1]),
+                    ];
+                    found[i] = _mm512_add_ps(found[i], _mm512_add_ps(powers[0], powers[1]));
+                    U::store(weights.add((i * KEYS + 32 * pair) / U::VALUES), powers);
+                };
+                next = Strip { row: strip.row + STRIP, ..strip }.or_after(queries, tiles.end);
+                match next {
+                    Some(next) => score::<U>(units, left(next), right(next), then, raise),
+                    None => (0..PARTS).for_each(&mut raise),
+                }
+                let out = out.add(strip.row * wide);
+                let sums = sums.add(strip.row * 16);
+                // Not below the limit: no number, either.
+                let all = _mm512_add_ps(_mm512_add_ps(found[0], found[1]), _mm512_add_ps(found[2], found[3]));
+                if _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(all, _mm512_set1_ps(LIMIT)) != 0 {
+                    found = raise_again::<U>(now, &seen, c, shifts, (out, wide), sums, weights);
+                }
+                for (i, found) in found.iter().enumerate() {
+                    let at = sums.add(16 * i);
+                    _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), *found));
+                }
+                // Keys beyond the strip's last have no weight.
+                let depth = (strip.end(queries) - strip.tile).min(KEYS).div_ceil(U::VALUES);
+                let left = (weights.cast_const(), KEYS / U::VALUES, 1);
+                let right = values.add(strip.tile / U::VALUES * wide);
+                add_product::<U, STRIP>(out, wide, depth, left, right);
+                std::mem::swap(&mut now, &mut then);
+            }
             finish(queries, &shifts, (out, sums), y, log_sums);
         }
     }
 
     fn backward_scratch(d: usize) -> usize {
-        4 * packed_units::<U>(BACKWARD_QUERIES, d)
-            + BACKWARD_QUERIES * padded(d)
-            + 3 * KEYS * BACKWARD_QUERIES / U::VALUES
+        BACKWARD_QUERIES * padded(d) + 3 * KEYS * BACKWARD_QUERIES / U::VALUES
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn backward(
         queries: &Queries,
-        (q, dy): (*const f32, *const f32),
+        packed: *const u32,
         (keys, range): (Keys, Range<usize>),
         along: &[f32],
         log_sums: &[f32],
@@ -573,19 +562,12 @@ impl<U: Unit> Kernel for U {
         let numbers = Numbers::of(queries, along, log_sums);
         // SAFETY: the caller's promise; the scratch is divided as `backward_scratch` counts it.
         unsafe {
-            let part = packed_units::<U>(BLOCK, d);
-            let [q_columns, dy_columns, q_depth, dy_depth] = [0, 1, 2, 3].map(|i| scratch.add(i * part));
-            let sum: *mut f32 = scratch.add(4 * part).cast();
+            let [q_columns, dy_columns, q_depth, dy_depth] = parts::<U>(packed, d);
+            let sum: *mut f32 = scratch.cast();
             let square = KEYS * BLOCK / U::VALUES;
-            let [weights, slopes, pairs] =
-                [0, 1, 2].map(|i| scratch.add(4 * part + BLOCK * wide + i * square));
+            let [weights, slopes, pairs] = [0, 1, 2].map(|i| scratch.add(BLOCK * wide + i * square));
             // Where a unit is one value, the slopes' rows are a right form for dq as they are.
             let pairs = if U::VALUES == 1 { slopes } else { pairs };
-            let columns = Form::Columns { width: BLOCK };
-            for (from, by_columns, by_depth) in [(q, q_columns, q_depth), (dy, dy_columns, dy_depth)] {
-                pack::<U>(columns, from, queries.stride, (count, BLOCK), d, by_columns);
-                pack::<U>(Form::Depth, from, queries.stride, (count, BLOCK), d, by_depth);
-            }
             sum.write_bytes(0, BLOCK * wide);
             let end = count.next_multiple_of(32);
             for tile in tiles {
@@ -602,7 +584,7 @@ impl<U: Unit> Kernel for U {
                             [zero, zero],
                             units,
                             [keys.rows.add(rows), keys.values.add(rows)],
-                            right.map(<*mut u32>::cast_const),
+                            right,
                         );
                         let mut w = zero;
                         let mut s = zero;
@@ -614,7 +596,7 @@ impl<U: Unit> Kernel for U {
                             let last = _mm512_loadu_si512(numbers.last.as_ptr().add(at).cast());
                             for i in 0..ROWS {
                                 let mut power =
-                                    exp2(_mm512_fmsub_ps(scores[i][j], _mm512_set1_ps(c), log_sum));
+                                    exp2(_mm512_fmsub_ps(scores[i][j], _mm512_set1_ps(c), log_sum), !0);
                                 if !open {
                                     let number = _mm512_set1_epi32((tile + key + i) as i32);
                                     let mask = _mm512_cmple_epi32_mask(first, number)
@@ -646,7 +628,7 @@ impl<U: Unit> Kernel for U {
                         let left = left.add((key * BLOCK + from) / U::VALUES).cast_const();
                         let right = right.add(from / U::VALUES * wide);
                         let left = (left, BLOCK / U::VALUES, 1);
-                        add_product::<U, ROWS>(sums.add(to), wide, None, depth, left, right);
+                        add_product::<U, ROWS>(sums.add(to), wide, depth, left, right);
                     }
                 }
                 let right = keys.depth.add(tile / U::VALUES * wide);
@@ -657,7 +639,7 @@ impl<U: Unit> Kernel for U {
                     }
                     let depth = (last - tile).min(KEYS).div_ceil(U::VALUES);
                     let left = (pairs.add(query).cast_const(), 1, BLOCK);
-                    add_product::<U, ROWS>(sum.add(query * wide), wide, None, depth, left, right);
+                    add_product::<U, ROWS>(sum.add(query * wide), wide, depth, left, right);
                 }
             }
             let scale = _mm512_set1_ps(queries.scale);
@@ -672,6 +654,36 @@ impl<U: Unit> Kernel for U {
             }
         }
     }
+}
+
+/// Units that [`pack_queries`] writes of a block.
+pub const fn query_units<U: Unit>(d: usize) -> usize {
+    4 * packed_units::<U>(BACKWARD_QUERIES, d)
+}
+
+/// Packs what the backward pass reads of a block of at most [`BACKWARD_QUERIES`] queries and of their gradients `dy`, once for all stretches of keys. (Packed for each
+/// stretch, a tenth of the backward pass in bf16 at 2048 tokens: the rows lie far apart.)
+///
+/// # Safety
+/// AVX512-BF16 is there; `q` and `dy` span the queries, `to` has room for [`query_units`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn pack_queries<U: Unit>(queries: &Queries, q: *const f32, dy: *const f32, to: *mut u32) {
+    const BLOCK: usize = BACKWARD_QUERIES;
+    let (d, count) = (queries.d, queries.first.len());
+    let part = packed_units::<U>(BLOCK, d);
+    for (i, from) in [q, dy].into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let columns = Form::Columns { width: BLOCK };
+            pack::<U>(columns, from, queries.stride, (count, BLOCK), d, to.add(i * part));
+            pack::<U>(Form::Depth, from, queries.stride, (count, BLOCK), d, to.add((2 + i) * part));
+        }
+    }
+}
+
+/// Where [`pack_queries`] has put the queries and their gradients by columns, and both by depth.
+pub(super) fn parts<U: Unit>(packed: *const u32, d: usize) -> [*const u32; 4] {
+    [0, 1, 2, 3].map(|i| packed.wrapping_add(i * packed_units::<U>(BACKWARD_QUERIES, d)))
 }
 
 /// Some queries of one head of one row, and what they see.
@@ -692,14 +704,19 @@ pub struct Queries<'a> {
 impl Queries<'_> {
     /// The first keys of the tiles that hold anything for these queries.
     pub(super) fn tiles(&self) -> StepBy<Range<usize>> {
-        self.tiles_of(0..usize::MAX)
+        self.tiles_range().step_by(KEYS)
+    }
+
+    /// From the first key of the first of them to one behind the last key.
+    fn tiles_range(&self) -> Range<usize> {
+        let end = self.last + self.first.len();
+        self.first.first().map_or(end, |first| (*first).min(end) / KEYS * KEYS)..end
     }
 
     /// Those of the tiles that begin within `keys`, which begins with a tile.
     pub(super) fn tiles_of(&self, keys: Range<usize>) -> StepBy<Range<usize>> {
-        let end = (self.last + self.first.len()).min(keys.end);
-        let start = self.first.first().map_or(end, |first| (*first).min(end) / KEYS * KEYS);
-        (start.max(keys.start)..end).step_by(KEYS)
+        let all = self.tiles_range();
+        (all.start.max(keys.start)..all.end.min(keys.end)).step_by(KEYS)
     }
 
     /// The keys of a tile that a query sees, counted from the tile's first.
@@ -765,17 +782,178 @@ pub(super) unsafe fn finish(
     }
 }
 
-/// The highest of `before` and the scores seen.
+/// In so many parts the scores of a strip are computed, and meanwhile the powers of the strip before.
+const PARTS: usize = STRIP * TILE / 2;
+/// A power so high that the next might be none: the query's shift is chosen anew.
+const LIMIT: f32 = (1u64 << 40) as f32;
+
+/// A strip of queries and a tile of keys.
+#[derive(Clone, Copy)]
+struct Strip {
+    /// The first key.
+    tile: usize,
+    /// The first query, counted from the block's.
+    row: usize,
+}
+
+impl Strip {
+    /// This strip, or the first after it whose queries see a key of its tile; tiles begin before `end`.
+    #[inline]
+    fn or_after(mut self, queries: &Queries, end: usize) -> Option<Self> {
+        loop {
+            if self.row >= queries.first.len() {
+                self = Self { tile: self.tile + KEYS, row: 0 };
+            }
+            if self.tile >= end {
+                return None;
+            }
+            if self.end(queries) > self.tile {
+                return Some(self);
+            }
+            self.row += STRIP;
+        }
+    }
+
+    /// One more than the last key that its last query sees.
+    fn end(self, queries: &Queries) -> usize {
+        queries.last + (self.row + STRIP).min(queries.first.len())
+    }
+
+    /// Which keys each query sees, sixteen at a time.
+    #[inline]
+    fn seen(self, queries: &Queries) -> [[__mmask16; TILE]; STRIP] {
+        let last = self.row + STRIP - 1;
+        if last < queries.first.len()
+            && queries.last + self.row >= self.tile + KEYS - 1
+            && queries.first[last] <= self.tile
+        {
+            return [[!0; TILE]; STRIP];
+        }
+        std::array::from_fn(|i| {
+            let (from, to) = match self.row + i < queries.first.len() {
+                true => queries.seen(self.row + i, self.tile),
+                false => (0, 0),
+            };
+            std::array::from_fn(|j| lanes(j, from, to))
+        })
+    }
+}
+
+/// Scores of a strip.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Scores([[[f32; 16]; TILE]; STRIP]);
+
+impl Scores {
+    const NONE: Self = Self([[[0.; 16]; TILE]; STRIP]);
+
+    /// The highest that a query sees.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn highest(&self, query: usize, seen: [__mmask16; TILE]) -> f32 {
+        let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
+        for (scores, seen) in self.0[query].iter().zip(seen) {
+            // SAFETY: sixteen values on a cache line.
+            let scores = unsafe { _mm512_load_ps(scores.as_ptr()) };
+            most = _mm512_mask_max_ps(most, seen, most, scores);
+        }
+        _mm512_reduce_max_ps(most)
+    }
+
+    /// `2^(c·score − shift)` of sixteen scores of a query, zeros where they are not seen.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn power(&self, query: usize, vector: usize, c: f32, shift: f32, seen: __mmask16) -> __m512 {
+        // SAFETY: sixteen values on a cache line.
+        let scores = unsafe { _mm512_load_ps(self.0[query][vector].as_ptr()) };
+        exp2(_mm512_fmsub_ps(scores, _mm512_set1_ps(c), _mm512_set1_ps(shift)), seen)
+    }
+}
+
+/// The scores of a strip with a tile, in [`PARTS`]; after each something else gets its turn, whose operations the processor fits in between.
+///
+/// # Safety
+/// AVX512-BF16 is there; `left` spans the strip's rows of `units`, `keys` the tile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn highest(scores: &[__m512; TILE], before: f32, open: bool, (from, to): (usize, usize)) -> f32 {
-    let low = _mm512_set1_ps(f32::NEG_INFINITY);
-    let seen = |j: usize| match open {
-        true => scores[j],
-        false => _mm512_mask_mov_ps(low, lanes(j, from, to), scores[j]),
-    };
-    let most = _mm512_max_ps(_mm512_max_ps(seen(0), seen(1)), _mm512_max_ps(seen(2), seen(3)));
-    _mm512_reduce_max_ps(most).max(before)
+unsafe fn score<U: Unit>(
+    units: usize,
+    left: *const u32,
+    keys: *const u32,
+    scores: &mut Scores,
+    mut meanwhile: impl FnMut(usize),
+) {
+    let depth = units / PARTS;
+    let mut sums = [[_mm512_setzero_ps(); TILE]; STRIP];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for part in 0..PARTS {
+            let from = part * depth;
+            let left = (left.add(from), units, 1);
+            sums = multiply::<U, STRIP, TILE>(sums, depth, left, keys.add(from * KEYS), KEYS);
+            meanwhile(part);
+        }
+        for (scores, sums) in scores.0.iter_mut().zip(sums) {
+            for (scores, sums) in scores.iter_mut().zip(sums) {
+                _mm512_store_ps(scores.as_mut_ptr(), sums);
+            }
+        }
+    }
+}
+
+/// Gives the queries that see keys for the first time a shift: the highest of these scores, to base 2. Powers of later scores are relative to it, whatever they
+/// are, until one is beyond [`LIMIT`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn settle(scores: &Scores, seen: &[[__mmask16; TILE]; STRIP], c: f32, shifts: &mut [f32; STRIP]) {
+    for (i, shift) in shifts.iter_mut().enumerate() {
+        if *shift == f32::NEG_INFINITY && seen[i] != [0; TILE] {
+            let highest = scores.highest(i, seen[i]);
+            *shift = if highest == f32::NEG_INFINITY { 0. } else { highest * c };
+        }
+    }
+}
+
+/// The powers of a strip once more, relative to its highest scores if those are higher than the shifts so far; what was summed is brought to the new ones.
+///
+/// # Safety
+/// As [`score`]; `out` has rows of so many values, `sums` sixteen of each query.
+#[cold]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn raise_again<U: Unit>(
+    scores: &Scores,
+    seen: &[[__mmask16; TILE]; STRIP],
+    c: f32,
+    shifts: &mut [f32; STRIP],
+    (out, wide): (*mut f32, usize),
+    sums: *mut f32,
+    weights: *mut u32,
+) -> [__m512; STRIP] {
+    let mut found = [_mm512_setzero_ps(); STRIP];
+    for i in 0..STRIP {
+        let shift = scores.highest(i, seen[i]) * c;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if shift > shifts[i] {
+                let factor = exp2(_mm512_set1_ps(shifts[i] - shift), !0);
+                for at in
+                    (0..wide).step_by(16).map(|column| out.add(i * wide + column)).chain([sums.add(16 * i)])
+                {
+                    _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), factor));
+                }
+                shifts[i] = shift;
+            }
+            for pair in 0..TILE / 2 {
+                let powers = [
+                    scores.power(i, 2 * pair, c, shifts[i], seen[i][2 * pair]),
+                    scores.power(i, 2 * pair + 1, c, shifts[i], seen[i][2 * pair + 1]),
+                ];
+                found[i] = _mm512_add_ps(found[i], _mm512_add_ps(powers[0], powers[1]));
+                U::store(weights.add((i * KEYS + 32 * pair) / U::VALUES), powers);
+            }
+        }
+    }
+    found
 }
 
 /// Keys and values of one head, packed for the backward pass.

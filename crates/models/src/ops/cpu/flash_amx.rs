@@ -21,7 +21,7 @@ use super::amx::{self, Product, Side, Tiles};
 use super::avx512::lanes;
 use super::flash::{
     BACKWARD_QUERIES, FORWARD_QUERIES, Form, Half, KEYS, Kernel, Keys, Numbers, Queries, Unit, finish, pack,
-    packed_units, padded,
+    packed_units, padded, parts,
 };
 
 /// Queries (forward) or keys (backward) that are scored together: two tiles.
@@ -224,16 +224,13 @@ impl Kernel for Amx {
     }
 
     fn backward_scratch(d: usize) -> usize {
-        4 * packed_units::<Half>(BACKWARD_QUERIES, d)
-            + BACKWARD_QUERIES * padded(d)
-            + 4 * STRIP * STRIP
-            + 4 * KEYS * BACKWARD_QUERIES / 2
+        BACKWARD_QUERIES * padded(d) + 4 * STRIP * STRIP + 4 * KEYS * BACKWARD_QUERIES / 2
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
     unsafe fn backward(
         queries: &Queries,
-        (q, dy): (*const f32, *const f32),
+        packed: *const u32,
         (keys, range): (Keys, Range<usize>),
         along: &[f32],
         log_sums: &[f32],
@@ -253,21 +250,15 @@ impl Kernel for Amx {
         let _tiles = Tiles::new(amx::Unit::Amx);
         // SAFETY: the caller's promise; the scratch is divided as `backward_scratch` counts it.
         unsafe {
-            let part = packed_units::<Half>(BLOCK, d);
-            let [q_columns, dy_columns, q_depth, dy_depth] = [0, 1, 2, 3].map(|i| scratch.add(i * part));
+            let [q_columns, dy_columns, q_depth, dy_depth] = parts::<Half>(packed, d);
             // dq transposed: `[d][queries]`.
-            let sum: *mut f32 = scratch.add(4 * part).cast();
+            let sum: *mut f32 = scratch.cast();
             let squares = sum.add(BLOCK * wide);
             // Scores and gradients of weights, two of each.
             let squares = [0, 1].map(|turn| [0, 1].map(|i| squares.add((2 * turn + i) * STRIP * STRIP)));
-            let rest = scratch.add(4 * part + BLOCK * wide + 4 * STRIP * STRIP);
+            let rest = scratch.add(BLOCK * wide + 4 * STRIP * STRIP);
             let [weights, slopes, pairs, more_pairs] = [0, 1, 2, 3].map(|i| rest.add(i * KEYS * BLOCK / 2));
             let pairs = [pairs, more_pairs];
-            let columns = Form::Columns { width: BLOCK };
-            for (from, by_columns, by_depth) in [(q, q_columns, q_depth), (dy, dy_columns, dy_depth)] {
-                pack::<Half>(columns, from, queries.stride, (count, BLOCK), d, by_columns);
-                pack::<Half>(Form::Depth, from, queries.stride, (count, BLOCK), d, by_depth);
-            }
             sum.write_bytes(0, BLOCK * wide);
             let end = count.next_multiple_of(STRIP);
             // The first query that sees a key, rounded down to what is computed together.
