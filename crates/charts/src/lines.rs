@@ -104,7 +104,7 @@ impl LineChart {
                 canvas.text(cx, (cy - 14.0).max(area.top + 10.0), note, 12.0, color, anchor, true);
             }
         }
-        for (py, value, color) in apart(ends, 15.0) {
+        for (py, value, color) in apart(ends, 15.0, area.bottom) {
             canvas.text(area.right + 8.0, py + 4.0, &value, 12.0, color, Anchor::Start, true);
         }
         if all().next().is_none() {
@@ -228,8 +228,9 @@ fn decimated(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The labels moved apart until no two are closer than `gap`: those that would overlap stand evenly around the middle of their places.
-fn apart<T>(mut labels: Vec<(f64, String, T)>, gap: f64) -> Vec<(f64, String, T)> {
+/// The labels moved apart until no two are closer than `gap`: those that would overlap stand evenly around the middle of their places, and none lower than
+/// `bottom`, where the axis has its own.
+fn apart<T>(mut labels: Vec<(f64, String, T)>, gap: f64, bottom: f64) -> Vec<(f64, String, T)> {
     labels.sort_by(|a, b| a.0.total_cmp(&b.0));
     // Groups of labels that stand together: the middle and how many.
     let mut groups: Vec<(f64, usize)> = Vec::new();
@@ -249,6 +250,9 @@ fn apart<T>(mut labels: Vec<(f64, String, T)>, gap: f64) -> Vec<(f64, String, T)
     });
     for (label, place) in labels.iter_mut().zip(places) {
         label.0 = place;
+    }
+    for (above, label) in labels.iter_mut().rev().enumerate() {
+        label.0 = label.0.min(bottom - gap * above as f64);
     }
     labels
 }
@@ -300,10 +304,11 @@ mod tests {
     fn labels_do_not_overlap() {
         let spread = |places: &[f64]| -> Vec<f64> {
             let labels = places.iter().map(|place| (*place, String::new(), ())).collect();
-            apart(labels, 15.0).into_iter().map(|label| label.0).collect()
+            apart(labels, 15.0, 200.0).into_iter().map(|label| label.0).collect()
         };
         assert_eq!(spread(&[12.0, 10.0]), [3.5, 18.5]);
         assert_eq!(spread(&[10.0, 100.0, 10.0, 10.0]), [-5.0, 10.0, 25.0, 100.0]);
+        assert_eq!(spread(&[150.0, 199.0, 200.0, 198.0]), [150.0, 170.0, 185.0, 200.0]);
         for places in [vec![1.0, 2.0, 3.0, 4.0, 20.0, 50.0, 51.0], vec![]] {
             assert!(spread(&places).windows(2).all(|pair| pair[1] - pair[0] >= 15.0 - 1e-9), "{places:?}");
         }
