@@ -390,12 +390,13 @@ mod tests {
     use super::*;
     use crate::ops;
 
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.).collect()
+    }
+
     /// Both sides of a sum get one buffer: whoever adds to it must not change what the other reads, in whatever order they come.
     #[test]
     fn sides_of_a_sum_do_not_disturb_one_another() {
-        let numbers = |n: usize, seed: usize| -> Vec<f32> {
-            (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.).collect()
-        };
         let var = |seed| {
             Var::from_tensor(&Tensor::from_vec(numbers(160, seed), (5, 32), &Device::Cpu).unwrap()).unwrap()
         };
@@ -427,9 +428,6 @@ mod tests {
     /// A norm's result that a trained map reads is not kept, and comes back with the same bits.
     #[test]
     fn cheap_results_are_made_again() {
-        let numbers = |n: usize, seed: usize| -> Vec<f32> {
-            (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.).collect()
-        };
         let var = |dims: (usize, usize), seed| {
             Var::from_tensor(&Tensor::from_vec(numbers(dims.0 * dims.1, seed), dims, &Device::Cpu).unwrap())
                 .unwrap()

@@ -138,71 +138,38 @@ fn rms_norm_of<T: Number>(device: &CudaDevice, x: &Tensor, w: &Tensor, eps: f32)
 
 /// The gradient of `x`.
 pub fn rms_norm_backward(x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
-    norm_backward("rms_norm", x, w, dy, eps)
-}
-
-/// The gradient of `x`.
-pub fn layer_norm_backward(x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
-    norm_backward("layer_norm", x, w, dy, eps)
-}
-
-fn norm_backward(norm: &str, x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
-    let Some(device) = device(&[x, w, dy]) else { return Ok(None) };
-    of_type!(x.dtype(), norm_backward_of(&device, norm, x, w, dy, eps as f32)).map(Some)
-}
-
-fn norm_backward_of<T: Number>(
-    device: &CudaDevice,
-    norm: &str,
-    x: &Tensor,
-    w: &Tensor,
-    dy: &Tensor,
-    eps: f32,
-) -> Result<Tensor> {
-    let n = w.elem_count();
-    let mut dx = uninit::<T>(device, x.elem_count())?;
-    let width = n as i32;
-    with::<T, _>(x, |x_values| {
-        with::<T, _>(w, |w_values| {
-            with::<T, _>(dy, |dy_values| {
-                let name = format!("{norm}_backward_{}", T::NAME);
-                let grid = (x.elem_count() / n, 1, 1);
-                let module = ROW_KERNELS;
-                launch!(
-                    device,
-                    module,
-                    name,
-                    grid,
-                    ROW_THREADS,
-                    [&mut dx, &x_values, &w_values, &dy_values, &width, &eps]
-                );
-                Ok(())
-            })
-        })
-    })?;
-    Ok(tensor(dx, x.shape(), device))
+    norm("rms_norm_backward", [x, w, dy], eps)
 }
 
 /// See [`crate::ops::layer_norm`].
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Option<Tensor>> {
-    let Some(device) = device(&[x, w, b]) else { return Ok(None) };
-    of_type!(x.dtype(), layer_norm_of(&device, x, w, b, eps as f32)).map(Some)
+    norm("layer_norm", [x, w, b], eps)
 }
 
-fn layer_norm_of<T: Number>(
+/// The gradient of `x`.
+pub fn layer_norm_backward(x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
+    norm("layer_norm_backward", [x, w, dy], eps)
+}
+
+/// A kernel over the rows of `x` that reads `w` and one tensor more.
+fn norm(kernel: &str, inputs: [&Tensor; 3], eps: f64) -> Result<Option<Tensor>> {
+    let Some(device) = device(&inputs) else { return Ok(None) };
+    of_type!(inputs[0].dtype(), norm_of(&device, kernel, inputs, eps as f32)).map(Some)
+}
+
+fn norm_of<T: Number>(
     device: &CudaDevice,
-    x: &Tensor,
-    w: &Tensor,
-    b: &Tensor,
+    kernel: &str,
+    [x, w, third]: [&Tensor; 3],
     eps: f32,
 ) -> Result<Tensor> {
     let n = w.elem_count();
-    let mut y = uninit::<T>(device, x.elem_count())?;
+    let mut out = uninit::<T>(device, x.elem_count())?;
     let width = n as i32;
     with::<T, _>(x, |x_values| {
         with::<T, _>(w, |w_values| {
-            with::<T, _>(b, |b_values| {
-                let name = format!("layer_norm_{}", T::NAME);
+            with::<T, _>(third, |third| {
+                let name = format!("{kernel}_{}", T::NAME);
                 let grid = (x.elem_count() / n, 1, 1);
                 let module = ROW_KERNELS;
                 launch!(
@@ -211,13 +178,13 @@ fn layer_norm_of<T: Number>(
                     name,
                     grid,
                     ROW_THREADS,
-                    [&mut y, &x_values, &w_values, &b_values, &width, &eps]
+                    [&mut out, &x_values, &w_values, &third, &width, &eps]
                 );
                 Ok(())
             })
         })
     })?;
-    Ok(tensor(y, x.shape(), device))
+    Ok(tensor(out, x.shape(), device))
 }
 
 /// See [`crate::ops::gated`].

@@ -13,27 +13,6 @@ void cpu_rms_norm(int wide_type, void *y, const void *x, const void *w, int rows
         else rms_norm_bf16((bf16 *)y, (const bf16 *)x, (const bf16 *)w, n, eps);
     });
 }
-void cpu_rms_norm_backward(int wide_type, void *dx, const void *x, const void *w, const void *dy, int rows, int n, float eps,
-                           unsigned threads) {
-    shim::launch(grid(rows), threads, [=] {
-        if (wide_type) rms_norm_backward_f32((float *)dx, (const float *)x, (const float *)w, (const float *)dy, n, eps);
-        else rms_norm_backward_bf16((bf16 *)dx, (const bf16 *)x, (const bf16 *)w, (const bf16 *)dy, n, eps);
-    });
-}
-void cpu_layer_norm(int wide_type, void *y, const void *x, const void *w, const void *b, int rows, int n, float eps,
-                    unsigned threads) {
-    shim::launch(grid(rows), threads, [=] {
-        if (wide_type) layer_norm_f32((float *)y, (const float *)x, (const float *)w, (const float *)b, n, eps);
-        else layer_norm_bf16((bf16 *)y, (const bf16 *)x, (const bf16 *)w, (const bf16 *)b, n, eps);
-    });
-}
-void cpu_layer_norm_backward(int wide_type, void *dx, const void *x, const void *w, const void *dy, int rows, int n, float eps,
-                             unsigned threads) {
-    shim::launch(grid(rows), threads, [=] {
-        if (wide_type) layer_norm_backward_f32((float *)dx, (const float *)x, (const float *)w, (const float *)dy, n, eps);
-        else layer_norm_backward_bf16((bf16 *)dx, (const bf16 *)x, (const bf16 *)w, (const bf16 *)dy, n, eps);
-    });
-}
 void cpu_cross_entropy(int wide_type, void *logits, float *losses, const uint32_t *labels, int rows, int vocabulary,
                        unsigned threads) {
     shim::launch(grid(rows), threads, [=] {
@@ -42,6 +21,20 @@ void cpu_cross_entropy(int wide_type, void *logits, float *losses, const uint32_
     });
 }
 }
+
+// A kernel over rows that reads `w` and one operand more, in both types.
+#define NORM(KERNEL)                                                                                                  \
+    extern "C" void cpu_##KERNEL(int wide_type, void *out, const void *x, const void *w, const void *third, int rows, \
+                                 int n, float eps, unsigned threads) {                                                \
+        shim::launch(grid(rows), threads, [=] {                                                                       \
+            if (wide_type)                                                                                            \
+                KERNEL##_f32((float *)out, (const float *)x, (const float *)w, (const float *)third, n, eps);         \
+            else KERNEL##_bf16((bf16 *)out, (const bf16 *)x, (const bf16 *)w, (const bf16 *)third, n, eps);           \
+        });                                                                                                           \
+    }
+NORM(rms_norm_backward)
+NORM(layer_norm)
+NORM(layer_norm_backward)
 
 // Both passes of a gated activation, in both types.
 #define GATED(KERNEL)                                                                                                 \
