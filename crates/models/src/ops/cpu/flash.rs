@@ -500,14 +500,8 @@ impl<U: Unit> Kernel for U {
                 settle(now, &seen, c, shifts);
                 let mut found = [_mm512_setzero_ps(); STRIP];
                 let mut raise = |part: usize| {
-                    let (i, pair) = (part / 2, part % 2);
-                    // No closure: it would be called, and all registers stored around it.
-                    let powers = [
-                        now.power(i, 2 * pair, c, shifts[i], seen[i][2 * pair]),
-                        now.power(i, 2 * pair + 1, c, shifts[i], seen[i][2 * pair + 1]),
-                    ];
-                    found[i] = _mm512_add_ps(found[i], _mm512_add_ps(powers[0], powers[1]));
-                    U::store(weights.add((i * KEYS + 32 * pair) / U::VALUES), powers);
+                    let i = part / 2;
+                    found[i] = _mm512_add_ps(found[i], now.raise::<U>(part, c, shifts[i], &seen[i], weights));
                 };
                 next = Strip { row: strip.row + STRIP, ..strip }.or_after(queries, tiles.end);
                 match next {
@@ -860,13 +854,33 @@ impl Scores {
         _mm512_reduce_max_ps(most)
     }
 
-    /// `2^(c·score − shift)` of sixteen scores of a query, zeros where they are not seen.
+    /// The powers `2^(c·score − shift)` of one of [`PARTS`] of the scores, zeros where they are not `seen`: their sum, and they themselves as weights.
+    /// No closure inside: it would be called, and all registers stored around it.
+    ///
+    /// # Safety
+    /// AVX512-BF16 is there; `weights` has room for a strip.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn power(&self, query: usize, vector: usize, c: f32, shift: f32, seen: __mmask16) -> __m512 {
-        // SAFETY: sixteen values on a cache line.
-        let scores = unsafe { _mm512_load_ps(self.0[query][vector].as_ptr()) };
-        exp2(_mm512_fmsub_ps(scores, _mm512_set1_ps(c), _mm512_set1_ps(shift)), seen)
+    unsafe fn raise<U: Unit>(
+        &self,
+        part: usize,
+        c: f32,
+        shift: f32,
+        seen: &[__mmask16; TILE],
+        weights: *mut u32,
+    ) -> __m512 {
+        let (i, pair) = (part / 2, part % 2);
+        let mut powers = [_mm512_setzero_ps(); 2];
+        // SAFETY: sixteen values on a cache line each; the caller's promise.
+        unsafe {
+            for (j, power) in powers.iter_mut().enumerate() {
+                let scores = _mm512_load_ps(self.0[i][2 * pair + j].as_ptr());
+                let exponent = _mm512_fmsub_ps(scores, _mm512_set1_ps(c), _mm512_set1_ps(shift));
+                *power = exp2(exponent, seen[2 * pair + j]);
+            }
+            U::store(weights.add((i * KEYS + 32 * pair) / U::VALUES), powers);
+        }
+        _mm512_add_ps(powers[0], powers[1])
     }
 }
 
@@ -943,13 +957,8 @@ unsafe fn raise_again<U: Unit>(
                 }
                 shifts[i] = shift;
             }
-            for pair in 0..TILE / 2 {
-                let powers = [
-                    scores.power(i, 2 * pair, c, shifts[i], seen[i][2 * pair]),
-                    scores.power(i, 2 * pair + 1, c, shifts[i], seen[i][2 * pair + 1]),
-                ];
-                found[i] = _mm512_add_ps(found[i], _mm512_add_ps(powers[0], powers[1]));
-                U::store(weights.add((i * KEYS + 32 * pair) / U::VALUES), powers);
+            for part in 2 * i..2 * i + 2 {
+                found[i] = _mm512_add_ps(found[i], scores.raise::<U>(part, c, shifts[i], &seen[i], weights));
             }
         }
     }
