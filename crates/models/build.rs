@@ -1,5 +1,5 @@
-//! With the feature `cuda`: compiles the kernels of `src/ops/cuda/kernels` to PTX, which the driver turns into code for its GPU. Does
-//! nothing without it.
+//! With the feature `cuda`: compiles the kernels of `src/ops/cuda/kernels` to PTX, which the driver
+//! turns into code for its GPU. Does nothing without it.
 
 // A build script says what is wrong by failing.
 #![allow(clippy::panic)]
@@ -33,7 +33,10 @@ fn main() {
         if let Some(compiler) = folder("NVCC_CCBIN") {
             command.arg("-ccbin").arg(compiler);
         }
-        command.arg(format!("src/ops/cuda/kernels/{name}.cu")).arg("-o").arg(out.join(format!("{name}.ptx")));
+        command
+            .arg(format!("src/ops/cuda/kernels/{name}.cu"))
+            .arg("-o")
+            .arg(out.join(format!("{name}.ptx")));
         match command.status() {
             Ok(status) if status.success() => {}
             Ok(status) => panic!("nvcc ended with {status} on {name}.cu"),

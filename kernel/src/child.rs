@@ -1,10 +1,11 @@
 //! The process in which the cells run, under our server.
 //!
-//! evcxr starts it, writes `LOAD_AND_RUN <shared object> <function>` to its standard input for each cell, and reads its
-//! control words from the standard output. Both of the cell's own streams go elsewhere: they are sockets to the server,
-//! which shows what comes as it comes, takes the frames of the display channel out of it, and passes evcxr's
-//! control words on to evcxr (see [`crate::server::pump`]). Since the server holds the other end, nothing that was
-//! printed is lost when the process dies.
+//! evcxr starts it, writes `LOAD_AND_RUN <shared object> <function>` to its standard input for each
+//! cell, and reads its control words from the standard output. Both of the cell's own streams go
+//! elsewhere: they are sockets to the server, which shows what comes as it comes, takes the frames
+//! of the display channel out of it, and passes evcxr's control words on to evcxr (see
+//! [`crate::server::pump`]). Since the server holds the other end, nothing that was printed is lost
+//! when the process dies.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -27,11 +28,13 @@ pub(crate) const FRAME_START: u8 = 0x1e;
 /// The frame that follows everything a cell has printed.
 pub(crate) const END: &str = "END";
 
-/// What the child says on its third connection: a cell's code starts, and: it has seen the stop flag.
+/// What the child says on its third connection: a cell's code starts, and: it has seen the stop
+/// flag.
 pub(crate) const RUNS: &str = "run";
 pub(crate) const SEEN: &str = "seen";
 
-/// The stop flag. The code of the cells reads it by its address: the layout is part of the interface.
+/// The stop flag. The code of the cells reads it by its address: the layout is part of the
+/// interface.
 #[repr(C)]
 struct Flag {
     requested: AtomicU32,
@@ -49,7 +52,9 @@ pub(crate) fn run_if_child() {
     if std::env::var_os("EVCXR_IS_RUNTIME").is_none() {
         return;
     }
-    let (Some(socket), Ok(nonce)) = (std::env::var_os(SOCKET_VAR), std::env::var(NONCE_VAR)) else { return };
+    let (Some(socket), Ok(nonce)) = (std::env::var_os(SOCKET_VAR), std::env::var(NONCE_VAR)) else {
+        return;
+    };
     let code = match run(socket.as_ref(), &nonce) {
         Ok(()) => 0,
         Err(error) => {
@@ -66,10 +71,15 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
     let _ = to_evcxr.into_raw_fd();
     // SAFETY: no other thread has been started yet.
     unsafe {
-        // A kernel that was killed takes its cells along. (The thread that started this process lives as long as it.)
+        // A kernel that was killed takes its cells along. (The thread that started this process
+        // lives as long as it.)
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        std::env::set_var(FLAG_VAR, format!("{}:{:x}", std::process::id(), &raw const FLAG as usize));
-        // The frames of a backtrace are evcxr's and ours; the panic's message and place are shown anyway.
+        std::env::set_var(
+            FLAG_VAR,
+            format!("{}:{:x}", std::process::id(), &raw const FLAG as usize),
+        );
+        // The frames of a backtrace are evcxr's and ours; the panic's message and place are shown
+        // anyway.
         if std::env::var_os("TUNEBOOK_BACKTRACE").is_none() {
             std::env::set_var("RUST_BACKTRACE", "0");
         }
@@ -88,7 +98,8 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line.context("cannot read evcxr's instruction")?;
         let mut words = line.split(' ');
-        let (Some("LOAD_AND_RUN"), Some(path), Some(function)) = (words.next(), words.next(), words.next())
+        let (Some("LOAD_AND_RUN"), Some(path), Some(function)) =
+            (words.next(), words.next(), words.next())
         else {
             // A line of input that no cell has read.
             continue;
@@ -135,10 +146,11 @@ fn report_acknowledgements(mut control: UnixStream) {
 }
 
 fn load_and_run(path: &str, function: &str, store: *mut c_void) -> Result<*mut c_void> {
-    // SAFETY: the shared object was compiled by evcxr a moment ago, with a function of this signature.
+    // SAFETY: the shared object was compiled by evcxr a moment ago, with a function of this
+    // signature.
     unsafe {
-        let library =
-            libloading::Library::new(path).with_context(|| format!("cannot load the cell {path}"))?;
+        let library = libloading::Library::new(path)
+            .with_context(|| format!("cannot load the cell {path}"))?;
         let run = library.get::<extern "C" fn(*mut c_void) -> *mut c_void>(function.as_bytes())?;
         let store = run(store);
         // Values of the cell's types live on, so its code has to.

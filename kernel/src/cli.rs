@@ -77,7 +77,8 @@ impl Options {
         let mut options = Self::default();
         let mut args = args.iter();
         while let Some(arg) = args.next() {
-            let mut value = || args.next().map(PathBuf::from).with_context(|| format!("{arg} needs a value"));
+            let mut value =
+                || args.next().map(PathBuf::from).with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
                 "--project" => options.project = Some(value()?),
                 "--template" => options.template = Some(value()?),
@@ -90,8 +91,10 @@ impl Options {
     }
 
     fn layout(&self) -> Result<Layout> {
-        let project =
-            self.project.as_deref().context("--project DIR is missing: the folder with Cargo.toml")?;
+        let project = self
+            .project
+            .as_deref()
+            .context("--project DIR is missing: the folder with Cargo.toml")?;
         Layout::new(project, self.template.as_deref())
     }
 }

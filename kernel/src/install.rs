@@ -13,9 +13,10 @@ const LOGO: &str = include_str!("../assets/logo.svg");
 /// Writes the kernelspecs `tunebook` and `tunebook-stock` into `prefix/share/jupyter/kernels`.
 pub(crate) fn install(prefix: &Path, layout: &Layout) -> Result<()> {
     let exe = std::env::current_exe().context("cannot tell where this program is")?;
-    for (name, display_name, role) in
-        [("tunebook", "Rust (tunebook)", "run"), ("tunebook-stock", "Rust (evcxr)", "--control_file")]
-    {
+    for (name, display_name, role) in [
+        ("tunebook", "Rust (tunebook)", "run"),
+        ("tunebook-stock", "Rust (evcxr)", "--control_file"),
+    ] {
         let dir = prefix.join("share/jupyter/kernels").join(name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let spec = json!({

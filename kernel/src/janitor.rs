@@ -1,5 +1,5 @@
-//! Removes a kernel's directory when the kernel is gone, however it went: Jupyter ends a kernel with SIGKILL when it is
-//! in a hurry, and then nothing in the kernel itself can clean up.
+//! Removes a kernel's directory when the kernel is gone, however it went: Jupyter ends a kernel
+//! with SIGKILL when it is in a hurry, and then nothing in the kernel itself can clean up.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -10,11 +10,18 @@ use anyhow::{Context, Result};
 
 use crate::tree;
 
-/// Starts a janitor for `dir`. It acts when the returned pipe is closed, by a drop or by the end of this process.
+/// Starts a janitor for `dir`. It acts when the returned pipe is closed, by a drop or by the end of
+/// this process.
 pub(crate) fn start(dir: &Path) -> Result<ChildStdin> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("janitor").arg(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: setsid is async-signal-safe. Signals to the kernel's process group must not reach the janitor.
+    command
+        .arg("janitor")
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // SAFETY: setsid is async-signal-safe. Signals to the kernel's process group must not reach the
+    // janitor.
     unsafe {
         command.pre_exec(|| {
             libc::setsid();

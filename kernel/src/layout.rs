@@ -1,9 +1,10 @@
 //! Where things are.
 //!
-//! The template is a small workspace of its own: a copy of the project's manifest, lock file and of those crates that
-//! the cells link to, and beside them the package `cell`, which evcxr rewrites for each cell. Packages keep their path
-//! inside the workspace, profile and features are the project's, so cargo names every artefact as it does in the
-//! project, and what `cargo build` has compiled there is fresh here.
+//! The template is a small workspace of its own: a copy of the project's manifest, lock file and of
+//! those crates that the cells link to, and beside them the package `cell`, which evcxr rewrites
+//! for each cell. Packages keep their path inside the workspace, profile and features are the
+//! project's, so cargo names every artefact as it does in the project, and what `cargo build` has
+//! compiled there is fresh here.
 //!
 //! ```text
 //! <project>/target/notebook/
@@ -11,8 +12,8 @@
 //!   kernels/<id>/        the same, one for each running kernel: large artefacts are hard links
 //! ```
 //!
-//! The lock file belongs to the workspace and not to the cell: the cell's dependencies come and go, and cargo would
-//! prune the lock file of the rest each time.
+//! The lock file belongs to the workspace and not to the cell: the cell's dependencies come and go,
+//! and cargo would prune the lock file of the rest each time.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -49,8 +50,9 @@ impl Layout {
             "{} holds no Cargo.toml: give the project's folder",
             project.display()
         );
-        let project =
-            project.canonicalize().with_context(|| format!("cannot resolve {}", project.display()))?;
+        let project = project
+            .canonicalize()
+            .with_context(|| format!("cannot resolve {}", project.display()))?;
         let template = match template {
             Some(template) => std::path::absolute(template)
                 .with_context(|| format!("cannot resolve {}", template.display()))?,
@@ -58,7 +60,9 @@ impl Layout {
         };
         // The prelude with other features is another prelude.
         let template = match features() {
-            Some(features) => template.with_file_name(format!("template-{}", features.replace(',', "-"))),
+            Some(features) => {
+                template.with_file_name(format!("template-{}", features.replace(',', "-")))
+            }
             None => template,
         };
         Ok(Self { project, template })
@@ -100,8 +104,8 @@ pub(crate) fn target(root: &Path) -> PathBuf {
     root.join("cell/target")
 }
 
-/// The manifest of the cell package while it depends on the prelude, in the words of evcxr. (It adds profile keys, which
-/// cargo ignores outside a workspace's root.)
+/// The manifest of the cell package while it depends on the prelude, in the words of evcxr. (It
+/// adds profile keys, which cargo ignores outside a workspace's root.)
 pub(crate) fn cell_manifest(root: &Path) -> String {
     format!(
         "[package]\nname = \"ctx\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\n\
@@ -127,5 +131,8 @@ pub(crate) fn dependency(root: &Path) -> String {
         None => String::new(),
     };
     // A TOML string and a JSON string escape alike, and so do lists of them.
-    format!("{PRELUDE} = {{ path = {}{features} }}", serde_json::Value::from(path.to_string_lossy()))
+    format!(
+        "{PRELUDE} = {{ path = {}{features} }}",
+        serde_json::Value::from(path.to_string_lossy())
+    )
 }

@@ -27,8 +27,8 @@ impl Session {
         let dir = layout.kernels().join(unique_name());
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let alive_path = dir.join("alive.lock");
-        let alive =
-            File::create(&alive_path).with_context(|| format!("cannot create {}", alive_path.display()))?;
+        let alive = File::create(&alive_path)
+            .with_context(|| format!("cannot create {}", alive_path.display()))?;
         alive.lock().context("cannot lock the kernel's directory")?;
         let janitor = janitor::start(&dir)?;
         Ok(Self { dir, _alive: alive, _janitor: janitor })
@@ -62,11 +62,13 @@ impl Session {
     /// The environment in which evcxr works in this clone.
     pub(crate) fn environment(&self, toolchain: &Toolchain) -> Vec<(&'static str, OsString)> {
         let deps = layout::target(&self.dir).join(&toolchain.triple).join("debug/deps");
-        // A cell is moved one folder up after it was linked, so its own run path misses the standard library.
+        // A cell is moved one folder up after it was linked, so its own run path misses the
+        // standard library.
         let mut libraries = OsString::from(&toolchain.libdir);
         libraries.push(":");
         libraries.push(&deps);
-        if let Some(inherited) = std::env::var_os("LD_LIBRARY_PATH").filter(|path| !path.is_empty()) {
+        if let Some(inherited) = std::env::var_os("LD_LIBRARY_PATH").filter(|path| !path.is_empty())
+        {
             libraries.push(":");
             libraries.push(inherited);
         }
@@ -79,7 +81,8 @@ impl Session {
 
     fn write_config(&self) -> Result<()> {
         let config = self.config();
-        fs::create_dir_all(&config).with_context(|| format!("cannot create {}", config.display()))?;
+        fs::create_dir_all(&config)
+            .with_context(|| format!("cannot create {}", config.display()))?;
         fs::write(config.join("init.evcxr"), format!(":dep {}\n", layout::dependency(&self.dir)))?;
         fs::write(config.join("prelude.rs"), format!("use {}::prelude::*;\n", layout::PRELUDE))?;
         Ok(())
@@ -96,7 +99,11 @@ fn clone(template: &Path, dir: &Path) -> Result<()> {
     tree::copy_tree(&template.join("crates"), &dir.join("crates"), Mode::Copy)?;
     let cell = layout::cell(dir);
     tree::copy_tree(&layout::cell(template).join("src"), &cell.join("src"), Mode::Copy)?;
-    tree::copy_file(&layout::cell(template).join("Cargo.toml"), &cell.join("Cargo.toml"), Mode::Copy)?;
+    tree::copy_file(
+        &layout::cell(template).join("Cargo.toml"),
+        &cell.join("Cargo.toml"),
+        Mode::Copy,
+    )?;
     tree::copy_tree(&layout::target(template), &layout::target(dir), Mode::Share)
 }
 
@@ -107,7 +114,8 @@ pub(crate) fn remove_stale(layout: &Layout) -> Result<()> {
         let path = entry?.path();
         let in_use = match File::open(path.join("alive.lock")) {
             Ok(file) => file.try_lock().is_err(),
-            // Between the creation of the directory and that of its lock file there is a moment; spare the young.
+            // Between the creation of the directory and that of its lock file there is a moment;
+            // spare the young.
             Err(_) => fs::metadata(&path)
                 .and_then(|metadata| metadata.modified())
                 .ok()

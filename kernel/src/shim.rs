@@ -1,15 +1,17 @@
 //! What evcxr finds in place of `cargo`, `rustc` and `rustup`, in the environment of our server.
 //!
-//! For each cell evcxr calls `cargo build`, of which a third of a second is cargo making sure that some four hundred
-//! dependencies have not changed. They cannot have: the clone is the kernel's own. So the first build with a given
-//! manifest goes through the real cargo, with this program as rustc's wrapper to take the compiler's command line
-//! down, and later ones repeat that command line. `cargo check` runs the same command as far as the types.
+//! For each cell evcxr calls `cargo build`, of which a third of a second is cargo making sure that
+//! some four hundred dependencies have not changed. They cannot have: the clone is the kernel's
+//! own. So the first build with a given manifest goes through the real cargo, with this program as
+//! rustc's wrapper to take the compiler's command line down, and later ones repeat that command
+//! line. `cargo check` runs the same command as far as the types.
 //!
-//! On the way, the places in evcxr's generated code that print its control words are changed to print frames with the
-//! kernel's nonce, so that nothing that a cell prints can be taken for one.
+//! On the way, the places in evcxr's generated code that print its control words are changed to
+//! print frames with the kernel's nonce, so that nothing that a cell prints can be taken for one.
 //!
-//! rust-analyzer, which evcxr loads with every crate in the graph (2 GB) in order to infer the types of variables, gets
-//! an empty graph: the server asks rustc for the types instead (see [`crate::server::types`]).
+//! rust-analyzer, which evcxr loads with every crate in the graph (2 GB) in order to infer the
+//! types of variables, gets an empty graph: the server asks rustc for the types instead (see
+//! [`crate::server::types`]).
 
 use std::ffi::OsString;
 use std::fs;
@@ -98,7 +100,8 @@ fn rustc(args: &[OsString]) -> Result<ExitCode> {
     exec(&var(RUSTC_VAR)?, args)
 }
 
-/// Whether the tool is called for the cell: in its package, or (as rust-analyzer does) in the workspace around it.
+/// Whether the tool is called for the cell: in its package, or (as rust-analyzer does) in the
+/// workspace around it.
 fn in_cell() -> bool {
     let Ok(dir) = var(DIR_VAR) else { return false };
     std::env::current_dir().is_ok_and(|cwd| cwd == dir || cwd == dir.join("cell"))
@@ -106,8 +109,10 @@ fn in_cell() -> bool {
 
 fn cargo(args: &[OsString]) -> Result<ExitCode> {
     let real = var(CARGO_VAR)?;
-    let command =
-        args.iter().find(|arg| !arg.to_string_lossy().starts_with('-')).and_then(|arg| arg.to_str());
+    let command = args
+        .iter()
+        .find(|arg| !arg.to_string_lossy().starts_with('-'))
+        .and_then(|arg| arg.to_str());
     if !in_cell() {
         return exec(&real, args);
     }
@@ -149,7 +154,8 @@ fn key(cell: &Path) -> String {
 }
 
 fn is_validation_of_prelude() -> bool {
-    let manifest = var(DIR_VAR).and_then(|dir| Ok(fs::read_to_string(dir.join("cell/Cargo.toml"))?));
+    let manifest =
+        var(DIR_VAR).and_then(|dir| Ok(fs::read_to_string(dir.join("cell/Cargo.toml"))?));
     manifest.is_ok_and(|text| text.contains("evcxr_dummy_validate_dep") && only_prelude(&text))
 }
 
@@ -172,8 +178,8 @@ fn has_prelude(manifest: &str) -> bool {
     manifest.lines().any(|line| line.trim_start().starts_with(&own))
 }
 
-/// Command lines that hold for every clone are kept beside the template, with the clone's path left open: the next kernel
-/// does not have to ask cargo at all.
+/// Command lines that hold for every clone are kept beside the template, with the clone's path left
+/// open: the next kernel does not have to ask cargo at all.
 mod shared {
     use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -193,7 +199,8 @@ mod shared {
 
     pub(super) fn read(key: &str, dir: &Path) -> Option<Recorded> {
         let text = fs::read_to_string(file(key, dir)?).ok()?;
-        let recorded: Recorded = serde_json::from_str(&text.replace(OPEN, &dir.to_string_lossy())).ok()?;
+        let recorded: Recorded =
+            serde_json::from_str(&text.replace(OPEN, &dir.to_string_lossy())).ok()?;
         (recorded.key == key).then_some(recorded)
     }
 
@@ -211,8 +218,8 @@ mod shared {
 fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
     let dir = var(DIR_VAR)?;
     let cell = dir.join("cell");
-    // A group of its own, which Stop can end without touching the kernel. The file says that it runs.
-    // SAFETY: setpgid has no memory effects.
+    // A group of its own, which Stop can end without touching the kernel. The file says that it
+    // runs. SAFETY: setpgid has no memory effects.
     unsafe { libc::setpgid(0, 0) };
     let pid_file = dir.join(COMPILER_FILE);
     fs::write(&pid_file, std::process::id().to_string())?;
@@ -227,7 +234,8 @@ fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
     if kind == Kind::Build {
         let nonce = std::env::var(NONCE_VAR).unwrap_or_default();
         text = with_frames(&text, &nonce);
-        if fs::read_to_string(cell.join("Cargo.toml")).is_ok_and(|manifest| has_prelude(&manifest)) {
+        if fs::read_to_string(cell.join("Cargo.toml")).is_ok_and(|manifest| has_prelude(&manifest))
+        {
             text = with_compiled_store(&text);
         }
         fs::write(&source, &text)?;
@@ -238,7 +246,8 @@ fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
 
     let key = key(&cell);
     let record_file = dir.join(RECORD_FILE);
-    let read = || -> Option<Recorded> { serde_json::from_slice(&fs::read(&record_file).ok()?).ok() };
+    let read =
+        || -> Option<Recorded> { serde_json::from_slice(&fs::read(&record_file).ok()?).ok() };
     let recorded = match read() {
         Some(recorded) if recorded.key == key => Some(recorded),
         _ => shared::read(&key, &dir).inspect(|recorded| {
@@ -250,7 +259,8 @@ fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<ExitCode> {
     let code = match recorded {
         Some(recorded) => again(&recorded, kind, &dir, &probed)?,
         _ => {
-            // A check needs the command line as well, and the build that gives it needs code that compiles.
+            // A check needs the command line as well, and the build that gives it needs code that
+            // compiles.
             if kind == Kind::Check {
                 fs::write(&source, "")?;
             }
@@ -320,7 +330,8 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
     while let Some(word) = words.next() {
         if word == "-C" || word == "--out-dir" {
             let value = words.next().context("the recorded command ends early")?;
-            // Each cell is new: what the last one left behind helps nobody and has to be read and written.
+            // Each cell is new: what the last one left behind helps nobody and has to be read and
+            // written.
             if value.starts_with("incremental=") {
                 continue;
             }
@@ -349,10 +360,14 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
         }
     }
     let mut command = Command::new(&recorded.program);
-    command.args(args).current_dir(&recorded.cwd).envs(recorded.envs.iter().cloned()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .current_dir(&recorded.cwd)
+        .envs(recorded.envs.iter().cloned())
+        .stderr(Stdio::piped());
     if !probed.is_empty() {
-        // Paths that can be written in a cell, instead of names that read well. The option is not stable: without
-        // it the names are short, which mostly does.
+        // Paths that can be written in a cell, instead of names that read well. The option is not
+        // stable: without it the names are short, which mostly does.
         command
             .env("RUSTC_BOOTSTRAP", "1")
             .args(["-Ztrim-diagnostic-paths=no", "--diagnostic-width=1000000"]);
@@ -375,8 +390,8 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
             types.insert(name, type_name.into());
             continue;
         }
-        failed_otherwise |=
-            message["level"] == "error" && message["spans"].as_array().is_some_and(|s| !s.is_empty());
+        failed_otherwise |= message["level"] == "error"
+            && message["spans"].as_array().is_some_and(|s| !s.is_empty());
         if is_moved_before_storing(&message) {
             keep_primary_spans(&mut message);
         }
@@ -403,19 +418,21 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
     Ok(status.code().unwrap_or(1))
 }
 
-/// Takes the store of the variables from the prelude, where it is compiled, instead of compiling evcxr's source of it in
-/// every cell. Line breaks stay.
+/// Takes the store of the variables from the prelude, where it is compiled, instead of compiling
+/// evcxr's source of it in every cell. Line breaks stay.
 fn with_compiled_store(code: &str) -> String {
     const BEGIN: &str = "mod evcxr_internal_runtime {\n";
     const END: &str = "Box::into_raw(Box::new(VariableStore::new()))\n}\n";
     let Some(begin) = code.find(BEGIN).map(|at| at + BEGIN.len()) else { return code.to_owned() };
-    let Some(end) = code[begin..].find(END).map(|at| begin + at + END.len()) else { return code.to_owned() };
+    let Some(end) = code[begin..].find(END).map(|at| begin + at + END.len()) else {
+        return code.to_owned();
+    };
     let lines = "\n".repeat(code[begin..end].matches('\n').count());
     format!("{}pub use ::{PRELUDE}::variables::*;{lines}{}", &code[..begin], &code[end..])
 }
 
-/// Whether the compiler complains that a variable which the cell has moved cannot be stored. evcxr compiles again then,
-/// without storing it.
+/// Whether the compiler complains that a variable which the cell has moved cannot be stored. evcxr
+/// compiles again then, without storing it.
 fn is_moved_before_storing(message: &Value) -> bool {
     let stores = |span: &Value| {
         span["is_primary"] == true
@@ -431,8 +448,9 @@ fn is_moved_before_storing(message: &Value) -> bool {
         && message["spans"].as_array().is_some_and(|spans| spans.iter().any(stores))
 }
 
-/// Leaves out where the value went. evcxr looks for a remedy at every place that an error names: if the cell's last
-/// expression is one of them it gives up showing its value by `evcxr_display`, too, and a table becomes text.
+/// Leaves out where the value went. evcxr looks for a remedy at every place that an error names: if
+/// the cell's last expression is one of them it gives up showing its value by `evcxr_display`, too,
+/// and a table becomes text.
 fn keep_primary_spans(message: &mut Value) {
     if let Some(spans) = message["spans"].as_array_mut() {
         spans.retain(|span| span["is_primary"] == true);
@@ -440,8 +458,8 @@ fn keep_primary_spans(message: &mut Value) {
     message["children"] = json!([]);
 }
 
-/// Makes the generated code print frames where it prints evcxr's control words, and flush what the cell has printed.
-/// Line breaks stay where they are, so errors keep their place.
+/// Makes the generated code print frames where it prints evcxr's control words, and flush what the
+/// cell has printed. Line breaks stay where they are, so errors keep their place.
 fn with_frames(code: &str, nonce: &str) -> String {
     const PANIC: &str = "println!(\"EVCXR_PANIC_NOTIFICATION\");";
     const HANDLERS: [&str; 2] = ["  Err(_) => {\n    ", "}).is_err() {\n    "];
@@ -456,7 +474,8 @@ fn with_frames(code: &str, nonce: &str) -> String {
     }
     code = code.replace(CHANGED, &format!("println!(\"\\u{{1e}}{nonce}CHANGED{{name}}\");"));
     if let Some(at) = code.find(ERROR) {
-        let escaped = "format!(\"{}\", error).replace('\\\\', \"\\\\\\\\\").replace('\\n', \"\\\\n\")";
+        let escaped =
+            "format!(\"{}\", error).replace('\\\\', \"\\\\\\\\\").replace('\\n', \"\\\\n\")";
         code.replace_range(
             at..at + ERROR.len(),
             &format!("println!(\"\\u{{1e}}{nonce}ERROR{{}}\", {escaped});"),
@@ -471,20 +490,25 @@ fn with_frames(code: &str, nonce: &str) -> String {
     code
 }
 
-/// Makes the compiler name the type of each variable, by demanding a trait that no type has. Returns the code and the
-/// variable that each line (counted from 1) asks about.
+/// Makes the compiler name the type of each variable, by demanding a trait that no type has.
+/// Returns the code and the variable that each line (counted from 1) asks about.
 fn with_probes(code: &str) -> (String, Vec<(usize, String)>) {
     let mut probed = Vec::new();
     let mut out = String::with_capacity(code.len());
     for (index, line) in code.lines().enumerate() {
-        let name = line.trim().strip_prefix("evcxr_variable_store(").and_then(|rest| rest.strip_suffix(");"));
+        let name = line
+            .trim()
+            .strip_prefix("evcxr_variable_store(")
+            .and_then(|rest| rest.strip_suffix(");"));
         match name {
             Some(name) => {
                 probed.push((index + 1, name.to_owned()));
                 out.push_str(&format!("{{ fn ask<T: TunebookType>(_: &T) {{}} ask(&{name}); }}"));
             }
             // Where the analysis defines what it calls.
-            None if line.starts_with("fn evcxr_variable_store<") => out.push_str("trait TunebookType {}"),
+            None if line.starts_with("fn evcxr_variable_store<") => {
+                out.push_str("trait TunebookType {}")
+            }
             None => out.push_str(line),
         }
         out.push('\n');
@@ -552,11 +576,16 @@ mod tests {
         let framed = with_frames(code, "n0nce");
         assert_eq!(framed.lines().count(), code.lines().count());
         assert!(
-            !framed.contains("EVCXR_PANIC") && !framed.contains("USER_ERROR") && !framed.contains("eprintln")
+            !framed.contains("EVCXR_PANIC")
+                && !framed.contains("USER_ERROR")
+                && !framed.contains("eprintln")
         );
         assert!(framed.contains("println!(\"\\u{1e}n0ncePANIC\");"), "{framed}");
         assert!(framed.contains("n0nceERROR{}\", format!(\"{}\", error)"), "{framed}");
-        assert!(framed.contains("flush(&mut ::std::io::stdout()); evcxr_variable_store\n}"), "{framed}");
+        assert!(
+            framed.contains("flush(&mut ::std::io::stdout()); evcxr_variable_store\n}"),
+            "{framed}"
+        );
     }
 
     #[test]
@@ -580,7 +609,8 @@ mod tests {
 
     #[test]
     fn where_a_stored_variable_was_moved_is_left_out() {
-        let span = |text: &str, primary: bool| json!({"is_primary": primary, "text": [{"text": text}]});
+        let span =
+            |text: &str, primary: bool| json!({"is_primary": primary, "text": [{"text": text}]});
         let store = "evcxr_variable_store.put_variable::<DataFrame>(stringify!(frame), frame);";
         let shown = "(frame.lazy().collect()?).evcxr_display();";
         let error = |code: &str, primary: &str, secondary: &str| {
@@ -607,8 +637,10 @@ mod tests {
         let message = |text: &str, line: u64| json!({"message": text, "spans": [{"is_primary": true, "line_start": line}]});
         let answer = message("the trait bound `{integer}: TunebookType` is not satisfied", 2);
         assert_eq!(probe_answer(&answer, &probed), Some(("x".into(), "i32".into())));
-        let whole =
-            message("the trait bound `std::vec::Vec<f32>: wrapper::TunebookType` is not satisfied", 2);
+        let whole = message(
+            "the trait bound `std::vec::Vec<f32>: wrapper::TunebookType` is not satisfied",
+            2,
+        );
         assert_eq!(probe_answer(&whole, &probed), Some(("x".into(), "std::vec::Vec<f32>".into())));
         assert_eq!(probe_answer(&message("mismatched types", 2), &probed), None);
         assert_eq!(probe_answer(&answer, &[(3, "x".into())]), None);

@@ -75,7 +75,9 @@ pub(crate) fn crate_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut pending = vec![PathBuf::from("src")];
     while let Some(folder) = pending.pop() {
         let path = dir.join(&folder);
-        for entry in fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))? {
+        for entry in
+            fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))?
+        {
             let entry = entry?;
             let name = folder.join(entry.file_name());
             if entry.file_type()?.is_dir() {
@@ -92,11 +94,14 @@ pub(crate) fn crate_files(dir: &Path) -> Result<Vec<PathBuf>> {
 fn note(project: &Path, file: &Path, sources: &mut Vec<(PathBuf, u64, i128)>) -> Result<()> {
     match fs::metadata(project.join(file)) {
         Ok(metadata) => {
-            let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+            let modified =
+                i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
             sources.push((file.to_owned(), metadata.len(), modified));
             Ok(())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", project.join(file).display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot read {}", project.join(file).display()))
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The Rust toolchain that compiles the cells: evcxr's choice, made once here so that all parts agree.
+//! The Rust toolchain that compiles the cells: evcxr's choice, made once here so that all parts
+//! agree.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,7 +48,8 @@ fn tool(name: &str, dir: &Path) -> PathBuf {
 }
 
 fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}: is Rust installed?"))?;
+    let output =
+        command.output().with_context(|| format!("cannot run {command:?}: is Rust installed?"))?;
     ensure!(
         output.status.success(),
         "{command:?} failed: {}",

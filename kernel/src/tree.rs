@@ -1,4 +1,5 @@
-//! Copying directory trees: large immutable files as hard links, small ones as copies that keep their modification time.
+//! Copying directory trees: large immutable files as hard links, small ones as copies that keep
+//! their modification time.
 
 use std::fs;
 use std::io;
@@ -6,8 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Files of at least this size are shared. Cargo, rustc and evcxr write such artefacts to a new file and rename it, but
-/// they write small ones (fingerprints, manifests) in place.
+/// Files of at least this size are shared. Cargo, rustc and evcxr write such artefacts to a new
+/// file and rename it, but they write small ones (fingerprints, manifests) in place.
 const SHARED_BYTES: u64 = 32 * 1024;
 
 /// How a file is brought over.
@@ -40,7 +41,9 @@ pub(crate) fn copy_file(from: &Path, to: &Path, mode: Mode) -> Result<()> {
     let context = || format!("cannot copy {} to {}", from.display(), to.display());
     let metadata = fs::metadata(from).with_context(context)?;
     match fs::remove_file(to) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(context),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(context);
+        }
         _ => {}
     }
     // On another file system the link fails, and the copy takes its place.
@@ -48,9 +51,14 @@ pub(crate) fn copy_file(from: &Path, to: &Path, mode: Mode) -> Result<()> {
         return Ok(());
     }
     fs::copy(from, to).with_context(context)?;
-    // Cargo compares modification times: a copy that looked newer than its source would count as changed.
+    // Cargo compares modification times: a copy that looked newer than its source would count as
+    // changed.
     let times = fs::FileTimes::new().set_modified(metadata.modified().with_context(context)?);
-    fs::File::options().append(true).open(to).and_then(|file| file.set_times(times)).with_context(context)
+    fs::File::options()
+        .append(true)
+        .open(to)
+        .and_then(|file| file.set_times(times))
+        .with_context(context)
 }
 
 /// Removes a tree. One that is not there is as good.

@@ -1,8 +1,9 @@
 //! Fills the template: everything that the cells link to, compiled once.
 //!
-//! Nothing is compiled a second time. The project's own build (`cargo build -p tunebook`) does the work, in the project's
-//! target directory; its artefacts are then linked into the template, where cargo finds them fresh because the template
-//! repeats the project's manifest, lock file, profile and paths (see [`crate::layout`]).
+//! Nothing is compiled a second time. The project's own build (`cargo build -p tunebook`) does the
+//! work, in the project's target directory; its artefacts are then linked into the template, where
+//! cargo finds them fresh because the template repeats the project's manifest, lock file, profile
+//! and paths (see [`crate::layout`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -22,7 +23,8 @@ use crate::tree::{self, Mode};
 /// Flags that evcxr compiles with. They are part of every artefact's name.
 const RUSTFLAGS: &str = "-Cprefer-dynamic";
 
-/// Brings the template up to date. Does nothing when it is; takes up where it stopped when it was stopped.
+/// Brings the template up to date. Does nothing when it is; takes up where it stopped when it was
+/// stopped.
 pub(crate) fn warm(layout: &Layout) -> Result<()> {
     let toolchain = Toolchain::of(&layout.project)?;
     let lock = lock_file(layout)?;
@@ -32,7 +34,9 @@ pub(crate) fn warm(layout: &Layout) -> Result<()> {
         return Ok(());
     }
     let start = Instant::now();
-    eprintln!("Warming the kernel up: building what the cells link to (minutes the first time) ...");
+    eprintln!(
+        "Warming the kernel up: building what the cells link to (minutes the first time) ..."
+    );
     let project = Project::read(layout, &toolchain)?;
     // Taken before the build: a file that is saved during it makes the template stale again.
     let stamp = Stamp::of(layout, &toolchain, &project.crates)?;
@@ -63,7 +67,8 @@ pub(crate) fn warm(layout: &Layout) -> Result<()> {
 pub(crate) fn lock_file(layout: &Layout) -> Result<File> {
     let path = layout.lock();
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
     }
     File::options()
         .create(true)
@@ -77,7 +82,8 @@ pub(crate) fn lock_file(layout: &Layout) -> Result<File> {
 struct Project {
     /// The project's target directory.
     target: PathBuf,
-    /// The crates that the prelude is made of, by their path in the project; the prelude's own is among them.
+    /// The crates that the prelude is made of, by their path in the project; the prelude's own is
+    /// among them.
     crates: Vec<PathBuf>,
 }
 
@@ -91,12 +97,16 @@ impl Project {
             .context("cannot run cargo metadata")?;
         ensure!(output.status.success(), "cargo metadata failed in {}", layout.project.display());
         let metadata: Value = serde_json::from_slice(&output.stdout)?;
-        let target =
-            metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
-        let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-        let nodes = metadata["resolve"]["nodes"].as_array().context("cargo metadata resolves nothing")?;
-        let local =
-            |id: &str| packages.iter().find(|package| package["id"] == id && package["source"].is_null());
+        let target = metadata["target_directory"]
+            .as_str()
+            .context("cargo metadata names no target directory")?;
+        let packages =
+            metadata["packages"].as_array().context("cargo metadata lists no packages")?;
+        let nodes =
+            metadata["resolve"]["nodes"].as_array().context("cargo metadata resolves nothing")?;
+        let local = |id: &str| {
+            packages.iter().find(|package| package["id"] == id && package["source"].is_null())
+        };
         let prelude = packages
             .iter()
             .find(|package| package["name"] == PRELUDE && package["source"].is_null())
@@ -111,8 +121,9 @@ impl Project {
             if !seen.insert(id) {
                 continue;
             }
-            let manifest =
-                Path::new(package["manifest_path"].as_str().context("a package without a manifest")?);
+            let manifest = Path::new(
+                package["manifest_path"].as_str().context("a package without a manifest")?,
+            );
             let dir = manifest.parent().unwrap_or(manifest);
             let inside = dir.strip_prefix(&layout.project).with_context(|| {
                 format!("the prelude depends on {}, which is outside the project", dir.display())
@@ -122,8 +133,9 @@ impl Project {
             let deps = node.and_then(|node| node["deps"].as_array());
             for dep in deps.into_iter().flatten() {
                 // Development dependencies are not part of the build.
-                let needed =
-                    dep["dep_kinds"].as_array().is_none_or(|kinds| kinds.iter().any(|k| k["kind"] != "dev"));
+                let needed = dep["dep_kinds"]
+                    .as_array()
+                    .is_none_or(|kinds| kinds.iter().any(|k| k["kind"] != "dev"));
                 if needed && let Some(id) = dep["pkg"].as_str() {
                     pending.push(id);
                 }
@@ -151,7 +163,13 @@ struct Built {
     compiled: BTreeSet<String>,
 }
 
-fn build(toolchain: &Toolchain, dir: &Path, target: &Path, args: &[&str], shown: Shown) -> Result<Built> {
+fn build(
+    toolchain: &Toolchain,
+    dir: &Path,
+    target: &Path,
+    args: &[&str],
+    shown: Shown,
+) -> Result<Built> {
     let mut command = Command::new(&toolchain.cargo);
     command
         .arg("build")
@@ -163,7 +181,8 @@ fn build(toolchain: &Toolchain, dir: &Path, target: &Path, args: &[&str], shown:
         .env("CARGO_BUILD_BUILD_DIR", target)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTFLAGS", RUSTFLAGS)
-        // Set by an outer cargo when this program is run by one; build scripts would see the wrong values.
+        // Set by an outer cargo when this program is run by one; build scripts would see the wrong
+        // values.
         .env_remove("CARGO_MANIFEST_DIR")
         .stdout(Stdio::piped())
         .stderr(if shown == Shown::Progress { Stdio::inherit() } else { Stdio::piped() });
@@ -196,9 +215,12 @@ impl Built {
         let mut paths: Vec<&str> = Vec::new();
         match message["reason"].as_str() {
             Some("compiler-artifact") => {
-                paths.extend(message["filenames"].as_array().into_iter().flatten().filter_map(Value::as_str));
+                paths.extend(
+                    message["filenames"].as_array().into_iter().flatten().filter_map(Value::as_str),
+                );
                 if message["fresh"] == false
-                    && let Some(name) = package_name(message["package_id"].as_str().unwrap_or_default())
+                    && let Some(name) =
+                        package_name(message["package_id"].as_str().unwrap_or_default())
                 {
                     self.compiled.insert(name);
                 }
@@ -224,22 +246,28 @@ fn hash_of(name: &str) -> Option<&str> {
     (hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit())).then_some(hash)
 }
 
-/// The name in `registry+https://…#serde@1.0.0` or `path+file:///…/crates/data#tunebook-data@0.1.0` or `path+…/ctx#1.0.0`.
+/// The name in `registry+https://…#serde@1.0.0` or `path+file:///…/crates/data#tunebook-data@0.1.0`
+/// or `path+…/ctx#1.0.0`.
 fn package_name(id: &str) -> Option<String> {
     let (source, fragment) = id.rsplit_once('#')?;
     match fragment.split_once('@') {
         Some((name, _)) => Some(name.to_owned()),
-        None => source.rsplit('/').next().map(|dir| if dir == "cell" { "ctx".into() } else { dir.into() }),
+        None => source
+            .rsplit('/')
+            .next()
+            .map(|dir| if dir == "cell" { "ctx".into() } else { dir.into() }),
     }
 }
 
 /// Writes the template's manifests and copies the crates' sources.
 fn write_workspace(layout: &Layout, project: &Project) -> Result<()> {
     let template = &layout.template;
-    fs::create_dir_all(template).with_context(|| format!("cannot create {}", template.display()))?;
+    fs::create_dir_all(template)
+        .with_context(|| format!("cannot create {}", template.display()))?;
     let text = fs::read_to_string(layout.project.join("Cargo.toml"))
         .context("cannot read the project's Cargo.toml")?;
-    let mut manifest: toml::Table = text.parse().context("the project's Cargo.toml is not valid TOML")?;
+    let mut manifest: toml::Table =
+        text.parse().context("the project's Cargo.toml is not valid TOML")?;
     let workspace = manifest
         .get_mut("workspace")
         .and_then(toml::Value::as_table_mut)
@@ -262,17 +290,22 @@ fn write_workspace(layout: &Layout, project: &Project) -> Result<()> {
         for file in stale::crate_files(&layout.project.join(path))? {
             let to = template.join(path).join(&file);
             if let Some(parent) = to.parent() {
-                fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+                fs::create_dir_all(parent)
+                    .with_context(|| format!("cannot create {}", parent.display()))?;
             }
             tree::copy_file(&layout.project.join(path).join(&file), &to, Mode::Copy)?;
         }
     }
 
     let cell = layout::cell(template);
-    fs::create_dir_all(cell.join("src")).with_context(|| format!("cannot create {}", cell.display()))?;
+    fs::create_dir_all(cell.join("src"))
+        .with_context(|| format!("cannot create {}", cell.display()))?;
     write_if_changed(&cell.join("Cargo.toml"), &layout::cell_manifest(template))?;
     // As good as any cell: it makes cargo and the linker look at everything once.
-    write_if_changed(&cell.join("src/lib.rs"), "#![allow(unused_imports)]\nuse tunebook::prelude::*;\n")
+    write_if_changed(
+        &cell.join("src/lib.rs"),
+        "#![allow(unused_imports)]\nuse tunebook::prelude::*;\n",
+    )
 }
 
 fn write_if_changed(path: &Path, text: &str) -> Result<()> {
@@ -282,7 +315,8 @@ fn write_if_changed(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Links the artefacts of the project's build into the template, and drops those that are no longer part of it.
+/// Links the artefacts of the project's build into the template, and drops those that are no longer
+/// part of it.
 fn fill(layout: &Layout, toolchain: &Toolchain, project: &Project, built: &Built) -> Result<()> {
     let target = layout::target(&layout.template);
     fs::create_dir_all(&target).with_context(|| format!("cannot create {}", target.display()))?;
@@ -295,7 +329,9 @@ fn fill(layout: &Layout, toolchain: &Toolchain, project: &Project, built: &Built
                 continue;
             }
             fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
-            for entry in fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))? {
+            for entry in
+                fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))?
+            {
                 let entry = entry?;
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
@@ -319,12 +355,14 @@ fn fill(layout: &Layout, toolchain: &Toolchain, project: &Project, built: &Built
 
 /// Whether an entry of the project's target directory belongs to the prelude's build.
 fn is_wanted(name: &str, folder: &str, path: &Path, built: &Built) -> bool {
-    // A crate in a workspace that is a dylib has no hash in its file's name: nobody could link to it by its name else.
-    // Its fingerprint has one, and cargo does not report it.
+    // A crate in a workspace that is a dylib has no hash in its file's name: nobody could link to
+    // it by its name else. Its fingerprint has one, and cargo does not report it.
     match folder {
         "deps" if name == format!("lib{PRELUDE}.so") => return true,
         ".fingerprint"
-            if name.strip_prefix(PRELUDE).is_some_and(|rest| hash_of(rest) == rest.strip_prefix('-')) =>
+            if name
+                .strip_prefix(PRELUDE)
+                .is_some_and(|rest| hash_of(rest) == rest.strip_prefix('-')) =>
         {
             return path.join(format!("lib-{PRELUDE}")).is_file();
         }
@@ -342,8 +380,9 @@ fn remove_cell_artefacts(template: &Path, toolchain: &Toolchain) -> Result<()> {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let of_cell =
-                ["libctx.", "libctx-", "ctx.", "ctx-"].iter().any(|prefix| name.starts_with(prefix));
+            let of_cell = ["libctx.", "libctx-", "ctx.", "ctx-"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix));
             if of_cell && entry.file_type()?.is_dir() {
                 tree::remove_tree(&entry.path())?;
             } else if of_cell {

@@ -1,4 +1,5 @@
-//! Writes every kind of figure into one HTML page, to be looked at: `cargo run -p tunebook-charts --example gallery -- FILE`.
+//! Writes every kind of figure into one HTML page, to be looked at: `cargo run -p tunebook-charts
+//! --example gallery -- FILE`.
 
 use tunebook_charts::{Bar, Cell, LossPoint, Sample, Table, bar_chart, histogram, loss_curve};
 
@@ -19,8 +20,9 @@ fn run(steps: usize, overfit: f64) -> Vec<LossPoint> {
 
 fn main() -> std::io::Result<()> {
     let path = std::env::args().nth(1).unwrap_or_else(|| "gallery.html".into());
-    let lengths =
-        |scale: f64| (0..600).map(move |i| (scale * (0.3 + ((i * 37 % 100) as f64 / 40.0).powi(2))).round());
+    let lengths = |scale: f64| {
+        (0..600).map(move |i| (scale * (0.3 + ((i * 37 % 100) as f64 / 40.0).powi(2))).round())
+    };
     let mut table = Table::new(["step", "changed", "dropped", "example"])
         .caption("430 rows before, 391 after")
         .note("see dropped()");

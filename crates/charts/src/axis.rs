@@ -13,8 +13,15 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
-    /// An axis that covers `values` (which are finite) with about `ticks` ticks. `whole` keeps ticks to whole numbers.
-    pub fn over(values: impl Iterator<Item = f64>, ticks: f64, whole: bool, from: f64, to: f64) -> Self {
+    /// An axis that covers `values` (which are finite) with about `ticks` ticks. `whole` keeps
+    /// ticks to whole numbers.
+    pub fn over(
+        values: impl Iterator<Item = f64>,
+        ticks: f64,
+        whole: bool,
+        from: f64,
+        to: f64,
+    ) -> Self {
         let (mut min, mut max) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values {
             min = min.min(value);
@@ -23,7 +30,8 @@ impl Axis {
         if min > max {
             (min, max) = (0.0, 1.0);
         }
-        // One value only, or values that differ less than a float can show: open the range around it.
+        // One value only, or values that differ less than a float can show: open the range around
+        // it.
         let least = (min.abs().max(max.abs()) * 1e-9).max(1e-12);
         if max - min < least {
             let room = if whole { 1.0 } else { (min.abs() * 0.1).max(1e-6) };

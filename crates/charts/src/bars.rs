@@ -29,11 +29,20 @@ pub fn bar_chart(title: &str, x_label: &str, bars: &[Bar]) -> Figure {
     let (left, right, top) = (names + 28.0, WIDTH - 80.0, 44.0);
     let bottom = top + 30.0 * bars.len().max(1) as f64;
     let finite = |bar: &Bar| if bar.value.is_finite() { bar.value.max(0.0) } else { 0.0 };
-    let x = Axis::over(std::iter::once(0.0).chain(bars.iter().map(finite)), 6.0, false, left, right);
+    let x =
+        Axis::over(std::iter::once(0.0).chain(bars.iter().map(finite)), 6.0, false, left, right);
     let mut canvas = Canvas::new(title, bottom + 52.0);
     for (value, label) in x.ticks() {
         canvas.line((x.at(value), top), (x.at(value), bottom), palette::GRID, 1.0, false);
-        canvas.text(x.at(value), bottom + 18.0, &label, 12.0, palette::QUIET, Anchor::Middle, false);
+        canvas.text(
+            x.at(value),
+            bottom + 18.0,
+            &label,
+            12.0,
+            palette::QUIET,
+            Anchor::Middle,
+            false,
+        );
     }
     for (i, bar) in bars.iter().enumerate() {
         let y = top + 30.0 * i as f64 + 5.0;
@@ -44,10 +53,26 @@ pub fn bar_chart(title: &str, x_label: &str, bars: &[Bar]) -> Figure {
         };
         canvas.rect(left, y, end - left, 20.0, palette::series(0), 0.9);
         canvas.text(left - 8.0, y + 14.0, &shown, 12.0, palette::INK, Anchor::End, false);
-        canvas.text(end + 6.0, y + 14.0, &number(bar.value), 12.0, palette::INK, Anchor::Start, true);
+        canvas.text(
+            end + 6.0,
+            y + 14.0,
+            &number(bar.value),
+            12.0,
+            palette::INK,
+            Anchor::Start,
+            true,
+        );
     }
     canvas.line((left, top), (left, bottom), palette::QUIET, 1.0, false);
-    canvas.text((left + right) / 2.0, bottom + 40.0, x_label, 12.0, palette::QUIET, Anchor::Middle, false);
+    canvas.text(
+        (left + right) / 2.0,
+        bottom + 40.0,
+        x_label,
+        12.0,
+        palette::QUIET,
+        Anchor::Middle,
+        false,
+    );
 
     let mut layout = plotly_layout(title, x_label, "");
     layout["yaxis"]["autorange"] = "reversed".into();

@@ -2,7 +2,8 @@
 
 use tunebook_progress::escape_html;
 
-/// Texts of more words than this are not compared, but shown one after the other: the comparison is quadratic.
+/// Texts of more words than this are not compared, but shown one after the other: the comparison is
+/// quadratic.
 const MAX_WORDS: usize = 600;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -12,7 +13,8 @@ enum Change {
     Added,
 }
 
-/// The change as HTML, with `del` and `ins`. Both texts are escaped. Whitespace that was removed or added is made visible.
+/// The change as HTML, with `del` and `ins`. Both texts are escaped. Whitespace that was removed or
+/// added is made visible.
 pub fn diff_html(before: &str, after: &str) -> String {
     let mut html = String::new();
     for (change, text) in changes(before, after) {
@@ -24,7 +26,9 @@ pub fn diff_html(before: &str, after: &str) -> String {
                 html.push_str("</del>");
             }
             Change::Added => {
-                html.push_str("<ins style=\"background:#d2ecfd;color:#003f63;text-decoration:none\">");
+                html.push_str(
+                    "<ins style=\"background:#d2ecfd;color:#003f63;text-decoration:none\">",
+                );
                 html.push_str(&escape_html(&visible(&text)));
                 html.push_str("</ins>");
             }
@@ -71,8 +75,11 @@ fn changes(before: &str, after: &str) -> Vec<(Change, String)> {
     let mut common = vec![vec![0u32; b.len() + 1]; a.len() + 1];
     for i in (0..a.len()).rev() {
         for j in (0..b.len()).rev() {
-            common[i][j] =
-                if a[i] == b[j] { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
+            common[i][j] = if a[i] == b[j] {
+                common[i + 1][j + 1] + 1
+            } else {
+                common[i + 1][j].max(common[i][j + 1])
+            };
         }
     }
     let mut runs: Vec<(Change, String)> = Vec::new();

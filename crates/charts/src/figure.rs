@@ -35,8 +35,9 @@ impl Figure {
         &self.text
     }
 
-    /// All forms, for a front end to choose from. The HTML form holds the SVG in the page itself (as an image, which front
-    /// ends show in notebooks they do not trust, too), so it needs no network and no script.
+    /// All forms, for a front end to choose from. The HTML form holds the SVG in the page itself
+    /// (as an image, which front ends show in notebooks they do not trust, too), so it needs no
+    /// network and no script.
     pub fn bundle(&self) -> MimeBundle {
         let image = format!(
             "<img alt=\"{}\" style=\"max-width:100%;background:#fff\" src=\"data:image/svg+xml,{}\"/>",
@@ -70,15 +71,15 @@ impl fmt::Display for Figure {
     }
 }
 
-/// For a data URL in a quoted attribute: what URLs and HTML give a meaning to is encoded, the rest stays readable.
+/// For a data URL in a quoted attribute: what URLs and HTML give a meaning to is encoded, the rest
+/// stays readable.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() * 5 / 4);
     for byte in text.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => encoded.push(byte as char),
-            b' ' | b'-' | b'_' | b'.' | b'~' | b'/' | b'=' | b',' | b':' | b';' | b'(' | b')' | b'!' => {
-                encoded.push(byte as char)
-            }
+            b' ' | b'-' | b'_' | b'.' | b'~' | b'/' | b'=' | b',' | b':' | b';' | b'(' | b')'
+            | b'!' => encoded.push(byte as char),
             _ => encoded.push_str(&format!("%{byte:02X}")),
         }
     }

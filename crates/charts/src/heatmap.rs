@@ -36,14 +36,16 @@ pub struct HeatMap {
     pub rows: Vec<String>,
     /// A list for each row with a number for each column; `None` where there is none.
     pub values: Vec<Vec<Option<f64>>>,
-    /// The numbers of the lightest and of the darkest colour. The same for all pictures of a sequence, so that they can be compared.
+    /// The numbers of the lightest and of the darkest colour. The same for all pictures of a
+    /// sequence, so that they can be compared.
     pub range: (f64, f64),
 }
 
 impl HeatMap {
     /// The picture.
     pub fn figure(&self) -> Figure {
-        let names = self.rows.iter().map(|name| text_width(name, 12.0)).fold(40.0, f64::max).min(200.0);
+        let names =
+            self.rows.iter().map(|name| text_width(name, 12.0)).fold(40.0, f64::max).min(200.0);
         let (left, right, top) = (names + 28.0, WIDTH - 84.0, 44.0);
         let width = (right - left) / self.columns.len().max(1) as f64;
         let height = width.clamp(18.0, 30.0);
@@ -51,7 +53,15 @@ impl HeatMap {
         let mut canvas = Canvas::new(&self.title, bottom.max(top + 90.0) + 52.0);
         for (row, name) in self.rows.iter().enumerate() {
             let y = top + height * row as f64;
-            canvas.text(left - 8.0, y + height / 2.0 + 4.0, name, 12.0, palette::INK, Anchor::End, false);
+            canvas.text(
+                left - 8.0,
+                y + height / 2.0 + 4.0,
+                name,
+                12.0,
+                palette::INK,
+                Anchor::End,
+                false,
+            );
             for column in 0..self.columns.len() {
                 let x = left + width * column as f64;
                 let (fill, ink) = match self.value(row, column) {
@@ -67,7 +77,8 @@ impl HeatMap {
             }
         }
         // No more names than there is room for.
-        let widest = self.columns.iter().map(|name| text_width(name, 11.0) + 4.0).fold(1.0, f64::max);
+        let widest =
+            self.columns.iter().map(|name| text_width(name, 11.0) + 4.0).fold(1.0, f64::max);
         let every = (widest / width).ceil().max(1.0) as usize;
         for (column, name) in self.columns.iter().enumerate().step_by(every) {
             let x = left + width * (column as f64 + 0.5);
@@ -90,9 +101,25 @@ impl HeatMap {
             canvas.rect(right + 16.0, top + 4.0 * step as f64, 12.0, 4.2, &self.color(value), 1.0);
         }
         let end = top + 4.0 * STEPS as f64;
-        canvas.text(right + 32.0, top + 9.0, &number(high), 11.0, palette::QUIET, Anchor::Start, false);
+        canvas.text(
+            right + 32.0,
+            top + 9.0,
+            &number(high),
+            11.0,
+            palette::QUIET,
+            Anchor::Start,
+            false,
+        );
         canvas.text(right + 32.0, end, &number(low), 11.0, palette::QUIET, Anchor::Start, false);
-        canvas.text(right + 16.0, end + 15.0, &self.value_label, 11.0, palette::QUIET, Anchor::Start, false);
+        canvas.text(
+            right + 16.0,
+            end + 15.0,
+            &self.value_label,
+            11.0,
+            palette::QUIET,
+            Anchor::Start,
+            false,
+        );
         Figure::new(&self.title, self.plotly(), canvas.finish(), self.text())
     }
 
@@ -110,8 +137,9 @@ impl HeatMap {
         let at = self.share(value) * (palette::HEAT.len() - 1) as f64;
         let index = (at as usize).min(palette::HEAT.len() - 2);
         let (from, to, part) = (palette::HEAT[index], palette::HEAT[index + 1], at - index as f64);
-        let mix =
-            |i: usize| (f64::from(from[i]) + (f64::from(to[i]) - f64::from(from[i])) * part).round() as u8;
+        let mix = |i: usize| {
+            (f64::from(from[i]) + (f64::from(to[i]) - f64::from(from[i])) * part).round() as u8
+        };
         format!("#{:02X}{:02X}{:02X}", mix(0), mix(1), mix(2))
     }
 
@@ -127,9 +155,11 @@ impl HeatMap {
         layout["yaxis"]["type"] = "category".into();
         let last = (palette::HEAT.len() - 1) as f64;
         let scale = palette::HEAT.iter().enumerate();
-        let scale: Vec<_> =
-            scale.map(|(i, [r, g, b])| json!([i as f64 / last, format!("#{r:02X}{g:02X}{b:02X}")])).collect();
-        let names = |names: &[String]| names.iter().map(|name| plotly_text(name)).collect::<Vec<_>>();
+        let scale: Vec<_> = scale
+            .map(|(i, [r, g, b])| json!([i as f64 / last, format!("#{r:02X}{g:02X}{b:02X}")]))
+            .collect();
+        let names =
+            |names: &[String]| names.iter().map(|name| plotly_text(name)).collect::<Vec<_>>();
         let values: Vec<Vec<Option<f64>>> = (0..self.rows.len())
             .map(|row| (0..self.columns.len()).map(|column| self.value(row, column)).collect())
             .collect();

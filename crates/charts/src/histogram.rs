@@ -19,7 +19,10 @@ pub struct Sample {
 impl Sample {
     /// A sample of these values.
     pub fn new(name: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
-        Self { name: name.into(), values: values.into_iter().filter(|value| value.is_finite()).collect() }
+        Self {
+            name: name.into(),
+            values: values.into_iter().filter(|value| value.is_finite()).collect(),
+        }
     }
 
     /// The value that this share of the sample does not exceed (nearest rank).
@@ -31,7 +34,8 @@ impl Sample {
     }
 }
 
-/// A histogram of one or more samples over common bins, one panel each, with the median and the 95th percentile marked.
+/// A histogram of one or more samples over common bins, one panel each, with the median and the
+/// 95th percentile marked.
 pub fn histogram(title: &str, x_label: &str, samples: &[Sample]) -> Figure {
     let bins = Bins::over(samples);
     Figure::new(
@@ -51,13 +55,17 @@ struct Bins {
 
 impl Bins {
     fn over(samples: &[Sample]) -> Self {
-        let all: Vec<f64> = samples.iter().flat_map(|sample| sample.values.iter().copied()).collect();
+        let all: Vec<f64> =
+            samples.iter().flat_map(|sample| sample.values.iter().copied()).collect();
         let min = all.iter().copied().fold(f64::INFINITY, f64::min);
         let max = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         if all.is_empty() || max - min <= 1e-9 * max.abs() {
             let at = if all.is_empty() { 0.0 } else { min };
-            let width =
-                round_step((at.abs() / 10.0).max(1e-6)).max(if at.fract() == 0.0 { 1.0 } else { 0.0 });
+            let width = round_step((at.abs() / 10.0).max(1e-6)).max(if at.fract() == 0.0 {
+                1.0
+            } else {
+                0.0
+            });
             return Self { start: at - width / 2.0, width, count: 1 };
         }
         // Between 12 and 40 bins, more for more values; whole numbers get bins of a whole width.
@@ -95,20 +103,34 @@ fn svg(title: &str, x_label: &str, samples: &[Sample], bins: &Bins) -> String {
         let counts = bins.counts(sample);
         let x = Axis::over([bins.start, bins.end()].into_iter(), 8.0, false, area.left, area.right);
         let most = counts.iter().copied().max().unwrap_or(0).max(1) as f64;
-        let y = Axis::over([0.0, most].into_iter(), 3.0, true, area.bottom, area.top).widened_to_ticks();
+        let y = Axis::over([0.0, most].into_iter(), 3.0, true, area.bottom, area.top)
+            .widened_to_ticks();
         let last = i + 1 == samples.len();
         canvas.axes(area, &x, &y, if last { x_label } else { "" }, "count");
         for (bin, &count) in counts.iter().enumerate() {
             let left = x.at(bins.start + bins.width * bin as f64);
             let right = x.at(bins.start + bins.width * (bin + 1) as f64);
             let at = y.at(count as f64);
-            canvas.rect(left + 0.5, at, right - left - 1.0, area.bottom - at, palette::series(i), 0.85);
+            canvas.rect(
+                left + 0.5,
+                at,
+                right - left - 1.0,
+                area.bottom - at,
+                palette::series(i),
+                0.85,
+            );
         }
         canvas.legend(area.left, top - 8.0, &[(sample.name.as_str(), palette::series(i))]);
         let mut note = format!("n = {}", number(sample.values.len() as f64));
         for (name, share) in [("median", 0.5), ("95 %", 0.95)] {
             if let Some(value) = sample.quantile(share) {
-                canvas.line((x.at(value), area.top), (x.at(value), area.bottom), palette::INK, 1.0, true);
+                canvas.line(
+                    (x.at(value), area.top),
+                    (x.at(value), area.bottom),
+                    palette::INK,
+                    1.0,
+                    true,
+                );
                 note.push_str(&format!(", {name} {}", number(value)));
             }
         }
@@ -119,7 +141,8 @@ fn svg(title: &str, x_label: &str, samples: &[Sample], bins: &Bins) -> String {
 
 fn plotly(title: &str, x_label: &str, samples: &[Sample], bins: &Bins) -> Value {
     // The counts, not the values: a figure of a million rows stays small.
-    let centers: Vec<f64> = (0..bins.count).map(|bin| bins.start + bins.width * (bin as f64 + 0.5)).collect();
+    let centers: Vec<f64> =
+        (0..bins.count).map(|bin| bins.start + bins.width * (bin as f64 + 0.5)).collect();
     let data: Vec<Value> = samples
         .iter()
         .enumerate()

@@ -1,8 +1,9 @@
-//! Charts and tables: plain records in, a [`MimeBundle`](tunebook_progress::MimeBundle) out that shows everywhere.
+//! Charts and tables: plain records in, a [`MimeBundle`](tunebook_progress::MimeBundle) out that
+//! shows everywhere.
 //!
-//! Each [`Figure`] carries four forms of the same picture: plotly's JSON for JupyterLab and VS Code (hover, zoom), an HTML
-//! form and an SVG drawn here, which need no network and no script, and a line of text for a terminal. Every string that
-//! comes from data is escaped.
+//! Each [`Figure`] carries four forms of the same picture: plotly's JSON for JupyterLab and VS Code
+//! (hover, zoom), an HTML form and an SVG drawn here, which need no network and no script, and a
+//! line of text for a terminal. Every string that comes from data is escaped.
 //!
 //! ```
 //! use tunebook_charts::{LossPoint, loss_curve};

@@ -78,8 +78,9 @@ impl LineChart {
 
         let mut canvas = Canvas::new(&self.title, height);
         canvas.axes(area, &x, &y, &self.x_label, &self.y_label);
-        let place =
-            |points: &[(f64, f64)]| points.iter().map(|&(px, py)| (x.at(px), y.at(py))).collect::<Vec<_>>();
+        let place = |points: &[(f64, f64)]| {
+            points.iter().map(|&(px, py)| (x.at(px), y.at(py))).collect::<Vec<_>>()
+        };
         for (i, (_, behind)) in shown.iter().enumerate() {
             canvas.polyline(&place(behind), palette::series(i), 1.0, 0.3);
         }
@@ -89,7 +90,9 @@ impl LineChart {
             let placed = place(points);
             canvas.polyline(&placed, color, 2.2, 1.0);
             if series.marks && placed.len() <= 60 || placed.len() == 1 {
-                placed.iter().for_each(|&(cx, cy)| canvas.circle(cx, cy, 3.5, palette::GROUND, color));
+                placed
+                    .iter()
+                    .for_each(|&(cx, cy)| canvas.circle(cx, cy, 3.5, palette::GROUND, color));
             }
             if let (Some(&(_, value)), Some(&(_, py))) = (points.last(), placed.last()) {
                 ends.push((py, number(value), color));
@@ -100,7 +103,8 @@ impl LineChart {
             {
                 let (cx, cy) = (x.at(if self.log_x { nx.log10() } else { *nx }), y.at(*ny));
                 canvas.circle(cx, cy, 6.0, "none", color);
-                let anchor = if cx > (area.left + area.right) / 2.0 { Anchor::End } else { Anchor::Start };
+                let anchor =
+                    if cx > (area.left + area.right) / 2.0 { Anchor::End } else { Anchor::Start };
                 canvas.text(cx, (cy - 14.0).max(area.top + 10.0), note, 12.0, color, anchor, true);
             }
         }
@@ -109,7 +113,15 @@ impl LineChart {
         }
         if all().next().is_none() {
             let middle = ((area.left + area.right) / 2.0, (area.top + area.bottom) / 2.0);
-            canvas.text(middle.0, middle.1, "no values yet", 13.0, palette::QUIET, Anchor::Middle, false);
+            canvas.text(
+                middle.0,
+                middle.1,
+                "no values yet",
+                13.0,
+                palette::QUIET,
+                Anchor::Middle,
+                false,
+            );
         }
         let entries: Vec<(&str, &str)> = self
             .series
@@ -184,7 +196,8 @@ impl LineChart {
                 text.push_str(&format!("\n{}: no values yet", series.name));
                 continue;
             };
-            let note = series.note.as_ref().map(|(_, note)| format!(", {note}")).unwrap_or_default();
+            let note =
+                series.note.as_ref().map(|(_, note)| format!(", {note}")).unwrap_or_default();
             text.push_str(&format!(
                 "\n{}: {} → {}{note}  {}",
                 series.name,
@@ -206,7 +219,8 @@ fn rounded(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
-/// At most [`MAX_POINTS`] points: of each run of neighbours the lowest and the highest, so that spikes stay, and the two ends.
+/// At most [`MAX_POINTS`] points: of each run of neighbours the lowest and the highest, so that
+/// spikes stay, and the two ends.
 fn decimated(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= MAX_POINTS {
         return points.to_vec();
@@ -216,7 +230,9 @@ fn decimated(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut kept = vec![points[0]];
     for run in inner.chunks(run) {
         let by_value = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
-        if let (Some(&low), Some(&high)) = (run.iter().min_by(by_value), run.iter().max_by(by_value)) {
+        if let (Some(&low), Some(&high)) =
+            (run.iter().min_by(by_value), run.iter().max_by(by_value))
+        {
             let (first, second) = if low.0 <= high.0 { (low, high) } else { (high, low) };
             kept.push(first);
             if second != first {
@@ -228,8 +244,8 @@ fn decimated(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The labels moved apart until no two are closer than `gap`: those that would overlap stand evenly around the middle of their places, and none lower than
-/// `bottom`, where the axis has its own.
+/// The labels moved apart until no two are closer than `gap`: those that would overlap stand evenly
+/// around the middle of their places, and none lower than `bottom`, where the axis has its own.
 fn apart<T>(mut labels: Vec<(f64, String, T)>, gap: f64, bottom: f64) -> Vec<(f64, String, T)> {
     labels.sort_by(|a, b| a.0.total_cmp(&b.0));
     // Groups of labels that stand together: the middle and how many.
@@ -267,7 +283,9 @@ fn sparkline(points: &[(f64, f64)], width: usize) -> String {
         .collect();
     let low = means.iter().copied().fold(f64::INFINITY, f64::min);
     let high = means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let level = |mean: f64| if high > low { ((mean - low) / (high - low) * 7.0).round() as usize } else { 3 };
+    let level = |mean: f64| {
+        if high > low { ((mean - low) / (high - low) * 7.0).round() as usize } else { 3 }
+    };
     means.into_iter().map(|mean| BLOCKS[level(mean).min(7)]).collect()
 }
 
@@ -290,8 +308,11 @@ mod tests {
     #[test]
     fn a_logarithmic_axis_has_powers_of_ten_at_even_distances() {
         let points = vec![(0.0, 9.0), (1e-5, 3.0), (1e-3, 2.0), (1e-1, 5.0)];
-        let chart =
-            LineChart { series: vec![Series::new("loss", points)], log_x: true, ..Default::default() };
+        let chart = LineChart {
+            series: vec![Series::new("loss", points)],
+            log_x: true,
+            ..Default::default()
+        };
         assert_eq!(chart.scaled(&chart.series[0].points).len(), 3, "0 has no logarithm");
         let svg = chart.svg();
         for label in [">1e-5<", ">1e-4<", ">0.001<", ">0.01<", ">0.1<"] {
@@ -310,7 +331,10 @@ mod tests {
         assert_eq!(spread(&[10.0, 100.0, 10.0, 10.0]), [-5.0, 10.0, 25.0, 100.0]);
         assert_eq!(spread(&[150.0, 199.0, 200.0, 198.0]), [150.0, 170.0, 185.0, 200.0]);
         for places in [vec![1.0, 2.0, 3.0, 4.0, 20.0, 50.0, 51.0], vec![]] {
-            assert!(spread(&places).windows(2).all(|pair| pair[1] - pair[0] >= 15.0 - 1e-9), "{places:?}");
+            assert!(
+                spread(&places).windows(2).all(|pair| pair[1] - pair[0] >= 15.0 - 1e-9),
+                "{places:?}"
+            );
         }
     }
 

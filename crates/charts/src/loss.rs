@@ -6,7 +6,8 @@ use crate::axis::number;
 use crate::figure::Figure;
 use crate::lines::{LineChart, Series};
 
-/// From this many training points on, a smoothed line is drawn and the values themselves go behind it.
+/// From this many training points on, a smoothed line is drawn and the values themselves go behind
+/// it.
 const SMOOTH_FROM: usize = 24;
 
 /// The losses known after one step.
@@ -20,8 +21,9 @@ pub struct LossPoint {
     pub validation: Option<f64>,
 }
 
-/// The loss over the steps: training as a line (smoothed when there are many steps, with the values behind it), validation
-/// as marks, and the lowest validation loss noted when it is not the last one.
+/// The loss over the steps: training as a line (smoothed when there are many steps, with the values
+/// behind it), validation as marks, and the lowest validation loss noted when it is not the last
+/// one.
 pub fn loss_curve(points: &[LossPoint]) -> Figure {
     let values = |get: fn(&LossPoint) -> Option<f64>| -> Vec<(f64, f64)> {
         points.iter().filter_map(|point| Some((point.step as f64, get(point)?))).collect()
@@ -71,7 +73,8 @@ pub fn loss_curve(points: &[LossPoint]) -> Figure {
     .figure()
 }
 
-/// The exponentially weighted mean over about a twentieth of the run, started without a bias towards zero.
+/// The exponentially weighted mean over about a twentieth of the run, started without a bias
+/// towards zero.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 20.0).max(4.0);
     let (mut mean, mut weight) = (0.0, 0.0);

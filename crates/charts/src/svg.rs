@@ -45,7 +45,8 @@ impl Canvas {
     // `write!` into a String cannot fail, so its result is not looked at below.
 
     pub fn rect(&mut self, x: f64, y: f64, width: f64, height: f64, fill: &str, opacity: f64) {
-        let opacity = if opacity < 1.0 { format!(" fill-opacity=\"{opacity}\"") } else { String::new() };
+        let opacity =
+            if opacity < 1.0 { format!(" fill-opacity=\"{opacity}\"") } else { String::new() };
         let _ = writeln!(
             self.body,
             "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"{fill}\"{opacity}/>",
@@ -79,7 +80,8 @@ impl Canvas {
         if points.len() < 2 {
             return;
         }
-        let path: Vec<String> = points.iter().map(|(x, y)| format!("{},{}", px(*x), px(*y))).collect();
+        let path: Vec<String> =
+            points.iter().map(|(x, y)| format!("{},{}", px(*x), px(*y))).collect();
         let _ = writeln!(
             self.body,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"{width}\" stroke-opacity=\"{opacity}\" \
@@ -98,7 +100,16 @@ impl Canvas {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the attributes of one text element")]
-    pub fn text(&mut self, x: f64, y: f64, text: &str, size: f64, color: &str, anchor: Anchor, bold: bool) {
+    pub fn text(
+        &mut self,
+        x: f64,
+        y: f64,
+        text: &str,
+        size: f64,
+        color: &str,
+        anchor: Anchor,
+        bold: bool,
+    ) {
         let anchor = match anchor {
             Anchor::Start => "",
             Anchor::Middle => " text-anchor=\"middle\"",

@@ -140,7 +140,11 @@ impl Table {
         // Writing to a String cannot fail.
         let mut html = String::from("<div style=\"overflow-x:auto\">");
         if !self.caption.is_empty() {
-            let _ = write!(html, "<p style=\"margin:0.4em 0\"><b>{}</b></p>", escape_html(&self.caption));
+            let _ = write!(
+                html,
+                "<p style=\"margin:0.4em 0\"><b>{}</b></p>",
+                escape_html(&self.caption)
+            );
         }
         html.push_str("<table style=\"border-collapse:collapse;text-align:left\"><thead><tr>");
         for (i, column) in self.columns.iter().enumerate() {
@@ -194,7 +198,8 @@ impl Table {
             let mut line = String::new();
             for ((cell, right), &width) in cells.iter().zip(&widths) {
                 let room = " ".repeat(width - cell.chars().count());
-                let (before, after) = if *right { (room, String::new()) } else { (String::new(), room) };
+                let (before, after) =
+                    if *right { (room, String::new()) } else { (String::new(), room) };
                 let _ = write!(line, "{before}{cell}{after}  ");
             }
             text.push_str(line.trim_end());
@@ -210,7 +215,13 @@ impl Table {
         let rules: Vec<String> = widths.iter().map(|&width| "─".repeat(width)).collect();
         line(rules.iter().map(|rule| (rule.as_str(), false)).collect());
         for (cells, row) in rows.iter().zip(&self.rows) {
-            line(cells.iter().zip(row).map(|(text, cell)| (text.as_str(), cell.is_right())).collect());
+            line(
+                cells
+                    .iter()
+                    .zip(row)
+                    .map(|(text, cell)| (text.as_str(), cell.is_right()))
+                    .collect(),
+            );
         }
         for note in &self.notes {
             text.push_str(note);

@@ -1,7 +1,9 @@
 //! The forms of the figures, as snapshots, and that no text of a figure can become markup.
 
 use serde_json::Value;
-use tunebook_charts::{Bar, Cell, Figure, LossPoint, Sample, Table, bar_chart, histogram, loss_curve};
+use tunebook_charts::{
+    Bar, Cell, Figure, LossPoint, Sample, Table, bar_chart, histogram, loss_curve,
+};
 
 fn run(steps: usize) -> Vec<LossPoint> {
     (1..=steps)
@@ -26,7 +28,10 @@ fn a_loss_curve_in_all_its_forms() {
     insta::assert_json_snapshot!("loss-plotly", figure.plotly());
     let bundle = figure.bundle();
     let types: Vec<&String> = bundle.data.keys().collect();
-    assert_eq!(types, ["text/plain", "text/html", "application/vnd.plotly.v1+json", "image/svg+xml"]);
+    assert_eq!(
+        types,
+        ["text/plain", "text/html", "application/vnd.plotly.v1+json", "image/svg+xml"]
+    );
     assert!(bundle.get("application/vnd.plotly.v1+json").is_some_and(Value::is_object));
 }
 
@@ -66,7 +71,8 @@ fn runs_without_values_or_with_wild_ones_are_drawn_too() {
 
 #[test]
 fn a_histogram_in_all_its_forms() {
-    let lengths = |scale: f64| (0..400).map(move |i| (scale * (1.0 + (i * 37 % 100) as f64 / 10.0)).round());
+    let lengths =
+        |scale: f64| (0..400).map(move |i| (scale * (1.0 + (i * 37 % 100) as f64 / 10.0)).round());
     let figure = histogram(
         "Characters",
         "characters",
@@ -128,9 +134,14 @@ fn names_from_data_stay_text_in_every_form() {
 
 #[test]
 fn a_table_and_its_twin() {
-    let mut table =
-        Table::new(["step", "changed", "example"]).caption("What was cleaned").note("2 rows in all");
-    table.row([Cell::from("strip_html"), Cell::from(1234usize), Cell::Diff("<b>Hi</b>".into(), "Hi".into())]);
+    let mut table = Table::new(["step", "changed", "example"])
+        .caption("What was cleaned")
+        .note("2 rows in all");
+    table.row([
+        Cell::from("strip_html"),
+        Cell::from(1234usize),
+        Cell::Diff("<b>Hi</b>".into(), "Hi".into()),
+    ]);
     table.row([Cell::from("drop_empty"), Cell::from(0.25), Cell::from("a long text ".repeat(12))]);
     table.row([Cell::from("short row")]);
     insta::assert_snapshot!("table-text", table.text());

@@ -46,13 +46,16 @@ impl Random {
 /// The pairs of both sets.
 fn real(data: &str) -> Result<Vec<(String, String)>, Box<dyn std::error::Error>> {
     let gsm8k = Dataset::read(Path::new(data).join("gsm8k/train.jsonl"))?;
-    let banking = Dataset::read_keys(Path::new(data).join("banking77/train.csv"), "text", "category")?;
-    let pairs =
-        |set: &Dataset| set.rows().into_iter().map(|row| (row.prompt, row.completion)).collect::<Vec<_>>();
+    let banking =
+        Dataset::read_keys(Path::new(data).join("banking77/train.csv"), "text", "category")?;
+    let pairs = |set: &Dataset| {
+        set.rows().into_iter().map(|row| (row.prompt, row.completion)).collect::<Vec<_>>()
+    };
     Ok(pairs(&gsm8k).into_iter().chain(pairs(&banking)).collect())
 }
 
-/// One damaged pair: a real one under a template, with markup and odd spaces; one in five says what an earlier one does.
+/// One damaged pair: a real one under a template, with markup and odd spaces; one in five says what
+/// an earlier one does.
 fn damaged(pairs: &[(String, String)], row: usize) -> (String, String) {
     let row = if row % 5 == 4 { row / 2 } else { row };
     let mut random = Random(row as u64 * 16);
@@ -85,8 +88,13 @@ fn make_rows(data: &str, rows: usize, out: &str) -> Result<Value, Box<dyn std::e
     Ok(json!({"rows": rows, "bytes": std::fs::metadata(out)?.len()}))
 }
 
-/// Documents of about 120 words; every fourth is an earlier one with 0 to 40 % of its words replaced.
-fn make_documents(data: &str, count: usize, out: &str) -> Result<Value, Box<dyn std::error::Error>> {
+/// Documents of about 120 words; every fourth is an earlier one with 0 to 40 % of its words
+/// replaced.
+fn make_documents(
+    data: &str,
+    count: usize,
+    out: &str,
+) -> Result<Value, Box<dyn std::error::Error>> {
     let pairs = real(data)?;
     let vocabulary: Vec<String> = pairs
         .iter()
@@ -109,7 +117,10 @@ fn make_documents(data: &str, count: usize, out: &str) -> Result<Value, Box<dyn 
             while words.len() < 100 {
                 let (prompt, completion) = &pairs[random.below(pairs.len())];
                 words.extend(
-                    prompt.split_whitespace().chain(completion.split_whitespace()).map(str::to_owned),
+                    prompt
+                        .split_whitespace()
+                        .chain(completion.split_whitespace())
+                        .map(str::to_owned),
                 );
             }
             words
@@ -127,7 +138,8 @@ fn clean(file: &str) -> Result<Value, Box<dyn std::error::Error>> {
     let raw = Dataset::read(file)?;
     let read = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let cleaning = Cleaning::default().strip_html().normalize_whitespace().drop_empty().drop_duplicates();
+    let cleaning =
+        Cleaning::default().strip_html().normalize_whitespace().drop_empty().drop_duplicates();
     let clean = raw.clean(&cleaning)?;
     let split = clean.split(&Split::holdout(0.12))?;
     let secs = start.elapsed().as_secs_f64();
@@ -147,7 +159,8 @@ fn minhash(file: &str, shingles: &str, out: &str) -> Result<Value, Box<dyn std::
     let start = Instant::now();
     let raw = Dataset::read(file)?;
     let read_secs = start.elapsed().as_secs_f64();
-    let clean = raw.clean(&Cleaning::default().drop_near_duplicates_by(shingles, 0.72, Survivor::First))?;
+    let clean =
+        raw.clean(&Cleaning::default().drop_near_duplicates_by(shingles, 0.72, Survivor::First))?;
     clean.write_jsonl(out)?;
     let secs = start.elapsed().as_secs_f64();
     Ok(json!({
@@ -164,7 +177,12 @@ fn stream(data: &str, bytes: u64, folder: &str) -> Result<Value, Box<dyn std::er
     done
 }
 
-fn streamed(data: &str, bytes: u64, folder: &Path, file: &Path) -> Result<Value, Box<dyn std::error::Error>> {
+fn streamed(
+    data: &str,
+    bytes: u64,
+    folder: &Path,
+    file: &Path,
+) -> Result<Value, Box<dyn std::error::Error>> {
     let pairs = real(data)?;
     let mut out = BufWriter::with_capacity(1 << 20, std::fs::File::create(file)?);
     let (mut written, mut row) = (0u64, 0usize);
@@ -183,7 +201,8 @@ fn streamed(data: &str, bytes: u64, folder: &Path, file: &Path) -> Result<Value,
     let profile = scan.profile()?;
     let profile_secs = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let cleaning = Cleaning::default().strip_html().normalize_whitespace().drop_empty().drop_duplicates();
+    let cleaning =
+        Cleaning::default().strip_html().normalize_whitespace().drop_empty().drop_duplicates();
     let done = scan.clean(&cleaning)?.split_into(&Split::holdout(0.12), folder.join("out"))?;
     let secs = start.elapsed().as_secs_f64();
     if profile.rows != row || done.report.rows_before != row {
@@ -203,5 +222,6 @@ fn streamed(data: &str, bytes: u64, folder: &Path, file: &Path) -> Result<Value,
 fn peak_rss_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1000.0
+    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(f64::NAN)
+        / 1000.0
 }

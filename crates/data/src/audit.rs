@@ -1,4 +1,5 @@
-//! Leaks between training and validation: rows that make the validation curve look better than the model is.
+//! Leaks between training and validation: rows that make the validation curve look better than the
+//! model is.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -46,8 +47,13 @@ impl OverlapKind {
     }
 
     /// All kinds, the plainest first.
-    pub const ALL: [Self; 5] =
-        [Self::ExactRow, Self::ExactPrompt, Self::NormalizedPrompt, Self::NearPrompt, Self::SharedNgram];
+    pub const ALL: [Self; 5] = [
+        Self::ExactRow,
+        Self::ExactPrompt,
+        Self::NormalizedPrompt,
+        Self::NearPrompt,
+        Self::SharedNgram,
+    ];
 }
 
 /// A validation row and the training row that gives it away.
@@ -86,7 +92,8 @@ pub struct LabelLeak {
     pub row: usize,
 }
 
-/// A completion of fewer words and fewer characters than these may stand in its prompt by chance ("yes or no?").
+/// A completion of fewer words and fewer characters than these may stand in its prompt by chance
+/// ("yes or no?").
 const LABEL_WORDS: usize = 2;
 const LABEL_CHARS: usize = 10;
 
@@ -120,7 +127,9 @@ impl Audit {
             let found = rows
                 .get(&key::pair_hash(prompt, completion))
                 .map(|&row| (OverlapKind::ExactRow, row))
-                .or_else(|| prompts.get(&key::text_hash(prompt)).map(|&row| (OverlapKind::ExactPrompt, row)))
+                .or_else(|| {
+                    prompts.get(&key::text_hash(prompt)).map(|&row| (OverlapKind::ExactPrompt, row))
+                })
                 .or_else(|| {
                     let key = key::text_hash(&key::normalized(prompt));
                     normalized.get(&key).map(|&row| (OverlapKind::NormalizedPrompt, row))
@@ -128,12 +137,17 @@ impl Audit {
                 .or_else(|| near.get(&validation_row).map(|&row| (OverlapKind::NearPrompt, row)))
                 .or_else(|| {
                     let mut ngrams = ngrams(prompt).chain(ngrams(completion));
-                    ngrams.find_map(|ngram| runs.get(&ngram)).map(|&row| (OverlapKind::SharedNgram, row))
+                    ngrams
+                        .find_map(|ngram| runs.get(&ngram))
+                        .map(|&row| (OverlapKind::SharedNgram, row))
                 });
             let Some((kind, train_row)) = found else { continue };
             let like = |a: &str, b: &str| near::similarity(a, b, Shingles::default());
             let similarity = match prompt.is_empty() {
-                true => like(splits.train.text(COMPLETION).get(train_row).unwrap_or_default(), completion),
+                true => like(
+                    splits.train.text(COMPLETION).get(train_row).unwrap_or_default(),
+                    completion,
+                ),
                 false => like(splits.train.text(PROMPT).get(train_row).unwrap_or_default(), prompt),
             };
             overlaps.push(Overlap { kind, train_row, validation_row, similarity });
@@ -152,9 +166,11 @@ impl Audit {
     /// The training row most like each validation row that has a near one.
     fn near(splits: &Splits) -> Result<HashMap<usize, usize>> {
         let train = splits.train.len();
-        let prompts: Vec<&str> = splits.train.id_texts().chain(splits.validation.id_texts()).collect();
-        let pairs =
-            near::pairs(&prompts, Likeness::default(), &|first, second| first < train && second >= train)?;
+        let prompts: Vec<&str> =
+            splits.train.id_texts().chain(splits.validation.id_texts()).collect();
+        let pairs = near::pairs(&prompts, Likeness::default(), &|first, second| {
+            first < train && second >= train
+        })?;
         let mut best: HashMap<usize, (f64, usize)> = HashMap::new();
         for pair in pairs {
             let entry = best.entry(pair.second - train).or_insert((pair.similarity, pair.first));
@@ -208,13 +224,15 @@ impl Audit {
         };
         if !self.labels.is_empty() {
             let rows = counted(self.labels.len(), "row");
-            verdict
-                .push_str(&format!(" {rows} give their completion away in the prompt: see label_leaks()."));
+            verdict.push_str(&format!(
+                " {rows} give their completion away in the prompt: see label_leaks()."
+            ));
         }
         verdict
     }
 
-    /// The pairs themselves: columns `kind`, `similarity`, `train_row`, `validation_row`, `train_prompt`, `validation_prompt`.
+    /// The pairs themselves: columns `kind`, `similarity`, `train_row`, `validation_row`,
+    /// `train_prompt`, `validation_prompt`.
     pub fn pairs(&self) -> Result<DataFrame> {
         let rows = |get: fn(&Overlap) -> usize| {
             self.overlaps.iter().map(|overlap| get(overlap) as i64).collect::<Vec<_>>()
@@ -236,7 +254,10 @@ impl Audit {
                 ),
                 Column::new("train_row".into(), rows(|overlap| overlap.train_row)),
                 Column::new("validation_row".into(), rows(|overlap| overlap.validation_row)),
-                Column::new("train_prompt".into(), prompts(&self.train, |overlap| overlap.train_row)),
+                Column::new(
+                    "train_prompt".into(),
+                    prompts(&self.train, |overlap| overlap.train_row),
+                ),
                 Column::new(
                     "validation_prompt".into(),
                     prompts(&self.validation, |overlap| overlap.validation_row),
@@ -245,8 +266,9 @@ impl Audit {
         )?)
     }
 
-    /// The split without its leaks: the held-out rows found here are left out, and on both sides those that give their completion away. The
-    /// new split is looked at again until nothing is found.
+    /// The split without its leaks: the held-out rows found here are left out, and on both sides
+    /// those that give their completion away. The new split is looked at again until nothing is
+    /// found.
     ///
     /// # Errors
     /// The user pressed Stop; polars refuses a frame.
@@ -254,7 +276,8 @@ impl Audit {
         self.repaired(false)
     }
 
-    /// As [`Audit::repair`], but it is the rows of training that go: for a benchmark, which must stay what it is.
+    /// As [`Audit::repair`], but it is the rows of training that go: for a benchmark, which must
+    /// stay what it is.
     ///
     /// # Errors
     /// As [`Audit::repair`].
@@ -273,8 +296,10 @@ impl Audit {
                 }
             }
             if from_train {
-                // Each held-out row names one row that gives it away; from the other side all of them are found at once.
-                let turned = Splits { train: audit.validation.clone(), validation: audit.train.clone() };
+                // Each held-out row names one row that gives it away; from the other side all of
+                // them are found at once.
+                let turned =
+                    Splits { train: audit.validation.clone(), validation: audit.train.clone() };
                 for overlap in Self::of(&turned, audit.held_out)?.overlaps {
                     keep[0][overlap.validation_row] = false;
                 }
@@ -286,7 +311,9 @@ impl Audit {
                 return Ok(Splits { train: audit.train, validation: audit.validation });
             }
             let filtered = |side: &Dataset, keep: &[bool]| -> Result<Dataset> {
-                Ok(side.with_frame(side.frame().filter(&BooleanChunked::from_slice("keep".into(), keep))?))
+                Ok(side.with_frame(
+                    side.frame().filter(&BooleanChunked::from_slice("keep".into(), keep))?,
+                ))
             };
             let splits = Splits {
                 train: filtered(&audit.train, &keep[0])?,
@@ -304,7 +331,8 @@ fn label_leaks(side: &Dataset, in_train: bool) -> Vec<LabelLeak> {
             return false;
         }
         let label = key::normalized(completion);
-        let enough = label.split(' ').count() >= LABEL_WORDS || label.chars().count() >= LABEL_CHARS;
+        let enough =
+            label.split(' ').count() >= LABEL_WORDS || label.chars().count() >= LABEL_CHARS;
         enough && label.contains(char::is_alphanumeric) && {
             let prompt = key::normalized(prompt);
             format!(" {prompt} ").contains(&format!(" {label} "))
@@ -335,7 +363,12 @@ impl fmt::Display for Audit {
                 overlap.validation_row,
                 row(&self.validation, overlap.validation_row)
             )?;
-            write!(f, "\n  train      {:>5}: {}", overlap.train_row, row(&self.train, overlap.train_row))?;
+            write!(
+                f,
+                "\n  train      {:>5}: {}",
+                overlap.train_row,
+                row(&self.train, overlap.train_row)
+            )?;
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Stray Markdown backticks: marks left over from copying, which a model trained on them would learn to print.
+//! Stray Markdown backticks: marks left over from copying, which a model trained on them would
+//! learn to print.
 
 use std::borrow::Cow;
 
@@ -7,8 +8,8 @@ use crate::text::to_fixpoint;
 /// Fence languages that mean prose.
 const PROSE: [&str; 6] = ["", "text", "txt", "plaintext", "markdown", "md"];
 
-/// Removes stray backticks: single ones without a partner, pairs around ordinary words, fences around prose. Spans and
-/// fenced blocks that look like code keep theirs.
+/// Removes stray backticks: single ones without a partner, pairs around ordinary words, fences
+/// around prose. Spans and fenced blocks that look like code keep theirs.
 pub(crate) fn strip(text: &str) -> Cow<'_, str> {
     if !text.contains('`') {
         return Cow::Borrowed(text);
@@ -40,7 +41,9 @@ fn strip_once(text: &str) -> Option<String> {
                 i = end + 1;
             }
             // A lone fence line says nothing.
-            None if lines[i].contains('`') && lines[i].chars().all(|c| c == '`' || c == ' ') => i += 1,
+            None if lines[i].contains('`') && lines[i].chars().all(|c| c == '`' || c == ' ') => {
+                i += 1
+            }
             None => {
                 push_line(&mut prose, lines[i]);
                 i += 1;
@@ -68,8 +71,9 @@ fn fence(line: &str) -> Option<&str> {
     let language = line.trim_start_matches('`');
     let ticks = line.len() - language.len();
     let language = language.trim();
-    (ticks >= 3 && language.chars().all(|c| c.is_alphanumeric() || matches!(c, '+' | '#' | '-' | '_')))
-        .then_some(language)
+    (ticks >= 3
+        && language.chars().all(|c| c.is_alphanumeric() || matches!(c, '+' | '#' | '-' | '_')))
+    .then_some(language)
 }
 
 fn is_code_block(language: &str, lines: &[&str]) -> bool {

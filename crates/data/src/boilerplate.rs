@@ -1,4 +1,5 @@
-//! Boilerplate: greetings and signatures that stand at the beginning or end of many texts, word for word.
+//! Boilerplate: greetings and signatures that stand at the beginning or end of many texts, word for
+//! word.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,9 +11,13 @@ const MIN_ROWS: usize = 20;
 /// A line must stand in this many rows at least, whatever the share.
 const MIN_COUNT: usize = 5;
 
-/// Takes first and last lines that at least `min_share` of the texts have away, where something else remains. Returns the changed rows with
-/// their texts before.
-pub(crate) fn strip(texts: &mut [Cow<'_, str>], alive: &[bool], min_share: f64) -> Vec<(usize, String)> {
+/// Takes first and last lines that at least `min_share` of the texts have away, where something
+/// else remains. Returns the changed rows with their texts before.
+pub(crate) fn strip(
+    texts: &mut [Cow<'_, str>],
+    alive: &[bool],
+    min_share: f64,
+) -> Vec<(usize, String)> {
     let rows = alive.iter().filter(|alive| **alive).count();
     if rows < MIN_ROWS {
         return Vec::new();
@@ -76,7 +81,11 @@ mod tests {
     #[test]
     fn signatures_go_and_answers_stay() {
         let mut texts: Vec<Cow<str>> = (0..30)
-            .map(|i| Cow::Owned(format!("Hello!\n\nAnswer {i}.\nMore of {i}.\n\nKind regards\nYour desk")))
+            .map(|i| {
+                Cow::Owned(format!(
+                    "Hello!\n\nAnswer {i}.\nMore of {i}.\n\nKind regards\nYour desk"
+                ))
+            })
             .chain([Cow::Borrowed("Hello!"), Cow::Borrowed("Kind regards"), Cow::Borrowed("Alone")])
             .collect();
         let alive = vec![true; texts.len()];

@@ -4,16 +4,17 @@ use std::borrow::Cow;
 
 /// Short forms that are written in capitals in a sentence, too.
 const ACRONYMS: [&str; 36] = [
-    "API", "ATM", "BIC", "CEO", "CPU", "CSV", "CVC", "CVV", "DHL", "DIY", "DVD", "EU", "EUR", "FAQ", "GB",
-    "GBP", "GPS", "GPU", "HDMI", "HTML", "HTTP", "IBAN", "ID", "IP", "PDF", "PIN", "RSS", "SIM", "SMS", "TV",
-    "UK", "UPS", "URL", "USB", "USD", "VAT",
+    "API", "ATM", "BIC", "CEO", "CPU", "CSV", "CVC", "CVV", "DHL", "DIY", "DVD", "EU", "EUR",
+    "FAQ", "GB", "GBP", "GPS", "GPU", "HDMI", "HTML", "HTTP", "IBAN", "ID", "IP", "PDF", "PIN",
+    "RSS", "SIM", "SMS", "TV", "UK", "UPS", "URL", "USB", "USD", "VAT",
 ];
 
 /// The fewest letters that count as shouting; "OK!" and "USA" do not.
 const MIN_LETTERS: usize = 8;
 
-/// Puts a text whose words are (nearly) all in capitals into sentence case; any other text stays as it is. Words with a
-/// digit (order numbers), common acronyms and the pronoun I keep their capitals.
+/// Puts a text whose words are (nearly) all in capitals into sentence case; any other text stays as
+/// it is. Words with a digit (order numbers), common acronyms and the pronoun I keep their
+/// capitals.
 pub(crate) fn sentence_case(text: &str) -> Cow<'_, str> {
     if !is_shouted(text) {
         return Cow::Borrowed(text);
@@ -26,7 +27,11 @@ pub(crate) fn sentence_case(text: &str) -> Cow<'_, str> {
             out.push_str(piece);
             continue;
         }
-        if keeps_capitals(piece) || piece == "I" || piece.starts_with("I'") || piece.starts_with("I’") {
+        if keeps_capitals(piece)
+            || piece == "I"
+            || piece.starts_with("I'")
+            || piece.starts_with("I’")
+        {
             // "I'M" and "I’LL": only what follows the pronoun is lowered.
             let mut chars = piece.chars();
             if let (Some('I'), false) = (piece.chars().next(), keeps_capitals(piece)) {
@@ -52,13 +57,16 @@ pub(crate) fn sentence_case(text: &str) -> Cow<'_, str> {
     if out == text { Cow::Borrowed(text) } else { Cow::Owned(out) }
 }
 
-/// Whether at least nine tenths of the letters of its plain words are capitals, and there are enough to tell.
+/// Whether at least nine tenths of the letters of its plain words are capitals, and there are
+/// enough to tell.
 pub(crate) fn is_shouted(text: &str) -> bool {
     if !text.contains(char::is_uppercase) {
         return false;
     }
     let (mut upper, mut lower) = (0usize, 0usize);
-    for word in pieces(text).filter(|piece| piece.starts_with(is_word_char) && !keeps_capitals(piece)) {
+    for word in
+        pieces(text).filter(|piece| piece.starts_with(is_word_char) && !keeps_capitals(piece))
+    {
         for c in word.chars() {
             if c.to_lowercase().ne([c]) {
                 upper += 1;
@@ -108,12 +116,18 @@ mod tests {
 
     #[test]
     fn shouting_becomes_sentences() {
-        assert_eq!(sentence_case("WHERE IS MY PARCEL? I'M WAITING!"), "Where is my parcel? I'm waiting!");
+        assert_eq!(
+            sentence_case("WHERE IS MY PARCEL? I'M WAITING!"),
+            "Where is my parcel? I'm waiting!"
+        );
         assert_eq!(
             sentence_case("MY ORDER ORD-12AB HAS NO PDF INVOICE"),
             "My order ORD-12AB has no PDF invoice"
         );
-        assert_eq!(sentence_case("WO BLEIBT MEINE GRÖSSE ÜBERHAUPT"), "Wo bleibt meine grösse überhaupt");
+        assert_eq!(
+            sentence_case("WO BLEIBT MEINE GRÖSSE ÜBERHAUPT"),
+            "Wo bleibt meine grösse überhaupt"
+        );
     }
 
     #[test]

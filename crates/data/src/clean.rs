@@ -1,7 +1,7 @@
 //! Cleaning: named steps in order, each of which says what it changed and what it dropped.
 //!
-//! Cleaning what is clean changes nothing: the steps are repeated over the rows that they changed until none changes any
-//! more, so the order in which they stand cannot leave half the work undone.
+//! Cleaning what is clean changes nothing: the steps are repeated over the rows that they changed
+//! until none changes any more, so the order in which they stand cannot leave half the work undone.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -27,14 +27,16 @@ use crate::{boilerplate, key, near, shape};
 const EXAMPLES: usize = 3;
 /// How much of a text an example shows.
 const EXAMPLE_CHARS: usize = 280;
-/// Passes over the rows. Every step shortens or settles what it changes, so this is far out of reach.
+/// Passes over the rows. Every step shortens or settles what it changes, so this is far out of
+/// reach.
 const MAX_PASSES: usize = 16;
 /// A progress bar is worth it from this number of rows on.
 const BAR_ROWS: usize = 100_000;
 /// Rows per thread between two looks at the stop flag.
 const CHUNK_ROWS: usize = 16 << 10;
 
-/// The steps, in order. `Cleaning::default()` has none; add them one by one, or start from [`Cleaning::standard`].
+/// The steps, in order. `Cleaning::default()` has none; add them one by one, or start from
+/// [`Cleaning::standard`].
 ///
 /// ```
 /// use tunebook_data::{Cleaning, Dataset};
@@ -108,15 +110,22 @@ impl Cleaning {
         self.step(Step::near_duplicates())
     }
 
-    /// Adds [`Step::DropNearDuplicates`] with a threshold between 0 and 1, and the row of a group that stays.
+    /// Adds [`Step::DropNearDuplicates`] with a threshold between 0 and 1, and the row of a group
+    /// that stays.
     #[must_use]
     pub fn drop_near_duplicates_at(self, threshold: f64, keep: Survivor) -> Self {
         self.step(Step::DropNearDuplicates { threshold, keep, shingles: Shingles::default() })
     }
 
-    /// Adds [`Step::DropNearDuplicates`] with the shingles that are compared: `Shingles::Words(5)` for long documents.
+    /// Adds [`Step::DropNearDuplicates`] with the shingles that are compared: `Shingles::Words(5)`
+    /// for long documents.
     #[must_use]
-    pub fn drop_near_duplicates_by(self, shingles: Shingles, threshold: f64, keep: Survivor) -> Self {
+    pub fn drop_near_duplicates_by(
+        self,
+        shingles: Shingles,
+        threshold: f64,
+        keep: Survivor,
+    ) -> Self {
         self.step(Step::DropNearDuplicates { threshold, keep, shingles })
     }
 
@@ -176,7 +185,8 @@ impl Cleaning {
         })
     }
 
-    /// Adds [`Step::DropLowQuality`]: [`Quality::gopher`], [`Quality::fineweb`], [`Quality::pairs`] or bounds of your own.
+    /// Adds [`Step::DropLowQuality`]: [`Quality::gopher`], [`Quality::fineweb`], [`Quality::pairs`]
+    /// or bounds of your own.
     #[must_use]
     pub fn drop_low_quality(self, rules: Quality) -> Self {
         self.step(Step::DropLowQuality(rules))
@@ -305,7 +315,8 @@ pub(crate) struct Drop {
 pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
     cleaning.check()?;
     let rows = dataset.len();
-    let (prompts, completions) = dataset.pairs().map(|(p, c)| (Cow::Borrowed(p), Cow::Borrowed(c))).unzip();
+    let (prompts, completions) =
+        dataset.pairs().map(|(p, c)| (Cow::Borrowed(p), Cow::Borrowed(c))).unzip();
     let mut work = Work {
         plain_text: *dataset.shape() == Shape::Text,
         prompts,
@@ -319,7 +330,8 @@ pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
         dropped: 1,
         again: false,
     };
-    let mut steps: Vec<Progress> = cleaning.steps.iter().map(|step| Progress::new(step, rows)).collect();
+    let mut steps: Vec<Progress> =
+        cleaning.steps.iter().map(|step| Progress::new(step, rows)).collect();
     let total = (rows * cleaning.steps.len()) as u64;
     let bar = (rows >= BAR_ROWS).then(|| ProgressBar::new("Cleaning", Some(total)).unit("row"));
 
@@ -350,13 +362,17 @@ pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
                     advance(rows);
                 }
                 Kind::Set => {
-                    // Nothing to do again unless a text has changed, or for some steps a row has gone.
+                    // Nothing to do again unless a text has changed, or for some steps a row has
+                    // gone.
                     let again = step.looks_at_all(work.again);
                     let state = (work.changes, if again { work.dropped } else { 0 });
-                    // Whether rows are alike is judged on texts that have settled: so the order of the steps does not matter, and a stream of blocks
-                    // gives the same rows as the whole set.
-                    let compares =
-                        !matches!(step.report.step, Step::DropEmpty | Step::StripBoilerplate { .. });
+                    // Whether rows are alike is judged on texts that have settled: so the order of
+                    // the steps does not matter, and a stream of blocks gives the same rows as the
+                    // whole set.
+                    let compares = !matches!(
+                        step.report.step,
+                        Step::DropEmpty | Step::StripBoilerplate { .. }
+                    );
                     let unsettled = changed_now && pass + 1 < MAX_PASSES;
                     if step.seen != state && !(compares && unsettled) {
                         for row in work.of_set(&mut step.report)? {
@@ -364,7 +380,8 @@ pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
                             next[row] = true;
                             changed_now = true;
                         }
-                        // What the step itself has dropped it looks at once more; what it has changed, too.
+                        // What the step itself has dropped it looks at once more; what it has
+                        // changed, too.
                         step.seen = state;
                     }
                     if pass == 0 {
@@ -373,8 +390,9 @@ pub(crate) fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
                 }
             }
         }
-        // A row changed by an early step is looked at by the later ones in this pass; by all once more in the next. The last pass
-        // changes and drops nothing, so a second cleaning finds nothing to do either.
+        // A row changed by an early step is looked at by the later ones in this pass; by all once
+        // more in the next. The last pass changes and drops nothing, so a second cleaning finds
+        // nothing to do either.
         let settled = !next.contains(&true)
             && (work.dropped == before || !steps.iter().any(|step| step.looks_at_all(work.again)));
         if settled {
@@ -424,7 +442,8 @@ struct Progress<'s> {
 impl<'s> Progress<'s> {
     fn new(step: &'s Step, rows: usize) -> Self {
         let kind = step.kind();
-        let changes = matches!(kind, Kind::Text(_)) || matches!(step, Step::StripBoilerplate { .. });
+        let changes =
+            matches!(kind, Kind::Text(_)) || matches!(step, Step::StripBoilerplate { .. });
         Self {
             kind,
             report: StepReport { step: step.clone(), changed: 0, dropped: 0, examples: Vec::new() },
@@ -461,7 +480,8 @@ struct Work<'a> {
     /// Rows that any step has changed.
     touched: Vec<bool>,
     drops: Vec<Drop>,
-    /// The words of each row's pair and of its prompt, as far as they are known: a change of the row forgets them.
+    /// The words of each row's pair and of its prompt, as far as they are known: a change of the
+    /// row forgets them.
     keys: Vec<Option<(u128, u128)>>,
     /// Grows with every changed row.
     changes: usize,
@@ -472,7 +492,8 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Applies `transform` to both texts of every pending row, and returns the rows that it changed.
+    /// Applies `transform` to both texts of every pending row, and returns the rows that it
+    /// changed.
     fn transform(
         &mut self,
         transform: &Transform<'_>,
@@ -489,7 +510,9 @@ impl Work<'_> {
             .map(|(chunk, (prompts, completions))| {
                 interrupt::check()?;
                 let mut changes = Changes { rows: Vec::new(), examples: Vec::new() };
-                for (i, (prompt, completion)) in prompts.iter_mut().zip(completions.iter_mut()).enumerate() {
+                for (i, (prompt, completion)) in
+                    prompts.iter_mut().zip(completions.iter_mut()).enumerate()
+                {
                     let row = chunk * CHUNK_ROWS + i;
                     if !(alive[row] && pending[row]) {
                         continue;
@@ -543,7 +566,9 @@ impl Work<'_> {
                 let rows = start..self.alive.len().min(start + CHUNK_ROWS);
                 let judged = rows.filter(|&row| self.alive[row] && self.pending[row]);
                 Ok(judged
-                    .filter_map(|row| Some((row, verdict(&self.prompts[row], &self.completions[row])?)))
+                    .filter_map(|row| {
+                        Some((row, verdict(&self.prompts[row], &self.completions[row])?))
+                    })
                     .collect())
             })
             .collect::<Result<_>>()?;
@@ -572,9 +597,10 @@ impl Work<'_> {
                 return Ok(rows);
             }
             Step::DropEmpty => self.empty_rows(),
-            Step::DropNearDuplicates { threshold, keep, shingles } => {
-                self.near_duplicate_rows(Likeness { threshold: *threshold, shingles: *shingles }, *keep)?
-            }
+            Step::DropNearDuplicates { threshold, keep, shingles } => self.near_duplicate_rows(
+                Likeness { threshold: *threshold, shingles: *shingles },
+                *keep,
+            )?,
             Step::ResolveConflicts { keep } => self.conflicting_rows(*keep),
             _ => self.duplicate_rows(),
         };
@@ -658,7 +684,9 @@ impl Work<'_> {
         let mut groups: HashMap<u128, Vec<usize>, key::Identity> = HashMap::default();
         for (row, key) in self.keys.iter().enumerate() {
             // Texts without a prompt answer nothing.
-            if let (Some((_, prompt)), true, false) = (key, self.alive[row], self.prompts[row].is_empty()) {
+            if let (Some((_, prompt)), true, false) =
+                (key, self.alive[row], self.prompts[row].is_empty())
+            {
                 groups.entry(*prompt).or_default().push(row);
             }
         }
@@ -671,8 +699,12 @@ impl Work<'_> {
             let kept = keep.of(rows, |row| self.completions[row].chars().count());
             for &row in rows.iter().filter(|&&row| Some(row) != kept) {
                 let why = match kept {
-                    Some(kept) if pair(kept) == pair(row) => format!("the same words as row {kept}"),
-                    Some(kept) => format!("row {kept}, {}, answers the same prompt otherwise", keep.word()),
+                    Some(kept) if pair(kept) == pair(row) => {
+                        format!("the same words as row {kept}")
+                    }
+                    Some(kept) => {
+                        format!("row {kept}, {}, answers the same prompt otherwise", keep.word())
+                    }
                     None => format!("{} rows answer this prompt in different ways", rows.len()),
                 };
                 drops.push((row, why));
@@ -682,7 +714,11 @@ impl Work<'_> {
         drops
     }
 
-    fn near_duplicate_rows(&mut self, likeness: Likeness, keep: Survivor) -> Result<Vec<(usize, String)>> {
+    fn near_duplicate_rows(
+        &mut self,
+        likeness: Likeness,
+        keep: Survivor,
+    ) -> Result<Vec<(usize, String)>> {
         let rows: Vec<usize> = (0..self.alive.len()).filter(|&row| self.alive[row]).collect();
         let texts: Vec<Cow<str>> = rows
             .par_iter()
@@ -707,7 +743,9 @@ impl Work<'_> {
             members[at].push(text);
         }
         let reason = |group: &[usize], kept: Option<usize>, text: usize| {
-            let Some(kept) = kept else { return format!("{} rows say nearly the same", group.len()) };
+            let Some(kept) = kept else {
+                return format!("{} rows say nearly the same", group.len());
+            };
             let similarity = clusters
                 .known
                 .get(&(kept.min(text) as u32, kept.max(text) as u32))
@@ -721,7 +759,11 @@ impl Work<'_> {
                 true => format!("{:.0} % like row {}{which}", 100.0 * similarity, rows[kept]),
                 // Like a row in between, which is like the one that stays.
                 false => {
-                    format!("in the group of row {}{which}, {:.0} % like it", rows[kept], 100.0 * similarity)
+                    format!(
+                        "in the group of row {}{which}, {:.0} % like it",
+                        rows[kept],
+                        100.0 * similarity
+                    )
                 }
             }
         };
@@ -738,9 +780,13 @@ impl Work<'_> {
         Ok(drops)
     }
 
-    /// The column with whole conversations, if there is one that the steps change: each turn is cleaned as the texts are, and the last one is the
-    /// completion.
-    fn conversations(&self, dataset: &Dataset, transforms: &[&Transform<'_>]) -> Option<StringChunked> {
+    /// The column with whole conversations, if there is one that the steps change: each turn is
+    /// cleaned as the texts are, and the last one is the completion.
+    fn conversations(
+        &self,
+        dataset: &Dataset,
+        transforms: &[&Transform<'_>],
+    ) -> Option<StringChunked> {
         let before = dataset.frame_ref().column(shape::MESSAGES).ok()?.str().ok()?;
         if !self.touched.contains(&true) {
             return None;
@@ -781,7 +827,8 @@ impl Work<'_> {
         let mut frame = dataset.frame();
         if self.touched.contains(&true) {
             for (name, texts) in [(PROMPT, &self.prompts), (COMPLETION, &self.completions)] {
-                let column = StringChunked::from_iter_values(name.into(), texts.iter().map(|text| &**text));
+                let column =
+                    StringChunked::from_iter_values(name.into(), texts.iter().map(|text| &**text));
                 frame.with_column(column.into_column())?;
             }
         }
@@ -801,7 +848,9 @@ impl Work<'_> {
 pub(crate) fn conflicts(dataset: &Dataset) -> Result<DataFrame> {
     let mut groups: Vec<(Vec<usize>, Vec<u128>)> = Vec::new();
     let mut places: HashMap<u128, usize> = HashMap::new();
-    for (row, (prompt, completion)) in dataset.pairs().enumerate().filter(|(_, pair)| !pair.0.is_empty()) {
+    for (row, (prompt, completion)) in
+        dataset.pairs().enumerate().filter(|(_, pair)| !pair.0.is_empty())
+    {
         let at = *places.entry(key::text_hash(&key::normalized(prompt))).or_insert(groups.len());
         if at == groups.len() {
             groups.push((Vec::new(), Vec::new()));
@@ -814,8 +863,10 @@ pub(crate) fn conflicts(dataset: &Dataset) -> Result<DataFrame> {
         groups.iter().flat_map(|group| group.0.iter().map(|&row| row as IdxSize)).collect();
     let numbers: Vec<i64> =
         groups.iter().enumerate().flat_map(|(at, group)| vec![at as i64; group.0.len()]).collect();
-    let taken =
-        dataset.frame().select([PROMPT, COMPLETION])?.take(&IdxCa::from_slice("row".into(), &rows))?;
+    let taken = dataset
+        .frame()
+        .select([PROMPT, COMPLETION])?
+        .take(&IdxCa::from_slice("row".into(), &rows))?;
     let mut columns = vec![
         Column::new("group".into(), numbers),
         Column::new("row".into(), rows.iter().map(|&row| i64::from(row)).collect::<Vec<_>>()),
@@ -838,8 +889,12 @@ impl Example {
 
 /// Both texts, cut to the neighbourhood of the first character in which they differ.
 fn around_the_change(before: &str, after: &str) -> (String, String) {
-    let same: usize =
-        before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    let same: usize = before
+        .chars()
+        .zip(after.chars())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a.len_utf8())
+        .sum();
     let start = before[..same].char_indices().rev().nth(60).map_or(0, |(at, _)| at);
     let cut = |text: &str| {
         let mut shown = String::from(if start > 0 { "…" } else { "" });
@@ -858,9 +913,12 @@ pub(crate) fn dropped_frame(frame: &DataFrame, drops: &[Drop]) -> Result<DataFra
     let taken = frame.take(&IdxCa::from_slice("row".into(), &rows))?;
     let rows: Vec<i64> = drops.iter().map(|drop| drop.row as i64).collect();
     let steps = StringChunked::from_iter_values("step".into(), drops.iter().map(|drop| drop.step));
-    let reasons =
-        StringChunked::from_iter_values("reason".into(), drops.iter().map(|drop| drop.reason.as_str()));
-    let mut columns = vec![Column::new("row".into(), rows), steps.into_column(), reasons.into_column()];
+    let reasons = StringChunked::from_iter_values(
+        "reason".into(),
+        drops.iter().map(|drop| drop.reason.as_str()),
+    );
+    let mut columns =
+        vec![Column::new("row".into(), rows), steps.into_column(), reasons.into_column()];
     for column in taken.columns() {
         let name = column.name().as_str();
         if !["row", "step", "reason"].contains(&name) {

@@ -1,9 +1,9 @@
-//! The CSV reader: RFC 4180, with a comma, semicolon, tab or bar between the fields, and a row that cannot be used never costs
-//! another.
+//! The CSV reader: RFC 4180, with a comma, semicolon, tab or bar between the fields, and a row that
+//! cannot be used never costs another.
 //!
-//! polars reads CSV faster, but it stops at the first ragged row or takes the rest of the file into a quote that is
-//! never closed. Here a quoted field must be followed by a delimiter or a line's end; where it is not, its first line is kept aside and reading
-//! goes on at the next one.
+//! polars reads CSV faster, but it stops at the first ragged row or takes the rest of the file into
+//! a quote that is never closed. Here a quoted field must be followed by a delimiter or a line's
+//! end; where it is not, its first line is kept aside and reading goes on at the next one.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,8 @@ use crate::table::Part;
 
 /// What may stand between fields.
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
-/// Bytes looked at again after quotes without a partner, in multiples of the file; then the rest is kept aside.
+/// Bytes looked at again after quotes without a partner, in multiples of the file; then the rest is
+/// kept aside.
 const RETRIES: usize = 8;
 /// Records that one thread makes pairs of at a time.
 const CHUNK_ROWS: usize = 4096;
@@ -64,13 +65,16 @@ pub(crate) fn read(
         // pandas writes an index column without a name.
         let name = if name.is_empty() { format!("column_{}", at + 1) } else { name.to_owned() };
         if names.contains(&name) {
-            return Err(format!("expected each column's name once in the header, found \"{name}\" twice"));
+            return Err(format!(
+                "expected each column's name once in the header, found \"{name}\" twice"
+            ));
         }
         names.push(name);
     }
     let text = Field::Text(Cow::Borrowed(""));
     let shape = &*shape.get_or_insert_with(|| {
-        Shape::recognise(names.iter().map(|name| (name.as_str(), &text))).unwrap_or(Shape::PromptCompletion)
+        Shape::recognise(names.iter().map(|name| (name.as_str(), &text)))
+            .unwrap_or(Shape::PromptCompletion)
     });
     loop {
         let chunk: Vec<Record> = records.by_ref().take(16 * CHUNK_ROWS).collect();
@@ -84,8 +88,10 @@ pub(crate) fn read(
                 let mut part = Part::with_capacity(records.len());
                 for record in records {
                     part.lines += 1;
-                    let pair =
-                        record.fields.and_then(|fields| row(&names, fields)).and_then(|row| shape.pair(row));
+                    let pair = record
+                        .fields
+                        .and_then(|fields| row(&names, fields))
+                        .and_then(|row| shape.pair(row));
                     match pair {
                         Ok(mut pair) => {
                             pair.extras.iter_mut().for_each(|(_, value)| number(value));
@@ -107,7 +113,11 @@ fn row<'a>(
     fields: Vec<(Cow<'a, [u8]>, bool)>,
 ) -> Result<Vec<(Cow<'a, str>, Field<'a>)>, String> {
     if fields.len() != names.len() {
-        return Err(format!("expected {} fields, as in the header, found {}", names.len(), fields.len()));
+        return Err(format!(
+            "expected {} fields, as in the header, found {}",
+            names.len(),
+            fields.len()
+        ));
     }
     let mut row = Vec::with_capacity(fields.len());
     for (name, (value, quoted)) in names.iter().zip(fields) {
@@ -120,13 +130,17 @@ fn row<'a>(
                 .map_err(|error| (&bytes[..], error)),
         }
         .map_err(|(bytes, error)| {
-            format!("expected UTF-8 in \"{name}\", found the byte 0x{:02X}", bytes[error.valid_up_to()])
+            format!(
+                "expected UTF-8 in \"{name}\", found the byte 0x{:02X}",
+                bytes[error.valid_up_to()]
+            )
         })?;
         if text.contains('\0') {
             return Err(format!("expected text in \"{name}\", found a null byte"));
         }
         // An empty field without quotes is how most programs write a missing value.
-        let field = if text.is_empty() && !quoted { Field::Other(Value::Null) } else { Field::Text(text) };
+        let field =
+            if text.is_empty() && !quoted { Field::Other(Value::Null) } else { Field::Text(text) };
         row.push((Cow::Borrowed(name.as_str()), field));
     }
     Ok(row)
@@ -187,8 +201,8 @@ impl<'a> Iterator for Records<'a> {
                 return None;
             }
             let (start, line) = (self.at, self.line);
-            let first_end =
-                memchr::memchr(b'\n', &self.bytes[start..]).map_or(self.bytes.len(), |at| start + at + 1);
+            let first_end = memchr::memchr(b'\n', &self.bytes[start..])
+                .map_or(self.bytes.len(), |at| start + at + 1);
             if self.bytes[start..first_end].trim_ascii().is_empty() {
                 (self.at, self.line) = (first_end, line + 1);
                 continue;
@@ -196,8 +210,9 @@ impl<'a> Iterator for Records<'a> {
             if self.budget == 0 {
                 let raw = &self.bytes[start..];
                 self.at = self.bytes.len();
-                let reason = "too many quotes without a partner: this line and all that follow are not read"
-                    .to_owned();
+                let reason =
+                    "too many quotes without a partner: this line and all that follow are not read"
+                        .to_owned();
                 return Some(Record { line, raw, fields: Err(reason) });
             }
             return Some(match self.record(start) {
@@ -221,7 +236,8 @@ impl<'a> Iterator for Records<'a> {
 type Parsed<'a> = Result<(Vec<(Cow<'a, [u8]>, bool)>, usize), (String, usize)>;
 
 impl<'a> Records<'a> {
-    /// The record that starts at `at`, and where the next one starts; or the reason and how far was looked.
+    /// The record that starts at `at`, and where the next one starts; or the reason and how far was
+    /// looked.
     fn record(&self, mut at: usize) -> Parsed<'a> {
         let bytes = self.bytes;
         let mut fields = Vec::new();
@@ -256,7 +272,8 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// The text of a quoted field whose opening quote stands before `at`, and where the delimiter or line's end after it is.
+    /// The text of a quoted field whose opening quote stands before `at`, and where the delimiter
+    /// or line's end after it is.
     fn quoted(&self, mut at: usize) -> Quoted<'a> {
         let bytes = self.bytes;
         let start = at;
@@ -264,7 +281,10 @@ impl<'a> Records<'a> {
         let mut copied = start;
         loop {
             let Some(quote) = memchr::memchr(b'"', &bytes[at..]).map(|quote| at + quote) else {
-                return Err(("expected a quote that ends the field, found none".to_owned(), bytes.len()));
+                return Err((
+                    "expected a quote that ends the field, found none".to_owned(),
+                    bytes.len(),
+                ));
             };
             match bytes.get(quote + 1) {
                 Some(b'"') => {
@@ -318,7 +338,14 @@ mod tests {
     fn rows(text: &str) -> Vec<(String, String)> {
         let frame = table(text.as_bytes()).into_frame().unwrap();
         let column = |name: &str| -> Vec<String> {
-            frame.column(name).unwrap().str().unwrap().iter().map(|v| v.unwrap().to_owned()).collect()
+            frame
+                .column(name)
+                .unwrap()
+                .str()
+                .unwrap()
+                .iter()
+                .map(|v| v.unwrap().to_owned())
+                .collect()
         };
         column("prompt").into_iter().zip(column("completion")).collect()
     }
@@ -336,10 +363,12 @@ mod tests {
 
     #[test]
     fn a_quote_without_a_partner_costs_its_own_line() {
-        let text =
-            "prompt,completion\n\"open,a\ngood,1\n\"quoted\",2\nshort\na,b,c\nlast,3\n\"never closed,4";
+        let text = "prompt,completion\n\"open,a\ngood,1\n\"quoted\",2\nshort\na,b,c\nlast,3\n\"never closed,4";
         let table = table(text.as_bytes());
-        assert_eq!(table.rejects.iter().map(|reject| reject.line).collect::<Vec<_>>(), [2, 5, 6, 8]);
+        assert_eq!(
+            table.rejects.iter().map(|reject| reject.line).collect::<Vec<_>>(),
+            [2, 5, 6, 8]
+        );
         assert_eq!(
             rows(text).iter().map(|(p, _)| p.as_str()).collect::<Vec<_>>(),
             ["good", "quoted", "last"]

@@ -39,7 +39,8 @@ impl Row {
     }
 }
 
-/// Pairs of `prompt` and `completion`, with any further columns that the file had. Owned, and cheap to clone.
+/// Pairs of `prompt` and `completion`, with any further columns that the file had. Owned, and cheap
+/// to clone.
 #[derive(Clone)]
 pub struct Dataset {
     frame: DataFrame,
@@ -56,22 +57,27 @@ struct Cleaned {
 }
 
 impl Dataset {
-    /// Reads a file, a folder, a pattern such as `data/*.jsonl.gz`, or a data set of the Hugging Face hub (`owner/name`).
+    /// Reads a file, a folder, a pattern such as `data/*.jsonl.gz`, or a data set of the Hugging
+    /// Face hub (`owner/name`).
     ///
-    /// JSONL, JSON, CSV and Parquet are told apart by their content and name, gzip and Zstandard by their content; a folder of text files gives a
-    /// row for each. How the rows become pairs is recognised by the names of their fields ([`Shape`]). Further fields become further
-    /// columns (numbers and booleans as such, lists and objects as JSON text).
+    /// JSONL, JSON, CSV and Parquet are told apart by their content and name, gzip and Zstandard by
+    /// their content; a folder of text files gives a row for each. How the rows become pairs is
+    /// recognised by the names of their fields ([`Shape`]). Further fields become further columns
+    /// (numbers and booleans as such, lists and objects as JSON text).
     ///
-    /// A row that cannot be used (not UTF-8, not JSON, a field missing or not a text, too many fields …) does not stop the reading: it is
-    /// kept in [`Dataset::rejected`] with its file, line and the reason.
+    /// A row that cannot be used (not UTF-8, not JSON, a field missing or not a text, too many
+    /// fields …) does not stop the reading: it is kept in [`Dataset::rejected`] with its file, line
+    /// and the reason.
     ///
     /// # Errors
-    /// The file is missing, empty, in another format, or holds not a single usable row; or the user pressed Stop.
+    /// The file is missing, empty, in another format, or holds not a single usable row; or the user
+    /// pressed Stop.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         read::read(path.as_ref(), &ReadOptions::default())
     }
 
-    /// [`Dataset::read`] for rows whose shape has to be named, or for some files of a folder or repository.
+    /// [`Dataset::read`] for rows whose shape has to be named, or for some files of a folder or
+    /// repository.
     ///
     /// # Errors
     /// As [`Dataset::read`]; a template with a brace too many.
@@ -79,8 +85,8 @@ impl Dataset {
         read::read(path.as_ref(), options)
     }
 
-    /// [`Dataset::read`] for a file that names the two texts otherwise ("question" and "answer", say). The columns are
-    /// `prompt` and `completion` all the same.
+    /// [`Dataset::read`] for a file that names the two texts otherwise ("question" and "answer",
+    /// say). The columns are `prompt` and `completion` all the same.
     ///
     /// # Errors
     /// As [`Dataset::read`].
@@ -91,34 +97,42 @@ impl Dataset {
     /// A data set of these (prompt, completion) pairs.
     pub fn from_rows(rows: &[(&str, &str)]) -> Self {
         let prompts = StringChunked::from_iter_values(PROMPT.into(), rows.iter().map(|row| row.0));
-        let completions = StringChunked::from_iter_values(COMPLETION.into(), rows.iter().map(|row| row.1));
+        let completions =
+            StringChunked::from_iter_values(COMPLETION.into(), rows.iter().map(|row| row.1));
         let columns = vec![prompts.into_column(), completions.into_column()];
-        let frame =
-            DataFrame::new(rows.len(), columns).expect("two columns of equal length with different names");
+        let frame = DataFrame::new(rows.len(), columns)
+            .expect("two columns of equal length with different names");
         Self::assemble(frame, "rows", rejected_frame(&[]), Shape::PromptCompletion)
     }
 
-    /// A data set of a frame that has the text columns `prompt` and `completion`. Rows where one of them is null are kept
-    /// aside in [`Dataset::rejected`].
+    /// A data set of a frame that has the text columns `prompt` and `completion`. Rows where one of
+    /// them is null are kept aside in [`Dataset::rejected`].
     ///
     /// # Errors
     /// A column is missing or holds no text.
     pub fn from_frame(frame: DataFrame) -> Result<Self> {
         for column in [PROMPT, COMPLETION] {
             let Ok(found) = frame.column(column) else {
-                let names: Vec<&str> = frame.get_column_names().iter().map(|name| name.as_str()).collect();
+                let names: Vec<&str> =
+                    frame.get_column_names().iter().map(|name| name.as_str()).collect();
                 return Err(DataError::Column { column, found: format!("the columns {names:?}") });
             };
             if found.dtype() != &DataType::String {
-                return Err(DataError::Column { column, found: format!("it in the type {}", found.dtype()) });
+                return Err(DataError::Column {
+                    column,
+                    found: format!("it in the type {}", found.dtype()),
+                });
             }
         }
         let filled = frame.column(PROMPT)?.is_not_null() & frame.column(COMPLETION)?.is_not_null();
         let mut rejects = Vec::new();
         for (row, filled) in filled.iter().enumerate() {
             if filled != Some(true) {
-                let missing =
-                    if frame.column(PROMPT)?.is_null().get(row) == Some(true) { PROMPT } else { COMPLETION };
+                let missing = if frame.column(PROMPT)?.is_null().get(row) == Some(true) {
+                    PROMPT
+                } else {
+                    COMPLETION
+                };
                 rejects.push(Reject {
                     file: "frame".to_owned(),
                     line: row as u64 + 1,
@@ -131,7 +145,8 @@ impl Dataset {
         Ok(Self::assemble(frame, "frame", rejected_frame(&rejects), Shape::PromptCompletion))
     }
 
-    /// A data set of a frame whose columns have one of the known shapes, or the one that `options` names.
+    /// A data set of a frame whose columns have one of the known shapes, or the one that `options`
+    /// names.
     ///
     /// # Errors
     /// Not a single row can be used.
@@ -139,7 +154,12 @@ impl Dataset {
         read::frame(&frame, options)
     }
 
-    pub(crate) fn assemble(frame: DataFrame, source: &str, rejected: DataFrame, shape: Shape) -> Self {
+    pub(crate) fn assemble(
+        frame: DataFrame,
+        source: &str,
+        rejected: DataFrame,
+        shape: Shape,
+    ) -> Self {
         Self { frame, source: source.into(), rejected, shape: Arc::new(shape), cleaning: None }
     }
 
@@ -148,7 +168,12 @@ impl Dataset {
         Self { frame, ..self.clone() }
     }
 
-    pub(crate) fn with_cleaning(&self, frame: DataFrame, report: CleanReport, dropped: DataFrame) -> Self {
+    pub(crate) fn with_cleaning(
+        &self,
+        frame: DataFrame,
+        report: CleanReport,
+        dropped: DataFrame,
+    ) -> Self {
         Self { frame, cleaning: Some(Arc::new(Cleaned { report, dropped })), ..self.clone() }
     }
 
@@ -181,8 +206,8 @@ impl Dataset {
         &self.shape
     }
 
-    /// The rows that could not be used: columns `file`, `line` (from 1; 0 for a whole file), `reason`, `raw` (bytes that are not UTF-8
-    /// replaced).
+    /// The rows that could not be used: columns `file`, `line` (from 1; 0 for a whole file),
+    /// `reason`, `raw` (bytes that are not UTF-8 replaced).
     pub fn rejected(&self) -> DataFrame {
         self.rejected.clone()
     }
@@ -200,8 +225,8 @@ impl Dataset {
         Some(Row::new(self.text(PROMPT).get(index)?, self.text(COMPLETION).get(index)?))
     }
 
-    /// The turns of the row's conversation as (role, content), where it has several: those of the column `messages`, which reading
-    /// fills and cleaning keeps in step.
+    /// The turns of the row's conversation as (role, content), where it has several: those of the
+    /// column `messages`, which reading fills and cleaning keeps in step.
     pub fn conversation(&self, index: usize) -> Option<Vec<(String, String)>> {
         let messages = self.frame.column(shape::MESSAGES).ok()?.str().ok()?;
         let count = self.frame.column(shape::TURNS).ok()?.i64().ok()?.get(index)?;
@@ -224,12 +249,15 @@ impl Dataset {
         self.with_frame(self.frame.head(Some(rows)))
     }
 
-    /// `rows` rows chosen by the seed, in their order here (all rows when there are fewer). A larger sample with the same
-    /// seed holds the smaller one.
+    /// `rows` rows chosen by the seed, in their order here (all rows when there are fewer). A
+    /// larger sample with the same seed holds the smaller one.
     pub fn sample(&self, rows: usize, seed: u64) -> Result<Self> {
         let mut order: Vec<(u64, IdxSize)> = (0..self.len())
             .map(|row| {
-                (xxhash_rust::xxh3::xxh3_64_with_seed(&(row as u64).to_le_bytes(), seed), row as IdxSize)
+                (
+                    xxhash_rust::xxh3::xxh3_64_with_seed(&(row as u64).to_le_bytes(), seed),
+                    row as IdxSize,
+                )
             })
             .collect();
         order.sort_unstable();
@@ -239,7 +267,8 @@ impl Dataset {
         self.take(&chosen)
     }
 
-    /// The rows of `self`, then those of `other`. Columns that only one of them has are filled with null.
+    /// The rows of `self`, then those of `other`. Columns that only one of them has are filled with
+    /// null.
     ///
     /// # Errors
     /// A column has different types in the two.
@@ -275,8 +304,8 @@ impl Dataset {
         Ok(self.with_frame(self.frame.take(&indices)?))
     }
 
-    /// Runs the steps of `cleaning` over all rows. The new set remembers what was changed ([`Dataset::report`]) and what was
-    /// dropped ([`Dataset::dropped`]).
+    /// Runs the steps of `cleaning` over all rows. The new set remembers what was changed
+    /// ([`Dataset::report`]) and what was dropped ([`Dataset::dropped`]).
     ///
     /// # Errors
     /// The user pressed Stop.
@@ -292,8 +321,8 @@ impl Dataset {
         }
     }
 
-    /// The rows that the cleaning dropped, as they were before it, with the columns `row` (index in the set before), `step`
-    /// and `reason` in front.
+    /// The rows that the cleaning dropped, as they were before it, with the columns `row` (index in
+    /// the set before), `step` and `reason` in front.
     pub fn dropped(&self) -> DataFrame {
         match &self.cleaning {
             Some(cleaned) => cleaned.dropped.clone(),
@@ -301,8 +330,8 @@ impl Dataset {
         }
     }
 
-    /// Prompts (case, punctuation and spaces aside) that stand with different completions: columns `group` (numbered), `row`, `prompt`
-    /// and `completion`, the rows of a group together.
+    /// Prompts (case, punctuation and spaces aside) that stand with different completions: columns
+    /// `group` (numbered), `row`, `prompt` and `completion`, the rows of a group together.
     ///
     /// [`Cleaning::resolve_conflicts`] keeps one of each.
     ///
@@ -328,7 +357,8 @@ impl Dataset {
         split.apply_with_test(self)
     }
 
-    /// Divides the rows into `k` parts by the rules of `split` (its fractions aside), and gives `k` splits, each with another part held out.
+    /// Divides the rows into `k` parts by the rules of `split` (its fractions aside), and gives `k`
+    /// splits, each with another part held out.
     ///
     /// # Errors
     /// Fewer than two folds, more than rows, a part without a row, or a split by time.
@@ -336,7 +366,8 @@ impl Dataset {
         split.folds(self, k)
     }
 
-    /// Looks for rows of `benchmark`, a set to be judged by later, that this one gives away. [`Audit::repair_train`] takes them out.
+    /// Looks for rows of `benchmark`, a set to be judged by later, that this one gives away.
+    /// [`Audit::repair_train`] takes them out.
     ///
     /// # Errors
     /// The user pressed Stop.
@@ -350,15 +381,21 @@ impl Dataset {
         Profile::of(self, None, None).unwrap_or_default()
     }
 
-    /// [`Dataset::profile`] with the tokens of a model, counted by `tokens`, and how many of them it can see.
+    /// [`Dataset::profile`] with the tokens of a model, counted by `tokens`, and how many of them
+    /// it can see.
     ///
     /// # Errors
     /// A temporary file cannot be written (only for very large sets).
-    pub fn profile_with_tokens(&self, tokens: &TokenCount<'_>, context_tokens: usize) -> Result<Profile> {
+    pub fn profile_with_tokens(
+        &self,
+        tokens: &TokenCount<'_>,
+        context_tokens: usize,
+    ) -> Result<Profile> {
         Profile::of(self, Some(tokens), Some(context_tokens))
     }
 
-    /// A data set that stays where it is and is read a block at a time, for files larger than memory.
+    /// A data set that stays where it is and is read a block at a time, for files larger than
+    /// memory.
     ///
     /// # Errors
     /// No such file.
@@ -366,7 +403,8 @@ impl Dataset {
         Scan::new(path.as_ref(), &ReadOptions::default())
     }
 
-    /// [`Dataset::scan`] for rows whose shape has to be named, or for some files of a folder or repository.
+    /// [`Dataset::scan`] for rows whose shape has to be named, or for some files of a folder or
+    /// repository.
     ///
     /// # Errors
     /// No such file.
@@ -381,8 +419,8 @@ impl Dataset {
         keys.len()
     }
 
-    /// Writes the rows as JSONL, all columns, nulls left out. The file appears whole or not at all. Returns the number of
-    /// rows.
+    /// Writes the rows as JSONL, all columns, nulls left out. The file appears whole or not at all.
+    /// Returns the number of rows.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -390,7 +428,8 @@ impl Dataset {
         write::jsonl(self, path.as_ref())
     }
 
-    /// Writes the rows as Parquet, all columns. The file appears whole or not at all. Returns the number of rows.
+    /// Writes the rows as Parquet, all columns. The file appears whole or not at all. Returns the
+    /// number of rows.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -398,17 +437,19 @@ impl Dataset {
         write::parquet(self, path.as_ref())
     }
 
-    /// Writes the rows in the chat format that OpenAI takes for fine-tuning, checked against the published rules
-    /// ([`validate_openai_chat`](crate::validate_openai_chat)). A column `system` becomes the system message; other columns are left out. Returns the
-    /// number of rows.
+    /// Writes the rows in the chat format that OpenAI takes for fine-tuning, checked against the
+    /// published rules ([`validate_openai_chat`](crate::validate_openai_chat)). A column `system`
+    /// becomes the system message; other columns are left out. Returns the number of rows.
     ///
     /// # Errors
-    /// The provider would refuse the file (fewer than ten rows, an empty text), or it cannot be written.
+    /// The provider would refuse the file (fewer than ten rows, an empty text), or it cannot be
+    /// written.
     pub fn write_openai_chat(&self, path: impl AsRef<Path>) -> Result<usize> {
         write::openai_chat(self, path.as_ref())
     }
 
-    /// What tells rows apart: the prompts, or the completions where the prompt is empty, as in plain text.
+    /// What tells rows apart: the prompts, or the completions where the prompt is empty, as in
+    /// plain text.
     pub(crate) fn id_texts(&self) -> impl Iterator<Item = &str> {
         self.pairs().map(|(prompt, completion)| if prompt.is_empty() { completion } else { prompt })
     }
@@ -430,8 +471,15 @@ impl Dataset {
 
 impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = self.frame.get_column_names().iter().map(|name| name.as_str()).collect();
-        write!(f, "Dataset of {} ({}) from {}", counted(self.len(), "row"), names.join(", "), self.source)?;
+        let names: Vec<&str> =
+            self.frame.get_column_names().iter().map(|name| name.as_str()).collect();
+        write!(
+            f,
+            "Dataset of {} ({}) from {}",
+            counted(self.len(), "row"),
+            names.join(", "),
+            self.source
+        )?;
         if *self.shape != Shape::PromptCompletion {
             write!(f, "\nread as {}", self.shape)?;
         }
@@ -439,8 +487,11 @@ impl fmt::Display for Dataset {
         if rejected > 0 {
             write!(f, "\n{} kept aside, see rejected():", counted(rejected, "line"))?;
             for reject in self.first_rejects(3) {
-                let file =
-                    if reject.file == *self.source { String::new() } else { format!("{}, ", reject.file) };
+                let file = if reject.file == *self.source {
+                    String::new()
+                } else {
+                    format!("{}, ", reject.file)
+                };
                 write!(f, "\n  {file}line {}: {}", reject.line, reject.reason)?;
             }
             if rejected > 3 {
@@ -449,7 +500,12 @@ impl fmt::Display for Dataset {
         }
         if let Some(cleaned) = &self.cleaning {
             let (changed, dropped) = (cleaned.report.rows_changed, cleaned.report.rows_dropped());
-            write!(f, "\ncleaned: {} changed, {} dropped, see report()", counted(changed, "row"), dropped)?;
+            write!(
+                f,
+                "\ncleaned: {} changed, {} dropped, see report()",
+                counted(changed, "row"),
+                dropped
+            )?;
         }
         for (row, (prompt, completion)) in self.pairs().take(5).enumerate() {
             write!(f, "\n{row:>4}  {} → {}", excerpt(prompt, 60), excerpt(completion, 60))?;
@@ -478,7 +534,8 @@ impl Dataset {
         (0..self.rejected.height().min(count))
             .map(|row| Reject {
                 file: text("file", row),
-                line: lines.as_ref().ok().and_then(|lines| lines.get(row)).unwrap_or_default() as u64,
+                line: lines.as_ref().ok().and_then(|lines| lines.get(row)).unwrap_or_default()
+                    as u64,
                 reason: text("reason", row),
                 raw: text("raw", row),
             })
@@ -497,16 +554,24 @@ pub(crate) struct Reject {
 
 pub(crate) fn rejected_frame(rejects: &[Reject]) -> DataFrame {
     let lines: Vec<i64> = rejects.iter().map(|reject| reject.line as i64).collect();
-    let reasons =
-        StringChunked::from_iter_values("reason".into(), rejects.iter().map(|reject| reject.reason.as_str()));
-    let raw = StringChunked::from_iter_values("raw".into(), rejects.iter().map(|reject| reject.raw.as_str()));
-    let files =
-        StringChunked::from_iter_values("file".into(), rejects.iter().map(|reject| reject.file.as_str()));
+    let reasons = StringChunked::from_iter_values(
+        "reason".into(),
+        rejects.iter().map(|reject| reject.reason.as_str()),
+    );
+    let raw = StringChunked::from_iter_values(
+        "raw".into(),
+        rejects.iter().map(|reject| reject.raw.as_str()),
+    );
+    let files = StringChunked::from_iter_values(
+        "file".into(),
+        rejects.iter().map(|reject| reject.file.as_str()),
+    );
     let columns = vec![
         files.into_column(),
         Column::new("line".into(), lines),
         reasons.into_column(),
         raw.into_column(),
     ];
-    DataFrame::new(rejects.len(), columns).expect("four columns of equal length with different names")
+    DataFrame::new(rejects.len(), columns)
+        .expect("four columns of equal length with different names")
 }

@@ -1,4 +1,5 @@
-//! Files as plain bytes: gzip and Zstandard are undone by their first bytes, whatever the file is called.
+//! Files as plain bytes: gzip and Zstandard are undone by their first bytes, whatever the file is
+//! called.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -8,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{DataError, Result};
 
-/// From this size on, a compressed file that grew more than [`BOMB_RATIO`] times is taken for a bomb.
+/// From this size on, a compressed file that grew more than [`BOMB_RATIO`] times is taken for a
+/// bomb.
 const BOMB_BYTES: u64 = 256 << 20;
 /// Text compresses 3 to 20 times, the most repetitive logs about 100 times.
 const BOMB_RATIO: u64 = 200;
@@ -37,9 +39,12 @@ impl Read for Plain {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.reader.read(buffer) {
             // Also one that the limit below raised.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted || is_bomb(&error) => Err(error),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted || is_bomb(&error) => {
+                Err(error)
+            }
             Err(error) if self.compression.is_some() => {
-                *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                *self.damage.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(error.to_string());
                 Ok(0)
             }
             other => other,

@@ -1,9 +1,12 @@
-//! A fuzzer of the readers: files are damaged at random, with the structure of their format in mind, and read. No file may end in a panic, take
-//! long, or make the reader say two different things about itself.
+//! A fuzzer of the readers: files are damaged at random, with the structure of their format in
+//! mind, and read. No file may end in a panic, take long, or make the reader say two different
+//! things about itself.
 //!
-//! `tests/corpus/KIND/` holds the files to begin with, and those that a run found to be answered in a new way: the answers (rows, types, reasons,
-//! errors) stand in for the branches that a compiler would count, so no nightly toolchain is needed. Files that once panicked stay in
-//! `tests/corpus/crashes/KIND/`. An ordinary run reads all of them and a few thousand damaged ones. A long one:
+//! `tests/corpus/KIND/` holds the files to begin with, and those that a run found to be answered in
+//! a new way: the answers (rows, types, reasons, errors) stand in for the branches that a compiler
+//! would count, so no nightly toolchain is needed. Files that once panicked stay in
+//! `tests/corpus/crashes/KIND/`. An ordinary run reads all of them and a few thousand damaged ones.
+//! A long one:
 //!
 //! ```text
 //! TUNEBOOK_FUZZ_SECS=600 TUNEBOOK_FUZZ_KEEP=1 cargo test --package tunebook-data --lib fuzz -- --nocapture
@@ -149,7 +152,8 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random, others: &[Vec<u8>]) {
         }
         8 => {
             // Lines change places, are doubled or go.
-            let mut lines: Vec<Vec<u8>> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+            let mut lines: Vec<Vec<u8>> =
+                bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
             let (a, b) = (random.below(lines.len()), random.below(lines.len()));
             match random.below(3) {
                 0 => lines.swap(a, b),
@@ -167,8 +171,9 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random, others: &[Vec<u8>]) {
         }
         10 => {
             // A number of a binary format.
-            let value = [0u32, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0x8000_0000, u32::MAX]
-                [random.below(10)];
+            let value =
+                [0u32, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0x8000_0000, u32::MAX]
+                    [random.below(10)];
             let width = 1 << random.below(3);
             for (place, byte) in bytes.iter_mut().skip(at).zip(value.to_le_bytes()).take(width) {
                 *place = byte;
@@ -176,12 +181,14 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random, others: &[Vec<u8>]) {
         }
         11 => {
             // Brackets that go deep.
-            let (open, depth) = (random.one(&[&b"["[..], b"{\"a\":", b"[{\"a\":["]), 1 << random.below(9));
+            let (open, depth) =
+                (random.one(&[&b"["[..], b"{\"a\":", b"[{\"a\":["]), 1 << random.below(9));
             drop(bytes.splice(at..at, open.repeat(depth)));
         }
         12 => {
             // One of the fields of a line goes, or stands twice.
-            let field = bytes[at..].split(|byte| b",:\n".contains(byte)).next().unwrap_or_default().len();
+            let field =
+                bytes[at..].split(|byte| b",:\n".contains(byte)).next().unwrap_or_default().len();
             let piece = bytes[at..at + field].to_vec();
             match random.below(2) {
                 0 => drop(bytes.drain(at..at + field)),
@@ -217,15 +224,22 @@ fn parquet(random: &mut Random) -> Vec<u8> {
         }
         let texts: Vec<Option<String>> = (0..rows)
             .map(|row| {
-                (random.below(5) > 0).then(|| random.one(&["a", "ß🙂", "", "longer text"]).repeat(row))
+                (random.below(5) > 0)
+                    .then(|| random.one(&["a", "ß🙂", "", "longer text"]).repeat(row))
             })
             .collect();
         let numbers: Vec<Option<i64>> =
             (0..rows).map(|_| (random.below(5) > 0).then(|| random.next() as i64)).collect();
         columns.push(match random.below(6) {
             0 => Column::new(name.into(), numbers),
-            1 => Column::new(name.into(), numbers.iter().map(|n| n.map(|n| n as f64)).collect::<Vec<_>>()),
-            2 => Column::new(name.into(), numbers.iter().map(|n| n.map(|n| n % 2 == 0)).collect::<Vec<_>>()),
+            1 => Column::new(
+                name.into(),
+                numbers.iter().map(|n| n.map(|n| n as f64)).collect::<Vec<_>>(),
+            ),
+            2 => Column::new(
+                name.into(),
+                numbers.iter().map(|n| n.map(|n| n % 2 == 0)).collect::<Vec<_>>(),
+            ),
             3 => {
                 let lists = texts.iter().map(|text| Series::new("".into(), [text.clone()]));
                 Column::new(name.into(), lists.collect::<Vec<_>>())
@@ -234,8 +248,11 @@ fn parquet(random: &mut Random) -> Vec<u8> {
         });
     }
     let mut bytes = Vec::new();
-    let compression =
-        [ParquetCompression::Uncompressed, ParquetCompression::Snappy, ParquetCompression::Zstd(None)];
+    let compression = [
+        ParquetCompression::Uncompressed,
+        ParquetCompression::Snappy,
+        ParquetCompression::Zstd(None),
+    ];
     let written = DataFrame::new(rows, columns).and_then(|mut frame| {
         ParquetWriter::new(&mut bytes)
             .with_compression(compression[random.below(3)])
@@ -252,9 +269,9 @@ fn next(kind: &str, random: &mut Random, seeds: &[Vec<u8>], plain: &[Vec<u8>]) -
         "gz" | "zst" if random.below(3) > 0 => {
             let mut inner = Vec::new();
             let read = match kind {
-                "gz" => {
-                    flate2::read::MultiGzDecoder::new(seed.as_slice()).take(1 << 20).read_to_end(&mut inner)
-                }
+                "gz" => flate2::read::MultiGzDecoder::new(seed.as_slice())
+                    .take(1 << 20)
+                    .read_to_end(&mut inner),
                 _ => zstd::stream::read::Decoder::new(seed.as_slice())
                     .and_then(|decoder| decoder.take(1 << 20).read_to_end(&mut inner)),
             };
@@ -262,8 +279,11 @@ fn next(kind: &str, random: &mut Random, seeds: &[Vec<u8>], plain: &[Vec<u8>]) -
                 inner.clone_from(&plain[random.below(plain.len())]);
             }
             let inner = damaged(&inner, random, plain);
-            let mut bytes =
-                if kind == "gz" { gzip(&inner) } else { zstd::encode_all(inner.as_slice(), 1).unwrap() };
+            let mut bytes = if kind == "gz" {
+                gzip(&inner)
+            } else {
+                zstd::encode_all(inner.as_slice(), 1).unwrap()
+            };
             if random.below(4) == 0 {
                 damage(&mut bytes, random, seeds);
             }
@@ -290,7 +310,8 @@ fn next(kind: &str, random: &mut Random, seeds: &[Vec<u8>], plain: &[Vec<u8>]) -
 
 /// The beginning of a message, up to what is quoted from the file, without numbers.
 fn gist(message: &str, path: &Path) -> String {
-    let message = message.replace(&format!("{path:?}"), "FILE").replace(&path.display().to_string(), "FILE");
+    let message =
+        message.replace(&format!("{path:?}"), "FILE").replace(&path.display().to_string(), "FILE");
     let fixed = message.split(['"', '\'', '`', '[', '{']).next().unwrap_or_default();
     fixed.chars().filter(|c| c.is_alphabetic() || *c == ' ').take(60).collect()
 }
@@ -321,7 +342,8 @@ fn answer(path: &Path, thorough: bool) -> Vec<String> {
         })
         .collect();
     assert_eq!(
-        rejected.column("file").unwrap().null_count() + rejected.column("line").unwrap().null_count(),
+        rejected.column("file").unwrap().null_count()
+            + rejected.column("line").unwrap().null_count(),
         0
     );
     let mut types: Vec<String> =
@@ -330,10 +352,18 @@ fn answer(path: &Path, thorough: bool) -> Vec<String> {
     types.dedup();
     if thorough {
         let scan = Dataset::scan(path).unwrap().profile().unwrap();
-        assert_eq!((scan.rows, scan.rejected), (dataset.len(), rejected.height()), "a scan finds other rows");
+        assert_eq!(
+            (scan.rows, scan.rejected),
+            (dataset.len(), rejected.height()),
+            "a scan finds other rows"
+        );
         let copy = path.with_file_name("copy.jsonl");
         dataset.write_jsonl(&copy).unwrap();
-        assert_eq!(Dataset::read(&copy).unwrap().rows(), dataset.rows(), "what is written is not read back");
+        assert_eq!(
+            Dataset::read(&copy).unwrap().rows(),
+            dataset.rows(),
+            "what is written is not read back"
+        );
         let clean = dataset.clean(&Cleaning::standard()).unwrap();
         assert_eq!(clean.len() + clean.dropped().height(), dataset.len());
         dataset.profile();
@@ -350,11 +380,15 @@ fn answer_of_hub(index: &[u8], server: &HubServer, folder: &Path) -> Vec<String>
     *server.index.lock().unwrap() = index.to_vec();
     let inner = folder.join("inner");
     std::fs::create_dir_all(&inner).unwrap();
-    let answer = match crate::hub::fetch_from(&hub::hub(&server.address, &inner), "owner/set", None) {
+    let answer = match crate::hub::fetch_from(&hub::hub(&server.address, &inner), "owner/set", None)
+    {
         Ok(inputs) => {
             for input in &inputs {
                 let below = input.path.canonicalize().unwrap();
-                assert!(below.starts_with(inner.canonicalize().unwrap()), "a file outside of the cache");
+                assert!(
+                    below.starts_with(inner.canonicalize().unwrap()),
+                    "a file outside of the cache"
+                );
             }
             format!("{} files", inputs.len())
         }
@@ -397,14 +431,20 @@ struct Fuzzer {
 impl Fuzzer {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let watched = Arc::new(Watched { started: Mutex::new(None), executions: AtomicU64::new(0) });
+        let watched =
+            Arc::new(Watched { started: Mutex::new(None), executions: AtomicU64::new(0) });
         let (watch, path) = (watched.clone(), folder.path().to_owned());
         std::thread::spawn(move || {
             while Arc::strong_count(&watch) > 1 {
                 std::thread::sleep(Duration::from_millis(500));
-                let late = watch.started.lock().unwrap().is_some_and(|started| started.elapsed() > PATIENCE);
+                let late = watch
+                    .started
+                    .lock()
+                    .unwrap()
+                    .is_some_and(|started| started.elapsed() > PATIENCE);
                 if late {
-                    // A thread cannot be ended from outside: the file stays where it is, and the process ends.
+                    // A thread cannot be ended from outside: the file stays where it is, and the
+                    // process ends.
                     eprintln!("more than {PATIENCE:?}: see {}", path.display());
                     std::process::abort();
                 }
@@ -414,7 +454,13 @@ impl Fuzzer {
     }
 
     /// The answer to these bytes, or what the panic said.
-    fn run(&self, kind: &str, name: &str, bytes: &[u8], thorough: bool) -> Result<Vec<String>, String> {
+    fn run(
+        &self,
+        kind: &str,
+        name: &str,
+        bytes: &[u8],
+        thorough: bool,
+    ) -> Result<Vec<String>, String> {
         self.watched.executions.fetch_add(1, Ordering::Relaxed);
         let folder = self.folder.path().join(kind);
         std::fs::create_dir_all(&folder).unwrap();
@@ -430,14 +476,19 @@ impl Fuzzer {
         *self.watched.started.lock().unwrap() = None;
         result.map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
-            text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+            text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_default()
         })
     }
 }
 
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.filter(|path| path.is_file()).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+    let entries =
+        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries
+        .filter(|path| path.is_file())
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
 }
 
 /// Every file of the corpus, and every one that once ended in a panic.
@@ -462,27 +513,36 @@ fn the_corpus_is_read_without_a_panic() {
 fn damaged_files_are_read_without_a_panic() {
     let secs = std::env::var("TUNEBOOK_FUZZ_SECS").ok().and_then(|secs| secs.parse::<u64>().ok());
     let keep = std::env::var_os("TUNEBOOK_FUZZ_KEEP").is_some();
-    // polars' Parquet reader panics at some files, which is caught where it is called: those need no news here.
+    // polars' Parquet reader panics at some files, which is caught where it is called: those need
+    // no news here.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
     // A long run tries what no earlier one did.
     let seed = secs.map_or(1, |_| std::time::UNIX_EPOCH.elapsed().map_or(1, |now| now.as_secs()));
     let mut random = Random(seed);
     let fuzzer = Fuzzer::new();
-    let mut seeds: HashMap<&str, Vec<Vec<u8>>> =
-        KINDS.iter().map(|(kind, _)| (*kind, files(&corpus().join(kind)).into_values().collect())).collect();
-    let plain: Vec<Vec<u8>> =
-        ["jsonl", "json", "csv", "text", "hub"].iter().flat_map(|kind| seeds[kind].clone()).collect();
+    let mut seeds: HashMap<&str, Vec<Vec<u8>>> = KINDS
+        .iter()
+        .map(|(kind, _)| (*kind, files(&corpus().join(kind)).into_values().collect()))
+        .collect();
+    let plain: Vec<Vec<u8>> = ["jsonl", "json", "csv", "text", "hub"]
+        .iter()
+        .flat_map(|kind| seeds[kind].clone())
+        .collect();
     let mut known: HashSet<u64> = HashSet::new();
     let mut is_new = |kind: &str, answer: &[String]| {
-        let parts = answer.iter().filter(|part| known.insert(xxh3_64(format!("{kind} {part}").as_bytes())));
+        let parts =
+            answer.iter().filter(|part| known.insert(xxh3_64(format!("{kind} {part}").as_bytes())));
         parts.count() > 0
     };
     for (kind, name) in KINDS {
-        // Those made by hand first, then the small ones: what was found and says nothing that these do not say is not kept.
+        // Those made by hand first, then the small ones: what was found and says nothing that these
+        // do not say is not kept.
         let mut known: Vec<(bool, usize, PathBuf, Vec<u8>)> = files(&corpus().join(kind))
             .into_iter()
-            .map(|(path, bytes)| (path.to_string_lossy().contains("found-"), bytes.len(), path, bytes))
+            .map(|(path, bytes)| {
+                (path.to_string_lossy().contains("found-"), bytes.len(), path, bytes)
+            })
             .collect();
         known.sort();
         for (found, _, path, bytes) in known {
@@ -511,7 +571,8 @@ fn damaged_files_are_read_without_a_panic() {
                 if is_new(kind, &answer) {
                     found += 1;
                     if keep && bytes.len() <= MAX_KEPT_BYTES {
-                        let file = corpus().join(kind).join(format!("found-{:016x}", xxh3_64(&bytes)));
+                        let file =
+                            corpus().join(kind).join(format!("found-{:016x}", xxh3_64(&bytes)));
                         std::fs::write(file, &bytes).unwrap();
                     }
                     seeds.get_mut(kind).unwrap().push(bytes);

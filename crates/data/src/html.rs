@@ -1,8 +1,8 @@
 //! HTML to text.
 //!
-//! Follows the tokenizer of the HTML standard (comments, quoted attributes, raw text of `script` and `style`) with one
-//! difference: only the names of real HTML elements make a tag. Training text is full of `<your name>`, `Vec<String>`
-//! and `a < b`, and they must survive.
+//! Follows the tokenizer of the HTML standard (comments, quoted attributes, raw text of `script`
+//! and `style`) with one difference: only the names of real HTML elements make a tag. Training text
+//! is full of `<your name>`, `Vec<String>` and `a < b`, and they must survive.
 
 use std::borrow::Cow;
 
@@ -17,8 +17,8 @@ const PARAGRAPH: [&str; 12] =
 
 /// Elements that begin and end a line.
 const LINE: [&str; 17] = [
-    "div", "tr", "article", "aside", "header", "footer", "main", "nav", "form", "fieldset", "address", "dl",
-    "dt", "dd", "figure", "center", "caption",
+    "div", "tr", "article", "aside", "header", "footer", "main", "nav", "form", "fieldset",
+    "address", "dl", "dt", "dd", "figure", "center", "caption",
 ];
 
 /// All other elements: their tags go, their text stays in the line.
@@ -76,17 +76,20 @@ const INLINE: [&str; 51] = [
     "video",
 ];
 
-/// The text of `text` without its HTML: tags and comments go, `br`, `p`, lists and table rows become lines, `pre` a fenced block, `script` and
-/// `style` go with their content, entities become characters. Entities that were escaped twice are decoded twice.
-/// Text without HTML is returned as it is.
+/// The text of `text` without its HTML: tags and comments go, `br`, `p`, lists and table rows
+/// become lines, `pre` a fenced block, `script` and `style` go with their content, entities become
+/// characters. Entities that were escaped twice are decoded twice. Text without HTML is returned as
+/// it is.
 pub(crate) fn to_text(text: &str) -> Cow<'_, str> {
     to_fixpoint(text, strip_once)
 }
 
-/// Whether [`to_text`] would change `text`, told apart by what it finds: (tags or comments, entities).
+/// Whether [`to_text`] would change `text`, told apart by what it finds: (tags or comments,
+/// entities).
 pub(crate) fn markup(text: &str) -> (bool, bool) {
     let tags = memchr::memchr_iter(b'<', text.as_bytes()).any(|at| token(&text[at..]).is_some());
-    let entities = memchr::memchr_iter(b'&', text.as_bytes()).any(|at| entity(&text[at..]).is_some());
+    let entities =
+        memchr::memchr_iter(b'&', text.as_bytes()).any(|at| entity(&text[at..]).is_some());
     (tags, entities)
 }
 
@@ -203,7 +206,9 @@ fn token(text: &str) -> Option<Token> {
     let inline = |length| Some(Token { kind: Kind::Inline, length });
     match bytes.get(1)? {
         b'!' if text.starts_with("<!--") => inline(text[4..].find("-->")? + 7),
-        b'!' if starts_with_ignore_case(&text[2..], "doctype") || text[2..].starts_with("[CDATA[") => {
+        b'!' if starts_with_ignore_case(&text[2..], "doctype")
+            || text[2..].starts_with("[CDATA[") =>
+        {
             inline(text.find('>')? + 1)
         }
         b'?' if starts_with_ignore_case(&text[2..], "xml") => inline(text.find('>')? + 1),
@@ -283,7 +288,8 @@ fn raw_end(text: &str, tag_length: usize, name: &str) -> usize {
 /// The character(s) of the entity that `text` starts with, and the entity's length.
 fn entity(text: &str) -> Option<(Cow<'static, str>, usize)> {
     let rest = text.strip_prefix('&')?;
-    let name_length = rest.bytes().take(32).take_while(|b| b.is_ascii_alphanumeric() || *b == b'#').count();
+    let name_length =
+        rest.bytes().take(32).take_while(|b| b.is_ascii_alphanumeric() || *b == b'#').count();
     if name_length == 0 || rest.as_bytes().get(name_length) != Some(&b';') {
         return None;
     }
@@ -298,13 +304,17 @@ fn entity(text: &str) -> Option<(Cow<'static, str>, usize)> {
     }
     Some(match decoded.as_str() {
         "\u{a0}" => (Cow::Borrowed(" "), length),
-        d if d.chars().all(|c| c.is_control() && c != '\n' && c != '\t') => (Cow::Borrowed(""), length),
+        d if d.chars().all(|c| c.is_control() && c != '\n' && c != '\t') => {
+            (Cow::Borrowed(""), length)
+        }
         _ => (Cow::Owned(decoded), length),
     })
 }
 
 fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
-    text.as_bytes().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+    text.as_bytes()
+        .get(..prefix.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
 #[cfg(test)]
@@ -368,7 +378,11 @@ mod tests {
             "an unfinished <a href=",
             "&unknown; &",
         ] {
-            assert!(matches!(to_text(text), Cow::Borrowed(_)), "{text:?} became {:?}", to_text(text));
+            assert!(
+                matches!(to_text(text), Cow::Borrowed(_)),
+                "{text:?} became {:?}",
+                to_text(text)
+            );
             assert_eq!(markup(text), (false, false), "{text:?}");
         }
     }

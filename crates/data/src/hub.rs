@@ -7,7 +7,8 @@ use tunebook_hub::{Hub, Kind};
 use crate::error::{DataError, Result};
 use crate::source::{Format, Input, is_below, matcher};
 
-/// The files of `owner/name` or `owner/name@revision` that hold rows; what is in the cache is not fetched again.
+/// The files of `owner/name` or `owner/name@revision` that hold rows; what is in the cache is not
+/// fetched again.
 pub(crate) fn fetch(id: &str, files: Option<&str>) -> Result<Vec<Input>> {
     fetch_from(&Hub::from_env(), id, files)
 }
@@ -31,11 +32,14 @@ fn input(repo: &str, name: &str, path: PathBuf) -> Option<Input> {
     Some(Input { path, name: format!("{repo}/{name}"), format })
 }
 
-/// The files that hold rows for training: those that the pattern names; else those with "train" in their path, of one
-/// configuration; else all.
+/// The files that hold rows for training: those that the pattern names; else those with "train" in
+/// their path, of one configuration; else all.
 fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec<String>> {
-    let problem =
-        |reason: String| DataError::Hub { repo: repo.to_owned(), file: "the data".to_owned(), reason };
+    let problem = |reason: String| DataError::Hub {
+        repo: repo.to_owned(),
+        file: "the data".to_owned(),
+        reason,
+    };
     names.retain(|name| {
         is_below(name) && Format::of(Path::new(name)).is_some_and(|format| format != Format::Text)
     });
@@ -48,13 +52,15 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
         if names.iter().any(|name| name.contains("train")) {
             names.retain(|name| name.contains("train"));
         }
-        let folder =
-            |name: &str| name.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
+        let folder = |name: &str| {
+            name.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned())
+        };
         let mut folders: Vec<String> = names.iter().map(|name| folder(name)).collect();
         folders.dedup();
         if folders.len() > 1 {
             let usual = ["", "data", "main", "default", "plain_text"];
-            let Some(one) = usual.iter().find(|one| folders.iter().any(|folder| folder == *one)) else {
+            let Some(one) = usual.iter().find(|one| folders.iter().any(|folder| folder == *one))
+            else {
                 return Err(problem(format!(
                     "it has several configurations ({}): name one with ReadOptions::files, such as \"{}/*\"",
                     folders.join(", "),
@@ -67,7 +73,9 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
     if names.is_empty() {
         let shown: Vec<&str> = all.iter().take(8).map(String::as_str).collect();
         return Err(problem(match files {
-            Some(files) => format!("no data file matches \"{files}\"; there are: {}", shown.join(", ")),
+            Some(files) => {
+                format!("no data file matches \"{files}\"; there are: {}", shown.join(", "))
+            }
             None => format!("it has no data file ({})", crate::source::KINDS),
         }));
     }
@@ -87,7 +95,8 @@ pub(crate) mod tests {
 
     type Files = BTreeMap<&'static str, Vec<u8>>;
 
-    /// Speaks as much of the hub's interface as is asked for here, until the process ends. With a token, it wants that.
+    /// Speaks as much of the hub's interface as is asked for here, until the process ends. With a
+    /// token, it wants that.
     fn serve(files: Files, token: Option<&'static str>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -125,7 +134,11 @@ pub(crate) mod tests {
             let siblings: Vec<_> =
                 files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
             let info = serde_json::json!({ "siblings": siblings, "sha": "c0ffee" }).to_string();
-            return send("200 OK", "Content-Type: application/json\r\n".to_owned(), info.as_bytes());
+            return send(
+                "200 OK",
+                "Content-Type: application/json\r\n".to_owned(),
+                info.as_bytes(),
+            );
         }
         let file = path
             .strip_prefix("/datasets/owner/set/resolve/c0ffee/")
@@ -148,7 +161,8 @@ pub(crate) mod tests {
     }
 
     fn files() -> Files {
-        let line = |n: usize| format!("{{\"question\":\"q{n}\",\"answer\":\"a{n}\"}}\n").into_bytes();
+        let line =
+            |n: usize| format!("{{\"question\":\"q{n}\",\"answer\":\"a{n}\"}}\n").into_bytes();
         BTreeMap::from([
             ("README.md", b"a card".to_vec()),
             ("data/train-00000-of-00002.jsonl", line(1)),
@@ -168,16 +182,22 @@ pub(crate) mod tests {
                     .lines()
                     .map_while(|line| line.ok().filter(|line| !line.is_empty()))
                     .collect();
-                let path = lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+                let path =
+                    lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
                 let (body, headers) = match path.starts_with("/api/") {
-                    true => (index.lock().unwrap().clone(), "Content-Type: application/json\r\n".to_owned()),
+                    true => (
+                        index.lock().unwrap().clone(),
+                        "Content-Type: application/json\r\n".to_owned(),
+                    ),
                     false => {
                         let body = b"{\"prompt\":\"a\",\"completion\":\"b\"}\n".to_vec();
-                        let range = format!("Content-Range: bytes 0-{}/{}\r\n", body.len() - 1, body.len());
+                        let range =
+                            format!("Content-Range: bytes 0-{}/{}\r\n", body.len() - 1, body.len());
                         (body, format!("ETag: \"e\"\r\nX-Repo-Commit: c0ffee\r\n{range}"))
                     }
                 };
-                let status = if path.starts_with("/api/") { "200 OK" } else { "206 Partial Content" };
+                let status =
+                    if path.starts_with("/api/") { "200 OK" } else { "206 Partial Content" };
                 let head = format!(
                     "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
                     body.len()
@@ -235,7 +255,8 @@ pub(crate) mod tests {
     fn a_file_with_a_wrong_checksum_does_not_stay_in_the_cache() {
         let folder = tempfile::tempdir().unwrap();
         let endpoint = serve(BTreeMap::from([("wrong.jsonl", b"{}".to_vec())]), None);
-        let error = fetch_from(&hub(&endpoint, folder.path()), "owner/set", None).unwrap_err().to_string();
+        let error =
+            fetch_from(&hub(&endpoint, folder.path()), "owner/set", None).unwrap_err().to_string();
         assert!(error.contains("wrong checksum"), "{error}");
     }
 
@@ -254,7 +275,8 @@ pub(crate) mod tests {
         assert!(error.contains("no data file"), "{error}");
     }
 
-    /// The variables as Python has them, in a process of its own: they are read where the call is made.
+    /// The variables as Python has them, in a process of its own: they are read where the call is
+    /// made.
     #[test]
     fn the_environment_is_respected() {
         const CHILD: &str = "TUNEBOOK_TEST_HUB";

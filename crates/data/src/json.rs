@@ -1,6 +1,7 @@
 //! Whole JSON documents: an array of objects, or an object that holds one.
 //!
-//! The elements are cut apart by their brackets and parsed one by one, so one that cannot be used costs no other.
+//! The elements are cut apart by their brackets and parsed one by one, so one that cannot be used
+//! costs no other.
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -40,8 +41,9 @@ fn object(
     shape: &mut Option<Shape>,
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
-    let value: Value = serde_json::from_slice(&bytes[start..])
-        .map_err(|error| format!("expected a JSON array of objects, found no valid JSON: {error}"))?;
+    let value: Value = serde_json::from_slice(&bytes[start..]).map_err(|error| {
+        format!("expected a JSON array of objects, found no valid JSON: {error}")
+    })?;
     let lists: Vec<&Vec<Value>> = value
         .as_object()
         .into_iter()
@@ -102,12 +104,14 @@ fn parse(elements: &[Element], shape: &mut Option<Shape>, each: &mut dyn FnMut(P
 /// Where the text after the last whole element begins: its line, what is wrong, and the text.
 type Broken<'a> = Option<(u64, String, &'a [u8])>;
 
-/// The elements of the array whose content starts at `at`; and what comes after the last whole one, if that is not the array's end.
+/// The elements of the array whose content starts at `at`; and what comes after the last whole one,
+/// if that is not the array's end.
 fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Broken<'_>) {
     let mut elements = Vec::new();
     let mut line = 1 + memchr::memchr_iter(b'\n', &bytes[..at]).count() as u64;
     let skip = |at: &mut usize, line: &mut u64, more: &[u8]| {
-        while let Some(byte) = bytes.get(*at).filter(|byte| byte.is_ascii_whitespace() || more.contains(byte))
+        while let Some(byte) =
+            bytes.get(*at).filter(|byte| byte.is_ascii_whitespace() || more.contains(byte))
         {
             *line += u64::from(*byte == b'\n');
             *at += 1;
@@ -117,7 +121,8 @@ fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Broken<'_>) {
         skip(&mut at, &mut line, b",");
         match bytes.get(at) {
             None => {
-                let reason = "expected the array to end with \"]\", found the end of the file".to_owned();
+                let reason =
+                    "expected the array to end with \"]\", found the end of the file".to_owned();
                 return (elements, Some((line, reason, &[])));
             }
             Some(b']') => {
@@ -138,7 +143,8 @@ fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Broken<'_>) {
                 }
                 None => {
                     let reason =
-                        "expected an object that ends, found the end of the file within it".to_owned();
+                        "expected an object that ends, found the end of the file within it"
+                            .to_owned();
                     return (elements, Some((line, reason, &bytes[at..])));
                 }
             },

@@ -1,4 +1,5 @@
-//! The JSONL reader: whole blocks of the file are parsed in parallel, and a line that cannot be used never costs another.
+//! The JSONL reader: whole blocks of the file are parsed in parallel, and a line that cannot be
+//! used never costs another.
 
 use std::io::Read;
 
@@ -12,7 +13,8 @@ use crate::table::{Part, RAW_BYTES};
 
 /// What one thread parses at a time.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Stands for what was cut from an overlong line. JSON text holds no control characters, so no parser takes it.
+/// Stands for what was cut from an overlong line. JSON text holds no control characters, so no
+/// parser takes it.
 const CUT: &[u8] = b"\0[line too long]\0";
 const BOM: &[u8] = b"\xef\xbb\xbf";
 /// Lines that the shape is looked for in.
@@ -33,8 +35,8 @@ impl Default for Limits {
     }
 }
 
-/// Hands the file over in blocks that end at a line's end. Of a line over the limit only the beginning is handed over, with
-/// [`CUT`] behind it, which no parser takes.
+/// Hands the file over in blocks that end at a line's end. Of a line over the limit only the
+/// beginning is handed over, with [`CUT`] behind it, which no parser takes.
 pub(crate) fn read_blocks(
     mut file: impl Read,
     limits: &Limits,
@@ -47,7 +49,8 @@ pub(crate) fn read_blocks(
     loop {
         // What is in the buffer is the beginning of one line.
         let carried = buffer.len();
-        let read = (&mut file).take(limits.block as u64).read_to_end(&mut buffer).map_err(failed)?;
+        let read =
+            (&mut file).take(limits.block as u64).read_to_end(&mut buffer).map_err(failed)?;
         let at_end = read < limits.block;
         let newline = memchr::memrchr(b'\n', &buffer[carried..]).map(|at| carried + at + 1);
         let end = if at_end { buffer.len() } else { newline.unwrap_or(0) };
@@ -68,15 +71,16 @@ pub(crate) fn read_blocks(
     }
 }
 
-/// The parts of a block, in order. `line` is the number of lines before it, and grows by those in it; `shape` is found in the first
-/// usable line when it is not given.
+/// The parts of a block, in order. `line` is the number of lines before it, and grows by those in
+/// it; `shape` is found in the first usable line when it is not given.
 pub(crate) fn parse_block(block: &[u8], shape: &mut Option<Shape>, line: &mut u64) -> Vec<Part> {
     if shape.is_none() {
         *shape = find_shape(block.split(|&byte| byte == b'\n'));
     }
     let fallback = Shape::PromptCompletion;
     let known = shape.as_ref().unwrap_or(&fallback);
-    let mut parts: Vec<Part> = chunks(block).into_par_iter().map(|chunk| parse_chunk(chunk, known)).collect();
+    let mut parts: Vec<Part> =
+        chunks(block).into_par_iter().map(|chunk| parse_chunk(chunk, known)).collect();
     for part in &mut parts {
         part.rejects.iter_mut().for_each(|reject| reject.line += *line);
         *line += part.lines;
@@ -149,7 +153,8 @@ pub(crate) fn parse_line<'a>(line: &'a [u8], shape: &Shape) -> Result<Pair<'a>, 
     let fields = match serde_json::from_str::<Fields>(text) {
         Ok(fields) => fields.0,
         Err(error) if error.is_data() => {
-            let found = serde_json::from_str::<Value>(text).map_or("something else", |value| kind(&value));
+            let found =
+                serde_json::from_str::<Value>(text).map_or("something else", |value| kind(&value));
             return Err(format!("expected a JSON object, found {found}"));
         }
         Err(_) if memchr::memmem::find(line, CUT).is_some() => {
@@ -186,7 +191,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn reason(line: &str) -> String {
-        parse_line(line.as_bytes(), &Shape::PromptCompletion).err().unwrap_or_else(|| "usable".into())
+        parse_line(line.as_bytes(), &Shape::PromptCompletion)
+            .err()
+            .unwrap_or_else(|| "usable".into())
     }
 
     #[test]

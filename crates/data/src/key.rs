@@ -1,12 +1,12 @@
 //! Keys under which texts count as the same, and stable hashes of them.
 //!
-//! The hash is XXH3 (64 and 128 bits), whose values are fixed by its specification, so a split made today is the split
-//! made by every later version, on every machine.
+//! The hash is XXH3 (64 and 128 bits), whose values are fixed by its specification, so a split made
+//! today is the split made by every later version, on every machine.
 
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 
-/// `text` as words: lower case, without punctuation, one space between words. A text without a letter or digit (an
-/// emoji, a line of dashes) keeps its symbols.
+/// `text` as words: lower case, without punctuation, one space between words. A text without a
+/// letter or digit (an emoji, a line of dashes) keeps its symbols.
 pub(crate) fn normalized(text: &str) -> String {
     let mut key = String::with_capacity(text.len());
     each_char(text, |c| key.push(c));

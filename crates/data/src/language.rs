@@ -1,11 +1,13 @@
-//! The language of a text, by its script and the commonest three-letter sequences (the crate whatlang).
+//! The language of a text, by its script and the commonest three-letter sequences (the crate
+//! whatlang).
 
 use whatlang::{Lang, detect};
 
 /// Shorter texts have too few letters to tell.
 const MIN_CHARS: usize = 24;
-/// With this confidence 7 of 4,236 customers' messages (banking77, all English) were taken for another language; with whatlang's own bound for
-/// "reliable" (0.9) none was, but a fifth fewer could be told.
+/// With this confidence 7 of 4,236 customers' messages (banking77, all English) were taken for
+/// another language; with whatlang's own bound for "reliable" (0.9) none was, but a fifth fewer
+/// could be told.
 const MIN_CONFIDENCE: f64 = 0.7;
 
 /// The ISO 639-3 code of the language, if the text is long and plain enough to tell.
@@ -54,7 +56,8 @@ pub(crate) fn code(name: &str) -> Option<&'static str> {
         ("id", "ind"),
     ];
     let name = name.trim().to_lowercase();
-    let long = SHORT.iter().find(|(short, _)| *short == name).map_or(name.as_str(), |(_, long)| long);
+    let long =
+        SHORT.iter().find(|(short, _)| *short == name).map_or(name.as_str(), |(_, long)| long);
     Lang::from_code(long)
         .or_else(|| Lang::all().iter().copied().find(|lang| lang.eng_name().to_lowercase() == name))
         .map(|lang| lang.code())
@@ -67,7 +70,10 @@ mod tests {
     #[test]
     fn languages_are_told_apart() {
         for (text, code) in [
-            ("Where is my parcel? It should have been here on Monday, and nobody tells me anything.", "eng"),
+            (
+                "Where is my parcel? It should have been here on Monday, and nobody tells me anything.",
+                "eng",
+            ),
             ("Wo bleibt mein Paket? Es hätte schon am Montag hier sein sollen.", "deu"),
             (
                 "Où est mon colis ? Il aurait dû arriver lundi dernier, et personne ne me répond depuis une semaine.",

@@ -1,4 +1,5 @@
-//! How long texts are: exact percentiles from counts, so that any number of rows needs little memory.
+//! How long texts are: exact percentiles from counts, so that any number of rows needs little
+//! memory.
 
 use std::collections::BTreeMap;
 
@@ -63,10 +64,15 @@ impl LengthSummary {
 
     /// How many texts are longer than `limit`.
     pub fn over(&self, limit: usize) -> u64 {
-        self.counts.iter().filter(|(length, _)| *length as usize > limit).map(|(_, count)| count).sum()
+        self.counts
+            .iter()
+            .filter(|(length, _)| *length as usize > limit)
+            .map(|(_, count)| count)
+            .sum()
     }
 
-    /// At most about `most` lengths that are spread as all are, for a histogram. The shortest and the longest are among them.
+    /// At most about `most` lengths that are spread as all are, for a histogram. The shortest and
+    /// the longest are among them.
     pub fn spread(&self, most: usize) -> Vec<u32> {
         let rows = self.rows();
         let step = (rows / most.max(1) as u64).max(1);

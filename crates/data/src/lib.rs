@@ -1,9 +1,12 @@
 //! From a file of prompt/completion pairs to a set one can train on and trust.
 //!
-//! - [`Dataset`]: a polars frame with the text columns `prompt` and `completion`, read from JSONL, JSON, CSV, Parquet, text files and
-//!   the Hugging Face hub ([`Dataset::read`]). Rows that cannot be used are kept aside with file, line and the reason.
-//! - [`Cleaning`]: named steps in order; each says what it changed and dropped ([`Dataset::report`]).
-//! - [`Split`]: a hold-out by hash, which appended rows never reshuffle; [`Splits::audit`] looks for leaks.
+//! - [`Dataset`]: a polars frame with the text columns `prompt` and `completion`, read from JSONL,
+//!   JSON, CSV, Parquet, text files and the Hugging Face hub ([`Dataset::read`]). Rows that cannot
+//!   be used are kept aside with file, line and the reason.
+//! - [`Cleaning`]: named steps in order; each says what it changed and dropped
+//!   ([`Dataset::report`]).
+//! - [`Split`]: a hold-out by hash, which appended rows never reshuffle; [`Splits::audit`] looks
+//!   for leaks.
 //! - [`Profile`]: what is in a set, before one trusts it.
 //!
 //! ```

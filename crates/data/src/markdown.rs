@@ -15,10 +15,12 @@ static HEADING: LazyLock<Regex> = LazyLock::new(|| regex(r"^ {0,3}#{1,6}[ \t]+")
 static QUOTE: LazyLock<Regex> = LazyLock::new(|| regex(r"^ {0,3}>[ \t]?"));
 static RULE: LazyLock<Regex> =
     LazyLock::new(|| regex(r"^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$"));
-static TABLE_RULE: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"^[ \t]*\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{3,}:?[ \t]*)+\|?[ \t]*$"));
-static LINK: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"!?\[([^\[\]\n]*)\]\([^()\s]*(?:[ \t]+&quot;[^)]*|[ \t]+\x22[^\x22)]*\x22)?\)"));
+static TABLE_RULE: LazyLock<Regex> = LazyLock::new(|| {
+    regex(r"^[ \t]*\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{3,}:?[ \t]*)+\|?[ \t]*$")
+});
+static LINK: LazyLock<Regex> = LazyLock::new(|| {
+    regex(r"!?\[([^\[\]\n]*)\]\([^()\s]*(?:[ \t]+&quot;[^)]*|[ \t]+\x22[^\x22)]*\x22)?\)")
+});
 static STRONG: LazyLock<Regex> = LazyLock::new(|| regex(r"\*\*([^\s*](?:[^*\n]*[^\s*])?)\*\*"));
 static STRONG_LINES: LazyLock<Regex> =
     LazyLock::new(|| regex(r"(^|[^\w_])__([^\s_](?:[^_\n]*[^\s_])?)__($|[^\w_])"));
@@ -33,7 +35,8 @@ static TIGHT_HEADING: LazyLock<Regex> = LazyLock::new(|| regex(r"^(#{1,6})([^\s#
 /// What counts as markup of this kind.
 const MARKS: [char; 8] = ['#', '>', '*', '_', '[', '~', '-', '|'];
 
-/// Plain text: headings, quotes, rules, emphasis and links lose their marks; list items keep their dash; fenced code stays as it is.
+/// Plain text: headings, quotes, rules, emphasis and links lose their marks; list items keep their
+/// dash; fenced code stays as it is.
 pub(crate) fn strip(text: &str) -> Cow<'_, str> {
     if !text.contains(MARKS) {
         return Cow::Borrowed(text);
@@ -140,9 +143,16 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_markup_stays() {
-        for text in
-            ["2*3*4 = 24", "snake_case_name", "#1 in sales", "a - b", "5 > 3", "[sic]", "f(x)[0](y", "* item"]
-        {
+        for text in [
+            "2*3*4 = 24",
+            "snake_case_name",
+            "#1 in sales",
+            "a - b",
+            "5 > 3",
+            "[sic]",
+            "f(x)[0](y",
+            "* item",
+        ] {
             assert!(matches!(strip(text), Cow::Borrowed(_)), "{text} became {}", strip(text));
         }
         let code = "```python\n# comment\na = b*c*d\n```";
@@ -151,7 +161,10 @@ mod tests {
 
     #[test]
     fn one_spelling() {
-        assert_eq!(tidy("* a\n+ b\n• c\n##Title\n__yes__ #tag"), "- a\n- b\n- c\n## Title\n**yes** #tag");
+        assert_eq!(
+            tidy("* a\n+ b\n• c\n##Title\n__yes__ #tag"),
+            "- a\n- b\n- c\n## Title\n**yes** #tag"
+        );
     }
 
     proptest! {

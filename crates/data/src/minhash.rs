@@ -1,8 +1,10 @@
-//! MinHash sketches: two texts agree in each place of their sketches with a chance equal to their similarity (Broder 1997).
+//! MinHash sketches: two texts agree in each place of their sketches with a chance equal to their
+//! similarity (Broder 1997).
 //!
-//! The places are filled as in "Fast Similarity Sketching" (Dahlgaard, Knudsen and Thorup 2017): a round throws every shingle into one
-//! place, which keeps the smallest; rounds follow until no place is empty. So a text costs about as many steps as it has shingles, where one hash
-//! function for each place would cost a hundred times that, and the estimate is at least as good.
+//! The places are filled as in "Fast Similarity Sketching" (Dahlgaard, Knudsen and Thorup 2017): a
+//! round throws every shingle into one place, which keeps the smallest; rounds follow until no
+//! place is empty. So a text costs about as many steps as it has shingles, where one hash function
+//! for each place would cost a hundred times that, and the estimate is at least as good.
 
 /// Places of a sketch. Many numbers divide it, so that bands of many widths fill it.
 pub(crate) const PLACES: usize = 120;
@@ -46,15 +48,16 @@ impl Sketch {
 
     /// A byte of each place. Equal places have equal bytes; different ones in one of 256 cases.
     pub(crate) fn bytes(&self) -> [u8; PLACES] {
-        self.0.map(|value| ((value ^ (value >> 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        self.0
+            .map(|value| ((value ^ (value >> 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
     }
 
     /// The key of each band of `rows` places.
     pub(crate) fn bands(&self, rows: usize) -> impl Iterator<Item = u32> + '_ {
         self.0.chunks_exact(rows).map(|rows| {
-            let key = rows
-                .iter()
-                .fold(0u64, |key, value| (key.rotate_left(23) ^ value).wrapping_mul(0xff51_afd7_ed55_8ccd));
+            let key = rows.iter().fold(0u64, |key, value| {
+                (key.rotate_left(23) ^ value).wrapping_mul(0xff51_afd7_ed55_8ccd)
+            });
             (key >> 32) as u32
         })
     }
@@ -66,18 +69,22 @@ pub(crate) fn agreeing(a: &[u8; PLACES], b: &[u8; PLACES]) -> usize {
     usize::from(a.iter().zip(b).fold(0u8, |sum, (a, b)| sum + u8::from(a == b)))
 }
 
-/// Fewer agreeing places than this are not those of a pair at the threshold: five standard deviations below the mean.
+/// Fewer agreeing places than this are not those of a pair at the threshold: five standard
+/// deviations below the mean.
 pub(crate) fn hopeless(threshold: f64) -> usize {
     let places = PLACES as f64;
     let deviation = (threshold * (1.0 - threshold) / places).sqrt();
     ((threshold - 5.0 * deviation) * places).floor().max(0.0) as usize
 }
 
-/// Places of a band: all of them must agree for two texts to become candidates. The most that miss few pairs at the threshold: 5, in 24
-/// bands, for 0.72.
+/// Places of a band: all of them must agree for two texts to become candidates. The most that miss
+/// few pairs at the threshold: 5, in 24 bands, for 0.72.
 pub(crate) fn rows(threshold: f64) -> usize {
     let misses = |rows: usize| (1.0 - threshold.powi(rows as i32)).powi((PLACES / rows) as i32);
-    (1..=PLACES / 4).filter(|rows| PLACES.is_multiple_of(*rows) && misses(*rows) <= MISSED).max().unwrap_or(1)
+    (1..=PLACES / 4)
+        .filter(|rows| PLACES.is_multiple_of(*rows) && misses(*rows) <= MISSED)
+        .max()
+        .unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -88,7 +95,8 @@ mod tests {
         (0u64..).map(move |i| xxhash_rust::xxh3::xxh3_64_with_seed(&i.to_le_bytes(), seed))
     }
 
-    /// Sketches of sets that share a known part agree in that share of their places, large and small sets alike.
+    /// Sketches of sets that share a known part agree in that share of their places, large and
+    /// small sets alike.
     #[test]
     fn the_share_of_agreeing_places_is_the_similarity() {
         for size in [3usize, 10, 100, 1000] {
@@ -103,7 +111,8 @@ mod tests {
                         both.iter().copied().chain(numbers.by_ref().take(size - common)).collect()
                     };
                     let (a, b) = (Sketch::of(&side()), Sketch::of(&side()));
-                    let share = a.0.iter().zip(&b.0).filter(|(a, b)| a == b).count() as f64 / PLACES as f64;
+                    let share =
+                        a.0.iter().zip(&b.0).filter(|(a, b)| a == b).count() as f64 / PLACES as f64;
                     agreeing_places += share / trials as f64;
                     squares += share * share / trials as f64;
                 }

@@ -1,7 +1,8 @@
 //! Mojibake: UTF-8 that was read as Windows-1252, so that `é` became `Ã©` and `’` became `â€™`.
 //!
-//! The idea is ftfy's (Speer 2019): a run of characters that would be valid UTF-8 if they were bytes again is hardly ever meant. Where a
-//! pair of letters can be meant (`É®`, `Ä“`), it is taken for mojibake only beside another such run.
+//! The idea is ftfy's (Speer 2019): a run of characters that would be valid UTF-8 if they were
+//! bytes again is hardly ever meant. Where a pair of letters can be meant (`É®`, `Ä“`), it is taken
+//! for mojibake only beside another such run.
 
 use std::borrow::Cow;
 
@@ -42,7 +43,8 @@ fn repair_once(text: &str) -> Option<String> {
     // A run that could be meant counts only beside one that could not, or right after another.
     let certain = found.iter().any(|run| run.3);
     let keep = |i: usize| {
-        let touches = |a: &(usize, usize, char, bool), b: &(usize, usize, char, bool)| a.0 + a.1 == b.0;
+        let touches =
+            |a: &(usize, usize, char, bool), b: &(usize, usize, char, bool)| a.0 + a.1 == b.0;
         found[i].3
             || certain
             || (i > 0 && touches(&found[i - 1], &found[i]))
@@ -61,7 +63,8 @@ fn repair_once(text: &str) -> Option<String> {
     (copied > 0).then_some(out)
 }
 
-/// The character whose UTF-8 bytes the text begins with: its length here, and whether nobody writes it so on purpose.
+/// The character whose UTF-8 bytes the text begins with: its length here, and whether nobody writes
+/// it so on purpose.
 fn sequence(text: &str) -> Option<(usize, char, bool)> {
     let mut chars = text.chars();
     let lead = byte(chars.next()?)?;
@@ -80,7 +83,8 @@ fn sequence(text: &str) -> Option<(usize, char, bool)> {
     }
     let character = std::str::from_utf8(&bytes[..count]).ok()?.chars().next()?;
     let second = bytes[1];
-    // Quotation marks and signs may follow a capital letter; accents and currency signs never follow Â or Ã.
+    // Quotation marks and signs may follow a capital letter; accents and currency signs never
+    // follow Â or Ã.
     let plain = match lead {
         // A control character is no text that somebody lost, but half of one that was broken twice.
         0xC2 => second >= 0xA0,
@@ -94,8 +98,9 @@ fn sequence(text: &str) -> Option<(usize, char, bool)> {
 /// The byte that Windows-1252 (or Latin-1, for its unused places) reads as this character.
 fn byte(c: char) -> Option<u8> {
     const HIGH: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',
-        '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
+        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
+        'ž', 'Ÿ',
     ];
     match u32::from(c) {
         code @ 0x80..=0xFF => Some(code as u8),
@@ -127,7 +132,8 @@ mod tests {
 
     #[test]
     fn usual_damage_is_undone() {
-        for text in ["café", "It’s “here” – naïve…", "größer", "10 €", "😀 ok", "Привет", "日本語", "12 °C"]
+        for text in
+            ["café", "It’s “here” – naïve…", "größer", "10 €", "😀 ok", "Привет", "日本語", "12 °C"]
         {
             assert_eq!(repair(&broken(text)), text, "{}", broken(text));
             assert_eq!(repair(&broken(&broken(text))), text, "twice: {text}");

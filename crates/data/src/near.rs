@@ -1,12 +1,16 @@
-//! Near-duplicates: MinHash sketches, locality-sensitive hashing to find candidates, and the true Jaccard similarity to decide.
+//! Near-duplicates: MinHash sketches, locality-sensitive hashing to find candidates, and the true
+//! Jaccard similarity to decide.
 //!
-//! The steps are those of datatrove and text-dedup (Broder 1997; Leskovec, Rajaraman and Ullman, *Mining of Massive
-//! Datasets*, chapter 3), with two differences. Shingles are of 5 characters by default, not of 5 words, because prompts are short
-//! ([`Shingles`]). And every candidate pair is checked by its true similarity, so the bands can be narrow: 24 bands of 5 places miss fewer than
-//! 1 in 100 pairs at a similarity of 0.72, where datatrove's 14 buckets of 8 miss a third, and no pair is taken that is below the threshold.
+//! The steps are those of datatrove and text-dedup (Broder 1997; Leskovec, Rajaraman and Ullman,
+//! *Mining of Massive Datasets*, chapter 3), with two differences. Shingles are of 5 characters by
+//! default, not of 5 words, because prompts are short ([`Shingles`]). And every candidate pair is
+//! checked by its true similarity, so the bands can be narrow: 24 bands of 5 places miss fewer than
+//! 1 in 100 pairs at a similarity of 0.72, where datatrove's 14 buckets of 8 miss a third, and no
+//! pair is taken that is below the threshold.
 //!
-//! Only what may still change the result is checked: texts of the same words are one, candidates whose sketches differ too much are
-//! passed over, and in [`clusters`] pairs that are in one cluster already.
+//! Only what may still change the result is checked: texts of the same words are one, candidates
+//! whose sketches differ too much are passed over, and in [`clusters`] pairs that are in one
+//! cluster already.
 
 use std::collections::HashMap;
 
@@ -53,13 +57,15 @@ impl Default for Likeness {
     }
 }
 
-/// The Jaccard similarity of two texts: shared shingles over all shingles, case, punctuation and spaces aside.
+/// The Jaccard similarity of two texts: shared shingles over all shingles, case, punctuation and
+/// spaces aside.
 pub(crate) fn similarity(a: &str, b: &str, shingles: Shingles) -> f64 {
     let mut buffer = Vec::new();
     jaccard(&shingles.set(a, &mut buffer), &shingles.set(b, &mut buffer), 0.0)
 }
 
-/// Pairs of texts that are nearly the same, in the order of the later text. `keep` says which pairs are of interest.
+/// Pairs of texts that are nearly the same, in the order of the later text. `keep` says which pairs
+/// are of interest.
 pub(crate) fn pairs(
     texts: &[&str],
     likeness: Likeness,
@@ -85,7 +91,8 @@ pub(crate) struct Clusters {
     pub complete: bool,
 }
 
-/// The clusters of texts that are nearly the same: two texts are in one if a chain of pairs above the threshold leads from one to the other.
+/// The clusters of texts that are nearly the same: two texts are in one if a chain of pairs above
+/// the threshold leads from one to the other.
 pub(crate) fn clusters(texts: &[&str], likeness: Likeness) -> Result<Clusters> {
     // Of texts of the same words the first stands for all.
     let words: Vec<u64> = texts
@@ -112,7 +119,8 @@ pub(crate) fn clusters(texts: &[&str], likeness: Likeness) -> Result<Clusters> {
         }
     }
     drop(first);
-    let (mut candidates, complete) = Sketches::of(texts, &rows, likeness)?.candidates(&|_, _| true)?;
+    let (mut candidates, complete) =
+        Sketches::of(texts, &rows, likeness)?.candidates(&|_, _| true)?;
     // The likeliest first: most of the others are then in one cluster already.
     candidates.sort_unstable_by_key(|candidate| {
         (std::cmp::Reverse(candidate.agreeing), candidate.first, candidate.second)
@@ -236,14 +244,23 @@ impl<'r> Sketches<'r> {
             .collect::<Result<_>>()?;
         let keys = (0..bands)
             .into_par_iter()
-            .map(|band| parts.iter().flat_map(|part| part.1[band..].iter().step_by(bands).copied()).collect())
+            .map(|band| {
+                parts
+                    .iter()
+                    .flat_map(|part| part.1[band..].iter().step_by(bands).copied())
+                    .collect()
+            })
             .collect();
         let bytes = parts.into_iter().flat_map(|part| part.0).collect();
         Ok(Self { rows, bytes, keys, hopeless: minhash::hopeless(likeness.threshold) })
     }
 
-    /// The pairs that share a band and are not hopelessly far apart, each once; and whether these are all.
-    fn candidates(&self, keep: &(dyn Fn(usize, usize) -> bool + Sync)) -> Result<(Vec<Candidate>, bool)> {
+    /// The pairs that share a band and are not hopelessly far apart, each once; and whether these
+    /// are all.
+    fn candidates(
+        &self,
+        keep: &(dyn Fn(usize, usize) -> bool + Sync),
+    ) -> Result<(Vec<Candidate>, bool)> {
         let bands: Vec<(Vec<Candidate>, bool)> = self
             .keys
             .par_iter()
@@ -259,7 +276,11 @@ impl<'r> Sketches<'r> {
         Ok((candidates, complete))
     }
 
-    fn of_band(&self, keys: &[u32], keep: &(dyn Fn(usize, usize) -> bool + Sync)) -> (Vec<Candidate>, bool) {
+    fn of_band(
+        &self,
+        keys: &[u32],
+        keep: &(dyn Fn(usize, usize) -> bool + Sync),
+    ) -> (Vec<Candidate>, bool) {
         // Sorted by key, and by text within one: the texts of a bucket stand together.
         let mut order: Vec<u64> =
             keys.iter().enumerate().map(|(at, &key)| (u64::from(key) << 32) | at as u64).collect();
@@ -313,7 +334,8 @@ mod tests {
             "Where is my parcel? It should have been here on Monday.",
         ];
         let found = pairs(&texts, at(0.6), &all).unwrap();
-        let found: Vec<(usize, usize)> = found.iter().map(|pair| (pair.first, pair.second)).collect();
+        let found: Vec<(usize, usize)> =
+            found.iter().map(|pair| (pair.first, pair.second)).collect();
         assert_eq!(found, [(0, 2), (0, 3), (2, 3)]);
         assert_eq!(groups(4, &pairs(&texts, at(0.6), &all).unwrap()), [0, 1, 0, 0]);
         let clusters = clusters(&texts, at(0.6)).unwrap();
@@ -323,7 +345,8 @@ mod tests {
     #[test]
     fn empty_and_tiny_texts_are_equal_to_themselves_only() {
         let found = pairs(&["", "", "a", "b", "a", "?!"], at(0.72), &all).unwrap();
-        let found: Vec<(usize, usize)> = found.iter().map(|pair| (pair.first, pair.second)).collect();
+        let found: Vec<(usize, usize)> =
+            found.iter().map(|pair| (pair.first, pair.second)).collect();
         assert_eq!(found, [(0, 1), (2, 4)]);
     }
 
@@ -345,7 +368,8 @@ mod tests {
         assert!(!clusters.complete && clusters.of.iter().all(|&of| of == 0));
     }
 
-    /// Precision and recall against the true similarity, on planted edits of 0 to 40 % of the words.
+    /// Precision and recall against the true similarity, on planted edits of 0 to 40 % of the
+    /// words.
     #[test]
     fn nearly_all_pairs_above_the_threshold_are_found_and_no_other() {
         let words: Vec<String> = (0..400)
@@ -376,9 +400,14 @@ mod tests {
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let found = pairs(&texts, at(THRESHOLD), &all).unwrap();
         let planted = (0..600)
-            .filter(|i| similarity(texts[2 * i], texts[2 * i + 1], Shingles::default()) >= THRESHOLD)
+            .filter(|i| {
+                similarity(texts[2 * i], texts[2 * i + 1], Shingles::default()) >= THRESHOLD
+            })
             .count();
-        let hits = found.iter().filter(|pair| pair.first % 2 == 0 && pair.second == pair.first + 1).count();
+        let hits = found
+            .iter()
+            .filter(|pair| pair.first % 2 == 0 && pair.second == pair.first + 1)
+            .count();
         assert!(planted > 150, "{planted}");
         assert!(hits as f64 >= 0.98 * planted as f64, "recall {hits}/{planted}");
         assert!(found.iter().all(|pair| pair.similarity >= THRESHOLD));

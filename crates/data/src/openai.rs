@@ -1,9 +1,11 @@
-//! The rules for chat fine-tuning files that OpenAI publishes, as far as a file alone can break them.
+//! The rules for chat fine-tuning files that OpenAI publishes, as far as a file alone can break
+//! them.
 //!
-//! From the [fine-tuning guide](https://platform.openai.com/docs/guides/supervised-fine-tuning) and the checks of the
-//! [cookbook](https://cookbook.openai.com/examples/chat_finetuning_data_prep): one JSON object a line with a list `messages`; each message
-//! has a known `role` and a text `content` (or a tool call); no other keys than those listed; at least one message of the assistant, and the
-//! last one is; `weight` is 0 or 1; ten examples or more; 512 MB at most.
+//! From the [fine-tuning guide](https://platform.openai.com/docs/guides/supervised-fine-tuning) and
+//! the checks of the [cookbook](https://cookbook.openai.com/examples/chat_finetuning_data_prep):
+//! one JSON object a line with a list `messages`; each message has a known `role` and a text
+//! `content` (or a tool call); no other keys than those listed; at least one message of the
+//! assistant, and the last one is; `weight` is 0 or 1; ten examples or more; 512 MB at most.
 
 use std::path::Path;
 
@@ -18,8 +20,17 @@ const MIN_EXAMPLES: usize = 10;
 /// The largest file that can be uploaded.
 const MAX_BYTES: usize = 512 << 20;
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
-const MESSAGE_KEYS: [&str; 9] =
-    ["role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal", "audio"];
+const MESSAGE_KEYS: [&str; 9] = [
+    "role",
+    "content",
+    "name",
+    "weight",
+    "tool_calls",
+    "tool_call_id",
+    "function_call",
+    "refusal",
+    "audio",
+];
 const EXAMPLE_KEYS: [&str; 4] = ["messages", "tools", "parallel_tool_calls", "functions"];
 
 /// A line that the provider would refuse.
@@ -62,7 +73,9 @@ pub(crate) fn problems(bytes: &[u8]) -> Vec<OpenAiProblem> {
     }
     let of_lines: Vec<OpenAiProblem> = lines
         .into_par_iter()
-        .filter_map(|(line, text)| example(text).err().map(|problem| OpenAiProblem { line, problem }))
+        .filter_map(|(line, text)| {
+            example(text).err().map(|problem| OpenAiProblem { line, problem })
+        })
         .collect();
     problems.extend(of_lines);
     problems
@@ -73,7 +86,10 @@ fn example(line: &[u8]) -> Result<(), String> {
         serde_json::from_slice(line).map_err(|error| format!("expected a JSON object: {error}"))?;
     let object = value.as_object().ok_or("expected a JSON object")?;
     if let Some(key) = object.keys().find(|key| !EXAMPLE_KEYS.contains(&key.as_str())) {
-        return Err(format!("expected only the keys {EXAMPLE_KEYS:?}, found \"{}\"", excerpt(key, 40)));
+        return Err(format!(
+            "expected only the keys {EXAMPLE_KEYS:?}, found \"{}\"",
+            excerpt(key, 40)
+        ));
     }
     let messages = object
         .get("messages")

@@ -23,7 +23,9 @@ pub(crate) fn read_file(mut file: File) -> Result<DataFrame, String> {
     let mut end = [0u8; 4];
     let ends = file.seek(SeekFrom::End(-4)).and_then(|_| file.read_exact(&mut end));
     if ends.is_err() || &end != MAGIC {
-        return Err("expected a whole Parquet file, found one without an end: was it cut off?".to_owned());
+        return Err(
+            "expected a whole Parquet file, found one without an end: was it cut off?".to_owned()
+        );
     }
     file.rewind().map_err(|error| error.to_string())?;
     guarded(|| ParquetReader::new(file).finish())
@@ -32,7 +34,9 @@ pub(crate) fn read_file(mut file: File) -> Result<DataFrame, String> {
 /// What bytes in memory hold.
 pub(crate) fn read_bytes(bytes: Vec<u8>) -> Result<DataFrame, String> {
     if bytes.len() < 12 || !bytes.ends_with(MAGIC) {
-        return Err("expected a whole Parquet file, found one without an end: was it cut off?".to_owned());
+        return Err(
+            "expected a whole Parquet file, found one without an end: was it cut off?".to_owned()
+        );
     }
     guarded(|| ParquetReader::new(Cursor::new(bytes)).finish())
 }
@@ -46,7 +50,8 @@ fn guarded(read: impl FnOnce() -> PolarsResult<DataFrame>) -> Result<DataFrame, 
     }
 }
 
-/// The rows of a frame. `shape` is found in the first usable row when it is not given; rows are counted from 1.
+/// The rows of a frame. `shape` is found in the first usable row when it is not given; rows are
+/// counted from 1.
 pub(crate) fn rows(frame: &DataFrame, shape: &mut Option<Shape>, each: &mut dyn FnMut(Part)) {
     if shape.is_none() {
         *shape = (0..frame.height().min(1000)).find_map(|row| {
@@ -70,7 +75,11 @@ pub(crate) fn rows(frame: &DataFrame, shape: &mut Option<Shape>, each: &mut dyn 
                             .into_iter()
                             .map(|(key, field)| (key.into_owned(), field.into_value()))
                             .collect();
-                        part.reject(row as u64 + 1, reason, Value::Object(raw).to_string().as_bytes());
+                        part.reject(
+                            row as u64 + 1,
+                            reason,
+                            Value::Object(raw).to_string().as_bytes(),
+                        );
                     }
                 }
             }

@@ -40,8 +40,9 @@ static KEY: LazyLock<Regex> = LazyLock::new(|| {
         r"|\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
     ))
 });
-static EMAIL: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"(?i)\b[a-z0-9][a-z0-9._%+-]*@[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}\b"));
+static EMAIL: LazyLock<Regex> = LazyLock::new(|| {
+    regex(r"(?i)\b[a-z0-9][a-z0-9._%+-]*@[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}\b")
+});
 static IBAN: LazyLock<Regex> =
     LazyLock::new(|| regex(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"));
 static CARD: LazyLock<Regex> = LazyLock::new(|| regex(r"\b[0-9](?:[ -]?[0-9]){12,18}\b"));
@@ -49,13 +50,17 @@ static IP: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\b(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]{1,2})\.){3}(?:25[0-5]|2[0-4][0-9]|1?[0-9]{1,2})\b")
 });
 static PHONE: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r"(?:\+[0-9]{1,3}[ ./-]?|\b|\B)(?:\([0-9]{1,5}\)[ ./-]?)?[0-9]{2,12}(?:[ ./-][0-9]{2,8}){0,5}\b")
+    regex(
+        r"(?:\+[0-9]{1,3}[ ./-]?|\b|\B)(?:\([0-9]{1,5}\)[ ./-]?)?[0-9]{2,12}(?:[ ./-][0-9]{2,8}){0,5}\b",
+    )
 });
-pub(crate) static URL: LazyLock<Regex> = LazyLock::new(|| regex(r#"(?i)\b(?:https?://|www\.)[^\s<>"]+"#));
+pub(crate) static URL: LazyLock<Regex> =
+    LazyLock::new(|| regex(r#"(?i)\b(?:https?://|www\.)[^\s<>"]+"#));
 
 impl Pii {
     /// All kinds, those first whose form could also be taken for another.
-    pub const ALL: [Self; 6] = [Self::Key, Self::Email, Self::Iban, Self::Card, Self::Ip, Self::Phone];
+    pub const ALL: [Self; 6] =
+        [Self::Key, Self::Email, Self::Iban, Self::Card, Self::Ip, Self::Phone];
 
     /// What stands in its place.
     pub fn mask(self) -> &'static str {
@@ -92,11 +97,14 @@ impl Pii {
 
     /// A quick no, for most texts.
     fn is_possible(self, text: &str) -> bool {
-        let digits = |count: usize| text.bytes().filter(u8::is_ascii_digit).take(count).count() == count;
+        let digits =
+            |count: usize| text.bytes().filter(u8::is_ascii_digit).take(count).count() == count;
         match self {
             Self::Key => {
                 text.len() >= 16
-                    && (text.contains(['-', '_', '.']) || text.contains("AKIA") || text.contains("AIza"))
+                    && (text.contains(['-', '_', '.'])
+                        || text.contains("AKIA")
+                        || text.contains("AIza"))
             }
             Self::Email => text.contains('@'),
             Self::Iban | Self::Phone => digits(9),
@@ -107,7 +115,8 @@ impl Pii {
 
     /// Whether the text holds one.
     pub(crate) fn is_in(self, text: &str) -> bool {
-        self.is_possible(text) && self.pattern().find_iter(text).any(|found| self.holds(found.as_str()))
+        self.is_possible(text)
+            && self.pattern().find_iter(text).any(|found| self.holds(found.as_str()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is in a data set, before one trusts it.
 //!
-//! Rows are counted as they come, so a file larger than memory has a profile, too ([`Dataset::scan`]).
+//! Rows are counted as they come, so a file larger than memory has a profile, too
+//! ([`Dataset::scan`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -33,7 +34,8 @@ const WORST_CHARS: usize = 160;
 /// Counts the tokens of a text.
 pub type TokenCount<'a> = dyn Fn(&str) -> usize + Sync + 'a;
 
-/// The result of [`Dataset::profile`]. Counts are of rows; a row counts when its prompt or its completion has the trait.
+/// The result of [`Dataset::profile`]. Counts are of rows; a row counts when its prompt or its
+/// completion has the trait.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Profile {
@@ -51,7 +53,8 @@ pub struct Profile {
     pub duplicates: usize,
     /// Rows whose prompt (case, punctuation and spaces aside) stands with different completions.
     pub conflicting: usize,
-    /// Languages by their ISO 639-3 code, the commonest first, and the rows that they were told of; "?" where the text is too short.
+    /// Languages by their ISO 639-3 code, the commonest first, and the rows that they were told of;
+    /// "?" where the text is too short.
     pub languages: Vec<(String, usize)>,
     /// HTML tags or comments.
     pub html_tags: usize,
@@ -83,7 +86,8 @@ pub struct Profile {
     pub keys: usize,
     /// Card numbers and IBANs.
     pub accounts: usize,
-    /// The commonest completions (case, punctuation and spaces aside), with their rows; only those that stand there twice.
+    /// The commonest completions (case, punctuation and spaces aside), with their rows; only those
+    /// that stand there twice.
     pub top_completions: Vec<(String, usize)>,
     /// Characters of the prompts.
     pub prompt_chars: LengthSummary,
@@ -123,7 +127,8 @@ struct Found {
     language: Option<&'static str>,
 }
 
-/// The flaws of a row, in the order of [`Found::flaws`], and how they are called. The first ones weigh as flaws; what stands after them may be meant.
+/// The flaws of a row, in the order of [`Found::flaws`], and how they are called. The first ones
+/// weigh as flaws; what stands after them may be meant.
 const FLAWS: [&str; 16] = [
     "empty",
     "HTML tags",
@@ -188,7 +193,9 @@ impl Found {
                 any(&|text| mojibake::nfc(text) != text),
                 any(&markdown::is_marked),
                 any(&is_lower_case),
-                any(&|text| (text.contains("://") || text.contains("www.")) && pii::URL.is_match(text)),
+                any(&|text| {
+                    (text.contains("://") || text.contains("www.")) && pii::URL.is_match(text)
+                }),
             ],
             prompt_chars: prompt.chars().count() as u32,
             completion_chars: completion.chars().count() as u32,
@@ -196,7 +203,8 @@ impl Found {
                 let whole = tokens(completion) + if prompt.is_empty() { 0 } else { tokens(prompt) };
                 u32::try_from(whole).unwrap_or(u32::MAX)
             }),
-            language: judged.then(|| language::of(&format!("{prompt}\n{completion}")).unwrap_or("?")),
+            language: judged
+                .then(|| language::of(&format!("{prompt}\n{completion}")).unwrap_or("?")),
         }
     }
 }
@@ -224,7 +232,9 @@ impl Tally {
         let found: Vec<Found> = pairs
             .par_iter()
             .enumerate()
-            .map(|(at, (prompt, completion))| Found::of(prompt, completion, first + at, plain_text, tokens))
+            .map(|(at, (prompt, completion))| {
+                Found::of(prompt, completion, first + at, plain_text, tokens)
+            })
             .collect();
         for (at, row) in found.into_iter().enumerate() {
             self.keys.push([row.prompt_words, row.words, row.exact]).map_err(spilled)?;
@@ -284,7 +294,11 @@ impl Tally {
         worst.truncate(WORST);
     }
 
-    pub(crate) fn finish(self, counted_tokens: bool, context_tokens: Option<usize>) -> Result<Profile> {
+    pub(crate) fn finish(
+        self,
+        counted_tokens: bool,
+        context_tokens: Option<usize>,
+    ) -> Result<Profile> {
         let Self { mut profile, flaws, keys, missing, languages, completions, .. } = self;
         keys.finish(&mut |keys| {
             for rows in keys.chunk_by(|a, b| a[0] == b[0]) {
@@ -383,7 +397,11 @@ impl Profile {
             ("longer than the context", long, "drop_long, or a larger context"),
             ("exact duplicates", self.exact_duplicates, "drop_duplicates"),
             ("duplicates, case and punctuation aside", self.duplicates, "drop_duplicates"),
-            ("same prompt, different completions", self.conflicting, "see conflicts(), resolve_conflicts"),
+            (
+                "same prompt, different completions",
+                self.conflicting,
+                "see conflicts(), resolve_conflicts",
+            ),
             ("HTML tags", self.html_tags, "strip_html"),
             ("HTML entities", self.html_entities, "strip_html"),
             ("Markdown", self.markdown, "strip_markdown or tidy_markdown"),
@@ -417,7 +435,9 @@ impl fmt::Display for Profile {
             "characters", "min", "median", "mean", "p95", "p99", "max"
         )?;
         let chars = [("prompt", &self.prompt_chars), ("completion", &self.completion_chars)];
-        for (name, lengths) in chars.into_iter().chain(self.tokens.iter().map(|tokens| ("tokens", tokens))) {
+        for (name, lengths) in
+            chars.into_iter().chain(self.tokens.iter().map(|tokens| ("tokens", tokens)))
+        {
             writeln!(
                 f,
                 "{name:<12} {:>8} {:>8} {:>8.0} {:>8} {:>8} {:>8}",
@@ -451,7 +471,8 @@ impl fmt::Display for Profile {
                 writeln!(f, "{finding:<40} {:>8}  ({step})", thousands(rows))?;
             }
         }
-        if let (Some((text, rows)), Some(share)) = (self.top_completions.first(), self.imbalance()) {
+        if let (Some((text, rows)), Some(share)) = (self.top_completions.first(), self.imbalance())
+        {
             writeln!(
                 f,
                 "{:<40} {:>8}  ({:.1} %)",

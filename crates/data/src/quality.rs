@@ -1,7 +1,8 @@
 //! Rules that tell text from what only looks like it: those of Gopher and of FineWeb.
 //!
-//! Rae et al. 2021, *Scaling Language Models: Methods, Analysis & Insights from Training Gopher*, table A1; Penedo et al. 2024, *The FineWeb
-//! Datasets*. They were made for web pages: [`Quality::pairs`] leaves out those that a short answer cannot keep.
+//! Rae et al. 2021, *Scaling Language Models: Methods, Analysis & Insights from Training Gopher*,
+//! table A1; Penedo et al. 2024, *The FineWeb Datasets*. They were made for web pages:
+//! [`Quality::pairs`] leaves out those that a short answer cannot keep.
 
 use std::collections::HashMap;
 
@@ -81,7 +82,8 @@ impl Quality {
         }
     }
 
-    /// The first bound that a text breaks, with what was found; `None` for a text that keeps them all.
+    /// The first bound that a text breaks, with what was found; `None` for a text that keeps them
+    /// all.
     pub fn reason(&self, text: &str) -> Option<String> {
         let words: Vec<&str> = text.split_whitespace().collect();
         let count = words.len();
@@ -98,25 +100,32 @@ impl Quality {
         }
         let mean = of(words.iter().map(|word| word.chars().count()).sum(), count);
         if let Some(min) = self.min_mean_word_chars.filter(|&min| mean < min) {
-            return Some(format!("words of {mean:.1} characters on average, expected at least {min}"));
+            return Some(format!(
+                "words of {mean:.1} characters on average, expected at least {min}"
+            ));
         }
         if let Some(max) = self.max_mean_word_chars.filter(|&max| mean > max) {
-            return Some(format!("words of {mean:.1} characters on average, expected at most {max}"));
+            return Some(format!(
+                "words of {mean:.1} characters on average, expected at most {max}"
+            ));
         }
         let most = |what: &str, found: f64, bound: Option<f64>| {
-            bound
-                .filter(|&max| found > max)
-                .map(|max| format!("{:.0} % {what}, expected at most {:.0} %", 100.0 * found, 100.0 * max))
+            bound.filter(|&max| found > max).map(|max| {
+                format!("{:.0} % {what}, expected at most {:.0} %", 100.0 * found, 100.0 * max)
+            })
         };
         let least = |what: &str, found: f64, bound: Option<f64>| {
-            bound
-                .filter(|&min| found < min)
-                .map(|min| format!("{:.0} % {what}, expected at least {:.0} %", 100.0 * found, 100.0 * min))
+            bound.filter(|&min| found < min).map(|min| {
+                format!("{:.0} % {what}, expected at least {:.0} %", 100.0 * found, 100.0 * min)
+            })
         };
-        let symbols = text.matches('#').count() + text.matches("...").count() + text.matches('…').count();
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        let share =
-            |test: &dyn Fn(&str) -> bool| of(lines.iter().filter(|line| test(line)).count(), lines.len());
+        let symbols =
+            text.matches('#').count() + text.matches("...").count() + text.matches('…').count();
+        let lines: Vec<&str> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let share = |test: &dyn Fn(&str) -> bool| {
+            of(lines.iter().filter(|line| test(line)).count(), lines.len())
+        };
         let alphabetic = words.iter().filter(|word| word.contains(char::is_alphabetic)).count();
         most("symbols for each word", of(symbols, count), self.max_symbol_ratio)
             .or_else(|| {
@@ -127,7 +136,9 @@ impl Quality {
                 let ellipses = share(&|line| line.ends_with("...") || line.ends_with('…'));
                 most("of lines end with an ellipsis", ellipses, self.max_ellipsis_lines)
             })
-            .or_else(|| least("of words have a letter", of(alphabetic, count), self.min_alphabetic_words))
+            .or_else(|| {
+                least("of words have a letter", of(alphabetic, count), self.min_alphabetic_words)
+            })
             .or_else(|| {
                 let stop = ["the", "be", "to", "of", "and", "that", "have", "with"];
                 let found = stop
@@ -144,7 +155,11 @@ impl Quality {
                 least("of lines end with a punctuation mark", ended, self.min_punctuated_lines)
             })
             .or_else(|| {
-                most("of lines are short", share(&|line| line.chars().count() <= 30), self.max_short_lines)
+                most(
+                    "of lines are short",
+                    share(&|line| line.chars().count() <= 30),
+                    self.max_short_lines,
+                )
             })
             .or_else(|| {
                 let chars: usize = lines.iter().map(|line| line.chars().count()).sum();
@@ -197,17 +212,23 @@ impl Repetition {
             return None;
         }
         let over = |what: String, found: f64, max: f64| {
-            (found > max)
-                .then(|| format!("{:.0} % of {what}, expected at most {:.0} %", 100.0 * found, 100.0 * max))
+            (found > max).then(|| {
+                format!("{:.0} % of {what}, expected at most {:.0} %", 100.0 * found, 100.0 * max)
+            })
         };
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let lines: Vec<&str> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let paragraphs: Vec<&str> =
             text.split("\n\n").map(str::trim).filter(|part| !part.is_empty()).collect();
         let share = |parts: &[&str]| repeated(parts).0 as f64 / parts.len().max(1) as f64;
         let chars: usize = words.iter().map(|word| word.chars().count()).sum();
         over("lines are repeated".to_owned(), share(&lines), self.max_duplicate_lines)
             .or_else(|| {
-                over("paragraphs are repeated".to_owned(), share(&paragraphs), self.max_duplicate_paragraphs)
+                over(
+                    "paragraphs are repeated".to_owned(),
+                    share(&paragraphs),
+                    self.max_duplicate_paragraphs,
+                )
             })
             .or_else(|| {
                 (2..).zip(self.max_top_ngram).find_map(|(n, max)| {
@@ -241,10 +262,17 @@ fn hash(words: &[&str]) -> u64 {
 fn top_ngram(words: &[&str], n: usize) -> usize {
     let mut counts: HashMap<u64, (usize, usize)> = HashMap::new();
     for run in words.windows(n) {
-        let entry = counts.entry(hash(run)).or_insert((0, run.iter().map(|word| word.chars().count()).sum()));
+        let entry = counts
+            .entry(hash(run))
+            .or_insert((0, run.iter().map(|word| word.chars().count()).sum()));
         entry.0 += 1;
     }
-    counts.values().filter(|(count, _)| *count > 1).map(|(count, chars)| count * chars).max().unwrap_or(0)
+    counts
+        .values()
+        .filter(|(count, _)| *count > 1)
+        .map(|(count, chars)| count * chars)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Characters in runs of `n` words that stood there before.
@@ -294,18 +322,23 @@ mod tests {
         assert!(with(&|q| q.max_words = Some(1), "a b").contains("at most 1"));
         assert!(with(&|q| q.min_mean_word_chars = Some(3.0), "a b c").contains("1.0 characters"));
         assert!(
-            with(&|q| q.max_mean_word_chars = Some(10.0), "Donaudampfschifffahrt").contains("at most 10")
+            with(&|q| q.max_mean_word_chars = Some(10.0), "Donaudampfschifffahrt")
+                .contains("at most 10")
         );
         assert!(with(&|q| q.max_symbol_ratio = Some(0.1), "# # wow").contains("67 % symbols"));
         assert!(with(&|q| q.max_bullet_lines = Some(0.9), "- a\n- b").contains("bullet"));
         assert!(with(&|q| q.max_ellipsis_lines = Some(0.3), "a...\nb…").contains("ellipsis"));
         assert!(
-            with(&|q| q.min_alphabetic_words = Some(0.8), "1 2 3 a").contains("25 % of words have a letter")
+            with(&|q| q.min_alphabetic_words = Some(0.8), "1 2 3 a")
+                .contains("25 % of words have a letter")
         );
         assert!(with(&|q| q.min_stop_words = Some(2), "the cat").contains("1 of the commonest"));
         assert!(with(&|q| q.min_punctuated_lines = Some(0.12), "a\nb").contains("punctuation"));
         assert!(with(&|q| q.max_short_lines = Some(0.67), "a\nb").contains("short"));
-        assert!(with(&|q| q.max_duplicate_line_chars = Some(0.1), "same\nsame").contains("repeated lines"));
+        assert!(
+            with(&|q| q.max_duplicate_line_chars = Some(0.1), "same\nsame")
+                .contains("repeated lines")
+        );
         assert!(with(&|q| q.max_line_breaks = Some(0.3), "a\nb\nc").contains("line breaks"));
     }
 
@@ -314,11 +347,13 @@ mod tests {
         let rules = Repetition::default();
         let says = |text: &str| rules.reason(text).unwrap_or_default();
         assert!(
-            says(&"I can help you with that today, dear friend.\n".repeat(10)).contains("lines are repeated")
+            says(&"I can help you with that today, dear friend.\n".repeat(10))
+                .contains("lines are repeated")
         );
         assert!(says(&"buy now ".repeat(20)).contains("run of 2 words"));
         let run = "one two three four five six seven eight nine ten";
-        let text = format!("{GOOD} {run} and then more of it: {run} again, {run} for the last time.");
+        let text =
+            format!("{GOOD} {run} and then more of it: {run} again, {run} for the last time.");
         assert!(says(&text).contains("repeated runs"), "{}", says(&text));
         assert_eq!(rules.reason("no no no"), None);
     }

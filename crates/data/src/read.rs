@@ -39,8 +39,9 @@ const TEXT_FILES: usize = 256;
 pub struct ReadOptions {
     /// How rows become pairs; recognised by itself when it is `None`.
     pub shape: Option<Shape>,
-    /// Which files of a folder or repository, as a pattern over their paths in it, such as `"data/train-*"`. Of a repository those
-    /// with "train" in their path are read when it is `None`, if there are any.
+    /// Which files of a folder or repository, as a pattern over their paths in it, such as
+    /// `"data/train-*"`. Of a repository those with "train" in their path are read when it is
+    /// `None`, if there are any.
     pub files: Option<String>,
 }
 
@@ -48,14 +49,16 @@ impl ReadOptions {
     /// The columns that hold the two texts.
     #[must_use]
     pub fn columns(mut self, prompt: &str, completion: &str) -> Self {
-        self.shape = Some(Shape::Columns { prompt: prompt.to_owned(), completion: completion.to_owned() });
+        self.shape =
+            Some(Shape::Columns { prompt: prompt.to_owned(), completion: completion.to_owned() });
         self
     }
 
     /// The two texts made of columns, whose names stand in braces.
     #[must_use]
     pub fn template(mut self, prompt: &str, completion: &str) -> Self {
-        self.shape = Some(Shape::Template { prompt: prompt.to_owned(), completion: completion.to_owned() });
+        self.shape =
+            Some(Shape::Template { prompt: prompt.to_owned(), completion: completion.to_owned() });
         self
     }
 
@@ -141,8 +144,11 @@ pub(crate) fn each(
     limits: Limits,
     sink: &mut Sink<'_>,
 ) -> Result<()> {
-    let size: u64 =
-        inputs.iter().filter_map(|input| std::fs::metadata(&input.path).ok()).map(|data| data.len()).sum();
+    let size: u64 = inputs
+        .iter()
+        .filter_map(|input| std::fs::metadata(&input.path).ok())
+        .map(|data| data.len())
+        .sum();
     let what = match inputs {
         [one] => format!("Reading {}", one.name),
         several => format!("Reading {} files", several.len()),
@@ -270,19 +276,24 @@ fn each_text(inputs: &[&Input], shape: &Option<Shape>, sink: &mut Sink<'_>) -> R
     for inputs in inputs.chunks(TEXT_FILES) {
         for input in inputs {
             interrupt::check()?;
-            let mut part = match decompress::open(&input.path, Arc::default()).and_then(|mut plain| {
-                let mut bytes = Vec::new();
-                let io = |source| DataError::Io { action: "read", path: input.path.clone(), source };
-                (&mut plain).take(Limits::default().line as u64).read_to_end(&mut bytes).map_err(io)?;
-                Ok(bytes)
-            }) {
-                Ok(bytes) => text_with(input, &bytes, shape.as_ref().unwrap_or(&Shape::Text)),
-                Err(error) => {
-                    let mut part = Part::with_capacity(0);
-                    part.reject(0, error.to_string(), b"");
-                    part
-                }
-            };
+            let mut part =
+                match decompress::open(&input.path, Arc::default()).and_then(|mut plain| {
+                    let mut bytes = Vec::new();
+                    let io =
+                        |source| DataError::Io { action: "read", path: input.path.clone(), source };
+                    (&mut plain)
+                        .take(Limits::default().line as u64)
+                        .read_to_end(&mut bytes)
+                        .map_err(io)?;
+                    Ok(bytes)
+                }) {
+                    Ok(bytes) => text_with(input, &bytes, shape.as_ref().unwrap_or(&Shape::Text)),
+                    Err(error) => {
+                        let mut part = Part::with_capacity(0);
+                        part.reject(0, error.to_string(), b"");
+                        part
+                    }
+                };
             part.lines += 1;
             sink(input, shape.as_ref(), vec![part])?;
         }
@@ -334,16 +345,25 @@ fn format(by_name: Format, start: &[u8]) -> Format {
             if text.starts_with(b"[") {
                 // An array over several lines, or of objects: not just one odd line.
                 let rest = text[1..].trim_ascii_start();
-                let array = rest.starts_with(b"{") || text[1..].trim_start_spaces().starts_with(b"\n");
-                return if array || by_name == Format::Json { Format::Json } else { Format::JsonLines };
+                let array =
+                    rest.starts_with(b"{") || text[1..].trim_start_spaces().starts_with(b"\n");
+                return if array || by_name == Format::Json {
+                    Format::Json
+                } else {
+                    Format::JsonLines
+                };
             }
             // `.json` is also what many call JSONL.
             let whole = serde_json::from_slice::<serde::de::IgnoredAny>(first_line).is_ok();
             match by_name {
-                Format::Json if text.starts_with(b"{") && !whole && first_line.len() < text.len() => {
+                Format::Json
+                    if text.starts_with(b"{") && !whole && first_line.len() < text.len() =>
+                {
                     Format::Json
                 }
-                Format::Json if text.starts_with(b"{") && first_line.len() == text.len() => Format::Json,
+                Format::Json if text.starts_with(b"{") && first_line.len() == text.len() => {
+                    Format::Json
+                }
                 Format::Json if !text.starts_with(b"{") => Format::Json,
                 _ => Format::JsonLines,
             }
@@ -358,7 +378,10 @@ trait TrimSpaces {
 
 impl TrimSpaces for [u8] {
     fn trim_start_spaces(&self) -> &[u8] {
-        let at = self.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\r')).unwrap_or(self.len());
+        let at = self
+            .iter()
+            .position(|byte| !matches!(byte, b' ' | b'\t' | b'\r'))
+            .unwrap_or(self.len());
         &self[at..]
     }
 }
@@ -372,7 +395,9 @@ fn other_format(start: &[u8]) -> Option<(&'static str, &'static str)> {
             Some(("compressed twice", "Decompress it once: gunzip FILE or unzstd FILE"))
         }
         [b'P', b'K', 3, 4, ..] => Some(("a ZIP archive", "Unpack it first: unzip FILE")),
-        [b'%', b'P', b'D', b'F', ..] => Some(("a PDF document", "Extract its text first: pdftotext FILE")),
+        [b'%', b'P', b'D', b'F', ..] => {
+            Some(("a PDF document", "Extract its text first: pdftotext FILE"))
+        }
         _ => None,
     }
 }

@@ -21,24 +21,27 @@ const FEW_FIELDS: usize = 16;
 
 /// How the rows of a file become pairs of a prompt and a completion.
 ///
-/// [`Dataset::read`](crate::Dataset::read) recognises the shape by the names of the first usable row's fields, and says which one it took
-/// ([`Dataset::shape`](crate::Dataset::shape)); [`ReadOptions`](crate::ReadOptions) names one.
+/// [`Dataset::read`](crate::Dataset::read) recognises the shape by the names of the first usable
+/// row's fields, and says which one it took ([`Dataset::shape`](crate::Dataset::shape));
+/// [`ReadOptions`](crate::ReadOptions) names one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Shape {
     /// `prompt` and `completion`.
     PromptCompletion,
-    /// `instruction`, `input` (may be missing or empty) and `output`, as in Stanford's Alpaca. The prompt is the instruction, a blank line
-    /// and the input.
+    /// `instruction`, `input` (may be missing or empty) and `output`, as in Stanford's Alpaca. The
+    /// prompt is the instruction, a blank line and the input.
     Alpaca,
     /// `messages`: a list of `{"role", "content"}`, as OpenAI's chat format and ChatML.
     ///
-    /// The completion is the last assistant's turn. With one user's turn before it, that is the prompt; of a longer conversation the
-    /// earlier turns stand in the prompt, each after the name of its role, and the column `messages` keeps the turns themselves: those
-    /// are what a model is trained on. A system message goes into the column `system`.
+    /// The completion is the last assistant's turn. With one user's turn before it, that is the
+    /// prompt; of a longer conversation the earlier turns stand in the prompt, each after the name
+    /// of its role, and the column `messages` keeps the turns themselves: those are what a model is
+    /// trained on. A system message goes into the column `system`.
     Messages,
-    /// `conversations`: a list of `{"from", "value"}`, as ShareGPT. Pairs are made as for [`Shape::Messages`].
+    /// `conversations`: a list of `{"from", "value"}`, as ShareGPT. Pairs are made as for
+    /// [`Shape::Messages`].
     ShareGpt,
     /// `question` and `answer`.
     QuestionAnswer,
@@ -51,7 +54,8 @@ pub enum Shape {
         /// The column of the completion.
         completion: String,
     },
-    /// Texts with the names of columns in braces, such as `"{question}\n\n{context}"`. A brace that is meant is doubled.
+    /// Texts with the names of columns in braces, such as `"{question}\n\n{context}"`. A brace that
+    /// is meant is doubled.
     Template {
         /// The prompt.
         prompt: String,
@@ -132,14 +136,20 @@ impl Shape {
         }
         for (prompt, completion) in PAIRS {
             if has(prompt) && has(completion) {
-                return Some(Self::Columns { prompt: prompt.to_owned(), completion: completion.to_owned() });
+                return Some(Self::Columns {
+                    prompt: prompt.to_owned(),
+                    completion: completion.to_owned(),
+                });
             }
         }
         has("text").then_some(Self::Text)
     }
 
     /// The pair of a row, or the reason why there is none: what was expected, and what was found.
-    pub(crate) fn pair<'a>(&self, fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
+    pub(crate) fn pair<'a>(
+        &self,
+        fields: Vec<(Cow<'a, str>, Field<'a>)>,
+    ) -> Result<Pair<'a>, String> {
         if let Some(key) = repeated(&fields) {
             return Err(format!("expected each key once, found \"{}\" twice", excerpt(key, 40)));
         }
@@ -193,7 +203,9 @@ fn columns<'a>(
         };
         match field {
             Field::Text(text) => *slot = Some(text),
-            Field::Other(value) => return Err(format!("expected text in \"{key}\", found {}", kind(&value))),
+            Field::Other(value) => {
+                return Err(format!("expected text in \"{key}\", found {}", kind(&value)));
+            }
         }
     }
     if twice.is_some() {
@@ -248,7 +260,9 @@ fn alpaca<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String
         match field {
             Field::Text(text) => *slot = Some(text),
             Field::Other(Value::Null) if key == "input" => {}
-            Field::Other(value) => return Err(format!("expected text in \"{key}\", found {}", kind(&value))),
+            Field::Other(value) => {
+                return Err(format!("expected text in \"{key}\", found {}", kind(&value)));
+            }
         }
     }
     let (Some(instruction), Some(completion)) = (instruction, output) else {
@@ -269,7 +283,9 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
     for (key, field) in fields {
         keys.see(&key);
         match field {
-            Field::Other(Value::Array(turns)) if list.is_none() && LISTS.contains(&key.as_ref()) => {
+            Field::Other(Value::Array(turns))
+                if list.is_none() && LISTS.contains(&key.as_ref()) =>
+            {
                 list = Some((key, turns));
             }
             field if LISTS.contains(&key.as_ref()) && list.is_none() => {
@@ -324,7 +340,9 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
         return Err(format!("expected an assistant's turn in \"{list_name}\", found none"));
     };
     if last == 0 {
-        return Err(format!("expected a user's turn before the assistant's in \"{list_name}\", found none"));
+        return Err(format!(
+            "expected a user's turn before the assistant's in \"{list_name}\", found none"
+        ));
     }
     if turns.len() > 2 && last > 1 {
         extras.push((Cow::Borrowed(TURNS), Value::from(last + 1)));
@@ -336,7 +354,8 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
     let prompt = match &mut said[..last] {
         [(_, only)] => std::mem::take(only),
         earlier => {
-            let turns: Vec<String> = earlier.iter().map(|(role, text)| format!("{role}: {text}")).collect();
+            let turns: Vec<String> =
+                earlier.iter().map(|(role, text)| format!("{role}: {text}")).collect();
             turns.join("\n\n")
         }
     };
@@ -351,7 +370,8 @@ pub(crate) type Turn = (String, String);
 
 /// Turns as they stand in the column [`MESSAGES`].
 pub(crate) fn messages_text(turns: &[Turn]) -> String {
-    let turns = turns.iter().map(|(role, content)| serde_json::json!({"role": role, "content": content}));
+    let turns =
+        turns.iter().map(|(role, content)| serde_json::json!({"role": role, "content": content}));
     Value::Array(turns.collect()).to_string()
 }
 
@@ -369,8 +389,10 @@ fn content_text(content: &Value) -> Option<String> {
     match content {
         Value::String(text) => Some(text.clone()),
         Value::Array(parts) => {
-            let texts: Option<Vec<&str>> =
-                parts.iter().map(|part| part.as_str().or_else(|| part.get("text")?.as_str())).collect();
+            let texts: Option<Vec<&str>> = parts
+                .iter()
+                .map(|part| part.as_str().or_else(|| part.get("text")?.as_str()))
+                .collect();
             texts.map(|texts| texts.join("\n"))
         }
         _ => None,
@@ -429,7 +451,10 @@ fn pieces(template: &str) -> Result<Vec<Piece<'_>>, String> {
             pieces.push(Piece::Name(after[..end].trim()));
             rest = &after[end + 1..];
         } else {
-            return Err(format!("the template has a brace without its partner: {:?}", excerpt(template, 60)));
+            return Err(format!(
+                "the template has a brace without its partner: {:?}",
+                excerpt(template, 60)
+            ));
         }
     }
     pieces.push(Piece::Literal(rest));
@@ -443,7 +468,11 @@ pub(crate) fn check_template(template: &str) -> Result<(), String> {
 
 fn push_extra<'a>(extras: &mut Vec<(Cow<'a, str>, Value)>, key: Cow<'a, str>, field: Field<'a>) {
     // The two columns have their own names; another key of such a name would be a second one.
-    let key = if key == PROMPT || key == COMPLETION { Cow::Owned(format!("original_{key}")) } else { key };
+    let key = if key == PROMPT || key == COMPLETION {
+        Cow::Owned(format!("original_{key}"))
+    } else {
+        key
+    };
     match field {
         Field::Other(Value::Null) => {}
         field => extras.push((key, field.into_value())),
@@ -493,9 +522,21 @@ mod tests {
     fn every_usual_shape_is_recognised() {
         let pair = |p: &str, c: &str| Ok((p.to_owned(), c.to_owned()));
         for (line, shape, expected) in [
-            (r#"{"completion":"b","prompt":"a","text":"x"}"#, Shape::PromptCompletion, pair("a", "b")),
-            (r#"{"instruction":"Do","input":"it","output":"done"}"#, Shape::Alpaca, pair("Do\n\nit", "done")),
-            (r#"{"instruction":"Do","input":"","output":"done"}"#, Shape::Alpaca, pair("Do", "done")),
+            (
+                r#"{"completion":"b","prompt":"a","text":"x"}"#,
+                Shape::PromptCompletion,
+                pair("a", "b"),
+            ),
+            (
+                r#"{"instruction":"Do","input":"it","output":"done"}"#,
+                Shape::Alpaca,
+                pair("Do\n\nit", "done"),
+            ),
+            (
+                r#"{"instruction":"Do","input":"","output":"done"}"#,
+                Shape::Alpaca,
+                pair("Do", "done"),
+            ),
             (
                 r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
                 Shape::Messages,
@@ -538,7 +579,10 @@ mod tests {
                 "expected text in \"content\" of messages[0], found null",
             ),
             (r#"{"messages":["hi"]}"#, "expected an object in messages[0], found text"),
-            (r#"{"messages":[{"content":"b"}]}"#, "expected a text \"role\" or \"from\" in messages[0]"),
+            (
+                r#"{"messages":[{"content":"b"}]}"#,
+                "expected a text \"role\" or \"from\" in messages[0]",
+            ),
         ] {
             let error = read(line).1.unwrap_err();
             assert!(error.contains(reason), "{line}: {error}");
@@ -548,13 +592,20 @@ mod tests {
     #[test]
     fn a_template_takes_any_column() {
         let fields = || {
-            let fields: Fields = serde_json::from_str(r#"{"q":"a","n":3,"c":"{x}","nil":null}"#).unwrap();
+            let fields: Fields =
+                serde_json::from_str(r#"{"q":"a","n":3,"c":"{x}","nil":null}"#).unwrap();
             fields.0
         };
-        let shape = |prompt: &str| Shape::Template { prompt: prompt.into(), completion: "{c}".into() };
+        let shape =
+            |prompt: &str| Shape::Template { prompt: prompt.into(), completion: "{c}".into() };
         let pair = shape("{{{q}}} {n}").pair(fields()).unwrap();
         assert_eq!((pair.prompt.as_ref(), pair.completion.as_ref()), ("{a} 3", "{x}"));
-        assert!(shape("{nil}").pair(fields()).unwrap_err().contains("expected \"nil\" for the template"));
+        assert!(
+            shape("{nil}")
+                .pair(fields())
+                .unwrap_err()
+                .contains("expected \"nil\" for the template")
+        );
         assert!(
             check_template("open {q").is_err()
                 && check_template("{q}}").is_err()

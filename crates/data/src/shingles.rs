@@ -4,10 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::key;
 
-/// What a text is cut into before it is compared with others: overlapping runs, case, punctuation and spaces aside.
+/// What a text is cut into before it is compared with others: overlapping runs, case, punctuation
+/// and spaces aside.
 ///
-/// Characters suit prompts and answers: one changed word in a sentence of ten leaves most runs of 5 characters as they were, and no run of 5
-/// words. Words suit documents of a hundred words and more, and are what datatrove and text-dedup count.
+/// Characters suit prompts and answers: one changed word in a sentence of ten leaves most runs of 5
+/// characters as they were, and no run of 5 words. Words suit documents of a hundred words and
+/// more, and are what datatrove and text-dedup count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -43,12 +45,13 @@ impl Shingles {
     /// What is wrong with the size, if anything is.
     pub(crate) fn problem(self) -> Option<String> {
         let units = self.units();
-        (!(1..=MAX_UNITS).contains(&units))
-            .then(|| format!("expected shingles of 1 to {MAX_UNITS} characters or words, found {units}"))
+        (!(1..=MAX_UNITS).contains(&units)).then(|| {
+            format!("expected shingles of 1 to {MAX_UNITS} characters or words, found {units}")
+        })
     }
 
-    /// Puts the hashes of a text's shingles into `hashes`, in their order, repeated ones included. A text shorter than a shingle is one
-    /// itself; one of nothing but blanks has none.
+    /// Puts the hashes of a text's shingles into `hashes`, in their order, repeated ones included.
+    /// A text shorter than a shingle is one itself; one of nothing but blanks has none.
     pub(crate) fn hashes(self, text: &str, hashes: &mut Vec<u64>) {
         hashes.clear();
         match self {
@@ -87,7 +90,8 @@ fn mixed(unit: u64) -> u64 {
     (unit ^ (unit >> 32)).wrapping_mul(UNIT)
 }
 
-/// The polynomial hash of the last `units` units, rolled on from unit to unit (Karp and Rabin 1987).
+/// The polynomial hash of the last `units` units, rolled on from unit to unit (Karp and Rabin
+/// 1987).
 struct Run<'h> {
     hashes: &'h mut Vec<u64>,
     /// The last units, the oldest at `at`.
@@ -111,8 +115,11 @@ impl<'h> Run<'h> {
     fn push(&mut self, unit: u64) {
         let oldest = std::mem::replace(&mut self.ring[self.at], unit);
         self.at = if self.at + 1 == self.units { 0 } else { self.at + 1 };
-        self.hash =
-            self.hash.wrapping_mul(BASE).wrapping_add(unit).wrapping_sub(oldest.wrapping_mul(self.leaving));
+        self.hash = self
+            .hash
+            .wrapping_mul(BASE)
+            .wrapping_add(unit)
+            .wrapping_sub(oldest.wrapping_mul(self.leaving));
         self.seen += 1;
         if self.seen >= self.units {
             self.hashes.push(mixed(self.hash));
@@ -126,7 +133,8 @@ impl<'h> Run<'h> {
     }
 }
 
-/// The Jaccard similarity of two sets: what they share over all they have, from 0 to 1. With less than `least` it may be told too low.
+/// The Jaccard similarity of two sets: what they share over all they have, from 0 to 1. With less
+/// than `least` it may be told too low.
 pub(crate) fn jaccard(a: &[u32], b: &[u32], least: f64) -> f64 {
     let (mut i, mut j, mut shared) = (0, 0, 0);
     // So many may be missed from here on: s / (a + b - s) >= t means s >= t (a + b) / (1 + t).

@@ -1,4 +1,5 @@
-//! Where rows come from: a file, a folder, a pattern, or a repository of the Hugging Face hub, as a list of files.
+//! Where rows come from: a file, a folder, a pattern, or a repository of the Hugging Face hub, as a
+//! list of files.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -31,8 +32,10 @@ impl Format {
     /// By the extension, with `.gz` and `.zst` aside.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-        let name =
-            [".gz", ".zst", ".zstd"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(&name);
+        let name = [".gz", ".zst", ".zstd"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .unwrap_or(&name);
         Some(match name.rsplit_once('.')?.1 {
             "jsonl" | "ndjson" => Self::JsonLines,
             "json" => Self::Json,
@@ -80,7 +83,9 @@ fn is_repository(text: &str) -> bool {
     let word = |text: &str| {
         !text.is_empty()
             && !text.starts_with(['.', '-'])
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
     };
     let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
     word(owner) && word(name) && !revision.is_empty() && Format::of(Path::new(name)).is_none()
@@ -110,7 +115,8 @@ fn folder(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
     let mut paths = Vec::new();
     walk(given, 0, &mut paths)?;
     paths.sort();
-    let wanted = matcher(files).map_err(|reason| DataError::Unusable { path: given.to_owned(), reason })?;
+    let wanted =
+        matcher(files).map_err(|reason| DataError::Unusable { path: given.to_owned(), reason })?;
     let inputs: Vec<Input> = paths
         .iter()
         .filter(|path| wanted(path.strip_prefix(given).unwrap_or(path)))
@@ -135,14 +141,15 @@ pub(crate) fn matcher(files: Option<&str>) -> Result<Matcher, String> {
     match files {
         None => Ok(Box::new(|_| true)),
         Some(files) => {
-            let pattern =
-                glob::Pattern::new(files).map_err(|error| format!("\"{files}\" is no pattern: {error}"))?;
+            let pattern = glob::Pattern::new(files)
+                .map_err(|error| format!("\"{files}\" is no pattern: {error}"))?;
             Ok(Box::new(move |path| pattern.matches_path(path)))
         }
     }
 }
 
-/// Rows are in data files; where there is none, each text file is a row. A README beside the data is not data.
+/// Rows are in data files; where there is none, each text file is a row. A README beside the data
+/// is not data.
 fn chosen(inputs: Vec<Input>) -> Vec<Input> {
     let data = inputs.iter().any(|input| input.format != Format::Text);
     inputs.into_iter().filter(|input| !data || input.format != Format::Text).collect()
@@ -197,7 +204,9 @@ mod tests {
         for name in ["openai/gsm8k", "a/b-c_d.e", "a/b@v1"] {
             assert!(is_repository(name), "{name}");
         }
-        for name in ["data/missing.jsonl", "./a", "a", "a/b/c", "/a/b", "../b", "a/", "a b/c", "a/b@"] {
+        for name in
+            ["data/missing.jsonl", "./a", "a", "a/b/c", "/a/b", "../b", "a/", "a b/c", "a/b@"]
+        {
             assert!(!is_repository(name), "{name}");
         }
     }

@@ -1,4 +1,5 @@
-//! Keys of more rows than fit in memory: beyond a limit they go to temporary files, apart by their first word.
+//! Keys of more rows than fit in memory: beyond a limit they go to temporary files, apart by their
+//! first word.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -69,7 +70,8 @@ impl Spill {
         for part in 0..PARTS {
             files.writers[part].flush()?;
             let mut bytes = Vec::new();
-            BufReader::new(File::open(files.folder.join(part.to_string()))?).read_to_end(&mut bytes)?;
+            BufReader::new(File::open(files.folder.join(part.to_string()))?)
+                .read_to_end(&mut bytes)?;
             let mut keys: Vec<Keys> = bytes
                 .chunks_exact(8 * WORDS)
                 .map(|chunk| {
@@ -91,10 +93,13 @@ impl Files {
     fn create() -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("tunebook-keys-{}-{number}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("tunebook-keys-{}-{number}", std::process::id()));
         std::fs::create_dir(&folder)?;
         let writers = (0..PARTS)
-            .map(|part| Ok(BufWriter::with_capacity(1 << 16, File::create(folder.join(part.to_string()))?)))
+            .map(|part| {
+                Ok(BufWriter::with_capacity(1 << 16, File::create(folder.join(part.to_string()))?))
+            })
             .collect::<io::Result<_>>()?;
         Ok(Self { folder, writers })
     }

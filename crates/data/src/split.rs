@@ -1,8 +1,9 @@
-//! A hold-out that stays put: which side a row is on depends on its prompt and the seed, and on nothing else.
+//! A hold-out that stays put: which side a row is on depends on its prompt and the seed, and on
+//! nothing else.
 //!
-//! Hashing an id instead of shuffling rows means that appended rows never move old ones between training and validation, so
-//! losses stay comparable while a set grows. The id is the prompt's words (case, punctuation and spaces aside), so copies
-//! of one prompt are always on one side.
+//! Hashing an id instead of shuffling rows means that appended rows never move old ones between
+//! training and validation, so losses stay comparable while a set grows. The id is the prompt's
+//! words (case, punctuation and spaces aside), so copies of one prompt are always on one side.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -34,9 +35,11 @@ pub struct Split {
     pub fraction: f64,
     /// Another seed holds out other prompts. The default is 42.
     pub seed: u64,
-    /// Keeps prompts that are nearly the same on one side. The default is false: only prompts of the same words stay together.
+    /// Keeps prompts that are nearly the same on one side. The default is false: only prompts of
+    /// the same words stay together.
     pub near_duplicates_together: bool,
-    /// The share held out for a test at the very end, for [`Dataset::split_with_test`]. The default is 0.
+    /// The share held out for a test at the very end, for [`Dataset::split_with_test`]. The default
+    /// is 0.
     pub test: f64,
     /// A column: rows of one value stay on one side (a customer, a document).
     pub group: Option<String>,
@@ -61,8 +64,8 @@ impl Default for Split {
 }
 
 impl Split {
-    /// Holds out this fraction of the prompts for validation (10 to 15 % is usual). As each prompt is decided on its own,
-    /// the share of a small set differs by a few rows.
+    /// Holds out this fraction of the prompts for validation (10 to 15 % is usual). As each prompt
+    /// is decided on its own, the share of a small set differs by a few rows.
     pub fn holdout(fraction: f64) -> Self {
         Self { fraction, ..Self::default() }
     }
@@ -74,38 +77,42 @@ impl Split {
         self
     }
 
-    /// Keeps groups of nearly the same prompts on one side, that of the group's earliest row. Appended rows then move old ones
-    /// only where they join two groups into one.
+    /// Keeps groups of nearly the same prompts on one side, that of the group's earliest row.
+    /// Appended rows then move old ones only where they join two groups into one.
     #[must_use]
     pub fn near_duplicates_together(mut self) -> Self {
         self.near_duplicates_together = true;
         self
     }
 
-    /// Holds out a further fraction for a test ([`Dataset::split_with_test`]). The rows of validation stay the same.
+    /// Holds out a further fraction for a test ([`Dataset::split_with_test`]). The rows of
+    /// validation stay the same.
     #[must_use]
     pub fn test(mut self, fraction: f64) -> Self {
         self.test = fraction;
         self
     }
 
-    /// Keeps rows of one value in this column on one side, whatever their prompts; prompts of the same words still stay together.
+    /// Keeps rows of one value in this column on one side, whatever their prompts; prompts of the
+    /// same words still stay together.
     #[must_use]
     pub fn group_by(mut self, column: &str) -> Self {
         self.group = Some(column.to_owned());
         self
     }
 
-    /// Holds out the same share of each value of this column, as exactly as its rows allow. Rows are counted in the order of the
-    /// set, so rows that are appended move no old one; rows that are put in between do.
+    /// Holds out the same share of each value of this column, as exactly as its rows allow. Rows
+    /// are counted in the order of the set, so rows that are appended move no old one; rows that
+    /// are put in between do.
     #[must_use]
     pub fn stratify_by(mut self, column: &str) -> Self {
         self.stratify = Some(column.to_owned());
         self
     }
 
-    /// Holds out the latest rows by this column (numbers, or texts that sort by time such as `2024-05-01`), as one will use the model on what
-    /// comes later. Rows of one time stay together. Rows that are appended later move the border.
+    /// Holds out the latest rows by this column (numbers, or texts that sort by time such as
+    /// `2024-05-01`), as one will use the model on what comes later. Rows of one time stay
+    /// together. Rows that are appended later move the border.
     #[must_use]
     pub fn by_time(mut self, column: &str) -> Self {
         self.time = Some(column.to_owned());
@@ -192,8 +199,10 @@ impl Split {
         };
         (0..k)
             .map(|fold| {
-                let sides: Vec<Side> =
-                    folds.iter().map(|&of| if of == fold { Side::Validation } else { Side::Train }).collect();
+                let sides: Vec<Side> = folds
+                    .iter()
+                    .map(|&of| if of == fold { Side::Validation } else { Side::Train })
+                    .collect();
                 let [train, validation, _] = self.take(dataset, &sides, false)?;
                 Ok(Splits { train, validation })
             })
@@ -202,12 +211,20 @@ impl Split {
 
     fn take(&self, dataset: &Dataset, sides: &[Side], with_test: bool) -> Result<[Dataset; 3]> {
         let rows = |side: Side| -> Vec<IdxSize> {
-            sides.iter().enumerate().filter(|(_, of)| **of == side).map(|(row, _)| row as IdxSize).collect()
+            sides
+                .iter()
+                .enumerate()
+                .filter(|(_, of)| **of == side)
+                .map(|(row, _)| row as IdxSize)
+                .collect()
         };
-        let (train, validation, test) = (rows(Side::Train), rows(Side::Validation), rows(Side::Test));
-        for (side, rows, needed) in
-            [("training", &train, true), ("validation", &validation, true), ("test", &test, with_test)]
-        {
+        let (train, validation, test) =
+            (rows(Side::Train), rows(Side::Validation), rows(Side::Test));
+        for (side, rows, needed) in [
+            ("training", &train, true),
+            ("validation", &validation, true),
+            ("test", &test, with_test),
+        ] {
             if needed && rows.is_empty() {
                 return Err(DataError::EmptySide {
                     side,
@@ -247,7 +264,8 @@ impl Split {
         let deciding = self.deciding(dataset, &prompts)?;
         let Some(column) = &self.stratify else {
             let place = |row: usize| match &self.group {
-                // The group's name decides, so that a group stays where it is when its earliest row goes.
+                // The group's name decides, so that a group stays where it is when its earliest row
+                // goes.
                 Some(column) if !self.near_duplicates_together => {
                     Ok(key::unit_interval(&column_text(dataset, column, row)?, self.seed))
                 }
@@ -255,8 +273,8 @@ impl Split {
             };
             return deciding.into_iter().map(place).collect();
         };
-        // The n-th unit of a stratum takes the n-th step of a sequence that fills [0, 1) evenly (the golden ratio's multiples), from a start that the
-        // seed chooses.
+        // The n-th unit of a stratum takes the n-th step of a sequence that fills [0, 1) evenly
+        // (the golden ratio's multiples), from a start that the seed chooses.
         let mut places: HashMap<usize, f64> = HashMap::new();
         let mut counts: HashMap<String, usize> = HashMap::new();
         for &unit in &deciding {
@@ -298,7 +316,11 @@ impl Split {
         if self.near_duplicates_together {
             let clusters = near::clusters(prompts, near::Likeness::default())?.of;
             let joined = clusters.into_iter().enumerate().filter(|(row, of)| row != of);
-            pairs.extend(joined.map(|(second, first)| near::Pair { first, second, similarity: 1.0 }));
+            pairs.extend(joined.map(|(second, first)| near::Pair {
+                first,
+                second,
+                similarity: 1.0,
+            }));
         }
         Ok(match pairs.is_empty() {
             true => (0..prompts.len()).collect(),
@@ -311,7 +333,8 @@ impl Split {
         let frame = dataset.frame();
         let times = the_column(&frame, column)?;
         let options = SortOptions { nulls_last: false, ..Default::default() };
-        let order: Vec<usize> = times.arg_sort(options).iter().flatten().map(|row| row as usize).collect();
+        let order: Vec<usize> =
+            times.arg_sort(options).iter().flatten().map(|row| row as usize).collect();
         let rows = order.len();
         let mut sides = vec![Side::Train; rows];
         let time = |at: usize| times.get(order[at]).ok();
@@ -388,7 +411,9 @@ impl Partition {
 impl fmt::Display for Partition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = (self.train.len() + self.validation.len() + self.test.len()).max(1);
-        for (name, side) in [("train", &self.train), ("validation", &self.validation), ("test", &self.test)] {
+        for (name, side) in
+            [("train", &self.train), ("validation", &self.validation), ("test", &self.test)]
+        {
             let share = 100.0 * side.len() as f64 / total as f64;
             writeln!(f, "{name:<10} {:>12} ({share:.1} %)", counted(side.len(), "row"))?;
         }

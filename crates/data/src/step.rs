@@ -16,8 +16,8 @@ use crate::{backticks, casing, html, language, markdown, mojibake, whitespace};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Step {
-    /// HTML becomes text: tags and comments go, `br`, `p` and lists become lines, cells of a table stand apart by a bar, `pre` becomes a fenced
-    /// block, entities become characters.
+    /// HTML becomes text: tags and comments go, `br`, `p` and lists become lines, cells of a table
+    /// stand apart by a bar, `pre` becomes a fenced block, entities become characters.
     StripHtml,
     /// Text that was read in the wrong encoding (`cafÃ©`) becomes what it was.
     RepairMojibake,
@@ -27,9 +27,11 @@ pub enum Step {
     NormalizeWhitespace,
     /// Markdown backticks that do not enclose code.
     StripBackticks,
-    /// Markdown headings, emphasis, links, quotes and rules lose their marks; fenced code and list items stay.
+    /// Markdown headings, emphasis, links, quotes and rules lose their marks; fenced code and list
+    /// items stay.
     StripMarkdown,
-    /// Markdown in one spelling: `-` for list items, `**` for strong words, a blank after a heading's marks.
+    /// Markdown in one spelling: `-` for list items, `**` for strong words, a blank after a
+    /// heading's marks.
     TidyMarkdown,
     /// Texts all in capitals become sentences.
     RepairCasing,
@@ -43,7 +45,8 @@ pub enum Step {
         /// What is masked.
         kinds: Vec<Pii>,
     },
-    /// Rows whose prompt or completion is empty are dropped (in a set of plain texts: whose text is).
+    /// Rows whose prompt or completion is empty are dropped (in a set of plain texts: whose text
+    /// is).
     DropEmpty,
     /// Rows whose completion has fewer words are dropped.
     DropShort {
@@ -64,11 +67,13 @@ pub enum Step {
     DropLowQuality(Quality),
     /// Rows whose completion says the same again and again are dropped.
     DropRepetitive(Repetition),
-    /// Rows that say the same as an earlier one (case, punctuation and spaces aside) are dropped; the first stays.
+    /// Rows that say the same as an earlier one (case, punctuation and spaces aside) are dropped;
+    /// the first stays.
     DropDuplicates,
     /// Of rows that say nearly the same only one stays.
     DropNearDuplicates {
-        /// The least Jaccard similarity of the shingles of prompt and completion that counts as nearly the same, from 0 to 1.
+        /// The least Jaccard similarity of the shingles of prompt and completion that counts as
+        /// nearly the same, from 0 to 1.
         threshold: f64,
         /// Which one stays.
         keep: Survivor,
@@ -76,7 +81,8 @@ pub enum Step {
         #[serde(default)]
         shingles: Shingles,
     },
-    /// Of rows with one prompt (case, punctuation and spaces aside) and different completions only one stays.
+    /// Of rows with one prompt (case, punctuation and spaces aside) and different completions only
+    /// one stays.
     ResolveConflicts {
         /// Which one stays.
         keep: Survivor,
@@ -110,12 +116,15 @@ impl Survivor {
         }
     }
 
-    /// The row that stays of a group, given in the order of the set; `length` is that of a completion.
+    /// The row that stays of a group, given in the order of the set; `length` is that of a
+    /// completion.
     pub(crate) fn of(self, rows: &[usize], length: impl Fn(usize) -> usize) -> Option<usize> {
         match self {
             Self::First => rows.first().copied(),
             Self::Last => rows.last().copied(),
-            Self::Longest => rows.iter().copied().min_by_key(|&row| (std::cmp::Reverse(length(row)), row)),
+            Self::Longest => {
+                rows.iter().copied().min_by_key(|&row| (std::cmp::Reverse(length(row)), row))
+            }
             Self::Nobody => None,
         }
     }
@@ -185,8 +194,9 @@ impl Step {
             Self::MaskPii { kinds } => Kind::Text(Box::new(|text| pii::mask(text, kinds))),
             Self::DropShort { min_words } => Kind::Row(Box::new(move |_, completion| {
                 let words = completion.split_whitespace().take(*min_words).count();
-                (words < *min_words)
-                    .then(|| format!("the completion has {words} words, expected at least {min_words}"))
+                (words < *min_words).then(|| {
+                    format!("the completion has {words} words, expected at least {min_words}")
+                })
             })),
             Self::DropLong { max_chars } => Kind::Row(Box::new(move |prompt, completion| {
                 // No text has more characters than bytes.
@@ -194,18 +204,25 @@ impl Step {
                     return None;
                 }
                 let chars = prompt.chars().count() + completion.chars().count();
-                (chars > *max_chars).then(|| format!("{chars} characters, expected at most {max_chars}"))
+                (chars > *max_chars)
+                    .then(|| format!("{chars} characters, expected at most {max_chars}"))
             })),
             Self::KeepLanguages { languages } => {
-                let wanted: Vec<&str> = languages.iter().filter_map(|name| language::code(name)).collect();
+                let wanted: Vec<&str> =
+                    languages.iter().filter_map(|name| language::code(name)).collect();
                 Kind::Row(Box::new(move |prompt, completion| {
                     let found = language::of(&format!("{prompt}\n{completion}"))?;
-                    (!wanted.contains(&found))
-                        .then(|| format!("the language is {found}, expected {}", wanted.join(" or ")))
+                    (!wanted.contains(&found)).then(|| {
+                        format!("the language is {found}, expected {}", wanted.join(" or "))
+                    })
                 }))
             }
-            Self::DropLowQuality(rules) => Kind::Row(Box::new(|_, completion| rules.reason(completion))),
-            Self::DropRepetitive(rules) => Kind::Row(Box::new(|_, completion| rules.reason(completion))),
+            Self::DropLowQuality(rules) => {
+                Kind::Row(Box::new(|_, completion| rules.reason(completion)))
+            }
+            Self::DropRepetitive(rules) => {
+                Kind::Row(Box::new(|_, completion| rules.reason(completion)))
+            }
             Self::DropEmpty
             | Self::StripBoilerplate { .. }
             | Self::DropDuplicates
@@ -231,10 +248,12 @@ impl Step {
             },
             Self::KeepLanguages { languages } => {
                 match languages.iter().find(|name| language::code(name).is_none()) {
-                    Some(unknown) => {
-                        problem(format!("expected codes such as \"en\" or \"deu\", found \"{unknown}\""))
+                    Some(unknown) => problem(format!(
+                        "expected codes such as \"en\" or \"deu\", found \"{unknown}\""
+                    )),
+                    None if languages.is_empty() => {
+                        problem("expected at least one language".to_owned())
                     }
-                    None if languages.is_empty() => problem("expected at least one language".to_owned()),
                     None => Ok(()),
                 }
             }

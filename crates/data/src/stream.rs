@@ -1,7 +1,7 @@
 //! Files larger than memory: rows are read, cleaned, compared and written a block at a time.
 //!
-//! What is kept of all rows is a hash of each (8 bytes, in a set), so 100 million rows need about two gigabytes and 10 million a tenth of
-//! that; the profile's hashes go to temporary files.
+//! What is kept of all rows is a hash of each (8 bytes, in a set), so 100 million rows need about
+//! two gigabytes and 10 million a tenth of that; the profile's hashes go to temporary files.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -32,7 +32,8 @@ const PARTS: usize = 256;
 /// Examples of each step.
 const EXAMPLES: usize = 3;
 
-/// A data set that stays where it is: read a block at a time. Cheap to clone; nothing is read before a result is asked for.
+/// A data set that stays where it is: read a block at a time. Cheap to clone; nothing is read
+/// before a result is asked for.
 ///
 /// ```no_run
 /// use tunebook_data::{Cleaning, Dataset, Split};
@@ -69,7 +70,11 @@ impl Scan {
     pub(crate) fn new(given: &Path, options: &ReadOptions) -> Result<Self> {
         // A file that is not there is better known at once.
         source::find(given, options.files.as_deref())?;
-        Ok(Self { given: given.to_owned(), options: options.clone(), cleaning: Cleaning::default() })
+        Ok(Self {
+            given: given.to_owned(),
+            options: options.clone(),
+            cleaning: Cleaning::default(),
+        })
     }
 
     /// Adds the steps of a cleaning. Exact duplicates can be dropped, as the last step.
@@ -110,7 +115,11 @@ impl Scan {
     ///
     /// # Errors
     /// As [`Scan::profile`].
-    pub fn profile_with_tokens(&self, tokens: &TokenCount<'_>, context_tokens: usize) -> Result<Profile> {
+    pub fn profile_with_tokens(
+        &self,
+        tokens: &TokenCount<'_>,
+        context_tokens: usize,
+    ) -> Result<Profile> {
         self.tally(Some(tokens), Some(context_tokens))
     }
 
@@ -120,12 +129,14 @@ impl Scan {
         tally.finish(tokens.is_some(), context)
     }
 
-    /// Cleans and divides the rows into `train.jsonl` and `validation.jsonl` (and `test.jsonl`, if the split has one) in `folder`. What was
-    /// dropped or could not be used goes to `quarantine.jsonl`, with the step or file and the reason. The files appear whole or not at
+    /// Cleans and divides the rows into `train.jsonl` and `validation.jsonl` (and `test.jsonl`, if
+    /// the split has one) in `folder`. What was dropped or could not be used goes to
+    /// `quarantine.jsonl`, with the step or file and the reason. The files appear whole or not at
     /// all; the rows are those that [`Dataset::clean`] and [`Dataset::split`] give.
     ///
     /// # Errors
-    /// As [`Dataset::read`]; a split that compares rows (groups, time, strata, near-duplicates); a file cannot be written.
+    /// As [`Dataset::read`]; a split that compares rows (groups, time, strata, near-duplicates); a
+    /// file cannot be written.
     pub fn split_into(&self, split: &Split, folder: impl AsRef<Path>) -> Result<Streamed> {
         split.check_for_scan()?;
         let folder = folder.as_ref();
@@ -145,7 +156,12 @@ impl Scan {
             .cleaning
             .steps
             .iter()
-            .map(|step| StepReport { step: step.clone(), changed: 0, dropped: 0, examples: Vec::new() })
+            .map(|step| StepReport {
+                step: step.clone(),
+                changed: 0,
+                dropped: 0,
+                examples: Vec::new(),
+            })
             .collect();
         let (mut counts, mut rejected) = ([0usize; 3], 0);
         self.blocks(&mut |block| {
@@ -166,7 +182,8 @@ impl Scan {
             }
             report.rows_changed += of_block.rows_changed;
             report.rows_before += block.len();
-            let clean = if dedup { without_seen(&clean, &mut seen, &mut report, &mut out)? } else { clean };
+            let clean =
+                if dedup { without_seen(&clean, &mut seen, &mut report, &mut out)? } else { clean };
             report.rows_after += clean.len();
             let sides: Vec<Side> = clean
                 .id_texts()
@@ -175,8 +192,10 @@ impl Scan {
                 .map(|text| split.side(key::unit_interval(text, split.seed)))
                 .collect();
             for (file, side) in [(0, Side::Train), (1, Side::Validation), (3, Side::Test)] {
-                let rows: Vec<IdxSize> =
-                    (0..sides.len()).filter(|&row| sides[row] == side).map(|row| row as IdxSize).collect();
+                let rows: Vec<IdxSize> = (0..sides.len())
+                    .filter(|&row| sides[row] == side)
+                    .map(|row| row as IdxSize)
+                    .collect();
                 if !rows.is_empty() {
                     out.rows(file, &clean.take(&rows)?)?;
                     counts[file.min(2)] += rows.len();
@@ -204,7 +223,8 @@ impl Scan {
             }
             any |= table.rows > 0;
             if first_reject.is_none() {
-                first_reject = table.rejects.first().map(|reject| (reject.line, reject.reason.clone()));
+                first_reject =
+                    table.rejects.first().map(|reject| (reject.line, reject.reason.clone()));
             }
             let rejected = rejected_frame(&table.rejects);
             let frame = table.into_frame()?;
@@ -251,7 +271,9 @@ fn without_seen(
         step.dropped += dropped.len();
     }
     let mut frame = clean.take(&dropped)?.frame();
-    let fill = |name: &str, text: &str| StringChunked::full(name.into(), text, dropped.len()).into_column();
+    let fill = |name: &str, text: &str| {
+        StringChunked::full(name.into(), text, dropped.len()).into_column()
+    };
     frame.with_column(fill("step", Step::DropDuplicates.name()))?;
     frame.with_column(fill("reason", "the same words as an earlier row"))?;
     out.quarantine(2, &frame, 0)?;
@@ -310,7 +332,8 @@ impl Output {
         }
         let mut frame = frame.clone();
         if let (Ok(rows), true) = (frame.column("row"), frame.column("step").is_ok() && first > 0) {
-            let rows = rows.i64()?.iter().map(|row| row.map(|row| row + first as i64)).collect::<Vec<_>>();
+            let rows =
+                rows.i64()?.iter().map(|row| row.map(|row| row + first as i64)).collect::<Vec<_>>();
             frame.with_column(Column::new("row".into(), rows))?;
         }
         let (path, _, file) = &mut self.files[file];

@@ -9,7 +9,8 @@ use crate::dataset::{COMPLETION, PROMPT, Reject};
 use crate::error::Result;
 use crate::shape::Pair;
 
-/// More distinct further keys than this are kept in one column of JSON text: they are ids, not columns.
+/// More distinct further keys than this are kept in one column of JSON text: they are ids, not
+/// columns.
 const MAX_COLUMNS: usize = 64;
 /// How much of a line is kept with the reason why it was not used.
 pub(crate) const RAW_BYTES: usize = 64 << 10;
@@ -41,7 +42,8 @@ impl Part {
         self.prompts.append_value(&pair.prompt);
         self.completions.append_value(&pair.completion);
         let row = self.rows;
-        self.extras.extend(pair.extras.into_iter().map(|(key, value)| (row, key.into_owned(), value)));
+        self.extras
+            .extend(pair.extras.into_iter().map(|(key, value)| (row, key.into_owned(), value)));
         self.rows += 1;
     }
 
@@ -83,8 +85,9 @@ impl Table {
             };
             self.extras[at].1.push((self.rows + row, value));
         }
-        self.rejects
-            .extend(part.rejects.into_iter().map(|reject| Reject { file: file.to_owned(), ..reject }));
+        self.rejects.extend(
+            part.rejects.into_iter().map(|reject| Reject { file: file.to_owned(), ..reject }),
+        );
         self.prompts.push(part.prompts.finish());
         self.completions.push(part.completions.finish());
         self.rows += part.rows;
@@ -92,7 +95,8 @@ impl Table {
 
     pub(crate) fn into_frame(self) -> Result<DataFrame> {
         let rows = self.rows;
-        let mut columns = vec![joined(self.prompts)?.into_column(), joined(self.completions)?.into_column()];
+        let mut columns =
+            vec![joined(self.prompts)?.into_column(), joined(self.completions)?.into_column()];
         if self.extras.len() > MAX_COLUMNS {
             let mut objects: Vec<Option<serde_json::Map<String, Value>>> = vec![None; rows];
             for (key, values) in self.extras {
@@ -100,11 +104,14 @@ impl Table {
                     objects[row].get_or_insert_default().insert(key.clone(), value);
                 }
             }
-            let text =
-                objects.into_iter().map(|object| object.map(|object| Value::Object(object).to_string()));
+            let text = objects
+                .into_iter()
+                .map(|object| object.map(|object| Value::Object(object).to_string()));
             columns.push(StringChunked::from_iter_options("extra".into(), text).into_column());
         } else {
-            columns.extend(self.extras.into_iter().map(|(key, values)| typed_column(&key, values, rows)));
+            columns.extend(
+                self.extras.into_iter().map(|(key, values)| typed_column(&key, values, rows)),
+            );
         }
         Ok(DataFrame::new(rows, columns)?)
     }

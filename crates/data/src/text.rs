@@ -3,7 +3,10 @@
 use std::borrow::Cow;
 
 /// Applies `step` until the text stays the same. `step` must shorten what it changes, so this ends.
-pub(crate) fn to_fixpoint<'a>(text: &'a str, step: impl Fn(&str) -> Option<String>) -> Cow<'a, str> {
+pub(crate) fn to_fixpoint<'a>(
+    text: &'a str,
+    step: impl Fn(&str) -> Option<String>,
+) -> Cow<'a, str> {
     let Some(mut current) = step(text) else { return Cow::Borrowed(text) };
     while let Some(next) = step(&current) {
         current = next;

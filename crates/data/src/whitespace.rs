@@ -1,12 +1,16 @@
-//! Whitespace as one would type it: no runs of spaces, no trailing ones, at most one blank line, no invisible characters.
+//! Whitespace as one would type it: no runs of spaces, no trailing ones, at most one blank line, no
+//! invisible characters.
 
 use std::borrow::Cow;
 
 /// Normalises whitespace. Text between Markdown code fences keeps its spaces and blank lines.
 ///
-/// - carriage returns and Unicode line separators become `\n`; tabs and the Unicode spaces become a space
-/// - zero-width spaces, byte-order marks, soft hyphens and control characters go (joiners stay: scripts and emoji need them)
-/// - outside fences: runs of spaces become one, spaces at both ends of a line go, more than one blank line becomes one
+/// - carriage returns and Unicode line separators become `\n`; tabs and the Unicode spaces become a
+///   space
+/// - zero-width spaces, byte-order marks, soft hyphens and control characters go (joiners stay:
+///   scripts and emoji need them)
+/// - outside fences: runs of spaces become one, spaces at both ends of a line go, more than one
+///   blank line becomes one
 /// - both ends of the text are trimmed
 pub(crate) fn normalize(text: &str) -> Cow<'_, str> {
     let plain = plain_characters(text);
@@ -39,7 +43,8 @@ pub(crate) fn normalize(text: &str) -> Cow<'_, str> {
 
 /// Line ends, spaces and invisible characters in one form each.
 fn plain_characters(text: &str) -> Cow<'_, str> {
-    let plain = |c: char| c == '\n' || (' '..='~').contains(&c) || (c > '\u{2bff}' && c < '\u{3000}');
+    let plain =
+        |c: char| c == '\n' || (' '..='~').contains(&c) || (c > '\u{2bff}' && c < '\u{3000}');
     if text.chars().all(plain) {
         return Cow::Borrowed(text);
     }
@@ -63,7 +68,8 @@ fn plain_characters(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Which lines lie between a pair of fences (the fences included). A fence without its partner is no fence.
+/// Which lines lie between a pair of fences (the fences included). A fence without its partner is
+/// no fence.
 fn fenced_lines(lines: &[&str]) -> Vec<bool> {
     let mut fenced = vec![false; lines.len()];
     let mut open: Option<usize> = None;

@@ -71,7 +71,9 @@ fn object(frame: &DataFrame, row: usize, text: &mut Vec<u8>) -> std::io::Result<
 
 pub(crate) fn parquet(dataset: &Dataset, path: &Path) -> Result<usize> {
     let mut frame = dataset.frame();
-    whole(path, |file| ParquetWriter::new(file).finish(&mut frame).map(drop).map_err(std::io::Error::other))?;
+    whole(path, |file| {
+        ParquetWriter::new(file).finish(&mut frame).map(drop).map_err(std::io::Error::other)
+    })?;
     Ok(dataset.len())
 }
 
@@ -81,11 +83,15 @@ pub(crate) fn openai_chat(dataset: &Dataset, path: &Path) -> Result<usize> {
     let mut text = Vec::new();
     for (row, (prompt, completion)) in dataset.pairs().enumerate() {
         let mut messages = Vec::with_capacity(3);
-        let told = system.as_ref().and_then(|system| system.get(row)).filter(|told| !told.trim().is_empty());
+        let told = system
+            .as_ref()
+            .and_then(|system| system.get(row))
+            .filter(|told| !told.trim().is_empty());
         messages.extend(told.map(|told| json!({"role": "system", "content": told})));
         match dataset.conversation(row) {
-            Some(turns) => messages
-                .extend(turns.into_iter().map(|(role, content)| json!({"role": role, "content": content}))),
+            Some(turns) => messages.extend(
+                turns.into_iter().map(|(role, content)| json!({"role": role, "content": content})),
+            ),
             None => {
                 messages.push(json!({"role": "user", "content": prompt}));
                 messages.push(json!({"role": "assistant", "content": completion}));
@@ -110,7 +116,10 @@ pub(crate) fn openai_chat(dataset: &Dataset, path: &Path) -> Result<usize> {
 }
 
 /// Writes a file that appears whole or not at all.
-pub(crate) fn whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+pub(crate) fn whole(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
     let io = |source| DataError::Io { action: "write", path: path.to_owned(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(io)?;

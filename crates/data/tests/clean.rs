@@ -76,7 +76,10 @@ fn further_columns_follow_their_rows() {
     let clean = Dataset::read(&path).unwrap().clean(&Cleaning::default().drop_empty()).unwrap();
     assert_eq!(clean.frame().column("row").unwrap().str().unwrap().get(0), Some("y"));
     let dropped = clean.dropped();
-    assert_eq!(dropped.get_column_names(), ["row", "step", "reason", "prompt", "completion", "original_row"]);
+    assert_eq!(
+        dropped.get_column_names(),
+        ["row", "step", "reason", "prompt", "completion", "original_row"]
+    );
     assert_eq!(dropped.column("original_row").unwrap().str().unwrap().get(0), Some("x"));
 }
 
@@ -95,7 +98,10 @@ fn near_duplicates_are_dropped_with_their_likeness() {
             "My parcel has not arrived, where is it?",
             "Heard: the parcel is late. We: have asked the carrier to look for it.",
         ),
-        ("Do you repair zips?", "Heard: a zip is broken. We: repair zips of our own tents for free."),
+        (
+            "Do you repair zips?",
+            "Heard: a zip is broken. We: repair zips of our own tents for free.",
+        ),
         (
             "My parcel has not arrived! Where is it",
             "Heard: the parcel is late. We have asked the carriers to look for it.",
@@ -120,7 +126,11 @@ fn step() -> impl Strategy<Value = Step> {
             keep: Survivor::Longest,
             shingles: Shingles::default()
         }),
-        Just(Step::DropNearDuplicates { threshold: 0.6, keep: Survivor::Last, shingles: Shingles::Words(2) }),
+        Just(Step::DropNearDuplicates {
+            threshold: 0.6,
+            keep: Survivor::Last,
+            shingles: Shingles::Words(2)
+        }),
         Just(Step::ResolveConflicts { keep: Survivor::Last }),
         Just(Step::ResolveConflicts { keep: Survivor::Nobody }),
         Just(Step::StripBoilerplate { min_share: 0.3 }),
@@ -185,7 +195,10 @@ fn every_further_step_on_its_own_flaw() {
             "spam and eggs spam and eggs spam and eggs spam and eggs spam and eggs spam and eggs spam and eggs",
         ),
         ("Noise?", "#### $$$$ 1234 5678 !!!! ???? ####"),
-        ("who are you", "Somebody else altogether, and a longer answer at that, as you can see here."),
+        (
+            "who are you",
+            "Somebody else altogether, and a longer answer at that, as you can see here.",
+        ),
     ]);
     let cleaning = Cleaning::default()
         .repair_mojibake()
@@ -211,12 +224,22 @@ fn every_further_step_on_its_own_flaw() {
 #[test]
 fn the_survivor_follows_the_rule() {
     let raw = Dataset::from_rows(&[
-        ("My parcel has not arrived, where is it?", "We have asked the carrier to look for it today."),
-        ("My parcel has not arrived! Where is it", "We have asked the carrier to look for it today, again."),
-        ("My parcel has not arrived. Where is it", "We have asked the carrier to look for it today!"),
+        (
+            "My parcel has not arrived, where is it?",
+            "We have asked the carrier to look for it today.",
+        ),
+        (
+            "My parcel has not arrived! Where is it",
+            "We have asked the carrier to look for it today, again.",
+        ),
+        (
+            "My parcel has not arrived. Where is it",
+            "We have asked the carrier to look for it today!",
+        ),
     ]);
-    let kept =
-        |keep| raw.clean(&Cleaning::default().drop_near_duplicates_at(0.6, keep)).unwrap().completions();
+    let kept = |keep| {
+        raw.clean(&Cleaning::default().drop_near_duplicates_at(0.6, keep)).unwrap().completions()
+    };
     assert_eq!(kept(Survivor::First), ["We have asked the carrier to look for it today."]);
     assert_eq!(kept(Survivor::Last), ["We have asked the carrier to look for it today!"]);
     assert_eq!(kept(Survivor::Longest), ["We have asked the carrier to look for it today, again."]);

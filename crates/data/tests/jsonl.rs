@@ -1,4 +1,5 @@
-//! Reading files: what is good loads, what is not is kept aside with its line and reason, and nothing panics.
+//! Reading files: what is good loads, what is not is kept aside with its line and reason, and
+//! nothing panics.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +35,10 @@ fn good_rows_load_and_bad_ones_are_kept_aside() {
     }
     let (_folder, path) = file(bytes);
     let dataset = Dataset::read(&path).expect("three rows are good");
-    assert_eq!(dataset.rows(), [Row::new("one", "1"), Row::new("two\nlines", "2"), Row::new("three", "3")]);
+    assert_eq!(
+        dataset.rows(),
+        [Row::new("one", "1"), Row::new("two\nlines", "2"), Row::new("three", "3")]
+    );
 
     let rejected = dataset.rejected();
     let lines: Vec<Option<i64>> = rejected.column("line").unwrap().i64().unwrap().iter().collect();
@@ -79,7 +83,8 @@ fn the_two_texts_can_have_other_names() {
     let dataset = Dataset::read_keys(&path, "question", "answer").unwrap();
     assert_eq!(dataset.rows(), [Row::new("a", "1")]);
     assert_eq!(dataset.frame().get_column_names(), ["prompt", "completion", "original_prompt"]);
-    let reason = dataset.rejected().column("reason").unwrap().str().unwrap().get(0).unwrap().to_owned();
+    let reason =
+        dataset.rejected().column("reason").unwrap().str().unwrap().get(0).unwrap().to_owned();
     assert_eq!(
         reason,
         r#"expected the keys "question" and "answer": "answer" is missing, found only "question""#
@@ -88,8 +93,9 @@ fn the_two_texts_can_have_other_names() {
 
 #[test]
 fn a_thousand_distinct_keys_do_not_make_a_thousand_columns() {
-    let text: String =
-        (0..1000).map(|i| format!("{{\"prompt\":\"p{i}\",\"completion\":\"c\",\"k{i}\":{i}}}\n")).collect();
+    let text: String = (0..1000)
+        .map(|i| format!("{{\"prompt\":\"p{i}\",\"completion\":\"c\",\"k{i}\":{i}}}\n"))
+        .collect();
     let (_folder, path) = file(text);
     let frame = Dataset::read(&path).unwrap().frame();
     assert_eq!(frame.get_column_names(), ["prompt", "completion", "extra"]);
@@ -99,7 +105,8 @@ fn a_thousand_distinct_keys_do_not_make_a_thousand_columns() {
 #[test]
 fn a_very_long_line_loads() {
     let long = "word ".repeat(5_000_000); // 25 MB
-    let (_folder, path) = file(format!("{}\n{}\n{}\n", pair("a", "1"), pair(&long, "2"), pair("c", "3")));
+    let (_folder, path) =
+        file(format!("{}\n{}\n{}\n", pair("a", "1"), pair(&long, "2"), pair("c", "3")));
     let dataset = Dataset::read(&path).unwrap();
     assert_eq!(dataset.len(), 3);
     assert_eq!(dataset.row(1).unwrap().prompt.len(), long.len());
@@ -111,14 +118,19 @@ fn a_large_file_keeps_its_order_and_line_numbers() {
     let filler = "x".repeat(700);
     let text: String = (0..60_000)
         .map(|i| {
-            if i % 10_000 == 9_999 { format!("broken {i}\n") } else { pair(&format!("{i}"), &filler) + "\n" }
+            if i % 10_000 == 9_999 {
+                format!("broken {i}\n")
+            } else {
+                pair(&format!("{i}"), &filler) + "\n"
+            }
         })
         .collect();
     assert!(text.len() > 32 << 20);
     let (_folder, path) = file(text);
     let dataset = Dataset::read(&path).unwrap();
     assert_eq!(dataset.len(), 59_994);
-    let expected: Vec<String> = (0..60_000).filter(|i| i % 10_000 != 9_999).map(|i| i.to_string()).collect();
+    let expected: Vec<String> =
+        (0..60_000).filter(|i| i % 10_000 != 9_999).map(|i| i.to_string()).collect();
     assert_eq!(dataset.prompts(), expected);
     let lines: Vec<i64> =
         dataset.rejected().column("line").unwrap().i64().unwrap().into_no_null_iter().collect();
@@ -127,7 +139,11 @@ fn a_large_file_keeps_its_order_and_line_numbers() {
 
 #[test]
 fn deep_nesting_and_null_bytes_are_reasons_not_panics() {
-    let deep = format!("{{\"prompt\":\"a\",\"completion\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!(
+        "{{\"prompt\":\"a\",\"completion\":{}1{}}}",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
     let (_folder, path) =
         file(format!("{}\n{deep}\n{{\"prompt\":\"a\0b\",\"completion\":\"c\"}}\n", pair("a", "1")));
     let dataset = Dataset::read(&path).unwrap();
@@ -189,7 +205,12 @@ fn a_written_file_appears_whole_or_not_at_all() {
     let dataset = Dataset::from_rows(&[("a \"quoted\" 🙂", "line\nbreak"), ("b", "")]);
     assert_eq!(dataset.write_jsonl(&path).unwrap(), 2);
     assert_eq!(Dataset::read(&path).unwrap().rows(), dataset.rows());
-    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
-    let error = dataset.write_jsonl(path.join("below-a-file.jsonl")).expect_err("a file is no folder");
+    assert_eq!(
+        std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+        1,
+        "no temporary file is left"
+    );
+    let error =
+        dataset.write_jsonl(path.join("below-a-file.jsonl")).expect_err("a file is no folder");
     assert!(matches!(error, DataError::Io { action: "write", .. }), "{error}");
 }

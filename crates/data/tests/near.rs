@@ -1,4 +1,5 @@
-//! Precision and recall of the search for near-duplicates, against the true similarity, over planted edits.
+//! Precision and recall of the search for near-duplicates, against the true similarity, over
+//! planted edits.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,12 +18,15 @@ impl Random {
         (xxh3_64_with_seed(&self.0.to_le_bytes(), 11) % n as u64) as usize
     }
 
-    /// A word of two to four syllables; the first ones of the list are the commonest, as in a language.
+    /// A word of two to four syllables; the first ones of the list are the commonest, as in a
+    /// language.
     fn word(&mut self) -> String {
         let rank = self.below(60) * self.below(60);
         let mut of = Random(rank as u64 * 1000);
         (0..2 + rank % 3)
-            .map(|_| ["ba", "ten", "li", "sor", "ma", "kun", "pe", "dri", "o", "vash"][of.below(10)])
+            .map(|_| {
+                ["ba", "ten", "li", "sor", "ma", "kun", "pe", "dri", "o", "vash"][of.below(10)]
+            })
             .collect()
     }
 }
@@ -84,8 +88,8 @@ impl Counts {
 const EDITS: [usize; 9] = [0, 5, 10, 15, 20, 25, 30, 35, 40];
 const PAIRS: usize = 250;
 
-/// One row for each share of edits; a pair counts as found when the later text is dropped, and as alike when the true
-/// similarity is at least the threshold.
+/// One row for each share of edits; a pair counts as found when the later text is dropped, and as
+/// alike when the true similarity is at least the threshold.
 fn curve(words: usize, by: Shingles, threshold: f64) -> (String, Counts) {
     let mut random = Random(words as u64);
     let mut texts: Vec<(String, String)> = Vec::new();
@@ -116,7 +120,9 @@ fn curve(words: usize, by: Shingles, threshold: f64) -> (String, Counts) {
             counts.found += usize::from(found);
             counts.both += usize::from(alike && found);
         }
-        let share = |value: f64, of: usize| if of == 0 { "    -".to_owned() } else { format!("{value:.3}") };
+        let share = |value: f64, of: usize| {
+            if of == 0 { "    -".to_owned() } else { format!("{value:.3}") }
+        };
         writeln!(
             table,
             "{percent:>3} %  {:>10.3}  {:>5}  {:>5}  {:>6}  {:>9}  {}",

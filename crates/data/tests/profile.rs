@@ -34,10 +34,15 @@ fn a_sample_grows_without_losing_rows() {
     let rows: Vec<String> = (0..100).map(|i| i.to_string()).collect();
     let rows: Vec<(&str, &str)> = rows.iter().map(|row| (row.as_str(), "x")).collect();
     let dataset = Dataset::from_rows(&rows);
-    let (small, large) = (dataset.sample(10, 1).unwrap().prompts(), dataset.sample(20, 1).unwrap().prompts());
+    let (small, large) =
+        (dataset.sample(10, 1).unwrap().prompts(), dataset.sample(20, 1).unwrap().prompts());
     assert_eq!((small.len(), large.len()), (10, 20));
     assert!(small.iter().all(|row| large.contains(row)));
-    assert!(small.windows(2).all(|pair| pair[0].parse::<u32>().unwrap() < pair[1].parse::<u32>().unwrap()));
+    assert!(
+        small
+            .windows(2)
+            .all(|pair| pair[0].parse::<u32>().unwrap() < pair[1].parse::<u32>().unwrap())
+    );
     assert_eq!(dataset.sample(1000, 1).unwrap().len(), 100);
     assert_eq!(dataset.concat(&dataset.head(3)).unwrap().len(), 103);
 }

@@ -1,4 +1,5 @@
-//! Every kind of file, and every kind of damage: the good rows load, the others are kept aside or the error is clear.
+//! Every kind of file, and every kind of damage: the good rows load, the others are kept aside or
+//! the error is clear.
 
 #![allow(clippy::unwrap_used)]
 
@@ -41,7 +42,10 @@ fn zst(bytes: &[u8]) -> Vec<u8> {
 fn rejects(dataset: &Dataset) -> Vec<(i64, String)> {
     let frame = dataset.rejected();
     let files = frame.column("file").unwrap().str().unwrap().clone();
-    assert!(files.iter().all(|file| file.is_some_and(|file| Path::new(file).exists())), "{files:?}");
+    assert!(
+        files.iter().all(|file| file.is_some_and(|file| Path::new(file).exists())),
+        "{files:?}"
+    );
     let lines = frame.column("line").unwrap().i64().unwrap().clone();
     let reasons = frame.column("reason").unwrap().str().unwrap().clone();
     lines.into_no_null_iter().zip(reasons.iter().map(|reason| reason.unwrap().to_owned())).collect()
@@ -64,7 +68,9 @@ fn every_format_gives_the_same_rows() {
         "n" => [1i64, 2],
     ];
     let parquet = folder.path("a.parquet");
-    ParquetWriter::new(std::fs::File::create(&parquet).unwrap()).finish(&mut frame.unwrap()).unwrap();
+    ParquetWriter::new(std::fs::File::create(&parquet).unwrap())
+        .finish(&mut frame.unwrap())
+        .unwrap();
     let parquet_bytes = std::fs::read(&parquet).unwrap();
     let files = [
         folder.write("a.jsonl", JSONL),
@@ -86,7 +92,10 @@ fn every_format_gives_the_same_rows() {
         folder.write("h.jsonl", &array),
         folder.write("i.csv", csv),
         folder.write("j.tsv.gz", gz(csv.replace(',', "\t").replace("Here\t", "Here,").as_bytes())),
-        folder.write("k.csv", format!("\u{feff}{}", csv.replace('\n', "\r\n").replace("\".\r\n", "\".\n"))),
+        folder.write(
+            "k.csv",
+            format!("\u{feff}{}", csv.replace('\n', "\r\n").replace("\".\r\n", "\".\n")),
+        ),
         parquet,
         folder.write("m.parquet.gz", gz(&parquet_bytes)),
         folder.write("n.jsonl", &parquet_bytes),
@@ -100,7 +109,12 @@ fn every_format_gives_the_same_rows() {
             "{}",
             file.display()
         );
-        assert_eq!(dataset.frame().column("n").unwrap().i64().unwrap().sum(), Some(3), "{}", file.display());
+        assert_eq!(
+            dataset.frame().column("n").unwrap().i64().unwrap().sum(),
+            Some(3),
+            "{}",
+            file.display()
+        );
     }
 }
 
@@ -124,14 +138,20 @@ fn folders_patterns_and_text_files() {
     let texts = Dataset::read(folder.path("texts")).unwrap();
     assert_eq!(texts.completions(), ["# Second", "Erster\nText"]);
     assert_eq!(texts.shape(), &Shape::Text);
-    assert!(texts.frame().column("file").unwrap().str().unwrap().get(1).unwrap().ends_with("one.txt"));
+    assert!(
+        texts.frame().column("file").unwrap().str().unwrap().get(1).unwrap().ends_with("one.txt")
+    );
     assert_eq!(rejects(&texts), [(1, "expected UTF-8, found the byte 0xE9".to_owned())]);
     let named = ReadOptions::default().template("Continue {file}", "{text}");
-    assert!(Dataset::read_with(folder.path("texts"), &named).unwrap().prompts()[1].starts_with("Continue /"));
+    assert!(
+        Dataset::read_with(folder.path("texts"), &named).unwrap().prompts()[1]
+            .starts_with("Continue /")
+    );
 
-    for (path, says) in
-        [("empty", "without a file of a known kind"), ("set/*.nope", "no file of a known kind matches")]
-    {
+    for (path, says) in [
+        ("empty", "without a file of a known kind"),
+        ("set/*.nope", "no file of a known kind matches"),
+    ] {
         std::fs::create_dir_all(folder.path("empty")).unwrap();
         let error = Dataset::read(folder.path(path)).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
@@ -167,12 +187,16 @@ fn shapes_with_columns_of_their_own() {
 {"messages":[{"role":"user","content":"no answer"}]}
 "#;
     let dataset = Dataset::read(folder.write("a.jsonl", chat)).unwrap();
-    assert_eq!(dataset.rows(), [Row::new("a", "b"), Row::new("User: a\n\nAssistant: b\n\nUser: c", "d")]);
+    assert_eq!(
+        dataset.rows(),
+        [Row::new("a", "b"), Row::new("User: a\n\nAssistant: b\n\nUser: c", "d")]
+    );
     let system = dataset.frame().column("system").unwrap().str().unwrap().clone();
     assert_eq!(system.get(0), Some("Be brief."));
     assert_eq!(dataset.frame().column("turns").unwrap().i64().unwrap().get(1), Some(4));
     let turn = |role: &str, content: &str| (role.to_owned(), content.to_owned());
-    let turns = vec![turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")];
+    let turns =
+        vec![turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")];
     assert_eq!((dataset.conversation(0), dataset.conversation(1)), (None, Some(turns)));
     assert_eq!(rejects(&dataset)[0].0, 3);
     assert!(dataset.to_string().contains("read as messages (role/content)"));
@@ -185,11 +209,18 @@ fn shapes_with_columns_of_their_own() {
     assert_eq!(Dataset::read(&parquet).unwrap().rows(), dataset.rows());
 
     // A file of an unknown shape names the known ones.
-    let error = Dataset::read(folder.write("d.jsonl", "{\"body\":\"x\"}\n")).unwrap_err().to_string();
-    assert!(error.contains("Known shapes: prompt/completion") && error.contains("ReadOptions"), "{error}");
-    let labels =
-        Dataset::read_keys(folder.write("e.csv", "text,category\nhi,greeting\n"), "text", "category")
-            .unwrap();
+    let error =
+        Dataset::read(folder.write("d.jsonl", "{\"body\":\"x\"}\n")).unwrap_err().to_string();
+    assert!(
+        error.contains("Known shapes: prompt/completion") && error.contains("ReadOptions"),
+        "{error}"
+    );
+    let labels = Dataset::read_keys(
+        folder.write("e.csv", "text,category\nhi,greeting\n"),
+        "text",
+        "category",
+    )
+    .unwrap();
     assert_eq!(labels.rows(), [Row::new("hi", "greeting")]);
     assert!(Dataset::read_with(&parquet, &ReadOptions::default().template("{a", "b")).is_err());
 }
@@ -241,7 +272,10 @@ fn damaged_json_lines_are_kept_aside_with_their_lines() {
     text.extend(good.as_bytes());
     let dataset = Dataset::read(folder.write("a.jsonl", text)).unwrap();
     assert_eq!(dataset.len(), 2);
-    assert_eq!(rejects(&dataset).iter().map(|reject| reject.0).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+    assert_eq!(
+        rejects(&dataset).iter().map(|reject| reject.0).collect::<Vec<_>>(),
+        [2, 3, 4, 5, 6]
+    );
 }
 
 #[test]
@@ -272,15 +306,21 @@ fn a_decompression_bomb_is_refused_and_a_torn_archive_keeps_its_rows() {
     let error = Dataset::read(&bomb).unwrap_err().to_string();
     assert!(error.contains("a decompression bomb") && error.contains("bomb.jsonl.gz"), "{error}");
 
-    let rows: String =
-        (0..20_000).map(|n| format!("{{\"prompt\":\"p{}\",\"completion\":\"c{n}\"}}\n", n * 7919)).collect();
-    for (name, bytes) in [("torn.jsonl.gz", gz(rows.as_bytes())), ("torn.jsonl.zst", zst(rows.as_bytes()))] {
+    let rows: String = (0..20_000)
+        .map(|n| format!("{{\"prompt\":\"p{}\",\"completion\":\"c{n}\"}}\n", n * 7919))
+        .collect();
+    for (name, bytes) in
+        [("torn.jsonl.gz", gz(rows.as_bytes())), ("torn.jsonl.zst", zst(rows.as_bytes()))]
+    {
         let torn = folder.write(name, &bytes[..bytes.len() / 2]);
         let dataset = Dataset::read(&torn).unwrap();
         assert!(dataset.len() > 1000, "{}", dataset.len());
         assert_eq!(dataset.row(0).unwrap(), Row::new("p0", "c0"));
         let last = rejects(&dataset).pop().unwrap();
-        assert!(last.1.contains("damaged or cut off") && last.0 as usize > dataset.len(), "{last:?}");
+        assert!(
+            last.1.contains("damaged or cut off") && last.0 as usize > dataset.len(),
+            "{last:?}"
+        );
     }
 }
 
@@ -289,7 +329,10 @@ fn what_is_written_is_read_back() {
     let folder = Folder::new();
     let dataset = Dataset::read(folder.write("a.jsonl", JSONL)).unwrap();
     let (jsonl, parquet) = (folder.path("out.jsonl"), folder.path("out.parquet"));
-    assert_eq!((dataset.write_jsonl(&jsonl).unwrap(), dataset.write_parquet(&parquet).unwrap()), (2, 2));
+    assert_eq!(
+        (dataset.write_jsonl(&jsonl).unwrap(), dataset.write_parquet(&parquet).unwrap()),
+        (2, 2)
+    );
     assert!(Dataset::read(&jsonl).unwrap().frame().equals_missing(&dataset.frame()));
     assert!(Dataset::read(&parquet).unwrap().frame().equals_missing(&dataset.frame()));
 }
@@ -320,7 +363,8 @@ fn openai_s_format_is_written_and_checked() {
     );
     assert_eq!(Dataset::read(&path).unwrap().rows(), dataset.rows());
 
-    let error = chat(&folder, 9).write_openai_chat(folder.path("few.jsonl")).unwrap_err().to_string();
+    let error =
+        chat(&folder, 9).write_openai_chat(folder.path("few.jsonl")).unwrap_err().to_string();
     assert!(error.contains("at least 10 examples, found 9"), "{error}");
     assert!(!folder.path("few.jsonl").exists());
 }
@@ -359,8 +403,7 @@ fn a_conversation_of_several_turns_stays_one() {
 #[test]
 fn every_published_rule_is_checked() {
     let folder = Folder::new();
-    let good =
-        r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":1}]}"#;
+    let good = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":1}]}"#;
     let cases = [
         ("not json", "expected a JSON object"),
         (r#"{"prompt":"a","completion":"b"}"#, "expected only the keys"),
@@ -369,7 +412,10 @@ fn every_published_rule_is_checked() {
             r#"{"messages":[{"role":"user","content":"a"}]}"#,
             "expected the last message to be the assistant's",
         ),
-        (r#"{"messages":[{"role":"assistant","content":"a"}]}"#, "of the role \"user\", found none"),
+        (
+            r#"{"messages":[{"role":"assistant","content":"a"}]}"#,
+            "of the role \"user\", found none",
+        ),
         (
             r#"{"messages":[{"role":"human","content":"a"},{"role":"assistant","content":"b"}]}"#,
             "messages[0]: expected a role",

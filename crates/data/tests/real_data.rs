@@ -1,7 +1,7 @@
 //! Real data: banking77 and gsm8k, read, profiled, cleaned, split and audited.
 //!
-//! The files are not part of the repository: `TUNEBOOK_DATA` names the folder that holds `banking77/train.csv` and
-//! `gsm8k/train.jsonl`. Without it these tests say that they are skipped.
+//! The files are not part of the repository: `TUNEBOOK_DATA` names the folder that holds
+//! `banking77/train.csv` and `gsm8k/train.jsonl`. Without it these tests say that they are skipped.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
@@ -18,7 +18,8 @@ fn real(file: &str) -> Option<PathBuf> {
     path
 }
 
-/// What holds for every set: nothing is lost, cleaning is idempotent, the split is complete and has no plain leak.
+/// What holds for every set: nothing is lost, cleaning is idempotent, the split is complete and has
+/// no plain leak.
 fn check(dataset: &Dataset) -> Dataset {
     let clean = dataset.clean(&Cleaning::standard()).unwrap();
     assert_eq!(clean.len() + clean.dropped().height(), dataset.len());
@@ -58,10 +59,16 @@ fn gsm8k() {
     let scan = Dataset::scan(&path).unwrap();
     assert_eq!(scan.profile().unwrap(), dataset.profile());
     let folder = tempfile::tempdir().unwrap();
-    let done =
-        scan.clean(&Cleaning::standard()).unwrap().split_into(&Split::holdout(0.12), folder.path()).unwrap();
+    let done = scan
+        .clean(&Cleaning::standard())
+        .unwrap()
+        .split_into(&Split::holdout(0.12), folder.path())
+        .unwrap();
     let split = dataset.clean(&Cleaning::standard()).unwrap().split(&Split::holdout(0.12)).unwrap();
-    assert_eq!((done.train_rows, done.validation_rows), (split.train.len(), split.validation.len()));
+    assert_eq!(
+        (done.train_rows, done.validation_rows),
+        (split.train.len(), split.validation.len())
+    );
     let train = Dataset::read(folder.path().join("train.jsonl")).unwrap();
     assert_eq!(train.rows(), split.train.rows());
     let clean = check(&dataset);
@@ -75,11 +82,16 @@ fn banking77() {
     let dataset = Dataset::read_keys(path, "text", "category").unwrap();
     assert_eq!((dataset.len(), dataset.rejected().height()), (10_003, 0));
     let profile = dataset.profile();
-    let english = profile.languages.iter().find(|(code, _)| code == "eng").map_or(0, |found| found.1);
-    let told: usize = profile.languages.iter().filter(|(code, _)| code != "?").map(|found| found.1).sum();
+    let english =
+        profile.languages.iter().find(|(code, _)| code == "eng").map_or(0, |found| found.1);
+    let told: usize =
+        profile.languages.iter().filter(|(code, _)| code != "?").map(|found| found.1).sum();
     assert!(english as f64 > 0.99 * told as f64 && told > 4000, "{profile}");
     // 77 intents, none of which has much more than its share.
-    assert!(profile.imbalance().unwrap() < 0.03 && profile.top_completions.len() == 10, "{profile}");
+    assert!(
+        profile.imbalance().unwrap() < 0.03 && profile.top_completions.len() == 10,
+        "{profile}"
+    );
     let clean = check(&dataset);
     // Customers repeat themselves: near-duplicates abound.
     let near = clean.clean(&Cleaning::default().drop_near_duplicates()).unwrap();

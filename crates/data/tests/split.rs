@@ -73,15 +73,18 @@ fn the_audit_finds_what_was_leaked_on_purpose() {
 
 #[test]
 fn near_duplicates_leak_unless_they_are_kept_together() {
-    // Questions of random words, each a second time with one letter more: a plain split tears many of the pairs apart.
+    // Questions of random words, each a second time with one letter more: a plain split tears many
+    // of the pairs apart.
     let questions: Vec<String> = (0..300u64)
         .flat_map(|i| {
-            let word = |j: u64| format!("{:x}", (i * 8 + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 30);
+            let word =
+                |j: u64| format!("{:x}", (i * 8 + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 30);
             let question = (0..8).map(word).collect::<Vec<_>>().join(" ");
             [format!("{question}s"), question]
         })
         .collect();
-    let rows: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), "Yes.")).collect();
+    let rows: Vec<(&str, &str)> =
+        questions.iter().map(|question| (question.as_str(), "Yes.")).collect();
     let dataset = Dataset::from_rows(&rows);
     let torn = dataset.split(&Split::holdout(0.2)).unwrap().audit().unwrap();
     assert!(torn.count(OverlapKind::NearPrompt) > 30, "{torn}");
@@ -94,8 +97,11 @@ fn near_duplicates_leak_unless_they_are_kept_together() {
 
     // A new row joins the side of the one that it is like, and moves none.
     let new = format!("{} please", questions[1]);
-    let grown =
-        dataset.concat(&Dataset::from_rows(&[(new.as_str(), "Yes.")])).unwrap().split(&split).unwrap();
+    let grown = dataset
+        .concat(&Dataset::from_rows(&[(new.as_str(), "Yes.")]))
+        .unwrap()
+        .split(&split)
+        .unwrap();
     let side = |splits: &Splits, prompt: &String| splits.train.prompts().contains(prompt);
     assert_eq!(side(&grown, &new), side(&splits, &questions[1]));
     assert!(questions.iter().all(|question| side(&grown, question) == side(&splits, question)));
@@ -103,8 +109,7 @@ fn near_duplicates_leak_unless_they_are_kept_together() {
 
 #[test]
 fn a_passage_copied_into_another_row_is_found() {
-    let passage =
-        "the tent must be dry before it is folded or the coating will come off within a year of use";
+    let passage = "the tent must be dry before it is folded or the coating will come off within a year of use";
     let train = Dataset::from_rows(&[("How do I store a tent?", passage)]);
     let answer = format!("As we told another customer, {passage}!");
     let validation =
@@ -166,7 +171,14 @@ fn table(rows: usize) -> Dataset {
 
 fn values(dataset: &Dataset, column: &str) -> Vec<String> {
     let frame = dataset.frame();
-    frame.column(column).unwrap().str().unwrap().iter().map(|value| value.unwrap().to_owned()).collect()
+    frame
+        .column(column)
+        .unwrap()
+        .str()
+        .unwrap()
+        .iter()
+        .map(|value| value.unwrap().to_owned())
+        .collect()
 }
 
 #[test]
@@ -175,7 +187,8 @@ fn groups_stay_together() {
     let held: std::collections::HashSet<String> =
         values(&splits.validation, "customer").into_iter().collect();
     assert!(
-        !held.is_empty() && values(&splits.train, "customer").iter().all(|customer| !held.contains(customer))
+        !held.is_empty()
+            && values(&splits.train, "customer").iter().all(|customer| !held.contains(customer))
     );
     let error = table(10).split(&Split::holdout(0.2).group_by("nobody")).unwrap_err().to_string();
     assert!(error.contains("\"nobody\"") && error.contains("customer"), "{error}");
@@ -185,7 +198,8 @@ fn groups_stay_together() {
 fn strata_are_held_out_in_equal_shares_and_stay_put() {
     let split = Split::holdout(0.15).stratify_by("kind");
     let splits = table(1000).split(&split).unwrap();
-    let rare = |dataset: &Dataset| values(dataset, "kind").iter().filter(|kind| *kind == "rare").count();
+    let rare =
+        |dataset: &Dataset| values(dataset, "kind").iter().filter(|kind| *kind == "rare").count();
     assert!((14..=16).contains(&rare(&splits.validation)), "{}", rare(&splits.validation));
     assert!((148..=152).contains(&splits.validation.len()), "{splits}");
     let grown = table(1400).split(&split).unwrap();
@@ -197,7 +211,8 @@ fn the_latest_rows_are_held_out() {
     let splits = table(1000).split(&Split::holdout(0.15).test(0.1).by_time("day")).unwrap();
     let (before, after) = (values(&splits.train, "day"), values(&splits.validation, "day"));
     assert!(before.iter().max() < after.iter().min());
-    let parts = table(1000).split_with_test(&Split::holdout(0.15).test(0.1).by_time("day")).unwrap();
+    let parts =
+        table(1000).split_with_test(&Split::holdout(0.15).test(0.1).by_time("day")).unwrap();
     assert!(after.iter().max() < values(&parts.test, "day").iter().min());
     assert!(
         (80..=130).contains(&parts.test.len()) && (120..=190).contains(&parts.validation.len()),
@@ -232,8 +247,10 @@ fn every_row_is_held_out_by_one_fold() {
 
 #[test]
 fn a_completion_in_its_prompt_is_a_leak() {
-    let train =
-        Dataset::from_rows(&[("Category: late parcel. Where is it?", "late parcel"), ("Yes or no?", "yes")]);
+    let train = Dataset::from_rows(&[
+        ("Category: late parcel. Where is it?", "late parcel"),
+        ("Yes or no?", "yes"),
+    ]);
     let validation = Dataset::from_rows(&[
         ("Answer me: The Eiffel Tower!", "the eiffel tower"),
         ("New?", "Nothing of it"),
@@ -242,7 +259,10 @@ fn a_completion_in_its_prompt_is_a_leak() {
     let found: Vec<(bool, usize)> =
         audit.label_leaks().iter().map(|leak| (leak.in_train, leak.row)).collect();
     assert_eq!(found, [(true, 0), (false, 0)]);
-    assert!(!audit.is_clean() && audit.verdict().contains("2 rows give their completion away"), "{audit}");
+    assert!(
+        !audit.is_clean() && audit.verdict().contains("2 rows give their completion away"),
+        "{audit}"
+    );
     let repaired = audit.repair().unwrap();
     assert_eq!(
         (repaired.train.prompts(), repaired.validation.prompts()),
@@ -257,8 +277,10 @@ fn a_benchmark_is_kept_and_training_is_cleaned_of_it() {
         ("How far is the moon?", "Far."),
         ("Where do owls sleep at noon?", "In trees."),
     ]);
-    let benchmark =
-        Dataset::from_rows(&[("what is 2 + 2", "4"), ("Where do owls sleep at noons?", "In trees, mostly.")]);
+    let benchmark = Dataset::from_rows(&[
+        ("what is 2 + 2", "4"),
+        ("Where do owls sleep at noons?", "In trees, mostly."),
+    ]);
     let audit = train.audit_against(&benchmark).unwrap();
     assert_eq!(
         (audit.count(OverlapKind::NormalizedPrompt), audit.count(OverlapKind::NearPrompt)),
@@ -270,10 +292,12 @@ fn a_benchmark_is_kept_and_training_is_cleaned_of_it() {
     assert_eq!((repaired.train.len(), repaired.validation.len()), (1, 2));
 }
 
-/// Not only the first row of training that is like a benchmark's goes, but all of them, whatever the likeness.
+/// Not only the first row of training that is like a benchmark's goes, but all of them, whatever
+/// the likeness.
 #[test]
 fn everything_that_gives_a_benchmark_away_goes_from_training() {
-    let passage = "the first owl of the year is heard in the old oak behind the mill on a clear night";
+    let passage =
+        "the first owl of the year is heard in the old oak behind the mill on a clear night";
     let owls: Vec<String> = (0..300)
         .map(|i| match i % 3 {
             0 => format!("{}here do owls sleep at noon?", if i % 2 == 0 { "W" } else { "w" }),
@@ -283,7 +307,11 @@ fn everything_that_gives_a_benchmark_away_goes_from_training() {
         .collect();
     let mut rows: Vec<(&str, &str)> = owls.iter().map(|owl| (owl.as_str(), "In trees.")).collect();
     let told = format!("As they say, {passage}, or so it was told.");
-    rows.extend([("Tell me a story.", told.as_str()), ("Do you ship?", "We do."), ("What is 2 + 2?", "4")]);
+    rows.extend([
+        ("Tell me a story.", told.as_str()),
+        ("Do you ship?", "We do."),
+        ("What is 2 + 2?", "4"),
+    ]);
     let benchmark = Dataset::from_rows(&[
         ("Where do owls sleep at noon?", "In trees."),
         ("Tell me about owls.", passage),
@@ -305,7 +333,8 @@ fn plain_texts_are_told_apart_by_their_text() {
         (0..500).map(|i| format!("{{\"text\":\"Text number {i} of many\"}}\n")).collect::<String>(),
     )
     .unwrap();
-    let dataset = Dataset::read(&path).unwrap().clean(&tunebook_data::Cleaning::standard()).unwrap();
+    let dataset =
+        Dataset::read(&path).unwrap().clean(&tunebook_data::Cleaning::standard()).unwrap();
     assert_eq!(dataset.len(), 500);
     let splits = dataset.split(&Split::holdout(0.12)).unwrap();
     assert!((30..=95).contains(&splits.validation.len()), "{splits}");

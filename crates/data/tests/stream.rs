@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use tunebook_data::{Cleaning, Dataset, Split, Survivor};
 
 fn jsonl(rows: &[(String, String)]) -> String {
-    rows.iter().map(|(p, c)| serde_json::json!({"prompt": p, "completion": c}).to_string() + "\n").collect()
+    rows.iter()
+        .map(|(p, c)| serde_json::json!({"prompt": p, "completion": c}).to_string() + "\n")
+        .collect()
 }
 
 fn prompts(path: std::path::PathBuf) -> Vec<String> {
@@ -37,8 +39,11 @@ fn a_large_file_is_cleaned_and_split_as_the_whole_set_is() {
     std::fs::write(&path, text).unwrap();
     let split = Split::holdout(0.12).test(0.05);
     let scan = Dataset::scan(&path).unwrap();
-    let done =
-        scan.clean(&Cleaning::standard()).unwrap().split_into(&split, folder.path().join("out")).unwrap();
+    let done = scan
+        .clean(&Cleaning::standard())
+        .unwrap()
+        .split_into(&split, folder.path().join("out"))
+        .unwrap();
     let whole = Dataset::read(&path).unwrap();
     let clean = whole.clean(&Cleaning::standard()).unwrap();
     let parts = clean.split_with_test(&split).unwrap();
@@ -52,7 +57,9 @@ fn a_large_file_is_cleaned_and_split_as_the_whole_set_is() {
         report.steps.iter().map(|step| (step.changed, step.dropped)).collect::<Vec<_>>()
     };
     assert_eq!(counts(&ours), counts(&theirs));
-    for (name, side) in [("train", &parts.train), ("validation", &parts.validation), ("test", &parts.test)] {
+    for (name, side) in
+        [("train", &parts.train), ("validation", &parts.validation), ("test", &parts.test)]
+    {
         assert_eq!(prompts(folder.path().join(format!("out/{name}.jsonl"))), side.prompts());
     }
     let quarantine = std::fs::read_to_string(folder.path().join("out/quarantine.jsonl")).unwrap();

@@ -19,7 +19,8 @@ impl Failure {
             ApiError::RequestError(inner) => {
                 // ureq's own words for a status; its other errors are about the connection.
                 let text = inner.to_string();
-                let status = text.strip_prefix("http status: ").and_then(|status| status.parse().ok());
+                let status =
+                    text.strip_prefix("http status: ").and_then(|status| status.parse().ok());
                 match status {
                     Some(status) => Self::Status(status),
                     // An answer that is no list of files will be none the next time.

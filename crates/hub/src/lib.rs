@@ -1,6 +1,8 @@
-//! Files of the Hugging Face hub, in the cache that Python's `huggingface_hub` uses too: what one has fetched, the other finds.
+//! Files of the Hugging Face hub, in the cache that Python's `huggingface_hub` uses too: what one
+//! has fetched, the other finds.
 //!
-//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean in Python.
+//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean in
+//! Python.
 //!
 //! ```no_run
 //! use tunebook_hub::{Hub, Kind};
@@ -9,9 +11,10 @@
 //! # Ok::<(), tunebook_hub::Error>(())
 //! ```
 //!
-//! A repository is pinned to one commit when it is opened, so that all files are of one state of it. A transfer that breaks is
-//! resumed where it stopped, also by a later call; a file whose checksum is wrong does not stay in the cache. Without a connection, what
-//! an earlier call fetched will do.
+//! A repository is pinned to one commit when it is opened, so that all files are of one state of
+//! it. A transfer that breaks is resumed where it stopped, also by a later call; a file whose
+//! checksum is wrong does not stay in the cache. Without a connection, what an earlier call fetched
+//! will do.
 
 mod bar;
 mod explain;
@@ -65,7 +68,9 @@ impl Hub {
             Some(folder) => Cache::new(folder.into()),
             None => Cache::from_env(),
         };
-        let on = |value: String| matches!(value.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true");
+        let on = |value: String| {
+            matches!(value.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true")
+        };
         // Kept beside the folder of the cache, unless that was moved by itself.
         let home = Cache::from_env();
         Self {
@@ -76,7 +81,8 @@ impl Hub {
         }
     }
 
-    /// A cache of its own, the folder that Python calls `HF_HUB_CACHE`, with nothing taken from the environment.
+    /// A cache of its own, the folder that Python calls `HF_HUB_CACHE`, with nothing taken from the
+    /// environment.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self { cache: Cache::new(cache.into()), endpoint: None, token: None, offline: false }
     }
@@ -102,7 +108,8 @@ impl Hub {
     /// Opens `owner/name` or `owner/name@revision`.
     ///
     /// # Errors
-    /// When there is no such repository or revision, it wants a token, or nobody answers and it was never fetched.
+    /// When there is no such repository or revision, it wants a token, or nobody answers and it was
+    /// never fetched.
     pub fn open(&self, kind: Kind, id: &str) -> Result<Repository> {
         Repository::open(self, kind, id)
     }

@@ -37,8 +37,11 @@ impl Repository {
         };
         let at = |revision: &str| Repo::with_revision(id.to_owned(), kind, revision.to_owned());
         let repo = at(revision);
-        let failed =
-            |reason: String| Error { repo: given.to_owned(), file: "the list of files".to_owned(), reason };
+        let failed = |reason: String| Error {
+            repo: given.to_owned(),
+            file: "the list of files".to_owned(),
+            reason,
+        };
         let fetched = || {
             let commit = hub.fetched_commit(&repo)?;
             let mut names = Vec::new();
@@ -55,11 +58,13 @@ impl Repository {
             })
         };
         if hub.offline {
-            return fetched()
-                .ok_or_else(|| failed("HF_HUB_OFFLINE is set and it was never fetched".to_owned()));
+            return fetched().ok_or_else(|| {
+                failed("HF_HUB_OFFLINE is set and it was never fetched".to_owned())
+            });
         }
-        let mut builder =
-            ApiBuilder::from_cache(hub.cache.clone()).with_progress(false).with_token(hub.token.clone());
+        let mut builder = ApiBuilder::from_cache(hub.cache.clone())
+            .with_progress(false)
+            .with_token(hub.token.clone());
         if let Some(endpoint) = &hub.endpoint {
             builder = builder.with_endpoint(endpoint.clone());
         }
@@ -112,7 +117,8 @@ impl Repository {
     /// # Errors
     /// When the hub does not give it, or it arrives damaged.
     pub fn get(&self, name: &str) -> Result<PathBuf> {
-        let failed = |reason: String| Error { repo: self.given.clone(), file: format!("`{name}`"), reason };
+        let failed =
+            |reason: String| Error { repo: self.given.clone(), file: format!("`{name}`"), reason };
         let path = self.folder().join(name);
         if path.exists() {
             // Another revision may have fetched it.
@@ -123,7 +129,8 @@ impl Repository {
         }
         let Some(api) = &self.api else {
             return Err(failed(
-                "it was never fetched, and there is no connection (or HF_HUB_OFFLINE is set)".to_owned(),
+                "it was never fetched, and there is no connection (or HF_HUB_OFFLINE is set)"
+                    .to_owned(),
             ));
         };
         let size = Rc::new(Cell::new(None));
@@ -134,7 +141,8 @@ impl Repository {
         Ok(path)
     }
 
-    /// Notes which commit the revision is, as Python does. hf-hub noted the commit itself as if it were a branch.
+    /// Notes which commit the revision is, as Python does. hf-hub noted the commit itself as if it
+    /// were a branch.
     fn remember(&self) {
         let refs = self.hub.cache.path().join(self.repo.folder_name()).join("refs");
         if self.repo.revision() != self.commit {
@@ -153,13 +161,14 @@ impl Hub {
     /// The commit that an earlier call fetched, of Python's or of ours. A revision may be a commit.
     fn fetched_commit(&self, repo: &Repo) -> Option<String> {
         let noted = self.cache.path().join(repo.folder_name()).join("refs").join(repo.revision());
-        let commit =
-            std::fs::read_to_string(noted).map_or(repo.revision().to_owned(), |text| text.trim().to_owned());
+        let commit = std::fs::read_to_string(noted)
+            .map_or(repo.revision().to_owned(), |text| text.trim().to_owned());
         self.snapshot(repo, &commit).is_dir().then_some(commit)
     }
 }
 
-/// Takes a request up again while the connection is what fails. hf-hub goes on where the last transfer stopped.
+/// Takes a request up again while the connection is what fails. hf-hub goes on where the last
+/// transfer stopped.
 fn again<T>(
     mut request: impl FnMut() -> std::result::Result<T, ApiError>,
 ) -> std::result::Result<T, ApiError> {
@@ -177,11 +186,13 @@ fn again<T>(
 
 /// A name that cannot lead out of the folder.
 fn is_below(name: &str) -> bool {
-    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+    !name.is_empty()
+        && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn list(folder: &Path, root: &Path, names: &mut Vec<String>) {
-    for path in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+    for path in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+    {
         if path.is_dir() {
             list(&path, root, names);
         } else if let Ok(below) = path.strip_prefix(root) {

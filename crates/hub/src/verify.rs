@@ -4,8 +4,9 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-/// The hub names a large file by its sha256, and the cache keeps it under that name. A file that has another sha256 or another
-/// size is taken out of the cache, so that the next call fetches it again.
+/// The hub names a large file by its sha256, and the cache keeps it under that name. A file that
+/// has another sha256 or another size is taken out of the cache, so that the next call fetches it
+/// again.
 pub(crate) fn verify(path: &Path, size: Option<u64>) -> Result<(), String> {
     let io = |error: std::io::Error| error.to_string();
     let blob = path.canonicalize().map_err(io)?;

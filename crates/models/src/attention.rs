@@ -1,6 +1,7 @@
 //! Attention with what some families add to it: a bound on the scores, a bias by distance.
 //!
-//! Without these the fused operation does the work; with them the scores are held in memory and candle differentiates.
+//! Without these the fused operation does the work; with them the scores are held in memory and
+//! candle differentiates.
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -17,7 +18,8 @@ pub(crate) struct Scores {
     pub(crate) window: Option<usize>,
     /// Scores `s` become `c · tanh(s / c)` (Gemma 2).
     pub(crate) softcap: Option<f64>,
-    /// For each head how much is added for each position of the key (ALiBi, <https://arxiv.org/abs/2108.12409>), before the factor.
+    /// For each head how much is added for each position of the key (ALiBi,
+    /// <https://arxiv.org/abs/2108.12409>), before the factor.
     pub(crate) alibi: Option<Vec<f32>>,
 }
 
@@ -46,7 +48,13 @@ pub(crate) fn attention(
 }
 
 /// With all scores in memory.
-fn plain(q: &Tensor, k: &Tensor, v: &Tensor, how: &ops::Attention, scores: &Scores) -> Result<Tensor> {
+fn plain(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    how: &ops::Attention,
+    scores: &Scores,
+) -> Result<Tensor> {
     let (b, t, h, d) = q.dims4()?;
     let s = k.dim(1)?;
     // [b, s, hkv·d] -> [b, s, hkv, d]
@@ -76,8 +84,13 @@ fn plain(q: &Tensor, k: &Tensor, v: &Tensor, how: &ops::Attention, scores: &Scor
     Ok(y.broadcast_mul(&alive.to_dtype(y.dtype())?)?.reshape((b, t, h * d))?)
 }
 
-/// What is added to the scores of hidden keys, `[b, 1, t, s]`, and 0 for queries that see none, `[b, t, 1, 1]`.
-fn mask(first: &[usize], (b, t, s): (usize, usize, usize), device: &Device) -> Result<(Tensor, Tensor)> {
+/// What is added to the scores of hidden keys, `[b, 1, t, s]`, and 0 for queries that see none,
+/// `[b, t, 1, 1]`.
+fn mask(
+    first: &[usize],
+    (b, t, s): (usize, usize, usize),
+    device: &Device,
+) -> Result<(Tensor, Tensor)> {
     let mut blocked = vec![-1e30f32; b * t * s];
     let mut alive = vec![1f32; b * t];
     for (at, first) in first.iter().enumerate() {
@@ -88,11 +101,14 @@ fn mask(first: &[usize], (b, t, s): (usize, usize, usize), device: &Device) -> R
             blocked[at * s + first..=at * s + last].fill(0.0);
         }
     }
-    Ok((Tensor::from_vec(blocked, (b, 1, t, s), device)?, Tensor::from_vec(alive, (b, t, 1, 1), device)?))
+    Ok((
+        Tensor::from_vec(blocked, (b, 1, t, s), device)?,
+        Tensor::from_vec(alive, (b, t, 1, 1), device)?,
+    ))
 }
 
-/// What ALiBi adds to the scores, `[b, h, t, s]`, rounded to bf16 as in transformers. A key's position counts from the first
-/// that its query sees; only differences matter.
+/// What ALiBi adds to the scores, `[b, h, t, s]`, rounded to bf16 as in transformers. A key's
+/// position counts from the first that its query sees; only differences matter.
 fn alibi(
     slopes: &[f32],
     first: &[usize],
@@ -115,7 +131,8 @@ fn alibi(
     Ok(Tensor::from_vec(bias, (b, slopes.len(), t, s), device)?)
 }
 
-/// ALiBi's slopes: a geometric series, with every second step of a finer one where the number of heads is no power of two.
+/// ALiBi's slopes: a geometric series, with every second step of a finer one where the number of
+/// heads is no power of two.
 pub(crate) fn alibi_slopes(heads: usize) -> Vec<f32> {
     let whole = 1usize << heads.max(1).ilog2();
     let base = |n: usize| 2f32.powf(-(2f32.powf(-((n as f32).log2() - 3.0))));
@@ -130,7 +147,10 @@ mod tests {
 
     #[test]
     fn slopes_are_the_papers() {
-        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        assert_eq!(
+            alibi_slopes(8),
+            [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]
+        );
         let six = alibi_slopes(6);
         assert_eq!((six.len(), six[0], six[4], six[5]), (6, 0.25, 0.5, 0.125));
     }
@@ -142,7 +162,12 @@ mod tests {
         let tensor = |shape| Tensor::rand(-1f32, 1f32, shape, &device).unwrap();
         let (q, k, v) = (tensor((2, 3, 4, 8)), tensor((2, 5, 2, 8)), tensor((2, 5, 2, 8)));
         for window in [None, Some(2)] {
-            let how = ops::Attention { scale: 0.3, starts: Some(vec![1, 3]), window, ..Default::default() };
+            let how = ops::Attention {
+                scale: 0.3,
+                starts: Some(vec![1, 3]),
+                window,
+                ..Default::default()
+            };
             let scores = Scores { scale: 0.3, window, ..Default::default() };
             let fused = ops::attention(&q, &k, &v, &how).unwrap();
             let ours = plain(&q, &k, &v, &how, &scores).unwrap();

@@ -1,7 +1,9 @@
-//! The places where a block's attention and feed-forward network hand on their output, at which more can be computed.
+//! The places where a block's attention and feed-forward network hand on their output, at which
+//! more can be computed.
 //!
-//! A decoder does not know what stands there: an adapter library asks the model for its [`Joint`]s by path and puts a [`Branch`] of its own
-//! there, which sees the sublayer's output and the residual stream beside it, and says what takes the output's place.
+//! A decoder does not know what stands there: an adapter library asks the model for its [`Joint`]s
+//! by path and puts a [`Branch`] of its own there, which sees the sublayer's output and the
+//! residual stream beside it, and says what takes the output's place.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,7 +17,8 @@ pub trait Branch: Send + Sync + fmt::Debug {
     /// What takes the place of `y`.
     ///
     /// # Shapes
-    /// `x`, the residual stream that the sublayer read (before its norm), and `y`, its output, both `[b, t, hid]` -> `[b, t, hid]`.
+    /// `x`, the residual stream that the sublayer read (before its norm), and `y`, its output, both
+    /// `[b, t, hid]` -> `[b, t, hid]`.
     ///
     /// # Errors
     /// When the shapes do not fit.
@@ -42,7 +45,8 @@ pub enum Flow {
     Parallel,
 }
 
-/// The end of one sublayer of a decoder. What stands there can be replaced while the model is in use.
+/// The end of one sublayer of a decoder. What stands there can be replaced while the model is in
+/// use.
 #[derive(Debug)]
 pub struct Joint {
     path: String,

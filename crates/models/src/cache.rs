@@ -1,7 +1,9 @@
-//! Keys and values of the tokens that a decoder has seen, so that the next token costs one position and not all.
+//! Keys and values of the tokens that a decoder has seen, so that the next token costs one position
+//! and not all.
 //!
-//! One tensor for each block and kind holds all positions that a generation can reach; new ones are written in place.
-//! Memory that is not reached yet is not touched either, so a generous capacity costs nothing.
+//! One tensor for each block and kind holds all positions that a generation can reach; new ones are
+//! written in place. Memory that is not reached yet is not touched either, so a generous capacity
+//! costs nothing.
 
 use candle_core::{DType, Device, Tensor};
 

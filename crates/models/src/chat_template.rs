@@ -1,7 +1,8 @@
 //! Chat templates: a conversation becomes the text that the model was trained on.
 //!
-//! The template is Jinja, brought by the model's file and rendered as `transformers`' `apply_chat_template` does: blocks
-//! trimmed, Python's methods on texts and lists, `raise_exception`, `strftime_now`, and a `tojson` that leaves HTML alone.
+//! The template is Jinja, brought by the model's file and rendered as `transformers`'
+//! `apply_chat_template` does: blocks trimmed, Python's methods on texts and lists,
+//! `raise_exception`, `strftime_now`, and a `tojson` that leaves HTML alone.
 //!
 //! ```
 //! use tunebook_models::{ChatTemplate, Message};
@@ -86,7 +87,8 @@ impl ChatTemplate {
         Self::with_special_tokens(source, SpecialTokens::default())
     }
 
-    /// Compiles a template that may write the special tokens of `tokenizer`, as `bos_token` and so on.
+    /// Compiles a template that may write the special tokens of `tokenizer`, as `bos_token` and so
+    /// on.
     ///
     /// # Errors
     /// When it is no valid Jinja.
@@ -128,7 +130,8 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
@@ -151,29 +154,34 @@ impl ChatTemplate {
         short_hash(Sha256::new().chain_update(self.source.as_bytes()))
     }
 
-    /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's answer begins.
+    /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's
+    /// answer begins.
     ///
     /// # Errors
-    /// When the template refuses the conversation, such as two turns of one role where it wants them to alternate.
+    /// When the template refuses the conversation, such as two turns of one role where it wants
+    /// them to alternate.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.render_by(NAME, messages, add_generation_prompt)
     }
 
-    /// The text of a conversation in pieces: what the model is shown (`false`) and what the assistant says in its turns (`true`).
+    /// The text of a conversation in pieces: what the model is shown (`false`) and what the
+    /// assistant says in its turns (`true`).
     ///
-    /// Where the template marks the assistant's words with `{% generation %}` tags, as `transformers` wants it for `assistant_only_loss`, those are
-    /// they. Else each of its turns reaches from where the template, asked for a generation prompt, lets it begin, to its end, the end-of-turn
-    /// token included.
+    /// Where the template marks the assistant's words with `{% generation %}` tags, as
+    /// `transformers` wants it for `assistant_only_loss`, those are they. Else each of its turns
+    /// reaches from where the template, asked for a generation prompt, lets it begin, to its end,
+    /// the end-of-turn token included.
     ///
     /// # Errors
-    /// When the template refuses the conversation, or has no tags and renders an earlier part of it differently once more turns
-    /// follow.
+    /// When the template refuses the conversation, or has no tags and renders an earlier part of it
+    /// differently once more turns follow.
     pub fn render_turns(&self, messages: &[Message]) -> Result<Vec<(String, bool)>> {
         if self.environment.get_template(MARKED).is_ok() {
             let marked = self.render_by(MARKED, messages, false)?;
             if messages.iter().any(|message| message.content.contains([BEGIN, END])) {
                 return Err(Error::ChatTemplate(
-                    "a message holds U+FDD0 or U+FDD1, which are no characters: take them out".to_owned(),
+                    "a message holds U+FDD0 or U+FDD1, which are no characters: take them out"
+                        .to_owned(),
                 ));
             }
             let pieces = marked.split_inclusive([BEGIN, END]);
@@ -184,9 +192,14 @@ impl ChatTemplate {
         }
         let whole = self.render(messages, false)?;
         let mut borders = Vec::new();
-        for (at, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
-            for part in [self.render(&messages[..at], true)?, self.render(&messages[..=at], false)?] {
-                if !whole.starts_with(&part) || borders.last().is_some_and(|last| *last > part.len()) {
+        for (at, _) in
+            messages.iter().enumerate().filter(|(_, message)| message.role == "assistant")
+        {
+            for part in [self.render(&messages[..at], true)?, self.render(&messages[..=at], false)?]
+            {
+                if !whole.starts_with(&part)
+                    || borders.last().is_some_and(|last| *last > part.len())
+                {
                     return Err(Error::ChatTemplate(format!(
                         "it renders messages 0 to {at} differently once others follow, so the assistant's words cannot be told from what stands \
                          around them: train on the last answer alone (a prompt and a completion), or on a template with {{% generation %}} tags"
@@ -197,10 +210,20 @@ impl ChatTemplate {
         }
         let starts = std::iter::once(0).chain(borders.iter().copied());
         let ends = borders.iter().copied().chain([whole.len()]);
-        Ok(joined(starts.zip(ends).enumerate().map(|(at, (start, end))| (&whole[start..end], at % 2 == 1))))
+        Ok(joined(
+            starts
+                .zip(ends)
+                .enumerate()
+                .map(|(at, (start, end))| (&whole[start..end], at % 2 == 1)),
+        ))
     }
 
-    fn render_by(&self, name: &str, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    fn render_by(
+        &self,
+        name: &str,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let template = self.environment.get_template(name).map_err(|error| refused(&error))?;
         let own = context! { messages, add_generation_prompt };
         let tokens = Value::from_serialize(&self.special_tokens);
@@ -216,7 +239,9 @@ impl fmt::Debug for ChatTemplate {
 
 fn refused(error: &minijinja::Error) -> Error {
     match error.detail() {
-        Some(detail) if error.kind() == ErrorKind::InvalidOperation => Error::ChatTemplate(detail.to_owned()),
+        Some(detail) if error.kind() == ErrorKind::InvalidOperation => {
+            Error::ChatTemplate(detail.to_owned())
+        }
         _ => Error::ChatTemplate(error.to_string()),
     }
 }
@@ -234,8 +259,8 @@ fn without_generation_tags(source: &str) -> Result<String> {
         .into_owned())
 }
 
-/// The template with marks instead of the tags, if it has any. Blocks are trimmed, so the white space that a tag would have taken away goes
-/// here.
+/// The template with marks instead of the tags, if it has any. Blocks are trimmed, so the white
+/// space that a tag would have taken away goes here.
 fn with_marks(source: &str) -> Result<Option<String>> {
     let tag = Regex::new(r"(?m)(^[ \t]*)?\{%(-?)\s*(end)?generation\s*(-?)%\}(\r?\n)?")
         .map_err(|e| Error::ChatTemplate(e.to_string()))?;
@@ -267,14 +292,17 @@ fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Err
 
 /// The local time, as Python's `datetime.now().strftime(format)`.
 fn strftime_now(format: String) -> std::result::Result<String, minijinja::Error> {
-    let wrong =
-        |reason: &str| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {reason}"));
+    let wrong = |reason: &str| {
+        minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {reason}"))
+    };
     if format.is_empty() {
         return Ok(String::new());
     }
-    let c_format = std::ffi::CString::new(format).map_err(|_| wrong("the format holds a zero byte"))?;
+    let c_format =
+        std::ffi::CString::new(format).map_err(|_| wrong("the format holds a zero byte"))?;
     let mut text = vec![0u8; 1024];
-    // SAFETY: `tm` is plain data that localtime_r fills; strftime writes at most `text.len()` bytes into `text`.
+    // SAFETY: `tm` is plain data that localtime_r fills; strftime writes at most `text.len()` bytes
+    // into `text`.
     let length = unsafe {
         let now = libc::time(std::ptr::null_mut());
         let mut tm: libc::tm = std::mem::zeroed();
@@ -297,7 +325,8 @@ fn tojson(value: Value, kwargs: Kwargs) -> std::result::Result<Value, minijinja:
     Ok(Value::from_safe_string(text))
 }
 
-/// JSON with Python's separators: `", "` and `": "`, or one item a line with `indent` blanks for each level.
+/// JSON with Python's separators: `", "` and `": "`, or one item a line with `indent` blanks for
+/// each level.
 fn write_json(json: &serde_json::Value, indent: Option<usize>, depth: usize, text: &mut String) {
     let new_line = |text: &mut String, depth: usize| {
         if let Some(indent) = indent {
@@ -353,7 +382,8 @@ mod tests {
 
     #[test]
     fn a_refusal_is_the_templates_own_words() {
-        let error = render("{{ raise_exception('Only user and assistant roles!') }}", &[]).unwrap_err();
+        let error =
+            render("{{ raise_exception('Only user and assistant roles!') }}", &[]).unwrap_err();
         assert_eq!(error.to_string(), "chat template: Only user and assistant roles!");
         assert!(render("{% if %}", &[]).is_err());
     }
@@ -375,8 +405,7 @@ mod tests {
 
     #[test]
     fn generation_tags_write_nothing() {
-        let template =
-            "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%} {% endfor %}";
+        let template = "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%} {% endfor %}";
         assert_eq!(render(template, &[Message::user("a")]).unwrap(), "a");
     }
 
@@ -406,8 +435,11 @@ mod tests {
         );
         // A template that takes earlier answers away cannot be cut so.
         let forgetful = "{% for m in messages %}{% if loop.last or m.role == 'user' %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
-        let error =
-            ChatTemplate::new(forgetful).unwrap().render_turns(&conversation()).unwrap_err().to_string();
+        let error = ChatTemplate::new(forgetful)
+            .unwrap()
+            .render_turns(&conversation())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("differently once others follow"), "{error}");
     }
 
@@ -417,7 +449,8 @@ mod tests {
         let found = pieces(template, &conversation());
         let whole: String = found.iter().map(|(text, _)| text.as_str()).collect();
         assert_eq!(whole, render(template, &conversation()).unwrap());
-        let said: Vec<&str> = found.iter().filter(|(_, said)| *said).map(|(text, _)| text.as_str()).collect();
+        let said: Vec<&str> =
+            found.iter().filter(|(_, said)| *said).map(|(text, _)| text.as_str()).collect();
         assert_eq!(said, ["b</a>\n", "d</a>\n"]);
     }
 

@@ -1,4 +1,5 @@
-//! A decoder's shape, read from `config.json` or from the metadata of a GGUF file. Fields are named as in `config.json`.
+//! A decoder's shape, read from `config.json` or from the metadata of a GGUF file. Fields are named
+//! as in `config.json`.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,9 @@ use crate::phi3::Phi3Config;
 use crate::rope::{RopeParameters, RopeScaling};
 use crate::weights::gguf::{self, Value};
 
-/// The architectures that this crate can run, by the name that `config.json` gives them (`model_type`). Most have the same name in GGUF;
-/// `mistral` is `llama` there, `gemma3_text` is `gemma3`.
+/// The architectures that this crate can run, by the name that `config.json` gives them
+/// (`model_type`). Most have the same name in GGUF; `mistral` is `llama` there, `gemma3_text` is
+/// `gemma3`.
 pub const KNOWN_ARCHITECTURES: &[&str] = &[
     "llama",
     "mistral",
@@ -31,11 +33,14 @@ pub const KNOWN_ARCHITECTURES: &[&str] = &[
     "gpt2",
 ];
 
-/// Larger than any size in a real config, and small enough that no product of two of them overflows.
+/// Larger than any size in a real config, and small enough that no product of two of them
+/// overflows.
 const LARGEST: usize = 1 << 31;
-/// More blocks than any real model has: each costs memory before a file's tensors are compared with the config.
+/// More blocks than any real model has: each costs memory before a file's tensors are compared with
+/// the config.
 const MOST_LAYERS: usize = 10_000;
-/// Larger than any real head: the angles of the rotary embedding are computed for each pair of values before that, too.
+/// Larger than any real head: the angles of the rotary embedding are computed for each pair of
+/// values before that, too.
 const LARGEST_HEAD: usize = 8192;
 
 /// The shape of a decoder. Fields that only one family has are in [`Config::family`].
@@ -105,7 +110,8 @@ impl Config {
     /// From the text of a `config.json`. `origin` is named in errors.
     ///
     /// # Errors
-    /// Not JSON; a field missing or absurd; an architecture or a rope scaling that this crate does not have.
+    /// Not JSON; a field missing or absurd; an architecture or a rope scaling that this crate does
+    /// not have.
     pub fn from_json(text: &str, origin: &str) -> Result<Self> {
         let json: Json = serde_json::from_str(text).map_err(|error| Error::Config {
             origin: origin.to_owned(),
@@ -128,7 +134,8 @@ impl Config {
         let hidden_size = json.count_of(&["hidden_size", "n_embd", "n_embed"])?;
         let num_attention_heads = json.count_of(&["num_attention_heads", "n_head"])?;
         let num_hidden_layers = json.count_of(&["num_hidden_layers", "n_layer"])?;
-        let four_times = matches!(model_type.as_str(), "falcon" | "gpt2").then_some(4 * hidden_size);
+        let four_times =
+            matches!(model_type.as_str(), "falcon" | "gpt2").then_some(4 * hidden_size);
         let shape = Shape {
             hidden_size,
             intermediate_size: json
@@ -154,7 +161,9 @@ impl Config {
         check_shape(&shape, origin)?;
         let family = match shape.model_type.as_str() {
             "falcon" => Family::Falcon(FalconConfig::from_json(&json, &shape)?),
-            "gemma" | "gemma2" | "gemma3_text" => Family::Gemma(GemmaConfig::from_json(&json, &shape)?),
+            "gemma" | "gemma2" | "gemma3_text" => {
+                Family::Gemma(GemmaConfig::from_json(&json, &shape)?)
+            }
             "phi3" => Family::Phi3(Phi3Config::from_json(&json, &shape)?),
             "gpt2" => Family::Gpt2(Gpt2Config::from_json(&json, &shape)?),
             _ => Family::Llama(LlamaConfig::from_json(&json, &shape)?),
@@ -211,10 +220,13 @@ impl Config {
             "gpt2" => Family::Gpt2(Gpt2Config::from_gguf(file)?),
             _ => Family::Llama(LlamaConfig::from_gguf(file, &shape)?),
         };
-        let id = |name: &str| file.get(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+        let id = |name: &str| {
+            file.get(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok())
+        };
         let mut eos_token_id: Vec<u32> = id("tokenizer.ggml.eos_token_id").into_iter().collect();
         // Ends a turn of a chat where that is another token.
-        eos_token_id.extend(id("tokenizer.ggml.eot_token_id").filter(|id| !eos_token_id.contains(id)));
+        eos_token_id
+            .extend(id("tokenizer.ggml.eot_token_id").filter(|id| !eos_token_id.contains(id)));
         Self {
             vocab_size: match file.get(&key("vocab_size")) {
                 Some(_) => file.count(&key("vocab_size"))?,
@@ -336,7 +348,8 @@ impl Config {
             Family::Gpt2(family) => family.validate(&shape, origin)?,
         }
         let ids = self.bos_token_id.iter().chain(&self.eos_token_id);
-        if let Some(id) = ids.chain(&self.pad_token_id).find(|id| **id as usize >= self.vocab_size) {
+        if let Some(id) = ids.chain(&self.pad_token_id).find(|id| **id as usize >= self.vocab_size)
+        {
             return refuse(
                 origin,
                 "bos_token_id, eos_token_id, pad_token_id",
@@ -396,7 +409,9 @@ fn check_shape(shape: &Shape, origin: &str) -> Result<()> {
 pub(crate) fn activation(field: &str, name: &str, origin: &str) -> Result<Activation> {
     match Activation::from_name(name) {
         Some(activation) => Ok(activation),
-        None => refuse(origin, field, format!("`{name}`"), &format!("one of {}", Activation::KNOWN)),
+        None => {
+            refuse(origin, field, format!("`{name}`"), &format!("one of {}", Activation::KNOWN))
+        }
     }
 }
 
@@ -429,7 +444,9 @@ pub(crate) fn gguf_rope(
     }
     match file.get(&key("scaling.type")).and_then(Value::as_str) {
         None | Some("none" | "longrope") => {}
-        Some("linear") => rope.scaling = RopeScaling::Linear { factor: number("scaling.factor", 1.0)? },
+        Some("linear") => {
+            rope.scaling = RopeScaling::Linear { factor: number("scaling.factor", 1.0)? }
+        }
         Some("yarn") => {
             let factor = number("scaling.factor", 1.0)?;
             rope.scaling = RopeScaling::Yarn {
@@ -463,7 +480,9 @@ pub(crate) fn put_gguf_rope(rope: &RopeParameters, put: &mut dyn FnMut(&str, Val
             put("rope.scaling.type", Value::String("linear".to_owned()));
             put("rope.scaling.factor", Value::Float(*factor));
         }
-        RopeScaling::Yarn { factor, original_max_position_embeddings, attention_factor, .. } => {
+        RopeScaling::Yarn {
+            factor, original_max_position_embeddings, attention_factor, ..
+        } => {
             put("rope.scaling.type", Value::String("yarn".to_owned()));
             put("rope.scaling.factor", Value::Float(*factor));
             let original = *original_max_position_embeddings as u64;
@@ -510,7 +529,11 @@ impl<'a> JsonFields<'a> {
 
     pub(crate) fn optional_count(&self, field: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(field) else { return Ok(None) };
-        match value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=LARGEST).contains(n)) {
+        match value
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok())
+            .filter(|n| (1..=LARGEST).contains(n))
+        {
             Some(count) => Ok(Some(count)),
             None => self.refuse(field, &value.to_string(), "a whole number above 0"),
         }
@@ -633,14 +656,16 @@ impl<'a> JsonFields<'a> {
     }
 }
 
-/// Everything that `generation_config.json` says about where a text ends, to be merged into a [`Config`].
+/// Everything that `generation_config.json` says about where a text ends, to be merged into a
+/// [`Config`].
 pub(crate) fn generation_eos(text: &str, origin: &str) -> Result<Vec<u32>> {
-    let fields: BTreeMap<String, Json> = serde_json::from_str(text).map_err(|error| Error::Config {
-        origin: origin.to_owned(),
-        field: "(the whole file)".to_owned(),
-        found: format!("no JSON object: {error}"),
-        expected: "a JSON object".to_owned(),
-    })?;
+    let fields: BTreeMap<String, Json> =
+        serde_json::from_str(text).map_err(|error| Error::Config {
+            origin: origin.to_owned(),
+            field: "(the whole file)".to_owned(),
+            found: format!("no JSON object: {error}"),
+            expected: "a JSON object".to_owned(),
+        })?;
     let fields: Map<String, Json> = fields.into_iter().collect();
     JsonFields { fields: &fields, origin }.ids("eos_token_id")
 }
@@ -675,13 +700,17 @@ mod tests {
 
     #[test]
     fn rope_theta_is_read_from_both_places() {
-        let theta = |field, value| match Config::from_json(&json(field, value), "c").unwrap().family {
+        let theta = |field, value| match Config::from_json(&json(field, value), "c").unwrap().family
+        {
             Family::Llama(llama) => llama.rope_parameters.rope_theta,
             other => panic!("{other:?}"),
         };
         assert_eq!(theta("rope_theta", 5e5.into()), 5e5);
         assert_eq!(
-            theta("rope_parameters", serde_json::json!({"rope_type": "default", "rope_theta": 7e5})),
+            theta(
+                "rope_parameters",
+                serde_json::json!({"rope_type": "default", "rope_theta": 7e5})
+            ),
             7e5
         );
     }

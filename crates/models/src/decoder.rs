@@ -1,5 +1,6 @@
-//! What a family gives the rest of the crate, and how it is put together: a family's constructor names every tensor that it
-//! needs, with its shape, and the loader fills them in. So each name and shape is written once.
+//! What a family gives the rest of the crate, and how it is put together: a family's constructor
+//! names every tensor that it needs, with its shape, and the loader fills them in. So each name and
+//! shape is written once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -87,7 +88,9 @@ pub(crate) fn build(config: &Config, device: &Device) -> Result<Parts> {
     };
     let decoder: Box<dyn Decoder> = match &config.family {
         Family::Llama(family) => Box::new(llama::Llama::new(config, family, &mut builder, device)?),
-        Family::Falcon(family) => Box::new(falcon::Falcon::new(config, family, &mut builder, device)?),
+        Family::Falcon(family) => {
+            Box::new(falcon::Falcon::new(config, family, &mut builder, device)?)
+        }
         Family::Gemma(family) => Box::new(gemma::Gemma::new(config, family, &mut builder, device)?),
         Family::Phi3(family) => Box::new(phi3::Phi3::new(config, family, &mut builder, device)?),
         Family::Gpt2(family) => Box::new(gpt2::Gpt2::new(config, family, &mut builder)?),
@@ -135,7 +138,13 @@ impl Builder {
     }
 
     /// A replaceable projection.
-    pub(crate) fn linear(&mut self, path: String, input: usize, output: usize, bias: bool) -> Arc<Slot> {
+    pub(crate) fn linear(
+        &mut self,
+        path: String,
+        input: usize,
+        output: usize,
+        bias: bool,
+    ) -> Arc<Slot> {
         self.slot(path, (input, output), bias, false)
     }
 
@@ -179,7 +188,9 @@ impl Builder {
     pub(crate) fn head(&mut self, config: &Config, embedding: &Embedding) -> Arc<Weight> {
         match config.tie_word_embeddings {
             true => Arc::clone(embedding.weight()),
-            false => self.weight("lm_head.weight".to_owned(), &[config.vocab_size, config.hidden_size]),
+            false => {
+                self.weight("lm_head.weight".to_owned(), &[config.vocab_size, config.hidden_size])
+            }
         }
     }
 }

@@ -8,22 +8,24 @@ use crate::error::{Error, Result};
 
 /// `Device::best()`.
 pub trait BestDevice: Sized {
-    /// The first GPU where there is one that this build can use, else the CPU. The first call says which, where there is something to say: a
-    /// GPU that is used, or one that is not and could be.
+    /// The first GPU where there is one that this build can use, else the CPU. The first call says
+    /// which, where there is something to say: a GPU that is used, or one that is not and could be.
     ///
     /// # Errors
     /// When a GPU is there but cannot be opened.
     fn best() -> Result<Self>;
 
-    /// GPU number `ordinal`, counted from 0. All threads share one stream of it: the trainer computes on other threads than the caller's, and
-    /// candle's `Device::new_cuda` gives each thread a stream of its own, of which none waits for another.
+    /// GPU number `ordinal`, counted from 0. All threads share one stream of it: the trainer
+    /// computes on other threads than the caller's, and candle's `Device::new_cuda` gives each
+    /// thread a stream of its own, of which none waits for another.
     ///
     /// # Errors
     /// In a build for the CPU; when there is no such GPU or it cannot be opened.
     fn gpu(ordinal: usize) -> Result<Self>;
 }
 
-/// How much memory a GPU has, in bytes: free, and in all. `None` for the CPU, and where the driver does not say.
+/// How much memory a GPU has, in bytes: free, and in all. `None` for the CPU, and where the driver
+/// does not say.
 #[cfg(feature = "cuda")]
 pub fn gpu_memory(device: &Device) -> Option<(u64, u64)> {
     let Device::Cuda(device) = device else { return None };
@@ -31,7 +33,8 @@ pub fn gpu_memory(device: &Device) -> Option<(u64, u64)> {
     Some((free as u64, total as u64))
 }
 
-/// How much memory a GPU has, in bytes: free, and in all. `None` for the CPU, and where the driver does not say.
+/// How much memory a GPU has, in bytes: free, and in all. `None` for the CPU, and where the driver
+/// does not say.
 #[cfg(not(feature = "cuda"))]
 pub fn gpu_memory(_: &Device) -> Option<(u64, u64)> {
     None
@@ -62,7 +65,9 @@ fn choose() -> Result<(Device, Option<String>)> {
             let name = name.unwrap_or_else(|_| "without a name".to_owned());
             Ok((open(0)?, Some(format!("Computing on GPU 0 of {count}: {name}."))))
         }
-        Ok(_) => Ok((Device::Cpu, Some("Computing on the CPU: the driver knows no GPU.".to_owned()))),
+        Ok(_) => {
+            Ok((Device::Cpu, Some("Computing on the CPU: the driver knows no GPU.".to_owned())))
+        }
         Err(error) => Ok((
             Device::Cpu,
             Some(format!("Computing on the CPU: the CUDA driver does not answer ({error:?}).")),
@@ -72,7 +77,8 @@ fn choose() -> Result<(Device, Option<String>)> {
 
 #[cfg(feature = "cuda")]
 fn open(ordinal: usize) -> Result<Device> {
-    Device::new_cuda_with_stream(ordinal).map_err(|error| Error::Gpu { ordinal, reason: error.to_string() })
+    Device::new_cuda_with_stream(ordinal)
+        .map_err(|error| Error::Gpu { ordinal, reason: error.to_string() })
 }
 
 #[cfg(not(feature = "cuda"))]

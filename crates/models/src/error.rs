@@ -212,7 +212,9 @@ pub enum Error {
         found: f32,
     },
     /// The model brings no chat template.
-    #[error("`{model}` has no chat template, so it is no chat model: use `generate` with plain text")]
+    #[error(
+        "`{model}` has no chat template, so it is no chat model: use `generate` with plain text"
+    )]
     NoChatTemplate {
         /// The model.
         model: String,
@@ -254,7 +256,8 @@ impl Error {
 /// The first few of many names.
 fn few(names: &[String]) -> String {
     const SHOWN: usize = 5;
-    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let shown =
+        names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(SHOWN) {
         0 => shown,
         more => format!("{shown} and {more} more"),

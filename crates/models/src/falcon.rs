@@ -6,8 +6,8 @@
 //! | 40B, 180B, 11B (`new_decoder_architecture`) | grouped queries | beside the attention, one norm or two | rotary |
 //! | falcon-rw (`alibi`) | as many key as query heads | after the attention | ALiBi, biases everywhere |
 //!
-//! Queries, keys and values come out of one projection, group by group: the queries of a group, its key, its value. All
-//! three layouts are this with another number of groups.
+//! Queries, keys and values come out of one projection, group by group: the queries of a group, its
+//! key, its value. All three layouts are this with another number of groups.
 
 use std::sync::Arc;
 
@@ -67,14 +67,19 @@ pub(crate) fn key_value_heads(json: &JsonFields<'_>, heads: usize) -> Result<usi
 impl FalconConfig {
     pub(crate) fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
         let new = json.flag("new_decoder_architecture")?.unwrap_or(false);
-        let norms = json.optional_count("num_ln_in_parallel_attn")?.unwrap_or(if new { 2 } else { 1 });
+        let norms =
+            json.optional_count("num_ln_in_parallel_attn")?.unwrap_or(if new { 2 } else { 1 });
         if norms > 2 {
             return json.refuse("num_ln_in_parallel_attn", &norms.to_string(), "1 or 2");
         }
         Ok(Self {
             activation: json.text("activation")?.unwrap_or_else(|| "gelu".to_owned()),
             layer_norm_epsilon: json.number("layer_norm_epsilon")?.unwrap_or(1e-5),
-            rope_parameters: RopeParameters::from_json(json, 10_000.0, shape.max_position_embeddings)?,
+            rope_parameters: RopeParameters::from_json(
+                json,
+                10_000.0,
+                shape.max_position_embeddings,
+            )?,
             alibi: json.flag("alibi")?.unwrap_or(false),
             bias: json.flag("bias")?.unwrap_or(false),
             multi_query: json.flag("multi_query")?.unwrap_or(true),
@@ -139,7 +144,9 @@ impl FalconConfig {
     /// What GGUF cannot say, if the config has it.
     pub(crate) fn not_in_gguf(&self) -> Option<String> {
         if self.alibi || self.bias || !self.parallel_attn {
-            return Some("alibi, bias or a feed-forward network after the attention (falcon-rw)".to_owned());
+            return Some(
+                "alibi, bias or a feed-forward network after the attention (falcon-rw)".to_owned(),
+            );
         }
         if !self.new_decoder_architecture && !self.multi_query {
             return Some("multi_query false in the old layout".to_owned());
@@ -192,7 +199,12 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let (b, t, hidden) = x.dims3()?;
         let (d, hkv) = (self.head_dim, self.kv_heads);
         let h = hidden / d;
@@ -249,18 +261,27 @@ struct Block {
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let (attended, fed) = match &self.norms {
             Norms::Parallel { input_layernorm } => {
                 let normed = input_layernorm.forward(x)?;
-                (self.self_attention.forward(&normed, positions, cache)?, self.mlp.forward(&normed)?)
+                (
+                    self.self_attention.forward(&normed, positions, cache)?,
+                    self.mlp.forward(&normed)?,
+                )
             }
             Norms::ParallelTwo { ln_attn, ln_mlp } => (
                 self.self_attention.forward(&ln_attn.forward(x)?, positions, cache)?,
                 self.mlp.forward(&ln_mlp.forward(x)?)?,
             ),
             Norms::Sequential { input_layernorm, post_attention_layernorm } => {
-                let attended = self.self_attention.forward(&input_layernorm.forward(x)?, positions, cache)?;
+                let attended =
+                    self.self_attention.forward(&input_layernorm.forward(x)?, positions, cache)?;
                 let x = ops::add(x, &self.after_attn.pass(x, attended)?)?;
                 let fed = self.mlp.forward(&post_attention_layernorm.forward(&x)?)?;
                 return Ok(ops::add(&x, &self.after_mlp.pass(&x, fed)?)?);
@@ -297,7 +318,8 @@ impl Falcon {
                 Some(Arc::new(Rope::new(&family.rope_parameters, d, max, device)?))
             }
         };
-        let word_embeddings = builder.embedding("transformer.word_embeddings", config.vocab_size, hidden);
+        let word_embeddings =
+            builder.embedding("transformer.word_embeddings", config.vocab_size, hidden);
         let mut h = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let path = |module: &str| format!("transformer.h.{layer}.{module}");
@@ -313,7 +335,10 @@ impl Falcon {
                     post_attention_layernorm: norm(builder, "post_attention_layernorm"),
                 }
             } else if family.num_ln_in_parallel_attn == 2 {
-                Norms::ParallelTwo { ln_attn: norm(builder, "ln_attn"), ln_mlp: norm(builder, "ln_mlp") }
+                Norms::ParallelTwo {
+                    ln_attn: norm(builder, "ln_attn"),
+                    ln_mlp: norm(builder, "ln_mlp"),
+                }
             } else {
                 Norms::Parallel { input_layernorm: norm(builder, "input_layernorm") }
             };
@@ -328,7 +353,8 @@ impl Falcon {
                     head_dim: d,
                     rope: rope.clone(),
                     past: match family.new_decoder_architecture {
-                        // transformers keeps a key for each query there, so that its prefixes have more heads than the model has keys.
+                        // transformers keeps a key for each query there, so that its prefixes have
+                        // more heads than the model has keys.
                         true => Arc::new(Past::new(layer, kv_heads, d)),
                         false => builder.past(layer, kv_heads, d),
                     },
@@ -347,7 +373,8 @@ impl Falcon {
                 after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, flow),
             });
         }
-        let ln_f = builder.layer_norm("transformer.ln_f".to_owned(), hidden, family.layer_norm_epsilon);
+        let ln_f =
+            builder.layer_norm("transformer.ln_f".to_owned(), hidden, family.layer_norm_epsilon);
         let lm_head = builder.head(config, &word_embeddings);
         Ok(Self { word_embeddings, h, ln_f, lm_head })
     }

@@ -1,7 +1,8 @@
 //! Vectors that stand before the tokens of every text, as if they were embeddings of tokens.
 //!
-//! A decoder does not know what they are for (a soft prompt, <https://arxiv.org/abs/2104.08691>). They count as positions: the first token of the
-//! text comes after them, and every token sees them. In a batch that is padded on the left they stand between padding and text.
+//! A decoder does not know what they are for (a soft prompt, <https://arxiv.org/abs/2104.08691>).
+//! They count as positions: the first token of the text comes after them, and every token sees
+//! them. In a batch that is padded on the left they stand between padding and text.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -69,7 +70,10 @@ pub(crate) fn insert(columns: &Tensor, x: &Tensor, starts: Option<&[usize]>) -> 
         let mut shape = x.dims().to_vec();
         shape[1] = columns.dim(1)?;
         // [1, n, ..] -> [b, n, ..]
-        return Ok(Tensor::cat(&[&columns.broadcast_as(shape)?.contiguous()?, &x.contiguous()?], 1)?);
+        return Ok(Tensor::cat(
+            &[&columns.broadcast_as(shape)?.contiguous()?, &x.contiguous()?],
+            1,
+        )?);
     };
     let mut rows = Vec::with_capacity(b);
     for (row, start) in starts.iter().enumerate() {

@@ -1,7 +1,8 @@
-//! The Gemma decoders (<https://arxiv.org/abs/2403.08295>, <https://arxiv.org/abs/2408.00118>, <https://arxiv.org/abs/2503.19786>).
+//! The Gemma decoders (<https://arxiv.org/abs/2403.08295>, <https://arxiv.org/abs/2408.00118>,
+//! <https://arxiv.org/abs/2503.19786>).
 //!
-//! Like Llama's, but: embeddings times the root of the hidden size; norms that scale by `1 + weight`; GELU in the gated
-//! feed-forward network; a scale of the scores that the config names.
+//! Like Llama's, but: embeddings times the root of the hidden size; norms that scale by `1 +
+//! weight`; GELU in the gated feed-forward network; a scale of the scores that the config names.
 //!
 //! | `model_type` | what it adds |
 //! |---|---|
@@ -71,7 +72,12 @@ impl GemmaConfig {
         };
         let (rope_parameters, local_rope_parameters) = if model_type == "gemma3_text" {
             let of = |kind: &str, base: &str, default| -> Result<RopeParameters> {
-                match json.object("rope_parameters")?.map(|rope| rope.object(kind)).transpose()?.flatten() {
+                match json
+                    .object("rope_parameters")?
+                    .map(|rope| rope.object(kind))
+                    .transpose()?
+                    .flatten()
+                {
                     Some(rope) => {
                         let scaling = RopeScaling::from_json(&rope, json, max)?;
                         let rope_theta = rope.number("rope_theta")?.unwrap_or(default);
@@ -149,7 +155,8 @@ impl GemmaConfig {
         } else {
             global.clone()
         };
-        // llama.cpp takes the head's size, but for the 27B models, which it tells by their number of layers.
+        // llama.cpp takes the head's size, but for the 27B models, which it tells by their number
+        // of layers.
         let large = match (architecture, shape.num_hidden_layers) {
             ("gemma2", 46) | ("gemma3", 62) => Some(shape.hidden_size / shape.num_attention_heads),
             _ => None,
@@ -180,7 +187,8 @@ impl GemmaConfig {
         config::check_activation("hidden_activation", &self.hidden_activation, origin)?;
         config::check_eps("rms_norm_eps", self.rms_norm_eps, origin)?;
         config::check_eps("query_pre_attn_scalar", self.query_pre_attn_scalar, origin)?;
-        for cap in [self.attn_logit_softcapping, self.final_logit_softcapping].into_iter().flatten() {
+        for cap in [self.attn_logit_softcapping, self.final_logit_softcapping].into_iter().flatten()
+        {
             config::check_eps("attn_logit_softcapping, final_logit_softcapping", cap, origin)?;
         }
         self.rope_parameters.validate(shape.head_dim, origin)?;
@@ -222,10 +230,9 @@ impl GemmaConfig {
     /// What GGUF cannot say, if the config has it.
     pub(crate) fn not_in_gguf(&self, model_type: &str, shape: &Shape) -> Option<String> {
         let interval = if model_type == "gemma2" { 2 } else { 6 };
-        let regular =
-            self.layer_types.iter().enumerate().all(|(layer, kind)| {
-                (kind == SLIDING) == (model_type != "gemma" && (layer + 1) % interval != 0)
-            });
+        let regular = self.layer_types.iter().enumerate().all(|(layer, kind)| {
+            (kind == SLIDING) == (model_type != "gemma" && (layer + 1) % interval != 0)
+        });
         if !regular {
             return Some(format!("layer_types {:?}", self.layer_types));
         }
@@ -313,7 +320,12 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let heads = |x: Tensor, norm: Option<&RmsNorm>| -> Result<Tensor> {
             // [b, t, h·d] -> [b, t, h, d]
@@ -343,7 +355,8 @@ struct Mlp {
 
 impl Mlp {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down_proj.forward(&self.act.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
+        self.down_proj
+            .forward(&self.act.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
     }
 }
 
@@ -367,8 +380,14 @@ struct Block {
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
+        let attended =
+            self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
         let mut attended = self.after_attn.pass(x, attended)?;
         if let Some(after) = &self.after {
             attended = after.post_attention_layernorm.forward(&attended)?;
@@ -403,7 +422,8 @@ impl Gemma {
     ) -> Result<Self> {
         let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        let act = config::activation("hidden_activation", &family.hidden_activation, &config.model_type)?;
+        let act =
+            config::activation("hidden_activation", &family.hidden_activation, &config.model_type)?;
         let max = config.max_position_embeddings;
         let global = Arc::new(Rope::new(&family.rope_parameters, d, max, device)?);
         let local = Arc::new(Rope::new(&family.local_rope_parameters, d, max, device)?);
@@ -425,9 +445,10 @@ impl Gemma {
                 v_proj: linear(builder, "self_attn.v_proj", hidden, kv),
                 o_proj: linear(builder, "self_attn.o_proj", q, hidden),
                 norms: match config.model_type.as_str() {
-                    "gemma3_text" => {
-                        Some((norm(builder, "self_attn.q_norm", d), norm(builder, "self_attn.k_norm", d)))
-                    }
+                    "gemma3_text" => Some((
+                        norm(builder, "self_attn.q_norm", d),
+                        norm(builder, "self_attn.k_norm", d),
+                    )),
                     _ => None,
                 },
                 head_dim: d,
@@ -454,7 +475,8 @@ impl Gemma {
                     post_feedforward_layernorm: norm(builder, "post_feedforward_layernorm", hidden),
                 }),
             };
-            let before_mlp = if first { "post_attention_layernorm" } else { "pre_feedforward_layernorm" };
+            let before_mlp =
+                if first { "post_attention_layernorm" } else { "pre_feedforward_layernorm" };
             let before_mlp = norm(builder, before_mlp, hidden);
             let flow = if first { Flow::Sequential } else { Flow::Normed };
             layers.push(Block {
@@ -467,7 +489,8 @@ impl Gemma {
                 after,
             });
         }
-        let norm = builder.rms_norm_around_one("model.norm".to_owned(), hidden, family.rms_norm_eps);
+        let norm =
+            builder.rms_norm_around_one("model.norm".to_owned(), hidden, family.rms_norm_eps);
         let lm_head = builder.head(config, &embed_tokens);
         Ok(Self {
             embed_tokens,

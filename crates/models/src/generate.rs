@@ -1,7 +1,7 @@
 //! Text from a model: greedy or sampled, one prompt or many at once.
 //!
-//! A batch is padded on the left, so that all rows write their next token into one column; rows that have ended leave
-//! the batch. Logits are computed for the last position only.
+//! A batch is padded on the left, so that all rows write their next token into one column; rows
+//! that have ended leave the batch. Logits are computed for the last position only.
 
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
@@ -20,13 +20,15 @@ use crate::tokenizer::Tokenizer;
 pub struct GenerationConfig {
     /// The most tokens to add to a prompt.
     pub max_new_tokens: usize,
-    /// 0 takes the likeliest token each time; 1 samples as the model says; between, likelier tokens gain.
+    /// 0 takes the likeliest token each time; 1 samples as the model says; between, likelier tokens
+    /// gain.
     pub temperature: f64,
     /// Samples from the likeliest tokens that together reach this probability; 1 samples from all.
     pub top_p: f64,
     /// Samples from this many of the likeliest tokens; 0 samples from all.
     pub top_k: usize,
-    /// Above 1, tokens that occurred before become less likely (<https://arxiv.org/abs/1909.05858>).
+    /// Above 1, tokens that occurred before become less likely
+    /// (<https://arxiv.org/abs/1909.05858>).
     pub repetition_penalty: f64,
     /// Of the sampling. The same seed gives the same text.
     pub seed: u64,
@@ -57,7 +59,8 @@ impl GenerationConfig {
     /// # Errors
     /// With the field, its value and the range.
     pub fn validate(&self) -> Result<()> {
-        let refuse = |field, value: String, expected| Err(Error::Argument { field, value, expected });
+        let refuse =
+            |field, value: String, expected| Err(Error::Argument { field, value, expected });
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return refuse(
                 "GenerationConfig.temperature",
@@ -127,14 +130,18 @@ impl Sampler {
         }
         Self {
             greedy: sampling == Sampling::ArgMax,
-            processor: LogitsProcessor::from_sampling(config.seed.wrapping_add(row as u64), sampling),
+            processor: LogitsProcessor::from_sampling(
+                config.seed.wrapping_add(row as u64),
+                sampling,
+            ),
             repetition_penalty: config.repetition_penalty as f32,
             seen,
         }
     }
 
     fn next(&mut self, logits: &mut [f32]) -> Result<u32> {
-        if let Some(logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY) {
+        if let Some(logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY)
+        {
             return Err(Error::NotFinite { found: *logit });
         }
         for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
@@ -166,15 +173,16 @@ fn likeliest(logits: &[f32]) -> u32 {
     best.0 as u32
 }
 
-/// The text of one row as its tokens come: only whole characters, and nothing that may turn out to be a stop text.
+/// The text of one row as its tokens come: only whole characters, and nothing that may turn out to
+/// be a stop text.
 struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     stop: &'a [String],
     ids: Vec<u32>,
     /// Ids before it are already in `text`.
     decoded: usize,
-    /// Where the piece before `decoded` begins. A piece is decoded together with the one before it, since some tokenizers
-    /// drop a blank at the beginning of what they decode.
+    /// Where the piece before `decoded` begins. A piece is decoded together with the one before it,
+    /// since some tokenizers drop a blank at the beginning of what they decode.
     before: usize,
     text: String,
     /// Bytes of `text` that have been handed out.
@@ -216,7 +224,8 @@ impl<'a> TextStream<'a> {
         const LONGEST_CHARACTER: usize = 4;
         let known = self.tokenizer.decode_text(&self.ids[self.before..self.decoded])?;
         let text = self.tokenizer.decode_text(&self.ids[self.before..])?;
-        // An incomplete character decodes to the replacement character: wait for the rest of its bytes.
+        // An incomplete character decodes to the replacement character: wait for the rest of its
+        // bytes.
         let waits = text.ends_with('\u{fffd}') && self.ids.len() - self.decoded < LONGEST_CHARACTER;
         if all || !waits {
             self.text.push_str(text.get(known.len()..).unwrap_or_default());
@@ -269,7 +278,8 @@ pub(crate) struct Generated {
     pub(crate) text: String,
 }
 
-/// Continues each prompt. Returns the answers in the order of the prompts; an interrupt returns what there is.
+/// Continues each prompt. Returns the answers in the order of the prompts; an interrupt returns
+/// what there is.
 pub(crate) fn generate(
     model: &Model,
     prompts: &[Vec<u32>],
@@ -337,7 +347,8 @@ fn generate_group(
     let mut cache = model.cache(group.len(), capacity)?;
     let cache_ends_at = model.decoder().cache_ends_at();
     let pad = model.pad_id();
-    let mut starts: Vec<usize> = group.iter().map(|index| longest - prompts[*index].len()).collect();
+    let mut starts: Vec<usize> =
+        group.iter().map(|index| longest - prompts[*index].len()).collect();
     let mut ids: Vec<u32> = Vec::with_capacity(group.len() * longest);
     for (index, start) in group.iter().zip(&starts) {
         ids.extend(std::iter::repeat_n(pad, *start));
@@ -369,14 +380,16 @@ fn generate_group(
             (from, t) = (0, from + 1);
         }
         let input = Tensor::from_vec(std::mem::take(&mut ids), (rows.len(), t), device)?;
-        // The first call takes what stands before the tokens along; columns count with it from then on.
+        // The first call takes what stands before the tokens along; columns count with it from then
+        // on.
         let positions = match from {
             0 => Positions::padded(past, front + t, &starts, device)?,
             _ => Positions::padded(before + from, t, &starts, device)?,
         };
         let texts: Vec<usize> = rows.iter().map(|row| row.index).collect();
         // [b, t] -> [b, vocab] -> [b·vocab]
-        let logits = batch_rows::with(&texts, || model.next_logits(&input, &positions, &mut cache))?;
+        let logits =
+            batch_rows::with(&texts, || model.next_logits(&input, &positions, &mut cache))?;
         // The next token is chosen on the host: the one copy of a step.
         let mut logits = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         (from, t) = (from + t, 1);
@@ -393,7 +406,8 @@ fn generate_group(
             if !ended {
                 on_text(row.index, row.stream.push(id)?);
             }
-            let go_on = !ended && !stop_now && !row.stream.stopped && row.stream.ids.len() < max_new_tokens;
+            let go_on =
+                !ended && !stop_now && !row.stream.stopped && row.stream.ids.len() < max_new_tokens;
             if go_on {
                 ids.push(id);
             } else {
@@ -414,7 +428,8 @@ fn generate_group(
             return Ok(());
         }
         if ids.len() < rows.len() {
-            let kept: Vec<u32> = (0..).zip(&going).filter(|(_, go_on)| **go_on).map(|(row, _)| row).collect();
+            let kept: Vec<u32> =
+                (0..).zip(&going).filter(|(_, go_on)| **go_on).map(|(row, _)| row).collect();
             cache.keep(&Tensor::new(kept.as_slice(), device)?)?;
             let mut of = going.iter();
             rows.retain(|_| of.next() == Some(&true));
@@ -432,13 +447,19 @@ mod tests {
     fn wrong_values_are_refused_with_field_value_and_range() {
         let base = GenerationConfig::default();
         for (config, says) in [
-            (GenerationConfig { temperature: -1.0, ..base.clone() }, "`GenerationConfig.temperature` is -1"),
+            (
+                GenerationConfig { temperature: -1.0, ..base.clone() },
+                "`GenerationConfig.temperature` is -1",
+            ),
             (GenerationConfig { top_p: 0.0, ..base.clone() }, "`GenerationConfig.top_p` is 0"),
             (
                 GenerationConfig { repetition_penalty: f64::NAN, ..base.clone() },
                 "`GenerationConfig.repetition_penalty` is NaN",
             ),
-            (GenerationConfig { batch_size: 0, ..base.clone() }, "`GenerationConfig.batch_size` is 0"),
+            (
+                GenerationConfig { batch_size: 0, ..base.clone() },
+                "`GenerationConfig.batch_size` is 0",
+            ),
             (
                 GenerationConfig { stop: vec![String::new()], ..base.clone() },
                 "`GenerationConfig.stop` is an empty text",
@@ -473,7 +494,10 @@ mod tests {
             let mut sampler = Sampler::new(&config, 0, &[], 2);
             let error = sampler.next(&mut [0.0, f32::NAN]).unwrap_err().to_string();
             assert!(error.contains("NaN") && error.contains("learning rate"), "{error}");
-            assert!(sampler.next(&mut [f32::NEG_INFINITY, 0.0]).is_ok(), "an impossible token is none");
+            assert!(
+                sampler.next(&mut [f32::NEG_INFINITY, 0.0]).is_ok(),
+                "an impossible token is none"
+            );
         }
     }
 }

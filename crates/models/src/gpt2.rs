@@ -1,8 +1,9 @@
-//! The GPT-2 decoder (<https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf>):
+//! The GPT-2 decoder
+//! (<https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf>):
 //! learned positions, layer norms, biases everywhere, one projection for queries, keys and values.
 //!
-//! Hugging Face keeps the weights of its projections as `[in, out]` (`Conv1D`). Here they are `[out, in]` like all others;
-//! they are turned when a file is read or written.
+//! Hugging Face keeps the weights of its projections as `[in, out]` (`Conv1D`). Here they are
+//! `[out, in]` like all others; they are turned when a file is read or written.
 
 use std::sync::Arc;
 
@@ -42,10 +43,14 @@ impl Gpt2Config {
             return json.refuse("add_cross_attention", "true", "false: a decoder by itself");
         }
         Ok(Self {
-            activation_function: json.text("activation_function")?.unwrap_or_else(|| "gelu_new".to_owned()),
+            activation_function: json
+                .text("activation_function")?
+                .unwrap_or_else(|| "gelu_new".to_owned()),
             layer_norm_epsilon: json.number("layer_norm_epsilon")?.unwrap_or(1e-5),
             scale_attn_weights: json.flag("scale_attn_weights")?.unwrap_or(true),
-            scale_attn_by_inverse_layer_idx: json.flag("scale_attn_by_inverse_layer_idx")?.unwrap_or(false),
+            scale_attn_by_inverse_layer_idx: json
+                .flag("scale_attn_by_inverse_layer_idx")?
+                .unwrap_or(false),
         })
     }
 
@@ -139,7 +144,12 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let (b, t, hidden) = x.dims3()?;
         let (h, d) = (self.heads, hidden / self.heads);
         // [b, t, 3·h·d] -> [b, t, 3·h, d]
@@ -177,7 +187,12 @@ struct Block {
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let y = self.attn.forward(&self.ln_1.forward(x)?, positions, cache)?;
         let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
         let y = self.mlp.forward(&self.ln_2.forward(&x)?)?;
@@ -197,8 +212,13 @@ pub(crate) struct Gpt2 {
 
 impl Gpt2 {
     pub(crate) fn new(config: &Config, family: &Gpt2Config, builder: &mut Builder) -> Result<Self> {
-        let (hidden, ffn, eps) = (config.hidden_size, config.intermediate_size, family.layer_norm_epsilon);
-        let act = config::activation("activation_function", &family.activation_function, &config.model_type)?;
+        let (hidden, ffn, eps) =
+            (config.hidden_size, config.intermediate_size, family.layer_norm_epsilon);
+        let act = config::activation(
+            "activation_function",
+            &family.activation_function,
+            &config.model_type,
+        )?;
         let wte = builder.embedding("transformer.wte", config.vocab_size, hidden);
         let wpe = builder.embedding("transformer.wpe", config.max_position_embeddings, hidden);
         let mut h = Vec::with_capacity(config.num_hidden_layers);
@@ -256,7 +276,8 @@ impl Decoder for Gpt2 {
         if index > 0 {
             return block.forward(x, positions, cache);
         }
-        // Here and not in `embed`, so that vectors that stand for tokens (a soft prompt) have a position as well.
+        // Here and not in `embed`, so that vectors that stand for tokens (a soft prompt) have a
+        // position as well.
         let x = ops::add(x, &self.wpe.forward(positions.ids())?)?;
         block.forward(&x, positions, cache)
     }

@@ -14,19 +14,26 @@ pub(crate) fn softcapped(logits: Tensor, cap: Option<f64>) -> Result<Tensor> {
     }
 }
 
-/// As [`ops::cross_entropy`], with bounded logits. The logits of all labelled rows are in memory at once.
+/// As [`ops::cross_entropy`], with bounded logits. The logits of all labelled rows are in memory at
+/// once.
 pub(crate) fn softcapped_cross_entropy(
     hidden: &Tensor,
     head: &Matrix,
     labels: &[i64],
     cap: f64,
 ) -> Result<(Tensor, usize)> {
-    let labelled: Vec<usize> =
-        labels.iter().enumerate().filter(|(_, label)| **label != ops::IGNORE).map(|(row, _)| row).collect();
+    let labelled: Vec<usize> = labels
+        .iter()
+        .enumerate()
+        .filter(|(_, label)| **label != ops::IGNORE)
+        .map(|(row, _)| row)
+        .collect();
     let count = labelled.len();
     let vocab = head.dims2()?.0;
     let targets: Vec<u32> = labelled.iter().map(|row| labels[*row] as u32).collect();
-    if count == 0 || hidden.dim(0)? != labels.len() || targets.iter().any(|target| *target as usize >= vocab)
+    if count == 0
+        || hidden.dim(0)? != labels.len()
+        || targets.iter().any(|target| *target as usize >= vocab)
     {
         // Nothing to bound, or an error that is told there.
         return Ok(ops::cross_entropy(hidden, head, labels)?);

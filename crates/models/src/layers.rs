@@ -1,7 +1,9 @@
-//! The layers that every decoder is built from, and the slots through which a projection is replaced.
+//! The layers that every decoder is built from, and the slots through which a projection is
+//! replaced.
 //!
-//! A decoder does not know what stands in its slots: an adapter library asks for [`Slot`]s by path, builds its own
-//! [`Projection`] around the frozen [`Linear`] and puts it there. [`Slot::restore`] brings the base back, bit for bit.
+//! A decoder does not know what stands in its slots: an adapter library asks for [`Slot`]s by path,
+//! builds its own [`Projection`] around the frozen [`Linear`] and puts it there. [`Slot::restore`]
+//! brings the base back, bit for bit.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +17,9 @@ use crate::ops::{self, Gate};
 
 /// One tensor of a decoder: a constant, until training takes it over with [`Weight::train`].
 ///
-/// A trained weight has one copy in memory: the decoder and the trainer's variable share it, so that an update in place is seen at once.
-/// A frozen one may be kept in quantised blocks ([`Matrix`]).
+/// A trained weight has one copy in memory: the decoder and the trainer's variable share it, so
+/// that an update in place is seen at once. A frozen one may be kept in quantised blocks
+/// ([`Matrix`]).
 pub struct Weight {
     name: String,
     state: RwLock<WeightState>,
@@ -34,7 +37,10 @@ impl Weight {
     /// A weight under Hugging Face's name for it, such as `model.norm.weight`.
     pub fn new(name: impl Into<String>, values: impl Into<Matrix>) -> Self {
         let values = values.into();
-        Self { name: name.into(), state: RwLock::new(WeightState { values, base: None, trained: None }) }
+        Self {
+            name: name.into(),
+            state: RwLock::new(WeightState { values, base: None, trained: None }),
+        }
     }
 
     /// Its name.
@@ -42,8 +48,9 @@ impl Weight {
         &self.name
     }
 
-    /// The tensor: part of the graph while it is trained and gradients are wanted, a constant otherwise. Of a quantised weight this is a new
-    /// copy in f32; [`Weight::matrix`] is what an operation takes.
+    /// The tensor: part of the graph while it is trained and gradients are wanted, a constant
+    /// otherwise. Of a quantised weight this is a new copy in f32; [`Weight::matrix`] is what an
+    /// operation takes.
     pub fn get(&self) -> Tensor {
         self.matrix().tensor().expect("as many values as the shape says make a tensor")
     }
@@ -57,13 +64,17 @@ impl Weight {
         }
     }
 
-    /// Lets `var`, which should hold this weight's values, take its place. While `gradients` is true a forward pass builds a graph to it.
+    /// Lets `var`, which should hold this weight's values, take its place. While `gradients` is
+    /// true a forward pass builds a graph to it.
     ///
     /// # Errors
     /// When the shapes differ, or the weight is kept in quantised blocks, which cannot be trained.
     pub fn train(&self, var: &Var, gradients: Arc<AtomicBool>) -> Result<()> {
         if let Matrix::Quantized(blocks) = self.matrix() {
-            return Err(crate::Error::QuantizedWeight { name: self.name.clone(), format: blocks.format() });
+            return Err(crate::Error::QuantizedWeight {
+                name: self.name.clone(),
+                format: blocks.format(),
+            });
         }
         self.put(var, gradients)
     }
@@ -83,7 +94,8 @@ impl Weight {
         Ok(())
     }
 
-    /// The same for as long as [`Weight::restore`] is not called: what was loaded, which may be quantised, is kept beside it.
+    /// The same for as long as [`Weight::restore`] is not called: what was loaded, which may be
+    /// quantised, is kept beside it.
     ///
     /// # Errors
     /// When the shapes differ.
@@ -97,7 +109,8 @@ impl Weight {
         Ok(())
     }
 
-    /// The tensor without what stands in for it, a constant; of a quantised weight a new copy in f32.
+    /// The tensor without what stands in for it, a constant; of a quantised weight a new copy in
+    /// f32.
     pub fn loaded(&self) -> Tensor {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let loaded = state.base.as_ref().unwrap_or(&state.values).detach();
@@ -115,7 +128,8 @@ impl Weight {
         self.state.read().unwrap_or_else(PoisonError::into_inner).base.is_some()
     }
 
-    /// Puts back what [`Weight::stand_in`] put aside, bit for bit; nothing happens where nothing stands in.
+    /// Puts back what [`Weight::stand_in`] put aside, bit for bit; nothing happens where nothing
+    /// stands in.
     pub fn restore(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(base) = state.base.take() {
@@ -183,7 +197,8 @@ impl Linear {
         Self { weight, bias }
     }
 
-    /// Another weight `[out, in]` with this one's bias, which stays shared: what is trained of it is seen in both.
+    /// Another weight `[out, in]` with this one's bias, which stays shared: what is trained of it
+    /// is seen in both.
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
         Self { weight: Arc::new(Weight::new("weight", weight)), bias: self.bias.clone() }
@@ -233,7 +248,8 @@ impl fmt::Debug for Linear {
     }
 }
 
-/// The place of one projection in a decoder. What stands there can be replaced while the model is in use.
+/// The place of one projection in a decoder. What stands there can be replaced while the model is
+/// in use.
 #[derive(Debug)]
 pub struct Slot {
     path: String,
@@ -333,7 +349,8 @@ impl RmsNorm {
     }
 }
 
-/// Normalisation to mean 0 and variance 1 (<https://arxiv.org/abs/1607.06450>) with a learned scale and shift.
+/// Normalisation to mean 0 and variance 1 (<https://arxiv.org/abs/1607.06450>) with a learned scale
+/// and shift.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
     weight: Arc<Weight>,
@@ -449,7 +466,8 @@ mod tests {
     #[test]
     fn a_slot_gives_its_base_back() {
         let weight = |v: f32| Tensor::new(&[[v, 0.], [0., v]], &Device::Cpu).unwrap();
-        let slot = Slot::new("model.layers.0.mlp.up_proj".to_owned(), Linear::new(weight(2.), None));
+        let slot =
+            Slot::new("model.layers.0.mlp.up_proj".to_owned(), Linear::new(weight(2.), None));
         let x = Tensor::new(&[[1f32, 2.]], &Device::Cpu).unwrap();
         let at = |slot: &Slot| slot.forward(&x).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(at(&slot), [[2., 4.]]);
@@ -497,10 +515,17 @@ mod tests {
 
     #[test]
     fn a_slot_refuses_another_shape() {
-        let linear =
-            |out| Linear::new(Tensor::zeros((out, 2), candle_core::DType::F32, &Device::Cpu).unwrap(), None);
+        let linear = |out| {
+            Linear::new(
+                Tensor::zeros((out, 2), candle_core::DType::F32, &Device::Cpu).unwrap(),
+                None,
+            )
+        };
         let slot = Slot::new("model.layers.0.mlp.up_proj".to_owned(), linear(2));
         let error = slot.replace(Arc::new(linear(3))).unwrap_err().to_string();
-        assert!(error.contains("up_proj") && error.contains("[3, 2]") && error.contains("[2, 2]"), "{error}");
+        assert!(
+            error.contains("up_proj") && error.contains("[3, 2]") && error.contains("[2, 2]"),
+            "{error}"
+        );
     }
 }

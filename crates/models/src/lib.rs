@@ -1,4 +1,5 @@
-//! Language models: weights from GGUF or safetensors, tokenizer, chat template, decoder and generation.
+//! Language models: weights from GGUF or safetensors, tokenizer, chat template, decoder and
+//! generation.
 //!
 //! ```no_run
 //! use tunebook_models::{BestDevice, Device, GenerationConfig, Model};
@@ -8,10 +9,11 @@
 //! # Ok::<(), tunebook_models::Error>(())
 //! ```
 //!
-//! [`Model`] is the handle. A decoder knows nothing of adapters: each of its projections stands in a [`Slot`], whose
-//! content can be replaced; each sublayer ends in a [`Joint`]; and there is a place before the tokens ([`Front`]) and one
-//! before each block's keys and values ([`Past`]). One file is one family, read from top to bottom
-//! (`llama.rs`, `falcon.rs`, `gemma.rs`, `phi3.rs`, `gpt2.rs`).
+//! [`Model`] is the handle. A decoder knows nothing of adapters: each of its projections stands in
+//! a [`Slot`], whose content can be replaced; each sublayer ends in a [`Joint`]; and there is a
+//! place before the tokens ([`Front`]) and one before each block's keys and values ([`Past`]). One
+//! file is one family, read from top to bottom (`llama.rs`, `falcon.rs`, `gemma.rs`, `phi3.rs`,
+//! `gpt2.rs`).
 
 mod attention;
 mod branch;

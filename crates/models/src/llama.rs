@@ -1,5 +1,5 @@
-//! The Llama decoder (<https://arxiv.org/abs/2302.13971>): pre-norm blocks of grouped-query attention with rotary
-//! embedding and a gated feed-forward network.
+//! The Llama decoder (<https://arxiv.org/abs/2302.13971>): pre-norm blocks of grouped-query
+//! attention with rotary embedding and a gated feed-forward network.
 //!
 //! | `model_type` | what it adds |
 //! |---|---|
@@ -9,11 +9,11 @@
 //! | `qwen3` | queries and keys normalised head by head |
 //! | `smollm3` | every fourth layer without rotary embedding (<https://arxiv.org/abs/2501.18795>) |
 //!
-//! Modules are named as Hugging Face's, so that adapters exchange. The same blocks train (no cache, any tensor may be
-//! tracked) and generate (with a cache); all operations are differentiable ones.
+//! Modules are named as Hugging Face's, so that adapters exchange. The same blocks train (no cache,
+//! any tensor may be tracked) and generate (with a cache); all operations are differentiable ones.
 //!
-//! In the shape comments b is the batch, t the positions of this call, s all positions so far, h the query heads, hkv
-//! the key and value heads, d the size of a head.
+//! In the shape comments b is the batch, t the positions of this call, s all positions so far, h
+//! the query heads, hkv the key and value heads, d the size of a head.
 
 use std::sync::Arc;
 
@@ -96,7 +96,8 @@ impl LlamaConfig {
             "mistral" => true,
             _ => false,
         };
-        let sliding_window = if uses_window { json.optional_count("sliding_window")? } else { None };
+        let sliding_window =
+            if uses_window { json.optional_count("sliding_window")? } else { None };
         let first_sliding = json.optional_count("max_window_layers")?.unwrap_or(28);
         let default_type = |layer: usize| {
             let sliding = match model_type {
@@ -140,7 +141,10 @@ impl LlamaConfig {
             qkv_bias: file.has_tensor("blk.0.attn_q.bias") && !output_bias,
             mlp_bias: file.has_tensor("blk.0.ffn_down.bias"),
             qk_norm: file.has_tensor("blk.0.attn_q_norm.weight"),
-            layer_types: vec![if sliding_window.is_some() { SLIDING } else { FULL }.to_owned(); layers],
+            layer_types: vec![
+                if sliding_window.is_some() { SLIDING } else { FULL }.to_owned();
+                layers
+            ],
             sliding_window,
             // llama.cpp has the interval of four in its code and none in the file.
             no_rope_layers: (0..layers)
@@ -177,11 +181,9 @@ impl LlamaConfig {
 
     /// What GGUF cannot say, if the config has it.
     pub(crate) fn not_in_gguf(&self, model_type: &str) -> Option<String> {
-        let every_fourth = self
-            .no_rope_layers
-            .iter()
-            .enumerate()
-            .all(|(layer, rope)| *rope == u8::from(model_type != "smollm3" || (layer + 1) % 4 != 0));
+        let every_fourth = self.no_rope_layers.iter().enumerate().all(|(layer, rope)| {
+            *rope == u8::from(model_type != "smollm3" || (layer + 1) % 4 != 0)
+        });
         if !every_fourth {
             return Some(format!("no_rope_layers {:?}", self.no_rope_layers));
         }
@@ -240,7 +242,12 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let heads = |x: &Tensor, norm: Option<&RmsNorm>| -> Result<Tensor> {
             // [b, t, h·d] -> [b, t, h, d]
@@ -273,7 +280,8 @@ struct Mlp {
 
 impl Mlp {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down_proj.forward(&self.act.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
+        self.down_proj
+            .forward(&self.act.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
     }
 }
 
@@ -288,7 +296,12 @@ struct Block {
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let y = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
         let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
@@ -316,7 +329,12 @@ impl Llama {
         let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
         let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
-        let rope = Arc::new(Rope::new(&family.rope_parameters, d, config.max_position_embeddings, device)?);
+        let rope = Arc::new(Rope::new(
+            &family.rope_parameters,
+            d,
+            config.max_position_embeddings,
+            device,
+        )?);
         let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
@@ -331,9 +349,10 @@ impl Llama {
                 v_proj: builder.linear(path("self_attn.v_proj"), hidden, kv, qkv_bias),
                 o_proj: builder.linear(path("self_attn.o_proj"), q, hidden, family.attention_bias),
                 norms: match family.qk_norm {
-                    true => {
-                        Some((norm(builder, "self_attn.q_norm", d), norm(builder, "self_attn.k_norm", d)))
-                    }
+                    true => Some((
+                        norm(builder, "self_attn.q_norm", d),
+                        norm(builder, "self_attn.k_norm", d),
+                    )),
                     false => None,
                 },
                 head_dim: d,

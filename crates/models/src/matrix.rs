@@ -1,4 +1,5 @@
-//! What a weight's values are kept in: plain numbers, or quantised blocks that are dequantised as they are used.
+//! What a weight's values are kept in: plain numbers, or quantised blocks that are dequantised as
+//! they are used.
 
 use std::sync::Arc;
 

@@ -9,7 +9,13 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// When this computer does not have as much.
-pub(crate) fn announce(name: &str, parameters: usize, bytes: u64, form: &str, device: &Device) -> Result<()> {
+pub(crate) fn announce(
+    name: &str,
+    parameters: usize,
+    bytes: u64,
+    form: &str,
+    device: &Device,
+) -> Result<()> {
     if let Some(available) = available(device)
         && bytes > available
     {
@@ -34,7 +40,8 @@ pub(crate) fn announce(name: &str, parameters: usize, bytes: u64, form: &str, de
     Ok(())
 }
 
-/// Memory that can be had without pushing other programs out, swap included; `None` where the system does not say.
+/// Memory that can be had without pushing other programs out, swap included; `None` where the
+/// system does not say.
 fn available(device: &Device) -> Option<u64> {
     if !device.is_cpu() {
         return None;
@@ -62,7 +69,9 @@ mod tests {
     #[test]
     fn more_than_there_is_is_refused_with_both_numbers() {
         let Some(available) = available(&Device::Cpu) else { return };
-        let error = announce("m", 7, available * 2 + (1 << 40), "F32", &Device::Cpu).unwrap_err().to_string();
+        let error = announce("m", 7, available * 2 + (1 << 40), "F32", &Device::Cpu)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("`m`") && error.contains("GB"), "{error}");
         announce("m", 7, 28, "F32", &Device::Cpu).unwrap();
     }

@@ -68,18 +68,21 @@ struct Inner {
 }
 
 impl Model {
-    /// Loads a model as f32. `name_or_path` is a GGUF file, a folder with `config.json`, `tokenizer.json` and
-    /// safetensors files, the name of a model in the cache (`SmolLM2-135M-Instruct` after `cargo xtask lab`), or a
-    /// repository of the Hugging Face hub (`owner/name` or `owner/name@revision`), which is fetched.
+    /// Loads a model as f32. `name_or_path` is a GGUF file, a folder with `config.json`,
+    /// `tokenizer.json` and safetensors files, the name of a model in the cache
+    /// (`SmolLM2-135M-Instruct` after `cargo xtask lab`), or a repository of the Hugging Face hub
+    /// (`owner/name` or `owner/name@revision`), which is fetched.
     ///
     /// # Errors
-    /// When there is no such model, a file is damaged or of another kind, its architecture is not known, tensors are
-    /// missing, the memory does not suffice, or the hub refuses. The error names the file and the part of it.
+    /// When there is no such model, a file is damaged or of another kind, its architecture is not
+    /// known, tensors are missing, the memory does not suffice, or the hub refuses. The error names
+    /// the file and the part of it.
     pub fn load(name_or_path: &str, device: &Device) -> Result<Self> {
         Self::load_as(name_or_path, Some(DType::F32), device)
     }
 
-    /// The same with weights of another type; `None` keeps that of the file (f32 for a quantised one).
+    /// The same with weights of another type; `None` keeps that of the file (f32 for a quantised
+    /// one).
     ///
     /// # Errors
     /// As [`Model::load`]; when `dtype` is none of f32, f16 and bf16.
@@ -96,9 +99,10 @@ impl Model {
         Self::load_kept(name_or_path, dtype.map(Keep::As), device)
     }
 
-    /// The same with the matrices in quantised blocks, which are dequantised as they are used, a tile at a time: the base of QLoRA
-    /// (<https://arxiv.org/abs/2305.14314>). It takes in memory what its blocks take. Adapters train on it as on a plain one; the model itself
-    /// cannot be trained.
+    /// The same with the matrices in quantised blocks, which are dequantised as they are used, a
+    /// tile at a time: the base of QLoRA (<https://arxiv.org/abs/2305.14314>). It takes in memory
+    /// what its blocks take. Adapters train on it as on a plain one; the model itself cannot be
+    /// trained.
     ///
     /// ```no_run
     /// use tunebook_models::{Device, Model, Quantization};
@@ -109,7 +113,11 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::load`]; when the matrices are to stay as they are stored, and that is f32.
-    pub fn load_quantized(name_or_path: &str, quantization: Quantization, device: &Device) -> Result<Self> {
+    pub fn load_quantized(
+        name_or_path: &str,
+        quantization: Quantization,
+        device: &Device,
+    ) -> Result<Self> {
         Self::load_kept(name_or_path, Some(Keep::Quantized(quantization)), device)
     }
 
@@ -147,7 +155,8 @@ impl Model {
         let lacks = |file: &str| Error::NotFound {
             name: name.to_owned(),
             looked_for: format!("`{}`", path.join(file).display()),
-            advice: "Give the folder that `save_pretrained` of model and tokenizer wrote".to_owned(),
+            advice: "Give the folder that `save_pretrained` of model and tokenizer wrote"
+                .to_owned(),
         };
         let (text, config_path) = read("config.json")?.ok_or_else(|| lacks("config.json"))?;
         let mut config = Config::from_json(&text, &config_path.display().to_string())?;
@@ -204,8 +213,11 @@ impl Model {
             });
         }
         let Parts { decoder, slots, joints, pasts, needs } = parts;
-        let transposed =
-            needs.iter().filter(|need| need.transposed).map(|need| need.weight.name().to_owned()).collect();
+        let transposed = needs
+            .iter()
+            .filter(|need| need.transposed)
+            .map(|need| need.weight.name().to_owned())
+            .collect();
         let weights: Vec<Arc<Weight>> = needs.into_iter().map(|need| need.weight).collect();
         let parameter_count = weights.iter().map(|weight| weight.matrix().elem_count()).sum();
         let memory_bytes = weights.iter().map(|weight| weight.matrix().bytes()).sum();
@@ -285,7 +297,8 @@ impl Model {
         self.inner.joints.clone()
     }
 
-    /// The places before the keys and values of each block, in their order; none for a family that cannot have any (Falcon 40B's layout).
+    /// The places before the keys and values of each block, in their order; none for a family that
+    /// cannot have any (Falcon 40B's layout).
     pub fn pasts(&self) -> Vec<Arc<Past>> {
         self.inner.pasts.clone()
     }
@@ -295,7 +308,8 @@ impl Model {
         &self.inner.front
     }
 
-    /// How many positions of the context are taken before a text begins, by what stands in [`Model::front`] and [`Model::pasts`].
+    /// How many positions of the context are taken before a text begins, by what stands in
+    /// [`Model::front`] and [`Model::pasts`].
     pub fn positions_before(&self) -> usize {
         self.front().count() + self.past_count()
     }
@@ -305,16 +319,19 @@ impl Model {
         self.inner.pasts.first().map_or(0, |past| past.count())
     }
 
-    /// Every tensor of the decoder by its name, a tied output head counted once (as the embedding table).
+    /// Every tensor of the decoder by its name, a tied output head counted once (as the embedding
+    /// table).
     pub fn weights(&self) -> Vec<Arc<Weight>> {
         self.inner.weights.clone()
     }
 
-    /// State that another crate keeps with this model. It is made at first asking and dropped with the last handle.
+    /// State that another crate keeps with this model. It is made at first asking and dropped with
+    /// the last handle.
     pub fn extension<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
         let mut extensions = self.inner.extensions.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = extensions.entry(TypeId::of::<T>()).or_insert_with(|| Arc::<T>::default());
-        // The map's key is the type, so the cast cannot fail; if it did, the state would start anew.
+        // The map's key is the type, so the cast cannot fail; if it did, the state would start
+        // anew.
         entry.clone().downcast().unwrap_or_default()
     }
 
@@ -415,7 +432,9 @@ impl Model {
     pub fn is_embedding(&self, weight: &str) -> bool {
         matches!(
             weight,
-            "model.embed_tokens.weight" | "transformer.wte.weight" | "transformer.word_embeddings.weight"
+            "model.embed_tokens.weight"
+                | "transformer.wte.weight"
+                | "transformer.word_embeddings.weight"
         )
     }
 
@@ -424,7 +443,9 @@ impl Model {
         if weight == "transformer.wpe.weight" {
             return Some(0);
         }
-        let rest = weight.strip_prefix("model.layers.").or_else(|| weight.strip_prefix("transformer.h."))?;
+        let rest = weight
+            .strip_prefix("model.layers.")
+            .or_else(|| weight.strip_prefix("transformer.h."))?;
         rest.split('.').next()?.parse().ok()
     }
 
@@ -433,7 +454,8 @@ impl Model {
         self.inner.decoder.num_blocks()
     }
 
-    /// The positions of `t` tokens in each of `b` rows, and of what stands in [`Model::front`] before them; padding, if any, is on the right.
+    /// The positions of `t` tokens in each of `b` rows, and of what stands in [`Model::front`]
+    /// before them; padding, if any, is on the right.
     ///
     /// # Errors
     /// When they exceed the context.
@@ -450,11 +472,13 @@ impl Model {
         Ok(positions?.in_bf16(self.in_bf16()))
     }
 
-    /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]` being their lengths: each text counts from 0
-    /// and sees itself alone. What is left of a row is padding.
+    /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]`
+    /// being their lengths: each text counts from 0 and sees itself alone. What is left of a row is
+    /// padding.
     ///
     /// # Errors
-    /// When a text exceeds the context, the texts of a row exceed `t`, or something stands before the texts, which would have to be there for each.
+    /// When a text exceeds the context, the texts of a row exceed `t`, or something stands before
+    /// the texts, which would have to be there for each.
     pub fn packed_positions(&self, t: usize, segments: &[Vec<usize>]) -> Result<Positions> {
         if self.positions_before() > 0 {
             return Err(Error::Argument {
@@ -466,16 +490,20 @@ impl Model {
         let context = self.inner.config.max_position_embeddings;
         // The padding counts on from 0, too.
         let padding = |row: &Vec<usize>| t.saturating_sub(row.iter().sum());
-        let longest =
-            segments.iter().flat_map(|row| row.iter().copied().chain([padding(row)])).max().unwrap_or(0);
+        let longest = segments
+            .iter()
+            .flat_map(|row| row.iter().copied().chain([padding(row)]))
+            .max()
+            .unwrap_or(0);
         if longest > context {
             return Err(Error::ContextLength { tokens: longest, context, advice: " or split it" });
         }
         Ok(Positions::packed(t, segments, &self.inner.device)?.in_bf16(self.in_bf16()))
     }
 
-    /// Whether attention goes through its scores tile by tile, so that texts of a packed row cost no more than alone. Bounded or biased scores
-    /// (Gemma 2, falcon-rw) are held in memory, the whole row's.
+    /// Whether attention goes through its scores tile by tile, so that texts of a packed row cost
+    /// no more than alone. Bounded or biased scores (Gemma 2, falcon-rw) are held in memory, the
+    /// whole row's.
     pub fn attends_in_tiles(&self) -> bool {
         match &self.inner.config.family {
             Family::Gemma(family) => family.attn_logit_softcapping.is_none(),
@@ -511,7 +539,8 @@ impl Model {
         self.inner.decoder.final_norm(x)
     }
 
-    /// The output head, `[vocab, hid]`; the embedding table itself where they are tied. Of a quantised head a new copy in f32.
+    /// The output head, `[vocab, hid]`; the embedding table itself where they are tied. Of a
+    /// quantised head a new copy in f32.
     pub fn head_weight(&self) -> Tensor {
         self.head().tensor().expect("as many values as the shape says make a tensor")
     }
@@ -538,8 +567,8 @@ impl Model {
         head::softcapped(logits, self.inner.decoder.final_logit_softcapping())
     }
 
-    /// The summed cross-entropy of the output head at the labelled rows and their number, as [`ops::cross_entropy`], with
-    /// what the family does to its logits.
+    /// The summed cross-entropy of the output head at the labelled rows and their number, as
+    /// [`ops::cross_entropy`], with what the family does to its logits.
     ///
     /// # Shapes
     /// `hidden` `[n, hid]`, `labels` of length `n`, [`ops::IGNORE`] where there is none.
@@ -553,7 +582,8 @@ impl Model {
         }
     }
 
-    /// Logits of the position after the last one. With the first call to a cache goes what stands before the tokens.
+    /// Logits of the position after the last one. With the first call to a cache goes what stands
+    /// before the tokens.
     ///
     /// `ids` `[b, t]` -> `[b, vocab]`
     pub(crate) fn next_logits(
@@ -594,7 +624,8 @@ impl Model {
         self.inner.weights.iter().any(|weight| weight.matrix().is_quantized())
     }
 
-    /// The type of activations: f32 on the CPU beside weights in bf16, whose products round to bf16 and sum in f32.
+    /// The type of activations: f32 on the CPU beside weights in bf16, whose products round to bf16
+    /// and sum in f32.
     pub fn activation_dtype(&self) -> DType {
         self.inner.activations
     }
@@ -632,7 +663,11 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::generate`].
-    pub fn generate_batch(&self, prompts: &[String], config: &GenerationConfig) -> Result<Vec<String>> {
+    pub fn generate_batch(
+        &self,
+        prompts: &[String],
+        config: &GenerationConfig,
+    ) -> Result<Vec<String>> {
         let ids = prompts
             .iter()
             .map(|p| self.tokenizer().encode_with_special_tokens(p))
@@ -640,20 +675,30 @@ impl Model {
         Ok(texts(generate::generate(self, &ids, config, &mut |_, _| ())?))
     }
 
-    /// Continues all prompts at once, token ids to token ids. The id that ends an answer is not part of it.
+    /// Continues all prompts at once, token ids to token ids. The id that ends an answer is not
+    /// part of it.
     ///
     /// # Errors
     /// As [`Model::generate`].
-    pub fn generate_ids(&self, prompts: &[Vec<u32>], config: &GenerationConfig) -> Result<Vec<Vec<u32>>> {
+    pub fn generate_ids(
+        &self,
+        prompts: &[Vec<u32>],
+        config: &GenerationConfig,
+    ) -> Result<Vec<Vec<u32>>> {
         let answers = generate::generate(self, prompts, config, &mut |_, _| ())?;
         Ok(answers.into_iter().map(|answer| answer.ids).collect())
     }
 
-    /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's answer begins.
+    /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's
+    /// answer begins.
     ///
     /// # Errors
     /// When the model has no chat template or the template refuses the conversation.
-    pub fn apply_chat_template(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub fn apply_chat_template(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let Some(template) = self.chat_template() else {
             return Err(Error::NoChatTemplate { model: self.name().to_owned() });
         };
@@ -698,14 +743,17 @@ impl Model {
         Ok(answers.pop().unwrap_or_default().text)
     }
 
-    /// Answers many messages at once, each in a conversation of its own. Stop returns what there is.
+    /// Answers many messages at once, each in a conversation of its own. Stop returns what there
+    /// is.
     ///
     /// # Errors
     /// As [`Model::chat`].
     pub fn chat_batch(&self, users: &[String], config: &GenerationConfig) -> Result<Vec<String>> {
         let ids = users
             .iter()
-            .map(|user| self.tokenizer().encode(&self.apply_chat_template(&[Message::user(user)], true)?))
+            .map(|user| {
+                self.tokenizer().encode(&self.apply_chat_template(&[Message::user(user)], true)?)
+            })
             .collect::<Result<Vec<_>>>()?;
         Ok(texts(generate::generate(self, &ids, config, &mut |_, _| ())?))
     }
@@ -737,7 +785,8 @@ fn fill(
     keep: Keep,
     device: &Device,
 ) -> Result<Parts> {
-    // Every block has tensors of its own, and what stands for one while it is loaded is larger than a small one in a file.
+    // Every block has tensors of its own, and what stands for one while it is loaded is larger than
+    // a small one in a file.
     let tensors = checkpoint.shapes().len();
     if config.num_hidden_layers > tensors {
         return Err(Error::Config {
@@ -751,7 +800,9 @@ fn fill(
     let parts = decoder::build(config, device)?;
     weights::check(checkpoint, &config.model_type, &parts.needs)?;
     let count: usize = parts.needs.iter().map(|need| need.shape.iter().product::<usize>()).sum();
-    if matches!(keep, Keep::Quantized(_)) && !weights::has_blocks(checkpoint, &parts.needs, keep, device) {
+    if matches!(keep, Keep::Quantized(_))
+        && !weights::has_blocks(checkpoint, &parts.needs, keep, device)
+    {
         return Err(Error::NotQuantized { origin: checkpoint.origin() });
     }
     let (bytes, forms) = weights::size(checkpoint, &parts.needs, keep, device);
@@ -764,7 +815,8 @@ fn texts(answers: Vec<generate::Generated>) -> Vec<String> {
     answers.into_iter().map(|answer| answer.text).collect()
 }
 
-/// The template in `tokenizer_config.json`: a text, or a list of named ones of which `default` counts.
+/// The template in `tokenizer_config.json`: a text, or a list of named ones of which `default`
+/// counts.
 fn named_template(config: &Json) -> Option<String> {
     match config.get("chat_template")? {
         Json::String(text) => Some(text.clone()),

@@ -1,8 +1,10 @@
 //! Keys and values that a block's attention has before the first token comes.
 //!
-//! A decoder does not know where they come from (a prefix, <https://arxiv.org/abs/2101.00190>). They are what a key-value cache would hold of
-//! positions before the text: every token sees them, as far as a sliding window reaches, and the text's positions count on from them. They are
-//! taken as they are, neither rotated nor normalised. In a batch that is padded on the left they stand between padding and text.
+//! A decoder does not know where they come from (a prefix, <https://arxiv.org/abs/2101.00190>).
+//! They are what a key-value cache would hold of positions before the text: every token sees them,
+//! as far as a sliding window reaches, and the text's positions count on from them. They are taken
+//! as they are, neither rotated nor normalised. In a batch that is padded on the left they stand
+//! between padding and text.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -14,7 +16,8 @@ use crate::error::Result;
 use crate::front;
 use crate::positions::Positions;
 
-/// Gives the keys and values of one block, anew in each forward pass, so that they may be part of the graph.
+/// Gives the keys and values of one block, anew in each forward pass, so that they may be part of
+/// the graph.
 pub trait KeysValues: Send + Sync + fmt::Debug {
     /// Twice `[n, hkv, d]`.
     ///
@@ -26,7 +29,8 @@ pub trait KeysValues: Send + Sync + fmt::Debug {
     fn count(&self) -> usize;
 }
 
-/// The place before the keys and values of one block. What stands there can be replaced while the model is in use.
+/// The place before the keys and values of one block. What stands there can be replaced while the
+/// model is in use.
 #[derive(Debug)]
 pub struct Past {
     block: usize,
@@ -75,10 +79,12 @@ impl Past {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// All keys and values that the tokens of this call see: these, those in the cache and the tokens' own, which go into the cache.
+    /// All keys and values that the tokens of this call see: these, those in the cache and the
+    /// tokens' own, which go into the cache.
     ///
     /// # Shapes
-    /// `k` and `v` `[b, t, hkv, d]` or `[b, t, hkv·d]` -> twice `[b, s, hkv, d]` or `[b, s, hkv·d]`.
+    /// `k` and `v` `[b, t, hkv, d]` or `[b, t, hkv·d]` -> twice `[b, s, hkv, d]` or `[b, s,
+    /// hkv·d]`.
     pub(crate) fn with(
         &self,
         k: Tensor,

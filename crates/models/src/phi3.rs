@@ -1,6 +1,7 @@
-//! The Phi-3 decoder (<https://arxiv.org/abs/2404.14219>): Llama's block with queries, keys and values in one projection
-//! and gate and up in another; a window on request, and LongRoPE, whose angles change when a text grows beyond the
-//! original context. Phi-4 and Phi-4-mini are this as well.
+//! The Phi-3 decoder (<https://arxiv.org/abs/2404.14219>): Llama's block with queries, keys and
+//! values in one projection and gate and up in another; a window on request, and LongRoPE, whose
+//! angles change when a text grows beyond the original context. Phi-4 and Phi-4-mini are this as
+//! well.
 
 use std::sync::Arc;
 
@@ -40,7 +41,11 @@ impl Phi3Config {
         Ok(Self {
             hidden_act: json.text("hidden_act")?.unwrap_or_else(|| "silu".to_owned()),
             rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(1e-5),
-            rope_parameters: RopeParameters::from_json(json, 10_000.0, shape.max_position_embeddings)?,
+            rope_parameters: RopeParameters::from_json(
+                json,
+                10_000.0,
+                shape.max_position_embeddings,
+            )?,
             sliding_window: json.optional_count("sliding_window")?,
         })
     }
@@ -56,7 +61,8 @@ impl Phi3Config {
             rope.scaling = RopeScaling::LongRope {
                 short_factor: short,
                 long_factor: long,
-                original_max_position_embeddings: file.count("phi3.rope.scaling.original_context_length")?,
+                original_max_position_embeddings: file
+                    .count("phi3.rope.scaling.original_context_length")?,
                 attention_factor: match file.get("phi3.rope.scaling.attn_factor") {
                     Some(_) => file.written_number("phi3.rope.scaling.attn_factor")?,
                     None => 1.0,
@@ -91,7 +97,9 @@ impl Phi3Config {
         ] {
             json.insert(field.to_owned(), value);
         }
-        if let RopeScaling::LongRope { original_max_position_embeddings, .. } = self.rope_parameters.scaling {
+        if let RopeScaling::LongRope { original_max_position_embeddings, .. } =
+            self.rope_parameters.scaling
+        {
             let field = "original_max_position_embeddings".to_owned();
             json.insert(field, json!(original_max_position_embeddings));
         }
@@ -112,8 +120,9 @@ impl Phi3Config {
         put("rope.dimension_count", Value::Unsigned(turned as u64));
         put("attention.sliding_window", Value::Unsigned(self.sliding_window.unwrap_or(0) as u64));
         let mut original = shape.max_position_embeddings;
-        if let RopeScaling::LongRope { original_max_position_embeddings, attention_factor, .. } =
-            self.rope_parameters.scaling
+        if let RopeScaling::LongRope {
+            original_max_position_embeddings, attention_factor, ..
+        } = self.rope_parameters.scaling
         {
             original = original_max_position_embeddings;
             put("rope.scaling.attn_factor", Value::Float(attention_factor));
@@ -148,7 +157,12 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let (h, hkv, d) = (self.heads, self.kv_heads, self.head_dim);
         // [b, t, (h + 2·hkv)·d] -> [b, t, h + 2·hkv, d]
@@ -191,7 +205,12 @@ struct Block {
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, positions: &Positions, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
         let y = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
         let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
@@ -219,7 +238,12 @@ impl Phi3 {
         let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
-        let rope = Arc::new(Rope::new(&family.rope_parameters, d, config.max_position_embeddings, device)?);
+        let rope = Arc::new(Rope::new(
+            &family.rope_parameters,
+            d,
+            config.max_position_embeddings,
+            device,
+        )?);
         let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
@@ -233,7 +257,12 @@ impl Phi3 {
             layers.push(Block {
                 input_layernorm: norm(builder, "input_layernorm"),
                 self_attn: Attention {
-                    qkv_proj: linear(builder, "self_attn.qkv_proj", hidden, (heads + 2 * kv_heads) * d),
+                    qkv_proj: linear(
+                        builder,
+                        "self_attn.qkv_proj",
+                        hidden,
+                        (heads + 2 * kv_heads) * d,
+                    ),
                     o_proj: linear(builder, "self_attn.o_proj", heads * d, hidden),
                     heads,
                     kv_heads,

@@ -13,14 +13,16 @@ pub struct Positions {
     starts: Option<Vec<usize>>,
     /// For each row the lengths of the texts packed into it; `None`: one text each.
     segments: Option<Vec<Vec<usize>>>,
-    /// For each row the number of positions so far, those of this call included and padding on the left not.
+    /// For each row the number of positions so far, those of this call included and padding on the
+    /// left not.
     ends: Vec<usize>,
     /// Whether attention's products may round to bf16.
     bf16: bool,
 }
 
 impl Positions {
-    /// The positions of `t` tokens in each of `b` rows, from 0 on; padding, if any, is on the right.
+    /// The positions of `t` tokens in each of `b` rows, from 0 on; padding, if any, is on the
+    /// right.
     ///
     /// # Errors
     /// When the device has no room.
@@ -30,13 +32,15 @@ impl Positions {
         Ok(Self { ids, starts: None, segments: None, ends: vec![t; b], bf16: false })
     }
 
-    /// The positions of `t` tokens in each of `b` rows, from `from` on; padding, if any, is on the right.
+    /// The positions of `t` tokens in each of `b` rows, from `from` on; padding, if any, is on the
+    /// right.
     pub(crate) fn after(from: usize, b: usize, t: usize, device: &Device) -> Result<Self> {
         Self::padded(from, t, &vec![0; b], device)
     }
 
-    /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]` being their lengths: each text counts from 0
-    /// and sees itself alone. What is left of a row is padding.
+    /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]`
+    /// being their lengths: each text counts from 0 and sees itself alone. What is left of a row is
+    /// padding.
     ///
     /// # Errors
     /// When the texts of a row are longer than `t`, or the device has no room.
@@ -73,11 +77,14 @@ impl Positions {
         })
     }
 
-    /// The positions of columns `from..from + t` of rows that begin with `starts[row]` padding tokens.
+    /// The positions of columns `from..from + t` of rows that begin with `starts[row]` padding
+    /// tokens.
     pub(crate) fn padded(from: usize, t: usize, starts: &[usize], device: &Device) -> Result<Self> {
         let ids: Vec<u32> = starts
             .iter()
-            .flat_map(|start| (from..from + t).map(move |column| column.saturating_sub(*start) as u32))
+            .flat_map(|start| {
+                (from..from + t).map(move |column| column.saturating_sub(*start) as u32)
+            })
             .collect();
         Ok(Self {
             ids: Tensor::from_vec(ids, (starts.len(), t), device)?,

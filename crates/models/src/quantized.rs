@@ -1,5 +1,5 @@
-//! A matrix that is kept in quantised blocks and dequantised where it is used, a tile at a time: what QLoRA
-//! (<https://arxiv.org/abs/2305.14314>) trains adapters on.
+//! A matrix that is kept in quantised blocks and dequantised where it is used, a tile at a time:
+//! what QLoRA (<https://arxiv.org/abs/2305.14314>) trains adapters on.
 //!
 //! | format | values a block | bits a value | value |
 //! |---|---|---|---|
@@ -7,19 +7,21 @@
 //! | `F16`, `BF16` | 1 | 16 | itself |
 //! | NF4 | 64 | 4.5 | `level[code] · absmax` |
 //!
-//! NF4 is bitsandbytes' plain blockwise form: 16 levels at the quantiles of a normal distribution, one `absmax` in f32 for each 64
-//! values of a row (bitsandbytes calls it `quant_type="nf4"`, `blocksize=64`, `compress_statistics=False`; its double
-//! quantisation, which would save another 0.37 bits, is not done). A block lies as `absmax`, then 32 bytes of two codes each, the first value's
-//! in the high four bits. The last block of a row is filled up with the code of zero.
+//! NF4 is bitsandbytes' plain blockwise form: 16 levels at the quantiles of a normal distribution,
+//! one `absmax` in f32 for each 64 values of a row (bitsandbytes calls it `quant_type="nf4"`,
+//! `blocksize=64`, `compress_statistics=False`; its double quantisation, which would save another
+//! 0.37 bits, is not done). A block lies as `absmax`, then 32 bytes of two codes each, the first
+//! value's in the high four bits. The last block of a row is filled up with the code of zero.
 //!
-//! Rows are whole blocks, so that rows can be permuted, sliced and looked up without touching a block.
+//! Rows are whole blocks, so that rows can be permuted, sliced and looked up without touching a
+//! block.
 
 use std::fmt;
 use std::sync::Arc;
 
 use candle_core::quantized::k_quants::{
-    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
-    BlockQ8_1, BlockQ8K,
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K,
+    BlockQ8_0, BlockQ8_1, BlockQ8K,
 };
 use candle_core::quantized::{GgmlDType, GgmlType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -117,7 +119,8 @@ enum Store {
     Host(Vec<u32>),
     /// On another device: GGUF's types as candle's kernels take them.
     Ggml(Arc<QTensor>),
-    /// On another device: two codes a byte `[blocks, 32]` u8, `[blocks, 1]` f32, and both levels of every byte `[256, 2]`.
+    /// On another device: two codes a byte `[blocks, 32]` u8, `[blocks, 1]` f32, and both levels of
+    /// every byte `[256, 2]`.
     Nf4 { codes: Tensor, absmax: Tensor, levels: Tensor },
 }
 
@@ -129,7 +132,12 @@ impl Quantized {
     ///
     /// # Errors
     /// When `cols` are not whole blocks, or there are not the bytes of `rows` such rows.
-    pub fn from_blocks(format: Format, shape: [usize; 2], blocks: &[u8], device: &Device) -> Result<Self> {
+    pub fn from_blocks(
+        format: Format,
+        shape: [usize; 2],
+        blocks: &[u8],
+        device: &Device,
+    ) -> Result<Self> {
         let [rows, cols] = shape;
         let whole = format == Format::Nf4 || cols.is_multiple_of(format.block_size());
         let expected = format.row_bytes(cols).checked_mul(rows);
@@ -166,11 +174,15 @@ impl Quantized {
         let row_bytes = Format::Nf4.row_bytes(cols);
         let mut blocks = vec![0u8; rows * row_bytes];
         if !blocks.is_empty() {
-            blocks.par_chunks_mut(row_bytes).zip(values.par_chunks(cols)).for_each(|(blocks, values)| {
-                for (block, values) in blocks.chunks_exact_mut(NF4_BYTES).zip(values.chunks(NF4_BLOCK)) {
-                    nf4_block(values, block);
-                }
-            });
+            blocks.par_chunks_mut(row_bytes).zip(values.par_chunks(cols)).for_each(
+                |(blocks, values)| {
+                    for (block, values) in
+                        blocks.chunks_exact_mut(NF4_BYTES).zip(values.chunks(NF4_BLOCK))
+                    {
+                        nf4_block(values, block);
+                    }
+                },
+            );
         }
         Self::from_blocks(Format::Nf4, [rows, cols], &blocks, w.device())
     }
@@ -241,7 +253,8 @@ impl Quantized {
             Store::Ggml(blocks) => blocks.dequantize(&self.device)?.to_dtype(dtype),
             Store::Nf4 { codes, absmax, levels } => {
                 let count = codes.dim(0)?;
-                // As u32: candle takes the largest number of an index's type, byte 255 here, for no index at all.
+                // As u32: candle takes the largest number of an index's type, byte 255 here, for no
+                // index at all.
                 let codes = codes.flatten_all()?.to_dtype(DType::U32)?;
                 // [blocks · 32] -> [blocks · 32, 2] -> [blocks, 64]
                 let values = levels.index_select(&codes, 0)?.reshape((count, NF4_BLOCK))?;
@@ -287,12 +300,14 @@ impl Quantized {
                 // SAFETY: the words hold at least so many bytes (`words`), and any byte is a u8.
                 unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), bytes) }
             }
-            // What is on another device has no bytes here; the CPU's operations are not called with it.
+            // What is on another device has no bytes here; the CPU's operations are not called with
+            // it.
             _ => &[],
         }
     }
 
-    /// The values of row `row` from `from` on, where a block begins, as many as `out` takes: whole blocks, or up to the row's end.
+    /// The values of row `row` from `from` on, where a block begins, as many as `out` takes: whole
+    /// blocks, or up to the row's end.
     pub(crate) fn row_into(&self, row: usize, from: usize, out: &mut [f32]) {
         let row_bytes = self.format.row_bytes(self.shape[1]);
         let start = row * row_bytes + from / self.format.block_size() * self.format.block_bytes();
@@ -302,7 +317,9 @@ impl Quantized {
     /// The rows from `first` on, as many as `out` takes.
     pub(crate) fn rows_into(&self, first: usize, out: &mut [f32]) {
         let cols = self.shape[1].max(1);
-        out.par_chunks_mut(cols).enumerate().for_each(|(row, out)| self.row_into(first + row, 0, out));
+        out.par_chunks_mut(cols)
+            .enumerate()
+            .for_each(|(row, out)| self.row_into(first + row, 0, out));
     }
 }
 
@@ -339,7 +356,10 @@ fn nf4_block(values: &[f32], block: &mut [u8]) {
 /// The code of the level nearest to a value in −1 to 1.
 fn nearest(value: f32) -> u8 {
     // Each level begins at the middle between it and the one below.
-    (1..16).rev().find(|code| value > (NF4_LEVELS[*code] + NF4_LEVELS[*code - 1]) * 0.5).unwrap_or(0) as u8
+    (1..16)
+        .rev()
+        .find(|code| value > (NF4_LEVELS[*code] + NF4_LEVELS[*code - 1]) * 0.5)
+        .unwrap_or(0) as u8
 }
 
 /// The values of some blocks, as many as `out` takes.
@@ -376,8 +396,8 @@ fn decode(format: Format, blocks: &[u8], out: &mut [f32]) {
 }
 
 fn typed<T: GgmlType>(blocks: &[u8], out: &mut [f32]) {
-    // SAFETY: T is plain numbers without padding, valid whatever the bytes; `words` aligned the first block, and all sizes are multiples
-    // of the alignment, so nothing is cut off in front.
+    // SAFETY: T is plain numbers without padding, valid whatever the bytes; `words` aligned the
+    // first block, and all sizes are multiples of the alignment, so nothing is cut off in front.
     let (before, blocks, _) = unsafe { blocks.align_to::<T>() };
     debug_assert!(before.is_empty());
     T::to_float(blocks, out);
@@ -386,7 +406,8 @@ fn typed<T: GgmlType>(blocks: &[u8], out: &mut [f32]) {
 /// The parts of NF4 blocks on a device.
 fn nf4_on(blocks: &[u8], device: &Device) -> Result<Store> {
     let count = blocks.len() / NF4_BYTES;
-    let (mut codes, mut absmax) = (Vec::with_capacity(count * NF4_BLOCK / 2), Vec::with_capacity(count));
+    let (mut codes, mut absmax) =
+        (Vec::with_capacity(count * NF4_BLOCK / 2), Vec::with_capacity(count));
     for block in blocks.chunks_exact(NF4_BYTES) {
         absmax.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]]));
         codes.extend_from_slice(&block[4..]);
@@ -406,7 +427,12 @@ mod tests {
 
     fn numbers(rows: usize, cols: usize) -> Tensor {
         let value = |i: usize| (((i * 7919 + 13) % 2003) as f64 / 1001.5 - 1.) as f32;
-        Tensor::from_vec((0..rows * cols).map(value).collect::<Vec<_>>(), (rows, cols), &Device::Cpu).unwrap()
+        Tensor::from_vec(
+            (0..rows * cols).map(value).collect::<Vec<_>>(),
+            (rows, cols),
+            &Device::Cpu,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -414,7 +440,8 @@ mod tests {
         let w = numbers(3, 100);
         let q = Quantized::nf4(&w).unwrap();
         assert_eq!(q.bytes(), 3 * 2 * 36);
-        let (exact, found) = (w.to_vec2::<f32>().unwrap(), q.dequantize().unwrap().to_vec2::<f32>().unwrap());
+        let (exact, found) =
+            (w.to_vec2::<f32>().unwrap(), q.dequantize().unwrap().to_vec2::<f32>().unwrap());
         for (exact, found) in exact.iter().zip(&found) {
             for (exact, found) in exact.chunks(64).zip(found.chunks(64)) {
                 let absmax = exact.iter().fold(0f32, |most, v| most.max(v.abs()));
@@ -429,7 +456,8 @@ mod tests {
         }
     }
 
-    /// `quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=False)` of bitsandbytes 0.50.2 on the same values.
+    /// `quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=False)` of
+    /// bitsandbytes 0.50.2 on the same values.
     #[test]
     fn nf4_is_bitsandbytes() {
         use sha2::{Digest, Sha256};
@@ -441,7 +469,8 @@ mod tests {
         let codes: Vec<u8> = blocks.iter().flat_map(|block| block[4..].to_vec()).collect();
         let first = [15, 238, 237, 203, 169, 135, 101, 67, 34, 17, 0, 255, 238, 221, 203, 169];
         assert_eq!(codes[..16], first);
-        let found: String = Sha256::digest(&codes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let found: String =
+            Sha256::digest(&codes).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(found, "801d9130d015a5e856579f28f694779cf7b8589c1bf60c954ea135f8892e7eb2");
     }
 
@@ -470,10 +499,12 @@ mod tests {
 
     #[test]
     fn wrong_sizes_and_ids_are_refused() {
-        let short = Quantized::from_blocks(Format::Ggml(GgmlDType::Q8_0), [2, 32], &[0; 67], &Device::Cpu);
+        let short =
+            Quantized::from_blocks(Format::Ggml(GgmlDType::Q8_0), [2, 32], &[0; 67], &Device::Cpu);
         assert!(short.unwrap_err().to_string().contains("found 67 bytes"));
         assert!(
-            Quantized::from_blocks(Format::Ggml(GgmlDType::Q8_0), [1, 33], &[0; 68], &Device::Cpu).is_err()
+            Quantized::from_blocks(Format::Ggml(GgmlDType::Q8_0), [1, 33], &[0; 68], &Device::Cpu)
+                .is_err()
         );
         let q = Quantized::nf4(&numbers(2, 64)).unwrap();
         let error = q.select(&Tensor::new(&[2u32], &Device::Cpu).unwrap()).unwrap_err().to_string();

@@ -1,5 +1,6 @@
-//! Rotary position embedding (<https://arxiv.org/abs/2104.09864>) and the ways in which it is stretched to longer contexts,
-//! as `transformers` names and computes them (`rope_parameters`, formerly `rope_scaling`).
+//! Rotary position embedding (<https://arxiv.org/abs/2104.09864>) and the ways in which it is
+//! stretched to longer contexts, as `transformers` names and computes them (`rope_parameters`,
+//! formerly `rope_scaling`).
 
 use std::f64::consts::PI;
 use std::sync::{PoisonError, RwLock};
@@ -32,7 +33,8 @@ pub struct RopeParameters {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
-    /// As they are. `dynamic` is this as well: it changes frequencies beyond the context only, where this crate refuses to go.
+    /// As they are. `dynamic` is this as well: it changes frequencies beyond the context only,
+    /// where this crate refuses to go.
     #[default]
     Default,
     /// All divided by one factor.
@@ -64,7 +66,8 @@ pub enum RopeScaling {
         /// Turns within the original context up to which a frequency is low.
         beta_slow: f64,
     },
-    /// A divisor for each frequency (<https://arxiv.org/abs/2402.13753>), other ones for texts longer than the original context.
+    /// A divisor for each frequency (<https://arxiv.org/abs/2402.13753>), other ones for texts
+    /// longer than the original context.
     LongRope {
         /// Divisors up to the original context.
         short_factor: Vec<f64>,
@@ -88,9 +91,15 @@ impl RopeParameters {
         Self { rope_theta, partial_rotary_factor: 1.0, scaling: RopeScaling::Default }
     }
 
-    /// From `config.json`: `rope_parameters`, or `rope_theta` beside `rope_scaling` as `transformers` 4 wrote it.
-    pub(crate) fn from_json(json: &JsonFields<'_>, default_theta: f64, max_positions: usize) -> Result<Self> {
-        // transformers 5 writes rope_theta inside rope_parameters, earlier versions beside rope_scaling.
+    /// From `config.json`: `rope_parameters`, or `rope_theta` beside `rope_scaling` as
+    /// `transformers` 4 wrote it.
+    pub(crate) fn from_json(
+        json: &JsonFields<'_>,
+        default_theta: f64,
+        max_positions: usize,
+    ) -> Result<Self> {
+        // transformers 5 writes rope_theta inside rope_parameters, earlier versions beside
+        // rope_scaling.
         let rope = json.object("rope_parameters")?;
         let rope = if rope.is_some() { rope } else { json.object("rope_scaling")? };
         let theta = match &rope {
@@ -102,7 +111,8 @@ impl RopeParameters {
             Some(rope) => rope.number("partial_rotary_factor")?,
             None => None,
         };
-        let partial = if partial.is_some() { partial } else { json.number("partial_rotary_factor")? };
+        let partial =
+            if partial.is_some() { partial } else { json.number("partial_rotary_factor")? };
         let mut parameters = Self::new(theta.unwrap_or(default_theta));
         parameters.partial_rotary_factor = partial.unwrap_or(1.0);
         if let Some(rope) = &rope {
@@ -160,12 +170,16 @@ impl RopeParameters {
                 ("beta_slow", *beta_slow),
             ],
             RopeScaling::LongRope { short_factor, long_factor, attention_factor, .. } => {
-                for (field, list) in [("short_factor", short_factor), ("long_factor", long_factor)] {
+                for (field, list) in [("short_factor", short_factor), ("long_factor", long_factor)]
+                {
                     if list.len() != rotary / 2 || !list.iter().all(|x| positive(*x)) {
                         return refuse(
                             field,
                             format!("a list of {}", list.len()),
-                            &format!("{} numbers above 0, one for each pair that turns", rotary / 2),
+                            &format!(
+                                "{} numbers above 0, one for each pair that turns",
+                                rotary / 2
+                            ),
                         );
                     }
                 }
@@ -226,7 +240,8 @@ impl RopeParameters {
                 "rope_type": "longrope", "short_factor": short_factor, "long_factor": long_factor,
                 "original_max_position_embeddings": original_max_position_embeddings, "attention_factor": attention_factor,
             }),
-            // transformers has no name for a free list; the same divisors below and beyond the context are one.
+            // transformers has no name for a free list; the same divisors below and beyond the
+            // context are one.
             RopeScaling::Factors { factors } => json!({
                 "rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0,
                 "original_max_position_embeddings": 8192, "attention_factor": 1.0,
@@ -239,8 +254,8 @@ impl RopeParameters {
         json
     }
 
-    /// Frequencies up to the original context and, where they differ, beyond it; and the factor on cosine and sine.
-    /// In f32 as in transformers.
+    /// Frequencies up to the original context and, where they differ, beyond it; and the factor on
+    /// cosine and sine. In f32 as in transformers.
     fn frequencies(&self, head_dim: usize) -> (Vec<f32>, Option<Vec<f32>>, f64) {
         let dim = self.rotary_dim(head_dim);
         let half = dim / 2;
@@ -248,18 +263,25 @@ impl RopeParameters {
         let powers: Vec<f32> = (0..half).map(|i| base.powf((2 * i) as f32 / dim as f32)).collect();
         let plain: Vec<f32> = powers.iter().map(|power| 1.0 / power).collect();
         let divided = |factors: &[f64]| -> Vec<f32> {
-            powers.iter().zip(factors).map(|(power, factor)| 1.0 / (*factor as f32 * power)).collect()
+            powers
+                .iter()
+                .zip(factors)
+                .map(|(power, factor)| 1.0 / (*factor as f32 * power))
+                .collect()
         };
         match &self.scaling {
             RopeScaling::Default => (plain, None, 1.0),
-            RopeScaling::Linear { factor } => (plain.iter().map(|f| f / *factor as f32).collect(), None, 1.0),
+            RopeScaling::Linear { factor } => {
+                (plain.iter().map(|f| f / *factor as f32).collect(), None, 1.0)
+            }
             RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
                 high_freq_factor,
                 original_max_position_embeddings,
             } => {
-                let (factor, low, high) = (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);
+                let (factor, low, high) =
+                    (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);
                 let context = *original_max_position_embeddings as f32;
                 let stretched = plain.iter().map(|f| {
                     let wavelength = 2.0 * PI as f32 / f;
@@ -300,26 +322,37 @@ impl RopeParameters {
             RopeScaling::LongRope { short_factor, long_factor, attention_factor, .. } => {
                 (divided(short_factor), Some(divided(long_factor)), *attention_factor)
             }
-            RopeScaling::Factors { factors } => {
-                (plain.iter().zip(factors).map(|(f, factor)| f / *factor as f32).collect(), None, 1.0)
-            }
+            RopeScaling::Factors { factors } => (
+                plain.iter().zip(factors).map(|(f, factor)| f / *factor as f32).collect(),
+                None,
+                1.0,
+            ),
         }
     }
 
     /// LongRoPE's divisors up to the original context and beyond it.
     pub(crate) fn long_rope(&self) -> Option<(Vec<f32>, Vec<f32>)> {
-        let RopeScaling::LongRope { short_factor, long_factor, .. } = &self.scaling else { return None };
+        let RopeScaling::LongRope { short_factor, long_factor, .. } = &self.scaling else {
+            return None;
+        };
         let narrow = |factors: &[f64]| factors.iter().map(|factor| *factor as f32).collect();
         Some((narrow(short_factor), narrow(long_factor)))
     }
 
-    /// What the frequencies were divided by, where that is more than nothing: `rope_freqs.weight` of a GGUF file.
+    /// What the frequencies were divided by, where that is more than nothing: `rope_freqs.weight`
+    /// of a GGUF file.
     pub(crate) fn divisors(&self, head_dim: usize) -> Option<Vec<f32>> {
         let plain = Self { scaling: RopeScaling::Default, ..self.clone() }.frequencies(head_dim).0;
         match self.scaling {
             RopeScaling::Llama3 { .. } | RopeScaling::Factors { .. } => {
                 let stretched = self.frequencies(head_dim).0;
-                Some(plain.iter().zip(stretched).map(|(plain, stretched)| plain / stretched).collect())
+                Some(
+                    plain
+                        .iter()
+                        .zip(stretched)
+                        .map(|(plain, stretched)| plain / stretched)
+                        .collect(),
+                )
             }
             _ => None,
         }
@@ -403,7 +436,8 @@ impl RopeScaling {
     }
 }
 
-/// The angles of the rotary embedding. The tables grow with the texts: a config may name a context that nobody uses, or an absurd one.
+/// The angles of the rotary embedding. The tables grow with the texts: a config may name a context
+/// that nobody uses, or an absurd one.
 #[derive(Debug)]
 pub(crate) struct Rope {
     short: Vec<f32>,
@@ -465,7 +499,9 @@ impl Rope {
         }
         let len = needed.max(FIRST).next_power_of_two().min(self.max);
         let angles = |frequencies: &[f32]| -> Vec<f32> {
-            (0..len).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect()
+            (0..len)
+                .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
+                .collect()
         };
         let mut table = angles(&self.short);
         if let Some((_, long)) = &self.long {
@@ -473,7 +509,8 @@ impl Rope {
         }
         let rows = if self.long.is_some() { 2 * len } else { len };
         let table = Tensor::from_vec(table, (rows, self.short.len()), &self.device)?;
-        let tables = Tables { len, cos: (table.cos()? * self.factor)?, sin: (table.sin()? * self.factor)? };
+        let tables =
+            Tables { len, cos: (table.cos()? * self.factor)?, sin: (table.sin()? * self.factor)? };
         *self.tables.write().unwrap_or_else(PoisonError::into_inner) = tables.clone();
         Ok(tables)
     }

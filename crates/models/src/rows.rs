@@ -1,7 +1,8 @@
 //! Which texts the rows of the batch in hand are.
 //!
-//! Generation puts prompts together by length and drops rows that have ended, so a layer that treats texts differently (an adapter for
-//! each) has to be told, for each call, which prompt a row belongs to. What is told holds for this thread.
+//! Generation puts prompts together by length and drops rows that have ended, so a layer that
+//! treats texts differently (an adapter for each) has to be told, for each call, which prompt a row
+//! belongs to. What is told holds for this thread.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -1,5 +1,6 @@
-//! A model as a folder that this crate and Python `transformers` load: `config.json`, `generation_config.json`, tokenizer, chat template and
-//! `model.safetensors`, or several shards with `model.safetensors.index.json`.
+//! A model as a folder that this crate and Python `transformers` load: `config.json`,
+//! `generation_config.json`, tokenizer, chat template and `model.safetensors`, or several shards
+//! with `model.safetensors.index.json`.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,11 +21,13 @@ use crate::weights::safetensors::{INDEX, SINGLE};
 const SHARD_BYTES: u64 = 5_000_000_000;
 
 impl Model {
-    /// Writes the model into `dir`, as `transformers`' `save_pretrained` does for model and tokenizer, in shards of at most 5 GB. Returns the
-    /// folder. Files that are there already are replaced, each at once.
+    /// Writes the model into `dir`, as `transformers`' `save_pretrained` does for model and
+    /// tokenizer, in shards of at most 5 GB. Returns the folder. Files that are there already are
+    /// replaced, each at once.
     ///
-    /// The weights are those that the model computes with: an adapter that is merged is in them. One that is active beside the base is not;
-    /// it is saved by itself, or merged first. What is kept in quantised blocks is dequantised to f32.
+    /// The weights are those that the model computes with: an adapter that is merged is in them.
+    /// One that is active beside the base is not; it is saved by itself, or merged first. What is
+    /// kept in quantised blocks is dequantised to f32.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -32,14 +35,19 @@ impl Model {
         self.save_pretrained_sharded(dir, SHARD_BYTES)
     }
 
-    /// The same with shards of at most `max_shard_bytes`; a tensor that is larger has a shard of its own.
+    /// The same with shards of at most `max_shard_bytes`; a tensor that is larger has a shard of
+    /// its own.
     ///
     /// # Errors
     /// A file cannot be written, or the limit is 0.
     pub fn save_pretrained_sharded(&self, dir: &str, max_shard_bytes: u64) -> Result<PathBuf> {
         if max_shard_bytes == 0 {
             let expected = "a number of bytes above 0";
-            return Err(Error::Argument { field: "max_shard_bytes", value: "0".to_owned(), expected });
+            return Err(Error::Argument {
+                field: "max_shard_bytes",
+                value: "0".to_owned(),
+                expected,
+            });
         }
         let dir = PathBuf::from(dir);
         std::fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
@@ -50,7 +58,9 @@ impl Model {
             |name: &str, value: &Value| replace(&dir.join(name), |out| writeln!(out, "{value:#}"));
         write_json("tokenizer_config.json", &self.tokenizer_config())?;
         if let Some(template) = self.chat_template() {
-            replace(&dir.join("chat_template.jinja"), |out| out.write_all(template.source().as_bytes()))?;
+            replace(&dir.join("chat_template.jinja"), |out| {
+                out.write_all(template.source().as_bytes())
+            })?;
         }
         write_json("generation_config.json", &self.generation_config())?;
         write_json("config.json", &self.config_json())?;
@@ -88,7 +98,8 @@ impl Model {
             let matrices = shard
                 .into_iter()
                 .map(|weight| {
-                    let matrix = by_name.get(weight.name()).cloned().unwrap_or_else(|| weight.matrix());
+                    let matrix =
+                        by_name.get(weight.name()).cloned().unwrap_or_else(|| weight.matrix());
                     let turned = self.is_transposed(weight.name());
                     map.insert(weight.name().to_owned(), file.clone().into());
                     Ok((weight.name(), if turned { matrix.tensor()?.t()?.into() } else { matrix }))
@@ -98,10 +109,14 @@ impl Model {
                 .iter()
                 .map(|(name, matrix)| match matrix {
                     Matrix::Plain(tensor) => Entry::tensor(*name, tensor),
-                    Matrix::Quantized(blocks) => Entry::new(*name, blocks.dims(), Data::Blocks(blocks)),
+                    Matrix::Quantized(blocks) => {
+                        Entry::new(*name, blocks.dims(), Data::Blocks(blocks))
+                    }
                 })
                 .collect();
-            replace(&dir.join(&file), |out| tensor_file::write(out, &entries, &[("format", "pt")]))?;
+            replace(&dir.join(&file), |out| {
+                tensor_file::write(out, &entries, &[("format", "pt")])
+            })?;
             written.push(file);
         }
         if count == 1 {
@@ -114,11 +129,13 @@ impl Model {
         remove_others(dir, &written)
     }
 
-    /// What is written for each weight, by name: what stands in its place, where that is a weight as well.
+    /// What is written for each weight, by name: what stands in its place, where that is a weight
+    /// as well.
     pub(crate) fn weights_to_save(&self) -> HashMap<String, Matrix> {
         let slots: Vec<_> =
             self.slots().iter().map(|slot| (slot.path().to_owned(), slot.current())).collect();
-        // Beside an adapter that is not merged, what it trains of the model's own weights is not written either.
+        // Beside an adapter that is not merged, what it trains of the model's own weights is not
+        // written either.
         let merged = slots.iter().all(|(_, current)| current.as_linear().is_some());
         let mut matrices: HashMap<String, Matrix> = self
             .weights()
@@ -132,7 +149,8 @@ impl Model {
             for (path, current) in &slots {
                 if let Some(linear) = current.as_linear() {
                     matrices.insert(format!("{path}.weight"), linear.matrix());
-                    matrices.extend(linear.bias().map(|bias| (format!("{path}.bias"), bias.into())));
+                    matrices
+                        .extend(linear.bias().map(|bias| (format!("{path}.bias"), bias.into())));
                 }
             }
         }
@@ -142,7 +160,8 @@ impl Model {
     /// The file that the model came with, or what follows from its config.
     fn generation_config(&self) -> Value {
         let brought = std::fs::read_to_string(self.path().join("generation_config.json")).ok();
-        let brought = brought.and_then(|text| serde_json::from_str::<Map<String, Value>>(&text).ok());
+        let brought =
+            brought.and_then(|text| serde_json::from_str::<Map<String, Value>>(&text).ok());
         let mut fields = brought.unwrap_or_default();
         let config = self.config().to_json();
         for field in ["bos_token_id", "eos_token_id", "pad_token_id"] {
@@ -186,7 +205,10 @@ impl Model {
 }
 
 /// Writes a file under another name, flushes it and renames it: whole or as it was before.
-fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+fn replace(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
     let written = (|| {
@@ -204,7 +226,9 @@ fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Resu
 /// Removes weights of another model that stood in this folder.
 fn remove_others(dir: &Path, written: &[String]) -> Result<()> {
     let is_shard = |name: &str| {
-        name == SINGLE || name == INDEX || name.starts_with("model-") && name.ends_with(".safetensors")
+        name == SINGLE
+            || name == INDEX
+            || name.starts_with("model-") && name.ends_with(".safetensors")
     };
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
         let path = entry.map_err(Error::io(dir))?.path();

@@ -1,5 +1,5 @@
-//! Writing safetensors (<https://github.com/huggingface/safetensors>) tensor by tensor, so that a file as large as the model costs no
-//! second copy of it in memory.
+//! Writing safetensors (<https://github.com/huggingface/safetensors>) tensor by tensor, so that a
+//! file as large as the model costs no second copy of it in memory.
 //!
 //! ```
 //! use tunebook_models::tensor_file::{Data, Entry, write};
@@ -71,7 +71,8 @@ impl<'a> Entry<'a> {
 /// Writes a whole file.
 ///
 /// # Errors
-/// When `out` fails, a tensor holds another number of values than its shape says, or is of a type that the format lacks.
+/// When `out` fails, a tensor holds another number of values than its shape says, or is of a type
+/// that the format lacks.
 pub fn write(out: &mut impl Write, entries: &[Entry<'_>], metadata: &[(&str, &str)]) -> Result<()> {
     let mut header = Map::new();
     if !metadata.is_empty() {
@@ -91,7 +92,8 @@ pub fn write(out: &mut impl Write, entries: &[Entry<'_>], metadata: &[(&str, &st
             Data::Blocks(blocks) => blocks.dims().iter().product(),
         };
         if holds != count {
-            let problem = format!("`{}` holds {holds} values, expected {:?}", entry.name, entry.shape);
+            let problem =
+                format!("`{}` holds {holds} values, expected {:?}", entry.name, entry.shape);
             return Err(Error::other(problem));
         }
         let start = end;
@@ -150,10 +152,18 @@ fn put_tensor(out: &mut impl Write, tensor: &Tensor) -> Result<()> {
     let (storage, layout) = tensor.storage_and_layout();
     let (from, to) = (layout.start_offset(), layout.start_offset() + layout.shape().elem_count());
     match &*storage {
-        Storage::Cpu(CpuStorage::F32(values)) => put(out, &values[from..to], |value| value.to_le_bytes()),
-        Storage::Cpu(CpuStorage::F64(values)) => put(out, &values[from..to], |value| value.to_le_bytes()),
-        Storage::Cpu(CpuStorage::BF16(values)) => put(out, &values[from..to], |value| value.to_le_bytes()),
-        Storage::Cpu(CpuStorage::F16(values)) => put(out, &values[from..to], |value| value.to_le_bytes()),
+        Storage::Cpu(CpuStorage::F32(values)) => {
+            put(out, &values[from..to], |value| value.to_le_bytes())
+        }
+        Storage::Cpu(CpuStorage::F64(values)) => {
+            put(out, &values[from..to], |value| value.to_le_bytes())
+        }
+        Storage::Cpu(CpuStorage::BF16(values)) => {
+            put(out, &values[from..to], |value| value.to_le_bytes())
+        }
+        Storage::Cpu(CpuStorage::F16(values)) => {
+            put(out, &values[from..to], |value| value.to_le_bytes())
+        }
         Storage::Cpu(CpuStorage::U8(values)) => out.write_all(&values[from..to]),
         _ => Err(Error::other(format!("a tensor of {:?} cannot be written", tensor.dtype()))),
     }
@@ -168,7 +178,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let tensor = Tensor::arange(0f32, 6., &Device::Cpu).unwrap().reshape((2, 3)).unwrap().t().unwrap();
+        let tensor =
+            Tensor::arange(0f32, 6., &Device::Cpu).unwrap().reshape((2, 3)).unwrap().t().unwrap();
         let half = tensor.to_dtype(DType::BF16).unwrap();
         let entries = [
             Entry::tensor("t", &tensor),
@@ -184,8 +195,11 @@ mod tests {
         assert_eq!(file.len(), 4);
         let t = file.tensor("t").unwrap();
         assert_eq!((t.shape(), t.dtype()), (&[3, 2][..], safetensors::Dtype::F32));
-        let values: Vec<f32> =
-            t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let values: Vec<f32> = t
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
         assert_eq!(values, [0., 3., 1., 4., 2., 5.]);
         assert_eq!(file.tensor("half").unwrap().data().len(), 12);
         assert_eq!(file.tensor("d").unwrap().data(), 0.1f64.to_le_bytes());

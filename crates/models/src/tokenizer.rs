@@ -1,12 +1,14 @@
 //! Text to token ids and back.
 //!
-//! From a `tokenizer.json` as it is, or built from the metadata of a GGUF file (`tokenizer.ggml.*`), which holds the
-//! vocabulary and the merges but no `tokenizer.json`. Ids are those of Python `transformers` for the same file.
+//! From a `tokenizer.json` as it is, or built from the metadata of a GGUF file
+//! (`tokenizer.ggml.*`), which holds the vocabulary and the merges but no `tokenizer.json`. Ids are
+//! those of Python `transformers` for the same file.
 //!
-//! `transformers` splits the text of a GGUF file whose `tokenizer.ggml.pre` is `smollm` with GPT-2's rule alone, where
-//! the model's own `tokenizer.json` (and llama.cpp) first sets every digit apart. The ids differ where two or more
-//! blanks or line breaks stand before a digit. [`Digits`] chooses; the default follows `transformers`, so that losses
-//! and adapters can be compared with Python's.
+//! `transformers` splits the text of a GGUF file whose `tokenizer.ggml.pre` is `smollm` with
+//! GPT-2's rule alone, where the model's own `tokenizer.json` (and llama.cpp) first sets every
+//! digit apart. The ids differ where two or more blanks or line breaks stand before a digit.
+//! [`Digits`] chooses; the default follows `transformers`, so that losses and adapters can be
+//! compared with Python's.
 
 use std::fmt;
 use std::path::Path;
@@ -19,7 +21,8 @@ use crate::error::{Error, Result};
 use crate::weights::gguf::Gguf;
 use crate::weights::gguf_tokenizer::GgufTokenizer;
 
-/// What a tokenizer built from a GGUF file with the pre-tokenizer `smollm` does before GPT-2's split.
+/// What a tokenizer built from a GGUF file with the pre-tokenizer `smollm` does before GPT-2's
+/// split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Digits {
     /// Nothing, as `transformers` does for a GGUF file.
@@ -33,7 +36,8 @@ pub enum Digits {
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// Written before a text by [`Tokenizer::encode_with_special_tokens`] when the tokenizer itself does not do it.
+    /// Written before a text by [`Tokenizer::encode_with_special_tokens`] when the tokenizer itself
+    /// does not do it.
     prefix: Option<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -45,13 +49,16 @@ impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes.
     ///
     /// # Errors
-    /// When keys are missing or do not fit together, or it is of a kind other than byte-level BPE (`gpt2`) and SentencePiece (`llama`).
+    /// When keys are missing or do not fit together, or it is of a kind other than byte-level BPE
+    /// (`gpt2`) and SentencePiece (`llama`).
     pub fn from_gguf(file: &Gguf, digits: Digits) -> Result<Self> {
-        let GgufTokenizer { inner, prefix, bos, eos, pad, unk } = GgufTokenizer::read(file, digits)?;
+        let GgufTokenizer { inner, prefix, bos, eos, pad, unk } =
+            GgufTokenizer::read(file, digits)?;
         Ok(Self { inner, prefix, bos, eos, pad, unk })
     }
 
-    /// From `tokenizer.json`, with the names of the special tokens from the text of a `tokenizer_config.json`.
+    /// From `tokenizer.json`, with the names of the special tokens from the text of a
+    /// `tokenizer_config.json`.
     ///
     /// # Errors
     /// When the file cannot be read or is no tokenizer.
@@ -68,7 +75,8 @@ impl Tokenizer {
             let token = token.as_str().or_else(|| token.get("content")?.as_str())?;
             inner.token_to_id(token)
         };
-        let (bos, eos, pad, unk) = (id("bos_token"), id("eos_token"), id("pad_token"), id("unk_token"));
+        let (bos, eos, pad, unk) =
+            (id("bos_token"), id("eos_token"), id("pad_token"), id("unk_token"));
         Ok(Self { inner, prefix: None, bos, eos, pad, unk })
     }
 
@@ -80,7 +88,8 @@ impl Tokenizer {
         Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec())
     }
 
-    /// Token ids of `text`, with those that the tokenizer adds to a text of its own, such as a first one.
+    /// Token ids of `text`, with those that the tokenizer adds to a text of its own, such as a
+    /// first one.
     ///
     /// # Errors
     /// When the tokenizer refuses the text.
@@ -138,15 +147,15 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// A text that changes with the vocabulary, and with how texts are cut into its tokens: two tokenizers of one fingerprint give a model the same
-    /// ids, whether they come from `tokenizer.json` or a GGUF file.
+    /// A text that changes with the vocabulary, and with how texts are cut into its tokens: two
+    /// tokenizers of one fingerprint give a model the same ids, whether they come from
+    /// `tokenizer.json` or a GGUF file.
     ///
     /// # Errors
     /// When the tokenizer refuses the text that it is tried on.
     pub fn fingerprint(&self) -> Result<String> {
         // No blanks before digits: see [`Digits`].
-        const PROBE: &str =
-            "Hello, world! It's 42 °C – naïve café\n\tdef f(x): return x_1 ** 2  # 日本語 😀 <|im_end|></s>";
+        const PROBE: &str = "Hello, world! It's 42 °C – naïve café\n\tdef f(x): return x_1 ** 2  # 日本語 😀 <|im_end|></s>";
         let mut vocabulary: Vec<(u32, String)> =
             self.inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
         vocabulary.sort_unstable();

@@ -6,8 +6,9 @@ use tunebook_tune::{LrRange, Run};
 
 /// The log of a run as a frame.
 pub trait History {
-    /// One row for each step: `step`, `epoch`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `label_tokens`, `secs`; and for each step that was
-    /// followed by an evaluation `eval_loss` and what else was measured, null elsewhere. A row of step 0 holds an evaluation before training.
+    /// One row for each step: `step`, `epoch`, `loss`, `learning_rate`, `grad_norm`, `tokens`,
+    /// `label_tokens`, `secs`; and for each step that was followed by an evaluation `eval_loss` and
+    /// what else was measured, null elsewhere. A row of step 0 holds an evaluation before training.
     ///
     /// # Errors
     /// A metric has the name of a column.
@@ -17,11 +18,13 @@ pub trait History {
 impl History for Run {
     fn history(&self) -> PolarsResult<DataFrame> {
         let before = self.evals.iter().any(|eval| eval.step == 0);
-        let steps: Vec<_> = before.then_some(None).into_iter().chain(self.steps.iter().map(Some)).collect();
+        let steps: Vec<_> =
+            before.then_some(None).into_iter().chain(self.steps.iter().map(Some)).collect();
         let eval = |step: usize| self.evals.iter().rev().find(|eval| eval.step == step);
         let at = |index: usize| steps[index].map_or(0, |step| step.step);
         let count = |name: &str, get: fn(&tunebook_tune::StepRecord) -> usize| {
-            let values: Vec<Option<u64>> = steps.iter().map(|step| step.map(|s| get(s) as u64)).collect();
+            let values: Vec<Option<u64>> =
+                steps.iter().map(|step| step.map(|s| get(s) as u64)).collect();
             Series::new(name.into(), values).into()
         };
         let number = |name: &str, get: fn(&tunebook_tune::StepRecord) -> f64| {
@@ -29,7 +32,8 @@ impl History for Run {
             Series::new(name.into(), values).into()
         };
         let numbers: Vec<u64> = (0..steps.len()).map(|index| at(index) as u64).collect();
-        let epochs: Vec<f64> = steps.iter().map(|step| step.map_or(0.0, |step| step.epoch)).collect();
+        let epochs: Vec<f64> =
+            steps.iter().map(|step| step.map_or(0.0, |step| step.epoch)).collect();
         let mut columns = vec![
             Series::new("step".into(), numbers).into(),
             Series::new("epoch".into(), epochs).into(),

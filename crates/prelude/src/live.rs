@@ -1,7 +1,8 @@
-//! What a cell shows while a run trains: a bar, the loss curve and the evaluations, replaced in place a few times a second.
+//! What a cell shows while a run trains: a bar, the loss curve and the evaluations, replaced in
+//! place a few times a second.
 //!
-//! The final state stays in the saved notebook. Where nothing can be replaced (a stock kernel, a terminal) a plain progress
-//! bar stands in.
+//! The final state stays in the saved notebook. Where nothing can be replaced (a stock kernel, a
+//! terminal) a plain progress bar stands in.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -111,7 +112,8 @@ impl Live {
         let seen = last.step - self.plan.as_ref().map_or(0, |plan| plan.done_steps).min(last.step);
         if seen > 0 && last.step < total {
             // Evaluations count: the time since the start, not that of the steps alone.
-            let left = self.started.elapsed().as_secs_f64() / seen as f64 * (total - last.step) as f64;
+            let left =
+                self.started.elapsed().as_secs_f64() / seen as f64 * (total - last.step) as f64;
             let _ = write!(status, " · {} left", clock(left));
         }
         if let Some((done, rows)) = self.evaluating {
@@ -128,7 +130,8 @@ impl Live {
         let figure = loss_curve(&points);
         let mut html = String::new();
         let total = self.plan.as_ref().map_or(0, |plan| plan.total_steps);
-        let step = end.map_or(self.last.as_ref().map_or(0, |last| last.step), |run| run.steps.len());
+        let step =
+            end.map_or(self.last.as_ref().map_or(0, |last| last.step), |run| run.steps.len());
         if end.is_none() {
             let _ = write!(
                 html,
@@ -141,7 +144,9 @@ impl Live {
             "<p style=\"margin:0.4em 0;font-variant-numeric:tabular-nums\">{}</p>",
             escape_html(status)
         );
-        html.push_str(figure.bundle().get("text/html").and_then(|image| image.as_str()).unwrap_or_default());
+        html.push_str(
+            figure.bundle().get("text/html").and_then(|image| image.as_str()).unwrap_or_default(),
+        );
         let ranks = match (end, &self.plan, &self.first, &self.last) {
             (Some(run), ..) => run.rank_map(),
             (None, Some(plan), Some(first), Some(last)) => rank_map::after(plan, first, last),
@@ -149,7 +154,9 @@ impl Live {
         };
         if let Some(ranks) = &ranks {
             let bundle = ranks.bundle();
-            html.push_str(bundle.get("text/html").and_then(|image| image.as_str()).unwrap_or_default());
+            html.push_str(
+                bundle.get("text/html").and_then(|image| image.as_str()).unwrap_or_default(),
+            );
         }
         let table = evaluations(end.map_or(&self.evals, |run| &run.evals), &points);
         let mut text = status.to_owned();
@@ -182,12 +189,19 @@ impl Callback for Live {
         self.evaluating = None;
         self.tokens += record.tokens;
         self.secs += record.secs;
-        self.points.push(LossPoint { step: record.step, train: Some(record.loss), validation: None });
+        self.points.push(LossPoint {
+            step: record.step,
+            train: Some(record.loss),
+            validation: None,
+        });
         self.first.get_or_insert_with(|| record.clone());
         self.last = Some(record.clone());
         if let Screen::Bar(Some(bar)) = &self.screen {
-            let validation =
-                self.evals.last().map(|eval| format!(", validation {:.3}", eval.loss)).unwrap_or_default();
+            let validation = self
+                .evals
+                .last()
+                .map(|eval| format!(", validation {:.3}", eval.loss))
+                .unwrap_or_default();
             bar.message(format!("loss {:.3}{validation}", record.loss));
             bar.set(record.step as u64);
         }
@@ -203,7 +217,11 @@ impl Callback for Live {
 
     fn on_eval(&mut self, record: &EvalRecord) -> Result<()> {
         self.evaluating = None;
-        self.points.push(LossPoint { step: record.step, train: None, validation: Some(record.loss) });
+        self.points.push(LossPoint {
+            step: record.step,
+            train: None,
+            validation: Some(record.loss),
+        });
         self.evals.push(record.clone());
         self.draw(true);
         Ok(())
@@ -346,7 +364,8 @@ mod tests {
                     })?;
                 }
             }
-            Ok(serde_json::to_string(&live.bundle(&live.status(), None).data).map_or(0, |text| text.len()))
+            Ok(serde_json::to_string(&live.bundle(&live.status(), None).data)
+                .map_or(0, |text| text.len()))
         };
         let (short, long) = (size(2_000)?, size(50_000)?);
         assert!(long < short + short / 5, "{short} bytes after 2,000 steps, {long} after 50,000");

@@ -5,7 +5,8 @@ use tunebook_tune::{AdapterConfig, AdapterInfo, Plan, Run, StepRecord};
 
 /// The ranks of AdaLoRA's modules as a picture.
 pub trait RankMap {
-    /// The rank of each module, kinds of projection down, blocks across. `None` unless AdaLoRA has moved ranks.
+    /// The rank of each module, kinds of projection down, blocks across. `None` unless AdaLoRA has
+    /// moved ranks.
     fn rank_map(&self) -> Option<Figure>;
 }
 
@@ -33,7 +34,10 @@ pub(crate) fn after(plan: &Plan, first: &StepRecord, step: &StepRecord) -> Optio
         return None;
     }
     let most = first.ranks.iter().copied().max().unwrap_or(0);
-    Some(map(&format!("Ranks after step {}", step.step), &plan.rank_modules, &step.ranks, most).figure())
+    Some(
+        map(&format!("Ranks after step {}", step.step), &plan.rank_modules, &step.ranks, most)
+            .figure(),
+    )
 }
 
 /// The block and the kind of a module: 3 and `q_proj` of `model.layers.3.self_attn.q_proj`.
@@ -44,7 +48,8 @@ fn place(path: &str) -> (usize, &str) {
 
 fn map(title: &str, modules: &[String], ranks: &[usize], most: usize) -> HeatMap {
     // In the order in which the first block has them, which is not that of their names.
-    const USUAL: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    const USUAL: [&str; 7] =
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     let mut kinds: Vec<&str> = Vec::new();
     for module in modules {
         let kind = place(module).1;
@@ -82,13 +87,19 @@ mod tests {
 
     #[test]
     fn modules_find_their_place() {
-        let modules =
-            ["model.layers.10.mlp.up_proj", "model.layers.2.mlp.up_proj", "model.layers.2.self_attn.q_proj"]
-                .map(str::to_owned);
+        let modules = [
+            "model.layers.10.mlp.up_proj",
+            "model.layers.2.mlp.up_proj",
+            "model.layers.2.self_attn.q_proj",
+        ]
+        .map(str::to_owned);
         let map = map("t", &modules, &[7, 8, 9], 12);
         assert_eq!(
             (map.rows, map.columns),
-            (vec!["q_proj".to_owned(), "up_proj".to_owned()], vec!["2".to_owned(), "10".to_owned()])
+            (
+                vec!["q_proj".to_owned(), "up_proj".to_owned()],
+                vec!["2".to_owned(), "10".to_owned()]
+            )
         );
         assert_eq!(map.values, [[Some(9.0), None], [Some(8.0), Some(7.0)]]);
     }

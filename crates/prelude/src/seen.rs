@@ -1,4 +1,5 @@
-//! What the model sees of a pair: its tokens, those that bear a loss and the special ones told apart.
+//! What the model sees of a pair: its tokens, those that bear a loss and the special ones told
+//! apart.
 
 use std::fmt;
 
@@ -77,7 +78,8 @@ impl Seen {
 
     fn summary(&self) -> String {
         let cut = self.tokens.iter().filter(|token| token.cut).count();
-        let mut text = format!("{} tokens, {} of them trained", self.tokens.len(), self.trained_tokens());
+        let mut text =
+            format!("{} tokens, {} of them trained", self.tokens.len(), self.trained_tokens());
         if cut > 0 {
             text.push_str(&format!("; {cut} cut off"));
         }
@@ -87,7 +89,8 @@ impl Seen {
         text
     }
 
-    /// The tokens in colour: what is shown in grey, what is trained in blue, special ones framed, those cut off struck out.
+    /// The tokens in colour: what is shown in grey, what is trained in blue, special ones framed,
+    /// those cut off struck out.
     pub(crate) fn html(&self) -> String {
         let mut html = format!(
             "<p style=\"margin:0.4em 0\">{} <span style=\"background:#e8e8e8;color:#222\">shown</span> \

@@ -1,8 +1,8 @@
 //! How the last expression of a cell is shown.
 //!
-//! evcxr compiles a cell `EXPR` as `(EXPR).evcxr_display();`, and if that fails a second time with `Debug`. With this trait in
-//! scope the first way always compiles, which halves the time of such a cell. Types that have a method of this name
-//! themselves (plotly's `Plot`) keep their own.
+//! evcxr compiles a cell `EXPR` as `(EXPR).evcxr_display();`, and if that fails a second time with
+//! `Debug`. With this trait in scope the first way always compiles, which halves the time of such a
+//! cell. Types that have a method of this name themselves (plotly's `Plot`) keep their own.
 
 use std::any::TypeId;
 use std::fmt::Debug;
@@ -16,7 +16,8 @@ const MAX_CHARS: usize = 50_000;
 /// A value with a longer `Debug` form is spread over lines.
 const LINE_CHARS: usize = 100;
 
-/// Shows a value as the result of a cell: our own types, frames and tensors as tables and pictures, all others by `Debug`.
+/// Shows a value as the result of a cell: our own types, frames and tensors as tables and pictures,
+/// all others by `Debug`.
 pub trait EvcxrDisplay {
     /// Shows it.
     fn evcxr_display(&self);
@@ -52,8 +53,8 @@ pub(crate) struct Value<'a> {
 impl<'a> Value<'a> {
     /// The value, if it is a `T`.
     pub fn as_ref<T: 'static>(&self) -> Option<&'a T> {
-        // SAFETY: `pointer` comes from a reference that lives for 'a, to a value whose type is `T` up to lifetimes; and `T:
-        // 'static` has none.
+        // SAFETY: `pointer` comes from a reference that lives for 'a, to a value whose type is `T`
+        // up to lifetimes; and `T: 'static` has none.
         (self.id == TypeId::of::<T>()).then(|| unsafe { &*self.pointer.cast::<T>() })
     }
 }
@@ -84,7 +85,8 @@ fn plain(value: &dyn Debug) -> MimeBundle {
     MimeBundle::text(text)
 }
 
-/// The id of a type with its lifetimes erased, which exists for every type (`TypeId::of` asks for `'static`).
+/// The id of a type with its lifetimes erased, which exists for every type (`TypeId::of` asks for
+/// `'static`).
 fn type_id<T: ?Sized>() -> TypeId {
     trait Erased {
         fn id(&self) -> TypeId
@@ -101,7 +103,8 @@ fn type_id<T: ?Sized>() -> TypeId {
     }
     let phantom = std::marker::PhantomData::<T>;
     let erased: &dyn Erased = &phantom;
-    // SAFETY: the two types differ in a lifetime bound only; the method reads no data, and ids do not depend on lifetimes.
+    // SAFETY: the two types differ in a lifetime bound only; the method reads no data, and ids do
+    // not depend on lifetimes.
     let erased = unsafe { std::mem::transmute::<&dyn Erased, &(dyn Erased + 'static)>(erased) };
     erased.id()
 }
@@ -112,7 +115,11 @@ pub(crate) mod tests {
 
     /// The forms that a value is shown in.
     pub(crate) fn shown<T: Debug>(value: &T) -> MimeBundle {
-        bundle(Value { id: type_id::<T>(), pointer: std::ptr::from_ref(value).cast(), debug: value })
+        bundle(Value {
+            id: type_id::<T>(),
+            pointer: std::ptr::from_ref(value).cast(),
+            debug: value,
+        })
     }
 
     #[test]

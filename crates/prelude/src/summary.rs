@@ -17,20 +17,34 @@ impl Summary for Model {
         let mut line = |name: &str, value: Cell| table.row([Cell::from(name), value]);
         line("architecture", Cell::Right(config.model_type.clone()));
         line("parameters", self.parameter_count().into());
-        line("memory of the weights", Cell::Right(format!("{:.0} MB", self.memory_bytes() as f64 / 1e6)));
+        line(
+            "memory of the weights",
+            Cell::Right(format!("{:.0} MB", self.memory_bytes() as f64 / 1e6)),
+        );
         line("blocks", config.num_hidden_layers.into());
         line("hidden size", config.hidden_size.into());
         line(
             "attention heads",
-            Cell::Right(format!("{} ({} key/value)", config.num_attention_heads, config.num_key_value_heads)),
+            Cell::Right(format!(
+                "{} ({} key/value)",
+                config.num_attention_heads, config.num_key_value_heads
+            )),
         );
         line("vocabulary", config.vocab_size.into());
         line("context", Cell::Right(format!("{} tokens", config.max_position_embeddings)));
-        line("chat template", Cell::Right(if self.chat_template().is_some() { "yes" } else { "no" }.into()));
+        line(
+            "chat template",
+            Cell::Right(if self.chat_template().is_some() { "yes" } else { "no" }.into()),
+        );
         line("device", Cell::Right(format!("{:?}", self.device().location())));
         for adapter in self.adapters() {
-            let name = format!("adapter {}{}", adapter.name, if adapter.active { " (active)" } else { "" });
-            let share = 100.0 * adapter.trainable_parameters as f64 / adapter.all_parameters.max(1) as f64;
+            let name = format!(
+                "adapter {}{}",
+                adapter.name,
+                if adapter.active { " (active)" } else { "" }
+            );
+            let share =
+                100.0 * adapter.trainable_parameters as f64 / adapter.all_parameters.max(1) as f64;
             let count = format_number(adapter.trainable_parameters as f64);
             line(&name, Cell::Right(format!("{count} trainable ({share:.2} %)")));
         }

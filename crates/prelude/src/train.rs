@@ -9,14 +9,16 @@ use crate::live::Live;
 
 /// Training on the two sides of a split, with a live display.
 pub trait Train {
-    /// Trains on `split.train` and evaluates on `split.validation`. While it runs, the cell shows where it stands, the loss curve and
-    /// the evaluations; Stop ends the run and keeps everything up to the last whole step.
+    /// Trains on `split.train` and evaluates on `split.validation`. While it runs, the cell shows
+    /// where it stands, the loss curve and the evaluations; Stop ends the run and keeps everything
+    /// up to the last whole step.
     ///
     /// # Errors
     /// As [`Trainer::fit`].
     fn train(&self, split: &Splits) -> Result<Run>;
 
-    /// What training on this split will train and take, before it starts: parameters, memory, and the size of the adapter's file.
+    /// What training on this split will train and take, before it starts: parameters, memory, and
+    /// the size of the adapter's file.
     ///
     /// # Errors
     /// As [`Trainer::summary`].
@@ -41,14 +43,17 @@ impl Train for Trainer {
 
     fn resume_training(&self, run: &Run, split: &Splits) -> Result<Run> {
         let (train, validation) = (split.train.examples(), split.validation.examples());
-        self.observed(Box::new(Live::going_on(run)), |trainer| trainer.resume(run, &train, &validation))
+        self.observed(Box::new(Live::going_on(run)), |trainer| {
+            trainer.resume(run, &train, &validation)
+        })
     }
 }
 
 /// The pairs of a data set as training examples.
 pub trait Examples {
-    /// All rows, in order. What a column `system` holds stands before the prompt. A row with a conversation of several turns in the column
-    /// `messages` is that conversation, and every turn of the assistant is trained on.
+    /// All rows, in order. What a column `system` holds stands before the prompt. A row with a
+    /// conversation of several turns in the column `messages` is that conversation, and every turn
+    /// of the assistant is trained on.
     fn examples(&self) -> Vec<Example>;
 }
 
@@ -56,7 +61,8 @@ impl Examples for Dataset {
     fn examples(&self) -> Vec<Example> {
         let frame = self.frame();
         let system = frame.column("system").ok().and_then(|column| column.str().ok());
-        let told = |row: usize| system.and_then(|system| system.get(row)).filter(|told| !told.is_empty());
+        let told =
+            |row: usize| system.and_then(|system| system.get(row)).filter(|told| !told.is_empty());
         let rows = self.rows().into_iter().enumerate();
         rows.map(|(at, row)| match (self.conversation(at), told(at)) {
             (Some(turns), told) => {

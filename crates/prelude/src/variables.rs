@@ -1,8 +1,10 @@
-//! The variables that live on between cells: what evcxr puts into the source of every cell, compiled once.
+//! The variables that live on between cells: what evcxr puts into the source of every cell,
+//! compiled once.
 //!
-//! evcxr's own module of this kind (`evcxr_internal_runtime.rs`, whose names and meanings these are) is part of each cell, and
-//! compiling its hash map anew took half of the time of a short cell. Our kernel puts a `use` of this module in its
-//! place. The store is evcxr's in memory, too, so cells that were compiled without the prelude can share it.
+//! evcxr's own module of this kind (`evcxr_internal_runtime.rs`, whose names and meanings these
+//! are) is part of each cell, and compiling its hash map anew took half of the time of a short
+//! cell. Our kernel puts a `use` of this module in its place. The store is evcxr's in memory, too,
+//! so cells that were compiled without the prelude can share it.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -22,7 +24,8 @@ pub struct VariableStore {
     variables: HashMap<String, Box<dyn Any + 'static>>,
 }
 
-// A cell's panic is caught where the cell ends, and these end a cell that evcxr should not have let run.
+// A cell's panic is caught where the cell ends, and these end a cell that evcxr should not have let
+// run.
 #[allow(clippy::panic)]
 impl VariableStore {
     /// Keeps a variable.
@@ -30,7 +33,8 @@ impl VariableStore {
         self.put(name, Box::new(value));
     }
 
-    /// Whether a variable, if it is there, still has the type `T`; says so to the user and to evcxr when it has not.
+    /// Whether a variable, if it is there, still has the type `T`; says so to the user and to evcxr
+    /// when it has not.
     pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
         self.check(name, TypeId::of::<T>())
     }
@@ -38,10 +42,12 @@ impl VariableStore {
     /// Takes a variable out.
     ///
     /// # Panics
-    /// It is not there, or of another type: evcxr has asked [`VariableStore::check_variable`] before.
+    /// It is not there, or of another type: evcxr has asked [`VariableStore::check_variable`]
+    /// before.
     pub fn take_variable<T: 'static>(&mut self, name: &str) -> T {
         let value = Box::into_raw(self.take(name, TypeId::of::<T>()));
-        // SAFETY: `take` has compared the types, and the box owns the value. (`downcast` would be compiled in every cell.)
+        // SAFETY: `take` has compared the types, and the box owns the value. (`downcast` would be
+        // compiled in every cell.)
         unsafe { *Box::from_raw(value.cast::<T>()) }
     }
 
@@ -90,7 +96,8 @@ impl VariableStore {
 }
 
 fn tell_changed(name: &str) {
-    let _ = writeln!(std::io::stderr(), "The type of the variable {name} was redefined, so was lost.");
+    let _ =
+        writeln!(std::io::stderr(), "The type of the variable {name} was redefined, so was lost.");
     let nonce = std::env::var(NONCE_VAR).unwrap_or_default();
     let _ = writeln!(std::io::stdout(), "{}{nonce}CHANGED{name}", char::from(FRAME_START));
 }
@@ -110,7 +117,9 @@ mod tests {
         let mut store = VariableStore::default();
         store.put_variable("words", vec!["lora".to_owned()]);
         store.put_variable("nothing", ());
-        assert!(store.check_variable::<Vec<String>>("words") && store.check_variable::<u8>("unknown"));
+        assert!(
+            store.check_variable::<Vec<String>>("words") && store.check_variable::<u8>("unknown")
+        );
         assert_eq!(store.take_variable::<Vec<String>>("words"), ["lora"]);
         store.take_variable::<()>("nothing");
         let first = store.lazy_arc("shared", || 1);
@@ -126,8 +135,9 @@ mod tests {
         let mut store = VariableStore::default();
         store.put_variable("count", 1i32);
         assert!(!store.check_variable::<u32>("count"));
-        let taken =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.take_variable::<u32>("count")));
+        let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            store.take_variable::<u32>("count")
+        }));
         assert!(taken.is_err());
     }
 

@@ -10,10 +10,14 @@ fn the_prelude_of_rust_is_not_shadowed() -> Result<(), Box<dyn std::error::Error
     let option: Option<Vec<String>> = Some(vec![String::from("a"), "b".to_owned()]);
     let result: Result<usize, std::num::ParseIntError> = "3".parse::<usize>();
     let boxed: Box<dyn Fn(u8) -> u8> = Box::new(|x| x + 1);
-    fn named<T: Clone + Send + Sync + Copy + Default + PartialEq + Eq + Ord + PartialOrd>(x: T) -> T {
+    fn named<T: Clone + Send + Sync + Copy + Default + PartialEq + Eq + Ord + PartialOrd>(
+        x: T,
+    ) -> T {
         x
     }
-    fn moved<I: Iterator<Item = u8> + DoubleEndedIterator + ExactSizeIterator>(items: I) -> Vec<u8> {
+    fn moved<I: Iterator<Item = u8> + DoubleEndedIterator + ExactSizeIterator>(
+        items: I,
+    ) -> Vec<u8> {
         items.rev().collect()
     }
     assert!(matches!(option, Some(ref names) if names.len() == 2) && None::<u8>.is_none());
@@ -69,18 +73,21 @@ fn values_of_any_kind_can_end_a_cell() -> Result<(), Box<dyn std::error::Error>>
 #[test]
 fn texts_beside_each_other() {
     let questions = ["Where is it?".to_owned(), "And the other one?".to_owned()];
-    let (before, after) = (["It is.".to_owned()], ["On its way.".to_owned(), "There, too.".to_owned()]);
+    let (before, after) =
+        (["It is.".to_owned()], ["On its way.".to_owned(), "There, too.".to_owned()]);
     let table = side_by_side(&["question", "before", "after"], &[&questions, &before, &after]);
     insta::assert_snapshot!(table.text());
 }
 
-/// The log of a run is one frame: a row for each step, evaluations beside the steps that they follow.
+/// The log of a run is one frame: a row for each step, evaluations beside the steps that they
+/// follow.
 #[test]
 fn a_run_s_log_is_a_frame() -> Result<(), Box<dyn std::error::Error>> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lora_tiny/model");
     let model = Model::load(path, &Device::Cpu)?;
     model.add_adapter("a", Lora::default())?;
-    let pairs: Vec<Example> = (0..8).map(|i| Example::new(format!("{i}"), format!("{}", i * 3))).collect();
+    let pairs: Vec<Example> =
+        (0..8).map(|i| Example::new(format!("{i}"), format!("{}", i * 3))).collect();
     let args = TrainingArgs { epochs: 2, eval_on_start: true, ..Default::default() };
     let trainer = Trainer::new(&model, &args)
         .with_metric("length", Box::new(|model: &Model| Ok(model.num_blocks() as f64)));

@@ -8,13 +8,15 @@ use crate::display::{Display, display};
 use crate::interrupt;
 use crate::sink::{Place, sink};
 
-/// Redraws per second would flicker, and flood a notebook: these are the shortest pauses between two of them.
+/// Redraws per second would flicker, and flood a notebook: these are the shortest pauses between
+/// two of them.
 const CHANNEL_PAUSE: Duration = Duration::from_millis(200);
 const TERMINAL_PAUSE: Duration = Duration::from_millis(100);
 const LINE_PAUSE: Duration = Duration::from_secs(5);
 
-/// A progress bar. It redraws a few times a second, can be driven from any thread, and is drawn for the last time by
-/// [`ProgressBar::finish`] or when it is dropped. Work that is over within a second draws no bar in a terminal's log.
+/// A progress bar. It redraws a few times a second, can be driven from any thread, and is drawn for
+/// the last time by [`ProgressBar::finish`] or when it is dropped. Work that is over within a
+/// second draws no bar in a terminal's log.
 #[derive(Debug)]
 pub struct ProgressBar {
     state: Mutex<State>,
@@ -51,7 +53,8 @@ impl ProgressBar {
         }
     }
 
-    /// Names the unit of work in the singular ("step", "token", "row"; "B" for bytes shows kB, MB and GB). Default: "it".
+    /// Names the unit of work in the singular ("step", "token", "row"; "B" for bytes shows kB, MB
+    /// and GB). Default: "it".
     #[must_use]
     pub fn unit(self, unit: &str) -> Self {
         self.lock().unit = unit.to_owned();
@@ -77,7 +80,8 @@ impl ProgressBar {
         self.lock().total = total;
     }
 
-    /// Sets the text beside the bar (the loss, the learning rate, a file name). It appears with the next redraw.
+    /// Sets the text beside the bar (the loss, the learning rate, a file name). It appears with the
+    /// next redraw.
     pub fn message(&self, message: impl Into<String>) {
         self.lock().message = message.into();
     }
@@ -106,7 +110,8 @@ impl State {
             Place::Terminal { interactive: true } => TERMINAL_PAUSE,
             Place::Stock | Place::Terminal { interactive: false } => LINE_PAUSE,
         };
-        // Lines that stay are not worth it before some time has passed; a bar in place is shown at once.
+        // Lines that stay are not worth it before some time has passed; a bar in place is shown at
+        // once.
         let last = match self.drawn {
             Some(drawn) => drawn,
             None if pause == LINE_PAUSE => self.started,
@@ -185,7 +190,8 @@ impl State {
             && rate > 0.0
             && !self.finished
         {
-            let left = Duration::from_secs_f64((total.saturating_sub(self.done) as f64 / rate).min(3.6e6));
+            let left =
+                Duration::from_secs_f64((total.saturating_sub(self.done) as f64 / rate).min(3.6e6));
             text.push_str(&format!("<{}", clock(left)));
         }
         if rate > 0.0 {
@@ -274,8 +280,9 @@ pub struct Progress<I> {
     handed_out: bool,
 }
 
-/// Draws a bar named `label` over an iterator. The iteration ends when the user presses Stop, so a loop of one's own
-/// stops like a training run does; [`interrupt::requested`] tells whether it was so.
+/// Draws a bar named `label` over an iterator. The iteration ends when the user presses Stop, so a
+/// loop of one's own stops like a training run does; [`interrupt::requested`] tells whether it was
+/// so.
 pub fn progress<I: IntoIterator>(items: I, label: &str) -> Progress<I::IntoIter> {
     let inner = items.into_iter();
     let total = inner.size_hint().1.map(|total| total as u64);

@@ -1,10 +1,11 @@
-//! One output in every form that a front end may want: the MIME bundle of Jupyter's messaging protocol.
+//! One output in every form that a front end may want: the MIME bundle of Jupyter's messaging
+//! protocol.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// One output, keyed by MIME type. A front end shows the richest form that it knows; the plain text is what remains in
-/// a terminal, a log or a diff.
+/// One output, keyed by MIME type. A front end shows the richest form that it knows; the plain text
+/// is what remains in a terminal, a log or a diff.
 ///
 /// ```
 /// use tunebook_progress::MimeBundle;
@@ -27,7 +28,8 @@ impl MimeBundle {
         Self::default().with("text/plain", text.into())
     }
 
-    /// Adds an HTML form. Every string that comes from data must have passed through [`escape_html`].
+    /// Adds an HTML form. Every string that comes from data must have passed through
+    /// [`escape_html`].
     #[must_use]
     pub fn html(self, html: impl Into<String>) -> Self {
         self.with("text/html", html.into())

@@ -1,9 +1,10 @@
 //! The display channel: how code that runs in a cell tells our kernel what to show.
 //!
-//! Messages travel in-band on standard output, so that they keep their place among the text that the cell prints. Each
-//! is one frame: the byte `0x1e`, a nonce that the kernel drew for this process and put into the environment
-//! variable [`NONCE_VAR`], the message as JSON, and a newline. JSON escapes every control character, so a frame holds
-//! neither `0x1e` nor a newline of its own, and printed text cannot be taken for a frame without the nonce.
+//! Messages travel in-band on standard output, so that they keep their place among the text that
+//! the cell prints. Each is one frame: the byte `0x1e`, a nonce that the kernel drew for this
+//! process and put into the environment variable [`NONCE_VAR`], the message as JSON, and a newline.
+//! JSON escapes every control character, so a frame holds neither `0x1e` nor a newline of its own,
+//! and printed text cannot be taken for a frame without the nonce.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

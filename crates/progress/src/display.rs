@@ -7,7 +7,8 @@ use crate::sink::{Place, sink};
 
 /// An output that has been shown and can be replaced.
 ///
-/// On a stock kernel an output appears when the cell has ended: only the last state is sent, when this value is dropped.
+/// On a stock kernel an output appears when the cell has ended: only the last state is sent, when
+/// this value is dropped.
 #[derive(Debug)]
 pub struct Display {
     id: String,
@@ -27,7 +28,8 @@ pub fn result(bundle: MimeBundle) {
     sink().result(&bundle);
 }
 
-/// Removes the cell's outputs; with `wait`, not before the next output comes. Does nothing outside our kernel.
+/// Removes the cell's outputs; with `wait`, not before the next output comes. Does nothing outside
+/// our kernel.
 pub fn clear(wait: bool) {
     sink().clear(wait);
 }
@@ -38,7 +40,8 @@ impl Display {
         &self.id
     }
 
-    /// Replaces the output. In a terminal, where nothing can be replaced, it is shown when the handle is dropped.
+    /// Replaces the output. In a terminal, where nothing can be replaced, it is shown when the
+    /// handle is dropped.
     pub fn update(&self, bundle: MimeBundle) {
         let mut sink = sink();
         if matches!(sink.place(), Place::Channel { .. }) {

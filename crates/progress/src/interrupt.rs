@@ -1,8 +1,8 @@
 //! The stop flag: how long work learns that the user pressed Stop.
 //!
-//! Our kernel keeps the flag in its own part of the process and passes its address in the environment variable
-//! [`FLAG_VAR`] as `pid:address` (hexadecimal); it clears the flag before each cell. In any other process the flag lives
-//! here, and [`catch_ctrl_c`] lets Ctrl-C set it.
+//! Our kernel keeps the flag in its own part of the process and passes its address in the
+//! environment variable [`FLAG_VAR`] as `pid:address` (hexadecimal); it clears the flag before each
+//! cell. In any other process the flag lives here, and [`catch_ctrl_c`] lets Ctrl-C set it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The environment variable through which our kernel shares its flag.
 pub const FLAG_VAR: &str = "TUNEBOOK_INTERRUPT";
 
-/// The flag, shared between the kernel and the code of the cells. The layout is part of the interface.
+/// The flag, shared between the kernel and the code of the cells. The layout is part of the
+/// interface.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Flag {
@@ -51,14 +52,16 @@ pub fn request() {
     flag().requested.fetch_add(1, Ordering::AcqRel);
 }
 
-/// Forgets earlier requests. Our kernel does it before each cell; a program does it before it starts the next work.
+/// Forgets earlier requests. Our kernel does it before each cell; a program does it before it
+/// starts the next work.
 pub fn reset() {
     let flag = flag();
     flag.requested.store(0, Ordering::Release);
     flag.seen.store(0, Ordering::Release);
 }
 
-/// Lets Ctrl-C ask for a stop instead of ending the process. A second Ctrl-C, before the first was seen, ends it.
+/// Lets Ctrl-C ask for a stop instead of ending the process. A second Ctrl-C, before the first was
+/// seen, ends it.
 pub fn catch_ctrl_c() {
     extern "C" fn on_sigint(_: libc::c_int) {
         // Only atomics and `_exit`: both may be used in a signal handler.
@@ -80,14 +83,18 @@ pub fn catch_ctrl_c() {
 
 fn flag() -> &'static Flag {
     static FLAG: OnceLock<&'static Flag> = OnceLock::new();
-    FLAG.get_or_init(|| match std::env::var(FLAG_VAR).ok().and_then(|value| shared_address(&value)) {
-        // SAFETY: the kernel that runs this very process wrote the address of a `Flag` that lives as long as it.
-        Some(address) => unsafe { &*(address as *const Flag) },
-        None => &OWN,
+    FLAG.get_or_init(|| {
+        match std::env::var(FLAG_VAR).ok().and_then(|value| shared_address(&value)) {
+            // SAFETY: the kernel that runs this very process wrote the address of a `Flag` that
+            // lives as long as it.
+            Some(address) => unsafe { &*(address as *const Flag) },
+            None => &OWN,
+        }
     })
 }
 
-/// The address in `pid:address`, unless it is another process's (the variable is inherited by child processes).
+/// The address in `pid:address`, unless it is another process's (the variable is inherited by child
+/// processes).
 fn shared_address(value: &str) -> Option<usize> {
     let (pid, address) = value.split_once(':')?;
     if pid.parse::<u32>().ok()? != std::process::id() {

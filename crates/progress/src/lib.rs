@@ -1,8 +1,8 @@
 //! What a long-running call shows while it runs, and how it is asked to stop.
 //!
-//! This crate is the leaf of the workspace: data passes, downloads, training and generation all report through it, and
-//! none of them knows where the report ends up. There are three places (see [`sink`]): our kernel's display channel, a
-//! stock evcxr kernel, and a plain terminal.
+//! This crate is the leaf of the workspace: data passes, downloads, training and generation all
+//! report through it, and none of them knows where the report ends up. There are three places (see
+//! [`sink`]): our kernel's display channel, a stock evcxr kernel, and a plain terminal.
 //!
 //! ```
 //! use tunebook_progress::{MimeBundle, ProgressBar, display, interrupt, progress, stream};

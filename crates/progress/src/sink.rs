@@ -1,9 +1,12 @@
 //! Where outputs go. The place is found out once per process, from the environment:
 //!
-//! - [`Place::Channel`]: our kernel, which shows and replaces outputs while the cell runs ([`crate::channel`]).
-//! - [`Place::Stock`]: a stock evcxr kernel, which shows one output per MIME type when the cell has ended, and passes
-//!   printed text on line by line. Outputs are held back until they are final; progress becomes a line now and then.
-//! - [`Place::Terminal`]: a person, or a log file, at the end of standard output and standard error.
+//! - [`Place::Channel`]: our kernel, which shows and replaces outputs while the cell runs
+//!   ([`crate::channel`]).
+//! - [`Place::Stock`]: a stock evcxr kernel, which shows one output per MIME type when the cell has
+//!   ended, and passes printed text on line by line. Outputs are held back until they are final;
+//!   progress becomes a line now and then.
+//! - [`Place::Terminal`]: a person, or a log file, at the end of standard output and standard
+//!   error.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -54,7 +57,11 @@ pub(crate) struct Sink {
 
 impl Sink {
     /// A sink for `place` that writes to `out` and `err`.
-    pub(crate) fn new(place: Place, out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Self {
+    pub(crate) fn new(
+        place: Place,
+        out: Box<dyn Write + Send>,
+        err: Box<dyn Write + Send>,
+    ) -> Self {
         Self { place, out, err, mid_line: false }
     }
 
@@ -63,23 +70,32 @@ impl Sink {
         &self.place
     }
 
-    /// Shows a new output. Nothing is reported back: an output that cannot be shown must not stop the work.
+    /// Shows a new output. Nothing is reported back: an output that cannot be shown must not stop
+    /// the work.
     pub(crate) fn display(&mut self, id: &str, bundle: &MimeBundle) {
-        let message =
-            Message::Display { id: id.into(), data: bundle.data.clone(), metadata: bundle.metadata.clone() };
+        let message = Message::Display {
+            id: id.into(),
+            data: bundle.data.clone(),
+            metadata: bundle.metadata.clone(),
+        };
         self.show(&message, bundle);
     }
 
-    /// Replaces an output. On a stock kernel, where the last output of a MIME type wins, it is shown anew.
+    /// Replaces an output. On a stock kernel, where the last output of a MIME type wins, it is
+    /// shown anew.
     pub(crate) fn update(&mut self, id: &str, bundle: &MimeBundle) {
-        let message =
-            Message::Update { id: id.into(), data: bundle.data.clone(), metadata: bundle.metadata.clone() };
+        let message = Message::Update {
+            id: id.into(),
+            data: bundle.data.clone(),
+            metadata: bundle.metadata.clone(),
+        };
         self.show(&message, bundle);
     }
 
     /// Shows the value of a cell's last expression.
     pub(crate) fn result(&mut self, bundle: &MimeBundle) {
-        let message = Message::Result { data: bundle.data.clone(), metadata: bundle.metadata.clone() };
+        let message =
+            Message::Result { data: bundle.data.clone(), metadata: bundle.metadata.clone() };
         self.show(&message, bundle);
     }
 
@@ -98,8 +114,8 @@ impl Sink {
         }
         let _ = self.out.write_all(text.as_bytes());
         self.mid_line = !text.ends_with('\n');
-        // A stock kernel reads its control words line by line: an unfinished line that had been flushed would swallow
-        // the next one. Left in the buffer, it waits for its newline.
+        // A stock kernel reads its control words line by line: an unfinished line that had been
+        // flushed would swallow the next one. Left in the buffer, it waits for its newline.
         if self.place != Place::Stock {
             let _ = self.out.flush();
         }
@@ -139,7 +155,9 @@ impl Sink {
                     };
                     // A line of the content that equals a control word would end the block early.
                     let content = content.replace("EVCXR_", "EVCXR\u{200b}_");
-                    block.push_str(&format!("EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT\n"));
+                    block.push_str(&format!(
+                        "EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT\n"
+                    ));
                 }
                 self.write(block.as_bytes());
             }
@@ -180,7 +198,8 @@ pub(crate) mod tests {
 
     impl Shared {
         pub(crate) fn text(&self) -> String {
-            String::from_utf8(self.0.lock().expect("no panic while writing").clone()).expect("UTF-8")
+            String::from_utf8(self.0.lock().expect("no panic while writing").clone())
+                .expect("UTF-8")
         }
     }
 

@@ -2,7 +2,8 @@
 
 use crate::sink::sink;
 
-/// Shows `text` at once, without adding a newline. End the last piece with one: a stock kernel shows whole lines only.
+/// Shows `text` at once, without adding a newline. End the last piece with one: a stock kernel
+/// shows whole lines only.
 pub fn stream(text: &str) {
     sink().text(text);
 }

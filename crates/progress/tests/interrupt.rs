@@ -1,4 +1,5 @@
-//! The stop flag is one per process, so its tests have a process of their own and run in one function.
+//! The stop flag is one per process, so its tests have a process of their own and run in one
+//! function.
 
 use tunebook_progress::{interrupt, progress};
 

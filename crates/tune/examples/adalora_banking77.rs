@@ -1,9 +1,12 @@
-//! AdaLoRA and LoRA with as many numbers to train, on banking77: the message of a bank's customer is the prompt, its intent the completion.
+//! AdaLoRA and LoRA with as many numbers to train, on banking77: the message of a bank's customer
+//! is the prompt, its intent the completion.
 //!
-//! `cargo run --example adalora_banking77 -- train.csv [STEPS [SEED ..]]`, where `train.csv` is banking77's. Some messages of every intent are trained
-//! on, others are held out; LoRA has rank 8 everywhere, AdaLoRA starts with rank 12 and ends with rank 8 on average. Each is trained with the
-//! same rows in the same order at each of some learning rates, with each seed (of the order and of the initial values; 42 if none is given). A line for each run: held-out loss, and how many held-out intents are
-//! answered to the letter.
+//! `cargo run --example adalora_banking77 -- train.csv [STEPS [SEED ..]]`, where `train.csv` is
+//! banking77's. Some messages of every intent are trained on, others are held out; LoRA has rank 8
+//! everywhere, AdaLoRA starts with rank 12 and ends with rank 8 on average. Each is trained with
+//! the same rows in the same order at each of some learning rates, with each seed (of the order and
+//! of the initial values; 42 if none is given). A line for each run: held-out loss, and how many
+//! held-out intents are answered to the letter.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -14,7 +17,8 @@ use std::time::Instant;
 
 use tunebook_models::{DType, Device, GenerationConfig, Model};
 use tunebook_tune::{
-    AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrScheduler, Trainer, TrainingArgs,
+    AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrScheduler, Trainer,
+    TrainingArgs,
 };
 
 /// Messages of each intent that are trained on, and that are held out.
@@ -36,12 +40,18 @@ fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let path = arguments.first().ok_or("needs banking77's train.csv")?;
     let steps = arguments.get(1).map_or(Ok(60), |steps| steps.parse::<usize>())?;
-    let seeds: Vec<u64> = arguments.iter().skip(2).map(|seed| seed.parse()).collect::<Result<_, _>>()?;
+    let seeds: Vec<u64> =
+        arguments.iter().skip(2).map(|seed| seed.parse()).collect::<Result<_, _>>()?;
     let seeds = if seeds.is_empty() { vec![42] } else { seeds };
     let (train, held_out) = rows(&std::fs::read_to_string(path)?);
-    println!("{} rows to train on, {} held out, {steps} steps of 8 rows", train.len(), held_out.len());
+    println!(
+        "{} rows to train on, {} held out, {steps} steps of 8 rows",
+        train.len(),
+        held_out.len()
+    );
     let model = Model::load_as("SmolLM2-135M-Instruct", Some(DType::BF16), &Device::Cpu)?;
-    let mut lora = Lora { r: 8, lora_alpha: 16.0, target_modules: "all-linear".into(), ..Default::default() };
+    let mut lora =
+        Lora { r: 8, lora_alpha: 16.0, target_modules: "all-linear".into(), ..Default::default() };
     let mut adalora = AdaLora {
         init_r: 12,
         target_r: 8,
@@ -90,9 +100,13 @@ fn one(
         &prompts,
         &GenerationConfig { max_new_tokens: 12, batch_size: 64, ..Default::default() },
     )?;
-    let right =
-        answers.iter().zip(held_out).filter(|(answer, example)| answer.trim() == example.completion).count();
-    let at_end = numbers(model, &run.plan.rank_modules, run.steps.last().map_or(&[], |step| &step.ranks));
+    let right = answers
+        .iter()
+        .zip(held_out)
+        .filter(|(answer, example)| answer.trim() == example.completion)
+        .count();
+    let at_end =
+        numbers(model, &run.plan.rank_modules, run.steps.last().map_or(&[], |step| &step.ranks));
     println!(
         "{} at {learning_rate:.0e}, seed {seed}: held-out loss {:.4}, {right} of {} intents right; {} numbers trained, {} at the end; {trained_secs:.0} s",
         info.config,
@@ -113,7 +127,9 @@ fn numbers(model: &Model, modules: &[String], ranks: &[usize]) -> Option<usize> 
     let sizes: BTreeMap<String, usize> = model
         .slots()
         .iter()
-        .map(|slot| (slot.path().to_owned(), slot.current().in_features() + slot.current().out_features()))
+        .map(|slot| {
+            (slot.path().to_owned(), slot.current().in_features() + slot.current().out_features())
+        })
         .collect();
     let of = |(module, rank): (&String, &usize)| Some(rank * (sizes.get(module)? + 1));
     if ranks.is_empty() { None } else { modules.iter().zip(ranks).map(of).sum() }
@@ -126,22 +142,32 @@ fn by_kind(modules: &[String], ranks: &[usize]) -> String {
         kinds.entry(module.rsplit('.').next().unwrap_or(module)).or_default().push(*rank);
     }
     let mean = |ranks: &[usize]| ranks.iter().sum::<usize>() as f64 / ranks.len().max(1) as f64;
-    kinds.iter().map(|(kind, ranks)| format!("{kind} {:.1}", mean(ranks))).collect::<Vec<_>>().join(", ")
+    kinds
+        .iter()
+        .map(|(kind, ranks)| format!("{kind} {:.1}", mean(ranks)))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
-/// The first messages of each intent as examples: those to train on, intents mixed, and those held out.
+/// The first messages of each intent as examples: those to train on, intents mixed, and those held
+/// out.
 fn rows(csv: &str) -> (Vec<Example>, Vec<Example>) {
     let mut intents: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (text, intent) in records(csv).into_iter().skip(1) {
         intents.entry(intent.replace('_', " ")).or_default().push(text);
     }
     let example = |intent: &String, text: &String| {
-        Example::new(format!("Name the intent of this message to a bank.\n\n{}", text.trim()), intent)
+        Example::new(
+            format!("Name the intent of this message to a bank.\n\n{}", text.trim()),
+            intent,
+        )
     };
     let (mut train, mut held_out) = (Vec::new(), Vec::new());
     for number in 0..TRAIN + HELD_OUT {
         let into = if number < TRAIN { &mut train } else { &mut held_out };
-        into.extend(intents.iter().filter_map(|(intent, texts)| Some(example(intent, texts.get(number)?))));
+        into.extend(
+            intents.iter().filter_map(|(intent, texts)| Some(example(intent, texts.get(number)?))),
+        );
     }
     (train, held_out)
 }

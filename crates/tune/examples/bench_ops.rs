@@ -1,5 +1,5 @@
-//! Each fused operation beside its plain composition, at the shapes of SmolLM2-135M: milliseconds forward and
-//! backward (the fused form on a tape), the least of several runs.
+//! Each fused operation beside its plain composition, at the shapes of SmolLM2-135M: milliseconds
+//! forward and backward (the fused form on a tape), the least of several runs.
 //!
 //! `cargo run -p tunebook-tune --example bench_ops [ROWS LENGTH]`
 
@@ -42,7 +42,9 @@ fn main() -> Result<()> {
     )?;
     let w = random(&[576])?;
     let x = [random(&[n, 576])?];
-    row("rms_norm", &x, &|v| ops::rms_norm(&v[0], &w, 1e-5), &|v| naive::rms_norm(&v[0], &w, 1e-5))?;
+    row("rms_norm", &x, &|v| ops::rms_norm(&v[0], &w, 1e-5), &|v| {
+        naive::rms_norm(&v[0], &w, 1e-5)
+    })?;
     let pair = [random(&[n, 1536])?, random(&[n, 1536])?];
     row("swiglu", &pair, &|v| ops::swiglu(&v[0], &v[1]), &|v| naive::swiglu(&v[0], &v[1]))?;
     let (cos, sin) = (random(&[t, 32])?, random(&[t, 32])?);

@@ -1,7 +1,9 @@
-//! Our side of the case `banking77-sft` of `cargo xtask bench train`: a fine-tune through [`Trainer::fit`], a step whenever a line `step`
-//! arrives on standard input, and `end` answered with the validation loss, the peak memory and versions.
+//! Our side of the case `banking77-sft` of `cargo xtask bench train`: a fine-tune through
+//! [`Trainer::fit`], a step whenever a line `step` arrives on standard input, and `end` answered
+//! with the validation loss, the peak memory and versions.
 //!
-//! `bench_sft MODEL DATA`, where DATA is `{"steps": .., "train": [[prompt, completion], ..], "validation": [..]}`
+//! `bench_sft MODEL DATA`, where DATA is `{"steps": .., "train": [[prompt, completion], ..],
+//! "validation": [..]}`
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -13,8 +15,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tunebook_models::{Device, Model};
 use tunebook_tune::{
-    Adapters, Callback, EvalRecord, EvalStrategy, Example, Lora, LrScheduler, Plan, StepRecord, Trainer,
-    TrainingArgs,
+    Adapters, Callback, EvalRecord, EvalStrategy, Example, Lora, LrScheduler, Plan, StepRecord,
+    Trainer, TrainingArgs,
 };
 
 #[derive(Deserialize)]
@@ -46,7 +48,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     let model = Model::load(model, &Device::Cpu)?;
     model.add_adapter(
         "sft",
-        &Lora { r: 8, lora_alpha: 16.0, target_modules: ["q_proj", "v_proj"].into(), ..Default::default() },
+        &Lora {
+            r: 8,
+            lora_alpha: 16.0,
+            target_modules: ["q_proj", "v_proj"].into(),
+            ..Default::default()
+        },
     )?;
     let args = TrainingArgs {
         max_steps: Some(data.steps),
@@ -58,7 +65,9 @@ fn run() -> Result<(), Box<dyn Error>> {
         eval_strategy: EvalStrategy::Steps(data.steps),
         ..Default::default()
     };
-    Trainer::new(&model, &args).with_callback(Box::new(Turns::default())).fit(&train, &validation)?;
+    Trainer::new(&model, &args)
+        .with_callback(Box::new(Turns::default()))
+        .fit(&train, &validation)?;
     Ok(())
 }
 
@@ -119,8 +128,10 @@ fn peak_rss_mb() -> Option<f64> {
 /// Processor time of all threads so far.
 fn cpu_secs() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // After the name in parentheses: utime and stime are the 12th and 13th field, in hundredths of a second.
+    // After the name in parentheses: utime and stime are the 12th and 13th field, in hundredths of
+    // a second.
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    let ticks =
+        |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(11) + ticks(12)) / 100.0
 }

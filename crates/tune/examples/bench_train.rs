@@ -1,8 +1,10 @@
-//! Our side of `cargo xtask bench train`: answers each `step` on standard input with the seconds that it took, and
-//! `end` with the peak memory. The step is [`Stepper::step`], which is what [`Trainer`](tunebook_tune::Trainer) calls.
+//! Our side of `cargo xtask bench train`: answers each `step` on standard input with the seconds
+//! that it took, and `end` with the peak memory. The step is [`Stepper::step`], which is what
+//! [`Trainer`](tunebook_tune::Trainer) calls.
 //!
-//! `bench_train MODEL IDS [--device=cpu|cuda] [--dtype=f32|bf16] [--method=lora|adapter|full] [--rank=8] [--targets=q,v|all-linear]
-//! [--budget-mb=N] [--base=stored|nf4] [--naive] [--checkpointing]`
+//! `bench_train MODEL IDS [--device=cpu|cuda] [--dtype=f32|bf16] [--method=lora|adapter|full]
+//! [--rank=8] [--targets=q,v|all-linear] [--budget-mb=N] [--base=stored|nf4] [--naive]
+//! [--checkpointing]`
 //!
 //! On a GPU a step ends when the device has done its work.
 
@@ -75,7 +77,9 @@ impl Options {
                 ("--device", device @ ("cpu" | "cuda")) => options.cuda = device == "cuda",
                 ("--dtype", "f32") => options.dtype = DType::F32,
                 ("--dtype", "bf16") => options.dtype = DType::BF16,
-                ("--method", method @ ("lora" | "adapter" | "full")) => options.method = method.to_owned(),
+                ("--method", method @ ("lora" | "adapter" | "full")) => {
+                    options.method = method.to_owned()
+                }
                 ("--rank", rank) => options.rank = rank.parse()?,
                 ("--targets", "q,v") => options.all_linear = false,
                 ("--targets", "all-linear") => options.all_linear = true,
@@ -97,9 +101,11 @@ impl Options {
             "full" => {
                 model.unfreeze(&Full::default())?;
             }
-            // AdapterHub's other start changes the first loss by chance, and equal work could not be told.
+            // AdapterHub's other start changes the first loss by chance, and equal work could not
+            // be told.
             "adapter" => {
-                let config = Bottleneck { init_weights: BottleneckInit::MamAdapter, ..Bottleneck::seq_bn() };
+                let config =
+                    Bottleneck { init_weights: BottleneckInit::MamAdapter, ..Bottleneck::seq_bn() };
                 model.add_adapter("bench", config)?;
             }
             _ => {
@@ -161,13 +167,16 @@ fn run() -> Result<()> {
                     "loss": outcome.loss,
                 })
             }
-            "sgemm" => {
-                sgemm(model.config(), batches[0].len() * batches[0][0].len(), options.dtype == DType::BF16)
-            }
+            "sgemm" => sgemm(
+                model.config(),
+                batches[0].len() * batches[0][0].len(),
+                options.dtype == DType::BF16,
+            ),
             "end" => {
                 // One more step with the clock in every operation, which the others are spared.
                 let peak = peak_rss_mb()?;
-                let rows: Vec<TokenizedExample> = batches[0].iter().map(|ids| whole_row(ids)).collect();
+                let rows: Vec<TokenizedExample> =
+                    batches[0].iter().map(|ids| whole_row(ids)).collect();
                 let batch = Batch::new(&rows.iter().collect::<Vec<_>>(), 0, &device)?;
                 profile::start();
                 let start = Instant::now();
@@ -195,7 +204,11 @@ fn run() -> Result<()> {
 
 /// Every position labelled.
 fn whole_row(ids: &[u32]) -> TokenizedExample {
-    TokenizedExample { row: 0, ids: ids.to_vec(), labels: ids.iter().map(|&id| i64::from(id)).collect() }
+    TokenizedExample {
+        row: 0,
+        ids: ids.to_vec(),
+        labels: ids.iter().map(|&id| i64::from(id)).collect(),
+    }
 }
 
 fn parts(whole: f64) -> Value {
@@ -210,12 +223,15 @@ fn parts(whole: f64) -> Value {
     Value::Object(parts)
 }
 
-/// Arithmetic speed of the products that a step consists of (`x · wᵀ` forward, `dy · w` backward), by candle's matrix
-/// product (the `gemm` crate), by ours with f32's multiplications, and by ours as it is.
+/// Arithmetic speed of the products that a step consists of (`x · wᵀ` forward, `dy · w` backward),
+/// by candle's matrix product (the `gemm` crate), by ours with f32's multiplications, and by ours
+/// as it is.
 fn sgemm(config: &Config, m: usize, with_half: bool) -> Value {
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) =
-        (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let (q, kv) = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    );
     let layers = config.num_hidden_layers;
     // [out, in] and how often
     let shapes = [
@@ -228,7 +244,8 @@ fn sgemm(config: &Config, m: usize, with_half: bool) -> Value {
     ];
     let macs: usize = shapes.iter().map(|(out, inp, count)| out * inp * count).sum();
     let flops_per_token = 4 * macs;
-    let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i % 251) as f32 / 251. - 0.5).collect() };
+    let numbers =
+        |n: usize| -> Vec<f32> { (0..n).map(|i| (i % 251) as f32 / 251. - 0.5).collect() };
     let (mut theirs, mut own, mut default, mut half) = (0., 0., 0., 0.);
     for (out, inp, count) in shapes {
         let (x, w, dy) = (numbers(m * inp), numbers(out * inp), numbers(m * out));
@@ -265,7 +282,8 @@ fn sgemm(config: &Config, m: usize, with_half: bool) -> Value {
     json!({
         "gemm_crate": theirs,
         "own": own,
-        // What sgemm is: f32's own multiplications. Where products take another way, `default` is how fast that is.
+        // What sgemm is: f32's own multiplications. Where products take another way, `default` is
+        // how fast that is.
         "f32": own.max(theirs),
         "default": gflops(default),
         "bf16": with_half.then(|| gflops(half)),
@@ -325,10 +343,13 @@ fn gemm_crate(
 /// Processor time that this process has used, to a hundredth of a second.
 fn cpu_secs() -> Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The program's name, in brackets, may hold anything; user and system time are the 12th and 13th field behind it.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks =
-        |index: usize| -> Result<f64> { Ok(fields.get(index).ok_or("a short /proc/self/stat")?.parse()?) };
+    // The program's name, in brackets, may hold anything; user and system time are the 12th and
+    // 13th field behind it.
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| -> Result<f64> {
+        Ok(fields.get(index).ok_or("a short /proc/self/stat")?.parse()?)
+    };
     Ok((ticks(11)? + ticks(12)?) / 100.)
 }
 
@@ -336,7 +357,9 @@ fn cpu_secs() -> Result<f64> {
 fn peak_rss_mb() -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib: f64 =
-        line.and_then(|l| l.split_whitespace().next()).ok_or("no VmHWM in /proc/self/status")?.parse()?;
+    let kib: f64 = line
+        .and_then(|l| l.split_whitespace().next())
+        .ok_or("no VmHWM in /proc/self/status")?
+        .parse()?;
     Ok(kib * 1024. / 1e6)
 }

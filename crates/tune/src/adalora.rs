@@ -1,10 +1,12 @@
-//! AdaLoRA: a LoRA that moves its rank to where it is of use ([Zhang et al. 2023](https://arxiv.org/abs/2303.10512)).
+//! AdaLoRA: a LoRA that moves its rank to where it is of use ([Zhang et al.
+//! 2023](https://arxiv.org/abs/2303.10512)).
 //!
-//! `y = x·Wᵀ + b + scaling · dropout(x)·(A ∘ E)ᵀ·Bᵀ`, with A `[r, in]`, E `[r, 1]` and B `[out, r]` trained: a singular value decomposition
-//! that is learned. All modules start with rank `init_r`. While training goes on, the singular values that matter least, of all modules
-//! together, are set to zero, until `target_r` for each module is left on average; the trainer does that by itself after its
-//! steps. A term of the loss, `orth_reg_weight` times the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖ over all modules,
-//! keeps the directions orthogonal; the losses that a run reports are without it.
+//! `y = x·Wᵀ + b + scaling · dropout(x)·(A ∘ E)ᵀ·Bᵀ`, with A `[r, in]`, E `[r, 1]` and B `[out, r]`
+//! trained: a singular value decomposition that is learned. All modules start with rank `init_r`.
+//! While training goes on, the singular values that matter least, of all modules together, are set
+//! to zero, until `target_r` for each module is left on average; the trainer does that by itself
+//! after its steps. A term of the loss, `orth_reg_weight` times the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖
+//! over all modules, keeps the directions orthogonal; the losses that a run reports are without it.
 //!
 //! ```
 //! use tunebook_tune::AdaLora;
@@ -58,7 +60,8 @@ pub struct AdaLora {
     pub total_step: Option<usize>,
     /// Numerator of the scaling, which is `lora_alpha / (init_r + 1e-5)`. Default 8.
     pub lora_alpha: f64,
-    /// Probability with which an input of the low-rank path is dropped in training, in 0..1. Default 0.
+    /// Probability with which an input of the low-rank path is dropped in training, in 0..1.
+    /// Default 0.
     pub lora_dropout: f64,
     /// The projections to adapt. Default `["q_proj", "v_proj"]`.
     pub target_modules: TargetModules,
@@ -66,7 +69,8 @@ pub struct AdaLora {
     pub exclude_modules: Option<TargetModules>,
     /// Blocks to adapt among those that `target_modules` matches. Default all.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// What a block's number follows in a path, where the first number is not the one: `["layers"]`. Default none.
+    /// What a block's number follows in a path, where the first number is not the one:
+    /// `["layers"]`. Default none.
     pub layers_pattern: Vec<String>,
     /// Which of the model's biases are trained, too. Default none.
     pub bias: Bias,
@@ -74,7 +78,8 @@ pub struct AdaLora {
     pub modules_to_save: Vec<String>,
     /// As in [`Lora`](crate::Lora). Default false.
     pub ensure_weight_tying: bool,
-    /// E starts at zero; with false it starts random as A and B do, which is of use in tests only. Default true.
+    /// E starts at zero; with false it starts random as A and B do, which is of use in tests only.
+    /// Default true.
     pub init_lora_weights: bool,
     /// What is left: `PATH.lora_E` to one flag for each of `init_r`. Set by training. Default none.
     pub rank_pattern: Option<BTreeMap<String, Vec<bool>>>,
@@ -115,8 +120,8 @@ impl AdaLora {
     /// Refuses what cannot work.
     ///
     /// # Errors
-    /// A rank of 0, a target rank above the initial one, a smoothing or dropout outside 0..1, a schedule without a step between `tinit` and
-    /// `tfinal`: the field, the value and the range.
+    /// A rank of 0, a target rank above the initial one, a smoothing or dropout outside 0..1, a
+    /// schedule without a step between `tinit` and `tfinal`: the field, the value and the range.
     pub fn validate(&self) -> Result<()> {
         let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
         if self.init_r == 0 {
@@ -145,7 +150,11 @@ impl AdaLora {
             );
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return refuse("AdaLora.lora_alpha", self.lora_alpha.to_string(), "a finite number above 0");
+            return refuse(
+                "AdaLora.lora_alpha",
+                self.lora_alpha.to_string(),
+                "a finite number above 0",
+            );
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return refuse(
@@ -165,7 +174,8 @@ impl AdaLora {
             self.check_schedule(total_step)?;
         }
         let wrong = |mask: &Vec<bool>| mask.len() != self.init_r;
-        if let Some((key, mask)) = self.rank_pattern.iter().flatten().find(|(_, mask)| wrong(mask)) {
+        if let Some((key, mask)) = self.rank_pattern.iter().flatten().find(|(_, mask)| wrong(mask))
+        {
             return refuse(
                 "AdaLora.rank_pattern",
                 format!("{} flags for `{key}` with `init_r` {}", mask.len(), self.init_r),
@@ -178,12 +188,16 @@ impl AdaLora {
     /// # Errors
     /// There is no step between `tinit` and `tfinal`.
     pub(crate) fn check_schedule(&self, total_step: usize) -> Result<()> {
-        let left = self.tinit.checked_add(self.tfinal).and_then(|taken| total_step.checked_sub(taken));
+        let left =
+            self.tinit.checked_add(self.tfinal).and_then(|taken| total_step.checked_sub(taken));
         match left {
             Some(1..) => Ok(()),
             _ => Err(Error::Config {
                 field: "AdaLora.tinit",
-                value: format!("{} with `tfinal` {} in {total_step} steps", self.tinit, self.tfinal),
+                value: format!(
+                    "{} with `tfinal` {} in {total_step} steps",
+                    self.tinit, self.tfinal
+                ),
                 expected: "steps left between `tinit` and `tfinal`, in which the ranks fall: make them smaller, or train longer",
             }),
         }
@@ -259,7 +273,8 @@ impl AdaLoraLinear {
     /// The base with the update added to its weight.
     fn merged(&self) -> Result<Linear> {
         let weight = self.base.weight();
-        let scaled = self.lora_a.as_detached_tensor().broadcast_mul(&self.lora_e.as_detached_tensor())?;
+        let scaled =
+            self.lora_a.as_detached_tensor().broadcast_mul(&self.lora_e.as_detached_tensor())?;
         let delta = (self.lora_b.as_detached_tensor().matmul(&scaled)? * self.scaling)?;
         Ok(self.base.with_weight((&weight + delta.to_dtype(weight.dtype())?)?))
     }
@@ -276,7 +291,15 @@ impl Projection for AdaLoraLinear {
         let scaled = self.mode.value(&self.lora_a).broadcast_mul(&self.mode.value(&self.lora_e))?;
         let mask = self.mode.dropout_mask(&self.path, self.lora_dropout, x)?;
         let (weight, bias) = (self.base.matrix(), self.base.bias());
-        low_rank(x, &weight, bias, &scaled, &self.mode.value(&self.lora_b), self.scaling, mask.as_ref())
+        low_rank(
+            x,
+            &weight,
+            bias,
+            &scaled,
+            &self.mode.value(&self.lora_b),
+            self.scaling,
+            mask.as_ref(),
+        )
     }
 
     fn in_features(&self) -> usize {
@@ -348,9 +371,13 @@ impl AdaLoraBody {
     /// The rank of each module by its path, as the last allocation left it.
     pub(crate) fn ranks(&self) -> BTreeMap<String, usize> {
         let masks = self.masks();
-        let kept =
-            |path: &str| masks.as_ref()?.get(path).map(|mask| mask.iter().filter(|kept| **kept).count());
-        self.layers.iter().map(|l| (l.path.clone(), kept(&l.path).unwrap_or(self.config.init_r))).collect()
+        let kept = |path: &str| {
+            masks.as_ref()?.get(path).map(|mask| mask.iter().filter(|kept| **kept).count())
+        };
+        self.layers
+            .iter()
+            .map(|l| (l.path.clone(), kept(&l.path).unwrap_or(self.config.init_r)))
+            .collect()
     }
 
     pub(crate) fn masks(&self) -> Option<Masks> {
@@ -367,8 +394,8 @@ impl AdaLoraBody {
         self.config.total_step.unwrap_or(total_steps)
     }
 
-    /// The singular values that a file keeps: what the last allocation left, and what is not zero all the same (weights of an earlier step that
-    /// were put back).
+    /// The singular values that a file keeps: what the last allocation left, and what is not zero
+    /// all the same (weights of an earlier step that were put back).
     fn kept(&self) -> Result<Option<Masks>> {
         let Some(mut masks) = self.masks() else { return Ok(None) };
         for layer in &self.layers {
@@ -394,8 +421,9 @@ impl Body for AdaLoraBody {
     }
 
     fn hooks(&self) -> Hooks {
-        let layer =
-            |layer: &Arc<AdaLoraLinear>| (layer.path.clone(), Arc::clone(layer) as Arc<dyn Projection>);
+        let layer = |layer: &Arc<AdaLoraLinear>| {
+            (layer.path.clone(), Arc::clone(layer) as Arc<dyn Projection>)
+        };
         Hooks { projections: self.layers.iter().map(layer).collect(), ..Hooks::default() }
     }
 
@@ -410,7 +438,10 @@ impl Body for AdaLoraBody {
     fn current(&self, config: &AdapterConfig) -> AdapterConfig {
         let AdapterConfig::AdaLora(adalora) = config else { return config.clone() };
         let pattern = |masks: Masks| {
-            masks.into_iter().map(|(path, mask)| (format!("{path}.{E}"), mask)).collect::<BTreeMap<_, _>>()
+            masks
+                .into_iter()
+                .map(|(path, mask)| (format!("{path}.{E}"), mask))
+                .collect::<BTreeMap<_, _>>()
         };
         AdaLora { rank_pattern: self.masks().map(pattern), ..adalora.clone() }.into()
     }
@@ -433,7 +464,8 @@ impl Body for AdaLoraBody {
         let mut config = self.current(config);
         if let AdapterConfig::AdaLora(adalora) = &mut config {
             if let (Some(pattern), Some(kept)) = (&mut adalora.rank_pattern, kept) {
-                *pattern = kept.into_iter().map(|(path, mask)| (format!("{path}.{E}"), mask)).collect();
+                *pattern =
+                    kept.into_iter().map(|(path, mask)| (format!("{path}.{E}"), mask)).collect();
             }
             let least = adalora.tinit.saturating_add(adalora.tfinal).saturating_add(1);
             let run = self.total_step.load(Ordering::Relaxed);
@@ -476,7 +508,11 @@ fn pruned_rows(tensor: &StoredTensor, mask: &[bool]) -> StoredTensor {
 fn pruned_columns(tensor: &StoredTensor, mask: &[bool]) -> StoredTensor {
     let rows = tensor.values.chunks_exact(mask.len().max(1));
     let row = |row: &[f32]| {
-        row.iter().zip(mask).filter(|(_, kept)| **kept).map(|(value, _)| *value).collect::<Vec<f32>>()
+        row.iter()
+            .zip(mask)
+            .filter(|(_, kept)| **kept)
+            .map(|(value, _)| *value)
+            .collect::<Vec<f32>>()
     };
     let kept = mask.iter().filter(|kept| **kept).count();
     StoredTensor { shape: vec![rows.len(), kept], values: rows.flat_map(row).collect() }
@@ -520,7 +556,8 @@ mod tests {
         let pruned = pruned_rows(&rows, &mask);
         assert_eq!(pruned, StoredTensor { shape: vec![2, 2], values: vec![1., 2., 3., 4.] });
         assert_eq!(spread_rows(&pruned, &mask), rows.values);
-        let columns = StoredTensor { shape: vec![2, 4], values: vec![1., 0., 2., 0., 3., 0., 4., 0.] };
+        let columns =
+            StoredTensor { shape: vec![2, 4], values: vec![1., 0., 2., 0., 3., 0., 4., 0.] };
         let pruned = pruned_columns(&columns, &mask);
         assert_eq!(pruned, StoredTensor { shape: vec![2, 2], values: vec![1., 2., 3., 4.] });
         assert_eq!(spread_columns(&pruned, &mask), columns.values);
@@ -544,7 +581,10 @@ mod tests {
                 "`AdaLora.tinit` is 5 with `tfinal` 5 in 10 steps",
             ),
             (
-                AdaLora { rank_pattern: Some([("q.lora_E".to_owned(), vec![true])].into()), ..base.clone() },
+                AdaLora {
+                    rank_pattern: Some([("q.lora_E".to_owned(), vec![true])].into()),
+                    ..base.clone()
+                },
                 "`AdaLora.rank_pattern` is 1 flags for `q.lora_E`",
             ),
         ] {

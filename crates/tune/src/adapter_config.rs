@@ -14,7 +14,8 @@ use crate::prefix_tuning::PrefixTuning;
 use crate::prompt_tuning::PromptTuning;
 use crate::target::{Choice, TargetModules};
 
-/// The configuration of an adapter. `model.add_adapter("name", &Lora { .. })` makes it of any of the types.
+/// The configuration of an adapter. `model.add_adapter("name", &Lora { .. })` makes it of any of
+/// the types.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "peft_type")]
 #[non_exhaustive]
@@ -110,13 +111,18 @@ impl AdapterConfig {
         }
     }
 
-    /// Which of the model's own tensors are trained with it: biases, modules, and whether a tied table may be among them.
+    /// Which of the model's own tensors are trained with it: biases, modules, and whether a tied
+    /// table may be among them.
     pub(crate) fn own_weights(&self) -> (Bias, &[String], bool) {
         match self {
             Self::Lora(lora) => (lora.bias, &lora.modules_to_save, lora.ensure_weight_tying),
-            Self::AdaLora(adalora) => (adalora.bias, &adalora.modules_to_save, adalora.ensure_weight_tying),
+            Self::AdaLora(adalora) => {
+                (adalora.bias, &adalora.modules_to_save, adalora.ensure_weight_tying)
+            }
             Self::Ia3(ia3) => (Bias::None, &ia3.modules_to_save, false),
-            Self::PromptTuning(_) | Self::PrefixTuning(_) | Self::Bottleneck(_) => (Bias::None, &[], false),
+            Self::PromptTuning(_) | Self::PrefixTuning(_) | Self::Bottleneck(_) => {
+                (Bias::None, &[], false)
+            }
         }
     }
 
@@ -139,9 +145,13 @@ impl AdapterConfig {
     }
 
     /// Its names of modules, and its numbers of blocks where it has such.
-    pub(crate) fn choice_mut(&mut self) -> Option<(&mut TargetModules, Option<&mut Option<Vec<usize>>>)> {
+    pub(crate) fn choice_mut(
+        &mut self,
+    ) -> Option<(&mut TargetModules, Option<&mut Option<Vec<usize>>>)> {
         match self {
-            Self::Lora(lora) => Some((&mut lora.target_modules, Some(&mut lora.layers_to_transform))),
+            Self::Lora(lora) => {
+                Some((&mut lora.target_modules, Some(&mut lora.layers_to_transform)))
+            }
             Self::AdaLora(adalora) => {
                 Some((&mut adalora.target_modules, Some(&mut adalora.layers_to_transform)))
             }
@@ -170,7 +180,12 @@ impl fmt::Display for AdapterConfig {
                 write!(f, "prefix tuning, {} virtual tokens{projection}", prefix.num_virtual_tokens)
             }
             Self::Bottleneck(bottleneck) => {
-                write!(f, "{} adapter, reduction_factor={}", bottleneck.kind(), bottleneck.reduction_factor)
+                write!(
+                    f,
+                    "{} adapter, reduction_factor={}",
+                    bottleneck.kind(),
+                    bottleneck.reduction_factor
+                )
             }
         }
     }

@@ -1,9 +1,12 @@
-//! Bottleneck adapters on disk, in the format of AdapterHub's package [`adapters`](https://docs.adapterhub.ml/loading.html).
+//! Bottleneck adapters on disk, in the format of AdapterHub's package
+//! [`adapters`](https://docs.adapterhub.ml/loading.html).
 //!
-//! A folder holds `adapter_config.json`, which nests the configuration under `config`, and `adapter.safetensors`. The tensors are named
-//! `model.layers.0.output_adapters.adapters.NAME.adapter_down.0.weight` `[units, hid]`, `….bias`, `….adapter_up.weight` `[hid, units]`,
-//! `….bias`; those after the attention `attention_adapters`. The package writes `pytorch_adapter.bin` unless it is called with
-//! `use_safetensors=True`; that one is refused, as every pickle file is.
+//! A folder holds `adapter_config.json`, which nests the configuration under `config`, and
+//! `adapter.safetensors`. The tensors are named
+//! `model.layers.0.output_adapters.adapters.NAME.adapter_down.0.weight` `[units, hid]`, `….bias`,
+//! `….adapter_up.weight` `[hid, units]`, `….bias`; those after the attention `attention_adapters`.
+//! The package writes `pytorch_adapter.bin` unless it is called with `use_safetensors=True`; that
+//! one is refused, as every pickle file is.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -95,7 +98,12 @@ pub(crate) fn tensors_file(files: &AdapterFiles, name: &str) -> Result<Vec<u8>> 
 ///
 /// # Errors
 /// The folder or a file cannot be written.
-pub(crate) fn write(files: &AdapterFiles, config: &Bottleneck, name: &str, folder: &Path) -> Result<()> {
+pub(crate) fn write(
+    files: &AdapterFiles,
+    config: &Bottleneck,
+    name: &str,
+    folder: &Path,
+) -> Result<()> {
     let bytes = tensors_file(files, name)?;
     let mut fields = off();
     if let Value::Object(ours) = serde_json::to_value(config)? {
@@ -113,7 +121,8 @@ pub(crate) fn write(files: &AdapterFiles, config: &Bottleneck, name: &str, folde
     atomic::write_files(folder, &[(TENSORS_FILE, &bytes), (CONFIG_FILE, text.as_bytes())])
 }
 
-/// `model.layers.0.output_adapters.adapter_up.bias` -> `model.layers.0.output_adapters.adapters.NAME.adapter_up.bias`
+/// `model.layers.0.output_adapters.adapter_up.bias` ->
+/// `model.layers.0.output_adapters.adapters.NAME.adapter_up.bias`
 fn with_name(key: &str, name: &str) -> String {
     match key.find(".adapter_") {
         Some(at) => format!("{}.{ADAPTERS}.{name}{}", &key[..at], &key[at..]),
@@ -130,15 +139,16 @@ pub(crate) fn is_ours(config: &[u8]) -> bool {
 /// Reads both files.
 ///
 /// # Errors
-/// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature that is not supported.
+/// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature that
+/// is not supported.
 pub(crate) fn read(folder: &Path, config: &[u8]) -> Result<AdapterFiles> {
     let path = folder.join(CONFIG_FILE);
     let problem = |problem: String| Error::AdapterFile { path: path.clone(), problem };
     let json: Map<String, Value> = serde_json::from_slice(config)
         .map_err(|error| problem(format!("expected a JSON object, found {error}")))?;
     let text = |key: &str| json.get(key).and_then(Value::as_str).map(str::to_owned);
-    let name =
-        text("name").ok_or_else(|| problem("`name` is missing, expected the adapter's name".to_owned()))?;
+    let name = text("name")
+        .ok_or_else(|| problem("`name` is missing, expected the adapter's name".to_owned()))?;
     let config = fields(json.get("config").unwrap_or(&Value::Null)).map_err(problem)?;
     config.validate().map_err(|error| problem(error.to_string()))?;
     let path = folder.join(TENSORS_FILE);
@@ -169,10 +179,16 @@ fn fields(config: &Value) -> Result<Bottleneck, String> {
                 "seq_bn" | "pfeiffer" => Ok(Bottleneck::seq_bn()),
                 "double_seq_bn" | "houlsby" => Ok(Bottleneck::double_seq_bn()),
                 "par_bn" | "parallel" => Ok(Bottleneck::par_bn()),
-                other => Err(format!("`config` is \"{other}\", expected seq_bn, double_seq_bn or par_bn")),
+                other => Err(format!(
+                    "`config` is \"{other}\", expected seq_bn, double_seq_bn or par_bn"
+                )),
             };
         }
-        other => return Err(format!("`config` is {other}, expected the fields of a bottleneck adapter")),
+        other => {
+            return Err(format!(
+                "`config` is {other}, expected the fields of a bottleneck adapter"
+            ));
+        }
     };
     if let Some(kind) = given.get("architecture").filter(|kind| !kind.is_null()) {
         return Err(format!(
@@ -186,10 +202,12 @@ fn fields(config: &Value) -> Result<Bottleneck, String> {
     for (name, value) in given {
         match off.get(name) {
             Some(expected) if MUST_BE_OFF.contains(&name.as_str()) => {
-                let same =
-                    value == expected || value.as_f64().is_some() && value.as_f64() == expected.as_f64();
+                let same = value == expected
+                    || value.as_f64().is_some() && value.as_f64() == expected.as_f64();
                 if !same && (name != "residual_before_ln" || sums) {
-                    return Err(format!("`{name}` is {value}, which is not supported; expected {expected}"));
+                    return Err(format!(
+                        "`{name}` is {value}, which is not supported; expected {expected}"
+                    ));
                 }
             }
             Some(_) => {}
@@ -205,13 +223,17 @@ fn fields(config: &Value) -> Result<Bottleneck, String> {
         _ => Map::new(),
     };
     if let Some(unknown) = ours.keys().find(|name| !known.contains_key(*name)) {
-        return Err(format!("`{unknown}` is not known; expected the fields of a bottleneck adapter"));
+        return Err(format!(
+            "`{unknown}` is not known; expected the fields of a bottleneck adapter"
+        ));
     }
     // What is not said is as the package has it: `BnConfig`.
     let mut whole = known;
     for name in ["mh_adapter", "output_adapter", "reduction_factor", "non_linearity"] {
         if !ours.contains_key(name) {
-            return Err(format!("`{name}` is missing, expected the fields of a bottleneck adapter"));
+            return Err(format!(
+                "`{name}` is missing, expected the fields of a bottleneck adapter"
+            ));
         }
     }
     whole.insert("original_ln_before".to_owned(), json!(false));
@@ -223,7 +245,10 @@ fn fields(config: &Value) -> Result<Bottleneck, String> {
 fn tensors(path: &Path, bytes: &[u8], name: &str) -> Result<BTreeMap<String, StoredTensor>> {
     let problem = |problem: String| Error::AdapterFile { path: path.to_path_buf(), problem };
     let file = SafeTensors::deserialize(bytes).map_err(|error| {
-        problem(format!("expected a whole safetensors file of {} bytes or more, found {error}", bytes.len()))
+        problem(format!(
+            "expected a whole safetensors file of {} bytes or more, found {error}",
+            bytes.len()
+        ))
     })?;
     let middle = format!(".{ADAPTERS}.{name}.");
     let mut tensors = BTreeMap::new();
@@ -275,7 +300,8 @@ mod tests {
         assert_eq!(AdapterFiles::read(dir.path()).unwrap(), files());
         let bytes = std::fs::read(dir.path().join(TENSORS_FILE)).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        let up = file.tensor("model.layers.0.output_adapters.adapters.poet.adapter_up.weight").unwrap();
+        let up =
+            file.tensor("model.layers.0.output_adapters.adapters.poet.adapter_up.weight").unwrap();
         assert_eq!(up.shape(), [16, 2]);
         let json: Value =
             serde_json::from_slice(&std::fs::read(dir.path().join(CONFIG_FILE)).unwrap()).unwrap();

@@ -1,6 +1,8 @@
-//! Adapters on a model: several resident at once, at most one active, switched without copying the base.
+//! Adapters on a model: several resident at once, at most one active, switched without copying the
+//! base.
 //!
-//! The adapters belong to the model: every handle of it sees the same ones, and they go with its last handle.
+//! The adapters belong to the model: every handle of it sees the same ones, and they go with its
+//! last handle.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,7 +50,8 @@ pub trait Adapters {
     /// Adds a new adapter, of the type of its configuration, and makes it the active one.
     ///
     /// # Errors
-    /// The configuration is refused ([`AdapterConfig::validate`]), a target module does not exist, or the name is taken.
+    /// The configuration is refused ([`AdapterConfig::validate`]), a target module does not exist,
+    /// or the name is taken.
     fn add_adapter(&self, name: &str, config: impl Into<AdapterConfig>) -> Result<AdapterInfo> {
         self.add_adapter_of(name, config.into()) // what a cell compiles
     }
@@ -92,11 +95,13 @@ pub trait Adapters {
     /// No adapter of that name, or the new name is taken or cannot be used.
     fn rename_adapter(&self, name: &str, new_name: &str) -> Result<()>;
 
-    /// Combines adapters, each with its weight (which may be negative), into a new one, and makes it the active one. The others stay.
+    /// Combines adapters, each with its weight (which may be negative), into a new one, and makes
+    /// it the active one. The others stay.
     ///
     /// # Errors
-    /// No adapter of one of the names, none named, one that is no LoRA or has DoRA (whose lengths do not add up) or trained weights of the model's
-    /// own, weights that are not finite, ranks that the combination does not take, or the name is taken.
+    /// No adapter of one of the names, none named, one that is no LoRA or has DoRA (whose lengths
+    /// do not add up) or trained weights of the model's own, weights that are not finite, ranks
+    /// that the combination does not take, or the name is taken.
     fn add_weighted_adapter(
         &self,
         adapters: &[(&str, f64)],
@@ -104,15 +109,17 @@ pub trait Adapters {
         combination: CombinationType,
     ) -> Result<AdapterInfo>;
 
-    /// Makes this adapter the active one in merged form: each weight a copy with the update added, so that it runs as fast as the base. The
-    /// base is kept; any other switch undoes it exactly. A merged adapter cannot be trained. Over a quantised base the copies are f32: nothing is
+    /// Makes this adapter the active one in merged form: each weight a copy with the update added,
+    /// so that it runs as fast as the base. The base is kept; any other switch undoes it exactly. A
+    /// merged adapter cannot be trained. Over a quantised base the copies are f32: nothing is
     /// quantised anew, so that merging changes no answer.
     ///
     /// # Errors
     /// No adapter of that name, or one of a type that weights cannot take up.
     fn merge_adapter(&self, name: &str) -> Result<()>;
 
-    /// This model with a different adapter for each text of a batch: `adapter_names` as in PEFT, [`BASE`](crate::BASE) (`__base__`) for none.
+    /// This model with a different adapter for each text of a batch: `adapter_names` as in PEFT,
+    /// [`BASE`](crate::BASE) (`__base__`) for none.
     ///
     /// ```no_run
     /// # use tunebook_models::{GenerationConfig, Model};
@@ -126,27 +133,31 @@ pub trait Adapters {
     /// ```
     ///
     /// # Errors
-    /// A name that is no adapter's, or an adapter that cannot share a batch: prompt and prefix tuning, and trained weights of the model's own.
+    /// A name that is no adapter's, or an adapter that cannot share a batch: prompt and prefix
+    /// tuning, and trained weights of the model's own.
     fn mixed_batch(&self, adapter_names: &[&str]) -> Result<MixedBatch>;
 
-    /// Writes an adapter as PEFT's `save_pretrained(dir)` does: `default` into `dir`, any other into a subfolder of its name.
-    /// Returns the folder that holds the files.
+    /// Writes an adapter as PEFT's `save_pretrained(dir)` does: `default` into `dir`, any other
+    /// into a subfolder of its name. Returns the folder that holds the files.
     ///
     /// # Errors
     /// No adapter of that name, or a file cannot be written.
     fn save_adapter(&self, name: &str, dir: &str) -> Result<PathBuf>;
 
-    /// Writes a LoRA as one GGUF file, which llama.cpp puts onto its own file of this model. Returns the path.
+    /// Writes a LoRA as one GGUF file, which llama.cpp puts onto its own file of this model.
+    /// Returns the path.
     ///
     /// # Errors
-    /// No adapter of that name, one that is another thing than a LoRA or more (DoRA, trained biases), a model that llama.cpp does not have, or the file cannot be written.
+    /// No adapter of that name, one that is another thing than a LoRA or more (DoRA, trained
+    /// biases), a model that llama.cpp does not have, or the file cannot be written.
     fn save_adapter_gguf(&self, name: &str, path: &str) -> Result<PathBuf>;
 
-    /// Reads an adapter that this crate or PEFT wrote, from `dir` or its subfolder `name`, and makes it the active one.
+    /// Reads an adapter that this crate or PEFT wrote, from `dir` or its subfolder `name`, and
+    /// makes it the active one.
     ///
     /// # Errors
-    /// No adapter there, files that are torn or of another kind, tensors that do not fit this model, another tokenizer or chat template than it was
-    /// trained with, or the name is taken.
+    /// No adapter there, files that are torn or of another kind, tensors that do not fit this
+    /// model, another tokenizer or chat template than it was trained with, or the name is taken.
     fn load_adapter(&self, name: &str, dir: &str) -> Result<AdapterInfo>;
 }
 
@@ -272,8 +283,7 @@ impl Adapter {
             let blocks = layers_to_transform.as_ref().is_some_and(|blocks| blocks.is_some());
             if *target_modules == TargetModules::all_linear() || pattern && blocks {
                 *target_modules = written_out(model, &modules, &self.config);
-                let whole_paths =
-                    matches!(target_modules, TargetModules::Names(names) if names.len() == modules.len());
+                let whole_paths = matches!(target_modules, TargetModules::Names(names) if names.len() == modules.len());
                 if let Some(blocks) = layers_to_transform.filter(|_| whole_paths) {
                     *blocks = None;
                 }
@@ -396,7 +406,9 @@ pub(crate) fn trained(model: &Model) -> Result<Trained> {
     match (&state.full, &state.active) {
         (Some(weights), _) => Ok(Trained::Full(Arc::clone(weights))),
         (None, Some(name)) => state.get(name).map(Trained::Adapter),
-        (None, None) => Err(Error::NothingToTrain { resident: state.adapters.keys().cloned().collect() }),
+        (None, None) => {
+            Err(Error::NothingToTrain { resident: state.adapters.keys().cloned().collect() })
+        }
     }
 }
 
@@ -449,7 +461,9 @@ fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
 fn plan(model: &Model, config: &AdapterConfig) -> Result<BTreeMap<String, Vec<usize>>> {
     let mut plan = body::plan(model, config)?;
     let modules: Vec<String> = match config.choice() {
-        Some(choice) => inject::targets(model, &choice)?.iter().map(|slot| slot.path().to_owned()).collect(),
+        Some(choice) => {
+            inject::targets(model, &choice)?.iter().map(|slot| slot.path().to_owned()).collect()
+        }
         None => Vec::new(),
     };
     for (key, weight) in OwnWeights::plan(model, config, &modules)? {
@@ -474,7 +488,9 @@ impl Adapters for Model {
             AdapterConfig::Lora(lora) => LoraBody::check_ranks(self, lora)?,
             AdapterConfig::AdaLora(adalora) => AdaLoraBody::check_ranks(self, adalora)?,
             AdapterConfig::Bottleneck(bottleneck) => BottleneckBody::check_units(self, bottleneck)?,
-            AdapterConfig::Ia3(_) | AdapterConfig::PromptTuning(_) | AdapterConfig::PrefixTuning(_) => {}
+            AdapterConfig::Ia3(_)
+            | AdapterConfig::PromptTuning(_)
+            | AdapterConfig::PrefixTuning(_) => {}
         }
         let adapter = build(self, name, config)?;
         state.add(self, adapter)
@@ -514,7 +530,9 @@ impl Adapters for Model {
             return Ok(());
         }
         let Some(name) = state.paused.clone() else {
-            return Err(Error::NothingToTrain { resident: state.adapters.keys().cloned().collect() });
+            return Err(Error::NothingToTrain {
+                resident: state.adapters.keys().cloned().collect(),
+            });
         };
         let adapter = state.get(&name)?;
         state.activate(self, &adapter)
@@ -559,7 +577,8 @@ impl Adapters for Model {
         let registry = self.extension::<Registry>();
         let mut state = registry.lock();
         state.check_free(name)?;
-        let refuse = |value: String, expected| Err(Error::Config { field: "adapters", value, expected });
+        let refuse =
+            |value: String, expected| Err(Error::Config { field: "adapters", value, expected });
         if adapters.is_empty() {
             return refuse("empty".to_owned(), "at least one adapter");
         }
@@ -568,10 +587,16 @@ impl Adapters for Model {
             let adapter = state.get(of)?;
             match &adapter.config {
                 AdapterConfig::Lora(lora) if lora.use_dora => {
-                    return refuse(format!("`{of}` with DoRA"), "LoRAs: DoRA's lengths do not add up");
+                    return refuse(
+                        format!("`{of}` with DoRA"),
+                        "LoRAs: DoRA's lengths do not add up",
+                    );
                 }
                 config if adapter.body.lora().is_none() => {
-                    return refuse(format!("`{of}`, a {config}"), "LoRAs: no other type can be summed");
+                    return refuse(
+                        format!("`{of}`, a {config}"),
+                        "LoRAs: no other type can be summed",
+                    );
                 }
                 _ if adapter.own.tensors().next().is_some() => {
                     return refuse(
@@ -611,7 +636,8 @@ impl Adapters for Model {
             let of_layer: Vec<(Arc<LoraLinear>, f64)> = parts
                 .iter()
                 .filter_map(|(adapter, weight)| {
-                    let found = layers(adapter).into_iter().find(|other| other.path() == layer.path())?;
+                    let found =
+                        layers(adapter).into_iter().find(|other| other.path() == layer.path())?;
                     Some((found, *weight))
                 })
                 .collect();
@@ -686,9 +712,10 @@ impl Adapters for Model {
         if let Some(base) = &files.base_model_name_or_path
             && model_key(base) != model_key(self.name())
         {
-            adapter
-                .warnings
-                .push(format!("this adapter was trained on `{base}`, and this model is `{}`", self.name()));
+            adapter.warnings.push(format!(
+                "this adapter was trained on `{base}`, and this model is `{}`",
+                self.name()
+            ));
         }
         state.add(self, adapter)
     }
@@ -700,7 +727,10 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped() {
-        assert_eq!([0, 999, 1000, 134_515_008].map(thousands), ["0", "999", "1,000", "134,515,008"]);
+        assert_eq!(
+            [0, 999, 1000, 134_515_008].map(thousands),
+            ["0", "999", "1,000", "134,515,008"]
+        );
     }
 
     #[test]
@@ -715,7 +745,10 @@ mod tests {
 
     #[test]
     fn the_same_base_is_known_by_hub_id_and_by_file() {
-        assert_eq!(model_key("HuggingFaceTB/SmolLM2-135M-Instruct"), model_key("SmolLM2-135M-Instruct/"));
+        assert_eq!(
+            model_key("HuggingFaceTB/SmolLM2-135M-Instruct"),
+            model_key("SmolLM2-135M-Instruct/")
+        );
         assert_eq!(model_key("/x/SmolLM2-135M-Instruct.gguf"), model_key("SmolLM2-135M-Instruct"));
     }
 }

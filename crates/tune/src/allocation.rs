@@ -1,10 +1,12 @@
 //! AdaLoRA's allocation of rank, step by step: PEFT's `RankAllocator` and `update_and_allocate`.
 //!
-//! The importance of a number is |w·g|, smoothed; its uncertainty is how far that strays from the smoothed one, smoothed in turn. Their product
-//! is its score, and a triplet (one singular value with its two directions) scores the sum of E's score, the mean of A's row and the mean
-//! of B's column. Of all triplets of all modules the best are kept, as many as the budget has: all of them up to `tinit`, then falling as a cube to
-//! `target_r` for each module at `tfinal` steps before the end. What is dropped has its singular value set to zero; it may come back until the
-//! last allocation.
+//! The importance of a number is |w·g|, smoothed; its uncertainty is how far that strays from the
+//! smoothed one, smoothed in turn. Their product is its score, and a triplet (one singular value
+//! with its two directions) scores the sum of E's score, the mean of A's row and the mean of B's
+//! column. Of all triplets of all modules the best are kept, as many as the budget has: all of them
+//! up to `tinit`, then falling as a cube to `target_r` for each module at `tfinal` steps before the
+//! end. What is dropped has its singular value set to zero; it may come back until the last
+//! allocation.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,7 +49,8 @@ impl Allocation {
         self.masks.as_ref()
     }
 
-    /// After step `step` of `total` (counted from 0), with the gradients that it took and what they were scaled with.
+    /// After step `step` of `total` (counted from 0), with the gradients that it took and what they
+    /// were scaled with.
     ///
     /// # Errors
     /// A failing operation.
@@ -96,16 +99,22 @@ impl Allocation {
         let (beta1, beta2) = (config.beta1 as f32, config.beta2 as f32);
         let (rest1, rest2) = ((1.0 - config.beta1) as f32, (1.0 - config.beta2) as f32);
         for (parameter, gradient) in parameters.iter().zip(gradients.iter()) {
-            let (Some(gradient), true) = (gradient, parameter.name.contains(".lora_")) else { continue };
+            let (Some(gradient), true) = (gradient, parameter.name.contains(".lora_")) else {
+                continue;
+            };
             let count = parameter.var.elem_count();
-            let zeros = || Importance { sensitivity: vec![0.0; count], uncertainty: vec![0.0; count] };
+            let zeros =
+                || Importance { sensitivity: vec![0.0; count], uncertainty: vec![0.0; count] };
             let importance = self.importance.entry(parameter.name.clone()).or_insert_with(zeros);
             let host = |tensor: &Tensor| tensor.to_device(&Device::Cpu);
             let (value, gradient) = (host(&parameter.var.as_detached_tensor())?, host(gradient)?);
             with_f32(&value, |values| {
                 with_f32(&gradient, |gradients| {
-                    let smoothed = importance.sensitivity.iter_mut().zip(&mut importance.uncertainty);
-                    for ((sensitivity, uncertainty), (w, g)) in smoothed.zip(values.iter().zip(gradients)) {
+                    let smoothed =
+                        importance.sensitivity.iter_mut().zip(&mut importance.uncertainty);
+                    for ((sensitivity, uncertainty), (w, g)) in
+                        smoothed.zip(values.iter().zip(gradients))
+                    {
                         let now = (w * (g * scale as f32)).abs();
                         *sensitivity = beta1 * *sensitivity + rest1 * now;
                         *uncertainty = beta2 * *uncertainty + rest2 * (now - *sensitivity).abs();
@@ -116,7 +125,8 @@ impl Allocation {
         Ok(())
     }
 
-    /// The masks that drop the `drop` worst triplets of all, and what is no better than the last of them.
+    /// The masks that drop the `drop` worst triplets of all, and what is no better than the last of
+    /// them.
     fn choose(&self, layers: &[Arc<AdaLoraLinear>], drop: usize) -> Result<Masks> {
         let mut scores: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for layer in layers {
@@ -126,7 +136,10 @@ impl Allocation {
         ranking.sort_by(f32::total_cmp);
         let threshold = drop.checked_sub(1).and_then(|last| ranking.get(last)).copied();
         let kept = |score: &f32| threshold.is_none_or(|threshold| *score > threshold);
-        Ok(scores.into_iter().map(|(path, scores)| (path, scores.iter().map(kept).collect())).collect())
+        Ok(scores
+            .into_iter()
+            .map(|(path, scores)| (path, scores.iter().map(kept).collect()))
+            .collect())
     }
 
     /// One for each singular value.
@@ -134,7 +147,9 @@ impl Allocation {
         let of = |factor: &str| -> Vec<f32> {
             let found = self.importance.get(&format!("{}.{factor}", layer.path));
             let product = |(sensitivity, uncertainty): (&f32, &f32)| sensitivity * uncertainty;
-            found.map_or_else(Vec::new, |i| i.sensitivity.iter().zip(&i.uncertainty).map(product).collect())
+            found.map_or_else(Vec::new, |i| {
+                i.sensitivity.iter().zip(&i.uncertainty).map(product).collect()
+            })
         };
         let (r, width) = layer.lora_a.dims2()?;
         let out = layer.lora_b.dims2()?.0;
@@ -159,7 +174,9 @@ impl Allocation {
             saved.f32s.insert(format!("{name}{UNCERTAINTY}"), importance.uncertainty.clone());
         }
         for (path, mask) in self.masks.iter().flatten() {
-            saved.bytes.insert(format!("{path}{MASK}"), mask.iter().map(|kept| u8::from(*kept)).collect());
+            saved
+                .bytes
+                .insert(format!("{path}{MASK}"), mask.iter().map(|kept| u8::from(*kept)).collect());
         }
         saved
     }
@@ -167,8 +184,11 @@ impl Allocation {
     /// Puts back what [`Allocation::saved`] gave.
     pub(crate) fn restored(mut saved: Saved) -> Self {
         let mut importance = BTreeMap::new();
-        let names: Vec<String> =
-            saved.f32s.keys().filter_map(|key| key.strip_suffix(SENSITIVITY).map(str::to_owned)).collect();
+        let names: Vec<String> = saved
+            .f32s
+            .keys()
+            .filter_map(|key| key.strip_suffix(SENSITIVITY).map(str::to_owned))
+            .collect();
         for name in names {
             let mut take = |key: &str| saved.f32s.remove(&format!("{name}{key}"));
             if let (Some(sensitivity), Some(uncertainty)) = (take(SENSITIVITY), take(UNCERTAINTY)) {
@@ -179,14 +199,18 @@ impl Allocation {
             .bytes
             .iter()
             .filter_map(|(key, bytes)| {
-                Some((key.strip_suffix(MASK)?.to_owned(), bytes.iter().map(|byte| *byte != 0).collect()))
+                Some((
+                    key.strip_suffix(MASK)?.to_owned(),
+                    bytes.iter().map(|byte| *byte != 0).collect(),
+                ))
             })
             .collect();
         Self { importance, masks: Some(masks).filter(|masks| !masks.is_empty()), budget: 0 }
     }
 }
 
-/// How many triplets are kept after step `step` of `total`, from `all` down to `target`, and whether they are chosen anew.
+/// How many triplets are kept after step `step` of `total`, from `all` down to `target`, and
+/// whether they are chosen anew.
 fn budget(config: &AdaLora, all: usize, target: usize, step: usize, total: usize) -> (usize, bool) {
     let last = total.saturating_sub(config.tfinal);
     if step <= config.tinit {
@@ -212,9 +236,11 @@ fn apply(layers: &[Arc<AdaLoraLinear>], masks: &Masks) -> Result<()> {
     Ok(())
 }
 
-/// Adds the gradient of the term that keeps A and B orthogonal: `orth_reg_weight` · mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖.
+/// Adds the gradient of the term that keeps A and B orthogonal: `orth_reg_weight` · mean of ‖AAᵀ −
+/// I‖ and ‖BᵀB − I‖.
 ///
-/// With M = AAᵀ − I, which is symmetric, the gradient of ‖M‖ is 2·M·A / ‖M‖; of ‖BᵀB − I‖ it is 2·B·M / ‖M‖.
+/// With M = AAᵀ − I, which is symmetric, the gradient of ‖M‖ is 2·M·A / ‖M‖; of ‖BᵀB − I‖ it is
+/// 2·B·M / ‖M‖.
 ///
 /// # Errors
 /// A failing operation.
@@ -227,20 +253,26 @@ pub(crate) fn add_orthogonality(
     if factor == 0.0 {
         return Ok(());
     }
-    let at: BTreeMap<&str, usize> =
-        parameters.iter().enumerate().map(|(index, parameter)| (parameter.name.as_str(), index)).collect();
+    let at: BTreeMap<&str, usize> = parameters
+        .iter()
+        .enumerate()
+        .map(|(index, parameter)| (parameter.name.as_str(), index))
+        .collect();
     for layer in &body.layers {
         let gradient = |var: &Var, of_rows: bool| -> Result<Tensor> {
             let w = var.as_detached_tensor();
             let r = if of_rows { w.dim(0)? } else { w.dim(1)? };
             let product = if of_rows { w.matmul(&w.t()?)? } else { w.t()?.matmul(&w)? };
             let m = (product - Tensor::eye(r, w.dtype(), w.device())?)?;
-            // Not read by the host, which would wait for the device. Where M is zero, so is the gradient.
+            // Not read by the host, which would wait for the device. Where M is zero, so is the
+            // gradient.
             let norm = m.sqr()?.sum_all()?.sqrt()?.maximum(f64::from(f32::MIN_POSITIVE))?;
             let turned = if of_rows { m.matmul(&w)? } else { w.matmul(&m)? };
             Ok((turned.broadcast_div(&norm)? * (2.0 * factor))?)
         };
-        for (name, var, of_rows) in [("lora_A", &layer.lora_a, true), ("lora_B", &layer.lora_b, false)] {
+        for (name, var, of_rows) in
+            [("lora_A", &layer.lora_a, true), ("lora_B", &layer.lora_b, false)]
+        {
             if let Some(index) = at.get(format!("{}.{name}", layer.path).as_str()) {
                 gradients.add(*index, gradient(var, of_rows)?)?;
             }
@@ -255,8 +287,14 @@ mod tests {
 
     #[test]
     fn the_budget_falls_as_a_cube() {
-        let config =
-            AdaLora { init_r: 4, target_r: 2, tinit: 5, tfinal: 15, delta_t: 2, ..Default::default() };
+        let config = AdaLora {
+            init_r: 4,
+            target_r: 2,
+            tinit: 5,
+            tfinal: 15,
+            delta_t: 2,
+            ..Default::default()
+        };
         let at = |step| budget(&config, 24, 12, step, 50);
         assert_eq!(at(0), (24, false));
         assert_eq!(at(5), (24, false));

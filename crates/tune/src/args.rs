@@ -1,4 +1,5 @@
-//! The arguments of a training run: names as in `transformers`' `TrainingArguments`, shortened where a notebook benefits.
+//! The arguments of a training run: names as in `transformers`' `TrainingArguments`, shortened
+//! where a notebook benefits.
 //!
 //! | here | there |
 //! |---|---|
@@ -39,7 +40,8 @@ pub enum EvalStrategy {
     Steps(usize),
 }
 
-/// When a checkpoint is written to `output_dir`, from which the run can go on ([`Run::last_checkpoint`](crate::Run::last_checkpoint)).
+/// When a checkpoint is written to `output_dir`, from which the run can go on
+/// ([`Run::last_checkpoint`](crate::Run::last_checkpoint)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SaveStrategy {
@@ -64,7 +66,8 @@ pub struct TrainingArgs {
     pub batch_size: usize,
     /// Rows that go through the model together in an evaluation. Default 8.
     pub eval_batch_size: usize,
-    /// Batches whose gradients make one optimizer step, weighted by their loss-bearing tokens. Default 1.
+    /// Batches whose gradients make one optimizer step, weighted by their loss-bearing tokens.
+    /// Default 1.
     pub gradient_accumulation_steps: usize,
     /// The highest learning rate of the schedule. Default 2e-4.
     pub learning_rate: f64,
@@ -84,40 +87,49 @@ pub struct TrainingArgs {
     pub adam_epsilon: f64,
     /// The optimizer and how it keeps its state. Default AdamW in f32.
     pub optim: Optim,
-    /// Dynamic loss scaling, for a model in f16 (`Model::load_as(.., Some(DType::F16), ..)`), by the rule of torch's `GradScaler`: a step whose gradient
-    /// overflows is skipped and the scale halved; 2000 good steps in a row double it. What is trained is f32 either way. Default false.
+    /// Dynamic loss scaling, for a model in f16 (`Model::load_as(.., Some(DType::F16), ..)`), by
+    /// the rule of torch's `GradScaler`: a step whose gradient overflows is skipped and the scale
+    /// halved; 2000 good steps in a row double it. What is trained is f32 either way. Default
+    /// false.
     pub fp16: bool,
     /// The first scale. Default 65536.
     pub fp16_init_scale: f64,
     /// Gradients of a larger norm are scaled down to it; 0 switches this off. Default 1.
     pub max_grad_norm: f64,
-    /// A part of each label's probability that is spread over the vocabulary, in 0..1. It counts in training, not in evaluations. Default 0.
+    /// A part of each label's probability that is spread over the vocabulary, in 0..1. It counts in
+    /// training, not in evaluations. Default 0.
     pub label_smoothing_factor: f64,
     /// Noise on the embeddings in training (NEFTune): 5 is usual. Default none.
     pub neftune_noise_alpha: Option<f64>,
-    /// LoRA's B, and DoRA's lengths, learn so many times as fast as A ([LoRA+, Hayou et al. 2024](https://arxiv.org/abs/2402.12354)); 8 to 16
-    /// are usual. Default `None`: as fast.
+    /// LoRA's B, and DoRA's lengths, learn so many times as fast as A ([LoRA+, Hayou et al.
+    /// 2024](https://arxiv.org/abs/2402.12354)); 8 to 16 are usual. Default `None`: as fast.
     pub loraplus_lr_ratio: Option<f64>,
-    /// Batches of examples of similar length: less padding, and batches that are less random. Default false.
+    /// Batches of examples of similar length: less padding, and batches that are less random.
+    /// Default false.
     pub group_by_length: bool,
-    /// Several examples in one row, up to `max_length` tokens, none seeing another: no padding for short examples. Default false.
+    /// Several examples in one row, up to `max_length` tokens, none seeing another: no padding for
+    /// short examples. Default false.
     pub packing: bool,
-    /// Examples are cut off after so many tokens. `None` (the default) cuts nothing, and an example that does not fit into the model's
-    /// context is an error.
+    /// Examples are cut off after so many tokens. `None` (the default) cuts nothing, and an example
+    /// that does not fit into the model's context is an error.
     pub max_length: Option<usize>,
     /// When to evaluate. Default after each epoch.
     pub eval_strategy: EvalStrategy,
     /// Evaluate before the first step, too. Default false.
     pub eval_on_start: bool,
-    /// Stop after so many evaluations in a row that were no better than the best before them. Default never.
+    /// Stop after so many evaluations in a row that were no better than the best before them.
+    /// Default never.
     pub early_stopping_patience: Option<usize>,
     /// How much better an evaluation has to be to count as better. Default 0.
     pub early_stopping_threshold: f64,
-    /// What the best evaluation is judged by: `loss`, or the name of a [`Trainer::with_metric`](crate::Trainer::with_metric). Default `loss`.
+    /// What the best evaluation is judged by: `loss`, or the name of a
+    /// [`Trainer::with_metric`](crate::Trainer::with_metric). Default `loss`.
     pub metric_for_best_model: String,
-    /// Whether more of it is better. Default (`None`): not for `loss` and names that end in it, for all others.
+    /// Whether more of it is better. Default (`None`): not for `loss` and names that end in it, for
+    /// all others.
     pub greater_is_better: Option<bool>,
-    /// Put back the weights of the best evaluation when the run ends (not when the user stops it). Default false.
+    /// Put back the weights of the best evaluation when the run ends (not when the user stops it).
+    /// Default false.
     pub load_best_model_at_end: bool,
     /// When to write a checkpoint. Default never.
     pub save_strategy: SaveStrategy,
@@ -125,14 +137,19 @@ pub struct TrainingArgs {
     pub output_dir: Option<PathBuf>,
     /// How many checkpoints to keep, the newest ones. Default all.
     pub save_total_limit: Option<usize>,
-    /// Keep only each block's input from the forward pass and run the block again before its backward pass: less memory, about a third
-    /// more time. Default false: as many blocks as the activations of a batch need to stay within twice the size of the weights in f32, so none for
-    /// batches of usual length and some for long rows. The losses are the same, bit for bit, either way.
+    /// Keep only each block's input from the forward pass and run the block again before its
+    /// backward pass: less memory, about a third more time. Default false: as many blocks as the
+    /// activations of a batch need to stay within twice the size of the weights in f32, so none for
+    /// batches of usual length and some for long rows. The losses are the same, bit for bit, either
+    /// way.
     pub gradient_checkpointing: bool,
-    /// How many blocks are run again, the first ones; `Some(0)`: none, whatever it takes. Default (`None`): what `gradient_checkpointing` says.
+    /// How many blocks are run again, the first ones; `Some(0)`: none, whatever it takes. Default
+    /// (`None`): what `gradient_checkpointing` says.
     pub checkpointed_blocks: Option<usize>,
-    /// The most memory that the process may have, in bytes; on a GPU, the most of its memory, by an estimate. Micro-batch, accumulation and checkpointing are then chosen so that the run fits, with
-    /// as many rows in an optimizer step as `batch_size` · `gradient_accumulation_steps`; the run's [`Plan`](crate::Plan) says what was chosen. Default none.
+    /// The most memory that the process may have, in bytes; on a GPU, the most of its memory, by an
+    /// estimate. Micro-batch, accumulation and checkpointing are then chosen so that the run fits,
+    /// with as many rows in an optimizer step as `batch_size` · `gradient_accumulation_steps`; the
+    /// run's [`Plan`](crate::Plan) says what was chosen. Default none.
     pub memory_budget: Option<u64>,
     /// Seed of dropout and noise, and of the row order unless `data_seed` is given. Default 42.
     pub seed: u64,
@@ -224,7 +241,12 @@ impl TrainingArgs {
             ("TrainingArgs.neftune_noise_alpha", self.neftune_noise_alpha.unwrap_or(0.0)),
         ];
         for (field, value) in not_negative {
-            require(field, value, value.is_finite() && value >= 0.0, "a finite number of at least 0")?;
+            require(
+                field,
+                value,
+                value.is_finite() && value >= 0.0,
+                "a finite number of at least 0",
+            )?;
         }
         let ratio = self.loraplus_lr_ratio.unwrap_or(1.0);
         require(
@@ -234,7 +256,12 @@ impl TrainingArgs {
             "a finite number above 0 (8 to 16 are usual)",
         )?;
         let eps = self.adam_epsilon;
-        require("TrainingArgs.adam_epsilon", eps, eps.is_finite() && eps > 0.0, "a finite number above 0")?;
+        require(
+            "TrainingArgs.adam_epsilon",
+            eps,
+            eps.is_finite() && eps > 0.0,
+            "a finite number above 0",
+        )?;
         let scale = self.fp16_init_scale;
         require(
             "TrainingArgs.fp16_init_scale",
@@ -264,7 +291,12 @@ impl TrainingArgs {
             require("TrainingArgs.memory_budget", budget, budget >= 100_000_000, expected)?;
         }
         if let EvalStrategy::Steps(steps) = self.eval_strategy {
-            require("TrainingArgs.eval_strategy", "Steps(0)", steps >= 1, "a number of steps of at least 1")?;
+            require(
+                "TrainingArgs.eval_strategy",
+                "Steps(0)",
+                steps >= 1,
+                "a number of steps of at least 1",
+            )?;
         }
         if let Some(patience) = self.early_stopping_patience {
             require(
@@ -276,11 +308,15 @@ impl TrainingArgs {
         }
         let watches = self.early_stopping_patience.is_some() || self.load_best_model_at_end;
         let evaluates = !watches || self.eval_strategy != EvalStrategy::No;
-        let expected =
-            "Epoch or Steps, because early stopping and `load_best_model_at_end` watch the validation loss";
+        let expected = "Epoch or Steps, because early stopping and `load_best_model_at_end` watch the validation loss";
         require("TrainingArgs.eval_strategy", "No", evaluates, expected)?;
         if let SaveStrategy::Steps(steps) = self.save_strategy {
-            require("TrainingArgs.save_strategy", "Steps(0)", steps >= 1, "a number of steps of at least 1")?;
+            require(
+                "TrainingArgs.save_strategy",
+                "Steps(0)",
+                steps >= 1,
+                "a number of steps of at least 1",
+            )?;
         }
         let has_folder = self.save_strategy == SaveStrategy::No || self.output_dir.is_some();
         require(
@@ -306,7 +342,12 @@ impl TrainingArgs {
             ),
             LrScheduler::WarmupStableDecay { num_decay_steps } => {
                 let stated = "WarmupStableDecay with 0 decay steps";
-                require("TrainingArgs.lr_scheduler", stated, num_decay_steps >= 1, "at least 1 step")
+                require(
+                    "TrainingArgs.lr_scheduler",
+                    stated,
+                    num_decay_steps >= 1,
+                    "at least 1 step",
+                )
             }
             _ => Ok(()),
         }
@@ -314,7 +355,8 @@ impl TrainingArgs {
 
     /// Steps of warm-up in a run of `total_steps`.
     pub fn warmup(&self, total_steps: usize) -> usize {
-        self.warmup_steps.unwrap_or_else(|| (total_steps as f64 * self.warmup_ratio).ceil() as usize)
+        self.warmup_steps
+            .unwrap_or_else(|| (total_steps as f64 * self.warmup_ratio).ceil() as usize)
     }
 
     /// The seed of the row order.
@@ -327,8 +369,14 @@ impl TrainingArgs {
         self.group_by_length.then_some(self.batch_size * self.gradient_accumulation_steps)
     }
 
-    /// How many of a model's blocks are run again in the backward pass of a batch of so many tokens. `room` is [`Self::gpu_room`].
-    pub(crate) fn checkpointed_blocks(&self, model: &Model, tokens: usize, room: Option<GpuRoom>) -> usize {
+    /// How many of a model's blocks are run again in the backward pass of a batch of so many
+    /// tokens. `room` is [`Self::gpu_room`].
+    pub(crate) fn checkpointed_blocks(
+        &self,
+        model: &Model,
+        tokens: usize,
+        room: Option<GpuRoom>,
+    ) -> usize {
         let blocks = model.num_blocks();
         match (self.checkpointed_blocks, room) {
             (Some(again), _) => again.min(blocks),
@@ -338,7 +386,8 @@ impl TrainingArgs {
         }
     }
 
-    /// What a run may take of a GPU's memory, the budget or else nearly all there is, and what of it is for what it trains. `None` on the CPU.
+    /// What a run may take of a GPU's memory, the budget or else nearly all there is, and what of
+    /// it is for what it trains. `None` on the CPU.
     pub(crate) fn gpu_room(&self, model: &Model, trained: &Parameters) -> Option<GpuRoom> {
         if model.device().is_cpu() {
             return None;
@@ -351,11 +400,17 @@ impl TrainingArgs {
 
     /// Whether metric `value` is better than `best`, by more than `threshold`.
     pub(crate) fn better(&self, value: f64, best: f64, threshold: f64) -> bool {
-        let greater = self.greater_is_better.unwrap_or(!self.metric_for_best_model.ends_with("loss"));
+        let greater =
+            self.greater_is_better.unwrap_or(!self.metric_for_best_model.ends_with("loss"));
         if greater { value > best + threshold } else { value < best - threshold }
     }
 
-    pub(crate) fn eval_is_due(&self, step: usize, steps_per_epoch: usize, total_steps: usize) -> bool {
+    pub(crate) fn eval_is_due(
+        &self,
+        step: usize,
+        steps_per_epoch: usize,
+        total_steps: usize,
+    ) -> bool {
         match self.eval_strategy {
             EvalStrategy::No => false,
             _ if step == 0 => self.eval_on_start,
@@ -364,11 +419,20 @@ impl TrainingArgs {
         }
     }
 
-    pub(crate) fn save_is_due(&self, step: usize, steps_per_epoch: usize, total_steps: usize) -> bool {
+    pub(crate) fn save_is_due(
+        &self,
+        step: usize,
+        steps_per_epoch: usize,
+        total_steps: usize,
+    ) -> bool {
         match self.save_strategy {
             SaveStrategy::No => false,
-            SaveStrategy::Epoch => step > 0 && (step.is_multiple_of(steps_per_epoch) || step == total_steps),
-            SaveStrategy::Steps(every) => step > 0 && (step.is_multiple_of(every) || step == total_steps),
+            SaveStrategy::Epoch => {
+                step > 0 && (step.is_multiple_of(steps_per_epoch) || step == total_steps)
+            }
+            SaveStrategy::Steps(every) => {
+                step > 0 && (step.is_multiple_of(every) || step == total_steps)
+            }
         }
     }
 
@@ -388,8 +452,9 @@ impl TrainingArgs {
         };
         let (ours, theirs) = (serde_json::to_value(self)?, serde_json::to_value(same_course)?);
         let ours = ours.as_object().into_iter().flatten();
-        let differs =
-            |(field, value): &(&String, &Value)| !theirs.get(*field).is_some_and(|other| same(value, other));
+        let differs = |(field, value): &(&String, &Value)| {
+            !theirs.get(*field).is_some_and(|other| same(value, other))
+        };
         Ok(ours.filter(differs).map(|(field, _)| field.clone()).collect())
     }
 
@@ -413,7 +478,12 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-fn require(field: &'static str, value: impl ToString, holds: bool, expected: &'static str) -> Result<()> {
+fn require(
+    field: &'static str,
+    value: impl ToString,
+    holds: bool,
+    expected: &'static str,
+) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::Config { field, value: value.to_string(), expected }) }
 }
 
@@ -432,15 +502,36 @@ mod tests {
     fn wrong_values_are_refused_with_field_value_and_range() {
         let base = TrainingArgs::default();
         for (args, starts) in [
-            (TrainingArgs { epochs: 0, ..base.clone() }, "`TrainingArgs.epochs` is 0, expected at least 1"),
+            (
+                TrainingArgs { epochs: 0, ..base.clone() },
+                "`TrainingArgs.epochs` is 0, expected at least 1",
+            ),
             (TrainingArgs { max_steps: Some(0), ..base.clone() }, "`TrainingArgs.max_steps` is 0"),
             (TrainingArgs { batch_size: 0, ..base.clone() }, "`TrainingArgs.batch_size` is 0"),
-            (TrainingArgs { learning_rate: f64::NAN, ..base.clone() }, "`TrainingArgs.learning_rate` is NaN"),
-            (TrainingArgs { learning_rate: 0.0, ..base.clone() }, "`TrainingArgs.learning_rate` is 0"),
-            (TrainingArgs { warmup_ratio: 1.5, ..base.clone() }, "`TrainingArgs.warmup_ratio` is 1.5"),
-            (TrainingArgs { weight_decay: -0.1, ..base.clone() }, "`TrainingArgs.weight_decay` is -0.1"),
-            (TrainingArgs { max_grad_norm: -1.0, ..base.clone() }, "`TrainingArgs.max_grad_norm` is -1"),
-            (TrainingArgs { max_length: Some(1), ..base.clone() }, "`TrainingArgs.max_length` is 1"),
+            (
+                TrainingArgs { learning_rate: f64::NAN, ..base.clone() },
+                "`TrainingArgs.learning_rate` is NaN",
+            ),
+            (
+                TrainingArgs { learning_rate: 0.0, ..base.clone() },
+                "`TrainingArgs.learning_rate` is 0",
+            ),
+            (
+                TrainingArgs { warmup_ratio: 1.5, ..base.clone() },
+                "`TrainingArgs.warmup_ratio` is 1.5",
+            ),
+            (
+                TrainingArgs { weight_decay: -0.1, ..base.clone() },
+                "`TrainingArgs.weight_decay` is -0.1",
+            ),
+            (
+                TrainingArgs { max_grad_norm: -1.0, ..base.clone() },
+                "`TrainingArgs.max_grad_norm` is -1",
+            ),
+            (
+                TrainingArgs { max_length: Some(1), ..base.clone() },
+                "`TrainingArgs.max_length` is 1",
+            ),
             (TrainingArgs { packing: true, ..base.clone() }, "`TrainingArgs.max_length` is None"),
             (
                 TrainingArgs { label_smoothing_factor: 1.0, ..base.clone() },
@@ -455,10 +546,18 @@ mod tests {
                 "`TrainingArgs.early_stopping_threshold` is -0.1",
             ),
             (
-                TrainingArgs { packing: true, max_length: Some(64), group_by_length: true, ..base.clone() },
+                TrainingArgs {
+                    packing: true,
+                    max_length: Some(64),
+                    group_by_length: true,
+                    ..base.clone()
+                },
                 "`TrainingArgs.group_by_length` is true",
             ),
-            (TrainingArgs { memory_budget: Some(8), ..base.clone() }, "`TrainingArgs.memory_budget` is 8"),
+            (
+                TrainingArgs { memory_budget: Some(8), ..base.clone() },
+                "`TrainingArgs.memory_budget` is 8",
+            ),
             (
                 TrainingArgs { eval_strategy: EvalStrategy::Steps(0), ..base.clone() },
                 "`TrainingArgs.eval_strategy`",

@@ -1,4 +1,5 @@
-//! Files that are whole or not there: written under a temporary name, flushed to the disk, then renamed.
+//! Files that are whole or not there: written under a temporary name, flushed to the disk, then
+//! renamed.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,16 +7,19 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Writes files into one folder so that a reader never sees a torn one: all are written and flushed first, then renamed in the
-/// given order. On an error the folder is left as it was, but for files already renamed.
+/// Writes files into one folder so that a reader never sees a torn one: all are written and flushed
+/// first, then renamed in the given order. On an error the folder is left as it was, but for files
+/// already renamed.
 pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     let io = |action, path: &Path| {
         let path = path.to_path_buf();
         move |source| Error::Io { action, path, source }
     };
     std::fs::create_dir_all(dir).map_err(io("create", dir))?;
-    let temporary: Vec<_> =
-        files.iter().map(|(name, _)| dir.join(format!(".{name}.{}.tmp", std::process::id()))).collect();
+    let temporary: Vec<_> = files
+        .iter()
+        .map(|(name, _)| dir.join(format!(".{name}.{}.tmp", std::process::id())))
+        .collect();
     let written = (|| {
         for ((_, bytes), path) in files.iter().zip(&temporary) {
             let mut file = File::create(path).map_err(io("create", path))?;
@@ -44,7 +48,11 @@ pub(crate) fn sync_folder(dir: &Path) -> Result<()> {
 
 /// Reads a whole file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_path_buf(), source })
+    std::fs::read(path).map_err(|source| Error::Io {
+        action: "read",
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 #[cfg(test)]

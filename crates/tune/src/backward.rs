@@ -1,15 +1,19 @@
 //! Loss and gradients of one batch, block by block.
 //!
-//! Candle's `backward` on the whole model would keep every activation's gradient in one table until it is done, and every block's
-//! graph until the end. Here each decoder block is recorded on a [tape](tunebook_models::ops::tape) of its own, cut at its input:
+//! Candle's `backward` on the whole model would keep every activation's gradient in one table until
+//! it is done, and every block's graph until the end. Here each decoder block is recorded on a
+//! [tape](tunebook_models::ops::tape) of its own, cut at its input:
 //!
-//! 1. forward: block i takes xᵢ, a leaf, and gives yᵢ with the tape between; xᵢ₊₁ has yᵢ's values and is a leaf again;
+//! 1. forward: block i takes xᵢ, a leaf, and gives yᵢ with the tape between; xᵢ₊₁ has yᵢ's values
+//!    and is a leaf again;
 //! 2. the loss gives the gradient of the last x;
-//! 3. backward, from the last block to the first: the tape turns the gradient of yᵢ, which is xᵢ₊₁'s, into those of the block's
-//!    trainable tensors and of xᵢ, dropping its entries as it goes.
+//! 3. backward, from the last block to the first: the tape turns the gradient of yᵢ, which is
+//!    xᵢ₊₁'s, into those of the block's trainable tensors and of xᵢ, dropping its entries as it
+//!    goes.
 //!
-//! Blocks below the first trainable one build no graph at all, and the first trainable one computes no gradient of its input. With
-//! checkpointing, step 1 keeps the x alone and step 3 runs the block again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
+//! Blocks below the first trainable one build no graph at all, and the first trainable one computes
+//! no gradient of its input. With checkpointing, step 1 keeps the x alone and step 3 runs the block
+//! again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
 
 use candle_core::{DType, Tensor, Var};
 use tunebook_models::ops::Tape;
@@ -37,7 +41,8 @@ pub(crate) struct Segments<'a> {
     pub(crate) noise: Option<Noise>,
 }
 
-/// NEFTune ([Jain et al. 2023](https://arxiv.org/abs/2310.05914)): uniform noise of size `alpha`/√(t·hid) on every embedding.
+/// NEFTune ([Jain et al. 2023](https://arxiv.org/abs/2310.05914)): uniform noise of size
+/// `alpha`/√(t·hid) on every embedding.
 #[derive(Clone, Copy)]
 pub(crate) struct Noise {
     pub(crate) alpha: f64,
@@ -52,7 +57,8 @@ impl Noise {
         let (_, t, hidden) = x.dims3()?;
         let size = (self.alpha / ((t * hidden) as f64).sqrt()) as f32;
         let mut stream = Stream::new(self.seed, "neftune", self.draw);
-        let noise: Vec<f32> = (0..x.elem_count()).map(|_| (2.0 * stream.uniform() - 1.0) * size).collect();
+        let noise: Vec<f32> =
+            (0..x.elem_count()).map(|_| (2.0 * stream.uniform() - 1.0) * size).collect();
         let noise = Tensor::from_vec(noise, x.shape(), x.device())?.to_dtype(x.dtype())?;
         Ok((x + noise)?)
     }
@@ -66,11 +72,12 @@ struct Segment {
 }
 
 impl Segments<'_> {
-    /// The summed loss of a batch, a scalar that is left where it was computed: to read it is to wait for the device. Adds the gradient of
-    /// `weight` · that sum to `gradients`.
+    /// The summed loss of a batch, a scalar that is left where it was computed: to read it is to
+    /// wait for the device. Adds the gradient of `weight` · that sum to `gradients`.
     ///
     /// # Errors
-    /// A failing operation, or the user's wish to stop, which is looked for between blocks. Nothing but `gradients` has changed then.
+    /// A failing operation, or the user's wish to stop, which is looked for between blocks. Nothing
+    /// but `gradients` has changed then.
     pub(crate) fn loss_and_gradients(
         &self,
         batch: &Batch,
@@ -79,7 +86,8 @@ impl Segments<'_> {
     ) -> Result<Tensor> {
         let (model, blocks) = (self.model, self.model.num_blocks());
         let first = self.parameters.first_block().unwrap_or(blocks);
-        let (front, embedding) = (self.parameters.only(Part::Front), self.parameters.only(Part::Embedding));
+        let (front, embedding) =
+            (self.parameters.only(Part::Front), self.parameters.only(Part::Embedding));
         // The block whose input needs no gradient.
         let lowest = if front.is_some() || embedding.is_some() { usize::MAX } else { first };
         let positions = positions(model, batch)?;
@@ -129,12 +137,15 @@ impl Segments<'_> {
                 }
             };
             let mut found = tape.backward_from(&output, above)?;
-            self.collect(&mut found, gradients, |part| part == Part::Block(block) || part == Part::Blocks)?;
+            self.collect(&mut found, gradients, |part| {
+                part == Part::Block(block) || part == Part::Blocks
+            })?;
             if block != lowest {
                 gradient = found.pass_on(&input);
             }
         }
-        // A block may cut the graph: everything below it has no gradient either, which the check of step one reports.
+        // A block may cut the graph: everything below it has no gradient either, which the check of
+        // step one reports.
         let Some(gradient) = gradient.filter(|_| front.is_some() || embedding.is_some()) else {
             return Ok(loss);
         };
@@ -169,7 +180,8 @@ impl Segments<'_> {
         Ok(())
     }
 
-    /// The summed loss, and the gradient of `weight` times it with respect to the last block's output. Adds those of the head's own tensors.
+    /// The summed loss, and the gradient of `weight` times it with respect to the last block's
+    /// output. Adds those of the head's own tensors.
     fn head(
         &self,
         x: &Tensor,
@@ -213,7 +225,8 @@ fn positions(model: &Model, batch: &Batch) -> Result<Positions> {
 }
 
 /// # Shapes
-/// `x` `[b, n + t, hid]`, of which the first n positions are what stands before the tokens -> a scalar.
+/// `x` `[b, n + t, hid]`, of which the first n positions are what stands before the tokens -> a
+/// scalar.
 fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Result<Tensor> {
     // [b, n + t, hid] -> [b, t, hid] -> [b·t, hid]
     let hidden = model.final_norm(&model.drop_front(x)?)?.flatten(0, 1)?;
@@ -228,8 +241,9 @@ fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Resu
             expected: "0 for a model that bounds its logits (final_logit_softcapping)",
         });
     }
-    // `transformers`' LabelSmoother: (1 - s) · nll + s · mean over the vocabulary of -log p. With p's normaliser in both terms that is
-    // nll + s · (logit of the label - mean logit), and a mean of logits is one product with the mean row of the head: no logits are needed.
+    // `transformers`' LabelSmoother: (1 - s) · nll + s · mean over the vocabulary of -log p. With
+    // p's normaliser in both terms that is nll + s · (logit of the label - mean logit), and a mean
+    // of logits is one product with the mean row of the head: no logits are needed.
     let labelled = batch.labels.iter().enumerate().filter(|(_, label)| **label != ops::IGNORE);
     let (rows, labels): (Vec<u32>, Vec<u32>) =
         labelled.map(|(row, label)| (row as u32, *label as u32)).unzip();

@@ -1,8 +1,10 @@
-//! From examples to batches: chat template, token ids, completion-only labels, truncation, shuffling, padding and the shift.
+//! From examples to batches: chat template, token ids, completion-only labels, truncation,
+//! shuffling, padding and the shift.
 //!
-//! Only the completion bears a loss, as in TRL's prompt/completion data: the labels of the prompt and of the padding are
-//! [`IGNORE`]. Rows are padded on the right; attention is causal and every row stands alone, so neither padding nor another row
-//! can change a token's loss. The shift (position i is labelled with token i + 1) happens in [`Batch::new`] and nowhere else.
+//! Only the completion bears a loss, as in TRL's prompt/completion data: the labels of the prompt
+//! and of the padding are [`IGNORE`]. Rows are padded on the right; attention is causal and every
+//! row stands alone, so neither padding nor another row can change a token's loss. The shift
+//! (position i is labelled with token i + 1) happens in [`Batch::new`] and nowhere else.
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,8 @@ use tunebook_models::ops::IGNORE;
 
 use crate::error::{Error, Result};
 
-/// One training example: a pair, whose completion is trained on, or a conversation, of which every turn of the assistant is.
+/// One training example: a pair, whose completion is trained on, or a conversation, of which every
+/// turn of the assistant is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Example {
     /// What the user says.
@@ -51,7 +54,8 @@ pub struct TokenizedExample {
     pub row: usize,
     /// Prompt, completion and the template's tokens around them.
     pub ids: Vec<u32>,
-    /// One label for each id, not shifted: the id itself in what the model shall say, [`IGNORE`] in what it is shown.
+    /// One label for each id, not shifted: the id itself in what the model shall say, [`IGNORE`] in
+    /// what it is shown.
     pub labels: Vec<i64>,
 }
 
@@ -80,7 +84,8 @@ impl TokenizedSet {
     /// Tokenises a set.
     ///
     /// # Errors
-    /// No example; a `max_length` above `context`; examples longer than `context` while `max_length` is `None`; no token that bears a loss; what `encode` fails with.
+    /// No example; a `max_length` above `context`; examples longer than `context` while
+    /// `max_length` is `None`; no token that bears a loss; what `encode` fails with.
     pub fn new(
         set: &'static str,
         examples: &[Example],
@@ -104,7 +109,9 @@ impl TokenizedSet {
         for (row, example) in examples.iter().enumerate() {
             let (mut ids, mut labels) = (Vec::new(), Vec::new());
             for span in encode(row, example)? {
-                labels.extend(span.ids.iter().map(|id| if span.said { i64::from(*id) } else { IGNORE }));
+                labels.extend(
+                    span.ids.iter().map(|id| if span.said { i64::from(*id) } else { IGNORE }),
+                );
                 ids.extend(span.ids);
             }
             if ids.len() > limit {
@@ -139,7 +146,8 @@ impl TokenizedSet {
         Ok(tokenized)
     }
 
-    /// The longest first: batches of similar length, least padding, and a run that does not fit fails at once.
+    /// The longest first: batches of similar length, least padding, and a run that does not fit
+    /// fails at once.
     pub fn by_length(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.examples.len()).collect();
         order.sort_by_key(|index| std::cmp::Reverse(self.examples[*index].ids.len()));
@@ -169,7 +177,8 @@ impl TokenizedSet {
 pub struct Batch {
     /// Token ids, padded on the right, `[b, t]` u32.
     pub ids: Tensor,
-    /// For each position of `ids`, row by row, the token that follows it, or [`IGNORE`]: `b·t` of them.
+    /// For each position of `ids`, row by row, the token that follows it, or [`IGNORE`]: `b·t` of
+    /// them.
     pub labels: Vec<i64>,
     /// For each row the lengths of the examples packed into it; `None`: each row is one example.
     pub segments: Option<Vec<Vec<usize>>>,
@@ -184,14 +193,16 @@ pub struct Batch {
 impl Batch {
     /// Pads to the longest row with `pad_id` and shifts the labels.
     pub fn new(examples: &[&TokenizedExample], pad_id: u32, device: &Device) -> Result<Self> {
-        let rows: Vec<Vec<&TokenizedExample>> = examples.iter().map(|example| vec![*example]).collect();
+        let rows: Vec<Vec<&TokenizedExample>> =
+            examples.iter().map(|example| vec![*example]).collect();
         Ok(Self { segments: None, ..Self::packed(&rows, pad_id, device)? })
     }
 
     /// The same of rows that hold several examples each, end to end. None of them sees another.
     pub fn packed(rows: &[Vec<&TokenizedExample>], pad_id: u32, device: &Device) -> Result<Self> {
-        let tokens =
-            |row: &Vec<&TokenizedExample>| row.iter().map(|example| example.ids.len()).sum::<usize>();
+        let tokens = |row: &Vec<&TokenizedExample>| {
+            row.iter().map(|example| example.ids.len()).sum::<usize>()
+        };
         let longest = rows.iter().map(tokens).max().unwrap_or(0);
         let mut ids = Vec::with_capacity(rows.len() * longest);
         let mut labels = Vec::with_capacity(rows.len() * longest);
@@ -206,7 +217,8 @@ impl Batch {
             labels.resize(from + longest, IGNORE);
         }
         let examples = || rows.iter().flatten();
-        let lengths = |row: &Vec<&TokenizedExample>| row.iter().map(|example| example.ids.len()).collect();
+        let lengths =
+            |row: &Vec<&TokenizedExample>| row.iter().map(|example| example.ids.len()).collect();
         Ok(Self {
             ids: Tensor::from_vec(ids, (rows.len(), longest), device)?,
             label_tokens: labels.iter().filter(|label| **label != IGNORE).count(),
@@ -227,10 +239,17 @@ mod tests {
         let ids = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
         let mut completion = ids(&example.completion);
         completion.push(0);
-        Ok(vec![Span { ids: ids(&example.prompt), said: false }, Span { ids: completion, said: true }])
+        Ok(vec![
+            Span { ids: ids(&example.prompt), said: false },
+            Span { ids: completion, said: true },
+        ])
     }
 
-    fn set(pairs: &[(&str, &str)], context: usize, max_length: Option<usize>) -> Result<TokenizedSet> {
+    fn set(
+        pairs: &[(&str, &str)],
+        context: usize,
+        max_length: Option<usize>,
+    ) -> Result<TokenizedSet> {
         let examples: Vec<_> =
             pairs.iter().map(|(prompt, completion)| Example::new(*prompt, *completion)).collect();
         TokenizedSet::new("training", &examples, context, max_length, &bytes)
@@ -253,7 +272,9 @@ mod tests {
         let batch = Batch::new(&rows, 1, &Device::Cpu).unwrap();
         let ids: Vec<u32> = batch.ids.flatten_all().unwrap().to_vec1().unwrap();
         let mut seen = 0;
-        for (position, label) in batch.labels.iter().enumerate().filter(|(_, label)| **label != IGNORE) {
+        for (position, label) in
+            batch.labels.iter().enumerate().filter(|(_, label)| **label != IGNORE)
+        {
             assert_eq!(*label, i64::from(ids[position + 1]));
             seen += 1;
         }
@@ -264,7 +285,10 @@ mod tests {
     fn too_long_is_an_error_unless_a_length_is_given() {
         let pairs = [("ab", "cdef"), ("abcdef", "g"), ("a", "b")];
         let error = set(&pairs, 6, None).unwrap_err().to_string();
-        assert!(error.contains("2 of 3 examples") && error.contains("row 1 with 8 tokens"), "{error}");
+        assert!(
+            error.contains("2 of 3 examples") && error.contains("row 1 with 8 tokens"),
+            "{error}"
+        );
         let cut = set(&pairs, 6, Some(6)).unwrap();
         assert_eq!(cut.truncated, 2);
         assert_eq!(cut.without_labels, [1], "its completion was cut off whole");

@@ -1,7 +1,8 @@
 //! What an adapter is made of, whatever its type.
 //!
-//! To add a type: a configuration in [`AdapterConfig`](crate::AdapterConfig), a [`Body`], and a line each in
-//! [`plan`] and [`build`]. Adding, switching, saving, loading, checkpoints, renaming and deleting then work as for the others.
+//! To add a type: a configuration in [`AdapterConfig`](crate::AdapterConfig), a [`Body`], and a
+//! line each in [`plan`] and [`build`]. Adding, switching, saving, loading, checkpoints, renaming
+//! and deleting then work as for the others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,7 +35,8 @@ pub(crate) struct AdapterTensor {
 }
 
 impl AdapterTensor {
-    /// One that belongs to the module at `path`; `name` is what follows it in the file: `lora_A.weight`.
+    /// One that belongs to the module at `path`; `name` is what follows it in the file:
+    /// `lora_A.weight`.
     pub(crate) fn of_module(path: &str, name: &str, var: &Var) -> Self {
         let part = target::block_index(path).map_or(Part::Head, Part::Block);
         Self { key: format!("{path}.{name}"), var: var.clone(), part }
@@ -46,7 +48,11 @@ impl AdapterTensor {
     /// Another number of values.
     pub(crate) fn fill(&self, tensors: &BTreeMap<String, StoredTensor>) -> Result<()> {
         if let Some(stored) = tensors.get(&self.key) {
-            self.var.set(&Tensor::from_slice(&stored.values, self.var.shape(), self.var.device())?)?;
+            self.var.set(&Tensor::from_slice(
+                &stored.values,
+                self.var.shape(),
+                self.var.device(),
+            )?)?;
         }
         Ok(())
     }
@@ -75,7 +81,8 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
     /// What it puts into the model.
     fn hooks(&self) -> Hooks;
 
-    /// The same with nothing to train in it and as fast as the base; `None` for a type that no weight can take up.
+    /// The same with nothing to train in it and as fast as the base; `None` for a type that no
+    /// weight can take up.
     ///
     /// # Errors
     /// A failing operation.
@@ -117,7 +124,8 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
     }
 }
 
-/// The keys and shapes of the tensors that an adapter of this configuration has on this model, before any is made.
+/// The keys and shapes of the tensors that an adapter of this configuration has on this model,
+/// before any is made.
 ///
 /// # Errors
 /// The configuration is refused, or a target does not exist.
@@ -137,7 +145,11 @@ pub(crate) fn plan(model: &Model, config: &AdapterConfig) -> Result<BTreeMap<Str
 ///
 /// # Errors
 /// As [`plan`]; a failing operation.
-pub(crate) fn build(model: &Model, config: &AdapterConfig, mode: &Arc<Mode>) -> Result<Arc<dyn Body>> {
+pub(crate) fn build(
+    model: &Model,
+    config: &AdapterConfig,
+    mode: &Arc<Mode>,
+) -> Result<Arc<dyn Body>> {
     config.validate()?;
     Ok(match config {
         AdapterConfig::Lora(lora) => Arc::new(LoraBody::new(model, lora, mode)?),
@@ -145,6 +157,8 @@ pub(crate) fn build(model: &Model, config: &AdapterConfig, mode: &Arc<Mode>) -> 
         AdapterConfig::Ia3(ia3) => Arc::new(Ia3Body::new(model, ia3, mode)?),
         AdapterConfig::PromptTuning(prompt) => Arc::new(PromptBody::new(model, prompt, mode)?),
         AdapterConfig::PrefixTuning(prefix) => Arc::new(PrefixBody::new(model, prefix, mode)?),
-        AdapterConfig::Bottleneck(bottleneck) => Arc::new(BottleneckBody::new(model, bottleneck, mode)?),
+        AdapterConfig::Bottleneck(bottleneck) => {
+            Arc::new(BottleneckBody::new(model, bottleneck, mode)?)
+        }
     })
 }

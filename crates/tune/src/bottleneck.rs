@@ -1,4 +1,5 @@
-//! Bottleneck adapters: a small feed-forward network where a sublayer hands on its output, `s·up(f(down(h)))`, added to it.
+//! Bottleneck adapters: a small feed-forward network where a sublayer hands on its output,
+//! `s·up(f(down(h)))`, added to it.
 //!
 //! | | after | reads | f | units | s |
 //! |---|---|---|---|---|---|
@@ -6,7 +7,8 @@
 //! | [`Bottleneck::seq_bn`] ([Pfeiffer et al. 2020](https://arxiv.org/abs/2005.00247)) | FFN | the output, added to the residual stream | relu | hid / 16 | 1 |
 //! | [`Bottleneck::par_bn`] ([He et al. 2021](https://arxiv.org/abs/2110.04366)) | FFN | the residual stream before it | relu | hid / 2 | 4 |
 //!
-//! Names and defaults are those of AdapterHub's package [`adapters`](https://docs.adapterhub.ml/methods.html#bottleneck-adapters) (`SeqBnConfig`,
+//! Names and defaults are those of AdapterHub's package
+//! [`adapters`](https://docs.adapterhub.ml/methods.html#bottleneck-adapters) (`SeqBnConfig`,
 //! `DoubleSeqBnConfig`, `ParBnConfig`), and so are the files. PEFT has no such adapter.
 //!
 //! ```
@@ -26,7 +28,8 @@ use tunebook_models::Sublayer;
 
 use crate::error::{Error, Result};
 
-/// Configuration of a bottleneck adapter: the fields and names of AdapterHub's `BnConfig`. The default is [`Bottleneck::seq_bn`].
+/// Configuration of a bottleneck adapter: the fields and names of AdapterHub's `BnConfig`. The
+/// default is [`Bottleneck::seq_bn`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bottleneck {
     /// One after the attention of each block.
@@ -35,9 +38,11 @@ pub struct Bottleneck {
     pub output_adapter: bool,
     /// The hidden size divided by the number of units.
     pub reduction_factor: ReductionFactor,
-    /// What is between the two maps: `relu`, `swish` (or `silu`), `gelu`, `gelu_new`, `tanh`, `sigmoid` or `leakyrelu`.
+    /// What is between the two maps: `relu`, `swish` (or `silu`), `gelu`, `gelu_new`, `tanh`,
+    /// `sigmoid` or `leakyrelu`.
     pub non_linearity: String,
-    /// Reads the sublayer's output after it was added to the residual stream; otherwise the output alone. Of no effect with `is_parallel`.
+    /// Reads the sublayer's output after it was added to the residual stream; otherwise the output
+    /// alone. Of no effect with `is_parallel`.
     pub original_ln_before: bool,
     /// Reads the residual stream that the sublayer itself read.
     pub is_parallel: bool,
@@ -49,7 +54,8 @@ pub struct Bottleneck {
     pub leave_out: Vec<usize>,
     /// How the weights begin.
     pub init_weights: BottleneckInit,
-    /// Seed of the initial weights (AdapterHub draws them from torch's global generator; this field is not in its files). Default 42.
+    /// Seed of the initial weights (AdapterHub draws them from torch's global generator; this field
+    /// is not in its files). Default 42.
     #[serde(skip, default = "init_seed")]
     pub init_seed: u64,
 }
@@ -154,8 +160,8 @@ impl Bottleneck {
     /// Refuses what cannot work.
     ///
     /// # Errors
-    /// No place to be in, a factor or scaling that is not above 0, a dropout outside 0..1 or an unknown non-linearity: the field, the value and
-    /// what is accepted.
+    /// No place to be in, a factor or scaling that is not above 0, a dropout outside 0..1 or an
+    /// unknown non-linearity: the field, the value and what is accepted.
     pub fn validate(&self) -> Result<()> {
         let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
         if !self.mh_adapter && !self.output_adapter {
@@ -173,10 +179,20 @@ impl Bottleneck {
                 if let Some(name) =
                     factors.keys().find(|name| *name != "default" && name.parse::<usize>().is_err())
                 {
-                    return refuse(FACTOR, format!("for `{name}`"), "numbers of blocks, and `default`");
+                    return refuse(
+                        FACTOR,
+                        format!("for `{name}`"),
+                        "numbers of blocks, and `default`",
+                    );
                 }
             }
-            other => return refuse(FACTOR, other.to_string(), "finite numbers above 0 (2 to 64 are usual)"),
+            other => {
+                return refuse(
+                    FACTOR,
+                    other.to_string(),
+                    "finite numbers above 0 (2 to 64 are usual)",
+                );
+            }
         }
         if Activation::from_name(&self.non_linearity).is_none() {
             return refuse(
@@ -186,7 +202,11 @@ impl Bottleneck {
             );
         }
         if !self.scaling.is_finite() || self.scaling == 0.0 {
-            return refuse("Bottleneck.scaling", self.scaling.to_string(), "a finite number other than 0");
+            return refuse(
+                "Bottleneck.scaling",
+                self.scaling.to_string(),
+                "a finite number other than 0",
+            );
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return refuse(
@@ -318,11 +338,15 @@ mod tests {
     #[test]
     fn units_follow_the_factor_of_the_block() {
         let factors = [("default".to_owned(), 16.0), ("1".to_owned(), 0.5)];
-        let config =
-            Bottleneck { reduction_factor: ReductionFactor::Blocks(factors.into()), ..Bottleneck::seq_bn() };
+        let config = Bottleneck {
+            reduction_factor: ReductionFactor::Blocks(factors.into()),
+            ..Bottleneck::seq_bn()
+        };
         assert_eq!([0, 1].map(|block| config.units(block, 100).unwrap()), [6, 200]);
-        let config =
-            Bottleneck { reduction_factor: ReductionFactor::Blocks(BTreeMap::new()), ..Bottleneck::seq_bn() };
+        let config = Bottleneck {
+            reduction_factor: ReductionFactor::Blocks(BTreeMap::new()),
+            ..Bottleneck::seq_bn()
+        };
         assert!(config.units(3, 100).unwrap_err().to_string().contains("block 3 is not named"));
     }
 
@@ -338,7 +362,8 @@ mod tests {
             ("sigmoid", [0.182_425_5, 0.668_187_8]),
             ("leakyrelu", [-0.015, 0.7]),
         ] {
-            let found = Activation::from_name(name).unwrap().forward(&x).unwrap().to_vec1::<f32>().unwrap();
+            let found =
+                Activation::from_name(name).unwrap().forward(&x).unwrap().to_vec1::<f32>().unwrap();
             for (found, expected) in found.iter().zip(expected) {
                 assert!((found - expected).abs() < 1e-5, "{name}: {found} {expected}");
             }

@@ -1,4 +1,5 @@
-//! Bottleneck adapters as the body of an adapter: a [`Branch`] for each sublayer; see [`Bottleneck`] for what it computes.
+//! Bottleneck adapters as the body of an adapter: a [`Branch`] for each sublayer; see
+//! [`Bottleneck`] for what it computes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,14 +49,18 @@ struct BottleneckLayer {
 /// The places that a configuration goes to, with the units of each.
 ///
 /// # Errors
-/// A block that does not exist or has no factor, no place that is left, or a place where AdapterHub's adapter means something else.
+/// A block that does not exist or has no factor, no place that is left, or a place where
+/// AdapterHub's adapter means something else.
 fn places(model: &Model, config: &Bottleneck) -> Result<Vec<(Arc<Joint>, usize)>> {
     let blocks = model.num_blocks();
     let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
     if let Some(missing) = config.leave_out.iter().find(|block| **block >= blocks) {
         return refuse(
             "Bottleneck.leave_out",
-            format!("{:?}, of which {missing} is no block of this model's {blocks}", config.leave_out),
+            format!(
+                "{:?}, of which {missing} is no block of this model's {blocks}",
+                config.leave_out
+            ),
             "numbers of blocks, counted from 0",
         );
     }
@@ -76,12 +81,17 @@ fn places(model: &Model, config: &Bottleneck) -> Result<Vec<(Arc<Joint>, usize)>
         places.push((joint, units));
     }
     match places.is_empty() {
-        true => refuse("Bottleneck.leave_out", "every block".to_owned(), "fewer blocks, so that one is left"),
+        true => refuse(
+            "Bottleneck.leave_out",
+            "every block".to_owned(),
+            "fewer blocks, so that one is left",
+        ),
         false => Ok(places),
     }
 }
 
-/// AdapterHub's name of the adapter after a sublayer: `model.layers.0.mlp` -> `model.layers.0.output_adapters`.
+/// AdapterHub's name of the adapter after a sublayer: `model.layers.0.mlp` ->
+/// `model.layers.0.output_adapters`.
 fn hub_path(joint: &Joint) -> String {
     let block = joint.path().rsplit_once('.').map_or("", |(block, _)| block);
     let name = match joint.sublayer() {
@@ -140,10 +150,13 @@ impl BottleneckBody {
                 down_bias: zeros(units)?,
                 up: weight(config, (hidden, units), &format!("{path}.{UP}"), device)?,
                 up_bias: zeros(hidden)?,
-                activation: Activation::from_name(&config.non_linearity).unwrap_or(Activation::Relu),
-                // Beside each other, attention and feed-forward network have no stream between them to read.
+                activation: Activation::from_name(&config.non_linearity)
+                    .unwrap_or(Activation::Relu),
+                // Beside each other, attention and feed-forward network have no stream between them
+                // to read.
                 adds_stream: config.original_ln_before
-                    && !(joint.flow() == Flow::Parallel && joint.sublayer() == Sublayer::FeedForward),
+                    && !(joint.flow() == Flow::Parallel
+                        && joint.sublayer() == Sublayer::FeedForward),
                 is_parallel: config.is_parallel,
                 scaling: config.scaling,
                 dropout: config.dropout,
@@ -225,8 +238,9 @@ impl Body for BottleneckBody {
     }
 
     fn hooks(&self) -> Hooks {
-        let branch =
-            |layer: &Arc<BottleneckLayer>| (layer.joint.clone(), Arc::clone(layer) as Arc<dyn Branch>);
+        let branch = |layer: &Arc<BottleneckLayer>| {
+            (layer.joint.clone(), Arc::clone(layer) as Arc<dyn Branch>)
+        };
         Hooks { branches: self.layers.iter().map(branch).collect(), ..Hooks::default() }
     }
 

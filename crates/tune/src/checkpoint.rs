@@ -1,6 +1,8 @@
-//! Runs on disk: a run that was stopped, or killed, goes on from its last checkpoint as if nothing had happened.
+//! Runs on disk: a run that was stopped, or killed, goes on from its last checkpoint as if nothing
+//! had happened.
 //!
-//! A checkpoint is one folder, written under another name, flushed and then renamed, so that it is whole or not there:
+//! A checkpoint is one folder, written under another name, flushed and then renamed, so that it is
+//! whole or not there:
 //!
 //! | file | holds |
 //! |---|---|
@@ -8,7 +10,8 @@
 //! | `training_state.safetensors` | trained tensors, AdamW's moments, AdaLoRA's importances and ranks, and the records, all exact |
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter for PEFT and `load_adapter` (an adapter not named `default` in its subfolder) |
 //!
-//! The order of the rows and the dropout masks follow from the seed and the step, so no generator's state is needed.
+//! The order of the rows and the dropout masks follow from the seed and the step, so no generator's
+//! state is needed.
 //!
 //! ```no_run
 //! use tunebook_models::{Device, Model};
@@ -81,7 +84,8 @@ struct State {
 }
 
 impl Run {
-    /// Writes the run to `dir`, which is replaced if it exists. [`Run::load`] reads it, and [`Trainer::resume`](crate::Trainer::resume) goes on.
+    /// Writes the run to `dir`, which is replaced if it exists. [`Run::load`] reads it, and
+    /// [`Trainer::resume`](crate::Trainer::resume) goes on.
     ///
     /// # Errors
     /// The folder cannot be written; what was there before is kept then.
@@ -112,7 +116,8 @@ impl Run {
         failure.map_or(Ok(None), Err)
     }
 
-    /// Writes `output_dir/checkpoint-STEP` with the adapter beside the state, then removes the oldest beyond `limit`.
+    /// Writes `output_dir/checkpoint-STEP` with the adapter beside the state, then removes the
+    /// oldest beyond `limit`.
     pub(crate) fn write_checkpoint(
         &self,
         output_dir: &Path,
@@ -148,7 +153,8 @@ impl Run {
             sha256,
         };
 
-        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name =
+            folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let parent = match folder.parent() {
             Some(parent) if parent != Path::new("") => parent.to_path_buf(),
             _ => PathBuf::from("."),
@@ -185,18 +191,25 @@ impl Run {
 
     fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(STATE_FILE);
-        let problem = |path: &Path, problem: String| Error::Checkpoint { path: path.to_path_buf(), problem };
-        let state: State = serde_json::from_slice(&atomic::read(&path)?)
-            .map_err(|error| problem(&path, format!("expected the state of a run, found {error}")))?;
+        let problem =
+            |path: &Path, problem: String| Error::Checkpoint { path: path.to_path_buf(), problem };
+        let state: State = serde_json::from_slice(&atomic::read(&path)?).map_err(|error| {
+            problem(&path, format!("expected the state of a run, found {error}"))
+        })?;
         if state.version != VERSION {
-            return Err(problem(&path, format!("is of version {}, expected {VERSION}", state.version)));
+            return Err(problem(
+                &path,
+                format!("is of version {}, expected {VERSION}", state.version),
+            ));
         }
         let tensors_path = folder.join(TENSORS_FILE);
         let bytes = atomic::read(&tensors_path)?;
         let found = sha256(&bytes);
         if found != state.sha256 {
-            let said =
-                format!("has the checksum {found}, expected {}: it is torn or was changed", state.sha256);
+            let said = format!(
+                "has the checksum {found}, expected {}: it is torn or was changed",
+                state.sha256
+            );
             return Err(problem(&tensors_path, said));
         }
         let damaged = |what: String| problem(&tensors_path, what);
@@ -211,12 +224,15 @@ impl Run {
             .map(|row| eval_record(row, &state.metrics))
             .collect::<Option<Vec<_>>>();
         let (Some(steps), Some(evals)) = (steps, evals) else {
-            return Err(damaged("its records have another number of columns than expected".to_owned()));
+            return Err(damaged(
+                "its records have another number of columns than expected".to_owned(),
+            ));
         };
         if steps.len() != state.step {
             return Err(damaged(format!("holds {} steps, expected {}", steps.len(), state.step)));
         }
-        let best = state.best_step.map(|step| Arc::new(Best { step, weights: tensors.weights("best.") }));
+        let best =
+            state.best_step.map(|step| Arc::new(Best { step, weights: tensors.weights("best.") }));
         Ok(Self {
             best,
             loaded_step: state.loaded_step,
@@ -230,11 +246,14 @@ impl Run {
                 steps: state.step,
                 optimizer: Arc::new(AdamW::restored(
                     state.args.adamw(),
-                    (state.step - state.loss_scale.map_or(0, |scale| scale.skipped()).min(state.step)) as u64,
+                    (state.step
+                        - state.loss_scale.map_or(0, |scale| scale.skipped()).min(state.step))
+                        as u64,
                     tensors.saved("optimizer."),
                 )),
                 weights: tensors.weights("weights."),
-                allocation: (ranks > 0).then(|| Arc::new(Allocation::restored(tensors.saved("allocation.")))),
+                allocation: (ranks > 0)
+                    .then(|| Arc::new(Allocation::restored(tensors.saved("allocation.")))),
                 loss_scale: state.loss_scale,
             }),
             args: state.args,
@@ -255,7 +274,11 @@ impl Run {
         entries.extend(self.state.optimizer.entries("optimizer."));
         let allocation = self.state.allocation.as_ref().map(|allocation| allocation.saved());
         for (name, values) in allocation.iter().flat_map(|saved| &saved.f32s) {
-            entries.push(Entry::new(format!("allocation.{name}"), &[values.len()], Data::F32(values)));
+            entries.push(Entry::new(
+                format!("allocation.{name}"),
+                &[values.len()],
+                Data::F32(values),
+            ));
         }
         for (name, bytes) in allocation.iter().flat_map(|saved| &saved.bytes) {
             entries.push(Entry::new(format!("allocation.{name}"), &[bytes.len()], Data::U8(bytes)));
@@ -274,7 +297,8 @@ impl Run {
 
     /// The names of all metrics of this run, in order.
     fn metric_names(&self) -> Vec<String> {
-        let names: BTreeSet<&String> = self.evals.iter().flat_map(|eval| eval.metrics.keys()).collect();
+        let names: BTreeSet<&String> =
+            self.evals.iter().flat_map(|eval| eval.metrics.keys()).collect();
         names.into_iter().cloned().collect()
     }
 }
@@ -324,8 +348,18 @@ fn step_record(mut row: Vec<f64>, ranks: usize) -> Option<StepRecord> {
         row.splice(STEP_COLUMNS - 2..STEP_COLUMNS - 2, [f64::NAN, 0.0]); // of before there was a loss scale
     }
     let (fixed, of_modules) = row.split_at_checked(STEP_COLUMNS)?;
-    let &[step, epoch, loss, learning_rate, grad_norm, tokens, label_tokens, secs, loss_scale, skipped] =
-        fixed
+    let &[
+        step,
+        epoch,
+        loss,
+        learning_rate,
+        grad_norm,
+        tokens,
+        label_tokens,
+        secs,
+        loss_scale,
+        skipped,
+    ] = fixed
     else {
         return None;
     };
@@ -360,7 +394,8 @@ fn eval_record(row: Vec<f64>, names: &[String]) -> Option<EvalRecord> {
     if metrics.len() != names.len() {
         return None;
     }
-    let metrics = names.iter().cloned().zip(metrics.iter().copied()).filter(|(_, value)| !value.is_nan());
+    let metrics =
+        names.iter().cloned().zip(metrics.iter().copied()).filter(|(_, value)| !value.is_nan());
     let (step, label_tokens) = (step as usize, label_tokens as usize);
     Some(EvalRecord { step, epoch, loss, label_tokens, secs, metrics: metrics.collect() })
 }
@@ -375,8 +410,10 @@ impl Tensors<'_> {
             let Some(rest) = name.strip_prefix(prefix) else { continue };
             match view.dtype() {
                 Dtype::F32 => {
-                    let values =
-                        view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                    let values = view
+                        .data()
+                        .chunks_exact(4)
+                        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
                     saved.f32s.insert(rest.to_owned(), values.collect());
                 }
                 Dtype::U8 => drop(saved.bytes.insert(rest.to_owned(), view.data().to_vec())),
@@ -415,7 +452,9 @@ pub(crate) fn remove_unfinished(output_dir: &Path) -> Result<()> {
     for entry in fs::read_dir(output_dir).map_err(io("read", output_dir))? {
         let entry = entry.map_err(io("read", output_dir))?;
         let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(&format!(".{FOLDER}")) && name.ends_with(".tmp"))
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with(&format!(".{FOLDER}")) && name.ends_with(".tmp"))
         {
             remove_if_there(&entry.path())?;
         }
@@ -434,8 +473,10 @@ fn checkpoints(output_dir: &Path) -> Result<BTreeMap<usize, PathBuf>> {
     for entry in entries {
         let entry = entry.map_err(io("read", output_dir))?;
         let name = entry.file_name();
-        let step =
-            name.to_str().and_then(|name| name.strip_prefix(FOLDER)).and_then(|step| step.parse().ok());
+        let step = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(FOLDER))
+            .and_then(|step| step.parse().ok());
         if let Some(step) = step {
             found.insert(step, entry.path());
         }
@@ -445,7 +486,9 @@ fn checkpoints(output_dir: &Path) -> Result<BTreeMap<usize, PathBuf>> {
 
 fn remove_if_there(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", folder)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io("remove", folder)(error))
+        }
         _ => Ok(()),
     }
 }

@@ -1,13 +1,15 @@
 //! Decompositions of a weight, in f64 on the host: initial weights of PiSSA and OLoRA.
 //!
-//! The singular values come from one-sided Jacobi rotations ([Hestenes 1958](https://doi.org/10.1137/0106005)): simple and exact, and cubic
-//! in the smaller side, a second or so for a weight of 576 x 576.
+//! The singular values come from one-sided Jacobi rotations ([Hestenes
+//! 1958](https://doi.org/10.1137/0106005)): simple and exact, and cubic in the smaller side, a
+//! second or so for a weight of 576 x 576.
 
 use candle_core::{DType, Tensor};
 
 use crate::error::Result;
 
-/// A thin singular value decomposition: `a = u · diag(s) · vᵀ`, the largest first. `u` and `v` are lists of columns.
+/// A thin singular value decomposition: `a = u · diag(s) · vᵀ`, the largest first. `u` and `v` are
+/// lists of columns.
 pub(crate) struct Svd {
     pub(crate) u: Vec<Vec<f64>>,
     pub(crate) s: Vec<f64>,
@@ -61,7 +63,8 @@ pub(crate) fn svd(a: &[Vec<f64>]) -> Svd {
     }
 }
 
-/// PiSSA's A `[r, in]` and B `[out, r]`: `scaling · B·A` is the best approximation of the weight of rank r.
+/// PiSSA's A `[r, in]` and B `[out, r]`: `scaling · B·A` is the best approximation of the weight of
+/// rank r.
 ///
 /// # Shapes
 /// `weight` `[out, in]`.
@@ -74,7 +77,8 @@ pub(crate) fn principal(weight: &Tensor, r: usize, scaling: f64) -> Result<(Tens
     Ok((tensor(&scaled(&found.v), weight)?, tensor(&transposed(&scaled(&found.u)), weight)?))
 }
 
-/// A `[rank, in]` and B `[out, rank]`, so that B·A is the best approximation of `delta` of that rank; zeros beyond its own.
+/// A `[rank, in]` and B `[out, rank]`, so that B·A is the best approximation of `delta` of that
+/// rank; zeros beyond its own.
 ///
 /// # Shapes
 /// `delta` `[out, in]`.
@@ -89,7 +93,8 @@ pub(crate) fn truncated(delta: &Tensor, rank: usize) -> Result<(Tensor, Tensor)>
     Ok((tensor(&a, delta)?, tensor(&transposed(&b), delta)?))
 }
 
-/// OLoRA's A `[r, in]` and B `[out, r]`: the first r rows of R and columns of Q of the weight's QR decomposition.
+/// OLoRA's A `[r, in]` and B `[out, r]`: the first r rows of R and columns of Q of the weight's QR
+/// decomposition.
 ///
 /// # Shapes
 /// `weight` `[out, in]`.
@@ -110,7 +115,8 @@ pub(crate) fn orthogonal(weight: &Tensor, r: usize) -> Result<(Tensor, Tensor)> 
         q.push(next.iter().map(|value| value / norm).collect());
     }
     // R = Qᵀ·W, upper triangular
-    let r = q.iter().map(|q| columns.iter().map(|column| dot(q, column)).collect()).collect::<Vec<_>>();
+    let r =
+        q.iter().map(|q| columns.iter().map(|column| dot(q, column)).collect()).collect::<Vec<_>>();
     Ok((tensor(&r, weight)?, tensor(&transposed(&q), weight)?))
 }
 
@@ -148,14 +154,16 @@ mod tests {
     #[test]
     fn singular_values_and_vectors_make_the_matrix() {
         for (m, n) in [(7, 4), (4, 7), (5, 5)] {
-            let a: Vec<Vec<f64>> =
-                (0..m).map(|i| (0..n).map(|j| ((3 * i + 7 * j * j) as f64).sin()).collect()).collect();
+            let a: Vec<Vec<f64>> = (0..m)
+                .map(|i| (0..n).map(|j| ((3 * i + 7 * j * j) as f64).sin()).collect())
+                .collect();
             let found = svd(&a);
             assert!(found.s.windows(2).all(|pair| pair[0] >= pair[1]));
             for (i, row) in a.iter().enumerate() {
                 for (j, value) in row.iter().enumerate() {
-                    let sum: f64 =
-                        (0..found.s.len()).map(|k| found.u[k][i] * found.s[k] * found.v[k][j]).sum();
+                    let sum: f64 = (0..found.s.len())
+                        .map(|k| found.u[k][i] * found.s[k] * found.v[k][j])
+                        .sum();
                     assert!((sum - value).abs() < 1e-12, "{sum} {value}");
                 }
             }

@@ -1,8 +1,9 @@
-//! Optimizer states in 8 bits, block by block ([Dettmers et al. 2021](https://arxiv.org/abs/2110.02861)), as bitsandbytes keeps them.
+//! Optimizer states in 8 bits, block by block ([Dettmers et al.
+//! 2021](https://arxiv.org/abs/2110.02861)), as bitsandbytes keeps them.
 //!
-//! Each block of [`BLOCK`] values is divided by its largest magnitude and rounded to the nearest of 256 values that lie
-//! dense near zero: seven decades, each with twice as many values as the one below it (the paper's dynamic tree). A moment then takes
-//! 1.016 bytes a value in place of 4.
+//! Each block of [`BLOCK`] values is divided by its largest magnitude and rounded to the nearest of
+//! 256 values that lie dense near zero: seven decades, each with twice as many values as the one
+//! below it (the paper's dynamic tree). A moment then takes 1.016 bytes a value in place of 4.
 
 use std::sync::OnceLock;
 
@@ -121,10 +122,18 @@ mod tests {
     fn the_values_are_those_of_bitsandbytes() {
         let (signed, unsigned) = (&Code::signed().values, &Code::unsigned().values);
         let near = |a: f32, b: f64| (f64::from(a) - b).abs() <= 1e-6 * b.abs();
-        assert!(near(signed[0], -0.992_968_75) && near(signed[255], 1.0) && near(signed[254], 0.992_968_75));
+        assert!(
+            near(signed[0], -0.992_968_75)
+                && near(signed[255], 1.0)
+                && near(signed[254], 0.992_968_75)
+        );
         assert_eq!(signed[127], 0.0);
-        assert!(near(signed[128], 5.5e-7) && near(signed[126], -5.5e-7) && near(signed[129], 3.25e-6));
-        assert!(near(unsigned[1], 3.25e-7) && near(unsigned[2], 7.75e-7) && near(unsigned[255], 1.0));
+        assert!(
+            near(signed[128], 5.5e-7) && near(signed[126], -5.5e-7) && near(signed[129], 3.25e-6)
+        );
+        assert!(
+            near(unsigned[1], 3.25e-7) && near(unsigned[2], 7.75e-7) && near(unsigned[255], 1.0)
+        );
         assert_eq!(unsigned[0], 0.0);
         for code in [signed, unsigned] {
             assert!(code.windows(2).all(|pair| pair[0] < pair[1]));
@@ -137,7 +146,8 @@ mod tests {
             for i in -2000..=2000 {
                 let value = (f64::from(i) / 2000.0).powi(3) as f32;
                 let found = code.values[code.nearest(value) as usize];
-                let best = code.values.iter().map(|v| (v - value).abs()).fold(f32::INFINITY, f32::min);
+                let best =
+                    code.values.iter().map(|v| (v - value).abs()).fold(f32::INFINITY, f32::min);
                 // A tie may go either way.
                 assert!((found - value).abs() <= best * (1.0 + 1e-5), "{value}: {found}");
             }

@@ -14,14 +14,15 @@ const BAR_EXAMPLES: usize = 2_000;
 
 /// Tokenises a set of examples.
 ///
-/// The prompt, with the template's opening of the answer, is tokenised by itself, as it is when the model is asked; the rest of
-/// the rendered conversation is what it shall say, the end of the turn included. A model without a chat template is shown the prompt as it
-/// is, and shall say the completion and the end of the text. Of a conversation every turn of the assistant is what it shall say
-/// ([`ChatTemplate::render_turns`]).
+/// The prompt, with the template's opening of the answer, is tokenised by itself, as it is when the
+/// model is asked; the rest of the rendered conversation is what it shall say, the end of the turn
+/// included. A model without a chat template is shown the prompt as it is, and shall say the
+/// completion and the end of the text. Of a conversation every turn of the assistant is what it
+/// shall say ([`ChatTemplate::render_turns`]).
 ///
 /// # Errors
-/// As [`TokenizedSet::new`]; a template that fails, or that does not render a prompt as the beginning of the conversation; a
-/// request to stop.
+/// As [`TokenizedSet::new`]; a template that fails, or that does not render a prompt as the
+/// beginning of the conversation; a request to stop.
 pub(crate) fn tokenize(
     model: &Model,
     set: &'static str,
@@ -31,7 +32,8 @@ pub(crate) fn tokenize(
     // Virtual tokens take their part of it.
     let context = model.config().max_position_embeddings.saturating_sub(model.positions_before());
     let bar = (examples.len() >= BAR_EXAMPLES).then(|| {
-        ProgressBar::new(format!("Tokenising the {set} set"), Some(examples.len() as u64)).unit("row")
+        ProgressBar::new(format!("Tokenising the {set} set"), Some(examples.len() as u64))
+            .unit("row")
     });
     TokenizedSet::new(set, examples, context, max_length, &|row, example| {
         interrupt::check()?;
@@ -49,8 +51,8 @@ pub(crate) fn tokenize(
 /// The ids of one example as it is trained on: what the model is shown, and what it shall say.
 ///
 /// # Errors
-/// A template that fails, or that does not render a prompt as the beginning of the conversation; a conversation for a model without
-/// a chat template.
+/// A template that fails, or that does not render a prompt as the beginning of the conversation; a
+/// conversation for a model without a chat template.
 pub fn encode_example(model: &Model, example: &Example) -> Result<Vec<Span>> {
     match model.chat_template() {
         Some(template) => conversation(model, template, "example", 0, example),

@@ -1,4 +1,5 @@
-//! What can go wrong while adapting a model, each with what was expected, what was found and what to do.
+//! What can go wrong while adapting a model, each with what was expected, what was found and what
+//! to do.
 
 use std::path::PathBuf;
 

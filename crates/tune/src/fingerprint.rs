@@ -1,8 +1,9 @@
-//! What an adapter remembers of the tokenizer and chat template that it was trained with, in a file of our own beside PEFT's two (which PEFT
-//! does not look at).
+//! What an adapter remembers of the tokenizer and chat template that it was trained with, in a file
+//! of our own beside PEFT's two (which PEFT does not look at).
 //!
-//! The same weights under another tokenizer or template answer gibberish, or worse, almost well. So an adapter that has the file is
-//! loaded only where both are the same; one without it (from PEFT) is loaded as before.
+//! The same weights under another tokenizer or template answer gibberish, or worse, almost well. So
+//! an adapter that has the file is loaded only where both are the same; one without it (from PEFT)
+//! is loaded as before.
 
 use std::path::Path;
 
@@ -61,7 +62,8 @@ pub(crate) fn check(model: &Model, folder: &Path) -> Result<()> {
         )));
     }
     if saved.chat_template != here.chat_template {
-        let shown = |template: &Option<String>| template.clone().unwrap_or_else(|| "none".to_owned());
+        let shown =
+            |template: &Option<String>| template.clone().unwrap_or_else(|| "none".to_owned());
         return Err(problem(format!(
             "the adapter was trained with another chat template (fingerprint {}, this model's is {}): its questions would look unlike those it has \
              learned to answer. Load it on the base model that it was trained on",

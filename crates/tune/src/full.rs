@@ -1,7 +1,8 @@
 //! Full fine-tuning: the model's own weights are trained, all of them or some modules.
 //!
-//! Nothing is put beside the weights and none of them is kept twice: the trainer's variables take their place in the model. What was there
-//! before is gone after the first step, so [`Model::save_pretrained`] writes a whole model, and the way back is to load the base again.
+//! Nothing is put beside the weights and none of them is kept twice: the trainer's variables take
+//! their place in the model. What was there before is gone after the first step, so
+//! [`Model::save_pretrained`] writes a whole model, and the way back is to load the base again.
 //!
 //! ```no_run
 //! use tunebook_models::{Device, Model};
@@ -35,13 +36,15 @@ use crate::target::TargetModules;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Full {
-    /// The modules whose weights are trained: names, paths or a regular expression, as in [`TargetModules`], over all modules, norms and
-    /// embedding included. `None` (the default): every weight.
+    /// The modules whose weights are trained: names, paths or a regular expression, as in
+    /// [`TargetModules`], over all modules, norms and embedding included. `None` (the default):
+    /// every weight.
     pub target_modules: Option<TargetModules>,
-    /// The blocks whose weights are trained, counted from 0, and nothing outside of them; the rest stays frozen. `None` (the default): all blocks,
-    /// and what comes before and after them.
+    /// The blocks whose weights are trained, counted from 0, and nothing outside of them; the rest
+    /// stays frozen. `None` (the default): all blocks, and what comes before and after them.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// Only biases, those of norms included ([BitFit, Ben Zaken et al. 2021](https://arxiv.org/abs/2106.10199)). Default false.
+    /// Only biases, those of norms included ([BitFit, Ben Zaken et al.
+    /// 2021](https://arxiv.org/abs/2106.10199)). Default false.
     pub bias_only: bool,
 }
 
@@ -72,7 +75,8 @@ impl Full {
         let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
         if let Some(blocks) = &self.layers_to_transform {
             let of = |index: &usize| model.block_of(all[*index].name());
-            if let Some(missing) = blocks.iter().find(|block| !chosen.iter().any(|i| of(i) == Some(**block)))
+            if let Some(missing) =
+                blocks.iter().find(|block| !chosen.iter().any(|i| of(i) == Some(**block)))
             {
                 return refuse(
                     "Full.layers_to_transform",
@@ -93,9 +97,11 @@ impl Full {
             }
         }
         match chosen.is_empty() {
-            true => {
-                refuse("Full.layers_to_transform", "empty".to_owned(), "at least one block, or None for all")
-            }
+            true => refuse(
+                "Full.layers_to_transform",
+                "empty".to_owned(),
+                "at least one block, or None for all",
+            ),
             false => Ok(chosen),
         }
     }
@@ -103,13 +109,16 @@ impl Full {
 
 /// Full fine-tuning on a [`Model`].
 pub trait FullTuning {
-    /// Makes the model's own weights trainable, in place of whatever was. An active adapter is switched off and stays resident.
+    /// Makes the model's own weights trainable, in place of whatever was. An active adapter is
+    /// switched off and stays resident.
     ///
     /// # Errors
-    /// A target module that does not exist; weights that are neither f32 nor f16, nor bf16 on a GPU.
+    /// A target module that does not exist; weights that are neither f32 nor f16, nor bf16 on a
+    /// GPU.
     fn unfreeze(&self, config: &Full) -> Result<FullInfo>;
 
-    /// Makes all weights constants again, with the values that they have now. Adding or choosing an adapter does this, too.
+    /// Makes all weights constants again, with the values that they have now. Adding or choosing an
+    /// adapter does this, too.
     fn freeze(&self);
 }
 
@@ -160,7 +169,8 @@ pub(crate) struct FullWeights {
     weights: Vec<Arc<Weight>>,
     pub(crate) parameters: Parameters,
     pub(crate) mode: Arc<Mode>,
-    /// Changes with every change of the weights, so that a run knows whether the model still holds its own.
+    /// Changes with every change of the weights, so that a run knows whether the model still holds
+    /// its own.
     pub(crate) version: Arc<AtomicU64>,
 }
 
@@ -175,7 +185,8 @@ impl FullWeights {
             let (name, format) = (weight.name().to_owned(), blocks.format());
             return Err(tunebook_models::Error::QuantizedWeight { name, format }.into());
         }
-        // On the CPU activations beside weights in bf16 are f32, and so nothing would be gained by it.
+        // On the CPU activations beside weights in bf16 are f32, and so nothing would be gained by
+        // it.
         let has_masters = |dtype| match dtype {
             DType::F32 | DType::F16 => true,
             DType::BF16 => !model.device().is_cpu(),
@@ -195,8 +206,9 @@ impl FullWeights {
         let mut parameters = Vec::with_capacity(chosen.len());
         for index in chosen {
             let weight = &all[index];
-            // One tensor at a time: the old one goes before the next is copied.
-            // What is trained is f32: a step is too small for f16 or bf16 to add. Activations beside it stay what they were.
+            // One tensor at a time: the old one goes before the next is copied. What is trained is
+            // f32: a step is too small for f16 or bf16 to add. Activations beside it stay what they
+            // were.
             let var = Var::from_tensor(&weight.get().detach().to_dtype(DType::F32)?)?;
             weight.train(&var, mode.gradients())?;
             let part = part_of(model, weight.name());

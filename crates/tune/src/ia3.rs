@@ -1,7 +1,9 @@
-//! (IA)³: learned vectors that scale what a projection takes or gives ([Liu et al. 2022](https://arxiv.org/abs/2205.05638)).
+//! (IA)³: learned vectors that scale what a projection takes or gives ([Liu et al.
+//! 2022](https://arxiv.org/abs/2205.05638)).
 //!
-//! `y = l ∘ (x·Wᵀ + b)`, with l `[out]` trained; in feed-forward modules `y = (l ∘ x)·Wᵀ + b`, with l `[in]`. All l start at 1, so that a new
-//! adapter changes nothing. A few numbers for each projection are all there is to train.
+//! `y = l ∘ (x·Wᵀ + b)`, with l `[out]` trained; in feed-forward modules `y = (l ∘ x)·Wᵀ + b`, with
+//! l `[in]`. All l start at 1, so that a new adapter changes nothing. A few numbers for each
+//! projection are all there is to train.
 //!
 //! ```
 //! use tunebook_tune::Ia3;
@@ -23,7 +25,8 @@ use crate::inject::{self, Hooks};
 use crate::lora_linear::Mode;
 use crate::target::{Choice, TargetModules};
 
-/// Configuration of an (IA)³ adapter: the fields, names and defaults of PEFT's `IA3Config`, with its targets for the Llama family.
+/// Configuration of an (IA)³ adapter: the fields, names and defaults of PEFT's `IA3Config`, with
+/// its targets for the Llama family.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Ia3 {
@@ -33,7 +36,8 @@ pub struct Ia3 {
     pub feedforward_modules: TargetModules,
     /// Modules that stay as they are among those that `target_modules` matches. Default none.
     pub exclude_modules: Option<TargetModules>,
-    /// Modules whose own weights are trained whole and saved with the adapter: `lm_head`, `embed_tokens`. Default none.
+    /// Modules whose own weights are trained whole and saved with the adapter: `lm_head`,
+    /// `embed_tokens`. Default none.
     pub modules_to_save: Vec<String>,
 }
 
@@ -182,7 +186,8 @@ impl Body for Ia3Body {
     }
 
     fn hooks(&self) -> Hooks {
-        let layer = |layer: &Arc<Ia3Linear>| (layer.path.clone(), Arc::clone(layer) as Arc<dyn Projection>);
+        let layer =
+            |layer: &Arc<Ia3Linear>| (layer.path.clone(), Arc::clone(layer) as Arc<dyn Projection>);
         Hooks { projections: self.layers.iter().map(layer).collect(), ..Hooks::default() }
     }
 

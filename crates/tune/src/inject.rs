@@ -1,4 +1,5 @@
-//! Putting what an adapter changes in and out of a model. The model knows nothing of what is put in.
+//! Putting what an adapter changes in and out of a model. The model knows nothing of what is put
+//! in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use tunebook_models::{Branch, Joint, KeysValues, Model, Projection, Slot, Vector
 use crate::error::Result;
 use crate::target::Choice;
 
-/// Everything that an active adapter puts into a model. A type of adapter that reaches into another place gets a field of its own.
+/// Everything that an active adapter puts into a model. A type of adapter that reaches into another
+/// place gets a field of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Hooks {
     /// In place of the base's projections, by path.
@@ -92,11 +94,16 @@ pub(crate) fn in_place(model: &Model) -> Hooks {
     }
 }
 
-/// Puts `hooks`, which fit the model, into its places, and the base's own parts everywhere else; the model's own tensors stay as they are.
+/// Puts `hooks`, which fit the model, into its places, and the base's own parts everywhere else;
+/// the model's own tensors stay as they are.
 pub(crate) fn replace(model: &Model, hooks: &Hooks) {
     for slot in model.slots() {
         // Of the same sizes as the base, so it cannot fail; if it did, the base is there.
-        if hooks.projections.get(slot.path()).is_none_or(|layer| slot.replace(Arc::clone(layer)).is_err()) {
+        if hooks
+            .projections
+            .get(slot.path())
+            .is_none_or(|layer| slot.replace(Arc::clone(layer)).is_err())
+        {
             slot.restore();
         }
     }

@@ -1,8 +1,9 @@
 //! Fine-tuning: adapters, the training loop and its parts.
 //!
-//! A model is a stack of frozen projections. [`Adapters`] puts a trainable update beside those that [`Lora`] names; the
-//! [`Trainer`] moves the update, and nothing else, so that the completions of the [`Example`]s become likely; and the update is saved
-//! on its own, a few megabytes, in the format of Hugging Face's PEFT.
+//! A model is a stack of frozen projections. [`Adapters`] puts a trainable update beside those that
+//! [`Lora`] names; the [`Trainer`] moves the update, and nothing else, so that the completions of
+//! the [`Example`]s become likely; and the update is saved on its own, a few megabytes, in the
+//! format of Hugging Face's PEFT.
 
 mod adalora;
 mod adapter_config;

@@ -1,11 +1,14 @@
-//! LoRA: a low-rank update beside a frozen projection ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)).
+//! LoRA: a low-rank update beside a frozen projection ([Hu et al.
+//! 2021](https://arxiv.org/abs/2106.09685)).
 //!
-//! `y = x·Wᵀ + b + scaling · dropout(x)·Aᵀ·Bᵀ`, with A `[r, in]` and B `[out, r]` trained and W, b frozen; `scaling` is
-//! `lora_alpha / r`, or `lora_alpha / √r` with rsLoRA ([Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)). A starts
-//! uniform in ±1/√in (Kaiming with a = √5, as in PEFT) and B at zero, so that a new adapter changes nothing; [`LoraInit`] has other ways.
+//! `y = x·Wᵀ + b + scaling · dropout(x)·Aᵀ·Bᵀ`, with A `[r, in]` and B `[out, r]` trained and W, b
+//! frozen; `scaling` is `lora_alpha / r`, or `lora_alpha / √r` with rsLoRA ([Kalajdzievski
+//! 2023](https://arxiv.org/abs/2312.03732)). A starts uniform in ±1/√in (Kaiming with a = √5, as in
+//! PEFT) and B at zero, so that a new adapter changes nothing; [`LoraInit`] has other ways.
 //!
-//! With DoRA ([Liu et al. 2024](https://arxiv.org/abs/2402.09353)) the direction and the length of each row are trained apart:
-//! `W' = m · (W + scaling·B·A) / ‖W + scaling·B·A‖`, with m `[out]` trained too, and the norm, by rows, taken as a constant.
+//! With DoRA ([Liu et al. 2024](https://arxiv.org/abs/2402.09353)) the direction and the length of
+//! each row are trained apart: `W' = m · (W + scaling·B·A) / ‖W + scaling·B·A‖`, with m `[out]`
+//! trained too, and the norm, by rows, taken as a constant.
 //!
 //! ```
 //! use tunebook_tune::Lora;
@@ -31,7 +34,8 @@ pub struct Lora {
     pub r: usize,
     /// Numerator of the scaling. Default 8.
     pub lora_alpha: f64,
-    /// Probability with which an input of the low-rank path is dropped in training, in 0..1. Default 0.
+    /// Probability with which an input of the low-rank path is dropped in training, in 0..1.
+    /// Default 0.
     pub lora_dropout: f64,
     /// The projections to adapt. Default `["q_proj", "v_proj"]`, PEFT's for the Llama family.
     pub target_modules: TargetModules,
@@ -41,27 +45,32 @@ pub struct Lora {
     pub use_dora: bool,
     /// Blocks to adapt among those that `target_modules` matches. Default all.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// What a block's number follows in a path, where the first number is not the one: `["layers"]`. Default none.
+    /// What a block's number follows in a path, where the first number is not the one:
+    /// `["layers"]`. Default none.
     pub layers_pattern: Vec<String>,
     /// Modules that stay as they are among those that `target_modules` matches. Default none.
     pub exclude_modules: Option<TargetModules>,
     /// Which of the model's biases are trained, too. Default none.
     pub bias: Bias,
-    /// Modules whose own weights are trained whole and saved with the adapter: ends of paths, `lm_head`, `embed_tokens`. Default none.
+    /// Modules whose own weights are trained whole and saved with the adapter: ends of paths,
+    /// `lm_head`, `embed_tokens`. Default none.
     pub modules_to_save: Vec<String>,
-    /// `modules_to_save` may name the embedding table of a model whose output head is that table; both are trained as one then. Default false.
+    /// `modules_to_save` may name the embedding table of a model whose output head is that table;
+    /// both are trained as one then. Default false.
     pub ensure_weight_tying: bool,
     /// Other ranks for some projections: name, path or regular expression to rank. Default none.
     pub rank_pattern: BTreeMap<String, usize>,
     /// Other alphas for some projections: name, path or regular expression to alpha. Default none.
     pub alpha_pattern: BTreeMap<String, f64>,
-    /// B starts at zero; with false it starts random as A does, which is of use in tests only. Default true.
+    /// B starts at zero; with false it starts random as A does, which is of use in tests only.
+    /// Default true.
     pub init_lora_weights: bool,
-    /// How the initial weights are made; PEFT has this in `init_lora_weights`, and so it is read. It is not written: what is saved is a plain
-    /// LoRA. Default [`LoraInit::Kaiming`].
+    /// How the initial weights are made; PEFT has this in `init_lora_weights`, and so it is read.
+    /// It is not written: what is saved is a plain LoRA. Default [`LoraInit::Kaiming`].
     #[serde(skip)]
     pub lora_init: LoraInit,
-    /// Seed of the initial weights (PEFT draws them from torch's global generator; this field is not in its files). Default 42.
+    /// Seed of the initial weights (PEFT draws them from torch's global generator; this field is
+    /// not in its files). Default 42.
     #[serde(skip)]
     pub init_seed: u64,
 }
@@ -74,11 +83,11 @@ pub enum LoraInit {
     Kaiming,
     /// A normal with standard deviation 1/r, B zero.
     Gaussian,
-    /// A and B are the r largest singular directions of the weight, which are taken out of the base beside them
-    /// ([PiSSA, Meng et al. 2024](https://arxiv.org/abs/2404.02948)).
+    /// A and B are the r largest singular directions of the weight, which are taken out of the base
+    /// beside them ([PiSSA, Meng et al. 2024](https://arxiv.org/abs/2404.02948)).
     Pissa,
-    /// The same with the first r columns and rows of the weight's QR decomposition ([OLoRA, Büyükakyüz
-    /// 2024](https://arxiv.org/abs/2406.01775)).
+    /// The same with the first r columns and rows of the weight's QR decomposition ([OLoRA,
+    /// Büyükakyüz 2024](https://arxiv.org/abs/2406.01775)).
     Olora,
 }
 
@@ -117,11 +126,16 @@ impl Lora {
     /// Refuses what cannot work.
     ///
     /// # Errors
-    /// Rank 0, an alpha that is zero, negative or not finite, or a dropout outside 0..1: the field, the value and the range.
+    /// Rank 0, an alpha that is zero, negative or not finite, or a dropout outside 0..1: the field,
+    /// the value and the range.
     pub fn validate(&self) -> Result<()> {
         let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
         if self.r == 0 {
-            return refuse("Lora.r", self.r.to_string(), "a rank of at least 1 (8 and 16 are usual)");
+            return refuse(
+                "Lora.r",
+                self.r.to_string(),
+                "a rank of at least 1 (8 and 16 are usual)",
+            );
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
             return refuse(
@@ -143,7 +157,11 @@ impl Lora {
         if let Some((name, alpha)) =
             self.alpha_pattern.iter().find(|(_, alpha)| !(alpha.is_finite() && **alpha > 0.0))
         {
-            return refuse("Lora.alpha_pattern", format!("{alpha} for `{name}`"), "finite numbers above 0");
+            return refuse(
+                "Lora.alpha_pattern",
+                format!("{alpha} for `{name}`"),
+                "finite numbers above 0",
+            );
         }
         if self.use_dora && self.lora_init.takes_from_base() {
             return refuse(
@@ -211,7 +229,10 @@ mod tests {
     #[test]
     fn defaults_are_pefts() {
         let lora = Lora::default();
-        assert_eq!((lora.r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora), (8, 8.0, 0.0, false));
+        assert_eq!(
+            (lora.r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora),
+            (8, 8.0, 0.0, false)
+        );
         lora.validate().unwrap();
     }
 
@@ -263,6 +284,12 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(lora(vec![1]).resolve(&paths).unwrap(), [1]);
-        assert!(lora(vec![2]).resolve(&paths).unwrap_err().to_string().contains("2 has no target module"));
+        assert!(
+            lora(vec![2])
+                .resolve(&paths)
+                .unwrap_err()
+                .to_string()
+                .contains("2 has no target module")
+        );
     }
 }

@@ -40,7 +40,12 @@ impl LoraBody {
     pub(crate) fn new(model: &Model, config: &Lora, mode: &Arc<Mode>) -> Result<Self> {
         let mut layers = Vec::new();
         for slot in inject::targets(model, &config.choice())? {
-            layers.push(Arc::new(LoraLinear::new(slot.path(), slot.base(), config, Arc::clone(mode))?));
+            layers.push(Arc::new(LoraLinear::new(
+                slot.path(),
+                slot.base(),
+                config,
+                Arc::clone(mode),
+            )?));
         }
         Ok(Self { layers })
     }
@@ -62,7 +67,12 @@ impl LoraBody {
 ///
 /// # Errors
 /// It is above.
-pub(crate) fn check_rank(field: &'static str, r: usize, path: &str, base: &dyn Projection) -> Result<()> {
+pub(crate) fn check_rank(
+    field: &'static str,
+    r: usize,
+    path: &str,
+    base: &dyn Projection,
+) -> Result<()> {
     let (input, output) = (base.in_features(), base.out_features());
     if r <= input.min(output) {
         return Ok(());
@@ -92,8 +102,9 @@ impl Body for LoraBody {
     }
 
     fn hooks(&self) -> Hooks {
-        let layer =
-            |layer: &Arc<LoraLinear>| (layer.path().to_owned(), Arc::clone(layer) as Arc<dyn Projection>);
+        let layer = |layer: &Arc<LoraLinear>| {
+            (layer.path().to_owned(), Arc::clone(layer) as Arc<dyn Projection>)
+        };
         Hooks { projections: self.layers.iter().map(layer).collect(), ..Hooks::default() }
     }
 
@@ -112,7 +123,8 @@ impl Body for LoraBody {
             tensors.insert(format!("{}.{A}", layer.path()), StoredTensor::of(&a)?);
             tensors.insert(format!("{}.{B}", layer.path()), StoredTensor::of(&b)?);
             if let Some(magnitude) = layer.magnitude() {
-                tensors.insert(format!("{}.{MAGNITUDE}", layer.path()), StoredTensor::of(magnitude)?);
+                tensors
+                    .insert(format!("{}.{MAGNITUDE}", layer.path()), StoredTensor::of(magnitude)?);
             }
         }
         let mut config = config.clone();

@@ -13,12 +13,14 @@ use crate::error::{Error, Result};
 use crate::lora::{Lora, LoraInit};
 use crate::rng::Stream;
 
-/// What all layers of one adapter share while it is used: whether it is being trained, and which dropout mask is due.
+/// What all layers of one adapter share while it is used: whether it is being trained, and which
+/// dropout mask is due.
 #[derive(Debug, Default)]
 pub(crate) struct Mode {
     /// Dropout is on.
     training: AtomicBool,
-    /// A and B are variables of the graph; otherwise no graph is built, and nothing is kept for a backward pass.
+    /// A and B are variables of the graph; otherwise no graph is built, and nothing is kept for a
+    /// backward pass.
     gradients: Arc<AtomicBool>,
     seed: AtomicU64,
     draw: AtomicU64,
@@ -33,8 +35,8 @@ impl Mode {
         self.gradients.store(gradients, Ordering::Relaxed);
     }
 
-    /// A trained tensor as part of the graph where one is built. Detached elsewhere: generation and evaluation must not build one that holds
-    /// every activation.
+    /// A trained tensor as part of the graph where one is built. Detached elsewhere: generation and
+    /// evaluation must not build one that holds every activation.
     pub(crate) fn value(&self, var: &Var) -> Tensor {
         match self.gradients.load(Ordering::Relaxed) {
             true => var.as_tensor().clone(),
@@ -47,7 +49,8 @@ impl Mode {
         Arc::clone(&self.gradients)
     }
 
-    /// Fixes the dropout masks of the next forward pass: the same numbers give the same masks, so that a block can be recomputed.
+    /// Fixes the dropout masks of the next forward pass: the same numbers give the same masks, so
+    /// that a block can be recomputed.
     pub(crate) fn set_draw(&self, seed: u64, draw: u64) {
         self.seed.store(seed, Ordering::Relaxed);
         self.draw.store(draw, Ordering::Relaxed);
@@ -75,11 +78,18 @@ impl LoraLinear {
     ///
     /// # Shapes
     /// A `[r, in]`, B `[out, r]`, both f32 on the base's device.
-    pub(crate) fn new(path: &str, base: Arc<Linear>, config: &Lora, mode: Arc<Mode>) -> Result<Self> {
+    pub(crate) fn new(
+        path: &str,
+        base: Arc<Linear>,
+        config: &Lora,
+        mode: Arc<Mode>,
+    ) -> Result<Self> {
         let (r, scaling) = config.rank_and_scaling(path)?;
         let (input, output) = (base.in_features(), base.out_features());
         let device = base.matrix().device().clone();
-        let random = |shape, name: &str| uniform(shape, config.init_seed, &format!("{path}.{name}"), &device);
+        let random = |shape, name: &str| {
+            uniform(shape, config.init_seed, &format!("{path}.{name}"), &device)
+        };
         let (lora_a, lora_b) = match config.lora_init {
             LoraInit::Kaiming if config.init_lora_weights => {
                 (random((r, input), "lora_A")?, Tensor::zeros((output, r), DType::F32, &device)?)
@@ -97,11 +107,16 @@ impl LoraLinear {
         let mut base = base;
         let mut initial = None;
         if config.lora_init.takes_from_base() {
-            // What is left would have to be quantised anew, and merging could not give the base back.
+            // What is left would have to be quantised anew, and merging could not give the base
+            // back.
             if let Matrix::Quantized(blocks) = base.matrix() {
                 return Err(Error::Config {
                     field: "lora_init",
-                    value: format!("{:?} on `{path}`, kept in {}", config.lora_init, blocks.format()),
+                    value: format!(
+                        "{:?} on `{path}`, kept in {}",
+                        config.lora_init,
+                        blocks.format()
+                    ),
                     expected: "Kaiming or Gaussian on a quantised base: the other kinds change the base's own weights",
                 });
             }
@@ -113,7 +128,9 @@ impl LoraLinear {
         let magnitude = match config.use_dora {
             true => {
                 let delta = (lora_b.matmul(&lora_a)? * scaling)?;
-                Some(Var::from_tensor(&row_norms(&(base.weight().to_dtype(DType::F32)? + delta)?)?)?)
+                Some(Var::from_tensor(&row_norms(
+                    &(base.weight().to_dtype(DType::F32)? + delta)?,
+                )?)?)
             }
             false => None,
         };
@@ -155,8 +172,9 @@ impl LoraLinear {
         self.magnitude.as_ref()
     }
 
-    /// A and B of the plain LoRA that does the same on the model's own weights: A and B themselves, or, where they began with a part of the
-    /// base, `[A; A₀]` and `[B, −B₀]`, of twice the rank and twice the scaling's alpha.
+    /// A and B of the plain LoRA that does the same on the model's own weights: A and B themselves,
+    /// or, where they began with a part of the base, `[A; A₀]` and `[B, −B₀]`, of twice the rank
+    /// and twice the scaling's alpha.
     pub(crate) fn plain(&self) -> Result<(Tensor, Tensor)> {
         let (a, b) = (self.lora_a.as_detached_tensor(), self.lora_b.as_detached_tensor());
         Ok(match &self.initial {
@@ -186,7 +204,8 @@ impl LoraLinear {
 }
 
 impl Mode {
-    /// A mask of 0 and 1/(1 − p) like `x` for the module at `path`, or `None` where nothing is dropped.
+    /// A mask of 0 and 1/(1 − p) like `x` for the module at `path`, or `None` where nothing is
+    /// dropped.
     pub(crate) fn dropout_mask(
         &self,
         path: &str,
@@ -212,7 +231,8 @@ impl Mode {
 }
 
 impl LoraLinear {
-    /// DoRA's forward pass, as PEFT's: the base sees x whole, what is learned sees it with its dropout.
+    /// DoRA's forward pass, as PEFT's: the base sees x whole, what is learned sees it with its
+    /// dropout.
     fn dora(
         &self,
         x: &Tensor,
@@ -228,11 +248,13 @@ impl LoraLinear {
         drop(weight);
         let lengths = (magnitude / norms)?.to_dtype(x.dtype())?;
         let y = match mask {
-            None => ops::lora_linear(x, &matrix, None, a, b, self.scaling, None)?.broadcast_mul(&lengths)?,
+            None => ops::lora_linear(x, &matrix, None, a, b, self.scaling, None)?
+                .broadcast_mul(&lengths)?,
             Some(mask) => {
                 let dropped = (x * mask)?;
                 let learned = ops::lora_linear(&dropped, &matrix, None, a, b, self.scaling, None)?;
-                let base = (ops::linear(x, &matrix, None)? - ops::linear(&dropped, &matrix, None)?)?;
+                let base =
+                    (ops::linear(x, &matrix, None)? - ops::linear(&dropped, &matrix, None)?)?;
                 (learned.broadcast_mul(&lengths)? + base)?
             }
         };
@@ -272,7 +294,8 @@ impl Projection for LoraLinear {
     }
 }
 
-/// The base and its low-rank update in one operation; a bias that is trained is added by itself, as the operation takes it for a constant.
+/// The base and its low-rank update in one operation; a bias that is trained is added by itself, as
+/// the operation takes it for a constant.
 ///
 /// # Shapes
 /// As [`ops::lora_linear`].
@@ -293,15 +316,24 @@ pub(crate) fn low_rank(
     }
 }
 
-/// A dropout mask like `x` that is drawn on its device; only a few numbers for each row and column come from the host.
+/// A dropout mask like `x` that is drawn on its device; only a few numbers for each row and column
+/// come from the host.
 ///
-/// An element is dropped where `r·x + s (mod 2³²)` lies below the threshold, with `r` (odd) and `s` random for each row and `x` random for each
-/// column: any two elements are independent of each other.
-fn device_mask(path: &str, seed: u64, draw: u64, drop: f64, x: &Tensor) -> candle_core::Result<Tensor> {
+/// An element is dropped where `r·x + s (mod 2³²)` lies below the threshold, with `r` (odd) and `s`
+/// random for each row and `x` random for each column: any two elements are independent of each
+/// other.
+fn device_mask(
+    path: &str,
+    seed: u64,
+    draw: u64,
+    drop: f64,
+    x: &Tensor,
+) -> candle_core::Result<Tensor> {
     let width = x.dims().last().copied().unwrap_or(1);
     let rows = x.elem_count() / width.max(1);
     let mut stream = Stream::new(seed, &format!("{path}.dropout.device"), draw);
-    let mut numbers = |n: usize, set: u32| (0..n).map(|_| stream.bits() | set).collect::<Vec<u32>>();
+    let mut numbers =
+        |n: usize, set: u32| (0..n).map(|_| stream.bits() | set).collect::<Vec<u32>>();
     let factors = Tensor::from_vec(numbers(rows, 1), (rows, 1), x.device())?;
     let offsets = Tensor::from_vec(numbers(rows, 0), (rows, 1), x.device())?;
     let columns = Tensor::from_vec(numbers(width, 0), (1, width), x.device())?;
@@ -316,7 +348,8 @@ fn device_mask(path: &str, seed: u64, draw: u64, drop: f64, x: &Tensor) -> candl
 fn uniform(shape: (usize, usize), seed: u64, name: &str, device: &Device) -> Result<Tensor> {
     let bound = 1.0 / (shape.1 as f32).sqrt();
     let mut stream = Stream::new(seed, name, 0);
-    let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect();
+    let values: Vec<f32> =
+        (0..shape.0 * shape.1).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect();
     Ok(Tensor::from_vec(values, shape, device)?)
 }
 
@@ -328,15 +361,24 @@ mod tests {
     fn a_mask_drawn_on_the_device_drops_its_part_everywhere_and_repeats() {
         let x = Tensor::zeros((4, 128, 256), DType::F32, &Device::Cpu).unwrap();
         let mask = |draw| {
-            device_mask("p", 1, draw, 0.1, &x).unwrap().reshape((512, 256)).unwrap().to_vec2::<f32>().unwrap()
+            device_mask("p", 1, draw, 0.1, &x)
+                .unwrap()
+                .reshape((512, 256))
+                .unwrap()
+                .to_vec2::<f32>()
+                .unwrap()
         };
         let rows = mask(0);
         assert!(rows == mask(0) && rows != mask(1));
-        let dropped = |values: &mut dyn Iterator<Item = f32>| values.filter(|value| *value == 0.0).count();
+        let dropped =
+            |values: &mut dyn Iterator<Item = f32>| values.filter(|value| *value == 0.0).count();
         let all = dropped(&mut rows.iter().flatten().copied());
         assert!((all as f64 / (512.0 * 256.0) - 0.1).abs() < 0.005, "{all}");
-        assert!(rows.iter().flatten().all(|value| *value == 0.0 || (*value - 1.0 / 0.9).abs() < 1e-6));
-        // Neighbours, in a row and in a column, are dropped together as often as chance has it: in one of a hundred cases.
+        assert!(
+            rows.iter().flatten().all(|value| *value == 0.0 || (*value - 1.0 / 0.9).abs() < 1e-6)
+        );
+        // Neighbours, in a row and in a column, are dropped together as often as chance has it: in
+        // one of a hundred cases.
         let (mut right, mut below) = (0, 0);
         for (i, row) in rows.iter().enumerate() {
             for (j, value) in row.iter().enumerate().filter(|(_, value)| **value == 0.0) {

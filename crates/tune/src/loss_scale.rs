@@ -1,9 +1,11 @@
-//! Dynamic loss scaling for f16 ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)), by the rule of torch's `GradScaler`.
+//! Dynamic loss scaling for f16 ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)), by
+//! the rule of torch's `GradScaler`.
 //!
-//! Gradients smaller than 6e-8 are zero in f16. So the loss is multiplied by a scale before the backward pass and the gradients of what is trained,
-//! which are f32, divided by it. A scale that is too large shows as a gradient that is not finite: that step changes nothing, and
-//! the scale is halved. After 2000 good steps in a row it is doubled. Scales are powers of two times the first, so that where nothing over- or
-//! underflows they change no bit.
+//! Gradients smaller than 6e-8 are zero in f16. So the loss is multiplied by a scale before the
+//! backward pass and the gradients of what is trained, which are f32, divided by it. A scale that
+//! is too large shows as a gradient that is not finite: that step changes nothing, and the scale is
+//! halved. After 2000 good steps in a row it is doubled. Scales are powers of two times the first,
+//! so that where nothing over- or underflows they change no bit.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,5 +1,6 @@
-//! The learning-rate range test ([Smith 2015](https://arxiv.org/abs/1506.01186)): a short run whose learning rate rises from step to step,
-//! until the loss does. A good rate for training lies where the loss falls fastest, some way below the one that breaks it.
+//! The learning-rate range test ([Smith 2015](https://arxiv.org/abs/1506.01186)): a short run whose
+//! learning rate rises from step to step, until the loss does. A good rate for training lies where
+//! the loss falls fastest, some way below the one that breaks it.
 
 use std::fmt;
 
@@ -17,7 +18,8 @@ pub struct LrRangeTest {
     pub end: f64,
     /// Steps, each with a rate higher by the same factor. Default 60.
     pub steps: usize,
-    /// The test ends when the smoothed loss exceeds its lowest value by so much, as a part of it. Default 0.5.
+    /// The test ends when the smoothed loss exceeds its lowest value by so much, as a part of it.
+    /// Default 0.5.
     pub diverged: f64,
 }
 
@@ -38,13 +40,25 @@ impl LrRangeTest {
             return refuse("LrRangeTest.start", self.start.to_string(), "a finite number above 0");
         }
         if !(self.end.is_finite() && self.end > self.start) {
-            return refuse("LrRangeTest.end", self.end.to_string(), "a finite number above `start`");
+            return refuse(
+                "LrRangeTest.end",
+                self.end.to_string(),
+                "a finite number above `start`",
+            );
         }
         if self.steps < 4 {
-            return refuse("LrRangeTest.steps", self.steps.to_string(), "at least 4 steps (60 are usual)");
+            return refuse(
+                "LrRangeTest.steps",
+                self.steps.to_string(),
+                "at least 4 steps (60 are usual)",
+            );
         }
         if !(self.diverged.is_finite() && self.diverged > 0.0) {
-            return refuse("LrRangeTest.diverged", self.diverged.to_string(), "a finite number above 0");
+            return refuse(
+                "LrRangeTest.diverged",
+                self.diverged.to_string(),
+                "a finite number above 0",
+            );
         }
         Ok(())
     }
@@ -107,10 +121,11 @@ impl LrRange {
             let (a, b) = (&self.points[at], &self.points[at + SPAN]);
             (b.smoothed - a.smoothed) / (b.learning_rate / a.learning_rate).ln()
         };
-        let steepest = (0..(lowest + 1).saturating_sub(SPAN)).min_by(|a, b| slope(*a).total_cmp(&slope(*b)));
-        self.suggestion = steepest
-            .filter(|at| slope(*at) < 0.0)
-            .map(|at| (self.points[at].learning_rate * self.points[at + SPAN].learning_rate).sqrt());
+        let steepest =
+            (0..(lowest + 1).saturating_sub(SPAN)).min_by(|a, b| slope(*a).total_cmp(&slope(*b)));
+        self.suggestion = steepest.filter(|at| slope(*at) < 0.0).map(|at| {
+            (self.points[at].learning_rate * self.points[at + SPAN].learning_rate).sqrt()
+        });
     }
 }
 

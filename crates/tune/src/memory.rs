@@ -4,17 +4,20 @@ use std::fs;
 
 use tunebook_models::Model;
 
-/// Activations that are kept between the passes may take so many tenths of the size of the weights in f32 before blocks are run again instead.
-/// (Of SmolLM2-135M at 1 x 2048 tokens all blocks' activations take 26 tenths: none is run again, and the peak in f32 is 4 times the weights.)
+/// Activations that are kept between the passes may take so many tenths of the size of the weights
+/// in f32 before blocks are run again instead. (Of SmolLM2-135M at 1 x 2048 tokens all blocks'
+/// activations take 26 tenths: none is run again, and the peak in f32 is 4 times the weights.)
 const ACTIVATIONS_TO_WEIGHTS_TENTHS: u64 = 27;
 /// Not worth running anything again, however small the model.
 const ACTIVATIONS_ALWAYS: u64 = 256 << 20;
 
-/// What the operations on a GPU need while they run, the device's context and the libraries' workspaces: four blocks of attention's scores and three of
-/// logits (`ops/device`), and as much again. Set down without a measurement.
+/// What the operations on a GPU need while they run, the device's context and the libraries'
+/// workspaces: four blocks of attention's scores and three of logits (`ops/device`), and as much
+/// again. Set down without a measurement.
 const GPU_WORKSPACE: u64 = 2500 << 20;
 
-/// How many of a model's blocks have to be run again for the activations of the others to stay in proportion to the weights.
+/// How many of a model's blocks have to be run again for the activations of the others to stay in
+/// proportion to the weights.
 pub(crate) fn blocks_to_run_again(model: &Model, tokens: usize) -> usize {
     let block = block_bytes(model, tokens).max(1);
     let weights = (model.parameter_count() * size_of::<f32>()) as u64;
@@ -22,12 +25,14 @@ pub(crate) fn blocks_to_run_again(model: &Model, tokens: usize) -> usize {
     model.num_blocks().saturating_sub((room / block) as usize)
 }
 
-/// A GPU's memory, to a run. Known once for all its batches: to ask the driver costs more than many operations do.
+/// A GPU's memory, to a run. Known once for all its batches: to ask the driver costs more than many
+/// operations do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GpuRoom {
     /// What the run may take, in bytes.
     pub(crate) most: u64,
-    /// Of that, for the trained numbers (unless they are the model's own), their gradients and the optimizer's state.
+    /// Of that, for the trained numbers (unless they are the model's own), their gradients and the
+    /// optimizer's state.
     pub(crate) trained: u64,
 }
 
@@ -41,22 +46,26 @@ pub(crate) fn blocks_to_run_again_within(model: &Model, tokens: usize, room: Gpu
 /// What a run takes on a GPU, in bytes, by what its tensors hold: nothing is measured there.
 pub(crate) fn gpu_bytes(model: &Model, tokens: usize, trained: u64, again: usize) -> u64 {
     let block = block_bytes(model, tokens);
-    let input = (tokens * model.config().hidden_size * model.activation_dtype().size_in_bytes()) as u64;
+    let input =
+        (tokens * model.config().hidden_size * model.activation_dtype().size_in_bytes()) as u64;
     let kept = (model.num_blocks() - again) as u64 * block + again as u64 * input;
-    // The block that the backward pass is at: its activations, if it was run again, and their gradients.
+    // The block that the backward pass is at: its activations, if it was run again, and their
+    // gradients.
     let at_work = if again > 0 { 2 } else { 1 } * block;
     model.memory_bytes() + trained + kept + at_work + GPU_WORKSPACE
 }
 
-/// What a block keeps of so many tokens, in bytes. The operations on a GPU keep what a norm gave the projections, too.
+/// What a block keeps of so many tokens, in bytes. The operations on a GPU keep what a norm gave
+/// the projections, too.
 fn block_bytes(model: &Model, tokens: usize) -> u64 {
     let normed = if model.device().is_cpu() { 0 } else { model.config().hidden_size };
     let numbers = block_numbers(model) + normed;
     (tokens * numbers * model.activation_dtype().size_in_bytes()) as u64
 }
 
-/// How many numbers a block keeps of a token for its backward pass: the inputs of both norms, queries, keys, values and attention's result, and
-/// the two sides of the gate. (What the norms and the gate give is computed again for those that read it.)
+/// How many numbers a block keeps of a token for its backward pass: the inputs of both norms,
+/// queries, keys, values and attention's result, and the two sides of the gate. (What the norms and
+/// the gate give is computed again for those that read it.)
 pub(crate) fn block_numbers(model: &Model) -> usize {
     let config = model.config();
     let attention = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim;
@@ -73,7 +82,8 @@ pub(crate) fn resident_bytes() -> Option<u64> {
     status("VmRSS:")
 }
 
-/// Lets [`peak_bytes`] begin anew. Where that is refused the peak stays that of the whole process, and nothing else changes.
+/// Lets [`peak_bytes`] begin anew. Where that is refused the peak stays that of the whole process,
+/// and nothing else changes.
 pub(crate) fn reset_peak() {
     // What the last pass freed is no part of the next one's peak.
     tunebook_models::ops::cpu::give_back_freed_memory();

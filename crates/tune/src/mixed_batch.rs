@@ -1,7 +1,8 @@
 //! A different adapter for each row of a batch: PEFT's `adapter_names`.
 //!
-//! The rows that share an adapter go through its layers together, those without one through the base, and the rest of the model sees one
-//! batch. For inference; each adapter is trained by itself.
+//! The rows that share an adapter go through its layers together, those without one through the
+//! base, and the rest of the model sees one batch. For inference; each adapter is trained by
+//! itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use crate::inject::{self, Hooks};
 /// PEFT's name for rows without an adapter.
 pub const BASE: &str = "__base__";
 
-/// A model whose batches are of texts that have an adapter each; see [`Adapters::mixed_batch`](crate::Adapters::mixed_batch).
+/// A model whose batches are of texts that have an adapter each; see
+/// [`Adapters::mixed_batch`](crate::Adapters::mixed_batch).
 ///
 /// After each call the model is as it was before: the same adapter is active.
 #[derive(Debug, Clone)]
@@ -58,7 +60,11 @@ impl MixedBatch {
     ///
     /// # Errors
     /// Another number of prompts than names; an adapter that was deleted since; as there.
-    pub fn generate_batch(&self, prompts: &[String], config: &GenerationConfig) -> Result<Vec<String>> {
+    pub fn generate_batch(
+        &self,
+        prompts: &[String],
+        config: &GenerationConfig,
+    ) -> Result<Vec<String>> {
         self.check(prompts.len())?;
         self.mixed(|model| model.generate_batch(prompts, config))
     }
@@ -67,7 +73,11 @@ impl MixedBatch {
     ///
     /// # Errors
     /// As [`MixedBatch::generate_batch`].
-    pub fn generate_ids(&self, prompts: &[Vec<u32>], config: &GenerationConfig) -> Result<Vec<Vec<u32>>> {
+    pub fn generate_ids(
+        &self,
+        prompts: &[Vec<u32>],
+        config: &GenerationConfig,
+    ) -> Result<Vec<Vec<u32>>> {
         self.check(prompts.len())?;
         self.mixed(|model| model.generate_ids(prompts, config))
     }
@@ -94,7 +104,8 @@ impl MixedBatch {
 
     /// What stands in the model while the batch goes through.
     fn hooks(&self) -> Result<Hooks> {
-        let names: BTreeSet<&String> = self.adapter_names.iter().filter(|name| *name != BASE).collect();
+        let names: BTreeSet<&String> =
+            self.adapter_names.iter().filter(|name| *name != BASE).collect();
         let mut parts: BTreeMap<&String, Hooks> = BTreeMap::new();
         for name in names {
             let hooks = adapters::hooks(&self.model, name)?;
@@ -117,7 +128,8 @@ impl MixedBatch {
             let by_name = |name: &String| parts.get(name)?.projections.get(slot.path()).cloned();
             let own: Vec<_> = self.adapter_names.iter().map(by_name).collect();
             if own.iter().any(Option::is_some) {
-                let mixed_projection = MixedProjection { base: slot.base(), before: slot.current(), own };
+                let mixed_projection =
+                    MixedProjection { base: slot.base(), before: slot.current(), own };
                 mixed.projections.insert(slot.path().to_owned(), Arc::new(mixed_projection));
             }
         }
@@ -132,7 +144,8 @@ impl MixedBatch {
         Ok(mixed)
     }
 
-    /// Does `work` with the mixed layers in the model, and puts back what was there, however the work ends.
+    /// Does `work` with the mixed layers in the model, and puts back what was there, however the
+    /// work ends.
     fn mixed<T>(&self, work: impl FnOnce(&Model) -> tunebook_models::Result<T>) -> Result<T> {
         /// Puts everything back, however the work ends.
         struct Back<'a>(&'a Model, Hooks);
@@ -204,7 +217,8 @@ impl Projection for MixedProjection {
         if let [(layer, _)] = &groups[..] {
             return layer.as_ref().unwrap_or(&self.base).forward(x);
         }
-        let (mut parts, mut order) = (Vec::with_capacity(groups.len()), Vec::with_capacity(texts.len()));
+        let (mut parts, mut order) =
+            (Vec::with_capacity(groups.len()), Vec::with_capacity(texts.len()));
         for (layer, rows) in groups {
             let index = Tensor::new(rows.as_slice(), x.device())?;
             parts.push(layer.as_ref().unwrap_or(&self.base).forward(&x.index_select(&index, 0)?)?);
@@ -264,7 +278,8 @@ mod tests {
 
     #[test]
     fn rows_come_back_in_their_order() {
-        let row = |values: &[f32]| Tensor::from_slice(values, (values.len(), 1), &Device::Cpu).unwrap();
+        let row =
+            |values: &[f32]| Tensor::from_slice(values, (values.len(), 1), &Device::Cpu).unwrap();
         let y = in_order(&[row(&[0., 3.]), row(&[1.]), row(&[2.])], &[0, 3, 1, 2]).unwrap();
         assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0., 1., 2., 3.]);
     }

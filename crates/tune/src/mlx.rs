@@ -1,6 +1,8 @@
-//! LoRA adapters of Apple's mlx-lm, read only: `adapters.safetensors` beside its own `adapter_config.json`.
+//! LoRA adapters of Apple's mlx-lm, read only: `adapters.safetensors` beside its own
+//! `adapter_config.json`.
 //!
-//! Its matrices lie the other way round: `PATH.lora_a` `[in, r]`, `PATH.lora_b` `[r, out]`, and `scale` is the whole factor on the product.
+//! Its matrices lie the other way round: `PATH.lora_a` `[in, r]`, `PATH.lora_b` `[r, out]`, and
+//! `scale` is the whole factor on the product.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,7 +31,8 @@ pub(crate) fn read(folder: &Path) -> Result<AdapterFiles> {
     if kind != "lora" {
         return Err(problem(format!("expected `fine_tune_type` \"lora\", found \"{kind}\"")));
     }
-    let parameter = |name: &str| config.get("lora_parameters").and_then(|parameters| parameters.get(name));
+    let parameter =
+        |name: &str| config.get("lora_parameters").and_then(|parameters| parameters.get(name));
     let Some(scale) = parameter("scale").and_then(Value::as_f64) else {
         return Err(problem("`lora_parameters.scale` is missing, expected a number".to_owned()));
     };
@@ -47,7 +50,9 @@ pub(crate) fn read(folder: &Path) -> Result<AdapterFiles> {
             (Some(layer), _) => (layer, 0),
             (_, Some(layer)) => (layer, 1),
             _ => {
-                return Err(problem(format!("expected keys `PATH.lora_a` and `PATH.lora_b`, found `{key}`")));
+                return Err(problem(format!(
+                    "expected keys `PATH.lora_a` and `PATH.lora_b`, found `{key}`"
+                )));
             }
         };
         let turned = peft::stored(&view).and_then(|matrix| transposed(&matrix));
@@ -83,7 +88,12 @@ pub(crate) fn read(folder: &Path) -> Result<AdapterFiles> {
         ..Default::default()
     };
     config.validate().map_err(|error| problem(error.to_string()))?;
-    Ok(AdapterFiles { config: config.into(), base_model_name_or_path: base, tensors, warnings: Vec::new() })
+    Ok(AdapterFiles {
+        config: config.into(),
+        base_model_name_or_path: base,
+        tensors,
+        warnings: Vec::new(),
+    })
 }
 
 fn transposed(matrix: &StoredTensor) -> Result<StoredTensor, String> {
@@ -112,9 +122,12 @@ mod tests {
             .collect();
         let views: Vec<_> = tensors
             .iter()
-            .map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()))
+            .map(|(name, shape, bytes)| {
+                (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+            })
             .collect();
-        std::fs::write(folder.join(TENSORS_FILE), safetensors::serialize(views, None).unwrap()).unwrap();
+        std::fs::write(folder.join(TENSORS_FILE), safetensors::serialize(views, None).unwrap())
+            .unwrap();
         std::fs::write(folder.join(peft::CONFIG_FILE), config).unwrap();
     }
 

@@ -1,7 +1,8 @@
-//! AdamW: Adam with decoupled weight decay ([Loshchilov and Hutter 2019](https://arxiv.org/abs/1711.05101)), numbers as in
-//! `torch.optim.AdamW`.
+//! AdamW: Adam with decoupled weight decay ([Loshchilov and Hutter
+//! 2019](https://arxiv.org/abs/1711.05101)), numbers as in `torch.optim.AdamW`.
 //!
-//! One pass over each tensor: decay, both moments and the update in place. The order is that of the parameters' names.
+//! One pass over each tensor: decay, both moments and the update in place. The order is that of the
+//! parameters' names.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,12 +24,14 @@ pub enum Optim {
     #[default]
     #[serde(rename = "adamw_torch")]
     AdamW,
-    /// AdamW with both moments in 8 bits, block by block, as bitsandbytes keeps them: 2 bytes for each trained number. On the CPU.
+    /// AdamW with both moments in 8 bits, block by block, as bitsandbytes keeps them: 2 bytes for
+    /// each trained number. On the CPU.
     #[serde(rename = "adamw_bnb_8bit")]
     AdamW8bit,
 }
 
-/// What AdamW needs besides the learning rate; torch's names and defaults, but for the decay, which `transformers` sets.
+/// What AdamW needs besides the learning rate; torch's names and defaults, but for the decay, which
+/// `transformers` sets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
     /// Decay of the first moment. Default 0.9.
@@ -37,7 +40,8 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the denominator. Default 1e-8.
     pub eps: f64,
-    /// Decay of the weights, scaled by the learning rate; norms and biases do not decay, as in `transformers`. Default 0.01.
+    /// Decay of the weights, scaled by the learning rate; norms and biases do not decay, as in
+    /// `transformers`. Default 0.01.
     pub weight_decay: f64,
     /// How the moments are kept. Default f32.
     pub optim: Optim,
@@ -108,7 +112,8 @@ impl AdamW {
         self.steps
     }
 
-    /// One step on every parameter that has a gradient; `scale` multiplies the gradients first (the clipping factor).
+    /// One step on every parameter that has a gradient; `scale` multiplies the gradients first (the
+    /// clipping factor).
     ///
     /// # Errors
     /// A parameter that is not f32 and contiguous.
@@ -121,8 +126,12 @@ impl AdamW {
     ) -> Result<()> {
         self.steps += 1;
         let slow = Update::new(&self.config, self.steps, learning_rate, scale);
-        let fast =
-            Update::new(&self.config, self.steps, learning_rate * self.config.loraplus_lr_ratio, scale);
+        let fast = Update::new(
+            &self.config,
+            self.steps,
+            learning_rate * self.config.loraplus_lr_ratio,
+            scale,
+        );
         for (parameter, gradient) in parameters.iter().zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
             let is_fast = parameter.name.ends_with("lora_B") || parameter.var.rank() == 1;
@@ -139,15 +148,24 @@ impl AdamW {
             let value = parameter.var.as_tensor();
             match moments {
                 Moments::Host { first, second } => {
-                    let op = FusedAdamW { update, first: RefCell::new(first), second: RefCell::new(second) };
+                    let op = FusedAdamW {
+                        update,
+                        first: RefCell::new(first),
+                        second: RefCell::new(second),
+                    };
                     value.inplace_op2(&gradient.contiguous()?, &op)?;
                 }
                 Moments::EightBit { first, second } => {
-                    let op =
-                        EightBitAdamW { update, first: RefCell::new(first), second: RefCell::new(second) };
+                    let op = EightBitAdamW {
+                        update,
+                        first: RefCell::new(first),
+                        second: RefCell::new(second),
+                    };
                     value.inplace_op2(&gradient.contiguous()?, &op)?;
                 }
-                Moments::Device { first, second } => update.composed(parameter, gradient, first, second)?,
+                Moments::Device { first, second } => {
+                    update.composed(parameter, gradient, first, second)?
+                }
             }
         }
         Ok(())
@@ -180,8 +198,8 @@ impl AdamW {
         Self { config, steps, moments }
     }
 
-    /// The state as tensors for a checkpoint, each name after `prefix`: `NAME.exp_avg` and `NAME.exp_avg_sq`, as torch calls them, flat;
-    /// in 8 bits with `….absmax` beside them.
+    /// The state as tensors for a checkpoint, each name after `prefix`: `NAME.exp_avg` and
+    /// `NAME.exp_avg_sq`, as torch calls them, flat; in 8 bits with `….absmax` beside them.
     pub(crate) fn entries(&self, prefix: &str) -> Vec<Entry<'_>> {
         let mut entries = Vec::new();
         for (name, moments) in &self.moments {
@@ -196,7 +214,11 @@ impl AdamW {
                 Moments::EightBit { first, second } => {
                     for (key, moment) in [(FIRST, first), (SECOND, second)] {
                         add(key, Data::U8(&moment.bytes), moment.bytes.len());
-                        add(&format!("{key}{ABSMAX}"), Data::F32(&moment.absmax), moment.absmax.len());
+                        add(
+                            &format!("{key}{ABSMAX}"),
+                            Data::F32(&moment.absmax),
+                            moment.absmax.len(),
+                        );
                     }
                 }
                 Moments::Device { first, second } => {
@@ -209,13 +231,15 @@ impl AdamW {
     }
 }
 
-/// Whether a weight decays: norms and biases do not (`get_decay_parameter_names` of `transformers`).
+/// Whether a weight decays: norms and biases do not (`get_decay_parameter_names` of
+/// `transformers`).
 fn decays(name: &str) -> bool {
     !name.split('.').any(|part| part.contains("bias") || part.contains("norm"))
 }
 
-/// About how long one step on so many numbers takes, measured on as many, but on eight million at most: more than a processor's caches
-/// hold, and no more memory than what a run with so many to train takes itself.
+/// About how long one step on so many numbers takes, measured on as many, but on eight million at
+/// most: more than a processor's caches hold, and no more memory than what a run with so many to
+/// train takes itself.
 pub(crate) fn secs(numbers: f64, optim: Optim) -> f64 {
     const MOST: usize = 8 << 20;
     let count = (numbers as usize).clamp(1, MOST);
@@ -225,15 +249,18 @@ pub(crate) fn secs(numbers: f64, optim: Optim) -> f64 {
     let layout = Layout::contiguous(count);
     let (f32s, bytes) = if optim == Optim::AdamW { (count, 0) } else { (0, count) };
     let (mut first, mut second) = (vec![0.0; f32s], vec![0.0; f32s]);
-    let (mut m, mut v) = (Quantized::zeros(bytes, Code::signed()), Quantized::zeros(bytes, Code::unsigned()));
+    let (mut m, mut v) =
+        (Quantized::zeros(bytes, Code::signed()), Quantized::zeros(bytes, Code::unsigned()));
     let mut least = f64::INFINITY;
     for _ in 0..3 {
         let started = std::time::Instant::now();
         let done = match optim {
-            Optim::AdamW => {
-                FusedAdamW { update, first: RefCell::new(&mut first), second: RefCell::new(&mut second) }
-                    .cpu_fwd(&mut value, &layout, &gradient, &layout)
+            Optim::AdamW => FusedAdamW {
+                update,
+                first: RefCell::new(&mut first),
+                second: RefCell::new(&mut second),
             }
+            .cpu_fwd(&mut value, &layout, &gradient, &layout),
             Optim::AdamW8bit => {
                 EightBitAdamW { update, first: RefCell::new(&mut m), second: RefCell::new(&mut v) }
                     .cpu_fwd(&mut value, &layout, &gradient, &layout)
@@ -272,9 +299,10 @@ impl Moments {
                 second: Quantized::zeros(count, Code::unsigned()),
             },
             (_, true) => Self::Host { first: vec![0.0; count], second: vec![0.0; count] },
-            (_, false) => {
-                Self::Device { first: var.as_tensor().zeros_like()?, second: var.as_tensor().zeros_like()? }
-            }
+            (_, false) => Self::Device {
+                first: var.as_tensor().zeros_like()?,
+                second: var.as_tensor().zeros_like()?,
+            },
         })
     }
 
@@ -340,8 +368,10 @@ impl Update {
     ) -> Result<()> {
         let gradient = (gradient * f64::from(self.scale))?;
         *first = ((&*first * f64::from(self.beta1))? + (&gradient * f64::from(self.rest1))?)?;
-        *second = ((&*second * f64::from(self.beta2))? + (gradient.sqr()? * f64::from(self.rest2))?)?;
-        let denominator = ((second.sqrt()? / f64::from(self.root_correction2))? + f64::from(self.eps))?;
+        *second =
+            ((&*second * f64::from(self.beta2))? + (gradient.sqr()? * f64::from(self.rest2))?)?;
+        let denominator =
+            ((second.sqrt()? / f64::from(self.root_correction2))? + f64::from(self.eps))?;
         let value = parameter.var.as_detached_tensor();
         let step = ((&*first / denominator)? * f64::from(self.step_size))?;
         parameter.var.set(&((value * f64::from(self.keep))? - step)?)?;
@@ -416,8 +446,15 @@ impl InplaceOp2 for EightBitAdamW<'_> {
         value
             .par_chunks_mut(BLOCKS * BLOCK)
             .zip(gradient.par_chunks(BLOCKS * BLOCK))
-            .zip(first.bytes.par_chunks_mut(BLOCKS * BLOCK).zip(first.absmax.par_chunks_mut(BLOCKS)))
-            .zip(second.bytes.par_chunks_mut(BLOCKS * BLOCK).zip(second.absmax.par_chunks_mut(BLOCKS)))
+            .zip(
+                first.bytes.par_chunks_mut(BLOCKS * BLOCK).zip(first.absmax.par_chunks_mut(BLOCKS)),
+            )
+            .zip(
+                second
+                    .bytes
+                    .par_chunks_mut(BLOCKS * BLOCK)
+                    .zip(second.absmax.par_chunks_mut(BLOCKS)),
+            )
             .each(|(((value, gradient), (first, first_max)), (second, second_max))| {
                 let (mut m, mut v) = ([0f32; BLOCK], [0f32; BLOCK]);
                 let blocks = value.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK));
@@ -478,13 +515,18 @@ mod tests {
 
     #[test]
     fn norms_and_biases_do_not_decay() {
-        for name in
-            ["model.layers.0.input_layernorm.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.bias"]
-        {
+        for name in [
+            "model.layers.0.input_layernorm.weight",
+            "model.norm.weight",
+            "model.layers.1.mlp.up_proj.bias",
+        ] {
             assert!(!decays(name), "{name}");
         }
-        for name in ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.lora_A", "lm_head.weight"]
-        {
+        for name in [
+            "model.embed_tokens.weight",
+            "model.layers.0.self_attn.q_proj.lora_A",
+            "lm_head.weight",
+        ] {
             assert!(decays(name), "{name}");
         }
         let parameter = |name: &str| Parameter {
@@ -505,21 +547,30 @@ mod tests {
         assert_eq!(values, [1.0, 0.95]);
     }
 
-    /// On a noisy quadratic, 8-bit moments follow the f32 ones closely, and a saved state goes on bit for bit.
+    /// On a noisy quadratic, 8-bit moments follow the f32 ones closely, and a saved state goes on
+    /// bit for bit.
     #[test]
     fn eight_bits_follow_f32_and_survive_being_saved() {
         const COUNT: usize = 3 * eight_bit::LEAST + 77;
-        let noise = |step: usize, i: usize| ((step * 7919 + i * 104_729) % 1000) as f32 / 1000.0 - 0.5;
+        let noise =
+            |step: usize, i: usize| ((step * 7919 + i * 104_729) % 1000) as f32 / 1000.0 - 0.5;
         let goal = |i: usize| (i as f32 * 0.01).sin();
-        let new = |optim| AdamW::new(AdamWConfig { optim, weight_decay: 0.0, ..Default::default() });
+        let new =
+            |optim| AdamW::new(AdamWConfig { optim, weight_decay: 0.0, ..Default::default() });
         let run = |mut adamw: AdamW, from: usize, to: usize, start: Vec<f32>| {
             let var = Var::from_vec(start, COUNT, &Device::Cpu).unwrap();
-            let parameters =
-                Parameters::new(vec![Parameter { name: "w".into(), var: var.clone(), part: Part::Block(0) }]);
+            let parameters = Parameters::new(vec![Parameter {
+                name: "w".into(),
+                var: var.clone(),
+                part: Part::Block(0),
+            }]);
             for step in from..to {
                 let values = var.to_vec1::<f32>().unwrap();
-                let gradient: Vec<f32> =
-                    values.iter().enumerate().map(|(i, v)| v - goal(i) + 0.3 * noise(step, i)).collect();
+                let gradient: Vec<f32> = values
+                    .iter()
+                    .enumerate()
+                    .map(|(i, v)| v - goal(i) + 0.3 * noise(step, i))
+                    .collect();
                 let mut gradients = Gradients::new(&parameters);
                 gradients.add(0, Tensor::new(gradient, &Device::Cpu).unwrap()).unwrap();
                 adamw.step(&parameters, &gradients, 1e-2, 1.0).unwrap();
@@ -541,7 +592,8 @@ mod tests {
             saved.bytes.insert(key.to_owned(), moment.bytes.clone());
             saved.f32s.insert(format!("{key}{ABSMAX}"), moment.absmax.clone());
         }
-        let bytes = first.bytes.len() + second.bytes.len() + 4 * (first.absmax.len() + second.absmax.len());
+        let bytes =
+            first.bytes.len() + second.bytes.len() + 4 * (first.absmax.len() + second.absmax.len());
         assert!((bytes as f64 / COUNT as f64 - bytes_per_number(Optim::AdamW8bit)).abs() < 0.01);
         let restored = AdamW::restored(half.config, half.steps, saved);
         let (_, whole) = run(half, 30, 60, middle.clone());
@@ -555,12 +607,14 @@ mod tests {
     fn fused_and_composed_agree() {
         let values: Vec<f32> = (0..40_000).map(|i| (i as f32 * 0.37).sin()).collect();
         let gradient =
-            Tensor::new(values.iter().map(|v| v * 3.0 - 0.5).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+            Tensor::new(values.iter().map(|v| v * 3.0 - 0.5).collect::<Vec<_>>(), &Device::Cpu)
+                .unwrap();
         let var = || Var::new(values.as_slice(), &Device::Cpu).unwrap();
         let parameters =
             Parameters::new(vec![Parameter { name: "w".into(), var: var(), part: Part::Block(0) }]);
         let composed = Parameter { name: "w".into(), var: var(), part: Part::Block(0) };
-        let (mut first, mut second) = (gradient.zeros_like().unwrap(), gradient.zeros_like().unwrap());
+        let (mut first, mut second) =
+            (gradient.zeros_like().unwrap(), gradient.zeros_like().unwrap());
         let mut gradients = Gradients::new(&parameters);
         gradients.add(0, gradient.clone()).unwrap();
         let mut adamw = AdamW::new(AdamWConfig::default());

@@ -1,6 +1,8 @@
-//! The model's own tensors that are trained with an adapter: biases, and whole modules (PEFT's `bias` and `modules_to_save`).
+//! The model's own tensors that are trained with an adapter: biases, and whole modules (PEFT's
+//! `bias` and `modules_to_save`).
 //!
-//! Each is a copy that stands in for the model's while the adapter is active; the model's own stays as it is beside it.
+//! Each is a copy that stands in for the model's while the adapter is active; the model's own stays
+//! as it is beside it.
 
 use std::sync::Arc;
 
@@ -42,7 +44,8 @@ pub(crate) fn part_of(model: &Model, weight: &str) -> Part {
 }
 
 impl OwnWeights {
-    /// What `config` asks for beside `modules`, those that the adapter itself sits on: key in the file and weight.
+    /// What `config` asks for beside `modules`, those that the adapter itself sits on: key in the
+    /// file and weight.
     ///
     /// # Errors
     /// A name that is no module of this model, or a bias where it has none.
@@ -76,7 +79,8 @@ impl OwnWeights {
             let mut found = false;
             for weight in &all {
                 let module = module_of(weight.name());
-                // As PEFT takes it: the end of a path, not a whole part of it. `norm` means `input_layernorm`, too.
+                // As PEFT takes it: the end of a path, not a whole part of it. `norm` means
+                // `input_layernorm`, too.
                 if !module.ends_with(name.as_str()) {
                     continue;
                 }
@@ -95,7 +99,10 @@ impl OwnWeights {
             }
             // A tied head is no weight of its own, so no name of one matches.
             if !found && "lm_head".ends_with(name.as_str()) && model.config().tie_word_embeddings {
-                let table = all.iter().map(|weight| weight.name()).find(|weight| model.is_embedding(weight));
+                let table = all
+                    .iter()
+                    .map(|weight| weight.name())
+                    .find(|weight| model.is_embedding(weight));
                 let table = table.map_or("embed_tokens", |weight| short_name(module_of(weight)));
                 return Err(Error::Config {
                     field: "modules_to_save",

@@ -66,7 +66,8 @@ impl Parameters {
         self.0.iter().map(|parameter| parameter.var.elem_count()).sum()
     }
 
-    /// The lowest block that a gradient has to go through: those below it need none. `None`: the head alone is trained.
+    /// The lowest block that a gradient has to go through: those below it need none. `None`: the
+    /// head alone is trained.
     pub(crate) fn first_block(&self) -> Option<usize> {
         match self.0.iter().map(|parameter| parameter.part).min()? {
             Part::Front | Part::Embedding | Part::Blocks => Some(0),
@@ -75,7 +76,8 @@ impl Parameters {
         }
     }
 
-    /// The index of the tensor in that part of the model, of which there is one at most: [`Part::Front`] or [`Part::Embedding`].
+    /// The index of the tensor in that part of the model, of which there is one at most:
+    /// [`Part::Front`] or [`Part::Embedding`].
     pub(crate) fn only(&self, part: Part) -> Option<usize> {
         self.0.iter().position(|parameter| parameter.part == part)
     }
@@ -104,7 +106,8 @@ impl Gradients {
         Ok(())
     }
 
-    /// Adds rows to the gradient of an embedding table, parameter `index`: row `ids[i]` gets row i of `rows`.
+    /// Adds rows to the gradient of an embedding table, parameter `index`: row `ids[i]` gets row i
+    /// of `rows`.
     ///
     /// # Shapes
     /// `ids` `[n]` u32, `rows` `[n, hid]`, the table `[vocab, hid]`.
@@ -145,12 +148,14 @@ impl Gradients {
         self.0.iter().map(Option::as_ref)
     }
 
-    /// The norm of all gradients as one vector (`torch.nn.utils.get_total_norm`), summed in f64 in a fixed order.
+    /// The norm of all gradients as one vector (`torch.nn.utils.get_total_norm`), summed in f64 in
+    /// a fixed order.
     pub fn norm(&self) -> Result<f64> {
         Ok(self.norm_and(&[])?.0)
     }
 
-    /// [`Gradients::norm`], and these scalars in f32: what is on a device is read together, so that the host waits for it once.
+    /// [`Gradients::norm`], and these scalars in f32: what is on a device is read together, so that
+    /// the host waits for it once.
     pub(crate) fn norm_and(&self, scalars: &[Tensor]) -> Result<(f64, Vec<f64>)> {
         let mut squares = 0.0;
         let mut elsewhere = scalars.to_vec();
@@ -191,15 +196,19 @@ impl InplaceOp3 for AddRows {
         rows: &CpuStorage,
         rows_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let (CpuStorage::F32(sum), CpuStorage::U32(ids), CpuStorage::F32(rows)) = (sum, ids, rows) else {
+        let (CpuStorage::F32(sum), CpuStorage::U32(ids), CpuStorage::F32(rows)) = (sum, ids, rows)
+        else {
             candle_core::bail!("add_rows: expected f32 rows under u32 ids")
         };
-        let (Some(at), Some(ids_at), Some(rows_at)) =
-            (layout.contiguous_offsets(), ids_layout.contiguous_offsets(), rows_layout.contiguous_offsets())
-        else {
+        let (Some(at), Some(ids_at), Some(rows_at)) = (
+            layout.contiguous_offsets(),
+            ids_layout.contiguous_offsets(),
+            rows_layout.contiguous_offsets(),
+        ) else {
             candle_core::bail!("add_rows: expected contiguous tensors")
         };
-        let (sum, ids, rows) = (&mut sum[at.0..at.1], &ids[ids_at.0..ids_at.1], &rows[rows_at.0..rows_at.1]);
+        let (sum, ids, rows) =
+            (&mut sum[at.0..at.1], &ids[ids_at.0..ids_at.1], &rows[rows_at.0..rows_at.1]);
         let width = layout.dims().last().copied().unwrap_or(0);
         if width == 0 || rows.len() != ids.len() * width {
             candle_core::bail!(
@@ -220,13 +229,16 @@ impl InplaceOp3 for AddRows {
     }
 }
 
-/// The factor that brings a gradient of norm `norm` down to `max_norm`, 1 where it is below (`torch.nn.utils.clip_grad_norm_`).
+/// The factor that brings a gradient of norm `norm` down to `max_norm`, 1 where it is below
+/// (`torch.nn.utils.clip_grad_norm_`).
 pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
 fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    with_f32(tensor, |values| values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum())
+    with_f32(tensor, |values| {
+        values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()
+    })
 }
 
 /// Reads a CPU tensor's values in place where it is contiguous, from a copy otherwise.
@@ -250,8 +262,11 @@ mod tests {
     fn rows_are_added_to_the_table_s_gradient() {
         let device = Device::Cpu;
         let var = Var::zeros((4, 2), candle_core::DType::F32, &device).unwrap();
-        let parameters =
-            Parameters::new(vec![Parameter { name: "e".into(), var: var.clone(), part: Part::Embedding }]);
+        let parameters = Parameters::new(vec![Parameter {
+            name: "e".into(),
+            var: var.clone(),
+            part: Part::Embedding,
+        }]);
         let mut gradients = Gradients::new(&parameters);
         let ids = Tensor::new(&[3u32, 1, 3], &device).unwrap();
         let rows = Tensor::new(&[[1f32, 2.], [3., 4.], [5., 6.]], &device).unwrap();
@@ -261,7 +276,10 @@ mod tests {
         assert_eq!(found, [[0., 0.], [6., 8.], [0., 0.], [12., 16.]]);
         let beyond = Tensor::new(&[4u32, 0, 0], &device).unwrap();
         assert!(gradients.add_rows(0, var.as_tensor(), &beyond, &rows).is_err());
-        assert_eq!((parameters.first_block(), parameters.only(Part::Embedding)), (Some(0), Some(0)));
+        assert_eq!(
+            (parameters.first_block(), parameters.only(Part::Embedding)),
+            (Some(0), Some(0))
+        );
     }
 
     #[test]

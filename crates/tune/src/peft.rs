@@ -1,10 +1,13 @@
-//! Adapters on disk, in the format of Hugging Face's [PEFT](https://huggingface.co/docs/peft/developer_guides/checkpoint).
+//! Adapters on disk, in the format of Hugging Face's
+//! [PEFT](https://huggingface.co/docs/peft/developer_guides/checkpoint).
 //!
-//! A folder holds `adapter_config.json` and `adapter_model.safetensors`. The tensors are f32 and named
-//! `base_model.model.PATH.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`, without the adapter's name. As PEFT's
-//! `save_pretrained` does, an adapter named `default` goes into the folder itself and any other into a subfolder of its name.
-//! Only keys that PEFT knows are written. DoRA adds `….lora_magnitude_vector` `[out]`. Other types have other tensors in the same two files:
-//! the body of each type says which. What PEFT can do and we cannot is refused on reading, by name.
+//! A folder holds `adapter_config.json` and `adapter_model.safetensors`. The tensors are f32 and
+//! named `base_model.model.PATH.lora_A.weight` `[r, in]` and `….lora_B.weight` `[out, r]`, without
+//! the adapter's name. As PEFT's `save_pretrained` does, an adapter named `default` goes into the
+//! folder itself and any other into a subfolder of its name. Only keys that PEFT knows are written.
+//! DoRA adds `….lora_magnitude_vector` `[out]`. Other types have other tensors in the same two
+//! files: the body of each type says which. What PEFT can do and we cannot is refused on reading,
+//! by name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -47,7 +50,8 @@ pub struct AdapterFiles {
     pub config: AdapterConfig,
     /// The model it was trained on, as far as the file says.
     pub base_model_name_or_path: Option<String>,
-    /// The tensors by name, without PEFT's prefix `base_model.model.`: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    /// The tensors by name, without PEFT's prefix `base_model.model.`:
+    /// `model.layers.0.self_attn.q_proj.lora_A.weight`.
     pub tensors: BTreeMap<String, StoredTensor>,
     /// What was odd about the files.
     pub warnings: Vec<String>,
@@ -107,7 +111,8 @@ impl AdapterFiles {
     /// Reads both files.
     ///
     /// # Errors
-    /// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature that is not supported.
+    /// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature
+    /// that is not supported.
     pub fn read(folder: &Path) -> Result<Self> {
         if folder.join(mlx::TENSORS_FILE).is_file() && !folder.join(TENSORS_FILE).is_file() {
             return mlx::read(folder);
@@ -145,12 +150,15 @@ impl AdapterFiles {
     /// Holds the tensors against those that an adapter of this configuration has on some model.
     ///
     /// # Errors
-    /// A tensor is missing, unknown or of another shape; the error names the file, the key, what was expected and what was found.
+    /// A tensor is missing, unknown or of another shape; the error names the file, the key, what
+    /// was expected and what was found.
     pub(crate) fn check(&self, plan: &BTreeMap<String, Vec<usize>>, path: &Path) -> Result<()> {
-        let problem = |problem: String| Err(Error::AdapterFile { path: path.to_path_buf(), problem });
+        let problem =
+            |problem: String| Err(Error::AdapterFile { path: path.to_path_buf(), problem });
         let prefix = self.config.key_prefix();
         let base = self.base_model_name_or_path.as_deref().unwrap_or("unnamed");
-        let missing: Vec<&String> = plan.keys().filter(|key| !self.tensors.contains_key(*key)).collect();
+        let missing: Vec<&String> =
+            plan.keys().filter(|key| !self.tensors.contains_key(*key)).collect();
         if let Some(first) = missing.first() {
             let modules = |keys: &mut dyn Iterator<Item = &String>| {
                 let mut modules: Vec<&str> = keys.map(|key| module_of_key(key)).collect();
@@ -174,7 +182,9 @@ impl AdapterFiles {
                         "holds `{prefix}{extra}`, which is unknown; expected keys such as `{prefix}{example}`"
                     )
                 }
-                true => format!("holds `{prefix}{extra}`, which the configuration does not ask for"),
+                true => {
+                    format!("holds `{prefix}{extra}`, which the configuration does not ask for")
+                }
                 false => format!(
                     "holds tensors for `{module}`, which is no target module of this model: was the adapter trained on another base ({base})?"
                 ),
@@ -210,16 +220,25 @@ fn module_of_key(key: &str) -> &str {
     NAMES.iter().find_map(|name| key.strip_suffix(name)?.strip_suffix('.')).unwrap_or(key)
 }
 
-fn read_tensors(path: &Path, bytes: &[u8], config: &AdapterConfig) -> Result<BTreeMap<String, StoredTensor>> {
+fn read_tensors(
+    path: &Path,
+    bytes: &[u8],
+    config: &AdapterConfig,
+) -> Result<BTreeMap<String, StoredTensor>> {
     let problem = |problem: String| Error::AdapterFile { path: path.to_path_buf(), problem };
     let file = SafeTensors::deserialize(bytes).map_err(|error| {
-        problem(format!("expected a whole safetensors file of {} bytes or more, found {error}", bytes.len()))
+        problem(format!(
+            "expected a whole safetensors file of {} bytes or more, found {error}",
+            bytes.len()
+        ))
     })?;
     let prefix = config.key_prefix();
     let mut tensors = BTreeMap::new();
     for (key, view) in file.tensors() {
         let Some(inner) = key.strip_prefix(prefix) else {
-            return Err(problem(format!("expected keys that begin with `{prefix}`, found `{key}`")));
+            return Err(problem(format!(
+                "expected keys that begin with `{prefix}`, found `{key}`"
+            )));
         };
         // Older versions of PEFT had a module of its own for it.
         let inner = match inner.strip_suffix(".weight") {
@@ -239,8 +258,12 @@ fn read_tensors(path: &Path, bytes: &[u8], config: &AdapterConfig) -> Result<BTr
 pub(crate) fn stored(view: &TensorView<'_>) -> Result<StoredTensor, String> {
     let data = view.data();
     let values: Vec<f32> = match view.dtype() {
-        Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => data.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::F32 => {
+            data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
+        Dtype::F16 => {
+            data.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        }
         Dtype::BF16 => {
             data.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
         }
@@ -301,8 +324,10 @@ mod tests {
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        let a = file.tensor("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").unwrap();
-        let b = file.tensor("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight").unwrap();
+        let a =
+            file.tensor("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").unwrap();
+        let b =
+            file.tensor("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight").unwrap();
         assert_eq!((a.shape(), a.dtype(), b.shape()), (&[2, 6][..], Dtype::F32, &[4, 2][..]));
         assert_eq!(file.len(), 4);
         let config: Value =
@@ -322,7 +347,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         files().write(dir.path()).unwrap();
         let path = dir.path().join(CONFIG_FILE);
-        let whole: Map<String, Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let whole: Map<String, Value> =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         let refused = |key: &str, value: Value| {
             let mut config = whole.clone();
             config.insert(key.to_owned(), value);
@@ -366,8 +392,12 @@ mod tests {
                 .map(|(name, shape)| {
                     (
                         *name,
-                        TensorView::new(Dtype::F32, shape.to_vec(), &data[..4 * shape[0] * shape[1]])
-                            .unwrap(),
+                        TensorView::new(
+                            Dtype::F32,
+                            shape.to_vec(),
+                            &data[..4 * shape[0] * shape[1]],
+                        )
+                        .unwrap(),
                     )
                 })
                 .collect();
@@ -377,9 +407,16 @@ mod tests {
                 Ok(tensors) => tensors,
                 Err(error) => return error.to_string(),
             };
-            let plan =
-                [("q.lora_A.weight".to_owned(), vec![2, 4]), ("q.lora_B.weight".to_owned(), vec![4, 2])];
-            let files = AdapterFiles { config, base_model_name_or_path: None, tensors, warnings: Vec::new() };
+            let plan = [
+                ("q.lora_A.weight".to_owned(), vec![2, 4]),
+                ("q.lora_B.weight".to_owned(), vec![4, 2]),
+            ];
+            let files = AdapterFiles {
+                config,
+                base_model_name_or_path: None,
+                tensors,
+                warnings: Vec::new(),
+            };
             files.check(&plan.into(), Path::new("f")).unwrap_err().to_string()
         };
         assert!(tensors(&[("lm_head.weight", [1, 1])]).contains("found `lm_head.weight`"));
@@ -388,12 +425,16 @@ mod tests {
         let (a, b) = ("base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight");
         let error = tensors(&[(a, [2, 4]), (b, [4, 3])]);
         assert!(error.contains("q.lora_B.weight` is [4, 3], expected [4, 2]"), "{error}");
-        let error = tensors(&[(a, [2, 4]), (b, [4, 2]), ("base_model.model.p.lora_A.weight", [2, 4])]);
+        let error =
+            tensors(&[(a, [2, 4]), (b, [4, 2]), ("base_model.model.p.lora_A.weight", [2, 4])]);
         assert!(error.contains("tensors for `p`, which is no target module"), "{error}");
         let error = tensors(&[(a, [2, 4]), (b, [4, 2]), ("base_model.model.q.lora_C", [2, 4])]);
         assert!(error.contains("`base_model.model.q.lora_C`, which is unknown"), "{error}");
-        let error =
-            tensors(&[(a, [2, 4]), (b, [4, 2]), ("base_model.model.q.lora_magnitude_vector", [4, 1])]);
+        let error = tensors(&[
+            (a, [2, 4]),
+            (b, [4, 2]),
+            ("base_model.model.q.lora_magnitude_vector", [4, 1]),
+        ]);
         assert!(error.contains("which the configuration does not ask for"), "{error}");
         assert!(tensors(&[]).contains("found none"));
     }

@@ -1,6 +1,7 @@
 //! `adapter_config.json`: PEFT's configurations as ours, and the other way round.
 //!
-//! Our fields have PEFT's names and types, so a configuration is its own JSON; the few fields that differ are put right here.
+//! Our fields have PEFT's names and types, so a configuration is its own JSON; the few fields that
+//! differ are put right here.
 
 use std::path::Path;
 
@@ -79,7 +80,9 @@ pub(crate) fn to_json(config: &AdapterConfig, base: Option<&str>) -> Result<Valu
     }
     // PEFT tells "none" from "no list".
     for name in ["modules_to_save", "layers_pattern"] {
-        if let Some(value) = json.get_mut(name).filter(|value| value.as_array().is_some_and(Vec::is_empty)) {
+        if let Some(value) =
+            json.get_mut(name).filter(|value| value.as_array().is_some_and(Vec::is_empty))
+        {
             *value = Value::Null;
         }
     }
@@ -120,14 +123,16 @@ pub(crate) fn to_json(config: &AdapterConfig, base: Option<&str>) -> Result<Valu
 }
 
 fn whole(value: &mut Value) {
-    if let Some(number) = value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 1e15) {
+    if let Some(number) =
+        value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 1e15)
+    {
         *value = json!(number as i64);
     }
 }
 
 /// # Errors
-/// No JSON object, another type than those known, a field out of its range or of another kind than expected, or a feature that is not
-/// supported.
+/// No JSON object, another type than those known, a field out of its range or of another kind than
+/// expected, or a feature that is not supported.
 pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Read> {
     let problem = |problem: String| Error::AdapterFile { path: path.to_path_buf(), problem };
     let json: Map<String, Value> = serde_json::from_slice(bytes)
@@ -140,11 +145,16 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Read> {
     Ok(Read { config, base_model_name_or_path, warnings })
 }
 
-fn parse(mut json: Map<String, Value>, warnings: &mut Vec<String>) -> Result<AdapterConfig, String> {
+fn parse(
+    mut json: Map<String, Value>,
+    warnings: &mut Vec<String>,
+) -> Result<AdapterConfig, String> {
     let kind = json.get("peft_type").and_then(Value::as_str).unwrap_or("none").to_owned();
     for key in UNSUPPORTED {
         if let Some(value) = json.remove(key).filter(|value| !is_off(value)) {
-            return Err(format!("`{key}` is {value}, which is not supported; expected it to be off"));
+            return Err(format!(
+                "`{key}` is {value}, which is not supported; expected it to be off"
+            ));
         }
     }
     json.retain(|_, value| !value.is_null());
@@ -156,7 +166,10 @@ fn parse(mut json: Map<String, Value>, warnings: &mut Vec<String>) -> Result<Ada
             _ => {}
         }
     }
-    if json.get("exclude_modules").is_some_and(|excluded| excluded.as_array().is_some_and(Vec::is_empty)) {
+    if json
+        .get("exclude_modules")
+        .is_some_and(|excluded| excluded.as_array().is_some_and(Vec::is_empty))
+    {
         json.remove("exclude_modules");
     }
     match kind.as_str() {
@@ -185,7 +198,11 @@ fn parse(mut json: Map<String, Value>, warnings: &mut Vec<String>) -> Result<Ada
             one_submodule(&mut json)?;
             // Where the tokens of the initial text came from.
             json.retain(|name, _| name != "tokenizer_name_or_path" && name != "tokenizer_kwargs");
-            Ok(AdapterConfig::PromptTuning(fields::<PromptTuning>(json, &["num_virtual_tokens"], warnings)?))
+            Ok(AdapterConfig::PromptTuning(fields::<PromptTuning>(
+                json,
+                &["num_virtual_tokens"],
+                warnings,
+            )?))
         }
         "PREFIX_TUNING" => {
             one_submodule(&mut json)?;
@@ -196,14 +213,19 @@ fn parse(mut json: Map<String, Value>, warnings: &mut Vec<String>) -> Result<Ada
                         .to_owned(),
                 );
             }
-            Ok(AdapterConfig::PrefixTuning(fields::<PrefixTuning>(json, &["num_virtual_tokens"], warnings)?))
+            Ok(AdapterConfig::PrefixTuning(fields::<PrefixTuning>(
+                json,
+                &["num_virtual_tokens"],
+                warnings,
+            )?))
         }
         other => Err(format!("expected `peft_type` {}, found \"{other}\"", KNOWN.join(" or "))),
     }
 }
 
 /// The types that are read.
-const KNOWN: [&str; 5] = ["\"LORA\"", "\"ADALORA\"", "\"IA3\"", "\"PROMPT_TUNING\"", "\"PREFIX_TUNING\""];
+const KNOWN: [&str; 5] =
+    ["\"LORA\"", "\"ADALORA\"", "\"IA3\"", "\"PROMPT_TUNING\"", "\"PREFIX_TUNING\""];
 
 /// Refuses a prompt for encoder and decoder.
 fn one_submodule(json: &mut Map<String, Value>) -> Result<(), String> {
@@ -232,7 +254,8 @@ fn plain_initial_weights(json: &mut Map<String, Value>) -> Result<(), String> {
             json.remove("init_lora_weights");
             Ok(())
         }
-        // PiSSA, OLoRA, CorDA, LoftQ … change the base weights too, and the file does not hold those.
+        // PiSSA, OLoRA, CorDA, LoftQ … change the base weights too, and the file does not hold
+        // those.
         Some(other) => Err(format!(
             "`init_lora_weights` is {other}, which also changes the base weights; save the adapter in PEFT with \
              `path_initial_model_for_weight_conversion` to make a plain LoRA of it"
@@ -258,7 +281,9 @@ fn fields<T: DeserializeOwned + Serialize + Default>(
         if known.contains_key(&name) {
             ours.insert(name, value);
         } else if !WITHOUT_MEANING.contains(&name.as_str()) && !is_off(&value) {
-            warnings.push(format!("`{name}` of the adapter's configuration is not known and was left out"));
+            warnings.push(format!(
+                "`{name}` of the adapter's configuration is not known and was left out"
+            ));
         }
     }
     // Field by field, so that an error can name the field.

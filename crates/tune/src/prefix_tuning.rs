@@ -1,10 +1,13 @@
-//! Prefix tuning: keys and values before those of the text, in every block, trained ([Li and Liang 2021](https://arxiv.org/abs/2101.00190)).
+//! Prefix tuning: keys and values before those of the text, in every block, trained ([Li and Liang
+//! 2021](https://arxiv.org/abs/2101.00190)).
 //!
-//! They take `num_virtual_tokens` positions of the context. Names and files are PEFT's (`PrefixTuningConfig`); the file holds one tensor,
-//! `prompt_embeddings` `[n, layers·2·hkv·d]`: for each block its keys and then its values.
+//! They take `num_virtual_tokens` positions of the context. Names and files are PEFT's
+//! (`PrefixTuningConfig`); the file holds one tensor, `prompt_embeddings` `[n, layers·2·hkv·d]`:
+//! for each block its keys and then its values.
 //!
-//! With `prefix_projection` a small network makes them, `W₂·tanh(W₁·E + b₁) + b₂` with E `[n, hkv·d]`, which trains more smoothly; what is
-//! saved is what comes out of it, so that an adapter that was loaded trains on without the network, in PEFT as well.
+//! With `prefix_projection` a small network makes them, `W₂·tanh(W₁·E + b₁) + b₂` with E `[n,
+//! hkv·d]`, which trains more smoothly; what is saved is what comes out of it, so that an adapter
+//! that was loaded trains on without the network, in PEFT as well.
 //!
 //! ```
 //! use tunebook_tune::PrefixTuning;
@@ -43,13 +46,15 @@ pub struct PrefixTuning {
     pub encoder_hidden_size: Option<usize>,
     /// How the keys and values begin. Default [`PrefixInit::Random`].
     pub init_weights: PrefixInit,
-    /// Size of a block's keys of the model. Default what it is: an adapter made for another size is refused.
+    /// Size of a block's keys of the model. Default what it is: an adapter made for another size is
+    /// refused.
     pub token_dim: Option<usize>,
     /// Blocks of the model, likewise.
     pub num_layers: Option<usize>,
     /// Heads of its keys, likewise.
     pub num_attention_heads: Option<usize>,
-    /// Seed of the initial values (PEFT draws them from torch's global generator; this field is not in its files). Default 42.
+    /// Seed of the initial values (PEFT draws them from torch's global generator; this field is not
+    /// in its files). Default 42.
     #[serde(skip)]
     pub init_seed: u64,
 }
@@ -58,7 +63,8 @@ pub struct PrefixTuning {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrefixInit {
-    /// Normal with standard deviation 1; through a network with torch's initial weights if there is one.
+    /// Normal with standard deviation 1; through a network with torch's initial weights if there is
+    /// one.
     #[default]
     Random,
     /// Zero: PEFT's `"zero"`.
@@ -113,7 +119,8 @@ struct Network {
     embedding: Var,
     /// `[units, dim]` and `[units]`
     first: (Var, Var),
-    /// For each block `[2·dim, units]` and `[2·dim]`: its part of the second map, so that a block's gradient is no larger than that.
+    /// For each block `[2·dim, units]` and `[2·dim]`: its part of the second map, so that a block's
+    /// gradient is no larger than that.
     second: Vec<(Var, Var)>,
 }
 
@@ -136,10 +143,14 @@ impl Prefix {
             Source::Flat(flat) => value(flat).narrow(1, block * 2 * dim, 2 * dim),
             Source::Network(Network { embedding, first, second }) => {
                 let Some((weight, bias)) = second.get(block) else {
-                    candle_core::bail!("prefix: expected a block below {}, found {block}", second.len())
+                    candle_core::bail!(
+                        "prefix: expected a block below {}, found {block}",
+                        second.len()
+                    )
                 };
                 let hidden =
-                    ops::linear(&value(embedding), value(&first.0), Some(&value(&first.1)))?.tanh()?;
+                    ops::linear(&value(embedding), value(&first.0), Some(&value(&first.1)))?
+                        .tanh()?;
                 ops::linear(&hidden, value(weight), Some(&value(bias)))
             }
         }
@@ -157,7 +168,8 @@ impl KeysValues for BlockPrefix {
     fn keys_values(&self) -> tunebook_models::Result<(Tensor, Tensor)> {
         let Prefix { n, heads, head_dim, .. } = *self.prefix;
         // [n, 2·dim] -> [n, 2, hkv, d] -> twice [n, hkv, d]
-        let both = self.prefix.of_block(self.block)?.contiguous()?.reshape((n, 2, heads, head_dim))?;
+        let both =
+            self.prefix.of_block(self.block)?.contiguous()?.reshape((n, 2, heads, head_dim))?;
         let part = |index| both.narrow(1, index, 1)?.squeeze(1)?.contiguous();
         Ok((part(0)?, part(1)?))
     }
@@ -201,7 +213,10 @@ fn shape_of(model: &Model, config: &PrefixTuning) -> Result<Shape> {
 }
 
 impl PrefixBody {
-    pub(crate) fn plan(model: &Model, config: &PrefixTuning) -> Result<BTreeMap<String, Vec<usize>>> {
+    pub(crate) fn plan(
+        model: &Model,
+        config: &PrefixTuning,
+    ) -> Result<BTreeMap<String, Vec<usize>>> {
         let Shape { token_dim, num_layers, .. } = shape_of(model, config)?;
         Ok([(KEY.to_owned(), vec![config.num_virtual_tokens, num_layers * 2 * token_dim])].into())
     }
@@ -212,7 +227,9 @@ impl PrefixBody {
         let draw = Draw { seed: config.init_seed, device: model.device() };
         let zero = config.init_weights == PrefixInit::Zero;
         let source = match config.prefix_projection {
-            false if zero => Source::Flat(Var::zeros((n, blocks * 2 * dim), DType::F32, model.device())?),
+            false if zero => {
+                Source::Flat(Var::zeros((n, blocks * 2 * dim), DType::F32, model.device())?)
+            }
             false => Source::Flat(draw.normal((n, blocks * 2 * dim), KEY)?),
             true => {
                 let units = config.encoder_hidden_size.unwrap_or(dim);
@@ -275,8 +292,11 @@ impl Body for PrefixBody {
     }
 
     fn tensors(&self) -> Vec<AdapterTensor> {
-        let tensor =
-            |key: &str, var: &Var, part| AdapterTensor { key: key.to_owned(), var: var.clone(), part };
+        let tensor = |key: &str, var: &Var, part| AdapterTensor {
+            key: key.to_owned(),
+            var: var.clone(),
+            part,
+        };
         match &self.prefix.source {
             Source::Flat(flat) => vec![tensor(KEY, flat, Part::Blocks)],
             Source::Network(Network { embedding, first, second }) => {
@@ -286,8 +306,16 @@ impl Body for PrefixBody {
                     tensor("transform.0.bias", &first.1, Part::Blocks),
                 ];
                 for (block, (weight, bias)) in second.iter().enumerate() {
-                    tensors.push(tensor(&format!("transform.2.weight.{block}"), weight, Part::Block(block)));
-                    tensors.push(tensor(&format!("transform.2.bias.{block}"), bias, Part::Block(block)));
+                    tensors.push(tensor(
+                        &format!("transform.2.weight.{block}"),
+                        weight,
+                        Part::Block(block),
+                    ));
+                    tensors.push(tensor(
+                        &format!("transform.2.bias.{block}"),
+                        bias,
+                        Part::Block(block),
+                    ));
                 }
                 tensors
             }
@@ -295,8 +323,9 @@ impl Body for PrefixBody {
     }
 
     fn hooks(&self) -> Hooks {
-        let past =
-            |block| Arc::new(BlockPrefix { prefix: Arc::clone(&self.prefix), block }) as Arc<dyn KeysValues>;
+        let past = |block| {
+            Arc::new(BlockPrefix { prefix: Arc::clone(&self.prefix), block }) as Arc<dyn KeysValues>
+        };
         Hooks { pasts: (0..self.shape.num_layers).map(past).collect(), ..Hooks::default() }
     }
 

@@ -1,9 +1,12 @@
-//! What a run will take, measured on a few of its batches before it starts, and a choice of settings that fits a budget.
+//! What a run will take, measured on a few of its batches before it starts, and a choice of
+//! settings that fits a budget.
 //!
-//! Memory grows with the tokens of a micro-batch along a straight line: the weights and what the process has anyway, and for each token the
-//! activations of the blocks that keep theirs. Two batches of different size give the line, with and without recomputed blocks. The longest batch
-//! of the run, when the line says that it fits, is the last word, alone and with others before it, which leave gaps. Time is a line over the
-//! arithmetic of a batch ([`crate::work`]), through seven of the run's.
+//! Memory grows with the tokens of a micro-batch along a straight line: the weights and what the
+//! process has anyway, and for each token the activations of the blocks that keep theirs. Two
+//! batches of different size give the line, with and without recomputed blocks. The longest batch
+//! of the run, when the line says that it fits, is the last word, alone and with others before it,
+//! which leave gaps. Time is a line over the arithmetic of a batch ([`crate::work`]), through seven
+//! of the run's.
 
 use std::fmt;
 
@@ -29,7 +32,8 @@ pub struct Preflight {
     /// Rows of a batch of an evaluation.
     #[serde(default = "eval_batch_size")]
     pub eval_batch_size: usize,
-    /// Blocks that are run again in the backward pass rather than kept; without a budget those of the longest batch.
+    /// Blocks that are run again in the backward pass rather than kept; without a budget those of
+    /// the longest batch.
     pub checkpointed_blocks: usize,
     /// Blocks of the model.
     pub blocks: usize,
@@ -127,14 +131,17 @@ pub(crate) struct Sets<'a> {
 
 /// How often a choice that turned out too large is made again.
 const SECOND_THOUGHTS: usize = 4;
-/// What a run takes beyond what its longest batch takes from a heap without gaps: so much was seen at most.
+/// What a run takes beyond what its longest batch takes from a heap without gaps: so much was seen
+/// at most.
 const GAPS: f64 = 0.06;
-/// The timed batches: so large a part of the run's has less work. The last one, as long as any, is timed where it fits into memory.
+/// The timed batches: so large a part of the run's has less work. The last one, as long as any, is
+/// timed where it fits into memory.
 const TIMED: [f64; 6] = [0.5, 0.1, 0.9, 0.5, 0.2, 0.8];
 
 impl Trainer {
-    /// Predicts what [`Trainer::fit`] on these sets will take, and with a [`memory_budget`](TrainingArgs::memory_budget) chooses the settings that
-    /// fit into it. A few batches of the run are worked through for it; nothing is trained.
+    /// Predicts what [`Trainer::fit`] on these sets will take, and with a
+    /// [`memory_budget`](TrainingArgs::memory_budget) chooses the settings that fit into it. A few
+    /// batches of the run are worked through for it; nothing is trained.
     ///
     /// # Errors
     /// As [`Trainer::fit`]; a budget that not even one row at a time fits into.
@@ -150,7 +157,8 @@ impl Trainer {
         let args = self.args();
         let blocks = self.model().num_blocks();
         let together = args.batch_size * args.gradient_accumulation_steps;
-        let total_steps = args.max_steps.unwrap_or(args.epochs * sets.rows.len().div_ceil(together));
+        let total_steps =
+            args.max_steps.unwrap_or(args.epochs * sets.rows.len().div_ceil(together));
         let mut rehearsal = Rehearsal::new(self, sets)?;
         let numbers = rehearsal.trained() as f64;
 
@@ -159,28 +167,32 @@ impl Trainer {
         let known = memory::peak_bytes().is_some() && on_gpu.is_none();
         let budget = args.memory_budget.filter(|_| known || on_gpu.is_some());
 
-        // The optimizer's state comes on top of what one pass needs, and a copy of the best weights where it is asked for.
+        // The optimizer's state comes on top of what one pass needs, and a copy of the best weights
+        // where it is asked for.
         let state = numbers
-            * (optim::bytes_per_number(args.optim) + if args.load_best_model_at_end { 4.0 } else { 0.0 });
+            * (optim::bytes_per_number(args.optim)
+                + if args.load_best_model_at_end { 4.0 } else { 0.0 });
 
         // Micro-batches after the first one find its gradients there.
         let held = |batch_size: usize| if batch_size < together { 4.0 * numbers } else { 0.0 };
 
-        let (mut batch_size, mut chosen, mut eval_batch_size) = (args.batch_size, None, args.eval_batch_size);
+        let (mut batch_size, mut chosen, mut eval_batch_size) =
+            (args.batch_size, None, args.eval_batch_size);
         let mut batches = rehearsal.batches(batch_size, total_steps);
         // From short to long: what goes wrong for lack of memory goes wrong last.
         let small = rehearsal.quantile(&batches, 0.0)[..1].to_vec();
         let middle = rehearsal.quantile(&batches, 0.5);
         rehearsal.measure(&small, None)?; // threads, caches and lazy allocations
         let mut line = |again: Option<usize>| -> Result<Line> {
-            let (small, middle) = (rehearsal.measure(&small, again)?, rehearsal.measure(&middle, again)?);
+            let (small, middle) =
+                (rehearsal.measure(&small, again)?, rehearsal.measure(&middle, again)?);
             Ok(Line::through((small.positions, small.peak), (middle.positions, middle.peak)))
         };
         let model = self.model().clone();
         let predicted: Box<dyn Fn(usize, usize) -> f64> = match (on_gpu, budget) {
-            (Some(room), _) => {
-                Box::new(move |tokens, again| memory::gpu_bytes(&model, tokens, room.trained, again) as f64)
-            }
+            (Some(room), _) => Box::new(move |tokens, again| {
+                memory::gpu_bytes(&model, tokens, room.trained, again) as f64
+            }),
             (None, None) => {
                 let line = line(None)?;
                 Box::new(move |tokens, _| line.at(tokens as f64) + state)
@@ -203,7 +215,8 @@ impl Trainer {
                     rehearsal.positions(&rehearsal.longest(&batches))
                 })
                 .collect();
-            // The line is only good enough to choose by; what was chosen is tried, and chosen again where it takes more.
+            // The line is only good enough to choose by; what was chosen is tried, and chosen again
+            // where it takes more.
             let mut factor = 1.0;
             for _ in 0..=SECOND_THOUGHTS {
                 let (index, again) = choose(&sizes, blocks, budget, |index, again| {
@@ -244,7 +257,8 @@ impl Trainer {
             once = (clean.secs - secs).max(0.0);
             timed.push((work, secs));
         }
-        // With the gaps that other batches left. How much they make of it is chance, here as in the run, which is taken to lie in the middle.
+        // With the gaps that other batches left. How much they make of it is chance, here as in the
+        // run, which is taken to lie in the middle.
         let with_gaps = memory::peak_bytes().filter(|_| known).map(|bytes| bytes as f64);
         memory::reset_peak();
         let evaluation_secs = rehearsal.evaluation_secs(eval_batch_size, total_steps)?;
@@ -280,8 +294,9 @@ impl Trainer {
     }
 }
 
-/// The largest of the micro-batches, by its index, that fits, with as few blocks run again as possible; keeping blocks comes first, for
-/// running them again costs a third of the time, and small micro-batches cost less.
+/// The largest of the micro-batches, by its index, that fits, with as few blocks run again as
+/// possible; keeping blocks comes first, for running them again costs a third of the time, and
+/// small micro-batches cost less.
 fn choose(
     sizes: &[usize],
     blocks: usize,
@@ -304,18 +319,22 @@ mod tests {
 
     #[test]
     fn keeping_blocks_comes_before_large_micro_batches() {
-        // 1 GB, and for each row of a micro-batch 0.8 GB, or 0.1 GB where all ten blocks are run again.
+        // 1 GB, and for each row of a micro-batch 0.8 GB, or 0.1 GB where all ten blocks are run
+        // again.
         let sizes = [8, 4, 2, 1];
-        let peak =
-            |index: usize, again: usize| (1e9 + sizes[index] as f64 * (8e8 - 7e7 * again as f64)) as u64;
+        let peak = |index: usize, again: usize| {
+            (1e9 + sizes[index] as f64 * (8e8 - 7e7 * again as f64)) as u64
+        };
         let choose = |budget| choose(&sizes, 10, budget, peak);
         assert_eq!(choose(8_000_000_000).unwrap(), (0, 0));
         assert_eq!(choose(4_500_000_000).unwrap(), (1, 0));
         assert_eq!(choose(1_900_000_000).unwrap(), (3, 0));
         assert_eq!(choose(1_500_000_000).unwrap(), (3, 5));
-        // Gradients that are held between micro-batches may cost more than the rows of a larger one.
-        let held =
-            |index: usize, again: usize| peak(index, again) + if index > 0 { 4_000_000_000 } else { 0 };
+        // Gradients that are held between micro-batches may cost more than the rows of a larger
+        // one.
+        let held = |index: usize, again: usize| {
+            peak(index, again) + if index > 0 { 4_000_000_000 } else { 0 }
+        };
         assert_eq!(super::choose(&sizes, 10, 4_000_000_000, held).unwrap(), (0, 7));
         let error = choose(1_050_000_000).unwrap_err().to_string();
         assert!(error.contains("1.05 GB") && error.contains("1.10 GB"), "{error}");

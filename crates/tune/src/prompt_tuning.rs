@@ -1,8 +1,8 @@
-//! Prompt tuning: a few vectors before the tokens of every text, trained as if they were embeddings ([Lester et al.
-//! 2021](https://arxiv.org/abs/2104.08691)).
+//! Prompt tuning: a few vectors before the tokens of every text, trained as if they were embeddings
+//! ([Lester et al. 2021](https://arxiv.org/abs/2104.08691)).
 //!
-//! They take `num_virtual_tokens` positions of the context. Names and files are PEFT's (`PromptTuningConfig`); the file holds one tensor,
-//! `prompt_embeddings` `[n, hid]`.
+//! They take `num_virtual_tokens` positions of the context. Names and files are PEFT's
+//! (`PromptTuningConfig`); the file holds one tensor, `prompt_embeddings` `[n, hid]`.
 //!
 //! ```
 //! use tunebook_tune::PromptTuning;
@@ -39,7 +39,8 @@ pub struct PromptTuning {
     pub num_virtual_tokens: usize,
     /// How they begin. Default [`PromptTuningInit::Random`].
     pub prompt_tuning_init: PromptTuningInit,
-    /// With [`PromptTuningInit::Text`] the text whose embeddings they begin as, repeated or cut to their number.
+    /// With [`PromptTuningInit::Text`] the text whose embeddings they begin as, repeated or cut to
+    /// their number.
     pub prompt_tuning_init_text: Option<String>,
     /// Hidden size of the model. Default what it is: an adapter made for another size is refused.
     pub token_dim: Option<usize>,
@@ -47,7 +48,8 @@ pub struct PromptTuning {
     pub num_layers: Option<usize>,
     /// Heads of its queries, likewise.
     pub num_attention_heads: Option<usize>,
-    /// Seed of the initial values (PEFT draws them from torch's global generator; this field is not in its files). Default 42.
+    /// Seed of the initial values (PEFT draws them from torch's global generator; this field is not
+    /// in its files). Default 42.
     #[serde(skip)]
     pub init_seed: u64,
 }
@@ -122,7 +124,9 @@ pub(crate) fn check_context(model: &Model, field: &'static str, count: usize) ->
     match count + 2 > context {
         true => Err(Error::Config {
             field,
-            value: format!("{count}, and the model's context is {context} tokens (max_position_embeddings)"),
+            value: format!(
+                "{count}, and the model's context is {context} tokens (max_position_embeddings)"
+            ),
             expected: "so few that a text of at least 2 tokens fits behind them",
         }),
         false => Ok(()),
@@ -200,7 +204,10 @@ fn shape_of(model: &Model, config: &PromptTuning) -> Result<Shape> {
 }
 
 impl PromptBody {
-    pub(crate) fn plan(model: &Model, config: &PromptTuning) -> Result<BTreeMap<String, Vec<usize>>> {
+    pub(crate) fn plan(
+        model: &Model,
+        config: &PromptTuning,
+    ) -> Result<BTreeMap<String, Vec<usize>>> {
         let shape = shape_of(model, config)?;
         Ok([(KEY.to_owned(), vec![config.num_virtual_tokens, shape.token_dim])].into())
     }
@@ -251,7 +258,11 @@ impl Body for PromptBody {
     }
 
     fn tensors(&self) -> Vec<AdapterTensor> {
-        vec![AdapterTensor { key: KEY.to_owned(), var: self.prompt.embeddings.clone(), part: Part::Front }]
+        vec![AdapterTensor {
+            key: KEY.to_owned(),
+            var: self.prompt.embeddings.clone(),
+            part: Part::Front,
+        }]
     }
 
     fn hooks(&self) -> Hooks {

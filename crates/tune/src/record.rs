@@ -1,4 +1,5 @@
-//! What a run says while it goes: plain records. Who draws a chart or a bar of them is no concern of the loop.
+//! What a run says while it goes: plain records. Who draws a chart or a bar of them is no concern
+//! of the loop.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +23,8 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// Norm of the gradient before clipping; not finite in a step that was skipped.
     pub grad_norm: f64,
-    /// What the loss was multiplied with before the backward pass ([`TrainingArgs::fp16`](crate::TrainingArgs::fp16)).
+    /// What the loss was multiplied with before the backward pass
+    /// ([`TrainingArgs::fp16`](crate::TrainingArgs::fp16)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
     /// The gradient overflowed at that scale, and nothing was changed.
@@ -34,7 +36,8 @@ pub struct StepRecord {
     pub label_tokens: usize,
     /// Wall-clock time of the step.
     pub secs: f64,
-    /// The rank of each of the modules in [`Plan::rank_modules`] after this step. Empty unless AdaLoRA moves them.
+    /// The rank of each of the modules in [`Plan::rank_modules`] after this step. Empty unless
+    /// AdaLoRA moves them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranks: Vec<usize>,
 }
@@ -52,7 +55,8 @@ pub struct EvalRecord {
     pub label_tokens: usize,
     /// Wall-clock time of the evaluation.
     pub secs: f64,
-    /// What else was measured, by the names given to [`Trainer::with_metric`](crate::Trainer::with_metric).
+    /// What else was measured, by the names given to
+    /// [`Trainer::with_metric`](crate::Trainer::with_metric).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, f64>,
 }
@@ -123,7 +127,8 @@ pub trait Callback: Send {
         Ok(())
     }
 
-    /// Asked after every step: true ends the run there, whole, as [`StopReason::Callback`](crate::StopReason::Callback).
+    /// Asked after every step: true ends the run there, whole, as
+    /// [`StopReason::Callback`](crate::StopReason::Callback).
     fn should_stop(&self) -> bool {
         false
     }

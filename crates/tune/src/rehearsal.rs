@@ -72,7 +72,8 @@ impl<'a> Rehearsal<'a> {
         let steps_per_epoch = self.sets.rows.len().div_ceil(together);
         let mut batches = Batches { rows: Vec::new(), steps: 0 };
         for epoch in 0..total_steps.div_ceil(steps_per_epoch) {
-            // The order is that of the arguments as they are given: a choice of micro-batches changes nothing about it.
+            // The order is that of the arguments as they are given: a choice of micro-batches
+            // changes nothing about it.
             let order = self.sets.rows.order(args.data_seed(), epoch, args.group());
             for step in order.chunks(together) {
                 if batches.steps == total_steps || batches.rows.len() > BATCHES {
@@ -103,7 +104,8 @@ impl<'a> Rehearsal<'a> {
         self.loads.of(rows).positions
     }
 
-    /// How many blocks are run again: what was chosen, else what the arguments say of so long a batch.
+    /// How many blocks are run again: what was chosen, else what the arguments say of so long a
+    /// batch.
     pub(crate) fn again(&self, positions: usize, chosen: Option<usize>) -> usize {
         chosen.unwrap_or_else(|| self.stepper.checkpointed_blocks_of(positions))
     }
@@ -125,7 +127,8 @@ impl<'a> Rehearsal<'a> {
         sum / batches.len().max(1) as f64
     }
 
-    /// A forward and a backward pass over these rows, beginning with no more memory than what is in use.
+    /// A forward and a backward pass over these rows, beginning with no more memory than what is in
+    /// use.
     pub(crate) fn measure(&mut self, rows: &[usize], chosen: Option<usize>) -> Result<Measured> {
         memory::reset_peak();
         let (positions, secs) = self.pass(rows, chosen)?;
@@ -150,7 +153,8 @@ impl<'a> Rehearsal<'a> {
         Ok((positions, started.elapsed().as_secs_f64()))
     }
 
-    /// The largest number of rows in an evaluation, at most that of the arguments, with which it stays within `most` bytes.
+    /// The largest number of rows in an evaluation, at most that of the arguments, with which it
+    /// stays within `most` bytes.
     pub(crate) fn eval_batch_size(&self, most: f64) -> Result<usize> {
         let mut size = self.args().eval_batch_size;
         while size > 1 && self.evaluates() {
@@ -190,8 +194,9 @@ impl<'a> Rehearsal<'a> {
         let args = self.args();
         let steps_per_epoch =
             self.sets.rows.len().div_ceil(args.batch_size * args.gradient_accumulation_steps);
-        let times =
-            (0..=total_steps).filter(|step| args.eval_is_due(*step, steps_per_epoch, total_steps)).count();
+        let times = (0..=total_steps)
+            .filter(|step| args.eval_is_due(*step, steps_per_epoch, total_steps))
+            .count();
         let rows = Rows::single(set);
         let loads = Loads::new(set, &rows, self.trainer.may_join_rows());
         let order = set.by_length();

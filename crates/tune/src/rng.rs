@@ -1,8 +1,9 @@
 //! Seeded random numbers: initial weights, dropout masks and the order of the rows.
 //!
-//! Candle's CPU device cannot be seeded, so everything random in training is drawn here. A [`Stream`] is named by what it is for, and by
-//! numbers such as the step: what one part draws never depends on how much another has drawn, so that a run can be continued, and a
-//! block recomputed, with the very same numbers.
+//! Candle's CPU device cannot be seeded, so everything random in training is drawn here. A
+//! [`Stream`] is named by what it is for, and by numbers such as the step: what one part draws
+//! never depends on how much another has drawn, so that a run can be continued, and a block
+//! recomputed, with the very same numbers.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -41,7 +42,8 @@ impl Stream {
         self.0.next_u32()
     }
 
-    /// Fills `mask` with 0, with probability `drop`, and 1/(1 − drop) otherwise. `drop` counts to 16 bits.
+    /// Fills `mask` with 0, with probability `drop`, and 1/(1 − drop) otherwise. `drop` counts to
+    /// 16 bits.
     pub(crate) fn dropout(&mut self, mask: &mut [f32], drop: f64) {
         let below = (drop * 65_536.0).round() as u32;
         let keep = (1.0 / (1.0 - drop)) as f32;
@@ -49,7 +51,11 @@ impl Stream {
         for values in mask.chunks_mut(bytes.len() / 2) {
             self.0.fill_bytes(&mut bytes[..2 * values.len()]);
             for (value, draw) in values.iter_mut().zip(bytes.chunks_exact(2)) {
-                *value = if u32::from(u16::from_le_bytes([draw[0], draw[1]])) < below { 0.0 } else { keep };
+                *value = if u32::from(u16::from_le_bytes([draw[0], draw[1]])) < below {
+                    0.0
+                } else {
+                    keep
+                };
             }
         }
     }

@@ -1,12 +1,15 @@
-//! Which examples go through the model together: packing into rows, and the order of the rows in an epoch.
+//! Which examples go through the model together: packing into rows, and the order of the rows in an
+//! epoch.
 
 use crate::batch::TokenizedSet;
 use crate::rng::Stream;
 
-/// Batches of so many batches are sorted by length at a time (`LengthGroupedSampler` of `transformers`).
+/// Batches of so many batches are sorted by length at a time (`LengthGroupedSampler` of
+/// `transformers`).
 const MEGABATCH: usize = 50;
 
-/// The rows of a training set: each the indices of the examples packed into it, one without packing.
+/// The rows of a training set: each the indices of the examples packed into it, one without
+/// packing.
 #[derive(Debug, Clone)]
 pub(crate) struct Rows {
     rows: Vec<Vec<usize>>,
@@ -23,11 +26,13 @@ impl Rows {
         }
     }
 
-    /// As few rows of at most `length` tokens as best-fit decreasing finds: the longest example first, each into the fullest row that still
-    /// has room ([Ding et al. 2024](https://arxiv.org/abs/2404.10830)). No example is cut.
+    /// As few rows of at most `length` tokens as best-fit decreasing finds: the longest example
+    /// first, each into the fullest row that still has room ([Ding et al.
+    /// 2024](https://arxiv.org/abs/2404.10830)). No example is cut.
     pub(crate) fn packed(set: &TokenizedSet, length: usize) -> Self {
         // For each number of free tokens the rows that have it.
-        let mut open: std::collections::BTreeMap<usize, Vec<usize>> = std::collections::BTreeMap::new();
+        let mut open: std::collections::BTreeMap<usize, Vec<usize>> =
+            std::collections::BTreeMap::new();
         let mut packed = Self { rows: Vec::new(), lengths: Vec::new() };
         for index in set.by_length() {
             let tokens = set.examples[index].ids.len();
@@ -67,17 +72,18 @@ impl Rows {
         self.lengths[row]
     }
 
-    /// The order of the rows in `epoch`, counted from 0: a permutation fixed by the seed. With `group` rows of similar length are beside one
-    /// another, a batch `batch_size` of them: stretches of the permutation are sorted, and the longest row of all comes first, so that a run
-    /// that does not fit fails at once.
+    /// The order of the rows in `epoch`, counted from 0: a permutation fixed by the seed. With
+    /// `group` rows of similar length are beside one another, a batch `batch_size` of them:
+    /// stretches of the permutation are sorted, and the longest row of all comes first, so that a
+    /// run that does not fit fails at once.
     pub(crate) fn order(&self, seed: u64, epoch: usize, group: Option<usize>) -> Vec<usize> {
         let mut order = Stream::new(seed, "shuffle", epoch as u64).permutation(self.len());
         if let Some(batch_size) = group {
             for stretch in order.chunks_mut(MEGABATCH * batch_size) {
                 stretch.sort_by_key(|row| std::cmp::Reverse(self.lengths[*row]));
             }
-            let longest =
-                (0..order.len()).max_by_key(|at| (self.lengths[order[*at]], std::cmp::Reverse(*at)));
+            let longest = (0..order.len())
+                .max_by_key(|at| (self.lengths[order[*at]], std::cmp::Reverse(*at)));
             if let Some(at) = longest {
                 order.swap(0, at);
             }
@@ -97,7 +103,10 @@ mod tests {
             ids: vec![1; *length],
             labels: vec![1; *length],
         };
-        TokenizedSet { examples: lengths.iter().enumerate().map(example).collect(), ..Default::default() }
+        TokenizedSet {
+            examples: lengths.iter().enumerate().map(example).collect(),
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -113,7 +122,11 @@ mod tests {
             assert!(tokens == rows.length(row) && tokens <= 64, "{tokens}");
         }
         let least = lengths.iter().sum::<usize>().div_ceil(64);
-        assert!(rows.len() <= least + least / 20 + 1, "{} rows, at least {least} are needed", rows.len());
+        assert!(
+            rows.len() <= least + least / 20 + 1,
+            "{} rows, at least {least} are needed",
+            rows.len()
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A run's records as JSON lines, written as they come: `{"kind":"step",…}`, `{"kind":"eval",…}`. Polars' `read_ndjson`, pandas and `jq` read
-//! it; so does a second terminal with `tail -f`.
+//! A run's records as JSON lines, written as they come: `{"kind":"step",…}`, `{"kind":"eval",…}`.
+//! Polars' `read_ndjson`, pandas and `jq` read it; so does a second terminal with `tail -f`.
 //!
 //! ```no_run
 //! # use tunebook_tune::{RunLog, Trainer, TrainingArgs};
@@ -37,7 +37,8 @@ enum Line<'a> {
 }
 
 impl RunLog {
-    /// Opens `path`, whose folder is made if need be, and writes behind what is there: a resumed run goes on in the same file.
+    /// Opens `path`, whose folder is made if need be, and writes behind what is there: a resumed
+    /// run goes on in the same file.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -45,10 +46,15 @@ impl RunLog {
         let path = PathBuf::from(path);
         if let Some(folder) = path.parent() {
             let made = std::fs::create_dir_all(folder);
-            made.map_err(|source| Error::Io { action: "create", path: folder.to_path_buf(), source })?;
+            made.map_err(|source| Error::Io {
+                action: "create",
+                path: folder.to_path_buf(),
+                source,
+            })?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path);
-        let file = file.map_err(|source| Error::Io { action: "open", path: path.clone(), source })?;
+        let file =
+            file.map_err(|source| Error::Io { action: "open", path: path.clone(), source })?;
         Ok(Self { path, file })
     }
 

@@ -1,4 +1,5 @@
-//! Learning-rate schedules, as `transformers` defines them: the factor of a step, counted from 0, on the base learning rate.
+//! Learning-rate schedules, as `transformers` defines them: the factor of a step, counted from 0,
+//! on the base learning rate.
 //!
 //! ```
 //! use tunebook_tune::{LrScheduler, Schedule};
@@ -36,7 +37,8 @@ pub enum LrScheduler {
     },
 }
 
-/// A schedule for one run. Warm-up is a straight line from 0, so that step 0 of a run with warm-up changes nothing, as in `transformers`.
+/// A schedule for one run. Warm-up is a straight line from 0, so that step 0 of a run with warm-up
+/// changes nothing, as in `transformers`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     scheduler: LrScheduler,
@@ -71,7 +73,8 @@ impl Schedule {
                 (0.5 * (1.0 + (PI * ((num_cycles as f64 * progress) % 1.0)).cos())).max(0.0)
             }
             LrScheduler::WarmupStableDecay { num_decay_steps } => {
-                let decay_from = self.total_steps.saturating_sub(num_decay_steps).max(self.warmup_steps);
+                let decay_from =
+                    self.total_steps.saturating_sub(num_decay_steps).max(self.warmup_steps);
                 match step.checked_sub(decay_from) {
                     None => 1.0,
                     Some(into) => (1.0 - into as f64 / num_decay_steps.max(1) as f64).max(0.0),

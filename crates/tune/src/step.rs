@@ -36,7 +36,8 @@ pub struct StepOutcome {
     pub skipped: bool,
 }
 
-/// A run between two steps. The data order and the dropout masks follow from the arguments and the number of steps.
+/// A run between two steps. The data order and the dropout masks follow from the arguments and the
+/// number of steps.
 #[derive(Clone, Default)]
 pub(crate) struct RunState {
     pub(crate) steps: usize,
@@ -57,8 +58,9 @@ impl fmt::Debug for RunState {
     }
 }
 
-/// Takes the steps of one run on the active adapter of a model. This is all that [`Trainer`](crate::Trainer) does between two records;
-/// it is public for those who bring batches of their own.
+/// Takes the steps of one run on the active adapter of a model. This is all that
+/// [`Trainer`](crate::Trainer) does between two records; it is public for those who bring batches
+/// of their own.
 pub struct Stepper {
     model: Model,
     trained: Trained,
@@ -118,11 +120,13 @@ impl Stepper {
         })
     }
 
-    /// One step on these batches together: the loss is the mean over all their loss-bearing tokens, however they are divided.
+    /// One step on these batches together: the loss is the mean over all their loss-bearing tokens,
+    /// however they are divided.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite, a trainable tensor without a gradient (looked for in the first step), the user's wish to
-    /// stop, or a failing operation. The weights are then as they were.
+    /// A loss or gradient that is not finite, a trainable tensor without a gradient (looked for in
+    /// the first step), the user's wish to stop, or a failing operation. The weights are then as
+    /// they were.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepOutcome> {
         // A skipped step does not count for the schedule, as in `transformers`.
         let skipped = self.loss_scale.map_or(0, |scale| scale.skipped());
@@ -151,7 +155,13 @@ impl Stepper {
         {
             scale.skip();
             self.steps += 1;
-            return Ok(StepOutcome { loss, learning_rate, grad_norm, loss_scale: used, skipped: true });
+            return Ok(StepOutcome {
+                loss,
+                learning_rate,
+                grad_norm,
+                loss_scale: used,
+                skipped: true,
+            });
         }
         if !grad_norm.is_finite() {
             return Err(Error::GradientNotFinite {
@@ -162,7 +172,12 @@ impl Stepper {
         }
         let max_norm = self.args.max_grad_norm;
         let scale = if max_norm > 0.0 { clip_coefficient(grad_norm, max_norm) } else { 1.0 };
-        Arc::make_mut(&mut self.optimizer).step(&self.parameters, &gradients, learning_rate, scale)?;
+        Arc::make_mut(&mut self.optimizer).step(
+            &self.parameters,
+            &gradients,
+            learning_rate,
+            scale,
+        )?;
         if let (Some(body), Some(allocation)) = (self.trained.adalora(), &mut self.allocation) {
             let at = (self.steps, body.start_run(self.total_steps));
             let allocation = Arc::make_mut(allocation);
@@ -193,7 +208,11 @@ impl Stepper {
     fn total(&self, losses: &[f64], batches: &[Batch]) -> Result<f64> {
         for (loss, batch) in losses.iter().zip(batches) {
             if !loss.is_finite() {
-                return Err(Error::NotFinite { step: self.steps + 1, loss: *loss, rows: batch.rows.clone() });
+                return Err(Error::NotFinite {
+                    step: self.steps + 1,
+                    loss: *loss,
+                    rows: batch.rows.clone(),
+                });
             }
         }
         Ok(losses.iter().sum())
@@ -216,16 +235,20 @@ impl Stepper {
         let mut gradients = Gradients::new(&self.parameters);
         let mut losses = Vec::with_capacity(batches.len());
         for (index, batch) in batches.iter().enumerate() {
-            let (seed, draw) =
-                (self.args.seed, (self.steps * self.args.gradient_accumulation_steps + index) as u64);
+            let (seed, draw) = (
+                self.args.seed,
+                (self.steps * self.args.gradient_accumulation_steps + index) as u64,
+            );
             mode.set_draw(seed, draw);
             let noise = self.args.neftune_noise_alpha.map(|alpha| Noise { alpha, seed, draw });
             let positions = batch.ids.elem_count();
             let checkpointed_blocks =
                 self.checkpointed_blocks.unwrap_or_else(|| self.checkpointed_blocks_of(positions));
             let segments = Segments { noise, checkpointed_blocks, ..segments };
-            // On this thread: a GPU's stream may be its own; and on the CPU, where a thread of rayon's would start each loop sooner (600 loops a
-            // step, 1.6 % at 4 x 128 tokens), what is allocated must come from one arena of the allocator: two that take turns keep twice the memory.
+            // On this thread: a GPU's stream may be its own; and on the CPU, where a thread of
+            // rayon's would start each loop sooner (600 loops a step, 1.6 % at 4 x 128 tokens),
+            // what is allocated must come from one arena of the allocator: two that take turns keep
+            // twice the memory.
             losses.push(segments.loss_and_gradients(batch, weight, &mut gradients)?);
         }
         if self.loss_scale.is_some() {
@@ -244,7 +267,8 @@ impl Stepper {
         self.trained.files(&self.model)
     }
 
-    /// How many blocks the arguments have run again in the backward pass of a batch of so many positions.
+    /// How many blocks the arguments have run again in the backward pass of a batch of so many
+    /// positions.
     pub(crate) fn checkpointed_blocks_of(&self, positions: usize) -> usize {
         self.args.checkpointed_blocks(&self.model, positions, self.gpu_room)
     }
@@ -254,7 +278,8 @@ impl Stepper {
         self.gpu_room
     }
 
-    /// From now on so many blocks are run again in the backward pass. The result is the same, bit for bit.
+    /// From now on so many blocks are run again in the backward pass. The result is the same, bit
+    /// for bit.
     pub(crate) fn set_checkpointed_blocks(&mut self, blocks: usize) {
         self.checkpointed_blocks = Some(blocks);
     }
@@ -273,7 +298,13 @@ impl Stepper {
     pub(crate) fn state(&self) -> Result<RunState> {
         let weights = self.trained.weights(&self.parameters)?;
         let (optimizer, allocation) = (Arc::clone(&self.optimizer), self.allocation.clone());
-        Ok(RunState { steps: self.steps, optimizer, weights, allocation, loss_scale: self.loss_scale })
+        Ok(RunState {
+            steps: self.steps,
+            optimizer,
+            weights,
+            allocation,
+            loss_scale: self.loss_scale,
+        })
     }
 
     /// Puts back what [`Stepper::state`] gave.
@@ -303,7 +334,8 @@ impl Stepper {
         self.allocation = None;
     }
 
-    /// The rank of each of AdaLoRA's modules now, in the order of their paths; empty for everything else.
+    /// The rank of each of AdaLoRA's modules now, in the order of their paths; empty for everything
+    /// else.
     pub(crate) fn ranks(&self) -> Vec<usize> {
         self.trained.adalora().map(|body| body.ranks().into_values().collect()).unwrap_or_default()
     }

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The projections an adapter goes to. Made with `.into()` from an array of names, a `Vec`, or one string (a regular expression, or
-/// `"all-linear"`).
+/// The projections an adapter goes to. Made with `.into()` from an array of names, a `Vec`, or one
+/// string (a regular expression, or `"all-linear"`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TargetModules {
@@ -53,8 +53,8 @@ impl TargetModules {
     /// The indices of the paths that match, in the order of `paths`.
     ///
     /// # Errors
-    /// A name or pattern that matches no path (the error lists those that exist), no name at all, or a regular expression that does
-    /// not parse.
+    /// A name or pattern that matches no path (the error lists those that exist), no name at all,
+    /// or a regular expression that does not parse.
     pub fn resolve(&self, paths: &[impl AsRef<str>]) -> Result<Vec<usize>> {
         let unknown = |target: &str| Error::UnknownTarget {
             target: target.to_owned(),
@@ -77,7 +77,9 @@ impl TargetModules {
                 }
                 filter(paths, |path| names.iter().any(|name| ends_in(path, name)))
             }
-            Self::Pattern(pattern) if pattern == ALL_LINEAR => filter(paths, |path| path != "lm_head"),
+            Self::Pattern(pattern) if pattern == ALL_LINEAR => {
+                filter(paths, |path| path != "lm_head")
+            }
             Self::Pattern(pattern) => {
                 let regex = whole(pattern)?;
                 filter(paths, |path| regex.is_match(path))
@@ -90,7 +92,8 @@ impl TargetModules {
     }
 }
 
-/// Which modules an adapter goes to: PEFT's `target_modules`, narrowed by the fields that stand beside it.
+/// Which modules an adapter goes to: PEFT's `target_modules`, narrowed by the fields that stand
+/// beside it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Choice<'a> {
     pub(crate) target_modules: &'a TargetModules,
@@ -105,7 +108,8 @@ impl Choice<'_> {
     /// The indices of the modules among `paths`, in their order.
     ///
     /// # Errors
-    /// As [`TargetModules::resolve`]; a block that does not exist or has no target, or nothing that is left.
+    /// As [`TargetModules::resolve`]; a block that does not exist or has no target, or nothing that
+    /// is left.
     pub(crate) fn resolve(&self, paths: &[impl AsRef<str>]) -> Result<Vec<usize>> {
         let mut matched = self.target_modules.resolve(paths)?;
         let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
@@ -121,8 +125,9 @@ impl Choice<'_> {
             }
         }
         // A module that is trained whole needs no update beside it.
-        let saved =
-            |index: &usize| self.modules_to_save.iter().any(|name| lies_in(paths[*index].as_ref(), name));
+        let saved = |index: &usize| {
+            self.modules_to_save.iter().any(|name| lies_in(paths[*index].as_ref(), name))
+        };
         matched.retain(|index| !saved(index));
         if let Some(blocks) = self.layers_to_transform {
             let of = |index: &usize| self.block(paths[*index].as_ref());
@@ -188,7 +193,8 @@ impl From<&str> for TargetModules {
     }
 }
 
-/// The index of the decoder block in a path: 3 for `model.layers.3.self_attn.q_proj`. The first number in the path, as PEFT takes it.
+/// The index of the decoder block in a path: 3 for `model.layers.3.self_attn.q_proj`. The first
+/// number in the path, as PEFT takes it.
 pub(crate) fn block_index(path: &str) -> Option<usize> {
     path.split('.').find_map(|part| part.parse().ok())
 }
@@ -225,7 +231,12 @@ pub(crate) fn ends_in(path: &str, name: &str) -> bool {
 }
 
 fn filter(paths: &[impl AsRef<str>], keep: impl Fn(&str) -> bool) -> Vec<usize> {
-    paths.iter().enumerate().filter(|(_, path)| keep(path.as_ref())).map(|(index, _)| index).collect()
+    paths
+        .iter()
+        .enumerate()
+        .filter(|(_, path)| keep(path.as_ref()))
+        .map(|(index, _)| index)
+        .collect()
 }
 
 fn short_names(paths: &[impl AsRef<str>]) -> Vec<String> {
@@ -265,7 +276,8 @@ mod tests {
 
     #[test]
     fn a_name_matches_whole_parts_of_a_path_only() {
-        for targets in [TargetModules::from(["proj"]), "q_proj".into(), ["q_proj", "query"].into()] {
+        for targets in [TargetModules::from(["proj"]), "q_proj".into(), ["q_proj", "query"].into()]
+        {
             let error = targets.resolve(&PATHS).unwrap_err();
             assert!(matches!(error, Error::UnknownTarget { .. }), "{error}");
             assert!(error.to_string().contains("q_proj, v_proj, up_proj, lm_head"), "{error}");
@@ -275,10 +287,18 @@ mod tests {
     #[test]
     fn nothing_and_broken_patterns_are_refused() {
         assert!(
-            TargetModules::Names(vec![]).resolve(&PATHS).unwrap_err().to_string().contains("at least one")
+            TargetModules::Names(vec![])
+                .resolve(&PATHS)
+                .unwrap_err()
+                .to_string()
+                .contains("at least one")
         );
         assert!(
-            TargetModules::from("(").resolve(&PATHS).unwrap_err().to_string().contains("regular expression")
+            TargetModules::from("(")
+                .resolve(&PATHS)
+                .unwrap_err()
+                .to_string()
+                .contains("regular expression")
         );
     }
 
@@ -293,17 +313,33 @@ mod tests {
             modules_to_save: &[],
         };
         let v_proj: TargetModules = ["v_proj"].into();
-        assert_eq!(Choice { exclude_modules: Some(&v_proj), ..whole }.resolve(&PATHS).unwrap(), [0, 2, 3]);
-        assert_eq!(Choice { layers_to_transform: Some(&[1]), ..whole }.resolve(&PATHS).unwrap(), [3, 4]);
+        assert_eq!(
+            Choice { exclude_modules: Some(&v_proj), ..whole }.resolve(&PATHS).unwrap(),
+            [0, 2, 3]
+        );
+        assert_eq!(
+            Choice { layers_to_transform: Some(&[1]), ..whole }.resolve(&PATHS).unwrap(),
+            [3, 4]
+        );
         let mlp = ["mlp".to_owned()];
-        assert_eq!(Choice { modules_to_save: &mlp, ..whole }.resolve(&PATHS).unwrap(), [0, 1, 3, 4]);
+        assert_eq!(
+            Choice { modules_to_save: &mlp, ..whole }.resolve(&PATHS).unwrap(),
+            [0, 1, 3, 4]
+        );
         let pattern = |name: &str| [name.to_owned()];
         let (layers, other) = (pattern("model.layers"), pattern("blocks"));
         let chosen = Choice { layers_to_transform: Some(&[0]), layers_pattern: &layers, ..whole };
         assert_eq!(chosen.resolve(&PATHS).unwrap(), [0, 1, 2]);
-        let error = Choice { layers_pattern: &other, ..chosen }.resolve(&PATHS).unwrap_err().to_string();
-        assert!(error.contains("layers_to_transform") && error.contains("0 has no target"), "{error}");
-        let error = Choice { exclude_modules: Some(&all), ..whole }.resolve(&PATHS).unwrap_err().to_string();
+        let error =
+            Choice { layers_pattern: &other, ..chosen }.resolve(&PATHS).unwrap_err().to_string();
+        assert!(
+            error.contains("layers_to_transform") && error.contains("0 has no target"),
+            "{error}"
+        );
+        let error = Choice { exclude_modules: Some(&all), ..whole }
+            .resolve(&PATHS)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("exclude_modules"), "{error}");
     }
 

@@ -1,7 +1,8 @@
 //! A run's records as TensorBoard's event files.
 //!
-//! An event file is a sequence of TFRecords (length, its checksum, a protobuf message `Event`, its checksum), written by hand here: five
-//! fields are all there is to it. The names of the curves are those that `transformers` writes.
+//! An event file is a sequence of TFRecords (length, its checksum, a protobuf message `Event`, its
+//! checksum), written by hand here: five fields are all there is to it. The names of the curves are
+//! those that `transformers` writes.
 //!
 //! ```no_run
 //! # use tunebook_tune::{TensorBoard, Trainer, TrainingArgs};
@@ -28,7 +29,8 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Makes a new event file in `dir`, which is made if need be. TensorBoard shows all event files of a folder as one run.
+    /// Makes a new event file in `dir`, which is made if need be. TensorBoard shows all event files
+    /// of a folder as one run.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -40,7 +42,8 @@ impl TensorBoard {
         };
         std::fs::create_dir_all(&dir).map_err(io("create", &dir))?;
         let now = now();
-        // The nanoseconds keep two runs of one process apart; TensorBoard asks for `tfevents` in the name alone.
+        // The nanoseconds keep two runs of one process apart; TensorBoard asks for `tfevents` in
+        // the name alone.
         let name = format!(
             "events.out.tfevents.{}.tunebook.{}.{}",
             now as u64,
@@ -150,7 +153,8 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// TFRecord's checksum: CRC-32C, turned and shifted so that a checksum of data with checksums in it is no trouble.
+/// TFRecord's checksum: CRC-32C, turned and shifted so that a checksum of data with checksums in it
+/// is no trouble.
 fn masked_crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {

@@ -22,7 +22,8 @@ pub(crate) enum Trained {
     Full(Arc<FullWeights>),
 }
 
-/// The name of a run that trains the model's own weights. No adapter can have it: there is a blank in it.
+/// The name of a run that trains the model's own weights. No adapter can have it: there is a blank
+/// in it.
 const FULL: &str = "full fine-tuning";
 
 impl Trained {
@@ -96,7 +97,8 @@ impl Trained {
 pub(crate) enum Weights {
     /// Held here.
     Copied(Vec<(String, Vec<f32>)>),
-    /// Those in the model, as long as nobody trains them on: a second copy of a whole model would not fit beside it.
+    /// Those in the model, as long as nobody trains them on: a second copy of a whole model would
+    /// not fit beside it.
     InModel { parameters: Parameters, version: Arc<AtomicU64>, of: u64 },
 }
 
@@ -162,7 +164,8 @@ impl Weights {
     /// Puts the values back.
     ///
     /// # Errors
-    /// The tensors are not those of `parameters`; the model's weights have been trained on since. Nothing has changed then.
+    /// The tensors are not those of `parameters`; the model's weights have been trained on since.
+    /// Nothing has changed then.
     pub(crate) fn put_back(&self, parameters: &Parameters) -> Result<()> {
         let other = |problem: &str| Err(Error::Continue { problem: problem.to_owned() });
         match self {

@@ -35,7 +35,8 @@ use crate::rows::Rows;
 use crate::step::{RunState, Stepper};
 use crate::trained::Weights;
 
-/// Trains the active adapter of a model, or the model's own weights if they are unfrozen ([`FullTuning`](crate::FullTuning)).
+/// Trains the active adapter of a model, or the model's own weights if they are unfrozen
+/// ([`FullTuning`](crate::FullTuning)).
 pub struct Trainer {
     model: Model,
     args: TrainingArgs,
@@ -69,7 +70,8 @@ impl fmt::Debug for Trainer {
 pub enum StopReason {
     /// The user asked for it.
     Interrupted,
-    /// The validation loss (or `metric_for_best_model`) was no better for `early_stopping_patience` evaluations.
+    /// The validation loss (or `metric_for_best_model`) was no better for `early_stopping_patience`
+    /// evaluations.
     EarlyStopping,
     /// A callback asked for it.
     Callback,
@@ -123,10 +125,12 @@ impl Run {
         self.evals.last().map(|record| record.loss)
     }
 
-    /// The best evaluation: that with the lowest loss, unless the arguments name another metric. The first of equals.
+    /// The best evaluation: that with the lowest loss, unless the arguments name another metric.
+    /// The first of equals.
     pub fn best_eval(&self) -> Option<&EvalRecord> {
-        let metric =
-            |eval: &EvalRecord| eval.metric(&self.args.metric_for_best_model).filter(|v| !v.is_nan());
+        let metric = |eval: &EvalRecord| {
+            eval.metric(&self.args.metric_for_best_model).filter(|v| !v.is_nan())
+        };
         self.evals.iter().filter(|eval| metric(eval).is_some()).reduce(|best, eval| {
             let better =
                 matches!((metric(eval), metric(best)), (Some(a), Some(b)) if self.args.better(a, b, 0.0));
@@ -134,7 +138,8 @@ impl Run {
         })
     }
 
-    /// Mean training loss of the last `steps` steps (fewer if there are fewer), weighted by loss-bearing tokens.
+    /// Mean training loss of the last `steps` steps (fewer if there are fewer), weighted by
+    /// loss-bearing tokens.
     pub fn recent_loss(&self, steps: usize) -> Option<f64> {
         let recent = &self.steps[self.steps.len().saturating_sub(steps)..];
         let tokens: usize = recent.iter().map(|record| record.label_tokens).sum();
@@ -153,7 +158,8 @@ impl Run {
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} of {} steps", self.adapter, self.steps.len(), self.plan.total_steps)?;
-        if let (Some(first), Some(recent)) = (self.steps.first(), self.recent_loss(self.plan.steps_per_epoch))
+        if let (Some(first), Some(recent)) =
+            (self.steps.first(), self.recent_loss(self.plan.steps_per_epoch))
         {
             write!(f, ", training loss {:.4} -> {recent:.4}", first.loss)?;
         }
@@ -171,7 +177,11 @@ impl fmt::Display for Run {
             write!(f, "; {} examples were cut off at `max_length`", self.plan.truncated)?;
         }
         if self.plan.without_labels > 0 {
-            write!(f, "; {} examples had no completion left and were left out", self.plan.without_labels)?;
+            write!(
+                f,
+                "; {} examples had no completion left and were left out",
+                self.plan.without_labels
+            )?;
         }
         match self.stopped {
             Some(StopReason::Interrupted) => {
@@ -195,14 +205,17 @@ impl fmt::Display for Run {
             None => {}
         }
         match self.loaded_step {
-            Some(step) => write!(f, "; the weights of step {step}, the best evaluation, are loaded"),
+            Some(step) => {
+                write!(f, "; the weights of step {step}, the best evaluation, are loaded")
+            }
             None => Ok(()),
         }
     }
 }
 
 impl Trainer {
-    /// For what is to be trained when training starts: the active adapter, or the unfrozen weights. The arguments are checked then, too.
+    /// For what is to be trained when training starts: the active adapter, or the unfrozen weights.
+    /// The arguments are checked then, too.
     pub fn new(model: &Model, args: &TrainingArgs) -> Self {
         Self {
             model: model.clone(),
@@ -212,8 +225,8 @@ impl Trainer {
         }
     }
 
-    /// Measures the model with `measure` at every evaluation, under `name` in [`EvalRecord::metrics`]. The arguments' `metric_for_best_model` may
-    /// name it.
+    /// Measures the model with `measure` at every evaluation, under `name` in
+    /// [`EvalRecord::metrics`]. The arguments' `metric_for_best_model` may name it.
     #[must_use]
     pub fn with_metric(mut self, name: &str, measure: Measure) -> Self {
         // Shared only while a run is on, which borrows the trainer.
@@ -250,31 +263,40 @@ impl Trainer {
 
     /// Trains on `train`, and evaluates on `validation` (which may be empty) as the arguments say.
     ///
-    /// A request to stop ends the run with `Ok`: the weights and the [`Run`] are those of the last whole step.
+    /// A request to stop ends the run with `Ok`: the weights and the [`Run`] are those of the last
+    /// whole step.
     ///
     /// # Errors
-    /// Wrong arguments, no active adapter, examples that cannot be used, a loss that is not finite, a tensor without a gradient, a failing
-    /// callback or operation. The weights are then those of the last whole step.
+    /// Wrong arguments, no active adapter, examples that cannot be used, a loss that is not finite,
+    /// a tensor without a gradient, a failing callback or operation. The weights are then those of
+    /// the last whole step.
     pub fn fit(&self, train: &[Example], validation: &[Example]) -> Result<Run> {
         self.run(train, validation, None)
     }
 
-    /// Goes on with a run that was stopped, from its last whole step: weights, optimizer, schedule and data order are put back, so that the
-    /// result is that of a run never stopped, bit for bit.
+    /// Goes on with a run that was stopped, from its last whole step: weights, optimizer, schedule
+    /// and data order are put back, so that the result is that of a run never stopped, bit for bit.
     ///
     /// # Errors
-    /// As [`Trainer::fit`]; other arguments, another adapter or another training set than the run's.
+    /// As [`Trainer::fit`]; other arguments, another adapter or another training set than the
+    /// run's.
     pub fn resume(&self, run: &Run, train: &[Example], validation: &[Example]) -> Result<Run> {
         self.run(train, validation, Some(run))
     }
 
-    /// Goes on with a run under this trainer's arguments and with these examples: weights, optimizer and the number of steps taken are the run's,
-    /// the schedule and the order of the rows are new. The way on after a loss that was not finite, with a lower learning rate or without
-    /// the rows that caused it.
+    /// Goes on with a run under this trainer's arguments and with these examples: weights,
+    /// optimizer and the number of steps taken are the run's, the schedule and the order of the
+    /// rows are new. The way on after a loss that was not finite, with a lower learning rate or
+    /// without the rows that caused it.
     ///
     /// # Errors
     /// As [`Trainer::fit`]; a run of another adapter.
-    pub fn continue_from(&self, run: &Run, train: &[Example], validation: &[Example]) -> Result<Run> {
+    pub fn continue_from(
+        &self,
+        run: &Run,
+        train: &[Example],
+        validation: &[Example],
+    ) -> Result<Run> {
         let (set, _) = self.sets(train, &[])?;
         let rows = self.rows(&set)?;
         let steps_per_epoch =
@@ -296,8 +318,9 @@ impl Trainer {
         kept.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A short run whose learning rate rises from step to step, to see where the loss falls and where it breaks away. The trained tensors are put
-    /// back when it is done, and no callback hears of it. A request to stop ends it with what there is.
+    /// A short run whose learning rate rises from step to step, to see where the loss falls and
+    /// where it breaks away. The trained tensors are put back when it is done, and no callback
+    /// hears of it. A request to stop ends it with what there is.
     ///
     /// # Errors
     /// As [`Trainer::fit`]; a loss that is not finite ends the test, it is no error.
@@ -314,7 +337,8 @@ impl Trainer {
             let together = self.args.batch_size * self.args.gradient_accumulation_steps;
             let steps_per_epoch = rows.len().div_ceil(together);
             for step in 0..test.steps {
-                let order = rows.order(self.args.data_seed(), step / steps_per_epoch, self.args.group());
+                let order =
+                    rows.order(self.args.data_seed(), step / steps_per_epoch, self.args.group());
                 let chosen = order.chunks(together).nth(step % steps_per_epoch).unwrap_or_default();
                 let batches = self.batches(&set, &rows, chosen)?;
                 match stepper.step_at(&batches, test.rate(step)) {
@@ -424,14 +448,13 @@ impl Trainer {
         let preflight = match (args.memory_budget, from) {
             (None, _) => None,
             // Chosen once for a run: other micro-batches would add up in another order.
-            (Some(_), Some(from)) => from
-                .plan
-                .preflight
-                .clone()
-                .filter(|chosen| chosen.batch_size * chosen.gradient_accumulation_steps == together),
+            (Some(_), Some(from)) => from.plan.preflight.clone().filter(|chosen| {
+                chosen.batch_size * chosen.gradient_accumulation_steps == together
+            }),
             (Some(_), None) => Some(self.plan(&sets)?),
         };
-        let args = preflight.as_ref().map_or_else(|| args.clone(), |preflight| preflight.apply(args));
+        let args =
+            preflight.as_ref().map_or_else(|| args.clone(), |preflight| preflight.apply(args));
         self.with_args(args, |trainer| trainer.run_sets(&sets, from, preflight, started))
     }
 
@@ -444,7 +467,8 @@ impl Trainer {
     ) -> Result<Run> {
         let args = &self.args;
         let (train, validation) = (sets.train, sets.validation);
-        let steps_per_epoch = sets.rows.len().div_ceil(args.batch_size * args.gradient_accumulation_steps);
+        let steps_per_epoch =
+            sets.rows.len().div_ceil(args.batch_size * args.gradient_accumulation_steps);
         let total_steps = args.max_steps.unwrap_or(args.epochs * steps_per_epoch);
         let mut stepper = Stepper::new(&self.model, args, total_steps)?;
         let mut run = match from {
@@ -511,18 +535,22 @@ impl Trainer {
         Ok(run)
     }
 
-    /// Keeps a run that failed for [`Trainer::last_run`], and writes its last whole step down where checkpoints are wanted.
+    /// Keeps a run that failed for [`Trainer::last_run`], and writes its last whole step down where
+    /// checkpoints are wanted.
     fn keep(&self, run: Run, stepper: &Stepper, error: &Error) {
-        let bad_numbers = matches!(error, Error::NotFinite { .. } | Error::GradientNotFinite { .. });
+        let bad_numbers =
+            matches!(error, Error::NotFinite { .. } | Error::GradientNotFinite { .. });
         if bad_numbers
             && self.args.save_strategy != SaveStrategy::No
             && let Some(output_dir) = &self.args.output_dir
             && let Ok(files) = stepper.adapter_files()
         {
-            // Best effort: the error that matters is the one that ended the run, and the run is kept in memory.
+            // Best effort: the error that matters is the one that ended the run, and the run is
+            // kept in memory.
             let _ = run.write_checkpoint(output_dir, self.args.save_total_limit, files.as_ref());
         }
-        *self.model.extension::<LastRun>().0.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
+        *self.model.extension::<LastRun>().0.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(run);
     }
 
     fn check_metric(&self) -> Result<()> {
@@ -531,11 +559,20 @@ impl Trainer {
             .into_iter()
             .chain(self.metrics.iter().map(|(name, _)| name.clone()))
             .collect();
-        if known.contains(name) { Ok(()) } else { Err(Error::UnknownMetric { name: name.clone(), known }) }
+        if known.contains(name) {
+            Ok(())
+        } else {
+            Err(Error::UnknownMetric { name: name.clone(), known })
+        }
     }
 
     /// The loop: why it ended before the last step, if it did.
-    fn steps(&self, stepper: &mut Stepper, sets: &Sets<'_>, run: &mut Run) -> Result<Option<StopReason>> {
+    fn steps(
+        &self,
+        stepper: &mut Stepper,
+        sets: &Sets<'_>,
+        run: &mut Run,
+    ) -> Result<Option<StopReason>> {
         let args = &self.args;
         let rows_per_step = args.batch_size * args.gradient_accumulation_steps;
         let (total_steps, steps_per_epoch) = (run.plan.total_steps, run.plan.steps_per_epoch);
@@ -545,7 +582,8 @@ impl Trainer {
         let (train, rows) = (sets.train, sets.rows);
         let mut order = (usize::MAX, Vec::new());
         loop {
-            // First what is due after the steps taken so far: a run may have been stopped just before it.
+            // First what is due after the steps taken so far: a run may have been stopped just
+            // before it.
             let step = stepper.steps();
             let mut evaluated = false;
             if let Some(set) = sets.validation
@@ -577,9 +615,9 @@ impl Trainer {
                 return Ok(None);
             }
             if evaluated
-                && args
-                    .early_stopping_patience
-                    .is_some_and(|patience| run.evals_since_best(args.early_stopping_threshold) >= patience)
+                && args.early_stopping_patience.is_some_and(|patience| {
+                    run.evals_since_best(args.early_stopping_threshold) >= patience
+                })
             {
                 return Ok(Some(StopReason::EarlyStopping));
             }
@@ -645,7 +683,14 @@ impl Trainer {
                 .map_err(|error| Error::Callback(format!("the metric `{name}`: {error}")))?;
             metrics.insert(name.clone(), value);
         }
-        Ok(EvalRecord { step, epoch, loss, label_tokens, secs: started.elapsed().as_secs_f64(), metrics })
+        Ok(EvalRecord {
+            step,
+            epoch,
+            loss,
+            label_tokens,
+            secs: started.elapsed().as_secs_f64(),
+            metrics,
+        })
     }
 
     /// The micro-batches of a step on these rows.
@@ -654,13 +699,19 @@ impl Trainer {
     }
 
     /// One batch of these rows.
-    pub(crate) fn batch_of(&self, set: &TokenizedSet, rows: &Rows, chosen: &[usize]) -> Result<Batch> {
+    pub(crate) fn batch_of(
+        &self,
+        set: &TokenizedSet,
+        rows: &Rows,
+        chosen: &[usize],
+    ) -> Result<Batch> {
         let packed: Vec<Vec<_>> = chosen
             .iter()
             .map(|row| rows.get(*row).iter().map(|index| &set.examples[*index]).collect())
             .collect();
         let single = packed.iter().all(|row| row.len() == 1);
-        let lengths = || packed.iter().map(|row| row.iter().map(|example| example.ids.len()).sum::<usize>());
+        let lengths =
+            || packed.iter().map(|row| row.iter().map(|example| example.ids.len()).sum::<usize>());
         if lengths().min() < lengths().max() && self.may_join_rows() {
             let joined = [packed.into_iter().flatten().collect()];
             return Batch::packed(&joined, encode::PAD_ID, self.model.device());
@@ -669,8 +720,9 @@ impl Trainer {
         Ok(if single { Batch { segments: None, ..batch } } else { batch })
     }
 
-    /// Whether rows of different lengths go through the model end to end, as one row without padding, of which every text sees itself alone.
-    /// (Of `banking77`'s chats eight to a batch, a fifth of all positions would be padding.) Not where something counts a row's positions, or
+    /// Whether rows of different lengths go through the model end to end, as one row without
+    /// padding, of which every text sees itself alone. (Of `banking77`'s chats eight to a batch, a
+    /// fifth of all positions would be padding.) Not where something counts a row's positions, or
     /// stands before each row.
     pub(crate) fn may_join_rows(&self) -> bool {
         self.model.device().is_cpu()
@@ -686,11 +738,13 @@ impl Trainer {
 }
 
 impl Run {
-    /// How many evaluations came after the last one that was better, by more than `threshold`, than all before it.
+    /// How many evaluations came after the last one that was better, by more than `threshold`, than
+    /// all before it.
     fn evals_since_best(&self, threshold: f64) -> usize {
         let (mut best, mut since) = (None, 0);
         for eval in &self.evals {
-            let value = eval.metric(&self.args.metric_for_best_model).filter(|value| !value.is_nan());
+            let value =
+                eval.metric(&self.args.metric_for_best_model).filter(|value| !value.is_nan());
             match (value, best) {
                 (Some(value), None) => (best, since) = (Some(value), 0),
                 (Some(value), Some(so_far)) if self.args.better(value, so_far, threshold) => {
@@ -709,10 +763,15 @@ impl Run {
             return refuse(format!("other arguments than the run's: {}", differing.join(", ")));
         }
         if self.adapter != adapter {
-            return refuse(format!("it trained the adapter `{}`, and `{adapter}` is active", self.adapter));
+            return refuse(format!(
+                "it trained the adapter `{}`, and `{adapter}` is active",
+                self.adapter
+            ));
         }
         if self.data != data {
-            return refuse("the training set is not the run's: another order or other rows".to_owned());
+            return refuse(
+                "the training set is not the run's: another order or other rows".to_owned(),
+            );
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! What a run will train and take, on one table, before it starts and without a step taken.
 //!
-//! Counts and files are exact. The activations are what the blocks keep between the passes of the largest batch, by the shapes of the model; what
-//! one operation needs while it runs comes on top. [`Trainer::preflight`](crate::Trainer::preflight) measures where this counts.
+//! Counts and files are exact. The activations are what the blocks keep between the passes of the
+//! largest batch, by the shapes of the model; what one operation needs while it runs comes on top.
+//! [`Trainer::preflight`](crate::Trainer::preflight) measures where this counts.
 
 use std::fmt;
 
@@ -43,7 +44,8 @@ pub struct TrainingSummary {
     pub largest_batch_tokens: usize,
     /// Blocks that are run again in the backward pass of that batch, so that they keep less.
     pub checkpointed_blocks: usize,
-    /// Of the tensors' file that `save_adapter` writes; `None` where the model's own weights are trained.
+    /// Of the tensors' file that `save_adapter` writes; `None` where the model's own weights are
+    /// trained.
     pub file_bytes: Option<u64>,
 }
 
@@ -132,8 +134,9 @@ impl Trainer {
 
         let blocks = model.num_blocks();
         let in_graph = blocks - parameters.first_block().unwrap_or(blocks);
-        let checkpointed_blocks =
-            args.checkpointed_blocks(model, tokens, args.gpu_room(model, &parameters)).min(in_graph);
+        let checkpointed_blocks = args
+            .checkpointed_blocks(model, tokens, args.gpu_room(model, &parameters))
+            .min(in_graph);
         let kept = memory::block_numbers(model) * (in_graph - checkpointed_blocks)
             + model.config().hidden_size * checkpointed_blocks;
 

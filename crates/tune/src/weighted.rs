@@ -9,17 +9,19 @@ use crate::lora_linear::LoraLinear;
 /// How adapters are combined. With weights wᵢ and scalings sᵢ:
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CombinationType {
-    /// A is Σ ±√|wᵢ·sᵢ|·Aᵢ and B is Σ √|wᵢ·sᵢ|·Bᵢ. All of one rank. Fast and rough: the product has terms of Aᵢ with Bⱼ, too.
+    /// A is Σ ±√|wᵢ·sᵢ|·Aᵢ and B is Σ √|wᵢ·sᵢ|·Bᵢ. All of one rank. Fast and rough: the product has
+    /// terms of Aᵢ with Bⱼ, too.
     Linear,
-    /// The Aᵢ below one another, the Bᵢ beside one another: exactly Σ wᵢ·sᵢ·Bᵢ·Aᵢ, with the sum of the ranks.
+    /// The Aᵢ below one another, the Bᵢ beside one another: exactly Σ wᵢ·sᵢ·Bᵢ·Aᵢ, with the sum of
+    /// the ranks.
     Cat,
     /// The best approximation of Σ wᵢ·sᵢ·Bᵢ·Aᵢ of this rank; `None`: the largest of the ranks.
     Svd {
         /// Rank of the result.
         rank: Option<usize>,
     },
-    /// As `Linear`, but of each tensor the largest part only, and of these the values that have the sign of their sum, averaged
-    /// ([TIES, Yadav et al. 2023](https://arxiv.org/abs/2306.01708)).
+    /// As `Linear`, but of each tensor the largest part only, and of these the values that have the
+    /// sign of their sum, averaged ([TIES, Yadav et al. 2023](https://arxiv.org/abs/2306.01708)).
     Ties {
         /// The part of the values that is kept, in 0..=1.
         density: f64,
@@ -39,12 +41,18 @@ impl CombinationType {
         if let Self::Ties { density } | Self::MagnitudePrune { density } = self
             && !(0.0..=1.0).contains(&density)
         {
-            return refuse("CombinationType.density", density.to_string(), "at least 0 and at most 1");
+            return refuse(
+                "CombinationType.density",
+                density.to_string(),
+                "at least 0 and at most 1",
+            );
         }
         let largest = ranks.iter().copied().max().unwrap_or(0);
         match self {
             Self::Cat => Ok(ranks.iter().sum()),
-            Self::Svd { rank: Some(0) } => refuse("CombinationType.rank", "0".to_owned(), "at least 1"),
+            Self::Svd { rank: Some(0) } => {
+                refuse("CombinationType.rank", "0".to_owned(), "at least 1")
+            }
             Self::Svd { rank } => Ok(rank.unwrap_or(largest)),
             _ if ranks.iter().any(|rank| *rank != largest) => refuse(
                 "adapters",
@@ -59,12 +67,18 @@ impl CombinationType {
     ///
     /// # Shapes
     /// Every layer is one of the same projection.
-    pub(crate) fn combine(self, layers: &[(&LoraLinear, f64)], rank: usize) -> Result<(Tensor, Tensor)> {
-        let parts = layers.iter().map(|(layer, weight)| Ok((layer.plain()?, weight * layer.scaling())));
+    pub(crate) fn combine(
+        self,
+        layers: &[(&LoraLinear, f64)],
+        rank: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let parts =
+            layers.iter().map(|(layer, weight)| Ok((layer.plain()?, weight * layer.scaling())));
         let parts: Vec<((Tensor, Tensor), f64)> = parts.collect::<Result<_>>()?;
         match self {
             Self::Cat => {
-                let a = parts.iter().map(|((a, _), w)| Ok((a * *w)?)).collect::<Result<Vec<_>>>()?;
+                let a =
+                    parts.iter().map(|((a, _), w)| Ok((a * *w)?)).collect::<Result<Vec<_>>>()?;
                 let b: Vec<&Tensor> = parts.iter().map(|((_, b), _)| b).collect();
                 Ok((filled(Tensor::cat(&a, 0)?, rank, 0)?, filled(Tensor::cat(&b, 1)?, rank, 1)?))
             }
@@ -79,7 +93,9 @@ impl CombinationType {
                 }
                 match sum {
                     Some(delta) => decompose::truncated(&delta, rank),
-                    None => Err(candle_core::Error::Msg("nothing to combine".to_owned()).bt().into()),
+                    None => {
+                        Err(candle_core::Error::Msg("nothing to combine".to_owned()).bt().into())
+                    }
                 }
             }
             _ => {
@@ -88,7 +104,8 @@ impl CombinationType {
                     .iter()
                     .map(|((a, _), w)| (a, weight(w) * if *w < 0.0 { -1.0 } else { 1.0 }))
                     .collect();
-                let b: Vec<(&Tensor, f64)> = parts.iter().map(|((_, b), w)| (b, weight(w))).collect();
+                let b: Vec<(&Tensor, f64)> =
+                    parts.iter().map(|((_, b), w)| (b, weight(w))).collect();
                 Ok((self.sum(&a)?, self.sum(&b)?))
             }
         }

@@ -1,7 +1,8 @@
 //! How much arithmetic a batch is, so that the time of one tells that of another.
 //!
-//! Counted in multiply-adds: of the blocks' projections for each position, of attention for each pair of positions that see one another, of the output
-//! head where there is a label. What is trained costs one product more, a block that is run again its forward pass once more. How long
+//! Counted in multiply-adds: of the blocks' projections for each position, of attention for each
+//! pair of positions that see one another, of the output head where there is a label. What is
+//! trained costs one product more, a block that is run again its forward pass once more. How long
 //! one of them takes is measured (see [`crate::preflight`]); only the proportions matter here.
 
 use tunebook_models::{Model, Projection};
@@ -93,7 +94,11 @@ impl Work {
             (base.in_features() * base.out_features()) as f64
         };
         let counted = |here: fn(Part) -> bool| {
-            parameters.iter().filter(|p| here(p.part)).map(|p| p.var.elem_count() as f64).sum::<f64>()
+            parameters
+                .iter()
+                .filter(|p| here(p.part))
+                .map(|p| p.var.elem_count() as f64)
+                .sum::<f64>()
         };
         let below = parameters.first_block().unwrap_or(blocks);
         Self {
@@ -116,7 +121,8 @@ impl Work {
         let positions = load.positions as f64;
         // The backward pass of attention has five products where the forward pass has two.
         let backward = self.backward * (positions * self.position + 2.5 * load.pairs * self.pair);
-        // Products with trained numbers: forward, for the input and for themselves. The base's own are counted above, so only the last is left.
+        // Products with trained numbers: forward, for the input and for themselves. The base's own
+        // are counted above, so only the last is left.
         let trained = positions * self.trained;
         let head = load.labels as f64 * (2.0 * self.label + self.trained_head);
         self.blocks(load) * (1.0 + again) + backward + trained + head
@@ -127,7 +133,8 @@ impl Work {
     }
 }
 
-/// Seconds as a straight line over work, through what was measured: `(fixed, for each unit)`. Errors count by their relation to the time.
+/// Seconds as a straight line over work, through what was measured: `(fixed, for each unit)`.
+/// Errors count by their relation to the time.
 pub(crate) fn line(measured: &[(f64, f64)]) -> (f64, f64) {
     // Least squares of (fixed + slope·work) / secs − 1.
     let (mut ff, mut fs, mut ss, mut f, mut s) = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -167,8 +174,9 @@ mod tests {
     #[test]
     fn rows_end_to_end_have_no_padding_and_padded_ones_do() {
         let example = |row: usize, length: usize| {
-            let labels =
-                (0..length).map(|at| if at < 2 { tunebook_models::ops::IGNORE } else { 1 }).collect();
+            let labels = (0..length)
+                .map(|at| if at < 2 { tunebook_models::ops::IGNORE } else { 1 })
+                .collect();
             TokenizedExample { row, ids: vec![1; length], labels }
         };
         let examples = vec![example(0, 4), example(1, 10)];

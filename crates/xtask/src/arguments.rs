@@ -68,7 +68,9 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
                     "--port" => {
                         let value = words.value("--port")?;
                         let number = value.parse().map_err(|_| {
-                            usage(format!("--port takes a number between 0 and 65535, not `{value}`"))
+                            usage(format!(
+                                "--port takes a number between 0 and 65535, not `{value}`"
+                            ))
                         })?;
                         port = Some(number);
                     }
@@ -78,7 +80,8 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
             Command::Lab { browser, port, cuda }
         }
         "run" => {
-            let (mut notebook, mut kernel, mut out, mut cuda) = (None, "tunebook".to_owned(), None, false);
+            let (mut notebook, mut kernel, mut out, mut cuda) =
+                (None, "tunebook".to_owned(), None, false);
             while let Some(word) = words.next() {
                 match word.as_str() {
                     "--cuda" => cuda = true,
@@ -89,7 +92,9 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
                     }
                     path if notebook.is_none() => notebook = Some(PathBuf::from(path)),
                     other => {
-                        return Err(usage(format!("`run` takes one notebook; `{other}` is one too many")));
+                        return Err(usage(format!(
+                            "`run` takes one notebook; `{other}` is one too many"
+                        )));
                     }
                 }
             }
@@ -114,7 +119,9 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
                 Some("cells") => Bench::Cells,
                 Some("data") => Bench::Data,
                 Some(other) => {
-                    return Err(usage(format!("there is no bench `{other}`; there are: train, cells, data")));
+                    return Err(usage(format!(
+                        "there is no bench `{other}`; there are: train, cells, data"
+                    )));
                 }
                 None => return Err(usage("`bench` needs one of: train, cells, data".to_owned())),
             };
@@ -122,7 +129,9 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
             while let Some(word) = words.next() {
                 match word.as_str() {
                     "--json" => json = Some(words.value("--json")?.into()),
-                    other if other.starts_with('-') => return Err(unknown("bench", other, "--json FILE")),
+                    other if other.starts_with('-') => {
+                        return Err(unknown("bench", other, "--json FILE"));
+                    }
                     _ => cases.push(word),
                 }
             }
@@ -204,10 +213,18 @@ mod tests {
             words("lab --no-browser --port=9000").unwrap(),
             Command::Lab { browser: false, port: Some(9000), cuda: false }
         );
-        assert_eq!(words("lab --cuda").unwrap(), Command::Lab { browser: true, port: None, cuda: true });
+        assert_eq!(
+            words("lab --cuda").unwrap(),
+            Command::Lab { browser: true, port: None, cuda: true }
+        );
         assert_eq!(
             words("run a.ipynb").unwrap(),
-            Command::Run { notebook: "a.ipynb".into(), kernel: "tunebook".into(), out: None, cuda: false }
+            Command::Run {
+                notebook: "a.ipynb".into(),
+                kernel: "tunebook".into(),
+                out: None,
+                cuda: false
+            }
         );
         assert_eq!(
             words("run --kernel=tunebook-stock a.ipynb --out x/y").unwrap(),
@@ -233,11 +250,20 @@ mod tests {
     #[test]
     fn a_wrong_word_is_named_with_what_would_do() {
         assert_eq!(refusal("lap"), "there is no command `lap`");
-        assert_eq!(refusal("test --lnog"), "`test` does not know `--lnog`; its options are: --long");
+        assert_eq!(
+            refusal("test --lnog"),
+            "`test` does not know `--lnog`; its options are: --long"
+        );
         assert_eq!(refusal("run"), "`run` needs a notebook: cargo xtask run notebooks/00….ipynb");
-        assert_eq!(refusal("run a.ipynb b.ipynb"), "`run` takes one notebook; `b.ipynb` is one too many");
+        assert_eq!(
+            refusal("run a.ipynb b.ipynb"),
+            "`run` takes one notebook; `b.ipynb` is one too many"
+        );
         assert_eq!(refusal("run a.ipynb --kernel"), "--kernel needs a value");
         assert_eq!(refusal("bench gpu"), "there is no bench `gpu`; there are: train, cells, data");
-        assert_eq!(refusal("lab --port many"), "--port takes a number between 0 and 65535, not `many`");
+        assert_eq!(
+            refusal("lab --port many"),
+            "--port takes a number between 0 and 65535, not `many`"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! The `data` bench: cleaning, exact and near-duplicates beside Python's `datasets` and `datatrove`, and the memory of a stream.
+//! The `data` bench: cleaning, exact and near-duplicates beside Python's `datasets` and
+//! `datatrove`, and the memory of a stream.
 //!
-//! The files are made of the real data that `TUNEBOOK_DATA` names (see `crates/data/examples/bench_data.rs`). Both sides run one after the
-//! other on the same file and with as many processes or threads as there are cores; each is a process of its own.
+//! The files are made of the real data that `TUNEBOOK_DATA` names (see
+//! `crates/data/examples/bench_data.rs`). Both sides run one after the other on the same file and
+//! with as many processes or threads as there are cores; each is a process of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -19,17 +21,24 @@ const STREAM_BYTES: u64 = 5_000_000_000;
 const SMALLER_STREAM_BYTES: u64 = 1_000_000_000;
 const RUNS: usize = 3;
 
-/// Runs the cases; with `json`, writes the rows there, and the machine, versions and every run beside it (`NAME.about.json`).
+/// Runs the cases; with `json`, writes the rows there, and the machine, versions and every run
+/// beside it (`NAME.about.json`).
 ///
 /// # Errors
 /// An unknown case, no data, or a side that fails or does not do the same work.
 pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     if let Some(unknown) = cases.iter().find(|case| !CASES.contains(&case.as_str())) {
-        return Err(Error::Usage(format!("there is no case `{unknown}`; there are: {}", CASES.join(", "))));
+        return Err(Error::Usage(format!(
+            "there is no case `{unknown}`; there are: {}",
+            CASES.join(", ")
+        )));
     }
-    let Some(data) = std::env::var_os("TUNEBOOK_DATA").map(PathBuf::from).filter(|data| data.is_dir()) else {
+    let Some(data) =
+        std::env::var_os("TUNEBOOK_DATA").map(PathBuf::from).filter(|data| data.is_dir())
+    else {
         return Err(Error::Other(
-            "set TUNEBOOK_DATA to the folder that holds banking77/train.csv and gsm8k/train.jsonl".to_owned(),
+            "set TUNEBOOK_DATA to the folder that holds banking77/train.csv and gsm8k/train.jsonl"
+                .to_owned(),
         ));
     };
     println!("building our side");
@@ -49,8 +58,9 @@ pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
             _ => bench.stream(case)?,
         };
         for row in &of_case {
-            let of =
-                |key: &str| row[key].as_f64().map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
+            let of = |key: &str| {
+                row[key].as_f64().map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
+            };
             println!(
                 "  {case:14} {:18} ours {:>12}   peer {:>12}   ratio {:>7}",
                 row["metric"].as_str().unwrap_or_default(),
@@ -107,7 +117,8 @@ impl Bench<'_> {
         self.folder.join(name).to_string_lossy().into_owned()
     }
 
-    /// Ours several times, the peer once between: the best of ours beside the one of the peer would be unfair, so the median counts.
+    /// Ours several times, the peer once between: the best of ours beside the one of the peer would
+    /// be unfair, so the median counts.
     fn both(&self, which: &str, file: &str, more: &[&str]) -> Result<(Value, Value, Vec<Value>)> {
         let words: Vec<&str> = [which, file].into_iter().chain(more.iter().copied()).collect();
         let mut runs = vec![self.ours(&words)?];
@@ -132,18 +143,29 @@ impl Bench<'_> {
             )));
         }
         let speed = |side: &Value, secs: f64| -> Result<f64> { Ok(number(side, "rows")? / secs) };
-        let with_reading = |side: &Value| -> Result<f64> { Ok(secs(side) + number(side, "read_secs")?) };
+        let with_reading =
+            |side: &Value| -> Result<f64> { Ok(secs(side) + number(side, "read_secs")?) };
         let _ = std::fs::remove_file(&file);
         Ok((
             vec![
-                row(case, "rows_per_s", speed(&ours, secs(&ours))?, Some(speed(&peer, secs(&peer))?)),
+                row(
+                    case,
+                    "rows_per_s",
+                    speed(&ours, secs(&ours))?,
+                    Some(speed(&peer, secs(&peer))?),
+                ),
                 row(
                     case,
                     "rows_per_s_with_reading",
                     speed(&ours, with_reading(&ours)?)?,
                     Some(speed(&peer, with_reading(&peer)?)?),
                 ),
-                row(case, "peak_rss_mb", number(&ours, "peak_rss_mb")?, Some(number(&peer, "peak_rss_mb")?)),
+                row(
+                    case,
+                    "peak_rss_mb",
+                    number(&ours, "peak_rss_mb")?,
+                    Some(number(&peer, "peak_rss_mb")?),
+                ),
             ],
             json!({"ours": runs, "peer": peer}),
         ))
@@ -154,12 +176,14 @@ impl Bench<'_> {
         let data = self.data.to_string_lossy().into_owned();
         println!("{case}: making {DOCUMENTS} documents");
         self.ours(&["documents", &data, &DOCUMENTS.to_string(), &file])?;
-        // The same threshold and shingles of 5 words, as datatrove has them; each side reads the file and writes what it keeps.
+        // The same threshold and shingles of 5 words, as datatrove has them; each side reads the
+        // file and writes what it keeps.
         let out = self.file("kept.jsonl");
         let (ours, peer, runs) = self.both("minhash", &file, &["words", &out])?;
         // What a notebook does by default: shingles of 5 characters, four to five times as many.
-        let by_chars =
-            (0..RUNS).map(|_| self.ours(&["minhash", &file, "chars", &out])).collect::<Result<Vec<_>>>()?;
+        let by_chars = (0..RUNS)
+            .map(|_| self.ours(&["minhash", &file, "chars", &out]))
+            .collect::<Result<Vec<_>>>()?;
         let chars = median(&by_chars);
         let documents = DOCUMENTS as f64;
         for file in [&file, &out] {
@@ -167,7 +191,12 @@ impl Bench<'_> {
         }
         Ok((
             vec![
-                row(case, "documents_per_s", documents / secs(&ours), Some(documents / secs(&peer))),
+                row(
+                    case,
+                    "documents_per_s",
+                    documents / secs(&ours),
+                    Some(documents / secs(&peer)),
+                ),
                 row(
                     case,
                     "documents_per_s_by_chars",
@@ -175,7 +204,12 @@ impl Bench<'_> {
                     Some(documents / secs(&peer)),
                 ),
                 row(case, "kept", number(&ours, "kept")?, Some(number(&peer, "kept")?)),
-                row(case, "peak_rss_mb", number(&ours, "peak_rss_mb")?, Some(number(&peer, "peak_rss_mb")?)),
+                row(
+                    case,
+                    "peak_rss_mb",
+                    number(&ours, "peak_rss_mb")?,
+                    Some(number(&peer, "peak_rss_mb")?),
+                ),
             ],
             json!({"ours": runs, "ours_by_chars": by_chars, "peer": peer}),
         ))
@@ -185,8 +219,11 @@ impl Bench<'_> {
         let data = self.data.to_string_lossy().into_owned();
         let folder = self.file("stream");
         // What is read and what is written from it.
-        let bytes =
-            if free_bytes(&self.folder) > 3 * STREAM_BYTES { STREAM_BYTES } else { SMALLER_STREAM_BYTES };
+        let bytes = if free_bytes(&self.folder) > 3 * STREAM_BYTES {
+            STREAM_BYTES
+        } else {
+            SMALLER_STREAM_BYTES
+        };
         println!("{case}: {:.0} GB, made on the fly and deleted afterwards", bytes as f64 / 1e9);
         let ours = self.ours(&["stream", &data, &bytes.to_string(), &folder])?;
         Ok((
@@ -224,7 +261,9 @@ fn secs(side: &Value) -> f64 {
 }
 
 fn number(value: &Value, key: &str) -> Result<f64> {
-    value[key].as_f64().ok_or_else(|| Error::Other(format!("expected a number `{key}`, found {value}")))
+    value[key]
+        .as_f64()
+        .ok_or_else(|| Error::Other(format!("expected a number `{key}`, found {value}")))
 }
 
 /// Free room of the disk, by `df`; none when it cannot be told.

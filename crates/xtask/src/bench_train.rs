@@ -1,10 +1,11 @@
 //! The `train` bench: tokens per second and peak memory of our trainer beside the Python peer's.
 //!
-//! The sides are processes that answer `step` on standard input with the seconds that the step took (ours is
-//! `crates/tune/examples/bench_train.rs`, the peer's `tests/peers/bench_train.py`). They take turns, so that what
-//! else the machine does falls on all alike; figures are medians, memory is each process's own peak (`VmHWM`).
-//! On a GPU the sides have the card one after the other ([`gpu`]). Every step is one of the trainer's default path. A case that this machine or this build cannot run has a row whose
-//! ratio is null and whose `reason` says why.
+//! The sides are processes that answer `step` on standard input with the seconds that the step took
+//! (ours is `crates/tune/examples/bench_train.rs`, the peer's `tests/peers/bench_train.py`). They
+//! take turns, so that what else the machine does falls on all alike; figures are medians, memory
+//! is each process's own peak (`VmHWM`). On a GPU the sides have the card one after the other
+//! ([`gpu`]). Every step is one of the trainer's default path. A case that this machine or this
+//! build cannot run has a row whose ratio is null and whose `reason` says why.
 
 mod card;
 mod case;
@@ -39,11 +40,12 @@ struct Bench<'a> {
     peer_model: PathBuf,
 }
 
-/// Measures the cases (all of them when none is named); with `json`, writes the rows there, and the versions, the
-/// machine and every step's time beside it (`NAME.about.json`).
+/// Measures the cases (all of them when none is named); with `json`, writes the rows there, and the
+/// versions, the machine and every step's time beside it (`NAME.about.json`).
 ///
 /// # Errors
-/// An unknown case; cases that failed, when the others are done: a side ended early, or two sides do not compute the same loss.
+/// An unknown case; cases that failed, when the others are done: a side ended early, or two sides
+/// do not compute the same loss.
 pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     let chosen = choose(cases)?;
     let Some(python) = setup.peers_python() else {
@@ -117,7 +119,10 @@ fn peer_model(setup: &Setup, python: &Path, gguf: &Path) -> Result<PathBuf> {
     if !folder.exists() {
         println!("writing the model as safetensors for the peer, once");
         let mut command = process::command(python);
-        command.arg(setup.root.join("tests/peers/bench_train.py")).arg("convert").args([gguf, &folder]);
+        command
+            .arg(setup.root.join("tests/peers/bench_train.py"))
+            .arg("convert")
+            .args([gguf, &folder]);
         process::capture(&mut command, "converting the model")?;
     }
     Ok(folder)
@@ -130,7 +135,8 @@ fn show(case: &Case, measured: &Measured) {
             println!("  {reason}");
             continue;
         }
-        let of = |key: &str| row[key].as_f64().map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
+        let of =
+            |key: &str| row[key].as_f64().map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
         println!(
             "  {:34} ours {:>9}   peer {:>9}   ratio {:>6}",
             row["metric"].as_str().unwrap_or_default(),

@@ -43,7 +43,10 @@ impl fmt::Display for Error {
         match self {
             Self::Usage(text) => f.write_str(text),
             Self::Prerequisites(missing) => {
-                writeln!(f, "this machine is not ready; nothing has been built or downloaded yet:")?;
+                writeln!(
+                    f,
+                    "this machine is not ready; nothing has been built or downloaded yet:"
+                )?;
                 for line in missing {
                     writeln!(f, "  - {line}")?;
                 }
@@ -57,7 +60,9 @@ impl fmt::Display for Error {
                     None => Ok(()),
                 }
             }
-            Self::Io { doing, path, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
+            Self::Io { doing, path, source } => {
+                write!(f, "cannot {doing} {}: {source}", path.display())
+            }
             Self::Checksum { file, expected, found, remedy } => write!(
                 f,
                 "{} is not the published file.\n  expected sha256 {expected}\n  found    sha256 {found}\n  {remedy}",

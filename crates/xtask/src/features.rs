@@ -1,8 +1,9 @@
 //! One set of features for each shared dependency, however packages are selected.
 //!
-//! `crates/workspace-hack` says what that is good for. Its dependencies are found here: the prelude's build is the
-//! model; every crate of the workspace that depends on `workspace-hack` is resolved alone, with its tests, and each
-//! third-party package that would then get other features than in the model is listed with the model's.
+//! `crates/workspace-hack` says what that is good for. Its dependencies are found here: the
+//! prelude's build is the model; every crate of the workspace that depends on `workspace-hack` is
+//! resolved alone, with its tests, and each third-party package that would then get other features
+//! than in the model is listed with the model's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -32,7 +33,8 @@ enum Side {
     Host,
 }
 
-/// Fails when some selection of packages would compile a shared dependency with other features than the prelude.
+/// Fails when some selection of packages would compile a shared dependency with other features than
+/// the prelude.
 ///
 /// # Errors
 /// Lists the packages that diverge.
@@ -41,7 +43,8 @@ pub fn check(root: &Path) -> Result<()> {
     if diverging.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = diverging.keys().map(|(name, version, _)| format!("{name} {version}")).collect();
+    let names: Vec<_> =
+        diverging.keys().map(|(name, version, _)| format!("{name} {version}")).collect();
     Err(Error::Other(format!(
         "these dependencies would be compiled with other features in some selection of packages: {}. \
          Run `cargo xtask features` and commit crates/workspace-hack/Cargo.toml and Cargo.lock.",
@@ -59,7 +62,8 @@ pub fn renew(root: &Path) -> Result<()> {
     let head = old.split("[dependencies]").next().unwrap_or_default();
     let members = members(root)?;
     let mut listed = Features::new();
-    // A package that is listed brings its own dependencies into every selection: again until nothing changes.
+    // A package that is listed brings its own dependencies into every selection: again until
+    // nothing changes.
     loop {
         write_atomically(&manifest, format!("{head}{}", dependencies(&listed)).as_bytes())?;
         let diverging = diverging(root, &members, &TARGETS)?;
@@ -103,8 +107,9 @@ fn members(root: &Path) -> Result<Vec<String>> {
         "cargo metadata",
     )?;
     let metadata = json(&text)?;
-    let shares =
-        |package: &&Value| list(&package["dependencies"]).any(|dependency| dependency["name"] == HACK);
+    let shares = |package: &&Value| {
+        list(&package["dependencies"]).any(|dependency| dependency["name"] == HACK)
+    };
     Ok(list(&metadata["packages"])
         .filter(shares)
         .filter_map(|p| p["name"].as_str().map(str::to_owned))
@@ -115,7 +120,15 @@ fn members(root: &Path) -> Result<Vec<String>> {
 fn resolve(root: &Path, command: &str, package: &str, target: &str) -> Result<Features> {
     let text = process::capture(
         process::cargo(root)
-            .args([command, "-Zunstable-options", "--unit-graph", "--package", package, "--target", target])
+            .args([
+                command,
+                "-Zunstable-options",
+                "--unit-graph",
+                "--package",
+                package,
+                "--target",
+                target,
+            ])
             // The unit graph is not stable yet; it is only read here, never built with.
             .env("RUSTC_BOOTSTRAP", "1"),
         "cargo's unit graph",
@@ -123,10 +136,12 @@ fn resolve(root: &Path, command: &str, package: &str, target: &str) -> Result<Fe
     let mut features = Features::new();
     for unit in list(&json(&text)?["units"]) {
         let id = unit["pkg_id"].as_str().unwrap_or_default();
-        let Some((name, version)) = id.rsplit_once('#').and_then(|(_, rest)| rest.rsplit_once('@')) else {
+        let Some((name, version)) = id.rsplit_once('#').and_then(|(_, rest)| rest.rsplit_once('@'))
+        else {
             continue;
         };
-        // A build script is compiled for the host, with the features of the side that it belongs to.
+        // A build script is compiled for the host, with the features of the side that it belongs
+        // to.
         let is_build_script = list(&unit["target"]["kind"]).any(|kind| kind == "custom-build");
         if !id.starts_with("registry") || is_build_script {
             continue;
@@ -151,7 +166,8 @@ fn dependencies(listed: &Features) -> String {
             } else {
                 (name.clone(), String::new())
             };
-            let features: Vec<_> = features.iter().map(|feature| format!("\"{feature}\"")).collect();
+            let features: Vec<_> =
+                features.iter().map(|feature| format!("\"{feature}\"")).collect();
             let _ = writeln!(
                 text,
                 "{key} = {{ {package}version = \"{version}\", default-features = false, features = [{}] }}",
@@ -188,9 +204,11 @@ mod tests {
     #[test]
     fn two_versions_of_one_package_get_two_names() {
         let mut listed = Features::new();
-        for (name, version, side) in
-            [("rand", "0.9.5", Side::Target), ("rand", "0.10.4", Side::Target), ("syn", "2.0.1", Side::Host)]
-        {
+        for (name, version, side) in [
+            ("rand", "0.9.5", Side::Target),
+            ("rand", "0.10.4", Side::Target),
+            ("syn", "2.0.1", Side::Host),
+        ] {
             listed.insert((name.into(), version.into(), side), BTreeSet::from(["std".to_owned()]));
         }
         assert_eq!(

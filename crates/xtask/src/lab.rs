@@ -19,7 +19,9 @@ pub fn open(
 ) -> Result<()> {
     let mut command = process::command(setup.python());
     cuda::set(&mut command, environment);
-    command.args(["-m", "jupyterlab"]).arg(format!("--ServerApp.root_dir={}", setup.root.display()));
+    command
+        .args(["-m", "jupyterlab"])
+        .arg(format!("--ServerApp.root_dir={}", setup.root.display()));
     command.arg("--MultiKernelManager.default_kernel_name=tunebook");
     if !browser {
         command.arg("--no-browser");

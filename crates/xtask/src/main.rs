@@ -1,4 +1,5 @@
-//! `cargo xtask`: set-up, notebooks, tests and benchmarks of this repository. See [`arguments::USAGE`].
+//! `cargo xtask`: set-up, notebooks, tests and benchmarks of this repository. See
+//! [`arguments::USAGE`].
 
 // This is a program of the command line: what it says on the terminal is its interface.
 #![allow(clippy::print_stdout, clippy::print_stderr)]

@@ -18,11 +18,12 @@ pub struct Execution<'a> {
 }
 
 impl Execution<'_> {
-    /// Executes the notebook with the repository's root as working directory, showing each cell with its time.
+    /// Executes the notebook with the repository's root as working directory, showing each cell
+    /// with its time.
     ///
     /// # Errors
-    /// [`Error::Notebook`] names the cell that failed by its number and first line; both files are written all
-    /// the same.
+    /// [`Error::Notebook`] names the cell that failed by its number and first line; both files are
+    /// written all the same.
     pub fn run(&self, setup: &Setup) -> Result<()> {
         self.run_with(setup, &[])
     }

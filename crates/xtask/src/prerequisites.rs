@@ -1,7 +1,7 @@
 //! What a machine must have, checked in a second before anything long starts.
 //!
-//! Looking ([`look`]) and deciding ([`missing`]) are apart, so that the decisions are tested without a machine
-//! that lacks something.
+//! Looking ([`look`]) and deciding ([`missing`]) are apart, so that the decisions are tested
+//! without a machine that lacks something.
 
 use std::path::{Path, PathBuf};
 
@@ -57,8 +57,8 @@ pub struct Space {
     pub needed_bytes: u64,
 }
 
-/// Looks at the machine. `build` and `cache` are where the build and the base model go; what is there already
-/// need not fit again.
+/// Looks at the machine. `build` and `cache` are where the build and the base model go; what is
+/// there already need not fit again.
 pub fn look(build: (&Path, bool), cache: (&Path, bool)) -> Found {
     let space = |(folder, there): (&Path, bool), needed: u64| Space {
         folder: folder.to_path_buf(),
@@ -71,7 +71,8 @@ pub fn look(build: (&Path, bool), cache: (&Path, bool)) -> Found {
         kernel: std::fs::read_to_string("/proc/version").unwrap_or_default(),
         rustc: process::capture(process::command("rustc").arg("-vV"), "rustc -vV").ok(),
         // rustc links with `cc`, whatever CC says.
-        c_compiler: process::capture(process::command("cc").arg("--version"), "cc --version").is_ok(),
+        c_compiler: process::capture(process::command("cc").arg("--version"), "cc --version")
+            .is_ok(),
         python: find_python(),
         free: vec![space(build, BUILD_BYTES), space(cache, MODEL_BYTES)],
     }
@@ -155,7 +156,9 @@ fn platform(os: &str, arch: &str, kernel: &str) -> Option<String> {
     let supported = "tunebook runs on Linux (x86-64 and aarch64) and in WSL2";
     if os != "linux" {
         let remedy = match os {
-            "windows" => "In Windows, install WSL2 (`wsl --install`) and clone the repository inside it.",
+            "windows" => {
+                "In Windows, install WSL2 (`wsl --install`) and clone the repository inside it."
+            }
             "macos" => "On a Mac, use a Linux virtual machine or container.",
             _ => "Use a Linux machine, virtual machine or container.",
         };
@@ -166,7 +169,9 @@ fn platform(os: &str, arch: &str, kernel: &str) -> Option<String> {
     }
     // WSL1 says "Microsoft", WSL2 "microsoft-standard-WSL2".
     if kernel.contains("Microsoft") && !kernel.contains("WSL2") {
-        return Some(format!("{supported}; this is WSL1. In Windows: `wsl --set-version DISTRIBUTION 2`."));
+        return Some(format!(
+            "{supported}; this is WSL1. In Windows: `wsl --set-version DISTRIBUTION 2`."
+        ));
     }
     None
 }
@@ -184,13 +189,14 @@ fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
-/// The Python to use: `TUNEBOOK_PYTHON`, else the first of `python3` and its versioned names that is new enough,
-/// else whatever `python3` is.
+/// The Python to use: `TUNEBOOK_PYTHON`, else the first of `python3` and its versioned names that
+/// is new enough, else whatever `python3` is.
 fn find_python() -> Option<Python> {
     if let Some(program) = std::env::var_os("TUNEBOOK_PYTHON") {
         return ask_python(Path::new(&program));
     }
-    let names = ["python3", "python", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10"];
+    let names =
+        ["python3", "python", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10"];
     let mut all = names.iter().filter_map(|name| ask_python(Path::new(name)));
     let first = all.next()?;
     if first.version >= PYTHON && first.venv {
@@ -230,8 +236,16 @@ mod tests {
             kernel: "Linux version 6.1.0".into(),
             rustc: Some("rustc 1.95.0\nhost: x86_64-unknown-linux-gnu\nrelease: 1.95.0\n".into()),
             c_compiler: true,
-            python: Some(Python { program: "/usr/bin/python3".into(), version: (3, 11), venv: true }),
-            free: vec![Space { folder: "/x".into(), free_bytes: Some(50 << 30), needed_bytes: BUILD_BYTES }],
+            python: Some(Python {
+                program: "/usr/bin/python3".into(),
+                version: (3, 11),
+                venv: true,
+            }),
+            free: vec![Space {
+                folder: "/x".into(),
+                free_bytes: Some(50 << 30),
+                needed_bytes: BUILD_BYTES,
+            }],
         }
     }
 
@@ -283,7 +297,11 @@ mod tests {
         let python = |version, venv| Some(Python { program: "python3".into(), version, venv });
         one(without(|f| f.python = python((3, 9), true)), "python3 is 3.9", "TUNEBOOK_PYTHON");
         one(without(|f| f.python = python((3, 12), false)), "venv", "apt install python3-venv");
-        one(without(|f| f.free[0].free_bytes = Some(1 << 30)), "/x has 1.1 GB free", "CARGO_TARGET_DIR");
+        one(
+            without(|f| f.free[0].free_bytes = Some(1 << 30)),
+            "/x has 1.1 GB free",
+            "CARGO_TARGET_DIR",
+        );
     }
 
     #[test]

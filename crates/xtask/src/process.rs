@@ -1,4 +1,5 @@
-//! Running other programs: their output goes to the screen as it comes, a failure names what they were for.
+//! Running other programs: their output goes to the screen as it comes, a failure names what they
+//! were for.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -7,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use crate::error::{Error, Result};
 
-/// A command with a clean environment: what `cargo run` put there for this program alone is taken out again,
-/// so that a cargo further down sees what it would have seen from a shell.
+/// A command with a clean environment: what `cargo run` put there for this program alone is taken
+/// out again, so that a cargo further down sees what it would have seen from a shell.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, value) in std::env::vars_os() {
@@ -34,14 +35,19 @@ pub fn cargo(root: &Path) -> Command {
 
 fn is_set_by_cargo(key: &str) -> bool {
     key == "CARGO"
-        || ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|p| key.starts_with(p))
+        || ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|p| key.starts_with(p))
 }
 
 /// The folders of a variable such as PATH, as [`command`] passes it on.
 pub fn inherited_folders(name: &str) -> Vec<PathBuf> {
     let value = std::env::var_os(name);
-    let value =
-        if name == "LD_LIBRARY_PATH" { value.as_deref().and_then(without_cargo_folders) } else { value };
+    let value = if name == "LD_LIBRARY_PATH" {
+        value.as_deref().and_then(without_cargo_folders)
+    } else {
+        value
+    };
     let folders = std::env::split_paths(&value.unwrap_or_default()).collect::<Vec<_>>();
     folders.into_iter().filter(|folder| !folder.as_os_str().is_empty()).collect()
 }
@@ -60,10 +66,15 @@ fn without_cargo_folders(value: &OsStr) -> Option<std::ffi::OsString> {
 /// Runs a command with the terminal as its own.
 ///
 /// # Errors
-/// [`Error::Start`] when the program is not there, [`Error::Failed`] (with `what`) when it ends with a failure.
+/// [`Error::Start`] when the program is not there, [`Error::Failed`] (with `what`) when it ends
+/// with a failure.
 pub fn run(command: &mut Command, what: &str) -> Result<()> {
     let status = command.status().map_err(|source| start_error(command, source))?;
-    if status.success() { Ok(()) } else { Err(Error::Failed { what: what.to_owned(), status, remedy: None }) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Error::Failed { what: what.to_owned(), status, remedy: None })
+    }
 }
 
 /// Runs a command quietly and returns what it wrote to standard output.
@@ -71,7 +82,8 @@ pub fn run(command: &mut Command, what: &str) -> Result<()> {
 /// # Errors
 /// As [`run`]; the end of what it wrote to standard error is part of the text.
 pub fn capture(command: &mut Command, what: &str) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|source| start_error(command, source))?;
+    let output =
+        command.stdin(Stdio::null()).output().map_err(|source| start_error(command, source))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -81,8 +93,8 @@ pub fn capture(command: &mut Command, what: &str) -> Result<String> {
     Err(Error::Other(format!("{what} failed ({}):\n{tail}", output.status)))
 }
 
-/// Runs a command, shows both of its streams line by line as they come (of standard error the lines that
-/// `is_shown` wants), and returns whether it succeeded together with all that it wrote.
+/// Runs a command, shows both of its streams line by line as they come (of standard error the lines
+/// that `is_shown` wants), and returns whether it succeeded together with all that it wrote.
 ///
 /// # Errors
 /// [`Error::Start`] when the program is not there. A failure is no error here.
@@ -93,7 +105,8 @@ pub fn show_and_keep(
     keep(command.stdout(Stdio::piped()), is_shown)
 }
 
-/// The same for standard error alone; standard output stays the terminal's, with its progress lines.
+/// The same for standard error alone; standard output stays the terminal's, with its progress
+/// lines.
 ///
 /// # Errors
 /// As [`show_and_keep`].
@@ -101,7 +114,10 @@ pub fn show_and_keep_errors(command: &mut Command) -> Result<(bool, String)> {
     keep(command, |_| true)
 }
 
-fn keep(command: &mut Command, is_shown: impl FnMut(&str) -> bool + Send) -> Result<(bool, String)> {
+fn keep(
+    command: &mut Command,
+    is_shown: impl FnMut(&str) -> bool + Send,
+) -> Result<(bool, String)> {
     let mut child = command
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
@@ -109,10 +125,12 @@ fn keep(command: &mut Command, is_shown: impl FnMut(&str) -> bool + Send) -> Res
         .map_err(|source| start_error(command, source))?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let kept = std::thread::scope(|scope| {
-        let out = scope
-            .spawn(|| out.map(|stream| forward(stream, std::io::stdout(), |_| true)).unwrap_or_default());
-        let err = scope
-            .spawn(|| err.map(|stream| forward(stream, std::io::stderr(), is_shown)).unwrap_or_default());
+        let out = scope.spawn(|| {
+            out.map(|stream| forward(stream, std::io::stdout(), |_| true)).unwrap_or_default()
+        });
+        let err = scope.spawn(|| {
+            err.map(|stream| forward(stream, std::io::stderr(), is_shown)).unwrap_or_default()
+        });
         let mut kept = out.join().unwrap_or_default();
         kept.push_str(&err.join().unwrap_or_default());
         kept
@@ -153,15 +171,17 @@ mod tests {
     fn a_failure_says_what_it_was_for() {
         let error = run(command("sh").args(["-c", "exit 3"]), "the thing").unwrap_err().to_string();
         assert!(error.starts_with("the thing failed (exit status: 3)"), "{error}");
-        let error =
-            capture(command("sh").args(["-c", "echo why >&2; exit 1"]), "it").unwrap_err().to_string();
+        let error = capture(command("sh").args(["-c", "echo why >&2; exit 1"]), "it")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("why"), "{error}");
     }
 
     #[test]
     fn both_streams_are_kept() {
         let (ok, text) =
-            show_and_keep(command("sh").args(["-c", "echo a; echo b >&2; exit 1"]), |_| true).unwrap();
+            show_and_keep(command("sh").args(["-c", "echo a; echo b >&2; exit 1"]), |_| true)
+                .unwrap();
         assert!(!ok);
         assert_eq!(text, "a\nb\n");
     }

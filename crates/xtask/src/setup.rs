@@ -1,8 +1,8 @@
 //! The set-up: everything between a fresh clone and a running notebook.
 //!
-//! The order is: look at the machine, fetch what comes over the network, then compile. So a missing prerequisite, the
-//! network included, is named before anything long starts. Every step can be run again: it looks at what is there
-//! and does only what is missing.
+//! The order is: look at the machine, fetch what comes over the network, then compile. So a missing
+//! prerequisite, the network included, is named before anything long starts. Every step can be run
+//! again: it looks at what is there and does only what is missing.
 
 mod base_model;
 mod crates;
@@ -54,8 +54,10 @@ impl Setup {
     /// [`Error::Prerequisites`] lists what the machine lacks.
     pub fn locate() -> Result<Self> {
         let root = root()?;
-        // The target directory as cargo's environment and default have it: cargo itself may be what is missing.
-        let guess = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        // The target directory as cargo's environment and default have it: cargo itself may be what
+        // is missing.
+        let guess =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         let cache = cache_root()?;
         let found = prerequisites::look(
             (&guess, guess.join("tunebook/stamps/warm").exists()),
@@ -158,7 +160,8 @@ impl Setup {
         self.steps(&[&self.peers()])
     }
 
-    /// The Python of an environment with AdapterHub's package: that of `TUNEBOOK_ADAPTERHUB`, else made when it is not there.
+    /// The Python of an environment with AdapterHub's package: that of `TUNEBOOK_ADAPTERHUB`, else
+    /// made when it is not there.
     ///
     /// # Errors
     /// As [`Setup::ensure`].
@@ -261,7 +264,8 @@ impl Setup {
 
     /// The folder of the peers' environment: `TUNEBOOK_PEERS`, else in the target directory.
     pub fn peers_folder(&self) -> PathBuf {
-        std::env::var_os("TUNEBOOK_PEERS").map_or_else(|| self.target.join("tunebook/peers"), PathBuf::from)
+        std::env::var_os("TUNEBOOK_PEERS")
+            .map_or_else(|| self.target.join("tunebook/peers"), PathBuf::from)
     }
 
     /// The kernel's executable.
@@ -307,7 +311,11 @@ fn cache_root() -> Result<PathBuf> {
     })
 }
 
-fn cache_root_from(own: Option<PathBuf>, xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
+fn cache_root_from(
+    own: Option<PathBuf>,
+    xdg: Option<PathBuf>,
+    home: Option<PathBuf>,
+) -> Option<PathBuf> {
     // The XDG specification: a relative path is invalid and has to be ignored.
     let xdg = xdg.filter(|path| path.is_absolute());
     own.or_else(|| xdg.map(|path| path.join("tunebook")))
@@ -319,8 +327,9 @@ fn target_directory(root: &Path) -> Result<PathBuf> {
         process::cargo(root).args(["metadata", "--no-deps", "--format-version=1", "--offline"]),
         "cargo metadata",
     )?;
-    let metadata: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|error| Error::Other(format!("cargo metadata wrote something that is not JSON: {error}")))?;
+    let metadata: serde_json::Value = serde_json::from_str(&text).map_err(|error| {
+        Error::Other(format!("cargo metadata wrote something that is not JSON: {error}"))
+    })?;
     metadata["target_directory"]
         .as_str()
         .map(PathBuf::from)

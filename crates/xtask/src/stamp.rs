@@ -1,7 +1,8 @@
 //! Stamps: small files that say "this step ended well, on these inputs".
 //!
-//! A stamp is written, in one rename, after its step; it is taken away before the step starts. So a step that
-//! was cut short has none and is done again, and one whose inputs changed has the wrong one.
+//! A stamp is written, in one rename, after its step; it is taken away before the step starts. So a
+//! step that was cut short has none and is done again, and one whose inputs changed has the wrong
+//! one.
 
 use std::path::{Path, PathBuf};
 

@@ -14,23 +14,25 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Reads the counts out of what `cargo nextest run` or `cargo test` wrote. A passed test that wrote a line
-    /// `SKIPPED: why` counts as skipped. A run that failed without a failed
-    /// test (it did not compile) counts as one failure.
+    /// Reads the counts out of what `cargo nextest run` or `cargo test` wrote. A passed test that
+    /// wrote a line `SKIPPED: why` counts as skipped. A run that failed without a failed test (it
+    /// did not compile) counts as one failure.
     pub fn of_run(succeeded: bool, text: &str) -> Self {
         let mut tally = Self::default();
         let mut told = 0;
         // nextest shows what each test's own process wrote, a libtest result included.
         let is_nextest = text.lines().any(|line| line.trim_start().starts_with("Summary ["));
         for line in text.lines() {
-            // A test that finds out while it runs that something it needs is missing ends well and says so.
+            // A test that finds out while it runs that something it needs is missing ends well and
+            // says so.
             if line.trim_start().starts_with("SKIPPED: ") {
                 tally.skipped += 1;
                 told += 1;
                 continue;
             }
             // nextest: "Summary [   3.4s] 12 tests run: 10 passed (1 slow), 2 failed, 1 skipped"
-            // libtest: "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; ..."
+            // libtest: "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out;
+            // ..."
             let counts = match line.trim_start() {
                 summary if summary.starts_with("Summary [") => {
                     summary.split_once(" run: ").map(|(_, rest)| rest)
@@ -43,7 +45,8 @@ impl Tally {
             };
             for part in counts.unwrap_or_default().split([',', ';']) {
                 let mut words = part.split_whitespace();
-                let (Some(Ok(count)), Some(kind)) = (words.next().map(str::parse::<usize>), words.next())
+                let (Some(Ok(count)), Some(kind)) =
+                    (words.next().map(str::parse::<usize>), words.next())
                 else {
                     continue;
                 };
@@ -63,14 +66,21 @@ impl Tally {
         tally
     }
 
-    /// Python's unittest: "Ran 14 tests in 40.2s", then "OK (skipped=1)" or "FAILED (failures=1, errors=2)".
+    /// Python's unittest: "Ran 14 tests in 40.2s", then "OK (skipped=1)" or "FAILED (failures=1,
+    /// errors=2)".
     fn of_unittest(text: &str) -> Self {
         let mut tally = Self::default();
-        let mut lines = text.lines().skip_while(|line| !(line.starts_with("Ran ") && line.contains(" in ")));
-        let ran = lines.next().and_then(|line| line.split(' ').nth(1)?.parse::<usize>().ok()).unwrap_or(0);
-        let verdict =
-            lines.find(|line| line.starts_with("OK") || line.starts_with("FAILED")).unwrap_or_default();
-        let details = verdict.split_once('(').map_or("", |(_, rest)| rest.trim_end().trim_end_matches(')'));
+        let mut lines =
+            text.lines().skip_while(|line| !(line.starts_with("Ran ") && line.contains(" in ")));
+        let ran = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1)?.parse::<usize>().ok())
+            .unwrap_or(0);
+        let verdict = lines
+            .find(|line| line.starts_with("OK") || line.starts_with("FAILED"))
+            .unwrap_or_default();
+        let details =
+            verdict.split_once('(').map_or("", |(_, rest)| rest.trim_end().trim_end_matches(')'));
         for (kind, count) in details.split(", ").filter_map(|detail| detail.split_once('=')) {
             let count = count.parse().unwrap_or(0);
             match kind {
@@ -84,8 +94,8 @@ impl Tally {
     }
 }
 
-/// Tells which lines of nextest belong on the screen: all but what passing tests wrote, unless it says that they
-/// skipped.
+/// Tells which lines of nextest belong on the screen: all but what passing tests wrote, unless it
+/// says that they skipped.
 #[derive(Debug, Default)]
 pub struct NextestScreen {
     in_passed: bool,
@@ -95,7 +105,8 @@ impl NextestScreen {
     /// Whether this line is shown.
     pub fn is_shown(&mut self, line: &str) -> bool {
         let words = line.trim_start();
-        // "        PASS [   0.006s] ( 1/24) crate test"; what a test wrote stands below, further left.
+        // "        PASS [   0.006s] ( 1/24) crate test"; what a test wrote stands below, further
+        // left.
         let indent = line.len() - words.len();
         if indent >= 5
             && words
@@ -120,7 +131,8 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
-/// The closing line of `cargo xtask test`: `12 passed, 0 failed`, with `, 1 skipped` when there are any.
+/// The closing line of `cargo xtask test`: `12 passed, 0 failed`, with `, 1 skipped` when there are
+/// any.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} passed, {} failed", self.passed, self.failed)?;
@@ -143,8 +155,7 @@ mod tests {
     fn nextest_summaries() {
         let text = "    PASS [   0.005s] a b\n------------\n     Summary [   0.055s] 3 tests run: 3 passed, 0 skipped\n";
         assert_eq!(Tally::of_run(true, text), tally(3, 0, 0));
-        let text =
-            "     Summary [  61.055s] 9 tests run: 5 passed (1 slow), 3 failed, 1 timed out, 2 skipped\n";
+        let text = "     Summary [  61.055s] 9 tests run: 5 passed (1 slow), 3 failed, 1 timed out, 2 skipped\n";
         assert_eq!(Tally::of_run(false, text), tally(5, 4, 2));
         assert_eq!(
             Tally::of_run(true, "     Summary [ 0.1s] 1 test run: 1 passed, 0 skipped"),
@@ -168,7 +179,8 @@ mod tests {
 
     #[test]
     fn unittest_results() {
-        let text = "...\n-----\nRan 14 tests in 40.2s\n\nFAILED (failures=1, errors=2, skipped=3)\n";
+        let text =
+            "...\n-----\nRan 14 tests in 40.2s\n\nFAILED (failures=1, errors=2, skipped=3)\n";
         assert_eq!(Tally::of_run(false, text), tally(8, 3, 3));
         assert_eq!(Tally::of_run(true, "Ran 1 test in 0.1s\n\nOK\n"), tally(1, 0, 0));
         assert_eq!(Tally::of_run(true, "Ran 5 tests in 0.1s\n\nOK (skipped=2)\n"), tally(3, 0, 2));
@@ -176,8 +188,7 @@ mod tests {
 
     #[test]
     fn a_test_that_says_it_skipped_did_not_pass() {
-        let text =
-            "  stderr ───\n    SKIPPED: no torch\n  Summary [ 0.1s] 3 tests run: 3 passed, 0 skipped\n";
+        let text = "  stderr ───\n    SKIPPED: no torch\n  Summary [ 0.1s] 3 tests run: 3 passed, 0 skipped\n";
         assert_eq!(Tally::of_run(true, text), tally(2, 0, 1));
     }
 
@@ -193,7 +204,8 @@ mod tests {
                     \u{20}       FAIL [   0.006s] (2/3) a c\n  stderr ───\n    assertion failed\n\
                     \u{20}       PASS [   0.006s] (3/3) a d\n  stdout ───\n────────────\n     Summary [ 0.1s] 3 tests run\n";
         let mut screen = NextestScreen::default();
-        let shown: Vec<_> = text.lines().filter(|line| screen.is_shown(line)).map(str::trim).collect();
+        let shown: Vec<_> =
+            text.lines().filter(|line| screen.is_shown(line)).map(str::trim).collect();
         let expected = [
             "Starting 3 tests",
             "PASS [   0.006s] (1/3) a b",

@@ -1,8 +1,9 @@
 //! `cargo xtask test`: everything that a change must pass.
 //!
-//! A failed part does not stop the ones after it; the closing line counts them all. The order is cheap before dear,
-//! and what compiles polars and candle comes once: the tests, the prelude and the kernel's warm template share
-//! what is compiled (same profile, target triple, flags and features).
+//! A failed part does not stop the ones after it; the closing line counts them all. The order is
+//! cheap before dear, and what compiles polars and candle comes once: the tests, the prelude and
+//! the kernel's warm template share what is compiled (same profile, target triple, flags and
+//! features).
 
 use std::path::Path;
 use std::process::Command;
@@ -86,10 +87,14 @@ impl Tests {
 
     fn formatting(&mut self, setup: &Setup) {
         if !has_component(&setup.root, "fmt") {
-            return self.skip("formatting: rustfmt is not installed (`rustup component add rustfmt`)");
+            return self
+                .skip("formatting: rustfmt is not installed (`rustup component add rustfmt`)");
         }
         self.one("formatting", || {
-            process::run(process::cargo(&setup.root).args(["fmt", "--all", "--check"]), "cargo fmt --check")
+            process::run(
+                process::cargo(&setup.root).args(["fmt", "--all", "--check"]),
+                "cargo fmt --check",
+            )
         });
     }
 
@@ -98,7 +103,8 @@ impl Tests {
         // What passing tests write is shown: some say that they skipped, and why.
         let nextest = has_component(&setup.root, "nextest");
         let mut command = if nextest {
-            let words = ["nextest", "run", "--no-fail-fast", "--color=never", "--success-output=immediate"];
+            let words =
+                ["nextest", "run", "--no-fail-fast", "--color=never", "--success-output=immediate"];
             self.cargo(setup, &words, crates)
         } else {
             let words = ["test", "--no-fail-fast", "--lib", "--bins", "--tests", "--color=never"];
@@ -129,10 +135,12 @@ impl Tests {
         command.args(deny);
         self.one("clippy", || process::run(&mut command, "cargo clippy"));
         if !self.long {
-            // It would analyse rust-analyzer's sources a second time: minutes for few lines of ours.
+            // It would analyse rust-analyzer's sources a second time: minutes for few lines of
+            // ours.
             return;
         }
-        let mut command = self.cargo(setup, &["clippy", "--all-targets"], &["tunebook-kernel".to_owned()]);
+        let mut command =
+            self.cargo(setup, &["clippy", "--all-targets"], &["tunebook-kernel".to_owned()]);
         command.arg("--target-dir").arg(setup.kernel_target()).env("RUSTFLAGS", "").args(deny);
         self.one("clippy on the kernel", || process::run(&mut command, "cargo clippy"));
     }
@@ -148,7 +156,8 @@ impl Tests {
             command
         };
         self.one("the CUDA code compiles", || {
-            let command = Self::cargo_of(setup, &["build", "--package", "tunebook", "--features", "cuda"]);
+            let command =
+                Self::cargo_of(setup, &["build", "--package", "tunebook", "--features", "cuda"]);
             process::run(&mut with_gpu(command), "cargo build --features cuda")
         });
         if !toolkit.has_gpu() {
@@ -175,8 +184,11 @@ impl Tests {
     }
 
     fn kernel(&mut self, setup: &Setup) {
-        let mut command =
-            self.cargo(setup, &["test", "--no-fail-fast", "--color=never"], &["tunebook-kernel".to_owned()]);
+        let mut command = self.cargo(
+            setup,
+            &["test", "--no-fail-fast", "--color=never"],
+            &["tunebook-kernel".to_owned()],
+        );
         command.arg("--target-dir").arg(setup.kernel_target()).env("RUSTFLAGS", "");
         if self.long {
             command.args(["--", "--include-ignored"]);
@@ -307,14 +319,19 @@ impl Expected {
     fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let wrong = |what: &str| Error::Other(format!("{}: {what}", path.display()));
-        let notebook: Value = serde_json::from_str(&text).map_err(|error| wrong(&error.to_string()))?;
+        let notebook: Value =
+            serde_json::from_str(&text).map_err(|error| wrong(&error.to_string()))?;
         let expected = &notebook["metadata"]["expected"];
         if expected == "success" {
             return Ok(Self::Success);
         }
         match (expected["cell"].as_u64(), expected["starts_with"].as_str()) {
-            (Some(cell), Some(line)) => Ok(Self::Failure { summary: format!("cell {cell} failed: {line}") }),
-            _ => Err(wrong("metadata.expected must be \"success\" or {\"cell\": N, \"starts_with\": LINE}")),
+            (Some(cell), Some(line)) => {
+                Ok(Self::Failure { summary: format!("cell {cell} failed: {line}") })
+            }
+            _ => Err(wrong(
+                "metadata.expected must be \"success\" or {\"cell\": N, \"starts_with\": LINE}",
+            )),
         }
     }
 
@@ -344,7 +361,8 @@ fn crates(root: &Path) -> Result<Vec<String>> {
         "cargo metadata",
     )?;
     let metadata: Value = serde_json::from_str(&text).unwrap_or_default();
-    let names = metadata["packages"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str());
+    let names =
+        metadata["packages"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str());
     Ok(names
         .filter(|name| !["tunebook-kernel", "workspace-hack"].contains(name))
         .map(str::to_owned)
@@ -365,8 +383,9 @@ mod tests {
 
     #[test]
     fn a_notebook_that_must_fail_may_not_end_well_nor_fail_elsewhere() {
-        let failure =
-            |summary: &str| Err(Error::Notebook { notebook: "n.ipynb".into(), summary: summary.to_owned() });
+        let failure = |summary: &str| {
+            Err(Error::Notebook { notebook: "n.ipynb".into(), summary: summary.to_owned() })
+        };
         let expected = Expected::Failure { summary: "cell 2 failed: panic!".to_owned() };
         assert!(expected.judge(failure("cell 2 failed: panic!(\"x\")")).is_ok());
         assert!(expected.judge(failure("cell 1 failed: panic!(\"x\")")).is_err());

@@ -25,7 +25,9 @@ pub(crate) fn completeness(code: &str) -> Completeness {
     let mut open = Vec::new();
     let parsed = parse(&code);
     let inside = ra_ap_syntax::TextSize::of(PREFIX);
-    for token in parsed.syntax_node().descendants_with_tokens().filter_map(|element| element.into_token()) {
+    for token in
+        parsed.syntax_node().descendants_with_tokens().filter_map(|element| element.into_token())
+    {
         let range = token.text_range();
         if range.start() < inside {
             continue;
@@ -45,7 +47,9 @@ pub(crate) fn completeness(code: &str) -> Completeness {
             SyntaxKind::STRING if !token.text().ends_with('"') || token.text().len() < 2 => {
                 return Completeness::Incomplete;
             }
-            SyntaxKind::COMMENT if token.text().starts_with("/*") && !token.text().ends_with("*/") => {
+            SyntaxKind::COMMENT
+                if token.text().starts_with("/*") && !token.text().ends_with("*/") =>
+            {
                 return Completeness::Incomplete;
             }
             _ => {}
@@ -59,13 +63,15 @@ pub(crate) fn completeness(code: &str) -> Completeness {
     }
     // `let x =` wants more; a let without its semicolon wants that. Anything else is wrong.
     let last = code.trim_end().chars().last();
-    let unfinished = matches!(last, Some('=' | '+' | '-' | '*' | '/' | ',' | '.' | '&' | '|' | ':' | '<'));
+    let unfinished =
+        matches!(last, Some('=' | '+' | '-' | '*' | '/' | ',' | '.' | '&' | '|' | ':' | '<'));
     let line = code.trim_end().lines().last().unwrap_or_default().trim_start();
     let open_let = line.starts_with("let ") && !line.ends_with(';');
     if unfinished || open_let { Completeness::Incomplete } else { Completeness::Invalid }
 }
 
-/// Lines that are evcxr's commands (`:dep …`, `!ls`) are no Rust; they are blanked, so that offsets stay.
+/// Lines that are evcxr's commands (`:dep …`, `!ls`) are no Rust; they are blanked, so that offsets
+/// stay.
 fn blank_commands(code: &str) -> String {
     let mut out = String::with_capacity(code.len());
     for line in code.split_inclusive('\n') {
@@ -81,7 +87,12 @@ fn blank_commands(code: &str) -> String {
 /// The items of a cell (functions, types, imports), which outlive it.
 pub(crate) fn items(code: &str) -> Vec<String> {
     let parsed = parse(&blank_commands(code));
-    let body = parsed.tree().syntax().children().find_map(ast::Fn::cast).and_then(|function| function.body());
+    let body = parsed
+        .tree()
+        .syntax()
+        .children()
+        .find_map(ast::Fn::cast)
+        .and_then(|function| function.body());
     let statements = body
         .and_then(|body| body.stmt_list())
         .into_iter()
@@ -94,18 +105,22 @@ pub(crate) fn items(code: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether the cell only calls what has been compiled before (a library's functions), so that optimising it would cost
-/// more than it could save: no loop, closure, iterator or function of the notebook's own is in it.
+/// Whether the cell only calls what has been compiled before (a library's functions), so that
+/// optimising it would cost more than it could save: no loop, closure, iterator or function of the
+/// notebook's own is in it.
 pub(crate) fn only_calls(code: &str, items: &[String]) -> bool {
     use SyntaxKind::{DOT2, DOT2EQ, FN_KW, FOR_KW, IDENT, IMPL_KW, LOOP_KW, PIPE, WHILE_KW};
     /// What works through elements in the cell's own code.
-    const WORK: [&str; 8] = ["iter", "collect", "sort", "fold", "sum", "extend", "repeat", "macro_rules"];
+    const WORK: [&str; 8] =
+        ["iter", "collect", "sort", "fold", "sum", "extend", "repeat", "macro_rules"];
     /// What an iterator comes from without one of these words.
     const SOURCES: [&str; 6] = ["lines", "chars", "bytes", "split", "windows", "chunks"];
     let tokens = |text: &str| -> Vec<(SyntaxKind, String)> {
         let parsed = parse(&blank_commands(text));
-        let tokens =
-            parsed.syntax_node().descendants_with_tokens().filter_map(|element| element.into_token());
+        let tokens = parsed
+            .syntax_node()
+            .descendants_with_tokens()
+            .filter_map(|element| element.into_token());
         // Without `async`, `fn`, `cell`, `(`, `)`, `{` of the wrapper.
         let inside = tokens.filter(|token| usize::from(token.text_range().start()) >= PREFIX.len());
         inside.map(|token| (token.kind(), token.text().to_owned())).collect()
@@ -116,7 +131,8 @@ pub(crate) fn only_calls(code: &str, items: &[String]) -> bool {
         if item.iter().any(|(kind, text)| *kind == IMPL_KW || text == "macro_rules") {
             return false;
         }
-        let names = item.windows(3).filter(|window| window[0].0 == FN_KW).map(|window| window[2].1.clone());
+        let names =
+            item.windows(3).filter(|window| window[0].0 == FN_KW).map(|window| window[2].1.clone());
         own.extend(names);
     }
     let code = tokens(code);
@@ -147,7 +163,8 @@ pub(crate) struct UntypedLet {
     variables: Vec<(String, bool)>,
 }
 
-/// The top-level lets that need types. Empty when the code does not parse: the compiler says why then.
+/// The top-level lets that need types. Empty when the code does not parse: the compiler says why
+/// then.
 pub(crate) fn untyped_lets(code: &str) -> Vec<UntypedLet> {
     let code = blank_commands(code);
     let parsed = parse(&code);
@@ -167,10 +184,12 @@ pub(crate) fn untyped_lets(code: &str) -> Vec<UntypedLet> {
     let mut lets = Vec::new();
     for statement in body.statements() {
         let ast::Stmt::LetStmt(statement) = statement else { continue };
-        let whole =
-            |ty: ast::Type| !ty.syntax().descendants().any(|node| node.kind() == SyntaxKind::INFER_TYPE);
+        let whole = |ty: ast::Type| {
+            !ty.syntax().descendants().any(|node| node.kind() == SyntaxKind::INFER_TYPE)
+        };
         let Some(pattern) = statement.pat() else { continue };
-        // A type beside a single name is the variable's; beside a pattern it is that of the parts together.
+        // A type beside a single name is the variable's; beside a pattern it is that of the parts
+        // together.
         if matches!(pattern, ast::Pat::IdentPat(_)) && statement.ty().is_some_and(whole) {
             continue;
         }
@@ -179,7 +198,9 @@ pub(crate) fn untyped_lets(code: &str) -> Vec<UntypedLet> {
             .descendants()
             .filter_map(ast::IdentPat::cast)
             .filter(|pattern| pattern.ref_token().is_none())
-            .filter_map(|pattern| Some((pattern.name()?.text().to_string(), pattern.mut_token().is_some())))
+            .filter_map(|pattern| {
+                Some((pattern.name()?.text().to_string(), pattern.mut_token().is_some()))
+            })
             // `None` in a pattern is a path, not a name.
             .filter(|(name, _)| !name.starts_with(char::is_uppercase))
             .collect();
@@ -191,9 +212,14 @@ pub(crate) fn untyped_lets(code: &str) -> Vec<UntypedLet> {
     lets
 }
 
-/// The code with the types written in: each variable is bound once more, with its type, behind its `let`, on the same line.
-/// A type that cannot be written (a closure's) is left out; evcxr explains what to do then.
-pub(crate) fn with_types(code: &str, lets: &[UntypedLet], types: &HashMap<String, String>) -> String {
+/// The code with the types written in: each variable is bound once more, with its type, behind its
+/// `let`, on the same line. A type that cannot be written (a closure's) is left out; evcxr explains
+/// what to do then.
+pub(crate) fn with_types(
+    code: &str,
+    lets: &[UntypedLet],
+    types: &HashMap<String, String>,
+) -> String {
     let mut out = code.to_owned();
     for statement in lets.iter().rev() {
         let mut bindings = String::new();
@@ -209,7 +235,8 @@ pub(crate) fn with_types(code: &str, lets: &[UntypedLet], types: &HashMap<String
 }
 
 fn can_be_written(type_name: &str) -> bool {
-    !["{closure", "impl ", "{async", " {"].iter().any(|part| type_name.contains(part)) && !has_hole(type_name)
+    !["{closure", "impl ", "{async", " {"].iter().any(|part| type_name.contains(part))
+        && !has_hole(type_name)
 }
 
 /// Whether the type holds a `_`, as the compiler writes what it does not know.
@@ -244,7 +271,8 @@ mod tests {
 
     #[test]
     fn only_top_level_variables_without_a_type_are_asked_about() {
-        let names = |code| untyped_lets(code).into_iter().flat_map(|l| l.variables).collect::<Vec<_>>();
+        let names =
+            |code| untyped_lets(code).into_iter().flat_map(|l| l.variables).collect::<Vec<_>>();
         assert_eq!(names("let a = 1; let b: i32 = 2; { let c = 3; }"), [("a".to_owned(), false)]);
         assert_eq!(
             names("let (mut p, q) = (1, 2); let v: Vec<_> = vec![];"),
@@ -257,8 +285,12 @@ mod tests {
     #[test]
     fn types_are_written_behind_the_let_on_its_line() {
         let code = ":dep x = \"1\"\nlet (mut p, q) = pair();\nlet f = |a: i32| a; p";
-        let types = [("p", "i32"), ("q", "std::vec::Vec<f32>"), ("f", "{closure@cell/src/lib.rs:1:2: 3:4}")]
-            .map(|(name, ty)| (name.to_owned(), ty.to_owned()));
+        let types = [
+            ("p", "i32"),
+            ("q", "std::vec::Vec<f32>"),
+            ("f", "{closure@cell/src/lib.rs:1:2: 3:4}"),
+        ]
+        .map(|(name, ty)| (name.to_owned(), ty.to_owned()));
         let typed = with_types(code, &untyped_lets(code), &HashMap::from(types));
         assert_eq!(
             typed,
@@ -269,7 +301,10 @@ mod tests {
 
     #[test]
     fn only_cells_that_call_libraries_go_unoptimised() {
-        let own = ["use tunebook::prelude::*;".to_owned(), "fn double(x: i32) -> i32 { 2 * x }".to_owned()];
+        let own = [
+            "use tunebook::prelude::*;".to_owned(),
+            "fn double(x: i32) -> i32 { 2 * x }".to_owned(),
+        ];
         for code in [
             "println!(\"a\")",
             "let t: Tensor = Tensor::zeros(3, D, &cpu)?;",

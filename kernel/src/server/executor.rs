@@ -39,7 +39,9 @@ impl Queue {
         loop {
             match waiting.pop_front() {
                 Some(request) => return request,
-                None => waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }
@@ -75,7 +77,8 @@ pub(crate) struct Executor {
 pub(crate) type Context = Result<CommandContext, String>;
 
 impl Executor {
-    /// Runs cells until the process ends. `warm_up` makes the evaluator; cells that arrive earlier wait for it.
+    /// Runs cells until the process ends. `warm_up` makes the evaluator; cells that arrive earlier
+    /// wait for it.
     pub(crate) fn run(self, warm_up: impl FnOnce() -> Context) {
         let mut context = warm_up();
         let mut execution_count = 0;
@@ -91,7 +94,8 @@ impl Executor {
                 known.history.push((execution_count, code.clone()));
             }
             let failure = self.cell(&request, &mut context, &code, execution_count, silent);
-            // Taken before the reply: what the front end sends after it has seen the error is meant to run.
+            // Taken before the reply: what the front end sends after it has seen the error is meant
+            // to run.
             let aborted = match &failure {
                 Some(_) if content["stop_on_error"] != false => self.queue.drain(),
                 _ => Vec::new(),
@@ -99,7 +103,10 @@ impl Executor {
             self.answer(&request, failure, execution_count);
             for request in aborted {
                 self.status(&request, "busy");
-                self.reply(&request, json!({"status": "aborted", "execution_count": execution_count}));
+                self.reply(
+                    &request,
+                    json!({"status": "aborted", "execution_count": execution_count}),
+                );
                 self.status(&request, "idle");
             }
         }
@@ -116,7 +123,10 @@ impl Executor {
         self.status(request, "busy");
         self.running.begin(request, execution_count, silent);
         if !silent {
-            self.running.publish("execute_input", json!({"code": code, "execution_count": execution_count}));
+            self.running.publish(
+                "execute_input",
+                json!({"code": code, "execution_count": execution_count}),
+            );
         }
         let context = match context {
             Ok(context) => context,
@@ -170,13 +180,17 @@ impl Executor {
         };
         let mut callbacks = EvalCallbacks {
             input_reader: &|asked| {
-                self.input.ask(request, &asked.prompt, asked.is_password, || self.running.is_interrupted())
+                self.input.ask(request, &asked.prompt, asked.is_password, || {
+                    self.running.is_interrupted()
+                })
             },
         };
         match context.execute_with_callbacks(&typed, &mut callbacks) {
-            // The error may lie in a type that was written in, and its place is that of the changed text. Nothing has
-            // run yet: the cell as it was written tells what is wrong with it.
-            Err(evcxr::Error::CompilationErrors(_)) if typed != code && !self.running.is_interrupted() => {
+            // The error may lie in a type that was written in, and its place is that of the changed
+            // text. Nothing has run yet: the cell as it was written tells what is wrong with it.
+            Err(evcxr::Error::CompilationErrors(_))
+                if typed != code && !self.running.is_interrupted() =>
+            {
                 context.execute_with_callbacks(code, &mut callbacks)
             }
             result => result,
@@ -193,13 +207,18 @@ impl Executor {
         // Its errors are the cell's own: evcxr finds them again, and says more about them.
         let _ = context.check(code);
         let _ = fs::remove_file(self.dir.join(shim::PROBE_FILE));
-        fs::read(answer).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        fs::read(answer)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
     }
 
     fn remember(&self, context: &CommandContext, code: &str, worked: bool) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.variables =
-            context.variables_and_types().map(|(name, ty)| (name.to_owned(), ty.to_owned())).collect();
+        known.variables = context
+            .variables_and_types()
+            .map(|(name, ty)| (name.to_owned(), ty.to_owned()))
+            .collect();
         if worked {
             known.items.extend(cell::items(code));
         }
@@ -230,7 +249,11 @@ impl Executor {
     }
 
     fn status(&self, request: &JupyterMessage, state: &str) {
-        let _ = self.iopub.send(message::child_of(request, "status", json!({"execution_state": state})));
+        let _ = self.iopub.send(message::child_of(
+            request,
+            "status",
+            json!({"execution_state": state}),
+        ));
     }
 }
 
@@ -238,6 +261,8 @@ impl Executor {
 fn killed_for_memory() -> u64 {
     fs::read_to_string("/proc/vmstat")
         .ok()
-        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
+        .and_then(|text| {
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        })
         .unwrap_or(0)
 }

@@ -21,10 +21,14 @@ impl Failure {
 
     /// The failure that the cell's code reported, though evcxr took it for a success.
     pub(crate) fn of_outcome(outcome: &Outcome) -> Option<Self> {
-        const KEPT: &str = "Variables of earlier cells are kept, except those that this cell had moved.";
+        const KEPT: &str =
+            "Variables of earlier cells are kept, except those that this cell had moved.";
         if let Some(text) = &outcome.error {
-            let ename =
-                if outcome.interrupted && text.starts_with("interrupted") { "Interrupted" } else { "Error" };
+            let ename = if outcome.interrupted && text.starts_with("interrupted") {
+                "Interrupted"
+            } else {
+                "Error"
+            };
             return Some(Self::new(ename, text.clone(), vec![KEPT.into()]));
         }
         if outcome.panicked {
@@ -51,11 +55,13 @@ impl Failure {
             }
             Error::CompilationErrors(errors) => Self::of_compiler(errors, code, execution_count),
             Error::SubprocessTerminated(text) => {
-                let status = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);
+                let status =
+                    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);
                 let status = status.trim_start_matches("Subprocess terminated with status: ");
                 let refused = refused_allocation(&outcome.stderr);
                 // The count of processes that the system has ended is not of ours alone.
-                let oom = (oom && status.contains("SIGKILL") && !outcome.killed) || refused.is_some();
+                let oom =
+                    (oom && status.contains("SIGKILL") && !outcome.killed) || refused.is_some();
                 let why = if outcome.killed {
                     "stopped by force, as it did not answer to Stop".to_owned()
                 } else if let Some(bytes) = refused {
@@ -77,7 +83,10 @@ impl Failure {
             }
             Error::TypeRedefinedVariablesLost(variables) => Self::new(
                 "TypeRedefined",
-                format!("the type of {} was defined anew, so the value is lost", variables.join(", ")),
+                format!(
+                    "the type of {} was defined anew, so the value is lost",
+                    variables.join(", ")
+                ),
                 vec![],
             ),
             Error::Message(text) => {
@@ -134,8 +143,8 @@ fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<Str
     rendered.lines().map(str::to_owned).collect()
 }
 
-/// The line without the colour changes that change nothing: the report sets the colour for each character of the code, and
-/// a saved notebook keeps them all.
+/// The line without the colour changes that change nothing: the report sets the colour for each
+/// character of the code, and a saved notebook keeps them all.
 fn with_few_colours(line: &str) -> String {
     const RESET: &str = "\x1b[0m";
     let mut out = String::with_capacity(line.len());
@@ -191,7 +200,10 @@ mod tests {
         let outcome = Outcome { panicked: true, stderr: stderr.to_vec(), ..Outcome::default() };
         let failure = Failure::of_outcome(&outcome).expect("a failure");
         assert_eq!((failure.ename.as_str(), failure.evalue.as_str()), ("Panic", "rank is 0"));
-        assert!(failure.traceback.iter().any(|line| line == "at cell/src/lib.rs:9:1"), "{failure:?}");
+        assert!(
+            failure.traceback.iter().any(|line| line == "at cell/src/lib.rs:9:1"),
+            "{failure:?}"
+        );
     }
 
     #[test]
@@ -203,26 +215,40 @@ mod tests {
 
     #[test]
     fn a_colour_is_set_once_for_its_text() {
-        let line = "\x1b[38;5;9ma\x1b[0m\x1b[38;5;9mb\x1b[0m \x1b[38;5;9mc\x1b[0m\x1b[38;5;1md\x1b[0m.";
-        assert_eq!(with_few_colours(line), "\x1b[38;5;9mab\x1b[0m \x1b[38;5;9mc\x1b[0m\x1b[38;5;1md\x1b[0m.");
+        let line =
+            "\x1b[38;5;9ma\x1b[0m\x1b[38;5;9mb\x1b[0m \x1b[38;5;9mc\x1b[0m\x1b[38;5;1md\x1b[0m.";
+        assert_eq!(
+            with_few_colours(line),
+            "\x1b[38;5;9mab\x1b[0m \x1b[38;5;9mc\x1b[0m\x1b[38;5;1md\x1b[0m."
+        );
         assert_eq!(with_few_colours("plain"), "plain");
         assert_eq!(with_few_colours("\x1b[1"), "\x1b[1");
     }
 
     #[test]
     fn a_dead_process_is_told_from_a_killed_one() {
-        let error =
-            Error::SubprocessTerminated("Subprocess terminated with status: signal: 6 (SIGABRT)".into());
+        let error = Error::SubprocessTerminated(
+            "Subprocess terminated with status: signal: 6 (SIGABRT)".into(),
+        );
         let failure = Failure::of_evcxr(&error, &Outcome::default(), "", 1, false);
         assert_eq!(failure.evalue, "the process of the cells ended: signal: 6 (SIGABRT)");
         let aborted = Failure::of_evcxr(&error, &Outcome::default(), "", 1, true);
         assert_eq!(aborted.ename, "ProcessDied", "another process was ended for want of memory");
-        let killed =
-            Error::SubprocessTerminated("Subprocess terminated with status: signal: 9 (SIGKILL)".into());
-        assert_eq!(Failure::of_evcxr(&killed, &Outcome::default(), "", 1, true).ename, "OutOfMemory");
-        assert_eq!(Failure::of_evcxr(&killed, &Outcome::default(), "", 1, false).ename, "ProcessDied");
-        let refused =
-            Outcome { stderr: b"memory allocation of 99 bytes failed\n".to_vec(), ..Outcome::default() };
+        let killed = Error::SubprocessTerminated(
+            "Subprocess terminated with status: signal: 9 (SIGKILL)".into(),
+        );
+        assert_eq!(
+            Failure::of_evcxr(&killed, &Outcome::default(), "", 1, true).ename,
+            "OutOfMemory"
+        );
+        assert_eq!(
+            Failure::of_evcxr(&killed, &Outcome::default(), "", 1, false).ename,
+            "ProcessDied"
+        );
+        let refused = Outcome {
+            stderr: b"memory allocation of 99 bytes failed\n".to_vec(),
+            ..Outcome::default()
+        };
         let failure = Failure::of_evcxr(&error, &refused, "", 1, false);
         assert_eq!(failure.ename, "OutOfMemory");
         assert!(failure.evalue.contains("refused 99 bytes"), "{failure:?}");

@@ -1,7 +1,9 @@
-//! What completion and inspection know: the public items of the crates behind the prelude, read from their sources.
+//! What completion and inspection know: the public items of the crates behind the prelude, read
+//! from their sources.
 //!
-//! No compiler and no rust-analyzer takes part, so an answer takes milliseconds, also while a cell trains, and the kernel
-//! stays small. The price is that a chain is followed only as far as signatures say what comes next.
+//! No compiler and no rust-analyzer takes part, so an answer takes milliseconds, also while a cell
+//! trains, and the kernel stays small. The price is that a chain is followed only as far as
+//! signatures say what comes next.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,8 +45,10 @@ impl Index {
         let mut index = Self::default();
         let mut pending = vec![dir.join("crates")];
         while let Some(folder) = pending.pop() {
-            for path in
-                fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+            for path in fs::read_dir(folder)
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| Some(entry.ok()?.path()))
             {
                 if path.is_dir() {
                     pending.push(path);
@@ -96,7 +100,9 @@ impl Index {
                 let Some(name) = item.name().map(|name| name.text().to_string()) else { return };
                 if let Some(ast::FieldList::RecordFieldList(fields)) = item.field_list() {
                     for field in fields.fields().filter(is_public) {
-                        let (Some(field_name), Some(ty)) = (field.name(), field.ty()) else { continue };
+                        let (Some(field_name), Some(ty)) = (field.name(), field.ty()) else {
+                            continue;
+                        };
                         let entry = Entry {
                             kind: "instance",
                             signature: format!("{field_name}: {}", ty.syntax().text()),
@@ -130,7 +136,8 @@ impl Index {
             }
             ast::Item::Trait(item) if is_public(&item) => {
                 let Some(name) = item.name().map(|name| name.text().to_string()) else { return };
-                for member in item.assoc_item_list().into_iter().flat_map(|list| list.assoc_items()) {
+                for member in item.assoc_item_list().into_iter().flat_map(|list| list.assoc_items())
+                {
                     let ast::AssocItem::Fn(function) = member else { continue };
                     if let Some((method, entry)) = function_entry(&function, None) {
                         self.traits.entry(name.clone()).or_default().insert(method, entry);
@@ -144,7 +151,8 @@ impl Index {
                 if let Some(of_trait) = item.trait_().and_then(|ty| type_name(&ty, None)) {
                     self.implemented.push((of_trait, name.clone()));
                 }
-                for member in item.assoc_item_list().into_iter().flat_map(|list| list.assoc_items()) {
+                for member in item.assoc_item_list().into_iter().flat_map(|list| list.assoc_items())
+                {
                     let ast::AssocItem::Fn(function) = member else { continue };
                     if !of_trait && !is_public(&function) {
                         continue;
@@ -163,7 +171,8 @@ impl Index {
         self.items.insert(name, Entry { kind: "class", signature, docs, gives: None });
     }
 
-    /// The names that fit at the end of `before`, with their entries. `variables` are names and types.
+    /// The names that fit at the end of `before`, with their entries. `variables` are names and
+    /// types.
     pub(crate) fn complete(
         &self,
         before: &str,
@@ -172,7 +181,9 @@ impl Index {
         let (path, begun) = split(before);
         let mut found: Vec<(String, &'static str)> = match path {
             Some(path) => {
-                let Some(members) = self.type_of(path, variables).and_then(|ty| self.members.get(&ty)) else {
+                let Some(members) =
+                    self.type_of(path, variables).and_then(|ty| self.members.get(&ty))
+                else {
                     return Vec::new();
                 };
                 members.iter().map(|(name, entry)| (name.clone(), entry.kind)).collect()
@@ -187,15 +198,20 @@ impl Index {
     }
 
     /// What is known of the name at the end of `up_to`.
-    pub(crate) fn inspect(&self, up_to: &str, variables: &[(String, String)]) -> Option<(String, String)> {
+    pub(crate) fn inspect(
+        &self,
+        up_to: &str,
+        variables: &[(String, String)],
+    ) -> Option<(String, String)> {
         let (path, name) = split(up_to);
         if let Some(path) = path {
             let entry = self.members.get(&self.type_of(path, variables)?)?.get(name)?;
             return Some((entry.signature.clone(), entry.docs.clone()));
         }
         if let Some((name, type_name)) = variables.iter().find(|(variable, _)| variable == name) {
-            let docs =
-                last_segment(type_name).and_then(|ty| self.items.get(ty)).map(|entry| entry.docs.clone());
+            let docs = last_segment(type_name)
+                .and_then(|ty| self.items.get(ty))
+                .map(|entry| entry.docs.clone());
             return Some((format!("{name}: {type_name}"), docs.unwrap_or_default()));
         }
         let entry = self.items.get(name)?;
@@ -212,7 +228,9 @@ impl Index {
         };
         let (path, name) = split(chain);
         match path {
-            Some(path) => self.members.get(&self.type_of(path, variables)?)?.get(name)?.gives.clone(),
+            Some(path) => {
+                self.members.get(&self.type_of(path, variables)?)?.get(name)?.gives.clone()
+            }
             None => match variables.iter().find(|(variable, _)| variable == name) {
                 Some((_, type_name)) => last_segment(type_name).map(str::to_owned),
                 None if self.members.contains_key(name) => Some(name.to_owned()),
@@ -222,14 +240,16 @@ impl Index {
     }
 }
 
-/// Splits `a.b(c).de` into the chain before the last `.` or `::`, if there is one, and the name behind it.
+/// Splits `a.b(c).de` into the chain before the last `.` or `::`, if there is one, and the name
+/// behind it.
 fn split(text: &str) -> (Option<&str>, &str) {
     let start = text
         .rfind(|c: char| !c.is_alphanumeric() && c != '_')
         .map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
     let (before, name) = text.split_at(start);
-    let path =
-        before.strip_suffix("::").or_else(|| before.strip_suffix('.').filter(|path| !path.ends_with('.')));
+    let path = before
+        .strip_suffix("::")
+        .or_else(|| before.strip_suffix('.').filter(|path| !path.ends_with('.')));
     (path, name)
 }
 
@@ -262,7 +282,9 @@ fn is_public(item: &impl HasVisibility) -> bool {
 fn docs(item: &impl HasDocComments) -> String {
     let lines: Vec<String> = item
         .doc_comments()
-        .filter_map(|comment| Some(comment.text().strip_prefix("///")?.trim_start_matches(' ').to_owned()))
+        .filter_map(|comment| {
+            Some(comment.text().strip_prefix("///")?.trim_start_matches(' ').to_owned())
+        })
         .collect();
     lines.join("\n")
 }
@@ -283,8 +305,8 @@ fn function_entry(function: &ast::Fn, owner: Option<&str>) -> Option<(String, En
     Some((name, Entry { kind: "function", signature, docs: docs(function), gives }))
 }
 
-/// The last name of a type's path. Of a `Result` or an `Arc`, that of what is inside: cells unwrap the one with `?` and
-/// see through the other.
+/// The last name of a type's path. Of a `Result` or an `Arc`, that of what is inside: cells unwrap
+/// the one with `?` and see through the other.
 fn type_name(ty: &ast::Type, owner: Option<&str>) -> Option<String> {
     match ty {
         ast::Type::RefType(reference) => type_name(&reference.ty()?, owner),
@@ -355,7 +377,10 @@ mod tests {
     #[test]
     fn inspection_shows_signature_and_docs() {
         let read = index().inspect("Dataset::read", &[]).expect("known");
-        assert_eq!(read, ("pub fn read(path: &str) -> Result<Self>".into(), "Reads a file.".into()));
+        assert_eq!(
+            read,
+            ("pub fn read(path: &str) -> Result<Self>".into(), "Reads a file.".into())
+        );
         let variables = [("data".to_owned(), "tunebook::prelude::Dataset".to_owned())];
         let data = index().inspect("data", &variables).expect("known");
         assert_eq!(data, ("data: tunebook::prelude::Dataset".into(), "A data set.".into()));

@@ -10,8 +10,8 @@ use crate::shim;
 /// How long running code has to see the stop flag before its process is ended.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Stops what runs: a compiler is ended, which loses nothing; a cell's code is asked to stop, and ended by force when it
-/// does not answer or when Stop is pressed again.
+/// Stops what runs: a compiler is ended, which loses nothing; a cell's code is asked to stop, and
+/// ended by force when it does not answer or when Stop is pressed again.
 pub(crate) fn interrupt(running: &Running, dir: &Path) {
     let Some((cell, presses)) = running.count_interrupt() else { return };
     let stop = || {
@@ -42,7 +42,9 @@ pub(crate) fn interrupt(running: &Running, dir: &Path) {
 /// Ends the compiler, if one runs.
 pub(crate) fn stop_compiler(dir: &Path) -> bool {
     let file = dir.join(shim::COMPILER_FILE);
-    let Some(group) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<i32>().ok()) else {
+    let Some(group) =
+        fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<i32>().ok())
+    else {
         return false;
     };
     let _ = fs::remove_file(file);

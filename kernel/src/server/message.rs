@@ -6,11 +6,15 @@ use jupyter_zmq_client::{self as zmq, RawMessage};
 use serde_json::Value;
 use zeromq::ZmqMessage;
 
-/// Reads a message and checks its signature. The content stays JSON: front ends leave out what the protocol has defaults for.
+/// Reads a message and checks its signature. The content stays JSON: front ends leave out what the
+/// protocol has defaults for.
 ///
 /// # Errors
 /// When the parts, the signature or the JSON are not right.
-pub(crate) fn parse(parts: ZmqMessage, key: &Option<ring::hmac::Key>) -> zmq::Result<JupyterMessage> {
+pub(crate) fn parse(
+    parts: ZmqMessage,
+    key: &Option<ring::hmac::Key>,
+) -> zmq::Result<JupyterMessage> {
     let raw = RawMessage::from_multipart(parts, key)?;
     let header: Header = serde_json::from_slice(&raw.jparts[0])?;
     let content = UnknownMessage {
@@ -30,8 +34,10 @@ pub(crate) fn parse(parts: ZmqMessage, key: &Option<ring::hmac::Key>) -> zmq::Re
 
 /// A message of this type that answers or belongs to `parent`.
 pub(crate) fn child_of(parent: &JupyterMessage, msg_type: &str, content: Value) -> JupyterMessage {
-    let content =
-        JupyterMessageContent::UnknownMessage(UnknownMessage { msg_type: msg_type.to_owned(), content });
+    let content = JupyterMessageContent::UnknownMessage(UnknownMessage {
+        msg_type: msg_type.to_owned(),
+        content,
+    });
     let mut message = JupyterMessage::new(content, Some(parent));
     message.header.username = parent.header.username.clone();
     message
@@ -39,8 +45,10 @@ pub(crate) fn child_of(parent: &JupyterMessage, msg_type: &str, content: Value) 
 
 /// A message that belongs to none.
 pub(crate) fn orphan(msg_type: &str, content: Value) -> JupyterMessage {
-    let content =
-        JupyterMessageContent::UnknownMessage(UnknownMessage { msg_type: msg_type.to_owned(), content });
+    let content = JupyterMessageContent::UnknownMessage(UnknownMessage {
+        msg_type: msg_type.to_owned(),
+        content,
+    });
     JupyterMessage::new(content, None)
 }
 

@@ -1,7 +1,8 @@
 //! The server: Jupyter's protocol, with evcxr as the evaluator.
 //!
-//! Sockets are served by tokio tasks. Cells run on a thread of their own ([`executor`]), their code in a child process
-//! whose output another thread takes ([`pump`]). `kernel_info` is answered before any of that is ready.
+//! Sockets are served by tokio tasks. Cells run on a thread of their own ([`executor`]), their code
+//! in a child process whose output another thread takes ([`pump`]). `kernel_info` is answered
+//! before any of that is ready.
 
 mod cell;
 mod executor;
@@ -39,13 +40,16 @@ use crate::toolchain::Toolchain;
 
 /// Serves the connection file until Jupyter shuts the kernel down.
 pub(crate) fn run(connection_file: &Path) -> Result<()> {
-    let text = std::fs::read(connection_file)
-        .with_context(|| format!("cannot read the connection file {}", connection_file.display()))?;
+    let text = std::fs::read(connection_file).with_context(|| {
+        format!("cannot read the connection file {}", connection_file.display())
+    })?;
     let connection: ConnectionInfo =
         serde_json::from_slice(&text).context("the connection file is not one of Jupyter's")?;
     let local = connection.ip.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     ensure!(
-        local || connection.ip == "localhost" || std::env::var_os("TUNEBOOK_ALLOW_REMOTE").is_some(),
+        local
+            || connection.ip == "localhost"
+            || std::env::var_os("TUNEBOOK_ALLOW_REMOTE").is_some(),
         "the connection file asks for the address {}: anybody who reaches it can run code here. \
          Set TUNEBOOK_ALLOW_REMOTE=1 if that is what you want",
         connection.ip
@@ -62,7 +66,8 @@ pub(crate) fn run(connection_file: &Path) -> Result<()> {
         .with_context(|| format!("cannot work in {}", layout.project.display()))?;
 
     end_with_parent();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(connection, layout, toolchain, session, nonce, listener))
 }
 
@@ -77,10 +82,12 @@ async fn serve(
     let id = message::orphan("status", json!({})).header.session;
     let mut heartbeat = zmq::create_kernel_heartbeat_connection(&connection).await?;
     let iopub_socket = zmq::create_kernel_iopub_connection(&connection, &id).await?;
-    let (shell_out, mut shell_in) = zmq::create_kernel_shell_connection(&connection, &id).await?.split();
+    let (shell_out, mut shell_in) =
+        zmq::create_kernel_shell_connection(&connection, &id).await?.split();
     let (control_out, mut control_in) =
         zmq::create_kernel_control_connection(&connection, &id).await?.split();
-    let (stdin_out, mut stdin_in) = zmq::create_kernel_stdin_connection(&connection, &id).await?.split();
+    let (stdin_out, mut stdin_in) =
+        zmq::create_kernel_stdin_connection(&connection, &id).await?.split();
 
     let (iopub, iopub_messages) = unbounded_channel();
     let (shell, shell_messages) = unbounded_channel();
@@ -138,7 +145,8 @@ async fn serve(
         async move {
             loop {
                 if let Some(message) = receive(&mut stdin_in, "stdin", &iopub).await {
-                    let value = message::content(&message)["value"].as_str().unwrap_or_default().to_owned();
+                    let value =
+                        message::content(&message)["value"].as_str().unwrap_or_default().to_owned();
                     input.answered(value);
                 }
             }
@@ -161,10 +169,16 @@ async fn serve(
 fn warm_up(session: &Session, layout: &Layout, toolchain: &Toolchain) -> Context {
     let start = || -> Result<CommandContext> {
         session.fill(layout, toolchain)?;
-        let (mut context, _outputs) = CommandContext::new().map_err(|error| anyhow::anyhow!("{error}"))?;
-        // The last line makes evcxr ready for a `?`, which costs the first cell that has one a second compilation.
+        let (mut context, _outputs) =
+            CommandContext::new().map_err(|error| anyhow::anyhow!("{error}"))?;
+        // The last line makes evcxr ready for a `?`, which costs the first cell that has one a
+        // second compilation.
         for code in [
-            format!(":dep {}\nuse {}::prelude::*;", layout::dependency(session.dir()), layout::PRELUDE),
+            format!(
+                ":dep {}\nuse {}::prelude::*;",
+                layout::dependency(session.dir()),
+                layout::PRELUDE
+            ),
             "Ok::<(), std::fmt::Error>(())?;".to_owned(),
         ] {
             context.execute(&code).map_err(|error| anyhow::anyhow!("{code}: {error}"))?;
@@ -194,7 +208,8 @@ fn end_with_parent() {
 /// The socket by which the child reaches the server, in a directory that is ours alone.
 fn listen(session: &Session) -> Result<UnixListener> {
     std::fs::set_permissions(session.dir(), std::fs::Permissions::from_mode(0o700))?;
-    let listener = UnixListener::bind(socket_path(session)?).context("cannot open the display channel")?;
+    let listener =
+        UnixListener::bind(socket_path(session)?).context("cannot open the display channel")?;
     Ok(listener)
 }
 
@@ -273,7 +288,8 @@ async fn send_all<S: SocketSend>(
     }
 }
 
-/// Reads a message. One that is damaged or not signed with our key is dropped, and its sender's user is told.
+/// Reads a message. One that is damaged or not signed with our key is dropped, and its sender's
+/// user is told.
 async fn receive<S: SocketRecv>(
     connection: &mut zmq::Connection<S>,
     channel: &str,

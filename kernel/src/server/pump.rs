@@ -1,8 +1,9 @@
-//! Takes what a child writes, live: text goes to the front end as it comes, frames of the display channel become displays,
-//! and evcxr's control words go to evcxr.
+//! Takes what a child writes, live: text goes to the front end as it comes, frames of the display
+//! channel become displays, and evcxr's control words go to evcxr.
 //!
-//! A child has three connections: its standard output, its standard error, and one on which it says that running code
-//! has seen the stop flag. One thread serves the three, so outputs keep their order as far as two streams have one.
+//! A child has three connections: its standard output, its standard error, and one on which it says
+//! that running code has seen the stop flag. One thread serves the three, so outputs keep their
+//! order as far as two streams have one.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,9 +19,11 @@ use serde_json::{Map, Value, json};
 use super::running::Running;
 use crate::child::{END, FRAME_START, RUNS, SEEN};
 
-/// Text of one stream and cell beyond this is dropped, with a note: a notebook of 50 MB cannot be opened any more.
+/// Text of one stream and cell beyond this is dropped, with a note: a notebook of 50 MB cannot be
+/// opened any more.
 const MOST_TEXT_BYTES: usize = 8 * 1024 * 1024;
-/// Text waits this long for more of it before it is sent: a loop that prints makes fewer messages so.
+/// Text waits this long for more of it before it is sent: a loop that prints makes fewer messages
+/// so.
 const GATHER: Duration = Duration::from_millis(15);
 /// The same for text that follows on text: a saved notebook keeps each message apart.
 const GATHER_MORE: Duration = Duration::from_millis(120);
@@ -72,12 +75,14 @@ struct Child {
     out: UnixStream,
     err: UnixStream,
     control: UnixStream,
-    /// Where evcxr listens to the child. Dropped when the child is gone, so that evcxr learns of it.
+    /// Where evcxr listens to the child. Dropped when the child is gone, so that evcxr learns of
+    /// it.
     to_evcxr: File,
     parser: Parser,
     running: Arc<Running>,
     sent_bytes: [usize; 2],
-    /// Standard error from a panic's message on, until the cell ends: a panic that ends the cell is its error.
+    /// Standard error from a panic's message on, until the cell ends: a panic that ends the cell is
+    /// its error.
     panic_text: Option<Vec<u8>>,
 }
 
@@ -95,7 +100,8 @@ impl Child {
             real = real.max(fd);
             by_name.insert(name, stream);
         }
-        let mut take = |name: &str| by_name.remove(name).with_context(|| format!("no connection for {name}"));
+        let mut take =
+            |name: &str| by_name.remove(name).with_context(|| format!("no connection for {name}"));
         let to_evcxr = File::options()
             .write(true)
             .open(format!("/proc/{pid}/fd/{real}"))
@@ -116,8 +122,11 @@ impl Child {
     fn serve(mut self) {
         let mut pending = [Text::default(), Text::default()];
         loop {
-            let timeout =
-                if pending.iter().any(|text| !text.is_empty()) { GATHER } else { Duration::from_secs(3600) };
+            let timeout = if pending.iter().any(|text| !text.is_empty()) {
+                GATHER
+            } else {
+                Duration::from_secs(3600)
+            };
             let ready = poll([&self.out, &self.err, &self.control], timeout);
             let before = Instant::now();
             if ready[1] {
@@ -198,7 +207,8 @@ impl Child {
         }
     }
 
-    /// At the end of a cell: its panic is told by the error; the message of one that was caught is text like any other.
+    /// At the end of a cell: its panic is told by the error; the message of one that was caught is
+    /// text like any other.
     fn release_panic(&mut self, pending: &mut Text) {
         if let Some(text) = self.panic_text.take()
             && !self.running.has_panicked()
@@ -235,7 +245,8 @@ impl Child {
             Event::Text(_) => {}
             Event::Frame(frame) => self.frame(&frame),
             Event::Block { mime, content } => {
-                // A library that knows evcxr (plotly, for one) shows something; a bare value of the cell as well.
+                // A library that knows evcxr (plotly, for one) shows something; a bare value of the
+                // cell as well.
                 let value = if mime.contains("json") {
                     serde_json::from_str(&content).unwrap_or(Value::from(content))
                 } else {
@@ -273,18 +284,22 @@ impl Child {
 
     fn show(&self, message: &Value) {
         let data = &message["data"];
-        let metadata = if message["metadata"].is_object() { message["metadata"].clone() } else { json!({}) };
+        let metadata =
+            if message["metadata"].is_object() { message["metadata"].clone() } else { json!({}) };
         let transient = json!({"display_id": message["id"]});
         match message["op"].as_str() {
-            Some("display") => self
-                .running
-                .publish("display_data", json!({"data": data, "metadata": metadata, "transient": transient})),
+            Some("display") => self.running.publish(
+                "display_data",
+                json!({"data": data, "metadata": metadata, "transient": transient}),
+            ),
             Some("update") => self.running.publish(
                 "update_display_data",
                 json!({"data": data, "metadata": metadata, "transient": transient}),
             ),
             Some("result") => self.running.publish_result(data.clone(), metadata),
-            Some("clear") => self.running.publish("clear_output", json!({"wait": message["wait"] == true})),
+            Some("clear") => {
+                self.running.publish("clear_output", json!({"wait": message["wait"] == true}))
+            }
             other => eprintln!("the display channel has no operation {other:?}"),
         }
     }
@@ -322,8 +337,11 @@ fn panic_message(bytes: &[u8]) -> Option<usize> {
 
 /// Waits until one of the streams can be read.
 fn poll(streams: [&UnixStream; 3], timeout: Duration) -> [bool; 3] {
-    let mut fds =
-        streams.map(|stream| libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    let mut fds = streams.map(|stream| libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    });
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: `fds` is an array of three, alive during the call.
     unsafe { libc::poll(fds.as_mut_ptr(), 3, timeout) };
@@ -378,7 +396,8 @@ enum Event {
     Text(Vec<u8>),
     /// A frame's content.
     Frame(String),
-    /// `EVCXR_BEGIN_CONTENT mime`, content, `EVCXR_END_CONTENT`: how libraries that know evcxr show something.
+    /// `EVCXR_BEGIN_CONTENT mime`, content, `EVCXR_END_CONTENT`: how libraries that know evcxr show
+    /// something.
     Block {
         mime: String,
         content: String,
@@ -441,7 +460,8 @@ impl Parser {
         if self.mark.starts_with(rest) {
             return None;
         }
-        // Whoever prints a control word without the end of its line must not hide the frame behind it.
+        // Whoever prints a control word without the end of its line must not hide the frame behind
+        // it.
         let frame = newline.and_then(|newline| find(&rest[..newline], &self.mark));
         if let Some((_, content)) = &mut self.block {
             if newline.is_none() && content.len() + rest.len() > MOST_BLOCK_BYTES {
@@ -494,7 +514,10 @@ impl Parser {
         }
         // Text, up to the end of the line or to something that may be a frame.
         let frame_start = rest[1..].iter().position(|&b| b == FRAME_START).map(|at| at + 1);
-        let end = [newline.map(|at| at + 1), frame_start, Some(rest.len())].into_iter().flatten().min()?;
+        let end = [newline.map(|at| at + 1), frame_start, Some(rest.len())]
+            .into_iter()
+            .flatten()
+            .min()?;
         self.line_start = rest[end - 1] == b'\n';
         match events.last_mut() {
             Some(Event::Text(text)) => text.extend_from_slice(&rest[..end]),
@@ -513,7 +536,10 @@ impl Parser {
     /// All that is held back, when nothing more can come.
     fn rest(&mut self) -> Vec<Event> {
         let held = std::mem::take(&mut self.held);
-        self.block_as_text().into_iter().chain((!held.is_empty()).then_some(Event::Text(held))).collect()
+        self.block_as_text()
+            .into_iter()
+            .chain((!held.is_empty()).then_some(Event::Text(held)))
+            .collect()
     }
 }
 
@@ -585,7 +611,8 @@ mod tests {
 
     #[test]
     fn blocks_of_libraries_become_displays() {
-        let events = parse(&[b"a\nEVCXR_BEGIN_CONTENT text/html\n<b>\nx</b>\nEVCXR_END_CONTENT\nb\n"]);
+        let events =
+            parse(&[b"a\nEVCXR_BEGIN_CONTENT text/html\n<b>\nx</b>\nEVCXR_END_CONTENT\nb\n"]);
         let block = Event::Block { mime: "text/html".into(), content: "<b>\nx</b>".into() };
         assert_eq!(events, [text("a\n"), block, text("b\n")]);
     }
@@ -593,7 +620,9 @@ mod tests {
     #[test]
     fn a_control_word_without_the_end_of_its_line_hides_no_frame() {
         let end = || Event::Frame(END.into());
-        for word in ["EVCXR_", "EVCXR_INPUT_REQUEST", "EVCXR_EXECUTION_COMPLETE", "EVCXR_BEGIN_CONTENT x"] {
+        for word in
+            ["EVCXR_", "EVCXR_INPUT_REQUEST", "EVCXR_EXECUTION_COMPLETE", "EVCXR_BEGIN_CONTENT x"]
+        {
             let output = format!("{word}\x1en0nceEND\n");
             assert_eq!(parse(&[output.as_bytes()]), [text(word), end()], "{word}");
             let (front, back) = output.split_at(word.len() + 3);
@@ -632,7 +661,10 @@ mod tests {
 
     #[test]
     fn a_panic_message_is_found() {
-        assert_eq!(panic_message(b"before\n\nthread 'main' (3) panicked at src/lib.rs:1:1:\nno\n"), Some(7));
+        assert_eq!(
+            panic_message(b"before\n\nthread 'main' (3) panicked at src/lib.rs:1:1:\nno\n"),
+            Some(7)
+        );
         assert_eq!(panic_message(b"nobody panicked at all, thread 'x'"), None);
     }
 

@@ -47,7 +47,9 @@ impl Requests {
         let content = message::content(&request);
         let answer = match msg_type.as_str() {
             "kernel_info_request" => Some(kernel_info()),
-            "is_complete_request" => Some(is_complete(content["code"].as_str().unwrap_or_default())),
+            "is_complete_request" => {
+                Some(is_complete(content["code"].as_str().unwrap_or_default()))
+            }
             "history_request" => Some(self.history(&content)),
             "comm_info_request" => Some(json!({"status": "ok", "comms": {}})),
             "complete_request" => Some(self.complete(&content)),
@@ -78,14 +80,19 @@ impl Requests {
             }
         };
         if let Some(answer) = answer {
-            let reply = message::child_of(&request, &msg_type.replace("_request", "_reply"), answer);
+            let reply =
+                message::child_of(&request, &msg_type.replace("_request", "_reply"), answer);
             let _ = self.replies.send(reply);
         }
         self.status(&request, "idle");
     }
 
     fn status(&self, request: &JupyterMessage, state: &str) {
-        let _ = self.iopub.send(message::child_of(request, "status", json!({"execution_state": state})));
+        let _ = self.iopub.send(message::child_of(
+            request,
+            "status",
+            json!({"execution_state": state}),
+        ));
     }
 
     fn history(&self, content: &Value) -> Value {
@@ -94,17 +101,22 @@ impl Requests {
         let entry = |(number, code): &(u32, String)| {
             if with_output { json!([0, number, [code, null]]) } else { json!([0, number, code]) }
         };
-        let count = content["n"].as_u64().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let count =
+            content["n"].as_u64().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let all = &known.history;
         let chosen: Vec<Value> = match content["hist_access_type"].as_str() {
             Some("range") => {
                 let start = content["start"].as_i64().unwrap_or(0);
                 let stop = content["stop"].as_i64().unwrap_or(i64::MAX);
-                all.iter().filter(|(n, _)| (start..stop).contains(&i64::from(*n))).map(entry).collect()
+                all.iter()
+                    .filter(|(n, _)| (start..stop).contains(&i64::from(*n)))
+                    .map(entry)
+                    .collect()
             }
             Some("search") => {
                 let pattern = content["pattern"].as_str().unwrap_or("*");
-                let mut found: Vec<_> = all.iter().filter(|(_, code)| glob(pattern, code)).collect();
+                let mut found: Vec<_> =
+                    all.iter().filter(|(_, code)| glob(pattern, code)).collect();
                 if content["unique"] == true {
                     let mut seen = std::collections::HashSet::new();
                     found.retain(|(_, code)| seen.insert(code.clone()));
@@ -132,8 +144,10 @@ impl Requests {
             .map_or(0, |at| at + code[at..].chars().next().map_or(1, char::len_utf8));
         let begun = &code[start..cursor];
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut found =
-            self.index().map(|index| index.complete(&code[..cursor], &known.variables)).unwrap_or_default();
+        let mut found = self
+            .index()
+            .map(|index| index.complete(&code[..cursor], &known.variables))
+            .unwrap_or_default();
         let is_member = code[..start].ends_with('.') || code[..start].ends_with("::");
         if !is_member && !begun.is_empty() {
             // Names of this cell and of earlier ones.
@@ -143,11 +157,14 @@ impl Requests {
             let fitting = |word: &&str| {
                 word.starts_with(begun) && *word != begun && !word.starts_with(char::is_numeric)
             };
-            found.extend(words.chain(names).filter(fitting).map(|word| (word.to_owned(), "instance")));
+            found.extend(
+                words.chain(names).filter(fitting).map(|word| (word.to_owned(), "instance")),
+            );
         }
         found.sort();
         found.dedup_by(|a, b| a.0 == b.0);
-        let (cursor_start, cursor_end) = (code[..start].chars().count(), code[..cursor].chars().count());
+        let (cursor_start, cursor_end) =
+            (code[..start].chars().count(), code[..cursor].chars().count());
         let types: Vec<Value> = found
             .iter()
             .map(|(name, kind)| json!({"text": name, "type": kind, "start": cursor_start, "end": cursor_end}))
@@ -170,8 +187,11 @@ impl Requests {
         };
         match answer {
             Some((signature, docs)) => {
-                let plain =
-                    if docs.is_empty() { signature.clone() } else { format!("{signature}\n\n{docs}") };
+                let plain = if docs.is_empty() {
+                    signature.clone()
+                } else {
+                    format!("{signature}\n\n{docs}")
+                };
                 let markdown = format!("```rust\n{signature}\n```\n\n{docs}");
                 json!({
                     "status": "ok", "found": true, "metadata": {},
@@ -189,8 +209,9 @@ fn is_word(c: char) -> bool {
 
 /// Where the cursor is, in bytes. Jupyter counts characters.
 fn cursor(code: &str, content: &Value) -> usize {
-    let characters =
-        content["cursor_pos"].as_u64().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let characters = content["cursor_pos"]
+        .as_u64()
+        .map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
     code.char_indices().nth(characters).map_or(code.len(), |(at, _)| at)
 }
 
@@ -204,7 +225,8 @@ fn is_complete(code: &str) -> Value {
 
 /// Whether `text` fits a pattern with `*` and `?`.
 fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (pattern, text): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), text.chars().collect());
     let mut fits = vec![false; text.len() + 1];
     fits[0] = true;
     for p in pattern {

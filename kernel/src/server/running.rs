@@ -1,4 +1,5 @@
-//! What is going on: the cell that runs, what it has shown, and how it fared. Shared by the threads of the server.
+//! What is going on: the cell that runs, what it has shown, and how it fared. Shared by the threads
+//! of the server.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +23,8 @@ pub(crate) struct Running {
 
 #[derive(Default)]
 struct State {
-    /// The request whose outputs these are. It stays when the cell is over: threads of a cell may still print.
+    /// The request whose outputs these are. It stays when the cell is over: threads of a cell may
+    /// still print.
     parent: Option<JupyterMessage>,
     execution_count: u32,
     /// Counts the cells, those without a number of their own too.
@@ -174,7 +176,8 @@ impl Running {
         self.changed.notify_all();
     }
 
-    /// How far `cell` is. While it is being compiled, `stop` ends that; no other cell can begin meanwhile.
+    /// How far `cell` is. While it is being compiled, `stop` ends that; no other cell can begin
+    /// meanwhile.
     pub(crate) fn stop_compiling(&self, cell: u64, stop: impl FnOnce()) -> Phase {
         let mut state = self.lock();
         if !state.busy || state.cell != cell {
@@ -199,7 +202,8 @@ impl Running {
         self.lock().child
     }
 
-    /// Counts a press of Stop: the cell that it is for, and how often it was pressed. None when nothing runs.
+    /// Counts a press of Stop: the cell that it is for, and how often it was pressed. None when
+    /// nothing runs.
     pub(crate) fn count_interrupt(&self) -> Option<(u64, u32)> {
         let mut state = self.lock();
         if !state.busy {
@@ -209,7 +213,8 @@ impl Running {
         Some((state.cell, state.interrupts))
     }
 
-    /// Waits until the running code has seen the stop flag or the cell is over. Whether one of them came.
+    /// Waits until the running code has seen the stop flag or the cell is over. Whether one of them
+    /// came.
     pub(crate) fn wait_for_acknowledgement(&self, cell: u64, timeout: Duration) -> bool {
         let state = self.lock();
         let (state, result) = self

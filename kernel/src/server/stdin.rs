@@ -28,7 +28,8 @@ impl Input {
         let _ = self.answer.send(value);
     }
 
-    /// Asks the front end that sent `request`. Empty where nobody can be asked, and when `is_stopped` before the answer.
+    /// Asks the front end that sent `request`. Empty where nobody can be asked, and when
+    /// `is_stopped` before the answer.
     pub(crate) fn ask(
         &self,
         request: &JupyterMessage,

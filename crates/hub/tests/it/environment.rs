@@ -28,7 +28,10 @@ fn the_environment_is_respected() {
         command.env("HF_ENDPOINT", &server.address).envs(variables.iter().copied());
         let output = command.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        let found = text.lines().find_map(|line| line.split_once("found ")).map(|(_, path)| path.to_owned());
+        let found = text
+            .lines()
+            .find_map(|line| line.split_once("found "))
+            .map(|(_, path)| path.to_owned());
         found.ok_or_else(|| String::from_utf8(output.stderr).unwrap())
     };
     let (home, elsewhere) = (home.path(), home.path().join("elsewhere"));
@@ -38,7 +41,8 @@ fn the_environment_is_respected() {
     let found = run("owner/tiny", &[("HF_HOME", home), ("HF_TOKEN", secret)]).unwrap();
     assert!(Path::new(&found).starts_with(home.join("hub")), "{found}");
     let found =
-        run("owner/tiny", &[("HF_HOME", home), ("HF_HUB_CACHE", &elsewhere), ("HF_TOKEN", secret)]).unwrap();
+        run("owner/tiny", &[("HF_HOME", home), ("HF_HUB_CACHE", &elsewhere), ("HF_TOKEN", secret)])
+            .unwrap();
     assert!(Path::new(&found).starts_with(&elsewhere), "{found}");
     // What `hf auth login` keeps.
     std::fs::write(home.join("token"), "secret\n").unwrap();

@@ -29,7 +29,11 @@ fn redirects_are_followed_and_a_file_is_fetched_once() {
     let (folder, server) = (tempfile::tempdir().unwrap(), serve());
     let hub = hub(&server, folder.path());
     let repository = hub.open(Kind::Model, "owner/tiny").unwrap();
-    assert_eq!(repository.names(), ["config.json", "model.safetensors", "sub/folder.json"], "none leads out");
+    assert_eq!(
+        repository.names(),
+        ["config.json", "model.safetensors", "sub/folder.json"],
+        "none leads out"
+    );
     let path = repository.get("model.safetensors").unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), weights(2));
     assert_eq!(
@@ -49,7 +53,10 @@ fn redirects_are_followed_and_a_file_is_fetched_once() {
 #[test]
 fn a_renamed_repository_is_found() {
     let (folder, server) = (tempfile::tempdir().unwrap(), serve());
-    assert_eq!(read(&hub(&server, folder.path()), "owner/old", "config.json"), br#"{"version": 2}"#);
+    assert_eq!(
+        read(&hub(&server, folder.path()), "owner/old", "config.json"),
+        br#"{"version": 2}"#
+    );
     assert_eq!(read(&hub(&server, folder.path()), "owner/old", "model.safetensors"), weights(2));
 }
 
@@ -75,7 +82,8 @@ fn a_later_call_goes_on_where_an_earlier_one_gave_up() {
     let hub = hub(&server, folder.path());
     let error = error(&hub, "owner/tiny", "model.safetensors");
     assert!(
-        error.contains("`model.safetensors` of `owner/tiny`") && error.contains("goes on where it stopped"),
+        error.contains("`model.safetensors` of `owner/tiny`")
+            && error.contains("goes on where it stopped"),
         "{error}"
     );
     assert_eq!(read(&hub, "owner/tiny", "model.safetensors"), weights(2));
@@ -111,7 +119,10 @@ fn refusals_say_what_to_do() {
     assert!(private.contains("401") && private.contains("HF_TOKEN"), "{private}");
     let wrong = error(&hub.clone().token("guess"), "owner/tiny", "x");
     assert!(wrong.contains("401") && wrong.contains("does not accept the token"), "{wrong}");
-    assert_eq!(read(&hub.clone().token("secret"), "owner/tiny", "config.json"), br#"{"version": 2}"#);
+    assert_eq!(
+        read(&hub.clone().token("secret"), "owner/tiny", "config.json"),
+        br#"{"version": 2}"#
+    );
     server.change(|state| state.gated = true);
     let gated = error(&hub.clone().token("secret"), "owner/tiny@v1", "x");
     assert!(gated.contains("403") && gated.contains("accepted on its page"), "{gated}");
@@ -124,7 +135,8 @@ fn refusals_say_what_to_do() {
 fn revisions_are_branches_tags_and_commits() {
     let (folder, server) = (tempfile::tempdir().unwrap(), serve());
     let hub = hub(&server, folder.path());
-    for (id, commit) in [("owner/tiny@v1", OLD), ("owner/tiny@refs/pr/1", OLD), ("owner/tiny", NEW)] {
+    for (id, commit) in [("owner/tiny@v1", OLD), ("owner/tiny@refs/pr/1", OLD), ("owner/tiny", NEW)]
+    {
         let repository = hub.open(Kind::Model, id).unwrap();
         assert_eq!(repository.commit(), commit, "{id}");
         repository.get("config.json").unwrap();

@@ -1,4 +1,5 @@
-//! Against a server of our own that speaks the hub's interface, and against Python's `huggingface_hub`.
+//! Against a server of our own that speaks the hub's interface, and against Python's
+//! `huggingface_hub`.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 

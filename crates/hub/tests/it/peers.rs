@@ -1,5 +1,5 @@
-//! One cache with Python's `huggingface_hub`, both ways. Runs where `TUNEBOOK_PEERS` names a Python environment that has it
-//! (`tests/peers/requirements.txt`), and says so where it does not.
+//! One cache with Python's `huggingface_hub`, both ways. Runs where `TUNEBOOK_PEERS` names a Python
+//! environment that has it (`tests/peers/requirements.txt`), and says so where it does not.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,9 +9,12 @@ use tunebook_hub::{Hub, Kind};
 use crate::{NEW, OLD, serve, weights};
 
 fn python() -> Option<PathBuf> {
-    let found = std::env::var_os("TUNEBOOK_PEERS").map(|peers| Path::new(&peers).join("bin/python"));
+    let found =
+        std::env::var_os("TUNEBOOK_PEERS").map(|peers| Path::new(&peers).join("bin/python"));
     if found.is_none() {
-        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no huggingface_hub to share a cache with");
+        eprintln!(
+            "SKIPPED: TUNEBOOK_PEERS is not set, so there is no huggingface_hub to share a cache with"
+        );
     }
     found
 }
@@ -71,7 +74,10 @@ for revision in ['main', 'v1']:
     for (id, commit, seed) in [("owner/tiny", NEW, 2), ("owner/tiny@v1", OLD, 1)] {
         let repository = hub.open(Kind::Model, id).unwrap();
         assert_eq!((repository.commit(), repository.names().len()), (commit, 2));
-        assert_eq!(std::fs::read(repository.get("model.safetensors").unwrap()).unwrap(), weights(seed));
+        assert_eq!(
+            std::fs::read(repository.get("model.safetensors").unwrap()).unwrap(),
+            weights(seed)
+        );
     }
     // With a connection nothing but the list of files is asked for.
     let before = server.log().len();

@@ -1,5 +1,5 @@
-//! A server that speaks the hub's interface: the list of files, `resolve` with its headers, redirects to where the bytes are, ranges. It
-//! keeps a log, and can break off, lie and refuse.
+//! A server that speaks the hub's interface: the list of files, `resolve` with its headers,
+//! redirects to where the bytes are, ranges. It keeps a log, and can break off, lie and refuse.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -78,8 +78,10 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     let range = header("range");
     state.log.push(format!("{method} {path} | {}", range.as_deref().unwrap_or("whole")));
     let mut send = |status: u16, headers: &[(&str, String)], body: &[u8], sent: usize| {
-        let mut head =
-            format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let mut head = format!(
+            "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n",
+            body.len()
+        );
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
@@ -116,8 +118,14 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
             .filter(|(of, _)| *of == commit)
             .map(|(_, name)| serde_json::json!({ "rfilename": name }))
             .collect();
-        let info = serde_json::json!({ "id": "owner/tiny", "siblings": siblings, "sha": commit }).to_string();
-        return send(200, &[("Content-Type", "application/json".to_owned())], info.as_bytes(), info.len());
+        let info = serde_json::json!({ "id": "owner/tiny", "siblings": siblings, "sha": commit })
+            .to_string();
+        return send(
+            200,
+            &[("Content-Type", "application/json".to_owned())],
+            info.as_bytes(),
+            info.len(),
+        );
     }
     // A repository that was renamed.
     if let Some(rest) = path.strip_prefix("/api/models/owner/old/") {
@@ -150,8 +158,11 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     }
     // Git's own name of a small file is a sha1.
     let etag = format!("\"{}\"", if large { &sha256 } else { &sha256[..40] });
-    let mut headers =
-        vec![("X-Repo-Commit", commit.to_owned()), ("ETag", etag), ("Accept-Ranges", "bytes".to_owned())];
+    let mut headers = vec![
+        ("X-Repo-Commit", commit.to_owned()),
+        ("ETag", etag),
+        ("Accept-Ranges", "bytes".to_owned()),
+    ];
     let Some(range) = range else { return send(200, &headers, &body, body.len()) };
     let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap();
     let from: usize = from.parse().unwrap();

@@ -1,9 +1,12 @@
-//! Causal grouped-query attention in tiles, after FlashAttention-2 (<https://arxiv.org/abs/2307.08691>).
+//! Causal grouped-query attention in tiles, after FlashAttention-2
+//! (<https://arxiv.org/abs/2307.08691>).
 //!
-//! The forward pass keeps the result and one number a query (the logarithm of its softmax's denominator); the backward
-//! pass computes the scores again, tile by tile. Nothing of size `t × s` ever exists. Tiles beyond the diagonal or
-//! before the first key that a query sees (padding, a sliding window, another text of a packed row) are not visited. Keys and values are read where they lie: no head is repeated, and
-//! nothing is transposed but keys (and values, backward) into panels for the product's inner loop.
+//! The forward pass keeps the result and one number a query (the logarithm of its softmax's
+//! denominator); the backward pass computes the scores again, tile by tile. Nothing of size `t × s`
+//! ever exists. Tiles beyond the diagonal or before the first key that a query sees (padding, a
+//! sliding window, another text of a packed row) are not visited. Keys and values are read where
+//! they lie: no head is repeated, and nothing is transposed but keys (and values, backward) into
+//! panels for the product's inner loop.
 
 use std::ops::Range;
 
@@ -58,10 +61,12 @@ pub fn attention(
 ) -> Result<Tensor> {
     let tracked = q.track_op() || k.track_op() || v.track_op();
     // A key-value cache comes as the filled part of a larger buffer: read it there.
-    let rows =
-        |x: &Tensor| if !tracked && Keys::fits(x.layout(), sizes) { Ok(x.clone()) } else { x.contiguous() };
+    let rows = |x: &Tensor| {
+        if !tracked && Keys::fits(x.layout(), sizes) { Ok(x.clone()) } else { x.contiguous() }
+    };
     let (q, k, v) = (q.contiguous()?, rows(k)?, rows(v)?);
-    let mut op = Flash { scale, first, sizes, log_sums: Vec::new(), tiles: Tiles::of(scale, bf16, sizes) };
+    let mut op =
+        Flash { scale, first, sizes, log_sums: Vec::new(), tiles: Tiles::of(scale, bf16, sizes) };
     let y = {
         let _time = profile::time("attention", "forward");
         let (keys, values) = (Strided::of(&k)?, Strided::of(&v)?);
@@ -80,9 +85,9 @@ pub fn attention(
                 attention_packed::forward::<flash::Half>(&q, keys, values, &op.first, scale, sizes)
             }
             #[cfg(target_arch = "x86_64")]
-            Tiles::Amx => {
-                attention_packed::forward::<flash_amx::Amx>(&q, keys, values, &op.first, scale, sizes)
-            }
+            Tiles::Amx => attention_packed::forward::<flash_amx::Amx>(
+                &q, keys, values, &op.first, scale, sizes,
+            ),
         };
         op.log_sums = log_sums;
         y
@@ -159,7 +164,8 @@ struct Flash {
     /// The first key that each query sees, `[b, t]`.
     first: Vec<usize>,
     sizes: Sizes,
-    /// `[b, h, t]`; infinite for a query without keys, whose weights are then all zero. Packed tiles have them to base 2.
+    /// `[b, h, t]`; infinite for a query without keys, whose weights are then all zero. Packed
+    /// tiles have them to base 2.
     log_sums: Vec<f32>,
     tiles: Tiles,
 }
@@ -185,17 +191,29 @@ impl Operation for Flash {
         let gradients = match self.tiles {
             Tiles::Plain => self.gradients(q, k, v, y, &dy),
             #[cfg(target_arch = "x86_64")]
-            Tiles::Full => {
-                attention_packed::gradients::<flash::Full>(kept, &dy, &self.first, self.scale, self.sizes)
-            }
+            Tiles::Full => attention_packed::gradients::<flash::Full>(
+                kept,
+                &dy,
+                &self.first,
+                self.scale,
+                self.sizes,
+            ),
             #[cfg(target_arch = "x86_64")]
-            Tiles::Half => {
-                attention_packed::gradients::<flash::Half>(kept, &dy, &self.first, self.scale, self.sizes)
-            }
+            Tiles::Half => attention_packed::gradients::<flash::Half>(
+                kept,
+                &dy,
+                &self.first,
+                self.scale,
+                self.sizes,
+            ),
             #[cfg(target_arch = "x86_64")]
-            Tiles::Amx => {
-                attention_packed::gradients::<flash_amx::Amx>(kept, &dy, &self.first, self.scale, self.sizes)
-            }
+            Tiles::Amx => attention_packed::gradients::<flash_amx::Amx>(
+                kept,
+                &dy,
+                &self.first,
+                self.scale,
+                self.sizes,
+            ),
         };
         for (slot, gradient) in into.iter_mut().zip(gradients) {
             if slot.wanted() {
@@ -280,7 +298,8 @@ impl Flash {
         while key < keys.end {
             let n = PANEL.min(keys.end - key);
             let panel = panels.at(*row, head / (h / hkv), key);
-            // SAFETY: `queries` holds the block's rows h·d apart, the panel d rows of 48, `scores` 64 rows of 96.
+            // SAFETY: `queries` holds the block's rows h·d apart, the panel d rows of 48, `scores`
+            // 64 rows of 96.
             unsafe {
                 Tile {
                     m: rows.len(),
@@ -337,7 +356,8 @@ impl Flash {
         let blocks = t.div_ceil(QUERIES);
         let task = |index: usize| {
             // The last blocks see the most keys: they go first.
-            let (block, head, row) = (blocks - 1 - index % blocks, index / blocks % h, index / blocks / h);
+            let (block, head, row) =
+                (blocks - 1 - index % blocks, index / blocks % h, index / blocks / h);
             let rows = block * QUERIES..((block + 1) * QUERIES).min(t);
             let place = Place { row, head, rows: rows.clone() };
             let mut scores = [0f32; QUERIES * KEYS];
@@ -411,7 +431,8 @@ impl Flash {
         let mut dq = vec![0f32; q.len()];
         let out = Shared::new(&mut dq);
         let blocks = t.div_ceil(QUERIES);
-        // One task has a head's queries, all or a part of them, and sums of its own for the keys and values.
+        // One task has a head's queries, all or a part of them, and sums of its own for the keys
+        // and values.
         let parts = (4 * crew::threads()).div_ceil((b * h).max(1)).clamp(1, blocks.max(1));
         let task = |index: usize| {
             let (part, head, row) = (index % parts, index / parts % h, index / parts / h);
@@ -454,8 +475,9 @@ impl Flash {
                         alpha: 1.,
                         accumulate: true,
                     };
-                    // SAFETY: weights and slopes hold 64 rows of 96; the queries' rows lie h·d apart, the keys' hkv·d;
-                    // dk and dv hold every key that this task sees; no other task has these queries of this head.
+                    // SAFETY: weights and slopes hold 64 rows of 96; the queries' rows lie h·d
+                    // apart, the keys' hkv·d; dk and dv hold every key that this task sees; no
+                    // other task has these queries of this head.
                     unsafe {
                         // dv += weightsᵀ · dy
                         tile.compute();
@@ -486,7 +508,8 @@ impl Flash {
         };
         let mut sums = vec![(Vec::new(), Vec::new()); b * h * parts];
         sums.par_iter_mut().enumerate().each(|(index, sums)| *sums = task(index));
-        // [b, s, hkv, d], summed over each group's heads in order, so that a run repeats bit for bit
+        // [b, s, hkv, d], summed over each group's heads in order, so that a run repeats bit for
+        // bit
         let (mut dk, mut dv) = (vec![0f32; k.len()], vec![0f32; v.len()]);
         let group = h / hkv * parts;
         dk.par_chunks_mut((s * hkv * d).max(1))
@@ -504,9 +527,15 @@ impl Flash {
     }
 }
 
-/// One step of the running softmax on a query's scores against one tile: leaves `e^(score − most)` where the query
-/// sees and 0 elsewhere, and returns the factor for what was summed before.
-fn softmax_step(scores: &mut [f32], seen: Range<usize>, keys: usize, most: &mut f32, sum: &mut f32) -> f32 {
+/// One step of the running softmax on a query's scores against one tile: leaves `e^(score − most)`
+/// where the query sees and 0 elsewhere, and returns the factor for what was summed before.
+fn softmax_step(
+    scores: &mut [f32],
+    seen: Range<usize>,
+    keys: usize,
+    most: &mut f32,
+    sum: &mut f32,
+) -> f32 {
     if seen.is_empty() {
         scores[..keys].fill(0.);
         return 1.;
@@ -514,9 +543,16 @@ fn softmax_step(scores: &mut [f32], seen: Range<usize>, keys: usize, most: &mut 
     #[cfg(target_arch = "x86_64")]
     if super::cpu::avx512::available() {
         debug_assert!(scores.len() >= keys.next_multiple_of(16));
-        // SAFETY: asked the processor; a row has room for a whole tile, and a tile is a multiple of sixteen.
+        // SAFETY: asked the processor; a row has room for a whole tile, and a tile is a multiple of
+        // sixteen.
         return unsafe {
-            super::cpu::avx512::softmax_step(scores.as_mut_ptr(), (seen.start, seen.end), keys, most, sum)
+            super::cpu::avx512::softmax_step(
+                scores.as_mut_ptr(),
+                (seen.start, seen.end),
+                keys,
+                most,
+                sum,
+            )
         };
     }
     let visible = &mut scores[seen.clone()];
@@ -554,7 +590,13 @@ fn softmax_backward(
             );
         };
     }
-    softmax_backward_plain(&mut weights[seen.clone()], &mut slopes[seen.clone()], log_sum, along, scale);
+    softmax_backward_plain(
+        &mut weights[seen.clone()],
+        &mut slopes[seen.clone()],
+        log_sum,
+        along,
+        scale,
+    );
     for hidden in [&mut *weights, slopes] {
         hidden[..seen.start].fill(0.);
         hidden[seen.end..keys].fill(0.);

@@ -1,12 +1,14 @@
-//! Attention from packed operands, where the processor has AVX512-BF16: the tasks and the memory around the tiles of
-//! [`cpu::flash`](super::cpu::flash).
+//! Attention from packed operands, where the processor has AVX512-BF16: the tasks and the memory
+//! around the tiles of [`cpu::flash`](super::cpu::flash).
 //!
-//! Keys and values of each key head are packed once a call and serve the whole group of query heads. A task of the forward pass is a block
-//! of queries of one head; a task of the backward pass has a share of the query blocks of all heads of a group, chosen so that shares are
-//! alike in work, and sums the gradients of keys and values in a buffer of its own.
+//! Keys and values of each key head are packed once a call and serve the whole group of query
+//! heads. A task of the forward pass is a block of queries of one head; a task of the backward pass
+//! has a share of the query blocks of all heads of a group, chosen so that shares are alike in
+//! work, and sums the gradients of keys and values in a buffer of its own.
 //!
-//! Predicted at 1 x 2048 tokens of SmolLM2-135M (17 GFLOP a block with the causal half alone, 118 GFLOP/s a core in f32 and 236 in bf16, a
-//! sixth of it for powers of two): 86 ms a block in f32, 45 ms in bf16. For what was measured see `HOW_IT_WORKS.md`.
+//! Predicted at 1 x 2048 tokens of SmolLM2-135M (17 GFLOP a block with the causal half alone, 118
+//! GFLOP/s a core in f32 and 236 in bf16, a sixth of it for powers of two): 86 ms a block in f32,
+//! 45 ms in bf16. For what was measured see `HOW_IT_WORKS.md`.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,7 +18,8 @@ use rayon::prelude::*;
 use super::attention::{Keys, Sizes};
 use super::cpu::crew::{self, Each};
 use super::cpu::flash::{
-    self, BACKWARD_QUERIES, FORWARD_QUERIES, Form, KEYS, Kernel, Queries, Unit, packed_units, padded,
+    self, BACKWARD_QUERIES, FORWARD_QUERIES, Form, KEYS, Kernel, Queries, Unit, packed_units,
+    padded,
 };
 use super::cpu::{Shared, math};
 
@@ -56,7 +59,8 @@ impl Packed {
         let room = &mut lines.spare_capacity_mut()[..b * hkv * run];
         room.par_chunks_mut(run.max(1)).enumerate().each(|(index, to)| {
             let from = x.at(index / hkv, 0, index % hkv).as_ptr();
-            // SAFETY: the unit was found (`attention` asks); `x` holds the rows of this head hkv·d apart, and the run has its length.
+            // SAFETY: the unit was found (`attention` asks); `x` holds the rows of this head hkv·d
+            // apart, and the run has its length.
             unsafe { flash::pack::<U>(form, from, hkv * d, (s, whole), d, to.as_mut_ptr().cast()) };
         });
         // SAFETY: `pack` has written every line.
@@ -103,13 +107,15 @@ pub fn forward<K: Kernel>(
     let blocks = t.div_ceil(FORWARD_QUERIES);
     let task = |index: usize| {
         // The last blocks see the most keys: they go first.
-        let (block, head, row) = (blocks - 1 - index % blocks, index / blocks % h, index / blocks / h);
+        let (block, head, row) =
+            (blocks - 1 - index % blocks, index / blocks % h, index / blocks / h);
         let rows = block * FORWARD_QUERIES..((block + 1) * FORWARD_QUERIES).min(t);
         let group = row * hkv + head / (h / hkv);
         let at = ((row * t + rows.start) * h + head) * d;
         let mine = (row * h + head) * t;
         with_scratch(K::forward_scratch(d), |scratch| {
-            // SAFETY: each task has its own queries of its own head; the packed operands hold all keys up to a whole tile.
+            // SAFETY: each task has its own queries of its own head; the packed operands hold all
+            // keys up to a whole tile.
             unsafe {
                 K::forward(
                     &queries(first, row, &rows, scale, sizes),
@@ -155,7 +161,8 @@ pub fn gradients<K: Kernel>(
     let key_rows = Packed::new::<K::Unit>(Keys::new(k, sizes), Form::Rows, sizes);
     let key_depth = Packed::new::<K::Unit>(Keys::new(k, sizes), K::KEYS_FOR_DQ, sizes);
     let value_rows = Packed::new::<K::Unit>(Keys::new(v, sizes), Form::Rows, sizes);
-    // y · dy of each query, `[b, h, t]`: once, for every stretch of keys. Read as it lies, all heads of a query.
+    // y · dy of each query, `[b, h, t]`: once, for every stretch of keys. Read as it lies, all
+    // heads of a query.
     let mut along = vec![0f32; b * h * t];
     let products = Shared::new(&mut along);
     crew::run((b * t).div_ceil(BACKWARD_QUERIES), |block| {
@@ -165,7 +172,8 @@ pub fn gradients<K: Kernel>(
                 let at = (index * h + head) * d;
                 // SAFETY: each task has its own queries.
                 unsafe {
-                    *products.at((row * h + head) * t + query) = math::dot(&y[at..at + d], &dy[at..at + d])
+                    *products.at((row * h + head) * t + query) =
+                        math::dot(&y[at..at + d], &dy[at..at + d])
                 };
             }
         }
@@ -184,7 +192,8 @@ pub fn gradients<K: Kernel>(
         };
         let size = s.next_multiple_of(KEYS) * wide;
         let (mut dk, mut dv) = (vec![0f32; size], vec![0f32; size]);
-        // A stretch of keys at a time, so that what is packed of them and their gradients stay in the second-level cache.
+        // A stretch of keys at a time, so that what is packed of them and their gradients stay in
+        // the second-level cache.
         let stretch = K::STRETCH;
         let mine: Vec<Range<usize>> = share_of(share, shares, blocks)
             .map(|block| block * BACKWARD_QUERIES..((block + 1) * BACKWARD_QUERIES).min(t))
@@ -240,7 +249,8 @@ pub fn gradients<K: Kernel>(
         |(index, (dk, dv))| {
             let (row, key) = (index / s, index % s);
             for head in 0..hkv {
-                let (dk, dv) = (&mut dk[head * d..(head + 1) * d], &mut dv[head * d..(head + 1) * d]);
+                let (dk, dv) =
+                    (&mut dk[head * d..(head + 1) * d], &mut dv[head * d..(head + 1) * d]);
                 for (part_k, part_v) in &sums[(row * hkv + head) * shares..][..shares] {
                     math::add_scaled(dk, scale, &part_k[key * wide..key * wide + d]);
                     math::add_scaled(dv, 1., &part_v[key * wide..key * wide + d]);
@@ -251,7 +261,8 @@ pub fn gradients<K: Kernel>(
     [dq, dk, dv]
 }
 
-/// Into how many shares the query blocks of a group of heads go: enough tasks to even out, and as many for each thread.
+/// Into how many shares the query blocks of a group of heads go: enough tasks to even out, and as
+/// many for each thread.
 fn shares(groups: usize, blocks: usize) -> usize {
     let threads = crew::threads();
     let mut shares = (4 * threads).div_ceil(groups.max(1)).max(1);
@@ -261,7 +272,8 @@ fn shares(groups: usize, blocks: usize) -> usize {
     shares.min(blocks.max(1))
 }
 
-/// The query blocks of a share. They are dealt out from the last, which see the most keys, back and forth.
+/// The query blocks of a share. They are dealt out from the last, which see the most keys, back and
+/// forth.
 fn share_of(share: usize, shares: usize, blocks: usize) -> impl Iterator<Item = usize> {
     (0..blocks).rev().enumerate().filter_map(move |(dealt, block)| {
         let (round, place) = (dealt / shares, dealt % shares);
@@ -277,7 +289,8 @@ mod tests {
     #[test]
     fn every_block_is_in_one_share_and_shares_are_alike() {
         for (shares, blocks) in [(1, 5), (4, 32), (3, 7), (4, 3)] {
-            let mut all: Vec<usize> = (0..shares).flat_map(|share| share_of(share, shares, blocks)).collect();
+            let mut all: Vec<usize> =
+                (0..shares).flat_map(|share| share_of(share, shares, blocks)).collect();
             all.sort_unstable();
             assert_eq!(all, (0..blocks).collect::<Vec<_>>());
         }

@@ -1,13 +1,17 @@
 //! Cross-entropy of the output head, in chunks of rows and slices of the vocabulary.
 //!
-//! The idea is Liger Kernel's (<https://arxiv.org/abs/2410.10989>): the forward pass already computes the gradient of
-//! the hidden states, chunk by chunk, so that no more than one chunk of logits exists at a time and none is kept.
+//! The idea is Liger Kernel's (<https://arxiv.org/abs/2410.10989>): the forward pass already
+//! computes the gradient of the hidden states, chunk by chunk, so that no more than one chunk of
+//! logits exists at a time and none is kept.
 //!
-//! A chunk's logits lie slice by slice, `[slice][rows][2016]`. A slice is a few megabytes: what the product has written is still in the
-//! cache when each row's highest logit and sum are updated from it; what becomes the gradient is still there when the next product
-//! reads it. The first pass leaves powers relative to the row's highest logit so far, so the second only scales them. (With whole rows of 49152 side by side, rows lie 48 pages apart: every store of a block of 32 rows, and every load of the
-//! gradient's product, went to the same few sets of the cache, and bf16 packed 3 MiB for each 32 columns of the gradient. Predicted at 2048
-//! tokens in bf16: from 1.26 s to 0.7 s of which 0.53 s is arithmetic. For what was measured see `HOW_IT_WORKS.md`.)
+//! A chunk's logits lie slice by slice, `[slice][rows][2016]`. A slice is a few megabytes: what the
+//! product has written is still in the cache when each row's highest logit and sum are updated from
+//! it; what becomes the gradient is still there when the next product reads it. The first pass
+//! leaves powers relative to the row's highest logit so far, so the second only scales them. (With
+//! whole rows of 49152 side by side, rows lie 48 pages apart: every store of a block of 32 rows,
+//! and every load of the gradient's product, went to the same few sets of the cache, and bf16
+//! packed 3 MiB for each 32 columns of the gradient. Predicted at 2048 tokens in bf16: from 1.26 s
+//! to 0.7 s of which 0.53 s is arithmetic. For what was measured see `HOW_IT_WORKS.md`.)
 
 use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
@@ -25,10 +29,12 @@ use super::{IGNORE, profile};
 use crate::matrix::Matrix;
 use crate::quantized::Quantized;
 
-/// Logits held at a time. Each chunk packs the whole head twice: 96 MiB is 512 rows of a vocabulary of 49152.
+/// Logits held at a time. Each chunk packs the whole head twice: 96 MiB is 512 rows of a vocabulary
+/// of 49152.
 const CHUNK_BYTES: usize = 96 << 20;
 
-/// Rows of f32 logits in a chunk of about so many bytes: as many in each as divide all `rows` evenly.
+/// Rows of f32 logits in a chunk of about so many bytes: as many in each as divide all `rows`
+/// evenly.
 pub(super) fn chunk_rows(rows: usize, vocab: usize, bytes: usize) -> usize {
     let most = (bytes / 4 / vocab.max(1)).max(8);
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
@@ -39,12 +45,14 @@ pub fn logits_held(rows: usize, vocab: usize) -> usize {
     chunk_rows(rows, vocab, CHUNK_BYTES).min(rows) * vocab
 }
 
-/// Columns of the vocabulary at a time: whole panels of 48 and of 32 columns, and an even number of cache lines that is no power of two.
+/// Columns of the vocabulary at a time: whole panels of 48 and of 32 columns, and an even number of
+/// cache lines that is no power of two.
 const SLICE: usize = 2016;
 
 thread_local! {
-    /// The logits' memory, for the next step of one chunk. It is the largest piece that comes and goes while all activations are there; given back, it would be
-    /// cut up by the next forward pass, and the next loss would take new memory (100 MB of 1140 at 4 x 128 tokens).
+    /// The logits' memory, for the next step of one chunk. It is the largest piece that comes and
+    /// goes while all activations are there; given back, it would be cut up by the next forward
+    /// pass, and the next loss would take new memory (100 MB of 1140 at 4 x 128 tokens).
     static LOGITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
@@ -138,7 +146,8 @@ struct Running {
 impl Running {
     const NONE: Self = Self { max: f32::NEG_INFINITY, others: 0., chosen: 0. };
 
-    /// Takes in more logits, which become `e^(logit − max)` with the maximum so far, that of the label 0; `label` is counted from the first of them.
+    /// Takes in more logits, which become `e^(logit − max)` with the maximum so far, that of the
+    /// label 0; `label` is counted from the first of them.
     fn add(&mut self, logits: &mut [f32], label: Option<usize>) {
         let max = self.max.max(math::max(logits));
         if let Some(label) = label {
@@ -158,7 +167,8 @@ impl Running {
         f64::from(self.sum().ln()) + f64::from(self.max) - f64::from(self.chosen)
     }
 
-    /// What [`Running::add`] left of a slice, when the maximum was `max`, becomes the gradient: softmax − one-hot.
+    /// What [`Running::add`] left of a slice, when the maximum was `max`, becomes the gradient:
+    /// softmax − one-hot.
     fn gradient(&self, powers: &mut [f32], max: f32, label: Option<usize>) {
         let sum = self.sum();
         math::scale(powers, math::exp(max - self.max) / sum);
@@ -168,7 +178,8 @@ impl Running {
     }
 }
 
-/// The summed loss over the labelled rows (`(row, label)`), and the gradients wanted of hidden and head_w.
+/// The summed loss over the labelled rows (`(row, label)`), and the gradients wanted of hidden and
+/// head_w.
 fn forward(
     hidden: &[f32],
     head: Head,
@@ -223,7 +234,11 @@ fn forward(
             let maxima = &maxima[from / SLICE * count..][..count];
             let each = logits.par_chunks_mut(width).zip(&running).zip(maxima).zip(rows);
             each.each(|(((powers, running), &max), &(_, label))| {
-                running.gradient(powers, max, label.checked_sub(from).filter(|label| *label < width));
+                running.gradient(
+                    powers,
+                    max,
+                    label.checked_sub(from).filter(|label| *label < width),
+                );
             });
             let dlogits = Mat::new(logits, count, width);
             if want[0] {
@@ -239,15 +254,17 @@ fn forward(
             }
         }
     }
-    // Of a long batch the activations are so many more that the backward pass had better have the memory.
+    // Of a long batch the activations are so many more that the backward pass had better have the
+    // memory.
     if rows.len() <= size {
         LOGITS.set(all);
     }
     (loss as f32, [dh, dw])
 }
 
-/// `dw += dlogitsᵀ · input` for some columns of the vocabulary, computed as `inputᵀ · dlogits` and turned: read so, the logits are streamed
-/// along their rows rather than one from each page. (Predicted at 512 rows of SmolLM2's vocabulary: from 0.7 s to the 0.15 s that the arithmetic
+/// `dw += dlogitsᵀ · input` for some columns of the vocabulary, computed as `inputᵀ · dlogits` and
+/// turned: read so, the logits are streamed along their rows rather than one from each page.
+/// (Predicted at 512 rows of SmolLM2's vocabulary: from 0.7 s to the 0.15 s that the arithmetic
 /// takes.)
 ///
 /// # Shapes
@@ -315,7 +332,9 @@ impl Gradient {
                 Ok(())
             }
             Self::None => Ok(()),
-            Self::Taken => bail!("cross_entropy: a loss can be differentiated once; compute it again"),
+            Self::Taken => {
+                bail!("cross_entropy: a loss can be differentiated once; compute it again")
+            }
         }
     }
 }

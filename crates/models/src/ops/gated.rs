@@ -85,7 +85,8 @@ fn silu(x: f32) -> (f32, f32) {
     (x * s, s * (1. + x * (1. - s)))
 }
 
-/// `x · Φ(x)` and its slope `Φ(x) + x · φ(x)`: Φ is the normal distribution, by Abramowitz and Stegun's 7.1.26 (to 1.5 · 10⁻⁷).
+/// `x · Φ(x)` and its slope `Φ(x) + x · φ(x)`: Φ is the normal distribution, by Abramowitz and
+/// Stegun's 7.1.26 (to 1.5 · 10⁻⁷).
 #[inline(always)]
 fn gelu(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -102,7 +103,8 @@ fn gelu(x: f32) -> (f32, f32) {
     (x * below, below + x * bell * 0.398_942_3)
 }
 
-/// `x/2 · (1 + tanh u)`, which is `x · σ(2u)`, with `u = √(2/π) · (x + 0.044715 x³)`; and its slope.
+/// `x/2 · (1 + tanh u)`, which is `x · σ(2u)`, with `u = √(2/π) · (x + 0.044715 x³)`; and its
+/// slope.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> (f32, f32) {
     const DOUBLE: f32 = 1.595_769; // 2 · √(2/π)

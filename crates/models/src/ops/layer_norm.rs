@@ -1,4 +1,5 @@
-//! Normalisation to mean 0 and variance 1, in one pass over each row; the backward pass computes the row's mean and scale again.
+//! Normalisation to mean 0 and variance 1, in one pass over each row; the backward pass computes
+//! the row's mean and scale again.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -59,9 +60,10 @@ impl Operation for LayerNorm {
         let w = Values::of(self.scale_and_shift(inputs).0)?;
         let before = into[0].take();
         let trained = self.frozen.is_none();
-        let (dx, gradients) = norm::backward(before, &x, &dy, (w.len(), trained), |rows, [dw, db]| {
-            backward_rows(rows.dx, rows.accumulate, dw, db, rows.x, &w, rows.dy, self.eps);
-        });
+        let (dx, gradients) =
+            norm::backward(before, &x, &dy, (w.len(), trained), |rows, [dw, db]| {
+                backward_rows(rows.dx, rows.accumulate, dw, db, rows.x, &w, rows.dy, self.eps);
+            });
         into[0].set(dx);
         for (slot, gradient) in into.iter_mut().skip(1).zip(gradients) {
             if slot.wanted() {
@@ -105,8 +107,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// With `h = (x − mean) · i` and `g = w∘dy`: `dx = (g − mean(g) − h · mean(g∘h)) · i`, added to `dx` if `accumulate`; `dw += dy∘h` and
-    /// `db += dy` unless they are empty.
+    /// With `h = (x − mean) · i` and `g = w∘dy`: `dx = (g − mean(g) − h · mean(g∘h)) · i`, added to
+    /// `dx` if `accumulate`; `dw += dy∘h` and `db += dy` unless they are empty.
     pub fn backward_rows(
         dx: &mut [f32], accumulate: bool, dw: &mut [f32], db: &mut [f32], x: &[f32], w: &[f32], dy: &[f32], eps: f32,
     ) {

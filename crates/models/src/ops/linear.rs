@@ -1,7 +1,8 @@
 //! Linear map whose frozen weight costs no gradient.
 //!
-//! Candle's own product computes a gradient for both sides and keeps them: for a frozen model that is a third of the
-//! arithmetic and the size of all weights. Here a frozen weight is part of the operation, not of the graph.
+//! Candle's own product computes a gradient for both sides and keeps them: for a frozen model that
+//! is a third of the arithmetic and the size of all weights. Here a frozen weight is part of the
+//! operation, not of the graph.
 
 use std::borrow::Cow;
 
@@ -66,7 +67,8 @@ struct Low<'a> {
     alpha: f32,
 }
 
-/// `x · wᵀ + bias`, and a low-rank term if there is one. The weight's type decides what the products are computed in.
+/// `x · wᵀ + bias`, and a low-rank term if there is one. The weight's type decides what the
+/// products are computed in.
 fn times_weight(
     x: Mat,
     w: &Matrix,
@@ -83,8 +85,10 @@ fn times_weight(
         Matrix::Quantized(blocks) => Ok(sum(Side::Blocks(BlockMat::new(blocks).t()))),
         Matrix::Plain(w) if w.dtype() == DType::BF16 => {
             let w = HalfValues::of(w)?;
-            let base = half::Term { a: x, b: Right::Half(HalfMat::new(&w, out, inp).t()), alpha: 1. };
-            let low = low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
+            let base =
+                half::Term { a: x, b: Right::Half(HalfMat::new(&w, out, inp).t()), alpha: 1. };
+            let low =
+                low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
             let terms: Vec<_> = std::iter::once(base).chain(low).collect();
             Ok(half::sum_of_products(&terms, bias))
         }
@@ -105,7 +109,8 @@ fn input_gradient_with(w: &Matrix, dy: Mat, low: Option<Low>, dx: &mut Slot) -> 
         Matrix::Plain(w) if w.dtype() == DType::BF16 => {
             let w = HalfValues::of(w)?;
             let base = half::Term { a: dy, b: Right::Half(HalfMat::new(&w, out, inp)), alpha: 1. };
-            let low = low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
+            let low =
+                low.map(|low| half::Term { a: low.a, b: Right::Full(low.b), alpha: low.alpha });
             dx.add_half_products(&std::iter::once(base).chain(low).collect::<Vec<_>>());
         }
         Matrix::Plain(w) => add(Mat::new(&Values::of(w)?, out, inp).into()),
@@ -173,8 +178,9 @@ pub fn lora_linear(
     node(op, &[&x, &a, &b], y, shape)
 }
 
-/// `y = x·wᵀ + bias + s·(x∘mask)·aᵀ·bᵀ`: the low-rank product joins the base product as more depth of the same
-/// tiles. `u = (x∘mask)·aᵀ` is computed again in the backward pass (`r/out` of the work) rather than kept.
+/// `y = x·wᵀ + bias + s·(x∘mask)·aᵀ·bᵀ`: the low-rank product joins the base product as more depth
+/// of the same tiles. `u = (x∘mask)·aᵀ` is computed again in the backward pass (`r/out` of the
+/// work) rather than kept.
 struct Lora {
     w: Matrix,
     mask: Option<Tensor>,
@@ -222,7 +228,10 @@ impl Operation for Lora {
         let masked = self.masked(&x)?;
         let input = Mat::new(&masked, n, inp);
         // du = s · dy · b
-        let du = sum_of_products(&[Term { a: dy, b: Mat::new(&b, out, r).into(), alpha: self.scale }], None);
+        let du = sum_of_products(
+            &[Term { a: dy, b: Mat::new(&b, out, r).into(), alpha: self.scale }],
+            None,
+        );
         let du = Mat::new(&du, n, r);
         if dx.wanted() {
             let low = Low { a: du, b: Mat::new(&a, r, inp), alpha: 1. };
@@ -244,8 +253,10 @@ impl Operation for Lora {
         if db.wanted() {
             let u = product(input, Mat::new(&a, r, inp).t());
             // dbᵀ = s · uᵀ · dy, then turned: read so, dy is streamed along its rows.
-            let turned =
-                sum_of_products(&[Term { a: Mat::new(&u, n, r).t(), b: dy.into(), alpha: self.scale }], None);
+            let turned = sum_of_products(
+                &[Term { a: Mat::new(&u, n, r).t(), b: dy.into(), alpha: self.scale }],
+                None,
+            );
             let mut gradient = vec![0.; out * r];
             for (i, row) in gradient.chunks_exact_mut(r).enumerate() {
                 for (j, value) in row.iter_mut().enumerate() {

@@ -1,10 +1,11 @@
 //! The differentiable operations that a decoder is made of.
 //!
-//! Each has one file with its fused form for the CPU, one form for every other device and number type in [`device`],
-//! and one plain composition in [`naive`], which is the oracle in the tests. All keep candle's graph:
-//! `Tensor::backward` runs through them.
+//! Each has one file with its fused form for the CPU, one form for every other device and number
+//! type in [`device`], and one plain composition in [`naive`], which is the oracle in the tests.
+//! All keep candle's graph: `Tensor::backward` runs through them.
 //!
-//! Layout is `[b, t, h, d]` (batch, time, heads, head size) everywhere, so that no operation has to transpose.
+//! Layout is `[b, t, h, d]` (batch, time, heads, head size) everywhere, so that no operation has to
+//! transpose.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,7 +41,8 @@ pub use tape::Tape;
 /// The label of a position that bears no loss.
 pub const IGNORE: i64 = -100;
 
-/// How [`attention`] scores and masks. A query sees the keys up to its own position that none of these hides.
+/// How [`attention`] scores and masks. A query sees the keys up to its own position that none of
+/// these hides.
 ///
 /// ```
 /// use tunebook_models::ops::Attention;
@@ -51,14 +53,18 @@ pub const IGNORE: i64 = -100;
 pub struct Attention {
     /// Factor on the scores, `1/√d` as a rule. Default 1.
     pub scale: f32,
-    /// For each row of the batch its first valid key (left padding lies before it). `None`: all keys are valid.
+    /// For each row of the batch its first valid key (left padding lies before it). `None`: all
+    /// keys are valid.
     pub starts: Option<Vec<usize>>,
-    /// A query sees so many keys at most, its own position included (sliding window). `None`: all before it.
+    /// A query sees so many keys at most, its own position included (sliding window). `None`: all
+    /// before it.
     pub window: Option<usize>,
-    /// For each row the lengths of the texts packed into it, in their order: no text sees another. What is left of a row is one more
-    /// text (padding). Only for whole rows (`s = t`). `None`: a row is one text.
+    /// For each row the lengths of the texts packed into it, in their order: no text sees another.
+    /// What is left of a row is one more text (padding). Only for whole rows (`s = t`). `None`: a
+    /// row is one text.
     pub segments: Option<Vec<Vec<usize>>>,
-    /// Products round their operands to bf16 where the processor multiplies it; sums, softmax and results stay in f32. Default false.
+    /// Products round their operands to bf16 where the processor multiplies it; sums, softmax and
+    /// results stay in f32. Default false.
     pub bf16: bool,
 }
 
@@ -69,8 +75,8 @@ impl Default for Attention {
 }
 
 impl Attention {
-    /// For each query of each row the first key that it sees, `[b, t]`; a query sees nothing where that is beyond its own position.
-    /// It never falls along a row.
+    /// For each query of each row the first key that it sees, `[b, t]`; a query sees nothing where
+    /// that is beyond its own position. It never falls along a row.
     ///
     /// # Errors
     /// When a list is not as long as the batch, a window is empty, or segments do not fit a row.
@@ -116,12 +122,13 @@ impl Attention {
 
 /// Linear map `y = x · wᵀ + bias`.
 ///
-/// A frozen `w` (neither a variable nor computed from one) gets no gradient and costs none; the bias likewise. A quantised one is dequantised a
-/// tile at a time, in the forward and in the backward pass.
+/// A frozen `w` (neither a variable nor computed from one) gets no gradient and costs none; the
+/// bias likewise. A quantised one is dequantised a tile at a time, in the forward and in the
+/// backward pass.
 ///
 /// # Shapes
-/// `x` `[.., in]`, `w` `[out, in]`, `bias` `[out]` -> `[.., out]`. The input dimension may be split over the last
-/// dimensions of `x` (`[b, t, h, d]` with `h·d = in`).
+/// `x` `[.., in]`, `w` `[out, in]`, `bias` `[out]` -> `[.., out]`. The input dimension may be split
+/// over the last dimensions of `x` (`[b, t, h, d]` with `h·d = in`).
 ///
 /// # Errors
 /// When the last dimensions of `x` do not make `in`, or the bias is not `[out]`.
@@ -160,7 +167,11 @@ pub fn lora_linear(
     let (out, inp) = w.dims2()?;
     let (r, a_in) = a.dims2()?;
     if a_in != inp || b.dims() != [out, r] {
-        bail!("lora_linear: expected a [r, {inp}] and b [{out}, r], found {:?} and {:?}", a.dims(), b.dims())
+        bail!(
+            "lora_linear: expected a [r, {inp}] and b [{out}, r], found {:?} and {:?}",
+            a.dims(),
+            b.dims()
+        )
     }
     if let Some(mask) = dropout_mask
         && mask.dims() != x.dims()
@@ -193,7 +204,8 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     }
 }
 
-/// Normalisation `y = (x − mean) / √(variance + eps) · w + b` over the last dimension (<https://arxiv.org/abs/1607.06450>), reduced in f32.
+/// Normalisation `y = (x − mean) / √(variance + eps) · w + b` over the last dimension
+/// (<https://arxiv.org/abs/1607.06450>), reduced in f32.
 ///
 /// # Shapes
 /// `x` `[.., n]`, `w` and `b` `[n]` -> `[.., n]`.
@@ -216,11 +228,12 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
     }
 }
 
-/// Rotary position embedding (<https://arxiv.org/abs/2104.09864>) in Hugging Face's half-split form: element `i` of a
-/// head turns with element `i + d/2`.
+/// Rotary position embedding (<https://arxiv.org/abs/2104.09864>) in Hugging Face's half-split
+/// form: element `i` of a head turns with element `i + d/2`.
 ///
 /// # Shapes
-/// `x` `[b, t, h, d]` or `[b, t, h·d]`, `cos` and `sin` `[max, d/2]`, `positions` `[b, t]` u32 -> `[b, t, h, d]`.
+/// `x` `[b, t, h, d]` or `[b, t, h·d]`, `cos` and `sin` `[max, d/2]`, `positions` `[b, t]` u32 ->
+/// `[b, t, h, d]`.
 ///
 /// # Errors
 /// When the shapes do not fit together or a position is not below `max`.
@@ -228,7 +241,9 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor) -> Resul
     let half = cos.dims2()?.1;
     let shape = match *x.dims() {
         [b, t, h, d] if d == 2 * half => [b, t, h, d],
-        [b, t, width] if half > 0 && width % (2 * half) == 0 => [b, t, width / (2 * half), 2 * half],
+        [b, t, width] if half > 0 && width % (2 * half) == 0 => {
+            [b, t, width / (2 * half), 2 * half]
+        }
         _ => bail!(
             "rope: expected x [b, t, h, {d}] or [b, t, h·{d}] for angles [max, {half}], found {:?}",
             x.dims(),
@@ -236,7 +251,11 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor) -> Resul
         ),
     };
     if sin.dims() != cos.dims() {
-        bail!("rope: expected cos and sin of one shape, found {:?} and {:?}", cos.dims(), sin.dims())
+        bail!(
+            "rope: expected cos and sin of one shape, found {:?} and {:?}",
+            cos.dims(),
+            sin.dims()
+        )
     }
     if positions.dims() != &shape[..2] || positions.dtype() != DType::U32 {
         bail!(
@@ -321,12 +340,13 @@ pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
     }
 }
 
-/// Causal grouped-query attention. Query `i` of `t` stands at key position `s - t + i`, so a decoding step passes
-/// `t = 1` and all keys so far. A query that sees no valid key (it is padding itself) yields zeros.
+/// Causal grouped-query attention. Query `i` of `t` stands at key position `s - t + i`, so a
+/// decoding step passes `t = 1` and all keys so far. A query that sees no valid key (it is padding
+/// itself) yields zeros.
 ///
 /// # Shapes
-/// `q` `[b, t, h, d]`, `k` and `v` `[b, s, hkv, d]` (or `[b, s, hkv·d]`) with `s ≥ t` and `h` a multiple of `hkv`
-/// -> `[b, t, h·d]`, as an output projection takes it.
+/// `q` `[b, t, h, d]`, `k` and `v` `[b, s, hkv, d]` (or `[b, s, hkv·d]`) with `s ≥ t` and `h` a
+/// multiple of `hkv` -> `[b, t, h·d]`, as an output projection takes it.
 ///
 /// # Errors
 /// When the shapes do not fit together.
@@ -367,16 +387,21 @@ pub fn logits_held(rows: usize, vocab: usize) -> usize {
 
 /// Cross-entropy of the output head at the labelled rows, summed, and how many rows were labelled.
 ///
-/// Logits are computed only where a label is.
-/// The sum is a scalar f32 tensor, differentiable to `hidden` (and to `head_w` when it is trained); divide it by the
-/// number of labels that one optimizer step covers.
+/// Logits are computed only where a label is. The sum is a scalar f32 tensor, differentiable to
+/// `hidden` (and to `head_w` when it is trained); divide it by the number of labels that one
+/// optimizer step covers.
 ///
 /// # Shapes
-/// `hidden` `[n, hid]`, `head_w` `[vocab, hid]`, `labels` of length `n`, [`IGNORE`] where there is none.
+/// `hidden` `[n, hid]`, `head_w` `[vocab, hid]`, `labels` of length `n`, [`IGNORE`] where there is
+/// none.
 ///
 /// # Errors
 /// When the shapes do not fit together or a label is outside the vocabulary.
-pub fn cross_entropy(hidden: &Tensor, head_w: impl Into<Matrix>, labels: &[i64]) -> Result<(Tensor, usize)> {
+pub fn cross_entropy(
+    hidden: &Tensor,
+    head_w: impl Into<Matrix>,
+    labels: &[i64],
+) -> Result<(Tensor, usize)> {
     let head_w = &head_w.into();
     let (n, hid) = hidden.dims2()?;
     let (vocab, head_hid) = head_w.dims2()?;
@@ -405,7 +430,8 @@ pub fn cross_entropy(hidden: &Tensor, head_w: impl Into<Matrix>, labels: &[i64])
 
 static PLAIN: AtomicBool = AtomicBool::new(false);
 
-/// Has every operation of this process run as its plain composition (or in its best form again): for comparisons.
+/// Has every operation of this process run as its plain composition (or in its best form again):
+/// for comparisons.
 pub fn compose(plainly: bool) {
     PLAIN.store(plainly, Ordering::Relaxed);
 }
@@ -425,14 +451,16 @@ fn form(tensors: &[&Tensor]) -> Form {
     if PLAIN.load(Ordering::Relaxed) {
         return Form::Plain;
     }
-    match device::forced() || !tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32) {
+    match device::forced()
+        || !tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+    {
         true => Form::Composed,
         false => Form::Fused,
     }
 }
 
-/// The same for an operation with a weight, which may be bf16 beside f32 when it is frozen: its products are then computed in bf16 and
-/// summed in f32.
+/// The same for an operation with a weight, which may be bf16 beside f32 when it is frozen: its
+/// products are then computed in bf16 and summed in f32.
 fn form_with(tensors: &[&Tensor], w: &Matrix) -> Form {
     match (form(tensors), w) {
         (Form::Fused, Matrix::Quantized(blocks)) if blocks.device().is_cpu() => Form::Fused,

@@ -1,7 +1,7 @@
 //! Every operation of this module composed from plain candle operations.
 //!
-//! This is the oracle: short enough to be checked by eye, differentiable through candle alone. All other forms are
-//! tested against it, value and gradient.
+//! This is the oracle: short enough to be checked by eye, differentiable through candle alone. All
+//! other forms are tested against it, value and gradient.
 
 use candle_core::{D, DType, Result, Tensor};
 
@@ -156,7 +156,8 @@ pub fn cross_entropy(hidden: &Tensor, head_w: &Tensor, labels: &[i64]) -> Result
         .unzip();
     let count = rows.len();
     if count == 0 {
-        // Still a node of the graph, so that a backward pass over a batch without labels finds zeros.
+        // Still a node of the graph, so that a backward pass over a batch without labels finds
+        // zeros.
         let zero = hidden.zeros_like()?;
         return Ok((hidden.mul(&zero)?.to_dtype(DType::F32)?.sum_all()?, 0));
     }

@@ -18,8 +18,8 @@ pub struct Rows<'a> {
     pub dy: &'a [f32],
 }
 
-/// The gradient of `x`, rows of `n`, added to `before`; and those of `P` parameters of the size of a row if they are `trained` (empty
-/// otherwise), to which `work` adds what its rows give.
+/// The gradient of `x`, rows of `n`, added to `before`; and those of `P` parameters of the size of
+/// a row if they are `trained` (empty otherwise), to which `work` adds what its rows give.
 pub fn backward<const P: usize>(
     before: Option<Vec<f32>>,
     x: &[f32],

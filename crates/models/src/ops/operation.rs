@@ -1,5 +1,5 @@
-//! What a fused operation is to the graph: a node with a backward pass, on our [tape](super::tape) while one records,
-//! in candle's graph otherwise.
+//! What a fused operation is to the graph: a node with a backward pass, on our [tape](super::tape)
+//! while one records, in candle's graph otherwise.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,8 @@ use super::cpu::gemm::{Start, Term, products, sum_of_products};
 use super::cpu::{CHUNK, Values, half, math};
 use super::{profile, tape};
 
-/// A gradient's values. Where an operation hands one buffer on to two inputs, the first that adds to it while the other is still to be read copies it.
+/// A gradient's values. Where an operation hands one buffer on to two inputs, the first that adds
+/// to it while the other is still to be read copies it.
 pub type Buffer = Arc<Vec<f32>>;
 
 /// The backward pass of one node; whatever it needs of the forward pass it holds.
@@ -22,8 +23,8 @@ pub trait Operation: Send + Sync + 'static {
     /// Name in profiles and errors.
     fn name(&self) -> &'static str;
 
-    /// Whether the backward pass reads the values of an input. If not, the tape does not keep them, and `backward` finds an empty
-    /// tensor there.
+    /// Whether the backward pass reads the values of an input. If not, the tape does not keep them,
+    /// and `backward` finds an empty tensor there.
     fn reads_input(&self, index: usize) -> bool;
 
     /// Whether it reads those of its output.
@@ -31,8 +32,8 @@ pub trait Operation: Send + Sync + 'static {
         false
     }
 
-    /// Whether [`Operation::remake`] gives the output again at little cost. Then the tape keeps this operation's inputs, and not its output for
-    /// those that read it.
+    /// Whether [`Operation::remake`] gives the output again at little cost. Then the tape keeps
+    /// this operation's inputs, and not its output for those that read it.
     fn remakes(&self) -> bool {
         false
     }
@@ -40,7 +41,8 @@ pub trait Operation: Send + Sync + 'static {
     /// The output again, the same bits.
     ///
     /// # Errors
-    /// When it cannot ([`Operation::remakes`]), or a buffer is not what the forward pass made sure of.
+    /// When it cannot ([`Operation::remakes`]), or a buffer is not what the forward pass made sure
+    /// of.
     fn remake(&self, _inputs: &[Tensor]) -> Result<Vec<f32>> {
         bail!("{}: the result is not computed again", self.name())
     }
@@ -49,7 +51,13 @@ pub trait Operation: Send + Sync + 'static {
     ///
     /// # Errors
     /// When a buffer is not what the forward pass made sure of.
-    fn backward(&self, inputs: &[Tensor], output: &Tensor, dy: Buffer, into: &mut [Slot]) -> Result<()>;
+    fn backward(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        dy: Buffer,
+        into: &mut [Slot],
+    ) -> Result<()>;
 }
 
 /// Where an input's gradient is summed.
@@ -101,7 +109,9 @@ impl Slot {
     pub fn add_half_products(&mut self, terms: &[half::Term]) {
         match &mut self.sum {
             None => self.set(half::sum_of_products(terms, None)),
-            Some(sum) => half::products(Arc::make_mut(sum).as_mut_slice(), terms, Start::Accumulate),
+            Some(sum) => {
+                half::products(Arc::make_mut(sum).as_mut_slice(), terms, Start::Accumulate)
+            }
         }
     }
 
@@ -114,14 +124,21 @@ impl Slot {
     }
 }
 
-/// The result of an operation as a tensor: part of the tape or of candle's graph if an input is tracked.
-pub fn node<O: Operation>(op: O, inputs: &[&Tensor], values: Vec<f32>, shape: Shape) -> Result<Tensor> {
+/// The result of an operation as a tensor: part of the tape or of candle's graph if an input is
+/// tracked.
+pub fn node<O: Operation>(
+    op: O,
+    inputs: &[&Tensor],
+    values: Vec<f32>,
+    shape: Shape,
+) -> Result<Tensor> {
     let storage = CpuStorage::F32(values);
     if !inputs.iter().any(|input| input.track_op()) {
         return Ok(Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), false));
     }
     if tape::recording() {
-        // A leaf for candle: should one of its own operations take this tensor, it tracks from here on.
+        // A leaf for candle: should one of its own operations take this tensor, it tracks from here
+        // on.
         let output = Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), true);
         tape::push(Box::new(op), inputs, &output);
         return Ok(output);
@@ -149,16 +166,24 @@ impl<O: Operation> InGraph<O> {
         }
     }
 
-    fn gradients(&self, inputs: &[&Tensor], output: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn gradients(
+        &self,
+        inputs: &[&Tensor],
+        output: &Tensor,
+        dy: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
         let _time = profile::time(self.op.name(), "backward");
-        let mut slots: Vec<Slot> = inputs.iter().map(|input| Slot::new(input.track_op(), None)).collect();
+        let mut slots: Vec<Slot> =
+            inputs.iter().map(|input| Slot::new(input.track_op(), None)).collect();
         let tensors: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
         // Candle hands on views (of a transpose, of a broadcast) as they are.
         let dy = dy.contiguous()?;
         self.op.backward(&tensors, output, Arc::new(Values::of(&dy)?.to_vec()), &mut slots)?;
         let tensor = |(slot, input): (Slot, &&Tensor)| {
             slot.into_sum()
-                .map(|sum| Tensor::from_vec(Arc::unwrap_or_clone(sum), input.shape(), input.device()))
+                .map(|sum| {
+                    Tensor::from_vec(Arc::unwrap_or_clone(sum), input.shape(), input.device())
+                })
                 .transpose()
         };
         slots.into_iter().zip(inputs).map(tensor).collect()
@@ -185,7 +210,13 @@ impl<O: Operation> CustomOp2 for InGraph<O> {
         self.op.name()
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.result()
     }
 

@@ -1,5 +1,5 @@
-//! Where the time of the operations goes. Off unless [`start`] was called; then each operation adds the time of its
-//! forward and backward pass to a table.
+//! Where the time of the operations goes. Off unless [`start`] was called; then each operation adds
+//! the time of its forward and backward pass to a table.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! Operations on weights in quantised blocks against the same on the dequantised weights: value and gradient, for every type of block.
+//! Operations on weights in quantised blocks against the same on the dequantised weights: value and
+//! gradient, for every type of block.
 
 use candle_core::quantized::GgmlDType::*;
 use candle_core::{Result, Tensor, Var};
@@ -38,7 +39,11 @@ fn run(inputs: &[Tensor], form: impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Ten
 fn same(what: &str, found: &[Tensor], expected: &[Tensor]) {
     assert_eq!(found.len(), expected.len());
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let part = if index == 0 { "value".to_owned() } else { format!("gradient of input {}", index - 1) };
+        let part = if index == 0 {
+            "value".to_owned()
+        } else {
+            format!("gradient of input {}", index - 1)
+        };
         close(&format!("{what}, {part}"), found, expected, 2e-6);
     }
 }
@@ -53,18 +58,22 @@ fn linear_maps_have_the_values_and_gradients_of_dequantised_ones() {
             let x = numbers(&[2, n, inp], 5);
             let what = format!("{format}, {n} rows, {out} outputs");
             let found = run(std::slice::from_ref(&x), |v| linear(&v[0], &blocks, Some(&bias)));
-            let expected = run(std::slice::from_ref(&x), |v| naive::linear(&v[0], &wide, Some(&bias)));
+            let expected =
+                run(std::slice::from_ref(&x), |v| naive::linear(&v[0], &wide, Some(&bias)));
             same(&what, &found, &expected);
-            let composed = run(std::slice::from_ref(&x), |v| device::linear(&v[0], &blocks, Some(&bias)));
+            let composed =
+                run(std::slice::from_ref(&x), |v| device::linear(&v[0], &blocks, Some(&bias)));
             same(&format!("{what}, composed"), &composed, &expected);
 
             let mask = numbers(&[2, n, inp], 6);
             for mask in [None, Some(&mask)] {
                 let inputs = [x.clone(), numbers(&[4, inp], 7), numbers(&[out, 4], 8)];
-                let expected =
-                    run(&inputs, |v| naive::lora_linear(&v[0], &wide, Some(&bias), &v[1], &v[2], 1.5, mask));
-                let found =
-                    run(&inputs, |v| lora_linear(&v[0], &blocks, Some(&bias), &v[1], &v[2], 1.5, mask));
+                let expected = run(&inputs, |v| {
+                    naive::lora_linear(&v[0], &wide, Some(&bias), &v[1], &v[2], 1.5, mask)
+                });
+                let found = run(&inputs, |v| {
+                    lora_linear(&v[0], &blocks, Some(&bias), &v[1], &v[2], 1.5, mask)
+                });
                 same(&format!("LoRA, {what}"), &found, &expected);
                 let composed = run(&inputs, |v| {
                     device::lora_linear(&v[0], &blocks, Some(&bias), &v[1], &v[2], 1.5, mask)

@@ -1,4 +1,5 @@
-//! Root-mean-square normalisation in one pass over each row; the backward pass computes the row's scale again.
+//! Root-mean-square normalisation in one pass over each row; the backward pass computes the row's
+//! scale again.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;

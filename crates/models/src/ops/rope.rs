@@ -9,7 +9,13 @@ use super::operation::{Buffer, Operation, Slot, node};
 use super::profile;
 
 /// See [`super::rope`].
-pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor, shape: [usize; 4]) -> Result<Tensor> {
+pub fn rope(
+    x: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    positions: &Tensor,
+    shape: [usize; 4],
+) -> Result<Tensor> {
     let positions = positions.flatten_all()?.to_vec1::<u32>()?;
     let max = cos.dim(0)?;
     if let Some(position) = positions.iter().find(|&&p| p as usize >= max) {
@@ -41,9 +47,11 @@ impl Rope {
         let chunk = (count * width).max(1);
         // SAFETY: every head of every position is written.
         let mut y = unsafe { uninit(x.len()) };
-        let each = y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).zip(self.positions.par_chunks(count));
+        let each =
+            y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).zip(self.positions.par_chunks(count));
         each.each(|((y, x), positions)| {
-            for ((y, x), &p) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions) {
+            for ((y, x), &p) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions)
+            {
                 let at = p as usize * half..(p as usize + 1) * half;
                 turn_heads(y, x, &cos[at.clone()], &sin[at], direction);
             }

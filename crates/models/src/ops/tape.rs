@@ -1,13 +1,15 @@
 //! A tape of the fused operations, for a backward pass without candle's table of gradients.
 //!
-//! Candle keeps a gradient for each node: a buffer of zeros, and a second buffer for each addition to it. On the tape
-//! a first gradient is moved into place and a further one is added inside the operation that computes it, and every
-//! node's buffers go as soon as it is done. (Predicted: the table costs 130 MB of memory traffic a block of
-//! SmolLM2-135M at 4 x 128 tokens, 0.4 s of a 2 s step. Measured: what is outside the operations fell from 24 % of a
-//! step to 0.5 %, and a step's processor time from 4.6 s to 3.0 s on two threads.)
+//! Candle keeps a gradient for each node: a buffer of zeros, and a second buffer for each addition
+//! to it. On the tape a first gradient is moved into place and a further one is added inside the
+//! operation that computes it, and every node's buffers go as soon as it is done. (Predicted: the
+//! table costs 130 MB of memory traffic a block of SmolLM2-135M at 4 x 128 tokens, 0.4 s of a 2 s
+//! step. Measured: what is outside the operations fell from 24 % of a step to 0.5 %, and a step's
+//! processor time from 4.6 s to 3.0 s on two threads.)
 //!
-//! While a tape records, a fused operation's result is a leaf for candle. So operations of candle's between fused ones
-//! stay in candle's hands: such a segment is put on the tape as one entry, and its backward pass is candle's own.
+//! While a tape records, a fused operation's result is a leaf for candle. So operations of candle's
+//! between fused ones stay in candle's hands: such a segment is put on the tape as one entry, and
+//! its backward pass is candle's own.
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};
@@ -29,7 +31,8 @@ use std::sync::Arc;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, TensorId, bail,
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor,
+    TensorId, bail,
 };
 
 use super::cpu::Values;
@@ -67,10 +70,11 @@ struct Entry {
     output: Place,
 }
 
-/// A tensor's place in the graph, and its values if the backward pass reads them. (Predicted for a block of SmolLM2-135M under LoRA on
-/// queries and values: of 81 numbers a token and a hidden size, 33 are of no further use: inputs of frozen maps, of sums and rotations. What a
-/// norm gave, 576 of the remaining 6336 numbers a token, is computed again for those that read it: predicted 45 ms of 9 s at 2048 tokens, and
-/// room for three of thirty blocks that were run again before, 0.35 s.)
+/// A tensor's place in the graph, and its values if the backward pass reads them. (Predicted for a
+/// block of SmolLM2-135M under LoRA on queries and values: of 81 numbers a token and a hidden size,
+/// 33 are of no further use: inputs of frozen maps, of sums and rotations. What a norm gave, 576 of
+/// the remaining 6336 numbers a token, is computed again for those that read it: predicted 45 ms of
+/// 9 s at 2048 tokens, and room for three of thirty blocks that were run again before, 0.35 s.)
 struct Place {
     id: TensorId,
     shape: Shape,
@@ -110,8 +114,8 @@ impl Tape {
         Recorder { outer: Some(outer), not_send: PhantomData }
     }
 
-    /// The gradients of whatever `output` was computed from, given its own. The tape is used up, entry by entry, and
-    /// so is the memory it holds.
+    /// The gradients of whatever `output` was computed from, given its own. The tape is used up,
+    /// entry by entry, and so is the memory it holds.
     ///
     /// # Errors
     /// When the shapes of `output` and `gradient` differ, or an operation fails.
@@ -141,7 +145,8 @@ impl Tape {
                 Step::Fused(op) => op,
                 Step::Composed(op) => {
                     let Some(dy) = found.remove(&output.values)? else { continue };
-                    let inputs: Vec<Tensor> = inputs.into_iter().map(|place| place.values).collect();
+                    let inputs: Vec<Tensor> =
+                        inputs.into_iter().map(|place| place.values).collect();
                     found.composed(&*op, &inputs, &output.values, &dy)?;
                     continue;
                 }
@@ -152,12 +157,16 @@ impl Tape {
                 }
             };
             let Some(dy) = found.sums.remove(&output.id).map(|(sum, _)| sum) else { continue };
-            let values =
-                inputs.iter().map(|place| self.values(place, &mut remade)).collect::<Result<Vec<_>>>()?;
+            let values = inputs
+                .iter()
+                .map(|place| self.values(place, &mut remade))
+                .collect::<Result<Vec<_>>>()?;
             let _time = profile::time(op.name(), "backward");
             let mut slots: Vec<Slot> = inputs
                 .iter()
-                .map(|place| Slot::new(place.tracked, found.sums.remove(&place.id).map(|(sum, _)| sum)))
+                .map(|place| {
+                    Slot::new(place.tracked, found.sums.remove(&place.id).map(|(sum, _)| sum))
+                })
                 .collect();
             op.backward(&values, &output.values, dy, &mut slots)?;
             for (slot, place) in slots.into_iter().zip(&inputs) {
@@ -186,7 +195,11 @@ impl Tape {
 
     fn note_segment(&mut self, tensor: &Tensor) {
         if tensor.track_op() && !tensor.is_variable() && self.segments.insert(tensor.id()) {
-            self.entries.push(Entry { step: Step::Candle, inputs: Vec::new(), output: Place::of(tensor) });
+            self.entries.push(Entry {
+                step: Step::Candle,
+                inputs: Vec::new(),
+                output: Place::of(tensor),
+            });
         }
     }
 }
@@ -237,7 +250,9 @@ fn push_step(step: Step, inputs: &[&Tensor], output: &Tensor) {
                 match &step {
                     _ if !read(Some(index)) => Place::empty(input),
                     // What makes something again needs its own inputs at hand.
-                    Step::Fused(_) if maker.is_some() && !remakes => Place { maker, ..Place::empty(input) },
+                    Step::Fused(_) if maker.is_some() && !remakes => {
+                        Place { maker, ..Place::empty(input) }
+                    }
                     _ => Place::of(input),
                 }
             };
@@ -330,9 +345,17 @@ impl Gradients {
     }
 
     /// The backward pass of a composed operation.
-    fn composed(&mut self, op: &dyn Composed, inputs: &[Tensor], output: &Tensor, dy: &Tensor) -> Result<()> {
+    fn composed(
+        &mut self,
+        op: &dyn Composed,
+        inputs: &[Tensor],
+        output: &Tensor,
+        dy: &Tensor,
+    ) -> Result<()> {
         let _time = profile::time(op.name(), "backward");
-        for (input, gradient) in inputs.iter().zip(op.backward(inputs, output, &dy.contiguous()?)?) {
+        for (input, gradient) in
+            inputs.iter().zip(op.backward(inputs, output, &dy.contiguous()?)?)
+        {
             if let Some(gradient) = gradient.filter(|_| input.track_op()) {
                 self.insert_tensor(input.id(), &gradient)?;
             }
@@ -361,8 +384,8 @@ fn seeded(y: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     y.apply_op1(Seed(gradient.clone()))
 }
 
-/// What `(y · gradient).sum()` is for backward, without computing it: `backward` starts from a scalar, and its value
-/// is of no use.
+/// What `(y · gradient).sum()` is for backward, without computing it: `backward` starts from a
+/// scalar, and its value is of no use.
 struct Seed(Tensor);
 
 impl CustomOp1 for Seed {
@@ -394,11 +417,13 @@ mod tests {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.).collect()
     }
 
-    /// Both sides of a sum get one buffer: whoever adds to it must not change what the other reads, in whatever order they come.
+    /// Both sides of a sum get one buffer: whoever adds to it must not change what the other reads,
+    /// in whatever order they come.
     #[test]
     fn sides_of_a_sum_do_not_disturb_one_another() {
         let var = |seed| {
-            Var::from_tensor(&Tensor::from_vec(numbers(160, seed), (5, 32), &Device::Cpu).unwrap()).unwrap()
+            Var::from_tensor(&Tensor::from_vec(numbers(160, seed), (5, 32), &Device::Cpu).unwrap())
+                .unwrap()
         };
         let (x, z) = (var(1), var(2));
         let scale = Tensor::from_vec(numbers(32, 4), 32, &Device::Cpu).unwrap();
@@ -419,7 +444,10 @@ mod tests {
                 let found = flat(found.remove(var.as_tensor()).unwrap().unwrap());
                 let expected = flat(expected.get(var.as_tensor()).unwrap().clone());
                 for (found, expected) in found.iter().zip(&expected) {
-                    assert!((found - expected).abs() < 1e-5 * expected.abs().max(1.), "{found} {expected}");
+                    assert!(
+                        (found - expected).abs() < 1e-5 * expected.abs().max(1.),
+                        "{found} {expected}"
+                    );
                 }
             }
         }
@@ -429,23 +457,29 @@ mod tests {
     #[test]
     fn cheap_results_are_made_again() {
         let var = |dims: (usize, usize), seed| {
-            Var::from_tensor(&Tensor::from_vec(numbers(dims.0 * dims.1, seed), dims, &Device::Cpu).unwrap())
-                .unwrap()
+            Var::from_tensor(
+                &Tensor::from_vec(numbers(dims.0 * dims.1, seed), dims, &Device::Cpu).unwrap(),
+            )
+            .unwrap()
         };
         let (x, up, down) = (var((5, 32), 1), var((48, 32), 2), var((32, 24), 3));
         let scale = Tensor::from_vec(numbers(32, 4), 32, &Device::Cpu).unwrap();
         let forward = || {
             let h = ops::rms_norm(x.as_tensor(), &scale, 1e-5)?;
             let both = ops::linear(&h, up.as_tensor(), None)?;
-            let halves = [both.narrow(1, 0, 24)?.contiguous()?, both.narrow(1, 24, 24)?.contiguous()?];
+            let halves =
+                [both.narrow(1, 0, 24)?.contiguous()?, both.narrow(1, 24, 24)?.contiguous()?];
             ops::linear(&ops::swiglu(&halves[0], &halves[1])?, down.as_tensor(), None)
         };
         let recorder = Tape::record();
         let y = forward().unwrap();
         let tape = recorder.stop();
-        let made: Vec<usize> = tape.entries.iter().flat_map(|e| &e.inputs).filter_map(|p| p.maker).collect();
+        let made: Vec<usize> =
+            tape.entries.iter().flat_map(|e| &e.inputs).filter_map(|p| p.maker).collect();
         assert_eq!(made.len(), 2, "both maps read what is made again");
-        for place in tape.entries.iter().flat_map(|e| &e.inputs).filter(|place| place.maker.is_some()) {
+        for place in
+            tape.entries.iter().flat_map(|e| &e.inputs).filter(|place| place.maker.is_some())
+        {
             assert_eq!(place.values.elem_count(), 0);
         }
         let mut found = tape.backward(&y, &y.ones_like().unwrap()).unwrap();

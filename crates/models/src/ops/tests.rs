@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::{
-    Attention, Gate, IGNORE, Tape, add, attention, cross_entropy, gated, layer_norm, linear, lora_linear,
-    naive, rms_norm, rope, swiglu,
+    Attention, Gate, IGNORE, Tape, add, attention, cross_entropy, gated, layer_norm, linear,
+    lora_linear, naive, rms_norm, rope, swiglu,
 };
 
 /// Numbers in −1..1 that depend on the seed.
@@ -39,8 +39,9 @@ fn close_above(what: &str, got: &Tensor, right: &Tensor, tolerance: f32, smalles
     }
 }
 
-/// The gradient of attention's softmax is a difference of numbers close to 1 where one probability is close to 1: rounding leaves 1e-7, however
-/// small the difference is. So errors are relative to this at least (an absolute 5e-7), against an oracle in f64.
+/// The gradient of attention's softmax is a difference of numbers close to 1 where one probability
+/// is close to 1: rounding leaves 1e-7, however small the difference is. So errors are relative to
+/// this at least (an absolute 5e-7), against an oracle in f64.
 const NEAR_ONE: f32 = 0.025;
 
 /// Runs both forms on the same variables; `Σ y ∘ r` with random `r` gives each a gradient.
@@ -53,7 +54,8 @@ fn compare(
     compare_with(DType::F32, vars, fused, plain, tolerance, 1e-3);
 }
 
-/// The same with the plain form in f64, where differences of gradients count relative to `smallest` at least.
+/// The same with the plain form in f64, where differences of gradients count relative to `smallest`
+/// at least.
 fn compare_above(
     vars: &[Tensor],
     fused: impl Fn(&[Tensor]) -> Result<Tensor>,
@@ -72,7 +74,9 @@ fn compare_with(
     tolerance: f32,
     smallest: f32,
 ) {
-    let run = |form: &dyn Fn(&[Tensor]) -> Result<Tensor>, dtype: DType| -> Result<(Tensor, Vec<Tensor>)> {
+    let run = |form: &dyn Fn(&[Tensor]) -> Result<Tensor>,
+               dtype: DType|
+     -> Result<(Tensor, Vec<Tensor>)> {
         let var = |value: &Tensor| Var::from_tensor(&value.to_dtype(dtype)?);
         let vars: Vec<Var> = vars.iter().map(var).collect::<Result<_>>()?;
         let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
@@ -96,7 +100,8 @@ fn compare_with(
         let tape = Tape::record();
         let y = fused(&tensors)?;
         let mut grads = tape.stop().backward(&y, &numbers(y.dims(), 77))?;
-        let grads = tensors.iter().map(|t| Ok(grads.remove(t)?.expect("a gradient for each variable")));
+        let grads =
+            tensors.iter().map(|t| Ok(grads.remove(t)?.expect("a gradient for each variable")));
         Ok((y, grads.collect::<Result<_>>()?))
     };
     let (y, grads) = taped().expect("the taped form runs");
@@ -123,7 +128,8 @@ proptest! {
 
     #[test]
     fn weights_in_bf16(n in 1usize..70, inp in 1usize..130, out in 1usize..130, r in 1usize..20, low: bool, seed: u64) {
-        // Against f32 products of the rounded weight: what is left is the rounding of the other operand, 2⁻⁹ each.
+        // Against f32 products of the rounded weight: what is left is the rounding of the other
+        // operand, 2⁻⁹ each.
         let w = numbers(&[out, inp], seed ^ 1).to_dtype(DType::BF16).expect("bf16");
         let bias = numbers(&[out], seed ^ 2);
         if low {
@@ -242,7 +248,8 @@ proptest! {
         b in 1usize..4, t in 1usize..150, extra in 0usize..120, hkv in 1usize..3, group in 1usize..4,
         d in prop::sample::select(vec![4usize, 16, 40, 64]), ragged: bool, seed: u64,
     ) {
-        // A batch that decodes with a gradient does not exist; with t = 1 the value alone is checked below.
+        // A batch that decodes with a gradient does not exist; with t = 1 the value alone is
+        // checked below.
         let (t, s) = (t + 1, t + 1 + extra);
         let starts = ragged.then(|| (0..b).map(|row| (seed as usize >> (8 * row)) % (s + 2)).collect());
         let how = Attention { scale: 1. / (d as f32).sqrt(), starts, ..Default::default() };
@@ -291,7 +298,8 @@ proptest! {
         let s = t + extra;
         let starts = ragged.then(|| (0..b).map(|row| (seed as usize >> (8 * row)) % (s + 2)).collect());
         let how = Attention { scale: 1. / (d as f32).sqrt(), starts, window, bf16: true, ..Default::default() };
-        // Operands that bf16 holds exactly: what is left is the rounding of weights and slopes, 2⁻⁹ each.
+        // Operands that bf16 holds exactly: what is left is the rounding of weights and slopes, 2⁻⁹
+        // each.
         let exact = |shape: &[usize], seed| {
             let rounded = numbers(shape, seed).to_dtype(DType::BF16).and_then(|x| x.to_dtype(DType::F32));
             rounded.expect("bf16 and back")
@@ -359,7 +367,8 @@ proptest! {
 fn cross_entropy_over_several_chunks() {
     // 16.8 million logits fill a chunk: here are 25.6 million.
     let (n, hid, vocab) = (80, 3, 400_000);
-    let labels: Vec<i64> = (0..n as i64).map(|i| if i % 5 == 0 { IGNORE } else { i * 4_500 }).collect();
+    let labels: Vec<i64> =
+        (0..n as i64).map(|i| if i % 5 == 0 { IGNORE } else { i * 4_500 }).collect();
     let head = numbers(&[vocab, hid], 1);
     compare(
         &[numbers(&[n, hid], 2)],
@@ -379,8 +388,9 @@ fn a_frozen_side_gets_no_gradient() -> Result<()> {
 
     let (a, b) = (Var::from_tensor(&numbers(&[2, 8], 3))?, Var::from_tensor(&numbers(&[6, 2], 4))?);
     let plain = numbers(&[4, 8], 5);
-    let grads =
-        lora_linear(&plain, &w, None, a.as_tensor(), b.as_tensor(), 1., None)?.sum_all()?.backward()?;
+    let grads = lora_linear(&plain, &w, None, a.as_tensor(), b.as_tensor(), 1., None)?
+        .sum_all()?
+        .backward()?;
     assert!(grads.get(&a).is_some() && grads.get(&b).is_some());
     assert!(grads.get(&plain).is_none() && grads.get(&w).is_none(), "an input that nothing trains");
     Ok(())
@@ -418,14 +428,17 @@ fn wrong_shapes_are_named() {
         error(attention(&q, &numbers(&[1, 2, 2, 4], 1), &numbers(&[1, 2, 2, 4], 1), &how))
             .contains("multiple")
     );
-    let mask =
-        |how: Attention| error(attention(&q, &numbers(&[1, 2, 3, 4], 1), &numbers(&[1, 2, 3, 4], 1), &how));
+    let mask = |how: Attention| {
+        error(attention(&q, &numbers(&[1, 2, 3, 4], 1), &numbers(&[1, 2, 3, 4], 1), &how))
+    };
     assert!(mask(Attention { window: Some(0), ..Default::default() }).contains("at least 1 key"));
     assert!(
         mask(Attention { segments: Some(vec![vec![2, 1]]), ..Default::default() })
             .contains("2 tokens in all")
     );
-    assert!(mask(Attention { segments: Some(vec![]), ..Default::default() }).contains("each of 1 rows"));
+    assert!(
+        mask(Attention { segments: Some(vec![]), ..Default::default() }).contains("each of 1 rows")
+    );
     let labels = [0, 9];
     let loss = cross_entropy(&numbers(&[2, 4], 1), numbers(&[9, 4], 2), &labels);
     assert!(loss.expect_err("a refusal").to_string().contains("found 9"));
@@ -455,7 +468,8 @@ fn block(v: &[Tensor], plain: bool) -> Result<Tensor> {
 
 #[test]
 fn candles_own_operations_may_stand_between() {
-    let vars = [numbers(&[10, 16], 1), numbers(&[3, 16], 2), numbers(&[24, 3], 3), numbers(&[16], 4)];
+    let vars =
+        [numbers(&[10, 16], 1), numbers(&[3, 16], 2), numbers(&[24, 3], 3), numbers(&[16], 4)];
     compare(&vars, |v| block(v, false), |v| block(v, true), 2e-5);
 }
 
@@ -474,7 +488,8 @@ fn a_dropped_or_inner_recording_leaves_the_outer_one_alone() -> Result<()> {
     Ok(())
 }
 
-/// The same tests with the forms that other processors run, each in a process of its own: the level is found once.
+/// The same tests with the forms that other processors run, each in a process of its own: the level
+/// is found once.
 #[test]
 fn every_level_of_instructions_is_right() {
     if std::env::var_os("TUNEBOOK_SIMD").is_some() || std::env::var_os("TUNEBOOK_OPS").is_some() {
@@ -502,7 +517,8 @@ fn every_level_of_instructions_is_right() {
     }
 }
 
-/// Scores that rise from tile to tile by more than an f32's exponent holds: powers relative to what was seen first would be infinite.
+/// Scores that rise from tile to tile by more than an f32's exponent holds: powers relative to what
+/// was seen first would be infinite.
 #[test]
 fn attention_whose_scores_rise() -> Result<()> {
     let (t, d) = (200, 16);
@@ -510,7 +526,8 @@ fn attention_whose_scores_rise() -> Result<()> {
     let factors = Tensor::from_vec(factors, (1, t, 1, 1), &Device::Cpu)?;
     let k = numbers(&[1, t, 2, d], 2).broadcast_mul(&factors)?;
     let exact = |x: Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
-    let vars = [exact((numbers(&[1, t, 4, d], 1) * 4.)?)?, exact(k)?, exact(numbers(&[1, t, 2, d], 3))?];
+    let vars =
+        [exact((numbers(&[1, t, 4, d], 1) * 4.)?)?, exact(k)?, exact(numbers(&[1, t, 2, d], 3))?];
     let how = |bf16: bool| Attention { scale: 1., bf16, ..Default::default() };
     let plain = |v: &[Tensor]| naive::attention(&v[0], &v[1], &v[2], &how(false));
     compare_above(&vars, |v| attention(&v[0], &v[1], &v[2], &how(false)), plain, 5e-3, NEAR_ONE);
@@ -519,7 +536,8 @@ fn attention_whose_scores_rise() -> Result<()> {
     Ok(())
 }
 
-/// The same tests with the forms that a device without fused ones runs, in a process of their own: the switch is read once.
+/// The same tests with the forms that a device without fused ones runs, in a process of their own:
+/// the switch is read once.
 #[test]
 fn composed_forms_are_right() {
     if std::env::var_os("TUNEBOOK_SIMD").is_some() || std::env::var_os("TUNEBOOK_OPS").is_some() {

@@ -1,11 +1,12 @@
-//! GGUF files (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): the metadata, and tensors dequantised to f32
-//! under Hugging Face's names.
+//! GGUF files (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): the metadata, and
+//! tensors dequantised to f32 under Hugging Face's names.
 //!
 //! Names, the order of rows and other differences are [`super::gguf_layout`]'s.
 //!
-//! The header is read by code of our own, so that an error names the key or the tensor at which a damaged file breaks,
-//! and nothing is allocated that the file is too small to fill: what is kept of a header takes at most eight times its bytes (a list of
-//! one-byte numbers does, a list of texts takes half as much).
+//! The header is read by code of our own, so that an error names the key or the tensor at which a
+//! damaged file breaks, and nothing is allocated that the file is too small to fill: what is kept
+//! of a header takes at most eight times its bytes (a list of one-byte numbers does, a list of
+//! texts takes half as much).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -152,10 +153,12 @@ impl Gguf {
     /// Opens the file, reads its header and checks that every tensor lies inside it.
     ///
     /// # Errors
-    /// When it cannot be read, is no GGUF file, ends too early, or holds a tensor type that is not known.
+    /// When it cannot be read, is no GGUF file, ends too early, or holds a tensor type that is not
+    /// known.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: model files are written once and then only read; they are replaced by renaming, which keeps this mapping.
+        // SAFETY: model files are written once and then only read; they are replaced by renaming,
+        // which keeps this mapping.
         let file = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let mut reader = Reader { bytes: &file, at: 0, part: "the header".to_owned() };
         let (metadata, tensors) = read_header(&mut reader).map_err(|fault| match fault {
@@ -295,10 +298,13 @@ impl<'a> GgufWeights<'a> {
         })
     }
 
-    /// The bytes of a tensor, with the rows in Hugging Face's order. Whole rows move, so they can stay quantised.
+    /// The bytes of a tensor, with the rows in Hugging Face's order. Whole rows move, so they can
+    /// stay quantised.
     fn bytes(&self, name: &str, info: &TensorInfo) -> Result<Cow<'_, [u8]>> {
         let bytes = &self.file.file[info.start..info.end];
-        let Some(order) = gguf_layout::row_order(self.config, name) else { return Ok(Cow::Borrowed(bytes)) };
+        let Some(order) = gguf_layout::row_order(self.config, name) else {
+            return Ok(Cow::Borrowed(bytes));
+        };
         let rows = info.shape[0];
         if rows != order.len() || !bytes.len().is_multiple_of(rows) {
             return Err(Error::Corrupt {
@@ -322,7 +328,11 @@ impl Checkpoint for GgufWeights<'_> {
     }
 
     fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        self.file.tensors.iter().map(|(name, info)| (self.names.hf(name), info.shape.clone())).collect()
+        self.file
+            .tensors
+            .iter()
+            .map(|(name, info)| (self.names.hf(name), info.shape.clone()))
+            .collect()
     }
 
     fn load(&self, name: &str, dtype: DType) -> Result<Tensor> {
@@ -409,10 +419,16 @@ fn read_header(reader: &mut Reader<'_>) -> Parsed<(Metadata, Tensors)> {
     reader.part = "key `general.alignment`".to_owned();
     let alignment = match metadata.get("general.alignment") {
         None => 32,
-        Some(value) => match value.as_u64().filter(|n| n.is_power_of_two() && (8..=1 << 20).contains(n)) {
-            Some(n) => n as usize,
-            None => return Err(format!("expected a power of two of at least 8, found {value:?}").into()),
-        },
+        Some(value) => {
+            match value.as_u64().filter(|n| n.is_power_of_two() && (8..=1 << 20).contains(n)) {
+                Some(n) => n as usize,
+                None => {
+                    return Err(
+                        format!("expected a power of two of at least 8, found {value:?}").into()
+                    );
+                }
+            }
+        }
     };
     let data = reader.at.next_multiple_of(alignment);
     let mut in_order: Vec<(&String, &mut TensorInfo)> = tensors.iter_mut().collect();
@@ -422,9 +438,10 @@ fn read_header(reader: &mut Reader<'_>) -> Parsed<(Metadata, Tensors)> {
         reader.part = format!("tensor `{name}`");
         let (offset, bytes) = (info.start, info.end);
         if !offset.is_multiple_of(alignment) {
-            return Err(
-                format!("expected an offset that is a multiple of {alignment}, found {offset}").into()
-            );
+            return Err(format!(
+                "expected an offset that is a multiple of {alignment}, found {offset}"
+            )
+            .into());
         }
         // Otherwise a small file could hold any number of large tensors.
         if offset < taken {
@@ -433,9 +450,12 @@ fn read_header(reader: &mut Reader<'_>) -> Parsed<(Metadata, Tensors)> {
             )
             .into());
         }
-        let range = data.checked_add(offset).and_then(|start| Some((start, start.checked_add(bytes)?)));
+        let range =
+            data.checked_add(offset).and_then(|start| Some((start, start.checked_add(bytes)?)));
         match range {
-            Some((start, end)) if end <= reader.bytes.len() => (info.start, info.end) = (start, end),
+            Some((start, end)) if end <= reader.bytes.len() => {
+                (info.start, info.end) = (start, end)
+            }
             _ => {
                 return Err(format!(
                     "expected {bytes} bytes from byte {} on, found the end of the file at byte {}",
@@ -531,7 +551,8 @@ impl<'a> Reader<'a> {
         }
         let kind = self.u32()?;
         let length = self.length()?;
-        // Before room is made for them: a false length must not ask for more than the file can fill.
+        // Before room is made for them: a false length must not ask for more than the file can
+        // fill.
         let least = match kind {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
@@ -566,12 +587,20 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn numbers<const N: usize, T>(&mut self, length: usize, number: fn([u8; N]) -> T) -> Parsed<Vec<T>> {
+    fn numbers<const N: usize, T>(
+        &mut self,
+        length: usize,
+        number: fn([u8; N]) -> T,
+    ) -> Parsed<Vec<T>> {
         self.list(length, |reader| reader.array().map(number))
     }
 
     /// So many values, which the caller knows the file to have room for.
-    fn list<T>(&mut self, length: usize, mut value: impl FnMut(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
+    fn list<T>(
+        &mut self,
+        length: usize,
+        mut value: impl FnMut(&mut Self) -> Parsed<T>,
+    ) -> Parsed<Vec<T>> {
         let mut values = Vec::with_capacity(length);
         for _ in 0..length {
             values.push(value(self)?);
@@ -587,7 +616,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `start` is the offset into the data and `end` the size in bytes until the caller knows where the data begins.
+    /// `start` is the offset into the data and `end` the size in bytes until the caller knows where
+    /// the data begins.
     fn tensor_info(&mut self) -> Parsed<TensorInfo> {
         let rank = self.u32()?;
         if !(1..=4).contains(&rank) {

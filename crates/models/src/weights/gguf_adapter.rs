@@ -1,6 +1,7 @@
 //! LoRA as a GGUF file that llama.cpp puts onto a model of its own (`--lora`,
-//! <https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py>): `general.type` is `adapter`, and beside the name of each
-//! matrix stand `NAME.lora_a` `[r, in]` and `NAME.lora_b` `[out, r]`, the rows of the second in llama.cpp's order.
+//! <https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py>): `general.type` is
+//! `adapter`, and beside the name of each matrix stand `NAME.lora_a` `[r, in]` and `NAME.lora_b`
+//! `[out, r]`, the rows of the second in llama.cpp's order.
 
 use std::path::{Path, PathBuf};
 
@@ -27,12 +28,13 @@ pub struct LoraUpdate {
 }
 
 impl Model {
-    /// Writes LoRA updates of this model's projections as a GGUF adapter, in f32. llama.cpp multiplies each product with `lora_alpha / r`, so
-    /// `b` takes up what is left of another scaling. Returns the path.
+    /// Writes LoRA updates of this model's projections as a GGUF adapter, in f32. llama.cpp
+    /// multiplies each product with `lora_alpha / r`, so `b` takes up what is left of another
+    /// scaling. Returns the path.
     ///
     /// # Errors
-    /// When a projection is not this model's or a matrix does not fit it, the architecture is not known to llama.cpp, or the file cannot be
-    /// written.
+    /// When a projection is not this model's or a matrix does not fit it, the architecture is not
+    /// known to llama.cpp, or the file cannot be written.
     pub fn save_gguf_lora(
         &self,
         path: &str,
@@ -60,16 +62,21 @@ impl Model {
             let base = slot.base();
             let (r, input) = update.a.dims2()?;
             let (output, rank) = update.b.dims2()?;
-            let expected = [crate::Projection::out_features(&*base), crate::Projection::in_features(&*base)];
+            let expected =
+                [crate::Projection::out_features(&*base), crate::Projection::in_features(&*base)];
             if [output, input] != expected || r != rank {
                 return Err(Error::Shape {
                     origin: name.to_owned(),
-                    name: format!("{} (lora_B [{output}, {rank}] · lora_A [{r}, {input}])", update.path),
+                    name: format!(
+                        "{} (lora_B [{output}, {rank}] · lora_A [{r}, {input}])",
+                        update.path
+                    ),
                     expected: expected.to_vec(),
                     found: vec![output, input],
                 });
             }
-            let plain = |tensor: &Tensor| tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32);
+            let plain =
+                |tensor: &Tensor| tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32);
             let mut b = (plain(&update.b)? * (update.scaling * r as f64 / lora_alpha))?;
             if let Some(order) = gguf_layout::row_order(self.config(), &weight) {
                 b = in_their_order(&b, order)?;

@@ -1,9 +1,11 @@
-//! What llama.cpp's converter changes on the way from Hugging Face's files to GGUF, family by family: names, the order of
-//! rows, norms around one.
+//! What llama.cpp's converter changes on the way from Hugging Face's files to GGUF, family by
+//! family: names, the order of rows, norms around one.
 //!
-//! - Rotary embedding turns neighbours in llama.cpp's Llama and the two halves of a head in Hugging Face's, so the rows of
-//!   queries and keys are reordered. Undone here: adapters on `q_proj` and `k_proj` would not exchange with PEFT otherwise.
-//! - Falcon's one projection holds queries, key and value group by group; GGUF holds all queries, all keys, all values.
+//! - Rotary embedding turns neighbours in llama.cpp's Llama and the two halves of a head in Hugging
+//!   Face's, so the rows of queries and keys are reordered. Undone here: adapters on `q_proj` and
+//!   `k_proj` would not exchange with PEFT otherwise.
+//! - Falcon's one projection holds queries, key and value group by group; GGUF holds all queries,
+//!   all keys, all values.
 //! - Gemma's norms scale by `1 + weight`; GGUF holds the sum.
 
 use crate::config::{Config, Family};
@@ -46,7 +48,10 @@ impl Names {
 }
 
 /// `blk.3.attn_q.weight` by the pair `blk.*.attn_q`, `model.layers.*.self_attn.q_proj`.
-fn translate<'a>(name: &str, mut pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
+fn translate<'a>(
+    name: &str,
+    mut pairs: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Option<String> {
     let (module, kind) = name.rsplit_once('.')?;
     pairs.find_map(|(from, to)| {
         let Some((before, after)) = from.split_once('*') else {
@@ -60,9 +65,12 @@ fn translate<'a>(name: &str, mut pairs: impl Iterator<Item = (&'a str, &'a str)>
 
 /// For each row of a tensor of Hugging Face's the row of GGUF's, where they are in another order.
 pub(crate) fn row_order(config: &Config, hf: &str) -> Option<Vec<usize>> {
-    let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let (heads, kv_heads, d) =
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     match &config.family {
-        Family::Llama(_) if matches!(config.model_type.as_str(), "llama" | "mistral" | "smollm3") => {
+        Family::Llama(_)
+            if matches!(config.model_type.as_str(), "llama" | "mistral" | "smollm3") =>
+        {
             let heads = if hf.contains(".q_proj.") {
                 heads
             } else if hf.contains(".k_proj.") {

@@ -1,8 +1,9 @@
-//! How byte-level tokenizers cut a text before they merge: the names that GGUF gives to the ways of doing it
-//! (`tokenizer.ggml.pre`), and the steps of `tokenizer.json` behind each.
+//! How byte-level tokenizers cut a text before they merge: the names that GGUF gives to the ways of
+//! doing it (`tokenizer.ggml.pre`), and the steps of `tokenizer.json` behind each.
 //!
-//! The rules are those of the models' own `tokenizer.json`, so that a model's ids are the same from either file. Python `transformers`
-//! takes GPT-2's rule for the names that it does not list (`falcon`, `starcoder` and those like it).
+//! The rules are those of the models' own `tokenizer.json`, so that a model's ids are the same from
+//! either file. Python `transformers` takes GPT-2's rule for the names that it does not list
+//! (`falcon`, `starcoder` and those like it).
 
 use serde_json::{Value as Json, json};
 
@@ -79,10 +80,15 @@ impl Split {
         NAMES.iter().find(|(_, split)| *split == self).map_or("gpt-2", |(name, _)| name)
     }
 
-    /// A word that is in the vocabulary as a whole is its token, whatever the merges would make of it.
+    /// A word that is in the vocabulary as a whole is its token, whatever the merges would make of
+    /// it.
     pub(crate) fn ignores_merges(name: &str) -> bool {
-        // Llama 3's and Tekken's own tokenizer.json say so; those that borrowed Llama 3's rule do not.
-        matches!(name, "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "tekken" | "gpt-4o" | "llama4")
+        // Llama 3's and Tekken's own tokenizer.json say so; those that borrowed Llama 3's rule do
+        // not.
+        matches!(
+            name,
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "tekken" | "gpt-4o" | "llama4"
+        )
     }
 
     /// A text begins with the first token, unless the file says otherwise.
@@ -95,7 +101,8 @@ impl Split {
         let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
         let sequence = |steps: Vec<Json>| json!({ "type": "Sequence", "pretokenizers": steps });
         let pattern = |regex: &str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
-        let digits = |individual: bool| json!({ "type": "Digits", "individual_digits": individual });
+        let digits =
+            |individual: bool| json!({ "type": "Digits", "individual_digits": individual });
         match self {
             Self::Gpt2 => byte_level(true),
             Self::Digits => sequence(vec![digits(true), byte_level(true)]),
@@ -158,7 +165,8 @@ mod tests {
         let alone = json!({ "type": "Sequence", "pretokenizers": [{ "type": "ByteLevel", "add_prefix_space": false }] });
         assert_eq!(Split::recognised(&alone), Some(Split::Gpt2));
         assert_eq!(Split::recognised(&json!({ "type": "Whitespace" })), None);
-        let with_prefix = json!({ "type": "ByteLevel", "add_prefix_space": true, "use_regex": true });
+        let with_prefix =
+            json!({ "type": "ByteLevel", "add_prefix_space": true, "use_regex": true });
         assert_eq!(Split::recognised(&with_prefix), None);
     }
 

@@ -1,10 +1,10 @@
-//! The tokenizer that a GGUF file describes (`tokenizer.ggml.*`): a vocabulary and what is needed to cut texts into it, but no
-//! `tokenizer.json`.
+//! The tokenizer that a GGUF file describes (`tokenizer.ggml.*`): a vocabulary and what is needed
+//! to cut texts into it, but no `tokenizer.json`.
 //!
 //! - `gpt2`: byte-level BPE with merges; how the text is cut first has a name ([`Split`]).
-//! - `llama`: SentencePiece with a score for each token. llama.cpp joins the neighbours whose whole has the best score; the same is
-//!   written here as merges, which is what Python `transformers` does with such a file. Bytes without a token of their own
-//!   have tokens `<0x00>` to `<0xFF>`.
+//! - `llama`: SentencePiece with a score for each token. llama.cpp joins the neighbours whose whole
+//!   has the best score; the same is written here as merges, which is what Python `transformers`
+//!   does with such a file. Bytes without a token of their own have tokens `<0x00>` to `<0xFF>`.
 
 use std::collections::HashMap;
 
@@ -65,12 +65,18 @@ impl GgufTokenizer {
         let (pad, unk) = (id("padding_token_id"), id("unknown_token_id"));
         let roles = [bos, eos, pad, unk].into_iter().flatten().map(|id| id as usize);
         add_whole_tokens(file, &mut inner, &tokens, model == "gpt2", roles)?;
-        let add_bos = file.get("tokenizer.ggml.add_bos_token").and_then(Value::as_bool).unwrap_or(always_bos);
+        let add_bos =
+            file.get("tokenizer.ggml.add_bos_token").and_then(Value::as_bool).unwrap_or(always_bos);
         Ok(Self { inner, prefix: bos.filter(|_| add_bos), bos, eos, pad, unk })
     }
 }
 
-fn byte_level(file: &Gguf, tokens: &[&str], pre: &str, digits: Digits) -> Result<tokenizers::Tokenizer> {
+fn byte_level(
+    file: &Gguf,
+    tokens: &[&str],
+    pre: &str,
+    digits: Digits,
+) -> Result<tokenizers::Tokenizer> {
     let split = match (Split::named(pre, file.origin())?, digits) {
         (Split::Digits, Digits::AsTransformers) if pre == "smollm" => Split::Gpt2,
         (split, _) => split,
@@ -97,22 +103,28 @@ fn sentencepiece(file: &Gguf, tokens: &[&str]) -> Result<tokenizers::Tokenizer> 
     } else {
         let scores = file.array("tokenizer.ggml.scores")?.to_f64().unwrap_or_default();
         if scores.len() != tokens.len() {
-            return file
-                .wrong("tokenizer.ggml.scores", &format!("{} numbers, one for each token", tokens.len()));
+            return file.wrong(
+                "tokenizer.ggml.scores",
+                &format!("{} numbers, one for each token", tokens.len()),
+            );
         }
         implied_merges(&tokens, &order(gemma, &scores))
     };
-    let vocab: Vocab = tokens.iter().enumerate().map(|(id, token)| (token.clone(), id as u32)).collect();
+    let vocab: Vocab =
+        tokens.iter().enumerate().map(|(id, token)| (token.clone(), id as u32)).collect();
     let mut builder = BPE::builder().fuse_unk(true).byte_fallback(true);
     if gemma && vocab.contains_key("<unk>") {
         builder = builder.unk_token("<unk>".to_owned());
     }
     let bpe = builder.vocab_and_merges(vocab, merges).build().map_err(refused)?;
     let mut inner = tokenizers::Tokenizer::new(bpe);
-    let prefix = file.get("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool).unwrap_or(!gemma);
+    let prefix =
+        file.get("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool).unwrap_or(!gemma);
     let layout = Layout::of(architecture, prefix);
     if let Some(normalizer) = layout.normalizer() {
-        inner.with_normalizer(Some(step::<tokenizers::NormalizerWrapper>(normalizer)?)).map_err(refused)?;
+        inner
+            .with_normalizer(Some(step::<tokenizers::NormalizerWrapper>(normalizer)?))
+            .map_err(refused)?;
     }
     if let Some(pre_tokenizer) = layout.pre_tokenizer() {
         inner.with_pre_tokenizer(Some(step::<tokenizers::PreTokenizerWrapper>(pre_tokenizer)?));
@@ -192,7 +204,8 @@ fn spelled(token: &str, gemma: bool) -> String {
     }
 }
 
-/// The larger, the sooner two parts become this token. Gemma's merges follow the vocabulary, not the scores.
+/// The larger, the sooner two parts become this token. Gemma's merges follow the vocabulary, not
+/// the scores.
 pub(crate) fn order(gemma: bool, scores: &[f64]) -> Vec<f64> {
     match gemma {
         true => (0..scores.len()).map(|id| -(id as f64)).collect(),
@@ -200,8 +213,9 @@ pub(crate) fn order(gemma: bool, scores: &[f64]) -> Vec<f64> {
     }
 }
 
-/// The merges by which tokens come about when the best one is always made first: every way of cutting a token into two tokens, in the
-/// order in which `transformers`' `generate_merges` has them.
+/// The merges by which tokens come about when the best one is always made first: every way of
+/// cutting a token into two tokens, in the order in which `transformers`' `generate_merges` has
+/// them.
 pub(crate) fn implied_merges(tokens: &[String], order: &[f64]) -> Vec<(String, String)> {
     /// No real token is longer, and the work grows with the square.
     const LONGEST_BYTES: usize = 1024;
@@ -245,7 +259,8 @@ fn merges(file: &Gguf) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// Tokens that are found in a text as a whole: control tokens, those that a user added, and those with a role.
+/// Tokens that are found in a text as a whole: control tokens, those that a user added, and those
+/// with a role.
 fn add_whole_tokens(
     file: &Gguf,
     inner: &mut tokenizers::Tokenizer,
@@ -254,7 +269,8 @@ fn add_whole_tokens(
     roles: impl Iterator<Item = usize>,
 ) -> Result<()> {
     let alphabet = ByteLevel::alphabet();
-    // Every real token of a byte-level vocabulary is written in its alphabet; another one marked so is mislabelled.
+    // Every real token of a byte-level vocabulary is written in its alphabet; another one marked so
+    // is mislabelled.
     let real = |token: &str| !byte_level || token.chars().all(|c| alphabet.contains(&c));
     let special = |token: &str| AddedToken::from(token, true).normalized(false);
     let (mut specials, mut plain) = (Vec::new(), Vec::new());
@@ -291,7 +307,8 @@ mod tests {
     fn the_best_score_is_merged_first() {
         let tokens: Vec<String> = ["a", "b", "c", "ab", "bc", "abc"].map(str::to_owned).to_vec();
         let merges = implied_merges(&tokens, &[-10.0, -11.0, -12.0, -2.0, -1.0, -3.0]);
-        let pairs: Vec<(&str, &str)> = merges.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        let pairs: Vec<(&str, &str)> =
+            merges.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
         assert_eq!(pairs, [("b", "c"), ("a", "b"), ("ab", "c"), ("a", "bc")]);
     }
 }

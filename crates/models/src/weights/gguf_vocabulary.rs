@@ -1,7 +1,9 @@
-//! A `tokenizer.json` as the keys of a GGUF file (`tokenizer.ggml.*`), as llama.cpp's converter writes them.
+//! A `tokenizer.json` as the keys of a GGUF file (`tokenizer.ggml.*`), as llama.cpp's converter
+//! writes them.
 //!
-//! Byte-level BPE is written with its merges and the name of its way to cut a text. SentencePiece's BPE is written as scores, from
-//! which llama.cpp finds the merges again; where it would find others, the tokenizer is refused rather than changed.
+//! Byte-level BPE is written with its merges and the name of its way to cut a text. SentencePiece's
+//! BPE is written as scores, from which llama.cpp finds the merges again; where it would find
+//! others, the tokenizer is refused rather than changed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,8 +29,8 @@ pub(crate) fn metadata(
     architecture: &str,
     model: &str,
 ) -> Result<Vec<(String, Value)>> {
-    let json: Json =
-        serde_json::from_str(&tokenizer.to_json()?).map_err(|error| Error::Tokenizer(error.to_string()))?;
+    let json: Json = serde_json::from_str(&tokenizer.to_json()?)
+        .map_err(|error| Error::Tokenizer(error.to_string()))?;
     let lacks = |what: String| Error::NotInFormat { model: model.to_owned(), format: "GGUF", what };
     let kind = json["model"]["type"].as_str().unwrap_or("none");
     let vocabulary = json["model"]["vocab"].as_object().filter(|_| kind == "BPE");
@@ -39,13 +41,17 @@ pub(crate) fn metadata(
         vocabulary.iter().filter_map(|(token, id)| Some((id.as_u64()?, token.as_str()))).collect();
     let mut kinds: HashMap<u64, i64> = HashMap::new();
     for added in json["added_tokens"].as_array().into_iter().flatten() {
-        let (Some(id), Some(content)) = (added["id"].as_u64(), added["content"].as_str()) else { continue };
+        let (Some(id), Some(content)) = (added["id"].as_u64(), added["content"].as_str()) else {
+            continue;
+        };
         by_id.insert(id, content);
         kinds.insert(id, if added["special"] == true { CONTROL } else { USER_DEFINED });
     }
     let sentencepiece = json["model"]["byte_fallback"] == true;
     if sentencepiece && let Some(unknown) = json["model"]["unk_token"].as_str().or(Some("<unk>")) {
-        kinds.extend(by_id.iter().filter(|(_, token)| **token == unknown).map(|(id, _)| (*id, UNKNOWN)));
+        kinds.extend(
+            by_id.iter().filter(|(_, token)| **token == unknown).map(|(id, _)| (*id, UNKNOWN)),
+        );
     }
     // One entry for each row of the embedding table.
     let mut tokens = Vec::with_capacity(config.vocab_size);
@@ -76,7 +82,8 @@ pub(crate) fn metadata(
         let exact: Vec<f64> = scores.iter().map(|score| f64::from(*score)).collect();
         if implied_merges(&tokens, &order(gemma, &exact)) != merges {
             let what =
-                "a SentencePiece tokenizer whose merges do not follow from a score for each token".to_owned();
+                "a SentencePiece tokenizer whose merges do not follow from a score for each token"
+                    .to_owned();
             return Err(lacks(what));
         }
         put("ggml.model", text("llama"));
@@ -123,7 +130,9 @@ pub(crate) fn metadata(
 /// `["a b", ..]` in old files, `[["a", "b"], ..]` in new ones.
 fn merges(json: &Json) -> Vec<(String, String)> {
     let pair = |merge: &Json| match merge {
-        Json::String(text) => text.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())),
+        Json::String(text) => {
+            text.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()))
+        }
         _ => Some((merge[0].as_str()?.to_owned(), merge[1].as_str()?.to_owned())),
     };
     json.as_array().into_iter().flatten().filter_map(pair).collect()
@@ -164,7 +173,9 @@ fn begins_with_blank(json: &Json) -> bool {
         .iter()
         .any(|step| step["type"] == "Prepend" && step["prepend"] == BLANK);
     let metaspace = steps(&json["pre_tokenizer"], "pretokenizers").iter().any(|step| {
-        step["type"] == "Metaspace" && step["prepend_scheme"] != "never" && step["add_prefix_space"] != false
+        step["type"] == "Metaspace"
+            && step["prepend_scheme"] != "never"
+            && step["add_prefix_space"] != false
     });
     prepended || metaspace
 }
@@ -194,7 +205,8 @@ mod tests {
 
     /// A GGUF file with nothing but the vocabulary.
     fn written(tokenizer: &Tokenizer, architecture: &str, folder: &Path) -> Result<Gguf> {
-        let mut keys = vec![("general.architecture".to_owned(), Value::String(architecture.to_owned()))];
+        let mut keys =
+            vec![("general.architecture".to_owned(), Value::String(architecture.to_owned()))];
         keys.extend(metadata(tokenizer, None, &config(), architecture, "a model")?);
         let path = folder.join("vocabulary.gguf");
         write_file(&path, &keys, &mut [], &config())?;
@@ -205,19 +217,24 @@ mod tests {
     fn lines() -> Vec<String> {
         const SEPARATORS: [&str; 8] = ["", " ", "  ", "\n", "\t", ", ", "\n\n", " 12 "];
         let text = std::fs::read_to_string(golden("tokenizer/lines.jsonl")).unwrap();
-        let base: Vec<String> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let base: Vec<String> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let n = base.len();
         (0..100_000)
-            .map(|k| [base[k % n].as_str(), SEPARATORS[k / n % 8], &base[(k * 7919 + 13) % n]].concat())
+            .map(|k| {
+                [base[k % n].as_str(), SEPARATORS[k / n % 8], &base[(k * 7919 + 13) % n]].concat()
+            })
             .collect()
     }
 
     fn hashes(tokenizer: &Tokenizer, lines: &[String]) -> Vec<u32> {
         let hash = |block: &[String]| {
-            let ids =
-                block.iter().flat_map(|line| tokenizer.encode(line).unwrap().into_iter().chain([u32::MAX]));
-            ids.flat_map(u32::to_le_bytes)
-                .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+            let ids = block
+                .iter()
+                .flat_map(|line| tokenizer.encode(line).unwrap().into_iter().chain([u32::MAX]));
+            ids.flat_map(u32::to_le_bytes).fold(0x811c_9dc5u32, |hash, byte| {
+                (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+            })
         };
         lines.par_chunks(8).map(hash).collect()
     }
@@ -240,7 +257,8 @@ mod tests {
     fn from_json(family: &str) -> Tokenizer {
         let folder = golden("tokenizer/families").join(family);
         let text = std::fs::read_to_string(folder.join("tokenizer_config.json")).unwrap();
-        Tokenizer::from_file(&folder.join("tokenizer.json"), &serde_json::from_str(&text).unwrap()).unwrap()
+        Tokenizer::from_file(&folder.join("tokenizer.json"), &serde_json::from_str(&text).unwrap())
+            .unwrap()
     }
 
     #[test]
@@ -253,7 +271,9 @@ mod tests {
             assert_eq!(file.text("tokenizer.ggml.pre").unwrap(), family);
             let gguf = Tokenizer::from_gguf(&file, Digits::Individual).unwrap();
             same_ids(&gguf, &lines, family, "gguf");
-            let roles = |t: &Tokenizer| (t.bos_id(), t.eos_id(), t.encode_with_special_tokens("a").unwrap());
+            let roles = |t: &Tokenizer| {
+                (t.bos_id(), t.eos_id(), t.encode_with_special_tokens("a").unwrap())
+            };
             assert_eq!(roles(&gguf), roles(&json), "{family}");
             assert_eq!(gguf.encode("<think>").unwrap().len(), 1, "an added token stays whole");
             for line in lines.iter().step_by(10) {
@@ -274,7 +294,8 @@ mod tests {
         let (lines, folder) = (lines(), tempfile::tempdir().unwrap());
         for family in ["llama", "gemma", "phi3"] {
             let file =
-                Gguf::open(&golden("tokenizer/families").join(family).join("vocabulary.gguf")).unwrap();
+                Gguf::open(&golden("tokenizer/families").join(family).join("vocabulary.gguf"))
+                    .unwrap();
             let tokenizer = Tokenizer::from_gguf(&file, Digits::default()).unwrap();
             same_ids(&tokenizer, &lines, family, "gguf");
             // Through a tokenizer.json and back into GGUF.
@@ -291,13 +312,18 @@ mod tests {
                 tokenizer.encode_with_special_tokens("a").unwrap()
             );
             for line in lines.iter().step_by(10) {
-                // A blank stands for the one before the text; the sign for blanks is one afterwards.
+                // A blank stands for the one before the text; the sign for blanks is one
+                // afterwards.
                 let promised = !line.starts_with(' ')
                     && !line.contains(BLANK)
                     && !line.contains("<s>")
                     && !line.is_empty();
                 if promised {
-                    assert_eq!(again.decode(&again.encode(line).unwrap()).unwrap(), *line, "{family}");
+                    assert_eq!(
+                        again.decode(&again.encode(line).unwrap()).unwrap(),
+                        *line,
+                        "{family}"
+                    );
                 }
             }
         }
@@ -307,7 +333,8 @@ mod tests {
     fn what_gguf_has_no_place_for_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let refusal = |change: &dyn Fn(&mut Json)| {
-            let text = std::fs::read_to_string(golden("tokenizer/families/gpt-2/tokenizer.json")).unwrap();
+            let text =
+                std::fs::read_to_string(golden("tokenizer/families/gpt-2/tokenizer.json")).unwrap();
             let mut json: Json = serde_json::from_str(&text).unwrap();
             change(&mut json);
             let path = folder.path().join("tokenizer.json");
@@ -315,9 +342,11 @@ mod tests {
             let tokenizer = Tokenizer::from_file(&path, &Json::Null).unwrap();
             written(&tokenizer, "llama", folder.path()).err().unwrap().to_string()
         };
-        let split = refusal(&|json| json["pre_tokenizer"] = serde_json::json!({ "type": "Whitespace" }));
+        let split =
+            refusal(&|json| json["pre_tokenizer"] = serde_json::json!({ "type": "Whitespace" }));
         assert!(
-            split.contains("cuts texts in a way that has no name there") && split.contains("Whitespace"),
+            split.contains("cuts texts in a way that has no name there")
+                && split.contains("Whitespace"),
             "{split}"
         );
         let merges = refusal(&|json| {

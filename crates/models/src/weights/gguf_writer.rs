@@ -1,4 +1,5 @@
-//! Writing GGUF (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>) as llama.cpp reads it: its names, its order of rows.
+//! Writing GGUF (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>) as llama.cpp reads
+//! it: its names, its order of rows.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -68,8 +69,9 @@ impl GgufType {
 }
 
 impl Model {
-    /// Writes the model as one GGUF file, which llama.cpp runs, with its tokenizer and chat template. As in [`Model::save_pretrained`], an
-    /// adapter that is merged is in the weights, and one that is active beside them is not.
+    /// Writes the model as one GGUF file, which llama.cpp runs, with its tokenizer and chat
+    /// template. As in [`Model::save_pretrained`], an adapter that is merged is in the weights, and
+    /// one that is active beside them is not.
     ///
     /// # Errors
     /// When the file cannot be written, or model or tokenizer have what GGUF has no place for.
@@ -86,7 +88,13 @@ impl Model {
         } else {
             let template = self.chat_template().map(ChatTemplate::source);
             let architecture = gguf_layout::architecture(self.config());
-            gguf_vocabulary::metadata(self.tokenizer(), template, self.config(), architecture, self.name())?
+            gguf_vocabulary::metadata(
+                self.tokenizer(),
+                template,
+                self.config(),
+                architecture,
+                self.name(),
+            )?
         };
         let path = PathBuf::from(path);
         let merged = self.weights_to_save();
@@ -219,7 +227,12 @@ fn metadata(name: &str, config: &Config, kind: GgufType) -> Vec<(String, Value)>
     metadata
 }
 
-fn entries(name: &str, config: &Config, weights: &[Arc<Weight>], kind: GgufType) -> Result<Vec<Entry>> {
+fn entries(
+    name: &str,
+    config: &Config,
+    weights: &[Arc<Weight>],
+    kind: GgufType,
+) -> Result<Vec<Entry>> {
     let names = Names::of(config);
     let mut entries = Vec::with_capacity(weights.len() + 2);
     for weight in weights {
@@ -266,7 +279,9 @@ fn entries(name: &str, config: &Config, weights: &[Arc<Weight>], kind: GgufType)
 /// The values of a tensor as they are stored, in llama.cpp's order.
 fn bytes(entry: &Entry, config: &Config) -> Result<Vec<u8>> {
     let (name, matrix) = match &entry.source {
-        Source::Values(values) => return Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        Source::Values(values) => {
+            return Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect());
+        }
         Source::Weight(weight) => (weight.name(), weight.matrix()),
         Source::Matrix(name, matrix) => (name.as_str(), matrix.clone()),
     };
@@ -409,7 +424,8 @@ mod tests {
     use super::*;
     use crate::decoder;
 
-    /// What is written as f32 is read back: the same config, the same values under the same names; or the reason is told.
+    /// What is written as f32 is read back: the same config, the same values under the same names;
+    /// or the reason is told.
     #[test]
     fn every_family_comes_back() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/logits");
@@ -452,7 +468,8 @@ mod tests {
             let mut expected = model.config().to_json();
             let mut found = config.to_json();
             for json in [&mut expected, &mut found] {
-                // Ids are the tokenizer's, which is not written here; a Mistral is a Llama; a Llama's stretched frequencies come as a list.
+                // Ids are the tokenizer's, which is not written here; a Mistral is a Llama; a
+                // Llama's stretched frequencies come as a list.
                 let fields = [
                     "bos_token_id",
                     "eos_token_id",
@@ -473,7 +490,8 @@ mod tests {
             }
             assert_eq!(found, expected, "{name}");
         }
-        // Qwen's window in some layers, SmolLM3's and Gemma's other patterns, Gemma 2's other scale, ALiBi.
+        // Qwen's window in some layers, SmolLM3's and Gemma's other patterns, Gemma 2's other
+        // scale, ALiBi.
         assert_eq!(refused, ["falcon-rw", "gemma2", "gemma3", "qwen2", "smollm3"]);
     }
 }

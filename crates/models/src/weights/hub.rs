@@ -17,7 +17,8 @@ const SMALL_FILES: &[&str] = &[
     "chat_template.jinja",
 ];
 
-/// Fetches what is needed of `owner/name` or `owner/name@revision`; what is in the cache is not fetched again.
+/// Fetches what is needed of `owner/name` or `owner/name@revision`; what is in the cache is not
+/// fetched again.
 pub(crate) fn fetch(name: &str) -> Result<Source> {
     fetch_from(&Hub::from_env(), name)
 }
@@ -135,13 +136,16 @@ mod tests {
     }
 
     fn tiny(wrong: Option<&str>) -> HashMap<&'static str, (String, Vec<u8>)> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/logits/llama-tied");
+        let folder =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/logits/llama-tied");
         ["config.json", "tokenizer.json", "tokenizer_config.json", SINGLE]
             .into_iter()
             .map(|name| {
                 let mut body = std::fs::read(folder.join(name)).unwrap();
                 let etag = match name {
-                    SINGLE => Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect(),
+                    SINGLE => {
+                        Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect()
+                    }
                     _ => format!("etag-of-{name}"),
                 };
                 if wrong == Some(name) {
@@ -162,14 +166,19 @@ mod tests {
         let Source::Folder(folder) = fetch_at(&endpoint, dir.path(), "owner/tiny").unwrap() else {
             panic!("no folder")
         };
-        assert!(folder.ends_with("hub/models--owner--tiny/snapshots/c0ffee"), "{}", folder.display());
+        assert!(
+            folder.ends_with("hub/models--owner--tiny/snapshots/c0ffee"),
+            "{}",
+            folder.display()
+        );
         let model = crate::Model::load(folder.to_str().unwrap(), &crate::Device::Cpu).unwrap();
         assert_eq!(model.num_blocks(), 2);
         let nobody = "http://127.0.0.1:9";
         assert_eq!(fetch_at(nobody, dir.path(), "owner/tiny").unwrap(), Source::Folder(folder));
         let error = fetch_at(nobody, dir.path(), "owner/other").unwrap_err().to_string();
         assert!(
-            error.contains("of `owner/other` from the hub") && error.contains("Without a connection"),
+            error.contains("of `owner/other` from the hub")
+                && error.contains("Without a connection"),
             "{error}"
         );
         let error = fetch_at(&endpoint, dir.path(), "owner/other").unwrap_err().to_string();
@@ -179,7 +188,8 @@ mod tests {
     #[test]
     fn weights_with_a_wrong_checksum_do_not_stay_in_the_cache() {
         let dir = tempfile::tempdir().unwrap();
-        let error = fetch_at(&serve(tiny(Some(SINGLE))), dir.path(), "owner/tiny").unwrap_err().to_string();
+        let error =
+            fetch_at(&serve(tiny(Some(SINGLE))), dir.path(), "owner/tiny").unwrap_err().to_string();
         assert!(error.contains("wrong checksum"), "{error}");
         fetch_at(&serve(tiny(None)), dir.path(), "owner/tiny").unwrap();
     }

@@ -41,16 +41,17 @@ pub(crate) trait Checkpoint: Sync {
     fn load_blocks(&self, name: &str) -> Result<Quantized>;
 }
 
-/// How the matrices of a model are kept when they are not plain numbers: blocks that are dequantised as they are used. Vectors (norms, biases)
-/// stay plain, activations and products f32 (bf16 on a GPU).
+/// How the matrices of a model are kept when they are not plain numbers: blocks that are
+/// dequantised as they are used. Vectors (norms, biases) stay plain, activations and products f32
+/// (bf16 on a GPU).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantization {
     /// As they lie in the file: GGUF's quantised types, or f16 and bf16.
     #[default]
     Stored,
-    /// The projections as NF4 (see [`Quantized`]), the embedding table and the output head as Q8_0, made on loading. What a file already
-    /// holds quantised stays as it is.
+    /// The projections as NF4 (see [`Quantized`]), the embedding table and the output head as Q8_0,
+    /// made on loading. What a file already holds quantised stays as it is.
     Nf4,
 }
 
@@ -99,7 +100,8 @@ impl Keep {
     }
 }
 
-/// A table with one row for each token or position: an error there is not averaged out, and bitsandbytes leaves these alone, too.
+/// A table with one row for each token or position: an error there is not averaged out, and
+/// bitsandbytes leaves these alone, too.
 fn is_table(name: &str) -> bool {
     matches!(
         name,
@@ -146,7 +148,12 @@ pub(crate) fn size(
 }
 
 /// Whether anything would be kept in blocks.
-pub(crate) fn has_blocks(checkpoint: &dyn Checkpoint, needs: &[Need], keep: Keep, device: &Device) -> bool {
+pub(crate) fn has_blocks(
+    checkpoint: &dyn Checkpoint,
+    needs: &[Need],
+    keep: Keep,
+    device: &Device,
+) -> bool {
     needs.iter().any(|need| !matches!(keep.plan(checkpoint, need, device), Plan::Plain(_)))
 }
 
@@ -190,8 +197,14 @@ pub(crate) fn check(checkpoint: &dyn Checkpoint, architecture: &str, needs: &[Ne
     Ok(())
 }
 
-/// Fills the weights of a decoder from a checkpoint that [`check`] found fitting, several at a time.
-pub(crate) fn load(checkpoint: &dyn Checkpoint, needs: &[Need], keep: Keep, device: &Device) -> Result<()> {
+/// Fills the weights of a decoder from a checkpoint that [`check`] found fitting, several at a
+/// time.
+pub(crate) fn load(
+    checkpoint: &dyn Checkpoint,
+    needs: &[Need],
+    keep: Keep,
+    device: &Device,
+) -> Result<()> {
     // The largest first, so that no thread is left alone with one at the end.
     let mut order: Vec<&Need> = needs.iter().collect();
     order.sort_by_key(|need| std::cmp::Reverse(need.shape.iter().product::<usize>()));
@@ -205,7 +218,9 @@ pub(crate) fn load(checkpoint: &dyn Checkpoint, needs: &[Need], keep: Keep, devi
             Plan::Plain(dtype) => plain(need, dtype)?.into(),
             Plan::Stored(_) => checkpoint.load_blocks(need.weight.name())?.into(),
             Plan::Coded(Format::Nf4) => Quantized::nf4(&plain(need, DType::F32)?)?.into(),
-            Plan::Coded(Format::Ggml(dtype)) => Quantized::ggml(&plain(need, DType::F32)?, dtype)?.into(),
+            Plan::Coded(Format::Ggml(dtype)) => {
+                Quantized::ggml(&plain(need, DType::F32)?, dtype)?.into()
+            }
         })
     };
     if device.is_cpu() {
@@ -214,10 +229,11 @@ pub(crate) fn load(checkpoint: &dyn Checkpoint, needs: &[Need], keep: Keep, devi
             Ok(())
         });
     }
-    // Uploaded by this thread alone, since another thread's copies might not be waited for; a few at a time, so that the host does
-    // not have to hold a model that only the device has room for.
+    // Uploaded by this thread alone, since another thread's copies might not be waited for; a few
+    // at a time, so that the host does not have to hold a model that only the device has room for.
     for some in order.chunks(16) {
-        let matrices: Vec<Matrix> = some.par_iter().with_max_len(1).map(one).collect::<Result<_>>()?;
+        let matrices: Vec<Matrix> =
+            some.par_iter().with_max_len(1).map(one).collect::<Result<_>>()?;
         for (need, matrix) in some.iter().zip(matrices) {
             need.weight.fill(match matrix {
                 Matrix::Plain(tensor) => tensor.to_device(device)?.into(),
@@ -228,13 +244,17 @@ pub(crate) fn load(checkpoint: &dyn Checkpoint, needs: &[Need], keep: Keep, devi
     Ok(())
 }
 
-/// Rotary frequencies and their divisors, GPT-2's masks, and some copies of a tied output head: old checkpoints carry them.
+/// Rotary frequencies and their divisors, GPT-2's masks, and some copies of a tied output head: old
+/// checkpoints carry them.
 fn follows_from_the_rest(name: &str) -> bool {
     name == "lm_head.weight"
         || name.ends_with("rotary_emb.inv_freq")
         || name.ends_with(".attn.bias")
         || name.ends_with(".attn.masked_bias")
-        || matches!(name, "rope_freqs.weight" | "rope_factors_long.weight" | "rope_factors_short.weight")
+        || matches!(
+            name,
+            "rope_freqs.weight" | "rope_factors_long.weight" | "rope_factors_short.weight"
+        )
 }
 
 /// A plain type of numbers in a file.
@@ -246,11 +266,20 @@ pub(crate) enum Stored {
 }
 
 /// Little-endian numbers as a tensor of `dtype`; kept as they are where that is their type.
-pub(crate) fn values(bytes: &[u8], stored: Stored, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+pub(crate) fn values(
+    bytes: &[u8],
+    stored: Stored,
+    dtype: DType,
+    shape: &[usize],
+) -> Result<Tensor> {
     let device = &Device::Cpu;
     let tensor = match (stored, dtype) {
-        (Stored::F16, DType::F16) => Tensor::from_vec(numbers(bytes, f16::from_le_bytes), shape, device)?,
-        (Stored::Bf16, DType::BF16) => Tensor::from_vec(numbers(bytes, bf16::from_le_bytes), shape, device)?,
+        (Stored::F16, DType::F16) => {
+            Tensor::from_vec(numbers(bytes, f16::from_le_bytes), shape, device)?
+        }
+        (Stored::Bf16, DType::BF16) => {
+            Tensor::from_vec(numbers(bytes, bf16::from_le_bytes), shape, device)?
+        }
         _ => {
             let values = match stored {
                 Stored::F32 => floats(bytes, f32::from_le_bytes),

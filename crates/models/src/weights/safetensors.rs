@@ -1,4 +1,5 @@
-//! safetensors files (<https://github.com/huggingface/safetensors>): one, or several with `model.safetensors.index.json`.
+//! safetensors files (<https://github.com/huggingface/safetensors>): one, or several with
+//! `model.safetensors.index.json`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -73,7 +74,8 @@ impl Shards {
         for (number, name) in names.iter().enumerate() {
             let path = folder.join(name);
             let file = File::open(&path).map_err(Error::io(&path))?;
-            // SAFETY: model files are written once and then only read; they are replaced by renaming, which keeps this mapping.
+            // SAFETY: model files are written once and then only read; they are replaced by
+            // renaming, which keeps this mapping.
             let file = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
             let (header, metadata) = SafeTensors::read_metadata(&file).map_err(|error| Error::Corrupt {
                 path: path.clone(),
@@ -90,7 +92,13 @@ impl Shards {
                 let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
                 tensors.insert(
                     tensor,
-                    TensorInfo { file: number, dtype: info.dtype, shape: info.shape.clone(), start, end },
+                    TensorInfo {
+                        file: number,
+                        dtype: info.dtype,
+                        shape: info.shape.clone(),
+                        start,
+                        end,
+                    },
                 );
             }
             files.push(file);
@@ -100,7 +108,8 @@ impl Shards {
 }
 
 impl Shards {
-    /// Files of a model without its output head name no tensor with the prefix that all others have: adds it.
+    /// Files of a model without its output head name no tensor with the prefix that all others
+    /// have: adds it.
     pub(crate) fn with_prefix(mut self, prefix: &str) -> Self {
         if !self.tensors.keys().any(|name| name.starts_with(prefix)) {
             let bare = std::mem::take(&mut self.tensors);
@@ -136,9 +145,12 @@ impl Shards {
 
 /// Which file holds which tensor.
 pub(crate) fn weight_map(text: &str) -> std::result::Result<BTreeMap<String, String>, String> {
-    let json: serde_json::Value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
-    let map =
-        json.get("weight_map").and_then(|map| map.as_object()).ok_or("expected an object, found none")?;
+    let json: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
+    let map = json
+        .get("weight_map")
+        .and_then(|map| map.as_object())
+        .ok_or("expected an object, found none")?;
     map.iter()
         .map(|(tensor, file)| match file.as_str() {
             // A name with a folder in it could point anywhere.

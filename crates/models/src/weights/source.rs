@@ -1,5 +1,5 @@
-//! From the name that a user gives to files on disk: a path, the default model, a model in the cache, or a repository of
-//! the Hugging Face hub.
+//! From the name that a user gives to files on disk: a path, the default model, a model in the
+//! cache, or a repository of the Hugging Face hub.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,14 +20,16 @@ const DEFAULT_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70e
 pub(crate) enum Source {
     /// One GGUF file, which holds everything.
     Gguf(PathBuf),
-    /// A folder with `config.json`, `tokenizer.json` and safetensors files, as `save_pretrained` writes it.
+    /// A folder with `config.json`, `tokenizer.json` and safetensors files, as `save_pretrained`
+    /// writes it.
     Folder(PathBuf),
 }
 
-/// The folder of models on this computer: `$TUNEBOOK_CACHE/models`, else that of `$XDG_CACHE_HOME/tunebook` or
-/// `~/.cache/tunebook`.
+/// The folder of models on this computer: `$TUNEBOOK_CACHE/models`, else that of
+/// `$XDG_CACHE_HOME/tunebook` or `~/.cache/tunebook`.
 pub fn models_dir() -> PathBuf {
-    let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let var =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     var("TUNEBOOK_CACHE")
         .or_else(|| var("XDG_CACHE_HOME").map(|dir| dir.join("tunebook")))
         .or_else(|| var("HOME").map(|home| home.join(".cache/tunebook")))
@@ -93,14 +95,16 @@ fn file(path: &Path) -> Result<Source> {
         return Err(Error::Pickle { path: path.to_owned() });
     }
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    let parent = || path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        || path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match extension.as_str() {
         "gguf" => Ok(Source::Gguf(path.to_owned())),
         "safetensors" => folder(parent(), &path.display().to_string()),
         _ => Err(Error::NotFound {
             name: path.display().to_string(),
             looked_for: "a file that ends in .gguf or .safetensors".to_owned(),
-            advice: "Give a GGUF file, or a folder with config.json and safetensors files".to_owned(),
+            advice: "Give a GGUF file, or a folder with config.json and safetensors files"
+                .to_owned(),
         }),
     }
 }
@@ -121,7 +125,8 @@ pub(crate) fn folder(path: &Path, name: &str) -> Result<Source> {
         [one] => return Ok(Source::Gguf((*one).clone())),
         [] => {}
         several => {
-            let names: Vec<String> = several.iter().map(|file| file.display().to_string()).collect();
+            let names: Vec<String> =
+                several.iter().map(|file| file.display().to_string()).collect();
             return Err(Error::NotFound {
                 name: name.to_owned(),
                 looked_for: "one GGUF file in the folder, and found several".to_owned(),
@@ -146,7 +151,8 @@ pub(crate) fn is_pickle(path: &Path) -> bool {
 
 /// A name that can only be meant as a path, so that a misspelt one is not looked for on the hub.
 fn looks_like_a_path(name: &str) -> bool {
-    let extension = Path::new(name).extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let extension =
+        Path::new(name).extension().unwrap_or_default().to_string_lossy().to_lowercase();
     name.starts_with(['/', '.', '~'])
         || matches!(extension.as_str(), "gguf" | "safetensors")
         || is_pickle(Path::new(name))
@@ -156,7 +162,8 @@ fn looks_like_a_path(name: &str) -> bool {
 fn is_repository(name: &str) -> bool {
     let repository = name.split_once('@').map_or(name, |(repository, _)| repository);
     let word = |part: &str| {
-        !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        !part.is_empty()
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
     repository.split_once('/').is_some_and(|(owner, name)| word(owner) && word(name))
 }
@@ -173,7 +180,10 @@ mod tests {
     fn a_misspelt_name_is_not_looked_for_on_the_hub() {
         for name in ["/no/such/model.gguf", "./model", "models/x.gguf", "SmolLM", ""] {
             let error = error(name);
-            assert!(error.contains("no model at") && error.contains("cargo xtask lab"), "{name}: {error}");
+            assert!(
+                error.contains("no model at") && error.contains("cargo xtask lab"),
+                "{name}: {error}"
+            );
         }
         assert!(is_repository("org/name") && is_repository("org/name@v1.0"));
         assert!(!is_repository("a/b/c") && !is_repository("name"));
@@ -205,7 +215,10 @@ mod tests {
         std::fs::write(&pickle, "x").unwrap();
         for name in [pickle.to_str().unwrap(), dir.path().to_str().unwrap()] {
             let error = error(name);
-            assert!(error.contains("is a pickle") && error.contains("runs whatever code"), "{error}");
+            assert!(
+                error.contains("is a pickle") && error.contains("runs whatever code"),
+                "{error}"
+            );
         }
     }
 

@@ -1,9 +1,11 @@
-//! An allocator that counts, for tests that hold memory against the size of a file. The counts are the whole process's.
+//! An allocator that counts, for tests that hold memory against the size of a file. The counts are
+//! the whole process's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 
-/// Counts what is alive, and keeps the most that ever was. Signed: another thread may be between the two halves of a change.
+/// Counts what is alive, and keeps the most that ever was. Signed: another thread may be between
+/// the two halves of a change.
 struct Counting;
 
 static ALIVE: AtomicIsize = AtomicIsize::new(0);
@@ -46,7 +48,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What an action gives, and the most bytes that were alive at once while it ran, beyond those before it.
+/// What an action gives, and the most bytes that were alive at once while it ran, beyond those
+/// before it.
 pub fn most_taken<T>(action: impl FnOnce() -> T) -> (T, usize) {
     let before = ALIVE.load(Relaxed);
     PEAK.store(before, Relaxed);

@@ -1,6 +1,8 @@
-//! Mutated files: an error or another model, but no panic, and no allocation out of proportion to the file.
+//! Mutated files: an error or another model, but no panic, and no allocation out of proportion to
+//! the file.
 //!
-//! `TUNEBOOK_FUZZ_SECS` sets the time for each kind of file (3 by default), `TUNEBOOK_FUZZ_SEED` the seed; a failure names it.
+//! `TUNEBOOK_FUZZ_SECS` sets the time for each kind of file (3 by default), `TUNEBOOK_FUZZ_SEED`
+//! the seed; a failure names it.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -26,13 +28,14 @@ struct Bound {
     least: usize,
 }
 
-/// What is kept of a GGUF file's header and the table of its tensors, by `Gguf::open`. Eight bytes for a number of one; the path, and what is said
-/// of the fault.
+/// What is kept of a GGUF file's header and the table of its tensors, by `Gguf::open`. Eight bytes
+/// for a number of one; the path, and what is said of the fault.
 const HEADER: Bound = Bound { times: 8, least: 16 << 10 };
-/// A tokenizer. Not the reader's memory but the `tokenizers` crate's: it holds each token and each merge as strings of their own, in several hash maps
-/// that have room for twice as many.
+/// A tokenizer. Not the reader's memory but the `tokenizers` crate's: it holds each token and each
+/// merge as strings of their own, in several hash maps that have room for twice as many.
 const TOKENIZER: Bound = Bound { times: 32, least: 64 << 10 };
-/// A whole model: header, tokenizer (which is most of it), the list of tensors that its configuration asks for, and weights as f32.
+/// A whole model: header, tokenizer (which is most of it), the list of tensors that its
+/// configuration asks for, and weights as f32.
 const MODEL: Bound = Bound { times: 16, least: 256 << 10 };
 
 const NUMBERS: [u64; 12] =
@@ -88,7 +91,8 @@ fn fuzz(
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let started = Instant::now();
     let time = Duration::from_secs(variable("TUNEBOOK_FUZZ_SECS", 3));
-    let first = variable("TUNEBOOK_FUZZ_SEED", std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
+    let first =
+        variable("TUNEBOOK_FUZZ_SEED", std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
     // Once as it is: what is made once and for all is there then.
     std::fs::write(path, original).unwrap();
     assert!(attempt(path), "the file itself is read");
@@ -109,7 +113,8 @@ fn fuzz(
             first.wrapping_add(tried)
         );
         most = most.max(taken);
-        times = times.max(taken.saturating_sub(allowed.least) as f64 / (bytes.len() + size).max(1) as f64);
+        times = times
+            .max(taken.saturating_sub(allowed.least) as f64 / (bytes.len() + size).max(1) as f64);
         tried += 1;
     }
     eprintln!(
@@ -131,7 +136,8 @@ fn mutated_gguf_models() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["llama-tied", "llama-untied"] {
         let path = folder.path().join(format!("{name}.gguf"));
-        let model = Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap();
+        let model =
+            Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap();
         model.save_gguf(path.to_str().unwrap(), GgufType::Q8_0).unwrap();
         let original = std::fs::read(&path).unwrap();
         // Keys of the model come first, the tensors' table and the weights last.
@@ -185,7 +191,11 @@ fn dense_gguf_headers() {
             taken as f64 / bytes.len() as f64
         );
         assert_eq!(ok, read, "{name}");
-        assert!(taken <= HEADER.times * bytes.len() + HEADER.least, "{name}: {taken} for {}", bytes.len());
+        assert!(
+            taken <= HEADER.times * bytes.len() + HEADER.least,
+            "{name}: {taken} for {}",
+            bytes.len()
+        );
     }
 }
 
@@ -198,7 +208,9 @@ fn mutated_gguf_vocabularies() {
             std::fs::read(golden("tokenizer/families").join(name).join("vocabulary.gguf")).unwrap();
         let read = |path: &Path| {
             let Ok(file) = Gguf::open(path) else { return false };
-            let Ok(tokenizer) = Tokenizer::from_gguf(&file, Digits::default()) else { return false };
+            let Ok(tokenizer) = Tokenizer::from_gguf(&file, Digits::default()) else {
+                return false;
+            };
             // A token may be missing; it must not matter how.
             let ids = tokenizer.encode("Some text 12, naïve 😀").unwrap_or_default();
             tokenizer.decode(&ids).is_ok()
@@ -218,8 +230,11 @@ fn mutated_configs() {
         }
         let path = folder.path().join("config.json");
         let original = std::fs::read(&path).unwrap();
-        let weights = std::fs::metadata(folder.path().join("model.safetensors")).unwrap().len() as usize;
-        fuzz(&original, original.len(), &path, weights, MODEL, |path| loads(path.parent().unwrap()));
+        let weights =
+            std::fs::metadata(folder.path().join("model.safetensors")).unwrap().len() as usize;
+        fuzz(&original, original.len(), &path, weights, MODEL, |path| {
+            loads(path.parent().unwrap())
+        });
     }
 }
 

@@ -24,7 +24,8 @@ fn conversations_render_as_in_transformers() {
     let text = std::fs::read_to_string(golden("tokenizer/chat_template.json")).unwrap();
     let golden: Golden = serde_json::from_str(&text).unwrap();
     assert!(golden.chats.len() > 100);
-    let model = Model::load(default_file().to_str().unwrap(), &tunebook_models::Device::Cpu).unwrap();
+    let model =
+        Model::load(default_file().to_str().unwrap(), &tunebook_models::Device::Cpu).unwrap();
     for chat in golden.chats {
         let ours = match &chat.template {
             None => model.apply_chat_template(&chat.messages, chat.add_generation_prompt),
@@ -49,8 +50,8 @@ struct Rendered {
     said: Option<Vec<String>>,
 }
 
-/// The templates of real models that TRL carries, against `transformers`' own renderer. They are not copied here: where there is no
-/// environment with them (`TUNEBOOK_PEERS`), the test says so.
+/// The templates of real models that TRL carries, against `transformers`' own renderer. They are
+/// not copied here: where there is no environment with them (`TUNEBOOK_PEERS`), the test says so.
 #[test]
 fn real_models_templates_render_as_in_transformers() {
     let Some(peers) = std::env::var_os("TUNEBOOK_PEERS") else {
@@ -58,17 +59,24 @@ fn real_models_templates_render_as_in_transformers() {
         return;
     };
     let python = std::path::Path::new(&peers).join("bin/python");
-    let output =
-        std::process::Command::new(python).arg(golden("../peers/chat_templates.py")).output().unwrap();
+    let output = std::process::Command::new(python)
+        .arg(golden("../peers/chat_templates.py"))
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut equal = std::collections::BTreeSet::new();
     let mut different = Vec::new();
     let mut marked = std::collections::BTreeSet::new();
     for line in String::from_utf8(output.stdout).unwrap().lines() {
         let case: Rendered = serde_json::from_str(line).unwrap();
-        let ours =
-            ChatTemplate::with_tokens(&case.source, Some("<s>"), Some("</s>"), Some("<pad>"), Some("<unk>"))
-                .and_then(|template| template.render(&case.messages, case.add_generation_prompt));
+        let ours = ChatTemplate::with_tokens(
+            &case.source,
+            Some("<s>"),
+            Some("</s>"),
+            Some("<pad>"),
+            Some("<unk>"),
+        )
+        .and_then(|template| template.render(&case.messages, case.add_generation_prompt));
         if let Some(theirs) = &case.said {
             let template = ChatTemplate::with_tokens(
                 &case.source,

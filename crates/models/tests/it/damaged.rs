@@ -1,4 +1,5 @@
-//! Damaged and foreign files end in an error that names the file and the part of it, never in a panic.
+//! Damaged and foreign files end in an error that names the file and the part of it, never in a
+//! panic.
 
 use std::path::{Path, PathBuf};
 
@@ -74,17 +75,21 @@ fn a_damaged_gguf_is_named_with_its_part() {
     let count = with(8, &u64::MAX.to_le_bytes());
     assert!(count.contains("of 18446744073709551615"), "{count}");
     // The value of a key: the name, a type of four bytes, then the number.
-    let number = |key: &str, value: u32| with(changed.at(key) + key.len() + 4, &value.to_le_bytes());
+    let number =
+        |key: &str, value: u32| with(changed.at(key) + key.len() + 4, &value.to_le_bytes());
     let embedding = number("llama.embedding_length", 0);
     assert!(
-        embedding.contains("`llama.embedding_length` is Unsigned(0)") && embedding.contains("above 0"),
+        embedding.contains("`llama.embedding_length` is Unsigned(0)")
+            && embedding.contains("above 0"),
         "{embedding}"
     );
     let shape = number("llama.embedding_length", 1152);
     assert!(shape.contains("has the shape") && shape.contains("1152"), "{shape}");
     let heads = number("llama.attention.head_count_kv", 4);
     assert!(
-        heads.contains("`num_key_value_heads` is 4, expected a divisor of num_attention_heads, which is 9"),
+        heads.contains(
+            "`num_key_value_heads` is 4, expected a divisor of num_attention_heads, which is 9"
+        ),
         "{heads}"
     );
     let blocks = number("llama.block_count", 31);
@@ -94,20 +99,29 @@ fn a_damaged_gguf_is_named_with_its_part() {
         "{blocks}"
     );
     let many = number("llama.block_count", 9999);
-    assert!(many.contains("`num_hidden_layers` is 9999, expected fewer than the tensors"), "{many}");
+    assert!(
+        many.contains("`num_hidden_layers` is 9999, expected fewer than the tensors"),
+        "{many}"
+    );
     // Tensors that share their bytes: a small file could hold any number of large ones.
     let shared = with(changed.at("blk.7.attn_q.weight") + 19 + 4 + 16 + 4, &0u64.to_le_bytes());
-    assert!(shared.contains("expected an offset of at least") && shared.contains("found 0"), "{shared}");
+    assert!(
+        shared.contains("expected an offset of at least") && shared.contains("found 0"),
+        "{shared}"
+    );
     let fewer = number("llama.block_count", 29);
     assert!(fewer.contains("holds 9 tensors") && fewer.contains("model.layers.29."), "{fewer}");
     let architecture = with(changed.at("general.architecture") + 32, b"mamba");
     assert!(
-        architecture.contains("unknown architecture `mamba`") && architecture.contains("known are llama"),
+        architecture.contains("unknown architecture `mamba`")
+            && architecture.contains("known are llama"),
         "{architecture}"
     );
     let pre = with(changed.at("tokenizer.ggml.pre") + 30, b"qwenXX");
     assert!(
-        pre.contains("tokenizer.ggml.pre") && pre.contains("gpt-2, default") && pre.contains("smollm"),
+        pre.contains("tokenizer.ggml.pre")
+            && pre.contains("gpt-2, default")
+            && pre.contains("smollm"),
         "{pre}"
     );
     let kind = with(changed.at("blk.7.attn_q.weight") + 19 + 4 + 16, &99u32.to_le_bytes());
@@ -174,7 +188,11 @@ fn a_damaged_folder_is_named_with_its_part() {
         json["num_hidden_layers"] = json!(2);
         json["attention_bias"] = json!(false);
     });
-    assert!(error().contains("holds 8 tensors") && error().contains("self_attn.k_proj.bias"), "{}", error());
+    assert!(
+        error().contains("holds 8 tensors") && error().contains("self_attn.k_proj.bias"),
+        "{}",
+        error()
+    );
     edit(&config, |json| {
         json["attention_bias"] = json!(true);
         json["intermediate_size"] = json!(64);
@@ -188,9 +206,12 @@ fn a_damaged_folder_is_named_with_its_part() {
     edit(&config, |json| json["intermediate_size"] = json!(56));
     Model::load(folder.path().to_str().unwrap(), &Device::Cpu).unwrap();
 
-    edit(&index, |json| json["weight_map"]["lm_head.weight"] = json!("model-00001-of-00004.safetensors"));
+    edit(&index, |json| {
+        json["weight_map"]["lm_head.weight"] = json!("model-00001-of-00004.safetensors")
+    });
     assert!(
-        error().contains("model.safetensors.index.json") && error().contains("tensor `lm_head.weight`"),
+        error().contains("model.safetensors.index.json")
+            && error().contains("tensor `lm_head.weight`"),
         "{}",
         error()
     );
@@ -206,12 +227,16 @@ fn a_damaged_shard_is_named() {
     std::fs::write(&shard, &bytes[..bytes.len() - 1]).unwrap();
     let error = load_error(folder.path());
     assert!(
-        error.contains("model-00002-of-00004.safetensors") && error.contains("found a file of 41031 bytes"),
+        error.contains("model-00002-of-00004.safetensors")
+            && error.contains("found a file of 41031 bytes"),
         "{error}"
     );
     std::fs::write(&shard, &bytes[..30]).unwrap();
     let error = load_error(folder.path());
-    assert!(error.contains("model-00002-of-00004.safetensors") && error.contains("the header"), "{error}");
+    assert!(
+        error.contains("model-00002-of-00004.safetensors") && error.contains("the header"),
+        "{error}"
+    );
     std::fs::remove_file(&shard).unwrap();
     let error = load_error(folder.path());
     assert!(error.contains("model-00002-of-00004.safetensors"), "{error}");

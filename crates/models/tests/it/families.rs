@@ -1,4 +1,5 @@
-//! Every family and layout against transformers: two-layer models with random weights (`tests/golden/logits/families.py`).
+//! Every family and layout against transformers: two-layer models with random weights
+//! (`tests/golden/logits/families.py`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,9 +39,14 @@ const LLAMA: &[&str] = &[
     "mlp.up_proj",
     "mlp.down_proj",
 ];
-const PHI3: &[&str] = &["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"];
-const FALCON: &[&str] =
-    &["self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"];
+const PHI3: &[&str] =
+    &["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"];
+const FALCON: &[&str] = &[
+    "self_attention.query_key_value",
+    "self_attention.dense",
+    "mlp.dense_h_to_4h",
+    "mlp.dense_4h_to_h",
+];
 
 /// Runs a check on every family and says which ones fail, all of them.
 fn each(check: impl Fn(&str, &Model, &HashMap<String, Tensor>) -> Result<(), String>) {
@@ -123,10 +129,13 @@ fn gradients_of_every_parameter_are_transformers() {
         }
         let store = loss.backward().unwrap();
         for (name, variable) in variables {
-            let Some(gradient) = store.get(&variable) else { return Err(format!("{name}: no gradient")) };
+            let Some(gradient) = store.get(&variable) else {
+                return Err(format!("{name}: no gradient"));
+            };
             let reference = &expected[&format!("grad.{name}")];
             // Conv1D's weights lie transposed in Hugging Face's files.
-            let turned = name.ends_with(".weight") && (name.contains(".c_") || name.contains(".attn.c"));
+            let turned =
+                name.ends_with(".weight") && (name.contains(".c_") || name.contains(".attn.c"));
             let gradient = if turned { gradient.t().unwrap() } else { gradient.clone() };
             let error = error(&gradient, reference);
             if error > 1e-3 {
@@ -162,7 +171,8 @@ fn greedy_text_is_transformers_alone_and_in_a_padded_batch() {
 #[test]
 fn projections_are_named_as_in_hugging_face_and_replaceable() {
     for (name, projections) in FAMILIES {
-        let (model, expected) = (load(name), tensors(&format!("logits/{name}/expected.safetensors")));
+        let (model, expected) =
+            (load(name), tensors(&format!("logits/{name}/expected.safetensors")));
         let slots = model.slots();
         let prefix = slots[0].path().split_once(".0.").unwrap().0.to_owned();
         let found: Vec<&str> = slots.iter().map(|slot| slot.path()).collect();
@@ -208,8 +218,9 @@ fn shards_and_their_index_are_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
     let files = || {
-        let names =
-            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names = std::fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<String> = names.filter(|name| name.starts_with("model")).collect();
         names.sort();
         names
@@ -217,7 +228,10 @@ fn shards_and_their_index_are_the_same_model() {
     let limit = model.memory_bytes() / 4;
     model.save_pretrained_sharded(path, limit).unwrap();
     let shards = files();
-    assert!(shards.len() > 3 && shards.last().unwrap() == "model.safetensors.index.json", "{shards:?}");
+    assert!(
+        shards.len() > 3 && shards.last().unwrap() == "model.safetensors.index.json",
+        "{shards:?}"
+    );
     for shard in &shards[..shards.len() - 1] {
         let bytes = std::fs::metadata(folder.path().join(shard)).unwrap().len();
         assert!(bytes < limit + 4000, "{shard} has {bytes} bytes");
@@ -240,8 +254,11 @@ fn generation_config_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));
     load("qwen3").save_pretrained(from.to_str().unwrap()).unwrap();
-    std::fs::write(from.join("generation_config.json"), r#"{"temperature": 0.6, "eos_token_id": [3, 4]}"#)
-        .unwrap();
+    std::fs::write(
+        from.join("generation_config.json"),
+        r#"{"temperature": 0.6, "eos_token_id": [3, 4]}"#,
+    )
+    .unwrap();
     let model = Model::load(from.to_str().unwrap(), &Device::Cpu).unwrap();
     model.save_pretrained(to.to_str().unwrap()).unwrap();
     let text = std::fs::read_to_string(to.join("generation_config.json")).unwrap();
@@ -262,15 +279,21 @@ fn weights_keep_the_files_type_or_are_converted() {
         let bytes = (model.parameter_count() * found.size_in_bytes()) as u64;
         // Beside bf16 the norms and biases are f32 on the CPU; here they are a small part.
         let vectors = if found == DType::BF16 { bytes / 10 } else { 0 };
-        assert!((bytes..=bytes + vectors).contains(&model.memory_bytes()), "{}", model.memory_bytes());
+        assert!(
+            (bytes..=bytes + vectors).contains(&model.memory_bytes()),
+            "{}",
+            model.memory_bytes()
+        );
     }
-    let error =
-        Model::load_as(path.to_str().unwrap(), Some(DType::U8), &Device::Cpu).unwrap_err().to_string();
+    let error = Model::load_as(path.to_str().unwrap(), Some(DType::U8), &Device::Cpu)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("U8") && error.contains("BF16"), "{error}");
 }
 
 proptest::proptest! {
-    /// Whatever number, text or nothing stands in a field of a config: an error or another config, no panic and no large allocation.
+    /// Whatever number, text or nothing stands in a field of a config: an error or another config,
+    /// no panic and no large allocation.
     #[test]
     fn no_changed_config_panics(
         family in 0..FAMILIES.len(),

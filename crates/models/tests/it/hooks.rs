@@ -1,9 +1,11 @@
-//! The places where a model lets others compute: after its sublayers, before the tokens, before the keys and values; in every family.
+//! The places where a model lets others compute: after its sublayers, before the tokens, before the
+//! keys and values; in every family.
 
 use std::sync::Arc;
 
 use tunebook_models::{
-    Branch, Device, Flow, GenerationConfig, KeysValues, Model, Result, Sublayer, Tensor, Vectors, rows,
+    Branch, Device, Flow, GenerationConfig, KeysValues, Model, Result, Sublayer, Tensor, Vectors,
+    rows,
 };
 
 use crate::families::{FAMILIES, load};
@@ -110,7 +112,8 @@ fn a_batch_of_different_lengths_gives_what_each_row_gives_alone() {
                 for id in alone[0].iter().take(context - model.positions_before() - ids.len()) {
                     let last = logits(&model, &ids);
                     let last = &last[last.len() - model.config().vocab_size..];
-                    let likeliest = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+                    let likeliest =
+                        last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
                     assert_eq!(
                         likeliest as u32,
                         *id,
@@ -141,9 +144,12 @@ fn sublayers_are_named_and_what_stands_after_them_is_used() {
         let model = load(name);
         let base = logits(&model, &IDS);
         let joints = model.joints();
-        let found: Vec<(usize, Sublayer)> =
-            joints.iter().map(|joint| (model.block_of(joint.path()).unwrap(), joint.sublayer())).collect();
-        let wanted = [0, 1].map(|block| [(block, Sublayer::Attention), (block, Sublayer::FeedForward)]);
+        let found: Vec<(usize, Sublayer)> = joints
+            .iter()
+            .map(|joint| (model.block_of(joint.path()).unwrap(), joint.sublayer()))
+            .collect();
+        let wanted =
+            [0, 1].map(|block| [(block, Sublayer::Attention), (block, Sublayer::FeedForward)]);
         assert_eq!(found, wanted.concat(), "{name}");
         for joint in joints {
             joint.replace(Arc::new(Scaled { stream: 0.0, output: 1.0 }));
@@ -162,7 +168,8 @@ fn sublayers_are_named_and_what_stands_after_them_is_used() {
     }
 }
 
-/// After the feed-forward network the output is doubled where the stream before it is added again: `x + (y + x)` is `2·(x + y) - y`.
+/// After the feed-forward network the output is doubled where the stream before it is added again:
+/// `x + (y + x)` is `2·(x + y) - y`.
 #[test]
 fn a_branch_sees_the_stream_that_its_sublayer_read() {
     /// Keeps what it was shown.
@@ -242,7 +249,8 @@ fn what_stands_before_a_text_takes_its_part_of_the_context() {
     assert!(message.contains(&format!("[{}]", hidden + 1)), "{message}");
 }
 
-/// The prompts of a batch are put together by length, and rows leave it: a layer is told which prompt each row belongs to.
+/// The prompts of a batch are put together by length, and rows leave it: a layer is told which
+/// prompt each row belongs to.
 #[test]
 fn a_layer_knows_which_prompt_a_row_is_of() {
     /// Adds to the output what its prompt is to get.
@@ -257,7 +265,8 @@ fn a_layer_knows_which_prompt_a_row_is_of() {
         }
     }
     let model = load("mistral");
-    let prompts: Vec<Vec<u32>> = [&IDS[7..], &IDS[..], &IDS[2..5], &IDS[4..]].map(<[u32]>::to_vec).into();
+    let prompts: Vec<Vec<u32>> =
+        [&IDS[7..], &IDS[..], &IDS[2..5], &IDS[4..]].map(<[u32]>::to_vec).into();
     let config = GenerationConfig { max_new_tokens: 16, batch_size: 3, ..Default::default() };
     model.joints()[1].replace(Arc::new(ByText));
     let together = model.generate_ids(&prompts, &config).unwrap();

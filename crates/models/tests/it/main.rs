@@ -1,6 +1,8 @@
-//! Against Python's transformers (golden files with their generators in `tests/golden/`), and against damaged files.
+//! Against Python's transformers (golden files with their generators in `tests/golden/`), and
+//! against damaged files.
 //!
-//! Tests of the default model take it from the cache, where `cargo xtask lab` and `cargo xtask test` put it.
+//! Tests of the default model take it from the cache, where `cargo xtask lab` and `cargo xtask
+//! test` put it.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 

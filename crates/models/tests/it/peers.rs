@@ -1,12 +1,15 @@
-//! Files that we write, in Python `transformers` and in llama.cpp. Runs where `TUNEBOOK_PEERS` names a Python environment that has them
-//! (`tests/peers/requirements.txt`, `tests/peers/llama_cpp.txt`), and says so where it does not.
+//! Files that we write, in Python `transformers` and in llama.cpp. Runs where `TUNEBOOK_PEERS`
+//! names a Python environment that has them (`tests/peers/requirements.txt`,
+//! `tests/peers/llama_cpp.txt`), and says so where it does not.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use tunebook_models::{DEFAULT_MODEL, Device, Digits, GenerationConfig, GgufType, Model, Tensor, Tokenizer};
+use tunebook_models::{
+    DEFAULT_MODEL, Device, Digits, GenerationConfig, GgufType, Model, Tensor, Tokenizer,
+};
 
 use crate::families::FAMILIES;
 use crate::support::{default_gguf, golden, relative_error};
@@ -110,7 +113,8 @@ fn saved_models_give_our_logits_in_transformers() {
     for ((path, model), answer) in saved.iter().zip(ask(&python, "saved_models.py", &requests)) {
         let error = error(&logits(model, &some_ids(model)), &numbers(&answer["logits"]));
         assert!(error < 1e-4, "{path}: logits differ by {error}");
-        // The others have a list of words in place of their family's tokenizer, and transformers makes what the family has of it.
+        // The others have a list of words in place of their family's tokenizer, and transformers
+        // makes what the family has of it.
         if path.contains("llama-tied") || path.contains("llama-untied") {
             assert_eq!(ids(&answer["tokens"]), model.tokenizer().encode(TEXT).unwrap(), "{path}");
         }
@@ -133,12 +137,16 @@ fn our_f16_file_gives_our_text_in_llama_cpp() {
     let prompts: Vec<Vec<u32>> =
         PROMPTS.iter().map(|prompt| model.tokenizer().encode(prompt).unwrap()).collect();
     let mut requests = Vec::new();
-    for (name, kind) in
-        [("f16", GgufType::F16), ("q8_0", GgufType::Q8_0), ("q4_1", GgufType::Q4_1), ("q4_0", GgufType::Q4_0)]
-    {
+    for (name, kind) in [
+        ("f16", GgufType::F16),
+        ("q8_0", GgufType::Q8_0),
+        ("q4_1", GgufType::Q4_1),
+        ("q4_0", GgufType::Q4_0),
+    ] {
         let path = folder.path().join(format!("{name}.gguf"));
         model.save_gguf(path.to_str().unwrap(), kind).unwrap();
-        requests.extend(prompts.iter().map(|ids| json!({ "model": path, "ids": ids, "greedy": 32 })));
+        requests
+            .extend(prompts.iter().map(|ids| json!({ "model": path, "ids": ids, "greedy": 32 })));
     }
     let answers = ask(&python, "llama_cpp_run.py", &requests);
     for (answer, prompt) in answers.iter().zip(&prompts) {
@@ -164,12 +172,14 @@ fn our_f16_file_gives_our_text_in_llama_cpp() {
     }
 }
 
-/// A tiny model of `tests/golden/logits` with a tokenizer that GGUF has a place for: a token for each of the plainest characters, in place of
-/// the golden one's list of words; and a changed configuration where GGUF cannot say the golden one's.
+/// A tiny model of `tests/golden/logits` with a tokenizer that GGUF has a place for: a token for
+/// each of the plainest characters, in place of the golden one's list of words; and a changed
+/// configuration where GGUF cannot say the golden one's.
 fn with_byte_tokens(name: &str, change: &Value) -> Model {
     let temporary = tempfile::tempdir().unwrap();
-    // The folder's name becomes the model's. Of a model with `phi3` in its name llama.cpp asks that `</s>`, `<unk>`, `<s>` and `<|endoftext|>` be
-    // among its tokens, and refuses it with `unordered_map::at` otherwise.
+    // The folder's name becomes the model's. Of a model with `phi3` in its name llama.cpp asks that
+    // `</s>`, `<unk>`, `<s>` and `<|endoftext|>` be among its tokens, and refuses it with
+    // `unordered_map::at` otherwise.
     let folder = temporary.path().join(name);
     std::fs::create_dir(&folder).unwrap();
     for entry in std::fs::read_dir(golden("logits").join(name)).unwrap() {
@@ -178,7 +188,8 @@ fn with_byte_tokens(name: &str, change: &Value) -> Model {
     }
     let edit = |file: &str, edit: &dyn Fn(&mut Value)| {
         let path = folder.join(file);
-        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let mut json: Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         edit(&mut json);
         std::fs::write(&path, json.to_string()).unwrap();
     };
@@ -189,7 +200,8 @@ fn with_byte_tokens(name: &str, change: &Value) -> Model {
     });
     edit("tokenizer.json", &|json| {
         let characters = ('a'..='z').chain('A'..='Z').chain('0'..='9').chain(['Ġ', 'Ċ']);
-        let tokens = characters.map(String::from).chain(["ab", "</s>", "<|endoftext|>"].map(String::from));
+        let tokens =
+            characters.map(String::from).chain(["ab", "</s>", "<|endoftext|>"].map(String::from));
         let mut vocabulary: serde_json::Map<String, Value> =
             tokens.zip(4..).map(|(token, id)| (token, json!(id))).collect();
         for added in json["added_tokens"].as_array().unwrap() {
@@ -203,7 +215,8 @@ fn with_byte_tokens(name: &str, change: &Value) -> Model {
     Model::load(folder.to_str().unwrap(), &Device::Cpu).unwrap()
 }
 
-/// Every architecture that is written as GGUF: the golden models, changed only where GGUF has no place for what they are made to test.
+/// Every architecture that is written as GGUF: the golden models, changed only where GGUF has no
+/// place for what they are made to test.
 #[test]
 fn every_architecture_gives_our_logits_in_llama_cpp() {
     let Some(python) = python("llama_cpp") else { return };
@@ -217,7 +230,11 @@ fn every_architecture_gives_our_logits_in_llama_cpp() {
         ("llama-linear", json!({}), long),
         ("mistral", json!({}), window),
         // Windows in some of the layers.
-        ("qwen2", json!({ "use_sliding_window": false, "sliding_window": null, "layer_types": full }), long),
+        (
+            "qwen2",
+            json!({ "use_sliding_window": false, "sliding_window": null, "layer_types": full }),
+            long,
+        ),
         ("qwen3", json!({}), long),
         // Without rotation in every fourth layer, of which two layers have none.
         ("smollm3", json!({ "no_rope_layers": [1, 1] }), long),
@@ -233,7 +250,8 @@ fn every_architecture_gives_our_logits_in_llama_cpp() {
             long,
         ),
         ("phi3", json!({}), window),
-        // Its context here is 256 at least: always the angles of long texts, so a text beyond the original context.
+        // Its context here is 256 at least: always the angles of long texts, so a text beyond the
+        // original context.
         ("phi3-longrope", json!({}), long),
         ("falcon-7b", json!({}), long),
         ("falcon-40b", json!({}), long),
@@ -256,17 +274,23 @@ fn every_architecture_gives_our_logits_in_llama_cpp() {
         let error = error(&numbers(&answer["logits"]), &last_logits(model, prompt));
         let (ours, theirs) = (greedy(model, prompt, *count), ids(&answer["ids"]));
         let same = ours[..] == theirs[..ours.len()];
-        eprintln!("{name}: last logits differ by {error:.1e}, {} greedy tokens the same: {same}", ours.len());
+        eprintln!(
+            "{name}: last logits differ by {error:.1e}, {} greedy tokens the same: {same}",
+            ours.len()
+        );
         // llama.cpp takes GELU from a table of f16.
         let gelu = ["gemma", "falcon", "gpt2"].iter().any(|family| name.starts_with(family));
         if error >= if gelu { 2e-3 } else { 1e-5 } || !same {
-            wrong.push(format!("{name}: last logits differ by {error}, {ours:?} here, {theirs:?} there"));
+            wrong.push(format!(
+                "{name}: last logits differ by {error}, {ours:?} here, {theirs:?} there"
+            ));
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// llama.cpp's own code for each way to cut a text, on plain text (it differs from the models' tokenizers on rarer letters).
+/// llama.cpp's own code for each way to cut a text, on plain text (it differs from the models'
+/// tokenizers on rarer letters).
 #[test]
 fn texts_have_the_same_ids_in_llama_cpp() {
     let Some(python) = python("llama_cpp") else { return };
@@ -289,6 +313,12 @@ fn texts_have_the_same_ids_in_llama_cpp() {
         .filter(|(line, theirs)| tokenizer.encode(line).unwrap() != ids(theirs))
         .map(|(line, _)| line)
         .collect();
-    assert!(wrong.is_empty(), "{} of {}: {:?}", wrong.len(), plain.len(), &wrong[..wrong.len().min(5)]);
+    assert!(
+        wrong.is_empty(),
+        "{} of {}: {:?}",
+        wrong.len(),
+        plain.len(),
+        &wrong[..wrong.len().min(5)]
+    );
     eprintln!("{} lines identical", plain.len());
 }

@@ -1,8 +1,11 @@
-//! The default model from its GGUF file, against transformers' f32 logits and greedy text for the same file.
+//! The default model from its GGUF file, against transformers' f32 logits and greedy text for the
+//! same file.
 
 use std::sync::{Arc, Mutex};
 
-use tunebook_models::{DEFAULT_MODEL, Device, GenerationConfig, Linear, Message, Model, Projection, Tensor};
+use tunebook_models::{
+    DEFAULT_MODEL, Device, GenerationConfig, Linear, Message, Model, Projection, Tensor,
+};
 
 use crate::support::{relative_error, tensors};
 
@@ -24,8 +27,9 @@ fn logits_and_greedy_text_are_transformers() {
     let mut expected = Vec::new();
     for n in 0..5 {
         let ids = u32s(format!("{n}.ids"));
-        let logits =
-            model.forward(&Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap()).unwrap();
+        let logits = model
+            .forward(&Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap())
+            .unwrap();
         let (_, t, vocab) = logits.dims3().unwrap();
         assert_eq!((t, vocab), (ids.len(), 49152));
         let logits = logits.squeeze(0).unwrap().to_vec2::<f32>().unwrap();
@@ -37,8 +41,9 @@ fn logits_and_greedy_text_are_transformers() {
             let error = relative_error(&ours, &reference[position], max_abs[position]);
             assert!(error < 1e-3, "prompt {n}, position {position}: relative error {error}");
             worst = worst.max(error);
-            let best =
-                (0..vocab).max_by(|a, b| logits[position][*a].total_cmp(&logits[position][*b])).unwrap();
+            let best = (0..vocab)
+                .max_by(|a, b| logits[position][*a].total_cmp(&logits[position][*b]))
+                .unwrap();
             assert_eq!(best as u32, argmax[position], "prompt {n}, position {position}");
         }
         prompts.push(ids);
@@ -52,7 +57,11 @@ fn logits_and_greedy_text_are_transformers() {
 
     let config = GenerationConfig { max_new_tokens: 32, ..Default::default() };
     for (prompt, expected) in prompts.iter().zip(&expected) {
-        assert_eq!(model.generate_ids(std::slice::from_ref(prompt), &config).unwrap()[0], *expected, "alone");
+        assert_eq!(
+            model.generate_ids(std::slice::from_ref(prompt), &config).unwrap()[0],
+            *expected,
+            "alone"
+        );
     }
     // Prompts of 1 to 159 tokens, so nearly all of the batch is padding.
     assert_eq!(model.generate_ids(&prompts, &config).unwrap(), expected, "in one batch");
@@ -67,24 +76,31 @@ fn logits_and_greedy_text_are_transformers() {
 fn a_chat_is_streamed_and_ends() {
     let model = load();
     assert!((model.memory_bytes(), model.parameter_count()) == (538_060_032, 134_515_008));
-    assert!(format!("{model:?}").contains("134.5 M parameters") && format!("{model:?}").contains("538 MB"));
+    assert!(
+        format!("{model:?}").contains("134.5 M parameters")
+            && format!("{model:?}").contains("538 MB")
+    );
 
     let mut pieces = Vec::new();
     let question = [Message::user("What is the capital of France?")];
     let config = GenerationConfig::default();
-    let answer = model.chat_to(&question, &config, &mut |piece| pieces.push(piece.to_owned())).unwrap();
+    let answer =
+        model.chat_to(&question, &config, &mut |piece| pieces.push(piece.to_owned())).unwrap();
     assert_eq!(answer, "The capital of France is Paris.");
     assert_eq!(pieces.concat(), answer);
     assert!(pieces.len() > 3, "{pieces:?}");
 
-    let stopped = GenerationConfig { stop: vec!["of Fr".to_owned(), "Paris!".to_owned()], ..config.clone() };
+    let stopped =
+        GenerationConfig { stop: vec!["of Fr".to_owned(), "Paris!".to_owned()], ..config.clone() };
     pieces.clear();
-    let answer = model.chat_to(&question, &stopped, &mut |piece| pieces.push(piece.to_owned())).unwrap();
+    let answer =
+        model.chat_to(&question, &stopped, &mut |piece| pieces.push(piece.to_owned())).unwrap();
     assert_eq!((answer.as_str(), pieces.concat().as_str()), ("The capital ", "The capital "));
 
     let users = ["Name a colour.", "What is the capital of France?"].map(str::to_owned);
-    let answers =
-        model.chat_batch(&users, &GenerationConfig { max_new_tokens: 16, ..config.clone() }).unwrap();
+    let answers = model
+        .chat_batch(&users, &GenerationConfig { max_new_tokens: 16, ..config.clone() })
+        .unwrap();
     assert_eq!(answers[1], "The capital of France is Paris.");
 
     let sampled = |seed| {
@@ -149,10 +165,16 @@ fn slots_are_named_as_in_hugging_face_and_serve_generation() {
     let counting = Arc::new(Counting(slots[0].base(), Mutex::new(0)));
     slots[0].replace(counting.clone()).unwrap();
     assert_eq!(model.clone().generate_ids(std::slice::from_ref(&prompt), &config).unwrap(), before);
-    assert_eq!(*counting.1.lock().unwrap(), prompt.len() + 3, "each position passes once: the cache works");
+    assert_eq!(
+        *counting.1.lock().unwrap(),
+        prompt.len() + 3,
+        "each position passes once: the cache works"
+    );
 
-    let zero =
-        Linear::new(Tensor::zeros((576, 576), tunebook_models::DType::F32, &Device::Cpu).unwrap(), None);
+    let zero = Linear::new(
+        Tensor::zeros((576, 576), tunebook_models::DType::F32, &Device::Cpu).unwrap(),
+        None,
+    );
     for slot in slots.iter().filter(|slot| slot.path().ends_with("o_proj")) {
         slot.replace(Arc::new(zero.clone())).unwrap();
     }

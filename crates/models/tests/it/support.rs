@@ -13,14 +13,19 @@ pub fn golden(path: &str) -> PathBuf {
 /// The tensors of a golden file.
 pub fn tensors(path: &str) -> HashMap<String, Tensor> {
     let path = golden(path);
-    candle_core::safetensors::load(&path, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    candle_core::safetensors::load(&path, &Device::Cpu)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// The default model's file.
 pub fn default_file() -> PathBuf {
     let folder = models_dir().join(DEFAULT_MODEL);
     let file = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(file.is_file(), "{} is missing: `cargo xtask test` fetches it before the tests", file.display());
+    assert!(
+        file.is_file(),
+        "{} is missing: `cargo xtask test` fetches it before the tests",
+        file.display()
+    );
     file
 }
 

@@ -1,4 +1,5 @@
-//! Two-layer models with random weights, saved by transformers: logits, loss, gradients and greedy text.
+//! Two-layer models with random weights, saved by transformers: logits, loss, gradients and greedy
+//! text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -76,7 +77,8 @@ impl Tiny {
         assert!((loss.to_scalar::<f32>().unwrap() / reference - 1.0).abs() < 1e-5);
         let gradients = loss.backward().unwrap();
         for (name, variable) in variables {
-            let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: no gradient"));
+            let gradient =
+                gradients.get(&variable).unwrap_or_else(|| panic!("{name}: no gradient"));
             let error = error(gradient, &self.expected[&name]);
             assert!(error < 1e-4, "{name}: {error}");
         }
@@ -90,7 +92,11 @@ impl Tiny {
         let config = GenerationConfig { max_new_tokens: 16, ..Default::default() };
         let ours = self.model.generate_ids(&prompts, &config).unwrap();
         for (row, ours) in ours.iter().enumerate() {
-            assert_eq!(*ours, self.expected[&format!("greedy.{row}")].to_vec1::<u32>().unwrap(), "row {row}");
+            assert_eq!(
+                *ours,
+                self.expected[&format!("greedy.{row}")].to_vec1::<u32>().unwrap(),
+                "row {row}"
+            );
         }
     }
 }
@@ -99,7 +105,10 @@ impl Tiny {
 fn tied_embeddings_and_a_head_size_of_its_own() {
     let tiny = tiny("llama-tied");
     let config = tiny.model.config();
-    assert!(config.tie_word_embeddings && config.head_dim * config.num_attention_heads != config.hidden_size);
+    assert!(
+        config.tie_word_embeddings
+            && config.head_dim * config.num_attention_heads != config.hidden_size
+    );
     tiny.same_logits();
     tiny.same_gradients();
     tiny.same_greedy_text();
@@ -109,7 +118,8 @@ fn tied_embeddings_and_a_head_size_of_its_own() {
 fn biases_an_output_head_and_shards() {
     let tiny = tiny("llama-untied");
     assert!(
-        tiny.model.config().to_json()["attention_bias"] == true && !tiny.model.config().tie_word_embeddings
+        tiny.model.config().to_json()["attention_bias"] == true
+            && !tiny.model.config().tie_word_embeddings
     );
     tiny.same_logits();
     tiny.same_gradients();
@@ -130,8 +140,12 @@ fn padding_on_the_right_changes_nothing() {
 fn the_folder_brings_tokenizer_and_template() {
     let tiny = tiny("llama-tied");
     let tokenizer = tiny.model.tokenizer();
-    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (Some(0), Some(1), Some(2)));
-    let text = tiny.model.apply_chat_template(&[tunebook_models::Message::user("héllo")], true).unwrap();
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()),
+        (Some(0), Some(1), Some(2))
+    );
+    let text =
+        tiny.model.apply_chat_template(&[tunebook_models::Message::user("héllo")], true).unwrap();
     assert_eq!(text, "<s>user: héllo</s><s>assistant: ");
     assert_eq!(tokenizer.decode(&tokenizer.encode(&text).unwrap()).unwrap(), text);
 }

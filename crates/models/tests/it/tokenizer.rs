@@ -1,4 +1,5 @@
-//! Ids of the tokenizer that is built from the default model's GGUF file, against transformers' for the same file.
+//! Ids of the tokenizer that is built from the default model's GGUF file, against transformers' for
+//! the same file.
 
 use std::path::PathBuf;
 
@@ -21,10 +22,13 @@ fn mixed_lines() -> Vec<String> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The vocabulary has no token for some bytes: six control characters, and the first byte of planes that Unicode does not
-/// use. Every tokenizer of this model loses them.
+/// The vocabulary has no token for some bytes: six control characters, and the first byte of planes
+/// that Unicode does not use. Every tokenizer of this model loses them.
 fn lacked(c: char) -> bool {
-    matches!(c, '\u{4}' | '\u{6}' | '\u{13}' | '\u{14}' | '\u{16}' | '\u{1d}' | '\u{40000}'..='\u{bffff}')
+    matches!(
+        c,
+        '\u{4}' | '\u{6}' | '\u{13}' | '\u{14}' | '\u{16}' | '\u{1d}' | '\u{40000}'..='\u{bffff}'
+    )
 }
 
 fn same_ids(lines: &[String], hashes: &str) {
@@ -60,7 +64,9 @@ fn mixed_text_has_transformers_ids() {
 /// Real text, where there is a folder with it.
 #[test]
 fn real_text_has_transformers_ids() {
-    let Some(data) = std::env::var_os("TUNEBOOK_DATA").map(PathBuf::from).filter(|dir| dir.is_dir()) else {
+    let Some(data) =
+        std::env::var_os("TUNEBOOK_DATA").map(PathBuf::from).filter(|dir| dir.is_dir())
+    else {
         eprintln!("skipped: TUNEBOOK_DATA names no folder");
         return;
     };

@@ -1,7 +1,9 @@
 //! Data sets and what is said about them.
 
 use tunebook_charts::{Bar, Cell, Figure, Sample, Table, bar_chart, histogram};
-use tunebook_data::{Audit, CleanReport, Dataset, LengthSummary, OverlapKind, Partition, Profile, Splits};
+use tunebook_data::{
+    Audit, CleanReport, Dataset, LengthSummary, OverlapKind, Partition, Profile, Splits,
+};
 use tunebook_progress::MimeBundle;
 
 use super::frame;
@@ -10,7 +12,8 @@ use super::frame;
 const ROWS: usize = 5;
 
 pub(super) fn dataset(dataset: &Dataset) -> MimeBundle {
-    let mut html = preview(dataset, &format!("{} rows from {}", dataset.len(), dataset.source())).html();
+    let mut html =
+        preview(dataset, &format!("{} rows from {}", dataset.len(), dataset.source())).html();
     let rejected = dataset.rejected();
     if rejected.height() > 0 {
         let shown = frame::table(&rejected.head(Some(ROWS)))
@@ -31,13 +34,14 @@ fn preview(dataset: &Dataset, caption: &str) -> Table {
 }
 
 pub(super) fn report(report: &CleanReport) -> MimeBundle {
-    let mut table = Table::new(["step", "rows changed", "rows dropped", "row", "example"]).caption(format!(
-        "{} rows before, {} after: {} changed, {} dropped",
-        report.rows_before,
-        report.rows_after,
-        report.rows_changed,
-        report.rows_dropped()
-    ));
+    let mut table =
+        Table::new(["step", "rows changed", "rows dropped", "row", "example"]).caption(format!(
+            "{} rows before, {} after: {} changed, {} dropped",
+            report.rows_before,
+            report.rows_after,
+            report.rows_changed,
+            report.rows_dropped()
+        ));
     for step in &report.steps {
         let mut first = [Cell::from(step.step.name()), step.changed.into(), step.dropped.into()];
         if step.examples.is_empty() {
@@ -65,7 +69,12 @@ pub(super) fn splits(splits: &Splits) -> MimeBundle {
     let mut table = Table::new(["side", "rows", "share", "distinct prompts"]);
     for (name, side) in [("train", &splits.train), ("validation", &splits.validation)] {
         let share = format!("{:.1} %", 100.0 * side.len() as f64 / total);
-        table.row([Cell::from(name), side.len().into(), Cell::Right(share), side.distinct_prompts().into()]);
+        table.row([
+            Cell::from(name),
+            side.len().into(),
+            Cell::Right(share),
+            side.distinct_prompts().into(),
+        ]);
     }
     if let Some(caution) = splits.caution() {
         table = table.note(caution);
@@ -102,17 +111,21 @@ pub(super) fn profile(profile: &Profile) -> MimeBundle {
     if let (Some(tokens), Some(context)) = (&profile.tokens, profile.context_tokens) {
         let over = tokens.over(context);
         let share = 100.0 * over as f64 / profile.rows.max(1) as f64;
-        lengths = lengths
-            .note(format!("{over} rows ({share:.1} %) are longer than the context of {context} tokens"));
+        lengths = lengths.note(format!(
+            "{over} rows ({share:.1} %) are longer than the context of {context} tokens"
+        ));
     }
     let mut findings = Table::new(["found", "rows", "share", "remedy"]).caption("Found");
-    let share =
-        |rows: usize| Cell::Right(format!("{:.1} %", 100.0 * rows as f64 / profile.rows.max(1) as f64));
+    let share = |rows: usize| {
+        Cell::Right(format!("{:.1} %", 100.0 * rows as f64 / profile.rows.max(1) as f64))
+    };
     let mut nothing: Vec<&str> = Vec::new();
     for (finding, rows, remedy) in profile.findings() {
         match rows {
             0 => nothing.push(finding),
-            rows => findings.row([Cell::from(finding), rows.into(), share(rows), Cell::from(remedy)]),
+            rows => {
+                findings.row([Cell::from(finding), rows.into(), share(rows), Cell::from(remedy)])
+            }
         }
     }
     for (column, nulls) in &profile.missing {
@@ -124,8 +137,8 @@ pub(super) fn profile(profile: &Profile) -> MimeBundle {
     }
     let mut html = lengths.html() + &findings.html();
     if !profile.worst.is_empty() {
-        let mut worst =
-            Table::new(["row", "flaws", "prompt", "completion"]).caption("The rows with the most flaws");
+        let mut worst = Table::new(["row", "flaws", "prompt", "completion"])
+            .caption("The rows with the most flaws");
         for row in &profile.worst {
             worst.row([
                 Cell::from(row.row),
@@ -147,19 +160,32 @@ fn figures(profile: &Profile) -> Vec<Figure> {
     let sample = |name: &str, summary: &LengthSummary| {
         Sample::new(name, summary.spread(LENGTHS).into_iter().map(f64::from))
     };
-    let chars = [sample("prompt", &profile.prompt_chars), sample("completion", &profile.completion_chars)];
+    let chars =
+        [sample("prompt", &profile.prompt_chars), sample("completion", &profile.completion_chars)];
     let mut figures = vec![histogram("Lengths", "characters", &chars)];
     if let Some(tokens) = &profile.tokens {
-        figures.push(histogram("Tokens of prompt and completion", "tokens", &[sample("both", tokens)]));
+        figures.push(histogram(
+            "Tokens of prompt and completion",
+            "tokens",
+            &[sample("both", tokens)],
+        ));
     }
     let bars = |rows: &[(String, usize)]| -> Vec<Bar> {
         rows.iter().take(BARS).map(|(name, rows)| Bar::new(name.as_str(), *rows as f64)).collect()
     };
     if profile.languages.iter().filter(|(code, _)| code != "?").count() > 1 {
-        figures.push(bar_chart("Languages (? is too short to tell)", "rows", &bars(&profile.languages)));
+        figures.push(bar_chart(
+            "Languages (? is too short to tell)",
+            "rows",
+            &bars(&profile.languages),
+        ));
     }
     if profile.imbalance().is_some_and(|share| share >= 0.01) {
-        figures.push(bar_chart("The commonest completions", "rows", &bars(&profile.top_completions)));
+        figures.push(bar_chart(
+            "The commonest completions",
+            "rows",
+            &bars(&profile.top_completions),
+        ));
     }
     figures
 }
@@ -169,7 +195,10 @@ pub(super) fn audit(audit: &Audit) -> MimeBundle {
     for kind in OverlapKind::ALL {
         table.row([Cell::from(kind.name()), audit.count(kind).into()]);
     }
-    table.row([Cell::from("completion in the prompt (both sides)"), audit.label_leaks().len().into()]);
+    table.row([
+        Cell::from("completion in the prompt (both sides)"),
+        audit.label_leaks().len().into(),
+    ]);
     let mut html = table.html();
     if let Ok(pairs) = audit.pairs()
         && pairs.height() > 0
@@ -180,8 +209,11 @@ pub(super) fn audit(audit: &Audit) -> MimeBundle {
 }
 
 pub(super) fn partition(partition: &Partition) -> MimeBundle {
-    let sides =
-        [("train", &partition.train), ("validation", &partition.validation), ("test", &partition.test)];
+    let sides = [
+        ("train", &partition.train),
+        ("validation", &partition.validation),
+        ("test", &partition.test),
+    ];
     let total: usize = sides.iter().map(|side| side.1.len()).sum();
     let mut table = Table::new(["", "rows", "share"]);
     for (name, side) in sides {

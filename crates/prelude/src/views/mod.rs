@@ -1,5 +1,5 @@
-//! The rich forms of values: HTML with a plain-text twin. Every string that comes from data is escaped by the tables that
-//! hold it.
+//! The rich forms of values: HTML with a plain-text twin. Every string that comes from data is
+//! escaped by the tables that hold it.
 
 mod data;
 mod frame;
@@ -135,8 +135,9 @@ mod tests {
 
     #[test]
     fn tensors_show_shape_statistics_and_a_histogram() {
-        let tensor =
-            Tensor::arange(0f32, 1000., &Device::Cpu).and_then(|t| t.reshape((10, 100))).expect("a tensor");
+        let tensor = Tensor::arange(0f32, 1000., &Device::Cpu)
+            .and_then(|t| t.reshape((10, 100)))
+            .expect("a tensor");
         let bundle = shown(&tensor);
         let page = html(&bundle);
         assert!(

@@ -12,8 +12,11 @@ use crate::train::LossCurve as _;
 pub(super) fn run(run: &Run) -> MimeBundle {
     let figure = run.loss_curve();
     let table = evaluations(&run.evals, &run.loss_points());
-    let mut html =
-        format!("<p style=\"margin:0.4em 0\">{}</p>{}", escape_html(&run.to_string()), image(&figure));
+    let mut html = format!(
+        "<p style=\"margin:0.4em 0\">{}</p>{}",
+        escape_html(&run.to_string()),
+        image(&figure)
+    );
     let mut text = run.to_string();
     if let Some(ranks) = run.rank_map() {
         html.push_str(&image(&ranks));
@@ -27,7 +30,8 @@ pub(super) fn run(run: &Run) -> MimeBundle {
 }
 
 pub(super) fn adapters(adapters: &[AdapterInfo]) -> MimeBundle {
-    let mut table = Table::new(["adapter", "active", "type", "modules", "trainable parameters", "share"]);
+    let mut table =
+        Table::new(["adapter", "active", "type", "modules", "trainable parameters", "share"]);
     for info in adapters {
         let share = 100.0 * info.trainable_parameters as f64 / info.all_parameters.max(1) as f64;
         table.row([

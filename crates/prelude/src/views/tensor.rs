@@ -25,7 +25,8 @@ fn head(tensor: &Tensor) -> String {
 }
 
 fn text(tensor: &Tensor) -> String {
-    // candle's own form abbreviates large tensors; it computes on the tensor's device, so small ones only.
+    // candle's own form abbreviates large tensors; it computes on the tensor's device, so small
+    // ones only.
     match tensor.elem_count() {
         0..=10_000 => format!("{tensor}"),
         _ => head(tensor),
@@ -57,7 +58,10 @@ fn html(tensor: &Tensor, values: &[f64]) -> String {
     line("elements", format_number(tensor.elem_count() as f64));
     line(
         "memory",
-        format!("{} bytes", format_number((tensor.elem_count() * tensor.dtype().size_in_bytes()) as f64)),
+        format!(
+            "{} bytes",
+            format_number((tensor.elem_count() * tensor.dtype().size_in_bytes()) as f64)
+        ),
     );
     if !finite.is_empty() {
         let min = finite.iter().copied().fold(f64::INFINITY, f64::min);
@@ -68,17 +72,22 @@ fn html(tensor: &Tensor, values: &[f64]) -> String {
     if finite.len() < values.len() {
         line("not finite", format_number((values.len() - finite.len()) as f64));
     }
-    let preview: Vec<String> = values.iter().take(PREVIEW).map(|value| format_number(*value)).collect();
+    let preview: Vec<String> =
+        values.iter().take(PREVIEW).map(|value| format_number(*value)).collect();
     let more = if values.len() > PREVIEW { ", …" } else { "" };
     line("first values", format!("{}{more}", preview.join(", ")));
     if tensor.elem_count() > values.len() {
-        table =
-            table.note(format!("statistics of {} evenly spread values", format_number(values.len() as f64)));
+        table = table.note(format!(
+            "statistics of {} evenly spread values",
+            format_number(values.len() as f64)
+        ));
     }
     let mut html = table.html();
     if finite.len() >= HISTOGRAM_FROM {
         let figure = histogram("Values", "value", &[Sample::new("values", finite)]);
-        html.push_str(figure.bundle().get("text/html").and_then(|image| image.as_str()).unwrap_or_default());
+        html.push_str(
+            figure.bundle().get("text/html").and_then(|image| image.as_str()).unwrap_or_default(),
+        );
     }
     html
 }

@@ -1,4 +1,5 @@
-//! Mutated adapters: an error or another adapter, but no panic, and no allocation out of proportion to the files.
+//! Mutated adapters: an error or another adapter, but no panic, and no allocation out of proportion
+//! to the files.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
@@ -20,11 +21,12 @@ use crate::random::Random;
 
 const IDS: [u32; 5] = [1, 20, 30, 40, 50];
 
-/// What reading the two files may take, in times their size and however small they are: a value of a JSON document is 32 bytes in memory and may be
-/// two in the file.
+/// What reading the two files may take, in times their size and however small they are: a value of
+/// a JSON document is 32 bytes in memory and may be two in the file.
 const READ: usize = 16;
 const READ_LEAST: usize = 256 << 10;
-/// The same with the adapter put into the model: besides, its tensors and what belongs to each of its modules.
+/// The same with the adapter put into the model: besides, its tensors and what belongs to each of
+/// its modules.
 const LOAD: usize = 32;
 const LOAD_LEAST: usize = 512 << 10;
 
@@ -67,25 +69,34 @@ fn mutate_json(value: &mut Value, random: &mut Random) {
     }
 }
 
-/// Whatever bytes stand in the two files: an error or another adapter, but no panic, and no allocation out of proportion to them.
-/// `TUNEBOOK_FUZZ` sets the number of mutations for each type.
+/// Whatever bytes stand in the two files: an error or another adapter, but no panic, and no
+/// allocation out of proportion to them. `TUNEBOOK_FUZZ` sets the number of mutations for each
+/// type.
 #[test]
 fn mutated_adapters_neither_panic_nor_take_memory() {
-    let rounds = std::env::var("TUNEBOOK_FUZZ").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(400);
+    let rounds =
+        std::env::var("TUNEBOOK_FUZZ").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(400);
     let model = tiny();
     let base = logits(&model, &IDS);
-    // The matrix products keep a workspace of the size of the processor's cache, taken once and for all: it is no part of what a file costs.
+    // The matrix products keep a workspace of the size of the processor's cache, taken once and for
+    // all: it is no part of what a file costs.
     load_copy(&model, copy_of_adapter("dora/final").path()).unwrap();
     model.delete_adapter("a").unwrap();
     let mut random = Random(0x5eed);
     let (mut loaded, mut refused) = (0, 0);
     let (mut most_read, mut most_whole) = (0, 0);
-    for case in
-        ["dora/final", "adalora/final", "adalora/initial", "ia3/final", "tied/final", "patterns/final"]
-    {
+    for case in [
+        "dora/final",
+        "adalora/final",
+        "adalora/initial",
+        "ia3/final",
+        "tied/final",
+        "patterns/final",
+    ] {
         let dir = copy_of_adapter(case);
         let (config, tensors) = (dir.path().join(CONFIG_FILE), dir.path().join(TENSORS_FILE));
-        let (good_config, good_tensors) = (std::fs::read(&config).unwrap(), std::fs::read(&tensors).unwrap());
+        let (good_config, good_tensors) =
+            (std::fs::read(&config).unwrap(), std::fs::read(&tensors).unwrap());
         for round in 0..rounds {
             let (mut bytes, mut data) = (good_config.clone(), good_tensors.clone());
             match round % 4 {

@@ -29,7 +29,11 @@ fn several_are_resident_and_one_is_active() {
 
     let same = model.clone();
     same.set_adapter("one").unwrap();
-    assert_eq!(logits(&model, &IDS), one, "every handle sees the switch, and the other's layers are out");
+    assert_eq!(
+        logits(&model, &IDS),
+        one,
+        "every handle sees the switch, and the other's layers are out"
+    );
     assert_eq!(model.active_adapter().as_deref(), Some("one"));
     let infos = model.adapters();
     assert_eq!(
@@ -66,8 +70,12 @@ fn another_model_knows_nothing_of_them() {
 fn what_is_saved_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
-    let config =
-        Lora { target_modules: "all-linear".into(), lora_dropout: 0.25, use_rslora: true, ..lora(3) };
+    let config = Lora {
+        target_modules: "all-linear".into(),
+        lora_dropout: 0.25,
+        use_rslora: true,
+        ..lora(3)
+    };
     model.add_adapter("poet", &config).unwrap();
     let train = [Example::new("a", "b"), Example::new("c", "d")];
     Trainer::new(&model, &TrainingArgs { learning_rate: 1e-2, ..Default::default() })
@@ -106,7 +114,15 @@ fn all_linear_is_written_out_as_names() {
         serde_json::from_slice(&std::fs::read(dir.path().join(CONFIG_FILE)).unwrap()).unwrap();
     assert_eq!(
         config["target_modules"],
-        serde_json::json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+        serde_json::json!([
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj"
+        ])
     );
 }
 
@@ -114,10 +130,14 @@ fn all_linear_is_written_out_as_names() {
 fn wrong_configurations_are_refused_and_leave_the_model_alone() {
     let model = tiny();
     let base = logits(&model, &IDS);
-    let refused = |name: &str, config: Lora| model.add_adapter(name, &config).unwrap_err().to_string();
+    let refused =
+        |name: &str, config: Lora| model.add_adapter(name, &config).unwrap_err().to_string();
     let error = refused("a", Lora { target_modules: ["query_proj"].into(), ..lora(1) });
     assert!(error.contains("`query_proj`"), "{error}");
-    assert!(error.contains("q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"), "{error}");
+    assert!(
+        error.contains("q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"),
+        "{error}"
+    );
     assert!(refused("a", Lora { r: 0, ..lora(1) }).contains("`Lora.r` is 0"));
     assert!(refused("a/b", lora(1)).contains("adapter name `a/b`"));
     assert!(model.adapters().is_empty());
@@ -136,7 +156,10 @@ fn wrong_files_are_refused_and_leave_the_model_alone() {
     let model = tiny();
     let base = logits(&model, &IDS);
     let nothing = model.load_adapter("a", path(&dir)).unwrap_err().to_string();
-    assert!(nothing.contains("no adapter here") && nothing.contains("a/adapter_config.json"), "{nothing}");
+    assert!(
+        nothing.contains("no adapter here") && nothing.contains("a/adapter_config.json"),
+        "{nothing}"
+    );
 
     // Another rank in the configuration than in the tensors.
     let other = tiny();
@@ -152,9 +175,15 @@ fn wrong_files_are_refused_and_leave_the_model_alone() {
     let error = load("\"r\": 3", "\"r\": 4");
     assert!(error.contains("is [3, 32], expected [4, 32]"), "{error}");
     let error = load("\"v_proj\"", "\"o_proj\"");
-    assert!(error.contains("expected tensors for 4 modules") && error.contains("2 are missing"), "{error}");
+    assert!(
+        error.contains("expected tensors for 4 modules") && error.contains("2 are missing"),
+        "{error}"
+    );
     let error = load(",\n    \"v_proj\"", "");
-    assert!(error.contains("`model.layers.0.self_attn.v_proj`, which is no target module"), "{error}");
+    assert!(
+        error.contains("`model.layers.0.self_attn.v_proj`, which is no target module"),
+        "{error}"
+    );
     let error = load("\"v_proj\"", "\"value\"");
     assert!(error.contains("target module `value` matches no projection"), "{error}");
     assert!(model.adapters().is_empty());
@@ -169,12 +198,15 @@ fn wrong_files_are_refused_and_leave_the_model_alone() {
 #[test]
 fn says_how_little_is_trained() {
     let model = tiny();
-    let info = model.add_adapter("a", &Lora { r: 4, lora_alpha: 8.0, ..Default::default() }).unwrap();
+    let info =
+        model.add_adapter("a", &Lora { r: 4, lora_alpha: 8.0, ..Default::default() }).unwrap();
     // q: 4·32 + 32·4, v: 4·32 + 16·4, twice
     assert_eq!(info.trainable_parameters, 896);
     let text = info.to_string();
     assert!(
-        text.starts_with("a: LoRA r=4, lora_alpha=8, 4 modules; trainable params: 896 || all params: "),
+        text.starts_with(
+            "a: LoRA r=4, lora_alpha=8, 4 modules; trainable params: 896 || all params: "
+        ),
         "{text}"
     );
 }
@@ -188,7 +220,8 @@ fn changed(change: impl FnOnce(&std::path::Path)) -> (tempfile::TempDir, tuneboo
     }
     change(dir.path());
     let model =
-        tunebook_models::Model::load(dir.path().to_str().unwrap(), &tunebook_models::Device::Cpu).unwrap();
+        tunebook_models::Model::load(dir.path().to_str().unwrap(), &tunebook_models::Device::Cpu)
+            .unwrap();
     (dir, model)
 }
 

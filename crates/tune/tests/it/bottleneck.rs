@@ -1,5 +1,6 @@
-//! Bottleneck adapters against AdapterHub's (`tests/golden/strategies/bottleneck.py`): fifty steps of each kind, the logits of every layout that
-//! the package knows; and in the families that it does not know, what must hold anyway.
+//! Bottleneck adapters against AdapterHub's (`tests/golden/strategies/bottleneck.py`): fifty steps
+//! of each kind, the logits of every layout that the package knows; and in the families that it
+//! does not know, what must hold anyway.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,8 +8,8 @@ use std::path::Path;
 use tunebook_models::{Device, GenerationConfig, Model, Tensor};
 use tunebook_tune::peft::AdapterFiles;
 use tunebook_tune::{
-    Adapters, Bottleneck, BottleneckInit, CombinationType, Full, FullTuning, ReductionFactor, Stepper,
-    TrainingArgs,
+    Adapters, Bottleneck, BottleneckInit, CombinationType, Full, FullTuning, ReductionFactor,
+    Stepper, TrainingArgs,
 };
 
 use crate::common::*;
@@ -48,7 +49,8 @@ fn adapterhubs_files_give_its_logits_on_every_layout_that_it_knows() {
             if kind == "seq-bn" && gemma {
                 let error = model.add_adapter("a", Bottleneck::seq_bn()).unwrap_err().to_string();
                 assert!(
-                    error.contains("`Bottleneck.original_ln_before` is true") && error.contains("par_bn"),
+                    error.contains("`Bottleneck.original_ln_before` is true")
+                        && error.contains("par_bn"),
                     "{error}"
                 );
                 continue;
@@ -62,8 +64,10 @@ fn adapterhubs_files_give_its_logits_on_every_layout_that_it_knows() {
             // Saved again, it is the same adapter.
             let dir = tempfile::tempdir().unwrap();
             let again = model.save_adapter(kind, dir.path().to_str().unwrap()).unwrap();
-            let (found, expected) =
-                (AdapterFiles::read(&again).unwrap(), AdapterFiles::read(&golden(&folder)).unwrap());
+            let (found, expected) = (
+                AdapterFiles::read(&again).unwrap(),
+                AdapterFiles::read(&golden(&folder)).unwrap(),
+            );
             assert_eq!((found.config, found.tensors), (expected.config, expected.tensors));
             checked += 1;
         }
@@ -73,25 +77,39 @@ fn adapterhubs_files_give_its_logits_on_every_layout_that_it_knows() {
     assert_eq!(checked, 19);
 }
 
-/// In every family: a new adapter that begins at zero changes nothing, trains, generates alone as in a batch, and leaves exactly.
+/// In every family: a new adapter that begins at zero changes nothing, trains, generates alone as
+/// in a batch, and leaves exactly.
 #[test]
 fn every_family_trains_and_generates_with_every_kind() {
-    for name in
-        ["llama3", "gemma", "gemma2", "gemma3", "phi3", "falcon-7b", "falcon-40b", "falcon-rw", "gpt2"]
-    {
+    for name in [
+        "llama3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "falcon-7b",
+        "falcon-40b",
+        "falcon-rw",
+        "gpt2",
+    ] {
         let model = layout(name);
         let base = logits(&model, &IDS);
         for kind in [Bottleneck::seq_bn(), Bottleneck::double_seq_bn(), Bottleneck::par_bn()] {
             if kind.original_ln_before && ["gemma2", "gemma3"].contains(&name) {
                 continue;
             }
-            let config =
-                Bottleneck { reduction_factor: 4.0.into(), init_weights: BottleneckInit::MamAdapter, ..kind };
+            let config = Bottleneck {
+                reduction_factor: 4.0.into(),
+                init_weights: BottleneckInit::MamAdapter,
+                ..kind
+            };
             model.add_adapter("new", &config).unwrap();
             assert_eq!(logits(&model, &IDS), base, "{name}: zero is nothing");
-            let args = TrainingArgs { learning_rate: 2e-2, warmup_steps: Some(0), ..Default::default() };
+            let args =
+                TrainingArgs { learning_rate: 2e-2, warmup_steps: Some(0), ..Default::default() };
             let mut stepper = Stepper::new(&model, &args, 8).unwrap();
-            let row = Row { ids: IDS.to_vec(), labels: IDS.iter().map(|id| i64::from(*id)).collect() };
+            let row =
+                Row { ids: IDS.to_vec(), labels: IDS.iter().map(|id| i64::from(*id)).collect() };
             let batches = [batch(&[row], &[0])];
             let losses: Vec<f64> = (0..8).map(|_| stepper.step(&batches).unwrap().loss).collect();
             assert!(losses[7] + 0.02 < losses[0], "{name}: {losses:?}");
@@ -141,7 +159,8 @@ fn adapters_of_different_types_are_switched_live() {
     let error = model.merge_adapter("houlsby").unwrap_err().to_string();
     assert!(error.contains("houlsby"), "{error}");
     assert_eq!(logits(&model, &IDS), base);
-    let error = model.add_weighted_adapter(&[("houlsby", 1.0)], "sum", CombinationType::Cat).unwrap_err();
+    let error =
+        model.add_weighted_adapter(&[("houlsby", 1.0)], "sum", CombinationType::Cat).unwrap_err();
     assert!(error.to_string().contains("houlsby"), "{error}");
 }
 
@@ -161,7 +180,8 @@ fn dropout_is_on_in_training_alone() {
     let row = Row { ids: IDS.to_vec(), labels: IDS.iter().map(|id| i64::from(*id)).collect() };
     let batches = [batch(&[row], &[0])];
     let (with, _) = stepper.gradients(&batches).unwrap();
-    let again = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap().gradients(&batches).unwrap().0;
+    let again =
+        Stepper::new(&model, &TrainingArgs::default(), 1).unwrap().gradients(&batches).unwrap().0;
     let other = Stepper::new(&model, &TrainingArgs { seed: 7, ..Default::default() }, 1)
         .unwrap()
         .gradients(&batches)
@@ -192,14 +212,18 @@ fn what_cannot_work_is_refused() {
         .load_adapter("a", golden("strategies/bottleneck/gpt2/seq-bn").to_str().unwrap())
         .unwrap_err();
     assert!(
-        error.to_string().contains("adapter.safetensors") && error.to_string().contains("output_adapters"),
+        error.to_string().contains("adapter.safetensors")
+            && error.to_string().contains("output_adapters"),
         "{error}"
     );
     // Other units than the configuration says.
     let dir = tempfile::tempdir().unwrap();
     let from = folder("par-bn", "final");
-    std::fs::copy(Path::new(&from).join("adapter.safetensors"), dir.path().join("adapter.safetensors"))
-        .unwrap();
+    std::fs::copy(
+        Path::new(&from).join("adapter.safetensors"),
+        dir.path().join("adapter.safetensors"),
+    )
+    .unwrap();
     let config = std::fs::read_to_string(Path::new(&from).join("adapter_config.json")).unwrap();
     let config = config.replace("\"reduction_factor\": 2,", "\"reduction_factor\": 4,");
     std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
@@ -220,9 +244,11 @@ fn what_cannot_work_is_refused() {
     assert!(error.contains("pytorch_adapter.bin") && error.contains("pickle"), "{error}");
 }
 
-/// A run that is stopped and resumed is the run that was not, packed rows, checkpointed blocks and early stopping included.
+/// A run that is stopped and resumed is the run that was not, packed rows, checkpointed blocks and
+/// early stopping included.
 #[test]
 fn a_run_is_resumed_exactly() {
-    let config = Bottleneck { reduction_factor: 4.0.into(), dropout: 0.1, ..Bottleneck::double_seq_bn() };
+    let config =
+        Bottleneck { reduction_factor: 4.0.into(), dropout: 0.1, ..Bottleneck::double_seq_bn() };
     resumes_exactly(|model| drop(model.add_adapter("a", &config).unwrap()), true);
 }

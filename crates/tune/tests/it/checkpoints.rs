@@ -1,4 +1,5 @@
-//! Checkpoints on disk: exact resumption after a kill at any instant, rotation, and files that are refused.
+//! Checkpoints on disk: exact resumption after a kill at any instant, rotation, and files that are
+//! refused.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,8 +7,8 @@ use std::time::Instant;
 
 use tunebook_models::Model;
 use tunebook_tune::{
-    AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrRangeTest, Run, SaveStrategy, Trainer,
-    TrainingArgs,
+    AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrRangeTest, Run, SaveStrategy,
+    Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -27,7 +28,8 @@ fn args(dir: &Path) -> TrainingArgs {
 
 fn model() -> Model {
     let model = tiny();
-    let lora = Lora { r: 3, lora_dropout: 0.1, target_modules: "all-linear".into(), ..Default::default() };
+    let lora =
+        Lora { r: 3, lora_dropout: 0.1, target_modules: "all-linear".into(), ..Default::default() };
     model.add_adapter("support", &lora).unwrap();
     model
 }
@@ -40,15 +42,18 @@ fn output_dir(dir: &Path) -> String {
     dir.join("run").to_str().unwrap().to_owned()
 }
 
-/// All that must be the same of a run: losses, norms, rates, evaluations; and the final tensors as the adapter's file holds them.
-/// See [`course`].
+/// All that must be the same of a run: losses, norms, rates, evaluations; and the final tensors as
+/// the adapter's file holds them. See [`course`].
 type Course = (Vec<[f64; 3]>, Vec<(usize, f64)>, Vec<u8>);
 
 fn course(run: &Run, model: &Model) -> Course {
     let dir = tempfile::tempdir().unwrap();
     let folder = model.save_adapter("support", dir.path().to_str().unwrap()).unwrap();
     (
-        run.steps.iter().map(|record| [record.loss, record.grad_norm, record.learning_rate]).collect(),
+        run.steps
+            .iter()
+            .map(|record| [record.loss, record.grad_norm, record.learning_rate])
+            .collect(),
         run.evals.iter().map(|record| (record.step, record.loss)).collect(),
         std::fs::read(folder.join("adapter_model.safetensors")).unwrap(),
     )
@@ -65,18 +70,29 @@ fn whole(dir: &Path) -> Course {
 fn every_checkpoint_goes_on_to_the_same_end() {
     let dir = tempfile::tempdir().unwrap();
     let expected = whole(dir.path());
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir.path().join("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(dir.path().join("run"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     names.sort();
-    let wanted =
-        ["checkpoint-10", "checkpoint-12", "checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"];
+    let wanted = [
+        "checkpoint-10",
+        "checkpoint-12",
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+        "checkpoint-8",
+    ];
     assert_eq!(names, wanted, "and nothing temporary is left");
     for step in [2, 6, 10, 12] {
-        let run = Run::load(dir.path().join(format!("run/checkpoint-{step}")).to_str().unwrap()).unwrap();
+        let run =
+            Run::load(dir.path().join(format!("run/checkpoint-{step}")).to_str().unwrap()).unwrap();
         assert_eq!(run.steps.len(), step);
         let other = tempfile::tempdir().unwrap();
         let model = model();
-        let run = Trainer::new(&model, &args(other.path())).resume(&run, &pairs(), &pairs()[..4]).unwrap();
+        let run = Trainer::new(&model, &args(other.path()))
+            .resume(&run, &pairs(), &pairs()[..4])
+            .unwrap();
         assert!(course(&run, &model) == expected, "from step {step}");
     }
     // The adapter beside the state is one like any other.
@@ -91,7 +107,8 @@ fn a_run_can_be_saved_by_hand_and_replaced() {
     let path = dir.path().join("mine");
     let path = path.to_str().unwrap();
     let model = model();
-    let args = TrainingArgs { save_strategy: SaveStrategy::No, max_steps: Some(3), ..args(dir.path()) };
+    let args =
+        TrainingArgs { save_strategy: SaveStrategy::No, max_steps: Some(3), ..args(dir.path()) };
     let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
     run.save(path).unwrap();
     run.save(path).unwrap();
@@ -105,8 +122,10 @@ fn old_checkpoints_go() {
     let dir = tempfile::tempdir().unwrap();
     let args = TrainingArgs { save_total_limit: Some(2), ..args(dir.path()) };
     Trainer::new(&model(), &args).fit(&pairs(), &[]).unwrap();
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir.path().join("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(dir.path().join("run"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     names.sort();
     assert_eq!(names, ["checkpoint-10", "checkpoint-12"]);
 }
@@ -118,7 +137,8 @@ fn torn_and_changed_files_are_refused_and_an_older_checkpoint_is_taken() {
     whole(dir.path());
     let steps = || Run::last_checkpoint(&output_dir(dir.path())).unwrap().unwrap().steps.len();
     assert_eq!(steps(), 12);
-    let file = |step: usize, name: &str| dir.path().join(format!("run/checkpoint-{step}")).join(name);
+    let file =
+        |step: usize, name: &str| dir.path().join(format!("run/checkpoint-{step}")).join(name);
 
     let tensors = file(12, "training_state.safetensors");
     let mut bytes = std::fs::read(&tensors).unwrap();
@@ -142,7 +162,8 @@ fn what_cannot_be_written_says_so_and_keeps_the_old_run() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("run");
     std::fs::write(&file, "a file where the folder should be").unwrap();
-    let error = Trainer::new(&model(), &args(dir.path())).fit(&pairs(), &[]).unwrap_err().to_string();
+    let error =
+        Trainer::new(&model(), &args(dir.path())).fit(&pairs(), &[]).unwrap_err().to_string();
     assert!(error.contains("could not"), "{error}");
 }
 
@@ -189,7 +210,8 @@ fn killed(kills: u64) {
     assert!(live(whole_life.path()).wait().unwrap().success());
     let mut life_time = started.elapsed();
 
-    // SplitMix64, seeded: instants spread over the whole life, the beginning of the process and its checkpoints included.
+    // SplitMix64, seeded: instants spread over the whole life, the beginning of the process and its
+    // checkpoints included.
     let mut seed = kills;
     let mut random = || {
         seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -227,10 +249,14 @@ fn killed(kills: u64) {
             None => trainer.fit(&pairs(), &pairs()[..4]).unwrap(),
         };
         assert!(course(&run, &model) == expected, "attempt {attempt}");
-        let names =
-            std::fs::read_dir(dir.path().join("run")).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = std::fs::read_dir(dir.path().join("run"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
         let names: Vec<_> = names.collect();
-        assert!(names.iter().all(|name| name.to_str().unwrap().starts_with("checkpoint-")), "{names:?}");
+        assert!(
+            names.iter().all(|name| name.to_str().unwrap().starts_with("checkpoint-")),
+            "{names:?}"
+        );
         if killed >= kills {
             eprintln!(
                 "{killed} kills over {} runs, {torn} of them within a checkpoint: every end the same, no torn file accepted",
@@ -242,7 +268,8 @@ fn killed(kills: u64) {
     }
 }
 
-/// A file system of a few hundred kilobytes, gone when dropped. `None` without the right to mount one.
+/// A file system of a few hundred kilobytes, gone when dropped. `None` without the right to mount
+/// one.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -289,24 +316,31 @@ fn a_full_disk_ends_the_run_with_a_clear_error_and_the_last_checkpoint_good() {
     let trainer = Trainer::new(&model, &args(disk.0.path()));
     let error = trainer.fit(&pairs(), &pairs()[..4]).unwrap_err().to_string();
     assert!(
-        error.contains("could not write") && error.contains("checkpoint-") && error.contains("space"),
+        error.contains("could not write")
+            && error.contains("checkpoint-")
+            && error.contains("space"),
         "{error}"
     );
     let last = Run::last_checkpoint(&output_dir(disk.0.path())).unwrap().unwrap();
     assert_eq!(last.steps.len(), 4);
-    let left: Vec<_> =
-        std::fs::read_dir(disk.0.path().join("run")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(disk.0.path().join("run"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(left.len(), 2, "what was half written is gone: {left:?}");
 
     // The run in memory is whole, too; with room it goes on from either to the same end.
     let roomy = tempfile::tempdir().unwrap();
     for from in [last, trainer.last_run().unwrap()] {
-        let run = Trainer::new(&model, &args(roomy.path())).resume(&from, &pairs(), &pairs()[..4]).unwrap();
+        let run = Trainer::new(&model, &args(roomy.path()))
+            .resume(&from, &pairs(), &pairs()[..4])
+            .unwrap();
         assert!(course(&run, &model) == expected);
     }
 }
 
-/// AdaLoRA's importances and ranks are part of a checkpoint: a run that stops anywhere ends with the same ranks and the same bits.
+/// AdaLoRA's importances and ranks are part of a checkpoint: a run that stops anywhere ends with
+/// the same ranks and the same bits.
 #[test]
 fn adalora_goes_on_from_every_checkpoint_to_the_same_ranks() {
     let config = AdaLora {
@@ -336,11 +370,13 @@ fn adalora_goes_on_from_every_checkpoint_to_the_same_ranks() {
     assert_eq!(sums[11], 42, "`target_r` for each module on average");
     assert!(ranks(&run)[11].iter().any(|rank| *rank != 3), "and not the same everywhere");
     for step in [2, 4, 6, 8, 10, 12] {
-        let from = Run::load(dir.path().join(format!("run/checkpoint-{step}")).to_str().unwrap()).unwrap();
+        let from =
+            Run::load(dir.path().join(format!("run/checkpoint-{step}")).to_str().unwrap()).unwrap();
         let other = tempfile::tempdir().unwrap();
         let model = new();
-        let resumed =
-            Trainer::new(&model, &args(other.path())).resume(&from, &pairs(), &pairs()[..4]).unwrap();
+        let resumed = Trainer::new(&model, &args(other.path()))
+            .resume(&from, &pairs(), &pairs()[..4])
+            .unwrap();
         assert!(course(&resumed, &model) == expected, "from step {step}");
         assert_eq!(ranks(&resumed), ranks(&run), "from step {step}");
     }

@@ -52,7 +52,11 @@ pub fn examples(pairs: &[(String, String)]) -> Vec<Example> {
 pub fn batch(rows: &[Row], indices: &[usize]) -> Batch {
     let rows: Vec<_> = indices
         .iter()
-        .map(|&row| TokenizedExample { row, ids: rows[row].ids.clone(), labels: rows[row].labels.clone() })
+        .map(|&row| TokenizedExample {
+            row,
+            ids: rows[row].ids.clone(),
+            labels: rows[row].labels.clone(),
+        })
         .collect();
     Batch::new(&rows.iter().collect::<Vec<_>>(), 0, &Device::Cpu).unwrap()
 }
@@ -65,7 +69,8 @@ pub fn values(tensor: &Tensor) -> Vec<f32> {
 pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    let difference = found.iter().zip(expected).fold(0f32, |largest, (a, b)| largest.max((a - b).abs()));
+    let difference =
+        found.iter().zip(expected).fold(0f32, |largest, (a, b)| largest.max((a - b).abs()));
     f64::from(difference / largest)
 }
 

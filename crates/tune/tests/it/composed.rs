@@ -1,5 +1,6 @@
-//! The whole path that a GPU takes by default, on the CPU: the golden run and the invariants with every operation composed on
-//! tensors (`TUNEBOOK_OPS=composed`), in a process of their own, as the switch is read once.
+//! The whole path that a GPU takes by default, on the CPU: the golden run and the invariants with
+//! every operation composed on tensors (`TUNEBOOK_OPS=composed`), in a process of their own, as the
+//! switch is read once.
 
 use std::process::Command;
 
@@ -16,7 +17,8 @@ fn run(filters: &[&str], at_least: usize) {
         .unwrap();
     let text = String::from_utf8_lossy(&tests.stdout);
     assert!(tests.status.success(), "{text}");
-    let passed = text.lines().filter(|line| line.starts_with("test ") && line.ends_with("... ok")).count();
+    let passed =
+        text.lines().filter(|line| line.starts_with("test ") && line.ends_with("... ok")).count();
     assert!(passed >= at_least, "{passed} tests ran: {text}");
 }
 

@@ -1,21 +1,31 @@
-//! A hundred steps of the fused operations beside a hundred of the naive composition, which candle differentiates: rounding may differ from
-//! operation to operation, the loss curve may not.
+//! A hundred steps of the fused operations beside a hundred of the naive composition, which candle
+//! differentiates: rounding may differ from operation to operation, the loss curve may not.
 
 use tunebook_models::{Model, ops};
-use tunebook_tune::{Adapters, Example, Full, FullTuning, Lora, LrScheduler, Trainer, TrainingArgs};
+use tunebook_tune::{
+    Adapters, Example, Full, FullTuning, Lora, LrScheduler, Trainer, TrainingArgs,
+};
 
 use crate::common::*;
 
 fn pairs(count: usize) -> Vec<Example> {
     let words = ["late", "why", "old", "card", "new", "thank", "it", "hi", "box", "ask"];
     let text = |seed: usize, length: usize| {
-        (0..length).map(|i| words[(seed * 7 + i * (seed + 3)) % words.len()]).collect::<Vec<_>>().join(" ")
+        (0..length)
+            .map(|i| words[(seed * 7 + i * (seed + 3)) % words.len()])
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     (0..count).map(|i| Example::new(text(i, 1 + i % 4), text(i + 31, 1 + i % 3))).collect()
 }
 
 /// The largest relative difference of two curves of the same run, fused and naive.
-fn difference(what: &str, args: &TrainingArgs, examples: &[Example], start: impl Fn() -> Model) -> f64 {
+fn difference(
+    what: &str,
+    args: &TrainingArgs,
+    examples: &[Example],
+    start: impl Fn() -> Model,
+) -> f64 {
     let curve = |naive: bool| {
         ops::compose(naive);
         let run = Trainer::new(&start(), args).fit(examples, &[]).unwrap();
@@ -46,8 +56,12 @@ fn args() -> TrainingArgs {
 fn fused_and_naive_curves_agree() {
     let lora = || {
         let model = tiny();
-        let config =
-            Lora { r: 4, lora_dropout: 0.1, target_modules: "all-linear".into(), ..Default::default() };
+        let config = Lora {
+            r: 4,
+            lora_dropout: 0.1,
+            target_modules: "all-linear".into(),
+            ..Default::default()
+        };
         model.add_adapter("a", &config).unwrap();
         model
     };

@@ -1,4 +1,5 @@
-//! Merged models as files, in our own hands and in transformers'; LoRA as a GGUF adapter in llama.cpp's.
+//! Merged models as files, in our own hands and in transformers'; LoRA as a GGUF adapter in
+//! llama.cpp's.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,12 @@ const IDS: [u32; 12] = [1, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 250];
 
 fn train(model: &Model, learning_rate: f64) {
     let train = [Example::new("a question", "an answer"), Example::new("another", "one more")];
-    let args =
-        TrainingArgs { max_steps: Some(4), warmup_steps: Some(0), learning_rate, ..Default::default() };
+    let args = TrainingArgs {
+        max_steps: Some(4),
+        warmup_steps: Some(0),
+        learning_rate,
+        ..Default::default()
+    };
     Trainer::new(model, &args).fit(&train, &[]).unwrap();
 }
 
@@ -76,7 +81,11 @@ fn what_a_gguf_adapter_has_no_place_for_is_named() {
         "{error}"
     );
     assert!(
-        model.save_adapter_gguf("other", path.to_str().unwrap()).unwrap_err().to_string().contains("`other`")
+        model
+            .save_adapter_gguf("other", path.to_str().unwrap())
+            .unwrap_err()
+            .to_string()
+            .contains("`other`")
     );
 }
 
@@ -130,8 +139,15 @@ fn compare(answer: &Value, model: &Model, ids: &[u32], bound: f64) -> usize {
     ours.len()
 }
 
-/// Merges trained adapters into the model, one after the other, and holds the logits that transformers has of the saved models against ours.
-fn merged_in_transformers(model: &Model, ids: &[u32], loras: &[Lora], learning_rate: f64, bound: f64) {
+/// Merges trained adapters into the model, one after the other, and holds the logits that
+/// transformers has of the saved models against ours.
+fn merged_in_transformers(
+    model: &Model,
+    ids: &[u32],
+    loras: &[Lora],
+    learning_rate: f64,
+    bound: f64,
+) {
     let Some(python) = python("transformers") else { return };
     let folder = tempfile::tempdir().unwrap();
     let base = logits(model, ids);
@@ -148,7 +164,9 @@ fn merged_in_transformers(model: &Model, ids: &[u32], loras: &[Lora], learning_r
         requests.push(json!({ "model": path, "ids": ids, "text": "a question" }));
         expected.push((info.config.to_string(), trained));
     }
-    for (answer, (said, expected)) in run(&python, "saved_models.py", &requests).iter().zip(&expected) {
+    for (answer, (said, expected)) in
+        run(&python, "saved_models.py", &requests).iter().zip(&expected)
+    {
         let theirs: Vec<f32> = serde_json::from_value(answer["logits"].clone()).unwrap();
         let error = relative_error(&theirs, expected);
         eprintln!("{said}: merged, logits in transformers differ by {error:.1e}");
@@ -203,7 +221,9 @@ fn our_gguf_adapter_gives_our_logits_in_llama_cpp() {
         assert!(relative_error(&logits(&model, &IDS), &logits(&models[0], &IDS)) > 1e-2);
         let path = at(&format!("{number}.gguf"));
         model.save_adapter_gguf("support", &path).unwrap();
-        requests.push(json!({ "model": base, "adapter": path, "ids": IDS, "greedy": 32, "context": 64 }));
+        requests.push(
+            json!({ "model": base, "adapter": path, "ids": IDS, "greedy": 32, "context": 64 }),
+        );
         models.push(model);
     }
     for (model, answer) in models.iter().zip(run(&python, "llama_cpp_run.py", &requests)) {
@@ -230,7 +250,6 @@ fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
     train(&model, 1e-3);
     assert!(relative_error(&logits(&model, &ids), &before) > 1e-3);
     model.save_adapter_gguf("support", &at("adapter.gguf")).unwrap();
-    let request =
-        json!({ "model": at("base.gguf"), "adapter": at("adapter.gguf"), "ids": ids, "greedy": 32 });
+    let request = json!({ "model": at("base.gguf"), "adapter": at("adapter.gguf"), "ids": ids, "greedy": 32 });
     compare(&run(&python, "llama_cpp_run.py", &[request])[0], &model, &ids, 5e-3);
 }

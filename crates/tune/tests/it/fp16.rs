@@ -17,7 +17,8 @@ fn args() -> TrainingArgs {
 
 fn with_adapter(dtype: DType) -> Model {
     let model = Model::load_as(&tiny_path(), Some(dtype), &Device::Cpu).unwrap();
-    let lora = Lora { r: 4, lora_dropout: 0.1, target_modules: "all-linear".into(), ..Default::default() };
+    let lora =
+        Lora { r: 4, lora_dropout: 0.1, target_modules: "all-linear".into(), ..Default::default() };
     model.add_adapter("a", &lora).unwrap();
     model
 }
@@ -64,8 +65,12 @@ fn a_model_in_f16_trains_and_real_overflows_skip_their_step() {
         assert_eq!(step.grad_norm.is_finite(), !step.skipped);
         assert!(step.loss.is_finite());
         // The schedule waits: a skipped step's rate comes again.
-        let schedule =
-            tunebook_tune::Schedule::new(args.lr_scheduler, args.learning_rate, args.warmup(20), 20);
+        let schedule = tunebook_tune::Schedule::new(
+            args.lr_scheduler,
+            args.learning_rate,
+            args.warmup(20),
+            20,
+        );
         assert_eq!(step.learning_rate, schedule.learning_rate(index.saturating_sub(skipped)));
     }
     assert!(run.steps[19].loss < 0.9 * run.steps[0].loss);
@@ -76,7 +81,12 @@ fn a_model_in_f16_trains_and_real_overflows_skip_their_step() {
     let half = Trainer::new(&with_adapter(DType::F16), &plain).fit(&pairs(), &[]).unwrap();
     let full = Trainer::new(&with_adapter(DType::F32), &plain).fit(&pairs(), &[]).unwrap();
     for (half, full) in half.steps.iter().zip(&full.steps) {
-        assert!(!half.skipped && (half.loss / full.loss - 1.0).abs() < 1e-2, "{} {}", half.loss, full.loss);
+        assert!(
+            !half.skipped && (half.loss / full.loss - 1.0).abs() < 1e-2,
+            "{} {}",
+            half.loss,
+            full.loss
+        );
     }
 }
 
@@ -127,17 +137,21 @@ fn the_scale_survives_a_checkpoint() {
 
 #[test]
 fn what_no_scale_cures_ends_the_run() {
-    // A gradient that is not a number at any scale: infinite B beside A = 0 gives a finite loss only where nothing flows, so the
-    // adapter itself is made of it.
+    // A gradient that is not a number at any scale: infinite B beside A = 0 gives a finite loss
+    // only where nothing flows, so the adapter itself is made of it.
     let model = with_adapter(DType::F32);
     let args = TrainingArgs { max_steps: Some(40), fp16_init_scale: 4.0, ..args() };
     let mut stepper = tunebook_tune::Stepper::new(&model, &args, 40).unwrap();
-    for parameter in stepper.parameters().iter().filter(|p| p.name.ends_with("0.mlp.down_proj.lora_A")) {
+    for parameter in
+        stepper.parameters().iter().filter(|p| p.name.ends_with("0.mlp.down_proj.lora_A"))
+    {
         // Finite as it is used (B is zero), infinite in B's gradient.
         parameter.var.set(&(parameter.var.ones_like().unwrap() * 3e38).unwrap()).unwrap();
     }
     let set = Trainer::new(&model, &args).tokenize(&pairs()[..2]).unwrap();
-    let batch = tunebook_tune::Batch::new(&set.examples.iter().collect::<Vec<_>>(), 0, &Device::Cpu).unwrap();
+    let batch =
+        tunebook_tune::Batch::new(&set.examples.iter().collect::<Vec<_>>(), 0, &Device::Cpu)
+            .unwrap();
     let mut outcomes = Vec::new();
     let error = loop {
         match stepper.step(std::slice::from_ref(&batch)) {
@@ -160,7 +174,8 @@ fn full_fine_tuning_keeps_masters_in_f32() {
     let info = model.unfreeze(&Full::default()).unwrap();
     assert_eq!(info.trainable_parameters, model.parameter_count());
     // Steps that f16 could not add: 1e-5 beside weights of about 0.1.
-    let args = TrainingArgs { learning_rate: 1e-5, fp16_init_scale: 1024.0, warmup_ratio: 0.0, ..args() };
+    let args =
+        TrainingArgs { learning_rate: 1e-5, fp16_init_scale: 1024.0, warmup_ratio: 0.0, ..args() };
     let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
     assert!(run.steps.iter().all(|step| !step.skipped));
     assert!(model.weights().iter().all(|weight| weight.get().dtype() == DType::F32));

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use tunebook_models::{Device, Model};
 use tunebook_tune::{
-    Adapters, Example, Full, FullTuning, Lora, Optim, Run, SaveStrategy, Stepper, Trainer, TrainingArgs,
+    Adapters, Example, Full, FullTuning, Lora, Optim, Run, SaveStrategy, Stepper, Trainer,
+    TrainingArgs,
 };
 
 use crate::common::*;
@@ -72,14 +73,19 @@ fn gradients_losses_and_final_weights_are_transformers() {
                 }
             }
             let found = stepper.step(&batches).unwrap();
-            let near = |found: f64, expected: f64| (found - expected).abs() <= 2e-4 * expected.abs();
+            let near =
+                |found: f64, expected: f64| (found - expected).abs() <= 2e-4 * expected.abs();
             assert!(
                 near(found.loss, expected.loss),
                 "step {number}: loss {} != {}",
                 found.loss,
                 expected.loss
             );
-            assert!(near(found.grad_norm, expected.grad_norm), "step {number}: norm {}", found.grad_norm);
+            assert!(
+                near(found.grad_norm, expected.grad_norm),
+                "step {number}: norm {}",
+                found.grad_norm
+            );
         }
         let weights: BTreeMap<_, _> =
             model.weights().iter().map(|weight| (weight.name().to_owned(), weight.get())).collect();
@@ -95,7 +101,8 @@ fn chosen_modules_alone_change_and_the_saved_model_is_the_trained_one() {
     let model = tiny();
     let before: BTreeMap<_, _> =
         model.weights().iter().map(|w| (w.name().to_owned(), values(&w.get()))).collect();
-    let targets = Full { target_modules: Some(["down_proj", "model.norm"].into()), ..Default::default() };
+    let targets =
+        Full { target_modules: Some(["down_proj", "model.norm"].into()), ..Default::default() };
     model.unfreeze(&targets).unwrap();
     let args = TrainingArgs { learning_rate: 1e-2, epochs: 2, ..Default::default() };
     let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
@@ -110,7 +117,10 @@ fn chosen_modules_alone_change_and_the_saved_model_is_the_trained_one() {
     let again = Model::load(folder.to_str().unwrap(), &Device::Cpu).unwrap();
     assert_eq!(logits(&again, &[1, 20, 30, 40]), logits(&model, &[1, 20, 30, 40]));
     assert_eq!(again.config(), model.config());
-    assert_eq!(again.apply_chat_template(&[], true).unwrap(), model.apply_chat_template(&[], true).unwrap());
+    assert_eq!(
+        again.apply_chat_template(&[], true).unwrap(),
+        model.apply_chat_template(&[], true).unwrap()
+    );
     let text = "Hello, 12  or so?";
     assert_eq!(again.tokenizer().encode(text).unwrap(), model.tokenizer().encode(text).unwrap());
     let error = model
@@ -164,11 +174,13 @@ fn a_full_run_resumes_exactly_from_memory_and_from_disk() {
         assert_eq!(losses(&resumed), losses(&whole));
         assert_eq!(logits(&model, &[1, 20, 30, 40]), expected);
 
-        // In memory the run has no copy of the weights: it goes on while they are its own, and says so when they are not.
+        // In memory the run has no copy of the weights: it goes on while they are its own, and says
+        // so when they are not.
         let again = Trainer::new(&model, &args(6)).resume(&resumed, &pairs(), &[]).unwrap();
         assert_eq!(losses(&again), losses(&whole));
         Trainer::new(&model, &args(6)).fit(&pairs(), &[]).unwrap();
-        let error = Trainer::new(&model, &args(6)).resume(&resumed, &pairs(), &[]).unwrap_err().to_string();
+        let error =
+            Trainer::new(&model, &args(6)).resume(&resumed, &pairs(), &[]).unwrap_err().to_string();
         assert!(error.contains("trained on since"), "{error}");
     }
 }

@@ -29,7 +29,8 @@ pub fn folder(case: &str, which: &str) -> String {
     golden("strategies").join(case).join(which).to_str().unwrap().to_owned()
 }
 
-/// Trains what is active and holds every loss against the golden ones, after `prepare` has seen the parameters. Gives the trained parameters.
+/// Trains what is active and holds every loss against the golden ones, after `prepare` has seen the
+/// parameters. Gives the trained parameters.
 pub fn train(
     model: &Model,
     case: &str,
@@ -72,7 +73,9 @@ pub fn train_with(
 /// The norm of the difference over the norm of what is expected.
 pub fn norm_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let norm = |values: &mut dyn Iterator<Item = f64>| {
+        values.map(|value| value * value).sum::<f64>().sqrt()
+    };
     norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)))
         / norm(&mut expected.iter().map(|value| f64::from(*value)))
 }
@@ -94,7 +97,10 @@ pub fn check_final(model: &Model, case: &str) {
 
 /// Holds the tensors of one adapter against those of another.
 pub fn check_tensors(case: &str, found: &AdapterFiles, expected: &AdapterFiles) {
-    assert_eq!(found.tensors.keys().collect::<Vec<_>>(), expected.tensors.keys().collect::<Vec<_>>());
+    assert_eq!(
+        found.tensors.keys().collect::<Vec<_>>(),
+        expected.tensors.keys().collect::<Vec<_>>()
+    );
     let mut worst = 0f64;
     for (key, expected) in &expected.tensors {
         let found = &found.tensors[key];
@@ -106,8 +112,8 @@ pub fn check_tensors(case: &str, found: &AdapterFiles, expected: &AdapterFiles) 
     eprintln!("{case}: largest relative norm of a final tensor's difference {worst:.1e}");
 }
 
-/// A run of the trainer that is resumed at its first checkpoint ends as the one that was not stopped, bit for bit; and one whose validation
-/// loss falls no more stops early.
+/// A run of the trainer that is resumed at its first checkpoint ends as the one that was not
+/// stopped, bit for bit; and one whose validation loss falls no more stops early.
 pub fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
     let pairs: Vec<Example> =
         (0..10).map(|i| Example::new(format!("{i}"), format!("{}", i * 7 % 11))).collect();
@@ -124,7 +130,8 @@ pub fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
         ..Default::default()
     };
     let course = |run: &Run, model: &Model| {
-        let steps: Vec<[f64; 2]> = run.steps.iter().map(|record| [record.loss, record.grad_norm]).collect();
+        let steps: Vec<[f64; 2]> =
+            run.steps.iter().map(|record| [record.loss, record.grad_norm]).collect();
         (
             steps,
             run.evals.iter().map(|record| record.loss).collect::<Vec<_>>(),
@@ -142,7 +149,8 @@ pub fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
     assert_eq!(begun.steps.len(), 2);
     let model = tiny();
     add(&model);
-    let resumed = Trainer::new(&model, &args(second.path())).resume(&begun, &pairs, &pairs[..4]).unwrap();
+    let resumed =
+        Trainer::new(&model, &args(second.path())).resume(&begun, &pairs, &pairs[..4]).unwrap();
     assert!(course(&resumed, &model) == expected);
 
     let model = tiny();

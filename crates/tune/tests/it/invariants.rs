@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use tunebook_models::{Device, Model, Projection, Tensor};
 use tunebook_progress::interrupt;
 use tunebook_tune::{
-    Adapters, Batch, Callback, Error, EvalRecord, EvalStrategy, Example, Lora, Result, Run, StepRecord,
-    Stepper, StopReason, TokenizedExample, TokenizedSet, Trainer, TrainingArgs,
+    Adapters, Batch, Callback, Error, EvalRecord, EvalStrategy, Example, Lora, Result, Run,
+    StepRecord, Stepper, StopReason, TokenizedExample, TokenizedSet, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -24,7 +24,9 @@ fn lora() -> Lora {
 
 fn pairs(count: usize) -> Vec<Example> {
     let words = ["red", "green", "a blue one", "7", "yes, and no", "é", "what?", "ok"];
-    (0..count).map(|i| Example::new(words[i % 8], format!("{} {}", words[(3 * i + 1) % 8], i))).collect()
+    (0..count)
+        .map(|i| Example::new(words[i % 8], format!("{} {}", words[(3 * i + 1) % 8], i)))
+        .collect()
 }
 
 fn tokenized(model: &Model, examples: &[Example]) -> TokenizedSet {
@@ -41,7 +43,8 @@ fn tensors(model: &Model) -> Vec<f32> {
 }
 
 fn base_weights(model: &Model) -> Vec<Vec<f32>> {
-    let mut weights: Vec<_> = model.slots().iter().map(|slot| values(&slot.base().weight())).collect();
+    let mut weights: Vec<_> =
+        model.slots().iter().map(|slot| values(&slot.base().weight())).collect();
     weights.push(values(&model.head_weight()));
     weights
 }
@@ -71,7 +74,8 @@ proptest! {
         model.merge_adapter("a").unwrap();
         let merged = logits(&model, &ids);
         prop_assert!(relative_error(&unmerged, &base) > 1e-3, "the adapter does something");
-        // A large update saturates the tiny model's attention, which magnifies the rounding of the merged weight.
+        // A large update saturates the tiny model's attention, which magnifies the rounding of the
+        // merged weight.
         let scaling = alpha / if use_rslora { (r as f64).sqrt() } else { r as f64 };
         let error = relative_error(&merged, &unmerged);
         prop_assert!(error < 1e-4 * scaling.max(1.0), "{error}");
@@ -119,7 +123,8 @@ fn micro_batches_are_one_large_batch() {
         };
         let run = Trainer::new(&model, &args).fit(&pairs(12), &[]).unwrap();
         // The norms too: AdamW and clipping would hide a gradient that is off by a factor.
-        let numbers: Vec<_> = run.steps.iter().flat_map(|record| [record.loss, record.grad_norm]).collect();
+        let numbers: Vec<_> =
+            run.steps.iter().flat_map(|record| [record.loss, record.grad_norm]).collect();
         (numbers, tensors(&model))
     };
     let (one_losses, one) = run(6, 1);
@@ -146,7 +151,11 @@ fn every_trainable_tensor_gets_a_gradient_and_no_frozen_one_changes() {
     for (parameter, gradient) in stepper.parameters().iter().zip(gradients.iter()) {
         let gradient = gradient.unwrap_or_else(|| panic!("{} has none", parameter.name));
         assert_eq!(gradient.dims(), parameter.var.dims());
-        assert!(values(gradient).iter().any(|value| *value != 0.0), "{} is all zero", parameter.name);
+        assert!(
+            values(gradient).iter().any(|value| *value != 0.0),
+            "{} is all zero",
+            parameter.name
+        );
     }
     let first = tensors(&model);
     Trainer::new(&model, &TrainingArgs { learning_rate: 1e-2, ..Default::default() })
@@ -159,7 +168,8 @@ fn every_trainable_tensor_gets_a_gradient_and_no_frozen_one_changes() {
 
 #[test]
 fn blocks_without_an_adapter_pass_gradients_on_or_need_none() {
-    // An adapter in one block alone: the same gradients as that block gets within an adapter of both.
+    // An adapter in one block alone: the same gradients as that block gets within an adapter of
+    // both.
     let rows = |model: &Model| tokenized(model, &pairs(3));
     let gradients = |config: &Lora| {
         let model = tiny();
@@ -168,7 +178,8 @@ fn blocks_without_an_adapter_pass_gradients_on_or_need_none() {
         let stepper = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
         let (_, gradients) =
             stepper.gradients(&[batch_of(&set.examples.iter().collect::<Vec<_>>())]).unwrap();
-        let names: Vec<_> = stepper.parameters().iter().map(|parameter| parameter.name.clone()).collect();
+        let names: Vec<_> =
+            stepper.parameters().iter().map(|parameter| parameter.name.clone()).collect();
         names
             .into_iter()
             .zip(gradients.iter().map(|g| values(g.unwrap())))
@@ -202,7 +213,11 @@ fn a_new_adapter_starts_as_pefts_does() {
         let bound = 1.0 / (parameter.var.dims()[1] as f32).sqrt();
         let variance = found.iter().map(|value| value * value).sum::<f32>() / found.len() as f32;
         assert!(found.iter().all(|value| value.abs() <= bound), "{}", parameter.name);
-        assert!((variance / (bound * bound / 3.0) - 1.0).abs() < 0.2, "{}: {variance}", parameter.name);
+        assert!(
+            (variance / (bound * bound / 3.0) - 1.0).abs() < 0.2,
+            "{}: {variance}",
+            parameter.name
+        );
         assert!(!seen.contains(&found), "{} is another's twin", parameter.name);
         seen.push(found);
     }
@@ -214,7 +229,12 @@ fn one_seed_is_one_run() {
     let run = |seed, gradient_checkpointing| {
         let model = tiny();
         model.add_adapter("a", &Lora { lora_dropout: 0.2, ..lora() }).unwrap();
-        let args = TrainingArgs { seed, gradient_checkpointing, learning_rate: 1e-2, ..Default::default() };
+        let args = TrainingArgs {
+            seed,
+            gradient_checkpointing,
+            learning_rate: 1e-2,
+            ..Default::default()
+        };
         let run = Trainer::new(&model, &args).fit(&pairs(10), &pairs(3)).unwrap();
         let evals: Vec<_> = run.evals.iter().map(|record| record.loss).collect();
         (losses(&run), evals, tensors(&model))
@@ -234,7 +254,8 @@ fn dropout_is_for_training_only() {
     let before = (loss(&trainer), logits(&model, &[1, 2, 3]));
     let set = tokenized(&model, &pairs(4));
     let stepper = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
-    let (sum, _) = stepper.gradients(&[batch_of(&set.examples.iter().collect::<Vec<_>>())]).unwrap();
+    let (sum, _) =
+        stepper.gradients(&[batch_of(&set.examples.iter().collect::<Vec<_>>())]).unwrap();
     let tokens: usize = set.examples.iter().map(TokenizedExample::label_tokens).sum();
     assert!((sum / tokens as f64 - before.0).abs() > 1e-4, "training drops");
     assert_eq!((loss(&trainer), logits(&model, &[1, 2, 3])), before, "nothing else does");
@@ -300,7 +321,8 @@ fn stopped_and_resumed_is_never_stopped() {
         let resumed = Trainer::new(&model, &args).resume(&stopped, &train, &validation).unwrap();
         assert_eq!(resumed.stopped, None);
         assert_eq!(losses(&resumed), losses(&whole), "stopped after {stop}");
-        let evals = |run: &Run| run.evals.iter().map(|eval| (eval.step, eval.loss)).collect::<Vec<_>>();
+        let evals =
+            |run: &Run| run.evals.iter().map(|eval| (eval.step, eval.loss)).collect::<Vec<_>>();
         assert_eq!(evals(&resumed), evals(&whole));
         assert_eq!(tensors(&model), tensors(&whole_model));
     }
@@ -311,8 +333,10 @@ fn a_run_goes_on_only_as_itself() {
     let args = TrainingArgs::default();
     let model = tiny();
     model.add_adapter("a", lora()).unwrap();
-    let stopped =
-        Trainer::new(&model, &args).with_callback(Box::new(StopAfter(1))).fit(&pairs(9), &[]).unwrap();
+    let stopped = Trainer::new(&model, &args)
+        .with_callback(Box::new(StopAfter(1)))
+        .fit(&pairs(9), &[])
+        .unwrap();
     interrupt::reset();
     let resume = |args: TrainingArgs, rows| {
         Trainer::new(&model, &args).resume(&stopped, &pairs(rows), &[]).unwrap_err().to_string()
@@ -356,7 +380,10 @@ fn records_come_in_order() {
     model.add_adapter("a", lora()).unwrap();
     let seen = |args: TrainingArgs| {
         let seen = Seen::default();
-        Trainer::new(&model, &args).with_callback(Box::new(seen.clone())).fit(&pairs(6), &pairs(2)).unwrap();
+        Trainer::new(&model, &args)
+            .with_callback(Box::new(seen.clone()))
+            .fit(&pairs(6), &pairs(2))
+            .unwrap();
         seen.0.lock().unwrap().join(", ")
     };
     assert_eq!(
@@ -373,7 +400,10 @@ fn records_come_in_order() {
         seen(args),
         "start 3, eval 0 0.00, step 1 0.50, step 2 1.00, eval 2 1.00, step 3 1.50, eval 3 1.50, end 3"
     );
-    assert!(!seen(TrainingArgs { eval_strategy: EvalStrategy::No, ..Default::default() }).contains("eval"));
+    assert!(
+        !seen(TrainingArgs { eval_strategy: EvalStrategy::No, ..Default::default() })
+            .contains("eval")
+    );
 }
 
 #[test]
@@ -432,7 +462,8 @@ fn what_cannot_be_trained_is_refused() {
     model.add_adapter("a", lora()).unwrap();
     assert!(fit(&args, &[]).contains("training set is empty"));
     assert!(
-        fit(&TrainingArgs { epochs: 0, ..args.clone() }, &pairs(2)).contains("`TrainingArgs.epochs` is 0")
+        fit(&TrainingArgs { epochs: 0, ..args.clone() }, &pairs(2))
+            .contains("`TrainingArgs.epochs` is 0")
     );
     let long = [Example::new("x", "y"), Example::new("x", "too long ".repeat(20))];
     let error = fit(&args, &long);
@@ -442,21 +473,26 @@ fn what_cannot_be_trained_is_refused() {
     );
     let error = fit(&TrainingArgs { max_length: Some(65), ..args.clone() }, &pairs(2));
     assert!(error.contains("`TrainingArgs.max_length` is 65"), "{error}");
-    let run = Trainer::new(&model, &TrainingArgs { max_length: Some(64), ..args }).fit(&long, &[]).unwrap();
+    let run = Trainer::new(&model, &TrainingArgs { max_length: Some(64), ..args })
+        .fit(&long, &[])
+        .unwrap();
     assert_eq!(run.plan.truncated, 1);
     assert!(run.to_string().contains("1 examples were cut off"), "{run}");
     model.disable_adapters();
     assert!(fit(&TrainingArgs::default(), &pairs(2)).contains("resident but not active: a"));
 }
 
-/// Presses Stop while a checkpoint's step is being recorded, that is before the evaluation and the checkpoint that are due.
+/// Presses Stop while a checkpoint's step is being recorded, that is before the evaluation and the
+/// checkpoint that are due.
 #[test]
 fn what_was_due_when_stopped_is_done_on_resuming() {
-    let args = TrainingArgs { batch_size: 2, eval_strategy: EvalStrategy::Steps(2), ..Default::default() };
+    let args =
+        TrainingArgs { batch_size: 2, eval_strategy: EvalStrategy::Steps(2), ..Default::default() };
     let model = tiny();
     model.add_adapter("a", lora()).unwrap();
     let trainer = || Trainer::new(&model, &args);
-    let stopped = trainer().with_callback(Box::new(StopAfter(2))).fit(&pairs(4), &pairs(2)).unwrap();
+    let stopped =
+        trainer().with_callback(Box::new(StopAfter(2))).fit(&pairs(4), &pairs(2)).unwrap();
     interrupt::reset();
     assert_eq!((stopped.steps.len(), stopped.evals.len()), (2, 0));
     let resumed = trainer().resume(&stopped, &pairs(4), &pairs(2)).unwrap();
@@ -506,7 +542,8 @@ fn a_log_holds_every_record() {
     model.add_adapter("a", lora()).unwrap();
     let log = tunebook_tune::RunLog::append(path.to_str().unwrap()).unwrap();
     let args = TrainingArgs { epochs: 1, ..Default::default() };
-    let run = Trainer::new(&model, &args).with_callback(Box::new(log)).fit(&pairs(8), &pairs(2)).unwrap();
+    let run =
+        Trainer::new(&model, &args).with_callback(Box::new(log)).fit(&pairs(8), &pairs(2)).unwrap();
     let text = std::fs::read_to_string(path).unwrap();
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -1,7 +1,8 @@
-//! Tests of the whole crate: against torch, transformers and PEFT (golden values and, where installed, themselves), and of what
-//! must hold for every run.
+//! Tests of the whole crate: against torch, transformers and PEFT (golden values and, where
+//! installed, themselves), and of what must hold for every run.
 //!
-//! Some of them press Stop, which is one flag for the process: `cargo nextest run` gives each test a process of its own.
+//! Some of them press Stop, which is one flag for the process: `cargo nextest run` gives each test
+//! a process of its own.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)] // the helpers of tests are tests
 

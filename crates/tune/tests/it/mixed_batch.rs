@@ -1,4 +1,5 @@
-//! A different adapter for each row of a batch, against PEFT's `adapter_names` (`tests/golden/mixed`) and against each adapter alone.
+//! A different adapter for each row of a batch, against PEFT's `adapter_names`
+//! (`tests/golden/mixed`) and against each adapter alone.
 
 use serde::Deserialize;
 use tunebook_models::{Device, GenerationConfig, Model, Tensor};
@@ -49,8 +50,8 @@ fn logits_of_a_mixed_batch_are_pefts() {
     assert!(relative_error(&base, &golden.logits[1]) < 1e-5);
 }
 
-/// Prompts are put together by length, in batches smaller than their number, and rows leave a batch when they end: each text is that of its
-/// adapter alone.
+/// Prompts are put together by length, in batches smaller than their number, and rows leave a batch
+/// when they end: each text is that of its adapter alone.
 #[test]
 fn a_mixed_batch_generates_what_each_adapter_does_alone() {
     let model = two_adapters();
@@ -126,16 +127,21 @@ fn what_cannot_share_a_batch_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("2 names for 3 texts"), "{error}");
-    model.add_adapter("prompt", &PromptTuning { num_virtual_tokens: 3, ..Default::default() }).unwrap();
+    model
+        .add_adapter("prompt", &PromptTuning { num_virtual_tokens: 3, ..Default::default() })
+        .unwrap();
     let error = model.mixed_batch(&["one", "prompt"]).unwrap_err().to_string();
     assert!(error.contains("`prompt`, which has virtual tokens"), "{error}");
-    let whole = Lora { modules_to_save: vec!["norm".to_owned()], bias: Bias::None, ..Default::default() };
+    let whole =
+        Lora { modules_to_save: vec!["norm".to_owned()], bias: Bias::None, ..Default::default() };
     model.add_adapter("whole", &whole).unwrap();
     let error = model.mixed_batch(&["whole"]).unwrap_err().to_string();
     assert!(error.contains("weights of the model itself"), "{error}");
     // The base of the other rows would be that adapter's.
-    let error =
-        mixed.forward(&Tensor::new(&[[1u32, 2], [3, 4]], &Device::Cpu).unwrap()).unwrap_err().to_string();
+    let error = mixed
+        .forward(&Tensor::new(&[[1u32, 2], [3, 4]], &Device::Cpu).unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("disable_adapters()"), "{error}");
     model.set_adapter("two").unwrap();
     // Deleted since.

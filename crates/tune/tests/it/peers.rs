@@ -1,5 +1,6 @@
-//! Adapters exchanged with Python PEFT itself. Runs where `TUNEBOOK_PEERS` names a Python environment that has torch, transformers and
-//! peft (`tests/peers/requirements.txt`), and says so where it does not.
+//! Adapters exchanged with Python PEFT itself. Runs where `TUNEBOOK_PEERS` names a Python
+//! environment that has torch, transformers and peft (`tests/peers/requirements.txt`), and says so
+//! where it does not.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,8 @@ const IDS: [u32; 12] = [1, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 250];
 
 /// The interpreter, or `None` with a line that says why.
 fn python() -> Option<PathBuf> {
-    let found = std::env::var_os("TUNEBOOK_PEERS").map(|peers| Path::new(&peers).join("bin/python"));
+    let found =
+        std::env::var_os("TUNEBOOK_PEERS").map(|peers| Path::new(&peers).join("bin/python"));
     let Some(python) = found else {
         eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no Python PEFT to compare with");
         return None;
@@ -40,13 +42,18 @@ fn peft(python: &Path, arguments: &[&str]) -> String {
 
 fn peft_logits(python: &Path, model: &str, adapter: &str) -> Vec<f32> {
     let ids = serde_json::to_string(&IDS).unwrap();
-    serde_json::from_str(peft(python, &["logits", model, adapter, &ids]).lines().last().unwrap()).unwrap()
+    serde_json::from_str(peft(python, &["logits", model, adapter, &ids]).lines().last().unwrap())
+        .unwrap()
 }
 
 fn train(model: &Model) {
     let train = [Example::new("a question", "an answer"), Example::new("another", "one more")];
-    let args =
-        TrainingArgs { max_steps: Some(3), warmup_steps: Some(0), learning_rate: 5e-3, ..Default::default() };
+    let args = TrainingArgs {
+        max_steps: Some(3),
+        warmup_steps: Some(0),
+        learning_rate: 5e-3,
+        ..Default::default()
+    };
     Trainer::new(model, &args).fit(&train, &[]).unwrap();
 }
 
@@ -135,7 +142,8 @@ fn our_adapter_gives_our_logits_in_peft() {
     saved.add(&tiny(), &tiny_path(), &dora);
     for lora_init in [LoraInit::Pissa, LoraInit::Olora] {
         for use_rslora in [false, true] {
-            let config = Lora { r: 3, lora_alpha: 7.0, lora_init, use_rslora, ..Default::default() };
+            let config =
+                Lora { r: 3, lora_alpha: 7.0, lora_init, use_rslora, ..Default::default() };
             saved.add(&tiny(), &tiny_path(), &config);
         }
     }
@@ -164,12 +172,20 @@ fn our_adapters_of_every_type_give_our_logits_in_peft() {
     };
     check(adalora.into());
     check(
-        Ia3 { target_modules: ["k_proj", "q_proj", "up_proj", "down_proj"].into(), ..Default::default() }
-            .into(),
+        Ia3 {
+            target_modules: ["k_proj", "q_proj", "up_proj", "down_proj"].into(),
+            ..Default::default()
+        }
+        .into(),
     );
     check(
-        Lora { r: 3, target_modules: ["k_proj", "up_proj"].into(), bias: Bias::All, ..Default::default() }
-            .into(),
+        Lora {
+            r: 3,
+            target_modules: ["k_proj", "up_proj"].into(),
+            bias: Bias::All,
+            ..Default::default()
+        }
+        .into(),
     );
     check(
         Lora {
@@ -184,7 +200,10 @@ fn our_adapters_of_every_type_give_our_logits_in_peft() {
     check(Lora { r: 3, modules_to_save: modules_to_save.clone(), ..Default::default() }.into());
     check(Ia3 { modules_to_save, ..Default::default() }.into());
     let exclude_modules = Some(["model.layers.0.mlp.up_proj"].into());
-    check(Lora { r: 3, target_modules: "all-linear".into(), exclude_modules, ..Default::default() }.into());
+    check(
+        Lora { r: 3, target_modules: "all-linear".into(), exclude_modules, ..Default::default() }
+            .into(),
+    );
     let tied = Lora {
         r: 3,
         modules_to_save: vec!["embed_tokens".to_owned()],
@@ -204,7 +223,8 @@ fn pefts_adapters_of_every_type_give_their_logits_here() {
     let kinds = ["lora", "adalora", "ia3", "bias", "saved"];
     let dir = tempfile::tempdir().unwrap();
     let path = biased_path();
-    let arguments = [&["save", &path, dir.path().to_str().unwrap(), "default", &ids][..], &kinds].concat();
+    let arguments =
+        [&["save", &path, dir.path().to_str().unwrap(), "default", &ids][..], &kinds].concat();
     let output = peft(&python, &arguments);
     let lines: Vec<&str> = output.lines().filter(|line| line.starts_with('[')).collect();
     assert_eq!(lines.len(), kinds.len());

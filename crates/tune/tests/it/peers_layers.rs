@@ -1,5 +1,6 @@
-//! Soft prompts, prefixes and bottleneck adapters exchanged with Python's PEFT and AdapterHub's package themselves. Runs where `TUNEBOOK_PEERS`
-//! and `TUNEBOOK_ADAPTERHUB` name Python environments that have them, and says so where they do not.
+//! Soft prompts, prefixes and bottleneck adapters exchanged with Python's PEFT and AdapterHub's
+//! package themselves. Runs where `TUNEBOOK_PEERS` and `TUNEBOOK_ADAPTERHUB` name Python
+//! environments that have them, and says so where they do not.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,8 @@ const IDS: [u32; 12] = [1, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 250];
 
 /// The interpreter of the environment that a variable names, or `None` with a line that says why.
 fn python(variable: &str, imports: &str) -> Option<PathBuf> {
-    let Some(found) = std::env::var_os(variable).map(|peers| Path::new(&peers).join("bin/python")) else {
+    let Some(found) = std::env::var_os(variable).map(|peers| Path::new(&peers).join("bin/python"))
+    else {
         eprintln!("SKIPPED: {variable} is not set, so there is no Python to compare with");
         return None;
     };
@@ -30,7 +32,8 @@ fn python(variable: &str, imports: &str) -> Option<PathBuf> {
 
 /// The lines that a script of `tests/peers` prints.
 fn run(python: &Path, script: &str, arguments: &[&str]) -> Vec<String> {
-    let output = Command::new(python).arg(golden("../peers").join(script)).args(arguments).output().unwrap();
+    let output =
+        Command::new(python).arg(golden("../peers").join(script)).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
@@ -52,8 +55,12 @@ fn ours(
     let base = logits(model, &IDS);
     model.add_adapter(name, config).unwrap();
     let train = [Example::new("a question", "an answer"), Example::new("another", "one more")];
-    let args =
-        TrainingArgs { max_steps: Some(3), warmup_steps: Some(0), learning_rate: 5e-2, ..Default::default() };
+    let args = TrainingArgs {
+        max_steps: Some(3),
+        warmup_steps: Some(0),
+        learning_rate: 5e-2,
+        ..Default::default()
+    };
     Trainer::new(model, &args).fit(&train, &[]).unwrap();
     let expected = logits(model, &IDS);
     assert!(relative_error(&expected, &base) > 1e-3, "the adapter does something");
@@ -93,9 +100,11 @@ fn our_virtual_tokens_give_our_logits_in_peft() {
         let (_dir, folder, expected) =
             if falcon { random(model, config) } else { ours(model, config, "support") };
         let lines = match falcon {
-            false => {
-                run(&python, "peft_virtual_tokens.py", &["logits", path, folder.to_str().unwrap(), &ids()])
-            }
+            false => run(
+                &python,
+                "peft_virtual_tokens.py",
+                &["logits", path, folder.to_str().unwrap(), &ids()],
+            ),
             true => run(
                 &python,
                 "peft_virtual_tokens.py",
@@ -128,8 +137,11 @@ fn our_prompt_gives_our_logits_in_peft_on_the_base_model() {
     for config in configs {
         let said = config.to_string();
         let (_dir, folder, expected) = ours(&model, config, "support");
-        let lines =
-            run(&python, "peft_virtual_tokens.py", &["logits", &path, folder.to_str().unwrap(), &ids()]);
+        let lines = run(
+            &python,
+            "peft_virtual_tokens.py",
+            &["logits", &path, folder.to_str().unwrap(), &ids()],
+        );
         let error = relative_error(&parse(lines.last().unwrap()), &expected);
         eprintln!("{said}: largest relative difference of a logit: {error:.1e}");
         assert!(error < 1e-3, "{said}: logits differ by {error}");
@@ -142,7 +154,8 @@ fn pefts_virtual_tokens_give_its_logits_here() {
     for kind in ["prompt", "prefix", "prefix-projection"] {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().to_str().unwrap();
-        let lines = run(&python, "peft_virtual_tokens.py", &["save", &tiny_path(), folder, kind, &ids()]);
+        let lines =
+            run(&python, "peft_virtual_tokens.py", &["save", &tiny_path(), folder, kind, &ids()]);
         let model = tiny();
         let info = model.load_adapter("default", folder).unwrap();
         assert_eq!(
@@ -161,7 +174,11 @@ fn our_bottlenecks_give_our_logits_in_adapterhub() {
     let model = tiny();
     for config in [
         Bottleneck { reduction_factor: 8.0.into(), ..Bottleneck::seq_bn() },
-        Bottleneck { reduction_factor: 4.0.into(), leave_out: vec![0], ..Bottleneck::double_seq_bn() },
+        Bottleneck {
+            reduction_factor: 4.0.into(),
+            leave_out: vec![0],
+            ..Bottleneck::double_seq_bn()
+        },
         Bottleneck::par_bn(),
         Bottleneck {
             mh_adapter: true,

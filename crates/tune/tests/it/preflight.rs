@@ -1,4 +1,5 @@
-//! What a preflight of the base model says, beside what the run then takes: within 15 %, in memory and in time.
+//! What a preflight of the base model says, beside what the run then takes: within 15 %, in memory
+//! and in time.
 //!
 //! Every run has a process of its own, so that its peak memory is the run's.
 
@@ -77,21 +78,26 @@ fn child() {
         memory_budget: asked.memory_budget,
         ..Default::default()
     };
-    let (train, validation) = (texts(asked.texts, asked.words), texts(asked.texts.div_ceil(8), asked.words));
+    let (train, validation) =
+        (texts(asked.texts, asked.words), texts(asked.texts.div_ceil(8), asked.words));
     let trainer = Trainer::new(&model, &args);
     let started = std::time::Instant::now();
     // A run with a budget makes its own preflight.
-    let before = args.memory_budget.is_none().then(|| trainer.preflight(&train, &validation).unwrap());
+    let before =
+        args.memory_budget.is_none().then(|| trainer.preflight(&train, &validation).unwrap());
     let preflight_secs = started.elapsed().as_secs_f64();
     if before.is_some() {
         std::fs::write("/proc/self/clear_refs", "5").unwrap();
     }
     let run = trainer.fit(&train, &validation).unwrap();
     let flight = before.or(run.plan.preflight.clone()).unwrap();
-    let secs = run.steps.iter().map(|step| step.secs).chain(run.evals.iter().map(|eval| eval.secs)).sum();
+    let secs =
+        run.steps.iter().map(|step| step.secs).chain(run.evals.iter().map(|eval| eval.secs)).sum();
     let steps: Vec<(usize, f64)> = run.steps.iter().map(|step| (step.tokens, step.secs)).collect();
-    let steps =
-        format!("tokens and seconds of the steps: {steps:.2?}, of the evaluations: {:.2?}", run.evals);
+    let steps = format!(
+        "tokens and seconds of the steps: {steps:.2?}, of the evaluations: {:.2?}",
+        run.evals
+    );
     let found = Found { flight, peak_bytes: peak_bytes(), secs, preflight_secs, steps };
     println!("found {}", serde_json::to_string(&found).unwrap());
 }
@@ -106,7 +112,8 @@ fn check(asked: &Asked) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}\n{errors}");
     let found = text.lines().find_map(|line| line.split("found ").nth(1)).unwrap();
-    let Found { flight, peak_bytes, secs, preflight_secs, steps } = serde_json::from_str(found).unwrap();
+    let Found { flight, peak_bytes, secs, preflight_secs, steps } =
+        serde_json::from_str(found).unwrap();
     let off = |said: f64, found: f64| 100.0 * (said / found - 1.0);
     let said_peak = flight.peak_bytes.unwrap();
     let (memory, time) = (off(said_peak as f64, peak_bytes as f64), off(flight.secs, secs));

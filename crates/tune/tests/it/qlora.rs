@@ -63,7 +63,10 @@ fn a_quantised_base_trains_as_the_dequantised_one() {
             let files = [&quantised, &wide].map(|model| {
                 let name = if model.is_quantized() { "q" } else { "w" };
                 let folder = dir.path().join(name);
-                AdapterFiles::read(&model.save_adapter("default", folder.to_str().unwrap()).unwrap()).unwrap()
+                AdapterFiles::read(
+                    &model.save_adapter("default", folder.to_str().unwrap()).unwrap(),
+                )
+                .unwrap()
             });
             for (path, expected) in &files[1].tensors {
                 let found = &files[0].tensors[path];
@@ -103,7 +106,10 @@ fn a_checkpoint_over_a_quantised_base_goes_on_bit_for_bit() {
 fn what_a_quantised_base_cannot_do_is_refused() {
     let model = tiny_nf4();
     let full = model.unfreeze(&Full::default()).unwrap_err().to_string();
-    assert!(full.contains("kept in quantised blocks") && full.contains("train an adapter"), "{full}");
+    assert!(
+        full.contains("kept in quantised blocks") && full.contains("train an adapter"),
+        "{full}"
+    );
     // Norms and biases are plain.
     let config = Full { target_modules: Some(["model.norm"].into()), ..Default::default() };
     model.unfreeze(&config).unwrap();
@@ -141,7 +147,12 @@ fn the_base_model_in_its_own_blocks_is_the_dequantised_one() {
     let args = TrainingArgs { max_steps: Some(3), batch_size: 2, ..args() };
     let runs = [&quantised, &wide].map(|model| train(model, &config, &args));
     for (found, expected) in runs[0].steps.iter().zip(&runs[1].steps) {
-        assert!((found.loss / expected.loss - 1.0).abs() < 1e-5, "{} != {}", found.loss, expected.loss);
+        assert!(
+            (found.loss / expected.loss - 1.0).abs() < 1e-5,
+            "{} != {}",
+            found.loss,
+            expected.loss
+        );
     }
     assert!(format!("{quantised:?}").contains("Q4_1"), "{quantised:?}");
     // What is said and predicted before a run is of the blocks, too.

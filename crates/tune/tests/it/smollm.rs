@@ -1,4 +1,5 @@
-//! Against the golden run of `tests/golden/lora_loss`: twenty steps on the course's base model, GGUF weights, f32.
+//! Against the golden run of `tests/golden/lora_loss`: twenty steps on the course's base model,
+//! GGUF weights, f32.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,8 @@ struct Golden {
 
 /// The generator's `initial`.
 fn initial(rows: usize, columns: usize, bound: f64, phase: f64) -> StoredTensor {
-    let values = (0..rows * columns).map(|i| (bound * (1.3 * i as f64 + phase).sin()) as f32).collect();
+    let values =
+        (0..rows * columns).map(|i| (bound * (1.3 * i as f64 + phase).sin()) as f32).collect();
     StoredTensor { shape: vec![rows, columns], values }
 }
 
@@ -62,14 +64,20 @@ fn twenty_losses_are_pefts() {
     };
     let set = Trainer::new(&model, &args).tokenize(&examples(&golden.examples)).unwrap();
     for (found, expected) in set.examples.iter().zip(&golden.rows) {
-        assert_eq!((&found.ids, &found.labels), (&expected.ids, &expected.labels), "row {}", found.row);
+        assert_eq!(
+            (&found.ids, &found.labels),
+            (&expected.ids, &expected.labels),
+            "row {}",
+            found.row
+        );
     }
 
     let mut stepper = Stepper::new(&model, &args, golden.steps.len()).unwrap();
     let mut worst = 0f64;
     for (step, expected) in golden.steps.iter().enumerate() {
-        let rows: Vec<_> =
-            (0..args.batch_size).map(|i| (args.batch_size * step + i) % golden.rows.len()).collect();
+        let rows: Vec<_> = (0..args.batch_size)
+            .map(|i| (args.batch_size * step + i) % golden.rows.len())
+            .collect();
         let batches = [batch(&golden.rows, &rows)];
         if step == 0 {
             let (_, gradients) = stepper.gradients(&batches).unwrap();
@@ -90,7 +98,12 @@ fn twenty_losses_are_pefts() {
         let found = stepper.step(&batches).unwrap();
         let error = (found.loss / expected.loss - 1.0).abs();
         worst = worst.max(error);
-        assert!(error < 1e-3, "step {step}: loss {} != {} ({error:.1e})", found.loss, expected.loss);
+        assert!(
+            error < 1e-3,
+            "step {step}: loss {} != {} ({error:.1e})",
+            found.loss,
+            expected.loss
+        );
         assert!(
             (found.grad_norm / expected.grad_norm - 1.0).abs() < 5e-3,
             "step {step}: norm {}",
@@ -104,12 +117,14 @@ fn twenty_losses_are_pefts() {
 fn questions(count: usize) -> Vec<tunebook_tune::Example> {
     let words = "my parcel has not come and the tracking page says nothing since Monday can you look into it";
     let words: Vec<&str> = words.split(' ').collect();
-    let text =
-        |i: usize| (0..6 + i * 11 % 60).map(|k| words[(k + i) % words.len()]).collect::<Vec<_>>().join(" ");
+    let text = |i: usize| {
+        (0..6 + i * 11 % 60).map(|k| words[(k + i) % words.len()]).collect::<Vec<_>>().join(" ")
+    };
     (0..count).map(|i| tunebook_tune::Example::new(text(i), text(3 * i + 1))).collect()
 }
 
-/// bitsandbytes' scheme on the base model: the tensors of LoRA are large enough to be kept in 8 bits.
+/// bitsandbytes' scheme on the base model: the tensors of LoRA are large enough to be kept in 8
+/// bits.
 #[test]
 #[ignore = "trains the base model twice; a minute"]
 fn eight_bit_states_keep_the_loss_curve_of_the_base_model() {

@@ -1,4 +1,5 @@
-//! Fifty steps of each strategy against PEFT's (`tests/golden/strategies`): every loss and every final tensor.
+//! Fifty steps of each strategy against PEFT's (`tests/golden/strategies`): every loss and every
+//! final tensor.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +29,8 @@ fn run(case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
 
 const IDS: [u32; 4] = [1, 20, 30, 40];
 
-/// Trains what PEFT began with, and holds every loss and the tensors at the end against PEFT's. The base comes back as it was.
+/// Trains what PEFT began with, and holds every loss and the tensors at the end against PEFT's. The
+/// base comes back as it was.
 fn run_on(model: &Model, case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
     let base = logits(model, &IDS);
     model.load_adapter("default", &folder(case, "initial")).unwrap();
@@ -91,7 +93,8 @@ fn a_tied_table_trains_with_a_lora_as_in_peft() {
     let model = tiny();
     model.load_adapter("default", &folder("tied", "initial")).unwrap();
     train(&model, "tied", |args| args);
-    let (found, expected) = (saved(&model), AdapterFiles::read(Path::new(&folder("tied", "final"))).unwrap());
+    let (found, expected) =
+        (saved(&model), AdapterFiles::read(Path::new(&folder("tied", "final"))).unwrap());
     assert!(found.tensors.contains_key("lm_head.weight"), "both copies, as PEFT");
     check_tensors("tied", &found, &expected);
 }
@@ -107,8 +110,11 @@ fn own(case: &str, config: &Full) {
     let mut worst = 0f64;
     for weight in model.weights() {
         let Ok(view) = file.tensor(weight.name()) else { continue };
-        let expected: Vec<f32> =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let expected: Vec<f32> = view
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
         let error = norm_error(&values(&weight.get()), &expected);
         assert!(error < 1e-3, "{case}: {} differs by {error}", weight.name());
         worst = worst.max(error);
@@ -150,7 +156,10 @@ fn adalora_trains_as_in_peft_and_ends_with_its_ranks() {
     fresh.load_adapter("default", first).unwrap();
     assert!(relative_error(&logits(&fresh, &IDS), &trained) < 1e-6);
     fresh.save_adapter("default", second).unwrap();
-    assert_eq!(AdapterFiles::read(Path::new(first)).unwrap(), AdapterFiles::read(Path::new(second)).unwrap());
+    assert_eq!(
+        AdapterFiles::read(Path::new(first)).unwrap(),
+        AdapterFiles::read(Path::new(second)).unwrap()
+    );
     run("adalora", |args| args);
 }
 
@@ -190,7 +199,10 @@ fn decomposed(case: &str, lora_init: LoraInit) {
         ..Default::default()
     };
     model.add_adapter("default", &config).unwrap();
-    assert!(relative_error(&logits(&model, &[1, 20, 30, 40]), &base) < 1e-5, "a new adapter changes nothing");
+    assert!(
+        relative_error(&logits(&model, &[1, 20, 30, 40]), &base) < 1e-5,
+        "a new adapter changes nothing"
+    );
     train(&model, case, |args| args);
     let trained = logits(&model, &[1, 20, 30, 40]);
 
@@ -245,8 +257,12 @@ fn a_merged_dora_gives_the_same_logits_and_leaves_exactly() {
 #[test]
 fn a_rank_above_the_matrix_and_a_pickle_are_refused() {
     let model = tiny();
-    let error = model.add_adapter("a", &Lora { r: 17, ..Default::default() }).unwrap_err().to_string();
-    assert!(error.contains("17 for `model.layers.0.self_attn.v_proj`, which maps 32 to 16"), "{error}");
+    let error =
+        model.add_adapter("a", &Lora { r: 17, ..Default::default() }).unwrap_err().to_string();
+    assert!(
+        error.contains("17 for `model.layers.0.self_attn.v_proj`, which maps 32 to 16"),
+        "{error}"
+    );
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(
         Path::new(&folder("dora", "final")).join("adapter_config.json"),
@@ -273,12 +289,16 @@ fn weighted_adapters_are_pefts() {
         ("ties", CombinationType::Ties { density }),
         ("magnitude_prune", CombinationType::MagnitudePrune { density }),
     ] {
-        let info = model.add_weighted_adapter(&[("one", 0.7), ("two", -0.4)], name, combination).unwrap();
+        let info =
+            model.add_weighted_adapter(&[("one", 0.7), ("two", -0.4)], name, combination).unwrap();
         let expected = AdapterFiles::read(&at(name)).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let found =
-            AdapterFiles::read(&model.save_adapter(name, dir.path().to_str().unwrap()).unwrap()).unwrap();
-        let lora = |config: &AdapterConfig| config.as_lora().map(|lora| (lora.r, lora.lora_alpha)).unwrap();
+            AdapterFiles::read(&model.save_adapter(name, dir.path().to_str().unwrap()).unwrap())
+                .unwrap();
+        let lora = |config: &AdapterConfig| {
+            config.as_lora().map(|lora| (lora.r, lora.lora_alpha)).unwrap()
+        };
         assert_eq!(lora(&info.config), lora(&expected.config));
         let r = lora(&info.config).0;
         let (found, expected) = (products(&found, r), products(&expected, r));
@@ -292,10 +312,16 @@ fn weighted_adapters_are_pefts() {
         model.add_weighted_adapter(adapters, "new", combination).unwrap_err().to_string()
     };
     assert!(refused(&[], CombinationType::Cat).contains("at least one adapter"));
-    assert!(refused(&[("one", 1.0), ("cat", 1.0)], CombinationType::Linear).contains("of ranks [4, 8]"));
     assert!(
-        refused(&[("one", 1.0), ("nobody", 1.0)], CombinationType::Cat).contains("no adapter named `nobody`")
+        refused(&[("one", 1.0), ("cat", 1.0)], CombinationType::Linear).contains("of ranks [4, 8]")
+    );
+    assert!(
+        refused(&[("one", 1.0), ("nobody", 1.0)], CombinationType::Cat)
+            .contains("no adapter named `nobody`")
     );
     assert!(refused(&[("one", f64::NAN)], CombinationType::Cat).contains("finite weights"));
-    assert!(refused(&[("one", 1.0)], CombinationType::Ties { density: 1.5 }).contains("density` is 1.5"));
+    assert!(
+        refused(&[("one", 1.0)], CombinationType::Ties { density: 1.5 })
+            .contains("density` is 1.5")
+    );
 }

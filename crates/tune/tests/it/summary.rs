@@ -1,8 +1,8 @@
 //! The table before a run: counts and files exactly, activations by the shapes.
 
 use tunebook_tune::{
-    AdaLora, AdapterConfig, Adapters, Example, Full, FullTuning, Ia3, Lora, Optim, Stepper, Trainer,
-    TrainingArgs, TrainingSummary,
+    AdaLora, AdapterConfig, Adapters, Example, Full, FullTuning, Ia3, Lora, Optim, Stepper,
+    Trainer, TrainingArgs, TrainingSummary,
 };
 
 use crate::common::*;
@@ -35,9 +35,15 @@ fn the_table_before_a_run_counts_what_the_run_has() {
         let info = model.add_adapter("a", &config).unwrap();
         let found = summary(&model, &args);
         let numbers = Stepper::new(&model, &args, 1).unwrap().parameters().elem_count();
-        assert_eq!((found.trainable_parameters, found.all_parameters), (numbers, info.all_parameters));
+        assert_eq!(
+            (found.trainable_parameters, found.all_parameters),
+            (numbers, info.all_parameters)
+        );
         assert_eq!(found.modules, info.modules.len());
-        assert_eq!((found.gradients_bytes, found.optimizer_bytes), (4 * numbers as u64, 8 * numbers as u64));
+        assert_eq!(
+            (found.gradients_bytes, found.optimizer_bytes),
+            (4 * numbers as u64, 8 * numbers as u64)
+        );
         assert_eq!(found.weights_bytes, model.memory_bytes() + 4 * numbers as u64);
         let dir = tempfile::tempdir().unwrap();
         let folder = model.save_adapter("a", dir.path().to_str().unwrap()).unwrap();
@@ -62,7 +68,9 @@ fn activations_follow_the_blocks_that_are_in_the_graph() {
     let args = TrainingArgs { batch_size: 4, ..Default::default() };
     let on = |blocks: Option<Vec<usize>>| {
         let model = tiny();
-        model.add_adapter("a", &Lora { layers_to_transform: blocks, ..Default::default() }).unwrap();
+        model
+            .add_adapter("a", &Lora { layers_to_transform: blocks, ..Default::default() })
+            .unwrap();
         summary(&model, &args)
     };
     let (both, upper) = (on(None), on(Some(vec![1])));
@@ -74,7 +82,9 @@ fn activations_follow_the_blocks_that_are_in_the_graph() {
     let set = Trainer::new(&tiny(), &args).tokenize(&train()).unwrap();
     let longest = set.examples.iter().map(|example| example.ids.len()).max().unwrap();
     let labels = set.examples[0].label_tokens();
-    assert!(labels < longest && set.examples.iter().all(|example| example.label_tokens() == labels));
+    assert!(
+        labels < longest && set.examples.iter().all(|example| example.label_tokens() == labels)
+    );
     assert_eq!(both.largest_batch_tokens, 4 * longest);
     assert_eq!(both.activations_bytes as usize, 4 * 4 * longest * 2 * (2 * 32 + 2 * 48 + 2 * 48));
     // A prompt bears no loss: as many labels in each row, and all logits of four rows held at once.
@@ -83,7 +93,10 @@ fn activations_follow_the_blocks_that_are_in_the_graph() {
     let model = tiny();
     model.add_adapter("a", Lora::default()).unwrap();
     let again = summary(&model, &again);
-    assert_eq!((again.checkpointed_blocks, again.activations_bytes as usize), (2, 4 * 4 * longest * 2 * 32));
+    assert_eq!(
+        (again.checkpointed_blocks, again.activations_bytes as usize),
+        (2, 4 * 4 * longest * 2 * 32)
+    );
 
     let model = tiny();
     model.unfreeze(&Full::default()).unwrap();

@@ -1,4 +1,5 @@
-//! Against the golden run of `tests/golden/lora_tiny`: batches, logits, gradients, twenty losses, final tensors, and the parts alone.
+//! Against the golden run of `tests/golden/lora_tiny`: batches, logits, gradients, twenty losses,
+//! final tensors, and the parts alone.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,8 +8,8 @@ use serde::Deserialize;
 use tunebook_models::{Device, Tensor};
 use tunebook_tune::peft::AdapterFiles;
 use tunebook_tune::{
-    AdamW, AdamWConfig, Adapters, Gradients, LrScheduler, Parameter, Parameters, Part, Schedule, Stepper,
-    Trainer, TrainingArgs,
+    AdamW, AdamWConfig, Adapters, Gradients, LrScheduler, Parameter, Parameters, Part, Schedule,
+    Stepper, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -41,7 +42,9 @@ fn golden_run() -> Golden {
 #[test]
 fn examples_become_the_same_ids_and_labels() {
     let golden = golden_run();
-    let set = Trainer::new(&tiny(), &TrainingArgs::default()).tokenize(&examples(&golden.examples)).unwrap();
+    let set = Trainer::new(&tiny(), &TrainingArgs::default())
+        .tokenize(&examples(&golden.examples))
+        .unwrap();
     for (found, expected) in set.examples.iter().zip(&golden.rows) {
         assert_eq!((&found.ids, &found.labels), (&expected.ids, &expected.labels));
     }
@@ -56,7 +59,8 @@ fn logits_gradients_losses_and_final_tensors_are_pefts() {
         model.load_adapter("default", golden_dir("initial").as_str()).unwrap();
 
         let first = batch(&golden.rows, &golden.micro_batches[0][0][..1]);
-        let found = logits(&model, &first.ids.flatten_all().unwrap().to_vec1::<u32>().unwrap()[..8]);
+        let found =
+            logits(&model, &first.ids.flatten_all().unwrap().to_vec1::<u32>().unwrap()[..8]);
         let error = relative_error(&found, &golden.initial_logits);
         assert!(error < 1e-5, "logits differ by {error}");
 
@@ -68,19 +72,24 @@ fn logits_gradients_losses_and_final_tensors_are_pefts() {
             ..Default::default()
         };
         let mut stepper = Stepper::new(&model, &args, golden.steps.len()).unwrap();
-        for (number, (groups, expected)) in golden.micro_batches.iter().zip(&golden.steps).enumerate() {
+        for (number, (groups, expected)) in
+            golden.micro_batches.iter().zip(&golden.steps).enumerate()
+        {
             let batches: Vec<_> = groups.iter().map(|rows| batch(&golden.rows, rows)).collect();
             if number == 0 {
                 let (_, gradients) = stepper.gradients(&batches).unwrap();
                 for (parameter, gradient) in stepper.parameters().iter().zip(gradients.iter()) {
-                    let error =
-                        relative_error(&values(gradient.unwrap()), &golden.first_gradients[&parameter.name]);
+                    let error = relative_error(
+                        &values(gradient.unwrap()),
+                        &golden.first_gradients[&parameter.name],
+                    );
                     assert!(error < 1e-4, "gradient of {} differs by {error}", parameter.name);
                 }
                 assert_eq!(stepper.parameters().len(), golden.first_gradients.len());
             }
             let found = stepper.step(&batches).unwrap();
-            let near = |found: f64, expected: f64| (found - expected).abs() <= 1e-4 * expected.abs();
+            let near =
+                |found: f64, expected: f64| (found - expected).abs() <= 1e-4 * expected.abs();
             assert!(
                 near(found.loss, expected.loss),
                 "step {number}: loss {} != {}",
@@ -140,9 +149,13 @@ fn schedules_are_those_of_transformers() {
 fn adamw_is_torchs() {
     let golden = golden_run().adamw;
     let var = candle_core::Var::new(golden.initial.as_slice(), &Device::Cpu).unwrap();
-    let parameters =
-        Parameters::new(vec![Parameter { name: "w".to_owned(), var: var.clone(), part: Part::Block(0) }]);
-    let config = AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-6, weight_decay: 0.3, ..Default::default() };
+    let parameters = Parameters::new(vec![Parameter {
+        name: "w".to_owned(),
+        var: var.clone(),
+        part: Part::Block(0),
+    }]);
+    let config =
+        AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-6, weight_decay: 0.3, ..Default::default() };
     let mut adamw = AdamW::new(config);
     for (gradient, expected) in golden.gradients.iter().zip(&golden.values) {
         let mut gradients = Gradients::new(&parameters);

@@ -1,4 +1,5 @@
-//! What the arguments of a run do: smoothing, noise, packing, order, metrics, callbacks, and what happens when numbers go bad.
+//! What the arguments of a run do: smoothing, noise, packing, order, metrics, callbacks, and what
+//! happens when numbers go bad.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,15 +9,17 @@ use serde::Deserialize;
 use tunebook_models::{Model, Projection, Tensor};
 use tunebook_tune::{
     Adapters, Batch, Callback, Error, EvalStrategy, Example, Full, FullTuning, Lora, LrRangeTest,
-    LrScheduler, Optim, Result, Run, SaveStrategy, StepRecord, Stepper, StopReason, TensorBoard, Trainer,
-    TrainingArgs,
+    LrScheduler, Optim, Result, Run, SaveStrategy, StepRecord, Stepper, StopReason, TensorBoard,
+    Trainer, TrainingArgs,
 };
 
 use crate::common::*;
 
 fn pairs(count: usize) -> Vec<Example> {
     let words = ["red", "green", "a blue one", "7", "yes, and no", "é", "what?", "ok"];
-    (0..count).map(|i| Example::new(words[i % 8], format!("{} {}", words[(3 * i + 1) % 8], i))).collect()
+    (0..count)
+        .map(|i| Example::new(words[i % 8], format!("{} {}", words[(3 * i + 1) % 8], i)))
+        .collect()
 }
 
 fn with_adapter() -> Model {
@@ -53,14 +56,16 @@ fn label_smoothing_is_transformers() {
     let Rows { rows } = read_json("lora_tiny/run.json");
     let model = tiny();
     model.unfreeze(&Full::default()).unwrap();
-    let args = TrainingArgs { label_smoothing_factor: golden.label_smoothing, ..Default::default() };
+    let args =
+        TrainingArgs { label_smoothing_factor: golden.label_smoothing, ..Default::default() };
     let stepper = Stepper::new(&model, &args, 1).unwrap();
     let batch = batch(&rows, &golden.batches[0]);
     let (sum, gradients) = stepper.gradients(std::slice::from_ref(&batch)).unwrap();
     let loss = sum / batch.label_tokens as f64;
     assert!((loss / golden.smoothed_loss - 1.0).abs() < 1e-5, "{loss} != {}", golden.smoothed_loss);
     for (parameter, gradient) in stepper.parameters().iter().zip(gradients.iter()) {
-        let found = values(gradient.unwrap()).iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let found =
+            values(gradient.unwrap()).iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
         let expected = golden.smoothed_gradient_norms[&parameter.name];
         assert!((found / expected - 1.0).abs() < 1e-4, "{}: {found} != {expected}", parameter.name);
     }
@@ -129,7 +134,10 @@ fn packing_makes_fewer_steps_and_sees_every_token_once() {
     };
     let (packed, plain) = (run(true), run(false));
     let tokens = |run: &Run| {
-        run.steps.iter().map(|r| (r.tokens, r.label_tokens)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+        run.steps
+            .iter()
+            .map(|r| (r.tokens, r.label_tokens))
+            .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
     };
     assert_eq!(tokens(&packed), tokens(&plain));
     assert!(packed.steps.len() < plain.steps.len());
@@ -177,8 +185,10 @@ fn a_metric_decides_what_is_best_and_when_to_stop() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let score = move |_: &Model| Ok(scores[count.fetch_add(1, Ordering::Relaxed) % scores.len()]);
-    let run =
-        Trainer::new(&model, &args).with_metric("score", Box::new(score)).fit(&pairs(8), &pairs(2)).unwrap();
+    let run = Trainer::new(&model, &args)
+        .with_metric("score", Box::new(score))
+        .fit(&pairs(8), &pairs(2))
+        .unwrap();
     assert_eq!(run.stopped, Some(StopReason::EarlyStopping));
     assert_eq!((run.steps.len(), run.loaded_step), (6, Some(3)));
     assert_eq!(run.best_eval().map(|eval| eval.metric("score")), Some(Some(0.9)));
@@ -186,8 +196,8 @@ fn a_metric_decides_what_is_best_and_when_to_stop() {
 
     let error = Trainer::new(&model, &args).fit(&pairs(8), &pairs(2)).unwrap_err().to_string();
     assert!(error.contains("`score`") && error.contains("loss"), "{error}");
-    let failing =
-        Trainer::new(&model, &args).with_metric("score", Box::new(|_: &Model| Err("no judge".into())));
+    let failing = Trainer::new(&model, &args)
+        .with_metric("score", Box::new(|_: &Model| Err("no judge".into())));
     assert!(failing.fit(&pairs(8), &pairs(2)).unwrap_err().to_string().contains("no judge"));
 }
 
@@ -225,8 +235,10 @@ impl Callback for StopAfter {
 fn a_callback_can_end_a_run_and_it_goes_on_as_if_never_stopped() {
     let args = TrainingArgs { epochs: 2, learning_rate: 1e-3, ..Default::default() };
     let model = with_adapter();
-    let stopped =
-        Trainer::new(&model, &args).with_callback(Box::new(StopAfter(2, 0))).fit(&pairs(12), &[]).unwrap();
+    let stopped = Trainer::new(&model, &args)
+        .with_callback(Box::new(StopAfter(2, 0)))
+        .fit(&pairs(12), &[])
+        .unwrap();
     assert_eq!((stopped.stopped, stopped.steps.len()), (Some(StopReason::Callback), 2));
     let resumed = Trainer::new(&model, &args).resume(&stopped, &pairs(12), &[]).unwrap();
     let whole = Trainer::new(&with_adapter(), &args).fit(&pairs(12), &[]).unwrap();
@@ -287,10 +299,12 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
 
     let model = with_adapter();
     let on = Arc::new(AtomicBool::new(false));
-    let slot = model.slots().into_iter().find(|slot| slot.path().ends_with("1.mlp.down_proj")).unwrap();
+    let slot =
+        model.slots().into_iter().find(|slot| slot.path().ends_with("1.mlp.down_proj")).unwrap();
     slot.replace(Arc::new(Poisoned { inner: slot.current(), on: Arc::clone(&on) })).unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let trainer = Trainer::new(&model, &args).with_callback(Box::new(SwitchOnAfter(3, Arc::clone(&on))));
+    let trainer =
+        Trainer::new(&model, &args).with_callback(Box::new(SwitchOnAfter(3, Arc::clone(&on))));
     let error = trainer.fit(&pairs(12), &[]).unwrap_err();
     let Error::NotFinite { step: 4, rows, .. } = &error else { panic!("{error}") };
     assert_eq!(rows.len(), 2, "the rows of the micro-batch");
@@ -299,7 +313,8 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
     assert!(text.contains("step 4") && text.contains(&rows[0].to_string()), "{text}");
     assert!(text.contains("last_run") && text.contains("learning_rate"), "{text}");
 
-    // The last good state is kept in memory and on disk; the run goes on from either as if nothing had happened.
+    // The last good state is kept in memory and on disk; the run goes on from either as if nothing
+    // had happened.
     let kept = trainer.last_run().unwrap();
     assert_eq!((kept.steps.len(), kept.stopped), (3, Some(StopReason::Failed)));
     let written = Run::last_checkpoint(dir.path().join("run").to_str().unwrap()).unwrap().unwrap();
@@ -317,13 +332,16 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
         .filter(|(row, _)| !rows.contains(row))
         .map(|(_, pair)| pair)
         .collect();
-    let lower = TrainingArgs { learning_rate: 1e-4, save_strategy: SaveStrategy::No, ..args.clone() };
+    let lower =
+        TrainingArgs { learning_rate: 1e-4, save_strategy: SaveStrategy::No, ..args.clone() };
     let trainer = Trainer::new(&model, &lower);
     assert!(matches!(trainer.resume(&kept, &fewer, &[]), Err(Error::Continue { .. })));
     let amended = trainer.continue_from(&kept, &fewer, &[]).unwrap();
     assert_eq!(losses(&amended)[..3], losses(&whole)[..3]);
     assert_eq!(amended.steps.len(), 2 * 10usize.div_ceil(4));
-    assert!(amended.steps[3..].iter().all(|step| step.loss.is_finite() && step.learning_rate <= 1e-4));
+    assert!(
+        amended.steps[3..].iter().all(|step| step.loss.is_finite() && step.learning_rate <= 1e-4)
+    );
 }
 
 #[test]
@@ -379,7 +397,10 @@ fn a_budget_changes_the_settings_and_not_the_run() {
     let trainer = Trainer::new(&model, &roomy);
     let preflight = trainer.preflight(&pairs(12), &pairs(3)).unwrap();
     assert_eq!(logits(&model, &[1, 20, 30, 40]), before, "a preflight trains nothing");
-    assert_eq!((preflight.batch_size, preflight.checkpointed_blocks, preflight.total_steps), (4, 0, 6));
+    assert_eq!(
+        (preflight.batch_size, preflight.checkpointed_blocks, preflight.total_steps),
+        (4, 0, 6)
+    );
     assert!(preflight.secs > 0.0 && preflight.secs_per_step > 0.0, "{preflight}");
     let run = trainer.fit(&pairs(12), &[]).unwrap();
     assert_eq!(losses(&run), losses(&plain));
@@ -389,7 +410,8 @@ fn a_budget_changes_the_settings_and_not_the_run() {
 
     let tight = TrainingArgs { memory_budget: Some(100_000_000), ..roomy };
     let chosen = Trainer::new(&with_adapter(), &tight).fit(&pairs(12), &[]);
-    // What this process has already depends on the tests beside it: either nothing fits, and the error says so, or something does.
+    // What this process has already depends on the tests beside it: either nothing fits, and the
+    // error says so, or something does.
     if let Err(error) = chosen {
         assert!(matches!(error, Error::Budget { .. }), "{error}");
     }
@@ -399,14 +421,16 @@ fn a_budget_changes_the_settings_and_not_the_run() {
 fn a_run_is_written_for_tensorboard() {
     let dir = tempfile::tempdir().unwrap();
     // Kept where the peers' check looks, if it is asked for.
-    let folder =
-        std::env::var("TUNEBOOK_TEST_TENSORBOARD").unwrap_or(dir.path().to_str().unwrap().to_owned());
+    let folder = std::env::var("TUNEBOOK_TEST_TENSORBOARD")
+        .unwrap_or(dir.path().to_str().unwrap().to_owned());
     let args = TrainingArgs { epochs: 2, ..Default::default() };
-    let trainer =
-        Trainer::new(&with_adapter(), &args).with_callback(Box::new(TensorBoard::create(&folder).unwrap()));
+    let trainer = Trainer::new(&with_adapter(), &args)
+        .with_callback(Box::new(TensorBoard::create(&folder).unwrap()));
     let run = trainer.fit(&pairs(12), &pairs(2)).unwrap();
-    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let files: Vec<_> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     let bytes = std::fs::read(&files[0]).unwrap();
-    let count = |tag: &str| bytes.windows(tag.len()).filter(|window| *window == tag.as_bytes()).count();
+    let count =
+        |tag: &str| bytes.windows(tag.len()).filter(|window| *window == tag.as_bytes()).count();
     assert_eq!((count("train/loss"), count("eval/loss")), (run.steps.len(), run.evals.len()));
 }

@@ -1,13 +1,13 @@
-//! Prompt and prefix tuning against PEFT's (`tests/golden/strategies/prompts.py`): fifty steps of each, the logits and the greedy text of every
-//! layout; and what virtual tokens must not break.
+//! Prompt and prefix tuning against PEFT's (`tests/golden/strategies/prompts.py`): fifty steps of
+//! each, the logits and the greedy text of every layout; and what virtual tokens must not break.
 
 use std::collections::HashMap;
 
 use tunebook_models::{Device, GenerationConfig, Model, Tensor};
 use tunebook_tune::peft::{AdapterFiles, StoredTensor};
 use tunebook_tune::{
-    AdapterConfig, Adapters, Error, Example, PrefixInit, PrefixTuning, PromptTuning, PromptTuningInit,
-    Stepper, Trainer, TrainingArgs,
+    AdapterConfig, Adapters, Error, Example, PrefixInit, PrefixTuning, PromptTuning,
+    PromptTuningInit, Stepper, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -65,9 +65,10 @@ fn prompts_and_prefixes_train_as_in_peft() {
 /// The network's parts under our names: those of the second map are kept block by block.
 fn parts(encoder: &HashMap<String, Tensor>, which: &str) -> HashMap<String, Tensor> {
     let of = |name: &str| encoder[&format!("{which}.{name}")].clone();
-    let mut parts: HashMap<String, Tensor> = ["embedding.weight", "transform.0.weight", "transform.0.bias"]
-        .map(|name| (name.to_owned(), of(name)))
-        .into();
+    let mut parts: HashMap<String, Tensor> =
+        ["embedding.weight", "transform.0.weight", "transform.0.bias"]
+            .map(|name| (name.to_owned(), of(name)))
+            .into();
     for (name, whole) in [("weight", of("transform.2.weight")), ("bias", of("transform.2.bias"))] {
         for (block, part) in whole.chunk(2, 0).unwrap().into_iter().enumerate() {
             parts.insert(format!("transform.2.{name}.{block}"), part);
@@ -82,7 +83,8 @@ fn a_projected_prefix_trains_as_in_peft() {
     let encoder = tensors(&format!("strategies/{case}/encoder.safetensors"));
     for gradient_checkpointing in [false, true] {
         let model = tiny();
-        let config = PrefixTuning { prefix_projection: true, encoder_hidden_size: Some(24), ..prefix(5) };
+        let config =
+            PrefixTuning { prefix_projection: true, encoder_hidden_size: Some(24), ..prefix(5) };
         model.add_adapter("default", &config).unwrap();
         let initial = parts(&encoder, "initial");
         let found = train(&model, case, gradient_checkpointing, |stepper| {
@@ -126,9 +128,12 @@ fn a_prompt_begins_as_the_embeddings_of_its_text() {
         ..prompt(5)
     };
     model.add_adapter("default", &config).unwrap();
-    let expected = AdapterFiles::read(std::path::Path::new(&folder("prompt-text", "initial"))).unwrap();
+    let expected =
+        AdapterFiles::read(std::path::Path::new(&folder("prompt-text", "initial"))).unwrap();
     assert_eq!(saved(&model).tensors, expected.tensors);
-    let AdapterConfig::PromptTuning(read) = &expected.config else { panic!("{:?}", expected.config) };
+    let AdapterConfig::PromptTuning(read) = &expected.config else {
+        panic!("{:?}", expected.config)
+    };
     assert_eq!(read.prompt_tuning_init_text.as_deref(), Some("hey"));
     // Gemma's embeddings are scaled, and so are those of its prompts' tokens.
     let model = layout("gemma");
@@ -142,8 +147,10 @@ fn a_prompt_begins_as_the_embeddings_of_its_text() {
     model.disable_adapters();
     let StoredTensor { shape, values: found } = &saved.tensors["prompt_embeddings"];
     assert_eq!(shape[..], [3, model.config().hidden_size]);
-    let ids =
-        Tensor::arange(0u32, model.config().vocab_size as u32, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let ids = Tensor::arange(0u32, model.config().vocab_size as u32, &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap();
     let table = values(&model.embed(&ids).unwrap());
     for row in found.chunks(shape[1]) {
         assert!(table.chunks(shape[1]).any(|embedding| embedding == row));
@@ -206,14 +213,19 @@ fn logits_and_greedy_text_of_every_layout_are_pefts() {
                 "{name}, {kind}: {text:?}, expected {greedy:?}"
             );
             model.disable_adapters();
-            assert_eq!(logits(&model, &ids), base, "{name}, {kind}: the base is as it was, bit for bit");
+            assert_eq!(
+                logits(&model, &ids),
+                base,
+                "{name}, {kind}: the base is as it was, bit for bit"
+            );
             checked += 1;
         }
     }
     assert_eq!(checked, 31);
 }
 
-/// What is learned of every family's virtual tokens lowers the loss, each row of a padded batch for itself.
+/// What is learned of every family's virtual tokens lowers the loss, each row of a padded batch for
+/// itself.
 #[test]
 fn every_family_trains_with_virtual_tokens() {
     for name in [
@@ -238,7 +250,8 @@ fn every_family_trains_with_virtual_tokens() {
                 continue;
             }
             model.add_adapter("new", &config).unwrap();
-            let args = TrainingArgs { learning_rate: 5e-2, warmup_steps: Some(0), ..Default::default() };
+            let args =
+                TrainingArgs { learning_rate: 5e-2, warmup_steps: Some(0), ..Default::default() };
             let mut stepper = Stepper::new(&model, &args, 12).unwrap();
             let row = |ids: &[u32]| Row {
                 ids: ids.to_vec(),
@@ -246,9 +259,13 @@ fn every_family_trains_with_virtual_tokens() {
             };
             let rows = [row(&IDS), row(&IDS[3..])];
             // Padding changes nothing: the sum of the rows' losses is that of the batch.
-            let sum = |rows: &[usize], all: &[Row]| stepper.gradients(&[batch(all, rows)]).unwrap().0;
+            let sum =
+                |rows: &[usize], all: &[Row]| stepper.gradients(&[batch(all, rows)]).unwrap().0;
             let (together, apart) = (sum(&[0, 1], &rows), sum(&[0], &rows) + sum(&[1], &rows));
-            assert!((together / apart - 1.0).abs() < 1e-5, "{name}, {config}: {together} and {apart}");
+            assert!(
+                (together / apart - 1.0).abs() < 1e-5,
+                "{name}, {config}: {together} and {apart}"
+            );
             let losses: Vec<f64> =
                 (0..12).map(|_| stepper.step(&[batch(&rows, &[0, 1])]).unwrap().loss).collect();
             assert!(losses[11] + 0.02 < losses[0], "{name}, {config}: {losses:?}");
@@ -259,8 +276,11 @@ fn every_family_trains_with_virtual_tokens() {
 
 #[test]
 fn a_run_is_resumed_exactly() {
-    let configs: [AdapterConfig; 3] =
-        [prompt(3).into(), prefix(3).into(), PrefixTuning { prefix_projection: true, ..prefix(3) }.into()];
+    let configs: [AdapterConfig; 3] = [
+        prompt(3).into(),
+        prefix(3).into(),
+        PrefixTuning { prefix_projection: true, ..prefix(3) }.into(),
+    ];
     for config in configs {
         resumes_exactly(|model| drop(model.add_adapter("a", &config).unwrap()), false);
     }
@@ -288,17 +308,23 @@ fn virtual_tokens_are_switched_live_and_nothing_of_them_stays() {
     assert_eq!((logits(&model, &IDS), model.positions_before()), (base, 0));
 }
 
-/// A prefix of zeros is one that every query sees and gets nothing from: other logits than without, and finite ones.
+/// A prefix of zeros is one that every query sees and gets nothing from: other logits than without,
+/// and finite ones.
 #[test]
 fn a_prefix_may_begin_at_zero() {
     let model = tiny();
     let base = logits(&model, &IDS);
     for prefix_projection in [false, true] {
-        let config = PrefixTuning { init_weights: PrefixInit::Zero, prefix_projection, ..prefix(2) };
+        let config =
+            PrefixTuning { init_weights: PrefixInit::Zero, prefix_projection, ..prefix(2) };
         model.add_adapter("default", &config).unwrap();
-        assert!(saved(&model).tensors["prompt_embeddings"].values.iter().all(|value| *value == 0.0));
+        assert!(
+            saved(&model).tensors["prompt_embeddings"].values.iter().all(|value| *value == 0.0)
+        );
         let found = logits(&model, &IDS);
-        assert!(found.iter().all(|value| value.is_finite()) && relative_error(&found, &base) > 1e-3);
+        assert!(
+            found.iter().all(|value| value.is_finite()) && relative_error(&found, &base) > 1e-3
+        );
         model.delete_adapter("default").unwrap();
     }
 }
@@ -333,26 +359,33 @@ fn what_cannot_work_is_refused() {
     }
     assert!(model.adapters().is_empty());
     // A base with other sizes.
-    let error = layout("gpt2").load_adapter("a", &folder("prefix", "final")).unwrap_err().to_string();
+    let error =
+        layout("gpt2").load_adapter("a", &folder("prefix", "final")).unwrap_err().to_string();
     assert!(error.contains("`token_dim` is 16, and this model's is 32"), "{error}");
     let mut files = AdapterFiles::read(std::path::Path::new(&folder("prompt", "final"))).unwrap();
-    files
-        .tensors
-        .insert("prompt_embeddings".to_owned(), StoredTensor { shape: vec![5, 16], values: vec![0.0; 80] });
+    files.tensors.insert(
+        "prompt_embeddings".to_owned(),
+        StoredTensor { shape: vec![5, 16], values: vec![0.0; 80] },
+    );
     let dir = tempfile::tempdir().unwrap();
     files.write(dir.path()).unwrap();
     let error = model.load_adapter("a", dir.path().to_str().unwrap()).unwrap_err().to_string();
-    assert!(error.contains("[5, 16], expected [5, 32]") && error.contains("another base"), "{error}");
-    // Examples that fit the context alone do not fit behind the virtual tokens, and packed rows would not see them.
+    assert!(
+        error.contains("[5, 16], expected [5, 32]") && error.contains("another base"),
+        "{error}"
+    );
+    // Examples that fit the context alone do not fit behind the virtual tokens, and packed rows
+    // would not see them.
     model.add_adapter("a", prompt(40)).unwrap();
     let examples = [Example::new("a question that is", "a long one")];
     let trainer = |args: TrainingArgs| Trainer::new(&model, &args).fit(&examples, &[]).unwrap_err();
     let error = trainer(TrainingArgs::default());
     assert!(matches!(error, Error::TooLong { limit: 24, .. }), "{error}");
-    let error =
-        trainer(TrainingArgs { packing: true, max_length: Some(24), ..Default::default() }).to_string();
+    let error = trainer(TrainingArgs { packing: true, max_length: Some(24), ..Default::default() })
+        .to_string();
     assert!(error.contains("`TrainingArgs.packing` is true, with 40 virtual tokens"), "{error}");
-    let error = model.generate_ids(&[vec![5; 24]], &GenerationConfig::default()).unwrap_err().to_string();
+    let error =
+        model.generate_ids(&[vec![5; 24]], &GenerationConfig::default()).unwrap_err().to_string();
     assert!(error.starts_with("64 tokens are longer"), "{error}");
     // PEFT's pickle.
     let dir = tempfile::tempdir().unwrap();
@@ -363,6 +396,10 @@ fn what_cannot_work_is_refused() {
     .unwrap();
     std::fs::write(dir.path().join("adapter_model.bin"), b"PK").unwrap();
     assert!(
-        model.load_adapter("b", dir.path().to_str().unwrap()).unwrap_err().to_string().contains("pickle")
+        model
+            .load_adapter("b", dir.path().to_str().unwrap())
+            .unwrap_err()
+            .to_string()
+            .contains("pickle")
     );
 }

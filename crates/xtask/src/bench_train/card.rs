@@ -1,7 +1,8 @@
 //! The NVIDIA card of a case: what it is, and how much of its memory is taken.
 //!
-//! Memory is the card's own count while a side runs, less what was taken before it started, so that it is the same thing for all sides: contexts,
-//! libraries' workspaces and what an allocator holds in reserve included. Nothing else may run on the card.
+//! Memory is the card's own count while a side runs, less what was taken before it started, so that
+//! it is the same thing for all sides: contexts, libraries' workspaces and what an allocator holds
+//! in reserve included. Nothing else may run on the card.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +19,8 @@ use crate::process;
 /// How often memory is looked at, in milliseconds.
 const EVERY_MS: u32 = 20;
 
-/// Arithmetic in bf16 with f32 sums, without sparsity, in operations a second: NVIDIA's data sheets. The first name that fits.
+/// Arithmetic in bf16 with f32 sums, without sparsity, in operations a second: NVIDIA's data
+/// sheets. The first name that fits.
 const PEAKS: [(&str, f64); 8] = [
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -116,7 +118,9 @@ impl Watch {
         let mut watch = Self { child, before: 0, most: Arc::default(), reader: None };
         watch.before = first.trim().parse().map_err(|_| {
             Error::Other(match read {
-                Ok(_) => format!("nvidia-smi answered `{}`, expected a number of MiB", first.trim()),
+                Ok(_) => {
+                    format!("nvidia-smi answered `{}`, expected a number of MiB", first.trim())
+                }
                 Err(error) => format!("nvidia-smi cannot be read: {error}"),
             })
         })?;
@@ -138,9 +142,9 @@ impl Watch {
     pub fn end(mut self) -> Result<f64> {
         self.stop();
         match self.most.load(Ordering::Relaxed) {
-            0 => {
-                Err(Error::Other("nvidia-smi said nothing of the card's memory while a side ran".to_owned()))
-            }
+            0 => Err(Error::Other(
+                "nvidia-smi said nothing of the card's memory while a side ran".to_owned(),
+            )),
             most => Ok(most.saturating_sub(self.before) as f64 * 1.048_576),
         }
     }
@@ -173,7 +177,10 @@ mod tests {
         let most = watch("1000\n1500\n4000\nx\n2000\n").and_then(Watch::end).ok();
         assert!(most.is_some_and(|mb| (mb - 3000.0 * 1.048_576).abs() < 1e-6), "{most:?}");
         assert!(watch("1000\n").and_then(Watch::end).is_err(), "nothing seen");
-        let error = watch("No devices were found\n").err().map(|error| error.to_string()).unwrap_or_default();
+        let error = watch("No devices were found\n")
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
         assert!(error.contains("No devices were found"), "{error}");
     }
 

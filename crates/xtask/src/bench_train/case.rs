@@ -37,7 +37,8 @@ pub struct Gpu {
     pub peers: &'static [GpuPeer],
     /// Measured steps.
     pub steps: usize,
-    /// The most that the card's memory may have to hold, in 10⁶ bytes; the trainer is told so (`memory_budget`).
+    /// The most that the card's memory may have to hold, in 10⁶ bytes; the trainer is told so
+    /// (`memory_budget`).
     pub most_mb: Option<f64>,
 }
 
@@ -72,7 +73,8 @@ pub struct Steps {
     pub others: &'static [Other],
     /// Measured steps.
     pub steps: usize,
-    /// How far first losses may lie apart, relatively: equal work gives equal losses, to the precision's rounding.
+    /// How far first losses may lie apart, relatively: equal work gives equal losses, to the
+    /// precision's rounding.
     pub first_loss: f64,
 }
 
@@ -129,7 +131,10 @@ pub const CASES: &[Case] = &[
                 peer("_peer_checkpointing", &["--dtype=f32", "--method=lora", "--checkpointing"]),
                 Other {
                     beside: Some(1),
-                    ..own("_both_checkpointing", &["--dtype=f32", "--method=lora", "--checkpointing"])
+                    ..own(
+                        "_both_checkpointing",
+                        &["--dtype=f32", "--method=lora", "--checkpointing"],
+                    )
                 },
             ],
             steps: 5,
@@ -211,7 +216,8 @@ pub const CASES: &[Case] = &[
             shape: LLAMA_1B,
             method: Method::Full,
             batches: &[(4, 2048)],
-            // Ours keeps what is trained in f32: so does `transformers`' Trainer with `bf16=True`. The other reading has no f32 anywhere.
+            // Ours keeps what is trained in f32: so does `transformers`' Trainer with `bf16=True`.
+            // The other reading has no f32 anywhere.
             peers: &[
                 GpuPeer { suffix: "", packages: Packages::Peft, options: &["--autocast"] },
                 GpuPeer { suffix: "_peer_bf16_weights", packages: Packages::Peft, options: &[] },

@@ -1,8 +1,10 @@
 //! The cases on a CUDA device: Llama shapes with random weights, in bf16.
 //!
-//! One side has the card at a time, so that the card's own count of its memory is that side's; nothing else runs on it, so turns would gain nothing. A step
-//! ends when the device has done its work. `TUNEBOOK_BENCH_TINY=1` runs the same on the CPU, in f32 and in small: it shows
-//! on a machine without a GPU that both sides do what they are asked for, and its rows are named so that nobody takes them for measurements.
+//! One side has the card at a time, so that the card's own count of its memory is that side's;
+//! nothing else runs on it, so turns would gain nothing. A step ends when the device has done its
+//! work. `TUNEBOOK_BENCH_TINY=1` runs the same on the CPU, in f32 and in small: it shows on a
+//! machine without a GPU that both sides do what they are asked for, and its rows are named so that
+//! nobody takes them for measurements.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -24,7 +26,8 @@ use crate::setup::cuda;
 const WARM_UP: usize = 3;
 /// Rows and tokens on the CPU.
 const TINY_BATCH: (usize, usize) = (2, 48);
-/// How far first losses may lie apart, relatively, in bf16 and in f32: adapters start without effect, so equal work gives equal losses.
+/// How far first losses may lie apart, relatively, in bf16 and in f32: adapters start without
+/// effect, so equal work gives equal losses.
 const FIRST_LOSS: [f64; 2] = [5e-3, 1e-5];
 /// The same of all further losses, which drift with the adapters' random start.
 const LATER_LOSS: f64 = 5e-2;
@@ -83,7 +86,10 @@ impl Bench<'_> {
         };
         let toolkit = self.setup.ensure_cuda_toolkit()?;
         if !toolkit.has_gpu() {
-            return Ok(without(case.name, "no libcuda.so.1: the driver of the CUDA device is not installed"));
+            return Ok(without(
+                case.name,
+                "no libcuda.so.1: the driver of the CUDA device is not installed",
+            ));
         }
         let environment = toolkit.environment();
         println!("building our side for CUDA");
@@ -107,15 +113,27 @@ impl Bench<'_> {
         let mut batches = Vec::new();
         for &(count, length) in what.batches {
             println!("{name}: {count} x {length} tokens, {} steps each", what.steps);
-            let ids = self.ids_of(what.shape.vocab_size as u64, count, length, WARM_UP + what.steps)?;
+            let ids =
+                self.ids_of(what.shape.vocab_size as u64, count, length, WARM_UP + what.steps)?;
             let files = [model.as_path(), ids.as_path()];
-            let mut done =
-                vec![self.side(place, "ours", "", what.steps, &mut self.ours(place, what, files))?];
+            let mut done = vec![self.side(
+                place,
+                "ours",
+                "",
+                what.steps,
+                &mut self.ours(place, what, files),
+            )?];
             for peer in what.peers {
                 let python = self.python_of(peer.packages)?;
                 let mut command = self.peer(place, &python, what, peer, files);
                 let name = format!("{:?} {}", peer.packages, peer.options.join(" "));
-                done.push(self.side(place, name.trim_end(), peer.suffix, what.steps, &mut command)?);
+                done.push(self.side(
+                    place,
+                    name.trim_end(),
+                    peer.suffix,
+                    what.steps,
+                    &mut command,
+                )?);
             }
             check_losses(name, place, &done)?;
             let only = what.batches.len() == 1;
@@ -127,7 +145,8 @@ impl Bench<'_> {
             Place::Card(card, _) => card.about(),
             Place::Cpu => json!("none: tried out on the CPU, in small"),
         };
-        let about = json!({"case": name, "shape": what.shape.name, "card": card, "batches": batches});
+        let about =
+            json!({"case": name, "shape": what.shape.name, "card": card, "batches": batches});
         Ok(Measured { rows, about })
     }
 
@@ -216,7 +235,11 @@ impl Bench<'_> {
 fn method(method: Method) -> Vec<String> {
     match method {
         Method::Lora { r } => {
-            vec!["--method=lora".to_owned(), format!("--rank={r}"), "--targets=all-linear".to_owned()]
+            vec![
+                "--method=lora".to_owned(),
+                format!("--rank={r}"),
+                "--targets=all-linear".to_owned(),
+            ]
         }
         Method::Adapter => vec!["--method=adapter".to_owned()],
         Method::Full => vec!["--method=full".to_owned()],
@@ -319,7 +342,10 @@ mod tests {
         };
         assert!(check_losses("c", &Place::Cpu, &sides(6.0, 5.8)).is_ok());
         for (first, second) in [(6.001, 5.9), (6.0, 4.0), (f64::NAN, 5.9)] {
-            assert!(check_losses("c", &Place::Cpu, &sides(first, second)).is_err(), "{first} {second}");
+            assert!(
+                check_losses("c", &Place::Cpu, &sides(first, second)).is_err(),
+                "{first} {second}"
+            );
         }
     }
 
@@ -333,7 +359,8 @@ mod tests {
             return Ok(());
         };
         super::super::build(&setup)?;
-        let bench = Bench { setup: &setup, python, gguf: PathBuf::new(), peer_model: PathBuf::new() };
+        let bench =
+            Bench { setup: &setup, python, gguf: PathBuf::new(), peer_model: PathBuf::new() };
         for case in CASES {
             let Kind::Gpu(what) = &case.kind else { continue };
             let needs_hub = what.peers.iter().any(|peer| peer.packages == Packages::AdapterHub);
@@ -362,7 +389,10 @@ mod tests {
         let done = [done("ours", &[9.0], 0.5, Some(18_000.0))];
         let rows = figures(name, what, &Place::Cpu, "_4x1024", (4, 1024), &done);
         let found = |metric: &str| rows.iter().find(|row| row["metric"] == metric);
-        assert_eq!(found("tokens_per_s_4x1024").map(|row| row["ours"].clone()), Some(json!(8192.0)));
+        assert_eq!(
+            found("tokens_per_s_4x1024").map(|row| row["ours"].clone()),
+            Some(json!(8192.0))
+        );
         assert_eq!(
             found("peak_gpu_mb_against_limit_4x1024").map(|row| row["ratio"].clone()),
             Some(json!(0.75))

@@ -54,7 +54,10 @@ struct Times {
 impl Bench<'_> {
     /// The sides take turns, step by step, so that what else the machine does falls on all alike.
     pub fn steps(&self, case: &Case, what: &Steps) -> Result<Measured> {
-        println!("{}: {} x {} tokens, {} steps each", case.name, what.rows, what.length, what.steps);
+        println!(
+            "{}: {} x {} tokens, {} steps each",
+            case.name, what.rows, what.length, what.steps
+        );
         let ids = self.ids(what.rows, what.length, WARM_UP + what.steps)?;
         let mut sides = vec![Side::start("ours", &mut self.our_command(&ids, what.ours))?];
         for other in what.others {
@@ -76,8 +79,10 @@ impl Bench<'_> {
             ceilings.push(ceiling_side.ask("sgemm")?);
             self.check_losses(case, what, &times, step)?;
             if step >= WARM_UP {
-                let each: Vec<String> =
-                    times.iter().map(|t| format!("{:.2} s", t.secs.last().unwrap_or(&f64::NAN))).collect();
+                let each: Vec<String> = times
+                    .iter()
+                    .map(|t| format!("{:.2} s", t.secs.last().unwrap_or(&f64::NAN)))
+                    .collect();
                 println!("  step {:2}: {}", step + 1, each.join(", "));
             }
         }
@@ -110,7 +115,12 @@ impl Bench<'_> {
             let cpu = |times: &Times| tokens / median(&times.cpu_secs);
             rows.push(row(name, &metric("tokens_per_cpu_s"), cpu(ours), Some(cpu(peer))));
             let memory = |end: &Value| number(end, "peak_rss_mb");
-            rows.push(row(name, &metric("peak_rss_mb"), memory(&ends[left])?, Some(memory(&ends[right])?)));
+            rows.push(row(
+                name,
+                &metric("peak_rss_mb"),
+                memory(&ends[left])?,
+                Some(memory(&ends[right])?),
+            ));
             if let (Some(ours), Some(peer)) =
                 (ends[left]["base_weights_mb"].as_f64(), ends[right]["base_weights_mb"].as_f64())
                 && ours != peer
@@ -120,7 +130,8 @@ impl Bench<'_> {
         }
         // Median against median: both suffer alike from what else the machine does.
         let key = ceiling_key(what);
-        let speeds = |key: &str| ceilings.iter().map(|value| number(value, key)).collect::<Result<Vec<_>>>();
+        let speeds =
+            |key: &str| ceilings.iter().map(|value| number(value, key)).collect::<Result<Vec<_>>>();
         let warm = |speeds: &[f64]| median(&speeds[WARM_UP.min(speeds.len() - 1)..]);
         let gflops = speeds(key)?;
         let flops_per_token = number(&ceilings[0], "flops_per_token")?;
@@ -130,7 +141,8 @@ impl Bench<'_> {
         rows.push(row(case.name, "of_gemm_ceiling", part(speed(&times[0]), warm(&gflops)), None));
         rows.push(row(case.name, "of_gemm_ceiling_best", part(tokens / fastest, best), None));
         if key == "f32" {
-            // Where f32 products take another way than f32's multiplications, they may pass that ceiling; this is theirs.
+            // Where f32 products take another way than f32's multiplications, they may pass that
+            // ceiling; this is theirs.
             let own = warm(&speeds("default")?);
             rows.push(row(case.name, "of_own_products", part(speed(&times[0]), own), None));
         }
@@ -143,7 +155,8 @@ impl Bench<'_> {
                 "end": end,
             })
         };
-        let names = std::iter::once("ours".to_owned()).chain(what.others.iter().map(|o| self.name_of(o)));
+        let names =
+            std::iter::once("ours".to_owned()).chain(what.others.iter().map(|o| self.name_of(o)));
         let about = json!({
             "case": case.name,
             "rows": what.rows,
@@ -157,8 +170,8 @@ impl Bench<'_> {
         Ok(Measured { rows, about })
     }
 
-    /// Whether the sides compute the same thing: adapters start without effect, so the first losses must be equal;
-    /// later ones drift with A's random start.
+    /// Whether the sides compute the same thing: adapters start without effect, so the first losses
+    /// must be equal; later ones drift with A's random start.
     fn check_losses(&self, case: &Case, what: &Steps, times: &[Times], step: usize) -> Result<()> {
         let ours = times[0].losses[step];
         for (other, times) in what.others.iter().zip(&times[1..]) {
@@ -185,8 +198,10 @@ impl Bench<'_> {
         let mut weights = 0.;
         for &length in lengths {
             let ids = self.ids(1, length, 2)?;
-            let mut side =
-                Side::start("ours", &mut self.our_command(&ids, &["--dtype=f32", "--method=lora"]))?;
+            let mut side = Side::start(
+                "ours",
+                &mut self.our_command(&ids, &["--dtype=f32", "--method=lora"]),
+            )?;
             side.ask("step")?;
             side.ask("step")?;
             let end = side.end()?;
@@ -204,20 +219,21 @@ impl Bench<'_> {
             let all = lengths.iter().copied().zip(values.iter().copied());
             let points: Vec<(usize, f64)> = all.collect();
             if let ([first, .., last], Some((from, to))) = (&points[..], steepest(&points)) {
-                let linear = |from: &(usize, f64), to: &(usize, f64)| from.1 * to.0 as f64 / from.0 as f64;
+                let linear =
+                    |from: &(usize, f64), to: &(usize, f64)| from.1 * to.0 as f64 / from.0 as f64;
                 rows.push(row(
                     case.name,
                     &format!("{metric}_against_linear"),
                     last.1,
                     Some(linear(first, last)),
                 ));
-                // Between which of the lengths it grows most: nowhere may it be faster than they do.
+                // Between which of the lengths it grows most: nowhere may it be faster than they
+                // do.
                 let name = format!("{metric}_against_linear_steepest_{}_to_{}", from.0, to.0);
                 rows.push(row(case.name, &name, to.1, Some(linear(&from, &to))));
             }
         }
-        let about =
-            json!({"case": case.name, "lengths": lengths, "peaks": peaks, "base_weights_mb": weights});
+        let about = json!({"case": case.name, "lengths": lengths, "peaks": peaks, "base_weights_mb": weights});
         Ok(Measured { rows, about })
     }
 
@@ -245,8 +261,9 @@ impl Bench<'_> {
 
     fn our_command(&self, ids: &PathBuf, options: &[&str]) -> Command {
         // Started directly: `cargo run` would wait for whoever else is building.
-        let mut command =
-            process::command(self.setup.target.join(&self.setup.triple).join("debug/examples/bench_train"));
+        let mut command = process::command(
+            self.setup.target.join(&self.setup.triple).join("debug/examples/bench_train"),
+        );
         command
             .args([&self.gguf, ids])
             .arg(format!("--threads={THREADS}"))
@@ -260,7 +277,13 @@ impl Bench<'_> {
     }
 
     /// A file with the batches' token ids, below `vocabulary`.
-    pub fn ids_of(&self, vocabulary: u64, rows: usize, length: usize, steps: usize) -> Result<PathBuf> {
+    pub fn ids_of(
+        &self,
+        vocabulary: u64,
+        rows: usize,
+        length: usize,
+        steps: usize,
+    ) -> Result<PathBuf> {
         let name = format!("bench-{vocabulary}-{rows}x{length}x{steps}.json");
         let path = self.setup.target.join("tunebook").join(name);
         write(&path, &batches(vocabulary, rows, length, steps))?;
@@ -270,7 +293,8 @@ impl Bench<'_> {
 
 /// The two neighbours between which the value grows most for what the length does.
 fn steepest(points: &[(usize, f64)]) -> Option<((usize, f64), (usize, f64))> {
-    let growth = |pair: &[(usize, f64)]| (pair[1].1 / pair[0].1) / (pair[1].0 as f64 / pair[0].0 as f64);
+    let growth =
+        |pair: &[(usize, f64)]| (pair[1].1 / pair[0].1) / (pair[1].0 as f64 / pair[0].0 as f64);
     let pair = points.windows(2).max_by(|a, b| growth(a).total_cmp(&growth(b)))?;
     Some((pair[0], pair[1]))
 }

@@ -1,6 +1,8 @@
-//! A model folder with weights that were never trained: what a step costs does not depend on their values.
+//! A model folder with weights that were never trained: what a step costs does not depend on their
+//! values.
 //!
-//! Every tensor is drawn from its own name, uniformly, in bf16; norms are 1. So the file is the same everywhere, and both sides load the same one.
+//! Every tensor is drawn from its own name, uniformly, in bf16; norms are 1. So the file is the
+//! same everywhere, and both sides load the same one.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -12,7 +14,8 @@ use super::shape::Shape;
 use super::write;
 use crate::error::{Error, Result};
 
-/// Standard deviation of the weights: Llama's `initializer_range` of 0.02 at 2048, and such that a small model's layers do as much to their input.
+/// Standard deviation of the weights: Llama's `initializer_range` of 0.02 at 2048, and such that a
+/// small model's layers do as much to their input.
 fn deviation(shape: &Shape) -> f32 {
     0.02 * (2048.0 / shape.hidden_size as f32).sqrt()
 }
@@ -49,7 +52,10 @@ fn weights(path: &Path, shape: &Shape) -> std::io::Result<()> {
     let mut at = 0;
     for (name, dims) in &tensors {
         let end = at + 2 * dims.iter().product::<usize>();
-        header.insert(name.clone(), json!({"dtype": "BF16", "shape": dims, "data_offsets": [at, end]}));
+        header.insert(
+            name.clone(),
+            json!({"dtype": "BF16", "shape": dims, "data_offsets": [at, end]}),
+        );
         at = end;
     }
     let header = serde_json::Value::Object(header).to_string();
@@ -69,9 +75,9 @@ fn weights(path: &Path, shape: &Shape) -> std::io::Result<()> {
 /// Numbers between ±`largest`.
 fn random(file: &mut impl Write, name: &str, count: usize, largest: f32) -> std::io::Result<()> {
     // FNV-1a of the name, then SplitMix64.
-    let mut state = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     let mut left = count;
     while left > 0 {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -101,18 +107,22 @@ mod tests {
 
     #[test]
     fn the_file_holds_every_tensor_and_numbers_of_the_right_size() {
-        let folder = std::env::temp_dir().join(format!("tunebook-random-model-{}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("tunebook-random-model-{}", std::process::id()));
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-        let made = ensure(&folder, &golden, &TINY)
-            .and_then(|path| std::fs::read(path.join("model.safetensors")).map_err(Error::io("read", &path)));
+        let made = ensure(&folder, &golden, &TINY).and_then(|path| {
+            std::fs::read(path.join("model.safetensors")).map_err(Error::io("read", &path))
+        });
         let again = ensure(&folder, &golden, &TINY).is_ok();
         let _ = std::fs::remove_dir_all(&folder);
         let bytes = made.ok().unwrap_or_default();
         assert!(again && bytes.len() > 8);
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap_or_default()) as usize;
-        let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap_or_default();
+        let header: serde_json::Value =
+            serde_json::from_slice(&bytes[8..8 + length]).unwrap_or_default();
         let values = &bytes[8 + length..];
-        let parameters: usize = TINY.tensors().iter().map(|(_, dims)| dims.iter().product::<usize>()).sum();
+        let parameters: usize =
+            TINY.tensors().iter().map(|(_, dims)| dims.iter().product::<usize>()).sum();
         assert_eq!(values.len(), 2 * parameters);
         let of = |name: &str| -> Vec<f32> {
             let at = |index: usize| {
@@ -126,8 +136,12 @@ mod tests {
         assert!(of("model.norm.weight").iter().all(|value| *value == 1.0));
         let head = of("lm_head.weight");
         let mean = head.iter().sum::<f32>() / head.len() as f32;
-        let found = (head.iter().map(|value| value * value).sum::<f32>() / head.len() as f32).sqrt();
-        assert!(mean.abs() < 3e-3 && (found / deviation(&TINY) - 1.0).abs() < 0.02, "{mean} {found}");
+        let found =
+            (head.iter().map(|value| value * value).sum::<f32>() / head.len() as f32).sqrt();
+        assert!(
+            mean.abs() < 3e-3 && (found / deviation(&TINY) - 1.0).abs() < 0.02,
+            "{mean} {found}"
+        );
         assert_ne!(head, of("model.embed_tokens.weight"));
     }
 }

@@ -1,6 +1,7 @@
 //! The case `banking77-sft`: a fine-tune as a user would set it up, beside TRL's `SFTTrainer`.
 //!
-//! The data are the customer messages of `$TUNEBOOK_DATA/banking77/train.csv`, the message the prompt and its intent the completion.
+//! The data are the customer messages of `$TUNEBOOK_DATA/banking77/train.csv`, the message the
+//! prompt and its intent the completion.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -21,16 +22,24 @@ const WARM_UP: usize = 2;
 const VALIDATION: usize = 96;
 
 impl Bench<'_> {
-    /// Both sides train on the same messages, step by step in turns, and are judged by the same validation messages.
+    /// Both sides train on the same messages, step by step in turns, and are judged by the same
+    /// validation messages.
     pub fn sft(&self, case: &Case) -> Result<Measured> {
         let Some(folder) = std::env::var_os("TUNEBOOK_DATA") else {
-            return Ok(without(case.name, "TUNEBOOK_DATA is not set: no banking77/train.csv to train on"));
+            return Ok(without(
+                case.name,
+                "TUNEBOOK_DATA is not set: no banking77/train.csv to train on",
+            ));
         };
         let path = Path::new(&folder).join("banking77/train.csv");
         let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
         let mut pairs = pairs(&text);
         if pairs.len() < VALIDATION + BATCH * STEPS {
-            return Err(Error::Other(format!("{} holds {} messages only", path.display(), pairs.len())));
+            return Err(Error::Other(format!(
+                "{} holds {} messages only",
+                path.display(),
+                pairs.len()
+            )));
         }
         shuffle(&mut pairs);
         let validation = pairs.split_off(pairs.len() - VALIDATION);
@@ -41,7 +50,14 @@ impl Bench<'_> {
 
         let mut build = process::cargo(&self.setup.root);
         process::run(
-            build.args(["build", "--quiet", "--package", "tunebook-tune", "--example", "bench_sft"]),
+            build.args([
+                "build",
+                "--quiet",
+                "--package",
+                "tunebook-tune",
+                "--example",
+                "bench_sft",
+            ]),
             "building the bench",
         )?;
         let program = self.setup.target.join(&self.setup.triple).join("debug/examples/bench_sft");
@@ -72,8 +88,10 @@ impl Bench<'_> {
         let column = |side: usize, key: &str| -> Result<Vec<f64>> {
             answers[side][WARM_UP..].iter().map(|answer| number(answer, key)).collect()
         };
-        let speed = |side: usize, key: &str| Ok::<_, Error>(BATCH as f64 / median(&column(side, key)?));
-        // The sides shuffle differently, so the batches' lengths differ step by step: over the whole run they do not.
+        let speed =
+            |side: usize, key: &str| Ok::<_, Error>(BATCH as f64 / median(&column(side, key)?));
+        // The sides shuffle differently, so the batches' lengths differ step by step: over the
+        // whole run they do not.
         let whole = |side: usize| -> Result<f64> {
             let secs = column(side, "secs")?;
             Ok((BATCH * secs.len()) as f64 / secs.iter().sum::<f64>())
@@ -93,12 +111,14 @@ impl Bench<'_> {
             row(name, "peak_rss_mb", end(0, "peak_rss_mb")?, Some(end(1, "peak_rss_mb")?)),
             row(name, "eval_loss", end(0, "eval_loss")?, Some(end(1, "eval_loss")?)),
         ];
-        let about = json!({"case": name, "batch": BATCH, "steps": STEPS, "answers": answers, "ends": ends});
+        let about =
+            json!({"case": name, "batch": BATCH, "steps": STEPS, "answers": answers, "ends": ends});
         Ok(Measured { rows, about })
     }
 }
 
-/// Message and intent of each line; a message may be quoted and hold commas, doubled quotes and line breaks.
+/// Message and intent of each line; a message may be quoted and hold commas, doubled quotes and
+/// line breaks.
 fn pairs(text: &str) -> Vec<(String, String)> {
     let (mut rows, mut row, mut field, mut quoted) = (Vec::new(), Vec::new(), String::new(), false);
     let mut characters = text.chars().peekable();
@@ -141,9 +161,9 @@ mod tests {
 
     #[test]
     fn quoted_messages_are_read_whole() {
-        let text =
-            "text,category\nWhere is it?,card_arrival\n\"I said \"\"now\"\", twice\nplease\",lost_card\n";
-        let expected = [("Where is it?", "card arrival"), ("I said \"now\", twice\nplease", "lost card")];
+        let text = "text,category\nWhere is it?,card_arrival\n\"I said \"\"now\"\", twice\nplease\",lost_card\n";
+        let expected =
+            [("Where is it?", "card arrival"), ("I said \"now\", twice\nplease", "lost card")];
         assert_eq!(pairs(text), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
         let mut items: Vec<usize> = (0..50).collect();
         shuffle(&mut items);

@@ -1,4 +1,5 @@
-//! Shapes of Llama models that the cases for GPUs train, and how much arithmetic a token of them is.
+//! Shapes of Llama models that the cases for GPUs train, and how much arithmetic a token of them
+//! is.
 
 use serde_json::{Value, json};
 
@@ -57,7 +58,8 @@ pub const TINY: Shape = Shape {
 pub enum Method {
     /// LoRA of this rank on every projection of the blocks.
     Lora { r: usize },
-    /// AdapterHub's `seq_bn`: a bottleneck of a sixteenth of the hidden size after each feed-forward network.
+    /// AdapterHub's `seq_bn`: a bottleneck of a sixteenth of the hidden size after each
+    /// feed-forward network.
     Adapter,
     /// Every weight.
     Full,
@@ -89,12 +91,15 @@ impl Shape {
     /// All tensors in their order, by Hugging Face's names, with their shapes.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let hidden = self.hidden_size;
-        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden])];
+        let mut tensors =
+            vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden])];
         for layer in 0..self.num_hidden_layers {
             let name = |rest: &str| format!("model.layers.{layer}.{rest}.weight");
             tensors.push((name("input_layernorm"), vec![hidden]));
             tensors.push((name("post_attention_layernorm"), vec![hidden]));
-            tensors.extend(self.projections().map(|(module, out, inp)| (name(module), vec![out, inp])));
+            tensors.extend(
+                self.projections().map(|(module, out, inp)| (name(module), vec![out, inp])),
+            );
         }
         tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
         tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
@@ -126,20 +131,27 @@ impl Shape {
         })
     }
 
-    /// Floating-point operations that training takes for one token in rows of `length`, and how they are counted. Only what has to be computed
-    /// counts: no second forward pass of checkpointing, no gradient of a frozen weight, and of attention the pairs that see one another.
+    /// Floating-point operations that training takes for one token in rows of `length`, and how
+    /// they are counted. Only what has to be computed counts: no second forward pass of
+    /// checkpointing, no gradient of a frozen weight, and of attention the pairs that see one
+    /// another.
     pub fn flops_per_token(&self, method: Method, length: usize) -> (f64, &'static str) {
         let per_layer: usize = self.projections().iter().map(|(_, out, inp)| out * inp).sum();
-        let matrices = (self.num_hidden_layers * per_layer + self.vocab_size * self.hidden_size) as f64;
-        // Scores and sums: two products over the hidden size for each token that a token sees, of which there are (t + 1) / 2 in the mean.
+        let matrices =
+            (self.num_hidden_layers * per_layer + self.vocab_size * self.hidden_size) as f64;
+        // Scores and sums: two products over the hidden size for each token that a token sees, of
+        // which there are (t + 1) / 2 in the mean.
         let attention =
             (2 * 2 * self.num_hidden_layers * self.hidden_size) as f64 * (length + 1) as f64 / 2.0;
         let added = match method {
             Method::Lora { r } => {
-                let per_layer: usize = self.projections().iter().map(|(_, out, inp)| r * (out + inp)).sum();
+                let per_layer: usize =
+                    self.projections().iter().map(|(_, out, inp)| r * (out + inp)).sum();
                 self.num_hidden_layers * per_layer
             }
-            Method::Adapter => self.num_hidden_layers * 2 * self.hidden_size * (self.hidden_size / 16),
+            Method::Adapter => {
+                self.num_hidden_layers * 2 * self.hidden_size * (self.hidden_size / 16)
+            }
             Method::Full => 0,
         } as f64;
         match method {

@@ -49,7 +49,10 @@ impl Side {
         let read = self.output.read_line(&mut line).unwrap_or(0);
         serde_json::from_str(&line).map_err(|_| {
             Error::Other(match read {
-                0 => format!("the bench's process ({}) ended early; what it wrote is above", self.name),
+                0 => format!(
+                    "the bench's process ({}) ended early; what it wrote is above",
+                    self.name
+                ),
                 _ => format!("the bench's process ({}) answered `{}`", self.name, line.trim()),
             })
         })
@@ -74,7 +77,9 @@ impl Drop for Side {
 
 /// A number of an answer.
 pub fn number(value: &Value, key: &str) -> Result<f64> {
-    value[key].as_f64().ok_or_else(|| Error::Other(format!("expected a number `{key}`, found {value}")))
+    value[key]
+        .as_f64()
+        .ok_or_else(|| Error::Other(format!("expected a number `{key}`, found {value}")))
 }
 
 /// The middle value, the mean of the two middle ones of an even number.

@@ -1,6 +1,8 @@
-//! The base model of the notebooks: SmolLM2-135M-Instruct as a 4-bit GGUF file (Apache-2.0), from a wheel on PyPI.
+//! The base model of the notebooks: SmolLM2-135M-Instruct as a 4-bit GGUF file (Apache-2.0), from a
+//! wheel on PyPI.
 //!
-//! It is kept in the cache outside the tree, so a second clone, or `cargo clean`, does not fetch it again.
+//! It is kept in the cache outside the tree, so a second clone, or `cargo clean`, does not fetch it
+//! again.
 
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -61,7 +63,8 @@ impl Step for BaseModel {
 }
 
 impl BaseModel {
-    /// Downloads the wheel, takes the file out of it and moves it into place once it has the right checksum.
+    /// Downloads the wheel, takes the file out of it and moves it into place once it has the right
+    /// checksum.
     fn fetch(&self) -> Result<()> {
         let folder = parent(&self.file);
         let download = folder.join("download");
@@ -77,7 +80,14 @@ impl BaseModel {
         std::fs::create_dir_all(download).map_err(Error::io("create", download))?;
         process::run(
             process::command(&self.python)
-                .args(["-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"])
+                .args([
+                    "-m",
+                    "pip",
+                    "download",
+                    "--disable-pip-version-check",
+                    "--no-input",
+                    "--no-deps",
+                ])
                 .args(["--only-binary=:all:", "--dest"])
                 .arg(download)
                 .arg(WHEEL),
@@ -127,8 +137,8 @@ fn verify(file: &Path, expected: &str) -> Result<()> {
     }
 }
 
-/// The record beside a file that it had the right checksum: good as long as its size and time stay the same, so
-/// that later runs need not read it all.
+/// The record beside a file that it had the right checksum: good as long as its size and time stay
+/// the same, so that later runs need not read it all.
 struct Verified {
     record: PathBuf,
     content: String,
@@ -164,7 +174,8 @@ mod tests {
     use super::*;
 
     fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("xtask-model-{name}-{}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("xtask-model-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         folder
     }
@@ -176,7 +187,9 @@ mod tests {
         std::fs::write(&file, "not the model").unwrap();
         let error = verify(&file, SHA256).unwrap_err().to_string();
         let found = hash::of_file(&file).unwrap();
-        for part in [file.to_str().unwrap(), SHA256, &found, "Remove it and run the same command again"] {
+        for part in
+            [file.to_str().unwrap(), SHA256, &found, "Remove it and run the same command again"]
+        {
             assert!(error.contains(part), "{part} is not in: {error}");
         }
         assert!(!Verified::of(&file).unwrap().is_recorded());

@@ -19,8 +19,11 @@ pub struct Fetch {
 impl Fetch {
     pub(super) fn new(setup: &Setup) -> Self {
         let lock = std::fs::read(setup.root.join("Cargo.lock")).unwrap_or_default();
-        let stamp =
-            Stamp::new(&setup.stamps(), "crates", hash::of_parts([lock.as_slice(), setup.triple.as_bytes()]));
+        let stamp = Stamp::new(
+            &setup.stamps(),
+            "crates",
+            hash::of_parts([lock.as_slice(), setup.triple.as_bytes()]),
+        );
         Self { root: setup.root.clone(), triple: setup.triple.clone(), stamp }
     }
 
@@ -48,7 +51,8 @@ impl Step for Fetch {
         self.stamp.clear()?;
         // What is there already needs no network.
         if process::capture(self.fetch().arg("--offline"), "cargo fetch").is_err() {
-            process::run(&mut self.fetch(), "fetching the Rust dependencies").map_err(with_network_remedy)?;
+            process::run(&mut self.fetch(), "fetching the Rust dependencies")
+                .map_err(with_network_remedy)?;
         }
         self.stamp.set()
     }

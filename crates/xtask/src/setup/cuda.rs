@@ -1,10 +1,13 @@
-//! The CUDA toolkit that a build for NVIDIA GPUs needs: the machine's own, or the pinned wheels of PyPI.
+//! The CUDA toolkit that a build for NVIDIA GPUs needs: the machine's own, or the pinned wheels of
+//! PyPI.
 //!
-//! A CUDA build has a target directory of its own (`target/cuda`): the prelude is a dynamic library, whose file has one name
-//! whatever its features are, so a second build in the same place would overwrite the first. What both builds share is linked there first.
+//! A CUDA build has a target directory of its own (`target/cuda`): the prelude is a dynamic
+//! library, whose file has one name whatever its features are, so a second build in the same place
+//! would overwrite the first. What both builds share is linked there first.
 //!
-//! **Nothing that is built here has run on a GPU yet.** Without a driver the libraries are linked against empty ones of the same name: such a
-//! build shows that everything compiles, and cannot be started.
+//! **Nothing that is built here has run on a GPU yet.** Without a driver the libraries are linked
+//! against empty ones of the same name: such a build shows that everything compiles, and cannot be
+//! started.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -18,7 +21,8 @@ use crate::stamp::Stamp;
 use super::crates::with_network_remedy;
 use super::{Setup, Step};
 
-/// What candle's `cuda` feature links to: the name that the linker looks for, and the one in the file.
+/// What candle's `cuda` feature links to: the name that the linker looks for, and the one in the
+/// file.
 const LIBRARIES: [(&str, &str); 6] = [
     ("libcuda.so", "libcuda.so.1"),
     ("libcudart.so", "libcudart.so.13"),
@@ -147,7 +151,8 @@ impl Toolkit {
         self.stamp.set()
     }
 
-    /// A folder with the libraries under the names that the linker looks for: the real ones where they are, empty ones elsewhere.
+    /// A folder with the libraries under the names that the linker looks for: the real ones where
+    /// they are, empty ones elsewhere.
     fn fill_link(&self) -> Result<()> {
         let folder = self.link();
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
@@ -157,8 +162,10 @@ impl Toolkit {
             let link = folder.join(name);
             let _ = std::fs::remove_file(&link);
             let places = self.library_folders();
-            let real =
-                places.iter().flat_map(|place| [place.join(soname), place.join(name)]).find(|f| f.is_file());
+            let real = places
+                .iter()
+                .flat_map(|place| [place.join(soname), place.join(name)])
+                .find(|f| f.is_file());
             match real {
                 Some(real) => symlink(&real, &link)?,
                 None => process::run(
@@ -174,12 +181,13 @@ impl Toolkit {
         Ok(())
     }
 
-    /// Hard links to what the CPU's build has compiled: cargo finds everything there that does not depend on the feature. Without them the
-    /// first CUDA build would compile polars again.
+    /// Hard links to what the CPU's build has compiled: cargo finds everything there that does not
+    /// depend on the feature. Without them the first CUDA build would compile polars again.
     fn share_artefacts(&self, from: &Path) -> Result<()> {
         for side in [Path::new(&self.triple).join("debug"), PathBuf::from("debug")] {
             for folder in ["deps", ".fingerprint", "build"] {
-                let (from, to) = (from.join(&side).join(folder), self.target.join(&side).join(folder));
+                let (from, to) =
+                    (from.join(&side).join(folder), self.target.join(&side).join(folder));
                 if to.exists() || !from.is_dir() {
                     continue;
                 }
@@ -198,7 +206,9 @@ impl Toolkit {
 /// Whether an artefact is of one of our crates, which cargo and the kernel write in place.
 fn is_ours(name: &str) -> bool {
     let name = name.strip_prefix("lib").unwrap_or(name);
-    ["tunebook", "workspace-hack", "workspace_hack", "xtask"].iter().any(|ours| name.starts_with(ours))
+    ["tunebook", "workspace-hack", "workspace_hack", "xtask"]
+        .iter()
+        .any(|ours| name.starts_with(ours))
 }
 
 fn link_tree(from: &Path, to: &Path) -> Result<()> {
@@ -222,7 +232,8 @@ fn link_tree(from: &Path, to: &Path) -> Result<()> {
 /// A copy with the original's modification time, by which cargo tells what is fresh.
 fn copy_with_time(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to).map_err(Error::io("copy", to))?;
-    let modified = std::fs::metadata(from).and_then(|m| m.modified()).map_err(Error::io("read", from))?;
+    let modified =
+        std::fs::metadata(from).and_then(|m| m.modified()).map_err(Error::io("read", from))?;
     let file = std::fs::File::options().write(true).open(to).map_err(Error::io("open", to))?;
     file.set_modified(modified).map_err(Error::io("write", to))
 }
@@ -236,16 +247,21 @@ impl Step for Toolkit {
         match &self.system {
             Some(home) => format!("the machine's own in {}", home.display()),
             None if self.gpu => {
-                "fetching NVIDIA's compiler and libraries into target/tunebook/cuda (about 600 MB)".to_owned()
+                "fetching NVIDIA's compiler and libraries into target/tunebook/cuda (about 600 MB)"
+                    .to_owned()
             }
-            None => "fetching NVIDIA's compiler into target/tunebook/cuda (about 100 MB)".to_owned(),
+            None => {
+                "fetching NVIDIA's compiler into target/tunebook/cuda (about 100 MB)".to_owned()
+            }
         }
     }
 
     fn is_done(&self) -> bool {
-        let there =
-            self.system.is_some() || (self.stamp.is_valid() && self.home().join("bin/nvcc").is_file());
-        there && LIBRARIES.iter().all(|(name, _)| self.link().join(name).exists()) && self.target.exists()
+        let there = self.system.is_some()
+            || (self.stamp.is_valid() && self.home().join("bin/nvcc").is_file());
+        there
+            && LIBRARIES.iter().all(|(name, _)| self.link().join(name).exists())
+            && self.target.exists()
     }
 
     fn run(&self) -> Result<()> {
@@ -267,8 +283,12 @@ pub fn set(command: &mut Command, environment: &[(&'static str, OsString)]) {
     }
 }
 
-/// The machine's own toolkit: where `CUDA_HOME` or `CUDA_PATH` says, else around the `nvcc` on the PATH, else in the usual place.
-fn system(variable: impl Fn(&str) -> Option<OsString>, is_file: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+/// The machine's own toolkit: where `CUDA_HOME` or `CUDA_PATH` says, else around the `nvcc` on the
+/// PATH, else in the usual place.
+fn system(
+    variable: impl Fn(&str) -> Option<OsString>,
+    is_file: impl Fn(&Path) -> bool,
+) -> Option<PathBuf> {
     let named = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(&variable).map(PathBuf::from);
     let on_path = variable("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&on_path)
@@ -290,7 +310,10 @@ fn driver() -> Option<PathBuf> {
         "/usr/lib",
         "/usr/lib/wsl/lib",
     ];
-    let usual = usual.iter().map(|folder| Path::new(folder).join("libcuda.so.1")).find(|file| file.exists());
+    let usual = usual
+        .iter()
+        .map(|folder| Path::new(folder).join("libcuda.so.1"))
+        .find(|file| file.exists());
     usual.or_else(|| {
         let cache = process::capture(process::command("ldconfig").arg("-p"), "ldconfig").ok()?;
         let line = cache.lines().find(|line| line.trim_start().starts_with("libcuda.so.1 "))?;
@@ -309,7 +332,8 @@ fn make_executable(path: &Path) -> Result<()> {
     if !path.is_file() {
         return Ok(());
     }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).map_err(Error::io("change", path))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+        .map_err(Error::io("change", path))
 }
 
 /// Never reached: other platforms are refused by the prerequisites.
@@ -332,24 +356,36 @@ mod tests {
     fn a_toolkit_is_found_where_the_machine_says() {
         let found = |variables: &[(&str, &str)], there: &str| {
             let variable = |name: &str| {
-                variables.iter().find(|(other, _)| *other == name).map(|(_, value)| OsString::from(value))
+                variables
+                    .iter()
+                    .find(|(other, _)| *other == name)
+                    .map(|(_, value)| OsString::from(value))
             };
             system(variable, |path| path == Path::new(there))
         };
         let home = |path: &str| Some(PathBuf::from(path));
         assert_eq!(found(&[("CUDA_HOME", "/opt/cuda")], "/opt/cuda/bin/nvcc"), home("/opt/cuda"));
         assert_eq!(found(&[("PATH", "/bin:/x/cuda/bin")], "/x/cuda/bin/nvcc"), home("/x/cuda"));
-        assert_eq!(found(&[("CUDA_HOME", "/gone")], "/usr/local/cuda/bin/nvcc"), home("/usr/local/cuda"));
+        assert_eq!(
+            found(&[("CUDA_HOME", "/gone")], "/usr/local/cuda/bin/nvcc"),
+            home("/usr/local/cuda")
+        );
         assert_eq!(found(&[("PATH", "/bin")], "/elsewhere/nvcc"), None);
     }
 
     #[test]
     fn our_own_artefacts_are_not_shared() {
-        for name in
-            ["libtunebook.so", "tunebook-models-0123456789abcdef", "libtunebook_tune-01.rlib", "xtask-1"]
-        {
+        for name in [
+            "libtunebook.so",
+            "tunebook-models-0123456789abcdef",
+            "libtunebook_tune-01.rlib",
+            "xtask-1",
+        ] {
             assert!(is_ours(name), "{name}");
         }
-        assert!(!is_ours("libpolars_core-0123456789abcdef.rlib") && !is_ours("candle-core-0123456789abcdef"));
+        assert!(
+            !is_ours("libpolars_core-0123456789abcdef.rlib")
+                && !is_ours("candle-core-0123456789abcdef")
+        );
     }
 }

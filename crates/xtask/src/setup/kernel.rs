@@ -1,8 +1,9 @@
 //! The kernel's executable and its kernelspecs.
 //!
-//! The executable is built apart from the other crates, in `target/kernel` and without `-Cprefer-dynamic`: Jupyter
-//! starts it without cargo's library path, and it shares no large dependency with them. A target folder of its own
-//! also lets a kernel that rebuilds itself go on while the workspace is being compiled.
+//! The executable is built apart from the other crates, in `target/kernel` and without
+//! `-Cprefer-dynamic`: Jupyter starts it without cargo's library path, and it shares no large
+//! dependency with them. A target folder of its own also lets a kernel that rebuilds itself go on
+//! while the workspace is being compiled.
 
 use std::path::PathBuf;
 
@@ -22,7 +23,11 @@ pub struct Kernel {
 
 impl Kernel {
     pub(super) fn new(setup: &Setup) -> Self {
-        Self { root: setup.root.clone(), target: setup.kernel_target(), binary: setup.kernel_binary() }
+        Self {
+            root: setup.root.clone(),
+            target: setup.kernel_target(),
+            binary: setup.kernel_binary(),
+        }
     }
 }
 
@@ -71,14 +76,15 @@ impl Kernelspecs {
         let built = std::fs::metadata(&binary)
             .map(|m| format!("{} {:?}", m.len(), m.modified().ok()))
             .unwrap_or_default();
-        let content = hash::of_parts([built, binary.display().to_string(), prefix.display().to_string()]);
+        let content =
+            hash::of_parts([built, binary.display().to_string(), prefix.display().to_string()]);
         let stamp = Stamp::new(&setup.stamps(), "kernelspecs", content);
         Self { binary, root: setup.root.clone(), prefix, stamp }
     }
 }
 
-/// What JupyterLab is set to in this environment: it asks nobody for news, and no question about it lies over the notebook.
-/// (A user's own settings win.)
+/// What JupyterLab is set to in this environment: it asks nobody for news, and no question about it
+/// lies over the notebook. (A user's own settings win.)
 const LAB_SETTINGS: &str = r#"{
   "@jupyterlab/apputils-extension:notification": { "checkForUpdates": false, "fetchNews": "false" }
 }

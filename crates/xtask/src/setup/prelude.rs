@@ -9,13 +9,15 @@ use crate::stamp::Stamp;
 
 use super::{Setup, Step};
 
-/// Warms the kernel: compiles the prelude and lays out the template that each kernel is cloned from.
+/// Warms the kernel: compiles the prelude and lays out the template that each kernel is cloned
+/// from.
 pub struct Warm {
     binary: PathBuf,
     root: PathBuf,
     /// What compiling it makes; the tests make it too.
     library: PathBuf,
-    /// Says only that it has been warm once, for the estimates; whether it is warm the kernel finds out itself.
+    /// Says only that it has been warm once, for the estimates; whether it is warm the kernel finds
+    /// out itself.
     stamp: Stamp,
     environment: Vec<(&'static str, OsString)>,
 }
@@ -46,7 +48,8 @@ impl Step for Warm {
         if self.stamp.is_valid() || self.library.exists() {
             "bringing it up to date".to_owned()
         } else {
-            "compiling polars, candle and our crates for the cells (about 18 minutes on 2 cores)".to_owned()
+            "compiling polars, candle and our crates for the cells (about 18 minutes on 2 cores)"
+                .to_owned()
         }
     }
 

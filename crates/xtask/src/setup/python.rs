@@ -67,7 +67,8 @@ impl Environment {
     fn has(&self, module: &str) -> bool {
         let import = format!("import {module}");
         self.python().exists()
-            && process::capture(process::command(self.python()).args(["-c", &import]), "python").is_ok()
+            && process::capture(process::command(self.python()).args(["-c", &import]), "python")
+                .is_ok()
     }
 }
 
@@ -101,7 +102,14 @@ impl Step for Environment {
         }
         process::run(
             process::command(self.python())
-                .args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--requirement"])
+                .args([
+                    "-m",
+                    "pip",
+                    "install",
+                    "--disable-pip-version-check",
+                    "--no-input",
+                    "--requirement",
+                ])
                 .arg(&self.requirements),
             "installing the Python packages",
         )

@@ -1,9 +1,11 @@
-//! The block kernels of the bf16 matrix product: 32 x 32 results from packed operands (see [`super::half`]).
+//! The block kernels of the bf16 matrix product: 32 x 32 results from packed operands (see
+//! [`super::half`]).
 //!
-//! With AMX, four tiles of 16 x 16 results take two tiles of each operand per 32 steps of depth: one load an instruction, which
-//! the first- and second-level caches sustain. (Measured alone on one core of a Xeon with AMX, operands packed: 2500-2950 GFLOP/s at
-//! 512 rows; the f32 kernel of the same core reaches 165.) Without AMX the same packed operands go through `vdpbf16ps`.
-//! The intrinsics of AMX are unstable, hence the assembly.
+//! With AMX, four tiles of 16 x 16 results take two tiles of each operand per 32 steps of depth:
+//! one load an instruction, which the first- and second-level caches sustain. (Measured alone on
+//! one core of a Xeon with AMX, operands packed: 2500-2950 GFLOP/s at 512 rows; the f32 kernel of
+//! the same core reaches 165.) Without AMX the same packed operands go through `vdpbf16ps`. The
+//! intrinsics of AMX are unstable, hence the assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -20,17 +22,23 @@ pub enum Unit {
     Avx512,
 }
 
-/// The best unit, found once; `None`: bf16 is widened to f32. `TUNEBOOK_SIMD` (`avx512bf16`, `avx512`, and what
-/// [`super::level`] knows) asks for less.
+/// The best unit, found once; `None`: bf16 is widened to f32. `TUNEBOOK_SIMD` (`avx512bf16`,
+/// `avx512`, and what [`super::level`] knows) asks for less.
 pub fn unit() -> Option<Unit> {
     static UNIT: OnceLock<Option<Unit>> = OnceLock::new();
     *UNIT.get_or_init(|| {
         let wish = std::env::var("TUNEBOOK_SIMD").unwrap_or_default();
-        if super::level() != Level::Avx512 || wish == "avx512" || !std::is_x86_feature_detected!("avx512bf16")
+        if super::level() != Level::Avx512
+            || wish == "avx512"
+            || !std::is_x86_feature_detected!("avx512bf16")
         {
             return None;
         }
-        Some(if wish != "avx512bf16" && has_amx() && permitted() { Unit::Amx } else { Unit::Avx512 })
+        Some(if wish != "avx512bf16" && has_amx() && permitted() {
+            Unit::Amx
+        } else {
+            Unit::Avx512
+        })
     })
 }
 
@@ -42,7 +50,8 @@ fn has_amx() -> bool {
     leaf.edx & BF16 != 0 && leaf.edx & TILE != 0
 }
 
-/// Asks Linux for the tiles' state, which a process does not have by itself. All threads started later or before get it.
+/// Asks Linux for the tiles' state, which a process does not have by itself. All threads started
+/// later or before get it.
 #[cfg(target_os = "linux")]
 fn permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
@@ -79,18 +88,21 @@ impl Tiles {
     /// Sets them up, where the unit has any.
     pub fn new(unit: Unit) -> Self {
         if unit == Unit::Amx {
-            // SAFETY: `unit` found the instructions and got the permission; the configuration is a valid one.
+            // SAFETY: `unit` found the instructions and got the permission; the configuration is a
+            // valid one.
             unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly)) };
         }
         Self(unit)
     }
 
-    /// `c = a · b (+ c)` for 32 x 32 results over `32 · steps` of depth. `a` points to two groups of 16 rows, `b` to two of 16 columns, each group
-    /// `PARTS · steps` KiB. In three parts what lies from `ahead` on is meanwhile brought into the second-level cache (any address will do), and where that
-    /// ended is returned.
+    /// `c = a · b (+ c)` for 32 x 32 results over `32 · steps` of depth. `a` points to two groups
+    /// of 16 rows, `b` to two of 16 columns, each group `PARTS · steps` KiB. In three parts what
+    /// lies from `ahead` on is meanwhile brought into the second-level cache (any address will do),
+    /// and where that ended is returned.
     ///
     /// # Safety
-    /// The pointers are valid for that, `c` for 32 rows of 32 values `ldc` apart. Three parts take AMX.
+    /// The pointers are valid for that, `c` for 32 rows of 32 values `ldc` apart. Three parts take
+    /// AMX.
     #[allow(clippy::too_many_arguments)]
     pub unsafe fn block<const PARTS: usize>(
         &self,
@@ -128,7 +140,8 @@ impl Drop for Tiles {
     }
 }
 
-/// Asks for the 32 x 32 results at `row` and `column` to come into the cache to be written, as far as they lie in the `m · n` ones.
+/// Asks for the 32 x 32 results at `row` and `column` to come into the cache to be written, as far
+/// as they lie in the `m · n` ones.
 pub fn prefetch_block(c: Shared, (m, n): (usize, usize), (row, column): (usize, usize)) {
     for row in row..(row + 32).min(m) {
         // SAFETY: the place lies in the results, and a prefetch neither reads nor writes.
@@ -157,12 +170,17 @@ impl Side {
     /// The same operand from so many steps of depth on.
     fn after(self, steps: usize) -> Self {
         let by = steps * self.step;
-        Self { first: self.first.wrapping_byte_add(by), second: self.second.wrapping_byte_add(by), ..self }
+        Self {
+            first: self.first.wrapping_byte_add(by),
+            second: self.second.wrapping_byte_add(by),
+            ..self
+        }
     }
 }
 
-/// `c = a · b (+ c)` for 32 x 32 results over `32 · steps` of depth. A tile of `a` has 16 rows of 32 values, a tile of `b` 16 rows of 16 pairs,
-/// a pair being two neighbours along the depth. Rows of `c` lie `ldc` apart.
+/// `c = a · b (+ c)` for 32 x 32 results over `32 · steps` of depth. A tile of `a` has 16 rows of
+/// 32 values, a tile of `b` 16 rows of 16 pairs, a pair being two neighbours along the depth. Rows
+/// of `c` lie `ldc` apart.
 #[derive(Clone, Copy)]
 pub struct Product {
     /// Left side.
@@ -179,12 +197,14 @@ pub struct Product {
     pub add: bool,
 }
 
-// Tile registers are not the compiler's: what one piece of assembly leaves in them the next one finds.
+// Tile registers are not the compiler's: what one piece of assembly leaves in them the next one
+// finds.
 impl Product {
     /// Of operands in one part.
     ///
     /// # Safety
-    /// The processor has AMX and this thread's [`Tiles`] are set up for it; the pointers are valid for the shapes.
+    /// The processor has AMX and this thread's [`Tiles`] are set up for it; the pointers are valid
+    /// for the shapes.
     #[inline]
     pub unsafe fn compute(self) {
         let Self { mut a, mut b, steps: mut left, c, ldc, add } = self;
@@ -195,7 +215,8 @@ impl Product {
         unsafe {
             if add {
                 let below = c.add(16 * ldc);
-                // What is added to is loaded between the first step's products: they wait for less (244 and 190 cycles for two steps).
+                // What is added to is loaded between the first step's products: they wait for less
+                // (244 and 190 cycles for two steps).
                 asm!(
                     "tileloadd tmm4, [{a} + {ar}]",
                     "tileloadd tmm6, [{b} + {br}]",
@@ -244,8 +265,9 @@ impl Product {
         }
     }
 
-    /// Of operands in three parts, a KiB apart: those six of the nine products that reach into the 24 bits of an f32, small ones first. The next 832 bytes
-    /// from `ahead` on are asked for with each step; where that ended is returned.
+    /// Of operands in three parts, a KiB apart: those six of the nine products that reach into the
+    /// 24 bits of an f32, small ones first. The next 832 bytes from `ahead` on are asked for with
+    /// each step; where that ended is returned.
     ///
     /// # Safety
     /// As [`Product::compute`].
@@ -354,9 +376,17 @@ impl Product {
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn avx512_block(a: *const u16, b: *const u16, steps: usize, c: *mut f32, ldc: usize, add: bool) {
+unsafe fn avx512_block(
+    a: *const u16,
+    b: *const u16,
+    steps: usize,
+    c: *mut f32,
+    ldc: usize,
+    add: bool,
+) {
     const ROWS: usize = 8;
-    // SAFETY: the caller's promise. The types of bf16 vectors and of integer vectors have one layout.
+    // SAFETY: the caller's promise. The types of bf16 vectors and of integer vectors have one
+    // layout.
     unsafe {
         for from in (0..32).step_by(ROWS) {
             let a = a.add(from / 16 * 512 * steps + from % 16 * 32).cast::<i32>();
@@ -395,10 +425,12 @@ unsafe fn avx512_block(a: *const u16, b: *const u16, steps: usize, c: *mut f32, 
     }
 }
 
-/// Packs up to sixteen columns whose elements lie as rows: column `i` begins at `from + i · ld`. In `out` the parts of a step lie one behind the other, a KiB each.
+/// Packs up to sixteen columns whose elements lie as rows: column `i` begins at `from + i · ld`. In
+/// `out` the parts of a step lie one behind the other, a KiB each.
 ///
 /// # Safety
-/// AVX512-BF16 is there; `from` spans `columns` runs of `depth` values, `out` `PARTS` KiB for each 32 of depth.
+/// AVX512-BF16 is there; `from` spans `columns` runs of `depth` values, `out` `PARTS` KiB for each
+/// 32 of depth.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn pack_runs<T: Element, const PARTS: usize>(
     from: *const T,
@@ -490,7 +522,10 @@ pub unsafe fn pack_left<const PARTS: usize>(
                     [_mm512_setzero_si512(); PARTS]
                 };
                 for (part, values) in parts.into_iter().enumerate() {
-                    _mm512_storeu_si512(out.add(512 * (step * PARTS + part) + 32 * i).cast(), values);
+                    _mm512_storeu_si512(
+                        out.add(512 * (step * PARTS + part) + 32 * i).cast(),
+                        values,
+                    );
                 }
             }
         }
@@ -516,7 +551,9 @@ pub unsafe fn pack_left_turned<const PARTS: usize>(
         let alpha = _mm512_set1_ps(alpha);
         for step in 0..depth.div_ceil(32) {
             let mut squares = [[_mm512_setzero_ps(); 16]; 2];
-            for (p, values) in squares.as_flattened_mut().iter_mut().enumerate().take(depth - 32 * step) {
+            for (p, values) in
+                squares.as_flattened_mut().iter_mut().enumerate().take(depth - 32 * step)
+            {
                 *values = _mm512_maskz_loadu_ps(mask, from.add((32 * step + p) * ld));
                 *values = _mm512_mul_ps(*values, alpha);
             }
@@ -526,14 +563,18 @@ pub unsafe fn pack_left_turned<const PARTS: usize>(
             let [low, high] = squares;
             for (i, (low, high)) in low.into_iter().zip(high).enumerate() {
                 for (part, values) in split::<PARTS>([low, high]).into_iter().enumerate() {
-                    _mm512_storeu_si512(out.add(512 * (step * PARTS + part) + 32 * i).cast(), values);
+                    _mm512_storeu_si512(
+                        out.add(512 * (step * PARTS + part) + 32 * i).cast(),
+                        values,
+                    );
                 }
             }
         }
     }
 }
 
-/// 32 values as sums of `PARTS` values of bf16 each: the nearest one, the nearest one to what that leaves, and so on. Three parts hold all 24 bits.
+/// 32 values as sums of `PARTS` values of bf16 each: the nearest one, the nearest one to what that
+/// leaves, and so on. Three parts hold all 24 bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn split<const PARTS: usize>([mut low, mut high]: [__m512; 2]) -> [__m512i; PARTS] {
@@ -542,8 +583,9 @@ fn split<const PARTS: usize>([mut low, mut high]: [__m512; 2]) -> [__m512i; PART
         // SAFETY: both types are 512 bits.
         *part = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) };
         if i + 1 < PARTS {
-            let wide =
-                |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+            let wide = |half: __m256i| {
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+            };
             low = _mm512_sub_ps(low, wide(_mm512_castsi512_si256(*part)));
             high = _mm512_sub_ps(high, wide(_mm512_extracti64x4_epi64::<1>(*part)));
         }
@@ -557,37 +599,54 @@ pub trait Element: Copy {
     ///
     /// # Safety
     /// AVX512-BF16 is there and `at` spans `count` values.
-    unsafe fn load<const PARTS: usize>(at: *const Self, count: usize, alpha: f32) -> [__m512i; PARTS];
+    unsafe fn load<const PARTS: usize>(
+        at: *const Self,
+        count: usize,
+        alpha: f32,
+    ) -> [__m512i; PARTS];
 
     /// Up to 16 values of each of two rows, one row behind the other; zeros for none.
     ///
     /// # Safety
     /// AVX512-BF16 is there and each row spans `count` values.
-    unsafe fn load_two<const PARTS: usize>(rows: [Option<*const Self>; 2], count: usize) -> [__m512i; PARTS];
+    unsafe fn load_two<const PARTS: usize>(
+        rows: [Option<*const Self>; 2],
+        count: usize,
+    ) -> [__m512i; PARTS];
 }
 
 impl Element for f32 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn load<const PARTS: usize>(at: *const Self, count: usize, alpha: f32) -> [__m512i; PARTS] {
+    unsafe fn load<const PARTS: usize>(
+        at: *const Self,
+        count: usize,
+        alpha: f32,
+    ) -> [__m512i; PARTS] {
         let mask = ((1u64 << count.min(32)) - 1) as u32;
         let alpha = _mm512_set1_ps(alpha);
         // SAFETY: the caller's promise; masked lanes are not read.
         unsafe {
             let low = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask as u16, at), alpha);
-            let high = _mm512_mul_ps(_mm512_maskz_loadu_ps((mask >> 16) as u16, at.wrapping_add(16)), alpha);
+            let high = _mm512_mul_ps(
+                _mm512_maskz_loadu_ps((mask >> 16) as u16, at.wrapping_add(16)),
+                alpha,
+            );
             split([low, high])
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn load_two<const PARTS: usize>(rows: [Option<*const Self>; 2], count: usize) -> [__m512i; PARTS] {
+    unsafe fn load_two<const PARTS: usize>(
+        rows: [Option<*const Self>; 2],
+        count: usize,
+    ) -> [__m512i; PARTS] {
         let mask = ((1u32 << count.min(16)) - 1) as u16;
         // SAFETY: as in `load`.
-        split(
-            rows.map(|row| row.map_or(_mm512_setzero_ps(), |at| unsafe { _mm512_maskz_loadu_ps(mask, at) })),
-        )
+        split(rows.map(|row| {
+            row.map_or(_mm512_setzero_ps(), |at| unsafe { _mm512_maskz_loadu_ps(mask, at) })
+        }))
     }
 }
 
@@ -605,10 +664,16 @@ impl Element for half::bf16 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn load_two<const PARTS: usize>(rows: [Option<*const Self>; 2], count: usize) -> [__m512i; PARTS] {
+    unsafe fn load_two<const PARTS: usize>(
+        rows: [Option<*const Self>; 2],
+        count: usize,
+    ) -> [__m512i; PARTS] {
         // SAFETY: as in `load`.
         let [low, high] = rows.map(|row| {
-            row.map_or(_mm512_setzero_si512(), |at| unsafe { Self::load::<1>(at, count.min(16), 1.) }[0])
+            row.map_or(
+                _mm512_setzero_si512(),
+                |at| unsafe { Self::load::<1>(at, count.min(16), 1.) }[0],
+            )
         });
         let mut parts = [_mm512_setzero_si512(); PARTS];
         parts[0] = _mm512_inserti64x4::<1>(low, _mm512_castsi512_si256(high));

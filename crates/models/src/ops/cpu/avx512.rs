@@ -1,9 +1,9 @@
 //! The AVX-512 micro-kernel of the f32 matrix product and the packing that feeds it.
 //!
-//! A block of `MR` rows and `16·NV` columns of the result stays in registers for the whole depth; A is read in place
-//! (its elements are broadcast), B comes in panels. 8 x 48 and 12 x 32 both use 24 of the 32 registers and keep the
-//! FMA unit busy (predicted 96 % of its peak, measured 95–98 % on Zen 4: 105–110 GFLOP/s of 112 a core); 14 x 32
-//! spills and halves the speed.
+//! A block of `MR` rows and `16·NV` columns of the result stays in registers for the whole depth; A
+//! is read in place (its elements are broadcast), B comes in panels. 8 x 48 and 12 x 32 both use 24
+//! of the 32 registers and keep the FMA unit busy (predicted 96 % of its peak, measured 95–98 % on
+//! Zen 4: 105–110 GFLOP/s of 112 a core); 14 x 32 spills and halves the speed.
 
 use std::arch::x86_64::*;
 
@@ -31,7 +31,8 @@ pub struct Block {
     pub b_rows: usize,
     /// Factor on the product.
     pub alpha: f32,
-    /// What is added: null for nothing, the result itself to accumulate, a bias with `start_rows` 0.
+    /// What is added: null for nothing, the result itself to accumulate, a bias with `start_rows`
+    /// 0.
     pub start: *const f32,
     /// From a row of `start` to the next.
     pub start_rows: usize,
@@ -48,8 +49,8 @@ unsafe fn kernel<const MR: usize, const NV: usize>(
     ldc: usize,
     last: u16,
 ) {
-    // SAFETY: the caller of `product` vouches for every address that rows, columns and depth span; the last vector
-    // of a row is masked.
+    // SAFETY: the caller of `product` vouches for every address that rows, columns and depth span;
+    // the last vector of a row is masked.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); NV]; MR];
         let mut a = block.a.add(row * block.a_rows);
@@ -110,8 +111,8 @@ unsafe fn rows<const MR: usize, const NV: usize>(
     row
 }
 
-/// `c = Σ alpha · a · b + start` for `m` rows and `n ≤ 48` columns: the blocks follow one another, and while one is
-/// being added to, its part of `c` is in the first-level cache.
+/// `c = Σ alpha · a · b + start` for `m` rows and `n ≤ 48` columns: the blocks follow one another,
+/// and while one is being added to, its part of `c` is in the first-level cache.
 ///
 /// # Safety
 /// The processor has AVX-512 (see [`available`]); every pointer is valid for what the shapes span.
@@ -157,7 +158,8 @@ pub unsafe fn pack_transposed(
     out: *mut f32,
     width: usize,
 ) {
-    // SAFETY: the caller's promise; whole 16 x 16 squares go through registers, what is left one by one.
+    // SAFETY: the caller's promise; whole 16 x 16 squares go through registers, what is left one by
+    // one.
     unsafe {
         let mut column = 0;
         while column < columns {
@@ -233,7 +235,8 @@ fn exp(x: __m512) -> __m512 {
     _mm512_scalef_ps(value, n)
 }
 
-/// See [`exp_sum`](super::math::exp_sum): with fused multiplications a third of the instructions of its plain form.
+/// See [`exp_sum`](super::math::exp_sum): with fused multiplications a third of the instructions of
+/// its plain form.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -259,7 +262,10 @@ pub unsafe fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
             sums[0] = _mm512_mask_add_ps(sums[0], mask, sums[0], power);
         }
     }
-    _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])))
+    _mm512_reduce_add_ps(_mm512_add_ps(
+        _mm512_add_ps(sums[0], sums[1]),
+        _mm512_add_ps(sums[2], sums[3]),
+    ))
 }
 
 /// The lanes of vector `index` that lie in `from..to`.
@@ -269,8 +275,9 @@ pub(super) fn lanes(index: usize, from: usize, to: usize) -> __mmask16 {
     below(to) & !below(from)
 }
 
-/// See [`softmax_step`](super::super::attention), which this is in intrinsics: a maximum over floats and a polynomial
-/// without fused multiplications do not come out well of plain loops (a third of attention's time at 2048 tokens).
+/// See [`softmax_step`](super::super::attention), which this is in intrinsics: a maximum over
+/// floats and a polynomial without fused multiplications do not come out well of plain loops (a
+/// third of attention's time at 2048 tokens).
 ///
 /// # Safety
 /// The processor has AVX-512; `scores` holds `keys` values, rounded up to sixteen.
@@ -307,7 +314,8 @@ pub unsafe fn softmax_step(
     }
 }
 
-/// The backward pass of a query's softmax over one tile: scores become weights, the weights' gradients the scores'.
+/// The backward pass of a query's softmax over one tile: scores become weights, the weights'
+/// gradients the scores'.
 ///
 /// # Safety
 /// The processor has AVX-512; both hold `keys` values, rounded up to sixteen.
@@ -323,7 +331,8 @@ pub unsafe fn softmax_backward(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let (log_sum, along, scale) = (_mm512_set1_ps(log_sum), _mm512_set1_ps(along), _mm512_set1_ps(scale));
+        let (log_sum, along, scale) =
+            (_mm512_set1_ps(log_sum), _mm512_set1_ps(along), _mm512_set1_ps(scale));
         for index in 0..keys.div_ceil(16) {
             let (weight, slope) = (weights.add(16 * index), slopes.add(16 * index));
             let seen = lanes(index, from, to);

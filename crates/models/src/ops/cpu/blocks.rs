@@ -1,11 +1,13 @@
 //! The right side of a product, kept in quantised blocks: what packs a panel dequantises it.
 //!
-//! Q4_0, Q4_1, Q8_0 and NF4 go through registers, sixteen values at a time, straight into the panel; a block of these types is made of such
-//! groups, so any panel that begins at a multiple of sixteen can be packed. The other types are decoded by candle, a stretch of rows at a time. The values are those of
-//! dequantising first, bit for bit, so the products are, too.
+//! Q4_0, Q4_1, Q8_0 and NF4 go through registers, sixteen values at a time, straight into the
+//! panel; a block of these types is made of such groups, so any panel that begins at a multiple of
+//! sixteen can be packed. The other types are decoded by candle, a stretch of rows at a time. The
+//! values are those of dequantising first, bit for bit, so the products are, too.
 //!
-//! Predicted at 512 rows of A: a panel's value meets 512 multiplications (16 cycles), dequantising and turning it takes less than one. Measured: a
-//! LoRA step of SmolLM2-135M at 4 x 128 tokens takes as much processor time over Q4_1 as over f32 (3.17 and 3.19 s on a busy machine; less
+//! Predicted at 512 rows of A: a panel's value meets 512 multiplications (16 cycles), dequantising
+//! and turning it takes less than one. Measured: a LoRA step of SmolLM2-135M at 4 x 128 tokens
+//! takes as much processor time over Q4_1 as over f32 (3.17 and 3.19 s on a busy machine; less
 //! memory is read), with a peak of 822 MB in place of 1265.
 
 use std::cell::RefCell;
@@ -96,8 +98,9 @@ impl<'a> BlockMat<'a> {
     /// Packs columns into a panel: `out[row · width + column]`.
     ///
     /// # Safety
-    /// The processor has AVX-512; `out` has room for `rows · width` values, `width` being the columns rounded up to sixteen. What is not
-    /// turned begins at a multiple of sixteen and [packs anywhere](Self::packs_anywhere).
+    /// The processor has AVX-512; `out` has room for `rows · width` values, `width` being the
+    /// columns rounded up to sixteen. What is not turned begins at a multiple of sixteen and [packs
+    /// anywhere](Self::packs_anywhere).
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub(super) unsafe fn pack(&self, cols: std::ops::Range<usize>, out: *mut f32, width: usize) {
@@ -116,12 +119,18 @@ impl<'a> BlockMat<'a> {
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn pack_groups<G: simd::Groups>(&self, cols: std::ops::Range<usize>, out: *mut f32, width: usize) {
+    unsafe fn pack_groups<G: simd::Groups>(
+        &self,
+        cols: std::ops::Range<usize>,
+        out: *mut f32,
+        width: usize,
+    ) {
         use std::arch::x86_64::{_mm512_setzero_ps, _mm512_storeu_ps};
         let row_bytes = self.source.format().row_bytes(self.source.dims()[1]);
         let blocks = self.source.blocks();
         let row = |row: usize| blocks[(self.first_row + row) * row_bytes..][..row_bytes].as_ptr();
-        // SAFETY: groups lie inside their rows, which are whole blocks; the caller gave room for the rest.
+        // SAFETY: groups lie inside their rows, which are whole blocks; the caller gave room for
+        // the rest.
         unsafe {
             if !self.turned {
                 for p in 0..self.stored_rows {
@@ -141,7 +150,8 @@ impl<'a> BlockMat<'a> {
                 while p < self.stored_cols {
                     let mut square = [_mm512_setzero_ps(); 16];
                     for (i, values) in square.iter_mut().enumerate().take(cols.len() - column) {
-                        *values = G::sixteen(row(cols.start + column + i), (self.first_col + p) / 16);
+                        *values =
+                            G::sixteen(row(cols.start + column + i), (self.first_col + p) / 16);
                     }
                     super::avx512::transpose(&mut square);
                     for (i, values) in square.iter().enumerate().take(self.stored_cols - p) {
@@ -168,7 +178,11 @@ impl<'a> BlockMat<'a> {
             while column < cols.len() {
                 let count = 16.min(cols.len() - column);
                 for (i, values) in buffer.chunks_exact_mut(depth.max(1)).enumerate().take(count) {
-                    self.source.row_into(self.first_row + cols.start + column + i, self.first_col, values);
+                    self.source.row_into(
+                        self.first_row + cols.start + column + i,
+                        self.first_col,
+                        values,
+                    );
                 }
                 // SAFETY: the caller gave room; the buffer holds `count` rows of `depth`.
                 unsafe {
@@ -251,7 +265,8 @@ mod simd {
             // SAFETY: the caller's promise.
             unsafe {
                 let block = row.add(index / 2 * 18);
-                let codes = _mm512_sub_epi32(nibbles(block.add(2), index % 2 == 1), _mm512_set1_epi32(8));
+                let codes =
+                    _mm512_sub_epi32(nibbles(block.add(2), index % 2 == 1), _mm512_set1_epi32(8));
                 _mm512_mul_ps(_mm512_cvtepi32_ps(codes), half(block))
             }
         }

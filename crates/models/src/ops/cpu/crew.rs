@@ -1,11 +1,14 @@
-//! Threads that loops of the operations are divided among: the calling one and helpers that stay awake between loops.
+//! Threads that loops of the operations are divided among: the calling one and helpers that stay
+//! awake between loops.
 //!
-//! A training step is some hundreds of loops of a millisecond or less with little between them. Handing each to rayon's pool wakes
-//! threads twice a loop, puts the calling thread to sleep meanwhile, and wakes it again; here the calling thread works, too, and the helpers
-//! look for the next loop for a while before they sleep. (What was predicted and measured stands in `HOW_IT_WORKS.md`.)
+//! A training step is some hundreds of loops of a millisecond or less with little between them.
+//! Handing each to rayon's pool wakes threads twice a loop, puts the calling thread to sleep
+//! meanwhile, and wakes it again; here the calling thread works, too, and the helpers look for the
+//! next loop for a while before they sleep. (What was predicted and measured stands in
+//! `HOW_IT_WORKS.md`.)
 //!
-//! One loop runs at a time: a caller that finds the helpers at work for somebody else divides its loop by rayon, and a loop
-//! inside a loop runs where it is.
+//! One loop runs at a time: a caller that finds the helpers at work for somebody else divides its
+//! loop by rayon, and a loop inside a loop runs where it is.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -22,7 +25,8 @@ use rayon::prelude::*;
 
 /// How long a helper looks for the next loop before it goes to sleep.
 const AWAKE: Duration = Duration::from_millis(2);
-/// How long who waits keeps its core to itself. After it, others may run between two looks: the machine may have more to do than this.
+/// How long who waits keeps its core to itself. After it, others may run between two looks: the
+/// machine may have more to do than this.
 const ALONE: Duration = Duration::from_micros(50);
 /// Pieces for each thread that a loop over many small items is cut into.
 const PIECES: usize = 12;
@@ -105,8 +109,9 @@ struct Crew {
     call: Condvar,
 }
 
-// SAFETY: `work` is written by the caller that has taken the crew while the loop is closed and nobody is inside, and read by helpers inside an
-// open loop only. What it points to is `Sync` and outlives the loop: `divide` returns when nobody is inside any more.
+// SAFETY: `work` is written by the caller that has taken the crew while the loop is closed and
+// nobody is inside, and read by helpers inside an open loop only. What it points to is `Sync` and
+// outlives the loop: `divide` returns when nobody is inside any more.
 unsafe impl Sync for Crew {}
 // SAFETY: as above.
 unsafe impl Send for Crew {}
@@ -115,8 +120,10 @@ fn crew() -> &'static Crew {
     static CREW: OnceLock<Crew> = OnceLock::new();
     CREW.get_or_init(|| {
         for helper in 1..threads() {
-            // With fewer helpers, or none, loops take longer and are the same. (A helper waits here for the crew to be there.)
-            let _ = thread::Builder::new().name(format!("tunebook-{helper}")).spawn(|| crew().help());
+            // With fewer helpers, or none, loops take longer and are the same. (A helper waits here
+            // for the crew to be there.)
+            let _ =
+                thread::Builder::new().name(format!("tunebook-{helper}")).spawn(|| crew().help());
         }
         Crew {
             taken: AtomicBool::new(false),
@@ -136,7 +143,8 @@ impl Crew {
     /// The loop of a caller that has taken the crew.
     fn divide(&self, count: usize, task: &Task<'_>) {
         let work: *const Task<'_> = task;
-        // SAFETY: only the lifetime is changed; nobody uses the pointer after this function, see below.
+        // SAFETY: only the lifetime is changed; nobody uses the pointer after this function, see
+        // below.
         let work: *const Task<'static> = unsafe { std::mem::transmute(work) };
         self.next.store(0, Relaxed);
         // SAFETY: the last loop is closed and nobody is inside.
@@ -186,7 +194,8 @@ impl Crew {
             if turn % 2 == 1 && turn != seen {
                 self.inside.fetch_add(1, SeqCst);
                 if self.turn.load(SeqCst) == turn {
-                    // SAFETY: the loop is open, and this helper counted itself before it saw that: the caller waits for it.
+                    // SAFETY: the loop is open, and this helper counted itself before it saw that:
+                    // the caller waits for it.
                     if let Some((task, count)) = unsafe { *self.work.get() }
                         // SAFETY: as above.
                         && let Some(panic) = self.work_through(unsafe { &*task }, count)

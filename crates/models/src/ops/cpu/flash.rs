@@ -1,16 +1,21 @@
 //! Attention's tiles on AVX-512, in f32 or with products in bf16 and everything else in f32.
 //!
-//! Operands are made of 32-bit **units**: one f32, or two values of bf16 that are neighbours along the product's depth. The left side is read
-//! unit by unit and broadcast, the right side sixteen columns at a time; so one piece of code serves both, and a unit of bf16 is twice
-//! the arithmetic. A matrix is packed in the [`Form`] that its products read.
+//! Operands are made of 32-bit **units**: one f32, or two values of bf16 that are neighbours along
+//! the product's depth. The left side is read unit by unit and broadcast, the right side sixteen
+//! columns at a time; so one piece of code serves both, and a unit of bf16 is twice the arithmetic.
+//! A matrix is packed in the [`Form`] that its products read.
 //!
-//! Forward, a strip of four queries is scored against 64 keys, and between the pieces of that product come the powers of the strip before, which wait for one
-//! another but not for it. Powers are relative to the first scores that a query has seen, and to higher ones only when they threaten to leave f32's range: no strip
-//! looks for its maximum. (Predicted for bf16: 1190 cycles a strip, 1024 of them the products'; measured 1440 before and 1320 with both. In f32 3 %.)
-//! The same between the pieces of the backward pass gained nothing: its products keep the unit busy. There,
-//! the scores and the gradients of the weights are computed side by side, four keys against 32 queries, with the keys as
-//! rows: weights and slopes then lie as the products for dv and dk read them, and only the slopes are stored a second time for dq.
-//! Logarithms are to base 2, with the factor on the scores inside: `2^(c·s − log_sum)` is one fused multiplication and a polynomial.
+//! Forward, a strip of four queries is scored against 64 keys, and between the pieces of that
+//! product come the powers of the strip before, which wait for one another but not for it. Powers
+//! are relative to the first scores that a query has seen, and to higher ones only when they
+//! threaten to leave f32's range: no strip looks for its maximum. (Predicted for bf16: 1190 cycles
+//! a strip, 1024 of them the products'; measured 1440 before and 1320 with both. In f32 3 %.) The
+//! same between the pieces of the backward pass gained nothing: its products keep the unit busy.
+//! There, the scores and the gradients of the weights are computed side by side, four keys against
+//! 32 queries, with the keys as rows: weights and slopes then lie as the products for dv and dk
+//! read them, and only the slopes are stored a second time for dq. Logarithms are to base 2, with
+//! the factor on the scores inside: `2^(c·s − log_sum)` is one fused multiplication and a
+//! polynomial.
 
 use std::arch::x86_64::*;
 use std::iter::StepBy;
@@ -55,7 +60,8 @@ pub trait Unit: Copy + Send + Sync + 'static {
     /// AVX512-BF16 is there, and the room.
     unsafe fn store(to: *mut u32, values: [__m512; 2]);
 
-    /// Stores sixteen units each of two rows' values; where a unit is one value, nothing: rows serve as they are.
+    /// Stores sixteen units each of two rows' values; where a unit is one value, nothing: rows
+    /// serve as they are.
     ///
     /// # Safety
     /// As [`Unit::store`].
@@ -101,7 +107,8 @@ impl Unit for Full {
     unsafe fn store_pairs(_: *mut u32, _: [[__m512; 2]; 2]) {}
 }
 
-/// Sixteen values of one vector of bf16 beside those of another: lane `i` takes word `i/2` of the first (even) or second (odd).
+/// Sixteen values of one vector of bf16 beside those of another: lane `i` takes word `i/2` of the
+/// first (even) or second (odd).
 static EVEN_ODD: [[u16; 32]; 2] = {
     let mut words = [[0; 32]; 2];
     let mut i = 0;
@@ -132,8 +139,10 @@ impl Unit for Half {
     unsafe fn multiply(sum: __m512, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the types of float vectors and of bf16 vectors have one layout.
         unsafe {
-            let (a, b) =
-                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            let (a, b) = (
+                std::mem::transmute::<__m512, __m512bh>(a),
+                std::mem::transmute::<__m512, __m512bh>(b),
+            );
             _mm512_dpbf16_ps(sum, a, b)
         }
     }
@@ -143,7 +152,8 @@ impl Unit for Half {
     unsafe fn store(to: *mut u32, values: [__m512; 2]) {
         // SAFETY: the caller's promise.
         unsafe {
-            let words = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values[1], values[0]));
+            let words =
+                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values[1], values[0]));
             _mm512_storeu_si512(to.cast(), words);
         }
     }
@@ -171,7 +181,8 @@ impl Unit for Half {
 pub enum Form {
     /// Row by row, units along `d`: a left side of depth `d`.
     Rows,
-    /// `[units of d][width rows]` for each `width` rows: a right side of depth `d` whose columns are the rows.
+    /// `[units of d][width rows]` for each `width` rows: a right side of depth `d` whose columns
+    /// are the rows.
     Columns {
         /// Rows side by side.
         width: usize,
@@ -187,7 +198,8 @@ pub const fn padded(d: usize) -> usize {
     d.next_multiple_of(32)
 }
 
-/// Units that `rows` rows of `d` values take in any form; the rows of [`Form::Columns`] come in whole widths.
+/// Units that `rows` rows of `d` values take in any form; the rows of [`Form::Columns`] come in
+/// whole widths.
 pub const fn packed_units<U: Unit>(rows: usize, d: usize) -> usize {
     rows * padded(d) / U::VALUES
 }
@@ -195,8 +207,8 @@ pub const fn packed_units<U: Unit>(rows: usize, d: usize) -> usize {
 /// Packs rows `stride` apart; rows from `rows` up to `whole` become zeros.
 ///
 /// # Safety
-/// AVX512-BF16 is there; `from` spans the rows; `to` has room for [`packed_units`] of `whole` rows; `whole` is a multiple of 16 (of the width
-/// for columns, of [`KEYS`] for what is turned).
+/// AVX512-BF16 is there; `from` spans the rows; `to` has room for [`packed_units`] of `whole` rows;
+/// `whole` is a multiple of 16 (of the width for columns, of [`KEYS`] for what is turned).
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn pack<U: Unit>(
     form: Form,
@@ -208,7 +220,8 @@ pub unsafe fn pack<U: Unit>(
 ) {
     let wide = padded(d);
     let units = wide / U::VALUES;
-    // SAFETY: the caller's promise: rows inside `rows` are read as far as `d`, all others are zeros.
+    // SAFETY: the caller's promise: rows inside `rows` are read as far as `d`, all others are
+    // zeros.
     unsafe {
         let load = |row: usize, unit: usize| {
             let value = unit * U::VALUES;
@@ -284,7 +297,10 @@ pub unsafe fn pack<U: Unit>(
                         for (j, square) in squares.iter_mut().enumerate() {
                             transpose(square);
                             for (i, values) in square.iter().enumerate() {
-                                _mm512_storeu_ps(to.add((column + 16 * j + i) * units).cast(), *values);
+                                _mm512_storeu_ps(
+                                    to.add((column + 16 * j + i) * units).cast(),
+                                    *values,
+                                );
                             }
                         }
                     }
@@ -301,13 +317,16 @@ fn exp2(x: __m512, seen: __mmask16) -> __m512 {
     let n = _mm512_roundscale_ps::<0>(x);
     let r = _mm512_sub_ps(x, n);
     let mut p = _mm512_set1_ps(1.535_336_2e-4);
-    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, std::f32::consts::LN_2, 1.] {
+    for c in
+        [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, std::f32::consts::LN_2, 1.]
+    {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     }
     _mm512_maskz_scalef_ps(seen, p, n)
 }
 
-/// The left side of a product: the first unit, from a row to the next, from a unit of depth to the next.
+/// The left side of a product: the first unit, from a row to the next, from a unit of depth to the
+/// next.
 type Left = (*const u32, usize, usize);
 
 /// `sums += left · right`: the right side has `16 · NV` columns, its rows `step` units apart.
@@ -328,7 +347,8 @@ unsafe fn multiply<U: Unit, const MR: usize, const NV: usize>(
                 *column = _mm512_loadu_ps(right.add(16 * j).cast());
             }
             for (i, sums) in sums.iter_mut().enumerate() {
-                let value = _mm512_castsi512_ps(_mm512_set1_epi32(left.add(i * row).read().cast_signed()));
+                let value =
+                    _mm512_castsi512_ps(_mm512_set1_epi32(left.add(i * row).read().cast_signed()));
                 for (sum, column) in sums.iter_mut().zip(columns) {
                     *sum = U::multiply(*sum, value, column);
                 }
@@ -398,20 +418,23 @@ pub trait Kernel {
     type Unit: Unit;
     /// How [`Keys::depth`] is packed.
     const KEYS_FOR_DQ: Form;
-    /// Keys that the backward pass goes through at a time, whole tiles: what is packed of them and their gradients stay in the second-level cache.
+    /// Keys that the backward pass goes through at a time, whole tiles: what is packed of them and
+    /// their gradients stay in the second-level cache.
     const STRETCH: usize;
 
     /// Units of scratch that [`Kernel::forward`] needs.
     fn forward_scratch(d: usize) -> usize;
 
-    /// The results of a block of queries, at most [`FORWARD_QUERIES`], and the logarithms of their softmax's denominators (to base 2, infinite for a
-    /// query without keys).
+    /// The results of a block of queries, at most [`FORWARD_QUERIES`], and the logarithms of their
+    /// softmax's denominators (to base 2, infinite for a query without keys).
     ///
-    /// `keys` are packed as [`Form::Columns`] of [`KEYS`], `values` as [`Form::Depth`], both up to a whole tile.
+    /// `keys` are packed as [`Form::Columns`] of [`KEYS`], `values` as [`Form::Depth`], both up to
+    /// a whole tile.
     ///
     /// # Safety
-    /// The processor has what the kernel is made of; `q` and `y` span the queries, the packed operands every tile that they see, `scratch` has
-    /// [`Kernel::forward_scratch`] units and is aligned to 64 bytes.
+    /// The processor has what the kernel is made of; `q` and `y` span the queries, the packed
+    /// operands every tile that they see, `scratch` has [`Kernel::forward_scratch`] units and is
+    /// aligned to 64 bytes.
     unsafe fn forward(
         queries: &Queries,
         q: *const f32,
@@ -425,8 +448,9 @@ pub trait Kernel {
     /// Units of scratch that [`Kernel::backward`] needs.
     fn backward_scratch(d: usize) -> usize;
 
-    /// Adds the gradients that a block of queries, packed by [`pack_queries`], gives with the keys in `range` (whole tiles): of q, and of keys and
-    /// values to rows of [`padded`] values that are [`KEYS`]-wise whole, where keys' come without the factor on the scores.
+    /// Adds the gradients that a block of queries, packed by [`pack_queries`], gives with the keys
+    /// in `range` (whole tiles): of q, and of keys and values to rows of [`padded`] values that are
+    /// [`KEYS`]-wise whole, where keys' come without the factor on the scores.
     ///
     /// `along` is `y · dy` of each query, `log_sums` what [`Kernel::forward`] gave.
     ///
@@ -501,7 +525,10 @@ impl<U: Unit> Kernel for U {
                 let mut found = [_mm512_setzero_ps(); STRIP];
                 let mut raise = |part: usize| {
                     let i = part / 2;
-                    found[i] = _mm512_add_ps(found[i], now.raise::<U>(part, c, shifts[i], &seen[i], weights));
+                    found[i] = _mm512_add_ps(
+                        found[i],
+                        now.raise::<U>(part, c, shifts[i], &seen[i], weights),
+                    );
                 };
                 next = Strip { row: strip.row + STRIP, ..strip }.or_after(queries, tiles.end);
                 match next {
@@ -511,7 +538,10 @@ impl<U: Unit> Kernel for U {
                 let out = out.add(strip.row * wide);
                 let sums = sums.add(strip.row * 16);
                 // Not below the limit: no number, either.
-                let all = _mm512_add_ps(_mm512_add_ps(found[0], found[1]), _mm512_add_ps(found[2], found[3]));
+                let all = _mm512_add_ps(
+                    _mm512_add_ps(found[0], found[1]),
+                    _mm512_add_ps(found[2], found[3]),
+                );
                 if _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(all, _mm512_set1_ps(LIMIT)) != 0 {
                     found = raise_again::<U>(now, &seen, c, shifts, (out, wide), sums, weights);
                 }
@@ -559,14 +589,16 @@ impl<U: Unit> Kernel for U {
             let [q_columns, dy_columns, q_depth, dy_depth] = parts::<U>(packed, d);
             let sum: *mut f32 = scratch.cast();
             let square = KEYS * BLOCK / U::VALUES;
-            let [weights, slopes, pairs] = [0, 1, 2].map(|i| scratch.add(BLOCK * wide + i * square));
+            let [weights, slopes, pairs] =
+                [0, 1, 2].map(|i| scratch.add(BLOCK * wide + i * square));
             // Where a unit is one value, the slopes' rows are a right form for dq as they are.
             let pairs = if U::VALUES == 1 { slopes } else { pairs };
             sum.write_bytes(0, BLOCK * wide);
             let end = count.next_multiple_of(32);
             for tile in tiles {
-                let open =
-                    queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
+                let open = queries.last + 1 >= tile + KEYS
+                    && queries.first[count - 1] <= tile
+                    && count == BLOCK;
                 // The first query that sees a key, rounded down to what is computed together.
                 let begin = |key: usize| (tile + key).saturating_sub(queries.last) / 32 * 32;
                 for key in (0..KEYS).step_by(ROWS) {
@@ -589,8 +621,10 @@ impl<U: Unit> Kernel for U {
                             let first = _mm512_loadu_si512(numbers.first.as_ptr().add(at).cast());
                             let last = _mm512_loadu_si512(numbers.last.as_ptr().add(at).cast());
                             for i in 0..ROWS {
-                                let mut power =
-                                    exp2(_mm512_fmsub_ps(scores[i][j], _mm512_set1_ps(c), log_sum), !0);
+                                let mut power = exp2(
+                                    _mm512_fmsub_ps(scores[i][j], _mm512_set1_ps(c), log_sum),
+                                    !0,
+                                );
                                 if !open {
                                     let number = _mm512_set1_epi32((tile + key + i) as i32);
                                     let mask = _mm512_cmple_epi32_mask(first, number)
@@ -607,7 +641,10 @@ impl<U: Unit> Kernel for U {
                             U::store(slopes.add(at), s[i]);
                         }
                         for i in (0..ROWS).step_by(2) {
-                            U::store_pairs(pairs.add((key + i) / 2 * BLOCK + half), [s[i], s[i + 1]]);
+                            U::store_pairs(
+                                pairs.add((key + i) / 2 * BLOCK + half),
+                                [s[i], s[i + 1]],
+                            );
                         }
                     }
                 }
@@ -655,13 +692,19 @@ pub const fn query_units<U: Unit>(d: usize) -> usize {
     4 * packed_units::<U>(BACKWARD_QUERIES, d)
 }
 
-/// Packs what the backward pass reads of a block of at most [`BACKWARD_QUERIES`] queries and of their gradients `dy`, once for all stretches of keys. (Packed for each
-/// stretch, a tenth of the backward pass in bf16 at 2048 tokens: the rows lie far apart.)
+/// Packs what the backward pass reads of a block of at most [`BACKWARD_QUERIES`] queries and of
+/// their gradients `dy`, once for all stretches of keys. (Packed for each stretch, a tenth of the
+/// backward pass in bf16 at 2048 tokens: the rows lie far apart.)
 ///
 /// # Safety
 /// AVX512-BF16 is there; `q` and `dy` span the queries, `to` has room for [`query_units`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn pack_queries<U: Unit>(queries: &Queries, q: *const f32, dy: *const f32, to: *mut u32) {
+pub unsafe fn pack_queries<U: Unit>(
+    queries: &Queries,
+    q: *const f32,
+    dy: *const f32,
+    to: *mut u32,
+) {
     const BLOCK: usize = BACKWARD_QUERIES;
     let (d, count) = (queries.d, queries.first.len());
     let part = packed_units::<U>(BLOCK, d);
@@ -722,7 +765,8 @@ impl Queries<'_> {
     }
 }
 
-/// What a block of queries reads backward, a number of each query. Those behind the last see no key.
+/// What a block of queries reads backward, a number of each query. Those behind the last see no
+/// key.
 pub(super) struct Numbers {
     pub(super) log_sums: [f32; BACKWARD_QUERIES],
     /// `y · dy`
@@ -747,8 +791,8 @@ impl Numbers {
     }
 }
 
-/// The end of a forward pass: `out` over its denominators to `y`, and their logarithms. Of each query there are sixteen partial `sums` of powers relative to its
-/// shift (to base 2).
+/// The end of a forward pass: `out` over its denominators to `y`, and their logarithms. Of each
+/// query there are sixteen partial `sums` of powers relative to its shift (to base 2).
 ///
 /// # Safety
 /// AVX-512 is there; the pointers span the queries.
@@ -776,7 +820,8 @@ pub(super) unsafe fn finish(
     }
 }
 
-/// In so many parts the scores of a strip are computed, and meanwhile the powers of the strip before.
+/// In so many parts the scores of a strip are computed, and meanwhile the powers of the strip
+/// before.
 const PARTS: usize = STRIP * TILE / 2;
 /// A power so high that the next might be none: the query's shift is chosen anew.
 const LIMIT: f32 = (1u64 << 40) as f32;
@@ -791,7 +836,8 @@ struct Strip {
 }
 
 impl Strip {
-    /// This strip, or the first after it whose queries see a key of its tile; tiles begin before `end`.
+    /// This strip, or the first after it whose queries see a key of its tile; tiles begin before
+    /// `end`.
     #[inline]
     fn or_after(mut self, queries: &Queries, end: usize) -> Option<Self> {
         loop {
@@ -854,8 +900,9 @@ impl Scores {
         _mm512_reduce_max_ps(most)
     }
 
-    /// The powers `2^(c·score − shift)` of one of [`PARTS`] of the scores, zeros where they are not `seen`: their sum, and they themselves as weights.
-    /// No closure inside: it would be called, and all registers stored around it.
+    /// The powers `2^(c·score − shift)` of one of [`PARTS`] of the scores, zeros where they are not
+    /// `seen`: their sum, and they themselves as weights. No closure inside: it would be called,
+    /// and all registers stored around it.
     ///
     /// # Safety
     /// AVX512-BF16 is there; `weights` has room for a strip.
@@ -884,7 +931,8 @@ impl Scores {
     }
 }
 
-/// The scores of a strip with a tile, in [`PARTS`]; after each something else gets its turn, whose operations the processor fits in between.
+/// The scores of a strip with a tile, in [`PARTS`]; after each something else gets its turn, whose
+/// operations the processor fits in between.
 ///
 /// # Safety
 /// AVX512-BF16 is there; `left` spans the strip's rows of `units`, `keys` the tile.
@@ -915,8 +963,9 @@ unsafe fn score<U: Unit>(
     }
 }
 
-/// Gives the queries that see keys for the first time a shift: the highest of these scores, to base 2. Powers of later scores are relative to it, whatever they
-/// are, until one is beyond [`LIMIT`].
+/// Gives the queries that see keys for the first time a shift: the highest of these scores, to
+/// base 2. Powers of later scores are relative to it, whatever they are, until one is beyond
+/// [`LIMIT`].
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn settle(scores: &Scores, seen: &[[__mmask16; TILE]; STRIP], c: f32, shifts: &mut [f32; STRIP]) {
@@ -928,7 +977,8 @@ fn settle(scores: &Scores, seen: &[[__mmask16; TILE]; STRIP], c: f32, shifts: &m
     }
 }
 
-/// The powers of a strip once more, relative to its highest scores if those are higher than the shifts so far; what was summed is brought to the new ones.
+/// The powers of a strip once more, relative to its highest scores if those are higher than the
+/// shifts so far; what was summed is brought to the new ones.
 ///
 /// # Safety
 /// As [`score`]; `out` has rows of so many values, `sums` sixteen of each query.
@@ -950,15 +1000,20 @@ unsafe fn raise_again<U: Unit>(
         unsafe {
             if shift > shifts[i] {
                 let factor = exp2(_mm512_set1_ps(shifts[i] - shift), !0);
-                for at in
-                    (0..wide).step_by(16).map(|column| out.add(i * wide + column)).chain([sums.add(16 * i)])
+                for at in (0..wide)
+                    .step_by(16)
+                    .map(|column| out.add(i * wide + column))
+                    .chain([sums.add(16 * i)])
                 {
                     _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), factor));
                 }
                 shifts[i] = shift;
             }
             for part in 2 * i..2 * i + 2 {
-                found[i] = _mm512_add_ps(found[i], scores.raise::<U>(part, c, shifts[i], &seen[i], weights));
+                found[i] = _mm512_add_ps(
+                    found[i],
+                    scores.raise::<U>(part, c, shifts[i], &seen[i], weights),
+                );
             }
         }
     }
@@ -976,7 +1031,8 @@ pub struct Keys {
     pub values: *const u32,
 }
 
-/// Two products side by side: [`ROWS`] rows of `depth` units against 32 columns of [`BACKWARD_QUERIES`].
+/// Two products side by side: [`ROWS`] rows of `depth` units against 32 columns of
+/// [`BACKWARD_QUERIES`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn multiply_two<U: Unit>(

@@ -1,18 +1,23 @@
 //! Attention's tiles with products on AMX: operands in bf16, sums, softmax and results in f32.
 //!
-//! The packed forms are those of [`flash`](super::flash) with units of two bf16: rows are tiles of a left side, columns and depths tiles of a right one, as
-//! they lie. Scores go through a buffer between the tile registers, which multiply, and the vectors, which take powers. The highest score is followed
-//! only when one passes it by [`HEADROOM`] powers of two, which leaves a comparison a query in place of a reduction. Products wait in a list and are put
-//! between pieces of the vectors' work ([`Pending`]), those of the next scores before the powers of these.
+//! The packed forms are those of [`flash`](super::flash) with units of two bf16: rows are tiles of
+//! a left side, columns and depths tiles of a right one, as they lie. Scores go through a buffer
+//! between the tile registers, which multiply, and the vectors, which take powers. The highest
+//! score is followed only when one passes it by [`HEADROOM`] powers of two, which leaves a
+//! comparison a query in place of a reduction. Products wait in a list and are put between pieces
+//! of the vectors' work ([`Pending`]), those of the next scores before the powers of these.
 //!
-//! Backward, dq is summed transposed: keys are then the left side (packed a third time, [`Form::Turned`]), and the slopes, stored as pairs of
-//! keys, the right one.
+//! Backward, dq is summed transposed: keys are then the left side (packed a third time,
+//! [`Form::Turned`]), and the slopes, stored as pairs of keys, the right one.
 //!
-//! Predicted for 64 queries and 64 keys of 64 values: 3500 cycles forward and 5000 to 7000 backward, most of them the vectors'. Measured (2 cores at 2.7 GHz,
-//! 2048 tokens, 9 heads): 6800 and 16700; with products as AVX512-BF16, which such processors run at the speed of f32, 38000 and 89000. While
-//! tiles are in use the second port for 512 bits stands still (128 multiplications and 4 products: 127 cycles, 63 and 62 alone), so a vector costs
-//! twice what was predicted; a short product waits for its operands (190 to 250 cycles for the 128 of its arithmetic). What helped: the
-//! list (forward 8.7 to 7.1 ms, backward nothing), a polynomial of degree 4 (7.1 to 6.0 and 17.0 to 15.5), loads between products (15.5 to 14.7).
+//! Predicted for 64 queries and 64 keys of 64 values: 3500 cycles forward and 5000 to 7000
+//! backward, most of them the vectors'. Measured (2 cores at 2.7 GHz, 2048 tokens, 9 heads): 6800
+//! and 16700; with products as AVX512-BF16, which such processors run at the speed of f32, 38000
+//! and 89000. While tiles are in use the second port for 512 bits stands still (128 multiplications
+//! and 4 products: 127 cycles, 63 and 62 alone), so a vector costs twice what was predicted; a
+//! short product waits for its operands (190 to 250 cycles for the 128 of its arithmetic). What
+//! helped: the list (forward 8.7 to 7.1 ms, backward nothing), a polynomial of degree 4 (7.1 to 6.0
+//! and 17.0 to 15.5), loads between products (15.5 to 14.7).
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -20,8 +25,8 @@ use std::ops::Range;
 use super::amx::{self, Product, Side, Tiles};
 use super::avx512::lanes;
 use super::flash::{
-    BACKWARD_QUERIES, FORWARD_QUERIES, Form, Half, KEYS, Kernel, Keys, Numbers, Queries, Unit, finish, pack,
-    packed_units, padded, parts,
+    BACKWARD_QUERIES, FORWARD_QUERIES, Form, Half, KEYS, Kernel, Keys, Numbers, Queries, Unit,
+    finish, pack, packed_units, padded, parts,
 };
 
 /// Queries (forward) or keys (backward) that are scored together: two tiles.
@@ -30,13 +35,18 @@ const STRIP: usize = 32;
 const PARTS: usize = 4;
 /// Bytes of a unit.
 const BYTES: usize = 4;
-/// A score may pass the one that powers are relative to by so many powers of two: sums of 2⁸ · keys are far from f32's end, and what is rounded
-/// to bf16 is as exact at 2⁸ as at 1.
+/// A score may pass the one that powers are relative to by so many powers of two: sums of 2⁸ · keys
+/// are far from f32's end, and what is rounded to bf16 is as exact at 2⁸ as at 1.
 const HEADROOM: f32 = 8.;
 
 /// A left side: rows `row` units apart.
 fn left(first: *const u32, row: usize) -> Side {
-    Side { first: first.cast(), second: first.wrapping_add(16 * row).cast(), row: row * BYTES, step: 64 }
+    Side {
+        first: first.cast(),
+        second: first.wrapping_add(16 * row).cast(),
+        row: row * BYTES,
+        step: 64,
+    }
 }
 
 /// A right side: sixteen columns and the next sixteen, units of depth `unit` units apart.
@@ -49,8 +59,8 @@ fn right(first: *const u32, unit: usize) -> Side {
     }
 }
 
-/// Products that wait to be put between the vectors' work, in their order. What they read lies still, and what they write is not touched, until they
-/// are done.
+/// Products that wait to be put between the vectors' work, in their order. What they read lies
+/// still, and what they write is not touched, until they are done.
 struct Pending {
     products: Vec<Product>,
     done: usize,
@@ -139,7 +149,8 @@ impl Kernel for Amx {
             pack::<Half>(Form::Rows, q, queries.stride, (count, strips * STRIP), d, packed);
             out.write_bytes(0, strips * STRIP * wide);
             sums.write_bytes(0, strips * STRIP * 16);
-            // A strip against a tile: the first query, the tile's first key, how many halves of the tile the strip sees anything of.
+            // A strip against a tile: the first query, the tile's first key, how many halves of the
+            // tile the strip sees anything of.
             let mut jobs = queries
                 .tiles()
                 .flat_map(|tile| (0..strips).map(move |strip| (strip * STRIP, tile)))
@@ -149,24 +160,26 @@ impl Kernel for Amx {
                 })
                 .peekable();
             let mut pending = Pending::new();
-            let score =
-                |pending: &mut Pending, (from, tile, halves): (usize, usize, usize), scores: *mut f32| {
-                    for half in 0..halves {
-                        pending.add(Product {
-                            a: left(packed.add(from * units), units),
-                            b: right(keys.add(tile * units + half * STRIP), KEYS),
-                            steps: wide / 32,
-                            c: scores.add(half * STRIP),
-                            ldc: KEYS,
-                            add: false,
-                        });
-                    }
-                };
+            let score = |pending: &mut Pending,
+                         (from, tile, halves): (usize, usize, usize),
+                         scores: *mut f32| {
+                for half in 0..halves {
+                    pending.add(Product {
+                        a: left(packed.add(from * units), units),
+                        b: right(keys.add(tile * units + half * STRIP), KEYS),
+                        steps: wide / 32,
+                        c: scores.add(half * STRIP),
+                        ldc: KEYS,
+                        add: false,
+                    });
+                }
+            };
             if let Some(job) = jobs.peek() {
                 score(&mut pending, *job, scores[0]);
                 pending.finish();
             }
-            // Two of each buffer: while one serves the vectors, the products fill or read the other.
+            // Two of each buffer: while one serves the vectors, the products fill or read the
+            // other.
             let (mut turn, mut strip_before) = (0, None);
             while let Some((from, tile, halves)) = jobs.next() {
                 if strip_before == Some(from) {
@@ -255,15 +268,18 @@ impl Kernel for Amx {
             let sum: *mut f32 = scratch.cast();
             let squares = sum.add(BLOCK * wide);
             // Scores and gradients of weights, two of each.
-            let squares = [0, 1].map(|turn| [0, 1].map(|i| squares.add((2 * turn + i) * STRIP * STRIP)));
+            let squares =
+                [0, 1].map(|turn| [0, 1].map(|i| squares.add((2 * turn + i) * STRIP * STRIP)));
             let rest = scratch.add(BLOCK * wide + 4 * STRIP * STRIP);
-            let [weights, slopes, pairs, more_pairs] = [0, 1, 2, 3].map(|i| rest.add(i * KEYS * BLOCK / 2));
+            let [weights, slopes, pairs, more_pairs] =
+                [0, 1, 2, 3].map(|i| rest.add(i * KEYS * BLOCK / 2));
             let pairs = [pairs, more_pairs];
             sum.write_bytes(0, BLOCK * wide);
             let end = count.next_multiple_of(STRIP);
             // The first query that sees a key, rounded down to what is computed together.
             let begin = |key: usize| key.saturating_sub(queries.last) / STRIP * STRIP;
-            // 32 keys against 32 queries: the tile's first key, the keys' first counted from there, the first query.
+            // 32 keys against 32 queries: the tile's first key, the keys' first counted from there,
+            // the first query.
             let mut jobs = tiles
                 .flat_map(|tile| (0..KEYS).step_by(STRIP).map(move |key| (tile, key)))
                 .flat_map(|(tile, key)| {
@@ -271,20 +287,21 @@ impl Kernel for Amx {
                 })
                 .peekable();
             let mut pending = Pending::new();
-            let score =
-                |pending: &mut Pending, (tile, key, half): (usize, usize, usize), to: [*mut f32; 2]| {
-                    let sides = [(keys.rows, q_columns), (keys.values, dy_columns)];
-                    for ((left_side, right_side), to) in sides.into_iter().zip(to) {
-                        pending.add(Product {
-                            a: left(left_side.add((tile + key) * units), units),
-                            b: right(right_side.add(half), BLOCK),
-                            steps,
-                            c: to,
-                            ldc: STRIP,
-                            add: false,
-                        });
-                    }
-                };
+            let score = |pending: &mut Pending,
+                         (tile, key, half): (usize, usize, usize),
+                         to: [*mut f32; 2]| {
+                let sides = [(keys.rows, q_columns), (keys.values, dy_columns)];
+                for ((left_side, right_side), to) in sides.into_iter().zip(to) {
+                    pending.add(Product {
+                        a: left(left_side.add((tile + key) * units), units),
+                        b: right(right_side.add(half), BLOCK),
+                        steps,
+                        c: to,
+                        ldc: STRIP,
+                        add: false,
+                    });
+                }
+            };
             if let Some(job) = jobs.peek() {
                 score(&mut pending, *job, squares[0]);
                 pending.finish();
@@ -300,8 +317,9 @@ impl Kernel for Amx {
                 if let Some(job) = jobs.peek() {
                     score(&mut pending, *job, squares[1 - turn]);
                 }
-                let open =
-                    queries.last + 1 >= tile + KEYS && queries.first[count - 1] <= tile && count == BLOCK;
+                let open = queries.last + 1 >= tile + KEYS
+                    && queries.first[count - 1] <= tile
+                    && count == BLOCK;
                 let [scores, grads] = squares[turn];
                 for piece in 0..PARTS {
                     pending.part(PARTS - piece);
@@ -318,7 +336,9 @@ impl Kernel for Amx {
                     );
                 }
                 if half + STRIP >= end {
-                    for (sums, left_side, right_side) in [(dv, weights, dy_depth), (dk, slopes, q_depth)] {
+                    for (sums, left_side, right_side) in
+                        [(dv, weights, dy_depth), (dk, slopes, q_depth)]
+                    {
                         for column in (0..wide).step_by(STRIP) {
                             pending.add(Product {
                                 a: left(left_side.add((key * BLOCK + from) / 2), BLOCK / 2),
@@ -333,7 +353,10 @@ impl Kernel for Amx {
                 }
                 if jobs.peek().is_none_or(|(next, ..)| *next != tile) {
                     for half in (0..end).step_by(STRIP) {
-                        let seen = (0..KEYS).step_by(STRIP).filter(|key| begin(tile + *key) <= half).count();
+                        let seen = (0..KEYS)
+                            .step_by(STRIP)
+                            .filter(|key| begin(tile + *key) <= half)
+                            .count();
                         for row in (0..wide).step_by(STRIP).filter(|_| seen > 0) {
                             pending.add(Product {
                                 a: left(keys.depth.add(tile * units + row * KEYS / 2), KEYS / 2),
@@ -361,7 +384,8 @@ impl Kernel for Amx {
                     let mask = lanes(0, 0, d - column);
                     for (i, values) in square.iter().enumerate().take(count - query) {
                         let at = dq.add((query + i) * queries.stride + column);
-                        let value = _mm512_fmadd_ps(*values, scale, _mm512_maskz_loadu_ps(mask, at));
+                        let value =
+                            _mm512_fmadd_ps(*values, scale, _mm512_maskz_loadu_ps(mask, at));
                         _mm512_mask_storeu_ps(at, mask, value);
                     }
                 }
@@ -370,7 +394,8 @@ impl Kernel for Amx {
     }
 }
 
-/// `2ˣ` to 3e-6, far finer than bf16; 0 far below. The whole part goes into the exponent, the rest through a polynomial of least relative error on [0, 1].
+/// `2ˣ` to 3e-6, far finer than bf16; 0 far below. The whole part goes into the exponent, the rest
+/// through a polynomial of least relative error on [0, 1].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
 fn exp2(x: __m512) -> __m512 {
@@ -384,8 +409,9 @@ fn exp2(x: __m512) -> __m512 {
     _mm512_scalef_ps(p, x)
 }
 
-/// The weights of a query with the keys of a tile, before they are divided: `2^(c·score − shift)`, rounded to bf16, and their part of its
-/// `sums`. Where a score lies too far above `shift`, that moves; what was summed before must then be multiplied by what is returned.
+/// The weights of a query with the keys of a tile, before they are divided: `2^(c·score − shift)`,
+/// rounded to bf16, and their part of its `sums`. Where a score lies too far above `shift`, that
+/// moves; what was summed before must then be multiplied by what is returned.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
 unsafe fn powers(
@@ -407,11 +433,14 @@ unsafe fn powers(
         }
         let most = _mm512_max_ps(_mm512_max_ps(row[0], row[1]), _mm512_max_ps(row[2], row[3]));
         let mut factor = 1.;
-        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(most, _mm512_set1_ps((*shift + HEADROOM) * inverse)) != 0 {
+        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(most, _mm512_set1_ps((*shift + HEADROOM) * inverse))
+            != 0
+        {
             let highest = _mm512_reduce_max_ps(most) * c;
             // 2^(−∞ − highest) is no number the way it is computed.
             let first = *shift == f32::NEG_INFINITY;
-            factor = if first { 0. } else { _mm512_cvtss_f32(exp2(_mm512_set1_ps(*shift - highest))) };
+            factor =
+                if first { 0. } else { _mm512_cvtss_f32(exp2(_mm512_set1_ps(*shift - highest))) };
             *shift = highest;
         }
         let old = _mm512_loadu_ps(sums);
@@ -431,8 +460,9 @@ unsafe fn powers(
 }
 
 impl Numbers {
-    /// Weights and slopes of `count` keys against the queries `half..half + 32`, by keys (two rows of units a line of the block), and the slopes as pairs of keys.
-    /// `masked` is the first key's number where not every query sees every key.
+    /// Weights and slopes of `count` keys against the queries `half..half + 32`, by keys (two rows
+    /// of units a line of the block), and the slopes as pairs of keys. `masked` is the first key's
+    /// number where not every query sees every key.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
     unsafe fn slopes(

@@ -1,14 +1,16 @@
 //! f32 matrix products in every layout that the operations and their gradients need.
 //!
-//! With AMX a number is the sum of three in bf16, exactly so, and a product six products of parts ([`half`](super::half)). What is left out
-//! lies beyond the 24 bits that f32 has; the sums are f32's. Infinite numbers come out as no numbers, and numbers above 3.38e38 count as
-//! infinite. Measured on a Xeon (errors against f64, 576 deep): 1.5e-7 of the size, 3.7e-7 by vectors, whose sums are longer; 220 to 255 GFLOP/s a core
-//! beside 135 to 160. (Predicted 415; the clock falls from 2.7 to 2.3 GHz, packing takes an eighth, and operands come from the second-level cache. While
-//! another machine uses a core's second thread, 80 beside 100.)
+//! With AMX a number is the sum of three in bf16, exactly so, and a product six products of parts
+//! ([`half`](super::half)). What is left out lies beyond the 24 bits that f32 has; the sums are
+//! f32's. Infinite numbers come out as no numbers, and numbers above 3.38e38 count as infinite.
+//! Measured on a Xeon (errors against f64, 576 deep): 1.5e-7 of the size, 3.7e-7 by vectors, whose
+//! sums are longer; 220 to 255 GFLOP/s a core beside 135 to 160. (Predicted 415; the clock falls
+//! from 2.7 to 2.3 GHz, packing takes an eighth, and operands come from the second-level cache.
+//! While another machine uses a core's second thread, 80 beside 100.)
 //!
-//! On AVX-512 our own kernel: each task packs one panel of B (48 columns) into its second-level cache and runs down
-//! the rows of A with it. Packing is 2–4 % of the time at 512 rows, so no weight is kept packed and frozen weights cost
-//! their own size once. Elsewhere the `gemm` crate.
+//! On AVX-512 our own kernel: each task packs one panel of B (48 columns) into its second-level
+//! cache and runs down the rows of A with it. Packing is 2–4 % of the time at 512 rows, so no
+//! weight is kept packed and frozen weights cost their own size once. Elsewhere the `gemm` crate.
 
 use std::cell::RefCell;
 
@@ -105,7 +107,9 @@ impl Right<'_> {
     /// Dot product of one of its columns, which lie contiguously, with a row.
     fn dot(&self, row: &[f32], column: usize) -> f32 {
         match self {
-            Self::Plain(b) => math::dot(row, &b.data[column * b.col_stride..column * b.col_stride + b.rows]),
+            Self::Plain(b) => {
+                math::dot(row, &b.data[column * b.col_stride..column * b.col_stride + b.rows])
+            }
             Self::Blocks(b) => b.with_row(column, |column| math::dot(row, column)),
         }
     }
@@ -169,7 +173,10 @@ pub fn products(c: &mut [f32], terms: &[Term], start: Start) {
     let Some(first) = terms.first() else { return };
     let (m, n) = (first.a.rows, first.b.cols());
     for term in terms {
-        assert!(term.a.rows == m && term.b.cols() == n && term.a.cols == term.b.rows(), "shapes fit");
+        assert!(
+            term.a.rows == m && term.b.cols() == n && term.a.cols == term.b.rows(),
+            "shapes fit"
+        );
     }
     assert!(c.len() == m * n, "the result has its size");
     if m == 0 || n == 0 {
@@ -192,8 +199,9 @@ pub fn products(c: &mut [f32], terms: &[Term], start: Start) {
 #[cfg(target_arch = "x86_64")]
 const SPLIT_DEPTH: usize = 768;
 
-/// Results from which on three parts are worth their packing (a fifth of the time for 512 x 576). A step of 4 x 128 tokens took 1.2 s with all its products
-/// so and 1.3 without, but 2 s instead of 1.6 on a core whose second thread was busy; one of 1 x 2048 gains either way.
+/// Results from which on three parts are worth their packing (a fifth of the time for 512 x 576). A
+/// step of 4 x 128 tokens took 1.2 s with all its products so and 1.3 without, but 2 s instead of
+/// 1.6 on a core whose second thread was busy; one of 1 x 2048 gains either way.
 #[cfg(target_arch = "x86_64")]
 const MANY_RESULTS: usize = 1_000_000;
 
@@ -224,7 +232,8 @@ fn from_parts(c: &mut [f32], terms: &[Term], start: Start) {
     });
 }
 
-/// `a · b` with f32's own multiplications, whatever else the processor has: what a benchmark holds [`product`] against.
+/// `a · b` with f32's own multiplications, whatever else the processor has: what a benchmark holds
+/// [`product`] against.
 pub fn product_by_vectors(a: Mat, b: Mat) -> Vec<f32> {
     let mut c = vec![0.; a.rows * b.cols];
     let terms = [Term { a, b: b.into(), alpha: 1. }];
@@ -237,10 +246,12 @@ pub fn product_by_vectors(a: Mat, b: Mat) -> Vec<f32> {
     c
 }
 
-/// Rows of a quantised matrix that are dequantised at a time where they cannot be as a panel is packed.
+/// Rows of a quantised matrix that are dequantised at a time where they cannot be as a panel is
+/// packed.
 const SLICE_ROWS: usize = 512;
 
-/// Types whose blocks are larger than a panel is wide: each stretch of depth is dequantised once, for all panels.
+/// Types whose blocks are larger than a panel is wide: each stretch of depth is dequantised once,
+/// for all panels.
 #[cfg(target_arch = "x86_64")]
 fn in_slices(c: &mut [f32], terms: &[Term], start: Start) {
     let mut start = start;
@@ -263,8 +274,8 @@ fn in_slices(c: &mut [f32], terms: &[Term], start: Start) {
     }
 }
 
-/// Below this many rows a product with transposed weights reads each weight once and is bound by memory: packing it
-/// would double the traffic.
+/// Below this many rows a product with transposed weights reads each weight once and is bound by
+/// memory: packing it would double the traffic.
 const DOT_ROWS: usize = 8;
 
 /// Decoding: few rows of A against weights whose rows are the columns of B.
@@ -368,16 +379,24 @@ mod own {
     use super::super::avx512::{self, Block};
     use super::*;
 
-    /// Depth of one pass: a panel of 48 columns then takes 384 KiB at most, within a second-level cache.
+    /// Depth of one pass: a panel of 48 columns then takes 384 KiB at most, within a second-level
+    /// cache.
     const DEPTH: usize = 2048;
 
     thread_local! {
         static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// Divides products that are deeper than `most` into passes of at most that depth, and a little more for a low-rank term.
-    pub fn in_passes(most: usize, terms: &[Term], start: Start, mut one_pass: impl FnMut(&[Term], Start)) {
-        // Deep products go in passes that every task finishes together, so that B streams through the caches once.
+    /// Divides products that are deeper than `most` into passes of at most that depth, and a little
+    /// more for a low-rank term.
+    pub fn in_passes(
+        most: usize,
+        terms: &[Term],
+        start: Start,
+        mut one_pass: impl FnMut(&[Term], Start),
+    ) {
+        // Deep products go in passes that every task finishes together, so that B streams through
+        // the caches once.
         let mut start = start;
         let mut pass: Vec<Term> = Vec::new();
         let mut depth = 0;
@@ -419,15 +438,27 @@ mod own {
         let depth: usize = terms.iter().map(|t| t.a.cols).sum();
         let out = Shared::new(c);
         let threads = crew::threads();
-        let parts = if panels < 2 * threads { (2 * threads).div_ceil(panels).min(m.div_ceil(96)) } else { 1 };
+        let parts = if panels < 2 * threads {
+            (2 * threads).div_ceil(panels).min(m.div_ceil(96))
+        } else {
+            1
+        };
         let height = m.div_ceil(parts).next_multiple_of(24);
         let task = |index: usize| {
             let (panel, part) = (index / parts, index % parts);
             let (from, to) = (part * height, ((part + 1) * height).min(m));
             if from < to {
-                // SAFETY: tasks cover disjoint rows and columns of `c`; `packed` is called where AVX-512 is.
+                // SAFETY: tasks cover disjoint rows and columns of `c`; `packed` is called where
+                // AVX-512 is.
                 unsafe {
-                    panel_product(out, n, terms, start, from..to, panel * width..((panel + 1) * width).min(n))
+                    panel_product(
+                        out,
+                        n,
+                        terms,
+                        start,
+                        from..to,
+                        panel * width..((panel + 1) * width).min(n),
+                    )
                 };
             }
         };
@@ -527,8 +558,8 @@ mod own {
 #[cfg(target_arch = "x86_64")]
 use own::{in_passes, packed};
 
-/// One small product on the calling thread, `c = alpha · a · b (+ c)`, whose B has contiguous rows: what attention's
-/// tiles are made of.
+/// One small product on the calling thread, `c = alpha · a · b (+ c)`, whose B has contiguous rows:
+/// what attention's tiles are made of.
 pub struct Tile {
     /// Rows of the result.
     pub m: usize,
@@ -556,7 +587,8 @@ impl Tile {
     pub unsafe fn compute(&self) {
         #[cfg(target_arch = "x86_64")]
         if super::avx512::available() {
-            let width = if !self.n.is_multiple_of(48) && self.n.is_multiple_of(32) { 32 } else { 48 };
+            let width =
+                if !self.n.is_multiple_of(48) && self.n.is_multiple_of(32) { 32 } else { 48 };
             let mut from = 0;
             while from < self.n {
                 let n = width.min(self.n - from);
@@ -725,7 +757,8 @@ mod tests {
         forms
     }
 
-    /// Products with quantised sides have the bits of products with dequantised ones where both are packed alike.
+    /// Products with quantised sides have the bits of products with dequantised ones where both are
+    /// packed alike.
     #[test]
     fn quantised_sides_are_dequantised_exactly() {
         use candle_core::quantized::GgmlDType::*;
@@ -734,32 +767,40 @@ mod tests {
         use crate::quantized::{Format, Quantized};
 
         let ggml = [F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K];
-        let formats: Vec<Format> = ggml.into_iter().map(Format::Ggml).chain([Format::Nf4]).collect();
+        let formats: Vec<Format> =
+            ggml.into_iter().map(Format::Ggml).chain([Format::Nf4]).collect();
         for format in formats {
             for (rows, cols) in [(1, 256), (50, 256), (96, 512), (70, 2560), (600, 256)] {
                 // NF4 ends its rows anywhere.
                 let cols = if format == Format::Nf4 { cols - 5 } else { cols };
-                let values = Tensor::from_vec(numbers(rows * cols, 7), (rows, cols), &Device::Cpu).unwrap();
+                let values =
+                    Tensor::from_vec(numbers(rows * cols, 7), (rows, cols), &Device::Cpu).unwrap();
                 let blocks = match format {
                     Format::Ggml(dtype) => Quantized::ggml(&values, dtype).unwrap(),
                     Format::Nf4 => Quantized::nf4(&values).unwrap(),
                 };
-                let wide: Vec<f32> = blocks.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                let wide: Vec<f32> =
+                    blocks.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
                 for m in [1, 7, 20, 130] {
                     for turned in [true, false] {
                         let (n, k) = if turned { (rows, cols) } else { (cols, rows) };
-                        let (a, low_a, low_b) = (numbers(m * k, 1), numbers(m * 3, 3), numbers(3 * n, 4));
+                        let (a, low_a, low_b) =
+                            (numbers(m * k, 1), numbers(m * 3, 3), numbers(3 * n, 4));
                         let block = BlockMat::new(&blocks);
                         let block = if turned { block.t() } else { block };
                         let plain = Mat::new(&wide, rows, cols);
                         let plain = if turned { plain.t() } else { plain };
-                        let low =
-                            Term { a: Mat::new(&low_a, m, 3), b: Mat::new(&low_b, 3, n).into(), alpha: 0.5 };
+                        let low = Term {
+                            a: Mat::new(&low_a, m, 3),
+                            b: Mat::new(&low_b, 3, n).into(),
+                            alpha: 0.5,
+                        };
                         let term = |b| [Term { a: Mat::new(&a, m, k), b, alpha: 1. }, low];
                         let bias = numbers(n, 5);
                         for start in [Start::Zero, Start::Bias(&bias), Start::Accumulate] {
                             for form in forms(block) {
-                                let (mut found, mut expected) = (numbers(m * n, 6), numbers(m * n, 6));
+                                let (mut found, mut expected) =
+                                    (numbers(m * n, 6), numbers(m * n, 6));
                                 form(&mut found, &term(Right::Blocks(block)), start);
                                 form(&mut expected, &term(plain.into()), start);
                                 for (found, expected) in found.iter().zip(&expected) {

@@ -1,7 +1,9 @@
-//! Matrix products from operands in bf16: rounded to it, sums and results in f32; or f32 in three parts, see [`gemm`](super::gemm).
+//! Matrix products from operands in bf16: rounded to it, sums and results in f32; or f32 in three
+//! parts, see [`gemm`](super::gemm).
 //!
-//! Both sides are packed once, in groups of 16 rows or columns, pairs of depth together, and blocks of 32 x 32 results divided among the threads. Depths are
-//! filled up with zeros to multiples of 32, and the terms of a sum lie one behind the other, so a low-rank product is a little more
+//! Both sides are packed once, in groups of 16 rows or columns, pairs of depth together, and blocks
+//! of 32 x 32 results divided among the threads. Depths are filled up with zeros to multiples of
+//! 32, and the terms of a sum lie one behind the other, so a low-rank product is a little more
 //! depth. Where the processor has no unit for it, weights are widened to f32.
 
 #[cfg(target_arch = "x86_64")]
@@ -119,7 +121,9 @@ fn widened(c: &mut [f32], terms: &[Term], start: Start) {
     let wide: Vec<Option<Vec<f32>>> = terms
         .iter()
         .map(|term| match term.b {
-            Right::Half(b) => Some(b.data[..b.rows * b.cols].par_iter().map(|v| v.to_f32()).collect()),
+            Right::Half(b) => {
+                Some(b.data[..b.rows * b.cols].par_iter().map(|v| v.to_f32()).collect())
+            }
             Right::Full(_) | Right::Blocks(_) => None,
         })
         .collect();
@@ -128,7 +132,9 @@ fn widened(c: &mut [f32], terms: &[Term], start: Start) {
         .zip(&wide)
         .map(|(term, wide)| {
             let b = match (term.b, wide) {
-                (Right::Half(b), Some(wide)) if b.turned => Mat::new(wide, b.cols, b.rows).t().into(),
+                (Right::Half(b), Some(wide)) if b.turned => {
+                    Mat::new(wide, b.cols, b.rows).t().into()
+                }
                 (Right::Half(b), Some(wide)) => Mat::new(wide, b.rows, b.cols).into(),
                 (Right::Full(b), _) => b.into(),
                 (Right::Blocks(b), _) => gemm::Right::Blocks(b),
@@ -180,7 +186,8 @@ multiversion! {
 #[cfg(target_arch = "x86_64")]
 const ROW_BYTES: usize = 160 << 10;
 
-/// Packed columns that it works on for all its rows: both lie in the second-level cache together, which is twice as large where there is AMX.
+/// Packed columns that it works on for all its rows: both lie in the second-level cache together,
+/// which is twice as large where there is AMX.
 #[cfg(target_arch = "x86_64")]
 fn column_bytes(unit: Unit) -> usize {
     match unit {
@@ -201,7 +208,8 @@ pub(super) fn packed<const PARTS: usize>(unit: Unit, c: &mut [f32], terms: &[Ter
     }
     let add = !matches!(start, Start::Zero);
     let left = Groups::new(m, PARTS * steps, |from, out| pack_rows::<PARTS>(terms, from, m, out));
-    let right = Groups::new(n, PARTS * steps, |from, out| pack_columns::<PARTS>(terms, from, n, out));
+    let right =
+        Groups::new(n, PARTS * steps, |from, out| pack_columns::<PARTS>(terms, from, n, out));
     // 32 rows or columns of an operand.
     let pair_bytes = ((2 * PARTS * steps) << 10).max(1);
     let slab = (ROW_BYTES * PARTS / pair_bytes).max(1);
@@ -249,7 +257,8 @@ struct Groups {
 
 #[cfg(target_arch = "x86_64")]
 impl Groups {
-    /// So many rows or columns in groups of so many KiB. `write` fills each group, given its first row or column.
+    /// So many rows or columns in groups of so many KiB. `write` fills each group, given its first
+    /// row or column.
     fn new(rows: usize, kib: usize, write: impl Fn(usize, &mut [u16]) + Sync) -> Self {
         let (size, count) = (512 * kib, 2 * rows.div_ceil(32));
         let mut data: Vec<u16> = Vec::with_capacity(count * size + 32);
@@ -276,7 +285,8 @@ fn pack_rows<const PARTS: usize>(terms: &[Term], from: usize, m: usize, out: &mu
     let (from, to) = (from.min(m), (from + 16).min(m));
     let mut at = out.as_mut_ptr();
     for Term { a, alpha, .. } in terms {
-        // SAFETY: a unit was found; the rows lie in the matrix, and `out` has a KiB for each part of 32 of depth.
+        // SAFETY: a unit was found; the rows lie in the matrix, and `out` has a KiB for each part
+        // of 32 of depth.
         unsafe {
             let first = a.data.as_ptr().wrapping_add(from * a.row_stride);
             if a.col_stride == 1 {
@@ -289,7 +299,8 @@ fn pack_rows<const PARTS: usize>(terms: &[Term], from: usize, m: usize, out: &mu
     }
 }
 
-/// One block of 32 x 32, or the part of it that lies in the result. Meanwhile what lies from `ahead` on is brought nearer, and where that ends returned.
+/// One block of 32 x 32, or the part of it that lies in the result. Meanwhile what lies from
+/// `ahead` on is brought nearer, and where that ends returned.
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::too_many_arguments)]
 unsafe fn result<const PARTS: usize>(
@@ -335,7 +346,8 @@ fn pack_columns<const PARTS: usize>(terms: &[Term], from: usize, n: usize, out: 
     let mut at = out.as_mut_ptr();
     for term in terms {
         let depth = term.b.size().0;
-        // SAFETY: a unit was found; the columns lie in the matrix, and `out` has a KiB for each part of 32 of depth. Blocks that come here pack anywhere.
+        // SAFETY: a unit was found; the columns lie in the matrix, and `out` has a KiB for each
+        // part of 32 of depth. Blocks that come here pack anywhere.
         unsafe {
             match term.b {
                 Right::Half(b) if b.turned => {
@@ -426,7 +438,11 @@ mod tests {
                         let error = (f64::from(c[i * n + j]) - sum).abs();
                         // The widened form does not round the left side.
                         let bound = 1e-2 * ((k + 5) as f64).sqrt();
-                        assert!(error < bound, "{m}x{n}x{k} {turned} [{i},{j}]: {} for {sum}", c[i * n + j]);
+                        assert!(
+                            error < bound,
+                            "{m}x{n}x{k} {turned} [{i},{j}]: {} for {sum}",
+                            c[i * n + j]
+                        );
                     }
                 }
             }

@@ -5,8 +5,8 @@ use super::multiversion;
 /// Lanes of a reduction: sixteen partial sums are one AVX-512 register.
 const LANES: usize = 16;
 
-/// `eˣ` to about 2 units in the last place, in a form that vectorises (range reduction by ln 2, polynomial of Cephes'
-/// `expf`). Below −87 the result is 0, above 88 infinity's neighbour.
+/// `eˣ` to about 2 units in the last place, in a form that vectorises (range reduction by ln 2,
+/// polynomial of Cephes' `expf`). Below −87 the result is 0, above 88 infinity's neighbour.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.; // 1.5 · 2²³: adding it leaves the nearest integer in the low bits
@@ -169,7 +169,10 @@ mod tests {
                 }
                 // The difference from the shift is rounded before the power is taken.
                 assert!(worst < 6e-6, "{n}: {worst}");
-                assert!((f64::from(sum) - expected).abs() <= 6e-6 * expected, "{n}: {sum} for {expected}");
+                assert!(
+                    (f64::from(sum) - expected).abs() <= 6e-6 * expected,
+                    "{n}: {sum} for {expected}"
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What the fused forms share on the CPU: matrix products, vectorised arithmetic, access to candle's buffers.
+//! What the fused forms share on the CPU: matrix products, vectorised arithmetic, access to
+//! candle's buffers.
 //!
 //! Instruction sets are found at run time; threads are [`crew`]'s.
 
@@ -32,8 +33,8 @@ pub enum Level {
     Avx512,
 }
 
-/// The highest level of this processor, found once. `TUNEBOOK_SIMD` (`baseline`, `avx2`) asks for less: to compare, and
-/// to test each form on one machine.
+/// The highest level of this processor, found once. `TUNEBOOK_SIMD` (`baseline`, `avx2`) asks for
+/// less: to compare, and to test each form on one machine.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
@@ -50,7 +51,9 @@ pub fn level() -> Level {
 fn highest() -> Level {
     use std::is_x86_feature_detected as has;
     match has!("avx2") {
-        true if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") => Level::Avx512,
+        true if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") => {
+            Level::Avx512
+        }
         true => Level::Avx2,
         false => Level::Baseline,
     }
@@ -61,7 +64,8 @@ fn highest() -> Level {
     Level::Baseline
 }
 
-/// Elements of one parallel task of an elementwise operation: 64 KiB of f32, so a few microseconds of work.
+/// Elements of one parallel task of an elementwise operation: 64 KiB of f32, so a few microseconds
+/// of work.
 pub const CHUNK: usize = 16 * 1024;
 
 /// The f32 values of a contiguous CPU tensor.
@@ -166,11 +170,12 @@ impl Deref for Strided<'_> {
     }
 }
 
-/// Has the allocator keep what is freed instead of giving it back to the system, from now on: a training step frees hundreds of megabytes that
-/// the next one wants again, and each page that comes back costs a fault. (Predicted: 250,000 faults a step of SmolLM2-135M at
-/// 4 x 128 tokens, 0.1 s. Measured: 0.14 s of 0.70 s in bf16, system time down from 1.9 s to 0.7 s over a run.) Each
-/// arena keeps its own: whatever is large should be allocated by one thread.
-/// Only glibc needs and knows this.
+/// Has the allocator keep what is freed instead of giving it back to the system, from now on: a
+/// training step frees hundreds of megabytes that the next one wants again, and each page that
+/// comes back costs a fault. (Predicted: 250,000 faults a step of SmolLM2-135M at 4 x 128 tokens,
+/// 0.1 s. Measured: 0.14 s of 0.70 s in bf16, system time down from 1.9 s to 0.7 s over a run.)
+/// Each arena keeps its own: whatever is large should be allocated by one thread. Only glibc needs
+/// and knows this.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -184,7 +189,8 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Gives back to the system what [`keep_freed_memory`] had the allocator keep, so that what is measured next is what is in use.
+/// Gives back to the system what [`keep_freed_memory`] had the allocator keep, so that what is
+/// measured next is what is in use.
 pub fn give_back_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it only hands unused pages to the system.
@@ -193,14 +199,16 @@ pub fn give_back_freed_memory() {
     }
 }
 
-/// A buffer whose values are whatever the memory holds: zeroing it first would cost as much as many operations do.
+/// A buffer whose values are whatever the memory holds: zeroing it first would cost as much as many
+/// operations do.
 ///
 /// # Safety
 /// Every element has to be written before it is read.
 #[allow(clippy::uninit_vec)]
 pub unsafe fn uninit(len: usize) -> Vec<f32> {
     let mut buffer = Vec::with_capacity(len);
-    // SAFETY: the capacity is there, f32 has no invalid bit patterns and no drop; the caller writes before reading.
+    // SAFETY: the capacity is there, f32 has no invalid bit patterns and no drop; the caller writes
+    // before reading.
     unsafe { buffer.set_len(len) };
     buffer
 }
@@ -223,7 +231,8 @@ impl Shared {
     /// The pointer to element `i`.
     ///
     /// # Safety
-    /// `i` lies inside the buffer, the buffer outlives the use, and no two tasks touch the same element.
+    /// `i` lies inside the buffer, the buffer outlives the use, and no two tasks touch the same
+    /// element.
     pub unsafe fn at(self, i: usize) -> *mut f32 {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(i) }
@@ -239,8 +248,8 @@ impl Shared {
     }
 }
 
-/// Compiles a function once for AVX-512, once for AVX2 and once for the baseline, and picks at run time. The body is
-/// plain Rust in a form that the compiler vectorises.
+/// Compiles a function once for AVX-512, once for AVX2 and once for the baseline, and picks at run
+/// time. The body is plain Rust in a form that the compiler vectorises.
 macro_rules! multiversion {
     ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*

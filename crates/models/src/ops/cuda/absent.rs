@@ -12,7 +12,12 @@ pub fn rms_norm(_x: &Tensor, _w: &Tensor, _eps: f64) -> Result<Option<Tensor>> {
 }
 
 /// The gradient of `x`.
-pub fn rms_norm_backward(_x: &Tensor, _w: &Tensor, _dy: &Tensor, _eps: f64) -> Result<Option<Tensor>> {
+pub fn rms_norm_backward(
+    _x: &Tensor,
+    _w: &Tensor,
+    _dy: &Tensor,
+    _eps: f64,
+) -> Result<Option<Tensor>> {
     Ok(None)
 }
 
@@ -22,7 +27,12 @@ pub fn layer_norm(_x: &Tensor, _w: &Tensor, _b: &Tensor, _eps: f64) -> Result<Op
 }
 
 /// The gradient of `x`.
-pub fn layer_norm_backward(_x: &Tensor, _w: &Tensor, _dy: &Tensor, _eps: f64) -> Result<Option<Tensor>> {
+pub fn layer_norm_backward(
+    _x: &Tensor,
+    _w: &Tensor,
+    _dy: &Tensor,
+    _eps: f64,
+) -> Result<Option<Tensor>> {
     Ok(None)
 }
 
@@ -32,7 +42,12 @@ pub fn gated(_gate: &Tensor, _up: &Tensor, _how: Gate) -> Result<Option<Tensor>>
 }
 
 /// The gradients of `gate` and `up`.
-pub fn gated_backward(_gate: &Tensor, _up: &Tensor, _dy: &Tensor, _how: Gate) -> Result<Option<[Tensor; 2]>> {
+pub fn gated_backward(
+    _gate: &Tensor,
+    _up: &Tensor,
+    _dy: &Tensor,
+    _how: Gate,
+) -> Result<Option<[Tensor; 2]>> {
     Ok(None)
 }
 
@@ -47,7 +62,8 @@ pub fn rope(
     Ok(None)
 }
 
-/// See [`crate::ops::attention`]: the result and each query's logarithm of its softmax's denominator, `[b, h, t]`.
+/// See [`crate::ops::attention`]: the result and each query's logarithm of its softmax's
+/// denominator, `[b, h, t]`.
 pub fn attention(
     _q: &Tensor,
     _k: &Tensor,
@@ -69,7 +85,13 @@ pub fn cross_entropy(_logits: &Tensor, _targets: &Tensor) -> Result<Option<Tenso
     Ok(None)
 }
 
-/// `y [n, out] += left [n, k] · right`, in place, with `right` `[k, out]`, or `[out, k]` to be read transposed. Answers whether it was done.
-pub fn add_product(_y: &Tensor, _left: &Tensor, _right: &Tensor, _right_transposed: bool) -> Result<bool> {
+/// `y [n, out] += left [n, k] · right`, in place, with `right` `[k, out]`, or `[out, k]` to be read
+/// transposed. Answers whether it was done.
+pub fn add_product(
+    _y: &Tensor,
+    _left: &Tensor,
+    _right: &Tensor,
+    _right_transposed: bool,
+) -> Result<bool> {
     Ok(false)
 }

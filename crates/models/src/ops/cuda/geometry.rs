@@ -1,4 +1,5 @@
-//! How many threads and blocks a kernel is launched with, and how a row-major product is put to cuBLAS: the parts of a launch that a CPU can test.
+//! How many threads and blocks a kernel is launched with, and how a row-major product is put to
+//! cuBLAS: the parts of a launch that a CPU can test.
 
 /// Threads of a block that has one row.
 pub const ROW_THREADS: usize = 256;
@@ -34,8 +35,8 @@ pub struct ByColumns {
 }
 
 impl ByColumns {
-    /// `y [n, out] += left [n, k] · right`, all by rows, with `right` `[k, out]`, or `[out, k]` to be read transposed. A matrix by rows
-    /// is its transpose by columns, so `right` comes first.
+    /// `y [n, out] += left [n, k] · right`, all by rows, with `right` `[k, out]`, or `[out, k]` to
+    /// be read transposed. A matrix by rows is its transpose by columns, so `right` comes first.
     pub fn of(n: usize, out: usize, k: usize, right_transposed: bool) -> Self {
         let lda = if right_transposed { k } else { out };
         Self { transposed: right_transposed, m: out, n, k, lda, ldb: k, ldc: out }
@@ -61,7 +62,8 @@ mod tests {
     #[test]
     fn a_product_by_rows_is_put_right() {
         let (n, out, k) = (3, 5, 2);
-        let numbers = |count: usize, from: f32| (0..count).map(|i| from + i as f32).collect::<Vec<_>>();
+        let numbers =
+            |count: usize, from: f32| (0..count).map(|i| from + i as f32).collect::<Vec<_>>();
         let left = numbers(n * k, 1.);
         for transposed in [false, true] {
             let right = numbers(k * out, -4.);

@@ -11,8 +11,8 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
-    WithDType, bail,
+    CpuStorage, CudaDevice, CudaStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage,
+    Tensor, WithDType, bail,
 };
 use half::bf16;
 
@@ -57,16 +57,28 @@ fn device(tensors: &[&Tensor]) -> Option<CudaDevice> {
 }
 
 /// Lets `read` see a contiguous tensor's numbers on the device.
-fn with<T: CudaDType, R>(tensor: &Tensor, read: impl FnOnce(CudaView<T>) -> Result<R>) -> Result<R> {
+fn with<T: CudaDType, R>(
+    tensor: &Tensor,
+    read: impl FnOnce(CudaView<T>) -> Result<R>,
+) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
-    let (Storage::Cuda(storage), Some((from, to))) = (&*storage, layout.contiguous_offsets()) else {
-        bail!("expected a contiguous tensor on a GPU, found {:?} on {:?}", layout.stride(), tensor.device())
+    let (Storage::Cuda(storage), Some((from, to))) = (&*storage, layout.contiguous_offsets())
+    else {
+        bail!(
+            "expected a contiguous tensor on a GPU, found {:?} on {:?}",
+            layout.stride(),
+            tensor.device()
+        )
     };
     read(storage.as_cuda_slice::<T>()?.slice(from..to))
 }
 
 /// A tensor of what a kernel wrote.
-fn tensor<T: CudaDType>(values: CudaSlice<T>, shape: impl Into<Shape>, device: &CudaDevice) -> Tensor {
+fn tensor<T: CudaDType>(
+    values: CudaSlice<T>,
+    shape: impl Into<Shape>,
+    device: &CudaDevice,
+) -> Tensor {
     let storage = Storage::Cuda(T::wrap_cuda_slice(values, device.clone()));
     Tensor::from_storage(storage, shape, BackpropOp::none(), false)
 }
@@ -89,7 +101,8 @@ macro_rules! launch {
             block_dim: ($threads as u32, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the arguments are those of the kernel's signature, and the grid covers its buffers and no more.
+        // SAFETY: the arguments are those of the kernel's signature, and the grid covers its
+        // buffers and no more.
         unsafe { arguments.launch(config) }.w()?;
     }};
 }
@@ -147,7 +160,12 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Option
 }
 
 /// The gradient of `x`.
-pub fn layer_norm_backward(x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
+pub fn layer_norm_backward(
+    x: &Tensor,
+    w: &Tensor,
+    dy: &Tensor,
+    eps: f64,
+) -> Result<Option<Tensor>> {
     norm("layer_norm_backward", [x, w, dy], eps)
 }
 
@@ -193,7 +211,12 @@ pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Option<Tensor>> {
     of_type!(gate.dtype(), gated_of(&device, gate, up, how)).map(Some)
 }
 
-fn gated_of<T: Number>(device: &CudaDevice, gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
+fn gated_of<T: Number>(
+    device: &CudaDevice,
+    gate: &Tensor,
+    up: &Tensor,
+    how: Gate,
+) -> Result<Tensor> {
     let count = gate.elem_count();
     let mut y = uninit::<T>(device, count)?;
     let n = count as i64;
@@ -209,7 +232,12 @@ fn gated_of<T: Number>(device: &CudaDevice, gate: &Tensor, up: &Tensor, how: Gat
 }
 
 /// The gradients of `gate` and `up`.
-pub fn gated_backward(gate: &Tensor, up: &Tensor, dy: &Tensor, how: Gate) -> Result<Option<[Tensor; 2]>> {
+pub fn gated_backward(
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+    how: Gate,
+) -> Result<Option<[Tensor; 2]>> {
     let Some(device) = device(&[gate, up, dy]) else { return Ok(None) };
     of_type!(gate.dtype(), gated_backward_of(&device, gate, up, dy, how)).map(Some)
 }
@@ -306,7 +334,8 @@ fn first_keys(device: &CudaDevice, first: Option<&[usize]>) -> Result<Option<Cud
     device.clone_htod(&first).map(Some)
 }
 
-/// See [`crate::ops::attention`]: the result and each query's logarithm of its softmax's denominator, `[b, h, t]`.
+/// See [`crate::ops::attention`]: the result and each query's logarithm of its softmax's
+/// denominator, `[b, h, t]`.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -372,7 +401,14 @@ pub fn attention_backward(attended: Attended, dy: &Tensor) -> Result<Option<[Ten
         with::<bf16, _>(dy, |dy| {
             let name = format!("attention_dots_{d}");
             let grid = ((b * t * h).div_ceil(ATTENTION_THREADS / 32), 1, 1);
-            launch!(device, module, name, grid, ATTENTION_THREADS, [&mut along, &y, &dy, &nt, &nh, &rows]);
+            launch!(
+                device,
+                module,
+                name,
+                grid,
+                ATTENTION_THREADS,
+                [&mut along, &y, &dy, &nt, &nh, &rows]
+            );
             Ok(())
         })
     })?;
@@ -395,8 +431,8 @@ pub fn attention_backward(attended: Attended, dy: &Tensor) -> Result<Option<[Ten
                                     query_grid,
                                     threads,
                                     [
-                                        &mut dq, &q, &k, &v, &dy, &log_sums, &along, firsts, &nt, &ns, &nh,
-                                        &nhkv, &scale
+                                        &mut dq, &q, &k, &v, &dy, &log_sums, &along, firsts, &nt,
+                                        &ns, &nh, &nhkv, &scale
                                     ]
                                 );
                                 launch!(
@@ -406,8 +442,8 @@ pub fn attention_backward(attended: Attended, dy: &Tensor) -> Result<Option<[Ten
                                     key_grid,
                                     threads,
                                     [
-                                        &mut dk, &mut dv, &q, &k, &v, &dy, &log_sums, &along, firsts, &nt,
-                                        &ns, &nh, &nhkv, &scale
+                                        &mut dk, &mut dv, &q, &k, &v, &dy, &log_sums, &along,
+                                        firsts, &nt, &ns, &nh, &nhkv, &scale
                                     ]
                                 );
                             }
@@ -419,8 +455,8 @@ pub fn attention_backward(attended: Attended, dy: &Tensor) -> Result<Option<[Ten
                                     query_grid,
                                     threads,
                                     [
-                                        &mut dq, &q, &k, &v, &dy, &log_sums, &along, &null, &nt, &ns, &nh,
-                                        &nhkv, &scale
+                                        &mut dq, &q, &k, &v, &dy, &log_sums, &along, &null, &nt,
+                                        &ns, &nh, &nhkv, &scale
                                     ]
                                 );
                                 launch!(
@@ -430,8 +466,8 @@ pub fn attention_backward(attended: Attended, dy: &Tensor) -> Result<Option<[Ten
                                     key_grid,
                                     threads,
                                     [
-                                        &mut dk, &mut dv, &q, &k, &v, &dy, &log_sums, &along, &null, &nt,
-                                        &ns, &nh, &nhkv, &scale
+                                        &mut dk, &mut dv, &q, &k, &v, &dy, &log_sums, &along,
+                                        &null, &nt, &ns, &nh, &nhkv, &scale
                                     ]
                                 );
                             }
@@ -442,7 +478,11 @@ pub fn attention_backward(attended: Attended, dy: &Tensor) -> Result<Option<[Ten
             })
         })
     })?;
-    Ok(Some([tensor(dq, shapes[0], &device), tensor(dk, shapes[1], &device), tensor(dv, shapes[2], &device)]))
+    Ok(Some([
+        tensor(dq, shapes[0], &device),
+        tensor(dk, shapes[1], &device),
+        tensor(dv, shapes[2], &device),
+    ]))
 }
 
 /// The loss of each row of a chunk of logits, `[c]`, which are overwritten by their gradient.
@@ -451,7 +491,11 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Option<Tensor>
     of_type!(logits.dtype(), cross_entropy_of(&device, logits, targets)).map(Some)
 }
 
-fn cross_entropy_of<T: Number>(device: &CudaDevice, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+fn cross_entropy_of<T: Number>(
+    device: &CudaDevice,
+    logits: &Tensor,
+    targets: &Tensor,
+) -> Result<Tensor> {
     let (rows, vocabulary) = logits.dims2()?;
     let losses = RefCell::new(uninit::<f32>(device, rows)?);
     let width = vocabulary as i32;
@@ -464,15 +508,28 @@ fn cross_entropy_of<T: Number>(device: &CudaDevice, logits: &Tensor, targets: &T
             let name = format!("cross_entropy_{}", T::NAME);
             let mut losses = losses.borrow_mut();
             let (losses, grid, module) = (&mut *losses, (rows, 1, 1), ROW_KERNELS);
-            launch!(device, module, name, grid, ROW_THREADS, [&mut values, losses, &targets, &width]);
+            launch!(
+                device,
+                module,
+                name,
+                grid,
+                ROW_THREADS,
+                [&mut values, losses, &targets, &width]
+            );
             Ok(())
         })
     }))?;
     Ok(tensor(losses.into_inner(), rows, device))
 }
 
-/// `y [n, out] += left [n, k] · right`, in place, with `right` `[k, out]`, or `[out, k]` to be read transposed. Answers whether it was done.
-pub fn add_product(y: &Tensor, left: &Tensor, right: &Tensor, right_transposed: bool) -> Result<bool> {
+/// `y [n, out] += left [n, k] · right`, in place, with `right` `[k, out]`, or `[out, k]` to be read
+/// transposed. Answers whether it was done.
+pub fn add_product(
+    y: &Tensor,
+    left: &Tensor,
+    right: &Tensor,
+    right_transposed: bool,
+) -> Result<bool> {
     let contiguous = [left, right].iter().all(|tensor| tensor.is_contiguous());
     if device(&[y, left, right]).filter(|_| contiguous).is_none() {
         return Ok(false);
@@ -492,7 +549,11 @@ where
     let ((n, out), k) = (y.dims2()?, left.dim(1)?);
     let how = ByColumns::of(n, out, k, right_transposed);
     let config = GemmConfig {
-        transa: if how.transposed { cublasOperation_t::CUBLAS_OP_T } else { cublasOperation_t::CUBLAS_OP_N },
+        transa: if how.transposed {
+            cublasOperation_t::CUBLAS_OP_T
+        } else {
+            cublasOperation_t::CUBLAS_OP_N
+        },
         transb: cublasOperation_t::CUBLAS_OP_N,
         m: how.m as i32,
         n: how.n as i32,

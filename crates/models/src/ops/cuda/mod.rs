@@ -1,10 +1,11 @@
 //! Kernels of our own for NVIDIA GPUs, and products through cuBLAS that add to what is there.
 //!
-//! **None of this has run on a GPU yet**, so none of it is used unless [`enable_unproven`] (or `TUNEBOOK_CUDA_KERNELS=unproven` in the
-//! environment) asks for it; without it a GPU takes the compositions of [`super::device`] alone. What has been done without a GPU: the
-//! kernels compile with nvcc, and the same sources, compiled as C++ with a stand-in for CUDA's words (`kernels/shim.h`), agree with
-//! [`super::naive`] on the CPU (`tests.rs`). The tests whose names begin with `gpu_` compare on a GPU; `cargo xtask test --long` runs
-//! them where there is one.
+//! **None of this has run on a GPU yet**, so none of it is used unless [`enable_unproven`] (or
+//! `TUNEBOOK_CUDA_KERNELS=unproven` in the environment) asks for it; without it a GPU takes the
+//! compositions of [`super::device`] alone. What has been done without a GPU: the kernels compile
+//! with nvcc, and the same sources, compiled as C++ with a stand-in for CUDA's words
+//! (`kernels/shim.h`), agree with [`super::naive`] on the CPU (`tests.rs`). The tests whose names
+//! begin with `gpu_` compare on a GPU; `cargo xtask test --long` runs them where there is one.
 //!
 //! | kernel | types | limits |
 //! |---|---|---|
@@ -67,7 +68,8 @@ fn gate_kernel(how: Gate) -> &'static str {
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// Lets GPUs use the kernels of this module, which have never run on one. For tests, and for those who want to find out.
+/// Lets GPUs use the kernels of this module, which have never run on one. For tests, and for those
+/// who want to find out.
 pub fn enable_unproven(on: bool) {
     ENABLED.store(on, Ordering::Relaxed);
 }
@@ -76,6 +78,7 @@ pub fn enable_unproven(on: bool) {
 pub fn unproven_is_enabled() -> bool {
     static ASKED: OnceLock<bool> = OnceLock::new();
     ENABLED.load(Ordering::Relaxed)
-        || *ASKED
-            .get_or_init(|| std::env::var("TUNEBOOK_CUDA_KERNELS").is_ok_and(|value| value == "unproven"))
+        || *ASKED.get_or_init(|| {
+            std::env::var("TUNEBOOK_CUDA_KERNELS").is_ok_and(|value| value == "unproven")
+        })
 }

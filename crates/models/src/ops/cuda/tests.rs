@@ -1,6 +1,8 @@
-//! The kernels' sources as C++ on the CPU against the plain compositions, and the kernels themselves where there is a GPU (`gpu_…`).
+//! The kernels' sources as C++ on the CPU against the plain compositions, and the kernels
+//! themselves where there is a GPU (`gpu_…`).
 //!
-//! Buffers have a fence of NaN on both sides: a read beyond them shows in the result, a write in the fence.
+//! Buffers have a fence of NaN on both sides: a read beyond them shows in the result, a write in
+//! the fence.
 
 use std::ffi::{CString, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,7 +10,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use half::bf16;
 
-use super::geometry::{ATTENTION_ROWS, ATTENTION_THREADS, ELEMENT_THREADS, ROW_THREADS, element_blocks};
+use super::geometry::{
+    ATTENTION_ROWS, ATTENTION_THREADS, ELEMENT_THREADS, ROW_THREADS, element_blocks,
+};
 use crate::ops::tests::numbers;
 use crate::ops::{Attention, Gate, naive};
 
@@ -26,7 +30,9 @@ fn library() -> Option<usize> {
         let Ok(compiled) = compiled else {
             #[allow(clippy::print_stderr)] // the tests' screen shows it
             {
-                eprintln!("skipped: the kernels' sources on the CPU, as there is no C++ compiler `c++`");
+                eprintln!(
+                    "skipped: the kernels' sources on the CPU, as there is no C++ compiler `c++`"
+                );
             }
             return None;
         };
@@ -70,7 +76,9 @@ impl Buffer {
         match tensor.dtype() {
             DType::BF16 => {
                 let fence = [bf16::NAN; FENCE];
-                Self::Bf16([&fence, flat.to_vec1::<bf16>().expect("bf16").as_slice(), &fence].concat())
+                Self::Bf16(
+                    [&fence, flat.to_vec1::<bf16>().expect("bf16").as_slice(), &fence].concat(),
+                )
             }
             _ => {
                 let fence = [f32::NAN; FENCE];
@@ -98,7 +106,10 @@ impl Buffer {
             Self::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
         };
         let end = all.len() - FENCE;
-        assert!(all[..FENCE].iter().chain(&all[end..]).all(|v| v.is_nan()), "written beyond the buffer");
+        assert!(
+            all[..FENCE].iter().chain(&all[end..]).all(|v| v.is_nan()),
+            "written beyond the buffer"
+        );
         all[FENCE..end].to_vec()
     }
 }
@@ -117,7 +128,8 @@ fn close(what: &str, got: &[f32], right: &Tensor, tolerance: f32) {
     }
 }
 
-/// The tolerance of a type: bf16 keeps 8 bits, and the kernels round what they give (attention also its weights).
+/// The tolerance of a type: bf16 keeps 8 bits, and the kernels round what they give (attention also
+/// its weights).
 fn tolerance(dtype: DType) -> f32 {
     if dtype == DType::BF16 { 0.012 } else { 2e-5 }
 }
@@ -167,10 +179,11 @@ fn normalisation_kernels() -> Result<()> {
     for dtype in TYPES {
         for n in [8, 257, 600] {
             let rows = 3;
-            let [x, w, dy] =
-                [(rows, 1), (1, 2), (rows, 3)].map(|(rows, seed)| numbers(&[rows, n], seed).to_dtype(dtype));
+            let [x, w, dy] = [(rows, 1), (1, 2), (rows, 3)]
+                .map(|(rows, seed)| numbers(&[rows, n], seed).to_dtype(dtype));
             let (x, w, dy) = (x?, w?.get(0)?, dy?);
-            let (right, gradients) = oracle(&[&x, &w], &dy, |v| naive::rms_norm(&v[0], &v[1], 1e-5));
+            let (right, gradients) =
+                oracle(&[&x, &w], &dy, |v| naive::rms_norm(&v[0], &v[1], 1e-5));
             let (mut y, mut dx) = (Buffer::like(&x), Buffer::like(&x));
             let [mut x, mut w, mut dy] = [&x, &w, &dy].map(Buffer::of);
             let wide = i32::from(dtype == DType::F32);
@@ -184,7 +197,8 @@ fn normalisation_kernels() -> Result<()> {
     Ok(())
 }
 
-/// Rows far from zero, where a variance taken as the mean of squares less the square of the mean would be lost.
+/// Rows far from zero, where a variance taken as the mean of squares less the square of the mean
+/// would be lost.
 #[test]
 fn layer_norm_kernels() -> Result<()> {
     let _alone = alone();
@@ -198,8 +212,8 @@ fn layer_norm_kernels() -> Result<()> {
     for dtype in TYPES {
         for n in [8, 257, 600] {
             let rows = 3;
-            let x =
-                (numbers(&[rows, n], 1) + if dtype == DType::F32 { 300. } else { 3. })?.to_dtype(dtype)?;
+            let x = (numbers(&[rows, n], 1) + if dtype == DType::F32 { 300. } else { 3. })?
+                .to_dtype(dtype)?;
             let [w, b] = [2, 3].map(|seed| numbers(&[n], seed).to_dtype(dtype));
             let (w, b, dy) = (w?, b?, numbers(&[rows, n], 4).to_dtype(dtype)?);
             let plain = |v: &[Tensor]| naive::layer_norm(&v[0], &v[1], &v[2], 1e-5);
@@ -223,8 +237,17 @@ fn layer_norm_kernels() -> Result<()> {
 fn gated_activation_kernels() -> Result<()> {
     let _alone = alone();
     type Forward = extern "C" fn(i32, *mut c_void, *mut c_void, *mut c_void, i64, u32, u32);
-    type Backward =
-        extern "C" fn(i32, *mut c_void, *mut c_void, *mut c_void, *mut c_void, *mut c_void, i64, u32, u32);
+    type Backward = extern "C" fn(
+        i32,
+        *mut c_void,
+        *mut c_void,
+        *mut c_void,
+        *mut c_void,
+        *mut c_void,
+        i64,
+        u32,
+        u32,
+    );
     for how in [Gate::Silu, Gate::Gelu, Gate::GeluTanh] {
         let kernel = format!("cpu_{}", super::gate_kernel(how));
         let (Some(forward), Some(backward)) =
@@ -236,7 +259,8 @@ fn gated_activation_kernels() -> Result<()> {
             let gate = (numbers(&[n], 1) * 6.)?.to_dtype(dtype)?;
             let [up, dy] = [2, 3].map(|seed| numbers(&[n], seed).to_dtype(dtype));
             let (up, dy) = (up?, dy?);
-            let (right, gradients) = oracle(&[&gate, &up], &dy, |v| naive::gated(&v[0], &v[1], how));
+            let (right, gradients) =
+                oracle(&[&gate, &up], &dy, |v| naive::gated(&v[0], &v[1], how));
             let [mut y, mut dgate, mut dup] = [&gate; 3].map(Buffer::like);
             let [mut gate, mut up, mut dy] = [&gate, &up, &dy].map(Buffer::of);
             let (wide, blocks) = (i32::from(dtype == DType::F32), element_blocks(n) as u32);
@@ -245,8 +269,18 @@ fn gated_activation_kernels() -> Result<()> {
             close(&format!("value of {how:?}"), &y.values(), &right, tolerance(dtype));
             let n = n as i64;
             backward(wide, dgate.at(), dup.at(), gate.at(), up.at(), dy.at(), n, blocks, threads);
-            close(&format!("{how:?}, gradient of gate"), &dgate.values(), &gradients[0], tolerance(dtype));
-            close(&format!("{how:?}, gradient of up"), &dup.values(), &gradients[1], tolerance(dtype));
+            close(
+                &format!("{how:?}, gradient of gate"),
+                &dgate.values(),
+                &gradients[0],
+                tolerance(dtype),
+            );
+            close(
+                &format!("{how:?}, gradient of up"),
+                &dup.values(),
+                &gradients[1],
+                tolerance(dtype),
+            );
         }
     }
     Ok(())
@@ -327,7 +361,8 @@ fn cross_entropy_kernel() -> Result<()> {
     Ok(())
 }
 
-/// Sizes that leave no tile whole, fewer queries than keys, groups of heads, packed rows and padding.
+/// Sizes that leave no tile whole, fewer queries than keys, groups of heads, packed rows and
+/// padding.
 fn attention_cases() -> Vec<([usize; 6], Attention)> {
     let how = |d: usize| Attention { scale: 1. / (d as f32).sqrt(), ..Default::default() };
     vec![
@@ -343,12 +378,31 @@ fn attention_cases() -> Vec<([usize; 6], Attention)> {
 fn attention_kernels() -> Result<()> {
     let _alone = alone();
     type P = *mut c_void;
-    type Forward = extern "C" fn(i32, P, P, P, P, P, *const i32, i32, i32, i32, i32, i32, f32, u32, u32);
+    type Forward =
+        extern "C" fn(i32, P, P, P, P, P, *const i32, i32, i32, i32, i32, i32, f32, u32, u32);
     type Dots = extern "C" fn(i32, P, P, P, i32, i32, i32, u32, u32);
     type Queries =
         extern "C" fn(i32, P, P, P, P, P, P, P, *const i32, i32, i32, i32, i32, i32, f32, u32, u32);
-    type Keys =
-        extern "C" fn(i32, P, P, P, P, P, P, P, P, *const i32, i32, i32, i32, i32, i32, f32, u32, u32);
+    type Keys = extern "C" fn(
+        i32,
+        P,
+        P,
+        P,
+        P,
+        P,
+        P,
+        P,
+        P,
+        *const i32,
+        i32,
+        i32,
+        i32,
+        i32,
+        i32,
+        f32,
+        u32,
+        u32,
+    );
     let Some(forward) = function::<Forward>("cpu_attention") else { return Ok(()) };
     let (Some(dots), Some(queries), Some(keys)) = (
         function::<Dots>("cpu_attention_dots"),
@@ -361,8 +415,10 @@ fn attention_kernels() -> Result<()> {
         let [q, k, v, dy] = [(t, h, 1), (s, hkv, 2), (s, hkv, 3), (t, h, 4)]
             .map(|(n, heads, seed)| numbers(&[b, n, heads, d], seed).to_dtype(DType::BF16));
         let (q, k, v, dy) = ((q? * 4.)?, k?, v?, dy?);
-        let (right, gradients) = oracle(&[&q, &k, &v], &dy, |x| naive::attention(&x[0], &x[1], &x[2], &how));
-        let first: Vec<i32> = how.first_keys(b, t, s)?.into_iter().map(|first| first as i32).collect();
+        let (right, gradients) =
+            oracle(&[&q, &k, &v], &dy, |x| naive::attention(&x[0], &x[1], &x[2], &how));
+        let first: Vec<i32> =
+            how.first_keys(b, t, s)?.into_iter().map(|first| first as i32).collect();
         let plain = first.iter().all(|first| *first == 0);
         let firsts = if plain { std::ptr::null() } else { first.as_ptr() };
         let [mut y, mut dq] = [&q; 2].map(Buffer::like);
@@ -375,7 +431,23 @@ fn attention_kernels() -> Result<()> {
         let query_blocks = t.div_ceil(ATTENTION_ROWS) as u32;
         let (py, pq, pk, pv, pdy) = (y.at(), q.at(), k.at(), v.at(), dy.at());
         let sums = log_sums.at();
-        forward(nd, py, sums, pq, pk, pv, firsts, nb, nt, ns, nh, nhkv, scale, query_blocks, threads);
+        forward(
+            nd,
+            py,
+            sums,
+            pq,
+            pk,
+            pv,
+            firsts,
+            nb,
+            nt,
+            ns,
+            nh,
+            nhkv,
+            scale,
+            query_blocks,
+            threads,
+        );
         let tolerance = tolerance(DType::BF16);
         close("value", &y.values(), &right, tolerance);
         let warps = ATTENTION_THREADS / 32;
@@ -442,9 +514,12 @@ fn kernels_are_off_until_asked_for() {
 mod gpu {
     use super::*;
     use crate::BestDevice;
-    use crate::ops::{Tape, attention, cross_entropy, gated, layer_norm, lora_linear, rms_norm, rope};
+    use crate::ops::{
+        Tape, attention, cross_entropy, gated, layer_norm, lora_linear, rms_norm, rope,
+    };
 
-    /// The value and gradients on the GPU, composed or (with `unproven`) by our kernels, against the plain form in f32 on the CPU.
+    /// The value and gradients on the GPU, composed or (with `unproven`) by our kernels, against
+    /// the plain form in f32 on the CPU.
     fn compare(
         vars: &[Tensor],
         dtype: DType,
@@ -458,8 +533,10 @@ mod gpu {
         let (right, gradients) = oracle(&vars.iter().collect::<Vec<_>>(), &dy, plain);
         for unproven in [false, true] {
             super::super::enable_unproven(unproven);
-            let vars: Vec<Var> =
-                vars.iter().map(|v| Var::from_tensor(&v.to_device(&gpu)?)).collect::<Result<_>>()?;
+            let vars: Vec<Var> = vars
+                .iter()
+                .map(|v| Var::from_tensor(&v.to_device(&gpu)?))
+                .collect::<Result<_>>()?;
             let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
             let tape = Tape::record();
             let y = form(&tensors)?;
@@ -470,7 +547,12 @@ mod gpu {
             close(&format!("value, unproven {unproven}"), &list(&y)?, &right, tolerance);
             for (i, (tensor, right)) in tensors.iter().zip(&gradients).enumerate() {
                 let gradient = found.remove(tensor)?.expect("a gradient");
-                close(&format!("gradient {i}, unproven {unproven}"), &list(&gradient)?, right, tolerance);
+                close(
+                    &format!("gradient {i}, unproven {unproven}"),
+                    &list(&gradient)?,
+                    right,
+                    tolerance,
+                );
             }
         }
         super::super::enable_unproven(false);
@@ -486,7 +568,9 @@ mod gpu {
             let (there, here) = (w.to_device(&gpu)?, w.to_dtype(DType::F32)?);
             let x = numbers(&[2, 5, 300], 2);
             let norm = |v: &[Tensor]| rms_norm(&v[0], &there, 1e-5);
-            compare(std::slice::from_ref(&x), dtype, norm, |v| naive::rms_norm(&v[0], &here, 1e-5))?;
+            compare(std::slice::from_ref(&x), dtype, norm, |v| {
+                naive::rms_norm(&v[0], &here, 1e-5)
+            })?;
             let (b_there, b_here) = (there.affine(2., 1.)?, here.affine(2., 1.)?);
             let norm = |v: &[Tensor]| layer_norm(&v[0], &there, &b_there, 1e-5);
             let plain = |v: &[Tensor]| naive::layer_norm(&v[0], &here, &b_here, 1e-5);
@@ -498,9 +582,11 @@ mod gpu {
             }
             let (cos, sin) = (numbers(&[8, 50], 5), numbers(&[8, 50], 6));
             let positions = Tensor::new(&[[0u32, 1, 2, 3, 4], [7, 6, 5, 4, 3]], &Device::Cpu)?;
-            let (c, s, p) = (cos.to_device(&gpu)?, sin.to_device(&gpu)?, positions.to_device(&gpu)?);
+            let (c, s, p) =
+                (cos.to_device(&gpu)?, sin.to_device(&gpu)?, positions.to_device(&gpu)?);
             let turn = |v: &[Tensor]| rope(&v[0], &c, &s, &p);
-            let plain = |v: &[Tensor]| naive::rope(&v[0].reshape((2, 5, 3, 100))?, &cos, &sin, &positions);
+            let plain =
+                |v: &[Tensor]| naive::rope(&v[0].reshape((2, 5, 3, 100))?, &cos, &sin, &positions);
             compare(std::slice::from_ref(&x), dtype, turn, plain)?;
         }
         Ok(())
@@ -515,9 +601,11 @@ mod gpu {
             let (there, here) = (w.to_device(&gpu)?, w.to_dtype(DType::F32)?);
             let vars = [numbers(&[2, 9, 64], 2), numbers(&[8, 64], 3), numbers(&[48, 8], 4)];
             let low = |v: &[Tensor]| lora_linear(&v[0], &there, None, &v[1], &v[2], 0.5, None);
-            let plain = |v: &[Tensor]| naive::lora_linear(&v[0], &here, None, &v[1], &v[2], 0.5, None);
+            let plain =
+                |v: &[Tensor]| naive::lora_linear(&v[0], &here, None, &v[1], &v[2], 0.5, None);
             compare(&vars, dtype, low, plain)?;
-            let labels: Vec<i64> = (0..30).map(|i| if i % 4 == 0 { -100 } else { i * 3 % 48 }).collect();
+            let labels: Vec<i64> =
+                (0..30).map(|i| if i % 4 == 0 { -100 } else { i * 3 % 48 }).collect();
             let loss = |v: &[Tensor]| Ok(cross_entropy(&v[0], &there, &labels)?.0);
             let plain = |v: &[Tensor]| Ok(naive::cross_entropy(&v[0], &here, &labels)?.0);
             compare(&[numbers(&[30, 64], 5)], dtype, loss, plain)?;
@@ -529,7 +617,11 @@ mod gpu {
     #[ignore = "needs an NVIDIA GPU"]
     fn gpu_attention() -> Result<()> {
         for ([b, t, s, h, hkv, d], how) in attention_cases() {
-            let vars = [numbers(&[b, t, h, d], 1), numbers(&[b, s, hkv, d], 2), numbers(&[b, s, hkv, d], 3)];
+            let vars = [
+                numbers(&[b, t, h, d], 1),
+                numbers(&[b, s, hkv, d], 2),
+                numbers(&[b, s, hkv, d], 3),
+            ];
             for dtype in TYPES {
                 let fused = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], &how);
                 compare(&vars, dtype, fused, |v| naive::attention(&v[0], &v[1], &v[2], &how))?;

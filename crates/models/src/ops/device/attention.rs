@@ -1,5 +1,6 @@
-//! Causal grouped-query attention in blocks of queries. A block's scores against all its keys exist for a moment, in the forward pass and again in
-//! the backward pass; heads are not repeated: the queries of a group share one product with their key head.
+//! Causal grouped-query attention in blocks of queries. A block's scores against all its keys exist
+//! for a moment, in the forward pass and again in the backward pass; heads are not repeated: the
+//! queries of a group share one product with their key head.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -95,7 +96,8 @@ impl Blocks {
         let (n, keys) = (block.1, self.keys(block));
         let scores = q.matmul(&k.narrow(2, 0, keys)?.contiguous()?.t()?)?.to_dtype(DType::F32)?;
         let scores = (scores * f64::from(self.scale))?.reshape((b, hkv, h / hkv, n, keys))?;
-        let scores = if n == 1 { scores } else { scores.broadcast_add(&self.causal(block, q.device())?)? };
+        let scores =
+            if n == 1 { scores } else { scores.broadcast_add(&self.causal(block, q.device())?)? };
         let scores = match self.before_first(block, q.device())? {
             Some(hidden) => scores.broadcast_add(&hidden)?,
             None => scores,
@@ -116,12 +118,13 @@ impl Blocks {
     /// The first keys of a block's queries, `b·n` of them.
     fn firsts(&self, (from, n): (usize, usize)) -> Option<Vec<usize>> {
         let t = self.sizes.t;
-        self.first
-            .as_ref()
-            .map(|first| first.chunks_exact(t).flat_map(|row| row[from..from + n].iter().copied()).collect())
+        self.first.as_ref().map(|first| {
+            first.chunks_exact(t).flat_map(|row| row[from..from + n].iter().copied()).collect()
+        })
     }
 
-    /// What hides the keys before the first that each query sees: `[b, 1, 1, n, keys]`. Only the first keys' numbers go to the device.
+    /// What hides the keys before the first that each query sees: `[b, 1, 1, n, keys]`. Only the
+    /// first keys' numbers go to the device.
     fn before_first(&self, block: (usize, usize), device: &Device) -> Result<Option<Tensor>> {
         let (b, n, keys) = (self.sizes.b, block.1, self.keys(block));
         let Some(first) = self.firsts(block) else { return Ok(None) };
@@ -137,7 +140,8 @@ impl Blocks {
         let Sizes { b, t, s, .. } = self.sizes;
         let (from, n) = block;
         let Some(first) = self.firsts(block) else { return Ok(None) };
-        let alive = |(i, first): (usize, usize)| if first > s - t + from + i % n { 0f32 } else { 1. };
+        let alive =
+            |(i, first): (usize, usize)| if first > s - t + from + i % n { 0f32 } else { 1. };
         let alive: Vec<f32> = first.into_iter().enumerate().map(alive).collect();
         if alive.iter().all(|alive| *alive == 1.) {
             return Ok(None);
@@ -173,7 +177,8 @@ impl Composed for Blocks {
         if let Some(log_sums) = &self.log_sums {
             let (q, k, v) = (q.detach(), k.detach(), v.detach());
             let (first, scale, sizes) = (self.first.as_deref(), self.scale, self.sizes);
-            let attended = cuda::Attended { inputs: [&q, &k, &v], y, log_sums, first, scale, sizes };
+            let attended =
+                cuda::Attended { inputs: [&q, &k, &v], y, log_sums, first, scale, sizes };
             return match cuda::attention_backward(attended, dy)? {
                 Some(found) => Ok(found.into_iter().map(Some).collect()),
                 None => bail!(
@@ -198,9 +203,11 @@ impl Composed for Blocks {
             let dyb = self.grouped(&dyb, block.1)?;
             let of_block = |x: &Tensor| self.grouped(&self.part(x, block)?, block.1);
             let (qb, yb) = (of_block(&q)?, of_block(y)?);
-            let (kb, vb) = (k.narrow(2, 0, keys)?.contiguous()?, v.narrow(2, 0, keys)?.contiguous()?);
+            let (kb, vb) =
+                (k.narrow(2, 0, keys)?.contiguous()?, v.narrow(2, 0, keys)?.contiguous()?);
             let weights = self.weights(&qb, &k, block)?;
-            let along = (yb.to_dtype(DType::F32)? * dyb.to_dtype(DType::F32)?)?.sum_keepdim(D::Minus1)?;
+            let along =
+                (yb.to_dtype(DType::F32)? * dyb.to_dtype(DType::F32)?)?.sum_keepdim(D::Minus1)?;
             let slopes = dyb.matmul(&vb.t()?)?.to_dtype(DType::F32)?;
             let slopes = ((slopes.broadcast_sub(&along)? * &weights)? * f64::from(self.scale))?;
             let (weights, slopes) = (weights.to_dtype(dtype)?, slopes.to_dtype(dtype)?);
@@ -221,15 +228,17 @@ impl Composed for Blocks {
     }
 }
 
-/// `[256, 256]`: [`HIDDEN`] above the diagonal, 0 elsewhere. Made once for each device: it would be copied there for each block otherwise.
+/// `[256, 256]`: [`HIDDEN`] above the diagonal, 0 elsewhere. Made once for each device: it would be
+/// copied there for each block otherwise.
 fn triangle(device: &Device) -> Result<Tensor> {
     static MADE: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(there) = made.iter().find(|tensor| tensor.device().same_device(device)) {
         return Ok(there.clone());
     }
-    let values: Vec<f32> =
-        (0..QUERIES).flat_map(|i| (0..QUERIES).map(move |j| if j > i { HIDDEN } else { 0. })).collect();
+    let values: Vec<f32> = (0..QUERIES)
+        .flat_map(|i| (0..QUERIES).map(move |j| if j > i { HIDDEN } else { 0. }))
+        .collect();
     let tensor = Tensor::from_vec(values, (QUERIES, QUERIES), device)?;
     made.push(tensor.clone());
     Ok(tensor)

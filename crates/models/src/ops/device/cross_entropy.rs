@@ -1,4 +1,5 @@
-//! Cross-entropy of the output head, in chunks of rows, with the gradient computed in the forward pass (as the fused form does).
+//! Cross-entropy of the output head, in chunks of rows, with the gradient computed in the forward
+//! pass (as the fused form does).
 
 use candle_core::{D, DType, Result, Tensor};
 
@@ -6,7 +7,8 @@ use super::node::{Composed, node};
 use crate::ops::cross_entropy::chunk_rows;
 use crate::ops::{IGNORE, cuda, profile};
 
-/// f32 logits held at a time, of which the composition needs three. 128 MiB are 682 rows of a vocabulary of 49152.
+/// f32 logits held at a time, of which the composition needs three. 128 MiB are 682 rows of a
+/// vocabulary of 49152.
 const CHUNK_BYTES: usize = 128 << 20;
 
 /// See [`crate::ops::cross_entropy`].
@@ -69,7 +71,8 @@ fn forward(
         if dh.is_none() && dw.is_none() {
             continue;
         }
-        // The gradient of the logits is softmax − one-hot; the second part is a row of the head (and of the input), so no one-hot is made.
+        // The gradient of the logits is softmax − one-hot; the second part is a row of the head
+        // (and of the input), so no one-hot is made.
         let softmax = exponentials.broadcast_div(&sums)?.to_dtype(dtype)?;
         drop(exponentials);
         if let Some(sum) = &dh {

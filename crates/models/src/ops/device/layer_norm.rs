@@ -63,7 +63,8 @@ impl Composed for LayerNorm {
             // dx = (g − mean(g) − h · mean(g∘h)) · i with g = w∘dy
             let g = dy.broadcast_mul(&w.to_dtype(DType::F32)?)?;
             let along = (&g * &h)?.mean_keepdim(D::Minus1)?;
-            let dx = g.broadcast_sub(&g.mean_keepdim(D::Minus1)?)?.sub(&h.broadcast_mul(&along)?)?;
+            let dx =
+                g.broadcast_sub(&g.mean_keepdim(D::Minus1)?)?.sub(&h.broadcast_mul(&along)?)?;
             let dx = dx.broadcast_mul(&inverse)?;
             found[0] = Some(dx.to_dtype(inputs[0].dtype())?.reshape(inputs[0].shape())?);
         }

@@ -1,5 +1,6 @@
-//! Linear maps, plain and with a low-rank correction. A frozen weight is part of the node, so its gradient is never computed; a trained one may
-//! be an f32 master of bf16 activations: it is cast on the way in, and its gradient comes back in its own type.
+//! Linear maps, plain and with a low-rank correction. A frozen weight is part of the node, so its
+//! gradient is never computed; a trained one may be an f32 master of bf16 activations: it is cast
+//! on the way in, and its gradient comes back in its own type.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -112,7 +113,8 @@ fn cast(matrix: &Tensor, x: &Tensor) -> Result<Tensor> {
     matrix.detach().to_dtype(x.dtype())
 }
 
-/// `sum + left · right`, with `right` read transposed or not. `sum` may be written to: nothing else holds it.
+/// `sum + left · right`, with `right` read transposed or not. `sum` may be written to: nothing else
+/// holds it.
 fn add_low(sum: Tensor, left: &Tensor, right: &Tensor, transposed: bool) -> Result<Tensor> {
     if cuda::add_product(&sum, left, right, transposed)? {
         return Ok(sum);

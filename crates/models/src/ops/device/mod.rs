@@ -1,13 +1,16 @@
-//! Every operation for devices and number types that have no fused form: composed of candle's own operations, with a
-//! backward pass of ours.
+//! Every operation for devices and number types that have no fused form: composed of candle's own
+//! operations, with a backward pass of ours.
 //!
-//! The backward passes are written out rather than left to candle, which would compute gradients of frozen weights, keep every
-//! intermediate result of the composition, and add each gradient to a buffer of zeros. Here a node keeps its inputs and
-//! computes the rest again; nothing of size `t × s` or `rows × vocabulary` is kept. No operation copies to the host or waits for the device.
-//! Reductions, softmax and the gated activation's gradient are computed in f32 whatever the tensors' type.
+//! The backward passes are written out rather than left to candle, which would compute gradients of
+//! frozen weights, keep every intermediate result of the composition, and add each gradient to a
+//! buffer of zeros. Here a node keeps its inputs and computes the rest again; nothing of size `t ×
+//! s` or `rows × vocabulary` is kept. No operation copies to the host or waits for the device.
+//! Reductions, softmax and the gated activation's gradient are computed in f32 whatever the
+//! tensors' type.
 //!
-//! On the CPU these forms run for number types without a fused form, and everywhere when `TUNEBOOK_OPS=composed` is set: so the
-//! path that a GPU takes by default is tested on machines that have none. **On a GPU it has never run**: no machine with one was at hand.
+//! On the CPU these forms run for number types without a fused form, and everywhere when
+//! `TUNEBOOK_OPS=composed` is set: so the path that a GPU takes by default is tested on machines
+//! that have none. **On a GPU it has never run**: no machine with one was at hand.
 
 mod attention;
 mod cross_entropy;

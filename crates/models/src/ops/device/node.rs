@@ -1,13 +1,13 @@
-//! What a composed operation is to the graph: a node with a backward pass on tensors, on our [tape](crate::ops::tape)
-//! while one records, in candle's graph otherwise.
+//! What a composed operation is to the graph: a node with a backward pass on tensors, on our
+//! [tape](crate::ops::tape) while one records, in candle's graph otherwise.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, InplaceOp1, Layout, Result, Shape,
-    Storage, Tensor, Var, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, InplaceOp1, Layout, Result,
+    Shape, Storage, Tensor, Var, bail,
 };
 
 use crate::ops::{profile, tape};
@@ -17,16 +17,21 @@ pub trait Composed: Send + Sync + 'static {
     /// Name in profiles and errors.
     fn name(&self) -> &'static str;
 
-    /// The gradient of each input (`None` where there is none, or where `input.track_op()` says that nobody wants it). `dy` is the gradient
-    /// of `output`.
+    /// The gradient of each input (`None` where there is none, or where `input.track_op()` says
+    /// that nobody wants it). `dy` is the gradient of `output`.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    fn backward(&self, inputs: &[Tensor], output: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>>;
+    fn backward(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        dy: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>>;
 }
 
-/// `y`, which `op` says how to differentiate, as a part of the tape or of candle's graph if an input is tracked. `y` is computed from
-/// detached inputs, and nothing else holds it.
+/// `y`, which `op` says how to differentiate, as a part of the tape or of candle's graph if an
+/// input is tracked. `y` is computed from detached inputs, and nothing else holds it.
 pub fn node<O: Composed>(op: O, inputs: &[&Tensor], y: Tensor) -> Result<Tensor> {
     if !inputs.iter().any(|input| input.track_op()) {
         return Ok(y.detach());
@@ -68,7 +73,8 @@ fn shares_buffer(a: &Tensor, b: &Tensor) -> bool {
     std::ptr::eq::<Storage>(&*a.storage_and_layout().0, &*b.storage_and_layout().0)
 }
 
-/// Moves the buffer out of a tensor: candle has no other way to mark a result as a leaf than to copy it.
+/// Moves the buffer out of a tensor: candle has no other way to mark a result as a leaf than to
+/// copy it.
 struct Take(Mutex<Option<Storage>>);
 
 impl Take {
@@ -117,7 +123,12 @@ impl<O: Composed> InGraph<O> {
         }
     }
 
-    fn gradients(&self, inputs: &[&Tensor], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn gradients(
+        &self,
+        inputs: &[&Tensor],
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
         let _time = profile::time(self.op.name(), "backward");
         let inputs: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
         // Candle hands on views (of a transpose, of a broadcast) as they are.
@@ -148,7 +159,13 @@ impl<O: Composed> CustomOp2 for InGraph<O> {
         self.op.name()
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.cpu()
     }
 

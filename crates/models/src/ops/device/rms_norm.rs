@@ -1,4 +1,5 @@
-//! Root-mean-square normalisation: forward by candle's own kernel, backward composed, both reduced in f32.
+//! Root-mean-square normalisation: forward by candle's own kernel, backward composed, both reduced
+//! in f32.
 
 use candle_core::{D, DType, Result, Tensor};
 

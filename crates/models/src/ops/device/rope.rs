@@ -6,8 +6,15 @@ use candle_nn::rotary_emb::rope_thd;
 use super::node::{Composed, node};
 use crate::ops::{cuda, profile};
 
-/// See [`crate::ops::rope`]. Whether the positions lie within the angles is not looked at: they would have to come to the host.
-pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor, shape: [usize; 4]) -> Result<Tensor> {
+/// See [`crate::ops::rope`]. Whether the positions lie within the angles is not looked at: they
+/// would have to come to the host.
+pub fn rope(
+    x: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    positions: &Tensor,
+    shape: [usize; 4],
+) -> Result<Tensor> {
     let _time = profile::time("rope", "forward");
     let turned = x.detach().reshape(&shape[..])?.contiguous()?;
     if let Some(y) = cuda::rope(&turned, cos, sin, positions, 1.)? {
@@ -18,7 +25,11 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &Tensor, shape: [
     let half = cos.dim(1)?;
     // [max, d/2] -> [b, t, d/2]
     let select = |angles: &Tensor| {
-        angles.detach().index_select(&rows, 0)?.reshape((shape[0], shape[1], half))?.to_dtype(x.dtype())
+        angles
+            .detach()
+            .index_select(&rows, 0)?
+            .reshape((shape[0], shape[1], half))?
+            .to_dtype(x.dtype())
     };
     let op = Rope { cos: select(cos)?, sin: select(sin)?, shape };
     let y = op.turn(&x.detach(), &op.sin)?;

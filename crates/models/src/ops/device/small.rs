@@ -51,8 +51,9 @@ fn value_and_slope(how: Gate, x: &Tensor) -> Result<(Tensor, Tensor)> {
             // x/2 · (1 + tanh u) = x · σ(2u): σ + x · σ · (1 − σ) · 2u′
             let double = 2. * (2. / std::f64::consts::PI).sqrt();
             let square = x.sqr()?;
-            let sigmoid =
-                candle_nn::ops::sigmoid(&((x * (&square * 0.044_715)?.affine(1., 1.)?)? * double)?)?;
+            let sigmoid = candle_nn::ops::sigmoid(
+                &((x * (&square * 0.044_715)?.affine(1., 1.)?)? * double)?,
+            )?;
             let inner = square.affine(3. * 0.044_715 * double, double)?;
             let value = (x * &sigmoid)?;
             let slope = (&sigmoid + ((&value * (1. - &sigmoid)?)? * inner)?)?;
@@ -61,7 +62,8 @@ fn value_and_slope(how: Gate, x: &Tensor) -> Result<(Tensor, Tensor)> {
         Gate::Gelu => {
             // Φ + x · φ
             let below = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.)?.affine(0.5, 0.)?;
-            let bell = (x.sqr()? * -0.5)?.exp()?.affine((2. * std::f64::consts::PI).sqrt().recip(), 0.)?;
+            let bell =
+                (x.sqr()? * -0.5)?.exp()?.affine((2. * std::f64::consts::PI).sqrt().recip(), 0.)?;
             Ok(((x * &below)?, (below + (x * bell)?)?))
         }
     }

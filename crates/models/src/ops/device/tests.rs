@@ -1,12 +1,12 @@
-//! The composed forms in bf16 with f32 masters, against the plain composition in f32. (In f32 they take all tests of the operations,
-//! see `composed_forms_are_right` there.)
+//! The composed forms in bf16 with f32 masters, against the plain composition in f32. (In f32 they
+//! take all tests of the operations, see `composed_forms_are_right` there.)
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::ops::tests::numbers;
 use crate::ops::{
-    Attention, Gate, Tape, add, attention, cross_entropy, device, linear, lora_linear, naive, rms_norm, rope,
-    swiglu,
+    Attention, Gate, Tape, add, attention, cross_entropy, device, linear, lora_linear, naive,
+    rms_norm, rope, swiglu,
 };
 
 /// bf16 keeps 8 bits: 0.4 % for each rounding, of which an operation has a few.
@@ -22,7 +22,8 @@ fn close(what: &str, got: &Tensor, right: &Tensor) {
     }
 }
 
-/// `vars` in f32; those listed in `masters` stay so, the others become bf16. Checks value, gradients and their types.
+/// `vars` in f32; those listed in `masters` stay so, the others become bf16. Checks value,
+/// gradients and their types.
 fn compare(
     vars: &[Tensor],
     masters: &[usize],
@@ -33,20 +34,22 @@ fn compare(
         true => Ok(x.clone()),
         false => x.to_dtype(DType::BF16),
     };
-    let run = |form: &dyn Fn(&[Tensor]) -> Result<Tensor>, wide: bool| -> Result<(Tensor, Vec<Tensor>)> {
-        let vars = vars.iter().enumerate().map(|(i, x)| {
-            let x = rounded(i, x)?;
-            Var::from_tensor(&if wide { x.to_dtype(DType::F32)? } else { x })
-        });
-        let vars: Vec<Var> = vars.collect::<Result<_>>()?;
-        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-        let tape = Tape::record();
-        let y = form(&tensors)?;
-        let weights = numbers(y.dims(), 77).to_dtype(DType::BF16)?.to_dtype(y.dtype())?;
-        let mut grads = tape.stop().backward(&y, &weights)?;
-        let grads = tensors.iter().map(|t| Ok(grads.remove(t)?.expect("a gradient for each variable")));
-        Ok((y, grads.collect::<Result<_>>()?))
-    };
+    let run =
+        |form: &dyn Fn(&[Tensor]) -> Result<Tensor>, wide: bool| -> Result<(Tensor, Vec<Tensor>)> {
+            let vars = vars.iter().enumerate().map(|(i, x)| {
+                let x = rounded(i, x)?;
+                Var::from_tensor(&if wide { x.to_dtype(DType::F32)? } else { x })
+            });
+            let vars: Vec<Var> = vars.collect::<Result<_>>()?;
+            let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+            let tape = Tape::record();
+            let y = form(&tensors)?;
+            let weights = numbers(y.dims(), 77).to_dtype(DType::BF16)?.to_dtype(y.dtype())?;
+            let mut grads = tape.stop().backward(&y, &weights)?;
+            let grads =
+                tensors.iter().map(|t| Ok(grads.remove(t)?.expect("a gradient for each variable")));
+            Ok((y, grads.collect::<Result<_>>()?))
+        };
     let (y, grads) = run(&form, false)?;
     let (right, right_grads) = run(&plain, true)?;
     close("value", &y, &right);
@@ -109,7 +112,12 @@ fn the_other_operations_in_bf16() -> Result<()> {
     )?;
     let pair = [(x.clone() * 4.)?, numbers(&[2, 9, 64], 4)];
     for how in [Gate::Silu, Gate::Gelu, Gate::GeluTanh] {
-        compare(&pair, &[], |v| device::gated(&v[0], &v[1], how), |v| naive::gated(&v[0], &v[1], how))?;
+        compare(
+            &pair,
+            &[],
+            |v| device::gated(&v[0], &v[1], how),
+            |v| naive::gated(&v[0], &v[1], how),
+        )?;
     }
     compare(
         &[x.clone(), numbers(&[64], 3), numbers(&[64], 4)],
@@ -134,7 +142,11 @@ fn attention_and_loss_in_bf16() -> Result<()> {
     for starts in [None, Some(vec![0, 7])] {
         let how = Attention { scale: 0.25, starts, ..Default::default() };
         compare(
-            &[numbers(&[2, 70, 4, 16], 1), numbers(&[2, 90, 2, 16], 2), numbers(&[2, 90, 2, 16], 3)],
+            &[
+                numbers(&[2, 70, 4, 16], 1),
+                numbers(&[2, 90, 2, 16], 2),
+                numbers(&[2, 90, 2, 16], 3),
+            ],
             &[],
             |v| attention(&v[0], &v[1], &v[2], &how),
             |v| naive::attention(&v[0], &v[1], &v[2], &how),
@@ -157,11 +169,13 @@ fn attention_and_loss_in_bf16() -> Result<()> {
     )
 }
 
-/// More queries than one block takes, in f32, where blocks could go wrong unnoticed by smaller shapes.
+/// More queries than one block takes, in f32, where blocks could go wrong unnoticed by smaller
+/// shapes.
 #[test]
 fn attention_over_several_blocks() -> Result<()> {
     let how = Attention { scale: 0.25, starts: Some(vec![300]), ..Default::default() };
-    let vars = [numbers(&[1, 530, 2, 8], 1), numbers(&[1, 560, 1, 8], 2), numbers(&[1, 560, 1, 8], 3)];
+    let vars =
+        [numbers(&[1, 530, 2, 8], 1), numbers(&[1, 560, 1, 8], 2), numbers(&[1, 560, 1, 8], 3)];
     let sizes = crate::ops::attention::Sizes { b: 1, t: 530, s: 560, h: 2, hkv: 1, d: 8 };
     compare(
         &vars,
