@@ -179,7 +179,7 @@ pub enum Error {
         /// The weight.
         name: String,
         /// Its blocks.
-        format: crate::quantized::Format,
+        format: tunebook_ops::Format,
     },
     /// More tokens than the model was made for.
     #[error(

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::Var;
 use proptest::strategy::Strategy;
-use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Tensor, ops};
+use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Tensor};
+use tunebook_ops as ops;
 
 use crate::support::{golden, relative_error, tensors};
 

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Var;
-use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Projection, Tensor, ops};
+use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Projection, Tensor};
+use tunebook_ops as ops;
 
 use crate::support::{golden, relative_error, tensors};
 
