@@ -3,6 +3,10 @@
 //! Our kernel keeps the flag in its own part of the process and passes its address in the
 //! environment variable [`FLAG_VAR`] as `pid:address` (hexadecimal); it clears the flag before each
 //! cell. In any other process the flag lives here, and [`catch_ctrl_c`] lets Ctrl-C set it.
+//!
+//! These functions are for the code of a notebook's cells and for a program's main work:
+//! [`requested`] and [`check`] are those of [`Stop::cell`](crate::Stop::cell). They acknowledge the
+//! Stop, so work in the background has a [`Stop`](crate::Stop) of its own instead.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,7 +32,9 @@ pub struct Interrupted;
 
 static OWN: Flag = Flag { requested: AtomicU32::new(0), seen: AtomicU32::new(0) };
 
-/// Whether the user has asked to stop. Cheap enough for every step, layer or chunk.
+/// Whether the user has asked to stop the running cell. Cheap enough for every step, layer or
+/// chunk. An answer of true acknowledges the Stop: the kernel then leaves the end of the work to
+/// the caller.
 pub fn requested() -> bool {
     let flag = flag();
     let requested = flag.requested.load(Ordering::Acquire);
@@ -39,7 +45,7 @@ pub fn requested() -> bool {
     true
 }
 
-/// [`requested`], in the form that a loop of one's own calls with `?`.
+/// [`requested`] as a result, for use with `?`.
 ///
 /// # Errors
 /// [`Interrupted`] when the user has asked to stop.
