@@ -193,6 +193,10 @@ pub enum Error {
         /// What else helps.
         advice: &'static str,
     },
+    /// The work was asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] tunebook_progress::Interrupted),
+
     /// A setting of a call is out of its range.
     #[error("`{field}` is {value}, expected {expected}")]
     Argument {

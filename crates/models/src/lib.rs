@@ -9,11 +9,10 @@
 //! # Ok::<(), tunebook_models::Error>(())
 //! ```
 //!
-//! [`Model`] is the handle. A decoder knows nothing of adapters: each of its projections stands in
-//! a [`Slot`], whose content can be replaced; each sublayer ends in a [`Joint`]; and there is a
-//! place before the tokens ([`Front`]) and one before each block's keys and values ([`Past`]). One
-//! file is one family, read from top to bottom (`llama.rs`, `falcon.rs`, `gemma.rs`, `phi3.rs`,
-//! `gpt2.rs`).
+//! [`Model`] is the handle. A decoder knows nothing of adapters: what stands in its places (the
+//! [`Slot`]s of projections, the [`Residual`]s after sublayers, virtual tokens, past keys and
+//! values) is an [`Overlay`], and each forward [`Pass`] is a snapshot of one. One file is one
+//! family, read from top to bottom (`families/`).
 
 mod config;
 mod device;
@@ -25,7 +24,6 @@ mod layers;
 mod memory;
 mod model;
 mod pass;
-pub mod rows;
 mod text;
 mod weights;
 
@@ -39,13 +37,16 @@ pub use families::gpt2::Gpt2Config;
 pub use families::llama::LlamaConfig;
 pub use families::phi3::Phi3Config;
 pub use generate::GenerationConfig;
-pub use hooks::past_key_values::{KeysValues, Past};
-pub use hooks::residual::{Branch, Flow, Joint, Sublayer};
-pub use hooks::virtual_tokens::{Front, Vectors};
+pub use hooks::past_key_values::{KeysValues, PastKeyValues};
+pub use hooks::residual::{Branch, Flow, Residual, Sublayer};
+pub use hooks::virtual_tokens::VirtualTokens;
 pub use layers::rope::{RopeParameters, RopeScaling};
 pub use layers::{Embedding, LayerNorm, Linear, Projection, RmsNorm, Slot, Weight};
 pub use model::Model;
+pub use pass::overlay::Overlay;
 pub use pass::positions::Positions;
+pub use pass::snapshot::Snapshot;
+pub use pass::{Context, Dropout, Mode, Pass};
 pub use text::chat_template::{ChatTemplate, Message};
 pub use text::tokenizer::{Digits, Tokenizer};
 pub use tunebook_ops::{Format, Matrix, Quantized};

@@ -15,7 +15,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use tunebook_models::{DType, Device, GenerationConfig, Model};
+use tunebook_models::{DType, Device, GenerationConfig, Model, Projection};
 use tunebook_tune::{
     AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrScheduler, Trainer,
     TrainingArgs,
@@ -128,7 +128,7 @@ fn numbers(model: &Model, modules: &[String], ranks: &[usize]) -> Option<usize> 
         .slots()
         .iter()
         .map(|slot| {
-            (slot.path().to_owned(), slot.current().in_features() + slot.current().out_features())
+            (slot.path().to_owned(), slot.base().in_features() + slot.base().out_features())
         })
         .collect();
     let of = |(module, rank): (&String, &usize)| Some(rank * (sizes.get(module)? + 1));

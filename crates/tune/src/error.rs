@@ -269,7 +269,8 @@ pub enum Error {
 impl Error {
     /// Whether this is the user's wish to stop, and nothing went wrong.
     pub fn is_interruption(&self) -> bool {
-        matches!(self, Self::Interrupted(_))
+        use tunebook_models::Error as Models;
+        matches!(self, Self::Interrupted(_) | Self::Model(Models::Interrupted(_)))
     }
 }
 

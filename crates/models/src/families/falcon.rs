@@ -17,17 +17,16 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::error::Result;
-use crate::families::{Builder, Decoder, block_at};
-use crate::hooks::past_key_values::Past;
-use crate::hooks::residual::{Flow, Joint, Sublayer};
+use crate::families::{self, Builder, Stack};
+use crate::hooks::past_key_values::PastKeyValues;
+use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::{Scores, alibi_slopes, attention};
 use crate::layers::rope::{Rope, RopeParameters, RopeScaling};
-use crate::layers::{Activation, Embedding, LayerNorm, Slot, Weight};
+use crate::layers::{Activation, LayerNorm, Norm, Slot};
+use crate::pass::Pass;
 use crate::pass::kv_cache::BlockCache;
-use crate::pass::positions::Positions;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
-use tunebook_ops::Matrix;
 
 /// What a decoder of this family has beside its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -194,7 +193,7 @@ struct Attention {
     kv_heads: usize,
     head_dim: usize,
     rope: Option<Arc<Rope>>,
-    past: Arc<Past>,
+    past: Arc<PastKeyValues>,
     scores: Scores,
 }
 
@@ -202,7 +201,7 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
         let (b, t, hidden) = x.dims3()?;
@@ -210,20 +209,22 @@ impl Attention {
         let h = hidden / d;
         let group = h / hkv;
         // [b, t, hkv·(g + 2)·d] -> [b, t, hkv, g + 2, d]
-        let qkv = self.query_key_value.forward(x)?.reshape((b, t, hkv, group + 2, d))?;
+        let qkv = self.query_key_value.forward(x, pass)?.reshape((b, t, hkv, group + 2, d))?;
         // [b, t, hkv, g, d] -> [b, t, h, d]
         let q = qkv.narrow(3, 0, group)?.contiguous()?.reshape((b, t, h, d))?;
         // [b, t, hkv, 1, d] -> [b, t, hkv, d]
         let k = qkv.narrow(3, group, 1)?.squeeze(3)?.contiguous()?;
         let v = qkv.narrow(3, group + 1, 1)?.squeeze(3)?.contiguous()?;
         let (q, k) = match &self.rope {
-            Some(rope) => (rope.forward(&q, positions)?, rope.forward(&k, positions)?),
+            Some(rope) => {
+                (rope.forward(&q, pass.positions())?, rope.forward(&k, pass.positions())?)
+            }
             None => (q, k),
         };
         // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, positions, cache)?;
+        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.dense.forward(&attention(&q, &k, &v, positions, &self.scores)?)
+        self.dense.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
     }
 }
 
@@ -235,8 +236,8 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.dense_4h_to_h.forward(&self.act.forward(&self.dense_h_to_4h.forward(x)?)?)
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.dense_4h_to_h.forward(&self.act.forward(&self.dense_h_to_4h.forward(x, pass)?)?, pass)
     }
 }
 
@@ -252,158 +253,129 @@ enum Norms {
 }
 
 #[derive(Debug)]
-struct Block {
+pub(crate) struct Block {
     norms: Norms,
     self_attention: Attention,
-    after_attn: Arc<Joint>,
+    after_attn: Arc<Residual>,
     mlp: Mlp,
-    after_mlp: Arc<Joint>,
+    after_mlp: Arc<Residual>,
 }
 
-impl Block {
+impl families::Block for Block {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
         let (attended, fed) = match &self.norms {
             Norms::Parallel { input_layernorm } => {
-                let normed = input_layernorm.forward(x)?;
+                let normed = input_layernorm.forward(x, pass)?;
                 (
-                    self.self_attention.forward(&normed, positions, cache)?,
-                    self.mlp.forward(&normed)?,
+                    self.self_attention.forward(&normed, pass, cache)?,
+                    self.mlp.forward(&normed, pass)?,
                 )
             }
             Norms::ParallelTwo { ln_attn, ln_mlp } => (
-                self.self_attention.forward(&ln_attn.forward(x)?, positions, cache)?,
-                self.mlp.forward(&ln_mlp.forward(x)?)?,
+                self.self_attention.forward(&ln_attn.forward(x, pass)?, pass, cache)?,
+                self.mlp.forward(&ln_mlp.forward(x, pass)?, pass)?,
             ),
             Norms::Sequential { input_layernorm, post_attention_layernorm } => {
                 let attended =
-                    self.self_attention.forward(&input_layernorm.forward(x)?, positions, cache)?;
-                let x = ops::add(x, &self.after_attn.pass(x, attended)?)?;
-                let fed = self.mlp.forward(&post_attention_layernorm.forward(&x)?)?;
-                return Ok(ops::add(&x, &self.after_mlp.pass(&x, fed)?)?);
+                    self.self_attention.forward(&input_layernorm.forward(x, pass)?, pass, cache)?;
+                let x = ops::add(x, &self.after_attn.forward(x, attended, pass)?)?;
+                let fed = self.mlp.forward(&post_attention_layernorm.forward(&x, pass)?, pass)?;
+                return Ok(ops::add(&x, &self.after_mlp.forward(&x, fed, pass)?)?);
             }
         };
-        let (attended, fed) = (self.after_attn.pass(x, attended)?, self.after_mlp.pass(x, fed)?);
+        let (attended, fed) =
+            (self.after_attn.forward(x, attended, pass)?, self.after_mlp.forward(x, fed, pass)?);
         Ok(ops::add(x, &ops::add(&fed, &attended)?)?)
     }
 }
 
-/// A Falcon decoder with its output head.
-#[derive(Debug)]
-pub(crate) struct Falcon {
-    word_embeddings: Embedding,
-    h: Vec<Block>,
-    ln_f: LayerNorm,
-    lm_head: Arc<Weight>,
-}
-
-impl Falcon {
-    pub(crate) fn new(
-        config: &Config,
-        family: &FalconConfig,
-        builder: &mut Builder,
-        device: &Device,
-    ) -> Result<Self> {
-        let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let act = config::activation("activation", &family.activation, &config.model_type)?;
-        let rope = match family.alibi {
-            true => None,
-            false => {
-                let max = config.max_position_embeddings;
-                Some(Arc::new(Rope::new(&family.rope_parameters, d, max, device)?))
-            }
-        };
-        let word_embeddings =
-            builder.embedding("transformer.word_embeddings", config.vocab_size, hidden);
-        let mut h = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
-            let path = |module: &str| format!("transformer.h.{layer}.{module}");
-            let norm = |builder: &mut Builder, module: &str| {
-                builder.layer_norm(path(module), hidden, family.layer_norm_epsilon)
-            };
-            let linear = |builder: &mut Builder, module: &str, input, output| {
-                builder.linear(path(module), input, output, family.bias)
-            };
-            let norms = if !family.parallel_attn {
-                Norms::Sequential {
-                    input_layernorm: norm(builder, "input_layernorm"),
-                    post_attention_layernorm: norm(builder, "post_attention_layernorm"),
-                }
-            } else if family.num_ln_in_parallel_attn == 2 {
-                Norms::ParallelTwo {
-                    ln_attn: norm(builder, "ln_attn"),
-                    ln_mlp: norm(builder, "ln_mlp"),
-                }
-            } else {
-                Norms::Parallel { input_layernorm: norm(builder, "input_layernorm") }
-            };
-            let qkv = (heads + 2 * kv_heads) * d;
-            let flow = if family.parallel_attn { Flow::Parallel } else { Flow::Sequential };
-            h.push(Block {
-                norms,
-                self_attention: Attention {
-                    query_key_value: linear(builder, "self_attention.query_key_value", hidden, qkv),
-                    dense: linear(builder, "self_attention.dense", hidden, hidden),
-                    kv_heads,
-                    head_dim: d,
-                    rope: rope.clone(),
-                    past: match family.new_decoder_architecture {
-                        // transformers keeps a key for each query there, so that its prefixes have
-                        // more heads than the model has keys.
-                        true => Arc::new(Past::new(layer, kv_heads, d)),
-                        false => builder.past(layer, kv_heads, d),
-                    },
-                    scores: Scores {
-                        scale: 1.0 / (d as f32).sqrt(),
-                        alibi: family.alibi.then(|| alibi_slopes(heads)),
-                        ..Default::default()
-                    },
-                },
-                after_attn: builder.joint(path("self_attention"), Sublayer::Attention, flow),
-                mlp: Mlp {
-                    dense_h_to_4h: linear(builder, "mlp.dense_h_to_4h", hidden, ffn),
-                    dense_4h_to_h: linear(builder, "mlp.dense_4h_to_h", ffn, hidden),
-                    act,
-                },
-                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, flow),
-            });
+/// Builds the Falcon decoder with its output head.
+pub(crate) fn decoder(
+    config: &Config,
+    family: &FalconConfig,
+    builder: &mut Builder,
+    device: &Device,
+) -> Result<Stack<Block, LayerNorm>> {
+    let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    let act = config::activation("activation", &family.activation, &config.model_type)?;
+    let rope = match family.alibi {
+        true => None,
+        false => {
+            let max = config.max_position_embeddings;
+            Some(Arc::new(Rope::new(&family.rope_parameters, d, max, device)?))
         }
-        let ln_f =
-            builder.layer_norm("transformer.ln_f".to_owned(), hidden, family.layer_norm_epsilon);
-        let lm_head = builder.head(config, &word_embeddings);
-        Ok(Self { word_embeddings, h, ln_f, lm_head })
+    };
+    let word_embeddings =
+        builder.embedding("transformer.word_embeddings", config.vocab_size, hidden);
+    let mut h = Vec::with_capacity(config.num_hidden_layers);
+    for layer in 0..config.num_hidden_layers {
+        let path = |module: &str| format!("transformer.h.{layer}.{module}");
+        let norm = |builder: &mut Builder, module: &str| {
+            builder.layer_norm(path(module), hidden, family.layer_norm_epsilon)
+        };
+        let linear = |builder: &mut Builder, module: &str, input, output| {
+            builder.linear(path(module), input, output, family.bias)
+        };
+        let norms = if !family.parallel_attn {
+            Norms::Sequential {
+                input_layernorm: norm(builder, "input_layernorm"),
+                post_attention_layernorm: norm(builder, "post_attention_layernorm"),
+            }
+        } else if family.num_ln_in_parallel_attn == 2 {
+            Norms::ParallelTwo {
+                ln_attn: norm(builder, "ln_attn"),
+                ln_mlp: norm(builder, "ln_mlp"),
+            }
+        } else {
+            Norms::Parallel { input_layernorm: norm(builder, "input_layernorm") }
+        };
+        let qkv = (heads + 2 * kv_heads) * d;
+        let flow = if family.parallel_attn { Flow::Parallel } else { Flow::Sequential };
+        h.push(Block {
+            norms,
+            self_attention: Attention {
+                query_key_value: linear(builder, "self_attention.query_key_value", hidden, qkv),
+                dense: linear(builder, "self_attention.dense", hidden, hidden),
+                kv_heads,
+                head_dim: d,
+                rope: rope.clone(),
+                past: match family.new_decoder_architecture {
+                    // transformers keeps a key for each query there, so that its prefixes have
+                    // more heads than the model has keys.
+                    true => Arc::new(PastKeyValues::new(layer, kv_heads, d)),
+                    false => builder.past(layer, kv_heads, d),
+                },
+                scores: Scores {
+                    scale: 1.0 / (d as f32).sqrt(),
+                    alibi: family.alibi.then(|| alibi_slopes(heads)),
+                    ..Default::default()
+                },
+            },
+            after_attn: builder.residual(path("self_attention"), Sublayer::Attention, flow),
+            mlp: Mlp {
+                dense_h_to_4h: linear(builder, "mlp.dense_h_to_4h", hidden, ffn),
+                dense_4h_to_h: linear(builder, "mlp.dense_4h_to_h", ffn, hidden),
+                act,
+            },
+            after_mlp: builder.residual(path("mlp"), Sublayer::FeedForward, flow),
+        });
     }
-}
-
-impl Decoder for Falcon {
-    fn num_blocks(&self) -> usize {
-        self.h.len()
-    }
-
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        self.word_embeddings.forward(ids)
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        x: &Tensor,
-        positions: &Positions,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
-        block_at(&self.h, index)?.forward(x, positions, cache)
-    }
-
-    fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.ln_f.forward(x)
-    }
-
-    fn head(&self) -> Matrix {
-        self.lm_head.matrix()
-    }
+    let ln_f = builder.layer_norm("transformer.ln_f".to_owned(), hidden, family.layer_norm_epsilon);
+    let lm_head = builder.head(config, &word_embeddings);
+    Ok(Stack {
+        embedding: word_embeddings,
+        blocks: h,
+        norm: ln_f,
+        head: lm_head,
+        embed_scale: 1.0,
+        learned_positions: None,
+        final_logit_softcapping: None,
+        cache_ends_at: None,
+    })
 }

@@ -19,17 +19,16 @@ use serde_json::{Map, Value as Json, json};
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::error::Result;
 use crate::families::llama::{FULL, SLIDING};
-use crate::families::{Builder, Decoder, block_at};
-use crate::hooks::past_key_values::Past;
-use crate::hooks::residual::{Flow, Joint, Sublayer};
+use crate::families::{self, Builder, Stack};
+use crate::hooks::past_key_values::PastKeyValues;
+use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::{Scores, attention};
 use crate::layers::rope::{Rope, RopeParameters, RopeScaling};
-use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
+use crate::layers::{Activation, Norm, RmsNorm, Slot};
+use crate::pass::Pass;
 use crate::pass::kv_cache::BlockCache;
-use crate::pass::positions::Positions;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
-use tunebook_ops::Matrix;
 
 /// What a decoder of this family has beside its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -315,7 +314,7 @@ struct Attention {
     norms: Option<(RmsNorm, RmsNorm)>,
     head_dim: usize,
     rope: Arc<Rope>,
-    past: Arc<Past>,
+    past: Arc<PastKeyValues>,
     scores: Scores,
 }
 
@@ -323,25 +322,25 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let heads = |x: Tensor, norm: Option<&RmsNorm>| -> Result<Tensor> {
             // [b, t, h·d] -> [b, t, h, d]
             let x = match norm {
-                Some(norm) => norm.forward(&x.reshape((b, t, (), self.head_dim))?)?,
+                Some(norm) => norm.forward(&x.reshape((b, t, (), self.head_dim))?, pass)?,
                 None => x,
             };
-            self.rope.forward(&x, positions)
+            self.rope.forward(&x, pass.positions())
         };
-        let q = heads(self.q_proj.forward(x)?, self.norms.as_ref().map(|(q, _)| q))?;
-        let k = heads(self.k_proj.forward(x)?, self.norms.as_ref().map(|(_, k)| k))?;
-        let v = self.v_proj.forward(x)?;
+        let q = heads(self.q_proj.forward(x, pass)?, self.norms.as_ref().map(|(q, _)| q))?;
+        let k = heads(self.k_proj.forward(x, pass)?, self.norms.as_ref().map(|(_, k)| k))?;
+        let v = self.v_proj.forward(x, pass)?;
         // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, positions, cache)?;
+        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.o_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
+        self.o_proj.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
     }
 }
 
@@ -354,9 +353,11 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down_proj
-            .forward(&self.act.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.down_proj.forward(
+            &self.act.gate(&self.gate_proj.forward(x, pass)?, &self.up_proj.forward(x, pass)?)?,
+            pass,
+        )
     }
 }
 
@@ -368,173 +369,126 @@ struct After {
 }
 
 #[derive(Debug)]
-struct Block {
+pub(crate) struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
-    after_attn: Arc<Joint>,
+    after_attn: Arc<Residual>,
     /// `pre_feedforward_layernorm`, which the first Gemma calls `post_attention_layernorm`.
     before_mlp: RmsNorm,
     mlp: Mlp,
-    after_mlp: Arc<Joint>,
+    after_mlp: Arc<Residual>,
     after: Option<After>,
 }
 
-impl Block {
+impl families::Block for Block {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
         let attended =
-            self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
-        let mut attended = self.after_attn.pass(x, attended)?;
+            self.self_attn.forward(&self.input_layernorm.forward(x, pass)?, pass, cache)?;
+        let mut attended = self.after_attn.forward(x, attended, pass)?;
         if let Some(after) = &self.after {
-            attended = after.post_attention_layernorm.forward(&attended)?;
+            attended = after.post_attention_layernorm.forward(&attended, pass)?;
         }
         let x = ops::add(x, &attended)?;
-        let fed = self.mlp.forward(&self.before_mlp.forward(&x)?)?;
-        let mut fed = self.after_mlp.pass(&x, fed)?;
+        let fed = self.mlp.forward(&self.before_mlp.forward(&x, pass)?, pass)?;
+        let mut fed = self.after_mlp.forward(&x, fed, pass)?;
         if let Some(after) = &self.after {
-            fed = after.post_feedforward_layernorm.forward(&fed)?;
+            fed = after.post_feedforward_layernorm.forward(&fed, pass)?;
         }
         Ok(ops::add(&x, &fed)?)
     }
 }
 
-/// A Gemma decoder with its output head.
-#[derive(Debug)]
-pub(crate) struct Gemma {
-    embed_tokens: Embedding,
-    embed_scale: f64,
-    layers: Vec<Block>,
-    norm: RmsNorm,
-    lm_head: Arc<Weight>,
-    final_logit_softcapping: Option<f64>,
-}
-
-impl Gemma {
-    pub(crate) fn new(
-        config: &Config,
-        family: &GemmaConfig,
-        builder: &mut Builder,
-        device: &Device,
-    ) -> Result<Self> {
-        let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        let act =
-            config::activation("hidden_activation", &family.hidden_activation, &config.model_type)?;
-        let max = config.max_position_embeddings;
-        let global = Arc::new(Rope::new(&family.rope_parameters, d, max, device)?);
-        let local = Arc::new(Rope::new(&family.local_rope_parameters, d, max, device)?);
-        let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
-        let first = config.model_type == "gemma";
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
-            let path = |module: &str| format!("model.layers.{layer}.{module}");
-            let norm = |builder: &mut Builder, module: &str, size| {
-                builder.rms_norm_around_one(path(module), size, family.rms_norm_eps)
-            };
-            let linear = |builder: &mut Builder, module: &str, input, output| {
-                builder.linear(path(module), input, output, family.attention_bias)
-            };
-            let sliding = family.layer_types[layer] == SLIDING;
-            let self_attn = Attention {
-                q_proj: linear(builder, "self_attn.q_proj", hidden, q),
-                k_proj: linear(builder, "self_attn.k_proj", hidden, kv),
-                v_proj: linear(builder, "self_attn.v_proj", hidden, kv),
-                o_proj: linear(builder, "self_attn.o_proj", q, hidden),
-                norms: match config.model_type.as_str() {
-                    "gemma3_text" => Some((
-                        norm(builder, "self_attn.q_norm", d),
-                        norm(builder, "self_attn.k_norm", d),
-                    )),
-                    _ => None,
-                },
-                head_dim: d,
-                rope: Arc::clone(if sliding { &local } else { &global }),
-                past: builder.past(layer, config.num_key_value_heads, d),
-                scores: Scores {
-                    scale: family.query_pre_attn_scalar.powf(-0.5) as f32,
-                    window: family.sliding_window.filter(|_| sliding),
-                    softcap: family.attn_logit_softcapping,
-                    alibi: None,
-                },
-            };
-            let mlp = Mlp {
-                gate_proj: builder.linear(path("mlp.gate_proj"), hidden, ffn, false),
-                up_proj: builder.linear(path("mlp.up_proj"), hidden, ffn, false),
-                down_proj: builder.linear(path("mlp.down_proj"), ffn, hidden, false),
-                act,
-            };
-            let input_layernorm = norm(builder, "input_layernorm", hidden);
-            let after = match first {
-                true => None,
-                false => Some(After {
-                    post_attention_layernorm: norm(builder, "post_attention_layernorm", hidden),
-                    post_feedforward_layernorm: norm(builder, "post_feedforward_layernorm", hidden),
-                }),
-            };
-            let before_mlp =
-                if first { "post_attention_layernorm" } else { "pre_feedforward_layernorm" };
-            let before_mlp = norm(builder, before_mlp, hidden);
-            let flow = if first { Flow::Sequential } else { Flow::Normed };
-            layers.push(Block {
-                input_layernorm,
-                self_attn,
-                after_attn: builder.joint(path("self_attn"), Sublayer::Attention, flow),
-                before_mlp,
-                mlp,
-                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, flow),
-                after,
-            });
-        }
-        let norm =
-            builder.rms_norm_around_one("model.norm".to_owned(), hidden, family.rms_norm_eps);
-        let lm_head = builder.head(config, &embed_tokens);
-        Ok(Self {
-            embed_tokens,
-            embed_scale: (hidden as f64).sqrt(),
-            layers,
-            norm,
-            lm_head,
-            final_logit_softcapping: family.final_logit_softcapping,
-        })
+/// Builds the Gemma decoder with its output head.
+pub(crate) fn decoder(
+    config: &Config,
+    family: &GemmaConfig,
+    builder: &mut Builder,
+    device: &Device,
+) -> Result<Stack<Block, RmsNorm>> {
+    let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+    let act =
+        config::activation("hidden_activation", &family.hidden_activation, &config.model_type)?;
+    let max = config.max_position_embeddings;
+    let global = Arc::new(Rope::new(&family.rope_parameters, d, max, device)?);
+    let local = Arc::new(Rope::new(&family.local_rope_parameters, d, max, device)?);
+    let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
+    let first = config.model_type == "gemma";
+    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    for layer in 0..config.num_hidden_layers {
+        let path = |module: &str| format!("model.layers.{layer}.{module}");
+        let norm = |builder: &mut Builder, module: &str, size| {
+            builder.rms_norm_around_one(path(module), size, family.rms_norm_eps)
+        };
+        let linear = |builder: &mut Builder, module: &str, input, output| {
+            builder.linear(path(module), input, output, family.attention_bias)
+        };
+        let sliding = family.layer_types[layer] == SLIDING;
+        let self_attn = Attention {
+            q_proj: linear(builder, "self_attn.q_proj", hidden, q),
+            k_proj: linear(builder, "self_attn.k_proj", hidden, kv),
+            v_proj: linear(builder, "self_attn.v_proj", hidden, kv),
+            o_proj: linear(builder, "self_attn.o_proj", q, hidden),
+            norms: match config.model_type.as_str() {
+                "gemma3_text" => Some((
+                    norm(builder, "self_attn.q_norm", d),
+                    norm(builder, "self_attn.k_norm", d),
+                )),
+                _ => None,
+            },
+            head_dim: d,
+            rope: Arc::clone(if sliding { &local } else { &global }),
+            past: builder.past(layer, config.num_key_value_heads, d),
+            scores: Scores {
+                scale: family.query_pre_attn_scalar.powf(-0.5) as f32,
+                window: family.sliding_window.filter(|_| sliding),
+                softcap: family.attn_logit_softcapping,
+                alibi: None,
+            },
+        };
+        let mlp = Mlp {
+            gate_proj: builder.linear(path("mlp.gate_proj"), hidden, ffn, false),
+            up_proj: builder.linear(path("mlp.up_proj"), hidden, ffn, false),
+            down_proj: builder.linear(path("mlp.down_proj"), ffn, hidden, false),
+            act,
+        };
+        let input_layernorm = norm(builder, "input_layernorm", hidden);
+        let after = match first {
+            true => None,
+            false => Some(After {
+                post_attention_layernorm: norm(builder, "post_attention_layernorm", hidden),
+                post_feedforward_layernorm: norm(builder, "post_feedforward_layernorm", hidden),
+            }),
+        };
+        let before_mlp =
+            if first { "post_attention_layernorm" } else { "pre_feedforward_layernorm" };
+        let before_mlp = norm(builder, before_mlp, hidden);
+        let flow = if first { Flow::Sequential } else { Flow::Normed };
+        layers.push(Block {
+            input_layernorm,
+            self_attn,
+            after_attn: builder.residual(path("self_attn"), Sublayer::Attention, flow),
+            before_mlp,
+            mlp,
+            after_mlp: builder.residual(path("mlp"), Sublayer::FeedForward, flow),
+            after,
+        });
     }
-}
-
-impl Decoder for Gemma {
-    fn num_blocks(&self) -> usize {
-        self.layers.len()
-    }
-
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok((self.embed_tokens.forward(ids)? * self.embed_scale)?)
-    }
-
-    fn embed_scale(&self) -> f64 {
-        self.embed_scale
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        x: &Tensor,
-        positions: &Positions,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
-        block_at(&self.layers, index)?.forward(x, positions, cache)
-    }
-
-    fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(x)
-    }
-
-    fn head(&self) -> Matrix {
-        self.lm_head.matrix()
-    }
-
-    fn final_logit_softcapping(&self) -> Option<f64> {
-        self.final_logit_softcapping
-    }
+    let norm = builder.rms_norm_around_one("model.norm".to_owned(), hidden, family.rms_norm_eps);
+    let lm_head = builder.head(config, &embed_tokens);
+    Ok(Stack {
+        embedding: embed_tokens,
+        blocks: layers,
+        norm,
+        head: lm_head,
+        embed_scale: (hidden as f64).sqrt(),
+        final_logit_softcapping: family.final_logit_softcapping,
+        learned_positions: None,
+        cache_ends_at: None,
+    })
 }

@@ -13,16 +13,15 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::error::Result;
-use crate::families::{Builder, Decoder, block_at};
-use crate::hooks::past_key_values::Past;
-use crate::hooks::residual::{Flow, Joint, Sublayer};
+use crate::families::{self, Builder, Stack};
+use crate::hooks::past_key_values::PastKeyValues;
+use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::{Scores, attention};
-use crate::layers::{Activation, Embedding, LayerNorm, Slot, Weight};
+use crate::layers::{Activation, LayerNorm, Norm, Slot};
+use crate::pass::Pass;
 use crate::pass::kv_cache::BlockCache;
-use crate::pass::positions::Positions;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
-use tunebook_ops::Matrix;
 
 /// What a decoder of this family has beside its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -139,7 +138,7 @@ struct Attention {
     c_attn: Arc<Slot>,
     c_proj: Arc<Slot>,
     heads: usize,
-    past: Arc<Past>,
+    past: Arc<PastKeyValues>,
     scores: Scores,
 }
 
@@ -147,19 +146,19 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
         let (b, t, hidden) = x.dims3()?;
         let (h, d) = (self.heads, hidden / self.heads);
         // [b, t, 3·h·d] -> [b, t, 3·h, d]
-        let qkv = self.c_attn.forward(x)?.reshape((b, t, 3 * h, d))?;
+        let qkv = self.c_attn.forward(x, pass)?.reshape((b, t, 3 * h, d))?;
         let part = |from| -> Result<Tensor> { Ok(qkv.narrow(2, from, h)?.contiguous()?) };
         let (q, k, v) = (part(0)?, part(h)?, part(2 * h)?);
         // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, positions, cache)?;
+        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.c_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
+        self.c_proj.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
     }
 }
 
@@ -171,122 +170,86 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.c_proj.forward(&self.act.forward(&self.c_fc.forward(x)?)?)
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.c_proj.forward(&self.act.forward(&self.c_fc.forward(x, pass)?)?, pass)
     }
 }
 
 #[derive(Debug)]
-struct Block {
+pub(crate) struct Block {
     ln_1: LayerNorm,
     attn: Attention,
-    after_attn: Arc<Joint>,
+    after_attn: Arc<Residual>,
     ln_2: LayerNorm,
     mlp: Mlp,
-    after_mlp: Arc<Joint>,
+    after_mlp: Arc<Residual>,
 }
 
-impl Block {
+impl families::Block for Block {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
-        let y = self.attn.forward(&self.ln_1.forward(x)?, positions, cache)?;
-        let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
-        let y = self.mlp.forward(&self.ln_2.forward(&x)?)?;
-        Ok(ops::add(&x, &self.after_mlp.pass(&x, y)?)?)
+        let y = self.attn.forward(&self.ln_1.forward(x, pass)?, pass, cache)?;
+        let x = ops::add(x, &self.after_attn.forward(x, y, pass)?)?;
+        let y = self.mlp.forward(&self.ln_2.forward(&x, pass)?, pass)?;
+        Ok(ops::add(&x, &self.after_mlp.forward(&x, y, pass)?)?)
     }
 }
 
-/// A GPT-2 decoder with its output head.
-#[derive(Debug)]
-pub(crate) struct Gpt2 {
-    wte: Embedding,
-    wpe: Embedding,
-    h: Vec<Block>,
-    ln_f: LayerNorm,
-    lm_head: Arc<Weight>,
-}
-
-impl Gpt2 {
-    pub(crate) fn new(config: &Config, family: &Gpt2Config, builder: &mut Builder) -> Result<Self> {
-        let (hidden, ffn, eps) =
-            (config.hidden_size, config.intermediate_size, family.layer_norm_epsilon);
-        let act = config::activation(
-            "activation_function",
-            &family.activation_function,
-            &config.model_type,
-        )?;
-        let wte = builder.embedding("transformer.wte", config.vocab_size, hidden);
-        let wpe = builder.embedding("transformer.wpe", config.max_position_embeddings, hidden);
-        let mut h = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
-            let path = |module: &str| format!("transformer.h.{layer}.{module}");
-            let mut scale = match family.scale_attn_weights {
-                true => 1.0 / (config.head_dim as f32).sqrt(),
-                false => 1.0,
-            };
-            if family.scale_attn_by_inverse_layer_idx {
-                scale /= (layer + 1) as f32;
-            }
-            h.push(Block {
-                ln_1: builder.layer_norm(path("ln_1"), hidden, eps),
-                attn: Attention {
-                    c_attn: builder.conv1d(path("attn.c_attn"), hidden, 3 * hidden),
-                    c_proj: builder.conv1d(path("attn.c_proj"), hidden, hidden),
-                    heads: config.num_attention_heads,
-                    past: builder.past(layer, config.num_attention_heads, config.head_dim),
-                    scores: Scores { scale, ..Default::default() },
-                },
-                after_attn: builder.joint(path("attn"), Sublayer::Attention, Flow::Sequential),
-                ln_2: builder.layer_norm(path("ln_2"), hidden, eps),
-                mlp: Mlp {
-                    c_fc: builder.conv1d(path("mlp.c_fc"), hidden, ffn),
-                    c_proj: builder.conv1d(path("mlp.c_proj"), ffn, hidden),
-                    act,
-                },
-                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
-            });
+/// Builds the GPT-2 decoder with its output head.
+pub(crate) fn decoder(
+    config: &Config,
+    family: &Gpt2Config,
+    builder: &mut Builder,
+) -> Result<Stack<Block, LayerNorm>> {
+    let (hidden, ffn, eps) =
+        (config.hidden_size, config.intermediate_size, family.layer_norm_epsilon);
+    let act =
+        config::activation("activation_function", &family.activation_function, &config.model_type)?;
+    let wte = builder.embedding("transformer.wte", config.vocab_size, hidden);
+    let wpe = builder.embedding("transformer.wpe", config.max_position_embeddings, hidden);
+    let mut h = Vec::with_capacity(config.num_hidden_layers);
+    for layer in 0..config.num_hidden_layers {
+        let path = |module: &str| format!("transformer.h.{layer}.{module}");
+        let mut scale = match family.scale_attn_weights {
+            true => 1.0 / (config.head_dim as f32).sqrt(),
+            false => 1.0,
+        };
+        if family.scale_attn_by_inverse_layer_idx {
+            scale /= (layer + 1) as f32;
         }
-        let ln_f = builder.layer_norm("transformer.ln_f".to_owned(), hidden, eps);
-        let lm_head = builder.head(config, &wte);
-        Ok(Self { wte, wpe, h, ln_f, lm_head })
+        h.push(Block {
+            ln_1: builder.layer_norm(path("ln_1"), hidden, eps),
+            attn: Attention {
+                c_attn: builder.conv1d(path("attn.c_attn"), hidden, 3 * hidden),
+                c_proj: builder.conv1d(path("attn.c_proj"), hidden, hidden),
+                heads: config.num_attention_heads,
+                past: builder.past(layer, config.num_attention_heads, config.head_dim),
+                scores: Scores { scale, ..Default::default() },
+            },
+            after_attn: builder.residual(path("attn"), Sublayer::Attention, Flow::Sequential),
+            ln_2: builder.layer_norm(path("ln_2"), hidden, eps),
+            mlp: Mlp {
+                c_fc: builder.conv1d(path("mlp.c_fc"), hidden, ffn),
+                c_proj: builder.conv1d(path("mlp.c_proj"), ffn, hidden),
+                act,
+            },
+            after_mlp: builder.residual(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
+        });
     }
-}
-
-impl Decoder for Gpt2 {
-    fn num_blocks(&self) -> usize {
-        self.h.len()
-    }
-
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        self.wte.forward(ids)
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        x: &Tensor,
-        positions: &Positions,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
-        let block = block_at(&self.h, index)?;
-        if index > 0 {
-            return block.forward(x, positions, cache);
-        }
-        // Here and not in `embed`, so that vectors that stand for tokens (a soft prompt) have a
-        // position as well.
-        let x = ops::add(x, &self.wpe.forward(positions.ids())?)?;
-        block.forward(&x, positions, cache)
-    }
-
-    fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.ln_f.forward(x)
-    }
-
-    fn head(&self) -> Matrix {
-        self.lm_head.matrix()
-    }
+    let ln_f = builder.layer_norm("transformer.ln_f".to_owned(), hidden, eps);
+    let lm_head = builder.head(config, &wte);
+    Ok(Stack {
+        embedding: wte,
+        blocks: h,
+        norm: ln_f,
+        head: lm_head,
+        learned_positions: Some(wpe),
+        embed_scale: 1.0,
+        final_logit_softcapping: None,
+        cache_ends_at: None,
+    })
 }

@@ -23,17 +23,16 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::error::Result;
-use crate::families::{Builder, Decoder, block_at};
-use crate::hooks::past_key_values::Past;
-use crate::hooks::residual::{Flow, Joint, Sublayer};
+use crate::families::{self, Builder, Stack};
+use crate::hooks::past_key_values::PastKeyValues;
+use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::{Scores, attention};
 use crate::layers::rope::{Rope, RopeParameters, RopeScaling};
-use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
+use crate::layers::{Activation, Norm, RmsNorm, Slot};
+use crate::pass::Pass;
 use crate::pass::kv_cache::BlockCache;
-use crate::pass::positions::Positions;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
-use tunebook_ops::Matrix;
 
 /// What a decoder of this family has beside its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -237,7 +236,7 @@ struct Attention {
     norms: Option<(RmsNorm, RmsNorm)>,
     head_dim: usize,
     rope: Option<Arc<Rope>>,
-    past: Arc<Past>,
+    past: Arc<PastKeyValues>,
     scores: Scores,
 }
 
@@ -245,28 +244,28 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let heads = |x: &Tensor, norm: Option<&RmsNorm>| -> Result<Tensor> {
             // [b, t, h·d] -> [b, t, h, d]
             let x = match norm {
-                Some(norm) => norm.forward(&x.reshape((b, t, (), self.head_dim))?)?,
+                Some(norm) => norm.forward(&x.reshape((b, t, (), self.head_dim))?, pass)?,
                 None => x.clone(),
             };
             match &self.rope {
-                Some(rope) => rope.forward(&x, positions),
+                Some(rope) => rope.forward(&x, pass.positions()),
                 None => Ok(x.reshape((b, t, (), self.head_dim))?),
             }
         };
-        let q = heads(&self.q_proj.forward(x)?, self.norms.as_ref().map(|(q, _)| q))?;
-        let k = heads(&self.k_proj.forward(x)?, self.norms.as_ref().map(|(_, k)| k))?;
-        let v = self.v_proj.forward(x)?;
+        let q = heads(&self.q_proj.forward(x, pass)?, self.norms.as_ref().map(|(q, _)| q))?;
+        let k = heads(&self.k_proj.forward(x, pass)?, self.norms.as_ref().map(|(_, k)| k))?;
+        let v = self.v_proj.forward(x, pass)?;
         // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, positions, cache)?;
+        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.o_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
+        self.o_proj.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
     }
 }
 
@@ -279,140 +278,104 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down_proj
-            .forward(&self.act.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.down_proj.forward(
+            &self.act.gate(&self.gate_proj.forward(x, pass)?, &self.up_proj.forward(x, pass)?)?,
+            pass,
+        )
     }
 }
 
 #[derive(Debug)]
-struct Block {
+pub(crate) struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
-    after_attn: Arc<Joint>,
+    after_attn: Arc<Residual>,
     post_attention_layernorm: RmsNorm,
     mlp: Mlp,
-    after_mlp: Arc<Joint>,
+    after_mlp: Arc<Residual>,
 }
 
-impl Block {
+impl families::Block for Block {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
-        let y = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
-        let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
-        let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok(ops::add(&x, &self.after_mlp.pass(&x, y)?)?)
+        let y = self.self_attn.forward(&self.input_layernorm.forward(x, pass)?, pass, cache)?;
+        let x = ops::add(x, &self.after_attn.forward(x, y, pass)?)?;
+        let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x, pass)?, pass)?;
+        Ok(ops::add(&x, &self.after_mlp.forward(&x, y, pass)?)?)
     }
 }
 
-/// A Llama decoder with its output head.
-#[derive(Debug)]
-pub(crate) struct Llama {
-    embed_tokens: Embedding,
-    layers: Vec<Block>,
-    norm: RmsNorm,
-    lm_head: Arc<Weight>,
-    cache_ends_at: Option<usize>,
-}
-
-impl Llama {
-    pub(crate) fn new(
-        config: &Config,
-        family: &LlamaConfig,
-        builder: &mut Builder,
-        device: &Device,
-    ) -> Result<Self> {
-        let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
-        let rope = Arc::new(Rope::new(
-            &family.rope_parameters,
-            d,
-            config.max_position_embeddings,
-            device,
-        )?);
-        let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
-            let path = |module: &str| format!("model.layers.{layer}.{module}");
-            let norm = |builder: &mut Builder, module: &str, size| {
-                builder.rms_norm(path(module), size, family.rms_norm_eps)
-            };
-            let qkv_bias = family.attention_bias || family.qkv_bias;
-            let self_attn = Attention {
-                q_proj: builder.linear(path("self_attn.q_proj"), hidden, q, qkv_bias),
-                k_proj: builder.linear(path("self_attn.k_proj"), hidden, kv, qkv_bias),
-                v_proj: builder.linear(path("self_attn.v_proj"), hidden, kv, qkv_bias),
-                o_proj: builder.linear(path("self_attn.o_proj"), q, hidden, family.attention_bias),
-                norms: match family.qk_norm {
-                    true => Some((
-                        norm(builder, "self_attn.q_norm", d),
-                        norm(builder, "self_attn.k_norm", d),
-                    )),
-                    false => None,
-                },
-                head_dim: d,
-                rope: (family.no_rope_layers[layer] == 1).then(|| Arc::clone(&rope)),
-                past: builder.past(layer, config.num_key_value_heads, d),
-                scores: Scores {
-                    scale: 1.0 / (d as f32).sqrt(),
-                    window: family.sliding_window.filter(|_| family.layer_types[layer] == SLIDING),
-                    ..Default::default()
-                },
-            };
-            let mlp = Mlp {
-                gate_proj: builder.linear(path("mlp.gate_proj"), hidden, ffn, family.mlp_bias),
-                up_proj: builder.linear(path("mlp.up_proj"), hidden, ffn, family.mlp_bias),
-                down_proj: builder.linear(path("mlp.down_proj"), ffn, hidden, family.mlp_bias),
-                act,
-            };
-            layers.push(Block {
-                input_layernorm: norm(builder, "input_layernorm", hidden),
-                self_attn,
-                after_attn: builder.joint(path("self_attn"), Sublayer::Attention, Flow::Sequential),
-                post_attention_layernorm: norm(builder, "post_attention_layernorm", hidden),
-                mlp,
-                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
-            });
-        }
-        let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);
-        let lm_head = builder.head(config, &embed_tokens);
-        Ok(Self { embed_tokens, layers, norm, lm_head, cache_ends_at: rope.switches_at() })
+/// Builds the Llama decoder with its output head.
+pub(crate) fn decoder(
+    config: &Config,
+    family: &LlamaConfig,
+    builder: &mut Builder,
+    device: &Device,
+) -> Result<Stack<Block, RmsNorm>> {
+    let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+    let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
+    let rope =
+        Arc::new(Rope::new(&family.rope_parameters, d, config.max_position_embeddings, device)?);
+    let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
+    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    for layer in 0..config.num_hidden_layers {
+        let path = |module: &str| format!("model.layers.{layer}.{module}");
+        let norm = |builder: &mut Builder, module: &str, size| {
+            builder.rms_norm(path(module), size, family.rms_norm_eps)
+        };
+        let qkv_bias = family.attention_bias || family.qkv_bias;
+        let self_attn = Attention {
+            q_proj: builder.linear(path("self_attn.q_proj"), hidden, q, qkv_bias),
+            k_proj: builder.linear(path("self_attn.k_proj"), hidden, kv, qkv_bias),
+            v_proj: builder.linear(path("self_attn.v_proj"), hidden, kv, qkv_bias),
+            o_proj: builder.linear(path("self_attn.o_proj"), q, hidden, family.attention_bias),
+            norms: match family.qk_norm {
+                true => Some((
+                    norm(builder, "self_attn.q_norm", d),
+                    norm(builder, "self_attn.k_norm", d),
+                )),
+                false => None,
+            },
+            head_dim: d,
+            rope: (family.no_rope_layers[layer] == 1).then(|| Arc::clone(&rope)),
+            past: builder.past(layer, config.num_key_value_heads, d),
+            scores: Scores {
+                scale: 1.0 / (d as f32).sqrt(),
+                window: family.sliding_window.filter(|_| family.layer_types[layer] == SLIDING),
+                ..Default::default()
+            },
+        };
+        let mlp = Mlp {
+            gate_proj: builder.linear(path("mlp.gate_proj"), hidden, ffn, family.mlp_bias),
+            up_proj: builder.linear(path("mlp.up_proj"), hidden, ffn, family.mlp_bias),
+            down_proj: builder.linear(path("mlp.down_proj"), ffn, hidden, family.mlp_bias),
+            act,
+        };
+        layers.push(Block {
+            input_layernorm: norm(builder, "input_layernorm", hidden),
+            self_attn,
+            after_attn: builder.residual(path("self_attn"), Sublayer::Attention, Flow::Sequential),
+            post_attention_layernorm: norm(builder, "post_attention_layernorm", hidden),
+            mlp,
+            after_mlp: builder.residual(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
+        });
     }
-}
-
-impl Decoder for Llama {
-    fn num_blocks(&self) -> usize {
-        self.layers.len()
-    }
-
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        self.embed_tokens.forward(ids)
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        x: &Tensor,
-        positions: &Positions,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
-        block_at(&self.layers, index)?.forward(x, positions, cache)
-    }
-
-    fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(x)
-    }
-
-    fn head(&self) -> Matrix {
-        self.lm_head.matrix()
-    }
-
-    fn cache_ends_at(&self) -> Option<usize> {
-        self.cache_ends_at
-    }
+    let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);
+    let lm_head = builder.head(config, &embed_tokens);
+    Ok(Stack {
+        embedding: embed_tokens,
+        blocks: layers,
+        norm,
+        head: lm_head,
+        cache_ends_at: rope.switches_at(),
+        embed_scale: 1.0,
+        learned_positions: None,
+        final_logit_softcapping: None,
+    })
 }

@@ -15,49 +15,128 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::config::{Config, Family};
 use crate::error::{Error, Result};
-use crate::hooks::past_key_values::Past;
-use crate::hooks::residual::{Flow, Joint, Sublayer};
-use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, Slot, Weight};
+use crate::hooks::past_key_values::PastKeyValues;
+use crate::hooks::residual::{Flow, Residual, Sublayer};
+use crate::layers::{Embedding, LayerNorm, Linear, Norm, RmsNorm, Slot, Weight};
+use crate::pass::Pass;
 use crate::pass::kv_cache::BlockCache;
-use crate::pass::positions::Positions;
-use tunebook_ops::Matrix;
+use tunebook_ops as ops;
 
-/// A decoder of one family. All operations are differentiable.
+/// A decoder. All operations are differentiable.
 pub(crate) trait Decoder: Send + Sync + fmt::Debug {
     /// Number of blocks.
     fn num_blocks(&self) -> usize;
 
     /// `[b, t]` u32 -> `[b, t, hid]`
-    fn embed(&self, ids: &Tensor) -> Result<Tensor>;
+    fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Result<Tensor>;
 
     /// What the embedding multiplies its table's rows with.
-    fn embed_scale(&self) -> f64 {
-        1.0
-    }
+    fn embed_scale(&self) -> f64;
 
-    /// Block `index`, which exists: `[b, t, hid]` -> `[b, t, hid]`
+    /// Block `index`: `[b, t, hid]` -> `[b, t, hid]`
+    ///
+    /// # Errors
+    /// When there is none of that number.
     fn block(
         &self,
         index: usize,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor>;
 
     /// `[.., hid]` -> `[.., hid]`
-    fn final_norm(&self, x: &Tensor) -> Result<Tensor>;
+    fn final_norm(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor>;
 
     /// The output head, `[vocab, hid]`.
-    fn head(&self) -> Matrix;
+    fn head(&self) -> &Arc<Weight>;
 
     /// Logits `l` become `c · tanh(l / c)`.
-    fn final_logit_softcapping(&self) -> Option<f64> {
-        None
-    }
+    fn final_logit_softcapping(&self) -> Option<f64>;
 
     /// Keys that were computed for texts of up to so many positions are of no use in longer ones.
+    fn cache_ends_at(&self) -> Option<usize>;
+}
+
+/// One block of a family.
+pub(crate) trait Block: Send + Sync + fmt::Debug {
+    /// `[b, t, hid]` -> `[b, t, hid]`
+    fn forward(
+        &self,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor>;
+}
+
+/// A decoder as all families have it: an embedding, equal blocks, a norm and an output head.
+#[derive(Debug)]
+pub(crate) struct Stack<B, N> {
+    pub(crate) embedding: Embedding,
+    /// Factor on the embedding table's rows.
+    pub(crate) embed_scale: f64,
+    /// A vector for each position, added to what the first block takes (GPT-2).
+    pub(crate) learned_positions: Option<Embedding>,
+    pub(crate) blocks: Vec<B>,
+    pub(crate) norm: N,
+    pub(crate) head: Arc<Weight>,
+    pub(crate) final_logit_softcapping: Option<f64>,
+    pub(crate) cache_ends_at: Option<usize>,
+}
+
+impl<B: Block, N: Norm + Send + Sync + fmt::Debug> Decoder for Stack<B, N> {
+    fn num_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let x = self.embedding.forward(ids, pass)?;
+        if self.embed_scale == 1.0 { Ok(x) } else { Ok((x * self.embed_scale)?) }
+    }
+
+    fn embed_scale(&self) -> f64 {
+        self.embed_scale
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        cache: Option<&mut BlockCache>,
+    ) -> Result<Tensor> {
+        let Some(block) = self.blocks.get(index) else {
+            return Err(Error::Argument {
+                field: "index",
+                value: index.to_string(),
+                expected: "the number of a block, below `num_blocks()`",
+            });
+        };
+        match &self.learned_positions {
+            // Here and not in `embed`, so that vectors that stand for tokens (a soft prompt) have a
+            // position as well.
+            Some(table) if index == 0 => {
+                let x = ops::add(x, &table.forward(pass.positions().ids(), pass)?)?;
+                block.forward(&x, pass, cache)
+            }
+            _ => block.forward(x, pass, cache),
+        }
+    }
+
+    fn final_norm(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.norm.forward(x, pass)
+    }
+
+    fn head(&self) -> &Arc<Weight> {
+        &self.head
+    }
+
+    fn final_logit_softcapping(&self) -> Option<f64> {
+        self.final_logit_softcapping
+    }
+
     fn cache_ends_at(&self) -> Option<usize> {
-        None
+        self.cache_ends_at
     }
 }
 
@@ -76,9 +155,9 @@ pub(crate) struct Need {
 pub(crate) struct Parts {
     pub(crate) decoder: Box<dyn Decoder>,
     pub(crate) slots: Vec<Arc<Slot>>,
-    pub(crate) joints: Vec<Arc<Joint>>,
+    pub(crate) residuals: Vec<Arc<Residual>>,
     /// One for each block, or none where a family cannot have any.
-    pub(crate) pasts: Vec<Arc<Past>>,
+    pub(crate) past_key_values: Vec<Arc<PastKeyValues>>,
     pub(crate) needs: Vec<Need>,
 }
 
@@ -86,22 +165,20 @@ pub(crate) struct Parts {
 pub(crate) fn build(config: &Config, device: &Device) -> Result<Parts> {
     let mut builder = Builder {
         slots: Vec::new(),
-        joints: Vec::new(),
-        pasts: Vec::new(),
+        residuals: Vec::new(),
+        past_key_values: Vec::new(),
         needs: Vec::new(),
         empty: empty(device)?,
     };
     let decoder: Box<dyn Decoder> = match &config.family {
-        Family::Llama(family) => Box::new(llama::Llama::new(config, family, &mut builder, device)?),
-        Family::Falcon(family) => {
-            Box::new(falcon::Falcon::new(config, family, &mut builder, device)?)
-        }
-        Family::Gemma(family) => Box::new(gemma::Gemma::new(config, family, &mut builder, device)?),
-        Family::Phi3(family) => Box::new(phi3::Phi3::new(config, family, &mut builder, device)?),
-        Family::Gpt2(family) => Box::new(gpt2::Gpt2::new(config, family, &mut builder)?),
+        Family::Llama(family) => Box::new(llama::decoder(config, family, &mut builder, device)?),
+        Family::Falcon(family) => Box::new(falcon::decoder(config, family, &mut builder, device)?),
+        Family::Gemma(family) => Box::new(gemma::decoder(config, family, &mut builder, device)?),
+        Family::Phi3(family) => Box::new(phi3::decoder(config, family, &mut builder, device)?),
+        Family::Gpt2(family) => Box::new(gpt2::decoder(config, family, &mut builder)?),
     };
-    let Builder { slots, joints, pasts, needs, .. } = builder;
-    Ok(Parts { decoder, slots, joints, pasts, needs })
+    let Builder { slots, residuals, past_key_values, needs, .. } = builder;
+    Ok(Parts { decoder, slots, residuals, past_key_values, needs })
 }
 
 fn empty(device: &Device) -> Result<Tensor> {
@@ -111,8 +188,8 @@ fn empty(device: &Device) -> Result<Tensor> {
 /// Collects what a decoder needs, in the order in which it asks.
 pub(crate) struct Builder {
     slots: Vec<Arc<Slot>>,
-    joints: Vec<Arc<Joint>>,
-    pasts: Vec<Arc<Past>>,
+    residuals: Vec<Arc<Residual>>,
+    past_key_values: Vec<Arc<PastKeyValues>>,
     needs: Vec<Need>,
     empty: Tensor,
 }
@@ -123,7 +200,7 @@ impl Builder {
     }
 
     fn need(&mut self, name: String, shape: &[usize], transposed: bool) -> Arc<Weight> {
-        let weight = Arc::new(Weight::new(name, self.empty.clone()));
+        let weight = Arc::new(Weight::at(self.needs.len(), name, self.empty.clone()));
         self.needs.push(Need { weight: Arc::clone(&weight), shape: shape.to_vec(), transposed });
         weight
     }
@@ -137,7 +214,7 @@ impl Builder {
     ) -> Arc<Slot> {
         let weight = self.need(format!("{path}.weight"), &[output, input], transposed);
         let bias = bias.then(|| self.weight(format!("{path}.bias"), &[output]));
-        let slot = Arc::new(Slot::new(path, Linear::of(weight, bias)));
+        let slot = Arc::new(Slot::new(self.slots.len(), path, Linear::of(weight, bias)));
         self.slots.push(Arc::clone(&slot));
         slot
     }
@@ -159,16 +236,26 @@ impl Builder {
     }
 
     /// The end of the sublayer at `path`.
-    pub(crate) fn joint(&mut self, path: String, sublayer: Sublayer, flow: Flow) -> Arc<Joint> {
-        let joint = Arc::new(Joint::new(path, sublayer, flow));
-        self.joints.push(Arc::clone(&joint));
-        joint
+    pub(crate) fn residual(
+        &mut self,
+        path: String,
+        sublayer: Sublayer,
+        flow: Flow,
+    ) -> Arc<Residual> {
+        let residual = Arc::new(Residual::new(self.residuals.len(), path, sublayer, flow));
+        self.residuals.push(Arc::clone(&residual));
+        residual
     }
 
     /// The place before a block's keys and values, of so many heads.
-    pub(crate) fn past(&mut self, block: usize, heads: usize, head_dim: usize) -> Arc<Past> {
-        let past = Arc::new(Past::new(block, heads, head_dim));
-        self.pasts.push(Arc::clone(&past));
+    pub(crate) fn past(
+        &mut self,
+        block: usize,
+        heads: usize,
+        head_dim: usize,
+    ) -> Arc<PastKeyValues> {
+        let past = Arc::new(PastKeyValues::new(block, heads, head_dim));
+        self.past_key_values.push(Arc::clone(&past));
         past
     }
 
@@ -198,16 +285,4 @@ impl Builder {
             }
         }
     }
-}
-
-/// The block of that number.
-///
-/// # Errors
-/// When there is none.
-pub(crate) fn block_at<T>(blocks: &[T], index: usize) -> Result<&T> {
-    blocks.get(index).ok_or_else(|| Error::Argument {
-        field: "index",
-        value: index.to_string(),
-        expected: "the number of a block, below `num_blocks()`",
-    })
 }

@@ -11,17 +11,16 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::config::{self, Config, JsonFields, Shape};
 use crate::error::Result;
-use crate::families::{Builder, Decoder, block_at};
-use crate::hooks::past_key_values::Past;
-use crate::hooks::residual::{Flow, Joint, Sublayer};
+use crate::families::{self, Builder, Stack};
+use crate::hooks::past_key_values::PastKeyValues;
+use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::{Scores, attention};
 use crate::layers::rope::{Rope, RopeParameters, RopeScaling};
-use crate::layers::{Activation, Embedding, RmsNorm, Slot, Weight};
+use crate::layers::{Activation, Norm, RmsNorm, Slot};
+use crate::pass::Pass;
 use crate::pass::kv_cache::BlockCache;
-use crate::pass::positions::Positions;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
-use tunebook_ops::Matrix;
 
 /// What a decoder of this family has beside its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -152,7 +151,7 @@ struct Attention {
     kv_heads: usize,
     head_dim: usize,
     rope: Arc<Rope>,
-    past: Arc<Past>,
+    past: Arc<PastKeyValues>,
     scores: Scores,
 }
 
@@ -160,20 +159,20 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let (h, hkv, d) = (self.heads, self.kv_heads, self.head_dim);
         // [b, t, (h + 2·hkv)·d] -> [b, t, h + 2·hkv, d]
-        let qkv = self.qkv_proj.forward(x)?.reshape((b, t, h + 2 * hkv, d))?;
-        let q = self.rope.forward(&qkv.narrow(2, 0, h)?, positions)?;
-        let k = self.rope.forward(&qkv.narrow(2, h, hkv)?, positions)?;
+        let qkv = self.qkv_proj.forward(x, pass)?.reshape((b, t, h + 2 * hkv, d))?;
+        let q = self.rope.forward(&qkv.narrow(2, 0, h)?, pass.positions())?;
+        let k = self.rope.forward(&qkv.narrow(2, h, hkv)?, pass.positions())?;
         let v = qkv.narrow(2, h + hkv, hkv)?.contiguous()?;
         // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, positions, cache)?;
+        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.o_proj.forward(&attention(&q, &k, &v, positions, &self.scores)?)
+        self.o_proj.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
     }
 }
 
@@ -185,140 +184,97 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         // [b, t, 2·ffn] -> twice [b, t, ffn]
-        let gate_up = self.gate_up_proj.forward(x)?;
+        let gate_up = self.gate_up_proj.forward(x, pass)?;
         let ffn = gate_up.dim(2)? / 2;
         let (gate, up) = (gate_up.narrow(2, 0, ffn)?, gate_up.narrow(2, ffn, ffn)?);
-        self.down_proj.forward(&self.act.gate(&gate.contiguous()?, &up.contiguous()?)?)
+        self.down_proj.forward(&self.act.gate(&gate.contiguous()?, &up.contiguous()?)?, pass)
     }
 }
 
 #[derive(Debug)]
-struct Block {
+pub(crate) struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
-    after_attn: Arc<Joint>,
+    after_attn: Arc<Residual>,
     post_attention_layernorm: RmsNorm,
     mlp: Mlp,
-    after_mlp: Arc<Joint>,
+    after_mlp: Arc<Residual>,
 }
 
-impl Block {
+impl families::Block for Block {
     fn forward(
         &self,
         x: &Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
-        let y = self.self_attn.forward(&self.input_layernorm.forward(x)?, positions, cache)?;
-        let x = ops::add(x, &self.after_attn.pass(x, y)?)?;
-        let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok(ops::add(&x, &self.after_mlp.pass(&x, y)?)?)
+        let y = self.self_attn.forward(&self.input_layernorm.forward(x, pass)?, pass, cache)?;
+        let x = ops::add(x, &self.after_attn.forward(x, y, pass)?)?;
+        let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x, pass)?, pass)?;
+        Ok(ops::add(&x, &self.after_mlp.forward(&x, y, pass)?)?)
     }
 }
 
-/// A Phi-3 decoder with its output head.
-#[derive(Debug)]
-pub(crate) struct Phi3 {
-    embed_tokens: Embedding,
-    layers: Vec<Block>,
-    norm: RmsNorm,
-    lm_head: Arc<Weight>,
-    cache_ends_at: Option<usize>,
-}
-
-impl Phi3 {
-    pub(crate) fn new(
-        config: &Config,
-        family: &Phi3Config,
-        builder: &mut Builder,
-        device: &Device,
-    ) -> Result<Self> {
-        let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
-        let rope = Arc::new(Rope::new(
-            &family.rope_parameters,
-            d,
-            config.max_position_embeddings,
-            device,
-        )?);
-        let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
-            let path = |module: &str| format!("model.layers.{layer}.{module}");
-            let linear = |builder: &mut Builder, module: &str, input, output| {
-                builder.linear(path(module), input, output, false)
-            };
-            let norm = |builder: &mut Builder, module: &str| {
-                builder.rms_norm(path(module), hidden, family.rms_norm_eps)
-            };
-            layers.push(Block {
-                input_layernorm: norm(builder, "input_layernorm"),
-                self_attn: Attention {
-                    qkv_proj: linear(
-                        builder,
-                        "self_attn.qkv_proj",
-                        hidden,
-                        (heads + 2 * kv_heads) * d,
-                    ),
-                    o_proj: linear(builder, "self_attn.o_proj", heads * d, hidden),
-                    heads,
-                    kv_heads,
-                    head_dim: d,
-                    rope: Arc::clone(&rope),
-                    past: builder.past(layer, kv_heads, d),
-                    scores: Scores {
-                        scale: 1.0 / (d as f32).sqrt(),
-                        window: family.sliding_window,
-                        ..Default::default()
-                    },
+/// Builds the Phi-3 decoder with its output head.
+pub(crate) fn decoder(
+    config: &Config,
+    family: &Phi3Config,
+    builder: &mut Builder,
+    device: &Device,
+) -> Result<Stack<Block, RmsNorm>> {
+    let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
+    let rope =
+        Arc::new(Rope::new(&family.rope_parameters, d, config.max_position_embeddings, device)?);
+    let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
+    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    for layer in 0..config.num_hidden_layers {
+        let path = |module: &str| format!("model.layers.{layer}.{module}");
+        let linear = |builder: &mut Builder, module: &str, input, output| {
+            builder.linear(path(module), input, output, false)
+        };
+        let norm = |builder: &mut Builder, module: &str| {
+            builder.rms_norm(path(module), hidden, family.rms_norm_eps)
+        };
+        layers.push(Block {
+            input_layernorm: norm(builder, "input_layernorm"),
+            self_attn: Attention {
+                qkv_proj: linear(builder, "self_attn.qkv_proj", hidden, (heads + 2 * kv_heads) * d),
+                o_proj: linear(builder, "self_attn.o_proj", heads * d, hidden),
+                heads,
+                kv_heads,
+                head_dim: d,
+                rope: Arc::clone(&rope),
+                past: builder.past(layer, kv_heads, d),
+                scores: Scores {
+                    scale: 1.0 / (d as f32).sqrt(),
+                    window: family.sliding_window,
+                    ..Default::default()
                 },
-                after_attn: builder.joint(path("self_attn"), Sublayer::Attention, Flow::Sequential),
-                post_attention_layernorm: norm(builder, "post_attention_layernorm"),
-                mlp: Mlp {
-                    gate_up_proj: linear(builder, "mlp.gate_up_proj", hidden, 2 * ffn),
-                    down_proj: linear(builder, "mlp.down_proj", ffn, hidden),
-                    act,
-                },
-                after_mlp: builder.joint(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
-            });
-        }
-        let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);
-        let lm_head = builder.head(config, &embed_tokens);
-        Ok(Self { embed_tokens, layers, norm, lm_head, cache_ends_at: rope.switches_at() })
+            },
+            after_attn: builder.residual(path("self_attn"), Sublayer::Attention, Flow::Sequential),
+            post_attention_layernorm: norm(builder, "post_attention_layernorm"),
+            mlp: Mlp {
+                gate_up_proj: linear(builder, "mlp.gate_up_proj", hidden, 2 * ffn),
+                down_proj: linear(builder, "mlp.down_proj", ffn, hidden),
+                act,
+            },
+            after_mlp: builder.residual(path("mlp"), Sublayer::FeedForward, Flow::Sequential),
+        });
     }
-}
-
-impl Decoder for Phi3 {
-    fn num_blocks(&self) -> usize {
-        self.layers.len()
-    }
-
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        self.embed_tokens.forward(ids)
-    }
-
-    fn block(
-        &self,
-        index: usize,
-        x: &Tensor,
-        positions: &Positions,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
-        block_at(&self.layers, index)?.forward(x, positions, cache)
-    }
-
-    fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(x)
-    }
-
-    fn head(&self) -> Matrix {
-        self.lm_head.matrix()
-    }
-
-    fn cache_ends_at(&self) -> Option<usize> {
-        self.cache_ends_at
-    }
+    let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);
+    let lm_head = builder.head(config, &embed_tokens);
+    Ok(Stack {
+        embedding: embed_tokens,
+        blocks: layers,
+        norm,
+        head: lm_head,
+        cache_ends_at: rope.switches_at(),
+        embed_scale: 1.0,
+        learned_positions: None,
+        final_logit_softcapping: None,
+    })
 }

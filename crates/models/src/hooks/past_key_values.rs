@@ -7,14 +7,13 @@
 //! between padding and text.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::hooks::virtual_tokens;
 use crate::pass::kv_cache::BlockCache;
-use crate::pass::positions::Positions;
+use crate::pass::{Mode, Pass};
 
 /// Gives the keys and values of one block, anew in each forward pass, so that they may be part of
 /// the graph.
@@ -23,25 +22,23 @@ pub trait KeysValues: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// What computing them fails with.
-    fn keys_values(&self) -> Result<(Tensor, Tensor)>;
+    fn keys_values(&self, mode: Mode) -> Result<(Tensor, Tensor)>;
 
     /// How many positions they are of.
     fn count(&self) -> usize;
 }
 
-/// The place before the keys and values of one block. What stands there can be replaced while the
-/// model is in use.
+/// The place before the keys and values of one block.
 #[derive(Debug)]
-pub struct Past {
+pub struct PastKeyValues {
     block: usize,
     heads: usize,
     head_dim: usize,
-    current: RwLock<Option<Arc<dyn KeysValues>>>,
 }
 
-impl Past {
+impl PastKeyValues {
     pub(crate) fn new(block: usize, heads: usize, head_dim: usize) -> Self {
-        Self { block, heads, head_dim, current: RwLock::default() }
+        Self { block, heads, head_dim }
     }
 
     /// The number of the block.
@@ -59,26 +56,6 @@ impl Past {
         self.head_dim
     }
 
-    /// What stands here now.
-    pub fn current(&self) -> Option<Arc<dyn KeysValues>> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// How many positions stand here.
-    pub fn count(&self) -> usize {
-        self.current().map_or(0, |past| past.count())
-    }
-
-    /// Puts keys and values here, from the next forward pass on.
-    pub fn replace(&self, past: Arc<dyn KeysValues>) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(past);
-    }
-
-    /// The first token sees itself alone again.
-    pub fn restore(&self) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
     /// All keys and values that the tokens of this call see: these, those in the cache and the
     /// tokens' own, which go into the cache.
     ///
@@ -89,25 +66,54 @@ impl Past {
         &self,
         k: Tensor,
         v: Tensor,
-        positions: &Positions,
+        pass: &Pass<'_>,
         cache: Option<&mut BlockCache>,
     ) -> Result<(Tensor, Tensor)> {
         let begun = cache.as_ref().is_some_and(|cache| !cache.is_empty());
-        let past = self.current().filter(|_| !begun);
-        if past.is_none() && cache.is_none() {
+        let past = if begun { 0 } else { pass.snapshot().past_count() };
+        if past == 0 && cache.is_none() {
             return Ok((k, v));
         }
         let (b, t) = (k.dim(0)?, k.dim(1)?);
         let mut k = k.reshape((b, t, self.heads, self.head_dim))?;
         let mut v = v.reshape((b, t, self.heads, self.head_dim))?;
-        if let Some(past) = past {
-            let (keys, values) = past.keys_values()?;
-            k = virtual_tokens::insert(&keys, &k, positions.starts())?;
-            v = virtual_tokens::insert(&values, &v, positions.starts())?;
+        if past > 0 {
+            (k, v) = self.put(&k, &v, past, pass)?;
         }
         match cache {
             Some(cache) => cache.append(&k, &v),
             None => Ok((k, v)),
         }
+    }
+
+    /// Puts each row's keys and values before those of its text; rows that have fewer get padding.
+    fn put(&self, k: &Tensor, v: &Tensor, n: usize, pass: &Pass<'_>) -> Result<(Tensor, Tensor)> {
+        let (snapshot, mode) = (pass.snapshot(), pass.mode());
+        let starts = pass.positions().starts();
+        if snapshot.mixed().is_none() {
+            let Some(past) = snapshot.first().past_key_values(self.block) else {
+                return Ok((k.clone(), v.clone()));
+            };
+            let (keys, values) = past.keys_values(mode)?;
+            let put = |columns, x| virtual_tokens::insert(columns, x, starts);
+            return Ok((put(&keys, k)?, put(&values, v)?));
+        }
+        let b = k.dim(0)?;
+        let (mut keys, mut values) = (Vec::with_capacity(b), Vec::with_capacity(b));
+        for row in 0..b {
+            let overlay = snapshot.row(row);
+            let own = match overlay.past_key_values(self.block) {
+                Some(past) => Some(past.keys_values(mode)?),
+                None => None,
+            };
+            // The padding in `k`: all of the row's but what stands for past it lacks.
+            let padding = starts.map_or(0, |starts| starts[row] - (n - overlay.past_count()));
+            let put = |columns: Option<&Tensor>, x: &Tensor| {
+                virtual_tokens::insert_row(columns, &x.narrow(0, row, 1)?, padding, n)
+            };
+            keys.push(put(own.as_ref().map(|(k, _)| k), k)?);
+            values.push(put(own.as_ref().map(|(_, v)| v), v)?);
+        }
+        Ok((Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?))
     }
 }

@@ -1,16 +1,16 @@
 //! The places where a block's attention and feed-forward network hand on their output, at which
 //! more can be computed.
 //!
-//! A decoder does not know what stands there: an adapter library asks the model for its [`Joint`]s
-//! by path and puts a [`Branch`] of its own there, which sees the sublayer's output and the
-//! residual stream beside it, and says what takes the output's place.
+//! A decoder does not know what stands there: an adapter library asks the model for its
+//! [`Residual`]s by path and puts a [`Branch`] into an [`Overlay`](crate::Overlay), which sees the
+//! sublayer's output and the residual stream, and says what takes the output's place.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::pass::{Context, Pass};
 
 /// What is computed where a sublayer hands on its output.
 pub trait Branch: Send + Sync + fmt::Debug {
@@ -22,7 +22,7 @@ pub trait Branch: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// When the shapes do not fit.
-    fn forward(&self, x: &Tensor, y: &Tensor) -> Result<Tensor>;
+    fn forward(&self, x: &Tensor, y: &Tensor, context: &Context<'_>) -> Result<Tensor>;
 }
 
 /// Which of a block's two sublayers.
@@ -45,19 +45,23 @@ pub enum Flow {
     Parallel,
 }
 
-/// The end of one sublayer of a decoder. What stands there can be replaced while the model is in
-/// use.
+/// The end of one sublayer of a decoder.
 #[derive(Debug)]
-pub struct Joint {
+pub struct Residual {
+    index: usize,
     path: String,
     sublayer: Sublayer,
     flow: Flow,
-    current: RwLock<Option<Arc<dyn Branch>>>,
 }
 
-impl Joint {
-    pub(crate) fn new(path: String, sublayer: Sublayer, flow: Flow) -> Self {
-        Self { path, sublayer, flow, current: RwLock::default() }
+impl Residual {
+    pub(crate) fn new(index: usize, path: String, sublayer: Sublayer, flow: Flow) -> Self {
+        Self { index, path, sublayer, flow }
+    }
+
+    /// Its place in the model's list.
+    pub(crate) fn index(&self) -> usize {
+        self.index
     }
 
     /// Hugging Face's name of the sublayer, such as `model.layers.0.mlp`.
@@ -75,21 +79,6 @@ impl Joint {
         self.flow
     }
 
-    /// What stands here now.
-    pub fn current(&self) -> Option<Arc<dyn Branch>> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Puts something here, from the next forward pass on.
-    pub fn replace(&self, branch: Arc<dyn Branch>) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(branch);
-    }
-
-    /// The sublayer's output passes as it is again.
-    pub fn restore(&self) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
     /// What the block takes as the sublayer's output.
     ///
     /// # Shapes
@@ -97,10 +86,31 @@ impl Joint {
     ///
     /// # Errors
     /// What the branch fails with.
-    pub(crate) fn pass(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
-        match self.current() {
-            Some(branch) => branch.forward(x, &y),
-            None => Ok(y),
+    pub(crate) fn forward(&self, x: &Tensor, y: Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        match pass.snapshot().mixed() {
+            None => match pass.snapshot().first().branch(self) {
+                Some(branch) => {
+                    branch.forward(x, &y, &Context::new(pass.snapshot().first(), pass.mode()))
+                }
+                None => Ok(y),
+            },
+            Some(mixed) if mixed.groups().iter().all(|g| g.overlay().branch(self).is_none()) => {
+                Ok(y)
+            }
+            Some(mixed) => {
+                let mut parts = Vec::with_capacity(mixed.groups().len());
+                for group in mixed.groups() {
+                    let y = group.take(&y)?;
+                    parts.push(match group.overlay().branch(self) {
+                        Some(branch) => {
+                            let context = Context::new(group.overlay(), pass.mode());
+                            branch.forward(&group.take(x)?, &y, &context)?
+                        }
+                        None => y,
+                    });
+                }
+                mixed.join(&parts)
+            }
         }
     }
 }

@@ -5,50 +5,53 @@
 //! them. In a batch that is padded on the left they stand between padding and text.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
+use crate::pass::{Mode, Pass};
 
 /// Gives the vectors, anew in each forward pass, so that they may be part of the graph.
-pub trait Vectors: Send + Sync + fmt::Debug {
+pub trait VirtualTokens: Send + Sync + fmt::Debug {
     /// `[n, hid]`
     ///
     /// # Errors
     /// What computing them fails with.
-    fn vectors(&self) -> Result<Tensor>;
+    fn vectors(&self, mode: Mode) -> Result<Tensor>;
 
     /// How many there are.
     fn count(&self) -> usize;
 }
 
-/// The place before the tokens. What stands there can be replaced while the model is in use.
-#[derive(Debug, Default)]
-pub struct Front {
-    current: RwLock<Option<Arc<dyn Vectors>>>,
-}
-
-impl Front {
-    /// What stands here now.
-    pub fn current(&self) -> Option<Arc<dyn Vectors>> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+/// Puts each row's virtual tokens before its text, so that all texts begin in the same column as
+/// before, moved by the largest number of virtual tokens. Rows that have fewer get padding.
+///
+/// # Shapes
+/// `x` `[b, t, hid]` -> `[b, n + t, hid]`.
+pub(crate) fn put(x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    let (snapshot, mode) = (pass.snapshot(), pass.mode());
+    let starts = pass.positions().starts();
+    if snapshot.mixed().is_none() {
+        return match snapshot.first().virtual_tokens() {
+            Some(tokens) => insert(&tokens.vectors(mode)?, x, starts),
+            None => Ok(x.clone()),
+        };
     }
-
-    /// How many vectors stand here.
-    pub fn count(&self) -> usize {
-        self.current().map_or(0, |vectors| vectors.count())
+    let n = snapshot.virtual_count();
+    if n == 0 {
+        return Ok(x.clone());
     }
-
-    /// Puts vectors here, from the next forward pass on.
-    pub fn replace(&self, vectors: Arc<dyn Vectors>) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(vectors);
+    let missing = snapshot.missing(x.dim(0)?);
+    let mut rows = Vec::with_capacity(missing.len());
+    for (row, missing) in missing.iter().enumerate() {
+        let columns = match snapshot.row(row).virtual_tokens() {
+            Some(tokens) => Some(tokens.vectors(mode)?),
+            None => None,
+        };
+        let padding = starts.map_or(0, |starts| starts[row] - missing);
+        rows.push(insert_row(columns.as_ref(), &x.narrow(0, row, 1)?, padding, n)?);
     }
-
-    /// Texts begin with their first token again.
-    pub fn restore(&self) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
-    }
+    Ok(Tensor::cat(&rows, 0)?)
 }
 
 /// Puts the same `n` columns into every row of `x`, behind its padding on the left (`starts`).
@@ -56,32 +59,61 @@ impl Front {
 /// # Shapes
 /// `columns` `[n, ..]`, `x` `[b, t, ..]` -> `[b, n + t, ..]`.
 pub(crate) fn insert(columns: &Tensor, x: &Tensor, starts: Option<&[usize]>) -> Result<Tensor> {
-    if columns.rank() + 1 != x.rank() || columns.dims()[1..] != x.dims()[2..] {
-        return Err(Error::Shape {
-            origin: "what stands before the tokens".to_owned(),
-            name: "a column".to_owned(),
-            expected: x.dims()[2..].to_vec(),
-            found: columns.dims()[1..].to_vec(),
-        });
-    }
-    let (b, t) = (x.dim(0)?, x.dim(1)?);
-    let columns = columns.to_dtype(x.dtype())?.unsqueeze(0)?;
+    check(columns, x)?;
+    let n = columns.dim(0)?;
     let Some(starts) = starts.filter(|starts| starts.iter().any(|start| *start > 0)) else {
         let mut shape = x.dims().to_vec();
-        shape[1] = columns.dim(1)?;
+        shape[1] = n;
+        let columns = columns.to_dtype(x.dtype())?.unsqueeze(0)?;
         // [1, n, ..] -> [b, n, ..]
         return Ok(Tensor::cat(
             &[&columns.broadcast_as(shape)?.contiguous()?, &x.contiguous()?],
             1,
         )?);
     };
-    let mut rows = Vec::with_capacity(b);
-    for (row, start) in starts.iter().enumerate() {
-        let x = x.narrow(0, row, 1)?;
-        let (padding, text) = (x.narrow(1, 0, *start)?, x.narrow(1, *start, t - start)?);
-        rows.push(Tensor::cat(&[&padding, &columns, &text], 1)?);
-    }
+    let row =
+        |(row, start): (usize, &usize)| insert_row(Some(columns), &x.narrow(0, row, 1)?, *start, n);
+    let rows: Vec<Tensor> = starts.iter().enumerate().map(row).collect::<Result<_>>()?;
     Ok(Tensor::cat(&rows, 0)?)
+}
+
+/// Puts `n` columns into one row, behind its padding on the left: the given ones, and before them
+/// as much padding as they are fewer.
+///
+/// # Shapes
+/// `columns` `[at most n, ..]`, `x` `[1, t, ..]` -> `[1, n + t, ..]`.
+pub(crate) fn insert_row(
+    columns: Option<&Tensor>,
+    x: &Tensor,
+    padding: usize,
+    n: usize,
+) -> Result<Tensor> {
+    let t = x.dim(1)?;
+    let mut parts = vec![x.narrow(1, 0, padding)?];
+    let given = columns.map_or(Ok(0), |columns| columns.dim(0))?;
+    if given < n {
+        let mut shape = x.dims().to_vec();
+        shape[1] = n - given;
+        parts.push(Tensor::zeros(shape, x.dtype(), x.device())?);
+    }
+    if let Some(columns) = columns {
+        check(columns, x)?;
+        parts.push(columns.to_dtype(x.dtype())?.unsqueeze(0)?);
+    }
+    parts.push(x.narrow(1, padding, t - padding)?);
+    Ok(Tensor::cat(&parts, 1)?)
+}
+
+fn check(columns: &Tensor, x: &Tensor) -> Result<()> {
+    if columns.rank() + 1 == x.rank() && columns.dims()[1..] == x.dims()[2..] {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        origin: "what stands before the tokens".to_owned(),
+        name: "a column".to_owned(),
+        expected: x.dims()[2..].to_vec(),
+        found: columns.dims()[1..].to_vec(),
+    })
 }
 
 #[cfg(test)]
@@ -103,5 +135,13 @@ mod tests {
         assert_eq!(flat(Some(&[0, 2])), [7., 8., 1., 2., 3., 4., 5., 7., 8., 6.]);
         let wide = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
         assert!(insert(&wide, &x, None).unwrap_err().to_string().contains("[3]"));
+    }
+
+    #[test]
+    fn a_row_with_fewer_columns_is_padded_before_them() {
+        let x = Tensor::new(&[[[1f32], [2.], [3.]]], &Device::Cpu).unwrap();
+        let columns = Tensor::new(&[[7f32]], &Device::Cpu).unwrap();
+        let y = insert_row(Some(&columns), &x, 1, 3).unwrap();
+        assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1., 0., 0., 7., 2., 3.]);
     }
 }

@@ -32,12 +32,6 @@ impl Positions {
         Ok(Self { ids, starts: None, segments: None, ends: vec![t; b], bf16: false })
     }
 
-    /// The positions of `t` tokens in each of `b` rows, from `from` on; padding, if any, is on the
-    /// right.
-    pub(crate) fn after(from: usize, b: usize, t: usize, device: &Device) -> Result<Self> {
-        Self::padded(from, t, &vec![0; b], device)
-    }
-
     /// The positions of rows of `t` tokens into which several texts are packed, `segments[row]`
     /// being their lengths: each text counts from 0 and sees itself alone. What is left of a row is
     /// padding.

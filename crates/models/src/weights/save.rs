@@ -13,6 +13,8 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::layers::Weight;
 use crate::model::Model;
+use crate::pass::overlay::Overlay;
+use crate::pass::{Context, Mode};
 use crate::weights::safetensors::{INDEX, SINGLE};
 use crate::weights::tensor_file::{self, Data, Entry};
 use tunebook_ops::Matrix;
@@ -129,29 +131,27 @@ impl Model {
         remove_others(dir, &written)
     }
 
-    /// What is written for each weight, by name: what stands in its place, where that is a weight
-    /// as well.
+    /// What is written for each weight, by name: a merged adapter's values where there is one, else
+    /// those that were loaded. Beside an adapter that is not merged, what it trains of the model's
+    /// own weights is not written either.
     pub(crate) fn weights_to_save(&self) -> HashMap<String, Matrix> {
-        let slots: Vec<_> =
-            self.slots().iter().map(|slot| (slot.path().to_owned(), slot.current())).collect();
-        // Beside an adapter that is not merged, what it trains of the model's own weights is not
-        // written either.
-        let merged = slots.iter().all(|(_, current)| current.as_linear().is_some());
+        let snapshot = self.snapshot();
+        let overlay = snapshot.first();
+        let slots = self.slots();
+        let merged = slots
+            .iter()
+            .all(|slot| overlay.projection(slot).is_none_or(|p| p.as_linear().is_some()));
+        let base = Overlay::base();
+        let context = Context::new(if merged { overlay } else { base }, Mode::default());
         let mut matrices: HashMap<String, Matrix> = self
             .weights()
             .iter()
-            .map(|weight| {
-                let matrix = if merged { weight.matrix() } else { weight.loaded_matrix() };
-                (weight.name().to_owned(), matrix)
-            })
+            .map(|weight| (weight.name().to_owned(), context.weight(weight)))
             .collect();
-        if merged {
-            for (path, current) in &slots {
-                if let Some(linear) = current.as_linear() {
-                    matrices.insert(format!("{path}.weight"), linear.matrix());
-                    matrices
-                        .extend(linear.bias().map(|bias| (format!("{path}.bias"), bias.into())));
-                }
+        let replaced = slots.iter().filter_map(|slot| Some((slot, overlay.projection(slot)?)));
+        for (slot, projection) in replaced.filter(|_| merged) {
+            if let Some(linear) = projection.as_linear() {
+                matrices.insert(format!("{}.weight", slot.path()), linear.matrix_in(&context));
             }
         }
         matrices

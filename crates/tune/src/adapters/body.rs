@@ -17,7 +17,7 @@ use crate::adapters::config::AdapterConfig;
 use crate::adapters::ia3::Ia3Body;
 use crate::adapters::inject::Hooks;
 use crate::adapters::lora::body::LoraBody;
-use crate::adapters::lora::linear::{LoraLinear, Mode};
+use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::prefix_tuning::PrefixBody;
 use crate::adapters::prompt_tuning::PromptBody;
 use crate::adapters::target;
@@ -145,20 +145,14 @@ pub(crate) fn plan(model: &Model, config: &AdapterConfig) -> Result<BTreeMap<Str
 ///
 /// # Errors
 /// As [`plan`]; a failing operation.
-pub(crate) fn build(
-    model: &Model,
-    config: &AdapterConfig,
-    mode: &Arc<Mode>,
-) -> Result<Arc<dyn Body>> {
+pub(crate) fn build(model: &Model, config: &AdapterConfig) -> Result<Arc<dyn Body>> {
     config.validate()?;
     Ok(match config {
-        AdapterConfig::Lora(lora) => Arc::new(LoraBody::new(model, lora, mode)?),
-        AdapterConfig::AdaLora(adalora) => Arc::new(AdaLoraBody::new(model, adalora, mode)?),
-        AdapterConfig::Ia3(ia3) => Arc::new(Ia3Body::new(model, ia3, mode)?),
-        AdapterConfig::PromptTuning(prompt) => Arc::new(PromptBody::new(model, prompt, mode)?),
-        AdapterConfig::PrefixTuning(prefix) => Arc::new(PrefixBody::new(model, prefix, mode)?),
-        AdapterConfig::Bottleneck(bottleneck) => {
-            Arc::new(BottleneckBody::new(model, bottleneck, mode)?)
-        }
+        AdapterConfig::Lora(lora) => Arc::new(LoraBody::new(model, lora)?),
+        AdapterConfig::AdaLora(adalora) => Arc::new(AdaLoraBody::new(model, adalora)?),
+        AdapterConfig::Ia3(ia3) => Arc::new(Ia3Body::new(model, ia3)?),
+        AdapterConfig::PromptTuning(prompt) => Arc::new(PromptBody::new(model, prompt)?),
+        AdapterConfig::PrefixTuning(prefix) => Arc::new(PrefixBody::new(model, prefix)?),
+        AdapterConfig::Bottleneck(bottleneck) => Arc::new(BottleneckBody::new(model, bottleneck)?),
     })
 }

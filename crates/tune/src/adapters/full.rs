@@ -23,11 +23,11 @@ use std::sync::atomic::AtomicU64;
 
 use candle_core::{DType, Var};
 use serde::{Deserialize, Serialize};
-use tunebook_models::{Matrix, Model, Weight};
+use tunebook_models::{Matrix, Model, Overlay, Weight};
 
 use crate::adapters;
-use crate::adapters::lora::linear::Mode;
 use crate::adapters::modules_to_save::{module_of, part_of};
+use crate::adapters::registry::{Generation, Registry};
 use crate::adapters::target::TargetModules;
 use crate::error::{Error, Result};
 use crate::train::parameter::{Parameter, Parameters};
@@ -124,19 +124,27 @@ pub trait FullTuning {
 
 impl FullTuning for Model {
     fn unfreeze(&self, config: &Full) -> Result<FullInfo> {
-        self.freeze(); // what was trained before must not freeze what is taken over now
         let weights = FullWeights::new(self, config)?;
         let info = FullInfo {
             modules: weights.parameters.iter().map(|p| module_of(&p.name).to_owned()).collect(),
             trainable_parameters: weights.parameters.elem_count(),
             all_parameters: self.parameter_count(),
         };
-        adapters::start_full(self, weights);
+        let mut overlay = Overlay::default();
+        for (weight, var) in &weights.weights {
+            overlay.put_weight(weight, var.clone())?;
+        }
+        let overlay = overlay.owned_by(Arc::new(Generation::Full(Arc::new(weights))));
+        Registry::of(self).lock().pause(self, Arc::new(overlay));
         Ok(info)
     }
 
     fn freeze(&self) {
-        adapters::end_full(self);
+        let registry = Registry::of(self);
+        let mut state = registry.lock();
+        if let Some(Generation::Full(_)) = Generation::of(&self.active_overlay()).as_deref() {
+            state.pause(self, Arc::default());
+        }
     }
 }
 
@@ -164,11 +172,11 @@ impl fmt::Display for FullInfo {
     }
 }
 
-/// The trained weights of a model; freezes them when dropped.
+/// The trained weights of a model. The model's own share their memory, so that there is one copy, and
+/// every handle sees what is trained as it is trained.
 pub(crate) struct FullWeights {
-    weights: Vec<Arc<Weight>>,
+    weights: Vec<(Arc<Weight>, Var)>,
     pub(crate) parameters: Parameters,
-    pub(crate) mode: Arc<Mode>,
     /// Changes with every change of the weights, so that a run knows whether the model still holds
     /// its own.
     pub(crate) version: Arc<AtomicU64>,
@@ -201,7 +209,6 @@ impl FullWeights {
                 expected: "f32 weights (or f16, or bf16 on a GPU, with masters in f32): load the model as f32, or train an adapter",
             });
         }
-        let mode = Arc::new(Mode::default());
         let mut weights = Vec::with_capacity(chosen.len());
         let mut parameters = Vec::with_capacity(chosen.len());
         for index in chosen {
@@ -209,18 +216,12 @@ impl FullWeights {
             // One tensor at a time: the old one goes before the next is copied. What is trained is
             // f32: a step is too small for f16 or bf16 to add. Activations beside it stay what they
             // were.
-            let var = Var::from_tensor(&weight.get().detach().to_dtype(DType::F32)?)?;
-            weight.train(&var, mode.gradients())?;
+            let var = Var::from_tensor(&weight.get().to_dtype(DType::F32)?)?;
+            weight.share(&var)?;
             let part = part_of(model, weight.name());
-            parameters.push(Parameter { name: weight.name().to_owned(), var, part });
-            weights.push(Arc::clone(weight));
+            parameters.push(Parameter { name: weight.name().to_owned(), var: var.clone(), part });
+            weights.push((Arc::clone(weight), var));
         }
-        Ok(Self { weights, parameters: Parameters::new(parameters), mode, version: Arc::default() })
-    }
-}
-
-impl Drop for FullWeights {
-    fn drop(&mut self) {
-        self.weights.iter().for_each(|weight| weight.freeze());
+        Ok(Self { weights, parameters: Parameters::new(parameters), version: Arc::default() })
     }
 }

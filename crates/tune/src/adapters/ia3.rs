@@ -17,11 +17,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
-use tunebook_models::{Linear, Model, Projection};
+use tunebook_models::{Context, Linear, Model, Projection};
 
 use crate::adapters::body::{AdapterTensor, Body};
 use crate::adapters::inject::{self, Hooks};
-use crate::adapters::lora::linear::Mode;
 use crate::adapters::target::{Choice, TargetModules};
 use crate::error::{Error, Result};
 
@@ -100,7 +99,6 @@ struct Ia3Linear {
     /// `[1, in]` before the base, `[out, 1]` behind it.
     l: Var,
     before: bool,
-    mode: Arc<Mode>,
 }
 
 impl Ia3Linear {
@@ -116,18 +114,37 @@ impl Ia3Linear {
     }
 }
 
-impl Projection for Ia3Linear {
-    fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
-        let l = self.mode.value(&self.l).flatten_all()?.to_dtype(x.dtype())?;
-        if !self.before {
-            return Ok(self.base.forward(x)?.broadcast_mul(&l)?);
-        }
-        // The input dimension may be split over the last ones: [in] -> [h, d]
+impl Ia3Linear {
+    fn scale(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Tensor> {
+        let l = context.value(&self.l).flatten_all()?.to_dtype(x.dtype())?;
+        // The dimension may be split over the last ones: [in] -> [h, d]
         let (dims, mut from) = (x.dims(), x.rank());
         while from > 0 && dims[from..].iter().product::<usize>() < l.elem_count() {
             from -= 1;
         }
-        self.base.forward(&x.broadcast_mul(&l.reshape(&dims[from..])?)?)
+        Ok(x.broadcast_mul(&l.reshape(&dims[from..])?)?)
+    }
+}
+
+impl Projection for Ia3Linear {
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Tensor> {
+        match self.before {
+            true => self.base.forward(&self.scale(x, context)?, context),
+            false => self.scale(&self.base.forward(x, context)?, context),
+        }
+    }
+
+    fn input(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Option<Tensor>> {
+        self.before.then(|| self.scale(x, context)).transpose()
+    }
+
+    fn update(
+        &self,
+        _: &Tensor,
+        y: &Tensor,
+        context: &Context<'_>,
+    ) -> tunebook_models::Result<Option<Tensor>> {
+        Ok(Some(if self.before { y.clone() } else { self.scale(y, context)? }))
     }
 
     fn in_features(&self) -> usize {
@@ -153,23 +170,22 @@ impl Ia3Body {
     pub(crate) fn plan(model: &Model, config: &Ia3) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut plan = BTreeMap::new();
         for slot in inject::targets(model, &config.choice())? {
-            let (rows, columns) = config.shape(slot.path(), &slot.base())?;
+            let (rows, columns) = config.shape(slot.path(), slot.base())?;
             plan.insert(format!("{}.{L}", slot.path()), vec![rows, columns]);
         }
         Ok(plan)
     }
 
-    pub(crate) fn new(model: &Model, config: &Ia3, mode: &Arc<Mode>) -> Result<Self> {
+    pub(crate) fn new(model: &Model, config: &Ia3) -> Result<Self> {
         let mut layers = Vec::new();
         for slot in inject::targets(model, &config.choice())? {
-            let base = slot.base();
+            let base = Arc::clone(slot.base());
             let shape = config.shape(slot.path(), &base)?;
             layers.push(Arc::new(Ia3Linear {
                 path: slot.path().to_owned(),
                 l: Var::ones(shape, DType::F32, model.device())?,
                 before: config.feedforward_modules.matches(slot.path())?,
                 base,
-                mode: Arc::clone(mode),
             }));
         }
         Ok(Self { layers })

@@ -8,32 +8,31 @@ pub mod adalora;
 pub(crate) mod body;
 pub mod bottleneck;
 pub mod config;
+pub(crate) mod dropout;
 pub mod full;
 pub mod ia3;
 pub(crate) mod inject;
 pub mod lora;
-pub mod mixed_batch;
 pub mod modules_to_save;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
+pub(crate) mod registry;
 pub mod target;
 pub mod weighted;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use tunebook_models::Model;
+use tunebook_models::{Model, Overlay};
 
 use crate::adapters::adalora::AdaLoraBody;
 use crate::adapters::bottleneck::body::BottleneckBody;
 use crate::adapters::config::AdapterConfig;
-use crate::adapters::full::FullWeights;
 use crate::adapters::lora::Lora;
 use crate::adapters::lora::body::LoraBody;
-use crate::adapters::lora::linear::{LoraLinear, Mode};
-use crate::adapters::mixed_batch::MixedBatch;
+use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::modules_to_save::OwnWeights;
 use crate::adapters::target::{Choice, TargetModules};
 use crate::adapters::weighted::CombinationType;
@@ -42,9 +41,10 @@ use crate::files::fingerprint;
 use crate::files::gguf;
 use crate::files::peft::{self, AdapterFiles, StoredTensor};
 use crate::train::parameter::Parameters;
-use crate::train::trained::Trained;
 use body::{AdapterTensor, Body};
 use inject::Hooks;
+pub use registry::{Active, BASE};
+use registry::{Generation, Registry, Resident};
 
 /// Adapters on a [`Model`]. Names and meaning are PEFT's.
 ///
@@ -80,14 +80,37 @@ pub trait Adapters {
     /// All adapters of this model, by name.
     fn adapters(&self) -> Vec<AdapterInfo>;
 
-    /// The adapter in use, if any.
+    /// What answers when this handle is asked.
+    fn active(&self) -> Active;
+
+    /// The adapter that answers, merged or not, if any does.
     fn active_adapter(&self) -> Option<String>;
 
-    /// Makes this adapter, and no other, the active one.
+    /// Makes this adapter, and no other, the active one: for every handle that is not bound to
+    /// another, from its next answer on.
     ///
     /// # Errors
     /// No adapter of that name.
     fn set_adapter(&self, name: &str) -> Result<()>;
+
+    /// A handle on the same weights that answers with this adapter, whichever is active, or with the
+    /// base ([`BASE`](crate::BASE)). It keeps the adapter as it is now: loading another under its
+    /// name, or deleting it, does not change its answers. Training does: it moves the adapter's
+    /// tensors in place.
+    ///
+    /// ```no_run
+    /// # use tunebook_models::Model;
+    /// # use tunebook_tune::Adapters;
+    /// # fn answers(model: &Model) -> Result<(), Box<dyn std::error::Error>> {
+    /// let support = model.with_adapter("support")?;
+    /// let (tuned, base) = (support.chat("Where is my parcel?")?, model.base().chat("Where is my parcel?")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// No adapter of that name.
+    fn with_adapter(&self, name: &str) -> Result<Model>;
 
     /// Puts the base itself back to work. The adapters stay resident.
     fn disable_adapters(&self);
@@ -133,24 +156,25 @@ pub trait Adapters {
     /// No adapter of that name, or one of a type that weights cannot take up.
     fn merge_adapter(&self, name: &str) -> Result<()>;
 
-    /// This model with a different adapter for each text of a batch: `adapter_names` as in PEFT,
-    /// [`BASE`](crate::BASE) (`__base__`) for none.
+    /// A handle on the same weights that answers each text of a batch with an adapter of its own:
+    /// `adapter_names` as in PEFT, [`BASE`](crate::BASE) (`__base__`) for none. Adapters of every
+    /// type may share a batch, and the base's products are computed once for all rows. It keeps the
+    /// adapters as they are now, as [`Adapters::with_adapter`] does.
     ///
     /// ```no_run
     /// # use tunebook_models::{GenerationConfig, Model};
     /// # use tunebook_tune::Adapters;
-    /// # fn answers(model: &Model) -> tunebook_tune::Result<()> {
+    /// # fn answers(model: &Model) -> Result<(), Box<dyn std::error::Error>> {
     /// let prompts = ["Where is my parcel?".to_owned(), "A rose".to_owned(), "1 + 1 =".to_owned()];
-    /// let batch = model.mixed_batch(&["support", "poet", "__base__"])?;
+    /// let batch = model.with_adapter_names(&["support", "poet", "__base__"])?;
     /// let texts = batch.generate_batch(&prompts, &GenerationConfig::default())?;
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// A name that is no adapter's, or an adapter that cannot share a batch: prompt and prefix
-    /// tuning, and trained weights of the model's own.
-    fn mixed_batch(&self, adapter_names: &[&str]) -> Result<MixedBatch>;
+    /// A name that is no adapter's.
+    fn with_adapter_names(&self, adapter_names: &[&str]) -> Result<Model>;
 
     /// Writes an adapter as PEFT's `save_pretrained(dir)` does: `default` into `dir`, any other
     /// into a subfolder of its name. Returns the folder that holds the files.
@@ -234,7 +258,6 @@ pub(crate) struct Adapter {
     config: AdapterConfig,
     body: Arc<dyn Body>,
     own: Arc<OwnWeights>,
-    pub(crate) mode: Arc<Mode>,
     warnings: Vec<String>,
 }
 
@@ -261,10 +284,15 @@ impl Adapter {
         Parameters::new(self.tensors().iter().map(AdapterTensor::parameter).collect())
     }
 
+    /// What it puts into the model.
+    pub(crate) fn hooks(&self) -> Hooks {
+        self.with_own(self.body.hooks())
+    }
+
     /// With what is trained of the model's own.
     fn with_own(&self, hooks: Hooks) -> Hooks {
         let mut weights = hooks.weights;
-        weights.extend(self.own.stand_ins(&self.mode));
+        weights.extend(self.own.stand_ins());
         Hooks { weights, ..hooks }
     }
 
@@ -357,101 +385,6 @@ fn written_out(model: &Model, modules: &[String], config: &AdapterConfig) -> Tar
     }
 }
 
-/// The adapters of one model; lives in the model.
-#[derive(Default)]
-struct Registry(Mutex<State>);
-
-#[derive(Default)]
-struct State {
-    adapters: BTreeMap<String, Arc<Adapter>>,
-    active: Option<String>,
-    /// The one that `disable_adapters` switched off.
-    paused: Option<String>,
-    /// The model's own weights, while they are trained in place of an adapter.
-    full: Option<Arc<FullWeights>>,
-}
-
-impl Registry {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere cannot leave the state half changed: every change is one assignment.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn get(&self, name: &str) -> Result<Arc<Adapter>> {
-        self.adapters.get(name).cloned().ok_or_else(|| Error::NoSuchAdapter {
-            name: name.to_owned(),
-            available: self.adapters.keys().cloned().collect(),
-        })
-    }
-
-    fn check_free(&self, name: &str) -> Result<()> {
-        if self.adapters.contains_key(name) {
-            Err(Error::AdapterExists { name: name.to_owned() })
-        } else {
-            Ok(())
-        }
-    }
-
-    fn activate(&mut self, model: &Model, adapter: &Adapter) -> Result<()> {
-        self.active = None;
-        self.full = None;
-        inject::install(model, &adapter.with_own(adapter.body.hooks()))?;
-        self.active = Some(adapter.name.clone());
-        self.paused = None;
-        Ok(())
-    }
-
-    fn add(&mut self, model: &Model, adapter: Adapter) -> Result<AdapterInfo> {
-        let adapter = Arc::new(adapter);
-        self.activate(model, &adapter)?;
-        self.adapters.insert(adapter.name.clone(), Arc::clone(&adapter));
-        Ok(adapter.info(model, true))
-    }
-}
-
-/// What is to be trained: the model's own weights if they are unfrozen, else the active adapter.
-///
-/// # Errors
-/// There is neither.
-pub(crate) fn trained(model: &Model) -> Result<Trained> {
-    let registry = model.extension::<Registry>();
-    let state = registry.lock();
-    match (&state.full, &state.active) {
-        (Some(weights), _) => Ok(Trained::Full(Arc::clone(weights))),
-        (None, Some(name)) => state.get(name).map(Trained::Adapter),
-        (None, None) => {
-            Err(Error::NothingToTrain { resident: state.adapters.keys().cloned().collect() })
-        }
-    }
-}
-
-/// What an adapter puts into the model.
-///
-/// # Errors
-/// No adapter of that name.
-pub(crate) fn hooks(model: &Model, name: &str) -> Result<Hooks> {
-    let adapter = model.extension::<Registry>().lock().get(name)?;
-    Ok(adapter.with_own(adapter.body.hooks()))
-}
-
-/// From now on the model's own weights are trained.
-pub(crate) fn start_full(model: &Model, weights: FullWeights) {
-    let registry = model.extension::<Registry>();
-    let mut state = registry.lock();
-    inject::restore(model);
-    if let Some(active) = state.active.take() {
-        state.paused = Some(active);
-    }
-    state.full = Some(Arc::new(weights));
-}
-
-/// The model's own weights are constants again.
-pub(crate) fn end_full(model: &Model) {
-    model.extension::<Registry>().lock().full = None;
-}
-
 /// A name that is one folder's name and no part of PEFT's tensor names.
 fn check_name(name: &str) -> Result<()> {
     let problem = if name.is_empty() {
@@ -466,10 +399,20 @@ fn check_name(name: &str) -> Result<()> {
 
 fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
     check_name(name)?;
-    let mode = Arc::new(Mode::default());
-    let body = body::build(model, &config, &mode)?;
+    let body = body::build(model, &config)?;
     let own = Arc::new(OwnWeights::new(model, &config, &body.modules())?);
-    Ok(Adapter { name: name.to_owned(), config, body, own, mode, warnings: Vec::new() })
+    Ok(Adapter { name: name.to_owned(), config, body, own, warnings: Vec::new() })
+}
+
+/// Adds an adapter and makes it the active one.
+///
+/// # Errors
+/// The name is taken, or something has another size than what it replaces.
+fn add(model: &Model, adapter: Adapter) -> Result<AdapterInfo> {
+    let resident = Resident::new(model, adapter)?;
+    let info = resident.adapter.info(model, true);
+    Registry::of(model).lock().add(model, resident)?;
+    Ok(info)
 }
 
 /// The keys and shapes of all tensors of an adapter of this configuration.
@@ -495,9 +438,8 @@ fn model_key(name: &str) -> String {
 
 impl Adapters for Model {
     fn add_adapter_of(&self, name: &str, config: AdapterConfig) -> Result<AdapterInfo> {
-        let registry = self.extension::<Registry>();
-        let mut state = registry.lock();
-        state.check_free(name)?;
+        let registry = Registry::of(self);
+        registry.lock().check_free(name)?;
         config.validate()?;
         match &config {
             AdapterConfig::Lora(lora) => LoraBody::check_ranks(self, lora)?,
@@ -507,80 +449,66 @@ impl Adapters for Model {
             | AdapterConfig::PromptTuning(_)
             | AdapterConfig::PrefixTuning(_) => {}
         }
-        let adapter = build(self, name, config)?;
-        state.add(self, adapter)
+        add(self, build(self, name, config)?)
     }
 
     fn adapters(&self) -> Vec<AdapterInfo> {
-        let registry = self.extension::<Registry>();
+        let generation = Generation::of(&self.overlay());
+        let answers = generation.as_deref().and_then(Generation::adapter);
+        let registry = Registry::of(self);
         let state = registry.lock();
-        let active = |name: &str| state.active.as_deref() == Some(name);
-        state.adapters.values().map(|adapter| adapter.info(self, active(&adapter.name))).collect()
+        state
+            .all()
+            .map(|Resident { adapter, .. }| {
+                let active = answers.is_some_and(|answers| Arc::ptr_eq(answers, adapter));
+                adapter.info(self, active)
+            })
+            .collect()
+    }
+
+    fn active(&self) -> Active {
+        registry::active(self)
     }
 
     fn active_adapter(&self) -> Option<String> {
-        self.extension::<Registry>().lock().active.clone()
+        match registry::active(self) {
+            Active::Adapter(name) | Active::Merged(name) => Some(name),
+            Active::Base | Active::Full => None,
+        }
     }
 
     fn set_adapter(&self, name: &str) -> Result<()> {
-        let registry = self.extension::<Registry>();
+        let registry = Registry::of(self);
         let mut state = registry.lock();
-        let adapter = state.get(name)?;
-        state.activate(self, &adapter)
+        let overlay = state.get(name)?.overlay;
+        state.activate(self, &overlay);
+        Ok(())
+    }
+
+    fn with_adapter(&self, name: &str) -> Result<Model> {
+        Ok(self.with_overlay(registry::overlay(self, name)?))
     }
 
     fn disable_adapters(&self) {
-        let registry = self.extension::<Registry>();
-        let mut state = registry.lock();
-        inject::restore(self);
-        if let Some(active) = state.active.take() {
-            state.paused = Some(active);
-        }
+        Registry::of(self).lock().pause(self, Arc::default());
     }
 
     fn enable_adapters(&self) -> Result<()> {
-        let registry = self.extension::<Registry>();
-        let mut state = registry.lock();
-        if state.active.is_some() {
-            return Ok(());
-        }
-        let Some(name) = state.paused.clone() else {
-            return Err(Error::NothingToTrain {
-                resident: state.adapters.keys().cloned().collect(),
-            });
-        };
-        let adapter = state.get(&name)?;
-        state.activate(self, &adapter)
+        Registry::of(self).lock().resume(self)
     }
 
     fn delete_adapter(&self, name: &str) -> Result<()> {
-        let registry = self.extension::<Registry>();
-        let mut state = registry.lock();
-        state.get(name)?;
-        state.adapters.remove(name);
-        state.paused.take_if(|paused| paused == name);
-        if state.active.take_if(|active| active == name).is_some() {
-            inject::restore(self);
-        }
-        Ok(())
+        Registry::of(self).lock().remove(self, name)
     }
 
     fn rename_adapter(&self, name: &str, new_name: &str) -> Result<()> {
-        let registry = self.extension::<Registry>();
-        let mut state = registry.lock();
-        let adapter = state.get(name)?;
+        let registry = Registry::of(self);
+        let old = registry.lock().get(name)?;
         check_name(new_name)?;
-        state.check_free(new_name)?;
-        let renamed = Adapter { name: new_name.to_owned(), ..Adapter::clone(&adapter) };
-        state.adapters.remove(name);
-        state.adapters.insert(new_name.to_owned(), Arc::new(renamed));
-        if state.active.as_deref() == Some(name) {
-            state.active = Some(new_name.to_owned());
-        }
-        if state.paused.as_deref() == Some(name) {
-            state.paused = Some(new_name.to_owned());
-        }
-        Ok(())
+        let renamed = Adapter { name: new_name.to_owned(), ..Adapter::clone(&old.adapter) };
+        let new = Resident::new(self, renamed)?;
+        registry.lock().check_free(new_name)?;
+        registry.lock().replace(self, &old, new)
     }
 
     fn add_weighted_adapter(
@@ -589,9 +517,8 @@ impl Adapters for Model {
         name: &str,
         combination: CombinationType,
     ) -> Result<AdapterInfo> {
-        let registry = self.extension::<Registry>();
-        let mut state = registry.lock();
-        state.check_free(name)?;
+        let registry = Registry::of(self);
+        registry.lock().check_free(name)?;
         let refuse =
             |value: String, expected| Err(Error::Config { field: "adapters", value, expected });
         if adapters.is_empty() {
@@ -599,7 +526,7 @@ impl Adapters for Model {
         }
         let mut parts: Vec<(Arc<Adapter>, f64)> = Vec::with_capacity(adapters.len());
         for (of, weight) in adapters {
-            let adapter = state.get(of)?;
+            let adapter = registry.lock().get(of)?.adapter;
             match &adapter.config {
                 AdapterConfig::Lora(lora) if lora.use_dora => {
                     return refuse(
@@ -664,13 +591,12 @@ impl Adapters for Model {
         }
         let target_modules = written_out(self, &paths, &adapter.config);
         adapter.config = Lora { target_modules, ..config }.into();
-        state.add(self, adapter)
+        add(self, adapter)
     }
 
     fn merge_adapter(&self, name: &str) -> Result<()> {
-        let registry = self.extension::<Registry>();
-        let mut state = registry.lock();
-        let adapter = state.get(name)?;
+        let registry = Registry::of(self);
+        let adapter = registry.lock().get(name)?.adapter;
         let Some(merged) = adapter.body.merged()? else {
             return Err(Error::Config {
                 field: "merge_adapter",
@@ -678,19 +604,24 @@ impl Adapters for Model {
                 expected: "an adapter that changes weights (LoRA, AdaLoRA, IA3): no weight can take this one up. Use `set_adapter`",
             });
         };
-        state.active = None;
-        state.full = None;
-        inject::install(self, &adapter.with_own(merged))?;
-        state.paused = Some(name.to_owned());
+        let overlay = adapter.with_own(merged).overlay(self)?;
+        let overlay = overlay.owned_by(Arc::new(Generation::Merged(Arc::clone(&adapter))));
+        let mut state = registry.lock();
+        state.get(name)?;
+        state.activate(self, &Arc::new(overlay));
         Ok(())
     }
 
-    fn mixed_batch(&self, adapter_names: &[&str]) -> Result<MixedBatch> {
-        MixedBatch::new(self, adapter_names)
+    fn with_adapter_names(&self, adapter_names: &[&str]) -> Result<Model> {
+        let overlays: Vec<Arc<Overlay>> = adapter_names
+            .iter()
+            .map(|name| registry::overlay(self, name))
+            .collect::<Result<_>>()?;
+        Ok(self.with_overlays(overlays))
     }
 
     fn save_adapter(&self, name: &str, dir: &str) -> Result<PathBuf> {
-        let adapter = self.extension::<Registry>().lock().get(name)?;
+        let adapter = Registry::of(self).lock().get(name)?.adapter;
         let folder = peft::folder(Path::new(dir), name);
         adapter.files(self)?.write_as(&folder, name)?;
         fingerprint::write(self, &folder)?;
@@ -698,14 +629,12 @@ impl Adapters for Model {
     }
 
     fn save_adapter_gguf(&self, name: &str, path: &str) -> Result<PathBuf> {
-        let adapter = self.extension::<Registry>().lock().get(name)?;
+        let adapter = Registry::of(self).lock().get(name)?.adapter;
         gguf::write(self, name, &adapter.files(self)?, path)
     }
 
     fn load_adapter(&self, name: &str, dir: &str) -> Result<AdapterInfo> {
-        let registry = self.extension::<Registry>();
-        let mut state = registry.lock();
-        state.check_free(name)?;
+        Registry::of(self).lock().check_free(name)?;
         let mut looked = vec![Path::new(dir).join(peft::CONFIG_FILE)];
         looked.push(Path::new(dir).join(name).join(peft::CONFIG_FILE));
         let Some(config_path) = looked.iter().find(|path| path.is_file()) else {
@@ -732,7 +661,7 @@ impl Adapters for Model {
                 self.name()
             ));
         }
-        state.add(self, adapter)
+        add(self, adapter)
     }
 }
 

@@ -13,7 +13,6 @@ use tunebook_models::{Model, Weight};
 use crate::adapters::body::AdapterTensor;
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::inject::StandIn;
-use crate::adapters::lora::linear::Mode;
 use crate::error::{Error, Result};
 use crate::train::parameter::Part;
 
@@ -138,7 +137,7 @@ impl OwnWeights {
     pub(crate) fn new(model: &Model, config: &AdapterConfig, modules: &[String]) -> Result<Self> {
         let mut own = Vec::new();
         for (key, weight) in Self::plan(model, config, modules)? {
-            let var = Var::from_tensor(&weight.loaded().to_dtype(DType::F32)?.copy()?)?;
+            let var = Var::from_tensor(&weight.get().to_dtype(DType::F32)?.copy()?)?;
             let part = part_of(model, weight.name());
             own.push((weight, AdapterTensor { key, var, part }));
         }
@@ -149,11 +148,10 @@ impl OwnWeights {
         self.0.iter().map(|(_, tensor)| tensor)
     }
 
-    pub(crate) fn stand_ins(&self, mode: &Mode) -> Vec<StandIn> {
+    pub(crate) fn stand_ins(&self) -> Vec<StandIn> {
         let stand_in = |(weight, tensor): &(Arc<Weight>, AdapterTensor)| StandIn {
             weight: Arc::clone(weight),
             var: tensor.var.clone(),
-            gradients: mode.gradients(),
         };
         self.0.iter().map(stand_in).collect()
     }

@@ -22,13 +22,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
-use tunebook_models::{KeysValues, Model};
+use tunebook_models::{KeysValues, Mode, Model};
 use tunebook_ops as ops;
 
 use crate::adapters::body::{AdapterTensor, Body, Stored};
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::inject::Hooks;
-use crate::adapters::lora::linear::Mode;
 use crate::adapters::prompt_tuning::{KEY, Shape, check_context, check_count};
 use crate::error::{Error, Result};
 use crate::files::peft::StoredTensor;
@@ -132,13 +131,12 @@ struct Prefix {
     n: usize,
     heads: usize,
     head_dim: usize,
-    mode: Arc<Mode>,
 }
 
 impl Prefix {
     /// Keys and values of a block side by side, `[n, 2·dim]`.
-    fn of_block(&self, block: usize) -> candle_core::Result<Tensor> {
-        let value = |var: &Var| self.mode.value(var);
+    fn of_block(&self, block: usize, mode: Mode) -> candle_core::Result<Tensor> {
+        let value = |var: &Var| mode.value(var);
         let dim = self.heads * self.head_dim;
         match &self.source {
             Source::Flat(flat) => value(flat).narrow(1, block * 2 * dim, 2 * dim),
@@ -166,11 +164,14 @@ struct BlockPrefix {
 }
 
 impl KeysValues for BlockPrefix {
-    fn keys_values(&self) -> tunebook_models::Result<(Tensor, Tensor)> {
+    fn keys_values(&self, mode: Mode) -> tunebook_models::Result<(Tensor, Tensor)> {
         let Prefix { n, heads, head_dim, .. } = *self.prefix;
         // [n, 2·dim] -> [n, 2, hkv, d] -> twice [n, hkv, d]
-        let both =
-            self.prefix.of_block(self.block)?.contiguous()?.reshape((n, 2, heads, head_dim))?;
+        let both = self
+            .prefix
+            .of_block(self.block, mode)?
+            .contiguous()?
+            .reshape((n, 2, heads, head_dim))?;
         let part = |index| both.narrow(1, index, 1)?.squeeze(1)?.contiguous();
         Ok((part(0)?, part(1)?))
     }
@@ -193,7 +194,7 @@ pub(crate) struct PrefixBody {
 /// The model has no place for a prefix, or the configuration was made for another.
 fn shape_of(model: &Model, config: &PrefixTuning) -> Result<Shape> {
     check_context(model, "PrefixTuning.num_virtual_tokens", config.num_virtual_tokens)?;
-    let pasts = model.pasts();
+    let pasts = model.past_key_values();
     match pasts.first() {
         Some(first) => {
             let shape = Shape {
@@ -222,7 +223,7 @@ impl PrefixBody {
         Ok([(KEY.to_owned(), vec![config.num_virtual_tokens, num_layers * 2 * token_dim])].into())
     }
 
-    pub(crate) fn new(model: &Model, config: &PrefixTuning, mode: &Arc<Mode>) -> Result<Self> {
+    pub(crate) fn new(model: &Model, config: &PrefixTuning) -> Result<Self> {
         let shape = shape_of(model, config)?;
         let (n, dim, blocks) = (config.num_virtual_tokens, shape.token_dim, shape.num_layers);
         let draw = Draw { seed: config.init_seed, device: model.device() };
@@ -252,7 +253,7 @@ impl PrefixBody {
             }
         };
         let (heads, head_dim) = (shape.num_attention_heads, dim / shape.num_attention_heads);
-        let prefix = Prefix { source, n, heads, head_dim, mode: Arc::clone(mode) };
+        let prefix = Prefix { source, n, heads, head_dim };
         Ok(Self { prefix: Arc::new(prefix), shape })
     }
 }
@@ -327,7 +328,10 @@ impl Body for PrefixBody {
         let past = |block| {
             Arc::new(BlockPrefix { prefix: Arc::clone(&self.prefix), block }) as Arc<dyn KeysValues>
         };
-        Hooks { pasts: (0..self.shape.num_layers).map(past).collect(), ..Hooks::default() }
+        Hooks {
+            past_key_values: (0..self.shape.num_layers).map(past).collect(),
+            ..Hooks::default()
+        }
     }
 
     fn merged(&self) -> Result<Option<Hooks>> {
@@ -336,7 +340,7 @@ impl Body for PrefixBody {
 
     fn stored(&self, config: &AdapterConfig) -> Result<Stored> {
         let blocks = (0..self.shape.num_layers)
-            .map(|block| Ok(self.prefix.of_block(block)?.detach()))
+            .map(|block| Ok(self.prefix.of_block(block, Mode::default())?.detach()))
             .collect::<Result<Vec<_>>>()?;
         let mut config = config.clone();
         if let AdapterConfig::PrefixTuning(prefix) = &mut config {

@@ -17,12 +17,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
-use tunebook_models::{Model, Vectors};
+use tunebook_models::{Mode, Model, Pass, Positions, VirtualTokens};
 
 use crate::adapters::body::{AdapterTensor, Body, Stored};
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::inject::Hooks;
-use crate::adapters::lora::linear::Mode;
 use crate::error::{Error, Result};
 use crate::files::peft::StoredTensor;
 use crate::train::parameter::Part;
@@ -167,12 +166,11 @@ impl Shape {
 #[derive(Debug)]
 struct SoftPrompt {
     embeddings: Var,
-    mode: Arc<Mode>,
 }
 
-impl Vectors for SoftPrompt {
-    fn vectors(&self) -> tunebook_models::Result<Tensor> {
-        Ok(self.mode.value(&self.embeddings))
+impl VirtualTokens for SoftPrompt {
+    fn vectors(&self, mode: Mode) -> tunebook_models::Result<Tensor> {
+        Ok(mode.value(&self.embeddings))
     }
 
     fn count(&self) -> usize {
@@ -212,14 +210,17 @@ impl PromptBody {
         Ok([(KEY.to_owned(), vec![config.num_virtual_tokens, shape.token_dim])].into())
     }
 
-    pub(crate) fn new(model: &Model, config: &PromptTuning, mode: &Arc<Mode>) -> Result<Self> {
+    pub(crate) fn new(model: &Model, config: &PromptTuning) -> Result<Self> {
         let shape = shape_of(model, config)?;
         let (n, hidden, device) = (config.num_virtual_tokens, shape.token_dim, model.device());
         let mut stream = Stream::new(config.init_seed, KEY, 0);
         let embedded = |ids: Vec<u32>| -> Result<Tensor> {
             let ids = Tensor::from_vec(ids, (1, n), device)?;
             // [1, n, hid] -> [n, hid]
-            Ok(model.embed(&ids)?.squeeze(0)?.to_dtype(DType::F32)?.detach())
+            let snapshot = model.base().snapshot();
+            let positions = Positions::new(1, n, device)?;
+            let embedded = model.embed(&ids, &Pass::new(&snapshot, &positions))?;
+            Ok(embedded.squeeze(0)?.to_dtype(DType::F32)?.detach())
         };
         let initial = match config.prompt_tuning_init {
             PromptTuningInit::Random => {
@@ -243,10 +244,7 @@ impl PromptBody {
             }
         };
         Ok(Self {
-            prompt: Arc::new(SoftPrompt {
-                embeddings: Var::from_tensor(&initial.contiguous()?)?,
-                mode: Arc::clone(mode),
-            }),
+            prompt: Arc::new(SoftPrompt { embeddings: Var::from_tensor(&initial.contiguous()?)? }),
             shape,
         })
     }
@@ -266,7 +264,7 @@ impl Body for PromptBody {
     }
 
     fn hooks(&self) -> Hooks {
-        Hooks { front: Some(self.prompt.clone()), ..Hooks::default() }
+        Hooks { virtual_tokens: Some(self.prompt.clone()), ..Hooks::default() }
     }
 
     fn merged(&self) -> Result<Option<Hooks>> {

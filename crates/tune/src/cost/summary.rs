@@ -9,7 +9,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tunebook_ops as ops;
 
-use crate::adapters::{self, thousands};
+use crate::adapters::registry;
+use crate::adapters::thousands;
 use crate::batch::Example;
 use crate::cost::flops::Loads;
 use crate::cost::memory;
@@ -122,7 +123,7 @@ impl Trainer {
     pub fn summary(&self, train: &[Example]) -> Result<TrainingSummary> {
         let (model, args) = (self.model(), self.args());
         args.validate()?;
-        let trained = adapters::trained(model)?;
+        let (_, trained) = registry::trained(model)?;
         let parameters = trained.parameters();
         let (set, _) = self.sets(train, &[])?;
         let rows = self.rows(&set)?;

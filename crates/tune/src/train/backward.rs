@@ -16,13 +16,11 @@
 //! again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
 
 use candle_core::{DType, Tensor, Var};
-use tunebook_models::{Model, Positions};
+use tunebook_models::{Dropout, Mode, Model, Pass, Positions, Snapshot};
 use tunebook_ops as ops;
 use tunebook_ops::Tape;
 use tunebook_ops::tape::{self, Passed};
-use tunebook_progress::interrupt;
 
-use crate::adapters::lora::linear::Mode;
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::train::parameter::{Gradients, Parameters, Part};
@@ -33,7 +31,8 @@ use crate::train::rng::Stream;
 pub(crate) struct Segments<'a> {
     pub(crate) model: &'a Model,
     pub(crate) parameters: &'a Parameters,
-    pub(crate) mode: &'a Mode,
+    /// The seeds of the dropout masks.
+    pub(crate) dropout: Dropout,
     /// So many of the trained blocks, the first ones, are run again in the backward pass.
     pub(crate) checkpointed_blocks: usize,
     /// A part of each label's probability that is spread over the whole vocabulary.
@@ -91,49 +90,49 @@ impl Segments<'_> {
             (self.parameters.only(Part::Front), self.parameters.only(Part::Embedding));
         // The block whose input needs no gradient.
         let lowest = if front.is_some() || embedding.is_some() { usize::MAX } else { first };
-        let positions = positions(model, batch)?;
+        let snapshot = model.snapshot();
+        let positions = positions(model, batch, &snapshot)?;
+        let mode = |gradients| Mode { gradients, dropout: Some(self.dropout) };
+        // The same pass without a graph and with one.
+        let bare = Pass::new(&snapshot, &positions).in_mode(mode(false));
+        let pass = bare.in_mode(mode(true));
 
-        self.mode.set_gradients(false);
-        let mut x = model.embed(&batch.ids)?.detach();
+        let mut x = model.embed(&batch.ids, &bare)?.detach();
         if let Some(noise) = &self.noise {
             x = noise.add(&x)?;
         }
-        x = model.put_front(&x)?.detach();
+        x = model.put_virtual_tokens(&x, &bare)?.detach();
         for block in 0..first {
-            interrupt::check()?;
-            x = model.block_forward(block, &x, &positions)?.detach();
+            x = model.block_forward(block, &x, &bare)?.detach();
         }
         let mut segments = Vec::with_capacity(blocks - first);
         for block in first..blocks {
-            interrupt::check()?;
             if block < first + self.checkpointed_blocks {
-                let y = model.block_forward(block, &x, &positions)?.detach();
+                let y = model.block_forward(block, &x, &bare)?.detach();
                 segments.push(Segment { input: x, output: None });
                 x = y;
             } else {
-                self.mode.set_gradients(true);
                 let input = if block == lowest { x } else { leaf(&x)? };
                 let recorder = Tape::record();
-                let output = model.block_forward(block, &input, &positions)?;
+                let output = model.block_forward(block, &input, &pass)?;
                 x = output.clone();
                 segments.push(Segment { input, output: Some((output, recorder.stop())) });
             }
         }
 
-        self.mode.set_gradients(true);
-        let (loss, gradient) = self.head(&x, batch, weight, gradients)?;
+        let (loss, gradient) = self.head(&x, batch, weight, gradients, &pass)?;
         drop(x);
         let mut gradient = Some(gradient);
 
         for block in (first..blocks).rev() {
-            interrupt::check()?;
+            snapshot.stop().check()?;
             let (Some(segment), Some(above)) = (segments.pop(), gradient.take()) else { break };
             let (input, output, tape) = match segment.output {
                 Some((output, tape)) => (segment.input, output, tape),
                 None => {
                     let input = if block == lowest { segment.input } else { leaf(&segment.input)? };
                     let recorder = Tape::record();
-                    let output = model.block_forward(block, &input, &positions)?;
+                    let output = model.block_forward(block, &input, &pass)?;
                     (input, output, recorder.stop())
                 }
             };
@@ -153,12 +152,13 @@ impl Segments<'_> {
         let gradient = gradient.tensor(model.device())?;
         if let Some(index) = front {
             // The same vectors stand before every row: [b, n + t, hid] -> [b, n, hid] -> [n, hid]
-            let rows = gradient.narrow(1, 0, model.front().count())?.sum(0)?;
+            let rows = gradient.narrow(1, 0, snapshot.row(0).virtual_count())?.sum(0)?;
             gradients.add(index, rows.to_dtype(DType::F32)?)?;
         }
         if let Some(index) = embedding {
             // [b, t, hid] -> [b·t, hid]
-            let rows = (model.drop_front(&gradient)?.flatten(0, 1)? * model.embed_scale())?;
+            let rows = (model.drop_virtual_tokens(&gradient, &pass)?.flatten(0, 1)?
+                * model.embed_scale())?;
             let table = self.parameters.get(index);
             let rows = rows.to_dtype(table.var.dtype())?;
             gradients.add_rows(index, table.var.as_tensor(), &batch.ids.flatten_all()?, &rows)?;
@@ -189,10 +189,11 @@ impl Segments<'_> {
         batch: &Batch,
         weight: f64,
         gradients: &mut Gradients,
+        pass: &Pass<'_>,
     ) -> Result<(Tensor, Passed)> {
         let x = leaf(x)?;
         let recorder = Tape::record();
-        let sum = summed_loss(self.model, &x, batch, self.label_smoothing)?;
+        let sum = summed_loss(self.model, &x, batch, self.label_smoothing, pass)?;
         let tape = recorder.stop();
         let weight = Tensor::new(weight as f32, x.device())?;
         let mut found = tape.backward(&sum, &weight)?;
@@ -208,30 +209,37 @@ impl Segments<'_> {
 
 /// The summed loss of a batch without gradients.
 pub(crate) fn loss(model: &Model, batch: &Batch) -> Result<f64> {
-    let positions = positions(model, batch)?;
-    let mut x = model.put_front(&model.embed(&batch.ids)?)?;
+    let snapshot = model.snapshot();
+    let positions = positions(model, batch, &snapshot)?;
+    let pass = Pass::new(&snapshot, &positions);
+    let mut x = model.put_virtual_tokens(&model.embed(&batch.ids, &pass)?, &pass)?;
     for block in 0..model.num_blocks() {
-        interrupt::check()?;
-        x = model.block_forward(block, &x, &positions)?;
+        x = model.block_forward(block, &x, &pass)?;
     }
-    Ok(f64::from(summed_loss(model, &x, batch, 0.0)?.to_scalar::<f32>()?))
+    Ok(f64::from(summed_loss(model, &x, batch, 0.0, &pass)?.to_scalar::<f32>()?))
 }
 
-fn positions(model: &Model, batch: &Batch) -> Result<Positions> {
+fn positions(model: &Model, batch: &Batch, snapshot: &Snapshot) -> Result<Positions> {
     let (b, t) = batch.ids.dims2()?;
     Ok(match &batch.segments {
-        Some(segments) => model.packed_positions(t, segments)?,
-        None => model.positions(b, t)?,
+        Some(segments) => model.packed_positions(t, segments, snapshot)?,
+        None => model.positions(b, t, snapshot)?,
     })
 }
 
 /// # Shapes
 /// `x` `[b, n + t, hid]`, of which the first n positions are what stands before the tokens -> a
 /// scalar.
-fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Result<Tensor> {
+fn summed_loss(
+    model: &Model,
+    x: &Tensor,
+    batch: &Batch,
+    smoothing: f64,
+    pass: &Pass<'_>,
+) -> Result<Tensor> {
     // [b, n + t, hid] -> [b, t, hid] -> [b·t, hid]
-    let hidden = model.final_norm(&model.drop_front(x)?)?.flatten(0, 1)?;
-    let (sum, count) = model.cross_entropy(&hidden, &batch.labels)?;
+    let hidden = model.final_norm(&model.drop_virtual_tokens(x, pass)?, pass)?.flatten(0, 1)?;
+    let (sum, count) = model.cross_entropy(&hidden, &batch.labels, pass)?;
     if smoothing == 0.0 || count == 0 {
         return Ok(sum);
     }
@@ -251,7 +259,7 @@ fn summed_loss(model: &Model, x: &Tensor, batch: &Batch, smoothing: f64) -> Resu
     let (rows, labels) = (Tensor::new(rows, x.device())?, Tensor::new(labels, x.device())?);
     // [n, hid]
     let hidden = hidden.index_select(&rows, 0)?.to_dtype(DType::F32)?;
-    let head = model.head();
+    let head = model.head(pass);
     let apart = head.select(&labels)?.to_dtype(DType::F32)?;
     let apart = apart.broadcast_sub(&head.tensor_as(DType::F32)?.mean_keepdim(0)?)?;
     let correction = (hidden.mul(&apart)?.sum_all()? * smoothing)?;

@@ -4,11 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use tunebook_models::Model;
+use tunebook_models::{Dropout, Model};
 
-use crate::adapters;
 use crate::adapters::adalora::allocation::{self, Allocation};
-use crate::adapters::lora::linear::Mode;
+use crate::adapters::registry;
 use crate::batch::Batch;
 use crate::cost::memory::GpuRoom;
 use crate::error::{Error, Result};
@@ -96,11 +95,11 @@ impl Stepper {
     pub fn new(model: &Model, args: &TrainingArgs, total_steps: usize) -> Result<Self> {
         args.validate()?;
         tunebook_ops::cpu::keep_freed_memory();
-        let trained = adapters::trained(model)?;
+        let (overlay, trained) = registry::trained(model)?;
         let allocation = trained.adalora().map(|body| Arc::new(Allocation::new(body)));
         let parameters = trained.parameters();
         Ok(Self {
-            model: model.clone(),
+            model: model.with_overlay(overlay),
             gpu_room: args.gpu_room(model, &parameters),
             parameters,
             trained,
@@ -220,12 +219,10 @@ impl Stepper {
 
     /// Each batch's summed loss, not read yet, and the gradient of their mean loss.
     fn losses_and_gradients(&self, batches: &[Batch]) -> Result<(Vec<Tensor>, Gradients)> {
-        let mode = self.trained.mode();
-        let _training = Training::start(mode);
         let segments = Segments {
             model: &self.model,
             parameters: &self.parameters,
-            mode,
+            dropout: Dropout { seed: self.args.seed, draw: 0 },
             checkpointed_blocks: 0,
             label_smoothing: self.args.label_smoothing_factor,
             noise: None,
@@ -239,12 +236,12 @@ impl Stepper {
                 self.args.seed,
                 (self.steps * self.args.gradient_accumulation_steps + index) as u64,
             );
-            mode.set_draw(seed, draw);
             let noise = self.args.neftune_noise_alpha.map(|alpha| Noise { alpha, seed, draw });
             let positions = batch.ids.elem_count();
             let checkpointed_blocks =
                 self.checkpointed_blocks.unwrap_or_else(|| self.checkpointed_blocks_of(positions));
-            let segments = Segments { noise, checkpointed_blocks, ..segments };
+            let dropout = Dropout { seed, draw };
+            let segments = Segments { noise, dropout, checkpointed_blocks, ..segments };
             // On this thread: a GPU's stream may be its own; and on the CPU, where a thread of
             // rayon's would start each loop sooner (600 loops a step, 1.6 % at 4 x 128 tokens),
             // what is allocated must come from one arena of the allocator: two that take turns keep
@@ -380,21 +377,4 @@ fn label_tokens(batches: &[Batch]) -> usize {
 
 fn rows(batches: &[Batch]) -> Vec<usize> {
     batches.iter().flat_map(|batch| batch.rows.iter().copied()).collect()
-}
-
-/// Dropout and the graph are on while this lives, and off after it, however the step ends.
-struct Training<'a>(&'a Mode);
-
-impl<'a> Training<'a> {
-    fn start(mode: &'a Mode) -> Self {
-        mode.set_training(true);
-        Self(mode)
-    }
-}
-
-impl Drop for Training<'_> {
-    fn drop(&mut self) {
-        self.0.set_training(false);
-        self.0.set_gradients(false);
-    }
 }

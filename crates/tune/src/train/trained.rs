@@ -10,7 +10,6 @@ use tunebook_models::tensor_file::{Data, Entry};
 use crate::adapters::Adapter;
 use crate::adapters::adalora::AdaLoraBody;
 use crate::adapters::full::FullWeights;
-use crate::adapters::lora::linear::Mode;
 use crate::error::{Error, Result};
 use crate::files::peft::AdapterFiles;
 use crate::train::parameter::Parameters;
@@ -38,13 +37,6 @@ impl Trained {
         match self {
             Self::Adapter(adapter) => adapter.parameters(),
             Self::Full(weights) => weights.parameters.clone(),
-        }
-    }
-
-    pub(crate) fn mode(&self) -> &Arc<Mode> {
-        match self {
-            Self::Adapter(adapter) => &adapter.mode,
-            Self::Full(weights) => &weights.mode,
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
-use tunebook_models::{Model, Projection, Tensor};
+use tunebook_models::{Context, Model, Projection, Tensor};
 use tunebook_tune::{
     Adapters, Batch, Callback, Error, EvalStrategy, Example, Full, FullTuning, Lora, LrRangeTest,
     LrScheduler, Optim, Result, Run, SaveStrategy, StepRecord, Stepper, StopReason, TensorBoard,
@@ -253,8 +253,8 @@ struct Poisoned {
 }
 
 impl Projection for Poisoned {
-    fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
-        let y = self.inner.forward(x)?;
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Tensor> {
+        let y = self.inner.forward(x, context)?;
         Ok(if self.on.load(Ordering::Relaxed) { (y * f64::NAN)? } else { y })
     }
 
@@ -301,7 +301,11 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
     let on = Arc::new(AtomicBool::new(false));
     let slot =
         model.slots().into_iter().find(|slot| slot.path().ends_with("1.mlp.down_proj")).unwrap();
-    slot.replace(Arc::new(Poisoned { inner: slot.current(), on: Arc::clone(&on) })).unwrap();
+    let mut overlay = (*model.overlay()).clone();
+    let inner = Arc::clone(overlay.projection(&slot).unwrap());
+    let poisoned = Poisoned { inner, on: Arc::clone(&on) };
+    overlay.put_projection(&slot, Arc::new(poisoned)).unwrap();
+    model.set_overlay(Arc::new(overlay));
     let seen = Arc::new(Mutex::new(Vec::new()));
     let trainer =
         Trainer::new(&model, &args).with_callback(Box::new(SwitchOnAfter(3, Arc::clone(&on))));

@@ -59,11 +59,11 @@ impl Model {
                     ),
                 });
             };
-            let base = slot.base();
+            let base = slot.base().as_ref();
             let (r, input) = update.a.dims2()?;
             let (output, rank) = update.b.dims2()?;
             let expected =
-                [crate::Projection::out_features(&*base), crate::Projection::in_features(&*base)];
+                [crate::Projection::out_features(base), crate::Projection::in_features(base)];
             if [output, input] != expected || r != rank {
                 return Err(Error::Shape {
                     origin: name.to_owned(),

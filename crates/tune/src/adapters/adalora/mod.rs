@@ -24,13 +24,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
-use tunebook_models::{Linear, Model, Projection};
+use tunebook_models::{Context, Linear, Model, Projection};
+use tunebook_ops as ops;
 
 use crate::adapters::body::{AdapterTensor, Body, Stored};
 use crate::adapters::config::AdapterConfig;
+use crate::adapters::dropout;
 use crate::adapters::inject::{self, Hooks};
 use crate::adapters::lora::body::check_rank;
-use crate::adapters::lora::linear::{Mode, low_rank};
+use crate::adapters::lora::linear::low_rank;
 use crate::adapters::modules_to_save::Bias;
 use crate::adapters::target::{Choice, TargetModules};
 use crate::error::{Error, Result};
@@ -244,11 +246,10 @@ pub(crate) struct AdaLoraLinear {
     pub(crate) lora_b: Var,
     scaling: f64,
     lora_dropout: f64,
-    mode: Arc<Mode>,
 }
 
 impl AdaLoraLinear {
-    fn new(path: &str, base: Arc<Linear>, config: &AdaLora, mode: Arc<Mode>) -> Result<Self> {
+    fn new(path: &str, base: Arc<Linear>, config: &AdaLora) -> Result<Self> {
         let (r, input, output) = (config.init_r, base.in_features(), base.out_features());
         let device = base.matrix().device().clone();
         let normal = |shape: (usize, usize), name: &str| -> Result<Var> {
@@ -268,7 +269,6 @@ impl AdaLoraLinear {
             base,
             scaling: config.scaling(),
             lora_dropout: config.lora_dropout,
-            mode,
         })
     }
 
@@ -287,21 +287,35 @@ impl AdaLoraLinear {
     }
 }
 
-impl Projection for AdaLoraLinear {
-    fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
+impl AdaLoraLinear {
+    /// A ∘ E and B of this pass: the factors of the update.
+    fn low_rank(&self, context: &Context<'_>) -> candle_core::Result<(Tensor, Tensor)> {
         // [r, in] · [r, 1]
-        let scaled = self.mode.value(&self.lora_a).broadcast_mul(&self.mode.value(&self.lora_e))?;
-        let mask = self.mode.dropout_mask(&self.path, self.lora_dropout, x)?;
-        let (weight, bias) = (self.base.matrix(), self.base.bias());
-        low_rank(
-            x,
-            &weight,
-            bias,
-            &scaled,
-            &self.mode.value(&self.lora_b),
-            self.scaling,
-            mask.as_ref(),
-        )
+        let scaled = context.value(&self.lora_a).broadcast_mul(&context.value(&self.lora_e))?;
+        Ok((scaled, context.value(&self.lora_b)))
+    }
+}
+
+impl Projection for AdaLoraLinear {
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Tensor> {
+        let (a, b) = self.low_rank(context)?;
+        let mask = dropout::mask(context.mode(), &self.path, self.lora_dropout, x)?;
+        let (weight, bias) = (self.base.matrix_in(context), self.base.bias_in(context)?);
+        low_rank(x, &weight, bias, &a, &b, self.scaling, mask.as_ref())
+    }
+
+    fn update(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        context: &Context<'_>,
+    ) -> tunebook_models::Result<Option<Tensor>> {
+        if context.mode().dropout.is_some() && self.lora_dropout > 0.0 {
+            return Ok(None);
+        }
+        let (a, b) = self.low_rank(context)?;
+        let low = ops::linear(x, a, None)?;
+        Ok(Some((y + (ops::linear(&low, b, None)? * self.scaling)?)?))
     }
 
     fn in_features(&self) -> usize {
@@ -345,7 +359,7 @@ impl AdaLoraBody {
         Ok(plan)
     }
 
-    pub(crate) fn new(model: &Model, config: &AdaLora, mode: &Arc<Mode>) -> Result<Self> {
+    pub(crate) fn new(model: &Model, config: &AdaLora) -> Result<Self> {
         let mut layers = Vec::new();
         let mut masks = Masks::new();
         for slot in inject::targets(model, &config.choice())? {
@@ -353,7 +367,7 @@ impl AdaLoraBody {
             if let Some(mask) = config.mask(path) {
                 masks.insert(path.to_owned(), mask.clone());
             }
-            layers.push(Arc::new(AdaLoraLinear::new(path, slot.base(), config, Arc::clone(mode))?));
+            layers.push(Arc::new(AdaLoraLinear::new(path, Arc::clone(slot.base()), config)?));
         }
         let masks = Mutex::new(Some(masks).filter(|masks| masks.len() == layers.len()));
         Ok(Self { config: config.clone(), layers, masks, total_step: AtomicUsize::new(0) })
@@ -365,7 +379,7 @@ impl AdaLoraBody {
     /// A rank above the smaller side of its matrix.
     pub(crate) fn check_ranks(model: &Model, config: &AdaLora) -> Result<()> {
         for slot in inject::targets(model, &config.choice())? {
-            check_rank("AdaLora.init_r", config.init_r, slot.path(), &*slot.base())?;
+            check_rank("AdaLora.init_r", config.init_r, slot.path(), slot.base().as_ref())?;
         }
         Ok(())
     }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
-use tunebook_models::{Branch, Flow, Joint, Model, Sublayer};
+use tunebook_models::{Branch, Context, Flow, Model, Residual, Sublayer};
 use tunebook_ops as ops;
 
 use crate::adapters::body::{AdapterTensor, Body};
 use crate::adapters::bottleneck::{Activation, Bottleneck, BottleneckInit};
+use crate::adapters::dropout;
 use crate::adapters::inject::Hooks;
-use crate::adapters::lora::linear::Mode;
 use crate::adapters::target;
 use crate::error::{Error, Result};
 use crate::train::rng::Stream;
@@ -44,7 +44,6 @@ struct BottleneckLayer {
     is_parallel: bool,
     scaling: f64,
     dropout: f64,
-    mode: Arc<Mode>,
 }
 
 /// The places that a configuration goes to, with the units of each.
@@ -52,7 +51,7 @@ struct BottleneckLayer {
 /// # Errors
 /// A block that does not exist or has no factor, no place that is left, or a place where
 /// AdapterHub's adapter means something else.
-fn places(model: &Model, config: &Bottleneck) -> Result<Vec<(Arc<Joint>, usize)>> {
+fn places(model: &Model, config: &Bottleneck) -> Result<Vec<(Arc<Residual>, usize)>> {
     let blocks = model.num_blocks();
     let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
     if let Some(missing) = config.leave_out.iter().find(|block| **block >= blocks) {
@@ -66,7 +65,7 @@ fn places(model: &Model, config: &Bottleneck) -> Result<Vec<(Arc<Joint>, usize)>
         );
     }
     let mut places = Vec::new();
-    for joint in model.joints() {
+    for joint in model.residuals() {
         let block = target::block_index(joint.path()).unwrap_or(0);
         if !config.sits_after(joint.sublayer()) || config.leave_out.contains(&block) {
             continue;
@@ -93,7 +92,7 @@ fn places(model: &Model, config: &Bottleneck) -> Result<Vec<(Arc<Joint>, usize)>
 
 /// AdapterHub's name of the adapter after a sublayer: `model.layers.0.mlp` ->
 /// `model.layers.0.output_adapters`.
-fn hub_path(joint: &Joint) -> String {
+fn hub_path(joint: &Residual) -> String {
     let block = joint.path().rsplit_once('.').map_or("", |(block, _)| block);
     let name = match joint.sublayer() {
         Sublayer::Attention => "attention_adapters",
@@ -139,7 +138,7 @@ impl BottleneckBody {
         Ok(())
     }
 
-    pub(crate) fn new(model: &Model, config: &Bottleneck, mode: &Arc<Mode>) -> Result<Self> {
+    pub(crate) fn new(model: &Model, config: &Bottleneck) -> Result<Self> {
         let (hidden, device) = (model.config().hidden_size, model.device());
         let mut layers = Vec::new();
         for (joint, units) in places(model, config)? {
@@ -161,7 +160,6 @@ impl BottleneckBody {
                 is_parallel: config.is_parallel,
                 scaling: config.scaling,
                 dropout: config.dropout,
-                mode: Arc::clone(mode),
                 path,
             }));
         }
@@ -196,8 +194,13 @@ fn weight(config: &Bottleneck, shape: (usize, usize), name: &str, device: &Devic
 }
 
 impl Branch for BottleneckLayer {
-    fn forward(&self, x: &Tensor, y: &Tensor) -> tunebook_models::Result<Tensor> {
-        let value = |var: &Var| self.mode.value(var);
+    fn forward(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        context: &Context<'_>,
+    ) -> tunebook_models::Result<Tensor> {
+        let value = |var: &Var| context.value(var);
         let read = match (self.is_parallel, self.adds_stream) {
             (true, _) => x.clone(),
             (false, true) => ops::add(y, x)?,
@@ -211,7 +214,7 @@ impl Branch for BottleneckLayer {
             Some(&value(&self.up_bias)),
         )?;
         let mut added = (up * self.scaling)?;
-        if let Some(mask) = self.mode.dropout_mask(&self.path, self.dropout, &added)? {
+        if let Some(mask) = dropout::mask(context.mode(), &self.path, self.dropout, &added)? {
             added = (added * mask)?;
         }
         Ok((added + y)?)

@@ -8,7 +8,7 @@ use tunebook_models::{Model, Projection};
 use crate::adapters::body::{AdapterTensor, Body, Stored};
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::inject::{self, Hooks};
-use crate::adapters::lora::linear::{LoraLinear, Mode};
+use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::lora::{Lora, LoraInit};
 use crate::error::{Error, Result};
 use crate::files::peft::StoredTensor;
@@ -37,15 +37,10 @@ impl LoraBody {
         Ok(plan)
     }
 
-    pub(crate) fn new(model: &Model, config: &Lora, mode: &Arc<Mode>) -> Result<Self> {
+    pub(crate) fn new(model: &Model, config: &Lora) -> Result<Self> {
         let mut layers = Vec::new();
         for slot in inject::targets(model, &config.choice())? {
-            layers.push(Arc::new(LoraLinear::new(
-                slot.path(),
-                slot.base(),
-                config,
-                Arc::clone(mode),
-            )?));
+            layers.push(Arc::new(LoraLinear::new(slot.path(), Arc::clone(slot.base()), config)?));
         }
         Ok(Self { layers })
     }
@@ -57,7 +52,7 @@ impl LoraBody {
     pub(crate) fn check_ranks(model: &Model, config: &Lora) -> Result<()> {
         for slot in inject::targets(model, &config.choice())? {
             let r = config.rank_and_scaling(slot.path())?.0;
-            check_rank("Lora.r", r, slot.path(), &*slot.base())?;
+            check_rank("Lora.r", r, slot.path(), slot.base().as_ref())?;
         }
         Ok(())
     }

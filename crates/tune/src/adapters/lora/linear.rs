@@ -1,62 +1,16 @@
 //! A projection with a LoRA update beside it; see [`Lora`] for the formula.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
-use rayon::prelude::*;
-use tunebook_models::{Linear, Matrix, Projection};
+use tunebook_models::{Context, Linear, Matrix, Projection};
 use tunebook_ops as ops;
-use tunebook_ops::cpu::crew::Each;
 
+use crate::adapters::dropout;
 use crate::adapters::lora::svd;
 use crate::adapters::lora::{Lora, LoraInit};
 use crate::error::{Error, Result};
 use crate::train::rng::Stream;
-
-/// What all layers of one adapter share while it is used: whether it is being trained, and which
-/// dropout mask is due.
-#[derive(Debug, Default)]
-pub(crate) struct Mode {
-    /// Dropout is on.
-    training: AtomicBool,
-    /// A and B are variables of the graph; otherwise no graph is built, and nothing is kept for a
-    /// backward pass.
-    gradients: Arc<AtomicBool>,
-    seed: AtomicU64,
-    draw: AtomicU64,
-}
-
-impl Mode {
-    pub(crate) fn set_training(&self, training: bool) {
-        self.training.store(training, Ordering::Relaxed);
-    }
-
-    pub(crate) fn set_gradients(&self, gradients: bool) {
-        self.gradients.store(gradients, Ordering::Relaxed);
-    }
-
-    /// A trained tensor as part of the graph where one is built. Detached elsewhere: generation and
-    /// evaluation must not build one that holds every activation.
-    pub(crate) fn value(&self, var: &Var) -> Tensor {
-        match self.gradients.load(Ordering::Relaxed) {
-            true => var.as_tensor().clone(),
-            false => var.as_detached_tensor(),
-        }
-    }
-
-    /// Whether a graph is built, for those who share it.
-    pub(crate) fn gradients(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.gradients)
-    }
-
-    /// Fixes the dropout masks of the next forward pass: the same numbers give the same masks, so
-    /// that a block can be recomputed.
-    pub(crate) fn set_draw(&self, seed: u64, draw: u64) {
-        self.seed.store(seed, Ordering::Relaxed);
-        self.draw.store(draw, Ordering::Relaxed);
-    }
-}
 
 /// A projection with a LoRA update.
 #[derive(Debug)]
@@ -71,7 +25,6 @@ pub struct LoraLinear {
     initial: Option<(Tensor, Tensor)>,
     scaling: f64,
     lora_dropout: f64,
-    mode: Arc<Mode>,
 }
 
 impl LoraLinear {
@@ -79,12 +32,7 @@ impl LoraLinear {
     ///
     /// # Shapes
     /// A `[r, in]`, B `[out, r]`, both f32 on the base's device.
-    pub(crate) fn new(
-        path: &str,
-        base: Arc<Linear>,
-        config: &Lora,
-        mode: Arc<Mode>,
-    ) -> Result<Self> {
+    pub(crate) fn new(path: &str, base: Arc<Linear>, config: &Lora) -> Result<Self> {
         let (r, scaling) = config.rank_and_scaling(path)?;
         let (input, output) = (base.in_features(), base.out_features());
         let device = base.matrix().device().clone();
@@ -144,7 +92,6 @@ impl LoraLinear {
             initial,
             scaling,
             lora_dropout: config.lora_dropout,
-            mode,
         })
     }
 
@@ -204,50 +151,18 @@ impl LoraLinear {
     }
 }
 
-impl Mode {
-    /// A mask of 0 and 1/(1 − p) like `x` for the module at `path`, or `None` where nothing is
-    /// dropped.
-    pub(crate) fn dropout_mask(
-        &self,
-        path: &str,
-        drop: f64,
-        x: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
-        if drop == 0.0 || !self.training.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        let seed = self.seed.load(Ordering::Relaxed);
-        let draw = self.draw.load(Ordering::Relaxed);
-        if !x.device().is_cpu() {
-            return device_mask(path, seed, draw, drop, x).map(Some);
-        }
-        // A stream for each stretch, so that the threads that draw do not change what is drawn.
-        const STRETCH: usize = 1 << 14;
-        let mut mask = vec![0f32; x.elem_count()];
-        mask.par_chunks_mut(STRETCH).enumerate().each(|(stretch, mask)| {
-            Stream::new(seed, &format!("{path}.dropout.{stretch}"), draw).dropout(mask, drop);
-        });
-        Ok(Some(Tensor::from_vec(mask, x.shape(), x.device())?))
-    }
-}
-
 impl LoraLinear {
     /// DoRA's forward pass, as PEFT's: the base sees x whole, what is learned sees it with its
     /// dropout.
     fn dora(
         &self,
         x: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        magnitude: &Tensor,
+        [a, b, magnitude]: [&Tensor; 3],
         mask: Option<&Tensor>,
+        context: &Context<'_>,
     ) -> tunebook_models::Result<Tensor> {
-        let (weight, matrix) = (self.base.weight(), self.base.matrix());
-        // Detached: the paper takes the norm as a constant, which saves its gradient.
-        let delta = (b.detach().matmul(&a.detach())? * self.scaling)?;
-        let norms = row_norms(&(weight.to_dtype(DType::F32)? + delta)?)?;
-        drop(weight);
-        let lengths = (magnitude / norms)?.to_dtype(x.dtype())?;
+        let matrix = self.base.matrix_in(context);
+        let lengths = self.lengths(a, b, magnitude)?.to_dtype(x.dtype())?;
         let y = match mask {
             None => ops::lora_linear(x, &matrix, None, a, b, self.scaling, None)?
                 .broadcast_mul(&lengths)?,
@@ -259,10 +174,23 @@ impl LoraLinear {
                 (learned.broadcast_mul(&lengths)? + base)?
             }
         };
-        Ok(match self.base.bias() {
+        Ok(match self.base.bias_in(context)? {
             Some(bias) => y.broadcast_add(&bias)?,
             None => y,
         })
+    }
+
+    /// DoRA's factor of each row, `[out]`: its length by that of the row with the update. The length
+    /// is a constant: the paper takes it so, which saves its gradient.
+    fn lengths(&self, a: &Tensor, b: &Tensor, magnitude: &Tensor) -> candle_core::Result<Tensor> {
+        let delta = (b.detach().matmul(&a.detach())? * self.scaling)?;
+        magnitude / row_norms(&(self.base.weight().to_dtype(DType::F32)? + delta)?)?
+    }
+
+    /// `scaling · x·Aᵀ·Bᵀ`: `[.., in]` -> `[.., out]`.
+    fn low_rank_of(&self, x: &Tensor, a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
+        let low = ops::linear(x, a, None)?;
+        ops::linear(&low, b, None)? * self.scaling
     }
 }
 
@@ -272,14 +200,43 @@ fn row_norms(weight: &Tensor) -> candle_core::Result<Tensor> {
 }
 
 impl Projection for LoraLinear {
-    fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
-        let (a, b) = (self.mode.value(&self.lora_a), self.mode.value(&self.lora_b));
-        let mask = self.mode.dropout_mask(&self.path, self.lora_dropout, x)?;
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Tensor> {
+        let (a, b) = (context.value(&self.lora_a), context.value(&self.lora_b));
+        let mask = dropout::mask(context.mode(), &self.path, self.lora_dropout, x)?;
         if let Some(magnitude) = &self.magnitude {
-            return self.dora(x, &a, &b, &self.mode.value(magnitude), mask.as_ref());
+            let magnitude = context.value(magnitude);
+            return self.dora(x, [&a, &b, &magnitude], mask.as_ref(), context);
         }
-        let (weight, bias) = (self.base.matrix(), self.base.bias());
+        let (weight, bias) = (self.base.matrix_in(context), self.base.bias_in(context)?);
         low_rank(x, &weight, bias, &a, &b, self.scaling, mask.as_ref())
+    }
+
+    fn update(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        context: &Context<'_>,
+    ) -> tunebook_models::Result<Option<Tensor>> {
+        if context.mode().dropout.is_some() && self.lora_dropout > 0.0 {
+            return Ok(None);
+        }
+        let (a, b) = (context.value(&self.lora_a), context.value(&self.lora_b));
+        let mut y = (y + self.low_rank_of(x, &a, &b)?)?;
+        if let Some((a, b)) = &self.initial {
+            y = (y - self.low_rank_of(x, a, b)?)?;
+        }
+        let Some(magnitude) = &self.magnitude else { return Ok(Some(y)) };
+        // The bias is no part of what DoRA scales.
+        let bias = self.base.bias_in(context)?;
+        if let Some(bias) = &bias {
+            y = y.broadcast_sub(bias)?;
+        }
+        let lengths = self.lengths(&a, &b, &context.value(magnitude))?.to_dtype(y.dtype())?;
+        y = y.broadcast_mul(&lengths)?;
+        Ok(Some(match &bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        }))
     }
 
     fn in_features(&self) -> usize {
@@ -317,34 +274,6 @@ pub(crate) fn low_rank(
     }
 }
 
-/// A dropout mask like `x` that is drawn on its device; only a few numbers for each row and column
-/// come from the host.
-///
-/// An element is dropped where `r·x + s (mod 2³²)` lies below the threshold, with `r` (odd) and `s`
-/// random for each row and `x` random for each column: any two elements are independent of each
-/// other.
-fn device_mask(
-    path: &str,
-    seed: u64,
-    draw: u64,
-    drop: f64,
-    x: &Tensor,
-) -> candle_core::Result<Tensor> {
-    let width = x.dims().last().copied().unwrap_or(1);
-    let rows = x.elem_count() / width.max(1);
-    let mut stream = Stream::new(seed, &format!("{path}.dropout.device"), draw);
-    let mut numbers =
-        |n: usize, set: u32| (0..n).map(|_| stream.bits() | set).collect::<Vec<u32>>();
-    let factors = Tensor::from_vec(numbers(rows, 1), (rows, 1), x.device())?;
-    let offsets = Tensor::from_vec(numbers(rows, 0), (rows, 1), x.device())?;
-    let columns = Tensor::from_vec(numbers(width, 0), (1, width), x.device())?;
-    // [rows, width]; u32 arithmetic wraps
-    let hash = factors.broadcast_mul(&columns)?.broadcast_add(&offsets)?;
-    let threshold = (drop * 4_294_967_296.0) as u32;
-    let kept = hash.ge(threshold)?.to_dtype(x.dtype())?;
-    (kept * (1.0 / (1.0 - drop)))?.reshape(x.shape())
-}
-
 /// Kaiming uniform with a = √5: ±√(6 / ((1 + 5) · fan_in)) = ±1/√fan_in.
 fn uniform(shape: (usize, usize), seed: u64, name: &str, device: &Device) -> Result<Tensor> {
     let bound = 1.0 / (shape.1 as f32).sqrt();
@@ -352,43 +281,4 @@ fn uniform(shape: (usize, usize), seed: u64, name: &str, device: &Device) -> Res
     let values: Vec<f32> =
         (0..shape.0 * shape.1).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect();
     Ok(Tensor::from_vec(values, shape, device)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mask_drawn_on_the_device_drops_its_part_everywhere_and_repeats() {
-        let x = Tensor::zeros((4, 128, 256), DType::F32, &Device::Cpu).unwrap();
-        let mask = |draw| {
-            device_mask("p", 1, draw, 0.1, &x)
-                .unwrap()
-                .reshape((512, 256))
-                .unwrap()
-                .to_vec2::<f32>()
-                .unwrap()
-        };
-        let rows = mask(0);
-        assert!(rows == mask(0) && rows != mask(1));
-        let dropped =
-            |values: &mut dyn Iterator<Item = f32>| values.filter(|value| *value == 0.0).count();
-        let all = dropped(&mut rows.iter().flatten().copied());
-        assert!((all as f64 / (512.0 * 256.0) - 0.1).abs() < 0.005, "{all}");
-        assert!(
-            rows.iter().flatten().all(|value| *value == 0.0 || (*value - 1.0 / 0.9).abs() < 1e-6)
-        );
-        // Neighbours, in a row and in a column, are dropped together as often as chance has it: in
-        // one of a hundred cases.
-        let (mut right, mut below) = (0, 0);
-        for (i, row) in rows.iter().enumerate() {
-            for (j, value) in row.iter().enumerate().filter(|(_, value)| **value == 0.0) {
-                right += usize::from(row.get(j + 1) == Some(value));
-                below += usize::from(rows.get(i + 1).map(|next| next[j]) == Some(*value));
-            }
-        }
-        for pairs in [right, below] {
-            assert!((pairs as f64 / (512.0 * 256.0) - 0.01).abs() < 0.002, "{right} {below}");
-        }
-    }
 }
