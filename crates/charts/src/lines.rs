@@ -1,9 +1,12 @@
 //! Lines over a common x axis, each with its last value written beside it.
 
-use serde_json::{Value, json};
+use plotly::common::{Font, HoverInfo, Marker, Mode};
+use plotly::layout::{Annotation, AxisType, HoverMode};
+use plotly::{Scatter, Trace};
+use serde_json::Value;
 
 use crate::axis::{Axis, number};
-use crate::figure::{Figure, plotly_config, plotly_layout, plotly_text};
+use crate::figure::{Figure, plotly_axis, plotly_json, plotly_layout, plotly_text};
 use crate::palette;
 use crate::svg::{Anchor, Area, Canvas, WIDTH};
 
@@ -143,7 +146,7 @@ impl LineChart {
     }
 
     fn plotly(&self) -> Value {
-        let mut data = Vec::new();
+        let mut traces: Vec<Box<dyn Trace>> = Vec::new();
         let coordinates = |points: &[(f64, f64)]| {
             let points = decimated(&finite(points));
             let (x, y): (Vec<f64>, Vec<f64>) = points.into_iter().unzip();
@@ -156,36 +159,49 @@ impl LineChart {
             let color = palette::series(i);
             if !series.behind.is_empty() {
                 let (x, y) = coordinates(&series.behind);
-                data.push(json!({
-                    "type": "scatter", "mode": "lines", "x": x, "y": y, "showlegend": false, "hoverinfo": "skip",
-                    "line": {"color": color, "width": 1}, "opacity": 0.3,
-                }));
+                let trace = Scatter::new(x, y)
+                    .mode(Mode::Lines)
+                    .show_legend(false)
+                    .hover_info(HoverInfo::Skip)
+                    .line(plotly::common::Line::new().color(color).width(1.0))
+                    .opacity(0.3);
+                traces.push(trace);
             }
             let (x, y) = coordinates(&series.points);
+            let note = |text: String, x: f64, y: f64| {
+                Annotation::new().x(placed(x)).y(y).text(text).font(Font::new().color(color))
+            };
             if let (Some(&x), Some(&y)) = (x.last(), y.last()) {
-                annotations.push(json!({
-                    "x": placed(x), "y": y, "text": number(y), "showarrow": false, "xanchor": "left", "xshift": 8,
-                    "font": {"color": color},
-                }));
+                annotations.push(
+                    note(number(y), x, y)
+                        .show_arrow(false)
+                        .x_anchor(plotly::common::Anchor::Left)
+                        .x_shift(8.0),
+                );
             }
-            if let Some(((x, y), note)) = &series.note {
-                annotations.push(json!({
-                    "x": placed(*x), "y": rounded(*y), "text": plotly_text(note), "showarrow": true, "arrowcolor": color, "ax": 0, "ay": -32,
-                    "font": {"color": color},
-                }));
+            if let Some(((x, y), text)) = &series.note {
+                annotations.push(
+                    note(plotly_text(text), *x, rounded(*y))
+                        .show_arrow(true)
+                        .arrow_color(color)
+                        .ax(0)
+                        .ay(-32),
+                );
             }
-            data.push(json!({
-                "type": "scatter", "mode": if series.marks || x.len() == 1 { "lines+markers" } else { "lines" },
-                "name": plotly_text(&series.name), "x": x, "y": y, "line": {"color": color, "width": 2.2}, "marker": {"size": 7},
-            }));
+            let marks = series.marks || x.len() == 1;
+            let trace = Scatter::new(x, y)
+                .mode(if marks { Mode::LinesMarkers } else { Mode::Lines })
+                .name(plotly_text(&series.name))
+                .line(plotly::common::Line::new().color(color).width(2.2))
+                .marker(Marker::new().size(7));
+            traces.push(trace);
         }
-        let mut layout = plotly_layout(&self.title, &self.x_label, &self.y_label);
-        layout["hovermode"] = "x unified".into();
-        layout["annotations"] = annotations.into();
-        if self.log_x {
-            layout["xaxis"]["type"] = "log".into();
-        }
-        json!({"data": data, "layout": layout, "config": plotly_config()})
+        let x_axis = plotly_axis(&self.x_label);
+        let x_axis = if self.log_x { x_axis.type_(AxisType::Log) } else { x_axis };
+        let layout = plotly_layout(&self.title, x_axis, plotly_axis(&self.y_label))
+            .hover_mode(HoverMode::XUnified)
+            .annotations(annotations);
+        plotly_json(traces, layout)
     }
 
     fn text(&self) -> String {
