@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 use tunebook_charts::{
-    Bar, Cell, Figure, HeatMap, LineChart, LossPoint, Sample, Series, Table, bar_chart, histogram,
-    loss_curve,
+    Bar, Cell, Figure, HeatMap, Line, LineChart, LossPoint, Sample, Table, bar_chart, histogram,
+    line_chart, loss_curve,
 };
 
 fn run(steps: usize) -> Vec<LossPoint> {
@@ -126,12 +126,12 @@ fn a_logarithmic_line_in_all_its_forms() {
         title: "Learning-rate range test".to_owned(),
         x_label: "learning rate".to_owned(),
         y_label: "loss per token (nats)".to_owned(),
-        series: vec![Series {
+        lines: vec![Line {
             name: "training (smoothed)".to_owned(),
             points: points(0.0),
             behind: points(0.1),
             note: Some(((1e-3, 2.04), "falls fastest near 0.001".to_owned())),
-            ..Series::default()
+            ..Line::default()
         }],
         log_x: true,
         ..LineChart::default()
@@ -140,6 +140,15 @@ fn a_logarithmic_line_in_all_its_forms() {
     insta::assert_snapshot!("log-text", figure.text());
     insta::assert_snapshot!("log-svg", figure.svg());
     insta::assert_json_snapshot!("log-plotly", figure.plotly());
+}
+
+/// Ticks between whole numbers would be steps that nobody took.
+#[test]
+fn ticks_are_whole_where_all_x_are() {
+    let line = |step: f64| Line::new("loss", (1..4).map(|i| (f64::from(i) * step, 2.0)));
+    let svg = |lines: &[Line]| line_chart("t", "step", "loss", lines).svg().to_owned();
+    assert!(!svg(&[line(1.0)]).contains(">1.5<"));
+    assert!(svg(&[line(1.0), line(0.5)]).contains(">1.5<"));
 }
 
 const EVIL: &str = "<script>alert(\"1\")</script><img src=x onerror='alert(2)'>&\u{0}";
@@ -170,6 +179,7 @@ fn names_from_data_stay_text_in_every_form() {
     let figures: Vec<Figure> = vec![
         histogram(EVIL, EVIL, &[Sample::new(EVIL, [1.0, 2.0, 3.0])]),
         bar_chart(EVIL, EVIL, &[Bar::new(EVIL, 1.0)]),
+        line_chart(EVIL, EVIL, EVIL, &[Line::over_steps(EVIL, [1.0, 2.0])]),
     ];
     for figure in figures {
         well_formed(figure.svg());
