@@ -57,8 +57,8 @@ impl Line {
     }
 }
 
-/// A chart of lines over a common x axis, each with its last value at its end. Where all x are whole
-/// numbers (steps, rows), so are the ticks. [`LineChart`] has more to set.
+/// A chart of lines over a common x axis, each with its last value at its end. Where all x are
+/// whole numbers (steps, rows), so are the ticks. [`LineChart`] has more to set.
 ///
 /// ```
 /// use tunebook_charts::{Line, line_chart};

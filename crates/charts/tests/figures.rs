@@ -116,8 +116,8 @@ fn a_logarithmic_line_in_all_its_forms() {
     let points = |wobble: f64| -> Vec<(f64, f64)> {
         (0..9)
             .map(|i| {
+                let shown = if i % 2 == 0 { wobble } else { -wobble };
                 let i = f64::from(i);
-                let shown = if i as usize % 2 == 0 { wobble } else { -wobble };
                 (1e-5 * 10f64.powf(i / 2.0), 2.0 + 0.04 * (i - 5.0).powi(2) + shown)
             })
             .collect()
