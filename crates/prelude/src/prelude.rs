@@ -1,10 +1,10 @@
 //! Everything that a cell needs, by one `use`.
 //!
 //! The names are those of the field: polars' for frames, candle's for tensors, PEFT's and
-//! `transformers`' for adapters and training. No name of Rust's own prelude is shadowed, and none of
-//! polars'. Every type in a signature of what is here is here, too: an error by a name that says
-//! whose it is ([`DataError`], [`ModelError`], [`TuneError`]), as `Result<(), TuneError>` in a
-//! [`Callback`].
+//! `transformers`' for adapters and training. None of them shadows a name of Rust's own prelude, of
+//! polars or of candle. Every type in a signature is here, too. Errors have the names of their
+//! rooms ([`DataError`], [`ModelError`], [`TuneError`]): a method of a [`Callback`] gives
+//! `Result<(), TuneError>`.
 
 // Names by `*` only: of two equal ones neither would win, and the compiler says so. A name that is
 // exported by itself would take polars' place in silence.
@@ -58,11 +58,10 @@ mod own {
     pub use crate::train::{Examples as _, LossCurve as _, Train as _};
 }
 
-/// Nor do the names shadow candle's: this does not compile if one does.
+/// Nor do the names shadow candle's: this does not compile if one does. Two modules, since candle's
+/// crates share names with each other.
 #[cfg(test)]
 pub mod beside_candle {
-    //! Two modules: candle's crates share names with each other.
-
     /// With `candle_core`.
     pub mod core {
         pub use super::super::own::*;

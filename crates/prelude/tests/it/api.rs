@@ -78,8 +78,8 @@ impl Prelude {
         })
     }
 
-    /// Whether cells can name what a path means: by itself or, if it is of another crate, by a crate
-    /// that they know.
+    /// Whether cells can name a path's meaning: by itself or, if it is of another crate, by a
+    /// crate that they know.
     fn is_named(&self, meaning: &Meaning) -> bool {
         match meaning {
             Meaning::Module(_) => true,
@@ -408,8 +408,8 @@ fn every_type_of_a_signature_is_in_the_prelude() {
     );
 }
 
-/// The public API of the prelude. A change of it is a change for everyone's notebooks and belongs in
-/// the changelog; to accept one:
+/// The public API of the prelude. A change of it is a change for everyone's notebooks and belongs
+/// in the changelog. To accept one:
 ///
 /// `INSTA_UPDATE=always cargo nextest run --locked -p tunebook the_public_api`
 #[test]

@@ -1,8 +1,8 @@
 //! The sources of the workspace as a tree of modules, and names looked up in it as the compiler
 //! looks them up.
 //!
-//! Crates are found by their manifests and files by their `mod` lines, so nothing here has to follow
-//! when files or crates move. Items that a macro writes are not seen.
+//! Crates are found by their manifests and files by their `mod` lines, so nothing here has to
+//! follow when files or crates move. Items that a macro writes are not seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -163,7 +163,7 @@ impl Sources {
             }
             name => {
                 let known = self.lookup(module, name, seen);
-                if known.is_empty() { self.from_outside(module, name, rest, seen) } else { known }
+                if known.is_empty() { self.outside(module, name, rest, seen) } else { known }
             }
         };
         for name in rest {
@@ -184,7 +184,8 @@ impl Sources {
         meanings
     }
 
-    /// A name as a module has it: its own, imported, or by `*` from another module of the workspace.
+    /// A name as a module has it: its own, imported, or by `*` from another module of the
+    /// workspace.
     fn lookup<'a>(&'a self, path: &str, name: &str, seen: &mut Seen<'a>) -> Vec<Meaning> {
         let Some((path, module)) = self.modules.get_key_value(path) else { return Vec::new() };
         // Two modules that import all of each other would go round for ever.
@@ -221,7 +222,7 @@ impl Sources {
 
     /// A name that the workspace's modules do not have: a crate, Rust's own, or by `*` from another
     /// crate.
-    fn from_outside<'a>(
+    fn outside<'a>(
         &'a self,
         module: &str,
         name: &str,
