@@ -1,7 +1,7 @@
 //! What a run and a range test recorded, as frames and figures.
 
 use polars::prelude::{DataFrame, NamedFrom, PolarsResult, Series};
-use tunebook_charts::{Figure, LineChart, Series as Line, format_number};
+use tunebook_charts::{Figure, Line, LineChart, format_number};
 use tunebook_tune::{LrRange, Run};
 
 /// The log of a run as a frame.
@@ -80,7 +80,7 @@ impl LrCurve for LrRange {
             title: "Learning-rate range test".into(),
             x_label: "learning rate".into(),
             y_label: "loss per token (nats)".into(),
-            series: vec![Line {
+            lines: vec![Line {
                 name: "training (smoothed)".into(),
                 points: points(|point| point.smoothed),
                 behind: points(|point| point.loss),

@@ -46,6 +46,34 @@ fn frames_tensors_and_plots() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// A trait of ours is implemented, and a function of ours wrapped, with the prelude's names alone.
+#[test]
+fn signatures_can_be_written_down() -> Result<(), Box<dyn std::error::Error>> {
+    struct Losses(Vec<f64>);
+    impl Callback for Losses {
+        fn on_step(&mut self, record: &StepRecord) -> Result<(), TuneError> {
+            self.0.push(record.loss);
+            Ok(())
+        }
+    }
+    fn read(path: &str) -> Result<Dataset, DataError> {
+        Dataset::read(path)
+    }
+    fn load(path: &str) -> Result<Model, ModelError> {
+        Model::load(path, &Device::Cpu)
+    }
+    fn line(name: &str, losses: &Losses) -> Line {
+        Line::over_steps(name, losses.0.iter().copied())
+    }
+    let figure = line_chart("t", "step", "loss", &[line("a", &Losses(vec![2.0, 1.0]))]);
+    assert!(figure.text().contains("a: 2 → 1"), "{figure}");
+    assert!(matches!(read("nowhere.jsonl"), Err(DataError::NotFound { .. })));
+    assert!(matches!(load("/nowhere/at/all"), Err(ModelError::NotFound { .. })));
+    let pissa = Lora { lora_init: LoraInit::Pissa, ..Default::default() };
+    assert_eq!((pissa.lora_init, BASE), (LoraInit::Pissa, "__base__"));
+    Ok(())
+}
+
 /// Every kind of value of a cell has the method, so that evcxr compiles the cell once.
 #[test]
 fn values_of_any_kind_can_end_a_cell() -> Result<(), Box<dyn std::error::Error>> {
