@@ -23,8 +23,8 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tunebook_progress::channel::{CHANGED, ERROR, FRAME_START, NONCE_VAR, PANIC};
 
-use crate::child::NONCE_VAR;
 use crate::layout::{PRELUDE, RECORDS, TEMPLATE_VAR};
 
 /// The kernel's directory (a clone of the template).
@@ -461,24 +461,26 @@ fn keep_primary_spans(message: &mut Value) {
 /// Makes the generated code print frames where it prints evcxr's control words, and flush what the
 /// cell has printed. Line breaks stay where they are, so errors keep their place.
 fn with_frames(code: &str, nonce: &str) -> String {
-    const PANIC: &str = "println!(\"EVCXR_PANIC_NOTIFICATION\");";
+    const NOTIFY: &str = "println!(\"EVCXR_PANIC_NOTIFICATION\");";
     const HANDLERS: [&str; 2] = ["  Err(_) => {\n    ", "}).is_err() {\n    "];
     const SHOW_ERROR: &str = "eprintln!(\"{}\", error);";
-    const ERROR: &str = "println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);";
-    const CHANGED: &str = "println!(\"{VARIABLE_CHANGED_TYPE}{name}\");";
+    const TELL_ERROR: &str = "println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);";
+    const TELL_CHANGED: &str = "println!(\"{VARIABLE_CHANGED_TYPE}{name}\");";
     const RETURN: &str = "evcxr_variable_store\n}";
+    // What `channel::escape` does, for a process that need not have it.
+    const ESCAPED: &str = r#"format!("{}", error).replace('\\', "\\\\").replace('\n', "\\n")"#;
+    // A frame's newline is that of `println!`.
+    let mark = format!("\\u{{{FRAME_START:x}}}{nonce}");
     let mut code = code.to_owned();
     for handler in HANDLERS {
-        let framed = format!("{handler}println!(\"\\u{{1e}}{nonce}PANIC\");");
-        code = code.replace(&format!("{handler}{PANIC}"), &framed);
+        let framed = format!("{handler}println!(\"{mark}{PANIC}\");");
+        code = code.replace(&format!("{handler}{NOTIFY}"), &framed);
     }
-    code = code.replace(CHANGED, &format!("println!(\"\\u{{1e}}{nonce}CHANGED{{name}}\");"));
-    if let Some(at) = code.find(ERROR) {
-        let escaped =
-            "format!(\"{}\", error).replace('\\\\', \"\\\\\\\\\").replace('\\n', \"\\\\n\")";
+    code = code.replace(TELL_CHANGED, &format!("println!(\"{mark}{CHANGED}{{name}}\");"));
+    if let Some(at) = code.find(TELL_ERROR) {
         code.replace_range(
-            at..at + ERROR.len(),
-            &format!("println!(\"\\u{{1e}}{nonce}ERROR{{}}\", {escaped});"),
+            at..at + TELL_ERROR.len(),
+            &format!("println!(\"{mark}{ERROR}{{}}\", {ESCAPED});"),
         );
         if let Some(shown) = code[..at].rfind(SHOW_ERROR) {
             code.replace_range(shown..shown + SHOW_ERROR.len(), "");
@@ -586,6 +588,17 @@ mod tests {
             framed.contains("flush(&mut ::std::io::stdout()); evcxr_variable_store\n}"),
             "{framed}"
         );
+    }
+
+    #[test]
+    fn the_generated_code_escapes_as_the_channel_does() {
+        // The expression that `with_frames` writes, run here.
+        let error = "a\nb \\n \\";
+        let escaped = format!("{}", error).replace('\\', "\\\\").replace('\n', "\\n");
+        assert_eq!(escaped, tunebook_progress::channel::escape(error));
+        let code = "println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);";
+        let expression = r#"format!("{}", error).replace('\\', "\\\\").replace('\n', "\\n")"#;
+        assert!(with_frames(code, "n0nce").contains(expression));
     }
 
     #[test]

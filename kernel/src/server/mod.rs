@@ -26,13 +26,14 @@ use jupyter_protocol::{ConnectionInfo, JupyterMessage};
 use jupyter_zmq_client as zmq;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tunebook_progress::channel::NONCE_VAR;
 use zeromq::{SocketRecv, SocketSend};
 
 use self::executor::{Context, Executor, Known, Queue};
 use self::requests::Requests;
 use self::running::Running;
 use self::stdin::Input;
-use crate::child::{NONCE_VAR, SOCKET_VAR};
+use crate::child::SOCKET_VAR;
 use crate::layout::{self, Layout};
 use crate::session::Session;
 use crate::shim;

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
+use tunebook_progress::channel::{self, Damaged, FRAME_START, Frame, Message};
 
 use super::running::Running;
-use crate::child::{END, FRAME_START, RUNS, SEEN};
+use crate::child::{RUNS, SEEN};
 
 /// Text of one stream and cell beyond this is dropped, with a note: a notebook of 50 MB cannot be
 /// opened any more.
@@ -231,9 +232,7 @@ impl Child {
         }
         // What was printed before comes before.
         if matches!(event, Event::Frame(_) | Event::Block { .. } | Event::Input(_)) {
-            if let Event::Frame(frame) = &event
-                && frame == END
-            {
+            if event == Event::Frame(Ok(Frame::End)) {
                 self.read_err(&mut pending[1]);
                 self.release_panic(&mut pending[1]);
             }
@@ -243,7 +242,8 @@ impl Child {
         }
         match event {
             Event::Text(_) => {}
-            Event::Frame(frame) => self.frame(&frame),
+            Event::Frame(Ok(frame)) => self.frame(frame),
+            Event::Frame(Err(damaged)) => eprintln!("{damaged}"),
             Event::Block { mime, content } => {
                 // A library that knows evcxr (plotly, for one) shows something; a bare value of the
                 // cell as well.
@@ -258,49 +258,45 @@ impl Child {
         }
     }
 
-    fn frame(&mut self, frame: &str) {
-        if frame == END {
-            self.sent_bytes = [0; 2];
-            // What the child said before this frame comes first.
-            self.read_control();
-            self.running.code_ends();
-            self.running.send_block_result();
-            self.tell_evcxr("EVCXR_EXECUTION_COMPLETE");
-        } else if frame == "PANIC" {
-            self.running.note_panic();
-            self.tell_evcxr("EVCXR_PANIC_NOTIFICATION");
-        } else if let Some(text) = frame.strip_prefix("ERROR") {
-            self.running.note_error(&unescape(text));
-            self.tell_evcxr("EVCXR_ERROR_OCCURRED");
-        } else if let Some(name) = frame.strip_prefix("CHANGED") {
-            self.tell_evcxr(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}"));
-        } else {
-            match serde_json::from_str(frame) {
-                Ok(message) => self.show(&message),
-                Err(error) => eprintln!("a frame of the display channel is damaged: {error}"),
+    fn frame(&mut self, frame: Frame) {
+        match frame {
+            Frame::Message(message) => self.show(message),
+            Frame::End => {
+                self.sent_bytes = [0; 2];
+                // What the child said before this frame comes first.
+                self.read_control();
+                self.running.code_ends();
+                self.running.send_block_result();
+                self.tell_evcxr("EVCXR_EXECUTION_COMPLETE");
             }
+            Frame::Panic => {
+                self.running.note_panic();
+                self.tell_evcxr("EVCXR_PANIC_NOTIFICATION");
+            }
+            Frame::Error(text) => {
+                self.running.note_error(&text);
+                self.tell_evcxr("EVCXR_ERROR_OCCURRED");
+            }
+            Frame::Changed(name) => self.tell_evcxr(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}")),
         }
     }
 
-    fn show(&self, message: &Value) {
-        let data = &message["data"];
-        let metadata =
-            if message["metadata"].is_object() { message["metadata"].clone() } else { json!({}) };
-        let transient = json!({"display_id": message["id"]});
-        match message["op"].as_str() {
-            Some("display") => self.running.publish(
-                "display_data",
-                json!({"data": data, "metadata": metadata, "transient": transient}),
-            ),
-            Some("update") => self.running.publish(
-                "update_display_data",
-                json!({"data": data, "metadata": metadata, "transient": transient}),
-            ),
-            Some("result") => self.running.publish_result(data.clone(), metadata),
-            Some("clear") => {
-                self.running.publish("clear_output", json!({"wait": message["wait"] == true}))
+    fn show(&self, message: Message) {
+        let output = |id, data, metadata| {
+            let transient = json!({"display_id": Value::String(id)});
+            json!({"data": Value::Object(data), "metadata": Value::Object(metadata), "transient": transient})
+        };
+        match message {
+            Message::Display { id, data, metadata } => {
+                self.running.publish("display_data", output(id, data, metadata))
             }
-            other => eprintln!("the display channel has no operation {other:?}"),
+            Message::Update { id, data, metadata } => {
+                self.running.publish("update_display_data", output(id, data, metadata))
+            }
+            Message::Result { data, metadata } => {
+                self.running.publish_result(Value::Object(data), Value::Object(metadata))
+            }
+            Message::Clear { wait } => self.running.publish("clear_output", json!({"wait": wait})),
         }
     }
 
@@ -394,8 +390,7 @@ impl Text {
 #[derive(Debug, PartialEq)]
 enum Event {
     Text(Vec<u8>),
-    /// A frame's content.
-    Frame(String),
+    Frame(Result<Frame, Damaged>),
     /// `EVCXR_BEGIN_CONTENT mime`, content, `EVCXR_END_CONTENT`: how libraries that know evcxr show
     /// something.
     Block {
@@ -425,9 +420,7 @@ const MOST_BLOCK_BYTES: usize = 32 * 1024 * 1024;
 
 impl Parser {
     fn new(nonce: &str) -> Self {
-        let mut mark = vec![FRAME_START];
-        mark.extend_from_slice(nonce.as_bytes());
-        Self { mark, held: Vec::new(), line_start: true, block: None }
+        Self { mark: channel::mark(nonce), held: Vec::new(), line_start: true, block: None }
     }
 
     fn parse(&mut self, bytes: &[u8]) -> Vec<Event> {
@@ -448,8 +441,8 @@ impl Parser {
         let newline = rest.iter().position(|&b| b == b'\n');
         if rest.starts_with(&self.mark) {
             let end = newline?;
-            let frame = String::from_utf8_lossy(&rest[self.mark.len()..end]).into_owned();
-            if frame == END {
+            let frame = Frame::parse(&rest[self.mark.len()..end]);
+            if frame == Ok(Frame::End) {
                 // A block that nothing has ended would swallow the next cell's output.
                 events.extend(self.block_as_text());
             }
@@ -550,22 +543,6 @@ fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
     starts.into_iter().find(|at| bytes[*at..].starts_with(part))
 }
 
-fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match (c, c == '\\') {
-            (_, true) => match chars.next() {
-                Some('n') => out.push('\n'),
-                Some(other) => out.push(other),
-                None => out.push('\\'),
-            },
-            (c, false) => out.push(c),
-        }
-    }
-    out
-}
-
 /// Data of a result by MIME type.
 pub(crate) type Data = Map<String, Value>;
 
@@ -598,8 +575,19 @@ mod tests {
 
     #[test]
     fn a_frame_is_found_in_the_middle_of_a_line_and_across_reads() {
-        let events = parse(&[b"abc\x1en0n", b"ce{\"op\":1}\ndef"]);
-        assert_eq!(events, [text("abc"), Event::Frame("{\"op\":1}".into()), text("def")]);
+        let frame = Frame::Message(Message::Clear { wait: true });
+        let mut bytes = [b"abc", frame.encode("n0nce").as_slice(), b"def"].concat();
+        let rest = bytes.split_off(7);
+        assert_eq!(parse(&[&bytes, &rest]), [text("abc"), Event::Frame(Ok(frame)), text("def")]);
+    }
+
+    #[test]
+    fn a_damaged_frame_is_no_text() {
+        let events = parse(&[b"abc\x1en0nce{\"op\":1}\ndef"]);
+        assert!(
+            matches!(&events[..], [Event::Text(_), Event::Frame(Err(_)), Event::Text(_)]),
+            "{events:?}"
+        );
     }
 
     #[test]
@@ -619,7 +607,7 @@ mod tests {
 
     #[test]
     fn a_control_word_without_the_end_of_its_line_hides_no_frame() {
-        let end = || Event::Frame(END.into());
+        let end = || Event::Frame(Ok(Frame::End));
         for word in
             ["EVCXR_", "EVCXR_INPUT_REQUEST", "EVCXR_EXECUTION_COMPLETE", "EVCXR_BEGIN_CONTENT x"]
         {
@@ -636,7 +624,7 @@ mod tests {
     fn a_block_without_an_end_is_text_when_the_cell_ends() {
         let events = parse(&[b"EVCXR_BEGIN_CONTENT text/html\n<b>\nx\x1en0nceEND\nnext\n"]);
         let shown = text("EVCXR_BEGIN_CONTENT text/html\n<b>\nx\n");
-        assert_eq!(events, [shown, Event::Frame(END.into()), text("next\n")]);
+        assert_eq!(events, [shown, Event::Frame(Ok(Frame::End)), text("next\n")]);
     }
 
     #[test]
@@ -666,10 +654,5 @@ mod tests {
             Some(7)
         );
         assert_eq!(panic_message(b"nobody panicked at all, thread 'x'"), None);
-    }
-
-    #[test]
-    fn errors_are_unescaped() {
-        assert_eq!(unescape("a\\nb\\\\n"), "a\nb\\n");
     }
 }
