@@ -7,6 +7,7 @@
 mod cell;
 mod executor;
 mod failure;
+mod frames;
 mod index;
 mod interrupt;
 mod message;
