@@ -119,6 +119,7 @@ async fn serve(
         iopub: iopub.clone(),
         input: Arc::clone(&input),
         dir: dir.clone(),
+        told: Mutex::default(),
     };
     // The session belongs to this thread, which never ends: its directory goes with the process.
     std::thread::spawn(move || executor.run(|| warm_up(&session, &layout, &toolchain)));

@@ -1,17 +1,15 @@
 //! What evcxr finds in place of `cargo`, `rustc` and `rustup`, in the environment of our server.
 //!
-//! For each cell evcxr calls `cargo build`, of which a third of a second is cargo making sure that
-//! some four hundred dependencies have not changed. They cannot have: the clone is the kernel's
-//! own. So the first build with a given manifest goes through the real cargo, with this program as
-//! rustc's wrapper to take the compiler's command line down, and later ones repeat that command
-//! line. `cargo check` runs the same command as far as the types.
+//! - [`record`]: a cell is compiled by the command line that cargo gave the first one, without
+//!   cargo.
+//! - [`rewrite`]: evcxr's generated code prints frames of the display channel instead of control
+//!   words.
+//! - [`probe`]: the types of a cell's variables come from rustc. rust-analyzer, which evcxr loads
+//!   with every crate in the graph (2 GB) in order to infer them, gets an empty graph here.
 //!
-//! On the way, the places in evcxr's generated code that print its control words are changed to
-//! print frames with the kernel's nonce, so that nothing that a cell prints can be taken for one.
-//!
-//! rust-analyzer, which evcxr loads with every crate in the graph (2 GB) in order to infer the
-//! types of variables, gets an empty graph: the server asks rustc for the types instead (see
-//! [`crate::server::types`]).
+//! Server and shim are the same program in two processes: variables of the environment say where
+//! things are, and files in the kernel's directory say what is wanted
+//! ([`crate::server::executor`] writes and reads them).
 
 mod probe;
 mod record;
@@ -41,6 +39,8 @@ pub(crate) const TYPES_FILE: &str = "probe.types";
 pub(crate) const COMPILER_FILE: &str = "compiler.pid";
 /// While it is there, nothing is compiled: evcxr would try again what Stop has ended.
 pub(crate) const STOP_FILE: &str = "compiler.stop";
+/// Places of evcxr's generated code that were not found, one a line.
+pub(crate) const MISSED_FILE: &str = "rewrite.missed";
 /// While it is there, a cell is not worth optimising.
 pub(crate) const QUICK_FILE: &str = "cell.quick";
 
@@ -181,4 +181,15 @@ fn empty_graph() -> Result<ExitCode> {
     });
     println!("{metadata}");
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_tells_whether_the_prelude_is_there() {
+        assert!(has_prelude("[dependencies]\ntunebook = { path = \"/x\" }\n"));
+        assert!(!has_prelude("[dependencies]\nother_tunebook = \"1\"\n"));
+    }
 }

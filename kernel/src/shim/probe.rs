@@ -1,11 +1,22 @@
-//! Asks rustc for the types of a cell's variables.
+//! Asks rustc for the types of a cell's variables, by demanding a trait that no type has: the error
+//! names the type.
 
 use serde_json::Value;
 
-/// Makes the compiler name the type of each variable, by demanding a trait that no type has.
-/// Returns the code and the variable that each line (counted from 1) asks about.
-pub(super) fn with_probes(code: &str) -> (String, Vec<(usize, String)>) {
+/// evcxr's code for the types of a cell, changed so that the compiler's errors name them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Probes {
+    pub(super) code: String,
+    /// The variable that each line (counted from 1) asks about.
+    pub(super) probed: Vec<(usize, String)>,
+    /// Whether the place was found where the trait is defined. Without it no type becomes known.
+    pub(super) complete: bool,
+}
+
+/// Makes the compiler name the type of each variable.
+pub(super) fn with_probes(code: &str) -> Probes {
     let mut probed = Vec::new();
+    let mut complete = false;
     let mut out = String::with_capacity(code.len());
     for (index, line) in code.lines().enumerate() {
         let name = line
@@ -19,13 +30,14 @@ pub(super) fn with_probes(code: &str) -> (String, Vec<(usize, String)>) {
             }
             // Where the analysis defines what it calls.
             None if line.starts_with("fn evcxr_variable_store<") => {
-                out.push_str("trait TunebookType {}")
+                complete = true;
+                out.push_str("trait TunebookType {}");
             }
             None => out.push_str(line),
         }
         out.push('\n');
     }
-    (out, probed)
+    Probes { code: out, probed, complete }
 }
 
 /// The variable and its type, if the message is the compiler's answer to a probe.
@@ -56,9 +68,13 @@ mod tests {
 
     #[test]
     fn answers_are_matched_to_variables_by_line() {
-        let (code, probed) = with_probes("let x = 1;\nevcxr_variable_store(x);\nOk(())\n");
+        let Probes { code, probed, complete } = with_probes(
+            "fn evcxr_variable_store<T: 'static>(_: T) {}\nevcxr_variable_store(x);\nOk(())\n",
+        );
         assert_eq!(probed, [(2, "x".to_owned())]);
         assert_eq!(code.lines().count(), 3);
+        assert!(complete && code.starts_with("trait TunebookType {}\n"), "{code}");
+        assert!(!with_probes("evcxr_variable_store(x);\n").complete);
         let message = |text: &str, line: u64| json!({"message": text, "spans": [{"is_primary": true, "line_start": line}]});
         let answer = message("the trait bound `{integer}: TunebookType` is not satisfied", 2);
         assert_eq!(probe_answer(&answer, &probed), Some(("x".into(), "i32".into())));

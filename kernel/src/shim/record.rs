@@ -1,4 +1,10 @@
 //! Records rustc's command line for the cell in the first build, and repeats it in later ones.
+//!
+//! For each cell evcxr calls `cargo build`, of which a third of a second is cargo making sure that
+//! some four hundred dependencies have not changed. They cannot have: the clone is the kernel's
+//! own. So the first build with a given manifest goes through the real cargo, with this program as
+//! rustc's wrapper to take the compiler's command line down, and later ones repeat that command
+//! line. `cargo check` runs the same command as far as the types.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,17 +19,17 @@ use serde_json::{Value, json};
 use tunebook_progress::channel::NONCE_VAR;
 
 use super::probe::{probe_answer, with_probes};
-use super::rewrite::{
-    is_moved_before_storing, keep_primary_spans, with_compiled_store, with_frames,
-};
+use super::rewrite::{is_moved_before_storing, keep_primary_spans, rewrite};
 use super::{
-    COMPILER_FILE, DIR_VAR, PROBE_FILE, QUICK_FILE, STOP_FILE, TYPES_FILE, has_prelude,
-    only_prelude, var,
+    COMPILER_FILE, DIR_VAR, MISSED_FILE, PROBE_FILE, QUICK_FILE, STOP_FILE, TYPES_FILE,
+    has_prelude, only_prelude, var,
 };
 use crate::layout::{RECORDS, TEMPLATE_VAR};
 
 pub(super) const RECORD_VAR: &str = "TUNEBOOK_RECORD";
 const RECORD_FILE: &str = "rustc.json";
+const NO_TYPES: &str =
+    "the place of the types, so a variable without a written type may not be kept";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -103,14 +109,17 @@ pub(super) fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<Exit
     let mut probed = Vec::new();
     if kind == Kind::Build {
         let nonce = std::env::var(NONCE_VAR).unwrap_or_default();
-        text = with_frames(&text, &nonce);
-        if fs::read_to_string(cell.join("Cargo.toml")).is_ok_and(|manifest| has_prelude(&manifest))
-        {
-            text = with_compiled_store(&text);
-        }
+        let manifest = fs::read_to_string(cell.join("Cargo.toml")).unwrap_or_default();
+        let rewritten = rewrite(&text, &nonce, has_prelude(&manifest));
+        tell_missed(&dir, &rewritten.missed)?;
+        text = rewritten.code;
         fs::write(&source, &text)?;
     } else if fs::remove_file(dir.join(PROBE_FILE)).is_ok() {
-        (text, probed) = with_probes(&text);
+        let probes = with_probes(&text);
+        if !probes.complete {
+            tell_missed(&dir, &[NO_TYPES])?;
+        }
+        (text, probed) = (probes.code, probes.probed);
         fs::write(&source, &text)?;
     }
 
@@ -166,6 +175,16 @@ pub(super) fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<Exit
     };
     let _ = fs::remove_file(pid_file);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Tells the server which places of the generated code were not found. This program's own standard
+/// error is read by evcxr, which drops all but the compiler's errors.
+fn tell_missed(dir: &Path, missed: &[&str]) -> Result<()> {
+    if missed.is_empty() {
+        return Ok(());
+    }
+    let mut file = fs::File::options().create(true).append(true).open(dir.join(MISSED_FILE))?;
+    Ok(file.write_all(format!("{}\n", missed.join("\n")).as_bytes())?)
 }
 
 /// The role of rustc's wrapper: takes the command line of the cell down and runs it.
