@@ -2,7 +2,6 @@
 //! process, so each test starts this file again as a child process.
 
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use tunebook_progress::channel::NONCE_VAR;
 use tunebook_progress::interrupt::{self, FLAG_VAR, Flag};
@@ -30,37 +29,31 @@ fn only_the_cells_token_acknowledges_the_cells_stop() {
         assert!(output.status.success(), "{output:?}");
         return;
     }
-    static FLAG: Flag = Flag { requested: AtomicU32::new(0), seen: AtomicU32::new(0) };
+    static FLAG: Flag = Flag::new();
     // SAFETY: no other thread of this process reads the environment yet.
-    unsafe {
-        std::env::set_var(
-            FLAG_VAR,
-            format!("{}:{:x}", std::process::id(), &raw const FLAG as usize),
-        )
-    };
-    FLAG.requested.fetch_add(1, Ordering::AcqRel);
-    let seen = || FLAG.seen.load(Ordering::Acquire);
+    unsafe { std::env::set_var(FLAG_VAR, FLAG.address()) };
+    FLAG.request();
 
     let request = Stop::new();
     let of_server = request.clone();
     let saw = std::thread::spawn(move || of_server.requested() || Stop::never().requested());
     assert!(!saw.join().expect("no panic"));
-    assert_eq!(seen(), 0);
+    assert_eq!(FLAG.seen(), 0);
 
     request.stop();
     assert!(request.requested());
-    assert_eq!(seen(), 0);
+    assert_eq!(FLAG.seen(), 0);
 
     // A cell that stops for both reasons acknowledges its own in any case.
     assert!(request.either(&Stop::cell()).requested());
-    assert_eq!(seen(), 1);
+    assert_eq!(FLAG.seen(), 1);
 
     interrupt::reset();
     assert!(!Stop::cell().requested());
     assert!(request.requested());
     Stop::default().stop();
     assert!(interrupt::requested());
-    assert_eq!((FLAG.requested.load(Ordering::Acquire), seen()), (1, 1));
+    assert_eq!(FLAG.seen(), 1);
 }
 
 #[test]
