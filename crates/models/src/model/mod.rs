@@ -21,7 +21,8 @@ use crate::layers::{Slot, Weight};
 use crate::memory;
 use crate::pass::kv_cache::{BlockCache, KvCache};
 use crate::pass::positions::Positions;
-use crate::text::chat_template::{ChatTemplate, Message};
+use crate::text::chat_template::ChatTemplate;
+use crate::text::conversation::{ChatTokenizer, Message};
 use crate::text::tokenizer::{Digits, Tokenizer};
 use crate::weights;
 use crate::weights::gguf::{Gguf, GgufWeights, Value};
@@ -689,8 +690,16 @@ impl Model {
         Ok(answers.into_iter().map(|answer| answer.ids).collect())
     }
 
+    /// Conversations and texts as this model's token ids: what chat asks with and what training
+    /// trains on.
+    pub fn chat_tokenizer(&self) -> ChatTokenizer<'_> {
+        let Inner { name, tokenizer, chat_template, end_ids, .. } = &*self.inner;
+        ChatTokenizer::new(name, tokenizer, chat_template.as_ref(), end_ids)
+    }
+
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's
-    /// answer begins.
+    /// answer begins. A system message whose role the template refuses stands before the first
+    /// user's, as it does in training.
     ///
     /// # Errors
     /// When the model has no chat template or the template refuses the conversation.
@@ -699,10 +708,7 @@ impl Model {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String> {
-        let Some(template) = self.chat_template() else {
-            return Err(Error::NoChatTemplate { model: self.name().to_owned() });
-        };
-        template.render(messages, add_generation_prompt)
+        self.chat_tokenizer().render(messages, add_generation_prompt)
     }
 
     /// Answers one message of a user, showing the text as it comes. The answer is also returned.
@@ -733,8 +739,7 @@ impl Model {
         config: &GenerationConfig,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<String> {
-        // The template itself writes the token that begins a text.
-        let ids = self.tokenizer().encode(&self.apply_chat_template(messages, true)?)?;
+        let ids = self.chat_tokenizer().tokenize_prompt(messages)?;
         let mut answers = generate::generate(self, &[ids], config, &mut |_, text| {
             if !text.is_empty() {
                 on_text(text);
@@ -751,9 +756,7 @@ impl Model {
     pub fn chat_batch(&self, users: &[String], config: &GenerationConfig) -> Result<Vec<String>> {
         let ids = users
             .iter()
-            .map(|user| {
-                self.tokenizer().encode(&self.apply_chat_template(&[Message::user(user)], true)?)
-            })
+            .map(|user| self.chat_tokenizer().tokenize_prompt(&[Message::user(user)]))
             .collect::<Result<Vec<_>>>()?;
         Ok(texts(generate::generate(self, &ids, config, &mut |_, _| ())?))
     }
