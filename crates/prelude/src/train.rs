@@ -49,11 +49,11 @@ impl Train for Trainer {
     }
 }
 
-/// The pairs of a data set as training examples.
+/// The rows of a data set as training examples.
 pub trait Examples {
-    /// All rows, in order. What a column `system` holds stands before the prompt. A row with a
-    /// conversation of several turns in the column `messages` is that conversation, and every turn
-    /// of the assistant is trained on.
+    /// All rows, in order. A row with a prompt, or with a conversation in the column `messages`, is
+    /// a conversation, which the text in the column `system` opens; every turn of the assistant is
+    /// trained on. A row that is a plain text is trained on as it stands.
     fn examples(&self) -> Vec<Example>;
 }
 
@@ -64,14 +64,15 @@ impl Examples for Dataset {
         let told =
             |row: usize| system.and_then(|system| system.get(row)).filter(|told| !told.is_empty());
         let rows = self.rows().into_iter().enumerate();
-        rows.map(|(at, row)| match (self.conversation(at), told(at)) {
-            (Some(turns), told) => {
-                let told = told.map(Message::system);
-                let turns = turns.into_iter().map(|(role, content)| Message::new(role, content));
-                Example::conversation(told.into_iter().chain(turns).collect())
-            }
-            (None, Some(told)) => Example::new(format!("{told}\n\n{}", row.prompt), row.completion),
-            (None, None) => Example::new(row.prompt, row.completion),
+        rows.map(|(at, row)| {
+            let turns = match self.conversation(at) {
+                Some(turns) => {
+                    turns.into_iter().map(|(role, content)| Message::new(role, content)).collect()
+                }
+                None if row.prompt.is_empty() => return Example::text(row.completion),
+                None => vec![Message::user(row.prompt), Message::assistant(row.completion)],
+            };
+            Example::conversation(told(at).map(Message::system).into_iter().chain(turns).collect())
         })
         .collect()
     }
