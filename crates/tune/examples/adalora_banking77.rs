@@ -109,11 +109,8 @@ fn one(
         &prompts,
         &GenerationConfig { max_new_tokens: 12, batch_size: 64, ..Default::default() },
     )?;
-    let right = answers
-        .iter()
-        .zip(intents)
-        .filter(|(answer, intent)| answer.trim() == *intent)
-        .count();
+    let right =
+        answers.iter().zip(intents).filter(|(answer, intent)| answer.trim() == *intent).count();
     let at_end =
         numbers(model, &run.plan.rank_modules, run.steps.last().map_or(&[], |step| &step.ranks));
     println!(

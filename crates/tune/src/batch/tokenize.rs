@@ -32,8 +32,11 @@ pub(crate) fn tokenize(
     });
     TokenizedSet::new(set, examples, context, max_length, &|row, example| {
         interrupt::check()?;
-        let tokenized = tokenize_example(model, example)
-            .map_err(|source| Error::Row { set, row, source: Box::new(source) })?;
+        let tokenized = tokenize_example(model, example).map_err(|source| Error::Row {
+            set,
+            row,
+            source: Box::new(source),
+        })?;
         if let Some(bar) = &bar {
             bar.advance(1);
         }
