@@ -112,6 +112,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
+        // As in Python, `none` is not: templates ask it of `tools`.
+        environment
+            .add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment
             .add_template_owned(NAME, without_generation_tags(source)?)
             .map_err(|error| refused(&error))?;
@@ -318,6 +321,12 @@ mod tests {
     fn python_methods_work() {
         let template = "{{ messages[0].content.split('</think>')[-1].lstrip('\\n') }}|{{ messages[0]['content'].startswith('a') }}";
         assert_eq!(render(template, &[Message::user("a</think>\n\nb")]).unwrap(), "b|True");
+    }
+
+    #[test]
+    fn tools_are_none_and_none_is_not_iterable() {
+        let template = "{{ tools is defined }}{{ tools is none }}{{ documents is none }}{{ tools is iterable }}{{ messages is iterable }}";
+        assert_eq!(render(template, &[]).unwrap(), "TrueTrueTrueFalseTrue");
     }
 
     #[test]

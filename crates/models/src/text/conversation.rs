@@ -316,10 +316,7 @@ mod tests {
         let json = |message| serde_json::to_string(&message).unwrap();
         assert_eq!(json(Message::user("a")), r#"{"role":"user","content":"a"}"#);
         let untrained = Message::assistant("b").untrained();
-        assert_eq!(
-            json(untrained.clone()),
-            r#"{"role":"assistant","content":"b","train":false}"#
-        );
+        assert_eq!(json(untrained.clone()), r#"{"role":"assistant","content":"b","train":false}"#);
         assert_eq!(serde_json::from_str::<Message>(&json(untrained.clone())).unwrap(), untrained);
     }
 }

@@ -115,12 +115,7 @@ impl ChatTemplate {
 
     /// For each stretch between tags the message that it belongs to: it may be a part of a turn,
     /// such as a thought before its content or an end of text behind it.
-    fn owners(
-        &self,
-        messages: &[Message],
-        text: &str,
-        answers: &[Answer],
-    ) -> Option<Vec<usize>> {
+    fn owners(&self, messages: &[Message], text: &str, answers: &[Answer]) -> Option<Vec<usize>> {
         let marked = self.render(&with_marks(messages), false).ok()?;
         let marked = Marked::read(&marked).filter(|marked| marked.text == text)?;
         let owner = |answer: &Answer| {
@@ -203,14 +198,18 @@ impl ChatTemplate {
 }
 
 /// How many bytes two texts have in common at their beginnings. Where the second is not found
-/// whole, the common part is cut back to the end of a line or of a token's markup, since tokens
-/// such as `<|user|>` and `<|end|>` begin alike.
+/// whole, a token's markup that is common by half is left out: `<|user|>` and `<|end|>` begin alike.
 fn common(text: &str, other: &str) -> usize {
     if text.starts_with(other) {
         return other.len();
     }
-    let same = text.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-    text.as_bytes()[..same].iter().rposition(|byte| b"\n>]".contains(byte)).map_or(0, |at| at + 1)
+    let pairs = text.char_indices().zip(other.chars());
+    let same = pairs.take_while(|((_, a), b)| a == b).map(|((at, a), _)| at + a.len_utf8()).last();
+    let same = &text[..same.unwrap_or(0)];
+    match same.rfind(['<', '[']) {
+        Some(open) if !same[open..].contains(['>', ']']) => open,
+        _ => same.len(),
+    }
 }
 
 // Marks of contents: the number of a message between the first two, its digits from `ZERO` on. As
@@ -367,6 +366,14 @@ mod tests {
         let trained: Vec<&str> =
             found.iter().filter(|(_, trained)| *trained).map(|(text, _)| text.as_str()).collect();
         assert_eq!(trained, ["b</a>\n", "d</a>\n"]);
+    }
+
+    #[test]
+    fn half_of_a_tokens_markup_is_not_common() {
+        assert_eq!(common("<|end|>\n<|user|>", "<|end|>\n<|endoftext|>"), "<|end|>\n".len());
+        assert_eq!(common(" <|end|>", " <|return|>"), 1);
+        assert_eq!(common("</s>\n", "</s>"), 4);
+        assert_eq!(common("é", "è"), 0);
     }
 
     #[test]
