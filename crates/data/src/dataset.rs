@@ -7,16 +7,17 @@ use std::sync::Arc;
 use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::audit::Audit;
 use crate::clean::{CleanReport, Cleaning};
 use crate::error::{DataError, Result};
 use crate::profile::{Profile, TokenCount};
 use crate::read::ReadOptions;
-use crate::shape::Shape;
+use crate::read::shape;
+use crate::read::shape::Shape;
+use crate::split::audit::Audit;
 use crate::split::{Partition, Split, Splits};
 use crate::stream::Scan;
 use crate::text::{counted, excerpt};
-use crate::{clean, key, read, shape, write};
+use crate::{clean, key, read, write};
 
 /// The name of the column that holds what the model is asked.
 pub const PROMPT: &str = "prompt";

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use polars::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::hub::tests as hub;
+use crate::read::hub::tests as hub;
 use crate::{Cleaning, Dataset};
 
 /// Folder of the corpus, and what the file is called when it is read.
@@ -380,20 +380,20 @@ fn answer_of_hub(index: &[u8], server: &HubServer, folder: &Path) -> Vec<String>
     *server.index.lock().unwrap() = index.to_vec();
     let inner = folder.join("inner");
     std::fs::create_dir_all(&inner).unwrap();
-    let answer = match crate::hub::fetch_from(&hub::hub(&server.address, &inner), "owner/set", None)
-    {
-        Ok(inputs) => {
-            for input in &inputs {
-                let below = input.path.canonicalize().unwrap();
-                assert!(
-                    below.starts_with(inner.canonicalize().unwrap()),
-                    "a file outside of the cache"
-                );
+    let answer =
+        match crate::read::hub::fetch_from(&hub::hub(&server.address, &inner), "owner/set", None) {
+            Ok(inputs) => {
+                for input in &inputs {
+                    let below = input.path.canonicalize().unwrap();
+                    assert!(
+                        below.starts_with(inner.canonicalize().unwrap()),
+                        "a file outside of the cache"
+                    );
+                }
+                format!("{} files", inputs.len())
             }
-            format!("{} files", inputs.len())
-        }
-        Err(error) => gist(&error.to_string(), folder),
-    };
+            Err(error) => gist(&error.to_string(), folder),
+        };
     let outside: Vec<_> =
         std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert!(

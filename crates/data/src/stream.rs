@@ -12,17 +12,17 @@ use polars::prelude::*;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::clean::step::{Kind, Step};
 use crate::clean::{CleanReport, Cleaning, StepReport};
 use crate::dataset::{Dataset, rejected_frame};
 use crate::error::{DataError, Result};
-use crate::jsonl::Limits;
 use crate::profile::{Profile, Tally, TokenCount};
+use crate::read::jsonl::Limits;
+use crate::read::shape::Shape;
+use crate::read::source;
+use crate::read::table::Table;
 use crate::read::{self, ReadOptions};
-use crate::shape::Shape;
-use crate::source;
 use crate::split::{Side, Split};
-use crate::step::{Kind, Step};
-use crate::table::Table;
 use crate::{key, write};
 
 /// Bytes of a file that are rows in memory at a time.

@@ -4,7 +4,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{DataError, Result};
-use crate::hub;
+use crate::read::hub;
 
 /// One file to read.
 #[derive(Clone, Debug, PartialEq, Eq)]

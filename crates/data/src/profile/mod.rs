@@ -3,6 +3,9 @@
 //! Rows are counted as they come, so a file larger than memory has a profile, too
 //! ([`Dataset::scan`]).
 
+pub(crate) mod lengths;
+mod spill;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -10,15 +13,15 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-pub use crate::lengths::LengthSummary;
-
+use crate::clean::pii::{self, Pii};
+use crate::clean::{backticks, casing, html, language, markdown, mojibake, whitespace};
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
-use crate::pii::{self, Pii};
-use crate::shape::Shape;
-use crate::spill::Spill;
+use crate::key;
+use crate::profile::lengths::LengthSummary;
+use crate::profile::spill::Spill;
+use crate::read::shape::Shape;
 use crate::text::{counted, excerpt, thousands};
-use crate::{backticks, casing, html, key, language, markdown, mojibake, whitespace};
 
 /// The language of every row is told up to this many rows, then of one in [`LANGUAGE_STEP`].
 const LANGUAGE_ROWS: usize = 20_000;

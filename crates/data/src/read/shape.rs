@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::dataset::{COMPLETION, PROMPT};
-use crate::fields::{Field, kind};
+use crate::read::fields::{Field, kind};
 use crate::text::excerpt;
 
 /// The column with what the model is told before a conversation, where a file has such a text.
@@ -509,7 +509,7 @@ impl fmt::Display for Keys {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::fields::Fields;
+    use crate::read::fields::Fields;
 
     fn read(line: &str) -> (Option<Shape>, Result<(String, String), String>) {
         let fields: Fields = serde_json::from_str(line).unwrap();

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clean::pii::{self, Pii};
+use crate::clean::quality::{Quality, Repetition};
+use crate::clean::{backticks, casing, html, language, markdown, mojibake, whitespace};
 use crate::error::{DataError, Result};
 use crate::near;
-use crate::pii::{self, Pii};
-use crate::quality::{Quality, Repetition};
-use crate::shingles::Shingles;
-use crate::{backticks, casing, html, language, markdown, mojibake, whitespace};
+use crate::near::shingles::Shingles;
 
 /// One step of a [`Cleaning`](crate::Cleaning).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

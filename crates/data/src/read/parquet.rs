@@ -9,9 +9,9 @@ use polars::prelude::*;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use crate::fields::Field;
-use crate::shape::Shape;
-use crate::table::Part;
+use crate::read::fields::Field;
+use crate::read::shape::Shape;
+use crate::read::table::Part;
 
 /// Rows that one thread makes pairs of at a time.
 const CHUNK_ROWS: usize = 4096;

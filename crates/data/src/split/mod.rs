@@ -5,15 +5,17 @@
 //! training and validation, so losses stay comparable while a set grows. The id is the prompt's
 //! words (case, punctuation and spaces aside), so copies of one prompt are always on one side.
 
+pub(crate) mod audit;
+
 use std::collections::HashMap;
 use std::fmt;
 
 use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::audit::Audit;
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
+use crate::split::audit::Audit;
 use crate::text::{counted, excerpt};
 use crate::{key, near};
 

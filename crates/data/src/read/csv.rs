@@ -10,9 +10,9 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::fields::Field;
-use crate::shape::Shape;
-use crate::table::Part;
+use crate::read::fields::Field;
+use crate::read::shape::Shape;
+use crate::read::table::Part;
 
 /// What may stand between fields.
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
@@ -325,7 +325,7 @@ impl<'a> Records<'a> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::table::Table;
+    use crate::read::table::Table;
     use proptest::prelude::*;
 
     fn table(text: &[u8]) -> Table {

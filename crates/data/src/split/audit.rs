@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::dataset::{COMPLETION, Dataset, PROMPT};
 use crate::error::Result;
 use crate::near::Likeness;
-use crate::shingles::Shingles;
+use crate::near::shingles::Shingles;
 use crate::split::Splits;
 use crate::text::{counted, excerpt};
 use crate::{key, near};

@@ -6,9 +6,9 @@
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::jsonl::{find_shape, parse_line};
-use crate::shape::Shape;
-use crate::table::Part;
+use crate::read::jsonl::{find_shape, parse_line};
+use crate::read::shape::Shape;
+use crate::read::table::Part;
 
 /// Elements that one thread parses at a time.
 const CHUNK_ROWS: usize = 512;
@@ -180,7 +180,7 @@ fn element_end(bytes: &[u8], at: usize) -> Option<usize> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::table::Table;
+    use crate::read::table::Table;
     use proptest::prelude::*;
 
     fn table(text: &str) -> Table {

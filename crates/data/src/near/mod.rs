@@ -12,6 +12,9 @@
 //! whose sketches differ too much are passed over, and in [`clusters`] pairs that are in one
 //! cluster already.
 
+mod minhash;
+pub(crate) mod shingles;
+
 use std::collections::HashMap;
 
 use rayon::prelude::*;
@@ -20,8 +23,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::Result;
 use crate::key;
-use crate::minhash::{self, PLACES, Sketch};
-use crate::shingles::{Shingles, jaccard};
+use crate::near::minhash::{PLACES, Sketch};
+use crate::near::shingles::{Shingles, jaccard};
 
 /// In a larger bucket each text is compared with this many before it, not with all.
 const MAX_BUCKET: usize = 64;

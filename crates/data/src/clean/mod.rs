@@ -3,6 +3,18 @@
 //! Cleaning what is clean changes nothing: the steps are repeated over the rows that they changed
 //! until none changes any more, so the order in which they stand cannot leave half the work undone.
 
+pub(crate) mod backticks;
+pub(crate) mod boilerplate;
+pub(crate) mod casing;
+pub(crate) mod html;
+pub(crate) mod language;
+pub(crate) mod markdown;
+pub(crate) mod mojibake;
+pub(crate) mod pii;
+pub(crate) mod quality;
+pub(crate) mod step;
+pub(crate) mod whitespace;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
@@ -12,16 +24,17 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tunebook_progress::{ProgressBar, interrupt};
 
+use crate::clean::pii::Pii;
+use crate::clean::quality::{Quality, Repetition};
+use crate::clean::step::{Kind, Step, Survivor, Transform, Verdict};
 use crate::dataset::{COMPLETION, Dataset, PROMPT};
 use crate::error::Result;
 use crate::near::Likeness;
-use crate::pii::Pii;
-use crate::quality::{Quality, Repetition};
-use crate::shape::Shape;
-use crate::shingles::Shingles;
-use crate::step::{Kind, Step, Survivor, Transform, Verdict};
+use crate::near::shingles::Shingles;
+use crate::read::shape;
+use crate::read::shape::Shape;
 use crate::text::{counted, excerpt, thousands};
-use crate::{boilerplate, key, near, shape};
+use crate::{key, near};
 
 /// How many before/after examples a step keeps.
 const EXAMPLES: usize = 3;

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::fields::{Fields, kind};
-use crate::shape::{Pair, Shape};
-use crate::table::{Part, RAW_BYTES};
+use crate::read::fields::{Fields, kind};
+use crate::read::shape::{Pair, Shape};
+use crate::read::table::{Part, RAW_BYTES};
 
 /// What one thread parses at a time.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -187,7 +187,7 @@ fn without_position(error: &serde_json::Error) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::table::Table;
+    use crate::read::table::Table;
     use proptest::prelude::*;
 
     fn reason(line: &str) -> String {

@@ -1,5 +1,16 @@
 //! Reading: files of any known kind become one data set, and what cannot be used is kept aside.
 
+pub(crate) mod csv;
+pub(crate) mod decompress;
+pub(crate) mod fields;
+pub(crate) mod hub;
+pub(crate) mod json;
+pub(crate) mod jsonl;
+pub(crate) mod parquet;
+pub(crate) mod shape;
+pub(crate) mod source;
+pub(crate) mod table;
+
 use std::io::{Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,11 +22,10 @@ use tunebook_progress::{ProgressBar, interrupt};
 
 use crate::dataset::{Dataset, rejected_frame};
 use crate::error::{DataError, Result};
-use crate::jsonl::Limits;
-use crate::shape::{self, Shape};
-use crate::source::{Format, Input};
-use crate::table::{Part, Table};
-use crate::{csv, decompress, json, jsonl, parquet, source};
+use crate::read::jsonl::Limits;
+use crate::read::shape::Shape;
+use crate::read::source::{Format, Input};
+use crate::read::table::{Part, Table};
 
 /// A progress bar is worth it from this size on.
 const BAR_BYTES: u64 = 32 << 20;
@@ -306,7 +316,7 @@ fn text(input: &Input, bytes: &[u8]) -> Part {
 }
 
 fn text_with(input: &Input, bytes: &[u8], shape: &Shape) -> Part {
-    use crate::fields::Field;
+    use crate::read::fields::Field;
     use std::borrow::Cow;
 
     let mut part = Part::with_capacity(1);

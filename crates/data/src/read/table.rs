@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::dataset::{COMPLETION, PROMPT, Reject};
 use crate::error::Result;
-use crate::shape::Pair;
+use crate::read::shape::Pair;
 
 /// More distinct further keys than this are kept in one column of JSON text: they are ids, not
 /// columns.

@@ -1,5 +1,7 @@
 //! Writing: JSONL, Parquet, and the chat format that OpenAI takes for fine-tuning.
 
+pub(crate) mod openai;
+
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -9,9 +11,8 @@ use serde_json::{Map, Value, json};
 
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
-use crate::openai;
-use crate::parquet;
-use crate::shape::SYSTEM;
+use crate::read::parquet;
+use crate::read::shape::SYSTEM;
 
 /// Rows that become text at a time.
 const CHUNK_ROWS: usize = 64 << 10;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tunebook_hub::{Hub, Kind};
 
 use crate::error::{DataError, Result};
-use crate::source::{Format, Input, is_below, matcher};
+use crate::read::source::{Format, Input, is_below, matcher};
 
 /// The files of `owner/name` or `owner/name@revision` that hold rows; what is in the cache is not
 /// fetched again.
@@ -76,7 +76,7 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
             Some(files) => {
                 format!("no data file matches \"{files}\"; there are: {}", shown.join(", "))
             }
-            None => format!("it has no data file ({})", crate::source::KINDS),
+            None => format!("it has no data file ({})", crate::read::source::KINDS),
         }));
     }
     Ok(names)
@@ -288,7 +288,9 @@ pub(crate) mod tests {
         let (folder, endpoint) = (tempfile::tempdir().unwrap(), serve(files(), Some("secret")));
         let child = |more: &[(&str, &str)]| {
             let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-            command.args(["--exact", "hub::tests::the_environment_is_respected"]).env(CHILD, "1");
+            command
+                .args(["--exact", "read::hub::tests::the_environment_is_respected"])
+                .env(CHILD, "1");
             command
                 .env("HF_HOME", folder.path())
                 .env("HF_ENDPOINT", &endpoint)
