@@ -1,7 +1,5 @@
 //! The profile counts what is there.
 
-#![allow(clippy::unwrap_used)]
-
 use tunebook_data::{Dataset, LengthSummary};
 
 #[test]

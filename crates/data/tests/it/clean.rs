@@ -1,7 +1,5 @@
 //! Cleaning: every step on its own flaw, the report, and that cleaning twice changes nothing.
 
-#![allow(clippy::unwrap_used)]
-
 use proptest::prelude::*;
 use tunebook_data::{Cleaning, Dataset, Pii, Quality, Repetition, Row, Shingles, Step, Survivor};
 

@@ -1,8 +1,6 @@
 //! Precision and recall of the search for near-duplicates, against the true similarity, over
 //! planted edits.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::HashSet;
 use std::fmt::Write;
 

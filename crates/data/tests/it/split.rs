@@ -1,7 +1,5 @@
 //! Splits are disjoint, complete, and stay put when rows are appended; the audit finds what leaks.
 
-#![allow(clippy::unwrap_used)]
-
 use proptest::prelude::*;
 use tunebook_data::{DataError, Dataset, OverlapKind, Row, Split, Splits};
 

@@ -1,7 +1,5 @@
 //! A stream of blocks gives what the whole set gives.
 
-#![allow(clippy::unwrap_used)]
-
 use proptest::prelude::*;
 use tunebook_data::{Cleaning, Dataset, Split, Survivor};
 

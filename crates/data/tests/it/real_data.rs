@@ -1,9 +1,7 @@
 //! Real data: banking77 and gsm8k, read, profiled, cleaned, split and audited.
 //!
 //! The files are not part of the repository: `TUNEBOOK_DATA` names the folder that holds
-//! `banking77/train.csv` and `gsm8k/train.jsonl`. Without it these tests say that they are skipped.
-
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+//! `banking77/train.csv` and `gsm8k/train.jsonl`. Without it these tests are skipped.
 
 use std::path::PathBuf;
 
@@ -13,7 +11,7 @@ fn real(file: &str) -> Option<PathBuf> {
     let path = std::env::var_os("TUNEBOOK_DATA").map(|folder| PathBuf::from(folder).join(file));
     let path = path.filter(|path| path.exists());
     if path.is_none() {
-        eprintln!("skipped: no {file} in TUNEBOOK_DATA");
+        eprintln!("SKIPPED: no {file} in TUNEBOOK_DATA");
     }
     path
 }

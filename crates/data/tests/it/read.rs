@@ -1,8 +1,6 @@
 //! Every kind of file, and every kind of damage: the good rows load, the others are kept aside or
 //! the error is clear.
 
-#![allow(clippy::unwrap_used)]
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,6 @@
 //! Reading files: what is good loads, what is not is kept aside with its line and reason, and
 //! nothing panics.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::PathBuf;
 
 use tunebook_data::{DataError, Dataset, Row};

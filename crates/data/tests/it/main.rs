@@ -1,0 +1,12 @@
+//! Tests of the whole crate: files of every kind, cleaning, splitting, and real data.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
+
+mod clean;
+mod jsonl;
+mod near;
+mod profile;
+mod read;
+mod real_data;
+mod split;
+mod stream;
