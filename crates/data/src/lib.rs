@@ -29,6 +29,7 @@
 //! ```
 
 mod clean;
+mod columns;
 mod dataset;
 mod error;
 #[cfg(test)]
@@ -43,11 +44,13 @@ mod stream;
 mod text;
 mod write;
 
+pub use clean::Cleaning;
 pub use clean::pii::Pii;
 pub use clean::quality::{Quality, Repetition};
-pub use clean::step::{Step, Survivor};
-pub use clean::{CleanReport, Cleaning, Example, StepReport};
-pub use dataset::{COMPLETION, Dataset, PROMPT, Row};
+pub use clean::report::{Change, CleanReport, StepReport};
+pub use clean::step::{CleaningStep, Survivor};
+pub use columns::{COMPLETION, PROMPT};
+pub use dataset::{Dataset, Row};
 pub use error::{DataError, Result};
 pub use near::shingles::Shingles;
 pub use profile::lengths::LengthSummary;

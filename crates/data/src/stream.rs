@@ -12,15 +12,16 @@ use polars::prelude::*;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::clean::step::{Kind, Step};
-use crate::clean::{CleanReport, Cleaning, StepReport};
-use crate::dataset::{Dataset, rejected_frame};
+use crate::clean::Cleaning;
+use crate::clean::report::{CleanReport, EXAMPLES, StepReport};
+use crate::clean::step::{CleaningStep, Kind};
+use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::profile::{Profile, Tally, TokenCount};
 use crate::read::jsonl::Limits;
 use crate::read::shape::Shape;
 use crate::read::source;
-use crate::read::table::Table;
+use crate::read::table::{Table, rejected_frame};
 use crate::read::{self, ReadOptions};
 use crate::split::{Side, Split};
 use crate::{key, write};
@@ -29,8 +30,6 @@ use crate::{key, write};
 const BLOCK_BYTES: usize = 32 << 20;
 /// A set of hashes grows part by part, so that it is never held twice.
 const PARTS: usize = 256;
-/// Examples of each step.
-const EXAMPLES: usize = 3;
 
 /// A data set that stays where it is: read a block at a time. Cheap to clone; nothing is read
 /// before a result is asked for.
@@ -66,8 +65,28 @@ pub struct Streamed {
     pub rejected: usize,
 }
 
+impl Dataset {
+    /// A data set that stays where it is and is read a block at a time, for files larger than
+    /// memory.
+    ///
+    /// # Errors
+    /// No such file.
+    pub fn scan(path: impl AsRef<Path>) -> Result<Scan> {
+        Scan::new(path.as_ref(), &ReadOptions::default())
+    }
+
+    /// [`Dataset::scan`] for rows whose shape has to be named, or for some files of a folder or
+    /// repository.
+    ///
+    /// # Errors
+    /// No such file.
+    pub fn scan_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Scan> {
+        Scan::new(path.as_ref(), options)
+    }
+}
+
 impl Scan {
-    pub(crate) fn new(given: &Path, options: &ReadOptions) -> Result<Self> {
+    fn new(given: &Path, options: &ReadOptions) -> Result<Self> {
         // A file that is not there is better known at once.
         source::find(given, options.files.as_deref())?;
         Ok(Self {
@@ -88,13 +107,13 @@ impl Scan {
         let last = scan.cleaning.steps.len().saturating_sub(1);
         for (at, step) in scan.cleaning.steps.iter().enumerate() {
             let fits = match step {
-                Step::DropDuplicates => at == last,
-                Step::DropEmpty => true,
+                CleaningStep::DropDuplicates => at == last,
+                CleaningStep::DropEmpty => true,
                 step => !matches!(step.kind(), Kind::Set),
             };
             if !fits {
                 let problem = match step {
-                    Step::DropDuplicates => "expected it as the last step of a scan".to_owned(),
+                    CleaningStep::DropDuplicates => "expected it as the last step of a scan".to_owned(),
                     _ => "it compares all rows, which a scan never holds: write the rows that remain and clean those".to_owned(),
                 };
                 return Err(DataError::Step { step: step.name(), problem });
@@ -146,7 +165,7 @@ impl Scan {
         }
         let mut out = Output::create(folder, &names)?;
         let mut seen = Seen::default();
-        let dedup = self.cleaning.steps.last() == Some(&Step::DropDuplicates);
+        let dedup = self.cleaning.steps.last() == Some(&CleaningStep::DropDuplicates);
         let mut each_block = self.cleaning.clone();
         if dedup {
             each_block.steps.pop();
@@ -274,7 +293,7 @@ fn without_seen(
     let fill = |name: &str, text: &str| {
         StringChunked::full(name.into(), text, dropped.len()).into_column()
     };
-    frame.with_column(fill("step", Step::DropDuplicates.name()))?;
+    frame.with_column(fill("step", CleaningStep::DropDuplicates.name()))?;
     frame.with_column(fill("reason", "the same words as an earlier row"))?;
     out.quarantine(2, &frame, 0)?;
     clean.take(&kept)

@@ -15,7 +15,7 @@ use crate::near::shingles::Shingles;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Step {
+pub enum CleaningStep {
     /// HTML becomes text: tags and comments go, `br`, `p` and lists become lines, cells of a table
     /// stand apart by a bar, `pre` becomes a fenced block, entities become characters.
     StripHtml,
@@ -145,7 +145,7 @@ pub(crate) enum Kind<'s> {
     Set,
 }
 
-impl Step {
+impl CleaningStep {
     /// The step's name, as in the builder's method.
     pub fn name(&self) -> &'static str {
         match self {

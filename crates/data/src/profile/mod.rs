@@ -117,6 +117,27 @@ pub struct WorstRow {
     pub completion: String,
 }
 
+impl Dataset {
+    /// What is in the set: lengths, languages, duplicates, markup, personal data, the worst rows.
+    pub fn profile(&self) -> Profile {
+        // It can fail only where keys of very many rows do not fit on the disk.
+        Profile::of(self, None, None).unwrap_or_default()
+    }
+
+    /// [`Dataset::profile`] with the tokens of a model, counted by `tokens`, and how many of them
+    /// it can see.
+    ///
+    /// # Errors
+    /// A temporary file cannot be written (only for very large sets).
+    pub fn profile_with_tokens(
+        &self,
+        tokens: &TokenCount<'_>,
+        context_tokens: usize,
+    ) -> Result<Profile> {
+        Profile::of(self, Some(tokens), Some(context_tokens))
+    }
+}
+
 /// What is found in one row.
 struct Found {
     exact: u64,
@@ -378,7 +399,7 @@ fn spilled(source: std::io::Error) -> DataError {
 }
 
 impl Profile {
-    pub(crate) fn of(
+    fn of(
         dataset: &Dataset,
         tokens: Option<&TokenCount<'_>>,
         context_tokens: Option<usize>,

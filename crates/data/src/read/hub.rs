@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tunebook_hub::{Hub, Kind};
 
 use crate::error::{DataError, Result};
-use crate::read::source::{Format, Input, is_below, matcher};
+use crate::read::input::{Format, Input, KINDS, is_below, matcher};
 
 /// The files of `owner/name` or `owner/name@revision` that hold rows; what is in the cache is not
 /// fetched again.
@@ -76,7 +76,7 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
             Some(files) => {
                 format!("no data file matches \"{files}\"; there are: {}", shown.join(", "))
             }
-            None => format!("it has no data file ({})", crate::read::source::KINDS),
+            None => format!("it has no data file ({})", KINDS),
         }));
     }
     Ok(names)

@@ -4,12 +4,14 @@ pub(crate) mod csv;
 pub(crate) mod decompress;
 pub(crate) mod fields;
 pub(crate) mod hub;
+pub(crate) mod input;
 pub(crate) mod json;
 pub(crate) mod jsonl;
 pub(crate) mod parquet;
 pub(crate) mod shape;
 pub(crate) mod source;
 pub(crate) mod table;
+pub(crate) mod text_files;
 
 use std::io::{Cursor, Read};
 use std::path::Path;
@@ -20,12 +22,12 @@ use polars::prelude::DataFrame;
 use serde::{Deserialize, Serialize};
 use tunebook_progress::{ProgressBar, interrupt};
 
-use crate::dataset::{Dataset, rejected_frame};
+use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
+use crate::read::input::{Format, Input, other_format};
 use crate::read::jsonl::Limits;
 use crate::read::shape::Shape;
-use crate::read::source::{Format, Input};
-use crate::read::table::{Part, Table};
+use crate::read::table::{Part, Sink, Table, rejected_frame};
 
 /// A progress bar is worth it from this size on.
 const BAR_BYTES: u64 = 32 << 20;
@@ -33,9 +35,6 @@ const BAR_BYTES: u64 = 32 << 20;
 const MAX_WHOLE_BYTES: u64 = 8 << 30;
 /// How much of a file is looked at to tell what it is.
 const SNIFF_BYTES: usize = 64 << 10;
-/// Text files that become one part.
-const TEXT_FILES: usize = 256;
-
 /// How to read, where the file does not say it by itself.
 ///
 /// ```no_run
@@ -96,7 +95,55 @@ impl ReadOptions {
     }
 }
 
-pub(crate) fn read(given: &Path, options: &ReadOptions) -> Result<Dataset> {
+impl Dataset {
+    /// Reads a file, a folder, a pattern such as `data/*.jsonl.gz`, or a data set of the Hugging
+    /// Face hub (`owner/name`).
+    ///
+    /// JSONL, JSON, CSV and Parquet are told apart by their content and name, gzip and Zstandard by
+    /// their content; a folder of text files gives a row for each. How the rows become pairs is
+    /// recognised by the names of their fields ([`Shape`]). Further fields become further columns
+    /// (numbers and booleans as such, lists and objects as JSON text).
+    ///
+    /// A row that cannot be used (not UTF-8, not JSON, a field missing or not a text, too many
+    /// fields …) does not stop the reading: it is kept in [`Dataset::rejected`] with its file, line
+    /// and the reason.
+    ///
+    /// # Errors
+    /// The file is missing, empty, in another format, or holds not a single usable row; or the user
+    /// pressed Stop.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        read(path.as_ref(), &ReadOptions::default())
+    }
+
+    /// [`Dataset::read`] for rows whose shape has to be named, or for some files of a folder or
+    /// repository.
+    ///
+    /// # Errors
+    /// As [`Dataset::read`]; a template with a brace too many.
+    pub fn read_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
+        read(path.as_ref(), options)
+    }
+
+    /// [`Dataset::read`] for a file that names the two texts otherwise ("question" and "answer",
+    /// say). The columns are `prompt` and `completion` all the same.
+    ///
+    /// # Errors
+    /// As [`Dataset::read`].
+    pub fn read_keys(path: impl AsRef<Path>, prompt: &str, completion: &str) -> Result<Self> {
+        read(path.as_ref(), &ReadOptions::default().columns(prompt, completion))
+    }
+
+    /// A data set of a frame whose columns have one of the known shapes, or the one that `options`
+    /// names.
+    ///
+    /// # Errors
+    /// Not a single row can be used.
+    pub fn from_frame_with(frame: DataFrame, options: &ReadOptions) -> Result<Self> {
+        frame_rows(&frame, options)
+    }
+}
+
+fn read(given: &Path, options: &ReadOptions) -> Result<Dataset> {
     options.check()?;
     let inputs = source::find(given, options.files.as_deref())?;
     let mut table = Table::default();
@@ -109,7 +156,7 @@ pub(crate) fn read(given: &Path, options: &ReadOptions) -> Result<Dataset> {
 }
 
 /// The pairs of a frame, by the shape that its columns have.
-pub(crate) fn frame(frame: &DataFrame, options: &ReadOptions) -> Result<Dataset> {
+fn frame_rows(frame: &DataFrame, options: &ReadOptions) -> Result<Dataset> {
     options.check()?;
     let mut table = Table::default();
     let mut shape = options.shape.clone();
@@ -142,9 +189,6 @@ fn finish(table: Table, path: &Path, shape: Option<Shape>) -> Result<Dataset> {
     Ok(Dataset::assemble(frame, &path.display().to_string(), rejected, shape))
 }
 
-/// Takes parts of a file, with the shape that they were read by.
-pub(crate) type Sink<'a> = dyn FnMut(&Input, Option<&Shape>, Vec<Part>) -> Result<()> + 'a;
-
 /// Hands the rows of all files to `sink`, in order, a block at a time where the format allows it.
 ///
 /// One file that cannot be used is an error; of several, it is kept aside as line 0.
@@ -167,7 +211,7 @@ pub(crate) fn each(
     let texts: Vec<&Input> = inputs.iter().filter(|input| input.format == Format::Text).collect();
     if texts.len() == inputs.len() {
         shape.get_or_insert(Shape::Text);
-        return each_text(&texts, shape, sink);
+        return text_files::each(&texts, shape, sink);
     }
     let read = Arc::new(AtomicU64::new(0));
     let mut shown = 0;
@@ -219,7 +263,7 @@ fn each_of(
     if let Some((found, remedy)) = other_format(&start) {
         return Err(DataError::Format { path: path.clone(), found, remedy });
     }
-    let format = format(input.format, &start);
+    let format = input.format.sniffed(&start);
     if format == Format::Parquet && plain.compression().is_none() {
         drop(plain);
         let frame = parquet::read_file(std::fs::File::open(path).map_err(io)?).map_err(unusable)?;
@@ -259,7 +303,7 @@ fn each_of(
                 let frame = parquet::read_bytes(bytes).map_err(unusable)?;
                 parquet::rows(&frame, shape, &mut push);
             }
-            Format::Text | Format::JsonLines => push(text(input, &bytes)),
+            Format::Text | Format::JsonLines => push(text_files::row(input, &bytes, &Shape::Text)),
         }
         sink(shape.as_ref(), parts)?;
     }
@@ -274,140 +318,4 @@ fn each_of(
         sink(shape.as_ref(), vec![part])?;
     }
     Ok(())
-}
-
-/// Text files, one row each, with the column `file`.
-fn each_text(inputs: &[&Input], shape: &Option<Shape>, sink: &mut Sink<'_>) -> Result<()> {
-    if !matches!(shape, Some(Shape::Text | Shape::Columns { .. } | Shape::Template { .. })) {
-        return Err(DataError::Template {
-            reason: "text files have the columns `file` and `text` only: leave the shape out, or make a template of these".to_owned(),
-        });
-    }
-    for inputs in inputs.chunks(TEXT_FILES) {
-        for input in inputs {
-            interrupt::check()?;
-            let mut part =
-                match decompress::open(&input.path, Arc::default()).and_then(|mut plain| {
-                    let mut bytes = Vec::new();
-                    let io =
-                        |source| DataError::Io { action: "read", path: input.path.clone(), source };
-                    (&mut plain)
-                        .take(Limits::default().line as u64)
-                        .read_to_end(&mut bytes)
-                        .map_err(io)?;
-                    Ok(bytes)
-                }) {
-                    Ok(bytes) => text_with(input, &bytes, shape.as_ref().unwrap_or(&Shape::Text)),
-                    Err(error) => {
-                        let mut part = Part::with_capacity(0);
-                        part.reject(0, error.to_string(), b"");
-                        part
-                    }
-                };
-            part.lines += 1;
-            sink(input, shape.as_ref(), vec![part])?;
-        }
-    }
-    Ok(())
-}
-
-fn text(input: &Input, bytes: &[u8]) -> Part {
-    text_with(input, bytes, &Shape::Text)
-}
-
-fn text_with(input: &Input, bytes: &[u8], shape: &Shape) -> Part {
-    use crate::read::fields::Field;
-    use std::borrow::Cow;
-
-    let mut part = Part::with_capacity(1);
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let line = 1 + memchr::memchr_iter(b'\n', &bytes[..error.valid_up_to()]).count() as u64;
-        (line, format!("expected UTF-8, found the byte 0x{:02X}", bytes[error.valid_up_to()]))
-    });
-    let pair = text.and_then(|text| {
-        if let Some(at) = memchr::memchr(0, bytes) {
-            let line = 1 + memchr::memchr_iter(b'\n', &bytes[..at]).count() as u64;
-            return Err((line, "expected text, found a null byte".to_owned()));
-        }
-        let fields = vec![
-            (Cow::Borrowed("file"), Field::Text(Cow::Borrowed(input.name.as_str()))),
-            (Cow::Borrowed("text"), Field::Text(Cow::Borrowed(text))),
-        ];
-        shape.pair(fields).map_err(|reason| (1, reason))
-    });
-    match pair {
-        Ok(pair) => part.push(pair),
-        Err((line, reason)) => part.reject(line, reason, bytes),
-    }
-    part
-}
-
-/// What the file is: its first bytes say more than its name.
-fn format(by_name: Format, start: &[u8]) -> Format {
-    if start.starts_with(b"PAR1") {
-        return Format::Parquet;
-    }
-    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
-    match by_name {
-        Format::Json | Format::JsonLines => {
-            let first_line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
-            if text.starts_with(b"[") {
-                // An array over several lines, or of objects: not just one odd line.
-                let rest = text[1..].trim_ascii_start();
-                let array =
-                    rest.starts_with(b"{") || text[1..].trim_start_spaces().starts_with(b"\n");
-                return if array || by_name == Format::Json {
-                    Format::Json
-                } else {
-                    Format::JsonLines
-                };
-            }
-            // `.json` is also what many call JSONL.
-            let whole = serde_json::from_slice::<serde::de::IgnoredAny>(first_line).is_ok();
-            match by_name {
-                Format::Json
-                    if text.starts_with(b"{") && !whole && first_line.len() < text.len() =>
-                {
-                    Format::Json
-                }
-                Format::Json if text.starts_with(b"{") && first_line.len() == text.len() => {
-                    Format::Json
-                }
-                Format::Json if !text.starts_with(b"{") => Format::Json,
-                _ => Format::JsonLines,
-            }
-        }
-        other => other,
-    }
-}
-
-trait TrimSpaces {
-    fn trim_start_spaces(&self) -> &[u8];
-}
-
-impl TrimSpaces for [u8] {
-    fn trim_start_spaces(&self) -> &[u8] {
-        let at = self
-            .iter()
-            .position(|byte| !matches!(byte, b' ' | b'\t' | b'\r'))
-            .unwrap_or(self.len());
-        &self[at..]
-    }
-}
-
-/// What the file is, if its first bytes say that it is nothing that can be read, and what to do.
-fn other_format(start: &[u8]) -> Option<(&'static str, &'static str)> {
-    let recode = "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE";
-    match start {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(("text in UTF-16", recode)),
-        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Some(("compressed twice", "Decompress it once: gunzip FILE or unzstd FILE"))
-        }
-        [b'P', b'K', 3, 4, ..] => Some(("a ZIP archive", "Unpack it first: unzip FILE")),
-        [b'%', b'P', b'D', b'F', ..] => {
-            Some(("a PDF document", "Extract its text first: pdftotext FILE"))
-        }
-        _ => None,
-    }
 }

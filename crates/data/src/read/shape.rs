@@ -6,16 +6,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::dataset::{COMPLETION, PROMPT};
+use crate::columns::{COMPLETION, MESSAGES, PROMPT, SYSTEM, TURNS};
 use crate::read::fields::{Field, kind};
 use crate::text::excerpt;
 
-/// The column with what the model is told before a conversation, where a file has such a text.
-pub(crate) const SYSTEM: &str = "system";
-/// The column with the number of turns of a conversation that has more than two.
-pub(crate) const TURNS: &str = "turns";
-/// The column with a conversation of more than two turns as it was, as JSON.
-pub(crate) const MESSAGES: &str = "messages";
 /// A row with more fields than this is compared by sorting.
 const FEW_FIELDS: usize = 16;
 

@@ -1,51 +1,14 @@
 //! Where rows come from: a file, a folder, a pattern, or a repository of the Hugging Face hub, as a
 //! list of files.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::error::{DataError, Result};
 use crate::read::hub;
-
-/// One file to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Input {
-    pub path: PathBuf,
-    /// What it is called in messages and in the column `file`.
-    pub name: String,
-    pub format: Format,
-}
-
-/// What a file is, by its name or its first bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
-    JsonLines,
-    Json,
-    Csv,
-    Parquet,
-    Text,
-}
+use crate::read::input::{Format, Input, KINDS, matcher};
 
 /// How deep a folder is looked through.
 const MAX_DEPTH: usize = 32;
-
-impl Format {
-    /// By the extension, with `.gz` and `.zst` aside.
-    pub(crate) fn of(path: &Path) -> Option<Self> {
-        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-        let name = [".gz", ".zst", ".zstd"]
-            .iter()
-            .find_map(|suffix| name.strip_suffix(suffix))
-            .unwrap_or(&name);
-        Some(match name.rsplit_once('.')?.1 {
-            "jsonl" | "ndjson" => Self::JsonLines,
-            "json" => Self::Json,
-            "csv" | "tsv" => Self::Csv,
-            "parquet" | "pq" => Self::Parquet,
-            "txt" | "md" | "text" => Self::Text,
-            _ => return None,
-        })
-    }
-}
 
 /// The files that `given` names, in order. `files` chooses among those of a folder or a repository.
 pub(crate) fn find(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
@@ -108,9 +71,6 @@ fn pattern(given: &Path, text: &str) -> Result<Vec<Input>> {
     Ok(inputs)
 }
 
-/// The kinds of files in words.
-pub(crate) const KINDS: &str = "jsonl, json, csv, tsv, parquet, txt, md, each also as .gz or .zst";
-
 fn folder(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
     let mut paths = Vec::new();
     walk(given, 0, &mut paths)?;
@@ -131,21 +91,6 @@ fn folder(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
         });
     }
     Ok(inputs)
-}
-
-/// A test of relative paths.
-pub(crate) type Matcher = Box<dyn Fn(&Path) -> bool>;
-
-/// The test that a pattern stands for.
-pub(crate) fn matcher(files: Option<&str>) -> Result<Matcher, String> {
-    match files {
-        None => Ok(Box::new(|_| true)),
-        Some(files) => {
-            let pattern = glob::Pattern::new(files)
-                .map_err(|error| format!("\"{files}\" is no pattern: {error}"))?;
-            Ok(Box::new(move |path| pattern.matches_path(path)))
-        }
-    }
 }
 
 /// Rows are in data files; where there is none, each text file is a row. A README beside the data
@@ -174,30 +119,9 @@ fn walk(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Whether a name from elsewhere stays below the folder that it is put in.
-pub(crate) fn is_below(name: &str) -> bool {
-    Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn formats_by_name() {
-        for (name, format) in [
-            ("a.jsonl", Some(Format::JsonLines)),
-            ("a.JSONL.gz", Some(Format::JsonLines)),
-            ("a.json.zst", Some(Format::Json)),
-            ("a.tsv", Some(Format::Csv)),
-            ("x/a.parquet", Some(Format::Parquet)),
-            ("a.md", Some(Format::Text)),
-            ("a.png", None),
-            ("a", None),
-        ] {
-            assert_eq!(Format::of(Path::new(name)), format, "{name}");
-        }
-    }
 
     #[test]
     fn repositories_by_name() {

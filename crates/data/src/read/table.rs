@@ -5,15 +5,25 @@ use std::collections::HashMap;
 use polars::prelude::*;
 use serde_json::Value;
 
-use crate::dataset::{COMPLETION, PROMPT, Reject};
+use crate::columns::{COMPLETION, PROMPT};
 use crate::error::Result;
-use crate::read::shape::Pair;
+use crate::read::input::Input;
+use crate::read::shape::{Pair, Shape};
 
 /// More distinct further keys than this are kept in one column of JSON text: they are ids, not
 /// columns.
 const MAX_COLUMNS: usize = 64;
 /// How much of a line is kept with the reason why it was not used.
 pub(crate) const RAW_BYTES: usize = 64 << 10;
+
+/// A line that could not be used.
+#[derive(Debug)]
+pub(crate) struct Reject {
+    pub file: String,
+    pub line: u64,
+    pub reason: String,
+    pub raw: String,
+}
 
 /// What one thread made of its lines.
 pub(crate) struct Part {
@@ -58,6 +68,9 @@ impl Part {
         });
     }
 }
+
+/// Takes parts of a file, with the shape that they were read by.
+pub(crate) type Sink<'a> = dyn FnMut(&Input, Option<&Shape>, Vec<Part>) -> Result<()> + 'a;
 
 /// The rows of all files.
 #[derive(Default)]
@@ -115,6 +128,31 @@ impl Table {
         }
         Ok(DataFrame::new(rows, columns)?)
     }
+}
+
+/// The rows kept aside, as [`Dataset::rejected`](crate::Dataset::rejected) gives them.
+pub(crate) fn rejected_frame(rejects: &[Reject]) -> DataFrame {
+    let lines: Vec<i64> = rejects.iter().map(|reject| reject.line as i64).collect();
+    let reasons = StringChunked::from_iter_values(
+        "reason".into(),
+        rejects.iter().map(|reject| reject.reason.as_str()),
+    );
+    let raw = StringChunked::from_iter_values(
+        "raw".into(),
+        rejects.iter().map(|reject| reject.raw.as_str()),
+    );
+    let files = StringChunked::from_iter_values(
+        "file".into(),
+        rejects.iter().map(|reject| reject.file.as_str()),
+    );
+    let columns = vec![
+        files.into_column(),
+        Column::new("line".into(), lines),
+        reasons.into_column(),
+        raw.into_column(),
+    ];
+    DataFrame::new(rejects.len(), columns)
+        .expect("four columns of equal length with different names")
 }
 
 fn joined(parts: Vec<StringChunked>) -> Result<StringChunked> {

@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use tunebook_progress::interrupt;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::dataset::{COMPLETION, Dataset, PROMPT};
+use crate::columns::{COMPLETION, PROMPT};
+use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::near::Likeness;
 use crate::near::shingles::Shingles;
-use crate::split::Splits;
+use crate::split::{Partition, Splits};
 use crate::text::{counted, excerpt};
 use crate::{key, near};
 
@@ -97,8 +98,40 @@ pub struct LabelLeak {
 const LABEL_WORDS: usize = 2;
 const LABEL_CHARS: usize = 10;
 
+impl Dataset {
+    /// Looks for rows of `benchmark`, a set to be judged by later, that this one gives away.
+    /// [`Audit::repair_train`] takes them out.
+    ///
+    /// # Errors
+    /// The user pressed Stop.
+    pub fn audit_against(&self, benchmark: &Dataset) -> Result<Audit> {
+        Audit::of(&Splits { train: self.clone(), validation: benchmark.clone() }, "the benchmark")
+    }
+}
+
+impl Splits {
+    /// Looks for rows of the validation side that the training side gives away.
+    ///
+    /// # Errors
+    /// The user pressed Stop.
+    pub fn audit(&self) -> Result<Audit> {
+        Audit::of(self, "validation")
+    }
+}
+
+impl Partition {
+    /// Looks for rows of the test that training or validation give away.
+    ///
+    /// # Errors
+    /// The user pressed Stop; columns that do not fit each other.
+    pub fn audit_test(&self) -> Result<Audit> {
+        let known = self.train.concat(&self.validation)?;
+        Splits { train: known, validation: self.test.clone() }.audit()
+    }
+}
+
 impl Audit {
-    pub(crate) fn of(splits: &Splits, held_out: &'static str) -> Result<Self> {
+    fn of(splits: &Splits, held_out: &'static str) -> Result<Self> {
         let mut rows: HashMap<u128, usize> = HashMap::new();
         let mut prompts: HashMap<u128, usize> = HashMap::new();
         let mut normalized: HashMap<u128, usize> = HashMap::new();

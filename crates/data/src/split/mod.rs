@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
-use crate::split::audit::Audit;
 use crate::text::{counted, excerpt};
 use crate::{key, near};
 
@@ -361,6 +360,33 @@ impl Split {
     }
 }
 
+impl Dataset {
+    /// Divides the rows into training and validation.
+    ///
+    /// # Errors
+    /// The fraction is not between 0 and 1, or one side would have no row.
+    pub fn split(&self, split: &Split) -> Result<Splits> {
+        split.apply(self)
+    }
+
+    /// Divides the rows into training, validation and a test: `Split::holdout(0.12).test(0.1)`.
+    ///
+    /// # Errors
+    /// As [`Dataset::split`]; no test fraction.
+    pub fn split_with_test(&self, split: &Split) -> Result<Partition> {
+        split.apply_with_test(self)
+    }
+
+    /// Divides the rows into `k` parts by the rules of `split` (its fractions aside), and gives `k`
+    /// splits, each with another part held out.
+    ///
+    /// # Errors
+    /// Fewer than two folds, more than rows, a part without a row, or a split by time.
+    pub fn folds(&self, k: usize, split: &Split) -> Result<Vec<Splits>> {
+        split.folds(self, k)
+    }
+}
+
 /// Where a row is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -399,15 +425,6 @@ impl Partition {
     pub fn splits(&self) -> Splits {
         Splits { train: self.train.clone(), validation: self.validation.clone() }
     }
-
-    /// Looks for rows of the test that training or validation give away.
-    ///
-    /// # Errors
-    /// The user pressed Stop; columns that do not fit each other.
-    pub fn audit_test(&self) -> Result<Audit> {
-        let known = self.train.concat(&self.validation)?;
-        Splits { train: known, validation: self.test.clone() }.audit()
-    }
 }
 
 impl fmt::Display for Partition {
@@ -439,14 +456,6 @@ pub struct Splits {
 }
 
 impl Splits {
-    /// Looks for rows of the validation side that the training side gives away.
-    ///
-    /// # Errors
-    /// The user pressed Stop.
-    pub fn audit(&self) -> Result<Audit> {
-        Audit::of(self, "validation")
-    }
-
     /// A word of caution when the validation side is too small to judge by.
     pub fn caution(&self) -> Option<String> {
         (self.validation.len() < FEW_ROWS).then(|| {

@@ -9,17 +9,48 @@ use polars::prelude::*;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use crate::columns::SYSTEM;
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::read::parquet;
-use crate::read::shape::SYSTEM;
 
 /// Rows that become text at a time.
 const CHUNK_ROWS: usize = 64 << 10;
 /// Rows of one thread.
 const THREAD_ROWS: usize = 2048;
 
-pub(crate) fn jsonl(dataset: &Dataset, path: &Path) -> Result<usize> {
+impl Dataset {
+    /// Writes the rows as JSONL, all columns, nulls left out. The file appears whole or not at all.
+    /// Returns the number of rows.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_jsonl(&self, path: impl AsRef<Path>) -> Result<usize> {
+        jsonl(self, path.as_ref())
+    }
+
+    /// Writes the rows as Parquet, all columns. The file appears whole or not at all. Returns the
+    /// number of rows.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_parquet(&self, path: impl AsRef<Path>) -> Result<usize> {
+        parquet_file(self, path.as_ref())
+    }
+
+    /// Writes the rows in the chat format that OpenAI takes for fine-tuning, checked against the
+    /// published rules ([`validate_openai_chat`](crate::validate_openai_chat)). A column `system`
+    /// becomes the system message; other columns are left out. Returns the number of rows.
+    ///
+    /// # Errors
+    /// The provider would refuse the file (fewer than ten rows, an empty text), or it cannot be
+    /// written.
+    pub fn write_openai_chat(&self, path: impl AsRef<Path>) -> Result<usize> {
+        openai_chat(self, path.as_ref())
+    }
+}
+
+fn jsonl(dataset: &Dataset, path: &Path) -> Result<usize> {
     whole(path, |file| lines(dataset.frame_ref(), file))?;
     Ok(dataset.len())
 }
@@ -70,7 +101,7 @@ fn object(frame: &DataFrame, row: usize, text: &mut Vec<u8>) -> std::io::Result<
     Ok(())
 }
 
-pub(crate) fn parquet(dataset: &Dataset, path: &Path) -> Result<usize> {
+fn parquet_file(dataset: &Dataset, path: &Path) -> Result<usize> {
     let mut frame = dataset.frame();
     whole(path, |file| {
         ParquetWriter::new(file).finish(&mut frame).map(drop).map_err(std::io::Error::other)
@@ -78,7 +109,7 @@ pub(crate) fn parquet(dataset: &Dataset, path: &Path) -> Result<usize> {
     Ok(dataset.len())
 }
 
-pub(crate) fn openai_chat(dataset: &Dataset, path: &Path) -> Result<usize> {
+fn openai_chat(dataset: &Dataset, path: &Path) -> Result<usize> {
     let frame = dataset.frame();
     let system = frame.column(SYSTEM).ok().and_then(|column| column.str().ok()).cloned();
     let mut text = Vec::new();

@@ -1,7 +1,9 @@
 //! Cleaning: every step on its own flaw, the report, and that cleaning twice changes nothing.
 
 use proptest::prelude::*;
-use tunebook_data::{Cleaning, Dataset, Pii, Quality, Repetition, Row, Shingles, Step, Survivor};
+use tunebook_data::{
+    Cleaning, CleaningStep, Dataset, Pii, Quality, Repetition, Row, Shingles, Survivor,
+};
 
 fn flawed() -> Dataset {
     Dataset::from_rows(&[
@@ -110,38 +112,38 @@ fn near_duplicates_are_dropped_with_their_likeness() {
     insta::assert_snapshot!(clean.report());
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = CleaningStep> {
     prop_oneof![
-        Just(Step::StripHtml),
-        Just(Step::NormalizeWhitespace),
-        Just(Step::StripBackticks),
-        Just(Step::RepairCasing),
-        Just(Step::DropEmpty),
-        Just(Step::DropDuplicates),
-        Just(Step::near_duplicates()),
-        Just(Step::DropNearDuplicates {
+        Just(CleaningStep::StripHtml),
+        Just(CleaningStep::NormalizeWhitespace),
+        Just(CleaningStep::StripBackticks),
+        Just(CleaningStep::RepairCasing),
+        Just(CleaningStep::DropEmpty),
+        Just(CleaningStep::DropDuplicates),
+        Just(CleaningStep::near_duplicates()),
+        Just(CleaningStep::DropNearDuplicates {
             threshold: 0.6,
             keep: Survivor::Longest,
             shingles: Shingles::default()
         }),
-        Just(Step::DropNearDuplicates {
+        Just(CleaningStep::DropNearDuplicates {
             threshold: 0.6,
             keep: Survivor::Last,
             shingles: Shingles::Words(2)
         }),
-        Just(Step::ResolveConflicts { keep: Survivor::Last }),
-        Just(Step::ResolveConflicts { keep: Survivor::Nobody }),
-        Just(Step::StripBoilerplate { min_share: 0.3 }),
-        Just(Step::MaskPii { kinds: Pii::ALL.to_vec() }),
-        Just(Step::RepairMojibake),
-        Just(Step::NormalizeUnicode),
-        Just(Step::StripMarkdown),
-        Just(Step::TidyMarkdown),
-        Just(Step::DropShort { min_words: 2 }),
-        Just(Step::DropLong { max_chars: 30 }),
-        Just(Step::DropLowQuality(Quality::pairs())),
-        Just(Step::DropRepetitive(Repetition { min_words: 2, ..Default::default() })),
-        Just(Step::KeepLanguages { languages: vec!["en".into()] }),
+        Just(CleaningStep::ResolveConflicts { keep: Survivor::Last }),
+        Just(CleaningStep::ResolveConflicts { keep: Survivor::Nobody }),
+        Just(CleaningStep::StripBoilerplate { min_share: 0.3 }),
+        Just(CleaningStep::MaskPii { kinds: Pii::ALL.to_vec() }),
+        Just(CleaningStep::RepairMojibake),
+        Just(CleaningStep::NormalizeUnicode),
+        Just(CleaningStep::StripMarkdown),
+        Just(CleaningStep::TidyMarkdown),
+        Just(CleaningStep::DropShort { min_words: 2 }),
+        Just(CleaningStep::DropLong { max_chars: 30 }),
+        Just(CleaningStep::DropLowQuality(Quality::pairs())),
+        Just(CleaningStep::DropRepetitive(Repetition { min_words: 2, ..Default::default() })),
+        Just(CleaningStep::KeepLanguages { languages: vec!["en".into()] }),
     ]
 }
 
