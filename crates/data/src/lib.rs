@@ -32,9 +32,6 @@ mod clean;
 mod columns;
 mod dataset;
 mod error;
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::print_stderr)]
-mod fuzz;
 mod key;
 mod near;
 mod profile;

@@ -84,11 +84,10 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-pub(crate) mod tests {
+mod tests {
     use std::collections::BTreeMap;
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::{Dataset, ReadOptions};
@@ -172,44 +171,7 @@ pub(crate) mod tests {
         ])
     }
 
-    /// Speaks as [`serve`] does, with an index that changes, and a line of JSON for every file.
-    pub(crate) fn serve_index(index: Arc<Mutex<Vec<u8>>>) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let lines: Vec<String> = BufReader::new(&stream)
-                    .lines()
-                    .map_while(|line| line.ok().filter(|line| !line.is_empty()))
-                    .collect();
-                let path =
-                    lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
-                let (body, headers) = match path.starts_with("/api/") {
-                    true => (
-                        index.lock().unwrap().clone(),
-                        "Content-Type: application/json\r\n".to_owned(),
-                    ),
-                    false => {
-                        let body = b"{\"prompt\":\"a\",\"completion\":\"b\"}\n".to_vec();
-                        let range =
-                            format!("Content-Range: bytes 0-{}/{}\r\n", body.len() - 1, body.len());
-                        (body, format!("ETag: \"e\"\r\nX-Repo-Commit: c0ffee\r\n{range}"))
-                    }
-                };
-                let status =
-                    if path.starts_with("/api/") { "200 OK" } else { "206 Partial Content" };
-                let head = format!(
-                    "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
-                    body.len()
-                );
-                // Whoever has hung up does not want the answer.
-                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
-            }
-        });
-        address
-    }
-
-    pub(crate) fn hub(endpoint: &str, folder: &Path) -> Hub {
+    fn hub(endpoint: &str, folder: &Path) -> Hub {
         Hub::new(folder.join("hub")).endpoint(endpoint)
     }
 

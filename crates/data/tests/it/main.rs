@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 mod clean;
+mod fuzz;
 mod jsonl;
 mod near;
 mod profile;
