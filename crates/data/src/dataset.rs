@@ -10,7 +10,7 @@ use crate::clean::report::{CleanReport, dropped_frame};
 use crate::columns::{COMPLETION, MESSAGES, PROMPT, TURNS};
 use crate::error::{DataError, Result};
 use crate::key;
-use crate::read::shape::{self, Shape};
+use crate::read::shape::{self, RowShape};
 use crate::read::table::{Reject, rejected_frame};
 use crate::text::{counted, excerpt};
 
@@ -37,7 +37,7 @@ pub struct Dataset {
     frame: DataFrame,
     source: Arc<str>,
     rejected: DataFrame,
-    shape: Arc<Shape>,
+    shape: Arc<RowShape>,
     cleaning: Option<Arc<Cleaned>>,
 }
 
@@ -56,7 +56,7 @@ impl Dataset {
         let columns = vec![prompts.into_column(), completions.into_column()];
         let frame = DataFrame::new(rows.len(), columns)
             .expect("two columns of equal length with different names");
-        Self::assemble(frame, "rows", rejected_frame(&[]), Shape::PromptCompletion)
+        Self::assemble(frame, "rows", rejected_frame(&[]), RowShape::PromptCompletion)
     }
 
     /// A data set of a frame that has the text columns `prompt` and `completion`. Rows where one of
@@ -96,14 +96,14 @@ impl Dataset {
             }
         }
         let frame = if rejects.is_empty() { frame } else { frame.filter(&filled)? };
-        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects), Shape::PromptCompletion))
+        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects), RowShape::PromptCompletion))
     }
 
     pub(crate) fn assemble(
         frame: DataFrame,
         source: &str,
         rejected: DataFrame,
-        shape: Shape,
+        shape: RowShape,
     ) -> Self {
         Self { frame, source: source.into(), rejected, shape: Arc::new(shape), cleaning: None }
     }
@@ -147,7 +147,7 @@ impl Dataset {
     }
 
     /// How the rows of the file became pairs.
-    pub fn shape(&self) -> &Shape {
+    pub fn shape(&self) -> &RowShape {
         &self.shape
     }
 
@@ -241,7 +241,7 @@ impl Dataset {
         let frame = upper.vstack(&lower.select(names)?)?;
         let rejected = self.rejected.vstack(&other.rejected)?;
         let source = format!("{} + {}", self.source, other.source);
-        Ok(Self::assemble(frame, &source, rejected, Shape::clone(&self.shape)))
+        Ok(Self::assemble(frame, &source, rejected, RowShape::clone(&self.shape)))
     }
 
     pub(crate) fn take(&self, rows: &[IdxSize]) -> Result<Self> {
@@ -305,7 +305,7 @@ impl fmt::Display for Dataset {
             names.join(", "),
             self.source
         )?;
-        if *self.shape != Shape::PromptCompletion {
+        if *self.shape != RowShape::PromptCompletion {
             write!(f, "\nread as {}", self.shape)?;
         }
         let rejected = self.rejected.height();

@@ -53,7 +53,7 @@ pub use near::shingles::Shingles;
 pub use profile::lengths::LengthSummary;
 pub use profile::{Profile, TokenCount, WorstRow};
 pub use read::ReadOptions;
-pub use read::shape::Shape;
+pub use read::shape::RowShape;
 pub use split::audit::{Audit, LabelLeak, Overlap, OverlapKind};
 pub use split::{Partition, Split, Splits};
 pub use stream::{Scan, Streamed};

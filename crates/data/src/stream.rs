@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::clean::Cleaning;
 use crate::clean::report::{CleanReport, EXAMPLES, StepReport};
-use crate::clean::step::{CleaningStep, Kind};
+use crate::clean::step::{CleaningStep, StepKind};
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::profile::{Profile, Tally, TokenCount};
 use crate::read::jsonl::Limits;
-use crate::read::shape::Shape;
+use crate::read::shape::RowShape;
 use crate::read::source;
 use crate::read::table::{Table, rejected_frame};
 use crate::read::{self, ReadOptions};
@@ -109,7 +109,7 @@ impl Scan {
             let fits = match step {
                 CleaningStep::DropDuplicates => at == last,
                 CleaningStep::DropEmpty => true,
-                step => !matches!(step.kind(), Kind::Set),
+                step => !matches!(step.kind(), StepKind::Set),
             };
             if !fits {
                 let problem = match step {
@@ -163,8 +163,8 @@ impl Scan {
         if split.test > 0.0 {
             names.push("test.jsonl");
         }
-        let mut out = Output::create(folder, &names)?;
-        let mut seen = Seen::default();
+        let mut out = OutputFiles::create(folder, &names)?;
+        let mut seen = SeenHashes::default();
         let dedup = self.cleaning.steps.last() == Some(&CleaningStep::DropDuplicates);
         let mut each_block = self.cleaning.clone();
         if dedup {
@@ -247,7 +247,7 @@ impl Scan {
             }
             let rejected = rejected_frame(&table.rejects);
             let frame = table.into_frame()?;
-            let shape = shape.cloned().unwrap_or(Shape::PromptCompletion);
+            let shape = shape.cloned().unwrap_or(RowShape::PromptCompletion);
             each(Dataset::assemble(frame, &source, rejected, shape))
         })?;
         match (any, first_reject) {
@@ -267,9 +267,9 @@ impl Scan {
 /// The rows whose words were not seen before; the others go to the quarantine.
 fn without_seen(
     clean: &Dataset,
-    seen: &mut Seen,
+    seen: &mut SeenHashes,
     report: &mut CleanReport,
-    out: &mut Output,
+    out: &mut OutputFiles,
 ) -> Result<Dataset> {
     let pairs: Vec<(&str, &str)> = clean.pairs().collect();
     let hashes: Vec<u64> = pairs
@@ -300,15 +300,15 @@ fn without_seen(
 }
 
 /// Hashes of the rows so far.
-struct Seen(Vec<HashSet<u64, key::Identity>>);
+struct SeenHashes(Vec<HashSet<u64, key::Identity>>);
 
-impl Default for Seen {
+impl Default for SeenHashes {
     fn default() -> Self {
         Self((0..PARTS).map(|_| HashSet::default()).collect())
     }
 }
 
-impl Seen {
+impl SeenHashes {
     /// Whether it is new.
     fn insert(&mut self, hash: u64) -> bool {
         // The set takes the low bits for places and the top seven for tags; these are in between.
@@ -317,11 +317,11 @@ impl Seen {
 }
 
 /// Files that appear together at the end.
-struct Output {
+struct OutputFiles {
     files: Vec<(PathBuf, PathBuf, Option<BufWriter<File>>)>,
 }
 
-impl Output {
+impl OutputFiles {
     fn create(folder: &Path, names: &[&str]) -> Result<Self> {
         let io = |source| DataError::Io { action: "write", path: folder.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(io)?;
@@ -376,7 +376,7 @@ impl Output {
     }
 }
 
-impl Drop for Output {
+impl Drop for OutputFiles {
     fn drop(&mut self) {
         for (_, temporary, _) in &self.files {
             // What was not finished is not left behind.

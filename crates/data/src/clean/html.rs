@@ -95,7 +95,7 @@ pub(crate) fn markup(text: &str) -> (bool, bool) {
 
 /// One pass; `None` when there is nothing to change. The result is always shorter than `text`.
 fn strip_once(text: &str) -> Option<String> {
-    let mut out = Output { text: String::with_capacity(text.len()), breaks: 0, fenced: false };
+    let mut out = PlainText { text: String::with_capacity(text.len()), breaks: 0, fenced: false };
     let mut rest = text;
     let mut changed = false;
     while let Some(at) = memchr::memchr2(b'<', b'&', rest.as_bytes()) {
@@ -107,22 +107,22 @@ fn strip_once(text: &str) -> Option<String> {
             changed = true;
         } else if let Some(token) = token(rest) {
             match token.kind {
-                Kind::Inline => {}
-                Kind::Break(lines) => out.break_line(lines),
-                Kind::LineBreak => out.explicit_break(),
-                Kind::ListItem => {
+                TagKind::Inline => {}
+                TagKind::Break(lines) => out.break_line(lines),
+                TagKind::LineBreak => out.explicit_break(),
+                TagKind::ListItem => {
                     out.break_line(1);
                     out.push("- ");
                 }
-                Kind::Cell => out.cell(),
-                Kind::Fence => {
+                TagKind::Cell => out.cell(),
+                TagKind::Fence => {
                     out.break_line(1);
                     out.push("```");
                     out.fenced = !out.fenced;
                     out.break_line(1);
                 }
-                Kind::Code if !out.fenced => out.push("`"),
-                Kind::Code => {}
+                TagKind::Code if !out.fenced => out.push("`"),
+                TagKind::Code => {}
             }
             rest = &rest[token.length..];
             changed = true;
@@ -139,14 +139,14 @@ fn strip_once(text: &str) -> Option<String> {
 }
 
 /// Text with line breaks that are wanted, but not written before more text comes.
-struct Output {
+struct PlainText {
     text: String,
     breaks: usize,
     /// `code` inside `pre` is the usual way to write a block.
     fenced: bool,
 }
 
-impl Output {
+impl PlainText {
     fn push(&mut self, piece: &str) {
         if piece.is_empty() {
             return;
@@ -183,7 +183,7 @@ impl Output {
     }
 }
 
-enum Kind {
+enum TagKind {
     Inline,
     Break(usize),
     LineBreak,
@@ -196,14 +196,14 @@ enum Kind {
 }
 
 struct Token {
-    kind: Kind,
+    kind: TagKind,
     length: usize,
 }
 
 /// The tag, comment or declaration that `text` starts with.
 fn token(text: &str) -> Option<Token> {
     let bytes = text.as_bytes();
-    let inline = |length| Some(Token { kind: Kind::Inline, length });
+    let inline = |length| Some(Token { kind: TagKind::Inline, length });
     match bytes.get(1)? {
         b'!' if text.starts_with("<!--") => inline(text[4..].find("-->")? + 7),
         b'!' if starts_with_ignore_case(&text[2..], "doctype")
@@ -230,21 +230,21 @@ fn tag(text: &str) -> Option<Token> {
     }
     let length = end + tag_end(&bytes[end..])?;
     let kind = match name {
-        "br" => Kind::LineBreak,
-        "hr" => Kind::Break(2),
-        "li" if closing => Kind::Break(1),
-        "li" => Kind::ListItem,
-        "pre" => Kind::Fence,
-        "code" | "kbd" | "samp" | "tt" => Kind::Code,
-        "td" | "th" if !closing => Kind::Cell,
-        "td" | "th" => Kind::Inline,
+        "br" => TagKind::LineBreak,
+        "hr" => TagKind::Break(2),
+        "li" if closing => TagKind::Break(1),
+        "li" => TagKind::ListItem,
+        "pre" => TagKind::Fence,
+        "code" | "kbd" | "samp" | "tt" => TagKind::Code,
+        "td" | "th" if !closing => TagKind::Cell,
+        "td" | "th" => TagKind::Inline,
         _ if RAW.contains(&name) => {
             let length = if closing { length } else { raw_end(text, length, name) };
-            return Some(Token { kind: Kind::Inline, length });
+            return Some(Token { kind: TagKind::Inline, length });
         }
-        _ if PARAGRAPH.contains(&name) => Kind::Break(2),
-        _ if LINE.contains(&name) => Kind::Break(1),
-        _ if INLINE.contains(&name) => Kind::Inline,
+        _ if PARAGRAPH.contains(&name) => TagKind::Break(2),
+        _ if LINE.contains(&name) => TagKind::Break(1),
+        _ if INLINE.contains(&name) => TagKind::Inline,
         _ => return None,
     };
     Some(Token { kind, length })

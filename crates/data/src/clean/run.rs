@@ -9,13 +9,13 @@ use tunebook_progress::{ProgressBar, interrupt};
 
 use crate::clean::report::{Change, CleanReport, DroppedRow, EXAMPLES, StepReport, dropped_frame};
 use crate::clean::rows::{CleaningRows, Drops};
-use crate::clean::step::{CleaningStep, Kind, Transform, Verdict};
+use crate::clean::step::{CleaningStep, StepKind, Transform, Verdict};
 use crate::clean::{Cleaning, boilerplate, conflicts, duplicates, empty, near_duplicates};
 use crate::columns::{COMPLETION, MESSAGES, PROMPT};
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::near::Likeness;
-use crate::read::shape::{self, Shape};
+use crate::read::shape::{self, RowShape};
 
 /// Passes over the rows. Every step shortens or settles what it changes, so this is far out of
 /// reach.
@@ -40,7 +40,7 @@ fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
     cleaning.check()?;
     let rows = dataset.len();
     let mut work = Work {
-        rows: CleaningRows::new(dataset.pairs(), *dataset.shape() == Shape::Text),
+        rows: CleaningRows::new(dataset.pairs(), *dataset.shape() == RowShape::Text),
         pending: vec![true; rows],
         touched: vec![false; rows],
         drops: Vec::new(),
@@ -67,19 +67,19 @@ fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
                 }
             };
             match &step.kind {
-                Kind::Text(transform) => {
+                StepKind::Text(transform) => {
                     for row in work.transform(transform, &mut step.report, &advance)? {
                         step.changed[row] = true;
                         next[row] = true;
                         changed_now = true;
                     }
                 }
-                Kind::Row(verdict) => {
+                StepKind::Row(verdict) => {
                     let drops = work.judge(verdict)?;
                     work.drop_rows(drops, &mut step.report);
                     advance(rows);
                 }
-                Kind::Set => {
+                StepKind::Set => {
                     // Nothing to do again unless a text has changed, or for some steps a row has
                     // gone.
                     let again = step.looks_at_all(work.again);
@@ -121,7 +121,7 @@ fn run(dataset: &Dataset, cleaning: &Cleaning) -> Result<Dataset> {
     let transforms: Vec<&Transform> = steps
         .iter()
         .filter_map(|step| match &step.kind {
-            Kind::Text(transform) => Some(transform),
+            StepKind::Text(transform) => Some(transform),
             _ => None,
         })
         .collect();
@@ -150,7 +150,7 @@ fn settled(text: &str, transforms: &[&Transform<'_>]) -> String {
 
 /// A step and how far it is.
 struct Progress<'s> {
-    kind: Kind<'s>,
+    kind: StepKind<'s>,
     report: StepReport,
     changed: Vec<bool>,
     /// The state of the set that the step has seen last.
@@ -160,8 +160,8 @@ struct Progress<'s> {
 impl<'s> Progress<'s> {
     fn new(step: &'s CleaningStep, rows: usize) -> Self {
         let kind = step.kind();
-        let changes =
-            matches!(kind, Kind::Text(_)) || matches!(step, CleaningStep::StripBoilerplate { .. });
+        let changes = matches!(kind, StepKind::Text(_))
+            || matches!(step, CleaningStep::StripBoilerplate { .. });
         Self {
             kind,
             report: StepReport { step: step.clone(), changed: 0, dropped: 0, examples: Vec::new() },

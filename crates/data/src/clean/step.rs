@@ -136,7 +136,7 @@ pub(crate) type Transform<'s> = Box<dyn for<'t> Fn(&'t str) -> Cow<'t, str> + Se
 pub(crate) type Verdict<'s> = Box<dyn Fn(&str, &str) -> Option<String> + Send + Sync + 's>;
 
 /// How a step works.
-pub(crate) enum Kind<'s> {
+pub(crate) enum StepKind<'s> {
     /// On each text.
     Text(Transform<'s>),
     /// On each row.
@@ -180,8 +180,8 @@ impl CleaningStep {
         }
     }
 
-    pub(crate) fn kind(&self) -> Kind<'_> {
-        let text = |step: fn(&str) -> Cow<'_, str>| Kind::Text(Box::new(step));
+    pub(crate) fn kind(&self) -> StepKind<'_> {
+        let text = |step: fn(&str) -> Cow<'_, str>| StepKind::Text(Box::new(step));
         match self {
             Self::StripHtml => text(html::to_text),
             Self::RepairMojibake => text(mojibake::repair),
@@ -191,14 +191,14 @@ impl CleaningStep {
             Self::StripMarkdown => text(markdown::strip),
             Self::TidyMarkdown => text(markdown::tidy),
             Self::RepairCasing => text(casing::sentence_case),
-            Self::MaskPii { kinds } => Kind::Text(Box::new(|text| pii::mask(text, kinds))),
-            Self::DropShort { min_words } => Kind::Row(Box::new(move |_, completion| {
+            Self::MaskPii { kinds } => StepKind::Text(Box::new(|text| pii::mask(text, kinds))),
+            Self::DropShort { min_words } => StepKind::Row(Box::new(move |_, completion| {
                 let words = completion.split_whitespace().take(*min_words).count();
                 (words < *min_words).then(|| {
                     format!("the completion has {words} words, expected at least {min_words}")
                 })
             })),
-            Self::DropLong { max_chars } => Kind::Row(Box::new(move |prompt, completion| {
+            Self::DropLong { max_chars } => StepKind::Row(Box::new(move |prompt, completion| {
                 // No text has more characters than bytes.
                 if prompt.len() + completion.len() <= *max_chars {
                     return None;
@@ -210,7 +210,7 @@ impl CleaningStep {
             Self::KeepLanguages { languages } => {
                 let wanted: Vec<&str> =
                     languages.iter().filter_map(|name| language::code(name)).collect();
-                Kind::Row(Box::new(move |prompt, completion| {
+                StepKind::Row(Box::new(move |prompt, completion| {
                     let found = language::of(&format!("{prompt}\n{completion}"))?;
                     (!wanted.contains(&found)).then(|| {
                         format!("the language is {found}, expected {}", wanted.join(" or "))
@@ -218,16 +218,16 @@ impl CleaningStep {
                 }))
             }
             Self::DropLowQuality(rules) => {
-                Kind::Row(Box::new(|_, completion| rules.reason(completion)))
+                StepKind::Row(Box::new(|_, completion| rules.reason(completion)))
             }
             Self::DropRepetitive(rules) => {
-                Kind::Row(Box::new(|_, completion| rules.reason(completion)))
+                StepKind::Row(Box::new(|_, completion| rules.reason(completion)))
             }
             Self::DropEmpty
             | Self::StripBoilerplate { .. }
             | Self::DropDuplicates
             | Self::DropNearDuplicates { .. }
-            | Self::ResolveConflicts { .. } => Kind::Set,
+            | Self::ResolveConflicts { .. } => StepKind::Set,
         }
     }
 

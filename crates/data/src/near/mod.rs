@@ -36,7 +36,7 @@ pub(crate) const THRESHOLD: f64 = 0.72;
 
 /// Two texts, by their index, and how similar they are.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Pair {
+pub(crate) struct SimilarPair {
     /// The earlier text.
     pub first: usize,
     /// The later text.
@@ -73,7 +73,7 @@ pub(crate) fn pairs(
     texts: &[&str],
     likeness: Likeness,
     keep: &(dyn Fn(usize, usize) -> bool + Sync),
-) -> Result<Vec<Pair>> {
+) -> Result<Vec<SimilarPair>> {
     let rows: Vec<u32> = (0..texts.len() as u32).collect();
     let (candidates, _) = Sketches::of(texts, &rows, likeness)?.candidates(keep)?;
     let mut found = Vec::new();
@@ -148,7 +148,7 @@ pub(crate) fn clusters(texts: &[&str], likeness: Likeness) -> Result<Clusters> {
 }
 
 /// For each text the index of the earliest text of its group; groups are closed under the pairs.
-pub(crate) fn groups(texts: usize, pairs: &[Pair]) -> Vec<usize> {
+pub(crate) fn groups(texts: usize, pairs: &[SimilarPair]) -> Vec<usize> {
     let mut forest = Forest::new(texts);
     for pair in pairs {
         forest.join(pair.first as u32, pair.second as u32);
@@ -190,7 +190,11 @@ struct Candidate {
 }
 
 /// The similarity of each candidate; those below the threshold are left out.
-fn checked(texts: &[&str], candidates: &[Candidate], likeness: Likeness) -> Result<Vec<Pair>> {
+fn checked(
+    texts: &[&str],
+    candidates: &[Candidate],
+    likeness: Likeness,
+) -> Result<Vec<SimilarPair>> {
     let mut rows: Vec<u32> = candidates.iter().flat_map(|pair| [pair.first, pair.second]).collect();
     rows.par_sort_unstable();
     rows.dedup();
@@ -206,7 +210,7 @@ fn checked(texts: &[&str], candidates: &[Candidate], likeness: Likeness) -> Resu
     let pairs = candidates.par_iter().with_min_len(256).filter_map(|candidate| {
         let (first, second) = (candidate.first, candidate.second);
         let similarity = jaccard(set(first), set(second), likeness.threshold);
-        (similarity >= likeness.threshold).then_some(Pair {
+        (similarity >= likeness.threshold).then_some(SimilarPair {
             first: first as usize,
             second: second as usize,
             similarity,
@@ -419,7 +423,7 @@ mod tests {
     proptest! {
         #[test]
         fn groups_hold_their_pairs_together(edges in proptest::collection::vec((0usize..20, 0usize..20), 0..30)) {
-            let pairs: Vec<Pair> = edges.iter().map(|&(a, b)| Pair { first: a.min(b), second: a.max(b), similarity: 1.0 }).collect();
+            let pairs: Vec<SimilarPair> = edges.iter().map(|&(a, b)| SimilarPair { first: a.min(b), second: a.max(b), similarity: 1.0 }).collect();
             let groups = groups(20, &pairs);
             for pair in &pairs {
                 prop_assert_eq!(groups[pair.first], groups[pair.second]);
@@ -449,7 +453,7 @@ mod tests {
             prop_assert_eq!(clusters.of, groups(texts.len(), &found));
             for ((first, second), similarity) in clusters.known {
                 prop_assert!(similarity >= threshold);
-                let pair = Pair { first: first as usize, second: second as usize, similarity };
+                let pair = SimilarPair { first: first as usize, second: second as usize, similarity };
                 prop_assert!(found.contains(&pair));
             }
         }

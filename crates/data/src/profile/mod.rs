@@ -20,7 +20,7 @@ use crate::error::{DataError, Result};
 use crate::key;
 use crate::profile::lengths::LengthSummary;
 use crate::profile::spill::Spill;
-use crate::read::shape::Shape;
+use crate::read::shape::RowShape;
 use crate::text::{counted, excerpt, thousands};
 
 /// The language of every row is told up to this many rows, then of one in [`LANGUAGE_STEP`].
@@ -251,7 +251,7 @@ impl Tally {
     /// Adds the rows of a block.
     pub(crate) fn add(&mut self, block: &Dataset, tokens: Option<&TokenCount<'_>>) -> Result<()> {
         let first = self.profile.rows;
-        let plain_text = *block.shape() == Shape::Text;
+        let plain_text = *block.shape() == RowShape::Text;
         let pairs: Vec<(&str, &str)> = block.pairs().collect();
         let found: Vec<Found> = pairs
             .par_iter()

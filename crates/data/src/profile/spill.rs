@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Words of a key.
 pub(crate) const WORDS: usize = 3;
 /// Keys of one row.
-pub(crate) type Keys = [u64; WORDS];
+pub(crate) type RowKeys = [u64; WORDS];
 /// Keys in memory, 24 bytes each.
 const IN_MEMORY: usize = 4 << 20;
 /// Temporary files; equal first words are in one file.
@@ -18,16 +18,16 @@ const PARTS: usize = 64;
 /// Keys of rows; they come back sorted, in groups that share their first word.
 #[derive(Default)]
 pub(crate) struct Spill {
-    keys: Vec<Keys>,
-    files: Option<Files>,
+    keys: Vec<RowKeys>,
+    files: Option<SpillFiles>,
 }
 
-struct Files {
+struct SpillFiles {
     folder: PathBuf,
     writers: Vec<BufWriter<File>>,
 }
 
-impl Drop for Files {
+impl Drop for SpillFiles {
     fn drop(&mut self) {
         // Best effort: the folder is a temporary one.
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -35,7 +35,7 @@ impl Drop for Files {
 }
 
 impl Spill {
-    pub(crate) fn push(&mut self, keys: Keys) -> io::Result<()> {
+    pub(crate) fn push(&mut self, keys: RowKeys) -> io::Result<()> {
         self.keys.push(keys);
         if self.keys.len() >= IN_MEMORY { self.flush() } else { Ok(()) }
     }
@@ -43,7 +43,7 @@ impl Spill {
     fn flush(&mut self) -> io::Result<()> {
         let files = match &mut self.files {
             Some(files) => files,
-            None => self.files.insert(Files::create()?),
+            None => self.files.insert(SpillFiles::create()?),
         };
         for keys in self.keys.drain(..) {
             let part = (keys[0] >> 32) as usize % PARTS;
@@ -55,8 +55,8 @@ impl Spill {
     }
 
     /// Hands over all keys, sorted within groups; keys with equal first words come together.
-    pub(crate) fn finish(mut self, each: &mut dyn FnMut(&[Keys])) -> io::Result<()> {
-        let mut sort_and_hand_over = |keys: &mut Vec<Keys>| {
+    pub(crate) fn finish(mut self, each: &mut dyn FnMut(&[RowKeys])) -> io::Result<()> {
+        let mut sort_and_hand_over = |keys: &mut Vec<RowKeys>| {
             use rayon::slice::ParallelSliceMut;
             keys.par_sort_unstable();
             each(keys);
@@ -72,7 +72,7 @@ impl Spill {
             let mut bytes = Vec::new();
             BufReader::new(File::open(files.folder.join(part.to_string()))?)
                 .read_to_end(&mut bytes)?;
-            let mut keys: Vec<Keys> = bytes
+            let mut keys: Vec<RowKeys> = bytes
                 .chunks_exact(8 * WORDS)
                 .map(|chunk| {
                     std::array::from_fn(|word| {
@@ -89,7 +89,7 @@ impl Spill {
     }
 }
 
-impl Files {
+impl SpillFiles {
     fn create() -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -114,7 +114,7 @@ mod tests {
     fn keys_come_back_sorted_from_memory_and_from_files() {
         for flushes in [0, 1, 2] {
             let mut spill = Spill::default();
-            let keys: Vec<Keys> = (0..1000u64).map(|i| [(i % 50) << 32, i % 7, i]).collect();
+            let keys: Vec<RowKeys> = (0..1000u64).map(|i| [(i % 50) << 32, i % 7, i]).collect();
             for (at, key) in keys.iter().enumerate() {
                 spill.push(*key).unwrap();
                 if flushes > 0 && at % (600 / flushes) == 599 / flushes {

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::read::fields::Field;
-use crate::read::shape::Shape;
+use crate::read::shape::RowShape;
 use crate::read::table::Part;
 
 /// What may stand between fields.
@@ -40,7 +40,7 @@ struct Record<'a> {
 /// There is no header, or two of its names are the same.
 pub(crate) fn read(
     bytes: &[u8],
-    shape: &mut Option<Shape>,
+    shape: &mut Option<RowShape>,
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
     let delimiter = delimiter(bytes);
@@ -73,8 +73,8 @@ pub(crate) fn read(
     }
     let text = Field::Text(Cow::Borrowed(""));
     let shape = &*shape.get_or_insert_with(|| {
-        Shape::recognise(names.iter().map(|name| (name.as_str(), &text)))
-            .unwrap_or(Shape::PromptCompletion)
+        RowShape::recognise(names.iter().map(|name| (name.as_str(), &text)))
+            .unwrap_or(RowShape::PromptCompletion)
     });
     loop {
         let chunk: Vec<Record> = records.by_ref().take(16 * CHUNK_ROWS).collect();

@@ -16,14 +16,14 @@ const BOMB_BYTES: u64 = 256 << 20;
 const BOMB_RATIO: u64 = 200;
 
 /// A file's plain bytes.
-pub(crate) struct Plain {
+pub(crate) struct PlainBytes {
     reader: Box<dyn Read + Send>,
     /// What went wrong while decompressing: the bytes up to there are good.
     damage: Arc<Mutex<Option<String>>>,
     compression: Option<&'static str>,
 }
 
-impl Plain {
+impl PlainBytes {
     /// What the file was compressed with.
     pub(crate) fn compression(&self) -> Option<&'static str> {
         self.compression
@@ -35,7 +35,7 @@ impl Plain {
     }
 }
 
-impl Read for Plain {
+impl Read for PlainBytes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.reader.read(buffer) {
             // Also one that the limit below raised.
@@ -53,14 +53,17 @@ impl Read for Plain {
 }
 
 /// Opens a file; `read` counts the bytes taken off the disk.
-pub(crate) fn open(path: &Path, read: Arc<AtomicU64>) -> Result<Plain> {
+pub(crate) fn open(path: &Path, read: Arc<AtomicU64>) -> Result<PlainBytes> {
     let failed = |source| DataError::Io { action: "read", path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     plain(file, read).map_err(failed)
 }
 
 /// The plain bytes of any source.
-pub(crate) fn plain(source: impl Read + Send + 'static, read: Arc<AtomicU64>) -> io::Result<Plain> {
+pub(crate) fn plain(
+    source: impl Read + Send + 'static,
+    read: Arc<AtomicU64>,
+) -> io::Result<PlainBytes> {
     let mut counted = Counted { inner: source, read: read.clone() };
     let mut start = Vec::with_capacity(4);
     (&mut counted).take(4).read_to_end(&mut start)?;
@@ -78,7 +81,7 @@ pub(crate) fn plain(source: impl Read + Send + 'static, read: Arc<AtomicU64>) ->
         Some(_) => Box::new(Limited::new(zstd::stream::read::Decoder::new(whole)?, read)),
         None => Box::new(whole),
     };
-    Ok(Plain { reader, damage: Arc::default(), compression })
+    Ok(PlainBytes { reader, damage: Arc::default(), compression })
 }
 
 struct Counted<R> {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::read::jsonl::{find_shape, parse_line};
-use crate::read::shape::Shape;
+use crate::read::shape::RowShape;
 use crate::read::table::Part;
 
 /// Elements that one thread parses at a time.
@@ -22,7 +22,7 @@ type Element<'a> = (u64, &'a [u8]);
 /// The document is neither an array nor an object that holds one.
 pub(crate) fn read(
     bytes: &[u8],
-    shape: &mut Option<Shape>,
+    shape: &mut Option<RowShape>,
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
@@ -38,7 +38,7 @@ pub(crate) fn read(
 fn object(
     bytes: &[u8],
     start: usize,
-    shape: &mut Option<Shape>,
+    shape: &mut Option<RowShape>,
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
     let value: Value = serde_json::from_slice(&bytes[start..]).map_err(|error| {
@@ -65,7 +65,7 @@ fn object(
 fn array(
     bytes: &[u8],
     start: usize,
-    shape: &mut Option<Shape>,
+    shape: &mut Option<RowShape>,
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
     let (elements, unfinished) = split(bytes, start + 1);
@@ -78,11 +78,11 @@ fn array(
     Ok(())
 }
 
-fn parse(elements: &[Element], shape: &mut Option<Shape>, each: &mut dyn FnMut(Part)) {
+fn parse(elements: &[Element], shape: &mut Option<RowShape>, each: &mut dyn FnMut(Part)) {
     if shape.is_none() {
         *shape = find_shape(elements.iter().map(|element| element.1));
     }
-    let fallback = Shape::PromptCompletion;
+    let fallback = RowShape::PromptCompletion;
     let shape = shape.as_ref().unwrap_or(&fallback);
     let parts: Vec<Part> = elements
         .par_chunks(CHUNK_ROWS)

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::error::Result;
 use crate::read::fields::{Fields, kind};
-use crate::read::shape::{Pair, Shape};
+use crate::read::shape::{Pair, RowShape};
 use crate::read::table::{Part, RAW_BYTES};
 
 /// What one thread parses at a time.
@@ -73,11 +73,11 @@ pub(crate) fn read_blocks(
 
 /// The parts of a block, in order. `line` is the number of lines before it, and grows by those in
 /// it; `shape` is found in the first usable line when it is not given.
-pub(crate) fn parse_block(block: &[u8], shape: &mut Option<Shape>, line: &mut u64) -> Vec<Part> {
+pub(crate) fn parse_block(block: &[u8], shape: &mut Option<RowShape>, line: &mut u64) -> Vec<Part> {
     if shape.is_none() {
         *shape = find_shape(block.split(|&byte| byte == b'\n'));
     }
-    let fallback = Shape::PromptCompletion;
+    let fallback = RowShape::PromptCompletion;
     let known = shape.as_ref().unwrap_or(&fallback);
     let mut parts: Vec<Part> =
         chunks(block).into_par_iter().map(|chunk| parse_chunk(chunk, known)).collect();
@@ -89,10 +89,10 @@ pub(crate) fn parse_block(block: &[u8], shape: &mut Option<Shape>, line: &mut u6
 }
 
 /// The shape of the first of these objects that has a known one.
-pub(crate) fn find_shape<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<Shape> {
+pub(crate) fn find_shape<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<RowShape> {
     lines.filter(|line| !line.trim_ascii().is_empty()).take(SHAPE_LINES).find_map(|line| {
         let fields: Fields = serde_json::from_slice(line.trim_ascii()).ok()?;
-        Shape::recognise(fields.0.iter().map(|(key, field)| (key.as_ref(), field)))
+        RowShape::recognise(fields.0.iter().map(|(key, field)| (key.as_ref(), field)))
     })
 }
 
@@ -116,7 +116,7 @@ fn chunks(block: &[u8]) -> Vec<&[u8]> {
     chunks
 }
 
-fn parse_chunk(chunk: &[u8], shape: &Shape) -> Part {
+fn parse_chunk(chunk: &[u8], shape: &RowShape) -> Part {
     let mut part = Part::with_capacity(chunk.len() / 256);
     let chunk = chunk.strip_suffix(b"\n").unwrap_or(chunk);
     let mut rest = Some(chunk);
@@ -145,7 +145,7 @@ fn parse_chunk(chunk: &[u8], shape: &Shape) -> Part {
 }
 
 /// One object, or the reason why it cannot be used: what was expected, and what was found.
-pub(crate) fn parse_line<'a>(line: &'a [u8], shape: &Shape) -> Result<Pair<'a>, String> {
+pub(crate) fn parse_line<'a>(line: &'a [u8], shape: &RowShape) -> Result<Pair<'a>, String> {
     let text = std::str::from_utf8(line).map_err(|error| {
         let at = error.valid_up_to();
         format!("expected UTF-8, found the byte 0x{:02X} at column {}", line[at], at + 1)
@@ -191,7 +191,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn reason(line: &str) -> String {
-        parse_line(line.as_bytes(), &Shape::PromptCompletion)
+        parse_line(line.as_bytes(), &RowShape::PromptCompletion)
             .err()
             .unwrap_or_else(|| "usable".into())
     }
@@ -218,7 +218,7 @@ mod tests {
         let reasons: Vec<(&str, String)> = lines.iter().map(|line| (*line, reason(line))).collect();
         insta::assert_debug_snapshot!(reasons);
         assert_eq!(
-            parse_line(b"{\"prompt\": \"caf\xe9\"}", &Shape::PromptCompletion).err().as_deref(),
+            parse_line(b"{\"prompt\": \"caf\xe9\"}", &RowShape::PromptCompletion).err().as_deref(),
             Some("expected UTF-8, found the byte 0xE9 at column 16")
         );
     }
@@ -229,7 +229,7 @@ mod tests {
         let mut lines = 0;
         let failed = |source| crate::DataError::Io { action: "read", path: "test".into(), source };
         read_blocks(bytes, &Limits { block, line }, &failed, &mut |block, _| {
-            for part in parse_block(block, &mut Some(Shape::PromptCompletion), &mut lines) {
+            for part in parse_block(block, &mut Some(RowShape::PromptCompletion), &mut lines) {
                 table.push(part, "test");
             }
             Ok(())

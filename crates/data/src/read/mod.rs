@@ -26,7 +26,7 @@ use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::read::input::{Format, Input, other_format};
 use crate::read::jsonl::Limits;
-use crate::read::shape::Shape;
+use crate::read::shape::RowShape;
 use crate::read::table::{Part, Sink, Table, rejected_frame};
 
 /// A progress bar is worth it from this size on.
@@ -47,7 +47,7 @@ const SNIFF_BYTES: usize = 64 << 10;
 #[serde(default)]
 pub struct ReadOptions {
     /// How rows become pairs; recognised by itself when it is `None`.
-    pub shape: Option<Shape>,
+    pub shape: Option<RowShape>,
     /// Which files of a folder or repository, as a pattern over their paths in it, such as
     /// `"data/train-*"`. Of a repository those with "train" in their path are read when it is
     /// `None`, if there are any.
@@ -58,22 +58,26 @@ impl ReadOptions {
     /// The columns that hold the two texts.
     #[must_use]
     pub fn columns(mut self, prompt: &str, completion: &str) -> Self {
-        self.shape =
-            Some(Shape::Columns { prompt: prompt.to_owned(), completion: completion.to_owned() });
+        self.shape = Some(RowShape::Columns {
+            prompt: prompt.to_owned(),
+            completion: completion.to_owned(),
+        });
         self
     }
 
     /// The two texts made of columns, whose names stand in braces.
     #[must_use]
     pub fn template(mut self, prompt: &str, completion: &str) -> Self {
-        self.shape =
-            Some(Shape::Template { prompt: prompt.to_owned(), completion: completion.to_owned() });
+        self.shape = Some(RowShape::Template {
+            prompt: prompt.to_owned(),
+            completion: completion.to_owned(),
+        });
         self
     }
 
     /// The shape, instead of the one that would be recognised.
     #[must_use]
-    pub fn shape(mut self, shape: Shape) -> Self {
+    pub fn shape(mut self, shape: RowShape) -> Self {
         self.shape = Some(shape);
         self
     }
@@ -86,7 +90,7 @@ impl ReadOptions {
     }
 
     fn check(&self) -> Result<()> {
-        if let Some(Shape::Template { prompt, completion }) = &self.shape {
+        if let Some(RowShape::Template { prompt, completion }) = &self.shape {
             for template in [prompt, completion] {
                 shape::check_template(template).map_err(|reason| DataError::Template { reason })?;
             }
@@ -101,7 +105,7 @@ impl Dataset {
     ///
     /// JSONL, JSON, CSV and Parquet are told apart by their content and name, gzip and Zstandard by
     /// their content; a folder of text files gives a row for each. How the rows become pairs is
-    /// recognised by the names of their fields ([`Shape`]). Further fields become further columns
+    /// recognised by the names of their fields ([`RowShape`]). Further fields become further columns
     /// (numbers and booleans as such, lists and objects as JSON text).
     ///
     /// A row that cannot be used (not UTF-8, not JSON, a field missing or not a text, too many
@@ -164,7 +168,7 @@ fn frame_rows(frame: &DataFrame, options: &ReadOptions) -> Result<Dataset> {
     finish(table, Path::new("frame"), shape)
 }
 
-fn finish(table: Table, path: &Path, shape: Option<Shape>) -> Result<Dataset> {
+fn finish(table: Table, path: &Path, shape: Option<RowShape>) -> Result<Dataset> {
     if table.rows == 0 {
         return Err(match table.rejects.first() {
             None => DataError::Empty { path: path.to_owned() },
@@ -185,7 +189,7 @@ fn finish(table: Table, path: &Path, shape: Option<Shape>) -> Result<Dataset> {
     }
     let rejected = rejected_frame(&table.rejects);
     let frame = table.into_frame()?;
-    let shape = shape.unwrap_or(Shape::PromptCompletion);
+    let shape = shape.unwrap_or(RowShape::PromptCompletion);
     Ok(Dataset::assemble(frame, &path.display().to_string(), rejected, shape))
 }
 
@@ -194,7 +198,7 @@ fn finish(table: Table, path: &Path, shape: Option<Shape>) -> Result<Dataset> {
 /// One file that cannot be used is an error; of several, it is kept aside as line 0.
 pub(crate) fn each(
     inputs: &[Input],
-    shape: &mut Option<Shape>,
+    shape: &mut Option<RowShape>,
     limits: Limits,
     sink: &mut Sink<'_>,
 ) -> Result<()> {
@@ -210,14 +214,14 @@ pub(crate) fn each(
     let bar = (size >= BAR_BYTES).then(|| ProgressBar::new(what, Some(size)).unit("B"));
     let texts: Vec<&Input> = inputs.iter().filter(|input| input.format == Format::Text).collect();
     if texts.len() == inputs.len() {
-        shape.get_or_insert(Shape::Text);
+        shape.get_or_insert(RowShape::Text);
         return text_files::each(&texts, shape, sink);
     }
     let read = Arc::new(AtomicU64::new(0));
     let mut shown = 0;
     for input in inputs {
         interrupt::check()?;
-        let mut advance = |shape: Option<&Shape>, parts: Vec<Part>| {
+        let mut advance = |shape: Option<&RowShape>, parts: Vec<Part>| {
             interrupt::check()?;
             if let Some(bar) = &bar {
                 let now = read.load(Ordering::Relaxed);
@@ -244,12 +248,12 @@ pub(crate) fn each(
 }
 
 /// Takes the rows of one file as they come.
-type PartSink<'a> = dyn FnMut(Option<&Shape>, Vec<Part>) -> Result<()> + 'a;
+type PartSink<'a> = dyn FnMut(Option<&RowShape>, Vec<Part>) -> Result<()> + 'a;
 
 /// The rows of one file.
 fn each_of(
     input: &Input,
-    shape: &mut Option<Shape>,
+    shape: &mut Option<RowShape>,
     limits: Limits,
     read: Arc<AtomicU64>,
     sink: &mut PartSink,
@@ -303,7 +307,9 @@ fn each_of(
                 let frame = parquet::read_bytes(bytes).map_err(unusable)?;
                 parquet::rows(&frame, shape, &mut push);
             }
-            Format::Text | Format::JsonLines => push(text_files::row(input, &bytes, &Shape::Text)),
+            Format::Text | Format::JsonLines => {
+                push(text_files::row(input, &bytes, &RowShape::Text))
+            }
         }
         sink(shape.as_ref(), parts)?;
     }

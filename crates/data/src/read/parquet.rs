@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::read::fields::Field;
-use crate::read::shape::Shape;
+use crate::read::shape::RowShape;
 use crate::read::table::Part;
 
 /// Rows that one thread makes pairs of at a time.
@@ -52,14 +52,14 @@ fn guarded(read: impl FnOnce() -> PolarsResult<DataFrame>) -> Result<DataFrame, 
 
 /// The rows of a frame. `shape` is found in the first usable row when it is not given; rows are
 /// counted from 1.
-pub(crate) fn rows(frame: &DataFrame, shape: &mut Option<Shape>, each: &mut dyn FnMut(Part)) {
+pub(crate) fn rows(frame: &DataFrame, shape: &mut Option<RowShape>, each: &mut dyn FnMut(Part)) {
     if shape.is_none() {
         *shape = (0..frame.height().min(1000)).find_map(|row| {
             let fields = fields(frame, row);
-            Shape::recognise(fields.iter().map(|(key, field)| (key.as_ref(), field)))
+            RowShape::recognise(fields.iter().map(|(key, field)| (key.as_ref(), field)))
         });
     }
-    let fallback = Shape::PromptCompletion;
+    let fallback = RowShape::PromptCompletion;
     let shape = shape.as_ref().unwrap_or(&fallback);
     let starts: Vec<usize> = (0..frame.height()).step_by(CHUNK_ROWS).collect();
     let parts: Vec<Part> = starts

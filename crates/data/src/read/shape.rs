@@ -21,7 +21,7 @@ const FEW_FIELDS: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Shape {
+pub enum RowShape {
     /// `prompt` and `completion`.
     PromptCompletion,
     /// `instruction`, `input` (may be missing or empty) and `output`, as in Stanford's Alpaca. The
@@ -35,7 +35,7 @@ pub enum Shape {
     /// trained on. A system message goes into the column `system`.
     Messages,
     /// `conversations`: a list of `{"from", "value"}`, as ShareGPT. Pairs are made as for
-    /// [`Shape::Messages`].
+    /// [`RowShape::Messages`].
     ShareGpt,
     /// `question` and `answer`.
     QuestionAnswer,
@@ -78,7 +78,7 @@ pub(crate) struct Pair<'a> {
     pub extras: Vec<(Cow<'a, str>, Value)>,
 }
 
-impl fmt::Display for Shape {
+impl fmt::Display for RowShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PromptCompletion => f.write_str("prompt/completion"),
@@ -99,7 +99,7 @@ impl fmt::Display for Shape {
 pub(crate) const KNOWN: &str = "prompt/completion, instruction/input/output (Alpaca), messages, conversations (ShareGPT), \
      question/answer, query/response, input/output, text";
 
-impl Shape {
+impl RowShape {
     /// The shape of a row with these fields, if it is a known one.
     pub(crate) fn recognise<'a>(
         fields: impl Iterator<Item = (&'a str, &'a Field<'a>)> + Clone,
@@ -182,7 +182,7 @@ fn columns<'a>(
 ) -> Result<Pair<'a>, String> {
     let (mut prompt, mut completion) = (None, None);
     let mut extras: Vec<(Cow<str>, Value)> = Vec::new();
-    let mut keys = Keys::default();
+    let mut keys = FoundKeys::default();
     // One column may serve as both.
     let twice = (prompt_name == completion_name).then_some(prompt_name);
     for (key, field) in fields {
@@ -219,7 +219,7 @@ fn columns<'a>(
 fn text<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
     let mut found = None;
     let mut extras = Vec::new();
-    let mut keys = Keys::default();
+    let mut keys = FoundKeys::default();
     for (key, field) in fields {
         keys.see(&key);
         match field {
@@ -239,7 +239,7 @@ fn text<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> 
 fn alpaca<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
     let (mut instruction, mut input, mut output) = (None, None, None);
     let mut extras = Vec::new();
-    let mut keys = Keys::default();
+    let mut keys = FoundKeys::default();
     for (key, field) in fields {
         keys.see(&key);
         let slot = match key.as_ref() {
@@ -273,7 +273,7 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
     let mut list = None;
     let mut system = None;
     let mut extras = Vec::new();
-    let mut keys = Keys::default();
+    let mut keys = FoundKeys::default();
     for (key, field) in fields {
         keys.see(&key);
         match field {
@@ -416,7 +416,7 @@ fn fill(template: &str, fields: &[(Cow<'_, str>, Field<'_>)]) -> Result<String, 
             Piece::Name(name) => match fields.iter().find(|(key, _)| key == name) {
                 Some((_, Field::Text(text))) => out.push_str(text),
                 Some((_, Field::Other(Value::Null))) | None => {
-                    let mut keys = Keys::default();
+                    let mut keys = FoundKeys::default();
                     fields.iter().for_each(|(key, _)| keys.see(key));
                     return Err(format!("expected \"{name}\" for the template, found {keys}"));
                 }
@@ -475,12 +475,12 @@ fn push_extra<'a>(extras: &mut Vec<(Cow<'a, str>, Value)>, key: Cow<'a, str>, fi
 
 /// The first few keys of a row, for a message.
 #[derive(Default)]
-struct Keys {
+struct FoundKeys {
     shown: Vec<String>,
     more: bool,
 }
 
-impl Keys {
+impl FoundKeys {
     fn see(&mut self, key: &str) {
         if self.shown.len() < 8 {
             self.shown.push(format!("\"{}\"", excerpt(key, 40)));
@@ -490,7 +490,7 @@ impl Keys {
     }
 }
 
-impl fmt::Display for Keys {
+impl fmt::Display for FoundKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.shown.is_empty() {
             return f.write_str("no key at all");
@@ -505,10 +505,10 @@ mod tests {
     use super::*;
     use crate::read::fields::Fields;
 
-    fn read(line: &str) -> (Option<Shape>, Result<(String, String), String>) {
+    fn read(line: &str) -> (Option<RowShape>, Result<(String, String), String>) {
         let fields: Fields = serde_json::from_str(line).unwrap();
-        let shape = Shape::recognise(fields.0.iter().map(|(key, field)| (key.as_ref(), field)));
-        let pair = shape.clone().unwrap_or(Shape::PromptCompletion).pair(fields.0);
+        let shape = RowShape::recognise(fields.0.iter().map(|(key, field)| (key.as_ref(), field)));
+        let pair = shape.clone().unwrap_or(RowShape::PromptCompletion).pair(fields.0);
         (shape, pair.map(|pair| (pair.prompt.into_owned(), pair.completion.into_owned())))
     }
 
@@ -518,41 +518,41 @@ mod tests {
         for (line, shape, expected) in [
             (
                 r#"{"completion":"b","prompt":"a","text":"x"}"#,
-                Shape::PromptCompletion,
+                RowShape::PromptCompletion,
                 pair("a", "b"),
             ),
             (
                 r#"{"instruction":"Do","input":"it","output":"done"}"#,
-                Shape::Alpaca,
+                RowShape::Alpaca,
                 pair("Do\n\nit", "done"),
             ),
             (
                 r#"{"instruction":"Do","input":"","output":"done"}"#,
-                Shape::Alpaca,
+                RowShape::Alpaca,
                 pair("Do", "done"),
             ),
             (
                 r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
-                Shape::Messages,
+                RowShape::Messages,
                 pair("a", "b"),
             ),
             (
                 r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"a"}]},{"role":"assistant","content":"b"},{"role":"user","content":"c"},{"role":"assistant","content":"d"},{"role":"user","content":"e"}]}"#,
-                Shape::Messages,
+                RowShape::Messages,
                 pair("User: a\n\nAssistant: b\n\nUser: c", "d"),
             ),
             (
                 r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}"#,
-                Shape::ShareGpt,
+                RowShape::ShareGpt,
                 pair("a", "b"),
             ),
-            (r#"{"question":"a","answer":"b"}"#, Shape::QuestionAnswer, pair("a", "b")),
+            (r#"{"question":"a","answer":"b"}"#, RowShape::QuestionAnswer, pair("a", "b")),
             (
                 r#"{"query":"a","response":"b"}"#,
-                Shape::Columns { prompt: "query".into(), completion: "response".into() },
+                RowShape::Columns { prompt: "query".into(), completion: "response".into() },
                 pair("a", "b"),
             ),
-            (r#"{"text":"a","id":1}"#, Shape::Text, pair("", "a")),
+            (r#"{"text":"a","id":1}"#, RowShape::Text, pair("", "a")),
         ] {
             assert_eq!(read(line), (Some(shape), expected), "{line}");
         }
@@ -591,7 +591,7 @@ mod tests {
             fields.0
         };
         let shape =
-            |prompt: &str| Shape::Template { prompt: prompt.into(), completion: "{c}".into() };
+            |prompt: &str| RowShape::Template { prompt: prompt.into(), completion: "{c}".into() };
         let pair = shape("{{{q}}} {n}").pair(fields()).unwrap();
         assert_eq!((pair.prompt.as_ref(), pair.completion.as_ref()), ("{a} 3", "{x}"));
         assert!(

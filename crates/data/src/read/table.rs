@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::columns::{COMPLETION, PROMPT};
 use crate::error::Result;
 use crate::read::input::Input;
-use crate::read::shape::{Pair, Shape};
+use crate::read::shape::{Pair, RowShape};
 
 /// More distinct further keys than this are kept in one column of JSON text: they are ids, not
 /// columns.
@@ -70,7 +70,7 @@ impl Part {
 }
 
 /// Takes parts of a file, with the shape that they were read by.
-pub(crate) type Sink<'a> = dyn FnMut(&Input, Option<&Shape>, Vec<Part>) -> Result<()> + 'a;
+pub(crate) type Sink<'a> = dyn FnMut(&Input, Option<&RowShape>, Vec<Part>) -> Result<()> + 'a;
 
 /// The rows of all files.
 #[derive(Default)]

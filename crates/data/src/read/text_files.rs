@@ -11,12 +11,13 @@ use crate::read::decompress;
 use crate::read::fields::Field;
 use crate::read::input::Input;
 use crate::read::jsonl::Limits;
-use crate::read::shape::Shape;
+use crate::read::shape::RowShape;
 use crate::read::table::{Part, Sink};
 
 /// Text files, one row each, with the column `file`.
-pub(crate) fn each(inputs: &[&Input], shape: &Option<Shape>, sink: &mut Sink<'_>) -> Result<()> {
-    if !matches!(shape, Some(Shape::Text | Shape::Columns { .. } | Shape::Template { .. })) {
+pub(crate) fn each(inputs: &[&Input], shape: &Option<RowShape>, sink: &mut Sink<'_>) -> Result<()> {
+    if !matches!(shape, Some(RowShape::Text | RowShape::Columns { .. } | RowShape::Template { .. }))
+    {
         return Err(DataError::Template {
             reason: "text files have the columns `file` and `text` only: leave the shape out, or make a template of these".to_owned(),
         });
@@ -24,7 +25,7 @@ pub(crate) fn each(inputs: &[&Input], shape: &Option<Shape>, sink: &mut Sink<'_>
     for input in inputs {
         interrupt::check()?;
         let mut part = match bytes(input) {
-            Ok(bytes) => row(input, &bytes, shape.as_ref().unwrap_or(&Shape::Text)),
+            Ok(bytes) => row(input, &bytes, shape.as_ref().unwrap_or(&RowShape::Text)),
             Err(error) => {
                 let mut part = Part::with_capacity(0);
                 part.reject(0, error.to_string(), b"");
@@ -47,7 +48,7 @@ fn bytes(input: &Input) -> Result<Vec<u8>> {
 }
 
 /// The row of one file, or the reason why there is none.
-pub(crate) fn row(input: &Input, bytes: &[u8], shape: &Shape) -> Part {
+pub(crate) fn row(input: &Input, bytes: &[u8], shape: &RowShape) -> Part {
     let mut part = Part::with_capacity(1);
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {

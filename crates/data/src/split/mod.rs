@@ -294,8 +294,9 @@ impl Split {
     /// For each row the one that decides for it: the earliest of those that it must stay with.
     fn deciding(&self, dataset: &Dataset, prompts: &[&str]) -> Result<Vec<usize>> {
         let mut pairs = Vec::new();
-        let mut together =
-            |first: usize, second: usize| pairs.push(near::Pair { first, second, similarity: 1.0 });
+        let mut together = |first: usize, second: usize| {
+            pairs.push(near::SimilarPair { first, second, similarity: 1.0 })
+        };
         if self.group.is_some() || self.stratify.is_some() || self.near_duplicates_together {
             let mut same: HashMap<u128, usize> = HashMap::new();
             for (row, prompt) in prompts.iter().enumerate() {
@@ -317,7 +318,7 @@ impl Split {
         if self.near_duplicates_together {
             let clusters = near::clusters(prompts, near::Likeness::default())?.of;
             let joined = clusters.into_iter().enumerate().filter(|(row, of)| row != of);
-            pairs.extend(joined.map(|(second, first)| near::Pair {
+            pairs.extend(joined.map(|(second, first)| near::SimilarPair {
                 first,
                 second,
                 similarity: 1.0,

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
-use tunebook_data::{Dataset, ReadOptions, Row, Shape, validate_openai_chat};
+use tunebook_data::{Dataset, ReadOptions, Row, RowShape, validate_openai_chat};
 
 struct Folder(tempfile::TempDir);
 
@@ -103,7 +103,7 @@ fn every_format_gives_the_same_rows() {
         assert_eq!(dataset.rows(), expected(), "{}", file.display());
         assert_eq!(
             (dataset.shape(), dataset.rejected().height()),
-            (&Shape::QuestionAnswer, 0),
+            (&RowShape::QuestionAnswer, 0),
             "{}",
             file.display()
         );
@@ -135,7 +135,7 @@ fn folders_patterns_and_text_files() {
     folder.write("texts/three.txt", b"caf\xe9");
     let texts = Dataset::read(folder.path("texts")).unwrap();
     assert_eq!(texts.completions(), ["# Second", "Erster\nText"]);
-    assert_eq!(texts.shape(), &Shape::Text);
+    assert_eq!(texts.shape(), &RowShape::Text);
     assert!(
         texts.frame().column("file").unwrap().str().unwrap().get(1).unwrap().ends_with("one.txt")
     );

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use tunebook_data::{Cleaning, Dataset, OverlapKind, Shape, Split};
+use tunebook_data::{Cleaning, Dataset, OverlapKind, RowShape, Split};
 
 fn real(file: &str) -> Option<PathBuf> {
     let path = std::env::var_os("TUNEBOOK_DATA").map(|folder| PathBuf::from(folder).join(file));
@@ -51,7 +51,7 @@ fn gsm8k() {
     let dataset = Dataset::read(&path).unwrap();
     assert_eq!(
         (dataset.len(), dataset.rejected().height(), dataset.shape()),
-        (7473, 0, &Shape::QuestionAnswer)
+        (7473, 0, &RowShape::QuestionAnswer)
     );
     // As a stream it has the same profile and gives the same sides.
     let scan = Dataset::scan(&path).unwrap();
