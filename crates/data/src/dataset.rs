@@ -7,10 +7,10 @@ use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::clean::report::{CleanReport, dropped_frame};
-use crate::columns::{COMPLETION, MESSAGES, PROMPT, TURNS};
+use crate::columns::{COMPLETION, PROMPT};
 use crate::error::{DataError, Result};
 use crate::key;
-use crate::read::shape::{self, RowShape};
+use crate::read::shape::RowShape;
 use crate::read::table::{Reject, rejected_frame};
 use crate::text::{counted, excerpt};
 
@@ -168,15 +168,6 @@ impl Dataset {
             return None;
         }
         Some(Row::new(self.text(PROMPT).get(index)?, self.text(COMPLETION).get(index)?))
-    }
-
-    /// The turns of the row's conversation as (role, content), where it has several: those of the
-    /// column `messages`, which reading fills and cleaning keeps in step.
-    pub fn conversation(&self, index: usize) -> Option<Vec<(String, String)>> {
-        let messages = self.frame.column(MESSAGES).ok()?.str().ok()?;
-        let count = self.frame.column(TURNS).ok()?.i64().ok()?.get(index)?;
-        // A column of that name that says something else is none of ours.
-        shape::turns_of(messages.get(index)?).filter(|turns| turns.len() as i64 == count)
     }
 
     /// All prompts.

@@ -1,7 +1,7 @@
 //! From a data set to a run.
 
 use tunebook_charts::{Figure, LossPoint};
-use tunebook_data::{Dataset, Splits};
+use tunebook_data::{Dataset, Role, Splits, TrainingText};
 use tunebook_models::Message;
 use tunebook_tune::{Example, Result, Run, Trainer, TrainingSummary};
 
@@ -51,29 +51,31 @@ impl Train for Trainer {
 
 /// The pairs of a data set as training examples.
 pub trait Examples {
-    /// All rows, in order. What a column `system` holds stands before the prompt. A row with a
-    /// conversation of several turns in the column `messages` is that conversation, and every turn
-    /// of the assistant is trained on.
+    /// All rows, in order, as [`Dataset::conversations`] gives them. A text in the column `system`
+    /// is a turn of its own, and every turn of the assistant in a conversation is trained on.
     fn examples(&self) -> Vec<Example>;
 }
 
 impl Examples for Dataset {
     fn examples(&self) -> Vec<Example> {
-        let frame = self.frame();
-        let system = frame.column("system").ok().and_then(|column| column.str().ok());
-        let told =
-            |row: usize| system.and_then(|system| system.get(row)).filter(|told| !told.is_empty());
-        let rows = self.rows().into_iter().enumerate();
-        rows.map(|(at, row)| match (self.conversation(at), told(at)) {
-            (Some(turns), told) => {
-                let told = told.map(Message::system);
-                let turns = turns.into_iter().map(|(role, content)| Message::new(role, content));
-                Example::conversation(told.into_iter().chain(turns).collect())
+        self.conversations().into_iter().map(example).collect()
+    }
+}
+
+fn example(text: TrainingText) -> Example {
+    match text {
+        TrainingText::Text(text) => Example::new("", text),
+        TrainingText::Conversation(turns) => match turns.as_slice() {
+            [prompt, completion] if prompt.role == Role::User => {
+                Example::new(&prompt.content, &completion.content)
             }
-            (None, Some(told)) => Example::new(format!("{told}\n\n{}", row.prompt), row.completion),
-            (None, None) => Example::new(row.prompt, row.completion),
-        })
-        .collect()
+            _ => Example::conversation(
+                turns
+                    .into_iter()
+                    .map(|turn| Message::new(turn.role.as_str(), turn.content))
+                    .collect(),
+            ),
+        },
     }
 }
 

@@ -44,6 +44,7 @@ use crate::near::shingles::Shingles;
 /// # Ok::<(), tunebook_data::DataError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Cleaning {
     /// The steps, in the order in which they run.
     pub steps: Vec<CleaningStep>,

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Bounds that a text must keep; `None` leaves a rule out. Ratios are between 0 and 1.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Quality {
     /// The fewest words.
     pub min_words: Option<usize>,
@@ -178,7 +178,7 @@ impl Quality {
 
 /// Gopher's bounds on what a text says again and again (table A1). Ratios are between 0 and 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Repetition {
     /// The largest share of lines that stand there before.
     pub max_duplicate_lines: f64,

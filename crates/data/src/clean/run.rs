@@ -15,7 +15,8 @@ use crate::columns::{COMPLETION, MESSAGES, PROMPT};
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::near::Likeness;
-use crate::read::shape::{self, RowShape};
+use crate::read::shape::RowShape;
+use crate::turn::{turns_json, turns_of};
 
 /// Passes over the rows. Every step shortens or settles what it changes, so this is far out of
 /// reach.
@@ -351,13 +352,15 @@ impl Work<'_> {
             .into_par_iter()
             .map(|row| {
                 let text = before.get(row)?;
-                let turns = if self.touched[row] { shape::turns_of(text) } else { None };
+                let turns = if self.touched[row] { turns_of(text) } else { None };
                 let Some(mut turns) = turns else { return Some(Cow::Borrowed(text)) };
-                turns.iter_mut().for_each(|(_, said)| *said = settled(said, transforms));
-                if let Some((_, said)) = turns.last_mut() {
-                    *said = self.rows.completions[row].to_string();
+                for turn in &mut turns {
+                    turn.content = settled(&turn.content, transforms);
                 }
-                Some(Cow::Owned(shape::messages_text(&turns)))
+                if let Some(last) = turns.last_mut() {
+                    last.content = self.rows.completions[row].to_string();
+                }
+                Some(Cow::Owned(turns_json(&turns)))
             })
             .collect();
         Some(StringChunked::from_iter_options(MESSAGES.into(), after.into_iter()))

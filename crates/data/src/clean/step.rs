@@ -13,7 +13,7 @@ use crate::near::shingles::Shingles;
 
 /// One step of a [`Cleaning`](crate::Cleaning).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum CleaningStep {
     /// HTML becomes text: tags and comments go, `br`, `p` and lists become lines, cells of a table

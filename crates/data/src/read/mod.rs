@@ -44,7 +44,7 @@ const SNIFF_BYTES: usize = 64 << 10;
 /// # Ok::<(), tunebook_data::DataError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct ReadOptions {
     /// How rows become pairs; recognised by itself when it is `None`.
     pub shape: Option<RowShape>,

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::columns::{COMPLETION, MESSAGES, PROMPT, SYSTEM, TURNS};
 use crate::read::fields::{Field, kind};
 use crate::text::excerpt;
+use crate::turn::{Role, Turn, train_flag, turns_json};
 
 /// A row with more fields than this is compared by sorting.
 const FEW_FIELDS: usize = 16;
@@ -19,7 +20,7 @@ const FEW_FIELDS: usize = 16;
 /// row's fields, and says which one it took ([`Dataset::shape`](crate::Dataset::shape));
 /// [`ReadOptions`](crate::ReadOptions) names one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum RowShape {
     /// `prompt` and `completion`.
@@ -292,45 +293,39 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
     let Some((list_name, turns)) = list else {
         return Err(format!("expected a list \"messages\" or \"conversations\", found {keys}"));
     };
-    let mut said: Vec<(&'static str, String)> = Vec::with_capacity(turns.len());
+    let mut said: Vec<Turn> = Vec::with_capacity(turns.len());
     for (at, turn) in turns.iter().enumerate() {
         let place = || format!("{list_name}[{at}]");
         let Some(turn) = turn.as_object() else {
             return Err(format!("expected an object in {}, found {}", place(), kind(turn)));
         };
-        let role = turn.get("role").or_else(|| turn.get("from"));
-        let Some(role) = role.and_then(Value::as_str) else {
+        let name = turn.get("role").or_else(|| turn.get("from"));
+        let Some(name) = name.and_then(Value::as_str) else {
             return Err(format!("expected a text \"role\" or \"from\" in {}", place()));
         };
-        let role = match role {
-            "user" | "human" => "User",
-            "assistant" | "gpt" | "model" | "chatgpt" | "bing" | "bard" => "Assistant",
-            "system" | "developer" => "System",
-            "tool" | "function" | "observation" | "function_response" => "Tool",
-            "function_call" => "Assistant",
-            other => {
-                return Err(format!(
-                    "expected a role such as \"user\" or \"assistant\" in {}, found \"{}\"",
-                    place(),
-                    excerpt(other, 40)
-                ));
-            }
+        let Some(role) = Role::of(name) else {
+            return Err(format!(
+                "expected a role such as \"user\" or \"assistant\" in {}, found \"{}\"",
+                place(),
+                excerpt(name, 40)
+            ));
         };
         let content = turn.get("content").or_else(|| turn.get("value"));
         let Some(content) = content.and_then(content_text) else {
             let found = content.map_or("nothing", kind);
             return Err(format!("expected text in \"content\" of {}, found {found}", place()));
         };
-        if role == "System" && said.is_empty() {
+        let train = train_flag(turn).map_err(|reason| format!("{}: {reason}", place()))?;
+        if role == Role::System && said.is_empty() {
             system = Some(match system {
                 Some(before) => format!("{before}\n\n{content}"),
                 None => content,
             });
         } else {
-            said.push((role, content));
+            said.push(Turn { role, content, train });
         }
     }
-    let Some(last) = said.iter().rposition(|(role, _)| *role == "Assistant") else {
+    let Some(last) = said.iter().rposition(|turn| turn.role == Role::Assistant) else {
         return Err(format!("expected an assistant's turn in \"{list_name}\", found none"));
     };
     if last == 0 {
@@ -338,18 +333,22 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
             "expected a user's turn before the assistant's in \"{list_name}\", found none"
         ));
     }
-    if turns.len() > 2 && last > 1 {
-        extras.push((Cow::Borrowed(TURNS), Value::from(last + 1)));
-        let turns: Vec<Turn> =
-            said[..=last].iter().map(|(role, text)| (role.to_lowercase(), text.clone())).collect();
-        extras.push((Cow::Borrowed(MESSAGES), Value::String(messages_text(&turns))));
+    said.truncate(last + 1);
+    // A prompt and a completion say all of one question and its answer, unless the file says that
+    // another turn than the answer bears the loss.
+    let flagged = said.iter().any(|turn| turn.bears_loss() != (turn.role == Role::Assistant));
+    if last > 1 || flagged {
+        extras.push((Cow::Borrowed(TURNS), Value::from(said.len())));
+        extras.push((Cow::Borrowed(MESSAGES), Value::String(turns_json(&said))));
     }
-    let completion = std::mem::take(&mut said[last].1);
+    let completion = std::mem::take(&mut said[last].content);
     let prompt = match &mut said[..last] {
-        [(_, only)] => std::mem::take(only),
+        [only] => std::mem::take(&mut only.content),
         earlier => {
-            let turns: Vec<String> =
-                earlier.iter().map(|(role, text)| format!("{role}: {text}")).collect();
+            let turns: Vec<String> = earlier
+                .iter()
+                .map(|turn| format!("{}: {}", turn.role.label(), turn.content))
+                .collect();
             turns.join("\n\n")
         }
     };
@@ -357,25 +356,6 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
         extras.push((Cow::Borrowed(SYSTEM), Value::String(system)));
     }
     Ok(Pair { prompt: Cow::Owned(prompt), completion: Cow::Owned(completion), extras })
-}
-
-/// A turn: the role and what is said.
-pub(crate) type Turn = (String, String);
-
-/// Turns as they stand in the column [`MESSAGES`].
-pub(crate) fn messages_text(turns: &[Turn]) -> String {
-    let turns =
-        turns.iter().map(|(role, content)| serde_json::json!({"role": role, "content": content}));
-    Value::Array(turns.collect()).to_string()
-}
-
-/// The turns of [`messages_text`]; `None` for anything else.
-pub(crate) fn turns_of(text: &str) -> Option<Vec<Turn>> {
-    let Ok(Value::Array(turns)) = serde_json::from_str(text) else { return None };
-    let text = |turn: &Value, key: &str| Some(turn.get(key)?.as_str()?.to_owned());
-    let turns: Option<Vec<Turn>> =
-        turns.iter().map(|turn| Some((text(turn, "role")?, text(turn, "content")?))).collect();
-    turns.filter(|turns| !turns.is_empty())
 }
 
 /// Plain text, or the texts of a list of parts.

@@ -16,16 +16,14 @@ use crate::read::table::{Part, Sink};
 
 /// Text files, one row each, with the column `file`.
 pub(crate) fn each(inputs: &[&Input], shape: &Option<RowShape>, sink: &mut Sink<'_>) -> Result<()> {
-    if !matches!(shape, Some(RowShape::Text | RowShape::Columns { .. } | RowShape::Template { .. }))
-    {
-        return Err(DataError::Template {
-            reason: "text files have the columns `file` and `text` only: leave the shape out, or make a template of these".to_owned(),
-        });
+    let shape = shape.as_ref().unwrap_or(&RowShape::Text);
+    if !matches!(shape, RowShape::Text | RowShape::Columns { .. } | RowShape::Template { .. }) {
+        return Err(DataError::TextFiles { shape: shape.to_string() });
     }
     for input in inputs {
         interrupt::check()?;
         let mut part = match bytes(input) {
-            Ok(bytes) => row(input, &bytes, shape.as_ref().unwrap_or(&RowShape::Text)),
+            Ok(bytes) => row(input, &bytes, shape),
             Err(error) => {
                 let mut part = Part::with_capacity(0);
                 part.reject(0, error.to_string(), b"");
@@ -33,7 +31,7 @@ pub(crate) fn each(inputs: &[&Input], shape: &Option<RowShape>, sink: &mut Sink<
             }
         };
         part.lines += 1;
-        sink(input, shape.as_ref(), vec![part])?;
+        sink(input, Some(shape), vec![part])?;
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ const FEW_ROWS: usize = 30;
 /// let with_test = Split::holdout(0.12).test(0.1);
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Split {
     /// The share of prompts held out for validation, between 0 and 1. The default is 0.12.
     pub fraction: f64,
@@ -144,26 +144,28 @@ impl Split {
     }
 
     /// # Errors
-    /// Fractions out of range, or rules that compare rows with each other.
+    /// Fractions out of range, or a setting that compares rows with each other.
     pub(crate) fn check_for_scan(&self) -> Result<()> {
         self.check()?;
-        match self.near_duplicates_together || self.group.is_some() || self.stratify.is_some() || self.time.is_some() {
-            true => Err(DataError::Template {
-                reason: "a scan divides by the hash of each prompt alone: groups, times, strata and near-duplicates need all rows. Write the rows that \
-                         remain, read them and split those"
-                    .to_owned(),
-            }),
-            false => Ok(()),
+        let settings = [
+            ("near_duplicates_together", self.near_duplicates_together),
+            ("group", self.group.is_some()),
+            ("stratify", self.stratify.is_some()),
+            ("time", self.time.is_some()),
+        ];
+        match settings.into_iter().find(|(_, set)| *set) {
+            Some((setting, _)) => Err(DataError::ScanSplit { setting }),
+            None => Ok(()),
         }
     }
 
-    pub(crate) fn apply(&self, dataset: &Dataset) -> Result<Splits> {
+    fn apply(&self, dataset: &Dataset) -> Result<Splits> {
         let sides = self.sides(dataset)?;
         let [train, validation, _] = self.take(dataset, &sides, self.test > 0.0)?;
         Ok(Splits { train, validation })
     }
 
-    pub(crate) fn apply_with_test(&self, dataset: &Dataset) -> Result<Partition> {
+    fn apply_with_test(&self, dataset: &Dataset) -> Result<Partition> {
         if self.test <= 0.0 {
             return Err(DataError::Setting {
                 field: "the test fraction",
@@ -176,7 +178,7 @@ impl Split {
         Ok(Partition { train, validation, test })
     }
 
-    pub(crate) fn folds(&self, dataset: &Dataset, k: usize) -> Result<Vec<Splits>> {
+    fn folds_of(&self, dataset: &Dataset, k: usize) -> Result<Vec<Splits>> {
         if k < 2 || k > dataset.len() {
             return Err(DataError::Setting {
                 field: "the number of folds",
@@ -384,7 +386,7 @@ impl Dataset {
     /// # Errors
     /// Fewer than two folds, more than rows, a part without a row, or a split by time.
     pub fn folds(&self, k: usize, split: &Split) -> Result<Vec<Splits>> {
-        split.folds(self, k)
+        split.folds_of(self, k)
     }
 }
 

@@ -9,10 +9,11 @@ use polars::prelude::*;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::columns::SYSTEM;
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::read::parquet;
+use crate::training_text::TrainingText;
+use crate::turn::{Role, Turn};
 
 /// Rows that become text at a time.
 const CHUNK_ROWS: usize = 64 << 10;
@@ -110,25 +111,24 @@ fn parquet_file(dataset: &Dataset, path: &Path) -> Result<usize> {
 }
 
 fn openai_chat(dataset: &Dataset, path: &Path) -> Result<usize> {
-    let frame = dataset.frame();
-    let system = frame.column(SYSTEM).ok().and_then(|column| column.str().ok()).cloned();
     let mut text = Vec::new();
-    for (row, (prompt, completion)) in dataset.pairs().enumerate() {
-        let mut messages = Vec::with_capacity(3);
-        let told = system
-            .as_ref()
-            .and_then(|system| system.get(row))
-            .filter(|told| !told.trim().is_empty());
-        messages.extend(told.map(|told| json!({"role": "system", "content": told})));
-        match dataset.conversation(row) {
-            Some(turns) => messages.extend(
-                turns.into_iter().map(|(role, content)| json!({"role": role, "content": content})),
-            ),
-            None => {
-                messages.push(json!({"role": "user", "content": prompt}));
-                messages.push(json!({"role": "assistant", "content": completion}));
+    for conversation in dataset.conversations() {
+        let turns = match conversation {
+            TrainingText::Conversation(turns) => turns,
+            // Refused below, as the provider does.
+            TrainingText::Text(text) => {
+                vec![Turn::new(Role::User, ""), Turn::new(Role::Assistant, text)]
             }
-        }
+        };
+        let messages = turns.into_iter().map(|turn| {
+            let mut message = json!({"role": turn.role, "content": turn.content});
+            // Only the assistant's messages may have a weight.
+            if let (Role::Assistant, Some(train)) = (turn.role, turn.train) {
+                message["weight"] = u8::from(train).into();
+            }
+            message
+        });
+        let messages: Vec<Value> = messages.collect();
         let example = Map::from_iter([("messages".to_owned(), Value::Array(messages))]);
         // Writing to memory cannot fail.
         let _ = serde_json::to_writer(&mut text, &example);

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 mod clean;
+mod configs;
+mod conversations;
+mod fingerprint;
 mod fuzz;
 mod jsonl;
 mod near;

@@ -5,7 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
-use tunebook_data::{Dataset, ReadOptions, Row, RowShape, validate_openai_chat};
+use tunebook_data::{
+    DataError, Dataset, ReadOptions, Row, RowShape, TrainingText, validate_openai_chat,
+};
 
 struct Folder(tempfile::TempDir);
 
@@ -192,10 +194,6 @@ fn shapes_with_columns_of_their_own() {
     let system = dataset.frame().column("system").unwrap().str().unwrap().clone();
     assert_eq!(system.get(0), Some("Be brief."));
     assert_eq!(dataset.frame().column("turns").unwrap().i64().unwrap().get(1), Some(4));
-    let turn = |role: &str, content: &str| (role.to_owned(), content.to_owned());
-    let turns =
-        vec![turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")];
-    assert_eq!((dataset.conversation(0), dataset.conversation(1)), (None, Some(turns)));
     assert_eq!(rejects(&dataset)[0].0, 3);
     assert!(dataset.to_string().contains("read as messages (role/content)"));
 
@@ -221,6 +219,18 @@ fn shapes_with_columns_of_their_own() {
     .unwrap();
     assert_eq!(labels.rows(), [Row::new("hi", "greeting")]);
     assert!(Dataset::read_with(&parquet, &ReadOptions::default().template("{a", "b")).is_err());
+}
+
+#[test]
+fn text_files_of_another_shape_are_refused() {
+    let folder = Folder::new();
+    let path = folder.write("a.txt", "hello");
+    let options = ReadOptions::default().shape(RowShape::Alpaca);
+    let error = Dataset::read_with(&path, &options).unwrap_err();
+    assert!(matches!(error, DataError::TextFiles { .. }), "{error:?}");
+    assert!(error.to_string().contains("the shape Alpaca"), "{error}");
+    let options = ReadOptions::default().template("Go on", "{text}");
+    assert_eq!(Dataset::read_with(&path, &options).unwrap().rows(), [Row::new("Go on", "hello")]);
 }
 
 #[test]
@@ -385,9 +395,15 @@ fn a_conversation_of_several_turns_stays_one() {
     let raw = Dataset::read(folder.write("a.jsonl", lines.join("\n"))).unwrap();
     let clean = raw.clean(&tunebook_data::Cleaning::standard()).unwrap();
     assert_eq!(clean.len(), 12);
-    let said: Vec<String> = clean.conversation(0).unwrap().into_iter().map(|turn| turn.1).collect();
-    assert_eq!(said, ["Question & 0", "Answer 0", "Assistant: was that all?", "Yes, 0."]);
-    assert_eq!(said[3], clean.row(0).unwrap().completion);
+    let Some(TrainingText::Conversation(turns)) = clean.conversation(0) else {
+        panic!("{:?}", clean.conversation(0))
+    };
+    let said: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
+    assert_eq!(
+        said,
+        ["Be brief.", "Question & 0", "Answer 0", "Assistant: was that all?", "Yes, 0."]
+    );
+    assert_eq!(said[4], clean.row(0).unwrap().completion);
     assert_eq!(clean.clean(&tunebook_data::Cleaning::standard()).unwrap().rows(), clean.rows());
     let out = folder.path("out.jsonl");
     clean.write_openai_chat(&out).unwrap();

@@ -1,7 +1,7 @@
 //! A stream of blocks gives what the whole set gives.
 
 use proptest::prelude::*;
-use tunebook_data::{Cleaning, Dataset, Split, Survivor};
+use tunebook_data::{Cleaning, DataError, Dataset, Split, Survivor};
 
 fn jsonl(rows: &[(String, String)]) -> String {
     rows.iter()
@@ -79,7 +79,19 @@ fn what_needs_all_rows_is_refused() {
     ] {
         assert!(scan.clean(&cleaning).is_err(), "{cleaning:?}");
     }
-    assert!(scan.split_into(&Split::holdout(0.1).group_by("x"), folder.path()).is_err());
+    let holdout = || Split::holdout(0.1);
+    for (split, named) in [
+        (holdout().group_by("x"), "group"),
+        (holdout().stratify_by("x"), "stratify"),
+        (holdout().by_time("x"), "time"),
+        (holdout().near_duplicates_together(), "near_duplicates_together"),
+    ] {
+        let error = scan.split_into(&split, folder.path()).unwrap_err();
+        assert!(
+            matches!(error, DataError::ScanSplit { setting } if setting == named),
+            "{named}: {error:?}"
+        );
+    }
     assert!(Dataset::scan(folder.path().join("nothing.jsonl")).is_err());
 }
 
