@@ -14,9 +14,9 @@ pub use tunebook_charts::{
     Bar, Cell, Figure, LineChart, LossPoint, Sample, Table, bar_chart, histogram, loss_curve,
 };
 pub use tunebook_data::{
-    Audit, CleanReport, Cleaning, Dataset, LabelLeak, Overlap, OverlapKind, Partition, Pii,
-    Profile, Quality, ReadOptions, Repetition, Row, Scan, Shape as RowShape, Shingles, Split,
-    Splits, Step, Streamed, Survivor, validate_openai_chat,
+    Audit, CleanReport, Cleaning, CleaningStep, Dataset, LabelLeak, Overlap, OverlapKind,
+    Partition, Pii, Profile, Quality, ReadOptions, Repetition, Row, RowShape, Scan, Shingles,
+    Split, Splits, Streamed, Survivor, validate_openai_chat,
 };
 pub use tunebook_models::{
     BestDevice, ChatTemplate, GenerationConfig, Message, Model, Quantization, Tokenizer,

@@ -233,14 +233,16 @@ impl<'a> ChatTokenizer<'a> {
     /// Question, answer and end token as one text, without markup.
     fn tokenize_pair(&self, messages: &[Message]) -> Result<TokenizedText> {
         let folded = with_system_folded(messages);
-        let [question, answer] = folded.as_deref().unwrap_or(messages) else {
-            return Err(self.no_template());
+        let (question, answer) = match folded.as_deref().unwrap_or(messages) {
+            [answer] => ("", answer),
+            [question, answer] if !question.is_assistant() => (question.content.as_str(), answer),
+            _ => return Err(self.no_template()),
         };
-        if question.role != "user" || !answer.is_assistant() {
+        if !answer.is_assistant() {
             return Err(self.no_template());
         }
-        let text = format!("{}{}", question.content, answer.content);
-        let trained = question.content.len()..text.len();
+        let text = format!("{question}{}", answer.content);
+        let trained = question.len()..text.len();
         let tokens = self.tokenizer.tokenize(&text, true)?;
         let mut tokenized = TokenizedText::new(&tokens, &[trained]);
         tokenized.end_with(self.end_id());
