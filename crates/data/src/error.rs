@@ -50,6 +50,26 @@ pub enum DataError {
         reason: String,
     },
 
+    /// Text files are read with a shape that needs other columns than they have.
+    #[error(
+        "text files have the columns `file` and `text`, which the shape {shape} does not fit: leave the shape out, \
+         or name the columns or a template"
+    )]
+    TextFiles {
+        /// The shape as given.
+        shape: String,
+    },
+
+    /// A scan is asked to split by a setting that compares rows with each other.
+    #[error(
+        "a scan splits by the hash of each prompt alone, and {setting} needs all rows: write the rows that remain, \
+         read them and split those"
+    )]
+    ScanSplit {
+        /// The setting of [`Split`](crate::Split), by its name.
+        setting: &'static str,
+    },
+
     /// The provider would refuse the file.
     #[error(
         "{path:?} is not written: OpenAI would refuse it for {count} {}. Line {line}: {problem}",

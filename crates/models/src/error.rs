@@ -217,7 +217,8 @@ pub enum Error {
     },
     /// The model brings no chat template.
     #[error(
-        "`{model}` has no chat template, so it is no chat model: use `generate` with plain text"
+        "`{model}` has no chat template, so it is no chat model: `generate` continues plain text; pairs of a prompt and a completion, \
+         and plain texts, can be trained"
     )]
     NoChatTemplate {
         /// The model.

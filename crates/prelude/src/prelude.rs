@@ -26,10 +26,10 @@ mod own {
         histogram, line_chart, loss_curve,
     };
     pub use tunebook_data::{
-        Audit, CleanReport, Cleaning, DataError, Dataset, Example as CleanExample, LabelLeak,
-        LengthSummary, OpenAiProblem, Overlap, OverlapKind, Partition, Pii, Profile, Quality,
-        ReadOptions, Repetition, Row, Scan, Shape as RowShape, Shingles, Split, Splits, Step,
-        StepReport, Streamed, Survivor, WorstRow, validate_openai_chat,
+        Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
+        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Partition, Pii, Profile,
+        Quality, ReadOptions, Repetition, Row, RowShape, Scan, Shingles, Split, Splits, StepReport,
+        Streamed, Survivor, WorstRow, validate_openai_chat,
     };
     pub use tunebook_models::{
         BestDevice, ChatTemplate, Config as ModelConfig, DEFAULT_MODEL, Digits,
@@ -40,10 +40,10 @@ mod own {
         Display, MimeBundle, Progress, ProgressBar, clear, display, interrupt, progress, stream,
     };
     pub use tunebook_tune::{
-        AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck, BottleneckInit,
-        Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy, Example, Full,
-        FullInfo, FullTuning, Ia3, Lora, LoraInit, LrPoint, LrRange, LrRangeTest, LrScheduler,
-        Measure, MeasureResult, MixedBatch, Optim, Plan, PrefixInit, PrefixTuning, Preflight,
+        Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,
+        BottleneckInit, Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy,
+        Example, Full, FullInfo, FullTuning, Ia3, Lora, LoraInit, LrPoint, LrRange, LrRangeTest,
+        LrScheduler, Measure, MeasureResult, Optim, Plan, PrefixInit, PrefixTuning, Preflight,
         PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog, SaveStrategy, Schedule,
         StepRecord, StopReason, TargetModules, TensorBoard, TokenizedExample, TokenizedSet,
         Trainer, TrainingArgs, TrainingSummary,

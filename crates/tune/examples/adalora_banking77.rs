@@ -95,16 +95,22 @@ fn one(
     };
     let run = Trainer::new(model, &args).fit(train, held_out)?;
     let trained_secs = started.elapsed().as_secs_f64();
-    let prompts: Vec<String> = held_out.iter().map(|example| example.prompt.clone()).collect();
+    let (prompts, intents): (Vec<String>, Vec<&str>) = held_out
+        .iter()
+        .filter_map(|example| match example {
+            Example::Conversation(messages) => match &messages[..] {
+                [message, intent] => Some((message.content.clone(), intent.content.as_str())),
+                _ => None,
+            },
+            Example::Text(_) => None,
+        })
+        .unzip();
     let answers = model.chat_batch(
         &prompts,
         &GenerationConfig { max_new_tokens: 12, batch_size: 64, ..Default::default() },
     )?;
-    let right = answers
-        .iter()
-        .zip(held_out)
-        .filter(|(answer, example)| answer.trim() == example.completion)
-        .count();
+    let right =
+        answers.iter().zip(intents).filter(|(answer, intent)| answer.trim() == *intent).count();
     let at_end =
         numbers(model, &run.plan.rank_modules, run.steps.last().map_or(&[], |step| &step.ranks));
     println!(

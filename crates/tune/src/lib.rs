@@ -1,8 +1,8 @@
 //! Fine-tuning: adapters, the training loop and its parts.
 //!
 //! A model is a stack of frozen projections. [`Adapters`] puts a trainable update beside those that
-//! [`Lora`] names; the [`Trainer`] moves the update, and nothing else, so that the completions of
-//! the [`Example`]s become likely; and the update is saved on its own, a few megabytes, in the
+//! [`Lora`] names; the [`Trainer`] moves the update, and nothing else, so that the assistant's words
+//! in the [`Example`]s become likely; and the update is saved on its own, a few megabytes, in the
 //! format of Hugging Face's PEFT.
 
 mod adapters;
@@ -26,8 +26,8 @@ pub use adapters::prompt_tuning::{PromptTuning, PromptTuningInit};
 pub use adapters::target::TargetModules;
 pub use adapters::weighted::CombinationType;
 pub use adapters::{Active, AdapterInfo, Adapters, BASE};
-pub use batch::tokenize::encode_example;
-pub use batch::{Batch, Example, Span, TokenizedExample, TokenizedSet};
+pub use batch::tokenize::tokenize_example;
+pub use batch::{Batch, Example, TokenizedExample, TokenizedSet};
 pub use cost::preflight::Preflight;
 pub use cost::summary::TrainingSummary;
 pub use error::{Error, Result};

@@ -1,9 +1,9 @@
 //! Text in, text out.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::{self, GenerationConfig};
 use crate::model::Model;
-use crate::text::chat_template::Message;
+use crate::text::conversation::Message;
 
 /// Text in, text out.
 impl Model {
@@ -46,7 +46,8 @@ impl Model {
     }
 
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's
-    /// answer begins.
+    /// answer begins. A system message whose role the template refuses stands before the first
+    /// user's, as it does in training.
     ///
     /// # Errors
     /// When the model has no chat template or the template refuses the conversation.
@@ -55,10 +56,7 @@ impl Model {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String> {
-        let Some(template) = self.chat_template() else {
-            return Err(Error::NoChatTemplate { model: self.name().to_owned() });
-        };
-        template.render(messages, add_generation_prompt)
+        self.chat_tokenizer().render(messages, add_generation_prompt)
     }
 
     /// Answers one message of a user, showing the text as it comes. The answer is also returned.
@@ -89,8 +87,7 @@ impl Model {
         config: &GenerationConfig,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<String> {
-        // The template itself writes the token that begins a text.
-        let ids = self.tokenizer().encode(&self.apply_chat_template(messages, true)?)?;
+        let ids = self.chat_tokenizer().tokenize_prompt(messages)?;
         let mut answers = generate::generate(self, &[ids], config, &mut |_, text| {
             if !text.is_empty() {
                 on_text(text);
@@ -107,9 +104,7 @@ impl Model {
     pub fn chat_batch(&self, users: &[String], config: &GenerationConfig) -> Result<Vec<String>> {
         let ids = users
             .iter()
-            .map(|user| {
-                self.tokenizer().encode(&self.apply_chat_template(&[Message::user(user)], true)?)
-            })
+            .map(|user| self.chat_tokenizer().tokenize_prompt(&[Message::user(user)]))
             .collect::<Result<Vec<_>>>()?;
         Ok(texts(generate::generate(self, &ids, config, &mut |_, _| ())?))
     }

@@ -21,6 +21,7 @@ use crate::layers::{Slot, Weight};
 use crate::pass::overlay::Overlay;
 use crate::pass::snapshot::Snapshot;
 use crate::text::chat_template::ChatTemplate;
+use crate::text::conversation::ChatTokenizer;
 use crate::text::tokenizer::Tokenizer;
 use tunebook_ops::Matrix;
 
@@ -102,6 +103,13 @@ impl Model {
     /// Its chat template, if it is a chat model.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.inner.chat_template.as_ref()
+    }
+
+    /// Conversations and texts as this model's token ids: what chat asks with and what training
+    /// trains on.
+    pub fn chat_tokenizer(&self) -> ChatTokenizer<'_> {
+        let Inner { name, tokenizer, chat_template, end_ids, .. } = &*self.inner;
+        ChatTokenizer::new(name, tokenizer, chat_template.as_ref(), end_ids)
     }
 
     /// Where its weights are.

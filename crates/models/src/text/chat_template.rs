@@ -17,42 +17,12 @@ use std::sync::Arc;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, ErrorKind, context};
 use regex::Regex;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
+use crate::text::conversation::Message;
 use crate::text::tokenizer::{Tokenizer, short_hash};
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks: `system`, `user` or `assistant`.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn of any role.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-
-    /// What the model is told beforehand.
-    pub fn system(content: impl Into<String>) -> Self {
-        Self::new("system", content)
-    }
-
-    /// What the user says.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self::new("user", content)
-    }
-
-    /// What the model answers.
-    pub fn assistant(content: impl Into<String>) -> Self {
-        Self::new("assistant", content)
-    }
-}
 
 /// The special tokens that a template may write.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -61,6 +31,13 @@ struct SpecialTokens {
     eos_token: Option<String>,
     pad_token: Option<String>,
     unk_token: Option<String>,
+}
+
+/// A message as a template sees it.
+#[derive(Serialize)]
+struct Turn<'a> {
+    role: &'a str,
+    content: &'a str,
 }
 
 /// A compiled template.
@@ -75,8 +52,8 @@ const NAME: &str = "chat_template";
 /// The same with a mark at each `{% generation %}` tag, where there are such tags.
 const MARKED: &str = "marked_template";
 /// Unicode's noncharacters: no text holds them.
-const BEGIN: char = '\u{fdd0}';
-const END: char = '\u{fdd1}';
+pub(crate) const BEGIN: char = '\u{fdd0}';
+pub(crate) const END: char = '\u{fdd1}';
 
 impl ChatTemplate {
     /// Compiles a template.
@@ -135,6 +112,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
+        // As in Python, `none` is not: templates ask it of `tools`.
+        environment
+            .add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment
             .add_template_owned(NAME, without_generation_tags(source)?)
             .map_err(|error| refused(&error))?;
@@ -164,58 +144,13 @@ impl ChatTemplate {
         self.render_by(NAME, messages, add_generation_prompt)
     }
 
-    /// The text of a conversation in pieces: what the model is shown (`false`) and what the
-    /// assistant says in its turns (`true`).
-    ///
-    /// Where the template marks the assistant's words with `{% generation %}` tags, as
-    /// `transformers` wants it for `assistant_only_loss`, those are they. Else each of its turns
-    /// reaches from where the template, asked for a generation prompt, lets it begin, to its end,
-    /// the end-of-turn token included.
-    ///
-    /// # Errors
-    /// When the template refuses the conversation, or has no tags and renders an earlier part of it
-    /// differently once more turns follow.
-    pub fn render_turns(&self, messages: &[Message]) -> Result<Vec<(String, bool)>> {
-        if self.environment.get_template(MARKED).is_ok() {
-            let marked = self.render_by(MARKED, messages, false)?;
-            if messages.iter().any(|message| message.content.contains([BEGIN, END])) {
-                return Err(Error::ChatTemplate(
-                    "a message holds U+FDD0 or U+FDD1, which are no characters: take them out"
-                        .to_owned(),
-                ));
-            }
-            let pieces = marked.split_inclusive([BEGIN, END]);
-            // What ends with the closing mark is the assistant's.
-            return Ok(joined(
-                pieces.map(|piece| (piece.trim_end_matches([BEGIN, END]), piece.ends_with(END))),
-            ));
-        }
-        let whole = self.render(messages, false)?;
-        let mut borders = Vec::new();
-        for (at, _) in
-            messages.iter().enumerate().filter(|(_, message)| message.role == "assistant")
-        {
-            for part in [self.render(&messages[..at], true)?, self.render(&messages[..=at], false)?]
-            {
-                if !whole.starts_with(&part)
-                    || borders.last().is_some_and(|last| *last > part.len())
-                {
-                    return Err(Error::ChatTemplate(format!(
-                        "it renders messages 0 to {at} differently once others follow, so the assistant's words cannot be told from what stands \
-                         around them: train on the last answer alone (a prompt and a completion), or on a template with {{% generation %}} tags"
-                    )));
-                }
-                borders.push(part.len());
-            }
-        }
-        let starts = std::iter::once(0).chain(borders.iter().copied());
-        let ends = borders.iter().copied().chain([whole.len()]);
-        Ok(joined(
-            starts
-                .zip(ends)
-                .enumerate()
-                .map(|(at, (start, end))| (&whole[start..end], at % 2 == 1)),
-        ))
+    pub(crate) fn has_generation_tags(&self) -> bool {
+        self.environment.get_template(MARKED).is_ok()
+    }
+
+    /// The text with [`BEGIN`] and [`END`] in place of the `{% generation %}` tags.
+    pub(crate) fn render_marked(&self, messages: &[Message]) -> Result<String> {
+        self.render_by(MARKED, messages, false)
     }
 
     fn render_by(
@@ -225,7 +160,13 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String> {
         let template = self.environment.get_template(name).map_err(|error| refused(&error))?;
-        let own = context! { messages, add_generation_prompt };
+        let messages: Vec<Turn<'_>> = messages
+            .iter()
+            .map(|message| Turn { role: &message.role, content: &message.content })
+            .collect();
+        // Without tools and documents, which `transformers` hands on as `None`.
+        let (tools, documents) = (Value::from(()), Value::from(()));
+        let own = context! { messages, tools, documents, add_generation_prompt };
         let tokens = Value::from_serialize(&self.special_tokens);
         template.render(context! { ..own, ..tokens }).map_err(|error| refused(&error))
     }
@@ -272,18 +213,6 @@ fn with_marks(source: &str) -> Result<Option<String>> {
         format!("{{{{{} '{mark}' {}}}}}", &found[2], &found[4])
     });
     Ok(Some(marked.into_owned()))
-}
-
-/// Pieces without the empty ones; neighbours of one kind are one.
-fn joined<'a>(pieces: impl Iterator<Item = (&'a str, bool)>) -> Vec<(String, bool)> {
-    let mut all: Vec<(String, bool)> = Vec::new();
-    for (piece, said) in pieces.filter(|(piece, _)| !piece.is_empty()) {
-        match all.last_mut() {
-            Some((last, of)) if *of == said => last.push_str(piece),
-            _ => all.push((piece.to_owned(), said)),
-        }
-    }
-    all
 }
 
 fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
@@ -395,6 +324,12 @@ mod tests {
     }
 
     #[test]
+    fn tools_are_none_and_none_is_not_iterable() {
+        let template = "{{ tools is defined }}{{ tools is none }}{{ documents is none }}{{ tools is iterable }}{{ messages is iterable }}";
+        assert_eq!(render(template, &[]).unwrap(), "TrueTrueTrueFalseTrue");
+    }
+
+    #[test]
     fn json_is_pythons() {
         assert_eq!(
             render("{{ messages | tojson }}", &[Message::user("<é>")]).unwrap(),
@@ -407,51 +342,6 @@ mod tests {
     fn generation_tags_write_nothing() {
         let template = "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%} {% endfor %}";
         assert_eq!(render(template, &[Message::user("a")]).unwrap(), "a");
-    }
-
-    fn conversation() -> [Message; 4] {
-        [Message::user("a"), Message::assistant("b"), Message::user("c"), Message::assistant("d")]
-    }
-
-    fn pieces(template: &str, messages: &[Message]) -> Vec<(String, bool)> {
-        ChatTemplate::new(template).unwrap().render_turns(messages).unwrap()
-    }
-
-    fn expected(pieces: &[(&str, bool)]) -> Vec<(String, bool)> {
-        pieces.iter().map(|(text, said)| ((*text).to_owned(), *said)).collect()
-    }
-
-    #[test]
-    fn every_turn_of_the_assistant_is_its_own_piece() {
-        let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
-        assert_eq!(
-            pieces(template, &conversation()),
-            expected(&[
-                ("<user>a</><assistant>", false),
-                ("b</>", true),
-                ("<user>c</><assistant>", false),
-                ("d</>", true)
-            ])
-        );
-        // A template that takes earlier answers away cannot be cut so.
-        let forgetful = "{% for m in messages %}{% if loop.last or m.role == 'user' %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
-        let error = ChatTemplate::new(forgetful)
-            .unwrap()
-            .render_turns(&conversation())
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("differently once others follow"), "{error}");
-    }
-
-    #[test]
-    fn generation_tags_say_what_the_assistant_says() {
-        let template = "{%- for m in messages %}\n    {%- if m.role == 'user' %}\n<u>{{ m.content }}\n    {%- else %}\n<a>\n        {% generation %}\n{{ m.content }}</a>\n        {% endgeneration %}\n    {%- endif %}\n{%- endfor %}";
-        let found = pieces(template, &conversation());
-        let whole: String = found.iter().map(|(text, _)| text.as_str()).collect();
-        assert_eq!(whole, render(template, &conversation()).unwrap());
-        let said: Vec<&str> =
-            found.iter().filter(|(_, said)| *said).map(|(text, _)| text.as_str()).collect();
-        assert_eq!(said, ["b</a>\n", "d</a>\n"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! compared with Python's.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value as Json;
@@ -45,6 +46,14 @@ pub struct Tokenizer {
     unk: Option<u32>,
 }
 
+/// A token of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) id: u32,
+    /// The bytes of the text that it stands for.
+    pub(crate) bytes: Range<usize>,
+}
+
 impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes.
     ///
@@ -64,11 +73,16 @@ impl Tokenizer {
     /// When the file cannot be read or is no tokenizer.
     pub fn from_file(path: &Path, config: &Json) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| Error::Corrupt {
+        let corrupt = |error: tokenizers::Error| Error::Corrupt {
             path: path.to_owned(),
             at: "the tokenizer".to_owned(),
             reason: error.to_string(),
-        })?;
+        };
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(corrupt)?;
+        // A file keeps what the last call in Python asked for; `transformers` sets both anew at
+        // every call, and here batches are cut and filled after tokenisation.
+        inner.with_truncation(None).map_err(corrupt)?;
+        inner.with_padding(None);
         let id = |name: &str| {
             let token = config.get(name)?;
             // Either the text itself, or an object that holds it.
@@ -86,6 +100,19 @@ impl Tokenizer {
     /// When the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec())
+    }
+
+    /// Tokens of `text` with their places in it. `add_special_tokens` adds what
+    /// [`Tokenizer::encode_with_special_tokens`] adds; these tokens hold no bytes of the text.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub(crate) fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<Token>> {
+        let encoding = self.inner.encode(text, add_special_tokens).map_err(refused)?;
+        let first = self.prefix.filter(|_| add_special_tokens).map(|id| Token { id, bytes: 0..0 });
+        let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
+        let tokens = tokens.map(|(id, (start, end))| Token { id: *id, bytes: *start..*end });
+        Ok(first.into_iter().chain(tokens).collect())
     }
 
     /// Token ids of `text`, with those that the tokenizer adds to a text of its own, such as a

@@ -16,16 +16,10 @@ const BY_PATH: &[&str] = &[
     "safetensors::SafeTensorError",
     "tunebook_hub::Error",
     "tunebook_models::Family",
-    "tunebook_models::Format",
-    "tunebook_models::Front",
-    "tunebook_models::Joint",
     "tunebook_models::LoraUpdate",
-    "tunebook_models::Matrix",
-    "tunebook_models::Past",
     "tunebook_models::Positions",
     "tunebook_models::Slot",
     "tunebook_models::Weight",
-    "tunebook_tune::Span",
 ];
 
 /// The prelude and what it exports.

@@ -131,3 +131,53 @@ fn a_run_s_log_is_a_frame() -> Result<(), Box<dyn std::error::Error>> {
     assert!(figure.svg().contains("learning rate") && figure.svg().contains(">0.01<"));
     Ok(())
 }
+
+/// What `see` shows and what training trains on are one: a system message of its own, turns of
+/// weight 0 without a loss, and plain texts as they stand.
+#[test]
+fn rows_are_trained_as_the_model_is_asked() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, rows: &str| -> std::io::Result<String> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, rows)?;
+        Ok(path.display().to_string())
+    };
+    let chats = Dataset::read(&file(
+        "chats.jsonl",
+        "{\"messages\": [{\"role\": \"system\", \"content\": \"Yo.\"}, {\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}
+{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"weight\": 0}, {\"role\": \"user\", \"content\": \"c\"}, {\"role\": \"assistant\", \"content\": \"d\"}]}\n",
+    )?)?;
+    let rendered = "<|im_start|>user\na<|im_end|>\n";
+    let texts = Dataset::read(&file(
+        "texts.jsonl",
+        &format!("{}\n", serde_json::json!({"text": rendered})),
+    )?)?;
+    let examples = [chats.examples(), texts.examples()].concat();
+    let expected = [
+        Example::conversation(vec![
+            Message::system("Yo."),
+            Message::user("a"),
+            Message::assistant("b"),
+        ]),
+        Example::conversation(vec![
+            Message::user("a"),
+            Message::assistant("b").untrained(),
+            Message::user("c"),
+            Message::assistant("d"),
+        ]),
+        Example::text(rendered),
+    ];
+    assert_eq!(examples, expected);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lora_tiny/model");
+    let model = Model::load(path, &Device::Cpu)?;
+    let args = TrainingArgs { max_length: Some(64), ..TrainingArgs::default() };
+    let set = Trainer::new(&model, &args).tokenize(&examples)?;
+    for row in &set.examples {
+        let seen = model.see_example(&examples[row.row], 64)?;
+        let shown = seen.tokens.iter().filter(|token| !token.cut);
+        let shown: Vec<(u32, bool)> = shown.map(|token| (token.id, token.trained)).collect();
+        let trained = row.ids.iter().zip(&row.labels).map(|(id, label)| (*id, *label >= 0));
+        assert_eq!(shown, trained.collect::<Vec<_>>());
+    }
+    Ok(())
+}

@@ -1,8 +1,7 @@
-//! From examples to batches: chat template, token ids, completion-only labels, truncation,
-//! shuffling, padding and the shift.
+//! From examples to batches: token ids with labels, truncation, shuffling, padding and the shift.
 //!
-//! Only the completion bears a loss, as in TRL's prompt/completion data: the labels of the prompt
-//! and of the padding are [`IGNORE`]. Rows are padded on the right; attention is causal and every
+//! Of a conversation only the assistant's turns bear a loss, of a text all of it: the labels of
+//! everything else and of the padding are [`IGNORE`]. Rows are padded on the right; attention is causal and every
 //! row stands alone, so neither padding nor another row can change a token's loss. The shift
 //! (position i is labelled with token i + 1) happens in [`Batch::new`] and nowhere else.
 
@@ -11,43 +10,38 @@ pub mod tokenize;
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use tunebook_models::Message;
+use tunebook_models::{Message, TokenizedText};
 use tunebook_ops::IGNORE;
 
 use crate::error::{Error, Result};
 
-/// One training example: a pair, whose completion is trained on, or a conversation, of which every
-/// turn of the assistant is.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Example {
-    /// What the user says.
-    pub prompt: String,
-    /// What the model shall answer.
-    pub completion: String,
-    /// The whole conversation, instead of prompt and completion; empty for a pair.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub conversation: Vec<Message>,
+/// One training example.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Example {
+    /// A conversation, rendered by the model's chat template. Every turn of the assistant is
+    /// trained on, unless [`Message::train`] is `false`.
+    Conversation(Vec<Message>),
+    /// A text without roles, such as a conversation that is rendered already, or prose to go on
+    /// pretraining with. All of it is trained on.
+    Text(String),
 }
 
 impl Example {
-    /// A pair.
+    /// A question and its answer: one turn of the user, one of the assistant.
     pub fn new(prompt: impl Into<String>, completion: impl Into<String>) -> Self {
-        Self { prompt: prompt.into(), completion: completion.into(), conversation: Vec::new() }
+        Self::Conversation(vec![Message::user(prompt), Message::assistant(completion)])
     }
 
-    /// A conversation of several turns.
+    /// A conversation.
     pub fn conversation(messages: Vec<Message>) -> Self {
-        Self { conversation: messages, ..Self::default() }
+        Self::Conversation(messages)
     }
-}
 
-/// A stretch of an example's tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
-    /// Its token ids.
-    pub ids: Vec<u32>,
-    /// Whether the model shall say them: they bear a loss.
-    pub said: bool,
+    /// A text, trained on as it stands.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into())
+    }
 }
 
 /// One example as token ids.
@@ -55,10 +49,10 @@ pub struct Span {
 pub struct TokenizedExample {
     /// Which example of its set it was, counted from 0.
     pub row: usize,
-    /// Prompt, completion and the template's tokens around them.
+    /// The whole example's ids, the template's tokens included.
     pub ids: Vec<u32>,
-    /// One label for each id, not shifted: the id itself in what the model shall say, [`IGNORE`] in
-    /// what it is shown.
+    /// One label for each id, not shifted: the id itself where the model is trained to say it, else
+    /// [`IGNORE`].
     pub labels: Vec<i64>,
 }
 
@@ -69,8 +63,8 @@ impl TokenizedExample {
     }
 }
 
-/// An example's ids, given its row: what the model is shown and what it shall say, in their order.
-pub type Encode<'a> = dyn Fn(usize, &Example) -> Result<Vec<Span>> + 'a;
+/// An example's ids and loss mask, given its row.
+pub type Tokenize<'a> = dyn Fn(usize, &Example) -> Result<TokenizedText> + 'a;
 
 /// A set of examples as token ids, and what was lost on the way.
 #[derive(Debug, Clone, Default)]
@@ -88,13 +82,13 @@ impl TokenizedSet {
     ///
     /// # Errors
     /// No example; a `max_length` above `context`; examples longer than `context` while
-    /// `max_length` is `None`; no token that bears a loss; what `encode` fails with.
+    /// `max_length` is `None`; no token that bears a loss; what `tokenize` fails with.
     pub fn new(
         set: &'static str,
         examples: &[Example],
         context: usize,
         max_length: Option<usize>,
-        encode: &Encode<'_>,
+        tokenize: &Tokenize<'_>,
     ) -> Result<Self> {
         if examples.is_empty() {
             return Err(Error::NoExamples { set });
@@ -110,13 +104,12 @@ impl TokenizedSet {
         let mut tokenized = Self::default();
         let (mut longer, mut longest) = (0, (0, 0));
         for (row, example) in examples.iter().enumerate() {
-            let (mut ids, mut labels) = (Vec::new(), Vec::new());
-            for span in encode(row, example)? {
-                labels.extend(
-                    span.ids.iter().map(|id| if span.said { i64::from(*id) } else { IGNORE }),
-                );
-                ids.extend(span.ids);
-            }
+            let TokenizedText { mut ids, loss_mask } = tokenize(row, example)?;
+            let label = |(id, bears_loss): (&u32, bool)| match bears_loss {
+                true => i64::from(*id),
+                false => IGNORE,
+            };
+            let mut labels: Vec<i64> = ids.iter().zip(loss_mask).map(label).collect();
             if ids.len() > limit {
                 longer += 1;
                 if ids.len() > longest.1 {
@@ -238,14 +231,14 @@ mod tests {
     use super::*;
 
     /// One id per byte; the completion ends in 0.
-    fn bytes(_: usize, example: &Example) -> Result<Vec<Span>> {
-        let ids = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
-        let mut completion = ids(&example.completion);
-        completion.push(0);
-        Ok(vec![
-            Span { ids: ids(&example.prompt), said: false },
-            Span { ids: completion, said: true },
-        ])
+    fn bytes(_: usize, example: &Example) -> Result<TokenizedText> {
+        let Example::Conversation(messages) = example else { unreachable!() };
+        let [prompt, completion] = &messages[..] else { unreachable!() };
+        let prompt = prompt.content.bytes();
+        let loss_mask = prompt.clone().map(|_| false);
+        let loss_mask = loss_mask.chain(completion.content.bytes().map(|_| true)).chain([true]);
+        let ids = prompt.chain(completion.content.bytes()).chain([0]);
+        Ok(TokenizedText { ids: ids.map(u32::from).collect(), loss_mask: loss_mask.collect() })
     }
 
     fn set(

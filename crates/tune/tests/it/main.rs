@@ -27,5 +27,6 @@ mod smollm;
 mod strategies;
 mod summary;
 mod tiny;
+mod tokens;
 mod training;
 mod virtual_tokens;
