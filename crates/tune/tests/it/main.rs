@@ -12,6 +12,7 @@ mod bottleneck;
 mod checkpoints;
 mod common;
 mod composed;
+mod concurrent;
 mod curves;
 mod files;
 mod fp16;
