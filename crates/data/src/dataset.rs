@@ -14,12 +14,12 @@ use crate::read::shape::RowShape;
 use crate::read::table::{Reject, rejected_frame};
 use crate::text::{counted, excerpt};
 
-/// One pair.
+/// A pair of a prompt and a completion.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
-    /// What the model is asked.
+    /// The text that the model is given.
     pub prompt: String,
-    /// What it should answer.
+    /// The text that it is trained to answer.
     pub completion: String,
 }
 
@@ -41,7 +41,7 @@ pub struct Dataset {
     cleaning: Option<Arc<Cleaned>>,
 }
 
-/// What [`Dataset::clean`] leaves beside the rows that stay.
+/// The report of [`Dataset::clean`] and the rows that it dropped.
 struct Cleaned {
     report: CleanReport,
     dropped: DataFrame,
@@ -132,7 +132,7 @@ impl Dataset {
         self.len() == 0
     }
 
-    /// Where the rows came from: the file's path as given.
+    /// The source of the rows: the path of the file as given.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -146,7 +146,7 @@ impl Dataset {
         &self.frame
     }
 
-    /// How the rows of the file became pairs.
+    /// The shape of the rows in the file.
     pub fn shape(&self) -> &RowShape {
         &self.shape
     }
@@ -240,7 +240,7 @@ impl Dataset {
         Ok(self.with_frame(self.frame.take(&indices)?))
     }
 
-    /// What the cleaning changed and dropped, step by step. Empty for a set that was not cleaned.
+    /// The report of the cleaning, step by step. Empty for a set that was not cleaned.
     pub fn report(&self) -> CleanReport {
         match &self.cleaning {
             Some(cleaned) => cleaned.report.clone(),
@@ -264,8 +264,8 @@ impl Dataset {
         keys.len()
     }
 
-    /// What tells rows apart: the prompts, or the completions where the prompt is empty, as in
-    /// plain text.
+    /// The texts that identify rows: the prompts, or the completions where the prompt is empty, as
+    /// in plain text.
     pub(crate) fn id_texts(&self) -> impl Iterator<Item = &str> {
         self.pairs().map(|(prompt, completion)| if prompt.is_empty() { completion } else { prompt })
     }

@@ -1,13 +1,15 @@
-//! From a file of prompt/completion pairs to a set one can train on and trust.
+//! Data sets for fine-tuning: reading, cleaning, profiling, splitting and writing.
 //!
 //! - [`Dataset`]: a polars frame with the text columns `prompt` and `completion`, read from JSONL,
 //!   JSON, CSV, Parquet, text files and the Hugging Face hub ([`Dataset::read`]). Rows that cannot
 //!   be used are kept aside with file, line and the reason.
-//! - [`Cleaning`]: named steps in order; each says what it changed and dropped
+//! - [`Cleaning`]: named steps in order, with a report of the changed and dropped rows
 //!   ([`Dataset::report`]).
 //! - [`Split`]: a hold-out by hash, which appended rows never reshuffle; [`Splits::audit`] looks
 //!   for leaks.
-//! - [`Profile`]: what is in a set, before one trusts it.
+//! - [`Profile`]: lengths, languages, duplicates, markup and personal data of a set.
+//! - [`TrainingText`]: the conversation or text of each row for training
+//!   ([`Dataset::conversations`]).
 //!
 //! ```
 //! use tunebook_data::{Cleaning, Dataset, Split};

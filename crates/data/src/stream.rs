@@ -1,7 +1,7 @@
 //! Files larger than memory: rows are read, cleaned, compared and written a block at a time.
 //!
-//! What is kept of all rows is a hash of each (8 bytes, in a set), so 100 million rows need about
-//! two gigabytes and 10 million a tenth of that; the profile's hashes go to temporary files.
+//! To find duplicates, one hash of 8 bytes is kept of each row: 100 million rows need about 2 GB of
+//! memory. The hashes of a profile go to temporary files.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -49,11 +49,11 @@ pub struct Scan {
     cleaning: Cleaning,
 }
 
-/// What was written by [`Scan::split_into`].
+/// The result of [`Scan::split_into`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Streamed {
-    /// What the cleaning did.
+    /// The report of the cleaning.
     pub report: CleanReport,
     /// Rows in `train.jsonl`.
     pub train_rows: usize,
@@ -113,8 +113,12 @@ impl Scan {
             };
             if !fits {
                 let problem = match step {
-                    CleaningStep::DropDuplicates => "expected it as the last step of a scan".to_owned(),
-                    _ => "it compares all rows, which a scan never holds: write the rows that remain and clean those".to_owned(),
+                    CleaningStep::DropDuplicates => {
+                        "expected it as the last step of a scan".to_owned()
+                    }
+                    _ => "it compares all rows, which a scan never holds: \
+                          write the rows that remain and clean those"
+                        .to_owned(),
                 };
                 return Err(DataError::Step { step: step.name(), problem });
             }
@@ -122,7 +126,7 @@ impl Scan {
         Ok(scan)
     }
 
-    /// What is in the files, before any cleaning.
+    /// The profile of the files, before any cleaning.
     ///
     /// # Errors
     /// As [`Dataset::read`]; a temporary file cannot be written.

@@ -9,7 +9,7 @@ use crate::text::to_fixpoint;
 const PROSE: [&str; 6] = ["", "text", "txt", "plaintext", "markdown", "md"];
 
 /// Removes stray backticks: single ones without a partner, pairs around ordinary words, fences
-/// around prose. Spans and fenced blocks that look like code keep theirs.
+/// around prose. Spans and fenced blocks that look like code keep their marks.
 pub(crate) fn strip(text: &str) -> Cow<'_, str> {
     if !text.contains('`') {
         return Cow::Borrowed(text);
@@ -122,7 +122,7 @@ fn strip_spans(text: &str) -> String {
     out
 }
 
-/// Where the run of exactly `ticks` backticks starts that closes a span.
+/// The start of the run of exactly `ticks` backticks that closes a span.
 fn closing_run(text: &str, ticks: usize) -> Option<usize> {
     let text = &text[..text.find("\n\n").unwrap_or(text.len())];
     let mut at = 0;

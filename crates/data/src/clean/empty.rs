@@ -2,8 +2,8 @@
 
 use crate::clean::rows::{CleaningRows, Drops};
 
-/// The rows that are empty: in a set of plain texts those without a text, else those that lack the
-/// prompt or the completion.
+/// The empty rows: of plain texts the rows without a text, else the rows without a prompt or a
+/// completion.
 pub(crate) fn drops(rows: &CleaningRows<'_>) -> Drops {
     let empty = |text: &str| text.chars().all(char::is_whitespace);
     let reason = |row: usize| match (empty(&rows.prompts[row]), empty(&rows.completions[row])) {

@@ -84,7 +84,7 @@ pub(crate) fn to_text(text: &str) -> Cow<'_, str> {
     to_fixpoint(text, strip_once)
 }
 
-/// Whether [`to_text`] would change `text`, told apart by what it finds: (tags or comments,
+/// Whether [`to_text`] would change `text`, by the kind of markup: (tags or comments,
 /// entities).
 pub(crate) fn markup(text: &str) -> (bool, bool) {
     let tags = memchr::memchr_iter(b'<', text.as_bytes()).any(|at| token(&text[at..]).is_some());

@@ -3,14 +3,13 @@
 
 use whatlang::{Lang, detect};
 
-/// Shorter texts have too few letters to tell.
+/// Fewer letters are too few for a detection.
 const MIN_CHARS: usize = 24;
-/// With this confidence 7 of 4,236 customers' messages (banking77, all English) were taken for
-/// another language; with whatlang's own bound for "reliable" (0.9) none was, but a fifth fewer
-/// could be told.
+/// The least confidence of a detection. whatlang's own bound, 0.9, detects the language of a fifth
+/// fewer of short messages (docs/measurements.md).
 const MIN_CONFIDENCE: f64 = 0.7;
 
-/// The ISO 639-3 code of the language, if the text is long and plain enough to tell.
+/// The ISO 639-3 code of the language, if the text is long and clear enough for a detection.
 pub(crate) fn of(text: &str) -> Option<&'static str> {
     // A long text tells its language in its first few thousand letters.
     let end = text.char_indices().nth(2000).map_or(text.len(), |(at, _)| at);

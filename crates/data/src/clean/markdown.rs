@@ -1,4 +1,4 @@
-//! Markdown: taken out where plain text is wanted, or in one spelling where it is meant.
+//! Markdown: removed where plain text is wanted, or brought into one spelling.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -32,7 +32,7 @@ static STRUCK: LazyLock<Regex> = LazyLock::new(|| regex(r"~~([^~\n]+)~~"));
 static BULLET: LazyLock<Regex> = LazyLock::new(|| regex(r"^([ \t]*)[*+•‣◦][ \t]+"));
 static TIGHT_HEADING: LazyLock<Regex> = LazyLock::new(|| regex(r"^(#{1,6})([^\s#])"));
 
-/// What counts as markup of this kind.
+/// The markup of this kind.
 const MARKS: [char; 8] = ['#', '>', '*', '_', '[', '~', '-', '|'];
 
 /// Plain text: headings, quotes, rules, emphasis and links lose their marks; list items keep their

@@ -1,6 +1,6 @@
-//! Cleaning: named steps in order, each of which says what it changed and what it dropped.
+//! Cleaning: named steps in order, with a report of the changed and dropped rows of each.
 //!
-//! Cleaning what is clean changes nothing: the steps are repeated over the rows that they changed
+//! A second cleaning changes nothing: the steps are repeated over the rows that they changed
 //! until none changes any more, so the order in which they stand cannot leave half the work undone.
 
 pub(crate) mod backticks;
@@ -100,14 +100,15 @@ impl Cleaning {
         self.step(CleaningStep::DropDuplicates)
     }
 
-    /// Adds [`CleaningStep::DropNearDuplicates`] at the usual threshold, 0.72; the first of a group stays.
+    /// Adds [`CleaningStep::DropNearDuplicates`] at the usual threshold, 0.72; the first of a group
+    /// stays.
     #[must_use]
     pub fn drop_near_duplicates(self) -> Self {
         self.step(CleaningStep::near_duplicates())
     }
 
-    /// Adds [`CleaningStep::DropNearDuplicates`] with a threshold between 0 and 1, and the row of a group
-    /// that stays.
+    /// Adds [`CleaningStep::DropNearDuplicates`] with a threshold between 0 and 1, and the row of a
+    /// group that stays.
     #[must_use]
     pub fn drop_near_duplicates_at(self, threshold: f64, keep: Survivor) -> Self {
         self.step(CleaningStep::DropNearDuplicates {
@@ -117,8 +118,8 @@ impl Cleaning {
         })
     }
 
-    /// Adds [`CleaningStep::DropNearDuplicates`] with the shingles that are compared: `Shingles::Words(5)`
-    /// for long documents.
+    /// Adds [`CleaningStep::DropNearDuplicates`] with the shingles that are compared:
+    /// `Shingles::Words(5)` for long documents.
     #[must_use]
     pub fn drop_near_duplicates_by(
         self,
@@ -185,8 +186,8 @@ impl Cleaning {
         })
     }
 
-    /// Adds [`CleaningStep::DropLowQuality`]: [`Quality::gopher`], [`Quality::fineweb`], [`Quality::pairs`]
-    /// or bounds of your own.
+    /// Adds [`CleaningStep::DropLowQuality`]: [`Quality::gopher`], [`Quality::fineweb`],
+    /// [`Quality::pairs`] or bounds of your own.
     #[must_use]
     pub fn drop_low_quality(self, rules: Quality) -> Self {
         self.step(CleaningStep::DropLowQuality(rules))

@@ -2,7 +2,7 @@
 //!
 //! The idea is ftfy's (Speer 2019): a run of characters that would be valid UTF-8 if they were
 //! bytes again is hardly ever meant. Where a pair of letters can be meant (`É®`, `Ä“`), it is taken
-//! for mojibake only beside another such run.
+//! for mojibake only next to another such run.
 
 use std::borrow::Cow;
 
@@ -40,7 +40,7 @@ fn repair_once(text: &str) -> Option<String> {
             None => at += text[at..].chars().next().map_or(1, char::len_utf8),
         }
     }
-    // A run that could be meant counts only beside one that could not, or right after another.
+    // A run that could be meant counts only next to one that could not, or right after another.
     let certain = found.iter().any(|run| run.3);
     let keep = |i: usize| {
         let touches =

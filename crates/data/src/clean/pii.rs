@@ -1,4 +1,4 @@
-//! What must not reach a model: addresses, numbers and keys of people.
+//! Personal data and secrets: addresses, account and telephone numbers, keys.
 //!
 //! Patterns find the form; where a number has a check digit (cards, IBANs), it must be right.
 
@@ -62,7 +62,7 @@ impl Pii {
     pub const ALL: [Self; 6] =
         [Self::Key, Self::Email, Self::Iban, Self::Card, Self::Ip, Self::Phone];
 
-    /// What stands in its place.
+    /// The mask, such as `[EMAIL]`.
     pub fn mask(self) -> &'static str {
         match self {
             Self::Key => "[KEY]",

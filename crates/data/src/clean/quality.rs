@@ -1,8 +1,8 @@
-//! Rules that tell text from what only looks like it: those of Gopher and of FineWeb.
+//! Quality rules for texts: the filters of Gopher and of FineWeb.
 //!
 //! Rae et al. 2021, *Scaling Language Models: Methods, Analysis & Insights from Training Gopher*,
 //! table A1; Penedo et al. 2024, *The FineWeb Datasets*. They were made for web pages:
-//! [`Quality::pairs`] leaves out those that a short answer cannot keep.
+//! [`Quality::pairs`] leaves out the rules that a short answer cannot keep.
 
 use std::collections::HashMap;
 
@@ -69,7 +69,7 @@ impl Quality {
         }
     }
 
-    /// Those of both that a good short answer keeps in any language.
+    /// The rules of both that a good short answer keeps in any language.
     pub fn pairs() -> Self {
         Self {
             max_words: Some(100_000),
@@ -176,13 +176,13 @@ impl Quality {
     }
 }
 
-/// Gopher's bounds on what a text says again and again (table A1). Ratios are between 0 and 1.
+/// Gopher's bounds on repetition within a text (table A1). Ratios are between 0 and 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Repetition {
     /// The largest share of lines that stand there before.
     pub max_duplicate_lines: f64,
-    /// The largest share of paragraphs that do.
+    /// The largest share of paragraphs that stand there before.
     pub max_duplicate_paragraphs: f64,
     /// The largest share of characters in the commonest run of 2, 3 and 4 words.
     pub max_top_ngram: [f64; 3],

@@ -14,7 +14,7 @@ pub(crate) const EXAMPLES: usize = 3;
 /// Characters of a text that an example shows.
 const EXAMPLE_CHARS: usize = 280;
 
-/// What a cleaning did.
+/// The report of a cleaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CleanReport {
     /// Rows before.
@@ -27,7 +27,7 @@ pub struct CleanReport {
     pub steps: Vec<StepReport>,
 }
 
-/// What one step did.
+/// The report of one step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// The step.
@@ -36,7 +36,7 @@ pub struct StepReport {
     pub changed: usize,
     /// Rows it dropped.
     pub dropped: usize,
-    /// The first few of them.
+    /// Examples: the first few of these rows.
     pub examples: Vec<Change>,
 }
 
@@ -141,7 +141,7 @@ fn around_the_change(before: &str, after: &str) -> (String, String) {
     (cut(before), cut(after))
 }
 
-/// A row that goes, and why.
+/// A dropped row: its index, the name of the step, and the reason.
 pub(crate) struct DroppedRow {
     pub row: usize,
     pub step: &'static str,

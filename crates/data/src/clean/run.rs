@@ -186,10 +186,10 @@ impl<'s> Progress<'s> {
     }
 }
 
-/// The rows and how far the passes over them are.
+/// The rows, and the state of the passes over them.
 struct Work<'a> {
     rows: CleaningRows<'a>,
-    /// Rows that the pass looks at: those that the pass before changed.
+    /// Rows that the pass looks at: the rows that the pass before changed.
     pending: Vec<bool>,
     /// Rows that any step has changed.
     touched: Vec<bool>,
@@ -285,7 +285,7 @@ impl Work<'_> {
         Ok(chunks.concat())
     }
 
-    /// A step that looks at all rows together; returns those that it changed.
+    /// Runs a step that looks at all rows together; returns the rows that it changed.
     fn of_set(&mut self, report: &mut StepReport) -> Result<Vec<usize>> {
         interrupt::check()?;
         let drops = match &report.step {

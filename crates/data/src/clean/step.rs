@@ -1,4 +1,4 @@
-//! The steps of a cleaning: what each is called, and what it does to a text or a row.
+//! The steps of a cleaning: names, settings, and effects on a text or a row.
 
 use std::borrow::Cow;
 
@@ -42,7 +42,7 @@ pub enum CleaningStep {
     },
     /// Addresses, telephone and card numbers, keys and so on become masks such as `[EMAIL]`.
     MaskPii {
-        /// What is masked.
+        /// The kinds that are masked.
         kinds: Vec<Pii>,
     },
     /// Rows whose prompt or completion is empty are dropped (in a set of plain texts: whose text
@@ -77,7 +77,7 @@ pub enum CleaningStep {
         threshold: f64,
         /// Which one stays.
         keep: Survivor,
-        /// What is compared: runs of 5 characters, unless it is said otherwise.
+        /// The shingles that are compared. The default is runs of 5 characters.
         #[serde(default)]
         shingles: Shingles,
     },
@@ -106,7 +106,7 @@ pub enum Survivor {
 }
 
 impl Survivor {
-    /// What is said of the one that stays.
+    /// The surviving row in words, for the reason of the others.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::First => "the first",
@@ -116,8 +116,8 @@ impl Survivor {
         }
     }
 
-    /// The row that stays of a group, given in the order of the set; `length` is that of a
-    /// completion.
+    /// The surviving row of a group, whose rows are in the order of the set. `length` gives the
+    /// characters of a row's completion.
     pub(crate) fn of(self, rows: &[usize], length: impl Fn(usize) -> usize) -> Option<usize> {
         match self {
             Self::First => rows.first().copied(),
@@ -130,12 +130,12 @@ impl Survivor {
     }
 }
 
-/// A function from text to text; what it does not change it borrows.
+/// A function from text to text; an unchanged text is borrowed.
 pub(crate) type Transform<'s> = Box<dyn for<'t> Fn(&'t str) -> Cow<'t, str> + Send + Sync + 's>;
-/// Why a row goes, from its prompt and completion.
+/// A function from prompt and completion to the reason for dropping the row, if there is one.
 pub(crate) type Verdict<'s> = Box<dyn Fn(&str, &str) -> Option<String> + Send + Sync + 's>;
 
-/// How a step works.
+/// The kinds of steps.
 pub(crate) enum StepKind<'s> {
     /// On each text.
     Text(Transform<'s>),

@@ -9,7 +9,7 @@
 /// Places of a sketch. Many numbers divide it, so that bands of many widths fill it.
 pub(crate) const PLACES: usize = 120;
 
-/// How likely a pair at the threshold may be missed.
+/// The largest probability to miss a pair at the threshold.
 const MISSED: f64 = 0.02;
 
 /// A sketch, and a byte of each place for a first look.

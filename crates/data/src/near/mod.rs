@@ -45,12 +45,12 @@ pub(crate) struct SimilarPair {
     pub similarity: f64,
 }
 
-/// What counts as nearly the same.
+/// The criterion for near-duplicates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Likeness {
     /// The least similarity, above 0 and up to 1.
     pub threshold: f64,
-    /// What is compared.
+    /// The shingles that are compared.
     pub shingles: Shingles,
 }
 
@@ -84,13 +84,13 @@ pub(crate) fn pairs(
     Ok(found)
 }
 
-/// Texts that are nearly the same, taken together.
+/// The clusters of near-duplicates.
 pub(crate) struct Clusters {
     /// For each text the index of the earliest one of its cluster.
     pub of: Vec<usize>,
-    /// The similarities that were looked at on the way, of pairs (earlier, later).
+    /// The similarities of the pairs (earlier, later) that were checked.
     pub known: HashMap<(u32, u32), f64>,
-    /// Whether every candidate was looked at: in a very large bucket some are not.
+    /// Whether every candidate was checked: in a very large bucket some are not.
     pub complete: bool,
 }
 
@@ -441,7 +441,7 @@ mod tests {
             prop_assert!((0.0..=1.0).contains(&similarity(&a, &b)));
         }
 
-        /// Looking only at what may still change the clusters gives those of all pairs.
+        /// Checking only pairs that may still change the clusters gives the clusters of all pairs.
         #[test]
         fn clusters_are_the_groups_of_all_pairs(
             texts in proptest::collection::vec("(red|blue|green|a|tent|parcel|late| ){1,12}", 1..40),

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::key;
 
-/// What a text is cut into before it is compared with others: overlapping runs, case, punctuation
-/// and spaces aside.
+/// The shingles by which texts are compared: overlapping runs of characters or words, case,
+/// punctuation and spaces aside.
 ///
 /// Characters suit prompts and answers: one changed word in a sentence of ten leaves most runs of 5
 /// characters as they were, and no run of 5 words. Words suit documents of a hundred words and
@@ -42,7 +42,7 @@ impl Shingles {
         }
     }
 
-    /// What is wrong with the size, if anything is.
+    /// The error message for a size out of range.
     pub(crate) fn problem(self) -> Option<String> {
         let units = self.units();
         (!(1..=MAX_UNITS).contains(&units)).then(|| {
@@ -133,8 +133,8 @@ impl<'h> Run<'h> {
     }
 }
 
-/// The Jaccard similarity of two sets: what they share over all they have, from 0 to 1. With less
-/// than `least` it may be told too low.
+/// The Jaccard similarity of two sets: what they share over all they have, from 0 to 1. A value
+/// below `least` may be too low.
 pub(crate) fn jaccard(a: &[u32], b: &[u32], least: f64) -> f64 {
     let (mut i, mut j, mut shared) = (0, 0, 0);
     // So many may be missed from here on: s / (a + b - s) >= t means s >= t (a + b) / (1 + t).

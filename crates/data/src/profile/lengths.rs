@@ -1,5 +1,4 @@
-//! How long texts are: exact percentiles from counts, so that any number of rows needs little
-//! memory.
+//! Lengths of texts: exact percentiles from counts, so that any number of rows needs little memory.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +61,7 @@ impl LengthSummary {
         self.counts.iter().map(|(_, count)| count).sum()
     }
 
-    /// How many texts are longer than `limit`.
+    /// The number of texts longer than `limit`.
     pub fn over(&self, limit: usize) -> u64 {
         self.counts
             .iter()

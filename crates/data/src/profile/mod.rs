@@ -1,4 +1,4 @@
-//! What is in a data set, before one trusts it.
+//! The profile of a data set: lengths, languages, duplicates, markup and personal data.
 //!
 //! Rows are counted as they come, so a file larger than memory has a profile, too
 //! ([`Dataset::scan`]).
@@ -23,7 +23,7 @@ use crate::profile::spill::Spill;
 use crate::read::shape::RowShape;
 use crate::text::{counted, excerpt, thousands};
 
-/// The language of every row is told up to this many rows, then of one in [`LANGUAGE_STEP`].
+/// The language of every row is detected up to this many rows, then of one in [`LANGUAGE_STEP`].
 const LANGUAGE_ROWS: usize = 20_000;
 const LANGUAGE_STEP: usize = 32;
 /// Completions that are counted at a time; beyond, those seen once are forgotten.
@@ -56,8 +56,8 @@ pub struct Profile {
     pub duplicates: usize,
     /// Rows whose prompt (case, punctuation and spaces aside) stands with different completions.
     pub conflicting: usize,
-    /// Languages by their ISO 639-3 code, the commonest first, and the rows that they were told of;
-    /// "?" where the text is too short.
+    /// Languages by their ISO 639-3 code with their number of rows, the commonest first; "?" stands
+    /// for texts that are too short. Beyond 20,000 rows one row in 32 counts.
     pub languages: Vec<(String, usize)>,
     /// HTML tags or comments.
     pub html_tags: usize,
@@ -109,7 +109,7 @@ pub struct Profile {
 pub struct WorstRow {
     /// Its index.
     pub row: usize,
-    /// What was found.
+    /// The flaws, in words.
     pub flaws: Vec<String>,
     /// The beginning of its prompt.
     pub prompt: String,
@@ -118,7 +118,7 @@ pub struct WorstRow {
 }
 
 impl Dataset {
-    /// What is in the set: lengths, languages, duplicates, markup, personal data, the worst rows.
+    /// The profile: lengths, languages, duplicates, markup, personal data, and the worst rows.
     pub fn profile(&self) -> Profile {
         // It can fail only where keys of very many rows do not fit on the disk.
         Profile::of(self, None, None).unwrap_or_default()
@@ -138,7 +138,7 @@ impl Dataset {
     }
 }
 
-/// What is found in one row.
+/// The findings of one row.
 struct Found {
     exact: u64,
     words: u64,
@@ -151,7 +151,7 @@ struct Found {
     language: Option<&'static str>,
 }
 
-/// The flaws of a row, in the order of [`Found::flaws`], and how they are called. The first ones
+/// The names of the flaws, in the order of [`Found::flaws`]. The first ones
 /// weigh as flaws; what stands after them may be meant.
 const FLAWS: [&str; 16] = [
     "empty",
@@ -409,7 +409,7 @@ impl Profile {
         tally.finish(tokens.is_some(), context_tokens)
     }
 
-    /// What was looked for, how many rows have it, and what to do about it.
+    /// Every finding as (name, rows that have it, remedy).
     pub fn findings(&self) -> Vec<(&'static str, usize, &'static str)> {
         let long = match (&self.tokens, self.context_tokens) {
             (Some(tokens), Some(context)) => tokens.over(context) as usize,

@@ -14,7 +14,7 @@ use crate::read::fields::Field;
 use crate::read::shape::RowShape;
 use crate::read::table::Part;
 
-/// What may stand between fields.
+/// The delimiters that may stand between fields.
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 /// Bytes looked at again after quotes without a partner, in multiples of the file; then the rest is
 /// kept aside.
@@ -24,7 +24,7 @@ const CHUNK_ROWS: usize = 4096;
 
 /// A field, and whether it was quoted.
 type RawField<'a> = (Cow<'a, [u8]>, bool);
-/// The text of a quoted field and where the file goes on; or what is wrong, and where.
+/// The text of a quoted field and the offset after it; or the error and its offset.
 type Quoted<'a> = Result<(Cow<'a, [u8]>, usize), (String, usize)>;
 
 /// A record: where it starts, and its fields.

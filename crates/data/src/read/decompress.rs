@@ -18,18 +18,18 @@ const BOMB_RATIO: u64 = 200;
 /// A file's plain bytes.
 pub(crate) struct PlainBytes {
     reader: Box<dyn Read + Send>,
-    /// What went wrong while decompressing: the bytes up to there are good.
+    /// The error of the decompression: the bytes before it are good.
     damage: Arc<Mutex<Option<String>>>,
     compression: Option<&'static str>,
 }
 
 impl PlainBytes {
-    /// What the file was compressed with.
+    /// The compression of the file.
     pub(crate) fn compression(&self) -> Option<&'static str> {
         self.compression
     }
 
-    /// Why the bytes ended early, if they did.
+    /// The error that ended the bytes early, if there was one.
     pub(crate) fn damage(&self) -> Option<String> {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -32,7 +32,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// What a value is, in words.
+/// The type of a value, in words.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -7,7 +7,7 @@ use tunebook_hub::{Hub, Kind};
 use crate::error::{DataError, Result};
 use crate::read::input::{Format, Input, KINDS, is_below, matcher};
 
-/// The files of `owner/name` or `owner/name@revision` that hold rows; what is in the cache is not
+/// The files of `owner/name` or `owner/name@revision` that hold rows; files in the cache are not
 /// fetched again.
 pub(crate) fn fetch(id: &str, files: Option<&str>) -> Result<Vec<Input>> {
     fetch_from(&Hub::from_env(), id, files)
@@ -32,8 +32,8 @@ fn input(repo: &str, name: &str, path: PathBuf) -> Option<Input> {
     Some(Input { path, name: format!("{repo}/{name}"), format })
 }
 
-/// The files that hold rows for training: those that the pattern names; else those with "train" in
-/// their path, of one configuration; else all.
+/// The files that hold rows for training: the files that match the pattern; without a pattern the
+/// files with "train" in their path, of one configuration; without such files all.
 fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec<String>> {
     let problem = |reason: String| DataError::Hub {
         repo: repo.to_owned(),

@@ -6,12 +6,12 @@ use std::path::{Component, Path, PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Input {
     pub path: PathBuf,
-    /// What it is called in messages and in the column `file`.
+    /// The name in messages and in the column `file`.
     pub name: String,
     pub format: Format,
 }
 
-/// What a file is, by its name or its first bytes.
+/// The format of a file, by its name or its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     JsonLines,
@@ -42,7 +42,7 @@ impl Format {
         })
     }
 
-    /// What the file is: its first bytes say more than its name.
+    /// The format by the first bytes, which take precedence over the name.
     pub(crate) fn sniffed(self, start: &[u8]) -> Self {
         if start.starts_with(b"PAR1") {
             return Self::Parquet;
@@ -85,7 +85,7 @@ fn trim_start_blanks(bytes: &[u8]) -> &[u8] {
     &bytes[at..]
 }
 
-/// What the file is, if its first bytes say that it is nothing that can be read, and what to do.
+/// The format and the remedy for a file whose first bytes are of a format that cannot be read.
 pub(crate) fn other_format(start: &[u8]) -> Option<(&'static str, &'static str)> {
     let recode = "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE";
     match start {

@@ -101,7 +101,7 @@ fn parse(elements: &[Element], shape: &mut Option<RowShape>, each: &mut dyn FnMu
     parts.into_iter().for_each(each);
 }
 
-/// Where the text after the last whole element begins: its line, what is wrong, and the text.
+/// The text after the last whole element: its line, the error, and the text.
 type Broken<'a> = Option<(u64, String, &'a [u8])>;
 
 /// The elements of the array whose content starts at `at`; and what comes after the last whole one,
@@ -152,7 +152,7 @@ fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Broken<'_>) {
     }
 }
 
-/// Where the element that starts at `at` ends: at the comma or bracket that follows it.
+/// The end of the element that starts at `at`: the comma or bracket that follows it.
 fn element_end(bytes: &[u8], at: usize) -> Option<usize> {
     let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
     for (offset, &byte) in bytes[at..].iter().enumerate() {

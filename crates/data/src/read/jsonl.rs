@@ -11,7 +11,7 @@ use crate::read::fields::{Fields, kind};
 use crate::read::shape::{Pair, RowShape};
 use crate::read::table::{Part, RAW_BYTES};
 
-/// What one thread parses at a time.
+/// Bytes that one thread parses at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 /// Stands for what was cut from an overlong line. JSON text holds no control characters, so no
 /// parser takes it.
@@ -20,10 +20,10 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 /// Lines that the shape is looked for in.
 const SHAPE_LINES: usize = 1000;
 
-/// How much of a file is held at a time.
+/// The limits on the part of a file in memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// How much of a file is in memory beside the rows themselves.
+    /// Bytes of a file in memory at a time, without the rows made of them.
     pub block: usize,
     /// A longer line is kept aside: it is a broken file, not a pair of texts.
     pub line: usize,
@@ -239,7 +239,7 @@ mod tests {
     }
 
     proptest! {
-        /// Where the blocks are cut makes no difference.
+        /// The borders of the blocks make no difference.
         #[test]
         fn block_borders_do_not_matter(lines in proptest::collection::vec("\\{\"prompt\":\"[a-z\u{e9}]{0,9}\",\"completion\":\"x\"\\}|bad|\r?|", 1..30), block in 1usize..60) {
             let text = lines.join("\n");

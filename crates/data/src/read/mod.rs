@@ -1,4 +1,4 @@
-//! Reading: files of any known kind become one data set, and what cannot be used is kept aside.
+//! Reading: files of any known format become one data set, and unusable rows are kept aside.
 
 pub(crate) mod csv;
 pub(crate) mod decompress;
@@ -33,24 +33,25 @@ use crate::read::table::{Part, Sink, Table, rejected_frame};
 const BAR_BYTES: u64 = 32 << 20;
 /// Formats that are read whole end here.
 const MAX_WHOLE_BYTES: u64 = 8 << 30;
-/// How much of a file is looked at to tell what it is.
+/// Bytes of a file that its format is recognised by.
 const SNIFF_BYTES: usize = 64 << 10;
-/// How to read, where the file does not say it by itself.
+/// The settings of reading.
 ///
 /// ```no_run
 /// use tunebook_data::{Dataset, ReadOptions};
-/// let options = ReadOptions::default().template("{question}\n\n{context}", "{answer}").files("*train*");
+/// let options =
+///     ReadOptions::default().template("{question}\n\n{context}", "{answer}").files("*train*");
 /// let dataset = Dataset::read_with("some/folder", &options)?;
 /// # Ok::<(), tunebook_data::DataError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReadOptions {
-    /// How rows become pairs; recognised by itself when it is `None`.
+    /// The shape of the rows. The default is `None`: the shape is recognised.
     pub shape: Option<RowShape>,
     /// Which files of a folder or repository, as a pattern over their paths in it, such as
-    /// `"data/train-*"`. Of a repository those with "train" in their path are read when it is
-    /// `None`, if there are any.
+    /// `"data/train-*"`. The default is `None`: all files of a folder, and of a repository the
+    /// files with "train" in their path, if there are any.
     pub files: Option<String>,
 }
 
@@ -103,10 +104,10 @@ impl Dataset {
     /// Reads a file, a folder, a pattern such as `data/*.jsonl.gz`, or a data set of the Hugging
     /// Face hub (`owner/name`).
     ///
-    /// JSONL, JSON, CSV and Parquet are told apart by their content and name, gzip and Zstandard by
-    /// their content; a folder of text files gives a row for each. How the rows become pairs is
-    /// recognised by the names of their fields ([`RowShape`]). Further fields become further columns
-    /// (numbers and booleans as such, lists and objects as JSON text).
+    /// JSONL, JSON, CSV and Parquet are recognised by content and name, gzip and Zstandard by
+    /// content; a folder of text files gives a row for each. How the rows become pairs is
+    /// recognised by the names of their fields ([`RowShape`]). Further fields become further
+    /// columns (numbers and booleans as such, lists and objects as JSON text).
     ///
     /// A row that cannot be used (not UTF-8, not JSON, a field missing or not a text, too many
     /// fields …) does not stop the reading: it is kept in [`Dataset::rejected`] with its file, line

@@ -17,7 +17,7 @@ use crate::read::table::Part;
 const CHUNK_ROWS: usize = 4096;
 const MAGIC: &[u8; 4] = b"PAR1";
 
-/// What a file holds.
+/// The frame in a file.
 pub(crate) fn read_file(mut file: File) -> Result<DataFrame, String> {
     // A file that was cut off has lost its index, which stands at the end.
     let mut end = [0u8; 4];
@@ -31,7 +31,7 @@ pub(crate) fn read_file(mut file: File) -> Result<DataFrame, String> {
     guarded(|| ParquetReader::new(file).finish())
 }
 
-/// What bytes in memory hold.
+/// The frame in bytes in memory.
 pub(crate) fn read_bytes(bytes: Vec<u8>) -> Result<DataFrame, String> {
     if bytes.len() < 12 || !bytes.ends_with(MAGIC) {
         return Err(

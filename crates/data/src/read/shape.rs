@@ -1,4 +1,4 @@
-//! Which columns of a file are the prompt and the completion: the shapes that data sets come in.
+//! The shapes of rows in files: the fields that are the prompt and the completion.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::turn::{Role, Turn, train_flag, turns_json};
 /// A row with more fields than this is compared by sorting.
 const FEW_FIELDS: usize = 16;
 
-/// How the rows of a file become pairs of a prompt and a completion.
+/// The shape of the rows in a file: the fields that become the prompt and the completion.
 ///
 /// [`Dataset::read`](crate::Dataset::read) recognises the shape by the names of the first usable
 /// row's fields, and says which one it took ([`Dataset::shape`](crate::Dataset::shape));
@@ -32,8 +32,10 @@ pub enum RowShape {
     ///
     /// The completion is the last assistant's turn. With one user's turn before it, that is the
     /// prompt; of a longer conversation the earlier turns stand in the prompt, each after the name
-    /// of its role, and the column `messages` keeps the turns themselves: those are what a model is
-    /// trained on. A system message goes into the column `system`.
+    /// of its role, and the column `messages` keeps the turns themselves, which
+    /// [`Dataset::conversations`](crate::Dataset::conversations) gives for training. A system
+    /// message goes into the column `system`. The `weight` (0 or 1) or `train` of a message is
+    /// kept, too.
     Messages,
     /// `conversations`: a list of `{"from", "value"}`, as ShareGPT. Pairs are made as for
     /// [`RowShape::Messages`].
@@ -59,7 +61,7 @@ pub enum RowShape {
     },
 }
 
-/// Pairs of names that mean a prompt and a completion, beside those that have a shape of their own.
+/// Further pairs of names for a prompt and a completion, without a shape of their own.
 const PAIRS: [(&str, &str); 7] = [
     ("query", "response"),
     ("prompt", "response"),
@@ -70,7 +72,7 @@ const PAIRS: [(&str, &str); 7] = [
     ("user", "assistant"),
 ];
 
-/// What a row becomes.
+/// The prompt and completion of a row.
 #[derive(Debug)]
 pub(crate) struct Pair<'a> {
     pub prompt: Cow<'a, str>,

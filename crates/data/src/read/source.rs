@@ -1,4 +1,4 @@
-//! Where rows come from: a file, a folder, a pattern, or a repository of the Hugging Face hub, as a
+//! The source of rows: a file, a folder, a pattern, or a repository of the Hugging Face hub, as a
 //! list of files.
 
 use std::path::{Path, PathBuf};
@@ -7,10 +7,11 @@ use crate::error::{DataError, Result};
 use crate::read::hub;
 use crate::read::input::{Format, Input, KINDS, matcher};
 
-/// How deep a folder is looked through.
+/// The depth to which a folder is searched.
 const MAX_DEPTH: usize = 32;
 
-/// The files that `given` names, in order. `files` chooses among those of a folder or a repository.
+/// The files that `given` names, in order. `files` is a pattern over the files of a folder or a
+/// repository.
 pub(crate) fn find(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
     let text = given.to_string_lossy();
     if let Some(id) = text.strip_prefix("hf://datasets/") {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use polars::prelude::*;
 use serde_json::Value;
 
-use crate::columns::{COMPLETION, PROMPT};
+use crate::columns::{COMPLETION, MESSAGES, PROMPT, SYSTEM, TURNS};
 use crate::error::Result;
 use crate::read::input::Input;
 use crate::read::shape::{Pair, RowShape};
@@ -13,7 +13,7 @@ use crate::read::shape::{Pair, RowShape};
 /// More distinct further keys than this are kept in one column of JSON text: they are ids, not
 /// columns.
 const MAX_COLUMNS: usize = 64;
-/// How much of a line is kept with the reason why it was not used.
+/// Bytes of an unusable line that are kept with the reason.
 pub(crate) const RAW_BYTES: usize = 64 << 10;
 
 /// A line that could not be used.
@@ -25,7 +25,7 @@ pub(crate) struct Reject {
     pub raw: String,
 }
 
-/// What one thread made of its lines.
+/// The rows of the lines of one thread.
 pub(crate) struct Part {
     prompts: StringChunkedBuilder,
     completions: StringChunkedBuilder,
@@ -85,7 +85,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Adds what a thread made; the numbers of its lines are those of the file already.
+    /// Adds the rows of a thread, whose line numbers are those in the file.
     pub(crate) fn push(&mut self, part: Part, file: &str) {
         for (row, key, value) in part.extras {
             let at = match self.places.get(&key) {
@@ -110,9 +110,15 @@ impl Table {
         let rows = self.rows;
         let mut columns =
             vec![joined(self.prompts)?.into_column(), joined(self.completions)?.into_column()];
-        if self.extras.len() > MAX_COLUMNS {
+        let mut extras = self.extras;
+        if extras.len() > MAX_COLUMNS {
+            // A conversation keeps its columns, however many others there are.
+            let (known, others): (Vec<_>, Vec<_>) = extras
+                .into_iter()
+                .partition(|(key, _)| [SYSTEM, TURNS, MESSAGES].contains(&key.as_str()));
+            extras = known;
             let mut objects: Vec<Option<serde_json::Map<String, Value>>> = vec![None; rows];
-            for (key, values) in self.extras {
+            for (key, values) in others {
                 for (row, value) in values {
                     objects[row].get_or_insert_default().insert(key.clone(), value);
                 }
@@ -121,11 +127,8 @@ impl Table {
                 .into_iter()
                 .map(|object| object.map(|object| Value::Object(object).to_string()));
             columns.push(StringChunked::from_iter_options("extra".into(), text).into_column());
-        } else {
-            columns.extend(
-                self.extras.into_iter().map(|(key, values)| typed_column(&key, values, rows)),
-            );
         }
+        columns.extend(extras.into_iter().map(|(key, values)| typed_column(&key, values, rows)));
         Ok(DataFrame::new(rows, columns)?)
     }
 }

@@ -18,7 +18,7 @@ use crate::split::{Partition, Splits};
 use crate::text::{counted, excerpt};
 use crate::{key, near};
 
-/// How a validation row is known from training.
+/// The kinds of overlap between a validation row and the training rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -57,10 +57,10 @@ impl OverlapKind {
     ];
 }
 
-/// A validation row and the training row that gives it away.
+/// A validation row and the training row that it overlaps with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Overlap {
-    /// How the two are alike. Each validation row is counted once, under the first kind that holds.
+    /// The kind. Each validation row is counted once, under the first kind that holds.
     pub kind: OverlapKind,
     /// The row's index in the training side.
     pub train_row: usize,
@@ -80,7 +80,7 @@ pub struct Audit {
     labels: Vec<LabelLeak>,
     train: Dataset,
     validation: Dataset,
-    /// What the second side is called.
+    /// The name of the second side in messages.
     held_out: &'static str,
 }
 
@@ -99,7 +99,7 @@ const LABEL_WORDS: usize = 2;
 const LABEL_CHARS: usize = 10;
 
 impl Dataset {
-    /// Looks for rows of `benchmark`, a set to be judged by later, that this one gives away.
+    /// Searches this set, as training data, for overlaps with the rows of `benchmark`.
     /// [`Audit::repair_train`] takes them out.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl Dataset {
 }
 
 impl Splits {
-    /// Looks for rows of the validation side that the training side gives away.
+    /// Searches the training rows for overlaps with the validation rows.
     ///
     /// # Errors
     /// The user pressed Stop.
@@ -120,7 +120,7 @@ impl Splits {
 }
 
 impl Partition {
-    /// Looks for rows of the test that training or validation give away.
+    /// Searches the training and validation rows for overlaps with the test rows.
     ///
     /// # Errors
     /// The user pressed Stop; columns that do not fit each other.
@@ -229,7 +229,7 @@ impl Audit {
         &self.overlaps
     }
 
-    /// How many validation rows leak in this way.
+    /// The number of validation rows with this kind of overlap.
     pub fn count(&self, kind: OverlapKind) -> usize {
         self.overlaps.iter().filter(|overlap| overlap.kind == kind).count()
     }

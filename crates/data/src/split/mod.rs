@@ -18,10 +18,10 @@ use crate::error::{DataError, Result};
 use crate::text::{counted, excerpt};
 use crate::{key, near};
 
-/// Fewer validation rows than this say little: the loss on them is mostly chance.
+/// With fewer validation rows the validation loss is mostly noise.
 const FEW_ROWS: usize = 30;
 
-/// How to divide a data set.
+/// The settings of a split.
 ///
 /// ```
 /// use tunebook_data::Split;
@@ -78,7 +78,7 @@ impl Split {
         self
     }
 
-    /// Keeps groups of nearly the same prompts on one side, that of the group's earliest row.
+    /// Keeps groups of near-duplicate prompts on one side: the side of the group's earliest row.
     /// Appended rows then move old ones only where they join two groups into one.
     #[must_use]
     pub fn near_duplicates_together(mut self) -> Self {
@@ -293,7 +293,7 @@ impl Split {
         Ok(deciding.into_iter().map(|unit| places[&unit]).collect())
     }
 
-    /// For each row the one that decides for it: the earliest of those that it must stay with.
+    /// For each row the row that decides its side: the earliest row that it must stay with.
     fn deciding(&self, dataset: &Dataset, prompts: &[&str]) -> Result<Vec<usize>> {
         let mut pairs = Vec::new();
         let mut together = |first: usize, second: usize| {
@@ -390,7 +390,7 @@ impl Dataset {
     }
 }
 
-/// Where a row is.
+/// The side that a row is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Train,
@@ -415,11 +415,11 @@ fn column_text(dataset: &Dataset, column: &str, row: usize) -> Result<String> {
 /// The three sides of a split with a test.
 #[derive(Clone)]
 pub struct Partition {
-    /// The rows to learn from.
+    /// The training rows.
     pub train: Dataset,
-    /// The rows held out to choose settings by.
+    /// The validation rows, for the choice of settings.
     pub validation: Dataset,
-    /// The rows held out to report by: looked at once, at the end.
+    /// The test rows, for the final evaluation only.
     pub test: Dataset,
 }
 
@@ -452,14 +452,14 @@ impl fmt::Debug for Partition {
 /// The two sides of a split.
 #[derive(Clone)]
 pub struct Splits {
-    /// The rows to learn from.
+    /// The training rows.
     pub train: Dataset,
-    /// The rows held out to judge by.
+    /// The validation rows.
     pub validation: Dataset,
 }
 
 impl Splits {
-    /// A word of caution when the validation side is too small to judge by.
+    /// A warning when the validation side is too small for a meaningful loss.
     pub fn caution(&self) -> Option<String> {
         (self.validation.len() < FEW_ROWS).then(|| {
             format!(

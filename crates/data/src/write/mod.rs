@@ -170,7 +170,7 @@ pub(crate) fn whole(
     written.map_err(io)
 }
 
-/// A name beside the file, of this process alone.
+/// A temporary name in the folder of the file, unique to this process.
 pub(crate) fn temporary(path: &Path) -> std::path::PathBuf {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));

@@ -38,11 +38,11 @@ const EXAMPLE_KEYS: [&str; 4] = ["messages", "tools", "parallel_tool_calls", "fu
 pub struct OpenAiProblem {
     /// The line, from 1; 0 for the file as a whole.
     pub line: usize,
-    /// What is wrong with it.
+    /// The rule that it breaks.
     pub problem: String,
 }
 
-/// What OpenAI would refuse in a chat fine-tuning file; nothing when it keeps the published rules.
+/// The violations of OpenAI's published rules in a chat fine-tuning file; empty if there is none.
 ///
 /// # Errors
 /// The file cannot be read.

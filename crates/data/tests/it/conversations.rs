@@ -100,7 +100,7 @@ fn turns_without_a_loss_are_told() {
     let path = folder.path().join("b.jsonl");
     clean.write_jsonl(&path).unwrap();
     assert_eq!(Dataset::read(&path).unwrap().conversations(), clean.conversations());
-    let twelve = read(&vec![WEIGHTS; 12].join("\n"));
+    let twelve = read(&[WEIGHTS; 12].join("\n"));
     twelve.write_openai_chat(&path).unwrap();
     let written = std::fs::read_to_string(&path).unwrap();
     assert_eq!(written.matches("\"weight\":0").count(), 12, "{written}");
@@ -125,6 +125,21 @@ fn a_column_of_that_name_that_is_no_conversation_is_none() {
     let options = ReadOptions::default().columns("completion", "prompt");
     let swapped = Dataset::from_frame_with(dataset.frame(), &options).unwrap();
     assert_eq!(turns(&swapped.conversations()[0]), [("user", "b"), ("assistant", "a")]);
+}
+
+/// Fields that become one column of JSON do not take the conversation with them.
+#[test]
+fn a_conversation_beside_very_many_fields_stays_one() {
+    let lines: Vec<String> = (0..80)
+        .map(|n| {
+            let line = WEIGHTS.replacen('{', &format!("{{\"id-{n}\":{n},"), 1);
+            line.replacen('[', r#"[{"role":"system","content":"s"},"#, 1)
+        })
+        .collect();
+    let dataset = read(&lines.join("\n"));
+    assert!(dataset.frame().column("extra").is_ok() && dataset.frame().width() < 10, "{dataset}");
+    let texts = dataset.conversations();
+    assert_eq!((texts.len(), turns(&texts[79]).len()), (80, 5), "{:?}", texts[79]);
 }
 
 #[test]

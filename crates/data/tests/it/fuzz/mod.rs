@@ -9,7 +9,8 @@
 //! A long one:
 //!
 //! ```text
-//! TUNEBOOK_FUZZ_SECS=600 TUNEBOOK_FUZZ_KEEP=1 cargo test --package tunebook-data --test it fuzz -- --nocapture
+//! TUNEBOOK_FUZZ_SECS=600 TUNEBOOK_FUZZ_KEEP=1 \
+//!     cargo test --package tunebook-data --test it fuzz -- --nocapture
 //! ```
 
 mod damage;
