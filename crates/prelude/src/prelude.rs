@@ -26,10 +26,11 @@ pub use tunebook_progress::{
 };
 pub use tunebook_tune::{
     AdaLora, AdapterConfig, AdapterInfo, Adapters, Bias, Bottleneck, BottleneckInit, Callback,
-    EvalRecord, EvalStrategy, Example, Full, FullInfo, FullTuning, Ia3, Lora, LrRange, LrRangeTest,
-    LrScheduler, MixedBatch, Optim, Plan, PrefixInit, PrefixTuning, Preflight, PromptTuning,
-    PromptTuningInit, ReductionFactor, Run, RunLog, SaveStrategy, Schedule, StepRecord, StopReason,
-    TargetModules, TensorBoard, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
+    EvalRecord, EvalStrategy, Example, Fingerprints, Full, FullInfo, FullTuning, Ia3, Lora,
+    LrRange, LrRangeTest, LrScheduler, MeasureResult, Metric, MixedBatch, Optim, Plan, PrefixInit,
+    PrefixTuning, Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog,
+    RunRecord, SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules,
+    TensorBoard, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
 };
 
 pub use crate::compare::side_by_side;

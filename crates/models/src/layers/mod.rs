@@ -122,7 +122,7 @@ impl Weight {
     }
 
     /// What was loaded, as it is kept.
-    pub(crate) fn loaded_matrix(&self) -> Matrix {
+    pub fn loaded_matrix(&self) -> Matrix {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         state.base.as_ref().unwrap_or(&state.values).detach()
     }

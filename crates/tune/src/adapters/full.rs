@@ -166,6 +166,7 @@ impl fmt::Display for FullInfo {
 
 /// The trained weights of a model; freezes them when dropped.
 pub(crate) struct FullWeights {
+    pub(crate) config: Full,
     weights: Vec<Arc<Weight>>,
     pub(crate) parameters: Parameters,
     pub(crate) mode: Arc<Mode>,
@@ -215,7 +216,8 @@ impl FullWeights {
             parameters.push(Parameter { name: weight.name().to_owned(), var, part });
             weights.push(Arc::clone(weight));
         }
-        Ok(Self { weights, parameters: Parameters::new(parameters), mode, version: Arc::default() })
+        let (config, parameters) = (config.clone(), Parameters::new(parameters));
+        Ok(Self { config, weights, parameters, mode, version: Arc::default() })
     }
 }
 

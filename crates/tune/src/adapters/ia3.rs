@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tunebook_models::{Linear, Model, Projection};
 
 use crate::adapters::body::{AdapterTensor, Body};
+use crate::adapters::config::AdapterConfig;
 use crate::adapters::inject::{self, Hooks};
 use crate::adapters::lora::linear::Mode;
 use crate::adapters::target::{Choice, TargetModules};
@@ -146,6 +147,7 @@ impl Projection for Ia3Linear {
 /// (IA)³ as the body of an adapter.
 #[derive(Debug)]
 pub(crate) struct Ia3Body {
+    config: Ia3,
     layers: Vec<Arc<Ia3Linear>>,
 }
 
@@ -172,7 +174,7 @@ impl Ia3Body {
                 mode: Arc::clone(mode),
             }));
         }
-        Ok(Self { layers })
+        Ok(Self { config: config.clone(), layers })
     }
 }
 
@@ -183,6 +185,10 @@ impl Body for Ia3Body {
 
     fn tensors(&self) -> Vec<AdapterTensor> {
         self.layers.iter().map(|layer| AdapterTensor::of_module(&layer.path, L, &layer.l)).collect()
+    }
+
+    fn config(&self) -> AdapterConfig {
+        self.config.clone().into()
     }
 
     fn hooks(&self) -> Hooks {

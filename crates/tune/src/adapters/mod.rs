@@ -16,6 +16,7 @@ pub mod mixed_batch;
 pub mod modules_to_save;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
+pub(crate) mod scheduled;
 pub mod target;
 pub mod weighted;
 
@@ -35,6 +36,7 @@ use crate::adapters::lora::body::LoraBody;
 use crate::adapters::lora::linear::{LoraLinear, Mode};
 use crate::adapters::mixed_batch::MixedBatch;
 use crate::adapters::modules_to_save::OwnWeights;
+use crate::adapters::scheduled::Scheduled;
 use crate::adapters::target::{Choice, TargetModules};
 use crate::adapters::weighted::CombinationType;
 use crate::error::{Error, Result};
@@ -231,7 +233,6 @@ pub(crate) fn thousands(number: usize) -> String {
 #[derive(Debug, Clone)]
 pub(crate) struct Adapter {
     name: String,
-    config: AdapterConfig,
     body: Arc<dyn Body>,
     own: Arc<OwnWeights>,
     pub(crate) mode: Arc<Mode>,
@@ -244,11 +245,15 @@ impl Adapter {
     }
 
     pub(crate) fn description(&self) -> (String, usize) {
-        (self.config.to_string(), self.body.modules().len())
+        (self.config().to_string(), self.body.modules().len())
     }
 
-    pub(crate) fn adalora(&self) -> Option<&AdaLoraBody> {
-        self.body.adalora()
+    pub(crate) fn scheduled(&self, total_steps: usize) -> Option<Box<dyn Scheduled>> {
+        Arc::clone(&self.body).scheduled(total_steps)
+    }
+
+    pub(crate) fn config(&self) -> AdapterConfig {
+        self.body.config()
     }
 
     fn tensors(&self) -> Vec<AdapterTensor> {
@@ -274,7 +279,7 @@ impl Adapter {
         AdapterInfo {
             name: self.name.clone(),
             active,
-            config: self.body.current(&self.config),
+            config: self.config(),
             modules: self.body.modules(),
             trainable_parameters,
             all_parameters: model.parameter_count() + trainable_parameters,
@@ -284,7 +289,7 @@ impl Adapter {
 
     /// As PEFT's files hold it. `all-linear` is written out, as PEFT writes it.
     pub(crate) fn files(&self, model: &Model) -> Result<AdapterFiles> {
-        let (mut config, mut tensors) = self.body.stored(&self.config)?;
+        let (mut config, mut tensors) = self.body.stored()?;
         for tensor in self.own.tensors() {
             tensors.insert(tensor.key.clone(), StoredTensor::of(tensor.var.as_tensor())?);
         }
@@ -297,7 +302,7 @@ impl Adapter {
             let pattern = matches!(target_modules, TargetModules::Pattern(_));
             let blocks = layers_to_transform.as_ref().is_some_and(|blocks| blocks.is_some());
             if *target_modules == TargetModules::all_linear() || pattern && blocks {
-                *target_modules = written_out(model, &modules, &self.config);
+                *target_modules = written_out(model, &modules, &self.config());
                 let whole_paths = matches!(target_modules, TargetModules::Names(names) if names.len() == modules.len());
                 if let Some(blocks) = layers_to_transform.filter(|_| whole_paths) {
                     *blocks = None;
@@ -469,7 +474,7 @@ fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
     let mode = Arc::new(Mode::default());
     let body = body::build(model, &config, &mode)?;
     let own = Arc::new(OwnWeights::new(model, &config, &body.modules())?);
-    Ok(Adapter { name: name.to_owned(), config, body, own, mode, warnings: Vec::new() })
+    Ok(Adapter { name: name.to_owned(), body, own, mode, warnings: Vec::new() })
 }
 
 /// The keys and shapes of all tensors of an adapter of this configuration.
@@ -600,7 +605,7 @@ impl Adapters for Model {
         let mut parts: Vec<(Arc<Adapter>, f64)> = Vec::with_capacity(adapters.len());
         for (of, weight) in adapters {
             let adapter = state.get(of)?;
-            match &adapter.config {
+            match &adapter.config() {
                 AdapterConfig::Lora(lora) if lora.use_dora => {
                     return refuse(
                         format!("`{of}` with DoRA"),
@@ -646,7 +651,8 @@ impl Adapters for Model {
             target_modules: paths.clone().into(),
             ..Default::default()
         };
-        let mut adapter = build(self, name, config.clone().into())?;
+        let target_modules = written_out(self, &paths, &config.clone().into());
+        let adapter = build(self, name, Lora { target_modules, ..config }.into())?;
         for layer in layers(&adapter) {
             let of_layer: Vec<(Arc<LoraLinear>, f64)> = parts
                 .iter()
@@ -662,8 +668,6 @@ impl Adapters for Model {
             layer.lora_a().set(&a)?;
             layer.lora_b().set(&b)?;
         }
-        let target_modules = written_out(self, &paths, &adapter.config);
-        adapter.config = Lora { target_modules, ..config }.into();
         state.add(self, adapter)
     }
 
@@ -674,7 +678,7 @@ impl Adapters for Model {
         let Some(merged) = adapter.body.merged()? else {
             return Err(Error::Config {
                 field: "merge_adapter",
-                value: format!("`{name}`, a {}", adapter.config),
+                value: format!("`{name}`, a {}", adapter.config()),
                 expected: "an adapter that changes weights (LoRA, AdaLoRA, IA3): no weight can take this one up. Use `set_adapter`",
             });
         };

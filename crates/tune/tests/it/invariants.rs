@@ -308,7 +308,7 @@ fn stopped_and_resumed_is_never_stopped() {
         interrupt::reset();
         let model = model();
         let stopped = Trainer::new(&model, &args)
-            .with_callback(Box::new(StopAfter(stop)))
+            .with_callback(StopAfter(stop))
             .fit(&train, &validation)
             .unwrap();
         assert_eq!((stopped.steps.len(), stopped.stopped), (stop, Some(StopReason::Interrupted)));
@@ -334,7 +334,7 @@ fn a_run_goes_on_only_as_itself() {
     let model = tiny();
     model.add_adapter("a", lora()).unwrap();
     let stopped = Trainer::new(&model, &args)
-        .with_callback(Box::new(StopAfter(1)))
+        .with_callback(StopAfter(1))
         .fit(&pairs(9), &[])
         .unwrap();
     interrupt::reset();
@@ -381,7 +381,7 @@ fn records_come_in_order() {
     let seen = |args: TrainingArgs| {
         let seen = Seen::default();
         Trainer::new(&model, &args)
-            .with_callback(Box::new(seen.clone()))
+            .with_callback(seen.clone())
             .fit(&pairs(6), &pairs(2))
             .unwrap();
         seen.0.lock().unwrap().join(", ")
@@ -492,7 +492,7 @@ fn what_was_due_when_stopped_is_done_on_resuming() {
     model.add_adapter("a", lora()).unwrap();
     let trainer = || Trainer::new(&model, &args);
     let stopped =
-        trainer().with_callback(Box::new(StopAfter(2))).fit(&pairs(4), &pairs(2)).unwrap();
+        trainer().with_callback(StopAfter(2))).fit(&pairs(4), &pairs(2).unwrap();
     interrupt::reset();
     assert_eq!((stopped.steps.len(), stopped.evals.len()), (2, 0));
     let resumed = trainer().resume(&stopped, &pairs(4), &pairs(2)).unwrap();
@@ -543,7 +543,7 @@ fn a_log_holds_every_record() {
     let log = tunebook_tune::RunLog::append(path.to_str().unwrap()).unwrap();
     let args = TrainingArgs { epochs: 1, ..Default::default() };
     let run =
-        Trainer::new(&model, &args).with_callback(Box::new(log)).fit(&pairs(8), &pairs(2)).unwrap();
+        Trainer::new(&model, &args).with_callback(log)).fit(&pairs(8), &pairs(2).unwrap();
     let text = std::fs::read_to_string(path).unwrap();
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
