@@ -16,6 +16,7 @@
 //! Rows are whole blocks, so that rows can be permuted, sliced and looked up without touching a
 //! block.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -227,6 +228,24 @@ impl Quantized {
     /// What it takes in memory.
     pub fn bytes(&self) -> u64 {
         (self.format.row_bytes(self.shape[1]) * self.shape[0]) as u64
+    }
+
+    /// The blocks as a file holds them, copied from the device where they are on another than the
+    /// CPU.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn data(&self) -> Result<Cow<'_, [u8]>> {
+        match &self.store {
+            Store::Host(_) => Ok(Cow::Borrowed(self.blocks())),
+            Store::Ggml(blocks) => Ok(Cow::Owned(blocks.data()?.into_owned())),
+            Store::Nf4 { codes, absmax, .. } => {
+                let (codes, absmax) = (codes.to_vec2::<u8>()?, absmax.flatten_all()?.to_vec1()?);
+                let block =
+                    |(codes, absmax): (Vec<u8>, f32)| absmax.to_le_bytes().into_iter().chain(codes);
+                Ok(Cow::Owned(codes.into_iter().zip(absmax).flat_map(block).collect()))
+            }
+        }
     }
 
     /// All values, `[rows, cols]` f32.

@@ -2,7 +2,7 @@
 
 use polars::prelude::{DataFrame, NamedFrom, PolarsResult, Series};
 use tunebook_charts::{Figure, Line, LineChart, format_number};
-use tunebook_tune::{LrRange, Run};
+use tunebook_tune::{LrRange, RunRecord};
 
 /// The log of a run as a frame.
 pub trait History {
@@ -15,7 +15,7 @@ pub trait History {
     fn history(&self) -> PolarsResult<DataFrame>;
 }
 
-impl History for Run {
+impl History for RunRecord {
     fn history(&self) -> PolarsResult<DataFrame> {
         let before = self.evals.iter().any(|eval| eval.step == 0);
         let steps: Vec<_> =

@@ -42,11 +42,11 @@ mod own {
     pub use tunebook_tune::{
         Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,
         BottleneckInit, Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy,
-        Example, Full, FullInfo, FullTuning, Ia3, Lora, LoraInit, LrPoint, LrRange, LrRangeTest,
-        LrScheduler, Measure, MeasureResult, Optim, Plan, PrefixInit, PrefixTuning, Preflight,
-        PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog, SaveStrategy, Schedule,
-        StepRecord, StopReason, TargetModules, TensorBoard, TokenizedExample, TokenizedSet,
-        Trainer, TrainingArgs, TrainingSummary,
+        Example, Fingerprints, Full, FullInfo, FullTuning, Ia3, Lora, LoraInit, LrPoint, LrRange,
+        LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan, PrefixInit, PrefixTuning,
+        Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog, RunRecord,
+        SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules, TensorBoard,
+        TokenizedExample, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
     };
 
     pub use crate::compare::side_by_side;

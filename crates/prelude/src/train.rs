@@ -3,7 +3,7 @@
 use tunebook_charts::{Figure, LossPoint};
 use tunebook_data::{Dataset, Splits, TrainingText, Turn};
 use tunebook_models::Message;
-use tunebook_tune::{Example, Result, Run, Trainer, TrainingSummary};
+use tunebook_tune::{Example, Result, Run, RunRecord, Trainer, TrainingSummary};
 
 use crate::live::Live;
 
@@ -34,7 +34,7 @@ pub trait Train {
 impl Train for Trainer {
     fn train(&self, split: &Splits) -> Result<Run> {
         let (train, validation) = (split.train.examples(), split.validation.examples());
-        self.observed(Box::new(Live::new()), |trainer| trainer.fit(&train, &validation))
+        self.observed(Live::new(), |trainer| trainer.fit(&train, &validation))
     }
 
     fn training_summary(&self, split: &Splits) -> Result<TrainingSummary> {
@@ -43,9 +43,7 @@ impl Train for Trainer {
 
     fn resume_training(&self, run: &Run, split: &Splits) -> Result<Run> {
         let (train, validation) = (split.train.examples(), split.validation.examples());
-        self.observed(Box::new(Live::going_on(run)), |trainer| {
-            trainer.resume(run, &train, &validation)
-        })
+        self.observed(Live::going_on(run), |trainer| trainer.resume(run, &train, &validation))
     }
 }
 
@@ -86,7 +84,7 @@ pub trait LossCurve {
     fn loss_points(&self) -> Vec<LossPoint>;
 }
 
-impl LossCurve for Run {
+impl LossCurve for RunRecord {
     fn loss_curve(&self) -> Figure {
         tunebook_charts::loss_curve(&self.loss_points())
     }

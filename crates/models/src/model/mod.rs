@@ -178,6 +178,16 @@ impl Model {
         Self { view: View::PerText(overlays.into()), ..self.clone() }
     }
 
+    /// A handle on the same weights that keeps the overlay that answers now, whatever the model is
+    /// switched to.
+    #[must_use]
+    pub fn pinned(&self) -> Self {
+        match &self.view {
+            View::Active => self.with_overlay(self.overlay()),
+            View::One(_) | View::PerText(_) => self.clone(),
+        }
+    }
+
     /// A handle on the same weights that answers without any overlay: the base itself.
     #[must_use]
     pub fn base(&self) -> Self {

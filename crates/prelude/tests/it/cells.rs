@@ -118,7 +118,9 @@ fn a_run_s_log_is_a_frame() -> Result<(), Box<dyn std::error::Error>> {
         (0..8).map(|i| Example::new(format!("{i}"), format!("{}", i * 3))).collect();
     let args = TrainingArgs { epochs: 2, eval_on_start: true, ..Default::default() };
     let trainer = Trainer::new(&model, &args)
-        .with_metric("length", Box::new(|model: &Model| Ok(model.num_blocks() as f64)));
+        .with_metric(Metric::higher_is_better("length"), |model: &Model| {
+            Ok(model.num_blocks() as f64)
+        });
     let run = trainer.fit(&pairs, &pairs[..2])?;
     let log = run.history()?;
     assert_eq!(log.height(), 5, "four steps, and the evaluation before them");

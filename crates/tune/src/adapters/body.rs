@@ -20,6 +20,7 @@ use crate::adapters::lora::body::LoraBody;
 use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::prefix_tuning::PrefixBody;
 use crate::adapters::prompt_tuning::PromptBody;
+use crate::adapters::scheduled::Scheduled;
 use crate::adapters::target;
 use crate::error::Result;
 use crate::files::peft::StoredTensor;
@@ -88,21 +89,19 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
     /// A failing operation.
     fn merged(&self) -> Result<Option<Hooks>>;
 
-    /// The configuration as it is now, for a type that changes it in training.
-    fn current(&self, config: &AdapterConfig) -> AdapterConfig {
-        config.clone()
-    }
+    /// Its configuration, as training has left it.
+    fn config(&self) -> AdapterConfig;
 
     /// What its file holds: all tensors as they are, unless the type has more to say.
     ///
     /// # Errors
     /// A failing operation.
-    fn stored(&self, config: &AdapterConfig) -> Result<Stored> {
+    fn stored(&self) -> Result<Stored> {
         let mut tensors = BTreeMap::new();
         for tensor in self.tensors() {
             tensors.insert(tensor.key, StoredTensor::of(tensor.var.as_tensor())?);
         }
-        Ok((config.clone(), tensors))
+        Ok((self.config(), tensors))
     }
 
     /// Takes over the values of a file, whose keys and shapes are those of [`plan`].
@@ -113,8 +112,8 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
         self.tensors().iter().try_for_each(|tensor| tensor.fill(tensors))
     }
 
-    /// Itself, if it is an AdaLoRA, whose ranks the trainer moves.
-    fn adalora(&self) -> Option<&AdaLoraBody> {
+    /// What it does by itself in a run of `total_steps`, if its type does anything.
+    fn scheduled(self: Arc<Self>, _total_steps: usize) -> Option<Box<dyn Scheduled>> {
         None
     }
 

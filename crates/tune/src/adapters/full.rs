@@ -175,6 +175,7 @@ impl fmt::Display for FullInfo {
 /// The trained weights of a model. The model's own share their memory, so that there is one copy, and
 /// every handle sees what is trained as it is trained.
 pub(crate) struct FullWeights {
+    pub(crate) config: Full,
     weights: Vec<(Arc<Weight>, Var)>,
     pub(crate) parameters: Parameters,
     /// Changes with every change of the weights, so that a run knows whether the model still holds
@@ -222,6 +223,7 @@ impl FullWeights {
             parameters.push(Parameter { name: weight.name().to_owned(), var: var.clone(), part });
             weights.push((Arc::clone(weight), var));
         }
-        Ok(Self { weights, parameters: Parameters::new(parameters), version: Arc::default() })
+        let (config, parameters) = (config.clone(), Parameters::new(parameters));
+        Ok(Self { config, weights, parameters, version: Arc::default() })
     }
 }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tunebook_models::{Context, Linear, Model, Projection};
 
 use crate::adapters::body::{AdapterTensor, Body};
+use crate::adapters::config::AdapterConfig;
 use crate::adapters::inject::{self, Hooks};
 use crate::adapters::target::{Choice, TargetModules};
 use crate::error::{Error, Result};
@@ -163,6 +164,7 @@ impl Projection for Ia3Linear {
 /// (IA)³ as the body of an adapter.
 #[derive(Debug)]
 pub(crate) struct Ia3Body {
+    config: Ia3,
     layers: Vec<Arc<Ia3Linear>>,
 }
 
@@ -188,7 +190,7 @@ impl Ia3Body {
                 base,
             }));
         }
-        Ok(Self { layers })
+        Ok(Self { config: config.clone(), layers })
     }
 }
 
@@ -199,6 +201,10 @@ impl Body for Ia3Body {
 
     fn tensors(&self) -> Vec<AdapterTensor> {
         self.layers.iter().map(|layer| AdapterTensor::of_module(&layer.path, L, &layer.l)).collect()
+    }
+
+    fn config(&self) -> AdapterConfig {
+        self.config.clone().into()
     }
 
     fn hooks(&self) -> Hooks {

@@ -17,6 +17,7 @@ pub mod modules_to_save;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub(crate) mod registry;
+pub(crate) mod scheduled;
 pub mod target;
 pub mod weighted;
 
@@ -34,6 +35,7 @@ use crate::adapters::lora::Lora;
 use crate::adapters::lora::body::LoraBody;
 use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::modules_to_save::OwnWeights;
+use crate::adapters::scheduled::Scheduled;
 use crate::adapters::target::{Choice, TargetModules};
 use crate::adapters::weighted::CombinationType;
 use crate::error::{Error, Result};
@@ -255,7 +257,6 @@ pub(crate) fn thousands(number: usize) -> String {
 #[derive(Debug, Clone)]
 pub(crate) struct Adapter {
     name: String,
-    config: AdapterConfig,
     body: Arc<dyn Body>,
     own: Arc<OwnWeights>,
     warnings: Vec<String>,
@@ -267,11 +268,15 @@ impl Adapter {
     }
 
     pub(crate) fn description(&self) -> (String, usize) {
-        (self.config.to_string(), self.body.modules().len())
+        (self.config().to_string(), self.body.modules().len())
     }
 
-    pub(crate) fn adalora(&self) -> Option<&AdaLoraBody> {
-        self.body.adalora()
+    pub(crate) fn scheduled(&self, total_steps: usize) -> Option<Box<dyn Scheduled>> {
+        Arc::clone(&self.body).scheduled(total_steps)
+    }
+
+    pub(crate) fn config(&self) -> AdapterConfig {
+        self.body.config()
     }
 
     fn tensors(&self) -> Vec<AdapterTensor> {
@@ -302,7 +307,7 @@ impl Adapter {
         AdapterInfo {
             name: self.name.clone(),
             active,
-            config: self.body.current(&self.config),
+            config: self.config(),
             modules: self.body.modules(),
             trainable_parameters,
             all_parameters: model.parameter_count() + trainable_parameters,
@@ -312,7 +317,7 @@ impl Adapter {
 
     /// As PEFT's files hold it. `all-linear` is written out, as PEFT writes it.
     pub(crate) fn files(&self, model: &Model) -> Result<AdapterFiles> {
-        let (mut config, mut tensors) = self.body.stored(&self.config)?;
+        let (mut config, mut tensors) = self.body.stored()?;
         for tensor in self.own.tensors() {
             tensors.insert(tensor.key.clone(), StoredTensor::of(tensor.var.as_tensor())?);
         }
@@ -325,7 +330,7 @@ impl Adapter {
             let pattern = matches!(target_modules, TargetModules::Pattern(_));
             let blocks = layers_to_transform.as_ref().is_some_and(|blocks| blocks.is_some());
             if *target_modules == TargetModules::all_linear() || pattern && blocks {
-                *target_modules = written_out(model, &modules, &self.config);
+                *target_modules = written_out(model, &modules, &self.config());
                 let whole_paths = matches!(target_modules, TargetModules::Names(names) if names.len() == modules.len());
                 if let Some(blocks) = layers_to_transform.filter(|_| whole_paths) {
                     *blocks = None;
@@ -401,7 +406,7 @@ fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
     check_name(name)?;
     let body = body::build(model, &config)?;
     let own = Arc::new(OwnWeights::new(model, &config, &body.modules())?);
-    Ok(Adapter { name: name.to_owned(), config, body, own, warnings: Vec::new() })
+    Ok(Adapter { name: name.to_owned(), body, own, warnings: Vec::new() })
 }
 
 /// Adds an adapter and makes it the active one.
@@ -527,7 +532,7 @@ impl Adapters for Model {
         let mut parts: Vec<(Arc<Adapter>, f64)> = Vec::with_capacity(adapters.len());
         for (of, weight) in adapters {
             let adapter = registry.lock().get(of)?.adapter;
-            match &adapter.config {
+            match &adapter.config() {
                 AdapterConfig::Lora(lora) if lora.use_dora => {
                     return refuse(
                         format!("`{of}` with DoRA"),
@@ -573,7 +578,8 @@ impl Adapters for Model {
             target_modules: paths.clone().into(),
             ..Default::default()
         };
-        let mut adapter = build(self, name, config.clone().into())?;
+        let target_modules = written_out(self, &paths, &config.clone().into());
+        let adapter = build(self, name, Lora { target_modules, ..config }.into())?;
         for layer in layers(&adapter) {
             let of_layer: Vec<(Arc<LoraLinear>, f64)> = parts
                 .iter()
@@ -589,8 +595,6 @@ impl Adapters for Model {
             layer.lora_a().set(&a)?;
             layer.lora_b().set(&b)?;
         }
-        let target_modules = written_out(self, &paths, &adapter.config);
-        adapter.config = Lora { target_modules, ..config }.into();
         add(self, adapter)
     }
 
@@ -600,7 +604,7 @@ impl Adapters for Model {
         let Some(merged) = adapter.body.merged()? else {
             return Err(Error::Config {
                 field: "merge_adapter",
-                value: format!("`{name}`, a {}", adapter.config),
+                value: format!("`{name}`, a {}", adapter.config()),
                 expected: "an adapter that changes weights (LoRA, AdaLoRA, IA3): no weight can take this one up. Use `set_adapter`",
             });
         };

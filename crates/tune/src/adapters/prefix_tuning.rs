@@ -184,6 +184,7 @@ impl KeysValues for BlockPrefix {
 /// Prefix tuning as the body of an adapter.
 #[derive(Debug)]
 pub(crate) struct PrefixBody {
+    config: PrefixTuning,
     prefix: Arc<Prefix>,
     shape: Shape,
 }
@@ -254,7 +255,7 @@ impl PrefixBody {
         };
         let (heads, head_dim) = (shape.num_attention_heads, dim / shape.num_attention_heads);
         let prefix = Prefix { source, n, heads, head_dim };
-        Ok(Self { prefix: Arc::new(prefix), shape })
+        Ok(Self { config: config.clone(), prefix: Arc::new(prefix), shape })
     }
 }
 
@@ -338,16 +339,20 @@ impl Body for PrefixBody {
         Ok(None) // no weight of the base has keys before the first token
     }
 
-    fn stored(&self, config: &AdapterConfig) -> Result<Stored> {
+    fn config(&self) -> AdapterConfig {
+        self.config.clone().into()
+    }
+
+    fn stored(&self) -> Result<Stored> {
         let blocks = (0..self.shape.num_layers)
             .map(|block| Ok(self.prefix.of_block(block, Mode::default())?.detach()))
             .collect::<Result<Vec<_>>>()?;
-        let mut config = config.clone();
-        if let AdapterConfig::PrefixTuning(prefix) = &mut config {
-            prefix.token_dim = Some(self.shape.token_dim);
-            prefix.num_layers = Some(self.shape.num_layers);
-            prefix.num_attention_heads = Some(self.shape.num_attention_heads);
-        }
-        Ok((config, [(KEY.to_owned(), StoredTensor::of(&Tensor::cat(&blocks, 1)?)?)].into()))
+        let config = PrefixTuning {
+            token_dim: Some(self.shape.token_dim),
+            num_layers: Some(self.shape.num_layers),
+            num_attention_heads: Some(self.shape.num_attention_heads),
+            ..self.config.clone()
+        };
+        Ok((config.into(), [(KEY.to_owned(), StoredTensor::of(&Tensor::cat(&blocks, 1)?)?)].into()))
     }
 }

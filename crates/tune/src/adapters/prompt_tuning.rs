@@ -181,6 +181,7 @@ impl VirtualTokens for SoftPrompt {
 /// Prompt tuning as the body of an adapter.
 #[derive(Debug)]
 pub(crate) struct PromptBody {
+    config: PromptTuning,
     prompt: Arc<SoftPrompt>,
     shape: Shape,
 }
@@ -244,6 +245,7 @@ impl PromptBody {
             }
         };
         Ok(Self {
+            config: config.clone(),
             prompt: Arc::new(SoftPrompt { embeddings: Var::from_tensor(&initial.contiguous()?)? }),
             shape,
         })
@@ -271,14 +273,18 @@ impl Body for PromptBody {
         Ok(None) // no weight of the base makes tokens out of nothing
     }
 
-    fn stored(&self, config: &AdapterConfig) -> Result<Stored> {
-        let mut config = config.clone();
-        if let AdapterConfig::PromptTuning(prompt) = &mut config {
-            prompt.token_dim = Some(self.shape.token_dim);
-            prompt.num_layers = Some(self.shape.num_layers);
-            prompt.num_attention_heads = Some(self.shape.num_attention_heads);
-        }
+    fn config(&self) -> AdapterConfig {
+        self.config.clone().into()
+    }
+
+    fn stored(&self) -> Result<Stored> {
+        let config = PromptTuning {
+            token_dim: Some(self.shape.token_dim),
+            num_layers: Some(self.shape.num_layers),
+            num_attention_heads: Some(self.shape.num_attention_heads),
+            ..self.config.clone()
+        };
         let stored = StoredTensor::of(self.prompt.embeddings.as_tensor())?;
-        Ok((config, [(KEY.to_owned(), stored)].into()))
+        Ok((config.into(), [(KEY.to_owned(), stored)].into()))
     }
 }

@@ -5,6 +5,7 @@
 //! row stands alone, so neither padding nor another row can change a token's loss. The shift
 //! (position i is labelled with token i + 1) happens in [`Batch::new`] and nowhere else.
 
+pub(crate) mod collate;
 pub(crate) mod packing;
 pub mod tokenize;
 
@@ -150,8 +151,8 @@ impl TokenizedSet {
         order
     }
 
-    /// A number that changes with the examples or their order (FNV-1a over ids and labels).
-    pub(crate) fn fingerprint(&self) -> u64 {
+    /// A hash, in hexadecimal, that changes with the examples or their order (FNV-1a over ids and labels).
+    pub(crate) fn fingerprint(&self) -> String {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         let mut mix = |value: u64| hash = (hash ^ value).wrapping_mul(0x0000_0100_0000_01b3);
         for example in &self.examples {
@@ -159,7 +160,7 @@ impl TokenizedSet {
             example.ids.iter().for_each(|id| mix(u64::from(*id)));
             example.labels.iter().for_each(|label| mix(*label as u64));
         }
-        hash
+        format!("{hash:016x}")
     }
 
     /// How many tokens the longest example has.

@@ -8,101 +8,16 @@
 //! which leave gaps. Time is a line over the arithmetic of a batch ([`crate::cost::flops`]), through seven
 //! of the run's.
 
-use std::fmt;
+use tunebook_models::Model;
 
-use serde::{Deserialize, Serialize};
-
-use crate::batch::packing::Rows;
-use crate::batch::{Example, TokenizedSet};
+use crate::batch::collate::Sets;
 use crate::cost::flops;
 use crate::cost::memory;
 use crate::cost::rehearsal::Rehearsal;
 use crate::error::{Error, Result};
+use crate::record::preflight::Preflight;
 use crate::train::args::TrainingArgs;
 use crate::train::optim;
-use crate::train::trainer::Trainer;
-
-/// What a run is expected to take, and the settings that were chosen for it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Preflight {
-    /// Rows of a micro-batch.
-    pub batch_size: usize,
-    /// Micro-batches of an optimizer step.
-    pub gradient_accumulation_steps: usize,
-    /// Rows of a batch of an evaluation.
-    #[serde(default = "eval_batch_size")]
-    pub eval_batch_size: usize,
-    /// Blocks that are run again in the backward pass rather than kept; without a budget those of
-    /// the longest batch.
-    pub checkpointed_blocks: usize,
-    /// Blocks of the model.
-    pub blocks: usize,
-    /// Optimizer steps of the run.
-    pub total_steps: usize,
-    /// The longest micro-batch, in tokens, with the padding if there is any.
-    pub longest_batch_tokens: usize,
-    /// The most memory that the process will have, in bytes; `None` where the system does not say.
-    pub peak_bytes: Option<u64>,
-    /// The budget that was to be kept.
-    pub memory_budget: Option<u64>,
-    /// Mean time of a step.
-    pub secs_per_step: f64,
-    /// Time of the whole run, evaluations included.
-    pub secs: f64,
-}
-
-/// Of runs that were written down when it was not chosen.
-fn eval_batch_size() -> usize {
-    TrainingArgs::default().eval_batch_size
-}
-
-impl Preflight {
-    /// The settings as a run's arguments.
-    pub(crate) fn apply(&self, args: &TrainingArgs) -> TrainingArgs {
-        TrainingArgs {
-            batch_size: self.batch_size,
-            gradient_accumulation_steps: self.gradient_accumulation_steps,
-            eval_batch_size: self.eval_batch_size,
-            gradient_checkpointing: self.checkpointed_blocks > 0,
-            checkpointed_blocks: Some(self.checkpointed_blocks),
-            ..args.clone()
-        }
-    }
-
-    /// `micro-batches of 2 rows, 4 to a step, 12 of 30 blocks run again`
-    pub(crate) fn settings(&self) -> String {
-        let rows = if self.batch_size == 1 { "row" } else { "rows" };
-        let mut text = format!(
-            "micro-batches of {} {rows}, {} to a step",
-            self.batch_size, self.gradient_accumulation_steps
-        );
-        match self.checkpointed_blocks {
-            0 => text.push_str(", no block run again"),
-            some => text.push_str(&format!(", {some} of {} blocks run again", self.blocks)),
-        }
-        text
-    }
-}
-
-impl fmt::Display for Preflight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.settings())?;
-        match self.peak_bytes {
-            Some(peak) => write!(f, "{:.2} GB at most", peak as f64 / 1e9)?,
-            None => write!(f, "memory unknown on this system")?,
-        }
-        if let Some(budget) = self.memory_budget {
-            write!(f, " of a budget of {:.2} GB", budget as f64 / 1e9)?;
-        }
-        let minutes = self.secs / 60.0;
-        write!(f, "; {} steps of {:.2} s, ", self.total_steps, self.secs_per_step)?;
-        if minutes < 2.0 {
-            write!(f, "{:.0} s in all", self.secs)
-        } else {
-            write!(f, "{minutes:.1} minutes in all")
-        }
-    }
-}
 
 /// A straight line through what was measured.
 #[derive(Debug, Clone, Copy)]
@@ -122,13 +37,6 @@ impl Line {
     }
 }
 
-/// The sets of a run.
-pub(crate) struct Sets<'a> {
-    pub(crate) train: &'a TokenizedSet,
-    pub(crate) rows: &'a Rows,
-    pub(crate) validation: Option<&'a TokenizedSet>,
-}
-
 /// How often a choice that turned out too large is made again.
 const SECOND_THOUGHTS: usize = 4;
 /// What a run takes beyond what its longest batch takes from a heap without gaps: so much was seen
@@ -138,160 +46,146 @@ const GAPS: f64 = 0.06;
 /// timed where it fits into memory.
 const TIMED: [f64; 6] = [0.5, 0.1, 0.9, 0.5, 0.2, 0.8];
 
-impl Trainer {
-    /// Predicts what [`Trainer::fit`] on these sets will take, and with a
-    /// [`memory_budget`](TrainingArgs::memory_budget) chooses the settings that fit into it. A few
-    /// batches of the run are worked through for it; nothing is trained.
-    ///
-    /// # Errors
-    /// As [`Trainer::fit`]; a budget that not even one row at a time fits into.
-    pub fn preflight(&self, train: &[Example], validation: &[Example]) -> Result<Preflight> {
-        self.args().validate()?;
-        let (train, validation) = self.sets(train, validation)?;
-        let rows = self.rows(&train)?;
-        self.plan(&Sets { train: &train, rows: &rows, validation: validation.as_ref() })
+/// Predicts what a run on these sets will take, and with a
+/// [`memory_budget`](TrainingArgs::memory_budget) chooses the settings that fit into it.
+///
+/// # Errors
+/// As [`Trainer::preflight`](crate::Trainer::preflight).
+pub(crate) fn measure(model: &Model, args: &TrainingArgs, sets: &Sets) -> Result<Preflight> {
+    let blocks = model.num_blocks();
+    let together = args.rows_per_step();
+    let total_steps = sets.total_steps(args);
+    let mut rehearsal = Rehearsal::new(model, args, sets)?;
+    let numbers = rehearsal.trained() as f64;
+
+    let on_gpu = rehearsal.gpu_room();
+    // Of the host's memory the system says what was taken; of a GPU's nothing is measured.
+    let known = memory::peak_bytes().is_some() && on_gpu.is_none();
+    let budget = args.memory_budget.filter(|_| known || on_gpu.is_some());
+
+    // The optimizer's state comes on top of what one pass needs, and a copy of the best weights
+    // where it is asked for.
+    let state = numbers
+        * (optim::bytes_per_number(args.optim)
+            + if args.load_best_model_at_end { 4.0 } else { 0.0 });
+
+    // Micro-batches after the first one find its gradients there.
+    let held = |batch_size: usize| if batch_size < together { 4.0 * numbers } else { 0.0 };
+
+    let (mut batch_size, mut chosen, mut eval_batch_size) =
+        (args.batch_size, None, args.eval_batch_size);
+    let mut batches = rehearsal.batches(batch_size, total_steps);
+    // From short to long: what goes wrong for lack of memory goes wrong last.
+    let small = rehearsal.quantile(&batches, 0.0)[..1].to_vec();
+    let middle = rehearsal.quantile(&batches, 0.5);
+    rehearsal.measure(&small, None)?; // threads, caches and lazy allocations
+    let mut line = |again: Option<usize>| -> Result<Line> {
+        let (small, middle) =
+            (rehearsal.measure(&small, again)?, rehearsal.measure(&middle, again)?);
+        Ok(Line::through((small.positions, small.peak), (middle.positions, middle.peak)))
+    };
+    let predicted: Box<dyn Fn(usize, usize) -> f64> = match (on_gpu, budget) {
+        (Some(room), _) => Box::new(move |tokens, again| {
+            memory::gpu_bytes(model, tokens, room.trained, again) as f64
+        }),
+        (None, None) => {
+            let line = line(None)?;
+            Box::new(move |tokens, _| line.at(tokens as f64) + state)
+        }
+        (None, Some(_)) => {
+            let (none, all) = (line(Some(0))?, line(Some(blocks))?);
+            Box::new(move |tokens, again| {
+                let part = again as f64 / blocks.max(1) as f64;
+                none.at(tokens as f64) * (1.0 - part) + all.at(tokens as f64) * part + state
+            })
+        }
+    };
+    if let Some(budget) = budget {
+        let sizes: Vec<usize> =
+            (1..=together).rev().filter(|size| together.is_multiple_of(*size)).collect();
+        let longest: Vec<usize> = sizes
+            .iter()
+            .map(|size| {
+                let batches = rehearsal.batches(*size, total_steps);
+                rehearsal.positions(&rehearsal.longest(&batches))
+            })
+            .collect();
+        // The line is only good enough to choose by; what was chosen is tried, and chosen again
+        // where it takes more.
+        let mut factor = 1.0;
+        for _ in 0..=SECOND_THOUGHTS {
+            let (index, again) = choose(&sizes, blocks, budget, |index, again| {
+                (predicted(longest[index], again) * factor + held(sizes[index])) as u64
+            })?;
+            (batch_size, chosen) = (sizes[index], Some(again));
+            batches = rehearsal.batches(batch_size, total_steps);
+            if !known {
+                break;
+            }
+            let found = rehearsal.measure(&rehearsal.longest(&batches), chosen)?.peak + state;
+            let found = found * (1.0 + GAPS);
+            if found + held(batch_size) <= budget as f64 {
+                break;
+            }
+            factor = 1.01 * found / predicted(longest[index], again);
+        }
+        if known {
+            eval_batch_size = rehearsal.eval_batch_size(budget as f64 - state)?;
+        }
     }
 
-    /// See [`Trainer::preflight`].
-    pub(crate) fn plan(&self, sets: &Sets<'_>) -> Result<Preflight> {
-        let args = self.args();
-        let blocks = self.model().num_blocks();
-        let together = args.batch_size * args.gradient_accumulation_steps;
-        let total_steps =
-            args.max_steps.unwrap_or(args.epochs * sets.rows.len().div_ceil(together));
-        let mut rehearsal = Rehearsal::new(self, sets)?;
-        let numbers = rehearsal.trained() as f64;
-
-        let on_gpu = rehearsal.gpu_room();
-        // Of the host's memory the system says what was taken; of a GPU's nothing is measured.
-        let known = memory::peak_bytes().is_some() && on_gpu.is_none();
-        let budget = args.memory_budget.filter(|_| known || on_gpu.is_some());
-
-        // The optimizer's state comes on top of what one pass needs, and a copy of the best weights
-        // where it is asked for.
-        let state = numbers
-            * (optim::bytes_per_number(args.optim)
-                + if args.load_best_model_at_end { 4.0 } else { 0.0 });
-
-        // Micro-batches after the first one find its gradients there.
-        let held = |batch_size: usize| if batch_size < together { 4.0 * numbers } else { 0.0 };
-
-        let (mut batch_size, mut chosen, mut eval_batch_size) =
-            (args.batch_size, None, args.eval_batch_size);
-        let mut batches = rehearsal.batches(batch_size, total_steps);
-        // From short to long: what goes wrong for lack of memory goes wrong last.
-        let small = rehearsal.quantile(&batches, 0.0)[..1].to_vec();
-        let middle = rehearsal.quantile(&batches, 0.5);
-        rehearsal.measure(&small, None)?; // threads, caches and lazy allocations
-        let mut line = |again: Option<usize>| -> Result<Line> {
-            let (small, middle) =
-                (rehearsal.measure(&small, again)?, rehearsal.measure(&middle, again)?);
-            Ok(Line::through((small.positions, small.peak), (middle.positions, middle.peak)))
-        };
-        let model = self.model().clone();
-        let predicted: Box<dyn Fn(usize, usize) -> f64> = match (on_gpu, budget) {
-            (Some(room), _) => Box::new(move |tokens, again| {
-                memory::gpu_bytes(&model, tokens, room.trained, again) as f64
-            }),
-            (None, None) => {
-                let line = line(None)?;
-                Box::new(move |tokens, _| line.at(tokens as f64) + state)
-            }
-            (None, Some(_)) => {
-                let (none, all) = (line(Some(0))?, line(Some(blocks))?);
-                Box::new(move |tokens, again| {
-                    let part = again as f64 / blocks.max(1) as f64;
-                    none.at(tokens as f64) * (1.0 - part) + all.at(tokens as f64) * part + state
-                })
-            }
-        };
-        if let Some(budget) = budget {
-            let sizes: Vec<usize> =
-                (1..=together).rev().filter(|size| together.is_multiple_of(*size)).collect();
-            let longest: Vec<usize> = sizes
-                .iter()
-                .map(|size| {
-                    let batches = rehearsal.batches(*size, total_steps);
-                    rehearsal.positions(&rehearsal.longest(&batches))
-                })
-                .collect();
-            // The line is only good enough to choose by; what was chosen is tried, and chosen again
-            // where it takes more.
-            let mut factor = 1.0;
-            for _ in 0..=SECOND_THOUGHTS {
-                let (index, again) = choose(&sizes, blocks, budget, |index, again| {
-                    (predicted(longest[index], again) * factor + held(sizes[index])) as u64
-                })?;
-                (batch_size, chosen) = (sizes[index], Some(again));
-                batches = rehearsal.batches(batch_size, total_steps);
-                if !known {
-                    break;
-                }
-                let found = rehearsal.measure(&rehearsal.longest(&batches), chosen)?.peak + state;
-                let found = found * (1.0 + GAPS);
-                if found + held(batch_size) <= budget as f64 {
-                    break;
-                }
-                factor = 1.01 * found / predicted(longest[index], again);
-            }
-            if known {
-                eval_batch_size = rehearsal.eval_batch_size(budget as f64 - state)?;
-            }
-        }
-
-        let longest = rehearsal.longest(&batches);
-        let tokens = rehearsal.positions(&longest);
-        let again = rehearsal.again(tokens, chosen);
-        let room = memory::available_bytes().unwrap_or(0) + memory::resident_bytes().unwrap_or(0);
-        let limit = budget.unwrap_or(room / 10 * 9) as f64;
-        let fits = !known || budget.is_some() || predicted(tokens, again) <= limit;
-        let clean = if fits { Some(rehearsal.measure(&longest, chosen)?) } else { None };
-        let mut timed = Vec::new();
-        for part in TIMED {
-            timed.push(rehearsal.time(&rehearsal.quantile(&batches, part), chosen)?);
-        }
-        // The first step asks the system for the memory that those after it find.
-        let mut once = 0.0;
-        if let Some(clean) = clean {
-            let (work, secs) = rehearsal.time(&longest, chosen)?;
-            once = (clean.secs - secs).max(0.0);
-            timed.push((work, secs));
-        }
-        // With the gaps that other batches left. How much they make of it is chance, here as in the
-        // run, which is taken to lie in the middle.
-        let with_gaps = memory::peak_bytes().filter(|_| known).map(|bytes| bytes as f64);
-        memory::reset_peak();
-        let evaluation_secs = rehearsal.evaluation_secs(eval_batch_size, total_steps)?;
-        let evaluation = memory::peak_bytes().unwrap_or(0) as f64;
-        let peak_bytes = match (clean, with_gaps) {
-            (Some(clean), Some(with_gaps)) => {
-                Some(((clean.peak + with_gaps) / 2.0 + held(batch_size)).max(evaluation) + state)
-            }
-            _ => (known || on_gpu.is_some()).then(|| predicted(tokens, again)),
-        }
-        .map(|bytes| bytes as u64);
-
-        let (fixed, slope) = flops::line(&timed);
-        let per_batch = fixed + slope * rehearsal.mean_work(&batches, chosen);
-        let per_step = batches.len() as f64 / batches.steps.max(1) as f64;
-        drop(rehearsal);
-        // The run begins with what is in use alone.
-        tunebook_ops::cpu::give_back_freed_memory();
-        let secs_per_step = per_batch * per_step + optim::secs(numbers, args.optim);
-        Ok(Preflight {
-            batch_size,
-            gradient_accumulation_steps: together / batch_size,
-            eval_batch_size,
-            checkpointed_blocks: again,
-            blocks,
-            total_steps,
-            longest_batch_tokens: tokens,
-            peak_bytes,
-            memory_budget: args.memory_budget,
-            secs_per_step,
-            secs: secs_per_step * total_steps as f64 + evaluation_secs + once,
-        })
+    let longest = rehearsal.longest(&batches);
+    let tokens = rehearsal.positions(&longest);
+    let again = rehearsal.again(tokens, chosen);
+    let room = memory::available_bytes().unwrap_or(0) + memory::resident_bytes().unwrap_or(0);
+    let limit = budget.unwrap_or(room / 10 * 9) as f64;
+    let fits = !known || budget.is_some() || predicted(tokens, again) <= limit;
+    let clean = if fits { Some(rehearsal.measure(&longest, chosen)?) } else { None };
+    let mut timed = Vec::new();
+    for part in TIMED {
+        timed.push(rehearsal.time(&rehearsal.quantile(&batches, part), chosen)?);
     }
+    // The first step asks the system for the memory that those after it find.
+    let mut once = 0.0;
+    if let Some(clean) = clean {
+        let (work, secs) = rehearsal.time(&longest, chosen)?;
+        once = (clean.secs - secs).max(0.0);
+        timed.push((work, secs));
+    }
+    // With the gaps that other batches left. How much they make of it is chance, here as in the
+    // run, which is taken to lie in the middle.
+    let with_gaps = memory::peak_bytes().filter(|_| known).map(|bytes| bytes as f64);
+    memory::reset_peak();
+    let evaluation_secs = rehearsal.evaluation_secs(eval_batch_size, total_steps)?;
+    let evaluation = memory::peak_bytes().unwrap_or(0) as f64;
+    let peak_bytes = match (clean, with_gaps) {
+        (Some(clean), Some(with_gaps)) => {
+            Some(((clean.peak + with_gaps) / 2.0 + held(batch_size)).max(evaluation) + state)
+        }
+        _ => (known || on_gpu.is_some()).then(|| predicted(tokens, again)),
+    }
+    .map(|bytes| bytes as u64);
+
+    let (fixed, slope) = flops::line(&timed);
+    let per_batch = fixed + slope * rehearsal.mean_work(&batches, chosen);
+    let per_step = batches.len() as f64 / batches.steps.max(1) as f64;
+    drop(rehearsal);
+    // The run begins with what is in use alone.
+    tunebook_ops::cpu::give_back_freed_memory();
+    let secs_per_step = per_batch * per_step + optim::secs(numbers, args.optim);
+    Ok(Preflight {
+        batch_size,
+        gradient_accumulation_steps: together / batch_size,
+        eval_batch_size,
+        checkpointed_blocks: again,
+        blocks,
+        total_steps,
+        longest_batch_tokens: tokens,
+        peak_bytes,
+        memory_budget: args.memory_budget,
+        secs_per_step,
+        secs: secs_per_step * total_steps as f64 + evaluation_secs + once,
+    })
 }
 
 /// The largest of the micro-batches, by its index, that fits, with as few blocks run again as

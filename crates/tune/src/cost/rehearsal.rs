@@ -2,16 +2,17 @@
 
 use std::time::Instant;
 
-use crate::batch::Batch;
+use tunebook_models::Model;
+
+use crate::batch::collate::{self, Sets};
 use crate::batch::packing::Rows;
+use crate::batch::{Batch, TokenizedSet};
 use crate::cost::flops::{Load, Loads, Work};
 use crate::cost::memory::{self, GpuRoom};
-use crate::cost::preflight::Sets;
 use crate::error::Result;
 use crate::train::args::{EvalStrategy, TrainingArgs};
 use crate::train::backward;
 use crate::train::step::Stepper;
-use crate::train::trainer::Trainer;
 
 /// Of a run's micro-batches, as many are looked at: those after them are like them.
 const BATCHES: usize = 50_000;
@@ -41,19 +42,20 @@ pub(crate) struct Measured {
 }
 
 pub(crate) struct Rehearsal<'a> {
-    trainer: &'a Trainer,
-    sets: &'a Sets<'a>,
+    model: &'a Model,
+    args: &'a TrainingArgs,
+    sets: &'a Sets,
     stepper: Stepper,
     work: Work,
     loads: Loads,
 }
 
 impl<'a> Rehearsal<'a> {
-    pub(crate) fn new(trainer: &'a Trainer, sets: &'a Sets<'a>) -> Result<Self> {
-        let stepper = Stepper::new(trainer.model(), trainer.args(), 1)?;
-        let work = Work::new(trainer.model(), stepper.parameters());
-        let loads = Loads::new(sets.train, sets.rows, trainer.may_join_rows());
-        Ok(Self { trainer, sets, stepper, work, loads })
+    pub(crate) fn new(model: &'a Model, args: &'a TrainingArgs, sets: &'a Sets) -> Result<Self> {
+        let stepper = Stepper::new(model, args, 1)?;
+        let work = Work::new(model, stepper.parameters());
+        let loads = Loads::new(&sets.train, &sets.rows, collate::may_join_rows(model, args));
+        Ok(Self { model, args, sets, stepper, work, loads })
     }
 
     /// How many numbers are trained.
@@ -61,21 +63,19 @@ impl<'a> Rehearsal<'a> {
         self.stepper.parameters().elem_count()
     }
 
-    fn args(&self) -> &TrainingArgs {
-        self.trainer.args()
+    fn batch_of(&self, set: &TokenizedSet, rows: &Rows, chosen: &[usize]) -> Result<Batch> {
+        collate::batch_of(self.model, self.args, set, rows, chosen)
     }
 
     /// The micro-batches of `batch_size` rows that the run consists of.
     pub(crate) fn batches(&self, batch_size: usize, total_steps: usize) -> Batches {
-        let args = self.args();
-        let together = args.batch_size * args.gradient_accumulation_steps;
-        let steps_per_epoch = self.sets.rows.len().div_ceil(together);
+        let steps_per_epoch = self.sets.steps_per_epoch(self.args);
         let mut batches = Batches { rows: Vec::new(), steps: 0 };
         for epoch in 0..total_steps.div_ceil(steps_per_epoch) {
             // The order is that of the arguments as they are given: a choice of micro-batches
             // changes nothing about it.
-            let order = self.sets.rows.order(args.data_seed(), epoch, args.group());
-            for step in order.chunks(together) {
+            let order = self.sets.order(self.args, epoch);
+            for step in order.chunks(self.args.rows_per_step()) {
                 if batches.steps == total_steps || batches.rows.len() > BATCHES {
                     return batches;
                 }
@@ -117,7 +117,7 @@ impl<'a> Rehearsal<'a> {
 
     fn work_of(&self, rows: &[usize], chosen: Option<usize>) -> f64 {
         let load = self.loads.of(rows);
-        let blocks = self.trainer.model().num_blocks().max(1);
+        let blocks = self.model.num_blocks().max(1);
         self.work.both(&load, self.again(load.positions, chosen) as f64 / blocks as f64)
     }
 
@@ -145,7 +145,7 @@ impl<'a> Rehearsal<'a> {
     /// How many positions, and how long it took.
     fn pass(&mut self, rows: &[usize], chosen: Option<usize>) -> Result<(usize, f64)> {
         let started = Instant::now();
-        let batch = [self.trainer.batch_of(self.sets.train, self.sets.rows, rows)?];
+        let batch = [self.batch_of(&self.sets.train, &self.sets.rows, rows)?];
         let positions = batch[0].ids.elem_count();
         self.stepper.set_checkpointed_blocks(self.again(positions, chosen));
         let (_, gradients) = self.stepper.gradients(&batch)?;
@@ -156,7 +156,7 @@ impl<'a> Rehearsal<'a> {
     /// The largest number of rows in an evaluation, at most that of the arguments, with which it
     /// stays within `most` bytes.
     pub(crate) fn eval_batch_size(&self, most: f64) -> Result<usize> {
-        let mut size = self.args().eval_batch_size;
+        let mut size = self.args.eval_batch_size;
         while size > 1 && self.evaluates() {
             memory::reset_peak();
             self.evaluate_longest(size)?;
@@ -169,43 +169,43 @@ impl<'a> Rehearsal<'a> {
     }
 
     fn evaluates(&self) -> bool {
-        self.sets.validation.is_some() && self.args().eval_strategy != EvalStrategy::No
+        self.sets.validation.is_some() && self.args.eval_strategy != EvalStrategy::No
     }
 
     /// The longest batch of the validation set goes through the model.
     fn evaluate_longest(&self, batch_size: usize) -> Result<()> {
-        if let Some(set) = self.sets.validation {
+        if let Some(set) = &self.sets.validation {
             let order = set.by_length();
             let longest = order.chunks(batch_size).next().unwrap_or_default();
-            self.evaluate(&self.trainer.batch_of(set, &Rows::single(set), longest)?)?;
+            self.evaluate(&self.batch_of(set, &Rows::single(set), longest)?)?;
         }
         Ok(())
     }
 
     fn evaluate(&self, batch: &Batch) -> Result<f64> {
         let started = Instant::now();
-        backward::loss(self.trainer.model(), batch)?;
+        backward::loss(self.model, batch)?;
         Ok(started.elapsed().as_secs_f64())
     }
 
     /// Time of all evaluations of a run.
     pub(crate) fn evaluation_secs(&self, batch_size: usize, total_steps: usize) -> Result<f64> {
-        let Some(set) = self.sets.validation.filter(|_| self.evaluates()) else { return Ok(0.0) };
-        let args = self.args();
-        let steps_per_epoch =
-            self.sets.rows.len().div_ceil(args.batch_size * args.gradient_accumulation_steps);
+        let Some(set) = self.sets.validation.as_ref().filter(|_| self.evaluates()) else {
+            return Ok(0.0);
+        };
+        let steps_per_epoch = self.sets.steps_per_epoch(self.args);
         let times = (0..=total_steps)
-            .filter(|step| args.eval_is_due(*step, steps_per_epoch, total_steps))
+            .filter(|step| self.args.eval_is_due(*step, steps_per_epoch, total_steps))
             .count();
         let rows = Rows::single(set);
-        let loads = Loads::new(set, &rows, self.trainer.may_join_rows());
+        let loads = Loads::new(set, &rows, collate::may_join_rows(self.model, self.args));
         let order = set.by_length();
         let batches: Vec<&[usize]> = order.chunks(batch_size).collect();
         let forward = |load: Load| self.work.forward(&load);
         let middle = batches[batches.len() / 2];
         // The first one finds no memory that a forward pass left.
         self.evaluate_longest(batch_size)?;
-        let secs = self.evaluate(&self.trainer.batch_of(set, &rows, middle)?)?;
+        let secs = self.evaluate(&self.batch_of(set, &rows, middle)?)?;
         let all: f64 = batches.iter().map(|batch| forward(loads.of(batch))).sum();
         Ok(secs / forward(loads.of(middle)).max(1.0) * all * times as f64)
     }

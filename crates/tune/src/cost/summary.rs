@@ -7,16 +7,17 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use tunebook_models::Model;
 use tunebook_ops as ops;
 
 use crate::adapters::registry;
 use crate::adapters::thousands;
-use crate::batch::Example;
+use crate::batch::collate::Sets;
 use crate::cost::flops::Loads;
 use crate::cost::memory;
 use crate::error::Result;
+use crate::train::args::TrainingArgs;
 use crate::train::optim;
-use crate::train::trainer::Trainer;
 
 /// What a run will train and take. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,55 +116,49 @@ impl fmt::Display for TrainingSummary {
     }
 }
 
-impl Trainer {
-    /// What a run on `train` with these arguments will train and take, before it starts.
-    ///
-    /// # Errors
-    /// Wrong arguments, nothing to train, or examples that cannot be used.
-    pub fn summary(&self, train: &[Example]) -> Result<TrainingSummary> {
-        let (model, args) = (self.model(), self.args());
-        args.validate()?;
-        let (_, trained) = registry::trained(model)?;
-        let parameters = trained.parameters();
-        let (set, _) = self.sets(train, &[])?;
-        let rows = self.rows(&set)?;
-        let longest = (0..rows.len()).map(|row| rows.length(row)).max().unwrap_or(0);
-        let tokens = longest * args.batch_size.min(rows.len());
+/// What a run on these sets with these arguments will train and take.
+///
+/// # Errors
+/// Nothing to train.
+pub(crate) fn count(model: &Model, args: &TrainingArgs, sets: &Sets) -> Result<TrainingSummary> {
+    let (set, rows) = (&sets.train, &sets.rows);
+    let (_, trained) = registry::trained(model)?;
+    let parameters = trained.parameters();
+    let longest = (0..rows.len()).map(|row| rows.length(row)).max().unwrap_or(0);
+    let tokens = longest * args.batch_size.min(rows.len());
 
-        let labels = Loads::new(&set, &rows, false).most_labels(args.batch_size);
-        let logits = ops::logits_held(labels, model.config().vocab_size);
+    let labels = Loads::new(set, rows, false).most_labels(args.batch_size);
+    let logits = ops::logits_held(labels, model.config().vocab_size);
 
-        let blocks = model.num_blocks();
-        let in_graph = blocks - parameters.first_block().unwrap_or(blocks);
-        let checkpointed_blocks = args
-            .checkpointed_blocks(model, tokens, args.gpu_room(model, &parameters))
-            .min(in_graph);
-        let kept = memory::block_numbers(model) * (in_graph - checkpointed_blocks)
-            + model.config().hidden_size * checkpointed_blocks;
+    let blocks = model.num_blocks();
+    let in_graph = blocks - parameters.first_block().unwrap_or(blocks);
+    let checkpointed_blocks =
+        args.checkpointed_blocks(model, tokens, args.gpu_room(model, &parameters)).min(in_graph);
+    let kept = memory::block_numbers(model) * (in_graph - checkpointed_blocks)
+        + model.config().hidden_size * checkpointed_blocks;
 
-        let trainable_parameters = parameters.elem_count();
-        let numbers = trainable_parameters as f64;
-        let f32s = |count: usize| (count * size_of::<f32>()) as u64;
-        let files = trained.files(model)?;
-        let (strategy, modules) = trained.description();
-        // A model's own trained weights are the model's.
-        let beside = if files.is_some() { trainable_parameters } else { 0 };
-        Ok(TrainingSummary {
-            name: trained.name().to_owned(),
-            strategy,
-            modules,
-            trainable_parameters,
-            all_parameters: model.parameter_count() + beside,
-            weights_bytes: model.memory_bytes() + f32s(beside),
-            gradients_bytes: f32s(trainable_parameters),
-            optimizer_bytes: (numbers * optim::bytes_per_number(args.optim)) as u64,
-            activations_bytes: f32s(tokens * kept),
-            logits_bytes: f32s(logits),
-            largest_batch_tokens: tokens,
-            checkpointed_blocks,
-            file_bytes: files.map(|files| files.tensors_bytes()).transpose()?,
-        })
-    }
+    let trainable_parameters = parameters.elem_count();
+    let numbers = trainable_parameters as f64;
+    let f32s = |count: usize| (count * size_of::<f32>()) as u64;
+    let files = trained.files(model)?;
+    let (strategy, modules) = trained.description();
+    // A model's own trained weights are the model's.
+    let beside = if files.is_some() { trainable_parameters } else { 0 };
+    Ok(TrainingSummary {
+        name: trained.name().to_owned(),
+        strategy,
+        modules,
+        trainable_parameters,
+        all_parameters: model.parameter_count() + beside,
+        weights_bytes: model.memory_bytes() + f32s(beside),
+        gradients_bytes: f32s(trainable_parameters),
+        optimizer_bytes: (numbers * optim::bytes_per_number(args.optim)) as u64,
+        activations_bytes: f32s(tokens * kept),
+        logits_bytes: f32s(logits),
+        largest_batch_tokens: tokens,
+        checkpointed_blocks,
+        file_bytes: files.map(|files| files.tensors_bytes()).transpose()?,
+    })
 }
 
 #[cfg(test)]

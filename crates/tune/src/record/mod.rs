@@ -1,17 +1,20 @@
 //! What a run says while it goes: plain records. Who draws a chart or a bar of them is no concern
 //! of the loop.
 
+pub mod callback;
+pub mod fingerprint;
+pub mod metric;
+pub mod preflight;
 pub mod run_log;
+pub mod run_record;
 pub mod tensorboard;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::cost::preflight::Preflight;
-use crate::error::Result;
-use crate::train::trainer::Run;
+use crate::record::metric::LOSS;
+use crate::record::preflight::Preflight;
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,7 +27,9 @@ pub struct StepRecord {
     pub loss: f64,
     /// The learning rate of this step.
     pub learning_rate: f64,
-    /// Norm of the gradient before clipping; not finite in a step that was skipped.
+    /// Norm of the gradient before clipping; not finite in a step that was skipped (`null` in
+    /// JSON).
+    #[serde(deserialize_with = "number_or_nan")]
     pub grad_norm: f64,
     /// What the loss was multiplied with before the backward pass
     /// ([`TrainingArgs::fp16`](crate::TrainingArgs::fp16)).
@@ -53,6 +58,7 @@ pub struct EvalRecord {
     /// How many epochs were done, with a fraction.
     pub epoch: f64,
     /// Mean loss per loss-bearing token, in nats.
+    #[serde(deserialize_with = "number_or_nan")]
     pub loss: f64,
     /// Loss-bearing tokens of the validation set.
     pub label_tokens: usize,
@@ -60,7 +66,11 @@ pub struct EvalRecord {
     pub secs: f64,
     /// What else was measured, by the names given to
     /// [`Trainer::with_metric`](crate::Trainer::with_metric).
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "numbers_or_nan"
+    )]
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -97,47 +107,16 @@ pub struct Plan {
 impl EvalRecord {
     /// A metric by its name; `loss` is the loss.
     pub fn metric(&self, name: &str) -> Option<f64> {
-        if name == "loss" { Some(self.loss) } else { self.metrics.get(name).copied() }
+        if name == LOSS { Some(self.loss) } else { self.metrics.get(name).copied() }
     }
 }
 
-/// Sees a run as it goes. Every method does nothing unless it is written.
-///
-/// An error ends the run, with the weights as of the last whole step.
-pub trait Callback: Send {
-    /// Before the first step.
-    fn on_start(&mut self, _plan: &Plan) -> Result<()> {
-        Ok(())
-    }
+/// A number that JSON holds as `null` where it is not finite.
+fn number_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
 
-    /// After every optimizer step.
-    fn on_step(&mut self, _record: &StepRecord) -> Result<()> {
-        Ok(())
-    }
-
-    /// While the validation set is worked through: rows done, of how many.
-    fn on_eval_progress(&mut self, _done: usize, _total: usize) -> Result<()> {
-        Ok(())
-    }
-
-    /// After every evaluation.
-    fn on_eval(&mut self, _record: &EvalRecord) -> Result<()> {
-        Ok(())
-    }
-
-    /// After every checkpoint.
-    fn on_save(&mut self, _step: usize, _folder: &Path) -> Result<()> {
-        Ok(())
-    }
-
-    /// Asked after every step: true ends the run there, whole, as
-    /// [`StopReason::Callback`](crate::StopReason::Callback).
-    fn should_stop(&self) -> bool {
-        false
-    }
-
-    /// When the run ends, whole or stopped.
-    fn on_end(&mut self, _run: &Run) -> Result<()> {
-        Ok(())
-    }
+fn numbers_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let numbers = BTreeMap::<String, Option<f64>>::deserialize(from)?;
+    Ok(numbers.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
 }

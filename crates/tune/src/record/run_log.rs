@@ -4,7 +4,7 @@
 //! ```no_run
 //! # use tunebook_tune::{RunLog, Trainer, TrainingArgs};
 //! # fn f(model: tunebook_models::Model) -> Result<(), tunebook_tune::Error> {
-//! let trainer = Trainer::new(&model, &TrainingArgs::default()).with_callback(Box::new(RunLog::append("out/run.jsonl")?));
+//! let trainer = Trainer::new(&model, &TrainingArgs::default()).with_callback(RunLog::append("out/run.jsonl")?);
 //! # Ok(())
 //! # }
 //! ```
@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::record::{Callback, EvalRecord, Plan, StepRecord};
-use crate::train::trainer::{Run, StopReason};
+use crate::record::callback::Callback;
+use crate::record::run_record::{RunRecord, StopReason};
+use crate::record::{EvalRecord, Plan, StepRecord};
 
 /// Writes a run's records to a file, one JSON object a line.
 #[derive(Debug)]
@@ -84,7 +85,7 @@ impl Callback for RunLog {
         self.line(&Line::Save { step, folder })
     }
 
-    fn on_end(&mut self, run: &Run) -> Result<()> {
+    fn on_end(&mut self, run: &RunRecord) -> Result<()> {
         self.line(&Line::End { steps: run.steps.len(), secs: run.secs, stopped: run.stopped })
     }
 }

@@ -7,7 +7,7 @@
 //! ```no_run
 //! # use tunebook_tune::{TensorBoard, Trainer, TrainingArgs};
 //! # fn f(model: tunebook_models::Model) -> Result<(), tunebook_tune::Error> {
-//! let trainer = Trainer::new(&model, &TrainingArgs::default()).with_callback(Box::new(TensorBoard::create("out/tb")?));
+//! let trainer = Trainer::new(&model, &TrainingArgs::default()).with_callback(TensorBoard::create("out/tb")?);
 //! // … and beside it: tensorboard --logdir out/tb
 //! # Ok(())
 //! # }
@@ -19,7 +19,8 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::record::{Callback, EvalRecord, StepRecord};
+use crate::record::callback::Callback;
+use crate::record::{EvalRecord, StepRecord};
 
 /// Writes a run's records where TensorBoard finds them.
 #[derive(Debug)]

@@ -122,12 +122,10 @@ pub struct TrainingArgs {
     pub early_stopping_patience: Option<usize>,
     /// How much better an evaluation has to be to count as better. Default 0.
     pub early_stopping_threshold: f64,
-    /// What the best evaluation is judged by: `loss`, or the name of a
-    /// [`Trainer::with_metric`](crate::Trainer::with_metric). Default `loss`.
+    /// The metric that the best evaluation is judged by: `loss`, or the name of one of
+    /// [`Trainer::with_metric`](crate::Trainer::with_metric), which says in what direction it
+    /// improves. Default `loss`.
     pub metric_for_best_model: String,
-    /// Whether more of it is better. Default (`None`): not for `loss` and names that end in it, for
-    /// all others.
-    pub greater_is_better: Option<bool>,
     /// Put back the weights of the best evaluation when the run ends (not when the user stops it).
     /// Default false.
     pub load_best_model_at_end: bool,
@@ -188,7 +186,6 @@ impl Default for TrainingArgs {
             early_stopping_patience: None,
             early_stopping_threshold: 0.0,
             metric_for_best_model: "loss".to_owned(),
-            greater_is_better: None,
             load_best_model_at_end: false,
             save_strategy: SaveStrategy::default(),
             output_dir: None,
@@ -359,6 +356,11 @@ impl TrainingArgs {
             .unwrap_or_else(|| (total_steps as f64 * self.warmup_ratio).ceil() as usize)
     }
 
+    /// Rows of an optimizer step.
+    pub(crate) fn rows_per_step(&self) -> usize {
+        self.batch_size * self.gradient_accumulation_steps
+    }
+
     /// The seed of the row order.
     pub(crate) fn data_seed(&self) -> u64 {
         self.data_seed.unwrap_or(self.seed)
@@ -366,7 +368,7 @@ impl TrainingArgs {
 
     /// Rows of a batch whose lengths should be alike.
     pub(crate) fn group(&self) -> Option<usize> {
-        self.group_by_length.then_some(self.batch_size * self.gradient_accumulation_steps)
+        self.group_by_length.then(|| self.rows_per_step())
     }
 
     /// How many of a model's blocks are run again in the backward pass of a batch of so many
@@ -396,13 +398,6 @@ impl TrainingArgs {
         let most = self.memory_budget.into_iter().chain(all).min()?;
         let each = 4.0 + 4.0 + optim::bytes_per_number(self.optim);
         Some(GpuRoom { most, trained: (trained.elem_count() as f64 * each) as u64 })
-    }
-
-    /// Whether metric `value` is better than `best`, by more than `threshold`.
-    pub(crate) fn better(&self, value: f64, best: f64, threshold: f64) -> bool {
-        let greater =
-            self.greater_is_better.unwrap_or(!self.metric_for_best_model.ends_with("loss"));
-        if greater { value > best + threshold } else { value < best - threshold }
     }
 
     pub(crate) fn eval_is_due(

@@ -6,7 +6,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `trainer_state.json` | arguments, plan and the checksum of the next file |
+//! | `trainer_state.json` | the [`RunRecord`] and the checksum of the next file |
 //! | `training_state.safetensors` | trained tensors, AdamW's moments, AdaLoRA's importances and ranks, and the records, all exact |
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter for PEFT and `load_adapter` (an adapter not named `default` in its subfolder) |
 //!
@@ -41,21 +41,20 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tunebook_models::tensor_file::{self, Data, Entry};
 
-use crate::adapters::adalora::allocation::Allocation;
 use crate::error::{Error, Result};
 use crate::files::atomic;
 use crate::files::peft::{self, AdapterFiles};
-use crate::record::{EvalRecord, Plan, StepRecord};
-use crate::train::args::TrainingArgs;
+use crate::record::run_record::RunRecord;
+use crate::record::{EvalRecord, StepRecord};
 use crate::train::loss_scale::LossScale;
 use crate::train::optim::{AdamW, Saved};
+use crate::train::run::{Best, Run};
 use crate::train::step::RunState;
 use crate::train::trained::Weights;
-use crate::train::trainer::{Best, Run, StopReason};
 
 const STATE_FILE: &str = "trainer_state.json";
 const TENSORS_FILE: &str = "training_state.safetensors";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Before a checkpoint's number.
 const FOLDER: &str = "checkpoint-";
 
@@ -63,21 +62,12 @@ const FOLDER: &str = "checkpoint-";
 #[derive(Serialize, Deserialize)]
 struct State {
     version: u32,
-    adapter: String,
-    step: usize,
-    args: TrainingArgs,
-    plan: Plan,
-    stopped: Option<StopReason>,
-    secs: f64,
-    loaded_step: Option<usize>,
+    record: RunRecord,
     /// The step of the weights under `best.`, if there are any.
     best_step: Option<usize>,
     /// The names of the evaluations' metrics, in the order of their columns.
-    metrics: Vec<String>,
-    /// The training set's fingerprint, in hexadecimal.
-    data: String,
+    metric_columns: Vec<String>,
     /// The loss scale, its count and what it skipped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
     /// Of `training_state.safetensors`.
     sha256: String,
@@ -139,16 +129,9 @@ impl Run {
     fn write(&self, folder: &Path, adapter: Option<&AdapterFiles>) -> Result<()> {
         let state = |sha256: String| State {
             version: VERSION,
-            adapter: self.adapter.clone(),
-            step: self.state.steps,
-            args: self.args.clone(),
-            plan: self.plan.clone(),
-            stopped: self.stopped,
-            secs: self.secs,
-            loaded_step: self.loaded_step,
+            record: self.record.clone(),
             best_step: self.best.as_ref().map(|best| best.step),
-            metrics: self.metric_names(),
-            data: format!("{:016x}", self.data),
+            metric_columns: self.metric_names(),
             loss_scale: self.state.loss_scale,
             sha256,
         };
@@ -214,51 +197,39 @@ impl Run {
         }
         let damaged = |what: String| problem(&tensors_path, what);
         let tensors = Tensors(SafeTensors::deserialize(&bytes)?);
-        let data = u64::from_str_radix(&state.data, 16)
-            .map_err(|_| problem(&path, "`data` is no number".to_owned()))?;
-        let ranks = state.plan.rank_modules.len();
+        let mut record = state.record;
+        let (ranks, taken) = (record.plan.rank_modules.len(), record.steps.len());
         let steps = tensors.rows("records.steps")?;
         let steps = steps.map(|row| step_record(row, ranks)).collect::<Option<Vec<_>>>();
         let evals = tensors
             .rows("records.evals")?
-            .map(|row| eval_record(row, &state.metrics))
+            .map(|row| eval_record(row, &state.metric_columns))
             .collect::<Option<Vec<_>>>();
         let (Some(steps), Some(evals)) = (steps, evals) else {
             return Err(damaged(
                 "its records have another number of columns than expected".to_owned(),
             ));
         };
-        if steps.len() != state.step {
-            return Err(damaged(format!("holds {} steps, expected {}", steps.len(), state.step)));
+        if steps.len() != taken {
+            return Err(damaged(format!("holds {} steps, expected {taken}", steps.len())));
         }
+        (record.steps, record.evals) = (steps, evals); // exact, unlike those of the JSON
         let best =
             state.best_step.map(|step| Arc::new(Best { step, weights: tensors.weights("best.") }));
-        Ok(Self {
-            best,
-            loaded_step: state.loaded_step,
-            adapter: state.adapter,
-            plan: state.plan,
-            steps,
-            evals,
-            stopped: state.stopped,
-            secs: state.secs,
-            state: Arc::new(RunState {
-                steps: state.step,
-                optimizer: Arc::new(AdamW::restored(
-                    state.args.adamw(),
-                    (state.step
-                        - state.loss_scale.map_or(0, |scale| scale.skipped()).min(state.step))
-                        as u64,
-                    tensors.saved("optimizer."),
-                )),
-                weights: tensors.weights("weights."),
-                allocation: (ranks > 0)
-                    .then(|| Arc::new(Allocation::restored(tensors.saved("allocation.")))),
-                loss_scale: state.loss_scale,
-            }),
-            args: state.args,
-            data,
-        })
+        let skipped = state.loss_scale.map_or(0, |scale| scale.skipped()).min(taken);
+        let optimizer = AdamW::restored(
+            record.args.adamw(),
+            (taken - skipped) as u64,
+            tensors.saved("optimizer."),
+        );
+        let state = RunState {
+            steps: taken,
+            optimizer: Arc::new(optimizer),
+            weights: tensors.weights("weights."),
+            scheduled: (ranks > 0).then(|| Arc::new(tensors.saved("scheduled."))),
+            loss_scale: state.loss_scale,
+        };
+        Ok(Self { record, best, state: Arc::new(state) })
     }
 
     /// `training_state.safetensors`, tensor by tensor; returns its checksum.
@@ -272,16 +243,16 @@ impl Run {
             entries.extend(best.weights.entries("best.")?);
         }
         entries.extend(self.state.optimizer.entries("optimizer."));
-        let allocation = self.state.allocation.as_ref().map(|allocation| allocation.saved());
-        for (name, values) in allocation.iter().flat_map(|saved| &saved.f32s) {
+        let scheduled = self.state.scheduled.as_deref();
+        for (name, values) in scheduled.iter().flat_map(|saved| &saved.f32s) {
             entries.push(Entry::new(
-                format!("allocation.{name}"),
+                format!("scheduled.{name}"),
                 &[values.len()],
                 Data::F32(values),
             ));
         }
-        for (name, bytes) in allocation.iter().flat_map(|saved| &saved.bytes) {
-            entries.push(Entry::new(format!("allocation.{name}"), &[bytes.len()], Data::U8(bytes)));
+        for (name, bytes) in scheduled.iter().flat_map(|saved| &saved.bytes) {
+            entries.push(Entry::new(format!("scheduled.{name}"), &[bytes.len()], Data::U8(bytes)));
         }
         let shape = [self.steps.len(), STEP_COLUMNS + self.plan.rank_modules.len()];
         entries.push(Entry::new("records.steps", &shape, Data::F64(&steps)));
@@ -343,10 +314,7 @@ fn step_row(r: &StepRecord) -> Vec<f64> {
     row
 }
 
-fn step_record(mut row: Vec<f64>, ranks: usize) -> Option<StepRecord> {
-    if row.len() == STEP_COLUMNS - 2 + ranks {
-        row.splice(STEP_COLUMNS - 2..STEP_COLUMNS - 2, [f64::NAN, 0.0]); // of before there was a loss scale
-    }
+fn step_record(row: Vec<f64>, ranks: usize) -> Option<StepRecord> {
     let (fixed, of_modules) = row.split_at_checked(STEP_COLUMNS)?;
     let &[
         step,

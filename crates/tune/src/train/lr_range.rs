@@ -5,8 +5,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use tunebook_models::Model;
 
+use crate::batch::collate::Sets;
 use crate::error::{Error, Result};
+use crate::train::args::TrainingArgs;
+use crate::train::step::Stepper;
 
 /// How a range test is run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -127,6 +131,47 @@ impl LrRange {
             (self.points[at].learning_rate * self.points[at + SPAN].learning_rate).sqrt()
         });
     }
+}
+
+/// See [`Trainer::lr_range_test`](crate::Trainer::lr_range_test).
+///
+/// # Errors
+/// As there.
+pub(crate) fn run(
+    model: &Model,
+    args: &TrainingArgs,
+    sets: &Sets,
+    test: &LrRangeTest,
+) -> Result<LrRange> {
+    let mut stepper = Stepper::new(model, args, test.steps)?;
+    stepper.hold_ranks();
+    let before = stepper.weights()?;
+    let mut range = LrRange::default();
+    let tested = (|| {
+        let steps_per_epoch = sets.steps_per_epoch(args);
+        for step in 0..test.steps {
+            let order = sets.order(args, step / steps_per_epoch);
+            let chosen = order.chunks(args.rows_per_step()).nth(step % steps_per_epoch);
+            let batches = sets.micro_batches(model, args, chosen.unwrap_or_default())?;
+            match stepper.step_at(&batches, test.rate(step)) {
+                Ok(outcome) if range.push(test.rate(step), outcome.loss, test) => {}
+                Ok(_) => break,
+                Err(Error::NotFinite { .. } | Error::GradientNotFinite { .. }) => {
+                    range.diverged_at = Some(test.rate(step));
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    })();
+    stepper.set_weights(&before)?;
+    match tested {
+        Err(error) if !error.is_interruption() => return Err(error),
+        _ => {}
+    }
+    range.suggest();
+    Ok(range)
 }
 
 impl fmt::Display for LrRange {

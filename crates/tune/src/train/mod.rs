@@ -9,6 +9,7 @@ pub mod lr_range;
 pub mod optim;
 pub mod parameter;
 pub(crate) mod rng;
+pub mod run;
 pub mod schedule;
 pub mod step;
 pub(crate) mod trained;

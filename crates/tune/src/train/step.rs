@@ -6,16 +6,18 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use tunebook_models::{Dropout, Model};
 
-use crate::adapters::adalora::allocation::{self, Allocation};
 use crate::adapters::registry;
+use crate::adapters::scheduled::Scheduled;
 use crate::batch::Batch;
 use crate::cost::memory::GpuRoom;
 use crate::error::{Error, Result};
 use crate::files::peft::AdapterFiles;
+use crate::record::fingerprint;
+use crate::record::run_record::Strategy;
 use crate::train::args::TrainingArgs;
 use crate::train::backward::{Noise, Segments};
 use crate::train::loss_scale::LossScale;
-use crate::train::optim::AdamW;
+use crate::train::optim::{AdamW, Saved};
 use crate::train::parameter::{self, Gradients, Parameters, clip_coefficient};
 use crate::train::schedule::Schedule;
 use crate::train::trained::{Trained, Weights};
@@ -43,8 +45,8 @@ pub(crate) struct RunState {
     /// Shared with the run that goes on: what it changes then is copied first.
     pub(crate) optimizer: Arc<AdamW>,
     pub(crate) weights: Weights,
-    /// Where AdaLoRA's ranks stand.
-    pub(crate) allocation: Option<Arc<Allocation>>,
+    /// Of the adapter's own schedule, if it has one.
+    pub(crate) scheduled: Option<Arc<Saved>>,
     pub(crate) loss_scale: Option<LossScale>,
 }
 
@@ -67,9 +69,8 @@ pub struct Stepper {
     optimizer: Arc<AdamW>,
     schedule: Schedule,
     args: TrainingArgs,
-    total_steps: usize,
-    /// Where AdaLoRA's ranks stand; `None` where nothing moves them.
-    allocation: Option<Arc<Allocation>>,
+    /// What the adapter does by itself between the steps.
+    scheduled: Option<Box<dyn Scheduled>>,
     /// In place of what the arguments say.
     checkpointed_blocks: Option<usize>,
     /// Known once for all batches; `None` on the CPU.
@@ -96,7 +97,10 @@ impl Stepper {
         args.validate()?;
         tunebook_ops::cpu::keep_freed_memory();
         let (overlay, trained) = registry::trained(model)?;
-        let allocation = trained.adalora().map(|body| Arc::new(Allocation::new(body)));
+        if let Trained::Full(_) = &trained {
+            fingerprint::forget_base(model); // its weights are about to change
+        }
+        let scheduled = trained.scheduled(total_steps);
         let parameters = trained.parameters();
         Ok(Self {
             model: model.with_overlay(overlay),
@@ -110,8 +114,7 @@ impl Stepper {
                 args.warmup(total_steps),
                 total_steps,
             ),
-            total_steps,
-            allocation,
+            scheduled,
             checkpointed_blocks: None,
             loss_scale: args.fp16.then(|| LossScale::new(args.fp16_init_scale)),
             args: args.clone(),
@@ -134,16 +137,13 @@ impl Stepper {
 
     /// [`Stepper::step`] with a learning rate that is not the schedule's.
     pub(crate) fn step_at(&mut self, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
-        if let (Some(body), Some(_)) = (self.trained.adalora(), &self.allocation) {
-            body.config.check_schedule(body.start_run(self.total_steps))?;
-        }
         let (losses, mut gradients) = self.losses_and_gradients(batches)?;
         let label_tokens = label_tokens(batches);
         if self.steps == 0 {
             self.check_gradients(&gradients)?;
         }
-        if let Some(body) = self.trained.adalora() {
-            allocation::add_orthogonality(body, &self.parameters, &mut gradients)?;
+        if let Some(scheduled) = &mut self.scheduled {
+            scheduled.before_clip(self.steps, &self.parameters, &mut gradients)?;
         }
         // Where a step waits for a device.
         let (grad_norm, losses) = gradients.norm_and(&losses)?;
@@ -177,11 +177,8 @@ impl Stepper {
             learning_rate,
             scale,
         )?;
-        if let (Some(body), Some(allocation)) = (self.trained.adalora(), &mut self.allocation) {
-            let at = (self.steps, body.start_run(self.total_steps));
-            let allocation = Arc::make_mut(allocation);
-            allocation.update(body, &self.parameters, &gradients, scale, at)?;
-            body.set_masks(allocation.masks().cloned());
+        if let Some(scheduled) = &mut self.scheduled {
+            scheduled.after_step(self.steps, &self.parameters, &gradients, scale)?;
         }
         self.trained.changed();
         if let Some(scale) = &mut self.loss_scale {
@@ -294,12 +291,11 @@ impl Stepper {
     /// Everything that the next step depends on.
     pub(crate) fn state(&self) -> Result<RunState> {
         let weights = self.trained.weights(&self.parameters)?;
-        let (optimizer, allocation) = (Arc::clone(&self.optimizer), self.allocation.clone());
         Ok(RunState {
             steps: self.steps,
-            optimizer,
+            optimizer: Arc::clone(&self.optimizer),
             weights,
-            allocation,
+            scheduled: self.scheduled.as_ref().map(|scheduled| Arc::new(scheduled.state())),
             loss_scale: self.loss_scale,
         })
     }
@@ -315,9 +311,8 @@ impl Stepper {
         if self.optimizer.config() != config {
             self.optimizer = Arc::new(AdamW::clone(&self.optimizer).with_config(config));
         }
-        if let (Some(body), Some(allocation)) = (self.trained.adalora(), &state.allocation) {
-            body.set_masks(allocation.masks().cloned());
-            self.allocation = Some(Arc::clone(allocation));
+        if let (Some(scheduled), Some(state)) = (&mut self.scheduled, &state.scheduled) {
+            scheduled.restore(state);
         }
         self.steps = state.steps;
         if self.args.fp16 && state.loss_scale.is_some() {
@@ -326,20 +321,27 @@ impl Stepper {
         Ok(())
     }
 
-    /// AdaLoRA's ranks stay as they are, whatever steps are taken.
+    /// The adapter's own schedule stands still, whatever steps are taken.
     pub(crate) fn hold_ranks(&mut self) {
-        self.allocation = None;
+        if let Some(scheduled) = &mut self.scheduled {
+            scheduled.hold();
+        }
     }
 
-    /// The rank of each of AdaLoRA's modules now, in the order of their paths; empty for everything
-    /// else.
+    /// The rank of each module that ranks move between, in the order of their paths; empty where
+    /// none moves.
     pub(crate) fn ranks(&self) -> Vec<usize> {
-        self.trained.adalora().map(|body| body.ranks().into_values().collect()).unwrap_or_default()
+        self.scheduled.iter().flat_map(|scheduled| scheduled.ranks().into_values()).collect()
     }
 
     /// The modules that [`Stepper::ranks`] counts.
     pub(crate) fn rank_modules(&self) -> Vec<String> {
-        self.trained.adalora().map(|body| body.ranks().into_keys().collect()).unwrap_or_default()
+        self.scheduled.iter().flat_map(|scheduled| scheduled.ranks().into_keys()).collect()
+    }
+
+    /// The configuration of what is trained, as it is now.
+    pub(crate) fn strategy(&self) -> Strategy {
+        self.trained.strategy()
     }
 
     /// A copy of the trained tensors.

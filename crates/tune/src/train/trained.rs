@@ -8,10 +8,11 @@ use tunebook_models::Model;
 use tunebook_models::tensor_file::{Data, Entry};
 
 use crate::adapters::Adapter;
-use crate::adapters::adalora::AdaLoraBody;
 use crate::adapters::full::FullWeights;
+use crate::adapters::scheduled::Scheduled;
 use crate::error::{Error, Result};
 use crate::files::peft::AdapterFiles;
+use crate::record::run_record::Strategy;
 use crate::train::parameter::Parameters;
 
 /// What a run trains.
@@ -56,11 +57,19 @@ impl Trained {
         }
     }
 
-    /// The adapter whose ranks move, if it is such a one.
-    pub(crate) fn adalora(&self) -> Option<&AdaLoraBody> {
+    /// What an adapter does by itself in a run of so many steps, if its type does anything.
+    pub(crate) fn scheduled(&self, total_steps: usize) -> Option<Box<dyn Scheduled>> {
         match self {
-            Self::Adapter(adapter) => adapter.adalora(),
+            Self::Adapter(adapter) => adapter.scheduled(total_steps),
             Self::Full(_) => None,
+        }
+    }
+
+    /// The configuration, as it is now.
+    pub(crate) fn strategy(&self) -> Strategy {
+        match self {
+            Self::Adapter(adapter) => Strategy::Adapter(adapter.config()),
+            Self::Full(weights) => Strategy::Full(weights.config.clone()),
         }
     }
 

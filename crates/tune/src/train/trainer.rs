@@ -1,4 +1,5 @@
-//! The training loop: one function, [`Trainer::fit`], from examples to a [`Run`].
+//! The training loop, from examples to a [`Run`]: [`Trainer::fit`] prepares a run, goes through
+//! its steps and ends it.
 //!
 //! ```no_run
 //! use tunebook_models::{Device, Model};
@@ -18,22 +19,28 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-use tunebook_models::Model;
+use tunebook_models::{Device, Model};
 use tunebook_progress::ProgressBar;
 
+use crate::batch::collate::{self, Sets};
 use crate::batch::packing::Rows;
 use crate::batch::tokenize;
-use crate::batch::{Batch, Example, TokenizedSet};
-use crate::cost::preflight::{Preflight, Sets};
+use crate::batch::{Example, TokenizedSet};
+use crate::cost::preflight;
+use crate::cost::summary::{self, TrainingSummary};
 use crate::error::{Error, Result};
-use crate::record::{Callback, EvalRecord, Plan, StepRecord};
-use crate::train::args::{EvalStrategy, SaveStrategy, TrainingArgs};
+use crate::record::callback::Callback;
+use crate::record::fingerprint::Fingerprints;
+use crate::record::metric::Metric;
+use crate::record::preflight::Preflight;
+use crate::record::run_record::{RunRecord, StopReason};
+use crate::record::{EvalRecord, Plan, StepRecord};
+use crate::train::args::{SaveStrategy, TrainingArgs};
 use crate::train::backward;
 use crate::train::checkpoint;
-use crate::train::lr_range::{LrRange, LrRangeTest};
-use crate::train::step::{RunState, Stepper};
-use crate::train::trained::Weights;
+use crate::train::lr_range::{self, LrRange, LrRangeTest};
+use crate::train::run::{Best, Run};
+use crate::train::step::Stepper;
 
 /// Trains the active adapter of a model, or the model's own weights if they are unfrozen
 /// ([`FullTuning`](crate::FullTuning)).
@@ -41,13 +48,15 @@ pub struct Trainer {
     model: Model,
     args: TrainingArgs,
     callbacks: Mutex<Vec<Box<dyn Callback>>>,
-    metrics: Arc<Vec<(String, Measure)>>,
+    metrics: Vec<(Metric, Measure)>,
+    /// The fingerprint of the data set that the examples come from.
+    dataset: Mutex<Option<String>>,
 }
 
-/// What a metric measures of a model; see [`Trainer::with_metric`].
-pub type Measure = Box<dyn Fn(&Model) -> MeasureResult + Send + Sync>;
+/// A function that measures a model; see [`Trainer::with_metric`].
+type Measure = Box<dyn Fn(&Model) -> MeasureResult + Send + Sync>;
 
-/// What a [`Measure`] gives.
+/// The value of a metric, or why there is none.
 pub type MeasureResult = std::result::Result<f64, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The last run of a model that ended with an error; lives in the model.
@@ -63,156 +72,6 @@ impl fmt::Debug for Trainer {
     }
 }
 
-/// Why a run ended before its last step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The user asked for it.
-    Interrupted,
-    /// The validation loss (or `metric_for_best_model`) was no better for `early_stopping_patience`
-    /// evaluations.
-    EarlyStopping,
-    /// A callback asked for it.
-    Callback,
-    /// An error ended it; the run is that up to the last whole step.
-    Failed,
-}
-
-/// The weights of the best evaluation so far.
-#[derive(Clone)]
-pub(crate) struct Best {
-    pub(crate) step: usize,
-    pub(crate) weights: Weights,
-}
-
-impl fmt::Debug for Best {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Best").field("step", &self.step).finish_non_exhaustive()
-    }
-}
-
-/// What a run did, up to its last whole step. [`Trainer::resume`] goes on from there.
-#[derive(Debug, Clone)]
-pub struct Run {
-    /// The adapter that was trained, or `full fine-tuning`.
-    pub adapter: String,
-    /// The arguments.
-    pub args: TrainingArgs,
-    /// What was to be done.
-    pub plan: Plan,
-    /// One record for each step taken.
-    pub steps: Vec<StepRecord>,
-    /// One record for each evaluation.
-    pub evals: Vec<EvalRecord>,
-    /// Why it ended early; `None` when it did all its steps.
-    pub stopped: Option<StopReason>,
-    /// Wall-clock time, evaluation included.
-    pub secs: f64,
-    /// The step whose weights were put back at the end, with `load_best_model_at_end`.
-    pub loaded_step: Option<usize>,
-    /// The weights of the best evaluation so far, when they are wanted at the end.
-    pub(crate) best: Option<Arc<Best>>,
-    /// What the next step depends on.
-    pub(crate) state: Arc<RunState>,
-    /// The training set's fingerprint.
-    pub(crate) data: u64,
-}
-
-impl Run {
-    /// The last evaluation's loss.
-    pub fn eval_loss(&self) -> Option<f64> {
-        self.evals.last().map(|record| record.loss)
-    }
-
-    /// The best evaluation: that with the lowest loss, unless the arguments name another metric.
-    /// The first of equals.
-    pub fn best_eval(&self) -> Option<&EvalRecord> {
-        let metric = |eval: &EvalRecord| {
-            eval.metric(&self.args.metric_for_best_model).filter(|v| !v.is_nan())
-        };
-        self.evals.iter().filter(|eval| metric(eval).is_some()).reduce(|best, eval| {
-            let better =
-                matches!((metric(eval), metric(best)), (Some(a), Some(b)) if self.args.better(a, b, 0.0));
-            if better { eval } else { best }
-        })
-    }
-
-    /// Mean training loss of the last `steps` steps (fewer if there are fewer), weighted by
-    /// loss-bearing tokens.
-    pub fn recent_loss(&self, steps: usize) -> Option<f64> {
-        let recent = &self.steps[self.steps.len().saturating_sub(steps)..];
-        let tokens: usize = recent.iter().map(|record| record.label_tokens).sum();
-        let sum: f64 = recent.iter().map(|record| record.loss * record.label_tokens as f64).sum();
-        (tokens > 0).then(|| sum / tokens as f64)
-    }
-
-    /// Tokens that went through the model in the training steps, per second of those steps.
-    pub fn tokens_per_sec(&self) -> f64 {
-        let secs: f64 = self.steps.iter().map(|record| record.secs).sum();
-        let tokens: usize = self.steps.iter().map(|record| record.tokens).sum();
-        if secs > 0.0 { tokens as f64 / secs } else { 0.0 }
-    }
-}
-
-impl fmt::Display for Run {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} of {} steps", self.adapter, self.steps.len(), self.plan.total_steps)?;
-        if let (Some(first), Some(recent)) =
-            (self.steps.first(), self.recent_loss(self.plan.steps_per_epoch))
-        {
-            write!(f, ", training loss {:.4} -> {recent:.4}", first.loss)?;
-        }
-        if let (Some(first), Some(last)) = (self.evals.first(), self.evals.last()) {
-            match self.evals.len() {
-                1 => write!(f, ", validation loss {:.4}", last.loss)?,
-                _ => write!(f, ", validation loss {:.4} -> {:.4}", first.loss, last.loss)?,
-            }
-        }
-        write!(f, ", {:.0} s ({:.0} tokens/s)", self.secs, self.tokens_per_sec())?;
-        if let Some(preflight) = &self.plan.preflight {
-            write!(f, "; {}", preflight.settings())?;
-        }
-        if self.plan.truncated > 0 {
-            write!(f, "; {} examples were cut off at `max_length`", self.plan.truncated)?;
-        }
-        if self.plan.without_labels > 0 {
-            write!(
-                f,
-                "; {} examples had no completion left and were left out",
-                self.plan.without_labels
-            )?;
-        }
-        match self.stopped {
-            Some(StopReason::Interrupted) => {
-                write!(
-                    f,
-                    "; stopped on request after step {}, `resume` goes on from there",
-                    self.steps.len()
-                )?;
-            }
-            Some(StopReason::EarlyStopping) => {
-                let what = match self.args.metric_for_best_model.as_str() {
-                    "loss" => "the validation loss fell no more".to_owned(),
-                    name => format!("`{name}` got no better"),
-                };
-                write!(f, "; stopped after step {}: {what}", self.steps.len())?;
-            }
-            Some(StopReason::Callback) => {
-                write!(f, "; stopped by a callback after step {}", self.steps.len())?;
-            }
-            Some(StopReason::Failed) => write!(f, "; failed after step {}", self.steps.len())?,
-            None => {}
-        }
-        match self.loaded_step {
-            Some(step) => {
-                write!(f, "; the weights of step {step}, the best evaluation, are loaded")
-            }
-            None => Ok(()),
-        }
-    }
-}
-
 impl Trainer {
     /// For what is to be trained when training starts: the active adapter, or the unfrozen weights.
     /// The arguments are checked then, too.
@@ -221,34 +80,63 @@ impl Trainer {
             model: model.clone(),
             args: args.clone(),
             callbacks: Mutex::default(),
-            metrics: Arc::default(),
+            metrics: Vec::new(),
+            dataset: Mutex::default(),
         }
     }
 
-    /// Measures the model with `measure` at every evaluation, under `name` in
-    /// [`EvalRecord::metrics`]. The arguments' `metric_for_best_model` may name it.
+    /// Measures the model with `measure` at every evaluation; the values stand under the metric's
+    /// name in [`EvalRecord::metrics`]. The arguments' `metric_for_best_model` may name it.
+    ///
+    /// ```no_run
+    /// # use tunebook_tune::{Metric, Trainer, TrainingArgs};
+    /// # fn f(model: tunebook_models::Model, share_of_right_answers: fn(&tunebook_models::Model) -> f64) {
+    /// let args = TrainingArgs { metric_for_best_model: "accuracy".into(), ..Default::default() };
+    /// let trainer = Trainer::new(&model, &args)
+    ///     .with_metric(Metric::higher_is_better("accuracy"), move |model| Ok(share_of_right_answers(model)));
+    /// # }
+    /// ```
     #[must_use]
-    pub fn with_metric(mut self, name: &str, measure: Measure) -> Self {
-        // Shared only while a run is on, which borrows the trainer.
-        if let Some(metrics) = Arc::get_mut(&mut self.metrics) {
-            metrics.push((name.to_owned(), measure));
-        }
+    pub fn with_metric(
+        self,
+        metric: Metric,
+        measure: impl Fn(&Model) -> MeasureResult + Send + Sync + 'static,
+    ) -> Self {
+        self.with_measure(metric, Box::new(measure)) // what a cell compiles
+    }
+
+    fn with_measure(mut self, metric: Metric, measure: Measure) -> Self {
+        self.metrics.push((metric, measure));
         self
     }
 
     /// Lets `callback` see the run as it goes. May be called more than once.
     #[must_use]
-    pub fn with_callback(self, callback: Box<dyn Callback>) -> Self {
-        self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).push(callback);
+    pub fn with_callback(self, callback: impl Callback + 'static) -> Self {
+        self.push(Box::new(callback));
         self
     }
 
     /// Does `work` with one more callback, which goes when it is done.
-    pub fn observed<T>(&self, callback: Box<dyn Callback>, work: impl FnOnce(&Self) -> T) -> T {
-        self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).push(callback);
+    pub fn observed<T>(
+        &self,
+        callback: impl Callback + 'static,
+        work: impl FnOnce(&Self) -> T,
+    ) -> T {
+        self.push(Box::new(callback));
         let done = work(self);
         self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).pop();
         done
+    }
+
+    fn push(&self, callback: Box<dyn Callback>) {
+        self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).push(callback);
+    }
+
+    /// The fingerprint of the data set that the examples of the next runs come from, for the
+    /// [`Fingerprints`] of their records; `None`: not known.
+    pub fn set_dataset_fingerprint(&self, fingerprint: Option<String>) {
+        *self.dataset.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint;
     }
 
     /// The model that is trained.
@@ -297,18 +185,15 @@ impl Trainer {
         train: &[Example],
         validation: &[Example],
     ) -> Result<Run> {
-        let (set, _) = self.sets(train, &[])?;
-        let rows = self.rows(&set)?;
-        let steps_per_epoch =
-            rows.len().div_ceil(self.args.batch_size * self.args.gradient_accumulation_steps);
-        let plan = Plan {
-            total_steps: self.args.max_steps.unwrap_or(self.args.epochs * steps_per_epoch),
-            steps_per_epoch,
-            examples: set.examples.len(),
-            validation_examples: validation.len(),
-            ..run.plan.clone()
-        };
-        let amended = Run { args: self.args.clone(), data: set.fingerprint(), plan, ..run.clone() };
+        let sets = self.sets(train, &[])?;
+        let mut amended = run.clone();
+        let record = &mut amended.record;
+        record.args = self.args.clone();
+        record.fingerprints.train = sets.train.fingerprint();
+        record.plan.total_steps = sets.total_steps(&self.args);
+        record.plan.steps_per_epoch = sets.steps_per_epoch(&self.args);
+        record.plan.examples = sets.train.examples.len();
+        record.plan.validation_examples = validation.len();
         self.run(train, validation, Some(&amended))
     }
 
@@ -316,6 +201,26 @@ impl Trainer {
     pub fn last_run(&self) -> Option<Run> {
         let kept = self.model.extension::<LastRun>();
         kept.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Predicts what [`Trainer::fit`] on these sets will take, and with a
+    /// [`memory_budget`](TrainingArgs::memory_budget) chooses the settings that fit into it. A few
+    /// batches of the run are worked through for it; nothing is trained.
+    ///
+    /// # Errors
+    /// As [`Trainer::fit`]; a budget that not even one row at a time fits into.
+    pub fn preflight(&self, train: &[Example], validation: &[Example]) -> Result<Preflight> {
+        self.args.validate()?;
+        preflight::measure(&self.model, &self.args, &self.sets(train, validation)?)
+    }
+
+    /// What a run on `train` with these arguments will train and take, before it starts.
+    ///
+    /// # Errors
+    /// Wrong arguments, nothing to train, or examples that cannot be used.
+    pub fn summary(&self, train: &[Example]) -> Result<TrainingSummary> {
+        self.args.validate()?;
+        summary::count(&self.model, &self.args, &self.sets(train, &[])?)
     }
 
     /// A short run whose learning rate rises from step to step, to see where the loss falls and
@@ -327,39 +232,7 @@ impl Trainer {
     pub fn lr_range_test(&self, train: &[Example], test: &LrRangeTest) -> Result<LrRange> {
         test.validate()?;
         self.args.validate()?;
-        let (set, _) = self.sets(train, &[])?;
-        let rows = self.rows(&set)?;
-        let mut stepper = Stepper::new(&self.model, &self.args, test.steps)?;
-        stepper.hold_ranks();
-        let before = stepper.weights()?;
-        let mut range = LrRange::default();
-        let tested = (|| {
-            let together = self.args.batch_size * self.args.gradient_accumulation_steps;
-            let steps_per_epoch = rows.len().div_ceil(together);
-            for step in 0..test.steps {
-                let order =
-                    rows.order(self.args.data_seed(), step / steps_per_epoch, self.args.group());
-                let chosen = order.chunks(together).nth(step % steps_per_epoch).unwrap_or_default();
-                let batches = self.batches(&set, &rows, chosen)?;
-                match stepper.step_at(&batches, test.rate(step)) {
-                    Ok(outcome) if range.push(test.rate(step), outcome.loss, test) => {}
-                    Ok(_) => break,
-                    Err(Error::NotFinite { .. } | Error::GradientNotFinite { .. }) => {
-                        range.diverged_at = Some(test.rate(step));
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(())
-        })();
-        stepper.set_weights(&before)?;
-        match tested {
-            Err(error) if !error.is_interruption() => return Err(error),
-            _ => {}
-        }
-        range.suggest();
-        Ok(range)
+        lr_range::run(&self.model, &self.args, &self.sets(train, &[])?, test)
     }
 
     /// The examples as token ids and labels, as [`Trainer::fit`] sees them.
@@ -376,151 +249,65 @@ impl Trainer {
     /// Wrong arguments, examples that cannot be used, a failing operation, or a request to stop.
     pub fn evaluate(&self, examples: &[Example]) -> Result<EvalRecord> {
         self.args.validate()?;
-        let set = tokenize::tokenize(&self.model, "validation", examples, self.args.max_length)?;
+        let model = self.model.pinned();
+        let set = tokenize::tokenize(&model, "validation", examples, self.args.max_length)?;
         let bar = ProgressBar::new("Evaluating", Some(set.examples.len() as u64)).unit("row");
-        self.evaluate_set(&set, 0, 0.0, &|done| bar.set(done as u64))
+        self.evaluate_set(&model, &self.args, &set, (0, 0.0), &|done| bar.set(done as u64))
     }
 
-    /// Both sets as token ids; no validation set if none is wanted.
-    pub(crate) fn sets(
-        &self,
-        train: &[Example],
-        validation: &[Example],
-    ) -> Result<(TokenizedSet, Option<TokenizedSet>)> {
-        let args = &self.args;
-        if self.args.packing && self.model.positions_before() > 0 {
-            return Err(Error::Config {
-                field: "TrainingArgs.packing",
-                value: format!(
-                    "true, with {} virtual tokens before each text",
-                    self.model.positions_before()
-                ),
-                expected: "false with prompt and prefix tuning: the virtual tokens stand before a row, and packed texts would not see them",
-            });
-        }
-        let train = tokenize::tokenize(&self.model, "training", train, args.max_length)?;
-        let validation = if validation.is_empty() || args.eval_strategy == EvalStrategy::No {
-            None
-        } else {
-            Some(tokenize::tokenize(&self.model, "validation", validation, args.max_length)?)
-        };
-        Ok((train, validation))
+    fn sets(&self, train: &[Example], validation: &[Example]) -> Result<Sets> {
+        Sets::new(&self.model, &self.args, train, validation)
     }
 
-    /// The rows that the training examples make.
-    pub(crate) fn rows(&self, train: &TokenizedSet) -> Result<Rows> {
-        match self.args.max_length.filter(|_| self.args.packing) {
-            Some(length) => Ok(Rows::packed(train, length)),
-            None => Ok(Rows::single(train)),
-        }
-    }
-
-    /// This trainer with other arguments, for the time of `work`.
-    fn with_args<T>(&self, args: TrainingArgs, work: impl FnOnce(&Self) -> T) -> T {
-        let lock = |trainer: &Self| {
-            std::mem::take(&mut *trainer.callbacks.lock().unwrap_or_else(PoisonError::into_inner))
-        };
-        let other = Self {
-            model: self.model.clone(),
-            args,
-            callbacks: Mutex::new(lock(self)),
-            metrics: Arc::clone(&self.metrics),
-        };
-        let done = work(&other);
-        let callbacks = lock(&other);
-        *self.callbacks.lock().unwrap_or_else(PoisonError::into_inner) = callbacks;
-        done
-    }
-
+    /// Prepares a run, or what is left of `from`, goes through its steps and ends it.
     fn run(&self, train: &[Example], validation: &[Example], from: Option<&Run>) -> Result<Run> {
-        let args = &self.args;
-        args.validate()?;
+        self.args.validate()?;
         self.check_metric()?;
         let started = Instant::now();
-        let (train, validation) = self.sets(train, validation)?;
-        let watches = args.load_best_model_at_end || args.early_stopping_patience.is_some();
-        if watches && validation.is_none() {
+        // What the model is switched to meanwhile is nothing to this run.
+        let model = &self.model.pinned();
+        let sets = Sets::new(model, &self.args, train, validation)?;
+        let watches =
+            self.args.load_best_model_at_end || self.args.early_stopping_patience.is_some();
+        if watches && sets.validation.is_none() {
             return Err(Error::NoExamples { set: "validation" });
         }
-        let rows = self.rows(&train)?;
-        let together = args.batch_size * args.gradient_accumulation_steps;
-        let sets = Sets { train: &train, rows: &rows, validation: validation.as_ref() };
-        let preflight = match (args.memory_budget, from) {
-            (None, _) => None,
-            // Chosen once for a run: other micro-batches would add up in another order.
-            (Some(_), Some(from)) => from.plan.preflight.clone().filter(|chosen| {
-                chosen.batch_size * chosen.gradient_accumulation_steps == together
-            }),
-            (Some(_), None) => Some(self.plan(&sets)?),
+        let preflight = self.chosen(model, &sets, from)?;
+        let args = match &preflight {
+            Some(preflight) => preflight.apply(&self.args),
+            None => self.args.clone(),
         };
-        let args =
-            preflight.as_ref().map_or_else(|| args.clone(), |preflight| preflight.apply(args));
-        self.with_args(args, |trainer| trainer.run_sets(&sets, from, preflight, started))
-    }
-
-    fn run_sets(
-        &self,
-        sets: &Sets<'_>,
-        from: Option<&Run>,
-        preflight: Option<Preflight>,
-        started: Instant,
-    ) -> Result<Run> {
-        let args = &self.args;
-        let (train, validation) = (sets.train, sets.validation);
-        let steps_per_epoch =
-            sets.rows.len().div_ceil(args.batch_size * args.gradient_accumulation_steps);
-        let total_steps = args.max_steps.unwrap_or(args.epochs * steps_per_epoch);
-        let mut stepper = Stepper::new(&self.model, args, total_steps)?;
+        let mut stepper = Stepper::new(model, &args, sets.total_steps(&args))?;
         let mut run = match from {
-            None => Run {
-                adapter: stepper.adapter_name().to_owned(),
-                args: args.clone(),
-                plan: Plan {
-                    total_steps,
-                    done_steps: 0,
-                    steps_per_epoch,
-                    examples: train.examples.len(),
-                    validation_examples: validation.map_or(0, |set| set.examples.len()),
-                    trainable_parameters: stepper.parameters().elem_count(),
-                    truncated: train.truncated + validation.map_or(0, |set| set.truncated),
-                    without_labels: train.without_labels.len()
-                        + validation.map_or(0, |set| set.without_labels.len()),
-                    packed_rows: args.packing.then(|| sets.rows.len()),
-                    preflight,
-                    rank_modules: stepper.rank_modules(),
-                },
-                steps: Vec::new(),
-                evals: Vec::new(),
-                stopped: None,
-                secs: 0.0,
-                loaded_step: None,
-                best: None,
-                state: Arc::default(),
-                data: train.fingerprint(),
-            },
+            None => self.begin(&args, &sets, preflight, &stepper)?,
             Some(from) => {
-                from.check_continues(args, stepper.adapter_name(), train.fingerprint())?;
+                from.check_continues(&args, stepper.adapter_name(), &sets.train.fingerprint())?;
                 stepper.restore(&from.state)?;
-                let plan = Plan { done_steps: from.steps.len(), ..from.plan.clone() };
-                Run { plan, stopped: None, loaded_step: None, args: args.clone(), ..from.clone() }
+                let mut run = from.clone();
+                run.record.plan.done_steps = from.steps.len();
+                run.record.args = args.clone();
+                run.record.metrics = self.metrics();
+                (run.record.stopped, run.record.loaded_step) = (None, None);
+                run
             }
         };
         run.state = Arc::default(); // the stepper has it; held here, too, the next step would have to copy it
-        if let Some(output_dir) =
-            args.output_dir.as_deref().filter(|_| args.save_strategy != SaveStrategy::No)
+        if args.save_strategy != SaveStrategy::No
+            && let Some(output_dir) = &args.output_dir
         {
             checkpoint::remove_unfinished(output_dir)?; // of a run that was killed
         }
         self.tell(|callback| callback.on_start(&run.plan))?;
+
         let secs_before = run.secs;
-        let ended = self.steps(&mut stepper, sets, &mut run);
-        run.secs = secs_before + started.elapsed().as_secs_f64();
+        let ended = self.steps(model, &args, &sets, &mut stepper, &mut run);
+        run.record.secs = secs_before + started.elapsed().as_secs_f64();
         run.state = Arc::new(stepper.state()?);
-        run.stopped = match ended {
+        run.record.stopped = match ended {
             Ok(stopped) => stopped,
             Err(error) if error.is_interruption() => Some(StopReason::Interrupted),
             Err(error) => {
-                run.stopped = Some(StopReason::Failed);
+                run.record.stopped = Some(StopReason::Failed);
                 self.keep(run, &stepper, &error);
                 return Err(error);
             }
@@ -529,10 +316,155 @@ impl Trainer {
             && run.stopped != Some(StopReason::Interrupted)
         {
             stepper.set_weights(&best.weights)?;
-            run.loaded_step = Some(best.step);
+            run.record.loaded_step = Some(best.step);
         }
-        self.tell(|callback| callback.on_end(&run))?;
+        self.tell(|callback| callback.on_end(&run.record))?;
         Ok(run)
+    }
+
+    /// The loop: why it ended before the last step, if it did.
+    fn steps(
+        &self,
+        model: &Model,
+        args: &TrainingArgs,
+        sets: &Sets,
+        stepper: &mut Stepper,
+        run: &mut Run,
+    ) -> Result<Option<StopReason>> {
+        let (total_steps, steps_per_epoch) = (run.plan.total_steps, run.plan.steps_per_epoch);
+        let epochs = |steps: usize| steps as f64 / steps_per_epoch as f64;
+        let from = run.plan.done_steps;
+        let mut order = (usize::MAX, Vec::new());
+        loop {
+            // First what is due after the steps taken so far: a run may have been stopped just
+            // before it.
+            let step = stepper.steps();
+            let mut evaluated = false;
+            if let Some(set) = &sets.validation
+                && args.eval_is_due(step, steps_per_epoch, total_steps)
+                && run.evals.last().is_none_or(|last| last.step < step)
+            {
+                let record = self.evaluate_set(model, args, set, (step, epochs(step)), &|_| ())?;
+                run.record.evals.push(record.clone());
+                if args.load_best_model_at_end && run.evals_since_best(0.0) == 0 {
+                    run.best = Some(Arc::new(Best { step, weights: stepper.weights()? }));
+                }
+                self.tell(|callback| callback.on_eval(&record))?;
+                evaluated = true;
+            }
+            if args.save_is_due(step, steps_per_epoch, total_steps)
+                && let Some(output_dir) = &args.output_dir
+                && (step > from || !checkpoint::folder(output_dir, step).exists())
+            {
+                run.state = Arc::new(stepper.state()?);
+                let files = stepper.adapter_files()?;
+                let folder =
+                    run.write_checkpoint(output_dir, args.save_total_limit, files.as_ref())?;
+                run.state = Arc::default(); // held on, it would have to be copied by the next step
+                self.tell(|callback| callback.on_save(step, &folder))?;
+            }
+            if step >= total_steps {
+                return Ok(None);
+            }
+            if evaluated
+                && args.early_stopping_patience.is_some_and(|patience| {
+                    run.evals_since_best(args.early_stopping_threshold) >= patience
+                })
+            {
+                return Ok(Some(StopReason::EarlyStopping));
+            }
+
+            let started = Instant::now();
+            let (epoch, step_of_epoch) = (step / steps_per_epoch, step % steps_per_epoch);
+            if order.0 != epoch {
+                order = (epoch, sets.order(args, epoch));
+            }
+            let chosen =
+                order.1.chunks(args.rows_per_step()).nth(step_of_epoch).unwrap_or_default();
+            let batches = sets.micro_batches(model, args, chosen)?;
+
+            let outcome = stepper.step(&batches)?;
+
+            let record = StepRecord {
+                step: step + 1,
+                epoch: epochs(step + 1),
+                loss: outcome.loss,
+                learning_rate: outcome.learning_rate,
+                grad_norm: outcome.grad_norm,
+                loss_scale: outcome.loss_scale,
+                skipped: outcome.skipped,
+                tokens: batches.iter().map(|batch| batch.tokens).sum(),
+                label_tokens: batches.iter().map(|batch| batch.label_tokens).sum(),
+                secs: started.elapsed().as_secs_f64(),
+                ranks: stepper.ranks(),
+            };
+            run.record.steps.push(record.clone());
+            self.tell(|callback| callback.on_step(&record))?;
+            let mut asked = false;
+            self.tell(|callback| {
+                asked |= callback.should_stop();
+                Ok(())
+            })?;
+            if asked {
+                return Ok(Some(StopReason::Callback));
+            }
+        }
+    }
+
+    /// The settings that keep the memory budget, if there is one.
+    fn chosen(&self, model: &Model, sets: &Sets, from: Option<&Run>) -> Result<Option<Preflight>> {
+        match (self.args.memory_budget, from) {
+            (None, _) => Ok(None),
+            // Chosen once for a run: other micro-batches would add up in another order.
+            (Some(_), Some(from)) => Ok(from.plan.preflight.clone().filter(|chosen| {
+                chosen.batch_size * chosen.gradient_accumulation_steps == self.args.rows_per_step()
+            })),
+            (Some(_), None) => preflight::measure(model, &self.args, sets).map(Some),
+        }
+    }
+
+    /// A run of which no step is taken yet.
+    fn begin(
+        &self,
+        args: &TrainingArgs,
+        sets: &Sets,
+        preflight: Option<Preflight>,
+        stepper: &Stepper,
+    ) -> Result<Run> {
+        let (train, validation) = (&sets.train, sets.validation.as_ref());
+        let plan = Plan {
+            total_steps: sets.total_steps(args),
+            done_steps: 0,
+            steps_per_epoch: sets.steps_per_epoch(args),
+            examples: train.examples.len(),
+            validation_examples: validation.map_or(0, |set| set.examples.len()),
+            trainable_parameters: stepper.parameters().elem_count(),
+            truncated: train.truncated + validation.map_or(0, |set| set.truncated),
+            without_labels: train.without_labels.len()
+                + validation.map_or(0, |set| set.without_labels.len()),
+            packed_rows: args.packing.then(|| sets.rows.len()),
+            preflight,
+            rank_modules: stepper.rank_modules(),
+        };
+        let dataset = self.dataset.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let record = RunRecord {
+            adapter: stepper.adapter_name().to_owned(),
+            strategy: stepper.strategy(),
+            base_model: self.model.name().to_owned(),
+            device: device_name(self.model.device()).to_owned(),
+            dtype: self.model.activation_dtype().as_str().to_owned(),
+            args: args.clone(),
+            plan,
+            fingerprints: Fingerprints::of(&self.model, sets, dataset)?,
+            metrics: self.metrics(),
+            steps: Vec::new(),
+            evals: Vec::new(),
+            stopped: None,
+            secs: 0.0,
+            loaded_step: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        Ok(Run { record, best: None, state: Arc::default() })
     }
 
     /// Keeps a run that failed for [`Trainer::last_run`], and writes its last whole step down where
@@ -553,124 +485,45 @@ impl Trainer {
             Some(run);
     }
 
+    /// What every evaluation measures.
+    fn metrics(&self) -> Vec<Metric> {
+        let own = self.metrics.iter().map(|(metric, _)| metric.clone());
+        std::iter::once(Metric::loss()).chain(own).collect()
+    }
+
+    /// # Errors
+    /// Two metrics of one name, or a `metric_for_best_model` that is not measured.
     fn check_metric(&self) -> Result<()> {
+        let known: Vec<String> = self.metrics().into_iter().map(|metric| metric.name).collect();
+        if let Some(twice) = (1..known.len()).find(|at| known[..*at].contains(&known[*at])) {
+            return Err(Error::Config {
+                field: "Metric.name",
+                value: format!("`{}`, which another metric has", known[twice]),
+                expected: "a name of its own for each metric; `loss` is measured always",
+            });
+        }
         let name = &self.args.metric_for_best_model;
-        let known: Vec<String> = ["loss".to_owned()]
-            .into_iter()
-            .chain(self.metrics.iter().map(|(name, _)| name.clone()))
-            .collect();
-        if known.contains(name) {
-            Ok(())
-        } else {
-            Err(Error::UnknownMetric { name: name.clone(), known })
+        match known.contains(name) {
+            true => Ok(()),
+            false => Err(Error::UnknownMetric { name: name.clone(), known }),
         }
     }
 
-    /// The loop: why it ended before the last step, if it did.
-    fn steps(
-        &self,
-        stepper: &mut Stepper,
-        sets: &Sets<'_>,
-        run: &mut Run,
-    ) -> Result<Option<StopReason>> {
-        let args = &self.args;
-        let rows_per_step = args.batch_size * args.gradient_accumulation_steps;
-        let (total_steps, steps_per_epoch) = (run.plan.total_steps, run.plan.steps_per_epoch);
-        let epochs = |steps: usize| steps as f64 / steps_per_epoch as f64;
-        let from = run.plan.done_steps;
-
-        let (train, rows) = (sets.train, sets.rows);
-        let mut order = (usize::MAX, Vec::new());
-        loop {
-            // First what is due after the steps taken so far: a run may have been stopped just
-            // before it.
-            let step = stepper.steps();
-            let mut evaluated = false;
-            if let Some(set) = sets.validation
-                && args.eval_is_due(step, steps_per_epoch, total_steps)
-                && run.evals.last().is_none_or(|last| last.step < step)
-            {
-                let record = self.evaluate_set(set, step, epochs(step), &|_| ())?;
-                run.evals.push(record.clone());
-                if args.load_best_model_at_end && run.evals_since_best(0.0) == 0 {
-                    run.best = Some(Arc::new(Best { step, weights: stepper.weights()? }));
-                }
-                self.tell(|callback| callback.on_eval(&record))?;
-                evaluated = true;
-            }
-            if args.save_is_due(step, steps_per_epoch, total_steps)
-                && let Some(output_dir) = &args.output_dir
-                && (step > from || !checkpoint::folder(output_dir, step).exists())
-            {
-                run.state = Arc::new(stepper.state()?);
-                let folder = run.write_checkpoint(
-                    output_dir,
-                    args.save_total_limit,
-                    stepper.adapter_files()?.as_ref(),
-                )?;
-                run.state = Arc::default(); // held on, it would have to be copied by the next step
-                self.tell(|callback| callback.on_save(step, &folder))?;
-            }
-            if step >= total_steps {
-                return Ok(None);
-            }
-            if evaluated
-                && args.early_stopping_patience.is_some_and(|patience| {
-                    run.evals_since_best(args.early_stopping_threshold) >= patience
-                })
-            {
-                return Ok(Some(StopReason::EarlyStopping));
-            }
-
-            let started = Instant::now();
-            let (epoch, step_of_epoch) = (step / steps_per_epoch, step % steps_per_epoch);
-            if order.0 != epoch {
-                order = (epoch, rows.order(args.data_seed(), epoch, args.group()));
-            }
-            let chosen = order.1.chunks(rows_per_step).nth(step_of_epoch).unwrap_or_default();
-            let batches = self.batches(train, rows, chosen)?;
-
-            let outcome = stepper.step(&batches)?;
-
-            let record = StepRecord {
-                step: step + 1,
-                epoch: epochs(step + 1),
-                loss: outcome.loss,
-                learning_rate: outcome.learning_rate,
-                grad_norm: outcome.grad_norm,
-                loss_scale: outcome.loss_scale,
-                skipped: outcome.skipped,
-                tokens: batches.iter().map(|batch| batch.tokens).sum(),
-                label_tokens: batches.iter().map(|batch| batch.label_tokens).sum(),
-                secs: started.elapsed().as_secs_f64(),
-                ranks: stepper.ranks(),
-            };
-            run.steps.push(record.clone());
-            self.tell(|callback| callback.on_step(&record))?;
-            let mut asked = false;
-            self.tell(|callback| {
-                asked |= callback.should_stop();
-                Ok(())
-            })?;
-            if asked {
-                return Ok(Some(StopReason::Callback));
-            }
-        }
-    }
-
+    /// The loss on a set, and all metrics, after `step` steps.
     fn evaluate_set(
         &self,
+        model: &Model,
+        args: &TrainingArgs,
         set: &TokenizedSet,
-        step: usize,
-        epoch: f64,
+        (step, epoch): (usize, f64),
         on_row: &dyn Fn(usize),
     ) -> Result<EvalRecord> {
         let started = Instant::now();
         let (mut sum, mut label_tokens, mut done) = (0.0, 0, 0);
         let single = Rows::single(set);
-        for rows in set.by_length().chunks(self.args.eval_batch_size) {
-            let batch = self.batch_of(set, &single, rows)?;
-            sum += backward::loss(&self.model, &batch)?;
+        for rows in set.by_length().chunks(args.eval_batch_size) {
+            let batch = collate::batch_of(model, args, set, &single, rows)?;
+            sum += backward::loss(model, &batch)?;
             label_tokens += batch.label_tokens;
             done += rows.len();
             on_row(done);
@@ -678,8 +531,8 @@ impl Trainer {
         }
         let loss = sum / label_tokens.max(1) as f64;
         let mut metrics = BTreeMap::new();
-        for (name, measure) in self.metrics.iter() {
-            let value = measure(&self.model)
+        for (Metric { name, .. }, measure) in &self.metrics {
+            let value = measure(model)
                 .map_err(|error| Error::Callback(format!("the metric `{name}`: {error}")))?;
             metrics.insert(name.clone(), value);
         }
@@ -693,86 +546,16 @@ impl Trainer {
         })
     }
 
-    /// The micro-batches of a step on these rows.
-    fn batches(&self, set: &TokenizedSet, rows: &Rows, chosen: &[usize]) -> Result<Vec<Batch>> {
-        chosen.chunks(self.args.batch_size).map(|chosen| self.batch_of(set, rows, chosen)).collect()
-    }
-
-    /// One batch of these rows.
-    pub(crate) fn batch_of(
-        &self,
-        set: &TokenizedSet,
-        rows: &Rows,
-        chosen: &[usize],
-    ) -> Result<Batch> {
-        let packed: Vec<Vec<_>> = chosen
-            .iter()
-            .map(|row| rows.get(*row).iter().map(|index| &set.examples[*index]).collect())
-            .collect();
-        let single = packed.iter().all(|row| row.len() == 1);
-        let lengths =
-            || packed.iter().map(|row| row.iter().map(|example| example.ids.len()).sum::<usize>());
-        if lengths().min() < lengths().max() && self.may_join_rows() {
-            let joined = [packed.into_iter().flatten().collect()];
-            return Batch::packed(&joined, tokenize::PAD_ID, self.model.device());
-        }
-        let batch = Batch::packed(&packed, tokenize::PAD_ID, self.model.device())?;
-        Ok(if single { Batch { segments: None, ..batch } } else { batch })
-    }
-
-    /// Whether rows of different lengths go through the model end to end, as one row without
-    /// padding, of which every text sees itself alone. (Of `banking77`'s chats eight to a batch, a
-    /// fifth of all positions would be padding.) Not where something counts a row's positions, or
-    /// stands before each row.
-    pub(crate) fn may_join_rows(&self) -> bool {
-        self.model.device().is_cpu()
-            && self.model.attends_in_tiles()
-            && self.model.positions_before() == 0
-            && self.args.neftune_noise_alpha.is_none()
-    }
-
     fn tell(&self, mut event: impl FnMut(&mut dyn Callback) -> Result<()>) -> Result<()> {
         let mut callbacks = self.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
         callbacks.iter_mut().try_for_each(|callback| event(callback.as_mut()))
     }
 }
 
-impl Run {
-    /// How many evaluations came after the last one that was better, by more than `threshold`, than
-    /// all before it.
-    fn evals_since_best(&self, threshold: f64) -> usize {
-        let (mut best, mut since) = (None, 0);
-        for eval in &self.evals {
-            let value =
-                eval.metric(&self.args.metric_for_best_model).filter(|value| !value.is_nan());
-            match (value, best) {
-                (Some(value), None) => (best, since) = (Some(value), 0),
-                (Some(value), Some(so_far)) if self.args.better(value, so_far, threshold) => {
-                    (best, since) = (Some(value), 0);
-                }
-                _ => since += 1,
-            }
-        }
-        since
-    }
-
-    fn check_continues(&self, args: &TrainingArgs, adapter: &str, data: u64) -> Result<()> {
-        let refuse = |problem: String| Err(Error::Continue { problem });
-        let differing = self.args.differing(args)?;
-        if !differing.is_empty() {
-            return refuse(format!("other arguments than the run's: {}", differing.join(", ")));
-        }
-        if self.adapter != adapter {
-            return refuse(format!(
-                "it trained the adapter `{}`, and `{adapter}` is active",
-                self.adapter
-            ));
-        }
-        if self.data != data {
-            return refuse(
-                "the training set is not the run's: another order or other rows".to_owned(),
-            );
-        }
-        Ok(())
+fn device_name(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
     }
 }

@@ -24,6 +24,7 @@ mod peers;
 mod peers_layers;
 mod preflight;
 mod qlora;
+mod records;
 mod smollm;
 mod strategies;
 mod summary;

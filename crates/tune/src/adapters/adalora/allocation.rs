@@ -14,6 +14,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 
 use crate::adapters::adalora::{AdaLora, AdaLoraBody, AdaLoraLinear, Masks};
+use crate::adapters::scheduled::Scheduled;
 use crate::error::Result;
 use crate::train::optim::Saved;
 use crate::train::parameter::{Gradients, Parameters, with_f32};
@@ -27,7 +28,7 @@ struct Importance {
 
 /// What the allocation of a run depends on beside the weights.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct Allocation {
+struct Allocation {
     /// By the tensor's name.
     importance: BTreeMap<String, Importance>,
     masks: Option<Masks>,
@@ -41,12 +42,8 @@ const MASK: &str = ".mask";
 
 impl Allocation {
     /// For a run that starts where `body` is now.
-    pub(crate) fn new(body: &AdaLoraBody) -> Self {
+    fn new(body: &AdaLoraBody) -> Self {
         Self { importance: BTreeMap::new(), masks: body.masks(), budget: 0 }
-    }
-
-    pub(crate) fn masks(&self) -> Option<&Masks> {
-        self.masks.as_ref()
     }
 
     /// After step `step` of `total` (counted from 0), with the gradients that it took and what they
@@ -54,7 +51,7 @@ impl Allocation {
     ///
     /// # Errors
     /// A failing operation.
-    pub(crate) fn update(
+    fn update(
         &mut self,
         body: &AdaLoraBody,
         parameters: &Parameters,
@@ -167,7 +164,7 @@ impl Allocation {
     }
 
     /// The state by name, for a checkpoint.
-    pub(crate) fn saved(&self) -> Saved {
+    fn saved(&self) -> Saved {
         let mut saved = Saved::default();
         for (name, importance) in &self.importance {
             saved.f32s.insert(format!("{name}{SENSITIVITY}"), importance.sensitivity.clone());
@@ -182,7 +179,7 @@ impl Allocation {
     }
 
     /// Puts back what [`Allocation::saved`] gave.
-    pub(crate) fn restored(mut saved: Saved) -> Self {
+    fn restored(saved: &Saved) -> Self {
         let mut importance = BTreeMap::new();
         let names: Vec<String> = saved
             .f32s
@@ -190,7 +187,7 @@ impl Allocation {
             .filter_map(|key| key.strip_suffix(SENSITIVITY).map(str::to_owned))
             .collect();
         for name in names {
-            let mut take = |key: &str| saved.f32s.remove(&format!("{name}{key}"));
+            let take = |key: &str| saved.f32s.get(&format!("{name}{key}")).cloned();
             if let (Some(sensitivity), Some(uncertainty)) = (take(SENSITIVITY), take(UNCERTAINTY)) {
                 importance.insert(name, Importance { sensitivity, uncertainty });
             }
@@ -206,6 +203,68 @@ impl Allocation {
             })
             .collect();
         Self { importance, masks: Some(masks).filter(|masks| !masks.is_empty()), budget: 0 }
+    }
+}
+
+/// AdaLoRA's part in one run.
+pub(crate) struct RankSchedule {
+    body: Arc<AdaLoraBody>,
+    total_steps: usize,
+    /// `None`: the ranks stay as they are.
+    allocation: Option<Allocation>,
+}
+
+impl RankSchedule {
+    /// For a run of `total_steps` that starts where `body` is now.
+    pub(crate) fn new(body: Arc<AdaLoraBody>, total_steps: usize) -> Self {
+        let allocation = Some(Allocation::new(&body));
+        Self { body, total_steps, allocation }
+    }
+}
+
+impl Scheduled for RankSchedule {
+    fn before_clip(
+        &mut self,
+        _step: usize,
+        parameters: &Parameters,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        if self.allocation.is_some() {
+            self.body.config.check_schedule(self.body.start_run(self.total_steps))?;
+        }
+        add_orthogonality(&self.body, parameters, gradients)
+    }
+
+    fn after_step(
+        &mut self,
+        step: usize,
+        parameters: &Parameters,
+        gradients: &Gradients,
+        clip: f64,
+    ) -> Result<()> {
+        let Some(allocation) = &mut self.allocation else { return Ok(()) };
+        let at = (step, self.body.start_run(self.total_steps));
+        allocation.update(&self.body, parameters, gradients, clip, at)?;
+        self.body.set_masks(allocation.masks.clone());
+        Ok(())
+    }
+
+    fn hold(&mut self) {
+        self.allocation = None;
+    }
+
+    fn ranks(&self) -> BTreeMap<String, usize> {
+        self.body.ranks()
+    }
+
+    fn state(&self) -> Saved {
+        self.allocation.as_ref().map(Allocation::saved).unwrap_or_default()
+    }
+
+    fn restore(&mut self, state: &Saved) {
+        let allocation = Allocation::restored(state);
+        self.body.set_masks(allocation.masks.clone());
+        self.allocation = Some(allocation);
     }
 }
 
@@ -244,7 +303,7 @@ fn apply(layers: &[Arc<AdaLoraLinear>], masks: &Masks) -> Result<()> {
 ///
 /// # Errors
 /// A failing operation.
-pub(crate) fn add_orthogonality(
+fn add_orthogonality(
     body: &AdaLoraBody,
     parameters: &Parameters,
     gradients: &mut Gradients,
@@ -318,6 +377,6 @@ mod tests {
             masks: Some([("q".to_owned(), vec![true, false])].into()),
             budget: 0,
         };
-        assert_eq!(Allocation::restored(allocation.saved()), allocation);
+        assert_eq!(Allocation::restored(&allocation.saved()), allocation);
     }
 }

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tunebook_models::{Context, Linear, Model, Projection};
 use tunebook_ops as ops;
 
+use crate::adapters::adalora::allocation::RankSchedule;
 use crate::adapters::body::{AdapterTensor, Body, Stored};
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::dropout;
@@ -34,6 +35,7 @@ use crate::adapters::inject::{self, Hooks};
 use crate::adapters::lora::body::check_rank;
 use crate::adapters::lora::linear::low_rank;
 use crate::adapters::modules_to_save::Bias;
+use crate::adapters::scheduled::Scheduled;
 use crate::adapters::target::{Choice, TargetModules};
 use crate::error::{Error, Result};
 use crate::files::peft::StoredTensor;
@@ -410,6 +412,14 @@ impl AdaLoraBody {
         self.config.total_step.unwrap_or(total_steps)
     }
 
+    /// The configuration with these masks as its pattern.
+    fn with_masks(&self, masks: Option<Masks>) -> AdaLora {
+        let pattern = |masks: Masks| {
+            masks.into_iter().map(|(path, mask)| (format!("{path}.{E}"), mask)).collect()
+        };
+        AdaLora { rank_pattern: masks.map(pattern), ..self.config.clone() }
+    }
+
     /// The singular values that a file keeps: what the last allocation left, and what is not zero
     /// all the same (weights of an earlier step that were put back).
     fn kept(&self) -> Result<Option<Masks>> {
@@ -451,18 +461,11 @@ impl Body for AdaLoraBody {
         Ok(Some(Hooks { projections, ..Hooks::default() }))
     }
 
-    fn current(&self, config: &AdapterConfig) -> AdapterConfig {
-        let AdapterConfig::AdaLora(adalora) = config else { return config.clone() };
-        let pattern = |masks: Masks| {
-            masks
-                .into_iter()
-                .map(|(path, mask)| (format!("{path}.{E}"), mask))
-                .collect::<BTreeMap<_, _>>()
-        };
-        AdaLora { rank_pattern: self.masks().map(pattern), ..adalora.clone() }.into()
+    fn config(&self) -> AdapterConfig {
+        self.with_masks(self.masks()).into()
     }
 
-    fn stored(&self, config: &AdapterConfig) -> Result<Stored> {
+    fn stored(&self) -> Result<Stored> {
         let kept = self.kept()?;
         let mut tensors = BTreeMap::new();
         for layer in &self.layers {
@@ -477,17 +480,11 @@ impl Body for AdaLoraBody {
                 tensors.insert(format!("{}.{name}", layer.path), stored);
             }
         }
-        let mut config = self.current(config);
-        if let AdapterConfig::AdaLora(adalora) = &mut config {
-            if let (Some(pattern), Some(kept)) = (&mut adalora.rank_pattern, kept) {
-                *pattern =
-                    kept.into_iter().map(|(path, mask)| (format!("{path}.{E}"), mask)).collect();
-            }
-            let least = adalora.tinit.saturating_add(adalora.tfinal).saturating_add(1);
-            let run = self.total_step.load(Ordering::Relaxed);
-            adalora.total_step = Some(adalora.total_step.unwrap_or(run).max(least));
-        }
-        Ok((config, tensors))
+        let mut config = self.with_masks(kept);
+        let least = config.tinit.saturating_add(config.tfinal).saturating_add(1);
+        let run = self.total_step.load(Ordering::Relaxed);
+        config.total_step = Some(config.total_step.unwrap_or(run).max(least));
+        Ok((config.into(), tensors))
     }
 
     fn fill(&self, tensors: &BTreeMap<String, StoredTensor>) -> Result<()> {
@@ -507,8 +504,8 @@ impl Body for AdaLoraBody {
         Ok(())
     }
 
-    fn adalora(&self) -> Option<&AdaLoraBody> {
-        Some(self)
+    fn scheduled(self: Arc<Self>, total_steps: usize) -> Option<Box<dyn Scheduled>> {
+        Some(Box::new(RankSchedule::new(self, total_steps)))
     }
 }
 

@@ -10,6 +10,7 @@ use tunebook_ops as ops;
 
 use crate::adapters::body::{AdapterTensor, Body};
 use crate::adapters::bottleneck::{Activation, Bottleneck, BottleneckInit};
+use crate::adapters::config::AdapterConfig;
 use crate::adapters::dropout;
 use crate::adapters::inject::Hooks;
 use crate::adapters::target;
@@ -22,6 +23,7 @@ const UP: &str = "adapter_up";
 
 #[derive(Debug)]
 pub(crate) struct BottleneckBody {
+    config: Bottleneck,
     layers: Vec<Arc<BottleneckLayer>>,
 }
 
@@ -163,7 +165,7 @@ impl BottleneckBody {
                 path,
             }));
         }
-        Ok(Self { layers })
+        Ok(Self { config: config.clone(), layers })
     }
 }
 
@@ -239,6 +241,10 @@ impl Body for BottleneckBody {
             }
         }
         tensors
+    }
+
+    fn config(&self) -> AdapterConfig {
+        self.config.clone().into()
     }
 
     fn hooks(&self) -> Hooks {

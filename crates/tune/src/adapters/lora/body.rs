@@ -19,6 +19,7 @@ const MAGNITUDE: &str = "lora_magnitude_vector";
 
 #[derive(Debug)]
 pub(crate) struct LoraBody {
+    config: Lora,
     layers: Vec<Arc<LoraLinear>>,
 }
 
@@ -42,7 +43,7 @@ impl LoraBody {
         for slot in inject::targets(model, &config.choice())? {
             layers.push(Arc::new(LoraLinear::new(slot.path(), Arc::clone(slot.base()), config)?));
         }
-        Ok(Self { layers })
+        Ok(Self { config: config.clone(), layers })
     }
 
     /// Refuses ranks beyond which nothing more can be learned.
@@ -111,7 +112,11 @@ impl Body for LoraBody {
         Ok(Some(Hooks { projections, ..Hooks::default() }))
     }
 
-    fn stored(&self, config: &AdapterConfig) -> Result<Stored> {
+    fn config(&self) -> AdapterConfig {
+        self.config.clone().into()
+    }
+
+    fn stored(&self) -> Result<Stored> {
         let mut tensors = BTreeMap::new();
         for layer in &self.layers {
             let (a, b) = layer.plain()?;
@@ -122,10 +127,8 @@ impl Body for LoraBody {
                     .insert(format!("{}.{MAGNITUDE}", layer.path()), StoredTensor::of(magnitude)?);
             }
         }
-        let mut config = config.clone();
-        if let AdapterConfig::Lora(lora) = &mut config
-            && lora.lora_init.takes_from_base()
-        {
+        let mut lora = self.config.clone();
+        if lora.lora_init.takes_from_base() {
             // The file holds [A; A₀] and [B, −B₀]: twice the rank, and the scaling as it was.
             let factor = if lora.use_rslora { 2f64.sqrt() } else { 2.0 };
             lora.r *= 2;
@@ -134,7 +137,7 @@ impl Body for LoraBody {
             lora.alpha_pattern.values_mut().for_each(|alpha| *alpha *= factor);
             lora.lora_init = LoraInit::Kaiming;
         }
-        Ok((config, tensors))
+        Ok((lora.into(), tensors))
     }
 
     fn lora(&self) -> Option<&[Arc<LoraLinear>]> {
