@@ -28,16 +28,17 @@ mod own {
     pub use tunebook_data::{
         Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
         LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Partition, Pii, Profile,
-        Quality, ReadOptions, Repetition, Row, RowShape, Scan, Shingles, Split, Splits, StepReport,
-        Streamed, Survivor, WorstRow, validate_openai_chat,
+        Quality, ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits,
+        StepReport, Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
     };
     pub use tunebook_models::{
-        BestDevice, ChatTemplate, Config as ModelConfig, DEFAULT_MODEL, Digits,
+        BestDevice, ChatTemplate, ChatTokenizer, Config as ModelConfig, DEFAULT_MODEL, Digits,
         Error as ModelError, GenerationConfig, Gguf, GgufArray, GgufType, GgufValue, Message,
-        Model, Quantization, Tokenizer, models_dir,
+        Model, Quantization, TokenizedText, Tokenizer, models_dir,
     };
     pub use tunebook_progress::{
-        Display, MimeBundle, Progress, ProgressBar, clear, display, interrupt, progress, stream,
+        Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, interrupt, progress,
+        stream,
     };
     pub use tunebook_tune::{
         Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 
 /// How to generate. Names and meanings are `transformers`'; the default is greedy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct GenerationConfig {
     /// The most tokens to add to a prompt.
     pub max_new_tokens: usize,

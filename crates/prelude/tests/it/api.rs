@@ -17,9 +17,16 @@ const BY_PATH: &[&str] = &[
     "tunebook_hub::Error",
     "tunebook_models::Family",
     "tunebook_models::LoraUpdate",
+    "tunebook_models::Overlay",
+    "tunebook_models::Pass",
+    "tunebook_models::PastKeyValues",
     "tunebook_models::Positions",
+    "tunebook_models::Residual",
     "tunebook_models::Slot",
+    "tunebook_models::Snapshot",
     "tunebook_models::Weight",
+    "tunebook_ops::Format",
+    "tunebook_ops::Matrix",
 ];
 
 /// The prelude and what it exports.

@@ -34,7 +34,7 @@ use crate::train::parameter::{Parameter, Parameters};
 
 /// Which of the model's own weights are trained.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Full {
     /// The modules whose weights are trained: names, paths or a regular expression, as in
     /// [`TargetModules`], over all modules, norms and embedding included. `None` (the default):

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 /// Configuration of an (IA)³ adapter: the fields, names and defaults of PEFT's `IA3Config`, with
 /// its targets for the Llama family.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Ia3 {
     /// The projections to scale. Default `["k_proj", "v_proj", "down_proj"]`.
     pub target_modules: TargetModules,

@@ -36,7 +36,7 @@ use crate::train::rng::Stream;
 
 /// Configuration of prefix tuning: the fields and names of PEFT's `PrefixTuningConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct PrefixTuning {
     /// How many positions. Default 20 (PEFT has no default).
     pub num_virtual_tokens: usize,
@@ -55,7 +55,6 @@ pub struct PrefixTuning {
     pub num_attention_heads: Option<usize>,
     /// Seed of the initial values (PEFT draws them from torch's global generator; this field is not
     /// in its files). Default 42.
-    #[serde(skip)]
     pub init_seed: u64,
 }
 

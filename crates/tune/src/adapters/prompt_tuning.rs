@@ -32,7 +32,7 @@ pub(crate) const KEY: &str = "prompt_embeddings";
 
 /// Configuration of prompt tuning: the fields and names of PEFT's `PromptTuningConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct PromptTuning {
     /// How many vectors. Default 20 (PEFT has no default).
     pub num_virtual_tokens: usize,
@@ -49,7 +49,6 @@ pub struct PromptTuning {
     pub num_attention_heads: Option<usize>,
     /// Seed of the initial values (PEFT draws them from torch's global generator; this field is not
     /// in its files). Default 42.
-    #[serde(skip)]
     pub init_seed: u64,
 }
 

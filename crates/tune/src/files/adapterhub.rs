@@ -19,6 +19,7 @@ use crate::adapters::config::AdapterConfig;
 use crate::error::{Error, Result};
 use crate::files::atomic;
 use crate::files::peft::{AdapterFiles, CONFIG_FILE, StoredTensor, stored};
+use crate::files::peft_config::OWN;
 
 /// The name of the tensors' file.
 pub(crate) const TENSORS_FILE: &str = "adapter.safetensors";
@@ -107,7 +108,7 @@ pub(crate) fn write(
     let bytes = tensors_file(files, name)?;
     let mut fields = off();
     if let Value::Object(ours) = serde_json::to_value(config)? {
-        fields.extend(ours);
+        fields.extend(ours.into_iter().filter(|(name, _)| !OWN.contains(&name.as_str())));
     }
     let up = files.tensors.iter().find(|(key, _)| key.ends_with("adapter_up.bias"));
     let json = json!({
@@ -222,7 +223,8 @@ fn fields(config: &Value) -> Result<Bottleneck, String> {
         Ok(Value::Object(known)) => known,
         _ => Map::new(),
     };
-    if let Some(unknown) = ours.keys().find(|name| !known.contains_key(*name)) {
+    let is_known = |name: &str| known.contains_key(name) && !OWN.contains(&name);
+    if let Some(unknown) = ours.keys().find(|name| !is_known(name)) {
         return Err(format!(
             "`{unknown}` is not known; expected the fields of a bottleneck adapter"
         ));

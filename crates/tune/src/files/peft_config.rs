@@ -17,6 +17,9 @@ use crate::adapters::prefix_tuning::PrefixTuning;
 use crate::adapters::prompt_tuning::{PromptTuning, PromptTuningInit};
 use crate::error::{Error, Result};
 
+/// Fields that say how an adapter began, which PEFT's files do not.
+pub(crate) const OWN: [&str; 2] = ["lora_init", "init_seed"];
+
 /// Features that change what the tensors mean, and that we do not have.
 const UNSUPPORTED: [&str; 12] = [
     "fan_in_fan_out",
@@ -71,6 +74,7 @@ pub(crate) fn to_json(config: &AdapterConfig, base: Option<&str>) -> Result<Valu
         Value::Object(json) => json,
         _ => Map::new(),
     };
+    json.retain(|name, _| !OWN.contains(&name.as_str()));
     // PEFT declares alphas as integers: write 16.0 as 16.
     if let Some(alpha) = json.get_mut("lora_alpha") {
         whole(alpha);
@@ -278,7 +282,7 @@ fn fields<T: DeserializeOwned + Serialize + Default>(
     };
     let mut ours = Map::new();
     for (name, value) in json {
-        if known.contains_key(&name) {
+        if known.contains_key(&name) && !OWN.contains(&name.as_str()) {
             ours.insert(name, value);
         } else if !WITHOUT_MEANING.contains(&name.as_str()) && !is_off(&value) {
             warnings.push(format!(

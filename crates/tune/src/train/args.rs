@@ -56,7 +56,7 @@ pub enum SaveStrategy {
 
 /// The arguments of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct TrainingArgs {
     /// How often the training set is gone through. Default 3.
     pub epochs: usize,

@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use tunebook_models::{Device, Model, Projection, Tensor};
 use tunebook_progress::interrupt;
 use tunebook_tune::{
-    Adapters, Batch, Callback, Error, EvalRecord, EvalStrategy, Example, Lora, Result, RunRecord,
-    StepRecord, Stepper, StopReason, TokenizedExample, TokenizedSet, Trainer, TrainingArgs,
+    Adapters, Batch, Callback, Error, EvalRecord, EvalStrategy, Example, Lora, Result, Run,
+    RunRecord, StepRecord, Stepper, StopReason, TokenizedExample, TokenizedSet, Trainer,
+    TrainingArgs,
 };
 
 use crate::common::*;

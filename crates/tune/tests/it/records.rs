@@ -1,9 +1,10 @@
 //! Records of runs: they go through JSON whole, and name what the run read.
 
-use tunebook_models::{Device, Model};
+use tunebook_models::{Device, GenerationConfig, Model};
 use tunebook_tune::{
-    AdaLora, AdapterConfig, Adapters, Callback, EvalStrategy, Example, Full, FullTuning, Lora,
-    LoraInit, Metric, Result, Run, RunRecord, SaveStrategy, Strategy, Trainer, TrainingArgs,
+    AdaLora, AdapterConfig, Adapters, Bottleneck, Callback, EvalStrategy, Example, Full,
+    FullTuning, Ia3, Lora, LoraInit, Metric, PrefixTuning, PromptTuning, Result, Run, RunRecord,
+    SaveStrategy, Strategy, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -166,4 +167,54 @@ fn a_callback_gets_the_record_of_the_end() {
     assert_eq!(kept.lock().unwrap().as_ref(), Some(run.record()));
     assert_eq!(run.steps[0].ranks.len(), run.plan.rank_modules.len());
     assert!(!run.plan.rank_modules.is_empty());
+}
+
+/// Every configuration goes through JSON with nothing left out, and a field that does not exist is
+/// named.
+#[test]
+fn configurations_go_through_json_whole_and_refuse_unknown_fields() {
+    let adapters: [AdapterConfig; 6] = [
+        Lora {
+            r: 5,
+            lora_init: LoraInit::Pissa,
+            init_seed: 9,
+            lora_dropout: 0.25,
+            target_modules: "all-linear".into(),
+            ..Default::default()
+        }
+        .into(),
+        AdaLora { init_r: 7, init_seed: 9, ..Default::default() }.into(),
+        Ia3::default().into(),
+        PromptTuning { num_virtual_tokens: 3, init_seed: 9, ..Default::default() }.into(),
+        PrefixTuning { num_virtual_tokens: 3, init_seed: 9, ..Default::default() }.into(),
+        Bottleneck { init_seed: 9, ..Bottleneck::par_bn() }.into(),
+    ];
+    for config in adapters {
+        let json = serde_json::to_value(&config).unwrap();
+        let back: AdapterConfig = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(back, config);
+        let mut odd = json;
+        odd["lora_alhpa"] = 3.into();
+        let error = serde_json::from_value::<AdapterConfig>(odd).unwrap_err().to_string();
+        assert!(error.contains("`lora_alhpa`"), "{error}");
+    }
+    let args = TrainingArgs { seed: 11, max_steps: Some(4), ..args() };
+    let back: TrainingArgs = serde_json::from_value(serde_json::to_value(&args).unwrap()).unwrap();
+    assert_eq!(back, args);
+    let full = Full::last_blocks(2, 1);
+    let back: Full = serde_json::from_value(serde_json::to_value(&full).unwrap()).unwrap();
+    assert_eq!(back, full);
+    let config = GenerationConfig { top_k: 7, seed: 3, ..Default::default() };
+    let back: GenerationConfig =
+        serde_json::from_value(serde_json::to_value(&config).unwrap()).unwrap();
+    assert_eq!(back, config);
+    let few: GenerationConfig = serde_json::from_str(r#"{"max_new_tokens": 9}"#).unwrap();
+    assert_eq!(few, GenerationConfig { max_new_tokens: 9, ..Default::default() });
+    for error in [
+        serde_json::from_str::<TrainingArgs>(r#"{"epochz": 9}"#).unwrap_err(),
+        serde_json::from_str::<Full>(r#"{"epochz": 9}"#).unwrap_err(),
+        serde_json::from_str::<GenerationConfig>(r#"{"epochz": 9}"#).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("`epochz`"), "{error}");
+    }
 }

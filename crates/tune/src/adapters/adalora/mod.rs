@@ -43,7 +43,7 @@ use crate::train::rng::Stream;
 
 /// Configuration of an AdaLoRA adapter: the fields, names and defaults of PEFT's `AdaLoraConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct AdaLora {
     /// Mean rank of a module at the end. Default 8.
     pub target_r: usize,
@@ -90,7 +90,6 @@ pub struct AdaLora {
     /// What is left: `PATH.lora_E` to one flag for each of `init_r`. Set by training. Default none.
     pub rank_pattern: Option<BTreeMap<String, Vec<bool>>>,
     /// Seed of the initial weights. Default 42.
-    #[serde(skip)]
     pub init_seed: u64,
 }
 

@@ -33,6 +33,7 @@ use crate::error::{Error, Result};
 /// Configuration of a bottleneck adapter: the fields and names of AdapterHub's `BnConfig`. The
 /// default is [`Bottleneck::seq_bn`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bottleneck {
     /// One after the attention of each block.
     pub mh_adapter: bool,
@@ -58,7 +59,7 @@ pub struct Bottleneck {
     pub init_weights: BottleneckInit,
     /// Seed of the initial weights (AdapterHub draws them from torch's global generator; this field
     /// is not in its files). Default 42.
-    #[serde(skip, default = "init_seed")]
+    #[serde(default = "init_seed")]
     pub init_seed: u64,
 }
 

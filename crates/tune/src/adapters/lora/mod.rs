@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 
 /// Configuration of a LoRA adapter: the fields, names and defaults of PEFT's `LoraConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Lora {
     /// Rank of the update. Default 8.
     pub r: usize,
@@ -69,18 +69,17 @@ pub struct Lora {
     /// B starts at zero; with false it starts random as A does, which is of use in tests only.
     /// Default true.
     pub init_lora_weights: bool,
-    /// How the initial weights are made; PEFT has this in `init_lora_weights`, and so it is read.
-    /// It is not written: what is saved is a plain LoRA. Default [`LoraInit::Kaiming`].
-    #[serde(skip)]
+    /// How the initial weights are made. PEFT's files have no such field, since what is saved is a
+    /// plain LoRA. Default [`LoraInit::Kaiming`].
     pub lora_init: LoraInit,
     /// Seed of the initial weights (PEFT draws them from torch's global generator; this field is
     /// not in its files). Default 42.
-    #[serde(skip)]
     pub init_seed: u64,
 }
 
 /// How A and B begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LoraInit {
     /// A uniform in ±1/√in, B zero.
     #[default]
