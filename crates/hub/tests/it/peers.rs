@@ -1,26 +1,19 @@
 //! One cache with Python's `huggingface_hub`, both ways. Runs where `TUNEBOOK_PEERS` names a Python
 //! environment that has it (`tests/peers/requirements.txt`), and says so where it does not.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use tunebook_hub::{Hub, Kind};
+use tunebook_testing::Python;
 
 use crate::{NEW, OLD, serve, weights};
 
-fn python() -> Option<PathBuf> {
-    let found =
-        std::env::var_os("TUNEBOOK_PEERS").map(|peers| Path::new(&peers).join("bin/python"));
-    if found.is_none() {
-        eprintln!(
-            "SKIPPED: TUNEBOOK_PEERS is not set, so there is no huggingface_hub to share a cache with"
-        );
-    }
-    found
+fn python() -> Option<Python> {
+    Python::peers("huggingface_hub")
 }
 
-fn run(python: &Path, home: &Path, variables: &[(&str, &str)], script: &str) -> String {
-    let mut command = Command::new(python);
+fn run(python: &Python, home: &Path, variables: &[(&str, &str)], script: &str) -> String {
+    let mut command = python.command();
     command.args(["-c", script]).env("HF_HOME", home).env("HF_HUB_DISABLE_XET", "1");
     command.env_remove("HF_HUB_OFFLINE").env_remove("HF_HUB_CACHE").env_remove("HF_TOKEN");
     let output = command.envs(variables.iter().copied()).output().unwrap();

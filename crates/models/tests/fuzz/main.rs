@@ -3,20 +3,22 @@
 //!
 //! `TUNEBOOK_FUZZ_SECS` sets the time for each kind of file (3 by default), `TUNEBOOK_FUZZ_SEED`
 //! the seed; a failure names it.
+//!
+//! A binary apart from `it`: its allocator counts the memory of the whole process, which under
+//! `cargo test` the other tests would share.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
-
-mod counting;
-mod random;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tunebook_models::{Device, Digits, Gguf, GgufType, Model, Tokenizer};
+use tunebook_testing::Random;
+use tunebook_testing::allocator::{Counting, peak_bytes};
 
-use crate::counting::most_taken;
-use crate::random::Random;
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// The counts are the whole process's.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -99,11 +101,11 @@ fn fuzz(
     let (mut tried, mut read, mut most, mut times) = (0u64, 0u64, 0, 0f64);
     while started.elapsed() < time {
         let seed = first.wrapping_add(tried).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let bytes = mutate(&mut Random(seed), original, interesting);
+        let bytes = mutate(&mut Random::new(seed), original, interesting);
         // Mapped files must not shrink under the reader.
         std::fs::remove_file(path).unwrap();
         std::fs::write(path, &bytes).unwrap();
-        let (ok, taken) = most_taken(|| attempt(path));
+        let (ok, taken) = peak_bytes(|| attempt(path));
         read += u64::from(ok);
         let bound = allowed.times * (bytes.len() + size) + allowed.least;
         assert!(
@@ -184,7 +186,7 @@ fn dense_gguf_headers() {
         ("a key as long as the file", header([("x".repeat(n), 9, vec![])].into_iter()), false),
     ] {
         std::fs::write(&path, &bytes).unwrap();
-        let (ok, taken) = most_taken(|| Gguf::open(&path).is_ok());
+        let (ok, taken) = peak_bytes(|| Gguf::open(&path).is_ok());
         eprintln!(
             "{name}: {taken} bytes for {}, {:.1} times",
             bytes.len(),

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use tunebook_models::{ChatTemplate, Message, Model};
+use tunebook_testing::Python;
 
 use crate::support::{default_file, golden};
 
@@ -54,20 +55,11 @@ struct Rendered {
 /// not copied here: where there is no environment with them (`TUNEBOOK_PEERS`), the test says so.
 #[test]
 fn real_models_templates_render_as_in_transformers() {
-    let Some(peers) = std::env::var_os("TUNEBOOK_PEERS") else {
-        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there are no templates to compare");
-        return;
-    };
-    let python = std::path::Path::new(&peers).join("bin/python");
-    let output = std::process::Command::new(python)
-        .arg(golden("../peers/chat_templates.py"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let Some(python) = Python::peers("trl, transformers") else { return };
     let mut equal = std::collections::BTreeSet::new();
     let mut different = Vec::new();
     let (mut marked, mut found, mut equal_turns) = (0, 0, 0);
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
+    for line in python.run("chat_templates.py", &[] as &[&str]).lines() {
         let case: Rendered = serde_json::from_str(line).unwrap();
         let template = ChatTemplate::with_tokens(
             &case.source,

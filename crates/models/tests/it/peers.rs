@@ -2,52 +2,14 @@
 //! names a Python environment that has them (`tests/peers/requirements.txt`,
 //! `tests/peers/llama_cpp.txt`), and says so where it does not.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
 use serde_json::{Value, json};
 use tunebook_models::{
     DEFAULT_MODEL, Device, Digits, GenerationConfig, GgufType, Model, Tensor, Tokenizer,
 };
+use tunebook_testing::Python;
 
 use crate::families::FAMILIES;
 use crate::support::{default_gguf, golden, relative_error};
-
-/// The interpreter, or `None` with a line that says why.
-fn python(module: &str) -> Option<PathBuf> {
-    let Some(peers) = std::env::var_os("TUNEBOOK_PEERS") else {
-        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no {module} to compare with");
-        return None;
-    };
-    let python = Path::new(&peers).join("bin/python");
-    let imported = Command::new(&python).args(["-c", &format!("import {module}")]).output();
-    if imported.is_ok_and(|output| output.status.success()) {
-        return Some(python);
-    }
-    eprintln!("SKIPPED: `{}` cannot import {module}", python.display());
-    None
-}
-
-/// Runs a script of `tests/peers` that answers each line with one.
-fn ask(python: &Path, script: &str, requests: &[Value]) -> Vec<Value> {
-    let mut child = Command::new(python)
-        .arg(golden("../peers").join(script))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let text: String = requests.iter().map(|request| format!("{request}\n")).collect();
-    // From a thread of its own: neither side waits for the other to read.
-    let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
-    let output = child.wait_with_output().unwrap();
-    let _ = writer.join().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
@@ -91,7 +53,7 @@ const TEXT: &str = "Where is my parcel? It's been 12 days.";
 
 #[test]
 fn saved_models_give_our_logits_in_transformers() {
-    let Some(python) = python("transformers") else { return };
+    let Some(python) = Python::peers("transformers") else { return };
     let folder = tempfile::tempdir().unwrap();
     let families = FAMILIES.iter().map(|(name, _)| *name).chain(["llama-tied", "llama-untied"]);
     let saved: Vec<(String, Model)> = families
@@ -110,7 +72,7 @@ fn saved_models_give_our_logits_in_transformers() {
         .map(|(path, model)| json!({ "model": path, "ids": some_ids(model), "text": TEXT }))
         .collect();
     let mut worst = 0f32;
-    for ((path, model), answer) in saved.iter().zip(ask(&python, "saved_models.py", &requests)) {
+    for ((path, model), answer) in saved.iter().zip(python.ask("saved_models.py", &requests)) {
         let error = error(&logits(model, &some_ids(model)), &numbers(&answer["logits"]));
         assert!(error < 1e-4, "{path}: logits differ by {error}");
         // The others have a list of words in place of their family's tokenizer, and transformers
@@ -131,7 +93,7 @@ const PROMPTS: [&str; 3] = [
 
 #[test]
 fn our_f16_file_gives_our_text_in_llama_cpp() {
-    let Some(python) = python("llama_cpp") else { return };
+    let Some(python) = Python::peers("llama_cpp") else { return };
     let folder = tempfile::tempdir().unwrap();
     let model = Model::load(DEFAULT_MODEL, &Device::Cpu).unwrap();
     let prompts: Vec<Vec<u32>> =
@@ -148,7 +110,7 @@ fn our_f16_file_gives_our_text_in_llama_cpp() {
         requests
             .extend(prompts.iter().map(|ids| json!({ "model": path, "ids": ids, "greedy": 32 })));
     }
-    let answers = ask(&python, "llama_cpp_run.py", &requests);
+    let answers = python.ask("llama_cpp_run.py", &requests);
     for (answer, prompt) in answers.iter().zip(&prompts) {
         // An answer of ours stops at its end; llama.cpp was not told to.
         let (ours, theirs) = (greedy(&model, prompt, 32), ids(&answer["ids"]));
@@ -219,7 +181,7 @@ fn with_byte_tokens(name: &str, change: &Value) -> Model {
 /// place for what they are made to test.
 #[test]
 fn every_architecture_gives_our_logits_in_llama_cpp() {
-    let Some(python) = python("llama_cpp") else { return };
+    let Some(python) = Python::peers("llama_cpp") else { return };
     let folder = tempfile::tempdir().unwrap();
     let full = json!(["full_attention", "full_attention"]);
     let sliding = json!(["sliding_attention", "sliding_attention"]);
@@ -269,7 +231,7 @@ fn every_architecture_gives_our_logits_in_llama_cpp() {
     }
     let mut wrong = Vec::new();
     for ((name, model, prompt, count), answer) in
-        models.iter().zip(ask(&python, "llama_cpp_run.py", &requests))
+        models.iter().zip(python.ask("llama_cpp_run.py", &requests))
     {
         let error = error(&numbers(&answer["logits"]), &last_logits(model, prompt));
         let (ours, theirs) = (greedy(model, prompt, *count), ids(&answer["ids"]));
@@ -293,7 +255,7 @@ fn every_architecture_gives_our_logits_in_llama_cpp() {
 /// tokenizers on rarer letters).
 #[test]
 fn texts_have_the_same_ids_in_llama_cpp() {
-    let Some(python) = python("llama_cpp") else { return };
+    let Some(python) = Python::peers("llama_cpp") else { return };
     let text = std::fs::read_to_string(golden("tokenizer/lines.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<String>(line).unwrap());
     let plain: Vec<String> = lines
@@ -301,8 +263,7 @@ fn texts_have_the_same_ids_in_llama_cpp() {
         .take(4000)
         .collect();
     let tokenizer = Tokenizer::from_gguf(&default_gguf(), Digits::Individual).unwrap();
-    let answers = ask(
-        &python,
+    let answers = python.ask(
         "llama_cpp_run.py",
         &[json!({ "model": crate::support::default_file(), "texts": plain })],
     );

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use tunebook_models::{Digits, Tokenizer};
+use tunebook_testing::skip;
 
 use crate::support::{default_gguf, golden, tensors};
 
@@ -67,8 +68,7 @@ fn real_text_has_transformers_ids() {
     let Some(data) =
         std::env::var_os("TUNEBOOK_DATA").map(PathBuf::from).filter(|dir| dir.is_dir())
     else {
-        eprintln!("skipped: TUNEBOOK_DATA names no folder");
-        return;
+        return skip("TUNEBOOK_DATA names no folder");
     };
     for (name, path) in [("banking77", "banking77/train.csv"), ("gsm8k", "gsm8k/train.jsonl")] {
         let text = std::fs::read_to_string(data.join(path)).unwrap();

@@ -1,23 +1,25 @@
 //! Mutated adapters: an error or another adapter, but no panic, and no allocation out of proportion
 //! to the files.
+//!
+//! A binary apart from `it`: its allocator counts the memory of the whole process, which under
+//! `cargo test` the other tests would share.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 #[path = "../it/common.rs"]
 #[allow(dead_code)] // other tests use the rest
 mod common;
-#[path = "../../../models/tests/fuzz/counting.rs"]
-mod counting;
-#[path = "../../../models/tests/fuzz/random.rs"]
-mod random;
 
 use serde_json::{Value, json};
+use tunebook_testing::Random;
+use tunebook_testing::allocator::{Counting, peak_bytes};
 use tunebook_tune::Adapters;
 use tunebook_tune::peft::{AdapterFiles, CONFIG_FILE, TENSORS_FILE};
 
 use crate::common::*;
-use crate::counting::most_taken;
-use crate::random::Random;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 const IDS: [u32; 5] = [1, 20, 30, 40, 50];
 
@@ -82,7 +84,7 @@ fn mutated_adapters_neither_panic_nor_take_memory() {
     // all: it is no part of what a file costs.
     load_copy(&model, copy_of_adapter("dora/final").path()).unwrap();
     model.delete_adapter("a").unwrap();
-    let mut random = Random(0x5eed);
+    let mut random = Random::new(0x5eed);
     let (mut loaded, mut refused) = (0, 0);
     let (mut most_read, mut most_whole) = (0, 0);
     for case in [
@@ -129,8 +131,8 @@ fn mutated_adapters_neither_panic_nor_take_memory() {
             std::fs::write(&config, &bytes).unwrap();
             std::fs::write(&tensors, &data).unwrap();
             let size = bytes.len() + data.len();
-            let (_, read) = most_taken(|| AdapterFiles::read(dir.path()).is_ok());
-            let (outcome, whole) = most_taken(|| load_copy(&model, dir.path()));
+            let (_, read) = peak_bytes(|| AdapterFiles::read(dir.path()).is_ok());
+            let (outcome, whole) = peak_bytes(|| load_copy(&model, dir.path()));
             for (taken, bound, most) in [
                 (read, READ * size + READ_LEAST, &mut most_read),
                 (whole, LOAD * size + LOAD_LEAST, &mut most_whole),

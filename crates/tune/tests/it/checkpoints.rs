@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use tunebook_models::Model;
+use tunebook_testing::{Random, skip};
 use tunebook_tune::{
     AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrRangeTest, Run, SaveStrategy,
     Trainer, TrainingArgs,
@@ -210,22 +211,15 @@ fn killed(kills: u64) {
     assert!(live(whole_life.path()).wait().unwrap().success());
     let mut life_time = started.elapsed();
 
-    // SplitMix64, seeded: instants spread over the whole life, the beginning of the process and its
-    // checkpoints included.
-    let mut seed = kills;
-    let mut random = || {
-        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = seed;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) as f64 / u64::MAX as f64
-    };
+    // Instants spread over the whole life, the beginning of the process and its checkpoints
+    // included.
+    let mut random = Random::new(kills);
     let (mut killed, mut torn) = (0, 0);
     for attempt in 0.. {
         let dir = tempfile::tempdir().unwrap();
         for _ in 0..4 {
             let mut child = live(dir.path());
-            std::thread::sleep(life_time.mul_f64(random()));
+            std::thread::sleep(life_time.mul_f64(random.unit()));
             child.kill().unwrap();
             if child.wait().unwrap().success() {
                 life_time = life_time.mul_f64(0.9); // it was done: the machine is less busy than when the life was measured
@@ -309,8 +303,7 @@ fn a_full_disk_ends_the_run_with_a_clear_error_and_the_last_checkpoint_good() {
     let one = folder_bytes(&dir.path().join("run/checkpoint-12"));
     // Room for two and a half checkpoints.
     let Some(disk) = SmallDisk::new(one as usize * 5 / 2) else {
-        eprintln!("skipped: this user may not mount a tmpfs");
-        return;
+        return skip("this user may not mount a tmpfs");
     };
     let model = model();
     let trainer = Trainer::new(&model, &args(disk.0.path()));

@@ -1,12 +1,9 @@
 //! Merged models as files, in our own hands and in transformers'; LoRA as a GGUF adapter in
 //! llama.cpp's.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
 use serde_json::{Value, json};
 use tunebook_models::{Device, GenerationConfig, GgufType, Model};
+use tunebook_testing::Python;
 use tunebook_tune::{Adapters, Example, Lora, LoraInit, Trainer, TrainingArgs};
 
 use crate::common::*;
@@ -89,41 +86,6 @@ fn what_a_gguf_adapter_has_no_place_for_is_named() {
     );
 }
 
-/// The interpreter, or `None` with a line that says why.
-fn python(module: &str) -> Option<PathBuf> {
-    let Some(peers) = std::env::var_os("TUNEBOOK_PEERS") else {
-        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no {module} to compare with");
-        return None;
-    };
-    let python = Path::new(&peers).join("bin/python");
-    let imported = Command::new(&python).args(["-c", &format!("import {module}")]).output();
-    if imported.is_ok_and(|output| output.status.success()) {
-        return Some(python);
-    }
-    eprintln!("SKIPPED: `{}` cannot import {module} (tests/peers)", python.display());
-    None
-}
-
-/// Runs a script of `tests/peers` that answers each line with one.
-fn run(python: &Path, script: &str, requests: &[Value]) -> Vec<Value> {
-    let mut child = Command::new(python)
-        .arg(golden("../peers").join(script))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let text: String = requests.iter().map(|request| format!("{request}\n")).collect();
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
 fn compare(answer: &Value, model: &Model, ids: &[u32], bound: f64) -> usize {
     let theirs: Vec<f32> =
         answer["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
@@ -148,7 +110,7 @@ fn merged_in_transformers(
     learning_rate: f64,
     bound: f64,
 ) {
-    let Some(python) = python("transformers") else { return };
+    let Some(python) = Python::peers("transformers") else { return };
     let folder = tempfile::tempdir().unwrap();
     let base = logits(model, ids);
     let (mut requests, mut expected) = (Vec::new(), Vec::new());
@@ -164,8 +126,7 @@ fn merged_in_transformers(
         requests.push(json!({ "model": path, "ids": ids, "text": "a question" }));
         expected.push((info.config.to_string(), trained));
     }
-    for (answer, (said, expected)) in
-        run(&python, "saved_models.py", &requests).iter().zip(&expected)
+    for (answer, (said, expected)) in python.ask("saved_models.py", &requests).iter().zip(&expected)
     {
         let theirs: Vec<f32> = serde_json::from_value(answer["logits"].clone()).unwrap();
         let error = relative_error(&theirs, expected);
@@ -202,7 +163,7 @@ fn the_merged_base_model_gives_our_logits_in_transformers() {
 
 #[test]
 fn our_gguf_adapter_gives_our_logits_in_llama_cpp() {
-    let Some(python) = python("llama_cpp") else { return };
+    let Some(python) = Python::peers("llama_cpp") else { return };
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let base = at("base.gguf");
@@ -226,14 +187,14 @@ fn our_gguf_adapter_gives_our_logits_in_llama_cpp() {
         );
         models.push(model);
     }
-    for (model, answer) in models.iter().zip(run(&python, "llama_cpp_run.py", &requests)) {
+    for (model, answer) in models.iter().zip(python.ask("llama_cpp_run.py", &requests)) {
         compare(&answer, model, &IDS, 1e-3);
     }
 }
 
 #[test]
 fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
-    let Some(python) = python("llama_cpp") else { return };
+    let Some(python) = Python::peers("llama_cpp") else { return };
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let model = smollm();
@@ -251,5 +212,5 @@ fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
     assert!(relative_error(&logits(&model, &ids), &before) > 1e-3);
     model.save_adapter_gguf("support", &at("adapter.gguf")).unwrap();
     let request = json!({ "model": at("base.gguf"), "adapter": at("adapter.gguf"), "ids": ids, "greedy": 32 });
-    compare(&run(&python, "llama_cpp_run.py", &[request])[0], &model, &ids, 5e-3);
+    compare(&python.ask("llama_cpp_run.py", &[request])[0], &model, &ids, 5e-3);
 }

@@ -2,10 +2,10 @@
 //! environment that has torch, transformers and peft (`tests/peers/requirements.txt`), and says so
 //! where it does not.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::ffi::OsStr;
 
 use tunebook_models::{Device, Model};
+use tunebook_testing::Python;
 use tunebook_tune::{
     AdaLora, AdapterConfig, Adapters, Bias, Example, Ia3, Lora, LoraInit, Trainer, TrainingArgs,
 };
@@ -14,33 +14,15 @@ use crate::common::*;
 
 const IDS: [u32; 12] = [1, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 250];
 
-/// The interpreter, or `None` with a line that says why.
-fn python() -> Option<PathBuf> {
-    let found =
-        std::env::var_os("TUNEBOOK_PEERS").map(|peers| Path::new(&peers).join("bin/python"));
-    let Some(python) = found else {
-        eprintln!("SKIPPED: TUNEBOOK_PEERS is not set, so there is no Python PEFT to compare with");
-        return None;
-    };
-    let imports = Command::new(&python).args(["-c", "import torch, transformers, peft"]).output();
-    match imports {
-        Ok(output) if output.status.success() => Some(python),
-        _ => {
-            eprintln!("SKIPPED: `{}` cannot import torch, transformers and peft", python.display());
-            None
-        }
-    }
+fn python() -> Option<Python> {
+    Python::peers("torch, transformers, peft")
 }
 
-/// Runs `tests/peers/peft_adapter.py`.
-fn peft(python: &Path, arguments: &[&str]) -> String {
-    let script = golden("../peers/peft_adapter.py");
-    let output = Command::new(python).arg(script).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+fn peft<A: AsRef<OsStr>>(python: &Python, arguments: &[A]) -> String {
+    python.run("peft_adapter.py", arguments)
 }
 
-fn peft_logits(python: &Path, model: &str, adapter: &str) -> Vec<f32> {
+fn peft_logits(python: &Python, model: &str, adapter: &str) -> Vec<f32> {
     let ids = serde_json::to_string(&IDS).unwrap();
     serde_json::from_str(peft(python, &["logits", model, adapter, &ids]).lines().last().unwrap())
         .unwrap()
@@ -96,7 +78,7 @@ impl Saved {
     }
 
     /// One start of Python for all of them.
-    fn check_in_peft(self, python: &Path, bound: f64) {
+    fn check_in_peft(self, python: &Python, bound: f64) {
         let arguments: Vec<&str> =
             ["logits"].into_iter().chain(self.arguments.iter().map(String::as_str)).collect();
         let output = peft(python, &arguments);
@@ -111,7 +93,7 @@ impl Saved {
     }
 }
 
-fn ours_in_peft(python: &Path, model: &Model, path: &str, config: &Lora) {
+fn ours_in_peft(python: &Python, model: &Model, path: &str, config: &Lora) {
     let mut saved = Saved::default();
     saved.add(model, path, config);
     saved.check_in_peft(python, 1e-3);

@@ -2,10 +2,10 @@
 //! package themselves. Runs where `TUNEBOOK_PEERS` and `TUNEBOOK_ADAPTERHUB` name Python
 //! environments that have them, and says so where they do not.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use tunebook_models::Model;
+use tunebook_testing::Python;
 use tunebook_tune::{
     AdapterConfig, Adapters, Bottleneck, Example, PrefixTuning, PromptTuning, Trainer, TrainingArgs,
 };
@@ -14,28 +14,17 @@ use crate::common::*;
 
 const IDS: [u32; 12] = [1, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 250];
 
-/// The interpreter of the environment that a variable names, or `None` with a line that says why.
-fn python(variable: &str, imports: &str) -> Option<PathBuf> {
-    let Some(found) = std::env::var_os(variable).map(|peers| Path::new(&peers).join("bin/python"))
-    else {
-        eprintln!("SKIPPED: {variable} is not set, so there is no Python to compare with");
-        return None;
-    };
-    match Command::new(&found).args(["-c", &format!("import {imports}")]).output() {
-        Ok(output) if output.status.success() => Some(found),
-        _ => {
-            eprintln!("SKIPPED: `{}` cannot import {imports}", found.display());
-            None
-        }
-    }
+fn peft() -> Option<Python> {
+    Python::peers("torch, transformers, peft")
+}
+
+fn adapterhub() -> Option<Python> {
+    Python::adapterhub("torch, transformers, adapters")
 }
 
 /// The lines that a script of `tests/peers` prints.
-fn run(python: &Path, script: &str, arguments: &[&str]) -> Vec<String> {
-    let output =
-        Command::new(python).arg(golden("../peers").join(script)).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+fn run(python: &Python, script: &str, arguments: &[&str]) -> Vec<String> {
+    python.run(script, arguments).lines().map(str::to_owned).collect()
 }
 
 fn parse(line: &str) -> Vec<f32> {
@@ -70,12 +59,9 @@ fn ours(
     (dir, folder, expected)
 }
 
-const PEFT: (&str, &str) = ("TUNEBOOK_PEERS", "torch, transformers, peft");
-const HUB: (&str, &str) = ("TUNEBOOK_ADAPTERHUB", "torch, transformers, adapters");
-
 #[test]
 fn our_virtual_tokens_give_our_logits_in_peft() {
-    let Some(python) = python(PEFT.0, PEFT.1) else { return };
+    let Some(python) = peft() else { return };
     let (model, path) = (tiny(), tiny_path());
     let falcon = golden("logits/falcon-7b");
     let falcon = Model::load(falcon.to_str().unwrap(), &tunebook_models::Device::Cpu).unwrap();
@@ -127,7 +113,7 @@ fn random(model: &Model, config: AdapterConfig) -> (tempfile::TempDir, PathBuf, 
 
 #[test]
 fn our_prompt_gives_our_logits_in_peft_on_the_base_model() {
-    let Some(python) = python(PEFT.0, PEFT.1) else { return };
+    let Some(python) = peft() else { return };
     let model = smollm();
     let path = model.path().to_str().unwrap().to_owned();
     let configs: [AdapterConfig; 2] = [
@@ -150,7 +136,7 @@ fn our_prompt_gives_our_logits_in_peft_on_the_base_model() {
 
 #[test]
 fn pefts_virtual_tokens_give_its_logits_here() {
-    let Some(python) = python(PEFT.0, PEFT.1) else { return };
+    let Some(python) = peft() else { return };
     for kind in ["prompt", "prefix", "prefix-projection"] {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().to_str().unwrap();
@@ -170,7 +156,7 @@ fn pefts_virtual_tokens_give_its_logits_here() {
 
 #[test]
 fn our_bottlenecks_give_our_logits_in_adapterhub() {
-    let Some(python) = python(HUB.0, HUB.1) else { return };
+    let Some(python) = adapterhub() else { return };
     let model = tiny();
     for config in [
         Bottleneck { reduction_factor: 8.0.into(), ..Bottleneck::seq_bn() },
@@ -204,7 +190,7 @@ fn our_bottlenecks_give_our_logits_in_adapterhub() {
 
 #[test]
 fn adapterhubs_bottlenecks_give_its_logits_here() {
-    let Some(python) = python(HUB.0, HUB.1) else { return };
+    let Some(python) = adapterhub() else { return };
     for kind in ["seq_bn", "double_seq_bn", "par_bn"] {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("poet");
