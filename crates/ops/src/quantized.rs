@@ -102,7 +102,8 @@ pub(crate) const NF4_LEVELS: [f32; 16] = [
 /// A matrix `[rows, cols]` in blocks along its rows.
 ///
 /// ```
-/// use tunebook_models::{Device, Quantized, Tensor};
+/// use candle_core::{Device, Tensor};
+/// use tunebook_ops::Quantized;
 /// let w = Tensor::new(&[[0.5f32, -1.0, 0.0, 0.25]], &Device::Cpu)?;
 /// let nf4 = Quantized::nf4(&w)?;
 /// assert_eq!(nf4.dequantize()?.to_vec2::<f32>()?, [[0.44070983, -1.0, 0.0, 0.2461123]]);

@@ -13,7 +13,7 @@
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};
-//! use tunebook_models::ops;
+//! use tunebook_ops as ops;
 //!
 //! let x = Var::from_tensor(&Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?)?;
 //! let tape = ops::Tape::record();

@@ -1,6 +1,6 @@
 //! Who answers a batch, fixed when the batch begins.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use candle_core::Tensor;
 use tunebook_progress::Stop;
@@ -35,9 +35,6 @@ impl Snapshot {
     }
 
     /// The snapshot of some rows, in their order; a row may come more than once.
-    ///
-    /// # Panics
-    /// Never; a row that does not exist is answered by the last one.
     pub fn select(&self, rows: &[usize]) -> Self {
         match &self.overlays {
             Overlays::One(_) => self.clone(),
@@ -56,11 +53,12 @@ impl Snapshot {
         }
     }
 
-    /// The overlay of a row.
+    /// The overlay of a row; of one that does not exist the last row's, or the base's.
     pub fn row(&self, row: usize) -> &Arc<Overlay> {
+        static BASE: LazyLock<Arc<Overlay>> = LazyLock::new(Arc::default);
         match &self.overlays {
             Overlays::One(overlay) => overlay,
-            Overlays::PerRow { rows, .. } => &rows[row.min(rows.len().saturating_sub(1))],
+            Overlays::PerRow { rows, .. } => rows.get(row).or(rows.last()).unwrap_or(&BASE),
         }
     }
 
