@@ -8,7 +8,7 @@ pub use polars::prelude::*;
 
 pub use candle_core::{D, DType, Device, Module, Shape, Tensor, Var};
 pub use plotly::{self, Layout, Plot};
-pub use {candle_core, candle_nn, polars, serde_json};
+pub use {candle_core, candle_nn, candle_transformers, polars, serde_json, tokenizers};
 
 pub use tunebook_charts::{
     Bar, Cell, Figure, LineChart, LossPoint, Sample, Table, bar_chart, histogram, loss_curve,
