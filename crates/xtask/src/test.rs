@@ -131,9 +131,8 @@ impl Tests<'_> {
     /// resolved and compiled once.
     fn crates(&mut self, crates: &[String]) {
         // The output of passing tests is needed: a test says there that it skips, and why.
-        let nextest: &[&str] = &["nextest", "run", "--no-fail-fast", "--color=never"];
-        let libtest: &[&str] =
-            &["test", "--no-fail-fast", "--lib", "--bins", "--tests", "--color=never"];
+        let nextest: &[&str] = &["nextest", "run", "--color=never"];
+        let libtest: &[&str] = &["test", "--lib", "--bins", "--tests", "--color=never"];
         let has_nextest = self.has_component("nextest");
         let words = if has_nextest { nextest } else { libtest };
 
@@ -145,6 +144,7 @@ impl Tests<'_> {
 
         self.begin("unit and integration tests");
         let mut command = self.cargo(words, crates);
+        command.arg("--no-fail-fast");
         match (has_nextest, self.long) {
             (true, true) => command.args(["--success-output=immediate", "--run-ignored=all"]),
             (true, false) => command.arg("--success-output=immediate"),
