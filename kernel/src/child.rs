@@ -12,39 +12,25 @@ use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tunebook_progress::channel::{Frame, NONCE_VAR};
+use tunebook_progress::interrupt::{FLAG_VAR, Flag};
 
 /// The environment variable with the path of the server's socket. Only our server sets it.
 pub(crate) const SOCKET_VAR: &str = "TUNEBOOK_SOCKET";
-/// The environment variable with the nonce that marks frames of the display channel.
-pub(crate) const NONCE_VAR: &str = "TUNEBOOK_DISPLAY_NONCE";
-/// The environment variable with the process id and address of the stop flag.
-const FLAG_VAR: &str = "TUNEBOOK_INTERRUPT";
-/// The byte that opens a frame.
-pub(crate) const FRAME_START: u8 = 0x1e;
-/// The frame that follows everything a cell has printed.
-pub(crate) const END: &str = "END";
 
 /// What the child says on its third connection: a cell's code starts, and: it has seen the stop
 /// flag.
 pub(crate) const RUNS: &str = "run";
 pub(crate) const SEEN: &str = "seen";
 
-/// The stop flag. The code of the cells reads it by its address: the layout is part of the
-/// interface.
-#[repr(C)]
-struct Flag {
-    requested: AtomicU32,
-    seen: AtomicU32,
-}
-
-static FLAG: Flag = Flag { requested: AtomicU32::new(0), seen: AtomicU32::new(0) };
+/// The stop flag, which the code of the cells reads by its address.
+static FLAG: Flag = Flag::new();
 
 extern "C" fn on_sigint(_: libc::c_int) {
-    FLAG.requested.fetch_add(1, Ordering::AcqRel);
+    FLAG.request();
 }
 
 /// Becomes the child and does not return, if our server has started this process for it.
@@ -74,10 +60,7 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
         // A kernel that was killed takes its cells along. (The thread that started this process
         // lives as long as it.)
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        std::env::set_var(
-            FLAG_VAR,
-            format!("{}:{:x}", std::process::id(), &raw const FLAG as usize),
-        );
+        std::env::set_var(FLAG_VAR, FLAG.address());
         // The frames of a backtrace are evcxr's and ours; the panic's message and place are shown
         // anyway.
         if std::env::var_os("TUNEBOOK_BACKTRACE").is_none() {
@@ -104,8 +87,7 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
             // A line of input that no cell has read.
             continue;
         };
-        FLAG.requested.store(0, Ordering::Release);
-        FLAG.seen.store(0, Ordering::Release);
+        FLAG.reset();
         writeln!(run, "{RUNS}").context("the kernel is gone")?;
         store = load_and_run(path, function, store)?;
         end_of_cell(nonce)?;
@@ -135,7 +117,7 @@ fn report_acknowledgements(mut control: UnixStream) {
     let mut told = 0;
     loop {
         std::thread::sleep(Duration::from_millis(50));
-        let seen = FLAG.seen.load(Ordering::Acquire);
+        let seen = FLAG.seen();
         if seen != told {
             told = seen;
             if seen != 0 && writeln!(control, "{SEEN}").is_err() {
@@ -160,12 +142,8 @@ fn load_and_run(path: &str, function: &str, store: *mut c_void) -> Result<*mut c
 }
 
 fn end_of_cell(nonce: &str) -> Result<()> {
-    let mut frame = vec![FRAME_START];
-    frame.extend_from_slice(nonce.as_bytes());
-    frame.extend_from_slice(END.as_bytes());
-    frame.push(b'\n');
     // Not through std's buffer: this program has a copy of its own, the cells share another.
     // SAFETY: descriptor 1 is the server's socket; it is not closed by the drop.
     let mut out = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(1) });
-    out.write_all(&frame).context("the kernel is gone")
+    out.write_all(&Frame::End.encode(nonce)).context("the kernel is gone")
 }

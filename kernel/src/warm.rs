@@ -355,10 +355,13 @@ fn fill(layout: &Layout, toolchain: &Toolchain, project: &Project, built: &Built
 
 /// Whether an entry of the project's target directory belongs to the prelude's build.
 fn is_wanted(name: &str, folder: &str, path: &Path, built: &Built) -> bool {
-    // A crate in a workspace that is a dylib has no hash in its file's name: nobody could link to
-    // it by its name else. Its fingerprint has one, and cargo does not report it.
+    // A crate in a workspace that is a dylib has no hash in its files' names: nobody could link to
+    // it by its name else. Its fingerprint has one, and cargo does not report it. Cells link to the
+    // dylib, but without the rlib beside it cargo would build the prelude again.
     match folder {
-        "deps" if name == format!("lib{PRELUDE}.so") => return true,
+        "deps" if [".so", ".rlib"].iter().any(|end| name == format!("lib{PRELUDE}{end}")) => {
+            return true;
+        }
         ".fingerprint"
             if name
                 .strip_prefix(PRELUDE)

@@ -1,7 +1,10 @@
 //! Writes every kind of figure into one HTML page, to be looked at: `cargo run -p tunebook-charts
 //! --example gallery -- FILE`.
 
-use tunebook_charts::{Bar, Cell, LossPoint, Sample, Table, bar_chart, histogram, loss_curve};
+use tunebook_charts::{
+    Bar, Cell, HeatMap, Line, LineChart, LossPoint, Sample, Table, bar_chart, histogram,
+    line_chart, loss_curve,
+};
 
 fn run(steps: usize, overfit: f64) -> Vec<LossPoint> {
     (1..=steps)
@@ -16,6 +19,16 @@ fn run(steps: usize, overfit: f64) -> Vec<LossPoint> {
             }
         })
         .collect()
+}
+
+/// The loss at the i-th learning rate of a range test.
+fn range_test(i: i32) -> (f64, f64) {
+    (1e-5 * 10f64.powf(f64::from(i) / 2.0), 2.0 + 0.04 * (f64::from(i) - 5.0).powi(2))
+}
+
+/// What single batches are off their mean.
+fn wobble(i: i32) -> f64 {
+    if i % 2 == 0 { 0.1 } else { -0.1 }
 }
 
 fn main() -> std::io::Result<()> {
@@ -53,6 +66,43 @@ fn main() -> std::io::Result<()> {
             "characters",
             &[Sample::new("prompt", lengths(40.0)), Sample::new("completion", lengths(110.0))],
         ),
+        line_chart(
+            "Three learning rates",
+            "step",
+            "loss per token (nats)",
+            &[1e-5, 1e-3, 1e-1].map(|rate: f64| {
+                let loss =
+                    move |step: i32| 3.0 - 0.4 * (rate * 1e4).ln_1p() * f64::from(step) / 8.0;
+                Line::over_steps(format!("learning rate {rate:e}"), (0..8).map(loss)).marked()
+            }),
+        ),
+        LineChart {
+            title: "Learning-rate range test".into(),
+            x_label: "learning rate".into(),
+            y_label: "loss per token (nats)".into(),
+            lines: vec![Line {
+                note: Some((range_test(5), "lowest near 0.003".into())),
+                behind: (0..9).map(|i| (range_test(i).0, range_test(i).1 + wobble(i))).collect(),
+                ..Line::new("training (smoothed)", (0..9).map(range_test))
+            }],
+            log_x: true,
+            ..LineChart::default()
+        }
+        .figure(),
+        HeatMap {
+            title: "Ranks after step 60".into(),
+            x_label: "block".into(),
+            value_label: "rank".into(),
+            columns: (0..12).map(|block| block.to_string()).collect(),
+            rows: ["q_proj", "v_proj", "o_proj", "down_proj"].map(String::from).to_vec(),
+            values: (0..4)
+                .map(|row| {
+                    (0..12).map(|block| Some(f64::from((row * 5 + block * 7) % 9))).collect()
+                })
+                .collect(),
+            range: (0.0, 8.0),
+        }
+        .figure(),
         bar_chart(
             "Trainable parameters",
             "parameters",

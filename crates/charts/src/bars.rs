@@ -1,9 +1,11 @@
 //! Horizontal bars: a few things compared by one number.
 
-use serde_json::json;
+use plotly::common::{Marker, Orientation, TextPosition};
 
 use crate::axis::{Axis, number};
-use crate::figure::{Figure, plotly_config, plotly_layout, plotly_text};
+use crate::figure::{
+    Figure, first_row_on_top, plotly_axis, plotly_json, plotly_layout, plotly_text,
+};
 use crate::palette;
 use crate::svg::{Anchor, Canvas, WIDTH, text_width};
 
@@ -74,16 +76,17 @@ pub fn bar_chart(title: &str, x_label: &str, bars: &[Bar]) -> Figure {
         false,
     );
 
-    let mut layout = plotly_layout(title, x_label, "");
-    layout["yaxis"]["autorange"] = "reversed".into();
-    let plotly = json!({
-        "data": [{
-            "type": "bar", "orientation": "h", "y": bars.iter().map(|bar| plotly_text(&bar.name)).collect::<Vec<_>>(),
-            "x": bars.iter().map(finite).collect::<Vec<_>>(), "text": bars.iter().map(|bar| number(bar.value)).collect::<Vec<_>>(),
-            "textposition": "outside", "marker": {"color": palette::series(0)},
-        }],
-        "layout": layout, "config": plotly_config(),
-    });
+    let trace = plotly::Bar::new(
+        bars.iter().map(finite).collect(),
+        bars.iter().map(|bar| plotly_text(&bar.name)).collect(),
+    )
+    .orientation(Orientation::Horizontal)
+    .text_array(bars.iter().map(|bar| number(bar.value)).collect())
+    .text_position(TextPosition::Outside)
+    .marker(Marker::new().color(palette::series(0)));
+    let layout = plotly_layout(title, plotly_axis(x_label), plotly_axis(""));
+    let mut plotly = plotly_json(vec![trace], layout);
+    first_row_on_top(&mut plotly);
     let mut text = format!("{title} ({x_label})");
     let width = bars.iter().map(|bar| bar.name.chars().count()).max().unwrap_or(0);
     for bar in bars {

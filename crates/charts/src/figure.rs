@@ -3,8 +3,14 @@
 use std::fmt;
 use std::path::Path;
 
+use plotly::common::{Anchor, Font, Orientation, Title};
+use plotly::layout::{Axis, Legend, Margin};
+use plotly::{Configuration, Layout, Trace};
+use serde::Serialize;
 use serde_json::Value;
 use tunebook_progress::{MimeBundle, escape_html};
+
+use crate::palette::{GRID, GROUND, INK, QUIET};
 
 /// A chart. Its value in a cell is shown as a picture; [`Figure::save_svg`] writes it to a file.
 #[derive(Clone)]
@@ -86,31 +92,62 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
-/// The plotly layout that all charts share.
-pub(crate) fn plotly_layout(title: &str, x_label: &str, y_label: &str) -> Value {
-    use crate::palette::{GRID, GROUND, INK, QUIET};
-    let axis = |label: &str| {
-        serde_json::json!({
-            "title": {"text": plotly_text(label)}, "gridcolor": GRID, "linecolor": QUIET, "zeroline": false, "color": QUIET, "automargin": true,
-        })
-    };
-    serde_json::json!({
-        "title": {"text": plotly_text(title), "x": 0.02, "xanchor": "left", "font": {"size": 16, "color": INK}},
-        "xaxis": axis(x_label),
-        "yaxis": axis(y_label),
-        "paper_bgcolor": GROUND,
-        "plot_bgcolor": GROUND,
-        "font": {"family": "Helvetica, Arial, sans-serif", "size": 12, "color": INK},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "margin": {"l": 64, "r": 72, "t": 72, "b": 56},
-        "height": 400,
-        "autosize": true,
-    })
+/// The figure in plotly's JSON: `data`, `layout` and `config`.
+pub(crate) fn plotly_json(data: Vec<Box<dyn Trace>>, layout: Layout) -> Value {
+    /// As [`plotly::Plot`] has it, without its animation frames and scripts.
+    #[derive(Serialize)]
+    struct Form {
+        data: Vec<Box<dyn Trace>>,
+        layout: Layout,
+        config: Configuration,
+    }
+    let config = Configuration::new().display_logo(false);
+    serde_json::to_value(Form { data, layout, config }).expect(
+        "plotly's structs have the names of fields as keys, and JSON knows all their values",
+    )
 }
 
-/// The `config` part of a plotly figure.
-pub(crate) fn plotly_config() -> Value {
-    serde_json::json!({"displaylogo": false})
+/// The layout that all charts share.
+pub(crate) fn plotly_layout(title: &str, x_axis: Axis, y_axis: Axis) -> Layout {
+    Layout::new()
+        .title(
+            Title::with_text(plotly_text(title))
+                .x(0.02)
+                .x_anchor(Anchor::Left)
+                .font(Font::new().size(16).color(INK)),
+        )
+        .x_axis(x_axis)
+        .y_axis(y_axis)
+        .paper_background_color(GROUND)
+        .plot_background_color(GROUND)
+        .font(Font::new().family("Helvetica, Arial, sans-serif").size(12).color(INK))
+        .legend(
+            Legend::new()
+                .orientation(Orientation::Horizontal)
+                .x(0.0)
+                .y(1.02)
+                .y_anchor(Anchor::Bottom),
+        )
+        .margin(Margin::new().left(64).right(72).top(72).bottom(56))
+        .height(400)
+        .auto_size(true)
+}
+
+/// An axis with its label.
+pub(crate) fn plotly_axis(label: &str) -> Axis {
+    Axis::new()
+        .title(plotly_text(label))
+        .grid_color(GRID)
+        .line_color(QUIET)
+        .zero_line(false)
+        .color(QUIET)
+        .auto_margin(true)
+}
+
+/// Puts the first row of the y axis on top. plotly.js has `"reversed"` for that, but the `plotly`
+/// crate's [`Axis::auto_range`] takes a `bool`, so this field is set in the JSON.
+pub(crate) fn first_row_on_top(figure: &mut Value) {
+    figure["layout"]["yaxis"]["autorange"] = "reversed".into();
 }
 
 /// Plotly reads a few HTML tags in its labels, so text from data is escaped there, too.

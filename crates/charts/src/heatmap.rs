@@ -1,9 +1,12 @@
 //! A heat map: one number for each pair of a row and a column, as a colour.
 
-use serde_json::json;
+use plotly::common::{ColorBar, ColorScale, ColorScaleElement};
+use plotly::layout::AxisType;
 
 use crate::axis::number;
-use crate::figure::{Figure, plotly_config, plotly_layout, plotly_text};
+use crate::figure::{
+    Figure, first_row_on_top, plotly_axis, plotly_json, plotly_layout, plotly_text,
+};
 use crate::palette;
 use crate::svg::{Anchor, Canvas, WIDTH, text_width};
 
@@ -149,28 +152,30 @@ impl HeatMap {
     }
 
     fn plotly(&self) -> serde_json::Value {
-        let mut layout = plotly_layout(&self.title, &self.x_label, "");
-        layout["yaxis"]["autorange"] = "reversed".into();
-        layout["xaxis"]["type"] = "category".into();
-        layout["yaxis"]["type"] = "category".into();
         let last = (palette::HEAT.len() - 1) as f64;
-        let scale = palette::HEAT.iter().enumerate();
-        let scale: Vec<_> = scale
-            .map(|(i, [r, g, b])| json!([i as f64 / last, format!("#{r:02X}{g:02X}{b:02X}")]))
-            .collect();
+        let scale = palette::HEAT.iter().enumerate().map(|(i, [r, g, b])| {
+            ColorScaleElement(i as f64 / last, format!("#{r:02X}{g:02X}{b:02X}"))
+        });
         let names =
             |names: &[String]| names.iter().map(|name| plotly_text(name)).collect::<Vec<_>>();
         let values: Vec<Vec<Option<f64>>> = (0..self.rows.len())
             .map(|row| (0..self.columns.len()).map(|column| self.value(row, column)).collect())
             .collect();
-        json!({
-            "data": [{
-                "type": "heatmap", "x": names(&self.columns), "y": names(&self.rows), "z": values,
-                "zmin": self.range.0, "zmax": self.range.1, "colorscale": scale, "xgap": 1, "ygap": 1,
-                "colorbar": {"title": {"text": plotly_text(&self.value_label)}},
-            }],
-            "layout": layout, "config": plotly_config(),
-        })
+        let trace = plotly::HeatMap::new(names(&self.columns), names(&self.rows), values)
+            .zmin(self.range.0)
+            .zmax(self.range.1)
+            .color_scale(ColorScale::Vector(scale.collect()))
+            .x_gap(1)
+            .y_gap(1)
+            .color_bar(ColorBar::new().title(plotly_text(&self.value_label)));
+        let layout = plotly_layout(
+            &self.title,
+            plotly_axis(&self.x_label).type_(AxisType::Category),
+            plotly_axis("").type_(AxisType::Category),
+        );
+        let mut plotly = plotly_json(vec![trace], layout);
+        first_row_on_top(&mut plotly);
+        plotly
     }
 
     fn text(&self) -> String {
@@ -190,6 +195,7 @@ impl HeatMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn map() -> HeatMap {
         HeatMap {

@@ -1,9 +1,12 @@
 //! How values are spread: lengths in characters or tokens, losses, weights.
 
-use serde_json::{Value, json};
+use plotly::Trace;
+use plotly::common::Marker;
+use plotly::layout::BarMode;
+use serde_json::Value;
 
 use crate::axis::{Axis, number, round_step};
-use crate::figure::{Figure, plotly_config, plotly_layout, plotly_text};
+use crate::figure::{Figure, plotly_axis, plotly_json, plotly_layout, plotly_text};
 use crate::palette;
 use crate::svg::{Anchor, Area, Canvas, WIDTH};
 
@@ -143,20 +146,19 @@ fn plotly(title: &str, x_label: &str, samples: &[Sample], bins: &Bins) -> Value 
     // The counts, not the values: a figure of a million rows stays small.
     let centers: Vec<f64> =
         (0..bins.count).map(|bin| bins.start + bins.width * (bin as f64 + 0.5)).collect();
-    let data: Vec<Value> = samples
-        .iter()
-        .enumerate()
-        .map(|(i, sample)| {
-            json!({
-                "type": "bar", "name": plotly_text(&sample.name), "x": centers, "y": bins.counts(sample), "width": bins.width,
-                "marker": {"color": palette::series(i)}, "opacity": if samples.len() > 1 { 0.6 } else { 0.85 },
-            })
-        })
-        .collect();
-    let mut layout = plotly_layout(title, x_label, "count");
-    layout["barmode"] = "overlay".into();
-    layout["bargap"] = 0.into();
-    json!({"data": data, "layout": layout, "config": plotly_config()})
+    let opacity = if samples.len() > 1 { 0.6 } else { 0.85 };
+    let traces = samples.iter().enumerate().map(|(i, sample)| {
+        let trace = plotly::Bar::new(centers.clone(), bins.counts(sample))
+            .name(plotly_text(&sample.name))
+            .width(bins.width)
+            .marker(Marker::new().color(palette::series(i)))
+            .opacity(opacity);
+        trace as Box<dyn Trace>
+    });
+    let layout = plotly_layout(title, plotly_axis(x_label), plotly_axis("count"))
+        .bar_mode(BarMode::Overlay)
+        .bar_gap(0.0);
+    plotly_json(traces.collect(), layout)
 }
 
 fn text(title: &str, samples: &[Sample]) -> String {

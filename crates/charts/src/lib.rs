@@ -38,6 +38,6 @@ pub use diff::{diff_html, diff_text};
 pub use figure::Figure;
 pub use heatmap::HeatMap;
 pub use histogram::{Sample, histogram};
-pub use lines::{LineChart, Series};
+pub use lines::{Line, LineChart, line_chart};
 pub use loss::{LossPoint, loss_curve};
 pub use table::{Cell, Table};

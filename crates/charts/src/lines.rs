@@ -1,9 +1,12 @@
 //! Lines over a common x axis, each with its last value written beside it.
 
-use serde_json::{Value, json};
+use plotly::common::{Font, HoverInfo, Line as Stroke, Marker, Mode};
+use plotly::layout::{Annotation, AxisType, HoverMode};
+use plotly::{Scatter, Trace};
+use serde_json::Value;
 
 use crate::axis::{Axis, number};
-use crate::figure::{Figure, plotly_config, plotly_layout, plotly_text};
+use crate::figure::{Figure, plotly_axis, plotly_json, plotly_layout, plotly_text};
 use crate::palette;
 use crate::svg::{Anchor, Area, Canvas, WIDTH};
 
@@ -13,9 +16,15 @@ const MAX_POINTS: usize = 1200;
 /// Points as (x, y).
 type Points = Vec<(f64, f64)>;
 
-/// One line.
-#[derive(Clone, Debug, Default)]
-pub struct Series {
+/// One line of a chart.
+///
+/// ```
+/// use tunebook_charts::Line;
+/// let rate = Line::over_steps("learning rate", [1e-4, 2e-4]);
+/// assert_eq!(rate.points, [(1.0, 1e-4), (2.0, 2e-4)]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Line {
     /// Its name in the legend.
     pub name: String,
     /// The points, by rising x. Values that are not finite are left out of the drawing.
@@ -28,11 +37,49 @@ pub struct Series {
     pub note: Option<((f64, f64), String)>,
 }
 
-impl Series {
-    /// A plain line.
-    pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
-        Self { name: name.into(), points, ..Self::default() }
+impl Line {
+    /// A line through these points, by rising x.
+    pub fn new(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        Self { name: name.into(), points: points.into_iter().collect(), ..Self::default() }
     }
+
+    /// A line through one value for each step; the first step is 1.
+    pub fn over_steps(name: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
+        let steps = values.into_iter().enumerate();
+        Self::new(name, steps.map(|(i, value)| (i as f64 + 1.0, value)))
+    }
+
+    /// The line with a mark at each point.
+    #[must_use]
+    pub fn marked(mut self) -> Self {
+        self.marks = true;
+        self
+    }
+}
+
+/// A chart of lines over a common x axis, each with its last value at its end. Where all x are
+/// whole numbers (steps, rows), so are the ticks. [`LineChart`] has more to set.
+///
+/// ```
+/// use tunebook_charts::{Line, line_chart};
+/// let lines = [
+///     Line::over_steps("rank 4", [2.9, 2.1, 1.8]),
+///     Line::over_steps("rank 64", [2.9, 1.9, 1.5]),
+/// ];
+/// let figure = line_chart("Two ranks", "step", "loss per token (nats)", &lines);
+/// assert!(figure.text().starts_with("Two ranks\nrank 4: 2.900 → 1.800"));
+/// ```
+pub fn line_chart(title: &str, x_label: &str, y_label: &str, lines: &[Line]) -> Figure {
+    let whole = |line: &Line| line.points.iter().all(|point| point.0.fract() == 0.0);
+    LineChart {
+        title: title.to_owned(),
+        x_label: x_label.to_owned(),
+        y_label: y_label.to_owned(),
+        lines: lines.to_vec(),
+        whole_x: lines.iter().all(whole),
+        log_x: false,
+    }
+    .figure()
 }
 
 /// A chart of lines.
@@ -45,7 +92,7 @@ pub struct LineChart {
     /// What y is, with its unit.
     pub y_label: String,
     /// The lines.
-    pub series: Vec<Series>,
+    pub lines: Vec<Line>,
     /// Keeps the ticks of x to whole numbers (steps, epochs).
     pub whole_x: bool,
     /// Draws x by its logarithm (learning rates). Values that are not above 0 are left out.
@@ -62,9 +109,9 @@ impl LineChart {
         let height = 400.0;
         let (top, bottom) = (64.0, height - 56.0);
         let shown: Vec<(Points, Points)> = self
-            .series
+            .lines
             .iter()
-            .map(|series| (self.scaled(&series.points), self.scaled(&series.behind)))
+            .map(|line| (self.scaled(&line.points), self.scaled(&line.behind)))
             .collect();
         let all = || shown.iter().flat_map(|(points, behind)| points.iter().chain(behind)).copied();
         let y = Axis::over(all().map(|point| point.1), 5.0, false, bottom, top).padded(0.06);
@@ -85,11 +132,11 @@ impl LineChart {
             canvas.polyline(&place(behind), palette::series(i), 1.0, 0.3);
         }
         let mut ends = Vec::new();
-        for (i, ((points, _), series)) in shown.iter().zip(&self.series).enumerate() {
+        for (i, ((points, _), line)) in shown.iter().zip(&self.lines).enumerate() {
             let color = palette::series(i);
             let placed = place(points);
             canvas.polyline(&placed, color, 2.2, 1.0);
-            if series.marks && placed.len() <= 60 || placed.len() == 1 {
+            if line.marks && placed.len() <= 60 || placed.len() == 1 {
                 placed
                     .iter()
                     .for_each(|&(cx, cy)| canvas.circle(cx, cy, 3.5, palette::GROUND, color));
@@ -97,7 +144,7 @@ impl LineChart {
             if let (Some(&(_, value)), Some(&(_, py))) = (points.last(), placed.last()) {
                 ends.push((py, number(value), color));
             }
-            if let Some(((nx, ny), note)) = &series.note
+            if let Some(((nx, ny), note)) = &line.note
                 && nx.is_finite()
                 && ny.is_finite()
             {
@@ -124,10 +171,10 @@ impl LineChart {
             );
         }
         let entries: Vec<(&str, &str)> = self
-            .series
+            .lines
             .iter()
             .enumerate()
-            .map(|(i, series)| (series.name.as_str(), palette::series(i)))
+            .map(|(i, line)| (line.name.as_str(), palette::series(i)))
             .collect();
         canvas.legend(area.left, 48.0, &entries);
         canvas.finish()
@@ -143,7 +190,7 @@ impl LineChart {
     }
 
     fn plotly(&self) -> Value {
-        let mut data = Vec::new();
+        let mut traces: Vec<Box<dyn Trace>> = Vec::new();
         let coordinates = |points: &[(f64, f64)]| {
             let points = decimated(&finite(points));
             let (x, y): (Vec<f64>, Vec<f64>) = points.into_iter().unzip();
@@ -152,55 +199,67 @@ impl LineChart {
         // On a logarithmic axis plotly places annotations by the logarithm.
         let placed = |x: f64| if self.log_x { x.log10() } else { x };
         let mut annotations = Vec::new();
-        for (i, series) in self.series.iter().enumerate() {
+        for (i, line) in self.lines.iter().enumerate() {
             let color = palette::series(i);
-            if !series.behind.is_empty() {
-                let (x, y) = coordinates(&series.behind);
-                data.push(json!({
-                    "type": "scatter", "mode": "lines", "x": x, "y": y, "showlegend": false, "hoverinfo": "skip",
-                    "line": {"color": color, "width": 1}, "opacity": 0.3,
-                }));
+            if !line.behind.is_empty() {
+                let (x, y) = coordinates(&line.behind);
+                let trace = Scatter::new(x, y)
+                    .mode(Mode::Lines)
+                    .show_legend(false)
+                    .hover_info(HoverInfo::Skip)
+                    .line(Stroke::new().color(color).width(1.0))
+                    .opacity(0.3);
+                traces.push(trace);
             }
-            let (x, y) = coordinates(&series.points);
+            let (x, y) = coordinates(&line.points);
+            let note = |text: String, x: f64, y: f64| {
+                Annotation::new().x(placed(x)).y(y).text(text).font(Font::new().color(color))
+            };
             if let (Some(&x), Some(&y)) = (x.last(), y.last()) {
-                annotations.push(json!({
-                    "x": placed(x), "y": y, "text": number(y), "showarrow": false, "xanchor": "left", "xshift": 8,
-                    "font": {"color": color},
-                }));
+                annotations.push(
+                    note(number(y), x, y)
+                        .show_arrow(false)
+                        .x_anchor(plotly::common::Anchor::Left)
+                        .x_shift(8.0),
+                );
             }
-            if let Some(((x, y), note)) = &series.note {
-                annotations.push(json!({
-                    "x": placed(*x), "y": rounded(*y), "text": plotly_text(note), "showarrow": true, "arrowcolor": color, "ax": 0, "ay": -32,
-                    "font": {"color": color},
-                }));
+            if let Some(((x, y), text)) = &line.note {
+                annotations.push(
+                    note(plotly_text(text), *x, rounded(*y))
+                        .show_arrow(true)
+                        .arrow_color(color)
+                        .ax(0)
+                        .ay(-32),
+                );
             }
-            data.push(json!({
-                "type": "scatter", "mode": if series.marks || x.len() == 1 { "lines+markers" } else { "lines" },
-                "name": plotly_text(&series.name), "x": x, "y": y, "line": {"color": color, "width": 2.2}, "marker": {"size": 7},
-            }));
+            let marks = line.marks || x.len() == 1;
+            let trace = Scatter::new(x, y)
+                .mode(if marks { Mode::LinesMarkers } else { Mode::Lines })
+                .name(plotly_text(&line.name))
+                .line(Stroke::new().color(color).width(2.2))
+                .marker(Marker::new().size(7));
+            traces.push(trace);
         }
-        let mut layout = plotly_layout(&self.title, &self.x_label, &self.y_label);
-        layout["hovermode"] = "x unified".into();
-        layout["annotations"] = annotations.into();
-        if self.log_x {
-            layout["xaxis"]["type"] = "log".into();
-        }
-        json!({"data": data, "layout": layout, "config": plotly_config()})
+        let x_axis = plotly_axis(&self.x_label);
+        let x_axis = if self.log_x { x_axis.type_(AxisType::Log) } else { x_axis };
+        let layout = plotly_layout(&self.title, x_axis, plotly_axis(&self.y_label))
+            .hover_mode(HoverMode::XUnified)
+            .annotations(annotations);
+        plotly_json(traces, layout)
     }
 
     fn text(&self) -> String {
         let mut text = self.title.clone();
-        for series in &self.series {
-            let points = finite(&series.points);
+        for line in &self.lines {
+            let points = finite(&line.points);
             let (Some(first), Some(last)) = (points.first(), points.last()) else {
-                text.push_str(&format!("\n{}: no values yet", series.name));
+                text.push_str(&format!("\n{}: no values yet", line.name));
                 continue;
             };
-            let note =
-                series.note.as_ref().map(|(_, note)| format!(", {note}")).unwrap_or_default();
+            let note = line.note.as_ref().map(|(_, note)| format!(", {note}")).unwrap_or_default();
             text.push_str(&format!(
                 "\n{}: {} → {}{note}  {}",
-                series.name,
+                line.name,
                 number(first.1),
                 number(last.1),
                 sparkline(&points, 40)
@@ -308,12 +367,9 @@ mod tests {
     #[test]
     fn a_logarithmic_axis_has_powers_of_ten_at_even_distances() {
         let points = vec![(0.0, 9.0), (1e-5, 3.0), (1e-3, 2.0), (1e-1, 5.0)];
-        let chart = LineChart {
-            series: vec![Series::new("loss", points)],
-            log_x: true,
-            ..Default::default()
-        };
-        assert_eq!(chart.scaled(&chart.series[0].points).len(), 3, "0 has no logarithm");
+        let chart =
+            LineChart { lines: vec![Line::new("loss", points)], log_x: true, ..Default::default() };
+        assert_eq!(chart.scaled(&chart.lines[0].points).len(), 3, "0 has no logarithm");
         let svg = chart.svg();
         for label in [">1e-5<", ">1e-4<", ">0.001<", ">0.01<", ">0.1<"] {
             assert!(svg.contains(label), "{label}: {svg}");

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::axis::number;
 use crate::figure::Figure;
-use crate::lines::{LineChart, Series};
+use crate::lines::{Line, LineChart};
 
 /// From this many training points on, a smoothed line is drawn and the values themselves go behind
 /// it.
@@ -29,15 +29,15 @@ pub fn loss_curve(points: &[LossPoint]) -> Figure {
         points.iter().filter_map(|point| Some((point.step as f64, get(point)?))).collect()
     };
     let (train, validation) = (values(|point| point.train), values(|point| point.validation));
-    let mut series = Vec::new();
+    let mut lines = Vec::new();
     let wild = train.iter().chain(&validation).filter(|point| !point.1.is_finite()).count();
     if !train.is_empty() || validation.is_empty() {
         let smooth = train.len() >= SMOOTH_FROM;
-        series.push(Series {
+        lines.push(Line {
             name: if smooth { "training (smoothed)".into() } else { "training".into() },
             points: if smooth { smoothed(&train) } else { train.clone() },
             behind: if smooth { train } else { Vec::new() },
-            ..Series::default()
+            ..Line::default()
         });
     }
     if !validation.is_empty() {
@@ -49,12 +49,12 @@ pub fn loss_curve(points: &[LossPoint]) -> Figure {
             }
             _ => None,
         };
-        series.push(Series {
+        lines.push(Line {
             name: "validation".into(),
             points: validation,
             marks: true,
             note,
-            ..Series::default()
+            ..Line::default()
         });
     }
     let title = match wild {
@@ -66,7 +66,7 @@ pub fn loss_curve(points: &[LossPoint]) -> Figure {
         title,
         x_label: "step".into(),
         y_label: "loss per token (nats)".into(),
-        series,
+        lines,
         whole_x: true,
         ..LineChart::default()
     }

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 use tunebook_charts::{
-    Bar, Cell, Figure, LossPoint, Sample, Table, bar_chart, histogram, loss_curve,
+    Bar, Cell, Figure, HeatMap, Line, LineChart, LossPoint, Sample, Table, bar_chart, histogram,
+    line_chart, loss_curve,
 };
 
 fn run(steps: usize) -> Vec<LossPoint> {
@@ -80,12 +81,74 @@ fn a_histogram_in_all_its_forms() {
     );
     insta::assert_snapshot!("histogram-text", figure.text());
     insta::assert_snapshot!("histogram-svg", figure.svg());
+    insta::assert_json_snapshot!("histogram-plotly", figure.plotly());
 }
 
 #[test]
-fn bars_in_words() {
+fn bars_in_all_their_forms() {
     let bars = [Bar::new("LoRA r = 8", 460_800.0), Bar::new("full", 134_515_008.0)];
-    insta::assert_snapshot!(bar_chart("Trainable parameters", "parameters", &bars).text());
+    let figure = bar_chart("Trainable parameters", "parameters", &bars);
+    insta::assert_snapshot!("bars-text", figure.text());
+    insta::assert_snapshot!("bars-svg", figure.svg());
+    insta::assert_json_snapshot!("bars-plotly", figure.plotly());
+}
+
+#[test]
+fn a_heat_map_in_all_its_forms() {
+    let figure = HeatMap {
+        title: "Ranks".to_owned(),
+        x_label: "block".to_owned(),
+        value_label: "rank".to_owned(),
+        columns: ["0", "1", "2"].map(str::to_owned).to_vec(),
+        rows: ["q_proj", "v_proj"].map(str::to_owned).to_vec(),
+        values: vec![vec![Some(0.0), Some(4.0), Some(12.0)], vec![Some(6.5), None]],
+        range: (0.0, 12.0),
+    }
+    .figure();
+    insta::assert_snapshot!("heatmap-text", figure.text());
+    insta::assert_snapshot!("heatmap-svg", figure.svg());
+    insta::assert_json_snapshot!("heatmap-plotly", figure.plotly());
+}
+
+/// A learning-rate range test: a logarithmic x axis, values behind the line, a note.
+#[test]
+fn a_logarithmic_line_in_all_its_forms() {
+    let points = |wobble: f64| -> Vec<(f64, f64)> {
+        (0..9)
+            .map(|i| {
+                let shown = if i % 2 == 0 { wobble } else { -wobble };
+                let i = f64::from(i);
+                (1e-5 * 10f64.powf(i / 2.0), 2.0 + 0.04 * (i - 5.0).powi(2) + shown)
+            })
+            .collect()
+    };
+    let figure = LineChart {
+        title: "Learning-rate range test".to_owned(),
+        x_label: "learning rate".to_owned(),
+        y_label: "loss per token (nats)".to_owned(),
+        lines: vec![Line {
+            name: "training (smoothed)".to_owned(),
+            points: points(0.0),
+            behind: points(0.1),
+            note: Some(((1e-3, 2.04), "falls fastest near 0.001".to_owned())),
+            ..Line::default()
+        }],
+        log_x: true,
+        ..LineChart::default()
+    }
+    .figure();
+    insta::assert_snapshot!("log-text", figure.text());
+    insta::assert_snapshot!("log-svg", figure.svg());
+    insta::assert_json_snapshot!("log-plotly", figure.plotly());
+}
+
+/// Ticks between whole numbers would be steps that nobody took.
+#[test]
+fn ticks_are_whole_where_all_x_are() {
+    let line = |step: f64| Line::new("loss", (1..4).map(|i| (f64::from(i) * step, 2.0)));
+    let svg = |lines: &[Line]| line_chart("t", "step", "loss", lines).svg().to_owned();
+    assert!(!svg(&[line(1.0)]).contains(">1.5<"));
+    assert!(svg(&[line(1.0), line(0.5)]).contains(">1.5<"));
 }
 
 const EVIL: &str = "<script>alert(\"1\")</script><img src=x onerror='alert(2)'>&\u{0}";
@@ -116,6 +179,7 @@ fn names_from_data_stay_text_in_every_form() {
     let figures: Vec<Figure> = vec![
         histogram(EVIL, EVIL, &[Sample::new(EVIL, [1.0, 2.0, 3.0])]),
         bar_chart(EVIL, EVIL, &[Bar::new(EVIL, 1.0)]),
+        line_chart(EVIL, EVIL, EVIL, &[Line::over_steps(EVIL, [1.0, 2.0])]),
     ];
     for figure in figures {
         well_formed(figure.svg());

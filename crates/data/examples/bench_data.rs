@@ -1,11 +1,13 @@
-//! Our side of `cargo xtask bench data`, and the maker of its files.
+//! The Rust side of `cargo xtask bench data`, and the maker of its files.
 //!
 //! ```text
 //! bench_data rows DATA ROWS OUT.jsonl      damaged pairs made of banking77 and gsm8k
 //! bench_data documents DATA COUNT OUT.jsonl  documents with planted near-duplicates
 //! bench_data clean FILE                    read, clean, drop duplicates, split
-//! bench_data minhash FILE SHINGLES OUT.jsonl  read, drop near-duplicates by words or chars, write the rest
-//! bench_data stream DATA BYTES FOLDER      profile, clean, dedup and split a file made on the fly and deleted afterwards
+//! bench_data minhash FILE SHINGLES OUT.jsonl  read, drop near-duplicates by words or chars, write
+//!                                             the rest
+//! bench_data stream DATA BYTES FOLDER      profile, clean, dedup and split a file made on the fly
+//!                                          and deleted afterwards
 //! ```
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
@@ -149,7 +151,7 @@ fn clean(file: &str) -> Result<Value, Box<dyn std::error::Error>> {
     }))
 }
 
-/// Runs of 5 words, as datatrove's default, or of 5 characters, as ours.
+/// Runs of 5 words, as datatrove's default, or of 5 characters, as this crate's default.
 fn minhash(file: &str, shingles: &str, out: &str) -> Result<Value, Box<dyn std::error::Error>> {
     let shingles = match shingles {
         "words" => Shingles::Words(5),

@@ -1,34 +1,25 @@
 //! The data set: pairs of a prompt and a completion in a polars frame.
 
 use std::fmt::{self, Write as _};
-use std::path::Path;
 use std::sync::Arc;
 
 use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::audit::Audit;
-use crate::clean::{CleanReport, Cleaning};
+use crate::clean::report::{CleanReport, dropped_frame};
+use crate::columns::{COMPLETION, PROMPT};
 use crate::error::{DataError, Result};
-use crate::profile::{Profile, TokenCount};
-use crate::read::ReadOptions;
-use crate::shape::Shape;
-use crate::split::{Partition, Split, Splits};
-use crate::stream::Scan;
+use crate::key;
+use crate::read::shape::RowShape;
+use crate::read::table::{Reject, rejected_frame};
 use crate::text::{counted, excerpt};
-use crate::{clean, key, read, shape, write};
 
-/// The name of the column that holds what the model is asked.
-pub const PROMPT: &str = "prompt";
-/// The name of the column that holds what it should answer.
-pub const COMPLETION: &str = "completion";
-
-/// One pair.
+/// A pair of a prompt and a completion.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
-    /// What the model is asked.
+    /// The text that the model is given.
     pub prompt: String,
-    /// What it should answer.
+    /// The text that it is trained to answer.
     pub completion: String,
 }
 
@@ -46,54 +37,17 @@ pub struct Dataset {
     frame: DataFrame,
     source: Arc<str>,
     rejected: DataFrame,
-    shape: Arc<Shape>,
+    shape: Arc<RowShape>,
     cleaning: Option<Arc<Cleaned>>,
 }
 
-/// What [`Dataset::clean`] leaves beside the rows that stay.
+/// The report of [`Dataset::clean`] and the rows that it dropped.
 struct Cleaned {
     report: CleanReport,
     dropped: DataFrame,
 }
 
 impl Dataset {
-    /// Reads a file, a folder, a pattern such as `data/*.jsonl.gz`, or a data set of the Hugging
-    /// Face hub (`owner/name`).
-    ///
-    /// JSONL, JSON, CSV and Parquet are told apart by their content and name, gzip and Zstandard by
-    /// their content; a folder of text files gives a row for each. How the rows become pairs is
-    /// recognised by the names of their fields ([`Shape`]). Further fields become further columns
-    /// (numbers and booleans as such, lists and objects as JSON text).
-    ///
-    /// A row that cannot be used (not UTF-8, not JSON, a field missing or not a text, too many
-    /// fields …) does not stop the reading: it is kept in [`Dataset::rejected`] with its file, line
-    /// and the reason.
-    ///
-    /// # Errors
-    /// The file is missing, empty, in another format, or holds not a single usable row; or the user
-    /// pressed Stop.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        read::read(path.as_ref(), &ReadOptions::default())
-    }
-
-    /// [`Dataset::read`] for rows whose shape has to be named, or for some files of a folder or
-    /// repository.
-    ///
-    /// # Errors
-    /// As [`Dataset::read`]; a template with a brace too many.
-    pub fn read_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
-        read::read(path.as_ref(), options)
-    }
-
-    /// [`Dataset::read`] for a file that names the two texts otherwise ("question" and "answer",
-    /// say). The columns are `prompt` and `completion` all the same.
-    ///
-    /// # Errors
-    /// As [`Dataset::read`].
-    pub fn read_keys(path: impl AsRef<Path>, prompt: &str, completion: &str) -> Result<Self> {
-        read::read(path.as_ref(), &ReadOptions::default().columns(prompt, completion))
-    }
-
     /// A data set of these (prompt, completion) pairs.
     pub fn from_rows(rows: &[(&str, &str)]) -> Self {
         let prompts = StringChunked::from_iter_values(PROMPT.into(), rows.iter().map(|row| row.0));
@@ -102,7 +56,7 @@ impl Dataset {
         let columns = vec![prompts.into_column(), completions.into_column()];
         let frame = DataFrame::new(rows.len(), columns)
             .expect("two columns of equal length with different names");
-        Self::assemble(frame, "rows", rejected_frame(&[]), Shape::PromptCompletion)
+        Self::assemble(frame, "rows", rejected_frame(&[]), RowShape::PromptCompletion)
     }
 
     /// A data set of a frame that has the text columns `prompt` and `completion`. Rows where one of
@@ -142,23 +96,14 @@ impl Dataset {
             }
         }
         let frame = if rejects.is_empty() { frame } else { frame.filter(&filled)? };
-        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects), Shape::PromptCompletion))
-    }
-
-    /// A data set of a frame whose columns have one of the known shapes, or the one that `options`
-    /// names.
-    ///
-    /// # Errors
-    /// Not a single row can be used.
-    pub fn from_frame_with(frame: DataFrame, options: &ReadOptions) -> Result<Self> {
-        read::frame(&frame, options)
+        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects), RowShape::PromptCompletion))
     }
 
     pub(crate) fn assemble(
         frame: DataFrame,
         source: &str,
         rejected: DataFrame,
-        shape: Shape,
+        shape: RowShape,
     ) -> Self {
         Self { frame, source: source.into(), rejected, shape: Arc::new(shape), cleaning: None }
     }
@@ -187,7 +132,7 @@ impl Dataset {
         self.len() == 0
     }
 
-    /// Where the rows came from: the file's path as given.
+    /// The source of the rows: the path of the file as given.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -201,8 +146,8 @@ impl Dataset {
         &self.frame
     }
 
-    /// How the rows of the file became pairs.
-    pub fn shape(&self) -> &Shape {
+    /// The shape of the rows in the file.
+    pub fn shape(&self) -> &RowShape {
         &self.shape
     }
 
@@ -223,15 +168,6 @@ impl Dataset {
             return None;
         }
         Some(Row::new(self.text(PROMPT).get(index)?, self.text(COMPLETION).get(index)?))
-    }
-
-    /// The turns of the row's conversation as (role, content), where it has several: those of the
-    /// column `messages`, which reading fills and cleaning keeps in step.
-    pub fn conversation(&self, index: usize) -> Option<Vec<(String, String)>> {
-        let messages = self.frame.column(shape::MESSAGES).ok()?.str().ok()?;
-        let count = self.frame.column(shape::TURNS).ok()?.i64().ok()?.get(index)?;
-        // A column of that name that says something else is none of ours.
-        shape::turns_of(messages.get(index)?).filter(|turns| turns.len() as i64 == count)
     }
 
     /// All prompts.
@@ -296,7 +232,7 @@ impl Dataset {
         let frame = upper.vstack(&lower.select(names)?)?;
         let rejected = self.rejected.vstack(&other.rejected)?;
         let source = format!("{} + {}", self.source, other.source);
-        Ok(Self::assemble(frame, &source, rejected, Shape::clone(&self.shape)))
+        Ok(Self::assemble(frame, &source, rejected, RowShape::clone(&self.shape)))
     }
 
     pub(crate) fn take(&self, rows: &[IdxSize]) -> Result<Self> {
@@ -304,16 +240,7 @@ impl Dataset {
         Ok(self.with_frame(self.frame.take(&indices)?))
     }
 
-    /// Runs the steps of `cleaning` over all rows. The new set remembers what was changed
-    /// ([`Dataset::report`]) and what was dropped ([`Dataset::dropped`]).
-    ///
-    /// # Errors
-    /// The user pressed Stop.
-    pub fn clean(&self, cleaning: &Cleaning) -> Result<Self> {
-        clean::run(self, cleaning)
-    }
-
-    /// What the cleaning changed and dropped, step by step. Empty for a set that was not cleaned.
+    /// The report of the cleaning, step by step. Empty for a set that was not cleaned.
     pub fn report(&self) -> CleanReport {
         match &self.cleaning {
             Some(cleaned) => cleaned.report.clone(),
@@ -326,90 +253,8 @@ impl Dataset {
     pub fn dropped(&self) -> DataFrame {
         match &self.cleaning {
             Some(cleaned) => cleaned.dropped.clone(),
-            None => clean::dropped_frame(&self.frame, &[]).unwrap_or_default(),
+            None => dropped_frame(&self.frame, &[]).unwrap_or_default(),
         }
-    }
-
-    /// Prompts (case, punctuation and spaces aside) that stand with different completions: columns
-    /// `group` (numbered), `row`, `prompt` and `completion`, the rows of a group together.
-    ///
-    /// [`Cleaning::resolve_conflicts`] keeps one of each.
-    ///
-    /// # Errors
-    /// Polars refuses the frame.
-    pub fn conflicts(&self) -> Result<DataFrame> {
-        clean::conflicts(self)
-    }
-
-    /// Divides the rows into training and validation.
-    ///
-    /// # Errors
-    /// The fraction is not between 0 and 1, or one side would have no row.
-    pub fn split(&self, split: &Split) -> Result<Splits> {
-        split.apply(self)
-    }
-
-    /// Divides the rows into training, validation and a test: `Split::holdout(0.12).test(0.1)`.
-    ///
-    /// # Errors
-    /// As [`Dataset::split`]; no test fraction.
-    pub fn split_with_test(&self, split: &Split) -> Result<Partition> {
-        split.apply_with_test(self)
-    }
-
-    /// Divides the rows into `k` parts by the rules of `split` (its fractions aside), and gives `k`
-    /// splits, each with another part held out.
-    ///
-    /// # Errors
-    /// Fewer than two folds, more than rows, a part without a row, or a split by time.
-    pub fn folds(&self, k: usize, split: &Split) -> Result<Vec<Splits>> {
-        split.folds(self, k)
-    }
-
-    /// Looks for rows of `benchmark`, a set to be judged by later, that this one gives away.
-    /// [`Audit::repair_train`] takes them out.
-    ///
-    /// # Errors
-    /// The user pressed Stop.
-    pub fn audit_against(&self, benchmark: &Dataset) -> Result<Audit> {
-        Audit::of(&Splits { train: self.clone(), validation: benchmark.clone() }, "the benchmark")
-    }
-
-    /// What is in the set: lengths, languages, duplicates, markup, personal data, the worst rows.
-    pub fn profile(&self) -> Profile {
-        // It can fail only where keys of very many rows do not fit on the disk.
-        Profile::of(self, None, None).unwrap_or_default()
-    }
-
-    /// [`Dataset::profile`] with the tokens of a model, counted by `tokens`, and how many of them
-    /// it can see.
-    ///
-    /// # Errors
-    /// A temporary file cannot be written (only for very large sets).
-    pub fn profile_with_tokens(
-        &self,
-        tokens: &TokenCount<'_>,
-        context_tokens: usize,
-    ) -> Result<Profile> {
-        Profile::of(self, Some(tokens), Some(context_tokens))
-    }
-
-    /// A data set that stays where it is and is read a block at a time, for files larger than
-    /// memory.
-    ///
-    /// # Errors
-    /// No such file.
-    pub fn scan(path: impl AsRef<Path>) -> Result<Scan> {
-        Scan::new(path.as_ref(), &ReadOptions::default())
-    }
-
-    /// [`Dataset::scan`] for rows whose shape has to be named, or for some files of a folder or
-    /// repository.
-    ///
-    /// # Errors
-    /// No such file.
-    pub fn scan_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Scan> {
-        Scan::new(path.as_ref(), options)
     }
 
     /// The number of distinct prompts, upper and lower case, punctuation and spaces aside.
@@ -419,37 +264,8 @@ impl Dataset {
         keys.len()
     }
 
-    /// Writes the rows as JSONL, all columns, nulls left out. The file appears whole or not at all.
-    /// Returns the number of rows.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write_jsonl(&self, path: impl AsRef<Path>) -> Result<usize> {
-        write::jsonl(self, path.as_ref())
-    }
-
-    /// Writes the rows as Parquet, all columns. The file appears whole or not at all. Returns the
-    /// number of rows.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write_parquet(&self, path: impl AsRef<Path>) -> Result<usize> {
-        write::parquet(self, path.as_ref())
-    }
-
-    /// Writes the rows in the chat format that OpenAI takes for fine-tuning, checked against the
-    /// published rules ([`validate_openai_chat`](crate::validate_openai_chat)). A column `system`
-    /// becomes the system message; other columns are left out. Returns the number of rows.
-    ///
-    /// # Errors
-    /// The provider would refuse the file (fewer than ten rows, an empty text), or it cannot be
-    /// written.
-    pub fn write_openai_chat(&self, path: impl AsRef<Path>) -> Result<usize> {
-        write::openai_chat(self, path.as_ref())
-    }
-
-    /// What tells rows apart: the prompts, or the completions where the prompt is empty, as in
-    /// plain text.
+    /// The texts that identify rows: the prompts, or the completions where the prompt is empty, as
+    /// in plain text.
     pub(crate) fn id_texts(&self) -> impl Iterator<Item = &str> {
         self.pairs().map(|(prompt, completion)| if prompt.is_empty() { completion } else { prompt })
     }
@@ -480,7 +296,7 @@ impl fmt::Display for Dataset {
             names.join(", "),
             self.source
         )?;
-        if *self.shape != Shape::PromptCompletion {
+        if *self.shape != RowShape::PromptCompletion {
             write!(f, "\nread as {}", self.shape)?;
         }
         let rejected = self.rejected.height();
@@ -541,37 +357,4 @@ impl Dataset {
             })
             .collect()
     }
-}
-
-/// A line that could not be used.
-#[derive(Debug)]
-pub(crate) struct Reject {
-    pub file: String,
-    pub line: u64,
-    pub reason: String,
-    pub raw: String,
-}
-
-pub(crate) fn rejected_frame(rejects: &[Reject]) -> DataFrame {
-    let lines: Vec<i64> = rejects.iter().map(|reject| reject.line as i64).collect();
-    let reasons = StringChunked::from_iter_values(
-        "reason".into(),
-        rejects.iter().map(|reject| reject.reason.as_str()),
-    );
-    let raw = StringChunked::from_iter_values(
-        "raw".into(),
-        rejects.iter().map(|reject| reject.raw.as_str()),
-    );
-    let files = StringChunked::from_iter_values(
-        "file".into(),
-        rejects.iter().map(|reject| reject.file.as_str()),
-    );
-    let columns = vec![
-        files.into_column(),
-        Column::new("line".into(), lines),
-        reasons.into_column(),
-        raw.into_column(),
-    ];
-    DataFrame::new(rejects.len(), columns)
-        .expect("four columns of equal length with different names")
 }

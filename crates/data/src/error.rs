@@ -1,4 +1,4 @@
-//! What can go wrong with a data set, and what to do about it.
+//! The errors of this crate: the expectation, the finding, and the remedy.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use tunebook_progress::Interrupted;
 /// The result of this crate's functions.
 pub type Result<T, E = DataError> = std::result::Result<T, E>;
 
-/// Why a data set could not be read, cleaned, split or written.
+/// An error in reading, cleaning, splitting or writing a data set.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -28,7 +28,7 @@ pub enum DataError {
     Unusable {
         /// The path as given.
         path: PathBuf,
-        /// What was expected, and what was found.
+        /// The expectation and the finding.
         reason: String,
     },
 
@@ -39,15 +39,35 @@ pub enum DataError {
         repo: String,
         /// The file.
         file: String,
-        /// Why not, and what to do.
+        /// The reason and the remedy.
         reason: String,
     },
 
     /// A template that cannot be filled.
     #[error("{reason}")]
     Template {
-        /// What is wrong with it.
+        /// The error in it.
         reason: String,
+    },
+
+    /// Text files are read with a shape that needs other columns than they have.
+    #[error(
+        "text files have the columns `file` and `text`, which the shape {shape} does not fit: \
+         leave the shape out, or name the columns or a template"
+    )]
+    TextFiles {
+        /// The shape as given.
+        shape: String,
+    },
+
+    /// A scan is asked to split by a setting that compares rows with each other.
+    #[error(
+        "a scan splits by the hash of each prompt alone, and {setting} needs all rows: \
+         write the rows that remain, read them and split those"
+    )]
+    ScanSplit {
+        /// The setting of [`Split`](crate::Split), by its name.
+        setting: &'static str,
     },
 
     /// The provider would refuse the file.
@@ -69,7 +89,7 @@ pub enum DataError {
     /// The operating system refused.
     #[error("cannot {action} {path:?}: {source}")]
     Io {
-        /// What was tried: "read" or "write".
+        /// The action: "read" or "write".
         action: &'static str,
         /// The path as given.
         path: PathBuf,
@@ -89,9 +109,9 @@ pub enum DataError {
     Format {
         /// The path as given.
         path: PathBuf,
-        /// What the file looks like.
+        /// The format that the file has.
         found: &'static str,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
 
@@ -104,9 +124,9 @@ pub enum DataError {
         lines: usize,
         /// The first of them.
         line: u64,
-        /// What is wrong with it.
+        /// The error in it.
         reason: String,
-        /// What to do, if there is more to say.
+        /// The remedy, if there is one.
         advice: String,
     },
 
@@ -115,7 +135,7 @@ pub enum DataError {
     Column {
         /// The column that is needed.
         column: &'static str,
-        /// What the frame has instead.
+        /// The columns or the type that the frame has.
         found: String,
     },
 
@@ -124,7 +144,7 @@ pub enum DataError {
     NoColumn {
         /// The column that is asked for.
         column: String,
-        /// What there is instead.
+        /// The columns that there are.
         found: String,
     },
 
@@ -133,7 +153,7 @@ pub enum DataError {
     Step {
         /// The step's name.
         step: &'static str,
-        /// What was expected, and what was found.
+        /// The expectation and the finding.
         problem: String,
     },
 

@@ -1,13 +1,15 @@
-//! From a file of prompt/completion pairs to a set one can train on and trust.
+//! Data sets for fine-tuning: reading, cleaning, profiling, splitting and writing.
 //!
 //! - [`Dataset`]: a polars frame with the text columns `prompt` and `completion`, read from JSONL,
 //!   JSON, CSV, Parquet, text files and the Hugging Face hub ([`Dataset::read`]). Rows that cannot
 //!   be used are kept aside with file, line and the reason.
-//! - [`Cleaning`]: named steps in order; each says what it changed and dropped
+//! - [`Cleaning`]: named steps in order, with a report of the changed and dropped rows
 //!   ([`Dataset::report`]).
 //! - [`Split`]: a hold-out by hash, which appended rows never reshuffle; [`Splits::audit`] looks
 //!   for leaks.
-//! - [`Profile`]: what is in a set, before one trusts it.
+//! - [`Profile`]: lengths, languages, duplicates, markup and personal data of a set.
+//! - [`TrainingText`]: the conversation or text of each row for training
+//!   ([`Dataset::conversations`]).
 //!
 //! ```
 //! use tunebook_data::{Cleaning, Dataset, Split};
@@ -28,59 +30,38 @@
 //! # Ok::<(), tunebook_data::DataError>(())
 //! ```
 
-mod audit;
-mod backticks;
-mod boilerplate;
-mod casing;
 mod clean;
-mod csv;
+mod columns;
 mod dataset;
-mod decompress;
 mod error;
-mod fields;
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::print_stderr)]
-mod fuzz;
-mod html;
-mod hub;
-mod json;
-mod jsonl;
+mod fingerprint;
 mod key;
-mod language;
-mod lengths;
-mod markdown;
-mod minhash;
-mod mojibake;
 mod near;
-mod openai;
-mod parquet;
-mod pii;
 mod profile;
-mod quality;
 mod read;
-mod shape;
-mod shingles;
-mod source;
-mod spill;
 mod split;
-mod step;
 mod stream;
-mod table;
 mod text;
-mod whitespace;
+mod training_text;
+mod turn;
 mod write;
 
-pub use audit::{Audit, LabelLeak, Overlap, OverlapKind};
-pub use clean::{CleanReport, Cleaning, Example, StepReport};
-pub use dataset::{COMPLETION, Dataset, PROMPT, Row};
+pub use clean::Cleaning;
+pub use clean::pii::Pii;
+pub use clean::quality::{Quality, Repetition};
+pub use clean::report::{Change, CleanReport, StepReport};
+pub use clean::step::{CleaningStep, Survivor};
+pub use columns::{COMPLETION, PROMPT};
+pub use dataset::{Dataset, Row};
 pub use error::{DataError, Result};
-pub use openai::{OpenAiProblem, validate_openai_chat};
-pub use pii::Pii;
-pub use profile::{LengthSummary, Profile, TokenCount, WorstRow};
-pub use quality::{Quality, Repetition};
+pub use near::shingles::Shingles;
+pub use profile::lengths::LengthSummary;
+pub use profile::{Profile, TokenCount, WorstRow};
 pub use read::ReadOptions;
-pub use shape::Shape;
-pub use shingles::Shingles;
+pub use read::shape::RowShape;
+pub use split::audit::{Audit, LabelLeak, Overlap, OverlapKind};
 pub use split::{Partition, Split, Splits};
-pub use step::{Step, Survivor};
 pub use stream::{Scan, Streamed};
+pub use training_text::TrainingText;
+pub use turn::{Role, Turn};
+pub use write::openai::{OpenAiProblem, validate_openai_chat};

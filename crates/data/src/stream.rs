@@ -1,7 +1,7 @@
 //! Files larger than memory: rows are read, cleaned, compared and written a block at a time.
 //!
-//! What is kept of all rows is a hash of each (8 bytes, in a set), so 100 million rows need about
-//! two gigabytes and 10 million a tenth of that; the profile's hashes go to temporary files.
+//! To find duplicates, one hash of 8 bytes is kept of each row: 100 million rows need about 2 GB of
+//! memory. The hashes of a profile go to temporary files.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,25 +12,24 @@ use polars::prelude::*;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::clean::{CleanReport, Cleaning, StepReport};
-use crate::dataset::{Dataset, rejected_frame};
+use crate::clean::Cleaning;
+use crate::clean::report::{CleanReport, EXAMPLES, StepReport};
+use crate::clean::step::{CleaningStep, StepKind};
+use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
-use crate::jsonl::Limits;
 use crate::profile::{Profile, Tally, TokenCount};
+use crate::read::jsonl::Limits;
+use crate::read::shape::RowShape;
+use crate::read::source;
+use crate::read::table::{Table, rejected_frame};
 use crate::read::{self, ReadOptions};
-use crate::shape::Shape;
-use crate::source;
 use crate::split::{Side, Split};
-use crate::step::{Kind, Step};
-use crate::table::Table;
 use crate::{key, write};
 
 /// Bytes of a file that are rows in memory at a time.
 const BLOCK_BYTES: usize = 32 << 20;
 /// A set of hashes grows part by part, so that it is never held twice.
 const PARTS: usize = 256;
-/// Examples of each step.
-const EXAMPLES: usize = 3;
 
 /// A data set that stays where it is: read a block at a time. Cheap to clone; nothing is read
 /// before a result is asked for.
@@ -50,11 +49,11 @@ pub struct Scan {
     cleaning: Cleaning,
 }
 
-/// What was written by [`Scan::split_into`].
+/// The result of [`Scan::split_into`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Streamed {
-    /// What the cleaning did.
+    /// The report of the cleaning.
     pub report: CleanReport,
     /// Rows in `train.jsonl`.
     pub train_rows: usize,
@@ -66,8 +65,28 @@ pub struct Streamed {
     pub rejected: usize,
 }
 
+impl Dataset {
+    /// A data set that stays where it is and is read a block at a time, for files larger than
+    /// memory.
+    ///
+    /// # Errors
+    /// No such file.
+    pub fn scan(path: impl AsRef<Path>) -> Result<Scan> {
+        Scan::new(path.as_ref(), &ReadOptions::default())
+    }
+
+    /// [`Dataset::scan`] for rows whose shape has to be named, or for some files of a folder or
+    /// repository.
+    ///
+    /// # Errors
+    /// No such file.
+    pub fn scan_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Scan> {
+        Scan::new(path.as_ref(), options)
+    }
+}
+
 impl Scan {
-    pub(crate) fn new(given: &Path, options: &ReadOptions) -> Result<Self> {
+    fn new(given: &Path, options: &ReadOptions) -> Result<Self> {
         // A file that is not there is better known at once.
         source::find(given, options.files.as_deref())?;
         Ok(Self {
@@ -88,14 +107,18 @@ impl Scan {
         let last = scan.cleaning.steps.len().saturating_sub(1);
         for (at, step) in scan.cleaning.steps.iter().enumerate() {
             let fits = match step {
-                Step::DropDuplicates => at == last,
-                Step::DropEmpty => true,
-                step => !matches!(step.kind(), Kind::Set),
+                CleaningStep::DropDuplicates => at == last,
+                CleaningStep::DropEmpty => true,
+                step => !matches!(step.kind(), StepKind::Set),
             };
             if !fits {
                 let problem = match step {
-                    Step::DropDuplicates => "expected it as the last step of a scan".to_owned(),
-                    _ => "it compares all rows, which a scan never holds: write the rows that remain and clean those".to_owned(),
+                    CleaningStep::DropDuplicates => {
+                        "expected it as the last step of a scan".to_owned()
+                    }
+                    _ => "it compares all rows, which a scan never holds: \
+                          write the rows that remain and clean those"
+                        .to_owned(),
                 };
                 return Err(DataError::Step { step: step.name(), problem });
             }
@@ -103,7 +126,7 @@ impl Scan {
         Ok(scan)
     }
 
-    /// What is in the files, before any cleaning.
+    /// The profile of the files, before any cleaning.
     ///
     /// # Errors
     /// As [`Dataset::read`]; a temporary file cannot be written.
@@ -144,9 +167,9 @@ impl Scan {
         if split.test > 0.0 {
             names.push("test.jsonl");
         }
-        let mut out = Output::create(folder, &names)?;
-        let mut seen = Seen::default();
-        let dedup = self.cleaning.steps.last() == Some(&Step::DropDuplicates);
+        let mut out = OutputFiles::create(folder, &names)?;
+        let mut seen = SeenHashes::default();
+        let dedup = self.cleaning.steps.last() == Some(&CleaningStep::DropDuplicates);
         let mut each_block = self.cleaning.clone();
         if dedup {
             each_block.steps.pop();
@@ -228,7 +251,7 @@ impl Scan {
             }
             let rejected = rejected_frame(&table.rejects);
             let frame = table.into_frame()?;
-            let shape = shape.cloned().unwrap_or(Shape::PromptCompletion);
+            let shape = shape.cloned().unwrap_or(RowShape::PromptCompletion);
             each(Dataset::assemble(frame, &source, rejected, shape))
         })?;
         match (any, first_reject) {
@@ -248,9 +271,9 @@ impl Scan {
 /// The rows whose words were not seen before; the others go to the quarantine.
 fn without_seen(
     clean: &Dataset,
-    seen: &mut Seen,
+    seen: &mut SeenHashes,
     report: &mut CleanReport,
-    out: &mut Output,
+    out: &mut OutputFiles,
 ) -> Result<Dataset> {
     let pairs: Vec<(&str, &str)> = clean.pairs().collect();
     let hashes: Vec<u64> = pairs
@@ -274,22 +297,22 @@ fn without_seen(
     let fill = |name: &str, text: &str| {
         StringChunked::full(name.into(), text, dropped.len()).into_column()
     };
-    frame.with_column(fill("step", Step::DropDuplicates.name()))?;
+    frame.with_column(fill("step", CleaningStep::DropDuplicates.name()))?;
     frame.with_column(fill("reason", "the same words as an earlier row"))?;
     out.quarantine(2, &frame, 0)?;
     clean.take(&kept)
 }
 
 /// Hashes of the rows so far.
-struct Seen(Vec<HashSet<u64, key::Identity>>);
+struct SeenHashes(Vec<HashSet<u64, key::Identity>>);
 
-impl Default for Seen {
+impl Default for SeenHashes {
     fn default() -> Self {
         Self((0..PARTS).map(|_| HashSet::default()).collect())
     }
 }
 
-impl Seen {
+impl SeenHashes {
     /// Whether it is new.
     fn insert(&mut self, hash: u64) -> bool {
         // The set takes the low bits for places and the top seven for tags; these are in between.
@@ -298,11 +321,11 @@ impl Seen {
 }
 
 /// Files that appear together at the end.
-struct Output {
+struct OutputFiles {
     files: Vec<(PathBuf, PathBuf, Option<BufWriter<File>>)>,
 }
 
-impl Output {
+impl OutputFiles {
     fn create(folder: &Path, names: &[&str]) -> Result<Self> {
         let io = |source| DataError::Io { action: "write", path: folder.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(io)?;
@@ -357,7 +380,7 @@ impl Output {
     }
 }
 
-impl Drop for Output {
+impl Drop for OutputFiles {
     fn drop(&mut self) {
         for (_, temporary, _) in &self.files {
             // What was not finished is not left behind.

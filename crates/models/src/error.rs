@@ -179,7 +179,7 @@ pub enum Error {
         /// The weight.
         name: String,
         /// Its blocks.
-        format: crate::quantized::Format,
+        format: tunebook_ops::Format,
     },
     /// More tokens than the model was made for.
     #[error(
@@ -193,6 +193,10 @@ pub enum Error {
         /// What else helps.
         advice: &'static str,
     },
+    /// The work was asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] tunebook_progress::Interrupted),
+
     /// A setting of a call is out of its range.
     #[error("`{field}` is {value}, expected {expected}")]
     Argument {
@@ -213,7 +217,8 @@ pub enum Error {
     },
     /// The model brings no chat template.
     #[error(
-        "`{model}` has no chat template, so it is no chat model: use `generate` with plain text"
+        "`{model}` has no chat template, so it is no chat model: `generate` continues plain text; pairs of a prompt and a completion, \
+         and plain texts, can be trained"
     )]
     NoChatTemplate {
         /// The model.

@@ -1,8 +1,8 @@
 //! What a run and a range test recorded, as frames and figures.
 
 use polars::prelude::{DataFrame, NamedFrom, PolarsResult, Series};
-use tunebook_charts::{Figure, LineChart, Series as Line, format_number};
-use tunebook_tune::{LrRange, Run};
+use tunebook_charts::{Figure, Line, LineChart, format_number};
+use tunebook_tune::{LrRange, RunRecord};
 
 /// The log of a run as a frame.
 pub trait History {
@@ -15,7 +15,7 @@ pub trait History {
     fn history(&self) -> PolarsResult<DataFrame>;
 }
 
-impl History for Run {
+impl History for RunRecord {
     fn history(&self) -> PolarsResult<DataFrame> {
         let before = self.evals.iter().any(|eval| eval.step == 0);
         let steps: Vec<_> =
@@ -80,7 +80,7 @@ impl LrCurve for LrRange {
             title: "Learning-rate range test".into(),
             x_label: "learning rate".into(),
             y_label: "loss per token (nats)".into(),
-            series: vec![Line {
+            lines: vec![Line {
                 name: "training (smoothed)".into(),
                 points: points(|point| point.smoothed),
                 behind: points(|point| point.loss),

@@ -2,9 +2,10 @@
 //!
 //! This crate adds no logic of its own. It names the crates of the workspace in one place, joins
 //! data to training ([`Train`]), and says how each value looks as the result of a cell
-//! ([`EvcxrDisplay`]). It is a dynamic library, so that a cell links to one compiled copy of
-//! everything. Importing it runs nothing: thread pools start when they are first used, with as many
-//! threads as the process may use (`RAYON_NUM_THREADS` and `POLARS_MAX_THREADS` change that).
+//! ([`EvcxrDisplay`]). It is built as a dynamic library, so that a cell links to one compiled copy
+//! of everything, and as an rlib, which rustdoc needs for its examples. Importing it runs nothing:
+//! thread pools start when they are first used, with as many threads as the process may use
+//! (`RAYON_NUM_THREADS` and `POLARS_MAX_THREADS` change that).
 //!
 //! ```no_run
 //! use tunebook::prelude::*;

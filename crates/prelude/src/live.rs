@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tunebook_charts::{Cell, LossPoint, Table, loss_curve};
 use tunebook_progress::sink::Place;
 use tunebook_progress::{Display, MimeBundle, ProgressBar, display, escape_html};
-use tunebook_tune::{Callback, EvalRecord, Plan, Result, Run, StepRecord};
+use tunebook_tune::{Callback, EvalRecord, Plan, Result, Run, RunRecord, StepRecord};
 
 use crate::rank_map::{self, RankMap as _};
 use crate::train::LossCurve;
@@ -122,7 +122,7 @@ impl Live {
         status
     }
 
-    fn bundle(&self, status: &str, end: Option<&Run>) -> MimeBundle {
+    fn bundle(&self, status: &str, end: Option<&RunRecord>) -> MimeBundle {
         let points = match end {
             Some(run) => run.loss_points(),
             None => self.points.clone(),
@@ -227,7 +227,7 @@ impl Callback for Live {
         Ok(())
     }
 
-    fn on_end(&mut self, run: &Run) -> Result<()> {
+    fn on_end(&mut self, run: &RunRecord) -> Result<()> {
         if let Screen::Bar(Some(bar)) = &self.screen {
             bar.finish();
         }

@@ -1,41 +1,76 @@
 //! Everything that a cell needs, by one `use`.
 //!
 //! The names are those of the field: polars' for frames, candle's for tensors, PEFT's and
-//! `transformers`' for adapters and training. No name of Rust's own prelude is shadowed.
+//! `transformers`' for adapters and training. None of them shadows a name of Rust's own prelude, of
+//! polars or of candle. Every type in a signature is here, too. Errors have the names of their
+//! rooms ([`DataError`], [`ModelError`], [`TuneError`]): a method of a [`Callback`] gives
+//! `Result<(), TuneError>`.
 
-// polars first: a name that is imported on its own below wins over the same name from here.
+// Names by `*` only: of two equal ones neither would win, and the compiler says so. A name that is
+// exported by itself would take polars' place in silence.
+#![deny(ambiguous_glob_reexports)]
+
+pub use others::*;
+pub use own::*;
 pub use polars::prelude::*;
 
-pub use candle_core::{D, DType, Device, Module, Shape, Tensor, Var};
-pub use plotly::{self, Layout, Plot};
-pub use {candle_core, candle_nn, candle_transformers, polars, serde_json, tokenizers};
+mod others {
+    pub use candle_core::{D, DType, Device, Module, Shape, Tensor, Var};
+    pub use plotly::{self, Layout, Plot};
+    pub use {candle_core, candle_nn, candle_transformers, polars, serde_json, tokenizers};
+}
 
-pub use tunebook_charts::{
-    Bar, Cell, Figure, LineChart, LossPoint, Sample, Table, bar_chart, histogram, loss_curve,
-};
-pub use tunebook_data::{
-    Audit, CleanReport, Cleaning, Dataset, LabelLeak, Overlap, OverlapKind, Partition, Pii,
-    Profile, Quality, ReadOptions, Repetition, Row, Scan, Shape as RowShape, Shingles, Split,
-    Splits, Step, Streamed, Survivor, validate_openai_chat,
-};
-pub use tunebook_models::{
-    BestDevice, ChatTemplate, GenerationConfig, Message, Model, Quantization, Tokenizer,
-};
-pub use tunebook_progress::{
-    Display, MimeBundle, ProgressBar, display, interrupt, progress, stream,
-};
-pub use tunebook_tune::{
-    AdaLora, AdapterConfig, AdapterInfo, Adapters, Bias, Bottleneck, BottleneckInit, Callback,
-    EvalRecord, EvalStrategy, Example, Full, FullInfo, FullTuning, Ia3, Lora, LrRange, LrRangeTest,
-    LrScheduler, MixedBatch, Optim, Plan, PrefixInit, PrefixTuning, Preflight, PromptTuning,
-    PromptTuningInit, ReductionFactor, Run, RunLog, SaveStrategy, Schedule, StepRecord, StopReason,
-    TargetModules, TensorBoard, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
-};
+mod own {
+    pub use tunebook_charts::{
+        Bar, Cell, Figure, HeatMap, Line, LineChart, LossPoint, Sample, Table, bar_chart,
+        histogram, line_chart, loss_curve,
+    };
+    pub use tunebook_data::{
+        Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
+        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Partition, Pii, Profile,
+        Quality, ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits,
+        StepReport, Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
+    };
+    pub use tunebook_models::{
+        BestDevice, ChatTemplate, ChatTokenizer, Config as ModelConfig, DEFAULT_MODEL, Digits,
+        Error as ModelError, GenerationConfig, Gguf, GgufArray, GgufType, GgufValue, Message,
+        Model, Quantization, TokenizedText, Tokenizer, models_dir,
+    };
+    pub use tunebook_progress::{
+        Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, interrupt, progress,
+        stream,
+    };
+    pub use tunebook_tune::{
+        Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,
+        BottleneckInit, Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy,
+        Example, Fingerprints, Full, FullInfo, FullTuning, Ia3, Lora, LoraInit, LrPoint, LrRange,
+        LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan, PrefixInit, PrefixTuning,
+        Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog, RunRecord,
+        SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules, TensorBoard,
+        TokenizedExample, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
+    };
 
-pub use crate::compare::side_by_side;
-pub use crate::history::{History as _, LrCurve as _};
-pub use crate::rank_map::RankMap as _;
-pub use crate::seen::{See as _, Seen};
-pub use crate::show::EvcxrDisplay as _;
-pub use crate::summary::Summary as _;
-pub use crate::train::{Examples as _, LossCurve as _, Train as _};
+    pub use crate::compare::side_by_side;
+    pub use crate::history::{History as _, LrCurve as _};
+    pub use crate::rank_map::RankMap as _;
+    pub use crate::seen::{See as _, Seen, SeenToken};
+    pub use crate::show::EvcxrDisplay as _;
+    pub use crate::summary::Summary as _;
+    pub use crate::train::{Examples as _, LossCurve as _, Train as _};
+}
+
+/// Nor do the names shadow candle's: this does not compile if one does. Two modules, since candle's
+/// crates share names with each other.
+#[cfg(test)]
+pub mod beside_candle {
+    /// With `candle_core`.
+    pub mod core {
+        pub use super::super::own::*;
+        pub use candle_core::*;
+    }
+    /// With `candle_nn`.
+    pub mod nn {
+        pub use super::super::own::*;
+        pub use candle_nn::*;
+    }
+}

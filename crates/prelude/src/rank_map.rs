@@ -1,7 +1,7 @@
 //! Where AdaLoRA puts its rank: a heat map of projections and blocks.
 
 use tunebook_charts::{Figure, HeatMap};
-use tunebook_tune::{AdapterConfig, AdapterInfo, Plan, Run, StepRecord};
+use tunebook_tune::{AdapterConfig, AdapterInfo, Plan, RunRecord, StepRecord};
 
 /// The ranks of AdaLoRA's modules as a picture.
 pub trait RankMap {
@@ -10,7 +10,7 @@ pub trait RankMap {
     fn rank_map(&self) -> Option<Figure>;
 }
 
-impl RankMap for Run {
+impl RankMap for RunRecord {
     fn rank_map(&self) -> Option<Figure> {
         after(&self.plan, self.steps.first()?, self.steps.last()?)
     }

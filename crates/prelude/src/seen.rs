@@ -1,11 +1,11 @@
-//! What the model sees of a pair: its tokens, those that bear a loss and the special ones told
-//! apart.
+//! Examples as the model sees them: their tokens, those that bear a loss and the special ones told
+//! apart. They are the tokens and the loss mask of training.
 
 use std::fmt;
 
 use tunebook_models::{Message, Model};
 use tunebook_progress::escape_html;
-use tunebook_tune::{Example, Result, encode_example};
+use tunebook_tune::{Example, Result, tokenize_example};
 
 /// One token of an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,37 +37,44 @@ pub trait See {
     /// A template that fails; a tokenizer that refuses the text.
     fn see(&self, prompt: &str, completion: &str, max_length: usize) -> Result<Seen>;
 
-    /// The tokens of a conversation: every turn of the assistant is trained on.
+    /// The tokens of a conversation: every turn of the assistant is trained on, unless it is
+    /// [`Message::untrained`].
     ///
     /// # Errors
-    /// As [`See::see`]; a template that renders earlier turns differently once others follow.
+    /// As [`See::see`]; a template in whose text the assistant's words cannot be found.
     fn see_conversation(&self, messages: &[Message], max_length: usize) -> Result<Seen>;
+
+    /// The tokens of an example of any kind, such as one of `set.examples()`.
+    ///
+    /// # Errors
+    /// As [`See::see_conversation`].
+    fn see_example(&self, example: &Example, max_length: usize) -> Result<Seen>;
 }
 
 impl See for Model {
     fn see(&self, prompt: &str, completion: &str, max_length: usize) -> Result<Seen> {
-        seen(self, &Example::new(prompt, completion), max_length)
+        self.see_example(&Example::new(prompt, completion), max_length)
     }
 
     fn see_conversation(&self, messages: &[Message], max_length: usize) -> Result<Seen> {
-        seen(self, &Example::conversation(messages.to_vec()), max_length)
+        self.see_example(&Example::conversation(messages.to_vec()), max_length)
     }
-}
 
-fn seen(model: &Model, example: &Example, max_length: usize) -> Result<Seen> {
-    let tokenizer = model.tokenizer();
-    let spans = encode_example(model, example)?;
-    let ids = spans.iter().flat_map(|span| span.ids.iter().map(|id| (*id, span.said)));
-    let tokens = ids.enumerate().map(|(at, (id, trained))| {
-        let text = tokenizer.decode(&[id])?;
-        let special = !text.is_empty() && tokenizer.decode_text(&[id])?.is_empty();
-        let text = match text.contains('\u{fffd}') {
-            true => tokenizer.id_to_token(id).unwrap_or(text),
-            false => text,
-        };
-        Ok(SeenToken { id, text, trained, special, cut: at >= max_length })
-    });
-    Ok(Seen { tokens: tokens.collect::<Result<_>>()? })
+    fn see_example(&self, example: &Example, max_length: usize) -> Result<Seen> {
+        let tokenizer = self.tokenizer();
+        let tokenized = tokenize_example(self, example)?;
+        let ids = tokenized.ids.into_iter().zip(tokenized.loss_mask);
+        let tokens = ids.enumerate().map(|(at, (id, trained))| {
+            let text = tokenizer.decode(&[id])?;
+            let special = !text.is_empty() && tokenizer.decode_text(&[id])?.is_empty();
+            let text = match text.contains('\u{fffd}') {
+                true => tokenizer.id_to_token(id).unwrap_or(text),
+                false => text,
+            };
+            Ok(SeenToken { id, text, trained, special, cut: at >= max_length })
+        });
+        Ok(Seen { tokens: tokens.collect::<Result<_>>()? })
+    }
 }
 
 impl Seen {

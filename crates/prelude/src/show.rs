@@ -50,11 +50,31 @@ pub(crate) struct Value<'a> {
     debug: &'a dyn Debug,
 }
 
+/// A type that no other type equals up to lifetimes, so that its [`TypeId`] stands for it alone.
+///
+/// `'static` does not say so: `&'static str` is `'static`, and [`type_id`] gives its id to every
+/// `&'a str`, too. [`without_lifetimes`] lists the types.
+///
+/// # Safety
+/// The type has no lifetime, in its parameters neither: `DataFrame` and `Vec<AdapterInfo>` may have
+/// this trait, `&'static str` and `Cow<'static, str>` must not.
+pub(crate) unsafe trait WithoutLifetimes: 'static {}
+
+/// Says of each type that it has no lifetime. One that is left out (`Cow<str>`) does not compile.
+macro_rules! without_lifetimes {
+    ($($type:ty),* $(,)?) => {$(
+        // SAFETY: no lifetime is written in the type, and none is left out: an elided one would be
+        // any, and the trait asks for `'static`.
+        unsafe impl $crate::show::WithoutLifetimes for $type {}
+    )*};
+}
+pub(crate) use without_lifetimes;
+
 impl<'a> Value<'a> {
     /// The value, if it is a `T`.
-    pub fn as_ref<T: 'static>(&self) -> Option<&'a T> {
+    pub fn as_ref<T: WithoutLifetimes>(&self) -> Option<&'a T> {
         // SAFETY: `pointer` comes from a reference that lives for 'a, to a value whose type is `T`
-        // up to lifetimes; and `T: 'static` has none.
+        // up to lifetimes; and `T` has none, so the type is `T`.
         (self.id == TypeId::of::<T>()).then(|| unsafe { &*self.pointer.cast::<T>() })
     }
 }
@@ -111,6 +131,8 @@ fn type_id<T: ?Sized>() -> TypeId {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use tunebook_data::Dataset;
+
     use super::*;
 
     /// The forms that a value is shown in.
@@ -130,6 +152,25 @@ pub(crate) mod tests {
         assert_eq!(of_local(&1), TypeId::of::<&'static u8>());
         assert_ne!(type_id::<u8>(), type_id::<i8>());
         assert_eq!(type_id::<str>(), TypeId::of::<str>());
+    }
+
+    /// A borrowed text has the id of `&'static str`. If that could be asked for, a text would be
+    /// handed out for longer than it lives.
+    #[test]
+    fn borrowed_types_cannot_be_asked_for() {
+        /// Has one `found` for every type, and a second one for types on the list: which one is
+        /// meant would then not be clear, and this would not compile.
+        trait OnTheList<Which> {
+            fn found() {}
+        }
+        impl<T: ?Sized> OnTheList<()> for T {}
+        struct Second;
+        impl<T: ?Sized + WithoutLifetimes> OnTheList<Second> for T {}
+        <&'static str as OnTheList<_>>::found();
+        <std::borrow::Cow<'static, str> as OnTheList<_>>::found();
+        // The test itself works: this type is on the list, and both can be named.
+        <Dataset as OnTheList<()>>::found();
+        <Dataset as OnTheList<Second>>::found();
     }
 
     #[test]

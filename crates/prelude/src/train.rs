@@ -1,9 +1,9 @@
 //! From a data set to a run.
 
 use tunebook_charts::{Figure, LossPoint};
-use tunebook_data::{Dataset, Splits};
+use tunebook_data::{Dataset, Splits, TrainingText, Turn};
 use tunebook_models::Message;
-use tunebook_tune::{Example, Result, Run, Trainer, TrainingSummary};
+use tunebook_tune::{Example, Result, Run, RunRecord, Trainer, TrainingSummary};
 
 use crate::live::Live;
 
@@ -34,7 +34,7 @@ pub trait Train {
 impl Train for Trainer {
     fn train(&self, split: &Splits) -> Result<Run> {
         let (train, validation) = (split.train.examples(), split.validation.examples());
-        self.observed(Box::new(Live::new()), |trainer| trainer.fit(&train, &validation))
+        self.observed(Live::new(), |trainer| trainer.fit(&train, &validation))
     }
 
     fn training_summary(&self, split: &Splits) -> Result<TrainingSummary> {
@@ -43,38 +43,36 @@ impl Train for Trainer {
 
     fn resume_training(&self, run: &Run, split: &Splits) -> Result<Run> {
         let (train, validation) = (split.train.examples(), split.validation.examples());
-        self.observed(Box::new(Live::going_on(run)), |trainer| {
-            trainer.resume(run, &train, &validation)
-        })
+        self.observed(Live::going_on(run), |trainer| trainer.resume(run, &train, &validation))
     }
 }
 
-/// The pairs of a data set as training examples.
+/// The rows of a data set as training examples.
 pub trait Examples {
-    /// All rows, in order. What a column `system` holds stands before the prompt. A row with a
-    /// conversation of several turns in the column `messages` is that conversation, and every turn
-    /// of the assistant is trained on.
+    /// All rows, in order, as [`Dataset::conversations`] gives them. Of a conversation every turn of
+    /// the assistant is trained on, but those that the file exempts (`"weight": 0`); a plain text
+    /// is trained on as it stands.
     fn examples(&self) -> Vec<Example>;
 }
 
 impl Examples for Dataset {
     fn examples(&self) -> Vec<Example> {
-        let frame = self.frame();
-        let system = frame.column("system").ok().and_then(|column| column.str().ok());
-        let told =
-            |row: usize| system.and_then(|system| system.get(row)).filter(|told| !told.is_empty());
-        let rows = self.rows().into_iter().enumerate();
-        rows.map(|(at, row)| match (self.conversation(at), told(at)) {
-            (Some(turns), told) => {
-                let told = told.map(Message::system);
-                let turns = turns.into_iter().map(|(role, content)| Message::new(role, content));
-                Example::conversation(told.into_iter().chain(turns).collect())
-            }
-            (None, Some(told)) => Example::new(format!("{told}\n\n{}", row.prompt), row.completion),
-            (None, None) => Example::new(row.prompt, row.completion),
-        })
-        .collect()
+        self.conversations().into_iter().map(example).collect()
     }
+}
+
+fn example(text: TrainingText) -> Example {
+    match text {
+        TrainingText::Text(text) => Example::text(text),
+        TrainingText::Conversation(turns) => {
+            Example::conversation(turns.into_iter().map(message).collect())
+        }
+    }
+}
+
+fn message(turn: Turn) -> Message {
+    let train = turn.train != Some(false);
+    Message { train, ..Message::new(turn.role.as_str(), turn.content) }
 }
 
 /// The loss of a run as a figure.
@@ -86,7 +84,7 @@ pub trait LossCurve {
     fn loss_points(&self) -> Vec<LossPoint>;
 }
 
-impl LossCurve for Run {
+impl LossCurve for RunRecord {
     fn loss_curve(&self) -> Figure {
         tunebook_charts::loss_curve(&self.loss_points())
     }

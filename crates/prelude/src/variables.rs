@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::sync::Arc;
 
-use tunebook_progress::channel::{FRAME_START, NONCE_VAR};
+use tunebook_progress::channel::{Frame, NONCE_VAR};
 
 /// evcxr's word for a variable whose type was defined anew.
 pub const VARIABLE_CHANGED_TYPE: &str = "EVCXR_VARIABLE_CHANGED_TYPE:";
@@ -99,7 +99,7 @@ fn tell_changed(name: &str) {
     let _ =
         writeln!(std::io::stderr(), "The type of the variable {name} was redefined, so was lost.");
     let nonce = std::env::var(NONCE_VAR).unwrap_or_default();
-    let _ = writeln!(std::io::stdout(), "{}{nonce}CHANGED{name}", char::from(FRAME_START));
+    let _ = std::io::stdout().write_all(&Frame::Changed(name.to_owned()).encode(&nonce));
 }
 
 /// An empty store, which lives as long as the process.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::bundle::{MimeBundle, escape_html};
 use crate::display::{Display, display};
 use crate::interrupt;
+use crate::quiet::is_quiet;
 use crate::sink::{Place, sink};
 
 /// Redraws per second would flicker, and flood a notebook: these are the shortest pauses between
@@ -17,6 +18,8 @@ const LINE_PAUSE: Duration = Duration::from_secs(5);
 /// A progress bar. It redraws a few times a second, can be driven from any thread, and is drawn for
 /// the last time by [`ProgressBar::finish`] or when it is dropped. Work that is over within a
 /// second draws no bar in a terminal's log.
+///
+/// A bar that is made inside [`quiet`](crate::quiet()) is never drawn.
 #[derive(Debug)]
 pub struct ProgressBar {
     state: Mutex<State>,
@@ -32,6 +35,8 @@ struct State {
     started: Instant,
     drawn: Option<Instant>,
     display: Option<Display>,
+    /// Whether the bar is drawn at all.
+    shown: bool,
     finished: bool,
 }
 
@@ -48,6 +53,7 @@ impl ProgressBar {
                 started: Instant::now(),
                 drawn: None,
                 display: None,
+                shown: !is_quiet(),
                 finished: false,
             }),
         }
@@ -104,6 +110,9 @@ impl Drop for ProgressBar {
 
 impl State {
     fn draw_if_due(&mut self) {
+        if !self.shown {
+            return;
+        }
         let place = sink().place().clone();
         let pause = match place {
             Place::Channel { .. } => CHANNEL_PAUSE,
@@ -127,6 +136,9 @@ impl State {
             return;
         }
         self.finished = true;
+        if !self.shown {
+            return;
+        }
         let place = sink().place().clone();
         let quick = self.started.elapsed() < Duration::from_secs(1);
         let leaves_lines = matches!(place, Place::Stock | Place::Terminal { interactive: false });
@@ -282,7 +294,7 @@ pub struct Progress<I> {
 
 /// Draws a bar named `label` over an iterator. The iteration ends when the user presses Stop, so a
 /// loop of one's own stops like a training run does; [`interrupt::requested`] tells whether it was
-/// so.
+/// so. For the code of cells: work in the background has a [`Stop`](crate::Stop) of its own.
 pub fn progress<I: IntoIterator>(items: I, label: &str) -> Progress<I::IntoIter> {
     let inner = items.into_iter();
     let total = inner.size_hint().1.map(|total| total as u64);
@@ -327,6 +339,7 @@ mod tests {
             started: state.started,
             drawn: None,
             display: None,
+            shown: true,
             finished: false,
         }
     }

@@ -1,10 +1,20 @@
-//! The display channel: how code that runs in a cell tells our kernel what to show.
+//! The display channel: the frames in which a cell's process tells our kernel's server what to show
+//! and how the cell went.
 //!
-//! Messages travel in-band on standard output, so that they keep their place among the text that
-//! the cell prints. Each is one frame: the byte `0x1e`, a nonce that the kernel drew for this
-//! process and put into the environment variable [`NONCE_VAR`], the message as JSON, and a newline.
-//! JSON escapes every control character, so a frame holds neither `0x1e` nor a newline of its own,
-//! and printed text cannot be taken for a frame without the nonce.
+//! Frames travel in-band on standard output, so that they keep their place among the text that the
+//! cell prints. A frame is the byte `0x1e`, a nonce that the kernel drew for this process and put
+//! into the environment variable [`NONCE_VAR`], the content, and a newline. Printed text cannot be
+//! taken for a frame, as it lacks the nonce. The content is one of:
+//!
+//! ```text
+//! {"op":…}        a [`Message`] as JSON, which escapes every control character
+//! END             the cell's code is over, and everything it printed came before
+//! PANIC           the cell has panicked
+//! ERROR<text>     a `?` has left the cell with this error ([`escape`]d)
+//! CHANGED<name>   the type of this variable was defined anew, so its value is lost
+//! ```
+//!
+//! Both ends use this module: this crate and the prelude write, the kernel writes and reads.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -54,32 +64,147 @@ pub enum Message {
     },
 }
 
-/// The frame of `message`.
-pub fn encode(nonce: &str, message: &Message) -> Vec<u8> {
-    // The message is made of strings and JSON values only, whose serialisation cannot fail.
-    let json = serde_json::to_string(message).unwrap_or_default();
-    let mut frame = Vec::with_capacity(json.len() + nonce.len() + 2);
-    frame.push(FRAME_START);
-    frame.extend_from_slice(nonce.as_bytes());
-    frame.extend_from_slice(json.as_bytes());
-    frame.push(b'\n');
-    frame
+/// The content of [`Frame::Panic`].
+pub const PANIC: &str = "PANIC";
+/// The content of [`Frame::Error`] begins so.
+pub const ERROR: &str = "ERROR";
+/// The content of [`Frame::Changed`] begins so.
+pub const CHANGED: &str = "CHANGED";
+const END: &str = "END";
+
+/// One frame.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Frame {
+    /// Something to show.
+    Message(Message),
+    /// The cell's code is over.
+    End,
+    /// The cell has panicked.
+    Panic,
+    /// A `?` has left the cell with this error.
+    Error(String),
+    /// The type of the variable with this name was defined anew.
+    Changed(String),
+}
+
+/// A frame whose content is nothing that the channel knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of the display channel is damaged: {0}")]
+pub struct Damaged(String);
+
+impl Frame {
+    /// The bytes of the frame, its newline included.
+    pub fn encode(&self, nonce: &str) -> Vec<u8> {
+        let content = match self {
+            // A message is made of strings and JSON values only, whose serialisation cannot fail.
+            Self::Message(message) => serde_json::to_string(message).unwrap_or_default(),
+            Self::End => END.to_owned(),
+            Self::Panic => PANIC.to_owned(),
+            Self::Error(text) => format!("{ERROR}{}", escape(text)),
+            Self::Changed(name) => format!("{CHANGED}{name}"),
+        };
+        let mut frame = mark(nonce);
+        frame.extend_from_slice(content.as_bytes());
+        frame.push(b'\n');
+        frame
+    }
+
+    /// The frame with this content: the bytes between the [`mark`] and the newline.
+    ///
+    /// # Errors
+    /// [`Damaged`] when it is neither a word of the channel nor the JSON of a message.
+    pub fn parse(content: &[u8]) -> Result<Self, Damaged> {
+        let text = String::from_utf8_lossy(content);
+        if text == END {
+            return Ok(Self::End);
+        }
+        if text == PANIC {
+            return Ok(Self::Panic);
+        }
+        if let Some(error) = text.strip_prefix(ERROR) {
+            return Ok(Self::Error(unescape(error)));
+        }
+        if let Some(name) = text.strip_prefix(CHANGED) {
+            return Ok(Self::Changed(name.to_owned()));
+        }
+        serde_json::from_str(&text).map(Self::Message).map_err(|error| Damaged(error.to_string()))
+    }
+}
+
+/// The bytes that open a frame: [`FRAME_START`] and the nonce.
+pub fn mark(nonce: &str) -> Vec<u8> {
+    let mut mark = vec![FRAME_START];
+    mark.extend_from_slice(nonce.as_bytes());
+    mark
+}
+
+/// Text on one line: a backslash becomes two, a newline a backslash and an `n`.
+pub fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('\n', "\\n")
+}
+
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('n') => out.push('\n'),
+            Some(other) => out.push(other),
+            None => out.push('\\'),
+        }
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn forms(text: &str) -> Map<String, Value> {
+        Map::from_iter([("text/plain".to_owned(), Value::from(text))])
+    }
+
     #[test]
-    fn a_frame_is_one_line_whatever_it_carries() {
-        let mut data = Map::new();
-        data.insert("text/plain".into(), Value::from("two\nlines \u{1e} and a separator"));
-        let message = Message::Display { id: "a".into(), data, metadata: Map::new() };
-        let frame = encode("n0nce", &message);
-        assert_eq!(frame[0], FRAME_START);
-        assert_eq!(frame.iter().filter(|&&b| b == FRAME_START).count(), 1);
-        assert_eq!(frame.iter().filter(|&&b| b == b'\n').count(), 1);
-        let json = &frame[1 + "n0nce".len()..frame.len() - 1];
-        assert_eq!(serde_json::from_slice::<Message>(json).expect("valid JSON"), message);
+    fn every_frame_is_one_line_and_is_parsed_back() {
+        let nasty = "two\nlines, \\n, \u{1e} and a \\";
+        let (id, data) = ("a".to_owned(), forms(nasty));
+        let metadata = forms("wide");
+        for frame in [
+            Frame::Message(Message::Display { id: id.clone(), data: data.clone(), metadata }),
+            Frame::Message(Message::Update { id, data: data.clone(), metadata: Map::new() }),
+            Frame::Message(Message::Result { data, metadata: Map::new() }),
+            Frame::Message(Message::Clear { wait: true }),
+            Frame::End,
+            Frame::Panic,
+            Frame::Error("a\nb \\n c\\".into()),
+            Frame::Changed("model".into()),
+        ] {
+            let bytes = frame.encode("n0nce");
+            let content = bytes
+                .strip_prefix(mark("n0nce").as_slice())
+                .and_then(|rest| rest.strip_suffix(b"\n"))
+                .expect("a mark and a newline");
+            assert!(!content.contains(&b'\n') && !content.contains(&FRAME_START), "{frame:?}");
+            assert_eq!(Frame::parse(content), Ok(frame));
+        }
+    }
+
+    #[test]
+    fn the_words_are_those_that_the_generated_code_prints() {
+        assert_eq!(Frame::End.encode("x"), b"\x1exEND\n");
+        assert_eq!(Frame::Panic.encode("x"), b"\x1exPANIC\n");
+        assert_eq!(Frame::Error("a\nb".into()).encode("x"), b"\x1exERRORa\\nb\n");
+        assert_eq!(Frame::Changed("y".into()).encode("x"), b"\x1exCHANGEDy\n");
+    }
+
+    #[test]
+    fn anything_else_is_damaged() {
+        for content in ["", "ENDS", "{\"op\":\"dance\"}", "{\"op\":\"clear\""] {
+            assert!(Frame::parse(content.as_bytes()).is_err(), "{content}");
+        }
     }
 }

@@ -3,6 +3,10 @@
 //! Our kernel keeps the flag in its own part of the process and passes its address in the
 //! environment variable [`FLAG_VAR`] as `pid:address` (hexadecimal); it clears the flag before each
 //! cell. In any other process the flag lives here, and [`catch_ctrl_c`] lets Ctrl-C set it.
+//!
+//! These functions are for the code of a notebook's cells and for a program's main work:
+//! [`requested`] and [`check`] are those of [`Stop::cell`](crate::Stop::cell). They acknowledge the
+//! Stop, so work in the background has a [`Stop`](crate::Stop) of its own instead.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,15 +14,54 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The environment variable through which our kernel shares its flag.
 pub const FLAG_VAR: &str = "TUNEBOOK_INTERRUPT";
 
-/// The flag, shared between the kernel and the code of the cells. The layout is part of the
-/// interface.
+/// The flag, shared between the kernel and the code of the cells, which are linked apart: the layout
+/// is part of the interface.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Flag {
     /// How often Stop was pressed since the cell started.
-    pub requested: AtomicU32,
+    requested: AtomicU32,
     /// How many of these the running code has seen. The kernel takes it as the acknowledgement.
-    pub seen: AtomicU32,
+    seen: AtomicU32,
+}
+
+impl Flag {
+    /// A flag that nobody has raised.
+    pub const fn new() -> Self {
+        Self { requested: AtomicU32::new(0), seen: AtomicU32::new(0) }
+    }
+
+    /// Counts a press of Stop, and returns how many came before. An atomic addition: allowed in a
+    /// signal handler.
+    pub fn request(&self) -> u32 {
+        self.requested.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// How many presses the running code has seen.
+    pub fn seen(&self) -> u32 {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// Forgets earlier presses.
+    pub fn reset(&self) {
+        self.requested.store(0, Ordering::Release);
+        self.seen.store(0, Ordering::Release);
+    }
+
+    /// The value of [`FLAG_VAR`] by which the code of this process finds the flag.
+    pub fn address(&'static self) -> String {
+        format!("{}:{:x}", std::process::id(), &raw const *self as usize)
+    }
+
+    /// Whether Stop was pressed. If so, all presses count as seen.
+    fn look(&self) -> bool {
+        let requested = self.requested.load(Ordering::Acquire);
+        if requested == 0 {
+            return false;
+        }
+        self.seen.store(requested, Ordering::Release);
+        true
+    }
 }
 
 /// The user asked to stop. What was done up to then is kept.
@@ -26,20 +69,16 @@ pub struct Flag {
 #[error("interrupted: the work was stopped on request, and everything computed before is kept")]
 pub struct Interrupted;
 
-static OWN: Flag = Flag { requested: AtomicU32::new(0), seen: AtomicU32::new(0) };
+static OWN: Flag = Flag::new();
 
-/// Whether the user has asked to stop. Cheap enough for every step, layer or chunk.
+/// Whether the user has asked to stop the running cell. Cheap enough for every step, layer or
+/// chunk. An answer of true acknowledges the Stop: the kernel then leaves the end of the work to
+/// the caller.
 pub fn requested() -> bool {
-    let flag = flag();
-    let requested = flag.requested.load(Ordering::Acquire);
-    if requested == 0 {
-        return false;
-    }
-    flag.seen.store(requested, Ordering::Release);
-    true
+    flag().look()
 }
 
-/// [`requested`], in the form that a loop of one's own calls with `?`.
+/// [`requested`] as a result, for use with `?`.
 ///
 /// # Errors
 /// [`Interrupted`] when the user has asked to stop.
@@ -49,15 +88,13 @@ pub fn check() -> Result<(), Interrupted> {
 
 /// Asks the running work to stop, as Stop does.
 pub fn request() {
-    flag().requested.fetch_add(1, Ordering::AcqRel);
+    flag().request();
 }
 
 /// Forgets earlier requests. Our kernel does it before each cell; a program does it before it
 /// starts the next work.
 pub fn reset() {
-    let flag = flag();
-    flag.requested.store(0, Ordering::Release);
-    flag.seen.store(0, Ordering::Release);
+    flag().reset();
 }
 
 /// Lets Ctrl-C ask for a stop instead of ending the process. A second Ctrl-C, before the first was
@@ -65,8 +102,7 @@ pub fn reset() {
 pub fn catch_ctrl_c() {
     extern "C" fn on_sigint(_: libc::c_int) {
         // Only atomics and `_exit`: both may be used in a signal handler.
-        let before = OWN.requested.fetch_add(1, Ordering::AcqRel);
-        if before > OWN.seen.load(Ordering::Acquire) {
+        if OWN.request() > OWN.seen() {
             // SAFETY: `_exit` is async-signal-safe and does not return.
             unsafe { libc::_exit(130) }
         }
@@ -107,6 +143,21 @@ fn shared_address(value: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_flag_is_found_by_its_address() {
+        static FLAG: Flag = Flag::new();
+        let address = shared_address(&FLAG.address()).expect("this process's address");
+        // SAFETY: the address of a static of this type.
+        let found = unsafe { &*(address as *const Flag) };
+        assert_eq!((FLAG.request(), FLAG.request()), (0, 1));
+        assert_eq!(FLAG.seen(), 0);
+        assert!(found.look());
+        assert_eq!(FLAG.seen(), 2);
+        found.reset();
+        assert!(!FLAG.look());
+        assert_eq!(FLAG.seen(), 0);
+    }
 
     #[test]
     fn an_address_counts_only_in_the_process_that_it_was_made_for() {

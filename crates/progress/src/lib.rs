@@ -4,6 +4,19 @@
 //! report through it, and none of them knows where the report ends up. There are three places (see
 //! [`sink`]): our kernel's display channel, a stock evcxr kernel, and a plain terminal.
 //!
+//! # For libraries
+//!
+//! Libraries do not print; who calls them decides what is shown and what stops them.
+//!
+//! - **Progress.** A [`ProgressBar`] is drawn under the running cell, so a library makes one only
+//!   in functions that a cell calls and waits for; the functions below them take a callback. Work
+//!   in the background runs inside [`quiet`], which keeps every bar of its thread undrawn.
+//! - **Stop.** Long work looks at a [`Stop`] that its caller gives: [`Stop::cell`] (the default) for
+//!   a cell, [`Stop::new`] for a request. [`interrupt::check`] and [`interrupt::requested`] are
+//!   short for [`Stop::cell`], for loops in a notebook.
+//!
+//! # Example
+//!
 //! ```
 //! use tunebook_progress::{MimeBundle, ProgressBar, display, interrupt, progress, stream};
 //!
@@ -33,11 +46,15 @@ mod bundle;
 pub mod channel;
 mod display;
 pub mod interrupt;
+mod quiet;
 pub mod sink;
+pub mod stop;
 mod stream;
 
 pub use bar::{Progress, ProgressBar, progress};
 pub use bundle::{MimeBundle, escape_html};
 pub use display::{Display, clear, display, result};
 pub use interrupt::Interrupted;
+pub use quiet::quiet;
+pub use stop::Stop;
 pub use stream::stream;

@@ -12,7 +12,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::bundle::MimeBundle;
-use crate::channel::{self, Message, NONCE_VAR};
+use crate::channel::{Frame, Message, NONCE_VAR};
 
 /// Where outputs go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Sink {
             data: bundle.data.clone(),
             metadata: bundle.metadata.clone(),
         };
-        self.show(&message, bundle);
+        self.show(message, bundle);
     }
 
     /// Replaces an output. On a stock kernel, where the last output of a MIME type wins, it is
@@ -89,20 +89,20 @@ impl Sink {
             data: bundle.data.clone(),
             metadata: bundle.metadata.clone(),
         };
-        self.show(&message, bundle);
+        self.show(message, bundle);
     }
 
     /// Shows the value of a cell's last expression.
     pub(crate) fn result(&mut self, bundle: &MimeBundle) {
         let message =
             Message::Result { data: bundle.data.clone(), metadata: bundle.metadata.clone() };
-        self.show(&message, bundle);
+        self.show(message, bundle);
     }
 
     /// Removes the outputs shown so far, where that can be done.
     pub(crate) fn clear(&mut self, wait: bool) {
         if let Place::Channel { nonce } = &self.place {
-            let frame = channel::encode(nonce, &Message::Clear { wait });
+            let frame = Frame::Message(Message::Clear { wait }).encode(nonce);
             self.write(&frame);
         }
     }
@@ -136,10 +136,10 @@ impl Sink {
         }
     }
 
-    fn show(&mut self, message: &Message, bundle: &MimeBundle) {
+    fn show(&mut self, message: Message, bundle: &MimeBundle) {
         match &self.place {
             Place::Channel { nonce } => {
-                let frame = channel::encode(nonce, message);
+                let frame = Frame::Message(message).encode(nonce);
                 self.write(&frame);
             }
             Place::Stock => {

@@ -15,7 +15,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use tunebook_models::{DType, Device, GenerationConfig, Model};
+use tunebook_models::{DType, Device, GenerationConfig, Model, Projection};
 use tunebook_tune::{
     AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrScheduler, Trainer,
     TrainingArgs,
@@ -95,16 +95,22 @@ fn one(
     };
     let run = Trainer::new(model, &args).fit(train, held_out)?;
     let trained_secs = started.elapsed().as_secs_f64();
-    let prompts: Vec<String> = held_out.iter().map(|example| example.prompt.clone()).collect();
+    let (prompts, intents): (Vec<String>, Vec<&str>) = held_out
+        .iter()
+        .filter_map(|example| match example {
+            Example::Conversation(messages) => match &messages[..] {
+                [message, intent] => Some((message.content.clone(), intent.content.as_str())),
+                _ => None,
+            },
+            Example::Text(_) => None,
+        })
+        .unzip();
     let answers = model.chat_batch(
         &prompts,
         &GenerationConfig { max_new_tokens: 12, batch_size: 64, ..Default::default() },
     )?;
-    let right = answers
-        .iter()
-        .zip(held_out)
-        .filter(|(answer, example)| answer.trim() == example.completion)
-        .count();
+    let right =
+        answers.iter().zip(intents).filter(|(answer, intent)| answer.trim() == *intent).count();
     let at_end =
         numbers(model, &run.plan.rank_modules, run.steps.last().map_or(&[], |step| &step.ranks));
     println!(
@@ -128,7 +134,7 @@ fn numbers(model: &Model, modules: &[String], ranks: &[usize]) -> Option<usize> 
         .slots()
         .iter()
         .map(|slot| {
-            (slot.path().to_owned(), slot.current().in_features() + slot.current().out_features())
+            (slot.path().to_owned(), slot.base().in_features() + slot.base().out_features())
         })
         .collect();
     let of = |(module, rank): (&String, &usize)| Some(rank * (sizes.get(module)? + 1));

@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use candle_core::{Device, Result, Tensor, Var};
-use tunebook_models::ops::{self, Attention, Tape, naive};
+use tunebook_ops::{self as ops, Attention, Tape, naive};
 
 /// Forward on variables, to be differentiated.
 type Form<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;

@@ -17,10 +17,10 @@ use std::time::Instant;
 
 use half::bf16;
 use serde_json::{Value, json};
-use tunebook_models::ops::cpu::gemm::{Mat, product, product_by_vectors};
-use tunebook_models::ops::cpu::half::{HalfMat, Right, Term, sum_of_products};
-use tunebook_models::ops::{self, profile};
 use tunebook_models::{BestDevice, Config, DType, Device, Model, Quantization};
+use tunebook_ops::cpu::gemm::{Mat, product, product_by_vectors};
+use tunebook_ops::cpu::half::{HalfMat, Right, Term, sum_of_products};
+use tunebook_ops::{self as ops, profile};
 use tunebook_tune::{
     Adapters, Batch, Bottleneck, BottleneckInit, Full, FullTuning, Lora, Stepper, TokenizedExample,
     TrainingArgs,

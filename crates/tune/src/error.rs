@@ -152,25 +152,15 @@ pub enum Error {
         max_length: usize,
     },
 
-    /// A conversation, and nothing that says how the model reads one.
-    #[error(
-        "an example is a conversation, and the model has no chat template to render it with: give prompts and completions, or a model that was \
-         tuned to chat"
-    )]
-    NoChatTemplate,
-
-    /// The chat template does not render a prompt as the beginning of the whole conversation.
-    #[error(
-        "row {row} of the {set} set: the chat template renders the prompt alone differently from the prompt in front of its completion, \
-         so that completion tokens cannot be told from prompt tokens (they part at byte {at})"
-    )]
-    TemplateNotPrefix {
+    /// An example cannot be tokenised.
+    #[error("row {row} of the {set} set: {source}")]
+    Row {
         /// `training` or `validation`.
         set: &'static str,
         /// The row, counted from 0.
         row: usize,
-        /// The first byte that differs.
-        at: usize,
+        /// The cause.
+        source: Box<Error>,
     },
 
     /// The loss is not a number, or infinite.
@@ -269,7 +259,8 @@ pub enum Error {
 impl Error {
     /// Whether this is the user's wish to stop, and nothing went wrong.
     pub fn is_interruption(&self) -> bool {
-        matches!(self, Self::Interrupted(_))
+        use tunebook_models::Error as Models;
+        matches!(self, Self::Interrupted(_) | Self::Model(Models::Interrupted(_)))
     }
 }
 

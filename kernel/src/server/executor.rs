@@ -1,6 +1,6 @@
 //! Runs the cells, one after the other, on a thread of its own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -71,6 +71,8 @@ pub(crate) struct Executor {
     pub(crate) iopub: UnboundedSender<JupyterMessage>,
     pub(crate) input: Arc<Input>,
     pub(crate) dir: PathBuf,
+    /// The places missed in evcxr's generated code that the user knows of.
+    pub(crate) told: Mutex<HashSet<String>>,
 }
 
 /// evcxr's evaluator, or why there is none.
@@ -136,11 +138,13 @@ impl Executor {
             }
         };
         let _ = fs::remove_file(self.dir.join(shim::STOP_FILE));
+        let _ = fs::remove_file(self.dir.join(shim::MISSED_FILE));
         let killed_before = killed_for_memory();
         let result = self.evaluate(context, request, code);
         let outcome = self.running.end();
         self.running.notify();
         let oom = killed_for_memory() > killed_before;
+        let does_not_compile = matches!(&result, Err(evcxr::Error::CompilationErrors(_)));
         let failure = match &result {
             Ok(_) => Failure::of_outcome(&outcome),
             Err(error) => Some(Failure::of_evcxr(error, &outcome, code, execution_count, oom)),
@@ -156,8 +160,27 @@ impl Executor {
                 .collect();
             self.running.publish_result(Value::Object(data), json!({}));
         }
+        // After an error evcxr compiles once more in another form, which does not run.
+        if !does_not_compile {
+            self.tell_missed();
+        }
         self.remember(context, code, failure.is_none());
         failure
+    }
+
+    /// Says, once for each, which places of evcxr's generated code the shim has not found.
+    fn tell_missed(&self) {
+        let Ok(missed) = fs::read_to_string(self.dir.join(shim::MISSED_FILE)) else { return };
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for place in missed.lines() {
+            if told.insert(place.to_owned()) {
+                let text = format!(
+                    "[kernel] evcxr's code for this cell is not as expected. Not found: {place}.\n"
+                );
+                eprint!("{text}");
+                self.running.publish("stream", json!({"name": "stderr", "text": text}));
+            }
+        }
     }
 
     fn evaluate(

@@ -7,6 +7,7 @@
 mod cell;
 mod executor;
 mod failure;
+mod frames;
 mod index;
 mod interrupt;
 mod message;
@@ -26,13 +27,14 @@ use jupyter_protocol::{ConnectionInfo, JupyterMessage};
 use jupyter_zmq_client as zmq;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tunebook_progress::channel::NONCE_VAR;
 use zeromq::{SocketRecv, SocketSend};
 
 use self::executor::{Context, Executor, Known, Queue};
 use self::requests::Requests;
 use self::running::Running;
 use self::stdin::Input;
-use crate::child::{NONCE_VAR, SOCKET_VAR};
+use crate::child::SOCKET_VAR;
 use crate::layout::{self, Layout};
 use crate::session::Session;
 use crate::shim;
@@ -117,6 +119,7 @@ async fn serve(
         iopub: iopub.clone(),
         input: Arc::clone(&input),
         dir: dir.clone(),
+        told: Mutex::default(),
     };
     // The session belongs to this thread, which never ends: its directory goes with the process.
     std::thread::spawn(move || executor.run(|| warm_up(&session, &layout, &toolchain)));

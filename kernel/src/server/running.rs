@@ -5,14 +5,16 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jupyter_protocol::JupyterMessage;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::message;
-use super::pump::Data;
 
 /// How much of a cell's standard error is kept for its error message.
 const KEPT_STDERR_BYTES: usize = 16 * 1024;
+
+/// Data of a result by MIME type.
+type Data = Map<String, Value>;
 
 /// Shared state.
 pub(crate) struct Running {

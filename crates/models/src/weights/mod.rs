@@ -1,15 +1,11 @@
 //! Weights on disk, and how they come into memory under Hugging Face's names.
 
 pub mod gguf;
-pub(crate) mod gguf_adapter;
-pub(crate) mod gguf_layout;
-pub(crate) mod gguf_split;
-pub(crate) mod gguf_tokenizer;
-pub(crate) mod gguf_vocabulary;
-pub(crate) mod gguf_writer;
 pub(crate) mod hub;
 pub(crate) mod safetensors;
+pub(crate) mod save;
 pub mod source;
+pub mod tensor_file;
 
 use std::collections::BTreeMap;
 
@@ -18,10 +14,10 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::decoder::Need;
 use crate::error::{Error, Result};
-use crate::matrix::Matrix;
-use crate::quantized::{Format, Quantized};
+use crate::families::Need;
+use tunebook_ops::Matrix;
+use tunebook_ops::{Format, Quantized};
 
 /// A file, or a folder of files, that holds a model's weights.
 pub(crate) trait Checkpoint: Sync {

@@ -13,7 +13,7 @@ use memmap2::Mmap;
 
 use super::{Checkpoint, Stored, values};
 use crate::error::{Error, Result};
-use crate::quantized::{Format, Quantized};
+use tunebook_ops::{Format, Quantized};
 
 /// Where one tensor lies.
 struct TensorInfo {

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use tunebook_models::{
-    Branch, Device, Flow, GenerationConfig, KeysValues, Model, Result, Sublayer, Tensor, Vectors,
-    rows,
+    Branch, Context, Device, Flow, GenerationConfig, KeysValues, Mode, Model, Overlay, Pass,
+    Result, Sublayer, Tensor, VirtualTokens,
 };
 
 use crate::families::{FAMILIES, load};
+use crate::support::overlaid;
 
 const IDS: [u32; 9] = [5, 17, 3, 42, 8, 29, 11, 2, 30];
 
@@ -27,8 +28,8 @@ fn error(found: &[f32], expected: &[f32]) -> f32 {
 #[derive(Debug)]
 struct Fixed(Tensor);
 
-impl Vectors for Fixed {
-    fn vectors(&self) -> Result<Tensor> {
+impl VirtualTokens for Fixed {
+    fn vectors(&self, _: Mode) -> Result<Tensor> {
         Ok(self.0.clone())
     }
 
@@ -41,7 +42,7 @@ impl Vectors for Fixed {
 struct Pair(Tensor, Tensor);
 
 impl KeysValues for Pair {
-    fn keys_values(&self) -> Result<(Tensor, Tensor)> {
+    fn keys_values(&self, _: Mode) -> Result<(Tensor, Tensor)> {
         Ok((self.0.clone(), self.1.clone()))
     }
 
@@ -57,7 +58,7 @@ struct Scaled {
 }
 
 impl Branch for Scaled {
-    fn forward(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, y: &Tensor, _: &Context<'_>) -> Result<Tensor> {
         Ok(((y * self.output)? + (x * self.stream)?)?)
     }
 }
@@ -67,11 +68,22 @@ fn random(shape: impl Into<candle_core::Shape>) -> Tensor {
 }
 
 /// A prefix for every block, of `n` positions.
-fn put_past(model: &Model, n: usize) {
-    for past in model.pasts() {
-        let shape = (n, past.heads(), past.head_dim());
-        past.replace(Arc::new(Pair(random(shape), random(shape))));
-    }
+fn put_past(overlay: &mut Overlay, model: &Model, n: usize) {
+    let places = model.past_key_values();
+    let pair = |heads, head_dim| {
+        let shape = (n, heads, head_dim);
+        Arc::new(Pair(random(shape), random(shape))) as Arc<dyn KeysValues>
+    };
+    let pasts = places.iter().map(|place| pair(place.heads(), place.head_dim())).collect();
+    overlay.put_past_key_values(&places, pasts).unwrap();
+}
+
+/// The embeddings of some tokens.
+fn embedded(model: &Model, ids: &[u32]) -> Tensor {
+    let snapshot = model.snapshot();
+    let positions = model.positions(1, ids.len(), &snapshot).unwrap();
+    let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    model.embed(&ids, &Pass::new(&snapshot, &positions)).unwrap().squeeze(0).unwrap()
 }
 
 #[test]
@@ -79,14 +91,14 @@ fn embeddings_of_tokens_before_the_tokens_are_those_tokens() {
     for (name, _) in FAMILIES {
         let model = load(name);
         let whole = logits(&model, &IDS);
-        let begin = Tensor::new(&IDS[..3], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-        model.front().replace(Arc::new(Fixed(model.embed(&begin).unwrap().squeeze(0).unwrap())));
+        let begun = overlaid(&model, |overlay| {
+            overlay.put_virtual_tokens(Arc::new(Fixed(embedded(&model, &IDS[..3]))));
+        });
         let vocab = whole.len() / IDS.len();
-        let rest = logits(&model, &IDS[3..]);
+        let rest = logits(&begun, &IDS[3..]);
         assert!(error(&rest, &whole[3 * vocab..]) < 1e-5, "{name}");
         let config = GenerationConfig { max_new_tokens: 12, ..Default::default() };
-        let after = model.generate_ids(&[IDS[3..].to_vec()], &config).unwrap();
-        model.front().restore();
+        let after = begun.generate_ids(&[IDS[3..].to_vec()], &config).unwrap();
         assert_eq!(after, model.generate_ids(&[IDS.to_vec()], &config).unwrap(), "{name}");
         assert_eq!(logits(&model, &IDS), whole, "{name}");
     }
@@ -100,7 +112,7 @@ fn a_batch_of_different_lengths_gives_what_each_row_gives_alone() {
         let model = load(name);
         let hidden = model.config().hidden_size;
         let base = model.generate_ids(&prompts, &config).unwrap();
-        let check = |what: &str| {
+        let check = |model: &Model, what: &str| {
             let together = model.generate_ids(&prompts, &config).unwrap();
             assert_ne!(together, base, "{name}: {what} changes nothing");
             for (row, prompt) in prompts.iter().enumerate() {
@@ -110,7 +122,7 @@ fn a_batch_of_different_lengths_gives_what_each_row_gives_alone() {
                 let mut ids = prompt.clone();
                 let context = model.config().max_position_embeddings;
                 for id in alone[0].iter().take(context - model.positions_before() - ids.len()) {
-                    let last = logits(&model, &ids);
+                    let last = logits(model, &ids);
                     let last = &last[last.len() - model.config().vocab_size..];
                     let likeliest =
                         last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
@@ -124,16 +136,14 @@ fn a_batch_of_different_lengths_gives_what_each_row_gives_alone() {
                 }
             }
         };
-        model.front().replace(Arc::new(Fixed((random((4, hidden)) * 0.5).unwrap())));
-        check("a front");
-        model.front().restore();
-        put_past(&model, 4);
-        if model.pasts().is_empty() {
+        let virtual_tokens = Arc::new(Fixed((random((4, hidden)) * 0.5).unwrap()));
+        let front = overlaid(&model, |overlay| overlay.put_virtual_tokens(virtual_tokens));
+        check(&front, "virtual tokens");
+        if model.past_key_values().is_empty() {
             assert_eq!(*name, "falcon-40b");
         } else {
-            check("a past");
+            check(&overlaid(&model, |overlay| put_past(overlay, &model, 4)), "a past");
         }
-        model.pasts().iter().for_each(|past| past.restore());
         assert_eq!(model.generate_ids(&prompts, &config).unwrap(), base, "{name}");
     }
 }
@@ -143,28 +153,27 @@ fn sublayers_are_named_and_what_stands_after_them_is_used() {
     for (name, _) in FAMILIES {
         let model = load(name);
         let base = logits(&model, &IDS);
-        let joints = model.joints();
-        let found: Vec<(usize, Sublayer)> = joints
+        let places = model.residuals();
+        let found: Vec<(usize, Sublayer)> = places
             .iter()
-            .map(|joint| (model.block_of(joint.path()).unwrap(), joint.sublayer()))
+            .map(|place| (model.block_of(place.path()).unwrap(), place.sublayer()))
             .collect();
         let wanted =
             [0, 1].map(|block| [(block, Sublayer::Attention), (block, Sublayer::FeedForward)]);
         assert_eq!(found, wanted.concat(), "{name}");
-        for joint in joints {
-            joint.replace(Arc::new(Scaled { stream: 0.0, output: 1.0 }));
-            assert_eq!(logits(&model, &IDS), base, "{name}: {}", joint.path());
-            joint.replace(Arc::new(Scaled { stream: 0.0, output: 0.5 }));
+        for place in places {
+            let scaled = |stream, output| {
+                let branch = Arc::new(Scaled { stream, output });
+                logits(&overlaid(&model, |overlay| overlay.put_branch(&place, branch)), &IDS)
+            };
+            assert_eq!(scaled(0.0, 1.0), base, "{name}: {}", place.path());
             assert!(
-                error(&logits(&model, &IDS), &base) > 1e-4 || joint.flow() == Flow::Normed,
+                error(&scaled(0.0, 0.5), &base) > 1e-4 || place.flow() == Flow::Normed,
                 "{name}: {}",
-                joint.path()
+                place.path()
             );
-            joint.replace(Arc::new(Scaled { stream: 0.3, output: 1.0 }));
-            assert!(error(&logits(&model, &IDS), &base) > 1e-3, "{name}: {}", joint.path());
-            joint.restore();
+            assert!(error(&scaled(0.3, 1.0), &base) > 1e-3, "{name}: {}", place.path());
         }
-        assert_eq!(logits(&model, &IDS), base, "{name}");
     }
 }
 
@@ -176,7 +185,7 @@ fn a_branch_sees_the_stream_that_its_sublayer_read() {
     #[derive(Debug, Default)]
     struct Seen(std::sync::Mutex<Option<(Tensor, Tensor)>>);
     impl Branch for Seen {
-        fn forward(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        fn forward(&self, x: &Tensor, y: &Tensor, _: &Context<'_>) -> Result<Tensor> {
             *self.0.lock().unwrap() = Some((x.clone(), y.clone()));
             Ok(y.clone())
         }
@@ -184,25 +193,25 @@ fn a_branch_sees_the_stream_that_its_sublayer_read() {
     for (name, _) in FAMILIES {
         let model = load(name);
         let ids = Tensor::new(&IDS, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-        let positions = model.positions(1, IDS.len()).unwrap();
-        let x = model.put_front(&model.embed(&ids).unwrap()).unwrap();
         // What GPT-2 adds to it belongs to its first block.
-        let x = if *name == "gpt2" { model.block_forward(0, &x, &positions).unwrap() } else { x };
         let block = usize::from(*name == "gpt2");
-        let seen: Vec<Arc<Seen>> = model.joints()[2 * block..2 * block + 2]
-            .iter()
-            .map(|joint| {
-                let seen = Arc::new(Seen::default());
-                joint.replace(seen.clone());
-                seen
-            })
-            .collect();
-        let y = model.block_forward(block, &x, &positions).unwrap();
+        let seen = [0, 1].map(|_| Arc::new(Seen::default()));
+        let watched = overlaid(&model, |overlay| {
+            for (place, seen) in model.residuals()[2 * block..2 * block + 2].iter().zip(&seen) {
+                overlay.put_branch(place, seen.clone());
+            }
+        });
+        let snapshot = watched.snapshot();
+        let positions = model.positions(1, IDS.len(), &snapshot).unwrap();
+        let pass = Pass::new(&snapshot, &positions);
+        let x = model.embed(&ids, &pass).unwrap();
+        let x = if block == 1 { model.block_forward(0, &x, &pass).unwrap() } else { x };
+        let y = model.block_forward(block, &x, &pass).unwrap();
         let take = |seen: &Arc<Seen>| seen.0.lock().unwrap().take().unwrap();
         let ((x_attention, attended), (x_mlp, fed)) = (take(&seen[0]), take(&seen[1]));
         let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(flat(&x_attention), flat(&x), "{name}");
-        match model.joints()[0].flow() {
+        match model.residuals()[0].flow() {
             Flow::Sequential => {
                 assert!(error(&flat(&(&x + &attended).unwrap()), &flat(&x_mlp)) < 1e-5, "{name}");
                 assert!(error(&flat(&(&x_mlp + &fed).unwrap()), &flat(&y)) < 1e-5, "{name}");
@@ -228,8 +237,11 @@ fn a_branch_sees_the_stream_that_its_sublayer_read() {
 fn what_stands_before_a_text_takes_its_part_of_the_context() {
     let model = load("llama3");
     let (context, hidden) = (model.config().max_position_embeddings, model.config().hidden_size);
-    model.front().replace(Arc::new(Fixed(random((4, hidden)))));
-    put_past(&model, 3);
+    let base = model;
+    let model = overlaid(&base, |overlay| {
+        overlay.put_virtual_tokens(Arc::new(Fixed(random((4, hidden)))));
+        put_past(overlay, &base, 3);
+    });
     assert_eq!(model.positions_before(), 7);
     let long = vec![3u32; context - 6];
     let message = model
@@ -241,41 +253,71 @@ fn what_stands_before_a_text_takes_its_part_of_the_context() {
     assert!(model.generate_ids(&[vec![3; context - 7]], &config).is_err());
     let most = model.generate_ids(&[vec![3; context - 9]], &config).unwrap();
     assert!(most[0].len() <= 2);
-    let message = model.packed_positions(8, &[vec![4, 4]]).unwrap_err().to_string();
+    let message =
+        model.packed_positions(8, &[vec![4, 4]], &model.snapshot()).unwrap_err().to_string();
     assert!(message.contains("virtual tokens"), "{message}");
-    model.front().replace(Arc::new(Fixed(random((4, hidden + 1)))));
+    let model = overlaid(&base, |overlay| {
+        overlay.put_virtual_tokens(Arc::new(Fixed(random((4, hidden + 1)))));
+    });
     let ids = Tensor::new(&[[1u32]], &Device::Cpu).unwrap();
     let message = model.forward(&ids).unwrap_err().to_string();
     assert!(message.contains(&format!("[{}]", hidden + 1)), "{message}");
 }
 
-/// The prompts of a batch are put together by length, and rows leave it: a layer is told which
-/// prompt each row belongs to.
+/// The prompts of a batch are put together by length, rows leave it, and they differ in what stands
+/// before them: each text is that of its overlay alone.
 #[test]
-fn a_layer_knows_which_prompt_a_row_is_of() {
-    /// Adds to the output what its prompt is to get.
-    #[derive(Debug)]
-    struct ByText;
-    impl Branch for ByText {
-        fn forward(&self, _: &Tensor, y: &Tensor) -> Result<Tensor> {
-            let Some(texts) = rows::current() else { return Ok(y.clone()) };
-            let factors: Vec<f32> = texts.iter().map(|text| 1.0 + *text as f32).collect();
-            let factors = Tensor::from_vec(factors, (texts.len(), 1, 1), y.device())?;
-            Ok(y.broadcast_mul(&factors)?)
+fn each_text_of_a_batch_is_answered_by_its_overlay() {
+    for name in ["mistral", "gemma3", "falcon-7b", "gpt2"] {
+        let model = load(name);
+        let hidden = model.config().hidden_size;
+        let scaled = overlaid(&model, |overlay| {
+            for place in model.residuals() {
+                overlay.put_branch(&place, Arc::new(Scaled { stream: 0.3, output: 1.5 }));
+            }
+        });
+        let fixed = Arc::new(Fixed((random((3, hidden)) * 0.5).unwrap()));
+        let front = overlaid(&model, |overlay| overlay.put_virtual_tokens(fixed));
+        let past = overlaid(&model, |overlay| put_past(overlay, &model, 5));
+        let zero = overlaid(&model, |overlay| {
+            let weights = model.weights();
+            for weight in weights
+                .iter()
+                .filter(|w| w.name().contains("layernorm") || w.name().contains("ln_"))
+            {
+                let var = candle_core::Var::from_tensor(&(weight.get() * 0.5).unwrap()).unwrap();
+                overlay.put_weight(weight, var).unwrap();
+            }
+        });
+        let handles = [&scaled, &model, &front, &past, &zero, &front, &scaled];
+        let prompts: Vec<Vec<u32>> =
+            [&IDS[7..], &IDS[..], &IDS[2..5], &IDS[4..], &IDS[1..6], &IDS[..4], &IDS[3..]]
+                .map(<[u32]>::to_vec)
+                .into();
+        let overlays: Vec<_> = handles.iter().map(|handle| handle.overlay()).collect();
+        let mixed = model.with_overlays(overlays);
+        for batch_size in [3, 32] {
+            let config = GenerationConfig { max_new_tokens: 12, batch_size, ..Default::default() };
+            let together = mixed.generate_ids(&prompts, &config).unwrap();
+            let mut different = 0;
+            for (text, prompt) in prompts.iter().enumerate() {
+                let of = |model: &Model| {
+                    model.generate_ids(std::slice::from_ref(prompt), &config).unwrap().remove(0)
+                };
+                assert_eq!(together[text], of(handles[text]), "{name}: prompt {text}");
+                different += usize::from(together[text] != of(&model));
+            }
+            assert!(different >= 4, "{name}: the overlays do something");
         }
-    }
-    let model = load("mistral");
-    let prompts: Vec<Vec<u32>> =
-        [&IDS[7..], &IDS[..], &IDS[2..5], &IDS[4..]].map(<[u32]>::to_vec).into();
-    let config = GenerationConfig { max_new_tokens: 16, batch_size: 3, ..Default::default() };
-    model.joints()[1].replace(Arc::new(ByText));
-    let together = model.generate_ids(&prompts, &config).unwrap();
-    for (text, prompt) in prompts.iter().enumerate() {
-        model.joints()[1].replace(Arc::new(Scaled { stream: 0.0, output: 1.0 + text as f64 }));
-        assert_eq!(
-            together[text],
-            model.generate_ids(std::slice::from_ref(prompt), &config).unwrap()[0],
-            "prompt {text}"
-        );
+        // Logits of texts of one length, step by step as whole.
+        let ids = Tensor::new(&[[5u32, 17, 3, 42]; 7], &Device::Cpu).unwrap();
+        let together = mixed.forward(&ids).unwrap();
+        for (row, handle) in handles.iter().enumerate() {
+            let found: Vec<f32> =
+                together.get(row).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            assert!(error(&found, &logits(handle, &[5, 17, 3, 42])) < 1e-5, "{name}: row {row}");
+        }
+        let two = Tensor::new(&[[5u32, 17]; 2], &Device::Cpu).unwrap();
+        assert!(mixed.forward(&two).unwrap_err().to_string().contains("2 rows"));
     }
 }

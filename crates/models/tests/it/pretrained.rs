@@ -4,10 +4,10 @@
 use std::sync::{Arc, Mutex};
 
 use tunebook_models::{
-    DEFAULT_MODEL, Device, GenerationConfig, Linear, Message, Model, Projection, Tensor,
+    Context, DEFAULT_MODEL, Device, GenerationConfig, Linear, Message, Model, Projection, Tensor,
 };
 
-use crate::support::{relative_error, tensors};
+use crate::support::{overlaid, relative_error, tensors};
 
 fn load() -> Model {
     Model::load(DEFAULT_MODEL, &Device::Cpu)
@@ -132,9 +132,9 @@ fn a_chat_is_streamed_and_ends() {
 struct Counting(Arc<Linear>, Mutex<usize>);
 
 impl Projection for Counting {
-    fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Tensor> {
         *self.1.lock().unwrap() += x.elem_count() / self.0.in_features();
-        self.0.forward(x)
+        self.0.forward(x, context)
     }
 
     fn in_features(&self) -> usize {
@@ -162,9 +162,14 @@ fn slots_are_named_as_in_hugging_face_and_serve_generation() {
     let prompt = model.tokenizer().encode("The capital of France is").unwrap();
     let config = GenerationConfig { max_new_tokens: 4, ..Default::default() };
     let before = model.generate_ids(std::slice::from_ref(&prompt), &config).unwrap();
-    let counting = Arc::new(Counting(slots[0].base(), Mutex::new(0)));
-    slots[0].replace(counting.clone()).unwrap();
-    assert_eq!(model.clone().generate_ids(std::slice::from_ref(&prompt), &config).unwrap(), before);
+    let counting = Arc::new(Counting(Arc::clone(slots[0].base()), Mutex::new(0)));
+    let counted = overlaid(&model, |overlay| {
+        overlay.put_projection(&slots[0], counting.clone()).unwrap();
+    });
+    assert_eq!(
+        counted.clone().generate_ids(std::slice::from_ref(&prompt), &config).unwrap(),
+        before
+    );
     assert_eq!(
         *counting.1.lock().unwrap(),
         prompt.len() + 3,
@@ -175,10 +180,11 @@ fn slots_are_named_as_in_hugging_face_and_serve_generation() {
         Tensor::zeros((576, 576), tunebook_models::DType::F32, &Device::Cpu).unwrap(),
         None,
     );
-    for slot in slots.iter().filter(|slot| slot.path().ends_with("o_proj")) {
-        slot.replace(Arc::new(zero.clone())).unwrap();
-    }
-    assert_ne!(model.generate_ids(std::slice::from_ref(&prompt), &config).unwrap(), before);
-    slots.iter().for_each(|slot| slot.restore());
+    let deaf = overlaid(&model, |overlay| {
+        for slot in slots.iter().filter(|slot| slot.path().ends_with("o_proj")) {
+            overlay.put_projection(slot, Arc::new(zero.clone())).unwrap();
+        }
+    });
+    assert_ne!(deaf.generate_ids(std::slice::from_ref(&prompt), &config).unwrap(), before);
     assert_eq!(model.generate_ids(&[prompt], &config).unwrap(), before);
 }

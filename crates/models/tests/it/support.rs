@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use tunebook_models::{DEFAULT_MODEL, Device, Gguf, Tensor, models_dir};
+use tunebook_models::{DEFAULT_MODEL, Device, Gguf, Model, Overlay, Tensor, models_dir};
 
 /// A file under `tests/golden/`.
 pub fn golden(path: &str) -> PathBuf {
@@ -15,6 +15,13 @@ pub fn tensors(path: &str) -> HashMap<String, Tensor> {
     let path = golden(path);
     candle_core::safetensors::load(&path, &Device::Cpu)
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A handle on the model with an overlay of its own.
+pub fn overlaid(model: &Model, fill: impl FnOnce(&mut Overlay)) -> Model {
+    let mut overlay = Overlay::default();
+    fill(&mut overlay);
+    model.with_overlay(overlay.into())
 }
 
 /// The default model's file.

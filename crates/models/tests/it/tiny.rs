@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Var;
-use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Projection, Tensor, ops};
+use tunebook_models::{DType, Device, GenerationConfig, Linear, Model, Pass, Projection, Tensor};
+use tunebook_ops as ops;
 
-use crate::support::{golden, relative_error, tensors};
+use crate::support::{golden, overlaid, relative_error, tensors};
 
 struct Tiny {
     model: Model,
@@ -49,23 +50,28 @@ impl Tiny {
     fn same_gradients(&self) {
         let model = &self.model;
         let mut variables = Vec::new();
-        for slot in model.slots() {
-            let weight = Var::from_tensor(&slot.base().weight()).unwrap();
-            let bias = slot.base().bias();
-            slot.replace(Arc::new(Linear::new(weight.as_tensor().clone(), bias))).unwrap();
-            variables.push((format!("grad.{}.weight", slot.path()), weight));
-        }
+        let trained = overlaid(model, |overlay| {
+            for slot in model.slots() {
+                let weight = Var::from_tensor(&slot.base().weight()).unwrap();
+                let bias = slot.base().bias();
+                let linear = Linear::new(weight.as_tensor().clone(), bias);
+                overlay.put_projection(&slot, Arc::new(linear)).unwrap();
+                variables.push((format!("grad.{}.weight", slot.path()), weight));
+            }
+        });
         assert_eq!(variables.len(), 14);
         let ids = &self.expected["ids"];
         let (b, t) = ids.dims2().unwrap();
-        let embedded = Var::from_tensor(&model.embed(ids).unwrap()).unwrap();
+        let snapshot = trained.snapshot();
+        let positions = model.positions(b, t, &snapshot).unwrap();
+        let pass = Pass::new(&snapshot, &positions);
+        let embedded = Var::from_tensor(&model.embed(ids, &pass).unwrap()).unwrap();
         variables.push(("grad.embedded".to_owned(), embedded.clone()));
-        let positions = model.positions(b, t).unwrap();
         let mut x = embedded.as_tensor().clone();
         for block in 0..model.num_blocks() {
-            x = model.block_forward(block, &x, &positions).unwrap();
+            x = model.block_forward(block, &x, &pass).unwrap();
         }
-        let hidden = model.final_norm(&x).unwrap().flatten(0, 1).unwrap();
+        let hidden = model.final_norm(&x, &pass).unwrap().flatten(0, 1).unwrap();
         // Position i is labelled with the token that follows it.
         let labels = self.expected["labels"].to_vec2::<i64>().unwrap();
         let labels: Vec<i64> =
@@ -82,7 +88,6 @@ impl Tiny {
             let error = error(gradient, &self.expected[&name]);
             assert!(error < 1e-4, "{name}: {error}");
         }
-        model.slots().iter().for_each(|slot| slot.restore());
     }
 
     fn same_greedy_text(&self) {

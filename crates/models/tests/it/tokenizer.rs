@@ -110,3 +110,33 @@ fn special_tokens_are_known_by_role() {
         "the file asks for none"
     );
 }
+
+/// A fine-tune saved after a call with `truncation=True, padding="max_length"` has both in its
+/// file; transformers sets them anew at every call.
+#[test]
+fn truncation_and_padding_of_the_file_do_not_count() {
+    let path = golden("chat_templates/tokenizers/chatml.json");
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json["truncation"] = serde_json::json!({
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0
+    });
+    json["padding"] = serde_json::json!({
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let changed = folder.path().join("tokenizer.json");
+    std::fs::write(&changed, json.to_string()).unwrap();
+    let load = |path: &std::path::Path| Tokenizer::from_file(path, &serde_json::Value::Null);
+    let (plain, changed) = (load(&path).unwrap(), load(&changed).unwrap());
+    for text in ["a", "Where is my parcel? It is on its way."] {
+        assert_eq!(changed.encode(text).unwrap(), plain.encode(text).unwrap(), "{text}");
+        assert_eq!(
+            changed.encode_with_special_tokens(text).unwrap(),
+            plain.encode_with_special_tokens(text).unwrap(),
+            "{text}"
+        );
+    }
+    assert_eq!(changed.fingerprint().unwrap(), plain.fingerprint().unwrap());
+}

@@ -14,8 +14,32 @@ use tunebook_progress::MimeBundle;
 use tunebook_tune::{AdapterInfo, FullInfo, LrRange, Preflight, Run, TrainingSummary};
 
 use crate::history::LrCurve as _;
-use crate::show::Value;
+use crate::show::{Value, without_lifetimes};
 use crate::summary::{self, Summary as _};
+
+without_lifetimes!(
+    MimeBundle,
+    Figure,
+    Table,
+    DataFrame,
+    Series,
+    Tensor,
+    Dataset,
+    CleanReport,
+    Splits,
+    crate::Seen,
+    Partition,
+    Profile,
+    Audit,
+    Model,
+    AdapterInfo,
+    Vec<AdapterInfo>,
+    LrRange,
+    Preflight,
+    TrainingSummary,
+    FullInfo,
+    Run,
+);
 
 /// The rich form of a value, if it has one.
 pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {

@@ -1,7 +1,8 @@
 //! A hundred steps of the fused operations beside a hundred of the naive composition, which candle
 //! differentiates: rounding may differ from operation to operation, the loss curve may not.
 
-use tunebook_models::{Model, ops};
+use tunebook_models::Model;
+use tunebook_ops as ops;
 use tunebook_tune::{
     Adapters, Example, Full, FullTuning, Lora, LrScheduler, Trainer, TrainingArgs,
 };

@@ -7,7 +7,8 @@ use tunebook_models::{Device, Model, Projection, Tensor};
 use tunebook_progress::interrupt;
 use tunebook_tune::{
     Adapters, Batch, Callback, Error, EvalRecord, EvalStrategy, Example, Lora, Result, Run,
-    StepRecord, Stepper, StopReason, TokenizedExample, TokenizedSet, Trainer, TrainingArgs,
+    RunRecord, StepRecord, Stepper, StopReason, TokenizedExample, TokenizedSet, Trainer,
+    TrainingArgs,
 };
 
 use crate::common::*;
@@ -308,7 +309,7 @@ fn stopped_and_resumed_is_never_stopped() {
         interrupt::reset();
         let model = model();
         let stopped = Trainer::new(&model, &args)
-            .with_callback(Box::new(StopAfter(stop)))
+            .with_callback(StopAfter(stop))
             .fit(&train, &validation)
             .unwrap();
         assert_eq!((stopped.steps.len(), stopped.stopped), (stop, Some(StopReason::Interrupted)));
@@ -333,10 +334,8 @@ fn a_run_goes_on_only_as_itself() {
     let args = TrainingArgs::default();
     let model = tiny();
     model.add_adapter("a", lora()).unwrap();
-    let stopped = Trainer::new(&model, &args)
-        .with_callback(Box::new(StopAfter(1)))
-        .fit(&pairs(9), &[])
-        .unwrap();
+    let stopped =
+        Trainer::new(&model, &args).with_callback(StopAfter(1)).fit(&pairs(9), &[]).unwrap();
     interrupt::reset();
     let resume = |args: TrainingArgs, rows| {
         Trainer::new(&model, &args).resume(&stopped, &pairs(rows), &[]).unwrap_err().to_string()
@@ -368,7 +367,7 @@ impl Callback for Seen {
         Ok(())
     }
 
-    fn on_end(&mut self, run: &Run) -> Result<()> {
+    fn on_end(&mut self, run: &RunRecord) -> Result<()> {
         self.0.lock().unwrap().push(format!("end {}", run.steps.len()));
         Ok(())
     }
@@ -380,10 +379,7 @@ fn records_come_in_order() {
     model.add_adapter("a", lora()).unwrap();
     let seen = |args: TrainingArgs| {
         let seen = Seen::default();
-        Trainer::new(&model, &args)
-            .with_callback(Box::new(seen.clone()))
-            .fit(&pairs(6), &pairs(2))
-            .unwrap();
+        Trainer::new(&model, &args).with_callback(seen.clone()).fit(&pairs(6), &pairs(2)).unwrap();
         seen.0.lock().unwrap().join(", ")
     };
     assert_eq!(
@@ -491,8 +487,7 @@ fn what_was_due_when_stopped_is_done_on_resuming() {
     let model = tiny();
     model.add_adapter("a", lora()).unwrap();
     let trainer = || Trainer::new(&model, &args);
-    let stopped =
-        trainer().with_callback(Box::new(StopAfter(2))).fit(&pairs(4), &pairs(2)).unwrap();
+    let stopped = trainer().with_callback(StopAfter(2)).fit(&pairs(4), &pairs(2)).unwrap();
     interrupt::reset();
     assert_eq!((stopped.steps.len(), stopped.evals.len()), (2, 0));
     let resumed = trainer().resume(&stopped, &pairs(4), &pairs(2)).unwrap();
@@ -542,8 +537,7 @@ fn a_log_holds_every_record() {
     model.add_adapter("a", lora()).unwrap();
     let log = tunebook_tune::RunLog::append(path.to_str().unwrap()).unwrap();
     let args = TrainingArgs { epochs: 1, ..Default::default() };
-    let run =
-        Trainer::new(&model, &args).with_callback(Box::new(log)).fit(&pairs(8), &pairs(2)).unwrap();
+    let run = Trainer::new(&model, &args).with_callback(log).fit(&pairs(8), &pairs(2)).unwrap();
     let text = std::fs::read_to_string(path).unwrap();
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

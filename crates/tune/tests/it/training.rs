@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
-use tunebook_models::{Model, Projection, Tensor};
+use tunebook_models::{Context, Model, Projection, Tensor};
 use tunebook_tune::{
     Adapters, Batch, Callback, Error, EvalStrategy, Example, Full, FullTuning, Lora, LrRangeTest,
-    LrScheduler, Optim, Result, Run, SaveStrategy, StepRecord, Stepper, StopReason, TensorBoard,
-    Trainer, TrainingArgs,
+    LrScheduler, Metric, Optim, Result, Run, SaveStrategy, StepRecord, Stepper, StopReason,
+    TensorBoard, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -186,7 +186,7 @@ fn a_metric_decides_what_is_best_and_when_to_stop() {
     let count = Arc::clone(&asked);
     let score = move |_: &Model| Ok(scores[count.fetch_add(1, Ordering::Relaxed) % scores.len()]);
     let run = Trainer::new(&model, &args)
-        .with_metric("score", Box::new(score))
+        .with_metric(Metric::higher_is_better("score"), score)
         .fit(&pairs(8), &pairs(2))
         .unwrap();
     assert_eq!(run.stopped, Some(StopReason::EarlyStopping));
@@ -197,7 +197,7 @@ fn a_metric_decides_what_is_best_and_when_to_stop() {
     let error = Trainer::new(&model, &args).fit(&pairs(8), &pairs(2)).unwrap_err().to_string();
     assert!(error.contains("`score`") && error.contains("loss"), "{error}");
     let failing = Trainer::new(&model, &args)
-        .with_metric("score", Box::new(|_: &Model| Err("no judge".into())));
+        .with_metric(Metric::higher_is_better("score"), |_: &Model| Err("no judge".into()));
     assert!(failing.fit(&pairs(8), &pairs(2)).unwrap_err().to_string().contains("no judge"));
 }
 
@@ -235,10 +235,8 @@ impl Callback for StopAfter {
 fn a_callback_can_end_a_run_and_it_goes_on_as_if_never_stopped() {
     let args = TrainingArgs { epochs: 2, learning_rate: 1e-3, ..Default::default() };
     let model = with_adapter();
-    let stopped = Trainer::new(&model, &args)
-        .with_callback(Box::new(StopAfter(2, 0)))
-        .fit(&pairs(12), &[])
-        .unwrap();
+    let stopped =
+        Trainer::new(&model, &args).with_callback(StopAfter(2, 0)).fit(&pairs(12), &[]).unwrap();
     assert_eq!((stopped.stopped, stopped.steps.len()), (Some(StopReason::Callback), 2));
     let resumed = Trainer::new(&model, &args).resume(&stopped, &pairs(12), &[]).unwrap();
     let whole = Trainer::new(&with_adapter(), &args).fit(&pairs(12), &[]).unwrap();
@@ -253,8 +251,8 @@ struct Poisoned {
 }
 
 impl Projection for Poisoned {
-    fn forward(&self, x: &Tensor) -> tunebook_models::Result<Tensor> {
-        let y = self.inner.forward(x)?;
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Tensor> {
+        let y = self.inner.forward(x, context)?;
         Ok(if self.on.load(Ordering::Relaxed) { (y * f64::NAN)? } else { y })
     }
 
@@ -301,10 +299,13 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
     let on = Arc::new(AtomicBool::new(false));
     let slot =
         model.slots().into_iter().find(|slot| slot.path().ends_with("1.mlp.down_proj")).unwrap();
-    slot.replace(Arc::new(Poisoned { inner: slot.current(), on: Arc::clone(&on) })).unwrap();
+    let mut overlay = (*model.overlay()).clone();
+    let inner = Arc::clone(overlay.projection(&slot).unwrap());
+    let poisoned = Poisoned { inner, on: Arc::clone(&on) };
+    overlay.put_projection(&slot, Arc::new(poisoned)).unwrap();
+    model.set_overlay(Arc::new(overlay));
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let trainer =
-        Trainer::new(&model, &args).with_callback(Box::new(SwitchOnAfter(3, Arc::clone(&on))));
+    let trainer = Trainer::new(&model, &args).with_callback(SwitchOnAfter(3, Arc::clone(&on)));
     let error = trainer.fit(&pairs(12), &[]).unwrap_err();
     let Error::NotFinite { step: 4, rows, .. } = &error else { panic!("{error}") };
     assert_eq!(rows.len(), 2, "the rows of the micro-batch");
@@ -424,8 +425,8 @@ fn a_run_is_written_for_tensorboard() {
     let folder = std::env::var("TUNEBOOK_TEST_TENSORBOARD")
         .unwrap_or(dir.path().to_str().unwrap().to_owned());
     let args = TrainingArgs { epochs: 2, ..Default::default() };
-    let trainer = Trainer::new(&with_adapter(), &args)
-        .with_callback(Box::new(TensorBoard::create(&folder).unwrap()));
+    let trainer =
+        Trainer::new(&with_adapter(), &args).with_callback(TensorBoard::create(&folder).unwrap());
     let run = trainer.fit(&pairs(12), &pairs(2)).unwrap();
     let files: Vec<_> =
         std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use tunebook_models::{Device, GenerationConfig, Model, Tensor};
+use tunebook_models::{Device, GenerationConfig, Model, Pass, Positions, Tensor};
 use tunebook_tune::peft::{AdapterFiles, StoredTensor};
 use tunebook_tune::{
     AdapterConfig, Adapters, Error, Example, PrefixInit, PrefixTuning, PromptTuning,
@@ -151,7 +151,9 @@ fn a_prompt_begins_as_the_embeddings_of_its_text() {
         .unwrap()
         .unsqueeze(0)
         .unwrap();
-    let table = values(&model.embed(&ids).unwrap());
+    let snapshot = model.base().snapshot();
+    let positions = Positions::new(1, model.config().vocab_size, &Device::Cpu).unwrap();
+    let table = values(&model.embed(&ids, &Pass::new(&snapshot, &positions)).unwrap());
     for row in found.chunks(shape[1]) {
         assert!(table.chunks(shape[1]).any(|embedding| embedding == row));
     }

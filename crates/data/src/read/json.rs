@@ -1,0 +1,219 @@
+//! Whole JSON documents: an array of objects, or an object that holds one.
+//!
+//! The elements are cut apart by their brackets and parsed one by one, so one that cannot be used
+//! costs no other.
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::read::jsonl::{find_shape, parse_line};
+use crate::read::shape::RowShape;
+use crate::read::table::Part;
+
+/// Elements that one thread parses at a time.
+const CHUNK_ROWS: usize = 512;
+
+/// An element of the array: the line that it starts on, and its text.
+type Element<'a> = (u64, &'a [u8]);
+
+/// The rows of a document. `shape` is found in the first usable one when it is not given.
+///
+/// # Errors
+/// The document is neither an array nor an object that holds one.
+pub(crate) fn read(
+    bytes: &[u8],
+    shape: &mut Option<RowShape>,
+    each: &mut dyn FnMut(Part),
+) -> Result<(), String> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(bytes.len());
+    match bytes.get(start) {
+        Some(b'[') => array(bytes, start, shape, each),
+        Some(b'{') => object(bytes, start, shape, each),
+        _ => Err("expected a JSON array of objects, found something else".to_owned()),
+    }
+}
+
+/// An object: the one list of objects in it, or itself as the only row.
+fn object(
+    bytes: &[u8],
+    start: usize,
+    shape: &mut Option<RowShape>,
+    each: &mut dyn FnMut(Part),
+) -> Result<(), String> {
+    let value: Value = serde_json::from_slice(&bytes[start..]).map_err(|error| {
+        format!("expected a JSON array of objects, found no valid JSON: {error}")
+    })?;
+    let lists: Vec<&Vec<Value>> = value
+        .as_object()
+        .into_iter()
+        .flat_map(|object| object.values())
+        .filter_map(|value| value.as_array())
+        .filter(|list| list.first().is_some_and(Value::is_object))
+        .collect();
+    let own = find_shape(std::iter::once(&bytes[start..]));
+    let rows: Vec<Vec<u8>> = match lists.as_slice() {
+        [list] if own.is_none() => list.iter().map(|row| row.to_string().into_bytes()).collect(),
+        _ => vec![bytes[start..].to_vec()],
+    };
+    let elements: Vec<Element> =
+        rows.iter().enumerate().map(|(at, row)| (at as u64 + 1, row.as_slice())).collect();
+    parse(&elements, shape, each);
+    Ok(())
+}
+
+fn array(
+    bytes: &[u8],
+    start: usize,
+    shape: &mut Option<RowShape>,
+    each: &mut dyn FnMut(Part),
+) -> Result<(), String> {
+    let (elements, unfinished) = split(bytes, start + 1);
+    parse(&elements, shape, each);
+    if let Some((line, reason, raw)) = unfinished {
+        let mut part = Part::with_capacity(0);
+        part.reject(line, reason, raw);
+        each(part);
+    }
+    Ok(())
+}
+
+fn parse(elements: &[Element], shape: &mut Option<RowShape>, each: &mut dyn FnMut(Part)) {
+    if shape.is_none() {
+        *shape = find_shape(elements.iter().map(|element| element.1));
+    }
+    let fallback = RowShape::PromptCompletion;
+    let shape = shape.as_ref().unwrap_or(&fallback);
+    let parts: Vec<Part> = elements
+        .par_chunks(CHUNK_ROWS)
+        .map(|elements| {
+            let mut part = Part::with_capacity(elements.len());
+            for (line, element) in elements {
+                part.lines += 1;
+                match parse_line(element, shape) {
+                    Ok(pair) => part.push(pair),
+                    Err(reason) => part.reject(*line, reason, element),
+                }
+            }
+            part
+        })
+        .collect();
+    parts.into_iter().for_each(each);
+}
+
+/// The text after the last whole element: its line, the error, and the text.
+type Broken<'a> = Option<(u64, String, &'a [u8])>;
+
+/// The elements of the array whose content starts at `at`; and what comes after the last whole one,
+/// if that is not the array's end.
+fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Broken<'_>) {
+    let mut elements = Vec::new();
+    let mut line = 1 + memchr::memchr_iter(b'\n', &bytes[..at]).count() as u64;
+    let skip = |at: &mut usize, line: &mut u64, more: &[u8]| {
+        while let Some(byte) =
+            bytes.get(*at).filter(|byte| byte.is_ascii_whitespace() || more.contains(byte))
+        {
+            *line += u64::from(*byte == b'\n');
+            *at += 1;
+        }
+    };
+    loop {
+        skip(&mut at, &mut line, b",");
+        match bytes.get(at) {
+            None => {
+                let reason =
+                    "expected the array to end with \"]\", found the end of the file".to_owned();
+                return (elements, Some((line, reason, &[])));
+            }
+            Some(b']') => {
+                at += 1;
+                skip(&mut at, &mut line, b"");
+                let rest = (at < bytes.len()).then(|| {
+                    let reason = "expected nothing after the array, found more text".to_owned();
+                    (line, reason, &bytes[at..])
+                });
+                return (elements, rest);
+            }
+            Some(_) => match element_end(bytes, at) {
+                Some(end) => {
+                    let element = bytes[at..end].trim_ascii_end();
+                    elements.push((line, element));
+                    line += memchr::memchr_iter(b'\n', &bytes[at..end]).count() as u64;
+                    at = end;
+                }
+                None => {
+                    let reason =
+                        "expected an object that ends, found the end of the file within it"
+                            .to_owned();
+                    return (elements, Some((line, reason, &bytes[at..])));
+                }
+            },
+        }
+    }
+}
+
+/// The end of the element that starts at `at`: the comma or bracket that follows it.
+fn element_end(bytes: &[u8], at: usize) -> Option<usize> {
+    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+    for (offset, &byte) in bytes[at..].iter().enumerate() {
+        if quoted {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => quoted = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => quoted = true,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth > 0 => depth -= 1,
+            b']' | b',' if depth == 0 => return Some(at + offset),
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::read::table::Table;
+    use proptest::prelude::*;
+
+    fn table(text: &str) -> Table {
+        let mut table = Table::default();
+        read(text.as_bytes(), &mut None, &mut |part| table.push(part, "f")).unwrap();
+        table
+    }
+
+    #[test]
+    fn one_bad_element_costs_no_other() {
+        let table = table(
+            "[\n {\"question\":\"a, [x]\",\"answer\":\"1\"},\n 7,\n {\"question\":\"b\"},\n{\"question\":\"c\",\"answer\":\"]}\\\"\"}\n]\n",
+        );
+        assert_eq!(table.rows, 2);
+        assert_eq!(table.rejects.iter().map(|reject| reject.line).collect::<Vec<_>>(), [3, 4]);
+    }
+
+    #[test]
+    fn a_document_that_stops_in_the_middle_keeps_its_rows() {
+        let table = table("[{\"text\":\"a\"},\n{\"text\":\"b");
+        assert_eq!((table.rows, table.rejects.len(), table.rejects[0].line), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_list_inside_an_object_is_found() {
+        assert_eq!(table("{\"version\":1,\"data\":[{\"text\":\"a\"},{\"text\":\"b\"}]}").rows, 2);
+        assert_eq!(table("{\"text\":\"a\",\"data\":[{\"x\":\"a\"}]}").rows, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_handled(text in "[\\[{\\]}\",: a1\\\\\n]{0,60}") {
+            let _ = read(text.as_bytes(), &mut None, &mut |_| ());
+        }
+    }
+}

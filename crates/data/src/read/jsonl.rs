@@ -1,0 +1,273 @@
+//! The JSONL reader: whole blocks of the file are parsed in parallel, and a line that cannot be
+//! used never costs another.
+
+use std::io::Read;
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::read::fields::{Fields, kind};
+use crate::read::shape::{Pair, RowShape};
+use crate::read::table::{Part, RAW_BYTES};
+
+/// Bytes that one thread parses at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Stands for what was cut from an overlong line. JSON text holds no control characters, so no
+/// parser takes it.
+const CUT: &[u8] = b"\0[line too long]\0";
+const BOM: &[u8] = b"\xef\xbb\xbf";
+/// Lines that the shape is looked for in.
+const SHAPE_LINES: usize = 1000;
+
+/// The limits on the part of a file in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of a file in memory at a time, without the rows made of them.
+    pub block: usize,
+    /// A longer line is kept aside: it is a broken file, not a pair of texts.
+    pub line: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { block: 16 << 20, line: 256 << 20 }
+    }
+}
+
+/// Hands the file over in blocks that end at a line's end. Of a line over the limit only the
+/// beginning is handed over, with [`CUT`] behind it, which no parser takes.
+pub(crate) fn read_blocks(
+    mut file: impl Read,
+    limits: &Limits,
+    failed: &dyn Fn(std::io::Error) -> crate::error::DataError,
+    each: &mut dyn FnMut(&[u8], bool) -> Result<()>,
+) -> Result<()> {
+    let mut buffer: Vec<u8> = Vec::with_capacity(limits.block.min(1 << 20));
+    let mut at_start = true;
+    let mut first = true;
+    loop {
+        // What is in the buffer is the beginning of one line.
+        let carried = buffer.len();
+        let read =
+            (&mut file).take(limits.block as u64).read_to_end(&mut buffer).map_err(failed)?;
+        let at_end = read < limits.block;
+        let newline = memchr::memrchr(b'\n', &buffer[carried..]).map(|at| carried + at + 1);
+        let end = if at_end { buffer.len() } else { newline.unwrap_or(0) };
+        if end > 0 {
+            let bom = if at_start && buffer.starts_with(BOM) { BOM.len() } else { 0 };
+            at_start = false;
+            each(&buffer[bom..end], first)?;
+            first = false;
+            buffer.drain(..end);
+        }
+        if at_end {
+            return Ok(());
+        }
+        if buffer.len() > limits.line {
+            buffer.truncate(RAW_BYTES.min(limits.line));
+            buffer.extend_from_slice(CUT);
+        }
+    }
+}
+
+/// The parts of a block, in order. `line` is the number of lines before it, and grows by those in
+/// it; `shape` is found in the first usable line when it is not given.
+pub(crate) fn parse_block(block: &[u8], shape: &mut Option<RowShape>, line: &mut u64) -> Vec<Part> {
+    if shape.is_none() {
+        *shape = find_shape(block.split(|&byte| byte == b'\n'));
+    }
+    let fallback = RowShape::PromptCompletion;
+    let known = shape.as_ref().unwrap_or(&fallback);
+    let mut parts: Vec<Part> =
+        chunks(block).into_par_iter().map(|chunk| parse_chunk(chunk, known)).collect();
+    for part in &mut parts {
+        part.rejects.iter_mut().for_each(|reject| reject.line += *line);
+        *line += part.lines;
+    }
+    parts
+}
+
+/// The shape of the first of these objects that has a known one.
+pub(crate) fn find_shape<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<RowShape> {
+    lines.filter(|line| !line.trim_ascii().is_empty()).take(SHAPE_LINES).find_map(|line| {
+        let fields: Fields = serde_json::from_slice(line.trim_ascii()).ok()?;
+        RowShape::recognise(fields.0.iter().map(|(key, field)| (key.as_ref(), field)))
+    })
+}
+
+/// Cuts a block at line ends, into pieces for the threads.
+fn chunks(block: &[u8]) -> Vec<&[u8]> {
+    let mut chunks = Vec::with_capacity(block.len() / CHUNK_BYTES + 1);
+    let mut rest = block;
+    while rest.len() > CHUNK_BYTES {
+        match memchr::memchr(b'\n', &rest[CHUNK_BYTES..]) {
+            Some(at) => {
+                let (chunk, after) = rest.split_at(CHUNK_BYTES + at + 1);
+                chunks.push(chunk);
+                rest = after;
+            }
+            None => break,
+        }
+    }
+    if !rest.is_empty() {
+        chunks.push(rest);
+    }
+    chunks
+}
+
+fn parse_chunk(chunk: &[u8], shape: &RowShape) -> Part {
+    let mut part = Part::with_capacity(chunk.len() / 256);
+    let chunk = chunk.strip_suffix(b"\n").unwrap_or(chunk);
+    let mut rest = Some(chunk);
+    while let Some(bytes) = rest {
+        let line = match memchr::memchr(b'\n', bytes) {
+            Some(end) => {
+                rest = Some(&bytes[end + 1..]);
+                &bytes[..end]
+            }
+            None => {
+                rest = None;
+                bytes
+            }
+        };
+        part.lines += 1;
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        match parse_line(line, shape) {
+            Ok(pair) => part.push(pair),
+            Err(reason) => part.reject(part.lines, reason, line),
+        }
+    }
+    part
+}
+
+/// One object, or the reason why it cannot be used: what was expected, and what was found.
+pub(crate) fn parse_line<'a>(line: &'a [u8], shape: &RowShape) -> Result<Pair<'a>, String> {
+    let text = std::str::from_utf8(line).map_err(|error| {
+        let at = error.valid_up_to();
+        format!("expected UTF-8, found the byte 0x{:02X} at column {}", line[at], at + 1)
+    })?;
+    let fields = match serde_json::from_str::<Fields>(text) {
+        Ok(fields) => fields.0,
+        Err(error) if error.is_data() => {
+            let found =
+                serde_json::from_str::<Value>(text).map_or("something else", |value| kind(&value));
+            return Err(format!("expected a JSON object, found {found}"));
+        }
+        Err(_) if memchr::memmem::find(line, CUT).is_some() => {
+            return Err(format!(
+                "expected a line of at most {} MiB, found a longer one",
+                Limits::default().line >> 20
+            ));
+        }
+        Err(error) => {
+            return Err(format!(
+                "expected a JSON object, found no valid JSON: {} at column {}",
+                without_position(&error),
+                error.column()
+            ));
+        }
+    };
+    shape.pair(fields)
+}
+
+/// The parser's message without its "at line 1 column 5": the line it means is always 1.
+fn without_position(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match message.find(" at line ") {
+        Some(at) => message[..at].to_owned(),
+        None => message,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::read::table::Table;
+    use proptest::prelude::*;
+
+    fn reason(line: &str) -> String {
+        parse_line(line.as_bytes(), &RowShape::PromptCompletion)
+            .err()
+            .unwrap_or_else(|| "usable".into())
+    }
+
+    #[test]
+    fn reasons_say_what_was_expected_and_found() {
+        let lines = [
+            "{\"prompt\": \"a\", \"completion\": \"b\"}",
+            "prompt,completion",
+            "{\"prompt\": \"a\", \"completion\": \"b\"",
+            "[1, 2]",
+            "\"text\"",
+            "null",
+            "{}",
+            "{\"prompt\": \"a\"}",
+            "{\"completion\": \"a\", \"id\": 3}",
+            "{\"prompt\": 7, \"completion\": \"b\"}",
+            "{\"prompt\": \"a\", \"completion\": null}",
+            "{\"prompt\": \"a\", \"completion\": [\"b\"]}",
+            "{\"prompt\": \"a\", \"prompt\": \"b\", \"completion\": \"c\"}",
+            "{\"prompt\": \"a\\ud800\", \"completion\": \"c\"}",
+            "{\"prompt\": \"a\", \"completion\": \"b\"} {}",
+        ];
+        let reasons: Vec<(&str, String)> = lines.iter().map(|line| (*line, reason(line))).collect();
+        insta::assert_debug_snapshot!(reasons);
+        assert_eq!(
+            parse_line(b"{\"prompt\": \"caf\xe9\"}", &RowShape::PromptCompletion).err().as_deref(),
+            Some("expected UTF-8, found the byte 0xE9 at column 16")
+        );
+    }
+
+    /// All blocks of `bytes` under small limits, joined.
+    fn table(bytes: &[u8], block: usize, line: usize) -> Table {
+        let mut table = Table::default();
+        let mut lines = 0;
+        let failed = |source| crate::DataError::Io { action: "read", path: "test".into(), source };
+        read_blocks(bytes, &Limits { block, line }, &failed, &mut |block, _| {
+            for part in parse_block(block, &mut Some(RowShape::PromptCompletion), &mut lines) {
+                table.push(part, "test");
+            }
+            Ok(())
+        })
+        .expect("reading from memory does not fail");
+        table
+    }
+
+    proptest! {
+        /// The borders of the blocks make no difference.
+        #[test]
+        fn block_borders_do_not_matter(lines in proptest::collection::vec("\\{\"prompt\":\"[a-z\u{e9}]{0,9}\",\"completion\":\"x\"\\}|bad|\r?|", 1..30), block in 1usize..60) {
+            let text = lines.join("\n");
+            let whole = table(text.as_bytes(), 1 << 20, 1 << 20);
+            let cut = table(text.as_bytes(), block, 1 << 20);
+            prop_assert_eq!(whole.rows, cut.rows);
+            let numbers = |table: &Table| table.rejects.iter().map(|reject| reject.line).collect::<Vec<_>>();
+            prop_assert_eq!(numbers(&whole), numbers(&cut));
+            if whole.rows > 0 {
+                prop_assert!(whole.into_frame().unwrap().equals(&cut.into_frame().unwrap()));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_handled(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let table = table(&bytes, 16, 1 << 20);
+            let filled = bytes.split(|&b| b == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
+            let bom = bytes.starts_with(b"\xef\xbb\xbf");
+            prop_assert!(bom || table.rows + table.rejects.len() == filled);
+        }
+    }
+
+    #[test]
+    fn an_overlong_line_is_kept_aside_and_its_neighbours_load() {
+        let good = "{\"prompt\":\"a\",\"completion\":\"b\"}\n";
+        let long = format!("{{\"prompt\":\"{}\",\"completion\":\"b\"}}\n", "x".repeat(400_000));
+        let table = table(format!("{good}{long}{good}").as_bytes(), 1 << 10, 100_000);
+        assert_eq!(table.rows, 2);
+        assert_eq!(table.rejects.iter().map(|reject| reject.line).collect::<Vec<_>>(), [2]);
+    }
+}

@@ -1,0 +1,591 @@
+//! The shapes of rows in files: the fields that are the prompt and the completion.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::columns::{COMPLETION, MESSAGES, PROMPT, SYSTEM, TURNS};
+use crate::read::fields::{Field, kind};
+use crate::text::excerpt;
+use crate::turn::{Role, Turn, train_flag, turns_json};
+
+/// A row with more fields than this is compared by sorting.
+const FEW_FIELDS: usize = 16;
+
+/// The shape of the rows in a file: the fields that become the prompt and the completion.
+///
+/// [`Dataset::read`](crate::Dataset::read) recognises the shape by the names of the first usable
+/// row's fields, and says which one it took ([`Dataset::shape`](crate::Dataset::shape));
+/// [`ReadOptions`](crate::ReadOptions) names one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum RowShape {
+    /// `prompt` and `completion`.
+    PromptCompletion,
+    /// `instruction`, `input` (may be missing or empty) and `output`, as in Stanford's Alpaca. The
+    /// prompt is the instruction, a blank line and the input.
+    Alpaca,
+    /// `messages`: a list of `{"role", "content"}`, as OpenAI's chat format and ChatML.
+    ///
+    /// The completion is the last assistant's turn. With one user's turn before it, that is the
+    /// prompt; of a longer conversation the earlier turns stand in the prompt, each after the name
+    /// of its role, and the column `messages` keeps the turns themselves, which
+    /// [`Dataset::conversations`](crate::Dataset::conversations) gives for training. A system
+    /// message goes into the column `system`. The `weight` (0 or 1) or `train` of a message is
+    /// kept, too.
+    Messages,
+    /// `conversations`: a list of `{"from", "value"}`, as ShareGPT. Pairs are made as for
+    /// [`RowShape::Messages`].
+    ShareGpt,
+    /// `question` and `answer`.
+    QuestionAnswer,
+    /// `text` alone: the prompt is empty and the completion is the text.
+    Text,
+    /// Two columns by name.
+    Columns {
+        /// The column of the prompt.
+        prompt: String,
+        /// The column of the completion.
+        completion: String,
+    },
+    /// Texts with the names of columns in braces, such as `"{question}\n\n{context}"`. A brace that
+    /// is meant is doubled.
+    Template {
+        /// The prompt.
+        prompt: String,
+        /// The completion.
+        completion: String,
+    },
+}
+
+/// Further pairs of names for a prompt and a completion, without a shape of their own.
+const PAIRS: [(&str, &str); 7] = [
+    ("query", "response"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("question", "response"),
+    ("input", "output"),
+    ("source", "target"),
+    ("user", "assistant"),
+];
+
+/// The prompt and completion of a row.
+#[derive(Debug)]
+pub(crate) struct Pair<'a> {
+    pub prompt: Cow<'a, str>,
+    pub completion: Cow<'a, str>,
+    /// Further columns, nulls left out.
+    pub extras: Vec<(Cow<'a, str>, Value)>,
+}
+
+impl fmt::Display for RowShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PromptCompletion => f.write_str("prompt/completion"),
+            Self::Alpaca => f.write_str("Alpaca (instruction/input/output)"),
+            Self::Messages => f.write_str("messages (role/content)"),
+            Self::ShareGpt => f.write_str("ShareGPT (conversations of from/value)"),
+            Self::QuestionAnswer => f.write_str("question/answer"),
+            Self::Text => f.write_str("text (no prompt)"),
+            Self::Columns { prompt, completion } => write!(f, "columns {prompt}/{completion}"),
+            Self::Template { prompt, completion } => {
+                write!(f, "template {:?} → {:?}", excerpt(prompt, 60), excerpt(completion, 60))
+            }
+        }
+    }
+}
+
+/// The shapes in words, for messages.
+pub(crate) const KNOWN: &str = "prompt/completion, instruction/input/output (Alpaca), messages, conversations (ShareGPT), \
+     question/answer, query/response, input/output, text";
+
+impl RowShape {
+    /// The shape of a row with these fields, if it is a known one.
+    pub(crate) fn recognise<'a>(
+        fields: impl Iterator<Item = (&'a str, &'a Field<'a>)> + Clone,
+    ) -> Option<Self> {
+        let has = |name: &str| fields.clone().any(|(key, _)| key == name);
+        let turns = |name: &str| {
+            fields.clone().find_map(|(key, field)| match field {
+                Field::Other(Value::Array(turns)) if key == name => Some(turns),
+                _ => None,
+            })
+        };
+        if has(PROMPT) && has(COMPLETION) {
+            return Some(Self::PromptCompletion);
+        }
+        for name in LISTS {
+            let Some(turns) = turns(name) else { continue };
+            let first = turns.iter().find_map(Value::as_object);
+            return Some(match first {
+                Some(turn) if turn.contains_key("from") => Self::ShareGpt,
+                _ => Self::Messages,
+            });
+        }
+        if has("instruction") && has("output") {
+            return Some(Self::Alpaca);
+        }
+        if has("question") && has("answer") {
+            return Some(Self::QuestionAnswer);
+        }
+        for (prompt, completion) in PAIRS {
+            if has(prompt) && has(completion) {
+                return Some(Self::Columns {
+                    prompt: prompt.to_owned(),
+                    completion: completion.to_owned(),
+                });
+            }
+        }
+        has("text").then_some(Self::Text)
+    }
+
+    /// The pair of a row, or the reason why there is none: what was expected, and what was found.
+    pub(crate) fn pair<'a>(
+        &self,
+        fields: Vec<(Cow<'a, str>, Field<'a>)>,
+    ) -> Result<Pair<'a>, String> {
+        if let Some(key) = repeated(&fields) {
+            return Err(format!("expected each key once, found \"{}\" twice", excerpt(key, 40)));
+        }
+        match self {
+            Self::PromptCompletion => columns(fields, PROMPT, COMPLETION),
+            Self::QuestionAnswer => columns(fields, "question", "answer"),
+            Self::Columns { prompt, completion } => columns(fields, prompt, completion),
+            Self::Text => text(fields),
+            Self::Alpaca => alpaca(fields),
+            Self::Messages | Self::ShareGpt => conversation(fields),
+            Self::Template { prompt, completion } => template(fields, prompt, completion),
+        }
+    }
+}
+
+/// The lists that hold a conversation.
+const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
+
+fn repeated<'a>(fields: &'a [(Cow<'_, str>, Field<'_>)]) -> Option<&'a str> {
+    if fields.len() <= FEW_FIELDS {
+        return fields
+            .iter()
+            .enumerate()
+            .find(|(i, (key, _))| fields[..*i].iter().any(|(before, _)| before == key))
+            .map(|(_, (key, _))| key.as_ref());
+    }
+    let mut keys: Vec<&str> = fields.iter().map(|(key, _)| key.as_ref()).collect();
+    keys.sort_unstable();
+    keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+}
+
+fn columns<'a>(
+    fields: Vec<(Cow<'a, str>, Field<'a>)>,
+    prompt_name: &str,
+    completion_name: &str,
+) -> Result<Pair<'a>, String> {
+    let (mut prompt, mut completion) = (None, None);
+    let mut extras: Vec<(Cow<str>, Value)> = Vec::new();
+    let mut keys = FoundKeys::default();
+    // One column may serve as both.
+    let twice = (prompt_name == completion_name).then_some(prompt_name);
+    for (key, field) in fields {
+        keys.see(&key);
+        let slot = if key == prompt_name {
+            &mut prompt
+        } else if key == completion_name {
+            &mut completion
+        } else {
+            push_extra(&mut extras, key, field);
+            continue;
+        };
+        match field {
+            Field::Text(text) => *slot = Some(text),
+            Field::Other(value) => {
+                return Err(format!("expected text in \"{key}\", found {}", kind(&value)));
+            }
+        }
+    }
+    if twice.is_some() {
+        completion.clone_from(&prompt);
+    }
+    match (prompt, completion) {
+        (Some(prompt), Some(completion)) => Ok(Pair { prompt, completion, extras }),
+        (prompt, _) => {
+            let missing = if prompt.is_none() { prompt_name } else { completion_name };
+            Err(format!(
+                "expected the keys \"{prompt_name}\" and \"{completion_name}\": \"{missing}\" is missing, found {keys}"
+            ))
+        }
+    }
+}
+
+fn text<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
+    let mut found = None;
+    let mut extras = Vec::new();
+    let mut keys = FoundKeys::default();
+    for (key, field) in fields {
+        keys.see(&key);
+        match field {
+            Field::Text(text) if key == "text" => found = Some(text),
+            Field::Other(value) if key == "text" => {
+                return Err(format!("expected text in \"text\", found {}", kind(&value)));
+            }
+            field => push_extra(&mut extras, key, field),
+        }
+    }
+    match found {
+        Some(completion) => Ok(Pair { prompt: Cow::Borrowed(""), completion, extras }),
+        None => Err(format!("expected the key \"text\", found {keys}")),
+    }
+}
+
+fn alpaca<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
+    let (mut instruction, mut input, mut output) = (None, None, None);
+    let mut extras = Vec::new();
+    let mut keys = FoundKeys::default();
+    for (key, field) in fields {
+        keys.see(&key);
+        let slot = match key.as_ref() {
+            "instruction" => &mut instruction,
+            "input" => &mut input,
+            "output" => &mut output,
+            _ => {
+                push_extra(&mut extras, key, field);
+                continue;
+            }
+        };
+        match field {
+            Field::Text(text) => *slot = Some(text),
+            Field::Other(Value::Null) if key == "input" => {}
+            Field::Other(value) => {
+                return Err(format!("expected text in \"{key}\", found {}", kind(&value)));
+            }
+        }
+    }
+    let (Some(instruction), Some(completion)) = (instruction, output) else {
+        return Err(format!("expected the keys \"instruction\" and \"output\", found {keys}"));
+    };
+    let prompt = match input.filter(|input| !input.trim().is_empty()) {
+        Some(input) => Cow::Owned(format!("{instruction}\n\n{input}")),
+        None => instruction,
+    };
+    Ok(Pair { prompt, completion, extras })
+}
+
+fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
+    let mut list = None;
+    let mut system = None;
+    let mut extras = Vec::new();
+    let mut keys = FoundKeys::default();
+    for (key, field) in fields {
+        keys.see(&key);
+        match field {
+            Field::Other(Value::Array(turns))
+                if list.is_none() && LISTS.contains(&key.as_ref()) =>
+            {
+                list = Some((key, turns));
+            }
+            field if LISTS.contains(&key.as_ref()) && list.is_none() => {
+                return Err(format!("expected a list in \"{key}\", found {}", field.kind()));
+            }
+            Field::Text(text) if key == SYSTEM => system = Some(text.into_owned()),
+            field => push_extra(&mut extras, key, field),
+        }
+    }
+    let Some((list_name, turns)) = list else {
+        return Err(format!("expected a list \"messages\" or \"conversations\", found {keys}"));
+    };
+    let mut said: Vec<Turn> = Vec::with_capacity(turns.len());
+    for (at, turn) in turns.iter().enumerate() {
+        let place = || format!("{list_name}[{at}]");
+        let Some(turn) = turn.as_object() else {
+            return Err(format!("expected an object in {}, found {}", place(), kind(turn)));
+        };
+        let name = turn.get("role").or_else(|| turn.get("from"));
+        let Some(name) = name.and_then(Value::as_str) else {
+            return Err(format!("expected a text \"role\" or \"from\" in {}", place()));
+        };
+        let Some(role) = Role::of(name) else {
+            return Err(format!(
+                "expected a role such as \"user\" or \"assistant\" in {}, found \"{}\"",
+                place(),
+                excerpt(name, 40)
+            ));
+        };
+        let content = turn.get("content").or_else(|| turn.get("value"));
+        let Some(content) = content.and_then(content_text) else {
+            let found = content.map_or("nothing", kind);
+            return Err(format!("expected text in \"content\" of {}, found {found}", place()));
+        };
+        let train = train_flag(turn).map_err(|reason| format!("{}: {reason}", place()))?;
+        if role == Role::System && said.is_empty() {
+            system = Some(match system {
+                Some(before) => format!("{before}\n\n{content}"),
+                None => content,
+            });
+        } else {
+            said.push(Turn { role, content, train });
+        }
+    }
+    let Some(last) = said.iter().rposition(|turn| turn.role == Role::Assistant) else {
+        return Err(format!("expected an assistant's turn in \"{list_name}\", found none"));
+    };
+    if last == 0 {
+        return Err(format!(
+            "expected a user's turn before the assistant's in \"{list_name}\", found none"
+        ));
+    }
+    said.truncate(last + 1);
+    // A prompt and a completion say all of one question and its answer, unless the file says that
+    // another turn than the answer bears the loss.
+    let flagged = said.iter().any(|turn| turn.bears_loss() != (turn.role == Role::Assistant));
+    if last > 1 || flagged {
+        extras.push((Cow::Borrowed(TURNS), Value::from(said.len())));
+        extras.push((Cow::Borrowed(MESSAGES), Value::String(turns_json(&said))));
+    }
+    let completion = std::mem::take(&mut said[last].content);
+    let prompt = match &mut said[..last] {
+        [only] => std::mem::take(&mut only.content),
+        earlier => {
+            let turns: Vec<String> = earlier
+                .iter()
+                .map(|turn| format!("{}: {}", turn.role.label(), turn.content))
+                .collect();
+            turns.join("\n\n")
+        }
+    };
+    if let Some(system) = system {
+        extras.push((Cow::Borrowed(SYSTEM), Value::String(system)));
+    }
+    Ok(Pair { prompt: Cow::Owned(prompt), completion: Cow::Owned(completion), extras })
+}
+
+/// Plain text, or the texts of a list of parts.
+fn content_text(content: &Value) -> Option<String> {
+    match content {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => {
+            let texts: Option<Vec<&str>> = parts
+                .iter()
+                .map(|part| part.as_str().or_else(|| part.get("text")?.as_str()))
+                .collect();
+            texts.map(|texts| texts.join("\n"))
+        }
+        _ => None,
+    }
+}
+
+fn template<'a>(
+    fields: Vec<(Cow<'a, str>, Field<'a>)>,
+    prompt: &str,
+    completion: &str,
+) -> Result<Pair<'a>, String> {
+    let prompt = fill(prompt, &fields)?;
+    let completion = fill(completion, &fields)?;
+    let mut extras = Vec::new();
+    for (key, field) in fields {
+        push_extra(&mut extras, key, field);
+    }
+    Ok(Pair { prompt: Cow::Owned(prompt), completion: Cow::Owned(completion), extras })
+}
+
+/// A text of a template: literal pieces, and the names between braces.
+fn fill(template: &str, fields: &[(Cow<'_, str>, Field<'_>)]) -> Result<String, String> {
+    let mut out = String::with_capacity(template.len() + 64);
+    for piece in pieces(template)? {
+        match piece {
+            Piece::Literal(text) => out.push_str(text),
+            Piece::Name(name) => match fields.iter().find(|(key, _)| key == name) {
+                Some((_, Field::Text(text))) => out.push_str(text),
+                Some((_, Field::Other(Value::Null))) | None => {
+                    let mut keys = FoundKeys::default();
+                    fields.iter().for_each(|(key, _)| keys.see(key));
+                    return Err(format!("expected \"{name}\" for the template, found {keys}"));
+                }
+                Some((_, Field::Other(value))) => out.push_str(&value.to_string()),
+            },
+        }
+    }
+    Ok(out)
+}
+
+enum Piece<'a> {
+    Literal(&'a str),
+    Name(&'a str),
+}
+
+fn pieces(template: &str) -> Result<Vec<Piece<'_>>, String> {
+    let mut pieces = Vec::new();
+    let mut rest = template;
+    while let Some(at) = rest.find(['{', '}']) {
+        pieces.push(Piece::Literal(&rest[..at]));
+        let after = &rest[at + 1..];
+        if after.starts_with(&rest[at..=at]) {
+            pieces.push(Piece::Literal(&rest[at..=at]));
+            rest = &after[1..];
+        } else if let (true, Some(end)) = (rest[at..].starts_with('{'), after.find('}')) {
+            pieces.push(Piece::Name(after[..end].trim()));
+            rest = &after[end + 1..];
+        } else {
+            return Err(format!(
+                "the template has a brace without its partner: {:?}",
+                excerpt(template, 60)
+            ));
+        }
+    }
+    pieces.push(Piece::Literal(rest));
+    Ok(pieces)
+}
+
+/// Whether a template can be filled at all; the reason if not.
+pub(crate) fn check_template(template: &str) -> Result<(), String> {
+    pieces(template).map(drop)
+}
+
+fn push_extra<'a>(extras: &mut Vec<(Cow<'a, str>, Value)>, key: Cow<'a, str>, field: Field<'a>) {
+    // The two columns have their own names; another key of such a name would be a second one.
+    let key = if key == PROMPT || key == COMPLETION {
+        Cow::Owned(format!("original_{key}"))
+    } else {
+        key
+    };
+    match field {
+        Field::Other(Value::Null) => {}
+        field => extras.push((key, field.into_value())),
+    }
+}
+
+/// The first few keys of a row, for a message.
+#[derive(Default)]
+struct FoundKeys {
+    shown: Vec<String>,
+    more: bool,
+}
+
+impl FoundKeys {
+    fn see(&mut self, key: &str) {
+        if self.shown.len() < 8 {
+            self.shown.push(format!("\"{}\"", excerpt(key, 40)));
+        } else {
+            self.more = true;
+        }
+    }
+}
+
+impl fmt::Display for FoundKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.shown.is_empty() {
+            return f.write_str("no key at all");
+        }
+        write!(f, "only {}{}", self.shown.join(", "), if self.more { ", …" } else { "" })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::read::fields::Fields;
+
+    fn read(line: &str) -> (Option<RowShape>, Result<(String, String), String>) {
+        let fields: Fields = serde_json::from_str(line).unwrap();
+        let shape = RowShape::recognise(fields.0.iter().map(|(key, field)| (key.as_ref(), field)));
+        let pair = shape.clone().unwrap_or(RowShape::PromptCompletion).pair(fields.0);
+        (shape, pair.map(|pair| (pair.prompt.into_owned(), pair.completion.into_owned())))
+    }
+
+    #[test]
+    fn every_usual_shape_is_recognised() {
+        let pair = |p: &str, c: &str| Ok((p.to_owned(), c.to_owned()));
+        for (line, shape, expected) in [
+            (
+                r#"{"completion":"b","prompt":"a","text":"x"}"#,
+                RowShape::PromptCompletion,
+                pair("a", "b"),
+            ),
+            (
+                r#"{"instruction":"Do","input":"it","output":"done"}"#,
+                RowShape::Alpaca,
+                pair("Do\n\nit", "done"),
+            ),
+            (
+                r#"{"instruction":"Do","input":"","output":"done"}"#,
+                RowShape::Alpaca,
+                pair("Do", "done"),
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+                RowShape::Messages,
+                pair("a", "b"),
+            ),
+            (
+                r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"a"}]},{"role":"assistant","content":"b"},{"role":"user","content":"c"},{"role":"assistant","content":"d"},{"role":"user","content":"e"}]}"#,
+                RowShape::Messages,
+                pair("User: a\n\nAssistant: b\n\nUser: c", "d"),
+            ),
+            (
+                r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}"#,
+                RowShape::ShareGpt,
+                pair("a", "b"),
+            ),
+            (r#"{"question":"a","answer":"b"}"#, RowShape::QuestionAnswer, pair("a", "b")),
+            (
+                r#"{"query":"a","response":"b"}"#,
+                RowShape::Columns { prompt: "query".into(), completion: "response".into() },
+                pair("a", "b"),
+            ),
+            (r#"{"text":"a","id":1}"#, RowShape::Text, pair("", "a")),
+        ] {
+            assert_eq!(read(line), (Some(shape), expected), "{line}");
+        }
+        assert_eq!(read(r#"{"body":"a"}"#).0, None);
+    }
+
+    #[test]
+    fn a_conversation_that_makes_no_pair_says_why() {
+        for (line, reason) in [
+            (r#"{"messages":[]}"#, "expected an assistant's turn in \"messages\", found none"),
+            (
+                r#"{"messages":[{"role":"assistant","content":"b"}]}"#,
+                "expected a user's turn before the assistant's",
+            ),
+            (r#"{"messages":[{"role":"wizard","content":"b"}]}"#, "found \"wizard\""),
+            (
+                r#"{"messages":[{"role":"user","content":null}]}"#,
+                "expected text in \"content\" of messages[0], found null",
+            ),
+            (r#"{"messages":["hi"]}"#, "expected an object in messages[0], found text"),
+            (
+                r#"{"messages":[{"content":"b"}]}"#,
+                "expected a text \"role\" or \"from\" in messages[0]",
+            ),
+        ] {
+            let error = read(line).1.unwrap_err();
+            assert!(error.contains(reason), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_template_takes_any_column() {
+        let fields = || {
+            let fields: Fields =
+                serde_json::from_str(r#"{"q":"a","n":3,"c":"{x}","nil":null}"#).unwrap();
+            fields.0
+        };
+        let shape =
+            |prompt: &str| RowShape::Template { prompt: prompt.into(), completion: "{c}".into() };
+        let pair = shape("{{{q}}} {n}").pair(fields()).unwrap();
+        assert_eq!((pair.prompt.as_ref(), pair.completion.as_ref()), ("{a} 3", "{x}"));
+        assert!(
+            shape("{nil}")
+                .pair(fields())
+                .unwrap_err()
+                .contains("expected \"nil\" for the template")
+        );
+        assert!(
+            check_template("open {q").is_err()
+                && check_template("{q}}").is_err()
+                && check_template("{{").is_ok()
+        );
+    }
+}

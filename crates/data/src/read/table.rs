@@ -1,0 +1,200 @@
+//! The rows of files as they come, and the frame that they become.
+
+use std::collections::HashMap;
+
+use polars::prelude::*;
+use serde_json::Value;
+
+use crate::columns::{COMPLETION, MESSAGES, PROMPT, SYSTEM, TURNS};
+use crate::error::Result;
+use crate::read::input::Input;
+use crate::read::shape::{Pair, RowShape};
+
+/// More distinct further keys than this are kept in one column of JSON text: they are ids, not
+/// columns.
+const MAX_COLUMNS: usize = 64;
+/// Bytes of an unusable line that are kept with the reason.
+pub(crate) const RAW_BYTES: usize = 64 << 10;
+
+/// A line that could not be used.
+#[derive(Debug)]
+pub(crate) struct Reject {
+    pub file: String,
+    pub line: u64,
+    pub reason: String,
+    pub raw: String,
+}
+
+/// The rows of the lines of one thread.
+pub(crate) struct Part {
+    prompts: StringChunkedBuilder,
+    completions: StringChunkedBuilder,
+    extras: Vec<(usize, String, Value)>,
+    pub rejects: Vec<Reject>,
+    pub rows: usize,
+    /// Lines seen, the unusable and the blank ones included.
+    pub lines: u64,
+}
+
+impl Part {
+    pub(crate) fn with_capacity(rows: usize) -> Self {
+        Self {
+            prompts: StringChunkedBuilder::new(PROMPT.into(), rows),
+            completions: StringChunkedBuilder::new(COMPLETION.into(), rows),
+            extras: Vec::new(),
+            rejects: Vec::new(),
+            rows: 0,
+            lines: 0,
+        }
+    }
+
+    pub(crate) fn push(&mut self, pair: Pair<'_>) {
+        self.prompts.append_value(&pair.prompt);
+        self.completions.append_value(&pair.completion);
+        let row = self.rows;
+        self.extras
+            .extend(pair.extras.into_iter().map(|(key, value)| (row, key.into_owned(), value)));
+        self.rows += 1;
+    }
+
+    /// Keeps a row aside: `raw` is how it stands in the file, as far as that is text.
+    pub(crate) fn reject(&mut self, line: u64, reason: String, raw: &[u8]) {
+        let raw = &raw[..raw.len().min(RAW_BYTES)];
+        self.rejects.push(Reject {
+            file: String::new(),
+            line,
+            reason,
+            raw: String::from_utf8_lossy(raw).into_owned(),
+        });
+    }
+}
+
+/// Takes parts of a file, with the shape that they were read by.
+pub(crate) type Sink<'a> = dyn FnMut(&Input, Option<&RowShape>, Vec<Part>) -> Result<()> + 'a;
+
+/// The rows of all files.
+#[derive(Default)]
+pub(crate) struct Table {
+    prompts: Vec<StringChunked>,
+    completions: Vec<StringChunked>,
+    /// Values of further keys: (key, (row, value)), keys in the order in which they first came.
+    extras: Vec<(String, Vec<(usize, Value)>)>,
+    places: HashMap<String, usize>,
+    pub rejects: Vec<Reject>,
+    pub rows: usize,
+}
+
+impl Table {
+    /// Adds the rows of a thread, whose line numbers are those in the file.
+    pub(crate) fn push(&mut self, part: Part, file: &str) {
+        for (row, key, value) in part.extras {
+            let at = match self.places.get(&key) {
+                Some(&at) => at,
+                None => {
+                    self.places.insert(key.clone(), self.extras.len());
+                    self.extras.push((key, Vec::new()));
+                    self.extras.len() - 1
+                }
+            };
+            self.extras[at].1.push((self.rows + row, value));
+        }
+        self.rejects.extend(
+            part.rejects.into_iter().map(|reject| Reject { file: file.to_owned(), ..reject }),
+        );
+        self.prompts.push(part.prompts.finish());
+        self.completions.push(part.completions.finish());
+        self.rows += part.rows;
+    }
+
+    pub(crate) fn into_frame(self) -> Result<DataFrame> {
+        let rows = self.rows;
+        let mut columns =
+            vec![joined(self.prompts)?.into_column(), joined(self.completions)?.into_column()];
+        let mut extras = self.extras;
+        if extras.len() > MAX_COLUMNS {
+            // A conversation keeps its columns, however many others there are.
+            let (known, others): (Vec<_>, Vec<_>) = extras
+                .into_iter()
+                .partition(|(key, _)| [SYSTEM, TURNS, MESSAGES].contains(&key.as_str()));
+            extras = known;
+            let mut objects: Vec<Option<serde_json::Map<String, Value>>> = vec![None; rows];
+            for (key, values) in others {
+                for (row, value) in values {
+                    objects[row].get_or_insert_default().insert(key.clone(), value);
+                }
+            }
+            let text = objects
+                .into_iter()
+                .map(|object| object.map(|object| Value::Object(object).to_string()));
+            columns.push(StringChunked::from_iter_options("extra".into(), text).into_column());
+        }
+        columns.extend(extras.into_iter().map(|(key, values)| typed_column(&key, values, rows)));
+        Ok(DataFrame::new(rows, columns)?)
+    }
+}
+
+/// The rows kept aside, as [`Dataset::rejected`](crate::Dataset::rejected) gives them.
+pub(crate) fn rejected_frame(rejects: &[Reject]) -> DataFrame {
+    let lines: Vec<i64> = rejects.iter().map(|reject| reject.line as i64).collect();
+    let reasons = StringChunked::from_iter_values(
+        "reason".into(),
+        rejects.iter().map(|reject| reject.reason.as_str()),
+    );
+    let raw = StringChunked::from_iter_values(
+        "raw".into(),
+        rejects.iter().map(|reject| reject.raw.as_str()),
+    );
+    let files = StringChunked::from_iter_values(
+        "file".into(),
+        rejects.iter().map(|reject| reject.file.as_str()),
+    );
+    let columns = vec![
+        files.into_column(),
+        Column::new("line".into(), lines),
+        reasons.into_column(),
+        raw.into_column(),
+    ];
+    DataFrame::new(rejects.len(), columns)
+        .expect("four columns of equal length with different names")
+}
+
+fn joined(parts: Vec<StringChunked>) -> Result<StringChunked> {
+    let mut parts = parts.into_iter();
+    let mut all = parts.next().unwrap_or_else(|| StringChunked::full_null(PlSmallStr::EMPTY, 0));
+    for part in parts {
+        all.append_owned(part)?;
+    }
+    Ok(all.rechunk().into_owned())
+}
+
+/// The values of a further key in the narrowest type that holds them all.
+fn typed_column(key: &str, values: Vec<(usize, Value)>, rows: usize) -> Column {
+    fn spread<T: Clone>(
+        values: &[(usize, Value)],
+        rows: usize,
+        get: impl Fn(&Value) -> Option<T>,
+    ) -> Option<Vec<Option<T>>> {
+        let mut column = vec![None; rows];
+        for (row, value) in values {
+            column[*row] = Some(get(value)?);
+        }
+        Some(column)
+    }
+    if let Some(column) = spread(&values, rows, Value::as_bool) {
+        return Column::new(key.into(), column);
+    }
+    if let Some(column) = spread(&values, rows, Value::as_i64) {
+        return Column::new(key.into(), column);
+    }
+    if let Some(column) = spread(&values, rows, Value::as_f64) {
+        return Column::new(key.into(), column);
+    }
+    let mut column: Vec<Option<String>> = vec![None; rows];
+    for (row, value) in values {
+        column[row] = Some(match value {
+            Value::String(text) => text,
+            other => other.to_string(),
+        });
+    }
+    Column::new(key.into(), column)
+}

@@ -1,0 +1,492 @@
+//! A hold-out that stays put: which side a row is on depends on its prompt and the seed, and on
+//! nothing else.
+//!
+//! Hashing an id instead of shuffling rows means that appended rows never move old ones between
+//! training and validation, so losses stay comparable while a set grows. The id is the prompt's
+//! words (case, punctuation and spaces aside), so copies of one prompt are always on one side.
+
+pub(crate) mod audit;
+
+use std::collections::HashMap;
+use std::fmt;
+
+use polars::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::Dataset;
+use crate::error::{DataError, Result};
+use crate::text::{counted, excerpt};
+use crate::{key, near};
+
+/// With fewer validation rows the validation loss is mostly noise.
+const FEW_ROWS: usize = 30;
+
+/// The settings of a split.
+///
+/// ```
+/// use tunebook_data::Split;
+/// let split = Split::holdout(0.12).seed(42).near_duplicates_together();
+/// let by_customer = Split::holdout(0.12).group_by("customer");
+/// let with_test = Split::holdout(0.12).test(0.1);
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Split {
+    /// The share of prompts held out for validation, between 0 and 1. The default is 0.12.
+    pub fraction: f64,
+    /// Another seed holds out other prompts. The default is 42.
+    pub seed: u64,
+    /// Keeps prompts that are nearly the same on one side. The default is false: only prompts of
+    /// the same words stay together.
+    pub near_duplicates_together: bool,
+    /// The share held out for a test at the very end, for [`Dataset::split_with_test`]. The default
+    /// is 0.
+    pub test: f64,
+    /// A column: rows of one value stay on one side (a customer, a document).
+    pub group: Option<String>,
+    /// A column: each of its values is held out in the same share.
+    pub stratify: Option<String>,
+    /// A column of times or numbers: the latest rows are held out.
+    pub time: Option<String>,
+}
+
+impl Default for Split {
+    fn default() -> Self {
+        Self {
+            fraction: 0.12,
+            seed: 42,
+            near_duplicates_together: false,
+            test: 0.0,
+            group: None,
+            stratify: None,
+            time: None,
+        }
+    }
+}
+
+impl Split {
+    /// Holds out this fraction of the prompts for validation (10 to 15 % is usual). As each prompt
+    /// is decided on its own, the share of a small set differs by a few rows.
+    pub fn holdout(fraction: f64) -> Self {
+        Self { fraction, ..Self::default() }
+    }
+
+    /// Chooses other prompts.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Keeps groups of near-duplicate prompts on one side: the side of the group's earliest row.
+    /// Appended rows then move old ones only where they join two groups into one.
+    #[must_use]
+    pub fn near_duplicates_together(mut self) -> Self {
+        self.near_duplicates_together = true;
+        self
+    }
+
+    /// Holds out a further fraction for a test ([`Dataset::split_with_test`]). The rows of
+    /// validation stay the same.
+    #[must_use]
+    pub fn test(mut self, fraction: f64) -> Self {
+        self.test = fraction;
+        self
+    }
+
+    /// Keeps rows of one value in this column on one side, whatever their prompts; prompts of the
+    /// same words still stay together.
+    #[must_use]
+    pub fn group_by(mut self, column: &str) -> Self {
+        self.group = Some(column.to_owned());
+        self
+    }
+
+    /// Holds out the same share of each value of this column, as exactly as its rows allow. Rows
+    /// are counted in the order of the set, so rows that are appended move no old one; rows that
+    /// are put in between do.
+    #[must_use]
+    pub fn stratify_by(mut self, column: &str) -> Self {
+        self.stratify = Some(column.to_owned());
+        self
+    }
+
+    /// Holds out the latest rows by this column (numbers, or texts that sort by time such as
+    /// `2024-05-01`), as one will use the model on what comes later. Rows of one time stay
+    /// together. Rows that are appended later move the border.
+    #[must_use]
+    pub fn by_time(mut self, column: &str) -> Self {
+        self.time = Some(column.to_owned());
+        self
+    }
+
+    /// Whether a row with this prompt is held out, if no other row decides for it.
+    pub fn holds_out(&self, prompt: &str) -> bool {
+        key::unit_interval(prompt, self.seed) < self.fraction
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(self.fraction > 0.0 && self.fraction < 1.0) {
+            return Err(DataError::Setting {
+                field: "the hold-out fraction",
+                value: self.fraction,
+                expected: "a number between 0 and 1, 0.12 for 12 %",
+            });
+        }
+        if !(self.test >= 0.0 && self.test + self.fraction < 1.0) {
+            return Err(DataError::Setting {
+                field: "the test fraction",
+                value: self.test,
+                expected: "a number from 0 on that leaves something for training",
+            });
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// Fractions out of range, or a setting that compares rows with each other.
+    pub(crate) fn check_for_scan(&self) -> Result<()> {
+        self.check()?;
+        let settings = [
+            ("near_duplicates_together", self.near_duplicates_together),
+            ("group", self.group.is_some()),
+            ("stratify", self.stratify.is_some()),
+            ("time", self.time.is_some()),
+        ];
+        match settings.into_iter().find(|(_, set)| *set) {
+            Some((setting, _)) => Err(DataError::ScanSplit { setting }),
+            None => Ok(()),
+        }
+    }
+
+    fn apply(&self, dataset: &Dataset) -> Result<Splits> {
+        let sides = self.sides(dataset)?;
+        let [train, validation, _] = self.take(dataset, &sides, self.test > 0.0)?;
+        Ok(Splits { train, validation })
+    }
+
+    fn apply_with_test(&self, dataset: &Dataset) -> Result<Partition> {
+        if self.test <= 0.0 {
+            return Err(DataError::Setting {
+                field: "the test fraction",
+                value: self.test,
+                expected: "a number above 0: add .test(0.1) for 10 %",
+            });
+        }
+        let sides = self.sides(dataset)?;
+        let [train, validation, test] = self.take(dataset, &sides, true)?;
+        Ok(Partition { train, validation, test })
+    }
+
+    fn folds_of(&self, dataset: &Dataset, k: usize) -> Result<Vec<Splits>> {
+        if k < 2 || k > dataset.len() {
+            return Err(DataError::Setting {
+                field: "the number of folds",
+                value: k as f64,
+                expected: "at least 2, and no more than there are rows",
+            });
+        }
+        let folds: Vec<usize> = match &self.time {
+            Some(_) => {
+                return Err(DataError::Setting {
+                    field: "the number of folds",
+                    value: k as f64,
+                    expected: "no split by time: a fold in the middle would be judged by rows from before it",
+                });
+            }
+            None => self
+                .places(dataset)?
+                .into_iter()
+                .map(|place| ((place * k as f64) as usize).min(k - 1))
+                .collect(),
+        };
+        (0..k)
+            .map(|fold| {
+                let sides: Vec<Side> = folds
+                    .iter()
+                    .map(|&of| if of == fold { Side::Validation } else { Side::Train })
+                    .collect();
+                let [train, validation, _] = self.take(dataset, &sides, false)?;
+                Ok(Splits { train, validation })
+            })
+            .collect()
+    }
+
+    fn take(&self, dataset: &Dataset, sides: &[Side], with_test: bool) -> Result<[Dataset; 3]> {
+        let rows = |side: Side| -> Vec<IdxSize> {
+            sides
+                .iter()
+                .enumerate()
+                .filter(|(_, of)| **of == side)
+                .map(|(row, _)| row as IdxSize)
+                .collect()
+        };
+        let (train, validation, test) =
+            (rows(Side::Train), rows(Side::Validation), rows(Side::Test));
+        for (side, rows, needed) in [
+            ("training", &train, true),
+            ("validation", &validation, true),
+            ("test", &test, with_test),
+        ] {
+            if needed && rows.is_empty() {
+                return Err(DataError::EmptySide {
+                    side,
+                    fraction: self.fraction,
+                    seed: self.seed,
+                    rows: dataset.len(),
+                    prompts: dataset.distinct_prompts(),
+                });
+            }
+        }
+        Ok([dataset.take(&train)?, dataset.take(&validation)?, dataset.take(&test)?])
+    }
+
+    /// The side of each row.
+    fn sides(&self, dataset: &Dataset) -> Result<Vec<Side>> {
+        self.check()?;
+        if let Some(column) = &self.time {
+            return self.by_border(dataset, column);
+        }
+        Ok(self.places(dataset)?.into_iter().map(|place| self.side(place)).collect())
+    }
+
+    /// The side of a place in [0, 1).
+    pub(crate) fn side(&self, place: f64) -> Side {
+        if place < self.fraction {
+            Side::Validation
+        } else if place < self.fraction + self.test {
+            Side::Test
+        } else {
+            Side::Train
+        }
+    }
+
+    /// A place in [0, 1) for each row: the same for rows that must stay together.
+    fn places(&self, dataset: &Dataset) -> Result<Vec<f64>> {
+        let prompts: Vec<&str> = dataset.id_texts().collect();
+        let deciding = self.deciding(dataset, &prompts)?;
+        let Some(column) = &self.stratify else {
+            let place = |row: usize| match &self.group {
+                // The group's name decides, so that a group stays where it is when its earliest row
+                // goes.
+                Some(column) if !self.near_duplicates_together => {
+                    Ok(key::unit_interval(&column_text(dataset, column, row)?, self.seed))
+                }
+                _ => Ok(key::unit_interval(prompts[row], self.seed)),
+            };
+            return deciding.into_iter().map(place).collect();
+        };
+        // The n-th unit of a stratum takes the n-th step of a sequence that fills [0, 1) evenly
+        // (the golden ratio's multiples), from a start that the seed chooses.
+        let mut places: HashMap<usize, f64> = HashMap::new();
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        for &unit in &deciding {
+            if places.contains_key(&unit) {
+                continue;
+            }
+            let stratum = column_text(dataset, column, unit)?;
+            let start = key::unit_interval(&stratum, self.seed);
+            let count = counts.entry(stratum).or_default();
+            places.insert(unit, (start + *count as f64 * 0.618_033_988_749_894_9).fract());
+            *count += 1;
+        }
+        Ok(deciding.into_iter().map(|unit| places[&unit]).collect())
+    }
+
+    /// For each row the row that decides its side: the earliest row that it must stay with.
+    fn deciding(&self, dataset: &Dataset, prompts: &[&str]) -> Result<Vec<usize>> {
+        let mut pairs = Vec::new();
+        let mut together = |first: usize, second: usize| {
+            pairs.push(near::SimilarPair { first, second, similarity: 1.0 })
+        };
+        if self.group.is_some() || self.stratify.is_some() || self.near_duplicates_together {
+            let mut same: HashMap<u128, usize> = HashMap::new();
+            for (row, prompt) in prompts.iter().enumerate() {
+                let first = *same.entry(key::text_hash(&key::normalized(prompt))).or_insert(row);
+                if first != row {
+                    together(first, row);
+                }
+            }
+        }
+        if let Some(column) = &self.group {
+            let mut same: HashMap<String, usize> = HashMap::new();
+            for row in 0..prompts.len() {
+                let first = *same.entry(column_text(dataset, column, row)?).or_insert(row);
+                if first != row {
+                    together(first, row);
+                }
+            }
+        }
+        if self.near_duplicates_together {
+            let clusters = near::clusters(prompts, near::Likeness::default())?.of;
+            let joined = clusters.into_iter().enumerate().filter(|(row, of)| row != of);
+            pairs.extend(joined.map(|(second, first)| near::SimilarPair {
+                first,
+                second,
+                similarity: 1.0,
+            }));
+        }
+        Ok(match pairs.is_empty() {
+            true => (0..prompts.len()).collect(),
+            false => near::groups(prompts.len(), &pairs),
+        })
+    }
+
+    /// The latest rows are held out: first those for the test, before them those for validation.
+    fn by_border(&self, dataset: &Dataset, column: &str) -> Result<Vec<Side>> {
+        let frame = dataset.frame();
+        let times = the_column(&frame, column)?;
+        let options = SortOptions { nulls_last: false, ..Default::default() };
+        let order: Vec<usize> =
+            times.arg_sort(options).iter().flatten().map(|row| row as usize).collect();
+        let rows = order.len();
+        let mut sides = vec![Side::Train; rows];
+        let time = |at: usize| times.get(order[at]).ok();
+        // A border moves back to the first row of its time.
+        let border = |share: f64| {
+            let mut at = rows - (rows as f64 * share).round() as usize;
+            while at > 0 && at < rows && time(at) == time(at - 1) {
+                at -= 1;
+            }
+            at
+        };
+        let test = if self.test > 0.0 { border(self.test) } else { rows };
+        let validation = border(self.test + self.fraction).min(test);
+        for (at, &row) in order.iter().enumerate() {
+            if at >= test {
+                sides[row] = Side::Test;
+            } else if at >= validation {
+                sides[row] = Side::Validation;
+            }
+        }
+        Ok(sides)
+    }
+}
+
+impl Dataset {
+    /// Divides the rows into training and validation.
+    ///
+    /// # Errors
+    /// The fraction is not between 0 and 1, or one side would have no row.
+    pub fn split(&self, split: &Split) -> Result<Splits> {
+        split.apply(self)
+    }
+
+    /// Divides the rows into training, validation and a test: `Split::holdout(0.12).test(0.1)`.
+    ///
+    /// # Errors
+    /// As [`Dataset::split`]; no test fraction.
+    pub fn split_with_test(&self, split: &Split) -> Result<Partition> {
+        split.apply_with_test(self)
+    }
+
+    /// Divides the rows into `k` parts by the rules of `split` (its fractions aside), and gives `k`
+    /// splits, each with another part held out.
+    ///
+    /// # Errors
+    /// Fewer than two folds, more than rows, a part without a row, or a split by time.
+    pub fn folds(&self, k: usize, split: &Split) -> Result<Vec<Splits>> {
+        split.folds_of(self, k)
+    }
+}
+
+/// The side that a row is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Train,
+    Validation,
+    Test,
+}
+
+fn the_column<'a>(frame: &'a DataFrame, column: &str) -> Result<&'a Column> {
+    frame.column(column).map_err(|_| {
+        let names: Vec<&str> = frame.get_column_names().iter().map(|name| name.as_str()).collect();
+        DataError::NoColumn { column: column.to_owned(), found: format!("{names:?}") }
+    })
+}
+
+fn column_text(dataset: &Dataset, column: &str, row: usize) -> Result<String> {
+    Ok(match the_column(dataset.frame_ref(), column)?.get(row)? {
+        AnyValue::String(text) => text.to_owned(),
+        other => other.to_string(),
+    })
+}
+
+/// The three sides of a split with a test.
+#[derive(Clone)]
+pub struct Partition {
+    /// The training rows.
+    pub train: Dataset,
+    /// The validation rows, for the choice of settings.
+    pub validation: Dataset,
+    /// The test rows, for the final evaluation only.
+    pub test: Dataset,
+}
+
+impl Partition {
+    /// Training and validation, to train on.
+    pub fn splits(&self) -> Splits {
+        Splits { train: self.train.clone(), validation: self.validation.clone() }
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = (self.train.len() + self.validation.len() + self.test.len()).max(1);
+        for (name, side) in
+            [("train", &self.train), ("validation", &self.validation), ("test", &self.test)]
+        {
+            let share = 100.0 * side.len() as f64 / total as f64;
+            writeln!(f, "{name:<10} {:>12} ({share:.1} %)", counted(side.len(), "row"))?;
+        }
+        f.write_str(&self.splits().caution().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The two sides of a split.
+#[derive(Clone)]
+pub struct Splits {
+    /// The training rows.
+    pub train: Dataset,
+    /// The validation rows.
+    pub validation: Dataset,
+}
+
+impl Splits {
+    /// A warning when the validation side is too small for a meaningful loss.
+    pub fn caution(&self) -> Option<String> {
+        (self.validation.len() < FEW_ROWS).then(|| {
+            format!(
+                "{} for validation: the loss on so few is mostly chance. Prefer {FEW_ROWS} or more",
+                counted(self.validation.len(), "row")
+            )
+        })
+    }
+}
+
+impl fmt::Display for Splits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = (self.train.len() + self.validation.len()).max(1);
+        for (name, side) in [("train", &self.train), ("validation", &self.validation)] {
+            let share = 100.0 * side.len() as f64 / total as f64;
+            writeln!(f, "{name:<10} {:>12} ({share:.1} %)", counted(side.len(), "row"))?;
+        }
+        if let Some(caution) = self.caution() {
+            writeln!(f, "{caution}")?;
+        }
+        let first = self.validation.row(0).map(|row| excerpt(&row.prompt, 70)).unwrap_or_default();
+        write!(f, "held out, for example: {first}")
+    }
+}
+
+impl fmt::Debug for Splits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,16 @@
+//! Tests of the whole crate: files of every kind, cleaning, splitting, and real data.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
+
+mod clean;
+mod configs;
+mod conversations;
+mod fingerprint;
+mod fuzz;
+mod jsonl;
+mod near;
+mod profile;
+mod read;
+mod real_data;
+mod split;
+mod stream;

@@ -1,0 +1,246 @@
+//! Linear maps, and the slots in which another projection may stand for them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::layers::Weight;
+use crate::pass::{Context, Pass};
+use tunebook_ops::{self as ops, Matrix};
+
+/// A map from `in` to `out` features, applied to the last dimension.
+///
+/// In a batch whose rows are answered by different overlays the base's product is computed once for
+/// all rows: [`Projection::input`] says what it is computed of, and [`Projection::update`] what
+/// becomes of its result. A projection that is no update of the base leaves both as they are, and
+/// its rows go through [`Projection::forward`].
+pub trait Projection: Send + Sync + fmt::Debug {
+    /// # Shapes
+    /// `[.., in]` -> `[.., out]`.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not `in`.
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor>;
+
+    /// The input of the base's product, where it is another than `x`.
+    ///
+    /// # Shapes
+    /// `[.., in]` -> `[.., in]`.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not `in`.
+    fn input(&self, _x: &Tensor, _context: &Context<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// What [`Projection::forward`] gives, from `y`, the base's result on [`Projection::input`];
+    /// `None`: this projection is no update of the base.
+    ///
+    /// # Shapes
+    /// `x` `[.., in]`, `y` `[.., out]` -> `[.., out]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn update(&self, _x: &Tensor, _y: &Tensor, _context: &Context<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// Size of the last dimension that goes in.
+    fn in_features(&self) -> usize;
+    /// Size of the last dimension that comes out.
+    fn out_features(&self) -> usize;
+    /// The frozen weight, `[out, in]`; of a quantised one a new copy in f32.
+    fn weight(&self) -> Tensor;
+    /// Itself, if it is nothing but a matrix and a bias, as a merged adapter is.
+    fn as_linear(&self) -> Option<&Linear> {
+        None
+    }
+}
+
+/// `y = x · wᵀ + b`.
+#[derive(Clone)]
+pub struct Linear {
+    weight: Arc<Weight>,
+    bias: Option<Arc<Weight>>,
+}
+
+impl Linear {
+    /// # Shapes
+    /// `weight` `[out, in]`, `bias` `[out]`.
+    pub fn new(weight: impl Into<Matrix>, bias: Option<Tensor>) -> Self {
+        Self {
+            weight: Arc::new(Weight::new("weight", weight)),
+            bias: bias.map(|bias| Arc::new(Weight::new("bias", bias))),
+        }
+    }
+
+    /// Of weights that others hold as well.
+    pub(crate) fn of(weight: Arc<Weight>, bias: Option<Arc<Weight>>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// Another weight `[out, in]` with this one's bias, which stays shared: what stands in for it is
+    /// seen in both.
+    #[must_use]
+    pub fn with_weight(&self, weight: Tensor) -> Self {
+        Self { weight: Arc::new(Weight::new("weight", weight)), bias: self.bias.clone() }
+    }
+
+    /// The weight as it was loaded, `[out, in]`.
+    pub fn matrix(&self) -> Matrix {
+        self.weight.matrix()
+    }
+
+    /// The weight as an operation of this pass takes it, `[out, in]`.
+    pub fn matrix_in(&self, context: &Context<'_>) -> Matrix {
+        context.weight(&self.weight)
+    }
+
+    /// The bias as it was loaded, `[out]`.
+    pub fn bias(&self) -> Option<Tensor> {
+        self.bias.as_ref().map(|bias| bias.get())
+    }
+
+    /// The bias as an operation of this pass takes it, `[out]`.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn bias_in(&self, context: &Context<'_>) -> Result<Option<Tensor>> {
+        self.bias.as_ref().map(|bias| context.tensor(bias)).transpose()
+    }
+
+    /// Every row with the weights that its overlay has.
+    fn by_overlay(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let bias = self.bias.as_deref();
+        pass.by_overlay(
+            x,
+            |overlay| {
+                overlay.weight(&self.weight).is_some()
+                    || bias.is_some_and(|bias| overlay.weight(bias).is_some())
+            },
+            |x, context| self.forward(x, context),
+        )
+    }
+}
+
+impl Projection for Linear {
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        Ok(ops::linear(x, self.matrix_in(context), self.bias_in(context)?.as_ref())?)
+    }
+
+    fn in_features(&self) -> usize {
+        self.matrix().dims().get(1).copied().unwrap_or(0)
+    }
+
+    fn out_features(&self) -> usize {
+        self.matrix().dims().first().copied().unwrap_or(0)
+    }
+
+    fn weight(&self) -> Tensor {
+        self.weight.get()
+    }
+
+    fn as_linear(&self) -> Option<&Linear> {
+        Some(self)
+    }
+}
+
+impl fmt::Debug for Linear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bias = if self.bias.is_some() { ", bias" } else { "" };
+        let bias = match self.matrix() {
+            Matrix::Quantized(blocks) => format!("{bias}, {}", blocks.format()),
+            Matrix::Plain(_) => bias.to_owned(),
+        };
+        write!(f, "Linear({} -> {}{bias})", self.in_features(), self.out_features())
+    }
+}
+
+/// The place of one projection in a decoder. An overlay may put another there.
+#[derive(Debug)]
+pub struct Slot {
+    index: usize,
+    path: String,
+    base: Arc<Linear>,
+}
+
+impl Slot {
+    pub(crate) fn new(index: usize, path: String, base: Linear) -> Self {
+        Self { index, path, base: Arc::new(base) }
+    }
+
+    /// Its place in the model's list.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Hugging Face's module name, such as `model.layers.0.self_attn.q_proj`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The projection that the model was loaded with.
+    pub fn base(&self) -> &Arc<Linear> {
+        &self.base
+    }
+
+    /// The projection of `x` in this pass: each row's own.
+    ///
+    /// # Shapes
+    /// `[.., in]` -> `[.., out]`.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not `in`.
+    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let snapshot = pass.snapshot();
+        let Some(mixed) = snapshot.mixed() else {
+            let context = Context::new(snapshot.first(), pass.mode());
+            return match snapshot.first().projection(self) {
+                Some(projection) => projection.forward(x, &context),
+                None => self.base.forward(x, &context),
+            };
+        };
+        let groups: Vec<_> = mixed
+            .groups()
+            .iter()
+            .map(|group| {
+                let context = Context::new(group.overlay(), pass.mode());
+                (group, group.overlay().projection(self), context)
+            })
+            .collect();
+        if groups.iter().all(|(_, projection, _)| projection.is_none()) {
+            return self.base.by_overlay(x, pass);
+        }
+        let mut inputs = Vec::with_capacity(groups.len());
+        let mut changed = false;
+        for (group, projection, context) in &groups {
+            let x = group.take(x)?;
+            let input = match projection {
+                Some(projection) => projection.input(&x, context)?,
+                None => None,
+            };
+            changed |= input.is_some();
+            inputs.push((x.clone(), input.unwrap_or(x)));
+        }
+        let y = if changed {
+            let inputs: Vec<Tensor> = inputs.iter().map(|(_, input)| input.clone()).collect();
+            self.base.by_overlay(&mixed.join(&inputs)?, pass)?
+        } else {
+            self.base.by_overlay(x, pass)?
+        };
+        let mut parts = Vec::with_capacity(groups.len());
+        for ((group, projection, context), (x, _)) in groups.iter().zip(&inputs) {
+            let y = group.take(&y)?;
+            parts.push(match projection {
+                None => y,
+                Some(projection) => match projection.update(x, &y, context)? {
+                    Some(y) => y,
+                    None => projection.forward(x, context)?,
+                },
+            });
+        }
+        mixed.join(&parts)
+    }
+}

@@ -1,0 +1,241 @@
+//! A model as a folder that this crate and Python `transformers` load: `config.json`,
+//! `generation_config.json`, tokenizer, chat template and `model.safetensors`, or several shards
+//! with `model.safetensors.index.json`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::layers::Weight;
+use crate::model::Model;
+use crate::pass::overlay::Overlay;
+use crate::pass::{Context, Mode};
+use crate::weights::safetensors::{INDEX, SINGLE};
+use crate::weights::tensor_file::{self, Data, Entry};
+use tunebook_ops::Matrix;
+
+/// Larger files than this are inconvenient to move about.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+impl Model {
+    /// Writes the model into `dir`, as `transformers`' `save_pretrained` does for model and
+    /// tokenizer, in shards of at most 5 GB. Returns the folder. Files that are there already are
+    /// replaced, each at once.
+    ///
+    /// The weights are those that the model computes with: an adapter that is merged is in them.
+    /// One that is active beside the base is not; it is saved by itself, or merged first. What is
+    /// kept in quantised blocks is dequantised to f32.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn save_pretrained(&self, dir: &str) -> Result<PathBuf> {
+        self.save_pretrained_sharded(dir, SHARD_BYTES)
+    }
+
+    /// The same with shards of at most `max_shard_bytes`; a tensor that is larger has a shard of
+    /// its own.
+    ///
+    /// # Errors
+    /// A file cannot be written, or the limit is 0.
+    pub fn save_pretrained_sharded(&self, dir: &str, max_shard_bytes: u64) -> Result<PathBuf> {
+        if max_shard_bytes == 0 {
+            let expected = "a number of bytes above 0";
+            return Err(Error::Argument {
+                field: "max_shard_bytes",
+                value: "0".to_owned(),
+                expected,
+            });
+        }
+        let dir = PathBuf::from(dir);
+        std::fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
+        self.write_weights(&dir, max_shard_bytes)?;
+        let tokenizer = self.tokenizer().to_json()?;
+        replace(&dir.join("tokenizer.json"), |out| out.write_all(tokenizer.as_bytes()))?;
+        let write_json =
+            |name: &str, value: &Value| replace(&dir.join(name), |out| writeln!(out, "{value:#}"));
+        write_json("tokenizer_config.json", &self.tokenizer_config())?;
+        if let Some(template) = self.chat_template() {
+            replace(&dir.join("chat_template.jinja"), |out| {
+                out.write_all(template.source().as_bytes())
+            })?;
+        }
+        write_json("generation_config.json", &self.generation_config())?;
+        write_json("config.json", &self.config_json())?;
+        Ok(dir)
+    }
+
+    fn write_weights(&self, dir: &Path, max_shard_bytes: u64) -> Result<()> {
+        let by_name = self.weights_to_save();
+        let weights = self.weights();
+        let mut shards: Vec<Vec<&Arc<Weight>>> = Vec::new();
+        let (mut total, mut room) = (0u64, 0u64);
+        for weight in &weights {
+            let matrix = weight.matrix();
+            let bytes = (matrix.elem_count() * matrix.dtype().size_in_bytes()) as u64;
+            total += bytes;
+            match shards.last_mut() {
+                Some(shard) if bytes <= room => {
+                    shard.push(weight);
+                    room -= bytes;
+                }
+                _ => {
+                    shards.push(vec![weight]);
+                    room = max_shard_bytes.saturating_sub(bytes);
+                }
+            }
+        }
+        let count = shards.len();
+        let mut map = Map::new();
+        let mut written = vec![INDEX.to_owned()];
+        for (number, shard) in shards.into_iter().enumerate() {
+            let file = match count {
+                1 => SINGLE.to_owned(),
+                _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+            };
+            let matrices = shard
+                .into_iter()
+                .map(|weight| {
+                    let matrix =
+                        by_name.get(weight.name()).cloned().unwrap_or_else(|| weight.matrix());
+                    let turned = self.is_transposed(weight.name());
+                    map.insert(weight.name().to_owned(), file.clone().into());
+                    Ok((weight.name(), if turned { matrix.tensor()?.t()?.into() } else { matrix }))
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let entries: Vec<_> = matrices
+                .iter()
+                .map(|(name, matrix)| match matrix {
+                    Matrix::Plain(tensor) => Entry::tensor(*name, tensor),
+                    Matrix::Quantized(blocks) => {
+                        Entry::new(*name, blocks.dims(), Data::Blocks(blocks))
+                    }
+                })
+                .collect();
+            replace(&dir.join(&file), |out| {
+                tensor_file::write(out, &entries, &[("format", "pt")])
+            })?;
+            written.push(file);
+        }
+        if count == 1 {
+            // What a larger model left here would be taken for this one's.
+            written.retain(|file| file != INDEX);
+        } else {
+            let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+            replace(&dir.join(INDEX), |out| writeln!(out, "{index:#}"))?;
+        }
+        remove_others(dir, &written)
+    }
+
+    /// What is written for each weight, by name: a merged adapter's values where there is one, else
+    /// those that were loaded. Beside an adapter that is not merged, what it trains of the model's
+    /// own weights is not written either.
+    pub(crate) fn weights_to_save(&self) -> HashMap<String, Matrix> {
+        let snapshot = self.snapshot();
+        let overlay = snapshot.first();
+        let slots = self.slots();
+        let merged = slots
+            .iter()
+            .all(|slot| overlay.projection(slot).is_none_or(|p| p.as_linear().is_some()));
+        let base = Overlay::base();
+        let context = Context::new(if merged { overlay } else { base }, Mode::default());
+        let mut matrices: HashMap<String, Matrix> = self
+            .weights()
+            .iter()
+            .map(|weight| (weight.name().to_owned(), context.weight(weight)))
+            .collect();
+        let replaced = slots.iter().filter_map(|slot| Some((slot, overlay.projection(slot)?)));
+        for (slot, projection) in replaced.filter(|_| merged) {
+            if let Some(linear) = projection.as_linear() {
+                matrices.insert(format!("{}.weight", slot.path()), linear.matrix_in(&context));
+            }
+        }
+        matrices
+    }
+
+    /// The file that the model came with, or what follows from its config.
+    fn generation_config(&self) -> Value {
+        let brought = std::fs::read_to_string(self.path().join("generation_config.json")).ok();
+        let brought =
+            brought.and_then(|text| serde_json::from_str::<Map<String, Value>>(&text).ok());
+        let mut fields = brought.unwrap_or_default();
+        let config = self.config().to_json();
+        for field in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+            if !config[field].is_null() {
+                fields.insert(field.to_owned(), config[field].clone());
+            }
+        }
+        Value::Object(fields)
+    }
+
+    fn config_json(&self) -> Value {
+        let mut config = self.config().to_json();
+        config["dtype"] = match self.dtype() {
+            candle_core::DType::BF16 => "bfloat16".into(),
+            candle_core::DType::F16 => "float16".into(),
+            _ => "float32".into(),
+        };
+        config
+    }
+
+    fn tokenizer_config(&self) -> Value {
+        let tokenizer = self.tokenizer();
+        let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+        let mut config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": false,
+            "model_max_length": self.config().max_position_embeddings,
+        });
+        for (name, id) in [
+            ("bos_token", tokenizer.bos_id()),
+            ("eos_token", tokenizer.eos_id()),
+            ("pad_token", tokenizer.pad_id()),
+            ("unk_token", tokenizer.unk_id()),
+        ] {
+            if let Some(token) = token(id) {
+                config[name] = token.into();
+            }
+        }
+        config
+    }
+}
+
+/// Writes a file under another name, flushes it and renames it: whole or as it was before.
+fn replace(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        fill(&mut out)?;
+        out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+        std::fs::rename(&temporary, path)
+    })();
+    written.map_err(|source| {
+        let _ = std::fs::remove_file(&temporary); // never made, or of no use
+        Error::write(path)(source)
+    })
+}
+
+/// Removes weights of another model that stood in this folder.
+fn remove_others(dir: &Path, written: &[String]) -> Result<()> {
+    let is_shard = |name: &str| {
+        name == SINGLE
+            || name == INDEX
+            || name.starts_with("model-") && name.ends_with(".safetensors")
+    };
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_shard(&name) && !written.iter().any(|file| *file == name) {
+            std::fs::remove_file(&path).map_err(Error::write(&path))?;
+        }
+    }
+    Ok(())
+}

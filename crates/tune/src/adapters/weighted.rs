@@ -1,0 +1,156 @@
+//! Several LoRAs combined into one: PEFT's `add_weighted_adapter`.
+
+use candle_core::{DType, Tensor};
+
+use crate::adapters::lora::linear::LoraLinear;
+use crate::adapters::lora::svd;
+use crate::error::{Error, Result};
+
+/// How adapters are combined. With weights wᵢ and scalings sᵢ:
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum CombinationType {
+    /// A is Σ ±√|wᵢ·sᵢ|·Aᵢ and B is Σ √|wᵢ·sᵢ|·Bᵢ. All of one rank. Fast and rough: the product has
+    /// terms of Aᵢ with Bⱼ, too.
+    Linear,
+    /// The Aᵢ below one another, the Bᵢ beside one another: exactly Σ wᵢ·sᵢ·Bᵢ·Aᵢ, with the sum of
+    /// the ranks.
+    Cat,
+    /// The best approximation of Σ wᵢ·sᵢ·Bᵢ·Aᵢ of this rank; `None`: the largest of the ranks.
+    Svd {
+        /// Rank of the result.
+        rank: Option<usize>,
+    },
+    /// As `Linear`, but of each tensor the largest part only, and of these the values that have the
+    /// sign of their sum, averaged ([TIES, Yadav et al. 2023](https://arxiv.org/abs/2306.01708)).
+    Ties {
+        /// The part of the values that is kept, in 0..=1.
+        density: f64,
+    },
+    /// As `Linear`, of each tensor the largest part only.
+    MagnitudePrune {
+        /// The part of the values that is kept, in 0..=1.
+        density: f64,
+    },
+}
+
+impl CombinationType {
+    /// # Errors
+    /// A density outside 0..=1, a rank of 0, or ranks that must be equal and are not.
+    pub(crate) fn rank(self, ranks: &[usize]) -> Result<usize> {
+        let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
+        if let Self::Ties { density } | Self::MagnitudePrune { density } = self
+            && !(0.0..=1.0).contains(&density)
+        {
+            return refuse(
+                "CombinationType.density",
+                density.to_string(),
+                "at least 0 and at most 1",
+            );
+        }
+        let largest = ranks.iter().copied().max().unwrap_or(0);
+        match self {
+            Self::Cat => Ok(ranks.iter().sum()),
+            Self::Svd { rank: Some(0) } => {
+                refuse("CombinationType.rank", "0".to_owned(), "at least 1")
+            }
+            Self::Svd { rank } => Ok(rank.unwrap_or(largest)),
+            _ if ranks.iter().any(|rank| *rank != largest) => refuse(
+                "adapters",
+                format!("of ranks {ranks:?}"),
+                "one rank for all; `Cat` and `Svd` take any",
+            ),
+            _ => Ok(largest),
+        }
+    }
+
+    /// A `[rank, in]` and B `[out, rank]` of the combined layer, for a scaling of 1.
+    ///
+    /// # Shapes
+    /// Every layer is one of the same projection.
+    pub(crate) fn combine(
+        self,
+        layers: &[(&LoraLinear, f64)],
+        rank: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let parts =
+            layers.iter().map(|(layer, weight)| Ok((layer.plain()?, weight * layer.scaling())));
+        let parts: Vec<((Tensor, Tensor), f64)> = parts.collect::<Result<_>>()?;
+        match self {
+            Self::Cat => {
+                let a =
+                    parts.iter().map(|((a, _), w)| Ok((a * *w)?)).collect::<Result<Vec<_>>>()?;
+                let b: Vec<&Tensor> = parts.iter().map(|((_, b), _)| b).collect();
+                Ok((filled(Tensor::cat(&a, 0)?, rank, 0)?, filled(Tensor::cat(&b, 1)?, rank, 1)?))
+            }
+            Self::Svd { .. } => {
+                let mut sum: Option<Tensor> = None;
+                for ((a, b), weight) in &parts {
+                    let delta = (b.matmul(a)? * *weight)?;
+                    sum = Some(match sum {
+                        Some(sum) => (sum + delta)?,
+                        None => delta,
+                    });
+                }
+                match sum {
+                    Some(delta) => svd::truncated(&delta, rank),
+                    None => {
+                        Err(candle_core::Error::Msg("nothing to combine".to_owned()).bt().into())
+                    }
+                }
+            }
+            _ => {
+                let weight = |w: &f64| w.abs().sqrt();
+                let a: Vec<(&Tensor, f64)> = parts
+                    .iter()
+                    .map(|((a, _), w)| (a, weight(w) * if *w < 0.0 { -1.0 } else { 1.0 }))
+                    .collect();
+                let b: Vec<(&Tensor, f64)> =
+                    parts.iter().map(|((_, b), w)| (b, weight(w))).collect();
+                Ok((self.sum(&a)?, self.sum(&b)?))
+            }
+        }
+    }
+
+    fn sum(self, tensors: &[(&Tensor, f64)]) -> Result<Tensor> {
+        let Some((like, _)) = tensors.first() else {
+            return Err(candle_core::Error::Msg("nothing to combine".to_owned()).bt().into());
+        };
+        let density = match self {
+            Self::Ties { density } | Self::MagnitudePrune { density } => density,
+            _ => 1.0,
+        };
+        let mut values = Vec::with_capacity(tensors.len());
+        for (tensor, weight) in tensors {
+            let mut of = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+            prune(&mut of, density);
+            values.push((of, *weight as f32));
+        }
+        let combined: Vec<f32> = (0..like.elem_count())
+            .map(|i| {
+                if !matches!(self, Self::Ties { .. }) {
+                    return values.iter().map(|(of, weight)| of[i] * weight).sum();
+                }
+                let positive = values.iter().map(|(of, _)| of[i]).sum::<f32>() >= 0.0;
+                let agree = |value: f32| if positive { value > 0.0 } else { value < 0.0 };
+                let chosen = values.iter().filter(|(of, _)| agree(of[i]));
+                let count = chosen.clone().count().max(1) as f32;
+                chosen.map(|(of, weight)| of[i] * weight).sum::<f32>() / count
+            })
+            .collect();
+        Ok(Tensor::from_vec(combined, like.shape(), like.device())?)
+    }
+}
+
+/// Keeps the largest part of the values, the first of equals.
+fn prune(values: &mut [f32], density: f64) {
+    let kept = (density * values.len() as f64) as usize;
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()));
+    order.iter().skip(kept).for_each(|index| values[*index] = 0.0);
+}
+
+/// Zeros up to `rank` along a dimension: a projection that not all of the adapters sit on.
+fn filled(tensor: Tensor, rank: usize, dim: usize) -> Result<Tensor> {
+    let missing = rank.saturating_sub(tensor.dim(dim)?);
+    if missing == 0 { Ok(tensor) } else { Ok(tensor.pad_with_zeros(dim, 0, missing)?) }
+}

@@ -1,0 +1,10 @@
+//! The files of an adapter: PEFT's, AdapterHub's, MLX's and llama.cpp's formats, the fingerprint of
+//! tokenizer and chat template, and writing that is whole or not there.
+
+pub(crate) mod adapterhub;
+pub(crate) mod atomic;
+pub(crate) mod fingerprint;
+pub(crate) mod gguf;
+pub(crate) mod mlx;
+pub mod peft;
+pub(crate) mod peft_config;

@@ -1,0 +1,316 @@
+//! Takes a child's standard output apart into text, frames of the display channel, blocks of
+//! libraries that know evcxr, and requests for input; and holds text back until it is worth a
+//! message.
+
+use std::time::{Duration, Instant};
+
+use tunebook_progress::channel::{self, Damaged, FRAME_START, Frame};
+
+/// Text waits this long for more of it before it is sent: a loop that prints makes fewer messages
+/// so.
+pub(super) const GATHER: Duration = Duration::from_millis(15);
+/// The same for text that follows on text: a saved notebook keeps each message apart.
+const GATHER_MORE: Duration = Duration::from_millis(120);
+
+/// Text that waits to be sent.
+#[derive(Default)]
+pub(super) struct Text {
+    pub(super) bytes: Vec<u8>,
+    since: Option<Instant>,
+    sent: Option<Instant>,
+}
+
+impl Text {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.bytes.extend_from_slice(bytes);
+            self.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        let flowing = self.sent.is_some_and(|sent| now.duration_since(sent) < 2 * GATHER_MORE);
+        let pause = if flowing { GATHER_MORE } else { GATHER };
+        self.since.is_some_and(|since| now.duration_since(since) >= pause)
+    }
+
+    /// The text, except for a character whose last bytes have not come yet.
+    pub(super) fn take(&mut self) -> Option<String> {
+        let whole = match std::str::from_utf8(&self.bytes) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.bytes.len(),
+        };
+        let rest = self.bytes.split_off(whole);
+        let bytes = std::mem::replace(&mut self.bytes, rest);
+        self.since = if self.bytes.is_empty() { None } else { Some(Instant::now()) };
+        if !bytes.is_empty() {
+            self.sent = Some(Instant::now());
+        }
+        (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// Something that a child wrote to its standard output.
+#[derive(Debug, PartialEq)]
+pub(super) enum Event {
+    Text(Vec<u8>),
+    Frame(Result<Frame, Damaged>),
+    /// `EVCXR_BEGIN_CONTENT mime`, content, `EVCXR_END_CONTENT`: how libraries that know evcxr show
+    /// something.
+    Block {
+        mime: String,
+        content: String,
+    },
+    /// A line by which `evcxr_input` asks for input.
+    Input(String),
+}
+
+/// Takes standard output apart.
+pub(super) struct Parser {
+    /// The start of a frame: its byte and the nonce.
+    mark: Vec<u8>,
+    /// What cannot be told yet: a frame, or a line that may be a control word.
+    held: Vec<u8>,
+    /// Whether `held` begins at the start of a line.
+    line_start: bool,
+    block: Option<(String, String)>,
+}
+
+const WORD: &[u8] = b"EVCXR_";
+/// A line that begins like a control word and is longer is none.
+const LONGEST_WORD_BYTES: usize = 16 * 1024;
+/// What a library shows in one block beyond this is text, and cut like text.
+const MOST_BLOCK_BYTES: usize = 32 * 1024 * 1024;
+
+impl Parser {
+    pub(super) fn new(nonce: &str) -> Self {
+        Self { mark: channel::mark(nonce), held: Vec::new(), line_start: true, block: None }
+    }
+
+    pub(super) fn parse(&mut self, bytes: &[u8]) -> Vec<Event> {
+        self.held.extend_from_slice(bytes);
+        let mut events = Vec::new();
+        let held = std::mem::take(&mut self.held);
+        let mut rest = &held[..];
+        while !rest.is_empty() {
+            let Some(used) = self.step(rest, &mut events) else { break };
+            rest = &rest[used..];
+        }
+        self.held = rest.to_vec();
+        events
+    }
+
+    /// Takes one piece off the front; None when more has to come first.
+    fn step(&mut self, rest: &[u8], events: &mut Vec<Event>) -> Option<usize> {
+        let newline = rest.iter().position(|&b| b == b'\n');
+        if rest.starts_with(&self.mark) {
+            let end = newline?;
+            let frame = Frame::parse(&rest[self.mark.len()..end]);
+            if frame == Ok(Frame::End) {
+                // A block that nothing has ended would swallow the next cell's output.
+                events.extend(self.block_as_text());
+            }
+            events.push(Event::Frame(frame));
+            self.line_start = true;
+            return Some(end + 1);
+        }
+        if self.mark.starts_with(rest) {
+            return None;
+        }
+        // Whoever prints a control word without the end of its line must not hide the frame behind
+        // it.
+        let frame = newline.and_then(|newline| find(&rest[..newline], &self.mark));
+        if let Some((_, content)) = &mut self.block {
+            if newline.is_none() && content.len() + rest.len() > MOST_BLOCK_BYTES {
+                events.extend(self.block_as_text());
+                return Some(0);
+            }
+            let end = frame.or(newline)?;
+            let line = String::from_utf8_lossy(&rest[..end]);
+            if line == "EVCXR_END_CONTENT" {
+                if let Some((mime, content)) = self.block.take() {
+                    events.push(Event::Block { mime, content });
+                }
+            } else {
+                if !content.is_empty() {
+                    content.push('\n');
+                }
+                content.push_str(&line);
+                if content.len() > MOST_BLOCK_BYTES {
+                    events.extend(self.block_as_text());
+                }
+            }
+            return Some(if frame.is_some() { end } else { end + 1 });
+        }
+        if self.line_start && rest.starts_with(WORD) {
+            let text_end = frame.or_else(|| {
+                let start = rest.iter().position(|&b| b == FRAME_START).unwrap_or(rest.len());
+                (start > LONGEST_WORD_BYTES).then_some(start)
+            });
+            if let Some(end) = text_end
+                && newline.is_none_or(|newline| end < newline)
+            {
+                events.push(Event::Text(rest[..end].to_vec()));
+                self.line_start = false;
+                return Some(end);
+            }
+            let end = newline?;
+            let line = String::from_utf8_lossy(&rest[..end]).into_owned();
+            if let Some(mime) = line.strip_prefix("EVCXR_BEGIN_CONTENT ") {
+                self.block = Some((mime.to_owned(), String::new()));
+            } else if line.starts_with("EVCXR_INPUT_REQUEST") {
+                events.push(Event::Input(line));
+            } else {
+                // Whoever prints evcxr's other words sees them.
+                events.push(Event::Text(rest[..=end].to_vec()));
+            }
+            return Some(end + 1);
+        }
+        if self.line_start && WORD.starts_with(rest) {
+            return None;
+        }
+        // Text, up to the end of the line or to something that may be a frame.
+        let frame_start = rest[1..].iter().position(|&b| b == FRAME_START).map(|at| at + 1);
+        let end = [newline.map(|at| at + 1), frame_start, Some(rest.len())]
+            .into_iter()
+            .flatten()
+            .min()?;
+        self.line_start = rest[end - 1] == b'\n';
+        match events.last_mut() {
+            Some(Event::Text(text)) => text.extend_from_slice(&rest[..end]),
+            _ => events.push(Event::Text(rest[..end].to_vec())),
+        }
+        Some(end)
+    }
+
+    /// A block that was begun, as the text that it is.
+    fn block_as_text(&mut self) -> Option<Event> {
+        let (mime, content) = self.block.take()?;
+        self.line_start = true;
+        Some(Event::Text(format!("EVCXR_BEGIN_CONTENT {mime}\n{content}\n").into_bytes()))
+    }
+
+    /// All that is held back, when nothing more can come.
+    pub(super) fn rest(&mut self) -> Vec<Event> {
+        let held = std::mem::take(&mut self.held);
+        self.block_as_text()
+            .into_iter()
+            .chain((!held.is_empty()).then_some(Event::Text(held)))
+            .collect()
+    }
+}
+
+/// Where `part` begins in `bytes`.
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    let first = *part.first()?;
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == first).map(|(at, _)| at);
+    starts.into_iter().find(|at| bytes[*at..].starts_with(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use tunebook_progress::channel::Message;
+
+    use super::*;
+
+    fn parse(pieces: &[&[u8]]) -> Vec<Event> {
+        let mut parser = Parser::new("n0nce");
+        let mut events = Vec::new();
+        for piece in pieces {
+            for event in parser.parse(piece) {
+                match (events.last_mut(), event) {
+                    (Some(Event::Text(text)), Event::Text(more)) => text.extend_from_slice(&more),
+                    (_, event) => events.push(event),
+                }
+            }
+        }
+        events
+    }
+
+    fn text(text: &str) -> Event {
+        Event::Text(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn partial_lines_and_carriage_returns_pass_as_they_come() {
+        assert_eq!(parse(&[b"step 1", b"\rstep 2", b"\n"]), [text("step 1\rstep 2\n")]);
+    }
+
+    #[test]
+    fn a_frame_is_found_in_the_middle_of_a_line_and_across_reads() {
+        let frame = Frame::Message(Message::Clear { wait: true });
+        let mut bytes = [b"abc", frame.encode("n0nce").as_slice(), b"def"].concat();
+        let rest = bytes.split_off(7);
+        assert_eq!(parse(&[&bytes, &rest]), [text("abc"), Event::Frame(Ok(frame)), text("def")]);
+    }
+
+    #[test]
+    fn a_damaged_frame_is_no_text() {
+        let events = parse(&[b"abc\x1en0nce{\"op\":1}\ndef"]);
+        assert!(
+            matches!(&events[..], [Event::Text(_), Event::Frame(Err(_)), Event::Text(_)]),
+            "{events:?}"
+        );
+    }
+
+    #[test]
+    fn what_lacks_the_nonce_is_text() {
+        assert_eq!(parse(&[b"\x1eother{}\n"]), [text("\x1eother{}\n")]);
+        let words = b"EVCXR_PANIC_NOTIFICATION\nEVCXR_EXECUTION_COMPLETE\n";
+        assert_eq!(parse(&[words]), [Event::Text(words.to_vec())]);
+    }
+
+    #[test]
+    fn blocks_of_libraries_become_displays() {
+        let events =
+            parse(&[b"a\nEVCXR_BEGIN_CONTENT text/html\n<b>\nx</b>\nEVCXR_END_CONTENT\nb\n"]);
+        let block = Event::Block { mime: "text/html".into(), content: "<b>\nx</b>".into() };
+        assert_eq!(events, [text("a\n"), block, text("b\n")]);
+    }
+
+    #[test]
+    fn a_control_word_without_the_end_of_its_line_hides_no_frame() {
+        let end = || Event::Frame(Ok(Frame::End));
+        for word in
+            ["EVCXR_", "EVCXR_INPUT_REQUEST", "EVCXR_EXECUTION_COMPLETE", "EVCXR_BEGIN_CONTENT x"]
+        {
+            let output = format!("{word}\x1en0nceEND\n");
+            assert_eq!(parse(&[output.as_bytes()]), [text(word), end()], "{word}");
+            let (front, back) = output.split_at(word.len() + 3);
+            assert_eq!(parse(&[front.as_bytes(), back.as_bytes()]), [text(word), end()], "{word}");
+        }
+        let long = "EVCXR_".repeat(10_000);
+        assert_eq!(parse(&[format!("{long}\x1en0n").as_bytes(), b"ceEND\n"]), [text(&long), end()]);
+    }
+
+    #[test]
+    fn a_block_without_an_end_is_text_when_the_cell_ends() {
+        let events = parse(&[b"EVCXR_BEGIN_CONTENT text/html\n<b>\nx\x1en0nceEND\nnext\n"]);
+        let shown = text("EVCXR_BEGIN_CONTENT text/html\n<b>\nx\n");
+        assert_eq!(events, [shown, Event::Frame(Ok(Frame::End)), text("next\n")]);
+    }
+
+    #[test]
+    fn what_a_dead_child_has_begun_is_shown() {
+        let mut parser = Parser::new("n0nce");
+        assert_eq!(parser.parse(b"EVCXR_PA"), []);
+        assert_eq!(parser.rest(), [text("EVCXR_PA")]);
+        assert_eq!(parser.rest(), []);
+    }
+
+    #[test]
+    fn half_a_character_waits_for_the_other_half() {
+        let mut text = Text::default();
+        let bytes = "é".as_bytes();
+        text.push(&bytes[..1]);
+        assert_eq!(text.take(), None);
+        text.push(&bytes[1..]);
+        assert_eq!(text.take().as_deref(), Some("é"));
+        text.push(&[0xff, b'a']);
+        assert_eq!(text.take().as_deref(), Some("\u{fffd}a"));
+    }
+}

@@ -1,0 +1,300 @@
+//! Changes evcxr's generated code before it is compiled, and the compiler's messages about it before
+//! evcxr reads them.
+//!
+//! - Where the code would print one of evcxr's control words it prints a frame with the kernel's
+//!   nonce, so nothing that a cell prints can be taken for one. That a panic or a failed `?` makes
+//!   the cell fail rests on these frames.
+//! - The variable store comes from the prelude, where it is compiled already.
+//! - Compiler messages lose the places that would mislead evcxr.
+//!
+//! The places in the code are found by their text, as evcxr 0.22 writes it. Each change counts what
+//! it finds; a place that should be there and is not is listed in [`Rewritten::missed`], which the
+//! server shows under the cell.
+
+use std::ops::Range;
+
+use serde_json::{Value, json};
+use tunebook_progress::channel::{CHANGED, ERROR, FRAME_START, PANIC};
+
+use crate::layout::PRELUDE;
+
+/// A cell's generated code, changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Rewritten {
+    pub(super) code: String,
+    /// The places that were not found, and what that means for the user.
+    pub(super) missed: Vec<&'static str>,
+}
+
+impl Rewritten {
+    fn expect(&mut self, found: usize, missed: &'static str) {
+        if found == 0 {
+            self.missed.push(missed);
+        }
+    }
+}
+
+const NO_PANIC: &str = "the handler of panics, so a cell that panics may count as a success";
+const NO_ERROR: &str = "the report of a failed `?`, so such a cell may count as a success";
+const NO_SHOWN: &str = "the text of a failed `?`, so it may be shown twice";
+const NO_CHANGED: &str = "the report of a lost variable, so the variable may seem to be there";
+const NO_END: &str = "the end of the cell, so the last text that it prints may come late";
+const NO_STORE: &str = "the variable store, so each cell takes longer to compile";
+
+/// What evcxr writes where there is a store of variables.
+const STORE_BEGIN: &str = "mod evcxr_internal_runtime {\n";
+
+/// Changes the code that evcxr has generated for a cell. The store is taken from the prelude if the
+/// cell links to it. Line breaks stay where they are, so errors keep their place.
+pub(super) fn rewrite(code: &str, nonce: &str, has_prelude: bool) -> Rewritten {
+    let mut rewritten = with_frames(code, nonce);
+    if has_prelude && rewritten.code.contains(STORE_BEGIN) {
+        match with_compiled_store(&rewritten.code) {
+            Some(code) => rewritten.code = code,
+            None => rewritten.missed.push(NO_STORE),
+        }
+    }
+    rewritten
+}
+
+/// Makes the generated code print frames where it prints evcxr's control words, and flush what the
+/// cell has printed.
+fn with_frames(code: &str, nonce: &str) -> Rewritten {
+    const NOTIFY: &str = "println!(\"EVCXR_PANIC_NOTIFICATION\");";
+    const HANDLERS: [&str; 2] = ["  Err(_) => {\n    ", "}).is_err() {\n    "];
+    const TELL_ERROR: &str = "println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);";
+    const TELL_CHANGED: &str = "println!(\"{VARIABLE_CHANGED_TYPE}{name}\");";
+    const RETURN: &str = "evcxr_variable_store\n}";
+    // A cell of items only gets a function that does nothing.
+    const RUNS_NOTHING: &str = "(\nmut x: *mut std::os::raw::c_void)";
+
+    // A frame's newline is that of `println!`.
+    let mark = format!("\\u{{{FRAME_START:x}}}{nonce}");
+    let mut out = Rewritten { code: code.to_owned(), ..Rewritten::default() };
+    let runs = !code.contains(RUNS_NOTHING);
+
+    let mut handlers = 0;
+    for handler in HANDLERS {
+        let told = format!("{handler}{NOTIFY}");
+        handlers += out.code.matches(&told).count();
+        out.code = out.code.replace(&told, &format!("{handler}println!(\"{mark}{PANIC}\");"));
+    }
+    // Without it when the user has asked evcxr not to catch panics, and in the code that is
+    // compiled for its errors only.
+    if runs && code.contains("catch_unwind(") {
+        out.expect(handlers, NO_PANIC);
+    }
+
+    let changed = out.code.matches(TELL_CHANGED).count();
+    out.code = out.code.replace(TELL_CHANGED, &format!("println!(\"{mark}{CHANGED}{{name}}\");"));
+    if code.contains(STORE_BEGIN) {
+        out.expect(changed, NO_CHANGED);
+    }
+
+    if let Some(at) = out.code.find(TELL_ERROR) {
+        let shown = shown_error(&out.code[..at]);
+        let format = shown.as_ref().map_or("{}", |(_, format)| *format);
+        let tell = format!("println!(\"{mark}{ERROR}{{}}\", {});", escaped_error(format));
+        let shown = shown.map(|(place, _)| place);
+        out.code.replace_range(at..at + TELL_ERROR.len(), &tell);
+        match shown {
+            Some(place) => out.code.replace_range(place, ""),
+            None => out.missed.push(NO_SHOWN),
+        }
+    } else if code.contains("struct EvcxrUserCodeError") {
+        out.missed.push(NO_ERROR);
+    }
+
+    match out.code.rfind(RETURN) {
+        Some(at) => {
+            out.code.insert_str(at, "let _ = ::std::io::Write::flush(&mut ::std::io::stdout()); ");
+        }
+        None if runs => out.missed.push(NO_END),
+        None => {}
+    }
+    out
+}
+
+/// The last statement that shows the error of a `?`, and the format that `:efmt` has chosen for it.
+fn shown_error(code: &str) -> Option<(Range<usize>, &str)> {
+    const BEGIN: &str = "eprintln!(\"";
+    const END: &str = "\", error);";
+    let begin = code.rfind(BEGIN)?;
+    let format = begin + BEGIN.len();
+    let end = format + code[format..].find(END)?;
+    Some((begin..end + END.len(), &code[format..end]))
+}
+
+/// The expression that formats `error` and escapes it as [`tunebook_progress::channel::escape`]
+/// does. The cell need not link to that crate.
+fn escaped_error(format: &str) -> String {
+    format!(r#"format!("{format}", error).replace('\\', "\\\\").replace('\n', "\\n")"#)
+}
+
+/// Takes the store of the variables from the prelude, where it is compiled, instead of compiling
+/// evcxr's source of it in every cell. Line breaks stay. None where the source is not as expected.
+fn with_compiled_store(code: &str) -> Option<String> {
+    const END: &str = "Box::into_raw(Box::new(VariableStore::new()))\n}\n";
+    let begin = code.find(STORE_BEGIN)? + STORE_BEGIN.len();
+    let end = begin + code[begin..].find(END)? + END.len();
+    let lines = "\n".repeat(code[begin..end].matches('\n').count());
+    Some(format!("{}pub use ::{PRELUDE}::variables::*;{lines}{}", &code[..begin], &code[end..]))
+}
+
+/// Whether the compiler complains that a variable which the cell has moved cannot be stored. evcxr
+/// compiles again then, without storing it.
+pub(super) fn is_moved_before_storing(message: &Value) -> bool {
+    let stores = |span: &Value| {
+        span["is_primary"] == true
+            && span["text"].as_array().is_some_and(|lines| {
+                lines.iter().any(|line| {
+                    line["text"].as_str().is_some_and(|text| {
+                        text.trim_start().starts_with("evcxr_variable_store.put_variable::<")
+                    })
+                })
+            })
+    };
+    message["code"]["code"] == "E0382"
+        && message["spans"].as_array().is_some_and(|spans| spans.iter().any(stores))
+}
+
+/// Leaves out where the value went. evcxr looks for a remedy at every place that an error names: if
+/// the cell's last expression is one of them it gives up showing its value by `evcxr_display`, too,
+/// and a table becomes text.
+pub(super) fn keep_primary_spans(message: &mut Value) {
+    if let Some(spans) = message["spans"].as_array_mut() {
+        spans.retain(|span| span["is_primary"] == true);
+    }
+    message["children"] = json!([]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What evcxr 0.22 writes for a cell with a `?` and a variable, shortened.
+    fn generated(format: &str) -> String {
+        format!(
+            "fn before() {{}}\n\
+             struct EvcxrUserCodeError {{}}\n\
+             fn from(error: T) -> Self {{\neprintln!(\"{format}\", error);\n\
+             println!(\"{{}}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);\n}}\n\
+             mod evcxr_internal_runtime {{\npub struct VariableStore {{\n\
+             println!(\"{{VARIABLE_CHANGED_TYPE}}{{name}}\");\n}}\n\
+             pub fn create_variable_store() -> *mut VariableStore {{\n    \
+             Box::into_raw(Box::new(VariableStore::new()))\n}}\n}}\n\
+             match std::panic::catch_unwind(\n{{\n  \
+             Err(_) => {{\n    println!(\"EVCXR_PANIC_NOTIFICATION\");\n}}}}\n\
+             evcxr_variable_store\n}}\n"
+        )
+    }
+
+    #[test]
+    fn control_words_become_frames_on_the_same_lines() {
+        let code = generated("{}");
+        let Rewritten { code: framed, missed } = rewrite(&code, "n0nce", false);
+        assert_eq!(missed, [""; 0]);
+        assert_eq!(framed.lines().count(), code.lines().count());
+        assert!(
+            !framed.contains("EVCXR_PANIC")
+                && !framed.contains("USER_ERROR")
+                && !framed.contains("VARIABLE_CHANGED")
+                && !framed.contains("eprintln")
+        );
+        assert!(framed.contains("println!(\"\\u{1e}n0ncePANIC\");"), "{framed}");
+        assert!(framed.contains("println!(\"\\u{1e}n0nceCHANGED{name}\");"), "{framed}");
+        assert!(framed.contains("n0nceERROR{}\", format!(\"{}\", error)"), "{framed}");
+        assert!(
+            framed.contains("flush(&mut ::std::io::stdout()); evcxr_variable_store\n}"),
+            "{framed}"
+        );
+    }
+
+    #[test]
+    fn an_error_keeps_the_format_that_the_user_chose() {
+        // `:efmt {:?}`, for errors that have no `Display`.
+        let Rewritten { code, missed } = rewrite(&generated("{:?}"), "n0nce", false);
+        assert_eq!(missed, [""; 0]);
+        assert!(code.contains("n0nceERROR{}\", format!(\"{:?}\", error)"), "{code}");
+        assert!(!code.contains("eprintln"), "{code}");
+    }
+
+    #[test]
+    fn the_generated_code_escapes_as_the_channel_does() {
+        // The expression that the cell gets, run here.
+        let error = "a\nb \\n \\";
+        let escaped = format!("{}", error).replace('\\', "\\\\").replace('\n', "\\n");
+        assert_eq!(escaped, tunebook_progress::channel::escape(error));
+        assert_eq!(
+            escaped_error("{}"),
+            r#"format!("{}", error).replace('\\', "\\\\").replace('\n', "\\n")"#
+        );
+    }
+
+    #[test]
+    fn the_store_is_taken_from_the_prelude_on_the_same_lines() {
+        let code = generated("{}");
+        let Rewritten { code: short, missed } = rewrite(&code, "n0nce", true);
+        assert_eq!(missed, [""; 0]);
+        assert_eq!(short.lines().count(), code.lines().count());
+        assert!(
+            short.contains("{\npub use ::tunebook::variables::*;\n")
+                && !short.contains("pub struct VariableStore"),
+            "{short}"
+        );
+        assert!(short.starts_with("fn before() {}\n"), "{short}");
+    }
+
+    #[test]
+    fn a_place_that_is_not_as_expected_is_told() {
+        for (place, otherwise, missed) in [
+            ("EVCXR_PANIC_NOTIFICATION", "EVCXR_PANICKED", NO_PANIC),
+            ("USER_ERROR_OCCURRED", "USER_ERROR", NO_ERROR),
+            (", error);\nprintln", ", &error);\nprintln", NO_SHOWN),
+            ("VARIABLE_CHANGED_TYPE", "CHANGED_TYPE", NO_CHANGED),
+            ("evcxr_variable_store\n}", "return evcxr_variable_store;\n}", NO_END),
+            ("Box::new(VariableStore::new())", "Box::default()", NO_STORE),
+        ] {
+            let code = generated("{}");
+            assert!(code.contains(place), "{place}");
+            let code = code.replace(place, otherwise);
+            assert_eq!(rewrite(&code, "n0nce", true).missed, [missed], "{place}");
+        }
+    }
+
+    #[test]
+    fn what_a_cell_does_not_need_is_not_missed() {
+        // Items only; an expression; code that is compiled for its errors.
+        for code in [
+            "fn f() {}\npub extern \"C\" fn run_user_code_1(\n\
+             mut x: *mut std::os::raw::c_void) -> *mut std::os::raw::c_void {x}\n",
+            "if std::panic::catch_unwind(||{\nf()\n}).is_err() {\n    \
+             println!(\"EVCXR_PANIC_NOTIFICATION\");\n}\nevcxr_variable_store\n}\n",
+            "f()\nevcxr_variable_store\n}\n",
+        ] {
+            assert_eq!(rewrite(code, "n0nce", true).missed, [""; 0], "{code}");
+        }
+    }
+
+    #[test]
+    fn where_a_stored_variable_was_moved_is_left_out() {
+        let span =
+            |text: &str, primary: bool| json!({"is_primary": primary, "text": [{"text": text}]});
+        let store = "evcxr_variable_store.put_variable::<DataFrame>(stringify!(frame), frame);";
+        let shown = "(frame.lazy().collect()?).evcxr_display();";
+        let error = |code: &str, primary: &str, secondary: &str| {
+            json!({
+                "code": {"code": code}, "children": [{"spans": [span(shown, true)]}],
+                "spans": [span(secondary, false), span(primary, true)],
+            })
+        };
+        let mut moved = error("E0382", store, shown);
+        assert!(is_moved_before_storing(&moved));
+        keep_primary_spans(&mut moved);
+        assert_eq!(moved["spans"], json!([span(store, true)]));
+        assert_eq!(moved["children"], json!([]));
+        // An error of the cell's own keeps all that it says.
+        assert!(!is_moved_before_storing(&error("E0382", shown, store)));
+        assert!(!is_moved_before_storing(&error("E0308", store, shown)));
+    }
+}
