@@ -17,7 +17,7 @@ pub use polars::prelude::*;
 mod others {
     pub use candle_core::{D, DType, Device, Module, Shape, Tensor, Var};
     pub use plotly::{self, Layout, Plot};
-    pub use {candle_core, candle_nn, polars, serde_json};
+    pub use {candle_core, candle_nn, candle_transformers, polars, serde_json, tokenizers};
 }
 
 mod own {

@@ -16,10 +16,12 @@ mod lab;
 mod notebook;
 mod prerequisites;
 mod process;
+mod report;
 mod setup;
 mod stamp;
 mod tally;
 mod test;
+mod unused;
 
 use std::process::ExitCode;
 

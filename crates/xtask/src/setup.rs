@@ -141,7 +141,7 @@ impl Setup {
         self.steps(&[&self.fetch_crates(), &self.notebook_python(), &self.base_model()])
     }
 
-    /// What the kernel's tests need beside that.
+    /// The Python packages that the kernel's tests need besides.
     ///
     /// # Errors
     /// As [`Setup::ensure`].
@@ -160,21 +160,34 @@ impl Setup {
         self.steps(&[&self.peers()])
     }
 
-    /// The Python of an environment with AdapterHub's package: that of `TUNEBOOK_ADAPTERHUB`, else
-    /// made when it is not there.
+    /// llama.cpp's Python package in the environment of the peers, compiled when it is not there.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure`].
+    pub fn ensure_llama_cpp(&self) -> Result<()> {
+        if std::env::var_os("TUNEBOOK_PEERS").is_some() {
+            return Ok(()); // the caller's own
+        }
+        self.steps(&[&self.llama_cpp()])
+    }
+
+    /// The Python of an environment with AdapterHub's package: the one of `TUNEBOOK_ADAPTERHUB`,
+    /// else made when it is not there.
     ///
     /// # Errors
     /// As [`Setup::ensure`].
     pub fn ensure_adapterhub(&self) -> Result<PathBuf> {
-        if let Some(folder) = std::env::var_os("TUNEBOOK_ADAPTERHUB") {
-            return Ok(PathBuf::from(folder).join("bin/python"));
+        let folder = self.adapterhub_folder();
+        if std::env::var_os("TUNEBOOK_ADAPTERHUB").is_some() {
+            return Ok(folder.join("bin/python")); // the caller's own
         }
         let environment = Environment::new(
             self,
             "AdapterHub",
-            &self.target.join("tunebook/adapterhub"),
+            &folder,
             "tests/golden/strategies/bottleneck-requirements.txt",
-            "PyTorch and the package `adapters` to compare with, into target/tunebook/adapterhub (several minutes, some gigabytes)",
+            "PyTorch and the package `adapters` to compare with, into target/tunebook/adapterhub \
+             (several minutes, some gigabytes)",
         );
         self.steps(&[&environment])?;
         Ok(environment.python())
@@ -231,6 +244,19 @@ impl Setup {
         )
     }
 
+    /// Into the peers' environment. There are no wheels: pip compiles it, hence the arguments.
+    fn llama_cpp(&self) -> Environment {
+        Environment::new(
+            self,
+            "llama.cpp",
+            &self.peers_folder(),
+            "tests/peers/llama_cpp.txt",
+            "compiling llama.cpp's Python package (about eight minutes)",
+        )
+        .with_module("llama_cpp")
+        .compiled("-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF")
+    }
+
     fn base_model(&self) -> base_model::BaseModel {
         base_model::BaseModel::new(self)
     }
@@ -266,6 +292,17 @@ impl Setup {
     pub fn peers_folder(&self) -> PathBuf {
         std::env::var_os("TUNEBOOK_PEERS")
             .map_or_else(|| self.target.join("tunebook/peers"), PathBuf::from)
+    }
+
+    /// The folder of AdapterHub's environment: `TUNEBOOK_ADAPTERHUB`, else in the target directory.
+    pub fn adapterhub_folder(&self) -> PathBuf {
+        std::env::var_os("TUNEBOOK_ADAPTERHUB")
+            .map_or_else(|| self.target.join("tunebook/adapterhub"), PathBuf::from)
+    }
+
+    /// Whether kernel and prelude, with all that they depend on, have been compiled before.
+    pub fn has_compiled(&self) -> bool {
+        self.kernel_binary().exists() && self.prelude().has_compiled()
     }
 
     /// The kernel's executable.

@@ -1,4 +1,4 @@
-//! Counting tests: what passed, failed and was skipped, over several runners.
+//! Counts of tests over several runners: passed, failed, skipped and why, and how long they took.
 
 use std::fmt;
 
@@ -13,27 +13,55 @@ pub struct Tally {
     pub skipped: usize,
 }
 
-impl Tally {
-    /// Reads the counts out of what `cargo nextest run` or `cargo test` wrote. A passed test that
-    /// wrote a line `SKIPPED: why` counts as skipped. A run that failed without a failed test (it
-    /// did not compile) counts as one failure.
+/// What a test runner's output says about a run.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Outcome {
+    /// The counts.
+    pub tally: Tally,
+    /// Skipped tests that gave a reason; the runner may have left out others without one.
+    pub skips: Vec<Skip>,
+    /// Tests with their times in seconds, as nextest reports them, in the order in which they
+    /// ended.
+    pub times: Vec<(f64, String)>,
+}
+
+/// A test that did not run, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    /// The test's name, as the runner prints it.
+    pub test: String,
+    /// Its own words.
+    pub reason: String,
+}
+
+impl Outcome {
+    /// Reads the output of `cargo nextest run`, `cargo test` or Python's `unittest --verbose`.
+    ///
+    /// A passed test that wrote a line `SKIPPED: why` (in capitals or not) counts as skipped. A run
+    /// that failed without a failed test, because it did not compile, counts as one failure.
     pub fn of_run(succeeded: bool, text: &str) -> Self {
-        let mut tally = Self::default();
-        let mut told = 0;
+        let mut outcome = Self::default();
+        let mut test = String::new();
         // nextest shows what each test's own process wrote, a libtest result included.
         let is_nextest = text.lines().any(|line| line.trim_start().starts_with("Summary ["));
+        // Below its summary nextest names the failed tests again.
+        let mut is_over = false;
         for line in text.lines() {
-            // A test that finds out while it runs that something it needs is missing ends well and
-            // says so.
-            if line.trim_start().starts_with("SKIPPED: ") {
-                tally.skipped += 1;
-                told += 1;
+            let words = line.trim_start();
+            is_over |= words.starts_with("Summary [");
+            if let Some((seconds, name)) = nextest_test(line).filter(|_| !is_over) {
+                outcome.times.push((seconds, name.to_owned()));
+                test = name.to_owned();
+            } else if !is_nextest && let Some(name) = libtest_heading(line) {
+                test = name.to_owned();
+            }
+            if let Some(reason) = said_skipped(words) {
+                outcome.skips.push(Skip { test: test.clone(), reason: reason.to_owned() });
                 continue;
             }
             // nextest: "Summary [   3.4s] 12 tests run: 10 passed (1 slow), 2 failed, 1 skipped"
-            // libtest: "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out;
-            // ..."
-            let counts = match line.trim_start() {
+            // libtest: "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; ..."
+            let counts = match words {
                 summary if summary.starts_with("Summary [") => {
                     summary.split_once(" run: ").map(|(_, rest)| rest)
                 }
@@ -43,33 +71,27 @@ impl Tally {
                     .and_then(|r| r.split_once(". "))
                     .map(|(_, rest)| rest),
             };
-            for part in counts.unwrap_or_default().split([',', ';']) {
-                let mut words = part.split_whitespace();
-                let (Some(Ok(count)), Some(kind)) =
-                    (words.next().map(str::parse::<usize>), words.next())
-                else {
-                    continue;
-                };
-                match kind {
-                    "passed" => tally.passed += count,
-                    "failed" | "timed" | "exec" => tally.failed += count,
-                    "skipped" | "ignored" => tally.skipped += count,
-                    _ => {}
-                }
-            }
+            outcome.tally += Tally::of_counts(counts.unwrap_or_default());
         }
-        tally += Self::of_unittest(text);
-        tally.passed = tally.passed.saturating_sub(told);
-        if !succeeded && tally.failed == 0 {
-            tally.failed = 1;
+        let skipped = outcome.skips.len();
+        outcome.tally.skipped += skipped;
+        outcome.tally.passed = outcome.tally.passed.saturating_sub(skipped);
+        outcome.read_unittest(text);
+        if !succeeded && outcome.tally.failed == 0 {
+            outcome.tally.failed = 1;
         }
-        tally
+        outcome
     }
 
-    /// Python's unittest: "Ran 14 tests in 40.2s", then "OK (skipped=1)" or "FAILED (failures=1,
-    /// errors=2)".
-    fn of_unittest(text: &str) -> Self {
-        let mut tally = Self::default();
+    /// Python's unittest: a line `test_x (module.Class.test_x) ... skipped 'why'` for each skipped
+    /// test, then "Ran 14 tests in 40.2s", then "OK (skipped=1)" or "FAILED (failures=1)".
+    fn read_unittest(&mut self, text: &str) {
+        let skips = text.lines().filter_map(|line| {
+            let (test, reason) = line.split_once(" ... skipped ")?;
+            let reason = reason.trim().trim_matches(['\'', '"']).to_owned();
+            Some(Skip { test: test.to_owned(), reason })
+        });
+        self.skips.extend(skips);
         let mut lines =
             text.lines().skip_while(|line| !(line.starts_with("Ran ") && line.contains(" in ")));
         let ran = lines
@@ -81,6 +103,7 @@ impl Tally {
             .unwrap_or_default();
         let details =
             verdict.split_once('(').map_or("", |(_, rest)| rest.trim_end().trim_end_matches(')'));
+        let mut tally = Tally::default();
         for (kind, count) in details.split(", ").filter_map(|detail| detail.split_once('=')) {
             let count = count.parse().unwrap_or(0);
             match kind {
@@ -90,6 +113,69 @@ impl Tally {
             }
         }
         tally.passed = ran.saturating_sub(tally.failed + tally.skipped);
+        self.tally += tally;
+    }
+
+    /// The slowest tests, the slowest first.
+    pub fn slowest(&self, count: usize) -> Vec<&(f64, String)> {
+        let mut times: Vec<_> = self.times.iter().collect();
+        times.sort_by(|a, b| b.0.total_cmp(&a.0));
+        times.truncate(count);
+        times
+    }
+}
+
+/// The reason on a line with which a test says that it skips.
+fn said_skipped(line: &str) -> Option<&str> {
+    const WORD: &str = "skipped:";
+    let reason = line.get(WORD.len()..)?;
+    line[..WORD.len()].eq_ignore_ascii_case(WORD).then(|| reason.trim())
+}
+
+/// Seconds and name on nextest's line about a test that has ended:
+/// `        PASS [   0.006s] ( 1/24) crate::it module::test`.
+fn nextest_test(line: &str) -> Option<(f64, &str)> {
+    let (status, rest) = line.trim_start().split_once(" [")?;
+    // What a test wrote stands further to the left. SLOW and TERMINATING are said of tests that
+    // still run.
+    let has_ended = line.len() - line.trim_start().len() >= 5
+        && ["PASS", "FAIL", "ABORT", "TIMEOUT", "LEAK", "SIG"]
+            .iter()
+            .any(|s| status.starts_with(s));
+    let (seconds, rest) = rest.split_once(']')?;
+    let seconds = seconds.trim().trim_end_matches('s').parse().ok()?;
+    let rest = rest.trim_start();
+    let name = match rest.strip_prefix('(') {
+        Some(numbered) => numbered.split_once(')')?.1.trim_start(),
+        None => rest,
+    };
+    has_ended.then_some((seconds, name))
+}
+
+/// The name on the heading of what a test wrote, in `cargo test -- --show-output`:
+/// `---- module::test stdout ----`.
+fn libtest_heading(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
+}
+
+impl Tally {
+    /// Adds up counts such as `10 passed (1 slow), 2 failed, 1 skipped`.
+    fn of_counts(text: &str) -> Self {
+        let mut tally = Self::default();
+        for part in text.split([',', ';']) {
+            let mut words = part.split_whitespace();
+            let (Some(Ok(count)), Some(kind)) =
+                (words.next().map(str::parse::<usize>), words.next())
+            else {
+                continue;
+            };
+            match kind {
+                "passed" => tally.passed += count,
+                "failed" | "timed" | "exec" => tally.failed += count,
+                "skipped" | "ignored" => tally.skipped += count,
+                _ => {}
+            }
+        }
         tally
     }
 }
@@ -119,7 +205,7 @@ impl NextestScreen {
         if line.starts_with('─') {
             self.in_passed = false;
         }
-        !self.in_passed || words.starts_with("SKIPPED: ")
+        !self.in_passed || said_skipped(words).is_some()
     }
 }
 
@@ -151,14 +237,18 @@ mod tests {
         Tally { passed, failed, skipped }
     }
 
+    fn counts(succeeded: bool, text: &str) -> Tally {
+        Outcome::of_run(succeeded, text).tally
+    }
+
     #[test]
     fn nextest_summaries() {
         let text = "    PASS [   0.005s] a b\n------------\n     Summary [   0.055s] 3 tests run: 3 passed, 0 skipped\n";
-        assert_eq!(Tally::of_run(true, text), tally(3, 0, 0));
+        assert_eq!(counts(true, text), tally(3, 0, 0));
         let text = "     Summary [  61.055s] 9 tests run: 5 passed (1 slow), 3 failed, 1 timed out, 2 skipped\n";
-        assert_eq!(Tally::of_run(false, text), tally(5, 4, 2));
+        assert_eq!(counts(false, text), tally(5, 4, 2));
         assert_eq!(
-            Tally::of_run(true, "     Summary [ 0.1s] 1 test run: 1 passed, 0 skipped"),
+            counts(true, "     Summary [ 0.1s] 1 test run: 1 passed, 0 skipped"),
             tally(1, 0, 0)
         );
     }
@@ -167,34 +257,76 @@ mod tests {
     fn what_nextest_shows_of_a_test_is_not_counted_again() {
         let text = "  stdout ───\n    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out\n\
                     Summary [   0.055s] 3 tests run: 3 passed, 0 skipped\n";
-        assert_eq!(Tally::of_run(true, text), tally(3, 0, 0));
+        assert_eq!(counts(true, text), tally(3, 0, 0));
     }
 
     #[test]
     fn libtest_results_add_up() {
         let text = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.0s\n\
                     test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out\n";
-        assert_eq!(Tally::of_run(false, text), tally(7, 1, 1));
+        assert_eq!(counts(false, text), tally(7, 1, 1));
     }
 
     #[test]
     fn unittest_results() {
         let text =
             "...\n-----\nRan 14 tests in 40.2s\n\nFAILED (failures=1, errors=2, skipped=3)\n";
-        assert_eq!(Tally::of_run(false, text), tally(8, 3, 3));
-        assert_eq!(Tally::of_run(true, "Ran 1 test in 0.1s\n\nOK\n"), tally(1, 0, 0));
-        assert_eq!(Tally::of_run(true, "Ran 5 tests in 0.1s\n\nOK (skipped=2)\n"), tally(3, 0, 2));
+        assert_eq!(counts(false, text), tally(8, 3, 3));
+        assert_eq!(counts(true, "Ran 1 test in 0.1s\n\nOK\n"), tally(1, 0, 0));
+        assert_eq!(counts(true, "Ran 5 tests in 0.1s\n\nOK (skipped=2)\n"), tally(3, 0, 2));
     }
 
     #[test]
     fn a_test_that_says_it_skipped_did_not_pass() {
         let text = "  stderr ───\n    SKIPPED: no torch\n  Summary [ 0.1s] 3 tests run: 3 passed, 0 skipped\n";
-        assert_eq!(Tally::of_run(true, text), tally(2, 0, 1));
+        assert_eq!(counts(true, text), tally(2, 0, 1));
+    }
+
+    #[test]
+    fn a_skip_counts_however_it_is_written_and_keeps_its_reason() {
+        let text = "        PASS [   0.008s] ( 1/44) tunebook-tune::it checkpoints::full_disk\n\
+                    \u{20} stderr ───\n    skipped: this user may not mount a tmpfs\n\
+                    \u{20}       PASS [  12.500s] (44/44) tunebook-tune::it peers::peft\n\
+                    \u{20} stderr ───\n    SKIPPED: no torch\n     Summary [ 0.1s] 44 tests run: 44 passed, 0 skipped\n";
+        let outcome = Outcome::of_run(true, text);
+        assert_eq!(outcome.tally, tally(42, 0, 2));
+        let skip = |test: &str, reason: &str| Skip { test: test.into(), reason: reason.into() };
+        let expected = [
+            skip("tunebook-tune::it checkpoints::full_disk", "this user may not mount a tmpfs"),
+            skip("tunebook-tune::it peers::peft", "no torch"),
+        ];
+        assert_eq!(outcome.skips, expected);
+        let text = "---- peers::peft stdout ----\nSKIPPED: no torch\n\n\
+                    test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured\n";
+        let outcome = Outcome::of_run(true, text);
+        assert_eq!(
+            (outcome.tally, outcome.skips),
+            (tally(4, 0, 1), vec![skip("peers::peft", "no torch")])
+        );
+        let text =
+            "test_x (m.C.test_x) ... skipped 'no browser'\nRan 2 tests in 0.1s\n\nOK (skipped=1)\n";
+        let outcome = Outcome::of_run(true, text);
+        let expected = vec![skip("test_x (m.C.test_x)", "no browser")];
+        assert_eq!((outcome.tally, outcome.skips), (tally(1, 0, 1), expected));
+    }
+
+    #[test]
+    fn the_slowest_tests_come_first() {
+        let text = "        PASS [   0.008s] ( 1/4) a::it quick\n\
+                    \u{20}       SLOW [> 60.000s] ( 2/4) a::it slow\n\
+                    \u{20}       FAIL [  61.250s] ( 2/4) a::it slow\n\
+                    \u{20} FLAKY [ 99.0s] of a test's own\n\
+                    \u{20}       PASS [   2.000s] ( 3/4) a other\n\
+                    \u{20}    Summary [  63.0s] 3 tests run: 2 passed, 1 failed, 0 skipped\n\
+                    \u{20}       FAIL [  61.250s] ( 2/4) a::it slow\n";
+        let outcome = Outcome::of_run(false, text);
+        let slowest = outcome.slowest(2);
+        assert_eq!(slowest, [&(61.25, "a::it slow".to_owned()), &(2.0, "a other".to_owned())]);
     }
 
     #[test]
     fn a_run_that_fails_without_a_failed_test_is_a_failure() {
-        assert_eq!(Tally::of_run(false, "error: could not compile `x`"), tally(0, 1, 0));
+        assert_eq!(counts(false, "error: could not compile `x`"), tally(0, 1, 0));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! `cargo xtask test`: everything that a change must pass.
 //!
-//! A failed part does not stop the ones after it; the closing line counts them all. The order is
-//! cheap before dear, and what compiles polars and candle comes once: the tests, the prelude and
-//! the kernel's warm template share what is compiled (same profile, target triple, flags and
-//! features).
+//! A failed part does not stop the parts after it. The report at the end has a table of times and
+//! counts, and the closing line counts all tests ([`crate::report`]). The order is cheap before
+//! expensive. Dependencies are compiled once: the tests, the prelude and the kernel's warm template
+//! share them (same profile, target triple, flags and features).
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -15,67 +15,100 @@ use crate::error::{Error, Result};
 use crate::features;
 use crate::notebook::{self, Execution};
 use crate::process;
-use crate::setup::{Setup, cuda, duration};
-use crate::tally::{NextestScreen, Tally};
+use crate::report::{self, Part, Report};
+use crate::setup::{Setup, cuda};
+use crate::tally::{NextestScreen, Outcome, Skip, Tally};
+use crate::unused;
 
-/// Runs the tests and prints the closing line.
+/// Tests named in the report for their time.
+const SLOWEST: usize = 10;
+
+/// Runs the tests and prints the report.
 ///
 /// # Errors
-/// [`Error::Tests`] when something failed.
+/// [`Error::Tests`] when something failed; with `long`, when something was skipped, too.
 pub fn run(long: bool) -> Result<()> {
     let start = Instant::now();
-    let mut tests = Tests { long, tally: Tally::default(), failures: Vec::new() };
+    let setup = Setup::locate()?;
+    let budget = if setup.has_compiled() { report::COMPILED } else { report::COLD };
+    let mut tests = Tests { long, setup: &setup, open: None, report: Report::default() };
     if let Err(error) = tests.all() {
-        tests.failure("set-up", &error);
+        tests.failure(&error);
     }
-    println!("\n{} after {}", if long { "long tests" } else { "tests" }, duration(start.elapsed()));
-    for failure in &tests.failures {
-        println!("FAILED {failure}");
+    tests.close();
+    let mut report = tests.report;
+    if long {
+        report.skips_are_failures();
     }
-    println!("{}", tests.tally);
-    match tests.tally.failed {
+    let budget = (!long).then_some(budget);
+    println!("\n=== {}", if long { "long tests" } else { "tests" });
+    print!("{}", report.text(start.elapsed(), budget));
+    match report.tally().failed {
         0 => Ok(()),
         failed => Err(Error::Tests { failed }),
     }
 }
 
-struct Tests {
+struct Tests<'a> {
     long: bool,
-    tally: Tally,
-    failures: Vec<String>,
+    setup: &'a Setup,
+    /// The part that runs, and when it began.
+    open: Option<(Part, Instant)>,
+    report: Report,
 }
 
-impl Tests {
+impl Tests<'_> {
     /// Every part in order.
     ///
     /// # Errors
-    /// Only for what makes the parts after it pointless: the set-up.
+    /// Only for a failed set-up, which makes the parts after it pointless.
     fn all(&mut self) -> Result<()> {
-        let setup = Setup::locate()?;
+        let setup = self.setup;
+        self.begin("set-up: downloads");
         setup.ensure_fetched()?;
         setup.ensure_test_python()?;
         if self.long {
-            setup.ensure_peers()?;
+            self.peers()?;
         }
         let crates = crates(&setup.root)?;
 
-        self.formatting(&setup);
-        self.one("features of shared dependencies", || features::check(&setup.root));
-        self.crates(&setup, &crates);
-        self.clippy(&setup, &crates);
-        self.kernel(&setup);
+        self.formatting();
+        self.begin("unused dependencies");
+        self.one(|| unused::check(&setup.root));
+        self.begin("features of shared dependencies");
+        self.one(|| features::check(&setup.root));
+        self.clippy(&crates);
+        self.crates(&crates);
+        self.examples(&crates);
+        self.kernel();
         if self.long {
-            self.cuda(&setup);
+            self.kernel_clippy();
+            self.cuda();
         }
 
+        self.begin("set-up: kernel and prelude");
         setup.ensure()?;
-        self.protocol(&setup);
+        self.protocol();
         if self.long {
-            self.suite(&setup);
+            self.suite();
         }
         for kernel in self.kernelspecs() {
-            self.runner(&setup, kernel)?;
-            self.course(&setup, kernel)?;
+            self.runner(kernel)?;
+            self.course(kernel)?;
+        }
+        Ok(())
+    }
+
+    /// The Python packages that the long tests compare with.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure_peers`]. The packages of a few tests may fail alone.
+    fn peers(&mut self) -> Result<()> {
+        self.setup.ensure_peers()?;
+        for result in [self.setup.ensure_llama_cpp(), self.setup.ensure_adapterhub().map(drop)] {
+            if let Err(error) = result {
+                self.failure(&error);
+            }
         }
         Ok(())
     }
@@ -85,83 +118,95 @@ impl Tests {
         if self.long { &["tunebook", "tunebook-stock"] } else { &["tunebook"] }
     }
 
-    fn formatting(&mut self, setup: &Setup) {
-        if !has_component(&setup.root, "fmt") {
-            return self
-                .skip("formatting: rustfmt is not installed (`rustup component add rustfmt`)");
+    fn formatting(&mut self) {
+        self.begin("formatting");
+        if !self.has_component("fmt") {
+            return self.skip("rustfmt is not installed (`rustup component add rustfmt`)");
         }
-        self.one("formatting", || {
-            process::run(
-                process::cargo(&setup.root).args(["fmt", "--all", "--check"]),
-                "cargo fmt --check",
-            )
-        });
+        let mut command = process::cargo(&self.setup.root);
+        self.one(|| process::run(command.args(["fmt", "--all", "--check"]), "cargo fmt --check"));
     }
 
-    /// All crates in one command each, so that their dependencies are resolved and compiled once.
-    fn crates(&mut self, setup: &Setup, crates: &[String]) {
-        // What passing tests write is shown: some say that they skipped, and why.
-        let nextest = has_component(&setup.root, "nextest");
-        let mut command = if nextest {
-            let words =
-                ["nextest", "run", "--no-fail-fast", "--color=never", "--success-output=immediate"];
-            self.cargo(setup, &words, crates)
-        } else {
-            let words = ["test", "--no-fail-fast", "--lib", "--bins", "--tests", "--color=never"];
-            self.cargo(setup, &words, crates)
-        };
-        match (nextest, self.long) {
-            (true, true) => command.arg("--run-ignored=all"),
-            (true, false) => &mut command,
+    /// Unit and integration tests of all crates in one command, so that their dependencies are
+    /// resolved and compiled once.
+    fn crates(&mut self, crates: &[String]) {
+        // The output of passing tests is needed: a test says there that it skips, and why.
+        let nextest: &[&str] = &["nextest", "run", "--color=never"];
+        let libtest: &[&str] = &["test", "--lib", "--bins", "--tests", "--color=never"];
+        let has_nextest = self.has_component("nextest");
+        let words = if has_nextest { nextest } else { libtest };
+
+        self.begin("compiling the tests");
+        let mut command = self.cargo(words, crates);
+        if let Err(error) = process::run(command.arg("--no-run"), "compiling the tests") {
+            return self.failure(&error);
+        }
+
+        self.begin("unit and integration tests");
+        let mut command = self.cargo(words, crates);
+        command.arg("--no-fail-fast");
+        match (has_nextest, self.long) {
+            (true, true) => command.args(["--success-output=immediate", "--run-ignored=all"]),
+            (true, false) => command.arg("--success-output=immediate"),
             (false, true) => command.args(["--", "--show-output", "--include-ignored"]),
             (false, false) => command.args(["--", "--show-output"]),
         };
-        self.runs("unit and integration tests", &mut command);
+        self.runs(&mut command);
+    }
 
+    fn examples(&mut self, crates: &[String]) {
+        self.begin("examples in the documentation");
         // rustdoc tests no programs.
         let is_library = |name: &&String| name.as_str() != "xtask";
         let libraries: Vec<_> = crates.iter().filter(is_library).cloned().collect();
         let mut command =
-            self.cargo(setup, &["test", "--no-fail-fast", "--doc", "--color=never"], &libraries);
-        self.runs("examples in the documentation", &mut command);
+            self.cargo(&["test", "--no-fail-fast", "--doc", "--color=never"], &libraries);
+        self.runs(&mut command);
     }
 
-    fn clippy(&mut self, setup: &Setup, crates: &[String]) {
-        if !has_component(&setup.root, "clippy") {
+    /// Lints of all crates but the kernel. `cargo check`, hence clippy, shares no artefacts of
+    /// third-party crates with a build; docs/measurements.md has the cost.
+    fn clippy(&mut self, crates: &[String]) {
+        self.begin("clippy");
+        if !self.has_component("clippy") {
             return self.skip("clippy is not installed (`rustup component add clippy`)");
         }
-        let deny = ["--", "--deny", "warnings"];
-        let mut command = self.cargo(setup, &["clippy", "--all-targets"], crates);
-        command.args(deny);
-        self.one("clippy", || process::run(&mut command, "cargo clippy"));
-        if !self.long {
-            // It would analyse rust-analyzer's sources a second time: minutes for few lines of
-            // ours.
-            return;
+        let mut command = self.cargo(&["clippy", "--all-targets"], crates);
+        command.args(["--", "--deny", "warnings"]);
+        self.one(|| process::run(&mut command, "cargo clippy"));
+    }
+
+    /// Lints of the kernel: with `--long` only, since `cargo clippy` checks rust-analyzer's sources
+    /// for the few lines of the kernel.
+    fn kernel_clippy(&mut self) {
+        self.begin("clippy on the kernel");
+        if !self.has_component("clippy") {
+            return self.skip("clippy is not installed (`rustup component add clippy`)");
         }
-        let mut command =
-            self.cargo(setup, &["clippy", "--all-targets"], &["tunebook-kernel".to_owned()]);
-        command.arg("--target-dir").arg(setup.kernel_target()).env("RUSTFLAGS", "").args(deny);
-        self.one("clippy on the kernel", || process::run(&mut command, "cargo clippy"));
+        let mut command = self.cargo(&["clippy", "--all-targets"], &["tunebook-kernel".to_owned()]);
+        command.arg("--target-dir").arg(self.setup.kernel_target()).env("RUSTFLAGS", "");
+        command.args(["--", "--deny", "warnings"]);
+        self.one(|| process::run(&mut command, "cargo clippy"));
     }
 
     /// The code for NVIDIA GPUs: compiled everywhere, run where there is one.
-    fn cuda(&mut self, setup: &Setup) {
+    fn cuda(&mut self) {
+        self.begin("CUDA");
+        let setup = self.setup;
         let toolkit = match setup.ensure_cuda_toolkit() {
             Ok(toolkit) => toolkit,
-            Err(error) => return self.failure("CUDA toolkit", &error),
+            Err(error) => return self.failure(&error),
         };
         let with_gpu = |mut command: Command| {
             cuda::set(&mut command, &toolkit.environment());
             command
         };
-        self.one("the CUDA code compiles", || {
-            let command =
-                Self::cargo_of(setup, &["build", "--package", "tunebook", "--features", "cuda"]);
-            process::run(&mut with_gpu(command), "cargo build --features cuda")
-        });
+        let words = ["build", "--package", "tunebook", "--features", "cuda"];
+        let mut command = with_gpu(cargo(setup, &words));
+        self.one(|| process::run(&mut command, "cargo build --features cuda"));
         if !toolkit.has_gpu() {
-            return self.skip("the tests of the CUDA code: no NVIDIA GPU here");
+            self.report.not_run.push("the tests of the CUDA code: no GPU".to_owned());
+            return;
         }
         let words = [
             "test",
@@ -172,7 +217,7 @@ impl Tests {
             "--package",
             "tunebook-tune",
         ];
-        let mut command = Self::cargo_of(setup, &words);
+        let mut command = cargo(setup, &words);
         command.args([
             "--features",
             "tunebook-models/cuda,tunebook-tune/cuda",
@@ -180,59 +225,52 @@ impl Tests {
             "--include-ignored",
             "gpu_",
         ]);
-        self.runs("on the GPU", &mut with_gpu(command));
+        self.runs(&mut with_gpu(command));
     }
 
-    fn kernel(&mut self, setup: &Setup) {
-        let mut command = self.cargo(
-            setup,
-            &["test", "--no-fail-fast", "--color=never"],
-            &["tunebook-kernel".to_owned()],
-        );
-        command.arg("--target-dir").arg(setup.kernel_target()).env("RUSTFLAGS", "");
+    fn kernel(&mut self) {
+        self.begin("kernel");
+        let mut command = self
+            .cargo(&["test", "--no-fail-fast", "--color=never"], &["tunebook-kernel".to_owned()]);
+        command.arg("--target-dir").arg(self.setup.kernel_target()).env("RUSTFLAGS", "");
         if self.long {
             command.args(["--", "--include-ignored"]);
         }
-        self.runs("kernel", &mut command);
+        self.runs(&mut command);
     }
 
     /// The installed kernel, spoken to as a Jupyter client does: the `test_*.py` of `tests/kernel`.
-    fn protocol(&mut self, setup: &Setup) {
-        let mut command = process::command(setup.python());
+    fn protocol(&mut self) {
+        self.begin("the kernel as a Jupyter client sees it");
+        let mut command = process::command(self.setup.python());
         command
-            .args([
-                "-m",
-                "unittest",
-                "discover",
-                "--start-directory",
-                "tests/kernel",
-                "--pattern",
-                "test_*.py",
-            ])
-            .arg("--verbose")
-            .env("TUNEBOOK_TEST_OUT", setup.target.join("tunebook/kernel-tests"))
-            .current_dir(&setup.root);
+            .args(["-m", "unittest", "discover", "--verbose"])
+            .args(["--start-directory", "tests/kernel", "--pattern", "test_*.py"])
+            .env("TUNEBOOK_TEST_OUT", self.setup.target.join("tunebook/kernel-tests"))
+            .current_dir(&self.setup.root);
         if self.long {
             command.env("TUNEBOOK_LONG", "1").env("RESTARTS", "20");
         }
-        self.runs("the kernel as a Jupyter client sees it", &mut command);
+        self.runs(&mut command);
     }
 
     /// jupyter_kernel_test's suite, test by test, on our kernel and on the stock one.
-    fn suite(&mut self, setup: &Setup) {
-        let mut command = process::command(setup.python());
-        command.arg(setup.root.join("tests/kernel/report_suite.py")).current_dir(&setup.root);
-        self.one("jupyter_kernel_test beside the stock kernel", || {
-            process::run(&mut command, "jupyter_kernel_test's suite")
-        });
+    fn suite(&mut self) {
+        self.begin("jupyter_kernel_test on both kernels");
+        let mut command = process::command(self.setup.python());
+        command
+            .arg(self.setup.root.join("tests/kernel/report_suite.py"))
+            .current_dir(&self.setup.root);
+        self.one(|| process::run(&mut command, "jupyter_kernel_test's suite"));
     }
 
-    /// The notebook runner itself, on small notebooks that say what has to come of them.
-    fn runner(&mut self, setup: &Setup, kernel: &str) -> Result<()> {
-        let folder = setup.root.join("tests/notebooks");
-        for path in notebook::in_folder(&folder)? {
+    /// The notebook runner itself, on small notebooks that state their expected end.
+    fn runner(&mut self, kernel: &str) -> Result<()> {
+        self.begin(&format!("test notebooks on {kernel}"));
+        let setup = self.setup;
+        for path in notebook::in_folder(&setup.root.join("tests/notebooks"))? {
             let expected = Expected::read(&path)?;
-            self.one(&format!("{} on {kernel}", name(&setup.root, &path)), || {
+            self.named(&name(&setup.root, &path), || {
                 let out = setup.target.join("tunebook/test-notebooks").join(kernel);
                 expected.judge(Execution { notebook: &path, kernel, out: &out }.run(setup))
             });
@@ -240,74 +278,109 @@ impl Tests {
         Ok(())
     }
 
-    fn course(&mut self, setup: &Setup, kernel: &str) -> Result<()> {
+    fn course(&mut self, kernel: &str) -> Result<()> {
+        self.begin(&format!("course on {kernel}"));
+        let setup = self.setup;
         for path in notebook::in_folder(&setup.root.join("notebooks"))? {
             let out = setup.root.join("out").join(if kernel == "tunebook" { "" } else { kernel });
-            self.one(&format!("{} on {kernel}", name(&setup.root, &path)), || {
+            self.named(&name(&setup.root, &path), || {
                 Execution { notebook: &path, kernel, out: &out }.run(setup)
             });
         }
         Ok(())
     }
 
-    fn cargo_of(setup: &Setup, words: &[&str]) -> Command {
-        let mut command = process::cargo(&setup.root);
-        command.args(words).arg("--locked");
-        command
-    }
-
-    fn cargo(&self, setup: &Setup, words: &[&str], packages: &[String]) -> Command {
-        let mut command = Self::cargo_of(setup, words);
+    /// `cargo` for these packages, with the variables that their tests read.
+    fn cargo(&self, words: &[&str], packages: &[String]) -> Command {
+        let mut command = cargo(self.setup, words);
         for package in packages {
             command.args(["--package", package]);
         }
-        command.env("TUNEBOOK_NOTEBOOK_PYTHON", setup.python());
-        if setup.peers_python().is_some() {
-            command.env("TUNEBOOK_PEERS", setup.peers_folder());
+        command.env("TUNEBOOK_NOTEBOOK_PYTHON", self.setup.python());
+        if self.setup.peers_python().is_some() {
+            command.env("TUNEBOOK_PEERS", self.setup.peers_folder());
+        }
+        if self.long && self.setup.adapterhub_folder().exists() {
+            command.env("TUNEBOOK_ADAPTERHUB", self.setup.adapterhub_folder());
         }
         command
     }
 
-    /// A part that is one test.
-    fn one(&mut self, name: &str, test: impl FnOnce() -> Result<()>) {
+    fn has_component(&self, name: &str) -> bool {
+        let mut command = process::cargo(&self.setup.root);
+        process::capture(command.args([name, "--version"]), name).is_ok()
+    }
+
+    /// Begins a part; the one before it ends.
+    fn begin(&mut self, name: &str) {
+        self.close();
         println!("\n=== {name}");
-        match test() {
-            Ok(()) => self.tally.passed += 1,
-            Err(error) => {
-                println!("{error}");
-                self.failure(name, &error);
-            }
+        let part = Part { name: name.to_owned(), time: Duration::ZERO, tally: Tally::default() };
+        self.open = Some((part, Instant::now()));
+    }
+
+    fn close(&mut self) {
+        if let Some((part, start)) = self.open.take() {
+            self.report.parts.push(Part { time: start.elapsed(), ..part });
         }
     }
 
-    /// A part that counts its own tests.
-    fn runs(&mut self, name: &str, command: &mut Command) {
-        println!("\n=== {name}");
+    fn part(&mut self) -> &mut Part {
+        &mut self.open.get_or_insert_with(|| (Part::default(), Instant::now())).0
+    }
+
+    /// One test.
+    fn one(&mut self, test: impl FnOnce() -> Result<()>) {
+        match test() {
+            Ok(()) => self.part().tally.passed += 1,
+            Err(error) => self.failure(&error),
+        }
+    }
+
+    /// One test of several in a part.
+    fn named(&mut self, name: &str, test: impl FnOnce() -> Result<()>) {
+        println!("\n--- {name}");
+        self.one(|| test().map_err(|error| Error::Other(format!("{name}: {error}"))));
+    }
+
+    /// A command that counts its own tests.
+    fn runs(&mut self, command: &mut Command) {
         let mut screen = NextestScreen::default();
         match process::show_and_keep(command, move |line| screen.is_shown(line)) {
             Ok((succeeded, text)) => {
-                let tally = Tally::of_run(succeeded, &text);
-                if tally.failed > 0 {
-                    self.failures.push(format!("{name}: {tally}"));
+                let outcome = Outcome::of_run(succeeded, &text);
+                let slowest = outcome.slowest(SLOWEST).into_iter().cloned();
+                self.report.slowest.extend(slowest);
+                let name = self.part().name.clone();
+                self.part().tally += outcome.tally;
+                if outcome.tally.failed > 0 {
+                    self.report.failures.push(format!("{name}: {}", outcome.tally));
                 }
-                self.tally += tally;
+                let skips = outcome.skips.into_iter().map(|skip| (name.clone(), skip));
+                self.report.skips.extend(skips);
             }
-            Err(error) => self.failure(name, &error),
+            Err(error) => self.failure(&error),
         }
     }
 
-    fn skip(&mut self, what: &str) {
-        println!("\n=== skipped: {what}");
-        self.tally.skipped += 1;
+    /// The whole part skips.
+    fn skip(&mut self, reason: &str) {
+        println!("skipped: {reason}");
+        self.part().tally.skipped += 1;
+        let name = self.part().name.clone();
+        let skip = Skip { test: name.clone(), reason: reason.to_owned() };
+        self.report.skips.push((name, skip));
     }
 
-    fn failure(&mut self, name: &str, error: &Error) {
-        self.tally.failed += 1;
-        self.failures.push(format!("{name}: {error}"));
+    fn failure(&mut self, error: &Error) {
+        println!("{error}");
+        self.part().tally.failed += 1;
+        let name = self.part().name.clone();
+        self.report.failures.push(format!("{name}: {error}"));
     }
 }
 
-/// What a test notebook says must come of it, in its metadata: `"expected": "success"`, or
+/// The end that a test notebook must have, from its metadata: `"expected": "success"`, or
 /// `"expected": {"cell": 2, "starts_with": "…"}` for the cell that must fail.
 #[derive(Debug, PartialEq, Eq)]
 enum Expected {
@@ -369,8 +442,10 @@ fn crates(root: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-fn has_component(root: &Path, name: &str) -> bool {
-    process::capture(process::cargo(root).args([name, "--version"]), name).is_ok()
+fn cargo(setup: &Setup, words: &[&str]) -> Command {
+    let mut command = process::cargo(&setup.root);
+    command.args(words).arg("--locked");
+    command
 }
 
 fn name(root: &Path, path: &Path) -> String {

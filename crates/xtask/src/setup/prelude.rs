@@ -33,6 +33,11 @@ impl Warm {
         }
     }
 
+    /// Whether the prelude's library is there, however old.
+    pub(super) fn has_compiled(&self) -> bool {
+        self.library.exists()
+    }
+
     /// The prelude of a CUDA build.
     pub(super) fn with(self, environment: Vec<(&'static str, OsString)>) -> Self {
         Self { environment, ..self }

@@ -19,6 +19,8 @@ pub struct Environment {
     requirements: PathBuf,
     /// A module of the last package installed: the environment may have been made anew since.
     module: &'static str,
+    /// CMake's arguments for the one package of a file that is compiled.
+    cmake: Option<&'static str>,
     stamp: Stamp,
 }
 
@@ -45,6 +47,7 @@ impl Environment {
             folder: folder.to_path_buf(),
             requirements,
             module: "pip",
+            cmake: None,
             stamp,
         }
     }
@@ -52,6 +55,11 @@ impl Environment {
     /// Also asks for this module before it is called done.
     pub(super) fn with_module(self, module: &'static str) -> Self {
         Self { module, ..self }
+    }
+
+    /// Compiles a package with these arguments of CMake, and installs no dependencies of it.
+    pub(super) fn compiled(self, cmake: &'static str) -> Self {
+        Self { cmake: Some(cmake), ..self }
     }
 
     /// Its interpreter.
@@ -100,17 +108,13 @@ impl Step for Environment {
                 "making the Python environment",
             )?;
         }
+        let mut pip = process::command(self.python());
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"]);
+        if let Some(arguments) = self.cmake {
+            pip.arg("--no-deps").env("CMAKE_ARGS", arguments);
+        }
         process::run(
-            process::command(self.python())
-                .args([
-                    "-m",
-                    "pip",
-                    "install",
-                    "--disable-pip-version-check",
-                    "--no-input",
-                    "--requirement",
-                ])
-                .arg(&self.requirements),
+            pip.arg("--requirement").arg(&self.requirements),
             "installing the Python packages",
         )
         .map_err(with_network_remedy)?;
