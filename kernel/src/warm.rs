@@ -82,8 +82,8 @@ pub(crate) fn lock_file(layout: &Layout) -> Result<File> {
 struct Project {
     /// The project's target directory.
     target: PathBuf,
-    /// The crates that the prelude is made of, by their path in the project; the prelude's own is
-    /// among them.
+    /// The crates that the prelude is made of, and those that their tests use, by their path in the
+    /// project; its own is among them.
     crates: Vec<PathBuf>,
 }
 
@@ -132,11 +132,8 @@ impl Project {
             let node = nodes.iter().find(|node| node["id"] == id);
             let deps = node.and_then(|node| node["deps"].as_array());
             for dep in deps.into_iter().flatten() {
-                // Development dependencies are not part of the build.
-                let needed = dep["dep_kinds"]
-                    .as_array()
-                    .is_none_or(|kinds| kinds.iter().any(|k| k["kind"] != "dev"));
-                if needed && let Some(id) = dep["pkg"].as_str() {
+                // Development dependencies are not built, but cargo reads their manifests.
+                if let Some(id) = dep["pkg"].as_str() {
                     pending.push(id);
                 }
             }

@@ -11,7 +11,7 @@
 //! whole rows of 49152 side by side, rows lie 48 pages apart: every store of a block of 32 rows,
 //! and every load of the gradient's product, went to the same few sets of the cache, and bf16
 //! packed 3 MiB for each 32 columns of the gradient. Predicted at 2048 tokens in bf16: from 1.26 s
-//! to 0.7 s of which 0.53 s is arithmetic. For what was measured see `HOW_IT_WORKS.md`.)
+//! to 0.7 s of which 0.53 s is arithmetic. For what was measured see `docs/measurements.md`.)
 
 use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};

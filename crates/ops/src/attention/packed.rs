@@ -8,7 +8,7 @@
 //!
 //! Predicted at 1 x 2048 tokens of SmolLM2-135M (17 GFLOP a block with the causal half alone, 118
 //! GFLOP/s a core in f32 and 236 in bf16, a sixth of it for powers of two): 86 ms a block in f32,
-//! 45 ms in bf16. For what was measured see `HOW_IT_WORKS.md`.
+//! 45 ms in bf16. For what was measured see `docs/measurements.md`.
 
 use std::cell::RefCell;
 use std::ops::Range;

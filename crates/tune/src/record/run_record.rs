@@ -64,7 +64,7 @@ pub struct RunRecord {
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// An adapter.
-    Adapter(AdapterConfig),
+    Adapter(Box<AdapterConfig>),
     /// The model's own weights.
     Full(Full),
 }

@@ -68,7 +68,7 @@ impl Trained {
     /// The configuration, as it is now.
     pub(crate) fn strategy(&self) -> Strategy {
         match self {
-            Self::Adapter(adapter) => Strategy::Adapter(adapter.config()),
+            Self::Adapter(adapter) => Strategy::Adapter(Box::new(adapter.config())),
             Self::Full(weights) => Strategy::Full(weights.config.clone()),
         }
     }

@@ -63,7 +63,7 @@ fn a_record_goes_through_json_whole_and_stands_in_every_checkpoint() {
     let run = trainer.fit(&pairs(12), &pairs(3)).unwrap();
 
     let record = run.record();
-    assert_eq!(record.strategy, Strategy::Adapter(AdapterConfig::Lora(lora)));
+    assert_eq!(record.strategy, Strategy::Adapter(Box::new(AdapterConfig::Lora(lora))));
     assert_eq!((record.device.as_str(), record.dtype.as_str()), ("cpu", "f32"));
     assert_eq!(record.fingerprints.dataset.as_deref(), Some("abc"));
     assert!(record.fingerprints.validation.is_some());
