@@ -54,7 +54,7 @@ fn answers_are_whole_while_others_swap_and_train() {
     let new = || {
         let model = tiny();
         for (seed, name) in (1..).zip(&NAMES[1..]) {
-            model.add_adapter(name, &lora(seed)).unwrap();
+            model.add_adapter(name, lora(seed)).unwrap();
         }
         model.add_adapter("trained", &Lora { init_lora_weights: true, ..lora(9) }).unwrap();
         model
@@ -145,11 +145,11 @@ fn of_many_that_take_one_name_one_wins() {
         for seed in 0..8 {
             let (model, won) = (&model, &won);
             scope.spawn(move || {
-                if model.add_adapter("same", &lora(seed)).is_ok() {
+                if model.add_adapter("same", lora(seed)).is_ok() {
                     won.fetch_add(1, Ordering::Relaxed);
                 }
                 let own = format!("own{seed}");
-                model.add_adapter(&own, &lora(seed)).unwrap();
+                model.add_adapter(&own, lora(seed)).unwrap();
                 let renamed = model.rename_adapter(&own, "renamed");
                 assert!(renamed.is_ok() || model.with_adapter(&own).is_ok(), "an adapter is lost");
             });
@@ -165,14 +165,14 @@ fn a_handle_keeps_the_generation_that_it_was_made_with() {
     let model = tiny();
     let ids = [5, 17, 3, 42];
     let base = logits(&model, &ids);
-    model.add_adapter("a", &lora(1)).unwrap();
+    model.add_adapter("a", lora(1)).unwrap();
     let first = logits(&model, &ids);
     let handle = model.with_adapter("a").unwrap();
     model.rename_adapter("a", "old").unwrap();
     assert_eq!(model.active(), Active::Adapter("old".to_owned()));
     model.delete_adapter("old").unwrap();
     assert_eq!((model.active(), logits(&model, &ids)), (Active::Base, base.clone()));
-    model.add_adapter("a", &lora(2)).unwrap();
+    model.add_adapter("a", lora(2)).unwrap();
     assert_ne!(logits(&model, &ids), first);
     assert_eq!(logits(&handle, &ids), first);
     assert_eq!(logits(&model.base(), &ids), base);

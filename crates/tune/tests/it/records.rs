@@ -91,7 +91,7 @@ fn fingerprints_follow_what_was_read() {
     };
     let with_lora = || {
         let model = tiny();
-        model.add_adapter("a", &Lora::default()).unwrap();
+        model.add_adapter("a", Lora::default()).unwrap();
         model
     };
     let model = with_lora();
@@ -105,13 +105,13 @@ fn fingerprints_follow_what_was_read() {
     // The model's own weights, and what they are kept as.
     let half =
         Model::load_as(&tiny_path(), Some(tunebook_models::DType::BF16), &Device::Cpu).unwrap();
-    half.add_adapter("a", &Lora::default()).unwrap();
+    half.add_adapter("a", Lora::default()).unwrap();
     assert_ne!(run(&half, &pairs(8)).base, first.base);
     let whole = tiny();
     whole.unfreeze(&Full::default()).unwrap();
     assert_eq!(run(&whole, &pairs(8)).base, first.base, "before the first step");
     assert_ne!(run(&whole, &pairs(8)).base, first.base, "after a run");
-    whole.add_adapter("a", &Lora::default()).unwrap();
+    whole.add_adapter("a", Lora::default()).unwrap();
     assert_ne!(run(&whole, &pairs(8)).base, first.base);
 }
 
@@ -121,7 +121,7 @@ fn the_direction_of_a_metric_is_stated_and_never_guessed() {
     let values = [9.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
     let best = |metric: Metric| {
         let model = tiny();
-        model.add_adapter("a", &Lora::default()).unwrap();
+        model.add_adapter("a", Lora::default()).unwrap();
         let args = TrainingArgs {
             epochs: 3,
             eval_strategy: EvalStrategy::Steps(1),
@@ -140,7 +140,7 @@ fn the_direction_of_a_metric_is_stated_and_never_guessed() {
     assert_eq!(best(Metric::higher_is_better("perplexity")), Some(1));
 
     let model = tiny();
-    model.add_adapter("a", &Lora::default()).unwrap();
+    model.add_adapter("a", Lora::default()).unwrap();
     let twice = Trainer::new(&model, &args())
         .with_metric(Metric::higher_is_better("loss"), |_| Ok(1.0))
         .fit(&pairs(8), &pairs(2));
