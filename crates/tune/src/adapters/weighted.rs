@@ -83,20 +83,11 @@ impl CombinationType {
                 Ok((filled(Tensor::cat(&a, 0)?, rank, 0)?, filled(Tensor::cat(&b, 1)?, rank, 1)?))
             }
             Self::Svd { .. } => {
-                let mut sum: Option<Tensor> = None;
-                for ((a, b), weight) in &parts {
-                    let delta = (b.matmul(a)? * *weight)?;
-                    sum = Some(match sum {
-                        Some(sum) => (sum + delta)?,
-                        None => delta,
-                    });
-                }
-                match sum {
-                    Some(delta) => svd::truncated(&delta, rank),
-                    None => {
-                        Err(candle_core::Error::Msg("nothing to combine".to_owned()).bt().into())
-                    }
-                }
+                // Σ wᵢ·Bᵢ·Aᵢ is one product: of the Bᵢ beside one another, and the Aᵢ below.
+                let a =
+                    parts.iter().map(|((a, _), w)| Ok((a * *w)?)).collect::<Result<Vec<_>>>()?;
+                let b: Vec<&Tensor> = parts.iter().map(|((_, b), _)| b).collect();
+                svd::truncated(&Tensor::cat(&b, 1)?, &Tensor::cat(&a, 0)?, rank)
             }
             _ => {
                 let weight = |w: &f64| w.abs().sqrt();
