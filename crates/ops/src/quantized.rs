@@ -511,6 +511,7 @@ mod tests {
         let other = Quantized { format: Format::Nf4, shape: [3, 100], device: Device::Cpu, store };
         let flat = |q: &Quantized| q.dequantize().unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(flat(&q), flat(&other));
+        assert_eq!(q.data().unwrap(), other.data().unwrap());
         let ids = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
         let rows = |q: &Quantized| q.select(&ids).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(rows(&q), rows(&other));

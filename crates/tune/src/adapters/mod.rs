@@ -26,6 +26,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tunebook_models::{Model, Overlay};
 
 use crate::adapters::adalora::AdaLoraBody;
@@ -203,7 +204,7 @@ pub trait Adapters {
 }
 
 /// What there is to say about an adapter.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdapterInfo {
     /// Its name.
     pub name: String,

@@ -14,7 +14,7 @@ use crate::train::step::Stepper;
 
 /// How a range test is run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct LrRangeTest {
     /// The learning rate of the first step. Default 1e-6.
     pub start: f64,

@@ -13,6 +13,7 @@ mod checkpoints;
 mod common;
 mod composed;
 mod concurrent;
+mod configs;
 mod curves;
 mod files;
 mod fp16;

@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 /// Configuration of a bottleneck adapter: the fields and names of AdapterHub's `BnConfig`. The
 /// default is [`Bottleneck::seq_bn`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Bottleneck {
     /// One after the attention of each block.
     pub mh_adapter: bool,
