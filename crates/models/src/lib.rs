@@ -36,7 +36,12 @@ pub use families::gemma::GemmaConfig;
 pub use families::gpt2::Gpt2Config;
 pub use families::llama::LlamaConfig;
 pub use families::phi3::Phi3Config;
-pub use generate::GenerationConfig;
+pub use generate::engine::{
+    Engine, EngineConfig, Event, Finish, FinishReason, Request, RequestId, Usage,
+};
+pub use generate::score::LogLikelihood;
+pub use generate::service::EngineHandle;
+pub use generate::{Completion, GenerationConfig};
 pub use hooks::past_key_values::{KeysValues, PastKeyValues};
 pub use hooks::residual::{Branch, Flow, Residual, Sublayer};
 pub use hooks::virtual_tokens::VirtualTokens;
@@ -50,7 +55,7 @@ pub use pass::{Context, Dropout, Mode, Pass};
 pub use text::chat_template::ChatTemplate;
 pub use text::conversation::{ChatTokenizer, Message, TokenizedText};
 pub use text::tokenizer::{Digits, Tokenizer};
-pub use tunebook_ops::{Format, Matrix, Quantized};
+pub use tunebook_ops::{Format, LowRank, Matrix, Quantized};
 pub use weights::Quantization;
 pub use weights::gguf::adapter::LoraUpdate;
 pub use weights::gguf::writer::GgufType;

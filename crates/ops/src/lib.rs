@@ -23,15 +23,20 @@ mod matrix;
 pub mod naive;
 mod norm;
 mod operation;
+mod paged;
 pub mod profile;
 mod quantized;
 mod rope;
+mod rows;
 pub mod tape;
 #[cfg(test)]
 mod tests;
 
+pub use linear::LowRank;
 pub use matrix::Matrix;
+pub use paged::{PAGE, Page, PageShape, Queries, Scoring, paged_attention};
 pub use quantized::{Format, Quantized};
+pub use rows::Rows;
 pub use tape::Tape;
 
 /// The label of a position that bears no loss.
@@ -178,6 +183,37 @@ pub fn lora_linear(
         Form::Fused => linear::lora_linear(x, w, bias, a, b, scale, dropout_mask),
         Form::Composed => device::lora_linear(x, w, bias, a, b, scale, dropout_mask),
         Form::Plain => naive::lora_linear(x, &w.tensor()?, bias, a, b, scale, dropout_mask),
+    }
+}
+
+/// Low-rank corrections of a linear map's result, for some rows each: `y += scale · x · aᵀ · bᵀ`.
+/// No gradient flows through it. `None` where it has no form for these tensors: not f32 on the CPU.
+///
+/// # Shapes
+/// `x` `[n, .., in]`, `y` `[n, .., out]`, `a` `[r, in]`, `b` `[out, r]` -> as `y`. Rows are numbers
+/// of the first dimension, each at most once; `None` for all.
+///
+/// # Errors
+/// When the shapes do not fit together.
+pub fn add_low_rank(
+    x: &Tensor,
+    y: &Tensor,
+    parts: &[(Option<&[u32]>, &[LowRank])],
+) -> Result<Option<Tensor>> {
+    for low in parts.iter().flat_map(|(_, low)| *low) {
+        let ((r, inp), (out, b_r)) = (low.a.dims2()?, low.b.dims2()?);
+        if r != b_r || x.dims().last() != Some(&inp) || y.dims().last() != Some(&out) {
+            bail!(
+                "add_low_rank: expected x [.., {inp}] and y [.., {out}] for a [{r}, {inp}] and b [{out}, {b_r}], found {:?} and {:?}",
+                x.dims(),
+                y.dims()
+            )
+        }
+    }
+    let tensors = parts.iter().flat_map(|(_, low)| *low).flat_map(|low| [&low.a, &low.b]);
+    match form(&tensors.chain([x, y]).collect::<Vec<_>>()) {
+        Form::Fused => linear::add_low_rank(x, y, parts).map(Some),
+        Form::Composed | Form::Plain => Ok(None),
     }
 }
 

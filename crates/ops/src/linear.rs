@@ -10,11 +10,12 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::Matrix;
 use crate::cpu::blocks::BlockMat;
-use crate::cpu::gemm::{Mat, Right as Side, Term, product, sum_of_products};
+use crate::cpu::gemm::{self, Mat, Right as Side, Start, Term, product, sum_of_products};
+use crate::cpu::gemv::{Weights, gemv};
 use crate::cpu::half::{self, HalfMat, Right};
 use crate::cpu::{HalfValues, Values, multiply, multiply_in_place, uninit};
-use crate::operation::{Buffer, Operation, Slot, node};
-use crate::profile;
+use crate::operation::{Buffer, Operation, Slot, constant, node};
+use crate::{Rows, profile};
 
 /// See [`crate::linear`].
 pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -33,12 +34,56 @@ pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
         let bias = bias.map(Tensor::contiguous).transpose()?;
         let bias = bias.as_ref().map(Values::of).transpose()?;
         let x = Values::of(&x)?;
-        times_weight(Mat::new(&x, x.len() / inp, inp), &w, (out, inp), None, bias.as_deref())?
+        let m = x.len() / inp.max(1);
+        match Rows::current() {
+            Rows::Any => times_weight(Mat::new(&x, m, inp), &w, (out, inp), None, bias.as_deref())?,
+            rows => row_by_row(&x, &w, (m, out, inp), rows, bias.as_deref())?,
+        }
     };
     match w {
         Matrix::Plain(w) if w.track_op() => node(Trained, &[&x, &w], y, shape),
         w => node(Frozen { w }, &[&x], y, shape),
     }
+}
+
+/// `x · wᵀ + bias`, each row the same bits whichever rows are computed with it.
+fn row_by_row(
+    x: &[f32],
+    w: &Matrix,
+    (m, n, k): (usize, usize, usize),
+    rows: Rows,
+    bias: Option<&[f32]>,
+) -> Result<Vec<f32>> {
+    // SAFETY: both kernels write every element.
+    let mut y = unsafe { uninit(m * n) };
+    let start = bias.map_or(Start::Zero, Start::Bias);
+    let many = rows == Rows::Prefill;
+    let left = Mat::new(x, m, k);
+    match w {
+        Matrix::Quantized(blocks) => {
+            let right = Side::Blocks(BlockMat::new(blocks).t());
+            let term = Term { a: left, b: right, alpha: 1. };
+            if !(many && gemm::products_by_panels(&mut y, &[term], start)) {
+                gemv(&mut y, x, Weights::Blocks(blocks), (m, n, k), bias);
+            }
+        }
+        Matrix::Plain(w) if w.dtype() == DType::BF16 => {
+            let w = HalfValues::of(w)?;
+            let right = Right::Half(HalfMat::new(&w, n, k).t());
+            let term = half::Term { a: left, b: right, alpha: 1. };
+            if !(many && half::products_by_panels(&mut y, &[term], start)) {
+                gemv(&mut y, x, Weights::Half(&w), (m, n, k), bias);
+            }
+        }
+        Matrix::Plain(w) => {
+            let w = Values::of(w)?;
+            let term = Term { a: left, b: Mat::new(&w, n, k).t().into(), alpha: 1. };
+            if !(many && gemm::products_by_panels(&mut y, &[term], start)) {
+                gemv(&mut y, x, Weights::Full(&w), (m, n, k), bias);
+            }
+        }
+    }
+    Ok(y)
 }
 
 struct Frozen {
@@ -156,6 +201,59 @@ impl Operation for Trained {
     }
 }
 
+/// One low-rank product: `scale · x · aᵀ · bᵀ`.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// `[r, in]`
+    pub a: Tensor,
+    /// `[out, r]`
+    pub b: Tensor,
+    /// Factor on the product.
+    pub scale: f64,
+}
+
+/// See [`crate::add_low_rank`].
+pub fn add_low_rank(
+    x: &Tensor,
+    y: &Tensor,
+    parts: &[(Option<&[u32]>, &[LowRank])],
+) -> Result<Tensor> {
+    let _time = profile::time("linear (low rank)", "forward");
+    let (x, y) = (x.contiguous()?, y.contiguous()?);
+    let shape = y.shape().clone();
+    let rows = y.dim(0)?;
+    let (x, mut sum) = (Values::of(&x)?, Values::of(&y)?.to_vec());
+    let (inp, out) = (x.len() / rows.max(1), sum.len() / rows.max(1));
+    for (chosen, low) in parts {
+        let part: Cow<'_, [f32]> = match chosen {
+            None => Cow::Borrowed(&x),
+            Some(chosen) => {
+                let row = |row: &u32| &x[*row as usize * inp..(*row as usize + 1) * inp];
+                Cow::Owned(chosen.iter().flat_map(row).copied().collect())
+            }
+        };
+        for LowRank { a, b, scale } in *low {
+            let ((r, k), n) = (a.dims2()?, b.dim(0)?);
+            let (a, b) = (a.contiguous()?, b.contiguous()?);
+            let m = part.len() / k.max(1);
+            // SAFETY: both are written whole.
+            let (mut u, mut d) = unsafe { (uninit(m * r), uninit(m * n)) };
+            gemv(&mut u, &part, Weights::Full(&Values::of(&a)?), (m, r, k), None);
+            gemv(&mut d, &u, Weights::Full(&Values::of(&b)?), (m, n, r), None);
+            let scale = *scale as f32;
+            let all = 0..rows as u32;
+            let places = chosen.map_or_else(|| all.collect(), <[u32]>::to_vec);
+            for (place, d) in places.iter().zip(d.chunks_exact(out.max(1))) {
+                let place = *place as usize * out;
+                for (y, d) in sum[place..place + out].iter_mut().zip(d) {
+                    *y += d * scale;
+                }
+            }
+        }
+    }
+    constant(sum, shape)
+}
+
 /// A frozen linear map with a low-rank correction, see [`crate::lora_linear`].
 pub fn lora_linear(
     x: &Tensor,
@@ -166,6 +264,14 @@ pub fn lora_linear(
     scale: f64,
     dropout_mask: Option<&Tensor>,
 ) -> Result<Tensor> {
+    if Rows::current() != Rows::Any && dropout_mask.is_none() {
+        let y = linear(x, w, bias)?;
+        let low = LowRank { a: a.detach(), b: b.detach(), scale };
+        let (_, width) = a.dims2()?;
+        // [.., in] -> [n, in]
+        let (rows, out) = (x.reshape(((), width))?, y.dims().last().copied().unwrap_or(0));
+        return add_low_rank(&rows, &y.reshape(((), out))?, &[(None, &[low])])?.reshape(y.shape());
+    }
     let shape = crate::linear_shape(x, w.dims())?;
     let (x, a, b) = (x.contiguous()?, a.contiguous()?, b.contiguous()?);
     let bias = bias.map(|bias| bias.detach().contiguous()).transpose()?;
@@ -266,5 +372,80 @@ impl Operation for Lora {
             db.add(gradient);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use candle_core::quantized::GgmlDType;
+
+    use super::*;
+    use crate::Quantized;
+
+    fn tensor(rows: usize, cols: usize, seed: usize) -> Tensor {
+        let value = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.;
+        Tensor::from_vec((0..rows * cols).map(value).collect(), (rows, cols), &Device::Cpu).unwrap()
+    }
+
+    fn rows(x: &Tensor) -> Vec<Vec<f32>> {
+        x.to_vec2().unwrap()
+    }
+
+    /// Each row of a prompt and of a decoding step by itself, and among others.
+    #[test]
+    fn rows_of_texts_do_not_depend_on_each_other() {
+        if crate::device::forced() {
+            // Other devices promise nothing of the kind.
+            return;
+        }
+        let (x, w) = (tensor(70, 96, 1), tensor(80, 96, 2));
+        let weights: [Matrix; 3] = [
+            w.clone().into(),
+            w.to_dtype(DType::BF16).unwrap().into(),
+            Quantized::ggml(&w, GgmlDType::Q4_1).unwrap().into(),
+        ];
+        let (a, b) = (tensor(8, 96, 3), tensor(80, 8, 4));
+        let low = [LowRank { a: a.clone(), b: b.clone(), scale: 0.5 }];
+        for (w, kind) in weights.iter().flat_map(|w| [(w, Rows::Prefill), (w, Rows::Decode)]) {
+            let compute = |x: &Tensor| {
+                kind.during(|| {
+                    let y = crate::linear(x, w, None).unwrap();
+                    let lora = crate::lora_linear(x, w, None, &a, &b, 0.5, None).unwrap();
+                    let sum = crate::add_low_rank(x, &y, &[(None, &low)]).unwrap().unwrap();
+                    assert_eq!(rows(&lora), rows(&sum), "one operation or two");
+                    sum
+                })
+            };
+            let together = rows(&compute(&x));
+            for (row, expected) in together.iter().enumerate() {
+                let one = compute(&x.narrow(0, row, 1).unwrap());
+                assert_eq!(&rows(&one)[0], expected, "{kind:?}, row {row}");
+            }
+            let any = crate::lora_linear(&x, w, None, &a, &b, 0.5, None).unwrap();
+            for (x, y) in together.iter().flatten().zip(rows(&any).iter().flatten()) {
+                assert!((x - y).abs() < 0.2, "{x} {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn some_rows_get_their_own_low_rank_product() {
+        if crate::device::forced() {
+            // It has no composed form.
+            return;
+        }
+        let (x, y) = (tensor(3, 4, 1), tensor(3, 5, 2));
+        let low = |seed| LowRank { a: tensor(2, 4, seed), b: tensor(5, 2, seed + 1), scale: 2. };
+        let (first, second) = ([low(3)], [low(5), low(7)]);
+        let sum = crate::add_low_rank(&x, &y, &[(Some(&[2]), &first), (Some(&[0]), &second)]);
+        let sum = rows(&sum.unwrap().unwrap());
+        let expected = |row: usize, low: &[LowRank]| {
+            let (x, y) = (x.narrow(0, row, 1).unwrap(), y.narrow(0, row, 1).unwrap());
+            rows(&crate::add_low_rank(&x, &y, &[(None, low)]).unwrap().unwrap()).remove(0)
+        };
+        assert_eq!(sum, [expected(0, &second), rows(&y)[1].clone(), expected(2, &first)]);
+        let wrong = crate::add_low_rank(&y, &y, &[(None, &first)]).unwrap_err().to_string();
+        assert!(wrong.contains("expected x [.., 4]"), "{wrong}");
     }
 }

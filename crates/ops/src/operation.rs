@@ -124,6 +124,11 @@ impl Slot {
     }
 }
 
+/// A result that no gradient flows through.
+pub fn constant(values: Vec<f32>, shape: Shape) -> Result<Tensor> {
+    Tensor::from_vec(values, shape, &candle_core::Device::Cpu)
+}
+
 /// The result of an operation as a tensor: part of the tape or of candle's graph if an input is
 /// tracked.
 pub fn node<O: Operation>(

@@ -20,11 +20,11 @@ use crate::error::Result;
 use crate::families::{self, Builder, Stack};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
-use crate::layers::attention::{Scores, alibi_slopes, attention};
+use crate::layers::attention::{Scores, alibi_slopes};
 use crate::layers::rope::{Rope, RopeParameters, RopeScaling};
 use crate::layers::{Activation, LayerNorm, Norm, Slot};
 use crate::pass::Pass;
-use crate::pass::kv_cache::BlockCache;
+use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
@@ -198,12 +198,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let (b, t, hidden) = x.dims3()?;
         let (d, hkv) = (self.head_dim, self.kv_heads);
         let h = hidden / d;
@@ -221,10 +216,9 @@ impl Attention {
             }
             None => (q, k),
         };
-        // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.dense.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
+        let y = self.past.attend(&q, (k, v), pass, cache, &self.scores)?;
+        self.dense.forward(&y, pass)
     }
 }
 
@@ -262,12 +256,7 @@ pub(crate) struct Block {
 }
 
 impl families::Block for Block {
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let (attended, fed) = match &self.norms {
             Norms::Parallel { input_layernorm } => {
                 let normed = input_layernorm.forward(x, pass)?;

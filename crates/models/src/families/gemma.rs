@@ -22,11 +22,11 @@ use crate::families::llama::{FULL, SLIDING};
 use crate::families::{self, Builder, Stack};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
-use crate::layers::attention::{Scores, attention};
+use crate::layers::attention::Scores;
 use crate::layers::rope::{Rope, RopeParameters, RopeScaling};
 use crate::layers::{Activation, Norm, RmsNorm, Slot};
 use crate::pass::Pass;
-use crate::pass::kv_cache::BlockCache;
+use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
@@ -319,12 +319,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let heads = |x: Tensor, norm: Option<&RmsNorm>| -> Result<Tensor> {
             // [b, t, h·d] -> [b, t, h, d]
@@ -337,10 +332,9 @@ impl Attention {
         let q = heads(self.q_proj.forward(x, pass)?, self.norms.as_ref().map(|(q, _)| q))?;
         let k = heads(self.k_proj.forward(x, pass)?, self.norms.as_ref().map(|(_, k)| k))?;
         let v = self.v_proj.forward(x, pass)?;
-        // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.o_proj.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
+        let y = self.past.attend(&q, (k, v), pass, cache, &self.scores)?;
+        self.o_proj.forward(&y, pass)
     }
 }
 
@@ -381,12 +375,7 @@ pub(crate) struct Block {
 }
 
 impl families::Block for Block {
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let attended =
             self.self_attn.forward(&self.input_layernorm.forward(x, pass)?, pass, cache)?;
         let mut attended = self.after_attn.forward(x, attended, pass)?;

@@ -16,10 +16,10 @@ use crate::error::Result;
 use crate::families::{self, Builder, Stack};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
-use crate::layers::attention::{Scores, attention};
+use crate::layers::attention::Scores;
 use crate::layers::{Activation, LayerNorm, Norm, Slot};
 use crate::pass::Pass;
-use crate::pass::kv_cache::BlockCache;
+use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
@@ -143,22 +143,16 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let (b, t, hidden) = x.dims3()?;
         let (h, d) = (self.heads, hidden / self.heads);
         // [b, t, 3·h·d] -> [b, t, 3·h, d]
         let qkv = self.c_attn.forward(x, pass)?.reshape((b, t, 3 * h, d))?;
         let part = |from| -> Result<Tensor> { Ok(qkv.narrow(2, from, h)?.contiguous()?) };
         let (q, k, v) = (part(0)?, part(h)?, part(2 * h)?);
-        // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.c_proj.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
+        let y = self.past.attend(&q, (k, v), pass, cache, &self.scores)?;
+        self.c_proj.forward(&y, pass)
     }
 }
 
@@ -186,12 +180,7 @@ pub(crate) struct Block {
 }
 
 impl families::Block for Block {
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let y = self.attn.forward(&self.ln_1.forward(x, pass)?, pass, cache)?;
         let x = ops::add(x, &self.after_attn.forward(x, y, pass)?)?;
         let y = self.mlp.forward(&self.ln_2.forward(&x, pass)?, pass)?;

@@ -19,7 +19,7 @@ use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::{Embedding, LayerNorm, Linear, Norm, RmsNorm, Slot, Weight};
 use crate::pass::Pass;
-use crate::pass::kv_cache::BlockCache;
+use crate::pass::kv_cache::KvCache;
 use tunebook_ops as ops;
 
 /// A decoder. All operations are differentiable.
@@ -42,7 +42,7 @@ pub(crate) trait Decoder: Send + Sync + fmt::Debug {
         index: usize,
         x: &Tensor,
         pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
+        cache: Option<&mut KvCache>,
     ) -> Result<Tensor>;
 
     /// `[.., hid]` -> `[.., hid]`
@@ -61,12 +61,7 @@ pub(crate) trait Decoder: Send + Sync + fmt::Debug {
 /// One block of a family.
 pub(crate) trait Block: Send + Sync + fmt::Debug {
     /// `[b, t, hid]` -> `[b, t, hid]`
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor>;
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor>;
 }
 
 /// A decoder as all families have it: an embedding, equal blocks, a norm and an output head.
@@ -103,7 +98,7 @@ impl<B: Block, N: Norm + Send + Sync + fmt::Debug> Decoder for Stack<B, N> {
         index: usize,
         x: &Tensor,
         pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
+        cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
         let Some(block) = self.blocks.get(index) else {
             return Err(Error::Argument {

@@ -14,11 +14,11 @@ use crate::error::Result;
 use crate::families::{self, Builder, Stack};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
-use crate::layers::attention::{Scores, attention};
+use crate::layers::attention::Scores;
 use crate::layers::rope::{Rope, RopeParameters, RopeScaling};
 use crate::layers::{Activation, Norm, RmsNorm, Slot};
 use crate::pass::Pass;
-use crate::pass::kv_cache::BlockCache;
+use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
@@ -156,12 +156,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let (h, hkv, d) = (self.heads, self.kv_heads, self.head_dim);
         // [b, t, (h + 2·hkv)·d] -> [b, t, h + 2·hkv, d]
@@ -169,10 +164,9 @@ impl Attention {
         let q = self.rope.forward(&qkv.narrow(2, 0, h)?, pass.positions())?;
         let k = self.rope.forward(&qkv.narrow(2, h, hkv)?, pass.positions())?;
         let v = qkv.narrow(2, h + hkv, hkv)?.contiguous()?;
-        // [b, t, hkv, d] -> [b, s, hkv, d]
-        let (k, v) = self.past.with(k, v, pass, cache)?;
         // [b, t, h, d] -> [b, t, h·d]
-        self.o_proj.forward(&attention(&q, &k, &v, pass.positions(), &self.scores)?, pass)
+        let y = self.past.attend(&q, (k, v), pass, cache, &self.scores)?;
+        self.o_proj.forward(&y, pass)
     }
 }
 
@@ -204,12 +198,7 @@ pub(crate) struct Block {
 }
 
 impl families::Block for Block {
-    fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let y = self.self_attn.forward(&self.input_layernorm.forward(x, pass)?, pass, cache)?;
         let x = ops::add(x, &self.after_attn.forward(x, y, pass)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x, pass)?, pass)?;

@@ -1,6 +1,7 @@
 //! How to generate.
 
-use candle_transformers::generation::Sampling;
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -21,11 +22,21 @@ pub struct GenerationConfig {
     /// Above 1, tokens that occurred before become less likely
     /// (<https://arxiv.org/abs/1909.05858>).
     pub repetition_penalty: f64,
+    /// Samples from tokens that are at least this likely beside the likeliest; 0 samples from all.
+    pub min_p: f64,
+    /// Added to the logits of these tokens, by id.
+    pub logit_bias: BTreeMap<u32, f64>,
+    /// How many answers to give to each prompt. Greedy ones are all the same.
+    pub num_return_sequences: usize,
+    /// For each token of an answer, the log-probabilities of so many of the likeliest tokens.
+    pub top_logprobs: usize,
+    /// Lets answers go on after the token that ends them, which is then part of them.
+    pub ignore_eos: bool,
     /// Of the sampling. The same seed gives the same text.
     pub seed: u64,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
-    /// The most rows of one batch; more prompts go in several.
+    /// The most answers that are generated at a time; more prompts wait until one has ended.
     pub batch_size: usize,
 }
 
@@ -37,6 +48,11 @@ impl Default for GenerationConfig {
             top_p: 1.0,
             top_k: 0,
             repetition_penalty: 1.0,
+            min_p: 0.0,
+            logit_bias: BTreeMap::new(),
+            num_return_sequences: 1,
+            top_logprobs: 0,
+            ignore_eos: false,
             seed: 42,
             stop: Vec::new(),
             batch_size: 32,
@@ -73,8 +89,25 @@ impl GenerationConfig {
                 "a finite number above 0",
             );
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return refuse(
+                "GenerationConfig.min_p",
+                self.min_p.to_string(),
+                "a number from 0 to 1",
+            );
+        }
+        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+            return refuse(
+                "GenerationConfig.logit_bias",
+                format!("{bias} for token {id}"),
+                "finite numbers; -100 rules a token out",
+            );
+        }
         if self.batch_size == 0 {
             return refuse("GenerationConfig.batch_size", "0".to_owned(), "at least 1");
+        }
+        if self.num_return_sequences == 0 {
+            return refuse("GenerationConfig.num_return_sequences", "0".to_owned(), "at least 1");
         }
         if self.stop.iter().any(String::is_empty) {
             return refuse(
@@ -86,15 +119,9 @@ impl GenerationConfig {
         Ok(())
     }
 
-    pub(super) fn sampling(&self) -> Sampling {
-        let temperature = self.temperature;
-        match (temperature < 1e-7, self.top_k, self.top_p) {
-            (true, ..) => Sampling::ArgMax,
-            (_, 0, p) if p >= 1.0 => Sampling::All { temperature },
-            (_, 0, p) => Sampling::TopP { p, temperature },
-            (_, k, p) if p >= 1.0 => Sampling::TopK { k, temperature },
-            (_, k, p) => Sampling::TopKThenTopP { k, p, temperature },
-        }
+    /// Whether the likeliest token is taken each time.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.temperature < 1e-7
     }
 }
 
@@ -114,6 +141,15 @@ mod tests {
             (
                 GenerationConfig { repetition_penalty: f64::NAN, ..base.clone() },
                 "`GenerationConfig.repetition_penalty` is NaN",
+            ),
+            (GenerationConfig { min_p: 1.5, ..base.clone() }, "`GenerationConfig.min_p` is 1.5"),
+            (
+                GenerationConfig { logit_bias: [(3, f64::NAN)].into(), ..base.clone() },
+                "`GenerationConfig.logit_bias` is NaN for token 3",
+            ),
+            (
+                GenerationConfig { num_return_sequences: 0, ..base.clone() },
+                "`GenerationConfig.num_return_sequences` is 0",
             ),
             (
                 GenerationConfig { batch_size: 0, ..base.clone() },

@@ -5,9 +5,9 @@ use crate::text::tokenizer::Tokenizer;
 
 /// The text of one row as its tokens come: only whole characters, and nothing that may turn out to
 /// be a stop text.
-pub(super) struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
-    stop: &'a [String],
+#[derive(Clone, Debug)]
+pub(super) struct TextStream {
+    stop: Vec<String>,
     pub(super) ids: Vec<u32>,
     /// Ids before it are already in `text`.
     decoded: usize,
@@ -20,11 +20,10 @@ pub(super) struct TextStream<'a> {
     pub(super) stopped: bool,
 }
 
-impl<'a> TextStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, stop: &'a [String]) -> Self {
+impl TextStream {
+    pub(super) fn new(stop: &[String]) -> Self {
         Self {
-            tokenizer,
-            stop,
+            stop: stop.to_vec(),
             ids: Vec::new(),
             decoded: 0,
             before: 0,
@@ -35,25 +34,25 @@ impl<'a> TextStream<'a> {
     }
 
     /// Takes a token and returns the text that has become certain.
-    pub(super) fn push(&mut self, id: u32) -> Result<&str> {
+    pub(super) fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> Result<&str> {
         self.ids.push(id);
-        self.decode(false)?;
+        self.decode(false, tokenizer)?;
         Ok(self.release(false))
     }
 
     /// The rest of the text.
-    pub(super) fn finish(&mut self) -> Result<&str> {
+    pub(super) fn finish(&mut self, tokenizer: &Tokenizer) -> Result<&str> {
         if !self.stopped {
-            self.decode(true)?;
+            self.decode(true, tokenizer)?;
         }
         Ok(self.release(true))
     }
 
-    fn decode(&mut self, all: bool) -> Result<()> {
+    fn decode(&mut self, all: bool, tokenizer: &Tokenizer) -> Result<()> {
         // No character has more bytes, and no token less than one of them.
         const LONGEST_CHARACTER: usize = 4;
-        let known = self.tokenizer.decode_text(&self.ids[self.before..self.decoded])?;
-        let text = self.tokenizer.decode_text(&self.ids[self.before..])?;
+        let known = tokenizer.decode_text(&self.ids[self.before..self.decoded])?;
+        let text = tokenizer.decode_text(&self.ids[self.before..])?;
         // An incomplete character decodes to the replacement character: wait for the rest of its
         // bytes.
         let waits = text.ends_with('\u{fffd}') && self.ids.len() - self.decoded < LONGEST_CHARACTER;

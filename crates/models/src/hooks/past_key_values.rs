@@ -12,7 +12,8 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::hooks::virtual_tokens;
-use crate::pass::kv_cache::BlockCache;
+use crate::layers::attention::{Scores, attention};
+use crate::pass::kv_cache::KvCache;
 use crate::pass::{Mode, Pass};
 
 /// Gives the keys and values of one block, anew in each forward pass, so that they may be part of
@@ -56,34 +57,29 @@ impl PastKeyValues {
         self.head_dim
     }
 
-    /// All keys and values that the tokens of this call see: these, those in the cache and the
-    /// tokens' own, which go into the cache.
+    /// Attention over what the tokens of this pass see: these keys and values, those in the cache
+    /// and the tokens' own, which go into the cache.
     ///
     /// # Shapes
-    /// `k` and `v` `[b, t, hkv, d]` or `[b, t, hkv·d]` -> twice `[b, s, hkv, d]` or `[b, s,
-    /// hkv·d]`.
-    pub(crate) fn with(
+    /// `q` `[b, t, h, d]`, `k` and `v` `[b, t, hkv, d]` or `[b, t, hkv·d]` -> `[b, t, h·d]`.
+    pub(crate) fn attend(
         &self,
-        k: Tensor,
-        v: Tensor,
+        q: &Tensor,
+        (k, v): (Tensor, Tensor),
         pass: &Pass<'_>,
-        cache: Option<&mut BlockCache>,
-    ) -> Result<(Tensor, Tensor)> {
-        let begun = cache.as_ref().is_some_and(|cache| !cache.is_empty());
-        let past = if begun { 0 } else { pass.snapshot().past_count() };
-        if past == 0 && cache.is_none() {
-            return Ok((k, v));
+        cache: Option<&mut KvCache>,
+        scores: &Scores,
+    ) -> Result<Tensor> {
+        if let Some(cache) = cache {
+            return cache.attend(self.block, (q, &k, &v), pass.positions(), scores);
         }
-        let (b, t) = (k.dim(0)?, k.dim(1)?);
-        let mut k = k.reshape((b, t, self.heads, self.head_dim))?;
-        let mut v = v.reshape((b, t, self.heads, self.head_dim))?;
-        if past > 0 {
-            (k, v) = self.put(&k, &v, past, pass)?;
+        let past = pass.snapshot().past_count();
+        if past == 0 {
+            return attention(q, &k, &v, pass.positions(), scores);
         }
-        match cache {
-            Some(cache) => cache.append(&k, &v),
-            None => Ok((k, v)),
-        }
+        let shape = (k.dim(0)?, k.dim(1)?, self.heads, self.head_dim);
+        let (k, v) = self.put(&k.reshape(shape)?, &v.reshape(shape)?, past, pass)?;
+        attention(q, &k, &v, pass.positions(), scores)
     }
 
     /// Puts each row's keys and values before those of its text; rows that have fewer get padding.

@@ -7,8 +7,9 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::layers::Weight;
+use crate::pass::snapshot::Group;
 use crate::pass::{Context, Pass};
-use tunebook_ops::{self as ops, Matrix};
+use tunebook_ops::{self as ops, LowRank, Matrix, Rows};
 
 /// A map from `in` to `out` features, applied to the last dimension.
 ///
@@ -44,6 +45,14 @@ pub trait Projection: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the shapes do not fit.
     fn update(&self, _x: &Tensor, _y: &Tensor, _context: &Context<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// [`Projection::update`] as low-rank products that are added to `y`, where it is nothing else.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    fn low_rank(&self, _context: &Context<'_>) -> Result<Option<Vec<LowRank>>> {
         Ok(None)
     }
 
@@ -197,9 +206,17 @@ impl Slot {
         let snapshot = pass.snapshot();
         let Some(mixed) = snapshot.mixed() else {
             let context = Context::new(snapshot.first(), pass.mode());
-            return match snapshot.first().projection(self) {
-                Some(projection) => projection.forward(x, &context),
-                None => self.base.forward(x, &context),
+            let Some(projection) = snapshot.first().projection(self) else {
+                return self.base.forward(x, &context);
+            };
+            // A text that is generated alone goes the way that it would go among others.
+            let updated = match Rows::current() {
+                Rows::Any => None,
+                Rows::Prefill | Rows::Decode => self.updated(x, projection, &context, pass)?,
+            };
+            return match updated {
+                Some(y) => Ok(y),
+                None => projection.forward(x, &context),
             };
         };
         let groups: Vec<_> = mixed
@@ -212,6 +229,9 @@ impl Slot {
             .collect();
         if groups.iter().all(|(_, projection, _)| projection.is_none()) {
             return self.base.by_overlay(x, pass);
+        }
+        if let Some(y) = self.with_low_ranks(x, &groups, pass)? {
+            return Ok(y);
         }
         let mut inputs = Vec::with_capacity(groups.len());
         let mut changed = false;
@@ -235,12 +255,68 @@ impl Slot {
             let y = group.take(&y)?;
             parts.push(match projection {
                 None => y,
-                Some(projection) => match projection.update(x, &y, context)? {
+                Some(projection) => match add_low_rank(x, &y, projection, context)? {
                     Some(y) => y,
-                    None => projection.forward(x, context)?,
+                    None => match projection.update(x, &y, context)? {
+                        Some(y) => y,
+                        None => projection.forward(x, context)?,
+                    },
                 },
             });
         }
         mixed.join(&parts)
+    }
+
+    /// The base's result of all rows, updated by one projection; `None`: it is no update.
+    fn updated(
+        &self,
+        x: &Tensor,
+        projection: &Arc<dyn Projection>,
+        context: &Context<'_>,
+        pass: &Pass<'_>,
+    ) -> Result<Option<Tensor>> {
+        if projection.as_linear().is_some() {
+            return Ok(None);
+        }
+        let input = projection.input(x, context)?;
+        let y = self.base.by_overlay(input.as_ref().unwrap_or(x), pass)?;
+        match add_low_rank(x, &y, projection, context)? {
+            Some(y) => Ok(Some(y)),
+            None => projection.update(x, &y, context),
+        }
+    }
+
+    /// The base's result of all rows, to which each group's low-rank products are added at once;
+    /// `None`: some group's update is another.
+    fn with_low_ranks(
+        &self,
+        x: &Tensor,
+        groups: &[(&Group, Option<&Arc<dyn Projection>>, Context<'_>)],
+        pass: &Pass<'_>,
+    ) -> Result<Option<Tensor>> {
+        let mut parts = Vec::with_capacity(groups.len());
+        for (group, projection, context) in groups {
+            let Some(projection) = projection else { continue };
+            match projection.low_rank(context)? {
+                Some(low) => parts.push((group.rows(), low)),
+                None => return Ok(None),
+            }
+        }
+        let parts: Vec<_> = parts.iter().map(|(rows, low)| (Some(*rows), low.as_slice())).collect();
+        let y = self.base.by_overlay(x, pass)?;
+        Ok(ops::add_low_rank(x, &y, &parts)?)
+    }
+}
+
+/// `y` with a projection's low-rank products, if that is what its update is.
+fn add_low_rank(
+    x: &Tensor,
+    y: &Tensor,
+    projection: &Arc<dyn Projection>,
+    context: &Context<'_>,
+) -> Result<Option<Tensor>> {
+    match projection.low_rank(context)? {
+        Some(low) => Ok(ops::add_low_rank(x, y, &[(None, &low)])?),
+        None => Ok(None),
     }
 }

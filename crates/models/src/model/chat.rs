@@ -1,7 +1,7 @@
 //! Text in, text out.
 
 use crate::error::Result;
-use crate::generate::{self, GenerationConfig};
+use crate::generate::{self, Completion, GenerationConfig};
 use crate::model::Model;
 use crate::text::conversation::Message;
 
@@ -12,7 +12,8 @@ impl Model {
     /// # Errors
     /// When the prompt is empty or leaves no room in the context, or a setting is out of range.
     pub fn generate(&self, prompt: &str, config: &GenerationConfig) -> Result<String> {
-        Ok(self.generate_batch(&[prompt.to_owned()], config)?.pop().unwrap_or_default())
+        let answers = self.generate_batch(&[prompt.to_owned()], config)?;
+        Ok(answers.into_iter().next().unwrap_or_default())
     }
 
     /// Continues all prompts at once, each as it stands. Stop returns what there is.
@@ -41,8 +42,38 @@ impl Model {
         prompts: &[Vec<u32>],
         config: &GenerationConfig,
     ) -> Result<Vec<Vec<u32>>> {
-        let answers = generate::generate(self, prompts, config, &mut |_, _| ())?;
+        let answers = self.completions(prompts, config)?;
         Ok(answers.into_iter().map(|answer| answer.ids).collect())
+    }
+
+    /// Continues all prompts at once, with all that is known of the answers: why each ended, what it
+    /// has cost, and how likely the model found its tokens. `num_return_sequences` answers to each
+    /// prompt, in the order of the prompts.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn completions(
+        &self,
+        prompts: &[Vec<u32>],
+        config: &GenerationConfig,
+    ) -> Result<Vec<Completion>> {
+        generate::generate(self, prompts, config, &mut |_, _| ())
+    }
+
+    /// Answers conversations, as [`Model::completions`] does prompts.
+    ///
+    /// # Errors
+    /// As [`Model::chat`].
+    pub fn chat_completions(
+        &self,
+        conversations: &[Vec<Message>],
+        config: &GenerationConfig,
+    ) -> Result<Vec<Completion>> {
+        let ids = conversations
+            .iter()
+            .map(|messages| self.chat_tokenizer().tokenize_prompt(messages))
+            .collect::<Result<Vec<_>>>()?;
+        self.completions(&ids, config)
     }
 
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's
@@ -88,12 +119,12 @@ impl Model {
         on_text: &mut dyn FnMut(&str),
     ) -> Result<String> {
         let ids = self.chat_tokenizer().tokenize_prompt(messages)?;
-        let mut answers = generate::generate(self, &[ids], config, &mut |_, text| {
+        let answers = generate::generate(self, &[ids], config, &mut |_, text| {
             if !text.is_empty() {
                 on_text(text);
             }
         })?;
-        Ok(answers.pop().unwrap_or_default().text)
+        Ok(answers.into_iter().next().map(|answer| answer.text).unwrap_or_default())
     }
 
     /// Answers many messages at once, each in a conversation of its own. Stop returns what there
@@ -110,6 +141,6 @@ impl Model {
     }
 }
 
-fn texts(answers: Vec<generate::Generated>) -> Vec<String> {
+fn texts(answers: Vec<Completion>) -> Vec<String> {
     answers.into_iter().map(|answer| answer.text).collect()
 }

@@ -1,16 +1,21 @@
 //! The decoder, step by step.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
+use tunebook_progress::Stop;
 
 use crate::config::Family;
 use crate::error::{Error, Result};
 use crate::hooks::virtual_tokens;
 use crate::layers::softcap;
 use crate::model::Model;
-use crate::pass::kv_cache::{BlockCache, KvCache};
+use crate::pass::kv_cache::{KvCache, Pages, TextCache};
+use crate::pass::overlay::Overlay;
 use crate::pass::positions::Positions;
 use crate::pass::snapshot::Snapshot;
-use crate::pass::{Context, Pass};
+use crate::pass::{Context, Mode, Pass};
 use tunebook_ops::{self as ops, Matrix};
 
 /// Whole passes, each by one snapshot of who answers.
@@ -286,34 +291,146 @@ impl Model {
         }
     }
 
-    /// Logits of the position after the last one. With the first call to a cache go the virtual
-    /// tokens.
+    /// One pass over the next tokens of some texts, each a row of its own. What stands before a
+    /// text by its overlay (virtual tokens, a prefix) belongs to its first positions.
     ///
-    /// `ids` `[b, t]` -> `[b, vocab]`
-    pub(crate) fn next_logits(
+    /// The texts come back with the pass's positions; when the pass fails they are lost.
+    ///
+    /// # Shapes
+    /// -> `[n, 1, hid]` before the final norm, a row for each token.
+    pub(crate) fn pass_over(
         &self,
-        ids: &Tensor,
-        pass: &Pass<'_>,
-        cache: &mut KvCache,
-    ) -> Result<Tensor> {
-        let mut x = self.embed(ids, pass)?;
-        if cache.blocks.first().is_some_and(BlockCache::is_empty) {
-            x = virtual_tokens::put(&x, pass)?;
+        pages: &Pages,
+        stop: &Stop,
+        texts: &[Tokens<'_>],
+        mut caches: Vec<TextCache>,
+    ) -> Result<(Vec<TextCache>, Tensor)> {
+        let device = self.device();
+        for (text, cache) in texts.iter().zip(&mut caches) {
+            if cache.len() == 0 {
+                self.put_past(pages, text.overlay, cache)?;
+            }
         }
-        for (block, cache) in cache.blocks.iter_mut().enumerate() {
-            pass.snapshot().stop().check()?;
-            x = self.inner.decoder.block(block, &x, pass, Some(cache))?;
+        let (mut positions, mut ends) = (Vec::new(), Vec::new());
+        let mut overlays = Vec::new();
+        for (text, cache) in texts.iter().zip(&caches) {
+            for i in 0..text.count() {
+                positions.push((cache.len() + i) as u32);
+                ends.push(text.end);
+                overlays.push(Arc::clone(text.overlay));
+            }
         }
-        let (_, t, _) = x.dims3()?;
-        // [b, t, hid] -> [b, hid]
-        let last = x.narrow(1, t - 1, 1)?.squeeze(1)?.contiguous()?;
-        self.logits(&self.final_norm(&last, pass)?, pass)
+        let snapshot = Snapshot::of(overlays, stop.clone());
+        let positions = Positions::of_rows(positions, ends, device)?.in_bf16(self.in_bf16());
+        let pass = Pass::new(&snapshot, &positions);
+        let mut x = self.embed_texts(texts, stop)?;
+        let counts = texts.iter().map(Tokens::count).zip(caches).collect();
+        let mut cache = KvCache::new(pages, counts)?;
+        for block in 0..self.num_blocks() {
+            stop.check()?;
+            x = self.inner.decoder.block(block, &x, &pass, Some(&mut cache))?;
+        }
+        Ok((cache.into_texts(), x))
     }
 
-    /// Room for the keys and values of `capacity` positions in each of `b` rows.
-    pub(crate) fn cache(&self, b: usize, capacity: usize) -> Result<KvCache> {
+    /// The rows of a pass, virtual tokens among them: `[n, 1, hid]`.
+    fn embed_texts(&self, texts: &[Tokens<'_>], stop: &Stop) -> Result<Tensor> {
+        let ids: Vec<u32> = texts.iter().flat_map(|text| text.ids).copied().collect();
+        let overlays = texts
+            .iter()
+            .flat_map(|text| std::iter::repeat_n(Arc::clone(text.overlay), text.ids.len()));
+        let snapshot = Snapshot::of(overlays.collect(), stop.clone());
+        let n = ids.len();
+        let ids = Tensor::from_vec(ids, (n, 1), self.device())?;
+        let positions = Positions::new(n, 1, self.device())?;
+        let x = match n {
+            // Virtual tokens alone.
+            0 => None,
+            _ => Some(self.embed(&ids, &Pass::new(&snapshot, &positions))?),
+        };
+        if texts.iter().all(|text| text.virtual_tokens.is_empty())
+            && let Some(x) = x
+        {
+            return Ok(x);
+        }
+        let (mut parts, mut from) = (Vec::new(), 0);
+        for text in texts {
+            if let Some(tokens) = text.overlay.virtual_tokens()
+                && !text.virtual_tokens.is_empty()
+            {
+                let vectors = tokens.vectors(Mode::default())?;
+                let (first, count) = (text.virtual_tokens.start, text.virtual_tokens.len());
+                // [count, hid] -> [count, 1, hid]
+                let vectors = vectors.narrow(0, first, count)?.unsqueeze(1)?;
+                parts.push(vectors.to_dtype(self.activation_dtype())?);
+            }
+            if let Some(x) = x.as_ref().filter(|_| !text.ids.is_empty()) {
+                parts.push(x.narrow(0, from, text.ids.len())?);
+                from += text.ids.len();
+            }
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Puts an overlay's keys and values at the first positions of a text.
+    fn put_past(&self, pages: &Pages, overlay: &Overlay, text: &mut TextCache) -> Result<()> {
+        let count = overlay.past_count();
+        if count == 0 {
+            return Ok(());
+        }
+        let mut cache = KvCache::new(pages, vec![(count, std::mem::replace(text, pages.text()))])?;
+        for block in 0..self.num_blocks() {
+            if let Some(past) = overlay.past_key_values(block) {
+                let (keys, values) = past.keys_values(Mode::default())?;
+                cache.put(block, &keys, &values)?;
+            }
+        }
+        if let Some(filled) = cache.into_texts().pop() {
+            *text = filled;
+        }
+        Ok(())
+    }
+
+    /// Logits of some rows of what a pass gave, each by the overlay that answers it.
+    ///
+    /// # Shapes
+    /// `hidden` `[n, 1, hid]` -> `[n, vocab]`.
+    pub(crate) fn logits_of(&self, hidden: &Tensor, snapshot: &Snapshot) -> Result<Tensor> {
+        let positions = Positions::new(hidden.dim(0)?, 1, self.device())?;
+        let pass = Pass::new(snapshot, &positions);
+        let normed = self.final_norm(&hidden.contiguous()?, &pass)?;
+        // [n, 1, hid] -> [n, hid]
+        self.logits(&normed.squeeze(1)?.contiguous()?, &pass)
+    }
+
+    /// Where keys and values of its texts are kept: in bf16 where the weights are, in f32 on the
+    /// CPU otherwise, and in the type of the activations on other devices.
+    pub(crate) fn pages(&self) -> Pages {
         let config = self.config();
-        let shape = (b, capacity, config.num_key_value_heads, config.head_dim);
-        KvCache::new(self.num_blocks(), shape, self.activation_dtype(), self.device())
+        let kept = if self.in_bf16() { DType::BF16 } else { DType::F32 };
+        Pages::new(
+            self.num_blocks(),
+            (config.num_key_value_heads, config.head_dim),
+            (self.activation_dtype(), kept),
+            self.device(),
+        )
+    }
+}
+
+/// The next tokens of a text, for a pass.
+#[derive(Debug)]
+pub(crate) struct Tokens<'a> {
+    pub(crate) overlay: &'a Arc<Overlay>,
+    /// The overlay's virtual tokens that come first; the text's first pass begins with them.
+    pub(crate) virtual_tokens: Range<usize>,
+    pub(crate) ids: &'a [u32],
+    /// How many positions the text has, as far as it is known: it decides on the angles of rotary
+    /// embeddings that change with the length.
+    pub(crate) end: usize,
+}
+
+impl Tokens<'_> {
+    fn count(&self) -> usize {
+        self.virtual_tokens.len() + self.ids.len()
     }
 }

@@ -194,6 +194,7 @@ impl Model {
                 chat_template,
                 device: device.clone(),
                 end_ids,
+                version: Default::default(),
                 parameter_count,
                 memory_bytes,
                 activations: keep.activations(device),

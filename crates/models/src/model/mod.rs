@@ -1,13 +1,14 @@
 //! The handle of a loaded model: what notebooks, training and evaluation hold.
 
 mod chat;
-mod forward;
+pub(crate) mod forward;
 mod load;
 
 use std::any::{Any, TypeId};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use candle_core::{DType, Device};
@@ -76,6 +77,8 @@ struct Inner {
     parameter_count: usize,
     memory_bytes: u64,
     activations: DType,
+    /// How often weights have changed in place.
+    version: AtomicU64,
     extensions: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
@@ -226,6 +229,17 @@ impl Model {
         entry.clone().downcast().unwrap_or_default()
     }
 
+    /// Tells the model that weights of it or of an overlay have changed in place, as training changes
+    /// them: keys and values that were computed with them are not used for other texts any more.
+    pub fn weights_changed(&self) {
+        self.inner.version.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often weights have changed in place.
+    pub(crate) fn weights_version(&self) -> u64 {
+        self.inner.version.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn decoder(&self) -> &dyn Decoder {
         &*self.inner.decoder
     }
@@ -233,11 +247,6 @@ impl Model {
     /// Whether Hugging Face's files hold this weight transposed.
     pub(crate) fn is_transposed(&self, weight: &str) -> bool {
         self.inner.transposed.contains(weight)
-    }
-
-    /// The token that fills short rows; any will do, as no other token sees it.
-    pub(crate) fn pad_id(&self) -> u32 {
-        self.inner.tokenizer.pad_id().or(self.inner.config.pad_token_id).unwrap_or(0)
     }
 
     pub(crate) fn is_end(&self, id: u32) -> bool {

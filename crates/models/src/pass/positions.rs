@@ -89,6 +89,14 @@ impl Positions {
         })
     }
 
+    /// The positions of rows of one token each, and for each how many positions its text has, this
+    /// pass included.
+    pub(crate) fn of_rows(ids: Vec<u32>, ends: Vec<usize>, device: &Device) -> Result<Self> {
+        let n = ids.len();
+        let ids = Tensor::from_vec(ids, (n, 1), device)?;
+        Ok(Self { ids, starts: None, segments: None, ends, bf16: false })
+    }
+
     /// Lets attention's products round to bf16, as those of weights in bf16 do.
     pub(crate) fn in_bf16(self, bf16: bool) -> Self {
         Self { bf16, ..self }

@@ -34,6 +34,16 @@ impl Snapshot {
         Self { overlays: Overlays::PerRow { rows, mixed }, stop }
     }
 
+    /// An overlay for each row; one for all where they are the same.
+    pub(crate) fn of(rows: Vec<Arc<Overlay>>, stop: Stop) -> Self {
+        match rows.first() {
+            Some(first) if rows.iter().all(|row| Arc::ptr_eq(row, first)) => {
+                Self::one(Arc::clone(first), stop)
+            }
+            _ => Self::per_row(rows.into(), stop),
+        }
+    }
+
     /// The snapshot of some rows, in their order; a row may come more than once.
     pub fn select(&self, rows: &[usize]) -> Self {
         match &self.overlays {
@@ -165,6 +175,11 @@ impl Mixed {
 impl Group {
     pub(crate) fn overlay(&self) -> &Overlay {
         &self.overlay
+    }
+
+    /// Their numbers in the batch.
+    pub(crate) fn rows(&self) -> &[u32] {
+        &self.rows
     }
 
     /// The group's rows of a batch: `[rows, ..]` -> `[rows of the group, ..]`.

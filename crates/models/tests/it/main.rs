@@ -9,6 +9,7 @@
 mod chat_template;
 mod conversations;
 mod damaged;
+mod engine;
 mod families;
 mod hooks;
 mod peers;

@@ -223,7 +223,7 @@ fn group(format: Format) -> Option<Group> {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod simd {
+pub(super) mod simd {
     use std::arch::x86_64::*;
 
     use super::NF4_LEVELS;
@@ -235,6 +235,32 @@ mod simd {
         /// # Safety
         /// The processor has AVX-512 with its byte instructions, and the row has such a group.
         unsafe fn sixteen(row: *const u8, index: usize) -> __m512;
+
+        /// Groups `2 · index` and the next, which are of one block.
+        ///
+        /// # Safety
+        /// As for [`Groups::sixteen`], for both.
+        unsafe fn thirty_two(row: *const u8, index: usize) -> [__m512; 2];
+    }
+
+    /// The numbers from 0 to 15.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn codes() -> __m512 {
+        _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
+    }
+
+    /// What a table of sixteen values has for the low and for the high four bits of sixteen bytes.
+    ///
+    /// # Safety
+    /// The bytes can be read.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn looked_up(table: __m512, at: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller's promise. Only the low four bits of an index count.
+        let low = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())) };
+        let high = _mm512_srli_epi32::<4>(low);
+        [_mm512_permutexvar_ps(low, table), _mm512_permutexvar_ps(high, table)]
     }
 
     /// A number in f16, in all lanes.
@@ -270,6 +296,17 @@ mod simd {
                 _mm512_mul_ps(_mm512_cvtepi32_ps(codes), half(block))
             }
         }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn thirty_two(row: *const u8, index: usize) -> [__m512; 2] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let block = row.add(index * 18);
+                let codes = _mm512_sub_ps(codes(), _mm512_set1_ps(8.));
+                looked_up(_mm512_mul_ps(codes, half(block)), block.add(2))
+            }
+        }
     }
 
     pub struct Q4_1;
@@ -286,6 +323,17 @@ mod simd {
                 _mm512_add_ps(_mm512_mul_ps(codes, half(block)), half(block.add(2)))
             }
         }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn thirty_two(row: *const u8, index: usize) -> [__m512; 2] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let block = row.add(index * 20);
+                let table = _mm512_mul_ps(codes(), half(block));
+                looked_up(_mm512_add_ps(table, half(block.add(2))), block.add(4))
+            }
+        }
     }
 
     pub struct Q8_0;
@@ -300,6 +348,13 @@ mod simd {
                 let codes = _mm_loadu_si128(block.add(2 + 16 * (index % 2)).cast());
                 _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)), half(block))
             }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn thirty_two(row: *const u8, index: usize) -> [__m512; 2] {
+            // SAFETY: the caller's promise.
+            unsafe { [Self::sixteen(row, 2 * index), Self::sixteen(row, 2 * index + 1)] }
         }
     }
 
@@ -320,6 +375,13 @@ mod simd {
                 let absmax = block.cast::<f32>().read_unaligned();
                 _mm512_mul_ps(levels, _mm512_set1_ps(absmax))
             }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn thirty_two(row: *const u8, index: usize) -> [__m512; 2] {
+            // SAFETY: the caller's promise.
+            unsafe { [Self::sixteen(row, 2 * index), Self::sixteen(row, 2 * index + 1)] }
         }
     }
 }

@@ -246,6 +246,25 @@ pub fn product_by_vectors(a: Mat, b: Mat) -> Vec<f32> {
     c
 }
 
+/// As [`products`], by a kernel in which each row of the result is the same bits whichever rows are
+/// computed with it. `false` where the processor has none; nothing is computed then.
+pub fn products_by_panels(c: &mut [f32], terms: &[Term], start: Start) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::available()
+        && !c.is_empty()
+        && terms.iter().all(|term| term.b.packs_anywhere())
+    {
+        // Tiles are 32 columns wide; the number of rows has no say.
+        match terms[0].b.cols() >= 32 && amx::unit() == Some(amx::Unit::Amx) {
+            true => from_parts(c, terms, start),
+            false => packed(c, terms, start),
+        }
+        return true;
+    }
+    let _ = (c, terms, start);
+    false
+}
+
 /// Rows of a quantised matrix that are dequantised at a time where they cannot be as a panel is
 /// packed.
 const SLICE_ROWS: usize = 512;

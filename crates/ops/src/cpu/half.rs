@@ -106,6 +106,20 @@ pub fn products(c: &mut [f32], terms: &[Term], start: Start) {
     widened(c, terms, start);
 }
 
+/// As [`products`], by a kernel in which each row of the result is the same bits whichever rows are
+/// computed with it. `false` where the processor has none; nothing is computed then.
+pub fn products_by_panels(c: &mut [f32], terms: &[Term], start: Start) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(unit) = amx::unit()
+        && !c.is_empty()
+    {
+        packed::<1>(unit, c, terms, start);
+        return true;
+    }
+    let _ = (c, terms, start);
+    false
+}
+
 /// Fewer rows are bound by reading the weights, which packing would double.
 #[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 8;

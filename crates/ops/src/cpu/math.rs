@@ -110,6 +110,14 @@ multiversion! {
     }
 }
 
+multiversion! {
+    /// `ln Σ eˣ`.
+    pub fn log_sum_exp(x: &[f32]) -> f32 {
+        let most = max(x);
+        most + lanes(x.len(), |i| exp(x[i] - most)).ln()
+    }
+}
+
 /// `x = e^(x − shift)`; returns the sum.
 pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
     #[cfg(target_arch = "x86_64")]

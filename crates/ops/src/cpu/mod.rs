@@ -17,6 +17,7 @@ pub mod crew;
 #[cfg(target_arch = "x86_64")]
 pub mod flash;
 pub mod gemm;
+pub mod gemv;
 pub mod half;
 pub mod math;
 

@@ -180,7 +180,7 @@ impl Stepper {
         if let Some(scheduled) = &mut self.scheduled {
             scheduled.after_step(self.steps, &self.parameters, &gradients, scale)?;
         }
-        self.trained.changed();
+        self.trained.changed(&self.model);
         if let Some(scale) = &mut self.loss_scale {
             scale.took();
         }
@@ -356,7 +356,7 @@ impl Stepper {
     pub(crate) fn set_weights(&self, weights: &Weights) -> Result<()> {
         weights.put_back(&self.parameters)?;
         if matches!(weights, Weights::Copied(_)) {
-            self.trained.changed();
+            self.trained.changed(&self.model);
         }
         Ok(())
     }

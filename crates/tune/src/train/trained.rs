@@ -74,7 +74,8 @@ impl Trained {
     }
 
     /// To be called after every change of the tensors.
-    pub(crate) fn changed(&self) {
+    pub(crate) fn changed(&self, model: &Model) {
+        model.weights_changed();
         if let Self::Full(weights) = self {
             weights.version.fetch_add(1, Ordering::Relaxed);
         }

@@ -194,5 +194,10 @@ fn training_and_generation() {
         seed: 9,
         stop: vec!["\n".to_owned()],
         batch_size: 10,
+        min_p: 0.1,
+        logit_bias: [(3, -1.5)].into(),
+        num_return_sequences: 2,
+        top_logprobs: 5,
+        ignore_eos: true,
     });
 }

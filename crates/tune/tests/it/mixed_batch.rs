@@ -1,8 +1,10 @@
 //! A different adapter for each row of a batch, against PEFT's `adapter_names`
 //! (`tests/golden/mixed`) and against each adapter alone.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
-use tunebook_models::{Device, GenerationConfig, Model, Tensor};
+use tunebook_models::{Device, Engine, EngineConfig, GenerationConfig, Model, Request, Tensor};
 use tunebook_tune::{
     AdaLora, Adapters, Bottleneck, BottleneckInit, CombinationType, Ia3, Lora, LoraInit,
     PrefixTuning, PromptTuning, Stepper, TrainingArgs,
@@ -134,6 +136,81 @@ fn a_mixed_batch_generates_what_each_adapter_does_alone() {
         )
         .unwrap();
     assert_eq!((answers.len(), &answers[1]), (names.len(), &answers[6]));
+}
+
+/// Adapters of different types join and leave a running engine; each answer is that of its adapter
+/// alone, to the bits of its log-probabilities.
+#[test]
+fn adapters_join_and_leave_a_running_engine() {
+    let model = two_adapters();
+    model.add_adapter("ia3", &Ia3::default()).unwrap();
+    change(&model, "ia3", 0.5);
+    let houlsby = Bottleneck {
+        scaling: 20.0,
+        init_weights: BottleneckInit::Bert,
+        ..Bottleneck::double_seq_bn()
+    };
+    model.add_adapter("bottleneck", &houlsby).unwrap();
+    let prompt = PromptTuning { num_virtual_tokens: 3, ..Default::default() };
+    model.add_adapter("prompt", &prompt).unwrap();
+    let prefix = PrefixTuning { num_virtual_tokens: 20, ..Default::default() };
+    model.add_adapter("prefix", &prefix).unwrap();
+    let dora =
+        Lora { use_dora: true, init_lora_weights: false, lora_alpha: 64.0, ..Default::default() };
+    model.add_adapter("dora", &dora).unwrap();
+    let names = ["one", "ia3", "bottleneck", "prompt", "prefix", "dora", "two"];
+    let config = GenerationConfig { max_new_tokens: 12, ignore_eos: true, ..Default::default() };
+    let requests: Vec<(&str, Vec<u32>)> = (0..21usize)
+        .map(|i| {
+            let length = 2 + (17 * i) % 24;
+            // Every third begins alike.
+            let from = if i % 3 == 0 { 0 } else { 11 * i };
+            (names[i % 7], (0..length).map(|j| ((from + 3 * j) % 250) as u32).collect())
+        })
+        .collect();
+    let request = |(name, prompt): &(&str, Vec<u32>)| {
+        let overlay = model.with_adapter(name).unwrap().overlay();
+        Request::new(prompt.as_slice(), &config).with_overlay(overlay)
+    };
+    let said = |settings: EngineConfig, requests: &[(&str, Vec<u32>)], every: usize| {
+        let mut engine = Engine::new(&model, settings);
+        let mut said = BTreeMap::<_, Vec<(u32, u32)>>::new();
+        let mut waiting = requests.iter();
+        let mut step = 0;
+        loop {
+            if step % every == 0
+                && let Some(next) = waiting.next()
+            {
+                engine.insert(request(next)).unwrap();
+            }
+            for event in engine.step().unwrap() {
+                let token = event.token.map(|token| (token, event.log_probability.to_bits()));
+                said.entry(event.id).or_default().extend(token);
+            }
+            step += 1;
+            if engine.is_empty() && waiting.len() == 0 {
+                return said.into_values().collect::<Vec<_>>();
+            }
+        }
+    };
+    let plain = EngineConfig { prefix_cache_bytes: 0, ..EngineConfig::default() };
+    let alone: Vec<_> = requests
+        .iter()
+        .flat_map(|request| said(plain.clone(), std::slice::from_ref(request), 1))
+        .collect();
+    assert!(alone.iter().all(|said| said.len() == 12));
+    for (chunk, every, most) in [(512, 1, 32), (7, 2, 8), (64, 3, 2)] {
+        let settings = EngineConfig {
+            max_batch_size: most,
+            prefill_chunk_size: chunk,
+            ..EngineConfig::default()
+        };
+        for (i, (found, expected)) in
+            said(settings, &requests, every).iter().zip(&alone).enumerate()
+        {
+            assert_eq!(found, expected, "{:?} in chunks of {chunk}", requests[i]);
+        }
+    }
 }
 
 /// Moves an adapter's tensors away from where they began.

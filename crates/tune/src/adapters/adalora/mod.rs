@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
-use tunebook_models::{Context, Linear, Model, Projection};
+use tunebook_models::{Context, Linear, LowRank, Mode, Model, Projection};
 use tunebook_ops as ops;
 
 use crate::adapters::adalora::allocation::RankSchedule;
@@ -290,7 +290,7 @@ impl AdaLoraLinear {
 
 impl AdaLoraLinear {
     /// A ∘ E and B of this pass: the factors of the update.
-    fn low_rank(&self, context: &Context<'_>) -> candle_core::Result<(Tensor, Tensor)> {
+    fn low_rank_factors(&self, context: &Context<'_>) -> candle_core::Result<(Tensor, Tensor)> {
         // [r, in] · [r, 1]
         let scaled = context.value(&self.lora_a).broadcast_mul(&context.value(&self.lora_e))?;
         Ok((scaled, context.value(&self.lora_b)))
@@ -299,7 +299,7 @@ impl AdaLoraLinear {
 
 impl Projection for AdaLoraLinear {
     fn forward(&self, x: &Tensor, context: &Context<'_>) -> tunebook_models::Result<Tensor> {
-        let (a, b) = self.low_rank(context)?;
+        let (a, b) = self.low_rank_factors(context)?;
         let mask = dropout::mask(context.mode(), &self.path, self.lora_dropout, x)?;
         let (weight, bias) = (self.base.matrix_in(context), self.base.bias_in(context)?);
         low_rank(x, &weight, bias, &a, &b, self.scaling, mask.as_ref())
@@ -314,9 +314,17 @@ impl Projection for AdaLoraLinear {
         if context.mode().dropout.is_some() && self.lora_dropout > 0.0 {
             return Ok(None);
         }
-        let (a, b) = self.low_rank(context)?;
+        let (a, b) = self.low_rank_factors(context)?;
         let low = ops::linear(x, a, None)?;
         Ok(Some((y + (ops::linear(&low, b, None)? * self.scaling)?)?))
+    }
+
+    fn low_rank(&self, context: &Context<'_>) -> tunebook_models::Result<Option<Vec<LowRank>>> {
+        if context.mode() != Mode::default() {
+            return Ok(None);
+        }
+        let (a, b) = self.low_rank_factors(context)?;
+        Ok(Some(vec![LowRank { a, b, scale: self.scaling }]))
     }
 
     fn in_features(&self) -> usize {

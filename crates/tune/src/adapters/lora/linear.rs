@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
-use tunebook_models::{Context, Linear, Matrix, Projection};
+use tunebook_models::{Context, Linear, LowRank, Matrix, Mode, Projection};
 use tunebook_ops as ops;
 
 use crate::adapters::dropout;
@@ -237,6 +237,18 @@ impl Projection for LoraLinear {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
         }))
+    }
+
+    fn low_rank(&self, context: &Context<'_>) -> tunebook_models::Result<Option<Vec<LowRank>>> {
+        if self.magnitude.is_some() || context.mode() != Mode::default() {
+            return Ok(None);
+        }
+        let (a, b) = (context.value(&self.lora_a), context.value(&self.lora_b));
+        let mut low = vec![LowRank { a, b, scale: self.scaling }];
+        if let Some((a, b)) = &self.initial {
+            low.push(LowRank { a: a.clone(), b: b.clone(), scale: -self.scaling });
+        }
+        Ok(Some(low))
     }
 
     fn in_features(&self) -> usize {

@@ -1,0 +1,712 @@
+//! The engine that answers: requests join and leave at any time.
+//!
+//! [`Engine::step`] does one round: a chunk of the prompts that are not computed yet, so that a long
+//! one does not keep the others waiting, and the next token of every answer that has begun. Keys and
+//! values lie in pages that each answer has for itself, so answers of any length stand side by side
+//! without padding; one that ends gives its pages back at once.
+//!
+//! An answer does not depend on the company: whatever else is computed with it, its greedy tokens
+//! are the same, bit for bit (on the CPU).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+use tunebook_ops::{PAGE, Rows};
+use tunebook_progress::Stop;
+
+use crate::error::{Error, Result};
+use crate::generate::GenerationConfig;
+use crate::generate::prefix::{Found, PrefixCache, Walk};
+use crate::generate::sampler::{Choice, Sampler};
+use crate::generate::text_stream::TextStream;
+use crate::model::Model;
+use crate::model::forward::Tokens;
+use crate::pass::kv_cache::{Pages, TextCache};
+use crate::pass::overlay::Overlay;
+use crate::pass::snapshot::Snapshot;
+
+/// How an [`Engine`] works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// The most answers at a time; more requests wait until one has ended.
+    pub max_batch_size: usize,
+    /// The most prompt tokens that one step computes.
+    pub prefill_chunk_size: usize,
+    /// The most bytes of keys and values to keep for prompts that begin alike; 0 keeps none.
+    pub prefix_cache_bytes: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { max_batch_size: 32, prefill_chunk_size: 512, prefix_cache_bytes: 256 << 20 }
+    }
+}
+
+/// A prompt to answer.
+#[derive(Clone, Debug)]
+pub struct Request {
+    prompt: Vec<u32>,
+    config: GenerationConfig,
+    overlay: Option<Arc<Overlay>>,
+    stop: Stop,
+    /// Added to the seed, so that equal prompts of one call get different samples.
+    number: usize,
+}
+
+impl Request {
+    /// A prompt as token ids. `batch_size` of the config has no meaning here.
+    pub fn new(prompt: impl Into<Vec<u32>>, config: &GenerationConfig) -> Self {
+        let (prompt, config) = (prompt.into(), config.clone());
+        Self { prompt, config, overlay: None, stop: Stop::never(), number: 0 }
+    }
+
+    /// Answered by this overlay, not by the one that the engine's model has when it is inserted.
+    #[must_use]
+    pub fn with_overlay(self, overlay: Arc<Overlay>) -> Self {
+        Self { overlay: Some(overlay), ..self }
+    }
+
+    /// Ends with [`FinishReason::Interrupted`] when `stop` asks for it.
+    #[must_use]
+    pub fn with_stop(self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self }
+    }
+
+    /// How many answers it asks for.
+    pub(super) fn answers(&self) -> usize {
+        self.config.num_return_sequences
+    }
+
+    pub(super) fn numbered(self, number: usize) -> Self {
+        Self { number, ..self }
+    }
+}
+
+/// The number of a request within its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(u64);
+
+/// Why an answer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model said the token that ends an answer, or a stop text came.
+    Stop,
+    /// It has `max_new_tokens`.
+    Length,
+    /// Prompt and answer fill the model's context.
+    Context,
+    /// Its work was asked to stop.
+    Interrupted,
+    /// It could not go on, and why.
+    Failed(String),
+}
+
+/// What an answer has cost, in tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt_tokens: usize,
+    /// Of the prompt, those whose keys and values another prompt had computed.
+    pub cached_tokens: usize,
+    /// Of the answer, the token that ended it included.
+    pub completion_tokens: usize,
+}
+
+/// The end of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// What it has cost.
+    pub usage: Usage,
+}
+
+/// A token of an answer, or its end, or both.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Whose answer.
+    pub id: RequestId,
+    /// Which of its answers, below `num_return_sequences`.
+    pub answer: usize,
+    /// The token, if there is one: the one that ends an answer as well.
+    pub token: Option<u32>,
+    /// The natural logarithm of the probability that the model gave the token, before penalty, bias
+    /// and temperature.
+    pub log_probability: f32,
+    /// The likeliest tokens, as many as `top_logprobs`, and theirs.
+    pub top_logprobs: Vec<(u32, f32)>,
+    /// The text that has become certain: without special tokens and stop texts, whole characters.
+    pub text: String,
+    /// The end of this answer.
+    pub finish: Option<Finish>,
+}
+
+/// An answer on its way.
+struct Answer {
+    id: RequestId,
+    answer: usize,
+    request: Arc<Request>,
+    overlay: Arc<Overlay>,
+    /// The prompt and the answer so far.
+    ids: Vec<u32>,
+    /// How many of the inputs (virtual tokens, then `ids`) are computed as a prompt is.
+    prefill: usize,
+    /// The most tokens of the answer, and whether it is the context that says so.
+    limit: (usize, bool),
+    cache: TextCache,
+    walk: Option<Walk>,
+    cached: usize,
+    sampler: Sampler,
+    stream: TextStream,
+    completion: usize,
+}
+
+impl Answer {
+    /// How many of the inputs are computed.
+    fn computed(&self) -> usize {
+        self.cache.len().saturating_sub(self.overlay.past_count())
+    }
+
+    fn in_prefill(&self) -> bool {
+        self.computed() < self.prefill
+    }
+
+    /// Inputs `from..from + count`, as a pass takes them.
+    fn tokens_from(&self, from: usize, count: usize) -> Tokens<'_> {
+        let to = from + count;
+        let before = self.overlay.virtual_count();
+        let known = self.prefill.max(to);
+        Tokens {
+            overlay: &self.overlay,
+            virtual_tokens: from.min(before)..to.min(before),
+            ids: &self.ids[from.max(before) - before..to.max(before) - before],
+            end: self.overlay.past_count() + known,
+        }
+    }
+
+    /// The tokens whose positions lie in a page.
+    fn tokens_of_page(&self, page: usize) -> &[u32] {
+        let before = self.overlay.positions_before();
+        let at = |position: usize| position.saturating_sub(before).min(self.ids.len());
+        &self.ids[at(page * PAGE)..at((page + 1) * PAGE)]
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.request.prompt.len(),
+            cached_tokens: self.cached,
+            completion_tokens: self.completion,
+        }
+    }
+}
+
+/// Answers many requests at a time with one model.
+///
+/// One thread owns it; [`Engine::spawn`] gives it a thread of its own and takes requests from
+/// others.
+///
+/// ```no_run
+/// use tunebook_models::{BestDevice, Device, Engine, GenerationConfig, Model, Request};
+/// let model = Model::load("SmolLM2-135M-Instruct", &Device::best()?)?;
+/// let mut engine = Engine::new(&model, Default::default());
+/// let prompt = model.tokenizer().encode_with_special_tokens("The capital of France is")?;
+/// engine.insert(Request::new(prompt, &GenerationConfig::default()))?;
+/// while !engine.is_empty() {
+///     for event in engine.step()? {
+///         print!("{}", event.text);
+///     }
+/// }
+/// # Ok::<(), tunebook_models::Error>(())
+/// ```
+pub struct Engine {
+    model: Model,
+    config: EngineConfig,
+    pages: Pages,
+    prefix: PrefixCache,
+    waiting: VecDeque<(RequestId, Request, Arc<Overlay>)>,
+    answers: Vec<Answer>,
+    next_id: u64,
+    error: Option<Error>,
+}
+
+impl Engine {
+    /// An engine without requests. Requests that name no overlay are answered as this handle of the
+    /// model answers when they are inserted.
+    pub fn new(model: &Model, config: EngineConfig) -> Self {
+        let pages = model.pages();
+        let capacity = config.prefix_cache_bytes / pages.page_bytes().max(1);
+        Self {
+            model: model.clone(),
+            config,
+            pages,
+            prefix: PrefixCache::new(capacity),
+            waiting: VecDeque::new(),
+            answers: Vec::new(),
+            next_id: 0,
+            error: None,
+        }
+    }
+
+    /// Takes a request in. It begins with the next step that has room for it.
+    ///
+    /// # Errors
+    /// When the prompt is empty, has an id outside the vocabulary or leaves no room in the context;
+    /// when a setting is out of range.
+    pub fn insert(&mut self, request: Request) -> Result<RequestId> {
+        let overlay = request.overlay.clone().unwrap_or_else(|| self.model.overlay());
+        check(&self.model, &request.prompt, &overlay)?;
+        request.config.validate()?;
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push_back((id, request, overlay));
+        Ok(id)
+    }
+
+    /// Drops a request and its answers. `false`: it has ended already.
+    pub fn remove(&mut self, id: RequestId) -> bool {
+        let before = self.waiting.len() + self.answers.len();
+        self.waiting.retain(|(waiting, ..)| *waiting != id);
+        self.answers.retain(|answer| answer.id != id);
+        before > self.waiting.len() + self.answers.len()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.answers.is_empty()
+    }
+
+    /// How many requests wait for others to end, and how many answers are on their way.
+    pub fn load(&self) -> (usize, usize) {
+        (self.waiting.len(), self.answers.len())
+    }
+
+    /// How many prompt tokens were taken from the prefix cache so far.
+    pub fn cached_tokens(&self) -> usize {
+        self.prefix.hits()
+    }
+
+    /// The error of the last answer that failed by itself.
+    pub(super) fn take_error(&mut self) -> Option<Error> {
+        self.error.take()
+    }
+
+    /// Does one round: a chunk of prompts, and the next token of every answer that has begun.
+    ///
+    /// # Errors
+    /// When a pass fails as a whole, as when the device has no room. All requests are dropped then.
+    /// An answer that fails alone ends with [`FinishReason::Failed`].
+    pub fn step(&mut self) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        let result = self.round(&mut events);
+        match result {
+            Ok(()) => Ok(events),
+            Err(Error::Interrupted(_)) => {
+                self.end_all(&mut events)?;
+                Ok(events)
+            }
+            Err(error) => {
+                self.waiting.clear();
+                self.answers.clear();
+                Err(error)
+            }
+        }
+    }
+
+    fn round(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        if self.stop().requested() {
+            return self.end_all(events);
+        }
+        let stopped: Vec<usize> = (0..self.answers.len())
+            .rev()
+            .filter(|index| self.answers[*index].request.stop.requested())
+            .collect();
+        for index in stopped {
+            self.end(index, FinishReason::Interrupted, None, events)?;
+        }
+        self.admit(events)?;
+        self.prefill(events)?;
+        self.decode(events)
+    }
+
+    /// The same engine, which nothing but its requests' own tokens stops.
+    pub(super) fn unstoppable(self) -> Self {
+        Self { model: self.model.with_stop(&Stop::never()), ..self }
+    }
+
+    fn stop(&self) -> Stop {
+        self.model.snapshot().stop().clone()
+    }
+
+    /// Ends everything, as Stop asks.
+    fn end_all(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        while let Some((id, request, _)) = self.waiting.pop_front() {
+            for answer in 0..request.config.num_return_sequences {
+                let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
+                let finish = Finish { reason: FinishReason::Interrupted, usage };
+                events.push(ended(id, answer, finish));
+            }
+        }
+        while !self.answers.is_empty() {
+            self.end(0, FinishReason::Interrupted, None, events)?;
+        }
+        Ok(())
+    }
+
+    /// Lets requests begin while there is room.
+    fn admit(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        while let Some((_, request, _)) = self.waiting.front() {
+            let count = self.answers.len() + request.config.num_return_sequences;
+            if count > self.config.max_batch_size && !self.answers.is_empty() {
+                break;
+            }
+            let Some((id, request, overlay)) = self.waiting.pop_front() else { break };
+            let room = self.model.config().max_position_embeddings
+                - overlay.positions_before()
+                - request.prompt.len();
+            let most = request.config.max_new_tokens;
+            let answer = Answer {
+                id,
+                answer: 0,
+                ids: request.prompt.clone(),
+                prefill: overlay.virtual_count() + request.prompt.len(),
+                limit: (most.min(room), room < most),
+                cache: self.pages.text(),
+                walk: None,
+                cached: 0,
+                sampler: self.sampler(&request, 0),
+                stream: TextStream::new(&request.config.stop),
+                completion: 0,
+                request: Arc::new(request),
+                overlay,
+            };
+            self.answers.push(answer);
+            if most == 0 {
+                self.end(self.answers.len() - 1, FinishReason::Length, None, events)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sampler(&self, request: &Request, answer: usize) -> Sampler {
+        let config = &request.config;
+        let number = request.number * config.num_return_sequences + answer;
+        Sampler::new(config, number, &request.prompt, self.model.config().vocab_size)
+    }
+
+    /// Computes the next chunk of prompts.
+    fn prefill(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let mut room = self.config.prefill_chunk_size.max(1);
+        self.prefix.check(self.model.weights_version());
+        // The places of the answers in this pass, and how many inputs of each.
+        let mut chosen: Vec<(usize, usize)> = Vec::new();
+        for index in 0..self.answers.len() {
+            if room == 0 {
+                break;
+            }
+            if !self.answers[index].in_prefill() || !self.look_up(index) {
+                continue;
+            }
+            let answer = &self.answers[index];
+            let count = (answer.prefill - answer.computed()).min(room);
+            chosen.push((index, count));
+            room -= count;
+        }
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let hidden = Rows::Prefill.during(|| self.pass(&chosen))?;
+        let mut complete = Vec::new();
+        let mut row = 0;
+        for (index, count) in &chosen {
+            row += count;
+            self.keep_pages(*index, *count);
+            if !self.answers[*index].in_prefill() {
+                complete.push((*index, row - 1));
+            }
+        }
+        // More answers to the same prompt share its pages.
+        let mut all = Vec::new();
+        for (index, row) in complete {
+            all.push((index, row));
+            let more = self.answers[index].request.config.num_return_sequences;
+            if self.answers[index].completion > 0 {
+                continue;
+            }
+            for answer in 1..more {
+                let first = &self.answers[index];
+                let fork = Answer {
+                    id: first.id,
+                    answer,
+                    request: Arc::clone(&first.request),
+                    overlay: Arc::clone(&first.overlay),
+                    ids: first.ids.clone(),
+                    prefill: first.prefill,
+                    limit: first.limit,
+                    cache: first.cache.clone(),
+                    walk: None,
+                    cached: first.cached,
+                    sampler: self.sampler(&first.request, answer),
+                    stream: first.stream.clone(),
+                    completion: 0,
+                };
+                all.push((self.answers.len(), row));
+                self.answers.push(fork);
+            }
+        }
+        all.sort_unstable();
+        self.choose(&hidden, &all, events)
+    }
+
+    /// Takes the pages of a prompt's beginning from the prefix cache. `false`: another prompt of
+    /// this step computes what it needs next.
+    fn look_up(&mut self, index: usize) -> bool {
+        let answer = &self.answers[index];
+        if answer.walk.is_some() || answer.cache.len() > 0 {
+            return true;
+        }
+        // At least the last input is computed, for its logits.
+        let inputs = answer.overlay.past_count() + answer.prefill;
+        let pages: Vec<&[u32]> =
+            (0..(inputs - 1) / PAGE).map(|page| answer.tokens_of_page(page)).collect();
+        let long = self.model.decoder().cache_ends_at().is_some_and(|most| inputs > most);
+        match self.prefix.find(&answer.overlay, long, &pages) {
+            Found::Soon => false,
+            Found::Pages(pages, walk) => {
+                let answer = &mut self.answers[index];
+                let before = answer.overlay.positions_before();
+                answer.cached = (pages.len() * PAGE).saturating_sub(before);
+                answer.cache.begin_with(pages);
+                answer.walk = Some(walk);
+                true
+            }
+        }
+    }
+
+    /// Keeps the whole pages of a prompt that the pass has filled.
+    fn keep_pages(&mut self, index: usize, count: usize) {
+        let answer = &mut self.answers[index];
+        let Some(mut walk) = answer.walk.take() else { return };
+        let (to, from) = (answer.cache.len(), answer.cache.len() - count);
+        // What stands before the text was written with the first inputs.
+        let from = if from <= answer.overlay.past_count() { 0 } else { from };
+        for page in from / PAGE..to / PAGE {
+            let tokens = answer.tokens_of_page(page);
+            let shared = &answer.cache.pages()[page];
+            self.prefix.keep(&mut walk, &answer.overlay, tokens, shared);
+        }
+        self.answers[index].walk = Some(walk);
+    }
+
+    /// Computes the next token of all answers that have begun.
+    fn decode(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        if let Some(most) = self.model.decoder().cache_ends_at() {
+            for answer in &mut self.answers {
+                // A text has outgrown the angles that it began with, so its keys are computed anew.
+                if !answer.in_prefill() && answer.cache.len() == most {
+                    answer.cache = self.pages.text();
+                    answer.walk = None;
+                    answer.prefill = answer.overlay.virtual_count() + answer.ids.len();
+                }
+            }
+        }
+        let chosen: Vec<(usize, usize)> = (0..self.answers.len())
+            .filter(|index| {
+                let answer = &self.answers[*index];
+                let inputs = answer.overlay.virtual_count() + answer.ids.len();
+                !answer.in_prefill() && answer.computed() < inputs
+            })
+            .map(|index| (index, 1))
+            .collect();
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let hidden = Rows::Decode.during(|| self.pass(&chosen))?;
+        let rows: Vec<_> =
+            chosen.iter().enumerate().map(|(row, (index, _))| (*index, row)).collect();
+        self.choose(&hidden, &rows, events)
+    }
+
+    /// One pass over some inputs of some answers.
+    fn pass(&mut self, chosen: &[(usize, usize)]) -> Result<Tensor> {
+        let caches: Vec<TextCache> = chosen
+            .iter()
+            .map(|(index, _)| std::mem::replace(&mut self.answers[*index].cache, self.pages.text()))
+            .collect();
+        // What is asked of an answer depends on what its cache holds.
+        let lengths: Vec<usize> = caches.iter().map(TextCache::len).collect();
+        let texts: Vec<Tokens<'_>> = chosen
+            .iter()
+            .zip(&lengths)
+            .map(|((index, count), len)| {
+                let answer = &self.answers[*index];
+                answer.tokens_from(len.saturating_sub(answer.overlay.past_count()), *count)
+            })
+            .collect();
+        let stop = self.model.snapshot().stop().clone();
+        let (caches, hidden) = self.model.pass_over(&self.pages, &stop, &texts, caches)?;
+        drop(texts);
+        for ((index, _), cache) in chosen.iter().zip(caches) {
+            self.answers[*index].cache = cache;
+        }
+        Ok(hidden)
+    }
+
+    /// Chooses the next token of answers from rows of a pass: `(answer, row)`, in the order of the
+    /// answers.
+    fn choose(
+        &mut self,
+        hidden: &Tensor,
+        chosen: &[(usize, usize)],
+        events: &mut Vec<Event>,
+    ) -> Result<()> {
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<u32> = chosen.iter().map(|(_, row)| *row as u32).collect();
+        let hidden = match rows.len() == hidden.dim(0)? && rows.is_sorted_by(|a, b| a < b) {
+            true => hidden.clone(),
+            false => hidden.index_select(&Tensor::new(rows.as_slice(), self.model.device())?, 0)?,
+        };
+        let overlays =
+            chosen.iter().map(|(index, _)| Arc::clone(&self.answers[*index].overlay)).collect();
+        let snapshot = Snapshot::of(overlays, Stop::never());
+        let logits = Rows::Decode.during(|| self.model.logits_of(&hidden, &snapshot))?;
+        let mut logits = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let vocab = logits.len() / chosen.len();
+        let mut samplers: Vec<Option<&mut Sampler>> =
+            self.answers.iter_mut().map(|answer| Some(&mut answer.sampler)).collect();
+        let ordered: Vec<&mut Sampler> =
+            chosen.iter().filter_map(|(index, _)| samplers[*index].take()).collect();
+        let choices: Vec<Result<Choice>> = ordered
+            .into_par_iter()
+            .zip(logits.par_chunks_mut(vocab))
+            .map(|(sampler, logits)| sampler.next(logits))
+            .collect();
+        // From the last on, as those that end leave the list.
+        let mut answered = Vec::with_capacity(choices.len());
+        for ((index, _), choice) in chosen.iter().zip(choices).rev() {
+            let from = events.len();
+            match choice {
+                Ok(choice) => self.take(*index, choice, events)?,
+                Err(error) => {
+                    let reason = FinishReason::Failed(error.to_string());
+                    self.error = Some(error);
+                    self.end(*index, reason, None, events)?;
+                }
+            }
+            answered.push(events.split_off(from));
+        }
+        events.extend(answered.into_iter().rev().flatten());
+        Ok(())
+    }
+
+    /// An answer's next token.
+    fn take(&mut self, index: usize, choice: Choice, events: &mut Vec<Event>) -> Result<()> {
+        let answer = &mut self.answers[index];
+        answer.completion += 1;
+        if self.model.is_end(choice.id) && !answer.request.config.ignore_eos {
+            return self.end(index, FinishReason::Stop, Some(choice), events);
+        }
+        let text = answer.stream.push(choice.id, self.model.tokenizer())?.to_owned();
+        answer.ids.push(choice.id);
+        let (limit, by_context) = answer.limit;
+        let reason = match () {
+            () if answer.stream.stopped => Some(FinishReason::Stop),
+            () if answer.stream.ids.len() < limit => None,
+            () if by_context => Some(FinishReason::Context),
+            () => Some(FinishReason::Length),
+        };
+        let event = Event {
+            id: answer.id,
+            answer: answer.answer,
+            token: Some(choice.id),
+            log_probability: choice.log_probability,
+            top_logprobs: choice.top,
+            text,
+            finish: None,
+        };
+        events.push(event);
+        if let Some(reason) = reason {
+            self.end(index, reason, None, events)?;
+        }
+        Ok(())
+    }
+
+    /// Ends an answer, whose last event may be there already.
+    fn end(
+        &mut self,
+        index: usize,
+        reason: FinishReason,
+        last: Option<Choice>,
+        events: &mut Vec<Event>,
+    ) -> Result<()> {
+        let mut answer = self.answers.remove(index);
+        let finish = Finish { reason, usage: answer.usage() };
+        let text = answer.stream.finish(self.model.tokenizer())?;
+        match events.last_mut() {
+            Some(event)
+                if last.is_none()
+                    && event.id == answer.id
+                    && event.answer == answer.answer
+                    && event.finish.is_none() =>
+            {
+                event.text.push_str(text);
+                event.finish = Some(finish);
+            }
+            _ => {
+                let mut event = ended(answer.id, answer.answer, finish);
+                event.text.push_str(text);
+                if let Some(choice) = last {
+                    event.token = Some(choice.id);
+                    event.log_probability = choice.log_probability;
+                    event.top_logprobs = choice.top;
+                }
+                events.push(event);
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn ended(id: RequestId, answer: usize, finish: Finish) -> Event {
+    Event {
+        id,
+        answer,
+        token: None,
+        log_probability: 0.0,
+        top_logprobs: Vec::new(),
+        text: String::new(),
+        finish: Some(finish),
+    }
+}
+
+/// Refuses prompts that no answer can follow.
+pub(super) fn check(model: &Model, prompt: &[u32], overlay: &Overlay) -> Result<()> {
+    if prompt.is_empty() {
+        return Err(Error::Argument {
+            field: "prompt",
+            value: "empty".to_owned(),
+            expected: "at least one token",
+        });
+    }
+    let vocab_size = model.config().vocab_size;
+    if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(Error::Argument {
+            field: "prompt",
+            value: format!("with token {id}"),
+            expected: "ids of the model's vocabulary",
+        });
+    }
+    let context = model.config().max_position_embeddings;
+    let tokens = overlay.positions_before() + prompt.len();
+    if tokens >= context {
+        return Err(Error::ContextLength {
+            tokens,
+            context,
+            advice: ", as at least one position must be left for the answer",
+        });
+    }
+    Ok(())
+}

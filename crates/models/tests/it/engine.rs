@@ -1,0 +1,301 @@
+//! The engine that answers: answers do not depend on what else is computed with them, requests join
+//! and leave, and results say why they ended and how likely their tokens were.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use tunebook_models::{
+    DType, Device, Engine, EngineConfig, FinishReason, GenerationConfig, Model, Quantization,
+    Request, Tensor,
+};
+use tunebook_progress::Stop;
+use tunebook_testing::Random;
+
+use crate::support::golden;
+
+fn load(name: &str) -> Model {
+    Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
+}
+
+fn engine(model: &Model, config: EngineConfig) -> Engine {
+    Engine::new(model, config)
+}
+
+/// Tokens and the bits of their log-probabilities.
+type Said = Vec<(u32, u32)>;
+
+fn alone(model: &Model, prompt: &[u32], config: &GenerationConfig) -> Said {
+    let mut engine = engine(
+        model,
+        EngineConfig { prefix_cache_bytes: 0, prefill_chunk_size: 4096, ..Default::default() },
+    );
+    engine.insert(Request::new(prompt, config)).unwrap();
+    let mut said = Vec::new();
+    while !engine.is_empty() {
+        for event in engine.step().unwrap() {
+            said.extend(event.token.map(|token| (token, event.log_probability.to_bits())));
+        }
+    }
+    said
+}
+
+/// Prompts of random lengths, of which some begin alike.
+fn prompts(random: &mut Random, vocab: usize, count: usize, most: usize) -> Vec<Vec<u32>> {
+    let mut token = || random.below(vocab) as u32;
+    let shared: Vec<u32> = (0..most / 2).map(|_| token()).collect();
+    (0..count)
+        .map(|i| {
+            let own: Vec<u32> = (0..1 + token() as usize % (most / 2)).map(|_| token()).collect();
+            if i % 2 == 0 { own } else { [shared.as_slice(), &own].concat() }
+        })
+        .collect()
+}
+
+/// Requests that join and leave at random, against each of them alone.
+fn company(model: &Model, seed: u64, (count, most, answer): (usize, usize, usize)) {
+    let mut random = Random::new(seed);
+    let vocab = model.config().vocab_size;
+    let prompts = prompts(&mut random, vocab, count, most);
+    let config = GenerationConfig { ignore_eos: true, ..Default::default() };
+    let configs: Vec<GenerationConfig> = prompts
+        .iter()
+        .map(|_| GenerationConfig { max_new_tokens: 1 + random.below(answer), ..config.clone() })
+        .collect();
+    let chunk = *random.one(&[1, 5, 33, 512]);
+    let mut engine = engine(
+        model,
+        EngineConfig {
+            max_batch_size: *random.one(&[1, 2, 8, 32]),
+            prefill_chunk_size: chunk,
+            prefix_cache_bytes: *random.one(&[0, 1 << 20]),
+        },
+    );
+    let mut said: HashMap<_, Said> = HashMap::new();
+    let mut ids = Vec::new();
+    let mut removed = Vec::new();
+    let mut waiting = prompts.iter().zip(&configs);
+    loop {
+        if random.below(3) > 0
+            && let Some((prompt, config)) = waiting.next()
+        {
+            ids.push(engine.insert(Request::new(prompt.as_slice(), config)).unwrap());
+        }
+        if random.below(12) == 0 && !ids.is_empty() {
+            let id = *random.one(&ids);
+            if engine.remove(id) {
+                removed.push(id);
+            }
+        }
+        for event in engine.step().unwrap() {
+            let token = event.token.map(|token| (token, event.log_probability.to_bits()));
+            said.entry(event.id).or_default().extend(token);
+        }
+        if engine.is_empty() && ids.len() == prompts.len() {
+            break;
+        }
+    }
+    for ((id, prompt), config) in ids.iter().zip(&prompts).zip(&configs) {
+        let expected = alone(model, prompt, config);
+        let found = said.remove(id).unwrap_or_default();
+        if removed.contains(id) {
+            assert_eq!(found, expected[..found.len()], "as far as it came");
+        } else {
+            assert_eq!(found, expected, "prompts of {} tokens, chunks of {chunk}", prompt.len());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn greedy_answers_are_the_same_bits_in_any_company(seed in any::<u64>()) {
+        // Grouped queries; a bias by distance; bounded scores and windows; angles that change.
+        for name in ["llama3", "falcon-rw", "gemma2", "phi3-longrope"] {
+            company(&load(name), seed, (9, 70, 24));
+        }
+    }
+}
+
+/// The default model as stored in Q4_1 and Q8_0, in bf16 and in f32.
+#[test]
+fn greedy_answers_of_smollm_are_the_same_bits_in_any_company() {
+    for dtype in [None, Some(DType::BF16), Some(DType::F32)] {
+        let name = tunebook_models::DEFAULT_MODEL;
+        let model = match dtype {
+            None => Model::load_quantized(name, Quantization::Stored, &Device::Cpu).unwrap(),
+            dtype => Model::load_as(name, dtype, &Device::Cpu).unwrap(),
+        };
+        company(&model, 1, (5, 80, 8));
+    }
+}
+
+#[test]
+fn a_prompt_that_begins_as_another_takes_its_pages() {
+    let model = load("llama3");
+    let config = GenerationConfig { max_new_tokens: 4, ignore_eos: true, ..Default::default() };
+    let long: Vec<u32> = (0..100).map(|i| i % 50).collect();
+    let mut engine = engine(&model, EngineConfig::default());
+    let usage = |engine: &mut Engine| {
+        let mut usage = Vec::new();
+        while !engine.is_empty() {
+            let events = engine.step().unwrap();
+            usage.extend(events.into_iter().filter_map(|e| Some((e.id, e.finish?.usage))));
+        }
+        usage.sort_unstable_by_key(|(id, _)| *id);
+        usage.into_iter().map(|(_, usage)| usage).collect::<Vec<_>>()
+    };
+    // Two at once: the second waits for the first's pages.
+    engine.insert(Request::new(long.clone(), &config)).unwrap();
+    engine.insert(Request::new([&long[..90], &[1, 2, 3]].concat(), &config)).unwrap();
+    let both = usage(&mut engine);
+    assert_eq!((both[0].cached_tokens, both[1].cached_tokens), (0, 64));
+    assert_eq!((both[0].prompt_tokens, both[0].completion_tokens), (100, 4));
+    // Weights that have changed in place have computed nothing yet.
+    model.weights_changed();
+    engine.insert(Request::new(long.clone(), &config)).unwrap();
+    assert_eq!(usage(&mut engine)[0].cached_tokens, 0);
+    engine.insert(Request::new(long.clone(), &config)).unwrap();
+    assert_eq!(usage(&mut engine)[0].cached_tokens, 96);
+    // Another overlay, though it does the same.
+    let other = std::sync::Arc::default();
+    engine.insert(Request::new(long, &config).with_overlay(other)).unwrap();
+    assert_eq!(usage(&mut engine)[0].cached_tokens, 0);
+}
+
+#[test]
+fn answers_say_why_they_ended() {
+    let model = load("llama3");
+    let context = model.config().max_position_embeddings;
+    let config = GenerationConfig { max_new_tokens: 5, ignore_eos: true, ..Default::default() };
+    let prompts = [vec![1, 2, 3], vec![3; context - 2]];
+    let answers = model.completions(&prompts, &config).unwrap();
+    assert_eq!(answers[0].finish_reason, FinishReason::Length);
+    assert_eq!((answers[0].ids.len(), answers[0].log_probabilities.len()), (5, 5));
+    // The long prompt is answered as far as the context reaches, and the other whole.
+    assert_eq!(answers[1].finish_reason, FinishReason::Context);
+    assert_eq!(answers[1].ids.len(), 2);
+    // A text that occurs in the answer ends it, before the token that has it.
+    let text = answers[0].text.clone();
+    if let Some((at, _)) = text.char_indices().nth(text.chars().count() / 2) {
+        let stop = text[at..].to_owned();
+        let stopped = model
+            .completions(&prompts[..1], &GenerationConfig { stop: vec![stop], ..config.clone() });
+        let stopped = &stopped.unwrap()[0];
+        assert_eq!(stopped.finish_reason, FinishReason::Stop);
+        assert!(text.starts_with(&stopped.text) && stopped.text.len() < text.len());
+    }
+    let nothing = GenerationConfig { max_new_tokens: 0, ..config.clone() };
+    let answer = &model.completions(&prompts[..1], &nothing).unwrap()[0];
+    assert_eq!((answer.ids.len(), &answer.finish_reason), (0, &FinishReason::Length));
+    let stop = Stop::new();
+    stop.stop();
+    let answers = model.with_stop(&stop).completions(&prompts, &config).unwrap();
+    assert!(answers.iter().all(|answer| answer.finish_reason == FinishReason::Interrupted));
+    let outside = model.completions(&[vec![model.config().vocab_size as u32]], &config);
+    assert!(outside.unwrap_err().to_string().contains("vocabulary"));
+}
+
+#[test]
+fn one_prompt_gets_several_answers_and_log_probabilities_are_the_models() {
+    let model = load("llama3");
+    let config = GenerationConfig {
+        max_new_tokens: 6,
+        temperature: 1.5,
+        num_return_sequences: 3,
+        top_logprobs: 4,
+        ignore_eos: true,
+        ..Default::default()
+    };
+    let prompts = [vec![5, 6, 7], vec![8, 9]];
+    let answers = model.completions(&prompts, &config).unwrap();
+    assert_eq!(answers.len(), 6);
+    assert_ne!(answers[0].ids, answers[1].ids);
+    assert_eq!(answers, model.completions(&prompts, &config).unwrap(), "the same seed");
+    for (answer, prompt) in answers.iter().zip(prompts.iter().flat_map(|p| [p, p, p])) {
+        let ids = [prompt.as_slice(), &answer.ids].concat();
+        let logits = model
+            .forward(&Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap());
+        let log_probs = candle_nn::ops::log_softmax(&logits.unwrap().get(0).unwrap(), 1).unwrap();
+        let log_probs = log_probs.to_vec2::<f32>().unwrap();
+        for (i, id) in answer.ids.iter().enumerate() {
+            let row = &log_probs[prompt.len() - 1 + i];
+            assert!((row[*id as usize] - answer.log_probabilities[i]).abs() < 1e-4);
+            let most = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+            assert_eq!(answer.top_logprobs[i].len(), 4);
+            assert!((answer.top_logprobs[i][0].1 - most).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn an_engine_on_its_own_thread_answers_many_askers() {
+    let model = load("llama3");
+    let config = GenerationConfig { max_new_tokens: 12, ignore_eos: true, ..Default::default() };
+    let handle = engine(&model, EngineConfig { max_batch_size: 3, ..Default::default() }).spawn();
+    std::thread::scope(|scope| {
+        for asker in 0..6u32 {
+            let (handle, model, config) = (handle.clone(), &model, &config);
+            scope.spawn(move || {
+                let prompt = vec![asker, 2 * asker + 1, 7];
+                if asker == 3 {
+                    // It does not wait for its answer.
+                    drop(handle.submit(Request::new(prompt, config)).unwrap());
+                    return;
+                }
+                let expected = alone(model, &prompt, config);
+                let events = handle.submit(Request::new(prompt, config)).unwrap();
+                let said: Vec<u32> = events.iter().filter_map(|event| event.token).collect();
+                assert_eq!(said, expected.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+            });
+        }
+    });
+    assert!(handle.submit(Request::new(Vec::new(), &config)).is_err());
+    let stop = Stop::new();
+    let events = handle.submit(Request::new(vec![1], &config).with_stop(&stop)).unwrap();
+    stop.stop();
+    let last = events.iter().last().unwrap();
+    let reason = last.finish.unwrap().reason;
+    assert!(matches!(reason, FinishReason::Interrupted | FinishReason::Length), "{reason:?}");
+}
+
+/// Against the whole text's logits, for all families, with contexts that occur more than once.
+#[test]
+fn log_likelihoods_are_those_of_the_whole_text() {
+    for (name, _) in crate::families::FAMILIES {
+        let model = load(name);
+        let context: Vec<u32> = (0..40).map(|i| (7 * i + 1) % 60).collect();
+        let rests = [vec![3, 4, 5], vec![9], vec![3, 4, 6, 8, 10], vec![1, 1]];
+        let mut pairs: Vec<_> = rests.iter().map(|rest| (context.clone(), rest.clone())).collect();
+        pairs.push((vec![11, 12], vec![13, 14]));
+        let found = model.log_likelihoods_of_ids(&pairs).unwrap();
+        for ((context, rest), found) in pairs.iter().zip(&found) {
+            let ids = [context.as_slice(), rest].concat();
+            let logits = model
+                .forward(&Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap());
+            let logits = logits.unwrap().get(0).unwrap().to_dtype(DType::F32).unwrap();
+            let log_probs = candle_nn::ops::log_softmax(&logits, 1).unwrap();
+            let log_probs = log_probs.to_vec2::<f32>().unwrap();
+            let mut sum = 0.0;
+            let mut greedy = true;
+            for (i, id) in rest.iter().enumerate() {
+                let row = &log_probs[context.len() - 1 + i];
+                sum += f64::from(row[*id as usize]);
+                greedy &= row.iter().all(|other| *other <= row[*id as usize]);
+                assert!((row[*id as usize] - found.tokens[i]).abs() < 1e-4, "{name}: token {i}");
+            }
+            assert!((sum - found.sum).abs() < 1e-4, "{name}: {sum} {}", found.sum);
+            assert_eq!(greedy, found.is_greedy, "{name}");
+        }
+    }
+}
+
+#[test]
+fn texts_that_cannot_be_scored_are_refused_by_their_place() {
+    let model = load("llama3");
+    let error = |pair| model.log_likelihoods_of_ids(&[pair]).unwrap_err().to_string();
+    assert!(error((vec![1], vec![])).contains("continuation"));
+    assert!(error((vec![1], vec![1 << 30])).contains("vocabulary"));
+    let context = model.config().max_position_embeddings;
+    assert!(error((vec![1; context], vec![1, 2])).contains("context"));
+}
