@@ -32,9 +32,11 @@ mod own {
         StepReport, Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
     };
     pub use tunebook_models::{
-        BestDevice, ChatTemplate, ChatTokenizer, Config as ModelConfig, DEFAULT_MODEL, Digits,
-        Error as ModelError, GenerationConfig, Gguf, GgufArray, GgufType, GgufValue, Message,
-        Model, Quantization, TokenizedText, Tokenizer, models_dir,
+        BestDevice, ChatTemplate, ChatTokenizer, Completion, Config as ModelConfig, DEFAULT_MODEL,
+        Digits, Engine, EngineConfig, EngineHandle, Error as ModelError, Event, Finish,
+        FinishReason, GenerationConfig, Gguf, GgufArray, GgufType, GgufValue, LogLikelihood,
+        Message, Model, Quantization, Request, RequestId, TokenizedText, Tokenizer, Usage,
+        models_dir,
     };
     pub use tunebook_progress::{
         Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, interrupt, progress,

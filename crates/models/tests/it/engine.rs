@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use tunebook_models::{
     DType, Device, Engine, EngineConfig, FinishReason, GenerationConfig, Model, Quantization,
-    Request, Tensor,
+    Request, Tensor, TokenizedText,
 };
 use tunebook_progress::Stop;
 use tunebook_testing::Random;
 
-use crate::support::golden;
+use crate::support::{golden, tensors};
 
 fn load(name: &str) -> Model {
     Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
@@ -259,34 +259,59 @@ fn an_engine_on_its_own_thread_answers_many_askers() {
     assert!(matches!(reason, FinishReason::Interrupted | FinishReason::Length), "{reason:?}");
 }
 
-/// Against the whole text's logits, for all families, with contexts that occur more than once.
+/// Against transformers' logits, for all families, with contexts that occur more than once.
 #[test]
-fn log_likelihoods_are_those_of_the_whole_text() {
+fn log_likelihoods_are_transformers() {
     for (name, _) in crate::families::FAMILIES {
         let model = load(name);
-        let context: Vec<u32> = (0..40).map(|i| (7 * i + 1) % 60).collect();
-        let rests = [vec![3, 4, 5], vec![9], vec![3, 4, 6, 8, 10], vec![1, 1]];
-        let mut pairs: Vec<_> = rests.iter().map(|rest| (context.clone(), rest.clone())).collect();
-        pairs.push((vec![11, 12], vec![13, 14]));
-        let found = model.log_likelihoods_of_ids(&pairs).unwrap();
-        for ((context, rest), found) in pairs.iter().zip(&found) {
-            let ids = [context.as_slice(), rest].concat();
-            let logits = model
-                .forward(&Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap());
-            let logits = logits.unwrap().get(0).unwrap().to_dtype(DType::F32).unwrap();
-            let log_probs = candle_nn::ops::log_softmax(&logits, 1).unwrap();
-            let log_probs = log_probs.to_vec2::<f32>().unwrap();
+        let expected = tensors(&format!("logits/{name}/expected.safetensors"));
+        let ids = expected["ids"].to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
+        let lengths = expected["lengths"].to_vec1::<i64>().unwrap();
+        let logits = expected["logits"].to_dtype(DType::F32).unwrap();
+        let log_probs = candle_nn::ops::log_softmax(&logits, 2).unwrap();
+        let log_probs = log_probs.to_vec3::<f32>().unwrap();
+        // Continuations of different lengths of each text's two beginnings.
+        let mut pairs = Vec::new();
+        for (row, (ids, length)) in ids.iter().zip(&lengths).enumerate() {
+            let length = *length as usize;
+            for from in [1, length / 2].into_iter().filter(|from| *from > 0) {
+                for to in [from + 1, (from + 3).min(length), length] {
+                    if to > from {
+                        pairs.push((row, from, ids[..from].to_vec(), ids[from..to].to_vec()));
+                    }
+                }
+            }
+        }
+        let asked: Vec<_> = pairs.iter().map(|(_, _, a, b)| (a.clone(), b.clone())).collect();
+        let found = model.log_likelihoods_of_ids(&asked).unwrap();
+        assert!(found.len() >= 4, "{name}");
+        for ((row, from, _, rest), found) in pairs.iter().zip(&found) {
             let mut sum = 0.0;
             let mut greedy = true;
             for (i, id) in rest.iter().enumerate() {
-                let row = &log_probs[context.len() - 1 + i];
+                let row = &log_probs[*row][from + i - 1];
                 sum += f64::from(row[*id as usize]);
                 greedy &= row.iter().all(|other| *other <= row[*id as usize]);
                 assert!((row[*id as usize] - found.tokens[i]).abs() < 1e-4, "{name}: token {i}");
             }
-            assert!((sum - found.sum).abs() < 1e-4, "{name}: {sum} {}", found.sum);
+            let error = (sum - found.sum).abs() / rest.len() as f64;
+            assert!(error < 1e-4, "{name}: {sum} {}", found.sum);
             assert_eq!(greedy, found.is_greedy, "{name}");
         }
+        // The mean loss of a text is that of its tokens.
+        let text = TokenizedText {
+            ids: ids[0][..lengths[0] as usize].to_vec(),
+            loss_mask: (0..lengths[0]).map(|at| at % 3 == 1).collect(),
+        };
+        let nothing = TokenizedText { loss_mask: vec![false; text.ids.len()], ..text.clone() };
+        let losses = model.losses(&[text.clone(), nothing]).unwrap();
+        let trained: Vec<f32> = (1..text.ids.len())
+            .filter(|at| text.loss_mask[*at])
+            .map(|at| log_probs[0][at - 1][text.ids[at] as usize])
+            .collect();
+        let mean = -trained.iter().sum::<f32>() / trained.len() as f32;
+        assert!((losses[0].unwrap() as f32 - mean).abs() < 1e-4, "{name}: {losses:?} {mean}");
+        assert_eq!(losses[1], None);
     }
 }
 
