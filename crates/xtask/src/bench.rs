@@ -1,11 +1,21 @@
 //! The benchmarks: ours and the peer, measured in one run.
 
+pub mod machine;
+pub mod peer;
+pub mod rows;
+pub mod side;
+
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::arguments::Bench;
 use crate::error::{Error, Result};
+use crate::process;
 use crate::setup::Setup;
 use crate::{bench_cells, bench_data, bench_train};
+
+/// Threads of each side.
+pub const THREADS: usize = 2;
 
 /// Runs one family of benchmarks after the set-up that it needs.
 ///
@@ -29,4 +39,26 @@ pub fn run(setup: &Setup, which: Bench, cases: &[String], json: Option<&Path>) -
             bench_cells::run(setup, cases, json.as_deref())
         }
     }
+}
+
+/// Builds our side for the CPU, an example of `tunebook-tune`.
+///
+/// # Errors
+/// When it does not compile.
+pub fn build(setup: &Setup, example: &str) -> Result<()> {
+    println!("building our side");
+    let mut build = process::cargo(&setup.root);
+    process::run(
+        build.args(["build", "--quiet", "--package", "tunebook-tune", "--example", example]),
+        "building the bench",
+    )
+}
+
+/// The program of such an example. It is started directly: `cargo run` would wait for whoever else
+/// is building.
+pub fn program(setup: &Setup, example: &str) -> Command {
+    let folder = setup.target.join(&setup.triple).join("debug/examples");
+    let mut command = process::command(folder.join(example));
+    command.env("RAYON_NUM_THREADS", THREADS.to_string());
+    command
 }

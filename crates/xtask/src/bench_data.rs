@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::bench::peer;
+use crate::bench::rows::{row, write};
+use crate::bench::side::number;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::Setup;
@@ -88,10 +91,6 @@ struct Bench<'s> {
 
 type Measured = (Vec<Value>, Value);
 
-fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
-    json!({"case": case, "metric": metric, "ours": ours, "peer": peer, "ratio": peer.map(|peer| ours / peer)})
-}
-
 impl Bench<'_> {
     fn ours(&self, words: &[&str]) -> Result<Value> {
         let program = self.setup.target.join(&self.setup.triple).join("debug/examples/bench_data");
@@ -101,11 +100,7 @@ impl Bench<'_> {
     }
 
     fn peer(&self, which: &str, file: &str) -> Result<Value> {
-        let Some(python) = self.setup.peers_python() else {
-            return Err(Error::Other(
-                "no Python peers; unset TUNEBOOK_PEERS to have them installed".to_owned(),
-            ));
-        };
+        let python = peer::python(self.setup)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from).to_string();
         let mut command = process::command(&python);
         command.arg(self.setup.root.join("tests/peers/bench_data.py")).args([which, file, &cores]);
@@ -260,23 +255,10 @@ fn secs(side: &Value) -> f64 {
     side["secs"].as_f64().unwrap_or(f64::NAN)
 }
 
-fn number(value: &Value, key: &str) -> Result<f64> {
-    value[key]
-        .as_f64()
-        .ok_or_else(|| Error::Other(format!("expected a number `{key}`, found {value}")))
-}
-
 /// Free room of the disk, by `df`; none when it cannot be told.
 fn free_bytes(folder: &Path) -> u64 {
     let mut command = process::command(Path::new("df"));
     command.args(["--output=avail", "-B1"]).arg(folder);
     let text = process::capture(&mut command, "df").unwrap_or_default();
     text.lines().last().and_then(|line| line.trim().parse().ok()).unwrap_or(0)
-}
-
-fn write(path: &Path, value: &Value) -> Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-    }
-    std::fs::write(path, format!("{value}\n")).map_err(Error::io("write", path))
 }

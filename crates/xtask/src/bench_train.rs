@@ -10,12 +10,10 @@
 mod card;
 mod case;
 mod gpu;
-mod machine;
 mod measure;
 mod random_model;
 mod sft;
 mod shape;
-mod side;
 
 use std::path::{Path, PathBuf};
 
@@ -24,12 +22,10 @@ use serde_json::{Value, json};
 use case::{CASES, Case, Kind};
 use measure::{Measured, without};
 
+use crate::bench::rows::write;
+use crate::bench::{self, THREADS, machine, peer};
 use crate::error::{Error, Result};
-use crate::process;
 use crate::setup::Setup;
-
-/// Threads of each side.
-const THREADS: usize = 2;
 
 /// What all cases need.
 struct Bench<'a> {
@@ -48,15 +44,10 @@ struct Bench<'a> {
 /// do not compute the same loss.
 pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     let chosen = choose(cases)?;
-    let Some(python) = setup.peers_python() else {
-        return Err(Error::Other(format!(
-            "no Python peers in {}; unset TUNEBOOK_PEERS to have them installed",
-            setup.peers_folder().display()
-        )));
-    };
+    let python = peer::python(setup)?;
+    let peer_model = peer::model(setup, &python)?;
     let gguf = setup.base_model_file();
-    let peer_model = peer_model(setup, &python, &gguf)?;
-    build(setup)?;
+    bench::build(setup, "bench_train")?;
     let bench = Bench { setup, python, gguf, peer_model };
     let mut rows = Vec::new();
     let mut about = Vec::new();
@@ -77,16 +68,6 @@ pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
         }
     }
     if failed.is_empty() { Ok(()) } else { Err(Error::Other(failed.join("\n"))) }
-}
-
-/// Builds our side for the CPU.
-fn build(setup: &Setup) -> Result<()> {
-    println!("building our side");
-    let mut build = process::cargo(&setup.root);
-    process::run(
-        build.args(["build", "--quiet", "--package", "tunebook-tune", "--example", "bench_train"]),
-        "building the bench",
-    )
 }
 
 impl Bench<'_> {
@@ -111,21 +92,6 @@ fn choose(names: &[String]) -> Result<Vec<&'static Case>> {
         })
     };
     names.iter().map(find).collect()
-}
-
-/// The model as the peer loads it, written once.
-fn peer_model(setup: &Setup, python: &Path, gguf: &Path) -> Result<PathBuf> {
-    let folder = setup.target.join("tunebook/peer-model");
-    if !folder.exists() {
-        println!("writing the model as safetensors for the peer, once");
-        let mut command = process::command(python);
-        command
-            .arg(setup.root.join("tests/peers/bench_train.py"))
-            .arg("convert")
-            .args([gguf, &folder]);
-        process::capture(&mut command, "converting the model")?;
-    }
-    Ok(folder)
 }
 
 fn show(case: &Case, measured: &Measured) {
@@ -154,15 +120,6 @@ fn show(case: &Case, measured: &Measured) {
             println!("    {part:24} {:.3} s", secs.as_f64().unwrap_or_default());
         }
     }
-}
-
-fn write(path: &Path, value: &Value) -> Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-    }
-    let mut text = value.to_string();
-    text.push('\n');
-    std::fs::write(path, text).map_err(Error::io("write", path))
 }
 
 #[cfg(test)]

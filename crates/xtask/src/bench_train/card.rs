@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
-use super::machine;
+use crate::bench::machine;
 use crate::error::{Error, Result};
 use crate::process;
 

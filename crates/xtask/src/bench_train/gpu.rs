@@ -14,10 +14,12 @@ use serde_json::{Value, json};
 
 use super::card::Card;
 use super::case::{Case, Gpu, GpuPeer, Packages};
-use super::measure::{Measured, row, without};
+use super::measure::{Measured, without};
 use super::shape::{Method, TINY};
-use super::side::{Side, median, number};
-use super::{Bench, THREADS, random_model};
+use super::{Bench, random_model};
+use crate::bench::rows::row;
+use crate::bench::side::{Side, median, number};
+use crate::bench::{THREADS, peer};
 use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::cuda;
@@ -203,22 +205,18 @@ impl Bench<'_> {
         place: &Place,
         python: &Path,
         what: &Gpu,
-        peer: &GpuPeer,
+        of: &GpuPeer,
         [model, ids]: [&Path; 2],
     ) -> Command {
-        let mut command = process::command(python);
+        let mut command = peer::script(self.setup, python, "bench_train.py", THREADS);
         command
-            .arg(self.setup.root.join("tests/peers/bench_train.py"))
             .arg("serve")
             .args([model, ids])
             .arg(format!("--threads={THREADS}"))
             .arg(format!("--device={}", place.device()))
             .arg(format!("--dtype={}", place.dtype()))
             .args(method(what.method))
-            .args(peer.options)
-            .env("OMP_NUM_THREADS", THREADS.to_string())
-            .env("TRANSFORMERS_VERBOSITY", "error")
-            .env("PYTHONWARNINGS", "ignore")
+            .args(of.options)
             .stderr(Stdio::inherit());
         command
     }
@@ -358,7 +356,7 @@ mod tests {
             println!("SKIPPED: no Python peers in {}", setup.peers_folder().display());
             return Ok(());
         };
-        super::super::build(&setup)?;
+        crate::bench::build(&setup, "bench_train")?;
         let bench =
             Bench { setup: &setup, python, gguf: PathBuf::new(), peer_model: PathBuf::new() };
         for case in CASES {

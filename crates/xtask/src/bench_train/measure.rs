@@ -1,15 +1,16 @@
 //! Runs the sides of a case against one another and makes rows of what they answer.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::Bench;
 use super::case::{Case, Other, Steps};
-use super::side::{Side, median, number};
-use super::{Bench, THREADS, write};
+use crate::bench::rows::{row, write};
+use crate::bench::side::{Side, median, number};
+use crate::bench::{self, THREADS, peer};
 use crate::error::{Error, Result};
-use crate::process;
 
 /// Steps before measuring: allocators, thread pools and optimizer states have then settled.
 const WARM_UP: usize = 2;
@@ -22,17 +23,6 @@ pub struct Measured {
     pub rows: Vec<Value>,
     /// How it came about: every step's time, losses, versions.
     pub about: Value,
-}
-
-/// One metric of a case.
-pub fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
-    json!({
-        "case": case,
-        "metric": metric,
-        "ours": ours,
-        "peer": peer,
-        "ratio": peer.map(|peer| ours / peer),
-    })
 }
 
 /// A case that could not be measured, and why.
@@ -245,30 +235,18 @@ impl Bench<'_> {
         if !other.peer {
             return self.our_command(ids, other.options);
         }
-        let mut command = process::command(&self.python);
+        let mut command = peer::script(self.setup, &self.python, "bench_train.py", THREADS);
         command
-            .arg(self.setup.root.join("tests/peers/bench_train.py"))
             .arg("serve")
             .args([&self.peer_model, ids])
             .arg(format!("--threads={THREADS}"))
-            .args(other.options)
-            .env("OMP_NUM_THREADS", THREADS.to_string())
-            .env("TRANSFORMERS_VERBOSITY", "error")
-            .env("PYTHONWARNINGS", "ignore")
-            .stderr(Stdio::null());
+            .args(other.options);
         command
     }
 
     fn our_command(&self, ids: &PathBuf, options: &[&str]) -> Command {
-        // Started directly: `cargo run` would wait for whoever else is building.
-        let mut command = process::command(
-            self.setup.target.join(&self.setup.triple).join("debug/examples/bench_train"),
-        );
-        command
-            .args([&self.gguf, ids])
-            .arg(format!("--threads={THREADS}"))
-            .args(options)
-            .env("RAYON_NUM_THREADS", THREADS.to_string());
+        let mut command = bench::program(self.setup, "bench_train");
+        command.args([&self.gguf, ids]).arg(format!("--threads={THREADS}")).args(options);
         command
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, json};
 
 use super::shape::Shape;
-use super::write;
+use crate::bench::rows::write;
 use crate::error::{Error, Result};
 
 /// Standard deviation of the weights: Llama's `initializer_range` of 0.02 at 2048, and such that a

@@ -4,16 +4,16 @@
 //! prompt and its intent the completion.
 
 use std::path::Path;
-use std::process::Stdio;
 
 use serde_json::{Value, json};
 
+use super::Bench;
 use super::case::Case;
-use super::measure::{Measured, row, without};
-use super::side::{Side, median, number};
-use super::{Bench, THREADS, write};
+use super::measure::{Measured, without};
+use crate::bench::rows::{row, write};
+use crate::bench::side::{Side, median, number};
+use crate::bench::{self, THREADS, peer};
 use crate::error::{Error, Result};
-use crate::process;
 
 /// Rows of a batch.
 const BATCH: usize = 8;
@@ -48,29 +48,11 @@ impl Bench<'_> {
         write(&data, &json!({"steps": STEPS, "train": pairs, "validation": validation}))?;
         println!("{}: {STEPS} steps of {BATCH} messages each", case.name);
 
-        let mut build = process::cargo(&self.setup.root);
-        process::run(
-            build.args([
-                "build",
-                "--quiet",
-                "--package",
-                "tunebook-tune",
-                "--example",
-                "bench_sft",
-            ]),
-            "building the bench",
-        )?;
-        let program = self.setup.target.join(&self.setup.triple).join("debug/examples/bench_sft");
-        let mut ours = process::command(program);
-        ours.args([&self.gguf, &data]).env("RAYON_NUM_THREADS", THREADS.to_string());
-        let mut peer = process::command(&self.python);
-        peer.arg(self.setup.root.join("tests/peers/bench_sft.py"))
-            .args([&self.peer_model, &self.gguf, &data])
-            .arg(THREADS.to_string())
-            .env("OMP_NUM_THREADS", THREADS.to_string())
-            .env("TRANSFORMERS_VERBOSITY", "error")
-            .env("PYTHONWARNINGS", "ignore")
-            .stderr(Stdio::null());
+        bench::build(self.setup, "bench_sft")?;
+        let mut ours = bench::program(self.setup, "bench_sft");
+        ours.args([&self.gguf, &data]);
+        let mut peer = peer::script(self.setup, &self.python, "bench_sft.py", THREADS);
+        peer.args([&self.peer_model, &self.gguf, &data]).arg(THREADS.to_string());
         let mut sides = [Side::start("ours", &mut ours)?, Side::start("TRL", &mut peer)?];
 
         let mut answers: [Vec<Value>; 2] = Default::default();

@@ -1,4 +1,4 @@
-//! A process that takes training steps when asked, and the figures that it answers with.
+//! A process that works when asked, and the figures that it answers with.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -17,10 +17,12 @@ pub struct Side {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    /// What it said when it was ready.
+    pub ready: Value,
 }
 
 impl Side {
-    /// Starts it and waits until it has loaded its model.
+    /// Starts it and waits until it has loaded its model, or says the `reason` why it cannot.
     pub fn start(name: &str, command: &mut Command) -> Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command
@@ -31,9 +33,13 @@ impl Side {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::Other("a process was started without its pipes".to_owned()));
         };
-        let mut side = Self { name: name.to_owned(), child, input, output: BufReader::new(output) };
-        side.answer()?;
-        Ok(side)
+        let (name, output) = (name.to_owned(), BufReader::new(output));
+        let mut side = Self { name, child, input, output, ready: Value::Null };
+        side.ready = side.answer()?;
+        match side.ready["reason"].as_str() {
+            Some(reason) => Err(Error::Other(reason.to_owned())),
+            None => Ok(side),
+        }
     }
 
     /// Asks for something and waits for the answer.
@@ -96,6 +102,17 @@ pub fn median(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_side_that_cannot_start_says_why() {
+        let start = |answer: &str| {
+            Side::start("it", Command::new("sh").arg("-c").arg(format!("echo '{answer}'; read x")))
+        };
+        let reason = start(r#"{"reason": "no such package"}"#).err().map(|error| error.to_string());
+        assert_eq!(reason.as_deref(), Some("no such package"));
+        let ready = start(r#"{"ready": true, "bytes": 7}"#).map(|side| side.ready["bytes"].clone());
+        assert_eq!(ready.ok(), Some(7.into()));
+    }
 
     #[test]
     fn medians() {
