@@ -7,10 +7,12 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::error::Error;
+mod bench;
+
 use std::io::Write;
 use std::process::ExitCode;
 
+use bench::{Result, cpu_secs, peak_rss_mb};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tunebook_models::{Device, Model};
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
+fn run() -> Result<()> {
     let paths: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let [model, data] = paths.as_slice() else { return Err("needs MODEL and DATA".into()) };
@@ -83,7 +85,7 @@ impl Turns {
         let _ = writeln!(out, "{answer}").and_then(|()| out.flush());
         let mut line = String::new();
         let _ = std::io::stdin().read_line(&mut line);
-        self.cpu_secs = cpu_secs();
+        self.cpu_secs = cpu_secs().unwrap_or(f64::NAN);
     }
 }
 
@@ -95,7 +97,7 @@ impl Callback for Turns {
     }
 
     fn on_step(&mut self, record: &StepRecord) -> tunebook_tune::Result<()> {
-        let cpu_secs = cpu_secs() - self.cpu_secs;
+        let cpu_secs = cpu_secs().unwrap_or(f64::NAN) - self.cpu_secs;
         let loss = record.loss;
         // The last line asked for is `end`; its answer is the evaluation's.
         self.answer(
@@ -108,28 +110,11 @@ impl Callback for Turns {
         let last = json!({
             "eval_loss": record.loss,
             "eval_tokens": record.label_tokens,
-            "peak_rss_mb": peak_rss_mb(),
+            "peak_rss_mb": peak_rss_mb().ok(),
             "versions": {"tunebook": env!("CARGO_PKG_VERSION")},
         });
         let mut out = std::io::stdout();
         let _ = writeln!(out, "{last}").and_then(|()| out.flush());
         Ok(())
     }
-}
-
-fn peak_rss_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0 / 1e6)
-}
-
-/// Processor time of all threads so far.
-fn cpu_secs() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // After the name in parentheses: utime and stime are the 12th and 13th field, in hundredths of
-    // a second.
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    let ticks =
-        |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
 }

@@ -15,7 +15,7 @@ usage: cargo xtask COMMAND
                                   the executed notebook and an HTML page go to DIR (default: out/ in the repository)
                                   --cuda: cells compute on an NVIDIA GPU (built apart; never run on one so far)
   test [--long]                   everything that a change must pass; --long adds what takes long
-  bench train|cells|data [CASE...] [--json FILE]
+  bench train|generate|cells|data [CASE...] [--json FILE]
                                   measure beside the peer in one run
   setup                           the set-up alone (for a machine that goes offline later)
   features [--check]              renew crates/workspace-hack after a change of dependencies";
@@ -44,6 +44,8 @@ pub enum Command {
 pub enum Bench {
     /// Training steps beside PyTorch and PEFT.
     Train,
+    /// Generated text beside llama.cpp, transformers and mistral.rs.
+    Generate,
     /// Kernel start and cells beside the stock kernel.
     Cells,
     /// Cleaning and deduplication beside datasets and datatrove.
@@ -116,14 +118,19 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
         "bench" => {
             let which = match words.next().as_deref() {
                 Some("train") => Bench::Train,
+                Some("generate") => Bench::Generate,
                 Some("cells") => Bench::Cells,
                 Some("data") => Bench::Data,
                 Some(other) => {
                     return Err(usage(format!(
-                        "there is no bench `{other}`; there are: train, cells, data"
+                        "there is no bench `{other}`; there are: train, generate, cells, data"
                     )));
                 }
-                None => return Err(usage("`bench` needs one of: train, cells, data".to_owned())),
+                None => {
+                    return Err(usage(
+                        "`bench` needs one of: train, generate, cells, data".to_owned(),
+                    ));
+                }
             };
             let (mut cases, mut json) = (Vec::new(), None);
             while let Some(word) = words.next() {
@@ -244,6 +251,10 @@ mod tests {
                 json: Some("t.json".into())
             }
         );
+        assert_eq!(
+            words("bench generate").unwrap(),
+            Command::Bench { which: Bench::Generate, cases: vec![], json: None }
+        );
         assert_eq!(words("features --check").unwrap(), Command::Features { check: true });
     }
 
@@ -260,7 +271,10 @@ mod tests {
             "`run` takes one notebook; `b.ipynb` is one too many"
         );
         assert_eq!(refusal("run a.ipynb --kernel"), "--kernel needs a value");
-        assert_eq!(refusal("bench gpu"), "there is no bench `gpu`; there are: train, cells, data");
+        assert_eq!(
+            refusal("bench gpu"),
+            "there is no bench `gpu`; there are: train, generate, cells, data"
+        );
         assert_eq!(
             refusal("lab --port many"),
             "--port takes a number between 0 and 65535, not `many`"

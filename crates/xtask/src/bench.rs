@@ -12,7 +12,7 @@ use crate::arguments::Bench;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::Setup;
-use crate::{bench_cells, bench_data, bench_train};
+use crate::{bench_cells, bench_data, bench_generate, bench_train};
 
 /// Threads of each side.
 pub const THREADS: usize = 2;
@@ -29,6 +29,17 @@ pub fn run(setup: &Setup, which: Bench, cases: &[String], json: Option<&Path>) -
             setup.ensure_fetched()?;
             setup.ensure_peers()?;
             bench_train::run(setup, cases, json.as_deref())
+        }
+        Bench::Generate => {
+            setup.ensure_fetched()?;
+            setup.ensure_peers()?;
+            // A peer that cannot be had is missing from the rows, which say why.
+            for peer in [setup.ensure_llama_cpp(), setup.ensure_mistral_rs()] {
+                if let Err(error) = peer {
+                    println!("{error}");
+                }
+            }
+            bench_generate::run(setup, cases, json.as_deref())
         }
         Bench::Data => {
             setup.ensure_peers()?;

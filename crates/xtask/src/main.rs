@@ -8,6 +8,7 @@ mod arguments;
 mod bench;
 mod bench_cells;
 mod bench_data;
+mod bench_generate;
 mod bench_train;
 mod error;
 mod features;

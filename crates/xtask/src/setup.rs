@@ -171,6 +171,17 @@ impl Setup {
         self.steps(&[&self.llama_cpp()])
     }
 
+    /// mistral.rs' Python package in the environment of the peers, when it is not there.
+    ///
+    /// # Errors
+    /// As [`Setup::ensure`].
+    pub fn ensure_mistral_rs(&self) -> Result<()> {
+        if std::env::var_os("TUNEBOOK_PEERS").is_some() {
+            return Ok(()); // the caller's own
+        }
+        self.steps(&[&self.mistral_rs()])
+    }
+
     /// The Python of an environment with AdapterHub's package: the one of `TUNEBOOK_ADAPTERHUB`,
     /// else made when it is not there.
     ///
@@ -255,6 +266,17 @@ impl Setup {
         )
         .with_module("llama_cpp")
         .compiled("-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF")
+    }
+
+    fn mistral_rs(&self) -> Environment {
+        Environment::new(
+            self,
+            "mistral.rs",
+            &self.peers_folder(),
+            "tests/peers/mistralrs.txt",
+            "mistral.rs' Python package to compare with (26 MB)",
+        )
+        .with_module("mistralrs")
     }
 
     fn base_model(&self) -> base_model::BaseModel {

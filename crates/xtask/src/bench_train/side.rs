@@ -36,13 +36,10 @@ impl Side {
         let (name, output) = (name.to_owned(), BufReader::new(output));
         let mut side = Self { name, child, input, output, ready: Value::Null };
         side.ready = side.answer()?;
-        match side.ready["reason"].as_str() {
-            Some(reason) => Err(Error::Other(reason.to_owned())),
-            None => Ok(side),
-        }
+        Ok(side)
     }
 
-    /// Asks for something and waits for the answer.
+    /// Asks for something and waits for the answer, which may be the `reason` why there is none.
     pub fn ask(&mut self, what: &str) -> Result<Value> {
         std::thread::sleep(PAUSE);
         // Should the process be gone, its answer is missed below.
@@ -53,7 +50,7 @@ impl Side {
     fn answer(&mut self) -> Result<Value> {
         let mut line = String::new();
         let read = self.output.read_line(&mut line).unwrap_or(0);
-        serde_json::from_str(&line).map_err(|_| {
+        let answer: Value = serde_json::from_str(&line).map_err(|_| {
             Error::Other(match read {
                 0 => format!(
                     "the bench's process ({}) ended early; what it wrote is above",
@@ -61,7 +58,11 @@ impl Side {
                 ),
                 _ => format!("the bench's process ({}) answered `{}`", self.name, line.trim()),
             })
-        })
+        })?;
+        match answer["reason"].as_str() {
+            Some(reason) => Err(Error::Other(reason.to_owned())),
+            None => Ok(answer),
+        }
     }
 
     /// Ends it; its last words are its peak memory and versions.
