@@ -249,7 +249,7 @@ pub fn paged_attention(
 }
 
 /// Queries that meet a page's keys together.
-const QUERIES: usize = 4;
+const QUERIES: usize = 8;
 /// Queries of a task.
 const TASK_QUERIES: usize = 32;
 /// Multiplications below which attention is not worth handing to other threads.
@@ -271,15 +271,21 @@ fn through(
     scoring: &Scoring<'_>,
     shape: PageShape,
 ) {
-    match queries.len() {
-        4 => go::<4>(queries, pages, block, head, scoring, shape),
-        3 => go::<3>(queries, pages, block, head, scoring, shape),
-        2 => go::<2>(queries, pages, block, head, scoring, shape),
-        _ => {
-            for query in queries {
-                go::<1>(vec![query], pages, block, head, scoring, shape);
-            }
+    let mut queries = queries;
+    while !queries.is_empty() {
+        let rest = queries.split_off(match queries.len() {
+            8 => 8,
+            4..8 => 4,
+            few => few,
+        });
+        match queries.len() {
+            8 => go::<8>(queries, pages, block, head, scoring, shape),
+            4 => go::<4>(queries, pages, block, head, scoring, shape),
+            3 => go::<3>(queries, pages, block, head, scoring, shape),
+            2 => go::<2>(queries, pages, block, head, scoring, shape),
+            _ => go::<1>(queries, pages, block, head, scoring, shape),
         }
+        queries = rest;
     }
 }
 
@@ -400,9 +406,15 @@ impl Cell for bf16 {
     }
 }
 
+/// `sum + a · b`, rounded once where the processor has an instruction for it.
+#[inline(always)]
+fn add_product<const FUSED: bool>(sum: f32, a: f32, b: f32) -> f32 {
+    if FUSED { a.mul_add(b, sum) } else { sum + a * b }
+}
+
 /// Products of some queries with the keys of a page, `[d, PAGE]`.
 #[inline(always)]
-fn scores_of<const Q: usize, T: Cell>(
+fn scores_of<const FUSED: bool, const Q: usize, T: Cell>(
     out: &mut [[f32; PAGE]; Q],
     queries: &[&[f32]; Q],
     keys: &[T],
@@ -412,7 +424,7 @@ fn scores_of<const Q: usize, T: Cell>(
         for (sums, query) in sums.iter_mut().zip(queries) {
             let value = query[i];
             for (sum, key) in sums.iter_mut().zip(keys) {
-                *sum += value * key.wide();
+                *sum = add_product::<FUSED>(*sum, value, key.wide());
             }
         }
     }
@@ -424,7 +436,7 @@ const WIDTH: usize = 32;
 
 /// `out = factor · out + Σ weight · values`, the values being `[PAGE, d]`.
 #[inline(always)]
-fn add_of<const Q: usize, T: Cell>(
+fn add_of<const FUSED: bool, const Q: usize, T: Cell>(
     mut outs: [&mut [f32]; Q],
     factors: &[f32; Q],
     weights: &[[f32; PAGE]; Q],
@@ -445,7 +457,7 @@ fn add_of<const Q: usize, T: Cell>(
             for (sums, weights) in sums.iter_mut().zip(weights) {
                 let weight = weights[key];
                 for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum += weight * value.wide();
+                    *sum = add_product::<FUSED>(*sum, weight, value.wide());
                 }
             }
         }
@@ -458,7 +470,7 @@ fn add_of<const Q: usize, T: Cell>(
         for ((out, factor), weights) in outs.iter_mut().zip(factors).zip(weights) {
             let mut sum = out[i] * factor;
             for (key, weight) in weights.iter().enumerate() {
-                sum += weight * values[key * d + i].wide();
+                sum = add_product::<FUSED>(sum, *weight, values[key * d + i].wide());
             }
             out[i] = sum;
         }
@@ -481,7 +493,7 @@ macro_rules! versions {
                     queries: &[&[f32]; Q],
                     keys: &[$cell],
                 ) {
-                    scores_of(out, queries, keys);
+                    scores_of::<true, Q, $cell>(out, queries, keys);
                 }
                 #[target_feature(enable = "avx2")]
                 fn avx2<const Q: usize>(
@@ -489,7 +501,7 @@ macro_rules! versions {
                     queries: &[&[f32]; Q],
                     keys: &[$cell],
                 ) {
-                    scores_of(out, queries, keys);
+                    scores_of::<false, Q, $cell>(out, queries, keys);
                 }
                 match crate::cpu::level() {
                     // SAFETY: `level` asked the processor.
@@ -499,7 +511,7 @@ macro_rules! versions {
                     crate::cpu::Level::Baseline => {}
                 }
             }
-            scores_of(out, queries, keys);
+            scores_of::<false, Q, $cell>(out, queries, keys);
         }
 
         fn $add<const Q: usize>(
@@ -517,7 +529,7 @@ macro_rules! versions {
                     weights: &[[f32; PAGE]; Q],
                     values: &[$cell],
                 ) {
-                    add_of(outs, factors, weights, values);
+                    add_of::<true, Q, $cell>(outs, factors, weights, values);
                 }
                 #[target_feature(enable = "avx2")]
                 fn avx2<const Q: usize>(
@@ -526,7 +538,7 @@ macro_rules! versions {
                     weights: &[[f32; PAGE]; Q],
                     values: &[$cell],
                 ) {
-                    add_of(outs, factors, weights, values);
+                    add_of::<false, Q, $cell>(outs, factors, weights, values);
                 }
                 match crate::cpu::level() {
                     // SAFETY: `level` asked the processor.
@@ -540,7 +552,7 @@ macro_rules! versions {
                     crate::cpu::Level::Baseline => {}
                 }
             }
-            add_of(outs, factors, weights, values);
+            add_of::<false, Q, $cell>(outs, factors, weights, values);
         }
     };
 }

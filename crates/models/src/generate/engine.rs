@@ -11,8 +11,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+use tunebook_ops::cpu::crew::Each;
+use tunebook_ops::cpu::{Values, keep_freed_memory};
 use tunebook_ops::{PAGE, Rows};
 use tunebook_progress::Stop;
 
@@ -235,6 +237,8 @@ impl Engine {
     /// An engine without requests. Requests that name no overlay are answered as this handle of the
     /// model answers when they are inserted.
     pub fn new(model: &Model, config: EngineConfig) -> Self {
+        // Every step takes and frees what the step before it did.
+        keep_freed_memory();
         let pages = model.pages();
         let capacity = config.prefix_cache_bytes / pages.page_bytes().max(1);
         Self {
@@ -469,15 +473,23 @@ impl Engine {
         // At least the last input is computed, for its logits.
         let inputs = answer.overlay.past_count() + answer.prefill;
         let pages: Vec<&[u32]> =
-            (0..(inputs - 1) / PAGE).map(|page| answer.tokens_of_page(page)).collect();
+            (0..=(inputs - 1) / PAGE).map(|page| answer.tokens_of_page(page)).collect();
         let long = self.model.decoder().cache_ends_at().is_some_and(|most| inputs > most);
         match self.prefix.find(&answer.overlay, long, &pages) {
             Found::Soon => false,
-            Found::Pages(pages, walk) => {
+            Found::Pages(pages, part, walk) => {
                 let answer = &mut self.answers[index];
                 let before = answer.overlay.positions_before();
-                answer.cached = (pages.len() * PAGE).saturating_sub(before);
-                answer.cache.begin_with(pages);
+                let whole = pages.len() - usize::from(part > 0);
+                // What stands before the text lies in its first page, before its tokens.
+                let first = before.saturating_sub(whole * PAGE).min(PAGE);
+                let held = match part {
+                    0 => whole * PAGE,
+                    part => whole * PAGE + first + part,
+                };
+                let held = held.min(inputs - 1);
+                answer.cached = held.saturating_sub(before);
+                answer.cache.begin_with(pages, held);
                 answer.walk = Some(walk);
                 true
             }
@@ -573,17 +585,20 @@ impl Engine {
             chosen.iter().map(|(index, _)| Arc::clone(&self.answers[*index].overlay)).collect();
         let snapshot = Snapshot::of(overlays, Stop::never());
         let logits = Rows::Decode.during(|| self.model.logits_of(&hidden, &snapshot))?;
-        let mut logits = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+        let logits = Values::of(&logits)?;
         let vocab = logits.len() / chosen.len();
         let mut samplers: Vec<Option<&mut Sampler>> =
             self.answers.iter_mut().map(|answer| Some(&mut answer.sampler)).collect();
         let ordered: Vec<&mut Sampler> =
             chosen.iter().filter_map(|(index, _)| samplers[*index].take()).collect();
-        let choices: Vec<Result<Choice>> = ordered
+        let mut choices: Vec<Option<Result<Choice>>> = ordered.iter().map(|_| None).collect();
+        ordered
             .into_par_iter()
-            .zip(logits.par_chunks_mut(vocab))
-            .map(|(sampler, logits)| sampler.next(logits))
-            .collect();
+            .zip(logits.par_chunks(vocab))
+            .zip(&mut choices)
+            .each(|((sampler, logits), choice)| *choice = Some(sampler.next(logits)));
+        let choices: Vec<Result<Choice>> = choices.into_iter().flatten().collect();
         // From the last on, as those that end leave the list.
         let mut answered = Vec::with_capacity(choices.len());
         for ((index, _), choice) in chosen.iter().zip(choices).rev() {

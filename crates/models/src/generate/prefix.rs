@@ -2,7 +2,8 @@
 //!
 //! A whole page of a prompt is kept under everything that computed it: the overlay that answers
 //! (the object, not its name), the model's weights as they were, and all tokens up to its end. A
-//! text that begins with the same takes it instead of computing it.
+//! text that begins with the same takes it instead of computing it; of the last page that it has in
+//! common with another it takes the positions up to the first token that differs, as a copy.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub(super) struct PrefixCache {
     clock: u64,
     /// Pages that the running step computes.
     begun: HashSet<Key>,
+    /// The tokens of the pages that follow a place.
+    next: HashMap<Place, Vec<Box<[u32]>>>,
     /// Tokens that were taken instead of computed.
     hits: usize,
 }
@@ -64,10 +67,14 @@ pub(super) struct Walk {
     at: Option<Place>,
 }
 
+/// Tokens of a page that are worth sharing without the rest of it.
+const WORTH: usize = 8;
+
 /// What the cache has of a text.
 pub(super) enum Found {
-    /// These pages, and the place behind them.
-    Pages(Vec<SomePage>, Walk),
+    /// These pages and the place behind the whole ones, and how many tokens of one more page, which
+    /// is the last.
+    Pages(Vec<SomePage>, usize, Walk),
     /// Another text of this step computes the next page.
     Soon,
 }
@@ -86,41 +93,65 @@ impl PrefixCache {
     pub(super) fn check(&mut self, version: u64) {
         if version != self.version {
             self.pages.clear();
+            self.next.clear();
             self.overlays.clear();
             self.version = version;
         }
         self.begun.clear();
     }
 
-    /// The pages of a text's beginning. `tokens` are those of each page, of all pages that may be
-    /// shared.
+    /// The pages of a text's beginning. `tokens` are those of each page; the last need not fill it,
+    /// and is not taken whole.
     pub(super) fn find(&mut self, overlay: &Arc<Overlay>, long: bool, tokens: &[&[u32]]) -> Found {
         let root = Root { overlay: Arc::as_ptr(overlay) as usize, long };
-        let mut walk = Walk { root, at: Some(Place::Begin(root)) };
+        let begin = Place::Begin(root);
+        let mut walk = Walk { root, at: Some(begin) };
         if self.capacity == 0 {
             walk.at = None;
-            return Found::Pages(Vec::new(), walk);
+            return Found::Pages(Vec::new(), 0, walk);
         }
         self.clock += 1;
         let mut pages = Vec::new();
-        for tokens in tokens {
-            let Some(before) = walk.at else { break };
+        let mut before = begin;
+        let mut taken = 0;
+        let Some((last, whole)) = tokens.split_last() else {
+            return Found::Pages(pages, 0, walk);
+        };
+        let mut rest = *last;
+        for tokens in whole {
             let key = Key { before, tokens: (*tokens).into() };
-            match self.pages.get_mut(&key) {
-                Some(kept) => {
-                    kept.last_used = self.clock;
-                    walk.at = Some(Place::After(kept.number));
-                    pages.push(kept.page.clone());
-                    self.hits += tokens.len();
-                }
-                None if self.begun.contains(&key) => return Found::Soon,
-                None => {
-                    self.begun.insert(key);
-                    break;
-                }
-            }
+            let Some(kept) = self.pages.get_mut(&key) else {
+                rest = tokens;
+                break;
+            };
+            kept.last_used = self.clock;
+            before = Place::After(kept.number);
+            pages.push(kept.page.clone());
+            taken += tokens.len();
         }
-        Found::Pages(pages, walk)
+        walk.at = Some(before);
+        let alike = |tokens: &[u32]| tokens.iter().zip(rest).take_while(|(a, b)| a == b).count();
+        // A page that begins alike; the text's last token is computed in any case.
+        let next = self.next.get(&before).into_iter().flatten();
+        let best = next.map(|tokens| (alike(tokens), tokens)).max_by_key(|(common, _)| *common);
+        let soon = self.begun.iter().filter(|key| key.before == before);
+        let soon = soon.map(|key| alike(&key.tokens)).max().unwrap_or(0);
+        let common = best.as_ref().map_or(0, |(common, _)| *common);
+        if soon >= WORTH && soon > common {
+            return Found::Soon;
+        }
+        let mut part = 0;
+        if let Some((common, tokens)) = best.filter(|(common, _)| *common >= WORTH)
+            && let Some(kept) = self.pages.get_mut(&Key { before, tokens: tokens.clone() })
+        {
+            kept.last_used = self.clock;
+            pages.push(kept.page.clone());
+            part = common;
+            taken += common;
+        }
+        self.hits += taken;
+        self.begun.insert(Key { before, tokens: rest.into() });
+        Found::Pages(pages, part, walk)
     }
 
     /// Keeps the next page of a text.
@@ -152,6 +183,7 @@ impl PrefixCache {
             }
         }
         walk.at = Some(Place::After(number));
+        self.next.entry(before).or_default().push(key.tokens.clone());
         let kept = Kept { number, page: page.clone(), last_used: number, followers: 0 };
         self.pages.insert(key, kept);
     }
@@ -166,6 +198,12 @@ impl PrefixCache {
                 .map(|(key, _)| key.clone());
             let Some(key) = oldest else { return };
             self.pages.remove(&key);
+            if let Some(next) = self.next.get_mut(&key.before) {
+                next.retain(|tokens| *tokens != key.tokens);
+                if next.is_empty() {
+                    self.next.remove(&key.before);
+                }
+            }
             if let Place::After(before) = key.before
                 && let Some(kept) = self.pages.values_mut().find(|kept| kept.number == before)
             {
@@ -196,48 +234,64 @@ mod tests {
         pages.whole_page_for_tests()
     }
 
-    fn pages_of(found: Found) -> (usize, Walk) {
+    fn pages_of(found: Found) -> (usize, usize, Walk) {
         match found {
-            Found::Pages(pages, walk) => (pages.len(), walk),
+            Found::Pages(pages, part, walk) => (pages.len(), part, walk),
             Found::Soon => panic!("nobody computes it"),
         }
+    }
+
+    fn page_tokens(from: u32) -> Vec<u32> {
+        (from..from + 32).collect()
     }
 
     #[test]
     fn a_page_is_found_by_all_that_computed_it() {
         let mut cache = PrefixCache::new(8);
         let (a, b) = (Arc::new(Overlay::default()), Arc::new(Overlay::default()));
-        let (first, second): (&[u32], &[u32]) = (&[1, 2], &[3, 4]);
-        let (found, mut walk) = pages_of(cache.find(&a, false, &[first, second]));
-        assert_eq!(found, 0);
-        assert!(matches!(cache.find(&a, false, &[first]), Found::Soon));
-        cache.keep(&mut walk, &a, first, &page());
-        cache.keep(&mut walk, &a, second, &page());
-        cache.check(0);
-        assert_eq!(pages_of(cache.find(&a, false, &[first, second])).0, 2);
-        assert_eq!(cache.hits(), 4);
-        assert_eq!(pages_of(cache.find(&a, false, &[first, first])).0, 1);
-        assert_eq!(pages_of(cache.find(&a, true, &[first])).0, 0, "other angles");
-        assert_eq!(pages_of(cache.find(&b, false, &[first])).0, 0, "another overlay");
-        assert_eq!(pages_of(cache.find(&a, false, &[second])).0, 0, "another beginning");
+        let (first, second) = (page_tokens(0), page_tokens(100));
+        let text: [&[u32]; 3] = [&first, &second, &[7]];
+        let (found, part, mut walk) = pages_of(cache.find(&a, false, &text));
+        assert_eq!((found, part), (0, 0));
+        assert!(matches!(cache.find(&a, false, &text), Found::Soon));
+        cache.keep(&mut walk, &a, &first, &page());
+        cache.keep(&mut walk, &a, &second, &page());
+        let mut find = |overlay: &Arc<Overlay>, long, text: &[&[u32]]| {
+            cache.check(0);
+            let (found, part, _) = pages_of(cache.find(overlay, long, text));
+            (found, part)
+        };
+        assert_eq!(find(&a, false, &text), (2, 0));
+        assert_eq!(find(&a, false, &[&first, &first, &[7]]), (1, 0));
+        // The last page is never taken whole, but as far as it is the same.
+        assert_eq!(find(&a, false, &[&first, &second]), (2, 32));
+        assert_eq!(find(&a, false, &[&first, &second[..20]]), (2, 20));
+        assert_eq!(find(&a, false, &[&first[..7]]), (0, 0), "too few to be worth it");
+        assert_eq!(find(&a, true, &text), (0, 0), "other angles");
+        assert_eq!(find(&b, false, &text), (0, 0), "another overlay");
+        assert_eq!(find(&a, false, &[&second, &[7]]), (0, 0), "another beginning");
         cache.check(1);
-        assert_eq!(pages_of(cache.find(&a, false, &[first])).0, 0, "other weights");
+        assert_eq!(pages_of(cache.find(&a, false, &text)).0, 0, "other weights");
     }
 
     #[test]
     fn the_page_that_was_not_used_for_longest_goes_first_and_none_is_orphaned() {
         let mut cache = PrefixCache::new(3);
         let a = Arc::new(Overlay::default());
-        let texts: [[&[u32]; 2]; 2] = [[&[1], &[2]], [&[3], &[4]]];
-        for text in texts {
-            let (_, mut walk) = pages_of(cache.find(&a, false, &text));
+        let texts = [[page_tokens(0), page_tokens(100)], [page_tokens(200), page_tokens(300)]];
+        for text in &texts {
+            let (_, _, mut walk) = pages_of(cache.find(&a, false, &[&text[0], &text[1], &[7]]));
             for tokens in text {
                 cache.keep(&mut walk, &a, tokens, &page());
             }
             cache.check(0);
         }
         assert_eq!(cache.pages.len(), 3);
-        assert_eq!(pages_of(cache.find(&a, false, &texts[0])).0, 1, "its last page has gone");
-        assert_eq!(pages_of(cache.find(&a, false, &texts[1])).0, 2);
+        let mut find = |text: &[Vec<u32>; 2]| {
+            cache.check(0);
+            pages_of(cache.find(&a, false, &[&text[0], &text[1], &[7]])).0
+        };
+        assert_eq!(find(&texts[0]), 1, "its last page has gone");
+        assert_eq!(find(&texts[1]), 2);
     }
 }

@@ -51,12 +51,15 @@ impl Sampler {
         Self { draw, config: config.clone(), seen }
     }
 
-    pub(super) fn next(&mut self, logits: &mut [f32]) -> Result<Choice> {
-        if let Some(logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY)
+    pub(super) fn next(&mut self, logits: &[f32]) -> Result<Choice> {
+        let log_sum = math::log_sum_exp(logits);
+        // A logit that is no number, or infinite, makes the sum such.
+        if !log_sum.is_finite()
+            && let Some(logit) =
+                logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY)
         {
             return Err(Error::NotFinite { found: *logit });
         }
-        let log_sum = math::log_sum_exp(logits);
         let top = likeliest_of(logits, self.config.top_logprobs)
             .into_iter()
             .map(|(id, logit)| (id, logit - log_sum))
@@ -178,8 +181,8 @@ mod tests {
         let mut changed = [3.0, -1.0, 2.0, 1.0];
         sampler.process(&mut changed);
         assert_eq!(changed, [1.5, -2.0, 2.0, 1.0]);
-        assert_eq!(sampler.next(&mut [3.0, -1.0, 2.0, 1.0]).unwrap().id, 2);
-        let choice = sampler.next(&mut [0.0, 0.0, 1.5, 1.0]).unwrap();
+        assert_eq!(sampler.next(&[3.0, -1.0, 2.0, 1.0]).unwrap().id, 2);
+        let choice = sampler.next(&[0.0, 0.0, 1.5, 1.0]).unwrap();
         assert_eq!(choice.id, 3, "token 2 has occurred by now");
     }
 
@@ -190,7 +193,7 @@ mod tests {
             top_logprobs: 2,
             ..Default::default()
         };
-        let choice = sampler(&config, &[]).next(&mut [0.0, 0.0, 0.0, 1.0]).unwrap();
+        let choice = sampler(&config, &[]).next(&[0.0, 0.0, 0.0, 1.0]).unwrap();
         assert_eq!(choice.id, 1);
         let sum = (3.0f32 + 1f32.exp()).ln();
         assert!((choice.log_probability + sum).abs() < 1e-6);
@@ -236,12 +239,9 @@ mod tests {
         for temperature in [0.0, 1.0] {
             let config = GenerationConfig { temperature, ..Default::default() };
             let mut sampler = Sampler::new(&config, 0, &[], 2);
-            let error = sampler.next(&mut [0.0, f32::NAN]).unwrap_err().to_string();
+            let error = sampler.next(&[0.0, f32::NAN]).unwrap_err().to_string();
             assert!(error.contains("NaN") && error.contains("learning rate"), "{error}");
-            assert!(
-                sampler.next(&mut [f32::NEG_INFINITY, 0.0]).is_ok(),
-                "an impossible token is none"
-            );
+            assert!(sampler.next(&[f32::NEG_INFINITY, 0.0]).is_ok(), "an impossible token is none");
         }
     }
 }

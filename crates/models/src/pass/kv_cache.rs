@@ -184,9 +184,10 @@ impl TextCache {
         &self.pages
     }
 
-    /// Begins with pages that another text has computed, whole ones.
-    pub(crate) fn begin_with(&mut self, pages: Vec<SomePage>) {
-        self.len = pages.len() * PAGE;
+    /// Begins with `len` positions that another text has computed. The last of their pages may go
+    /// on otherwise there.
+    pub(crate) fn begin_with(&mut self, pages: Vec<SomePage>, len: usize) {
+        self.len = len.min(pages.len() * PAGE);
         self.pages = pages;
     }
 

@@ -149,7 +149,7 @@ fn a_prompt_that_begins_as_another_takes_its_pages() {
     engine.insert(Request::new(long.clone(), &config)).unwrap();
     engine.insert(Request::new([&long[..90], &[1, 2, 3]].concat(), &config)).unwrap();
     let both = usage(&mut engine);
-    assert_eq!((both[0].cached_tokens, both[1].cached_tokens), (0, 64));
+    assert_eq!((both[0].cached_tokens, both[1].cached_tokens), (0, 90));
     assert_eq!((both[0].prompt_tokens, both[0].completion_tokens), (100, 4));
     // Weights that have changed in place have computed nothing yet.
     model.weights_changed();
@@ -276,7 +276,9 @@ fn log_likelihoods_are_transformers() {
             let length = *length as usize;
             for from in [1, length / 2].into_iter().filter(|from| *from > 0) {
                 for to in [from + 1, (from + 3).min(length), length] {
-                    if to > from {
+                    // The angles of some families depend on the length of the whole text.
+                    let whole = to == length || *name != "phi3-longrope";
+                    if to > from && whole {
                         pairs.push((row, from, ids[..from].to_vec(), ids[from..to].to_vec()));
                     }
                 }

@@ -137,6 +137,25 @@ mod wide {
         /// # Safety
         /// The processor has AVX-512; the row exists and `p < k`.
         unsafe fn values(self, j: usize, p: usize) -> [__m512; 2];
+
+        /// Whether the rows come from afar, so that they had better be asked for early.
+        const FAR: bool = true;
+
+        /// Where weight row `j` begins, which may be beyond the last.
+        fn row(self, j: usize) -> *const u8;
+    }
+
+    /// Has the processor fetch what follows rows `j..j + count`, piece by piece: the part that
+    /// corresponds to values `p..p + 32`. Rows are too short for it to see by itself where they go.
+    #[inline(always)]
+    fn fetch_ahead<S: Source>(w: S, (j, count): (usize, usize), p: usize, k: usize) {
+        let (from, to) = (w.row(j + count), w.row(j + 2 * count));
+        let bytes = (to as usize - from as usize) * 32 / k.next_multiple_of(32);
+        let first = from.wrapping_add(p / 32 * bytes);
+        for line in 0..bytes.div_ceil(64) {
+            // SAFETY: a prefetch of an address that is not mapped does nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(64 * line).cast()) };
+        }
     }
 
     /// The lanes of sixteen values from `p` on that lie before `k`.
@@ -155,6 +174,11 @@ mod wide {
     }
 
     impl Source for Full {
+        #[inline(always)]
+        fn row(self, j: usize) -> *const u8 {
+            self.data.wrapping_add(j * self.k).cast()
+        }
+
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
         unsafe fn values(self, j: usize, p: usize) -> [__m512; 2] {
@@ -173,6 +197,26 @@ mod wide {
         }
     }
 
+    /// Rows that lie in the nearest cache.
+    #[derive(Clone, Copy)]
+    struct Near(Full);
+
+    impl Source for Near {
+        const FAR: bool = false;
+
+        #[inline(always)]
+        fn row(self, j: usize) -> *const u8 {
+            self.0.row(j)
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn values(self, j: usize, p: usize) -> [__m512; 2] {
+            // SAFETY: the caller's promise.
+            unsafe { self.0.values(j, p) }
+        }
+    }
+
     #[derive(Clone, Copy)]
     struct Half {
         data: *const u16,
@@ -180,6 +224,11 @@ mod wide {
     }
 
     impl Source for Half {
+        #[inline(always)]
+        fn row(self, j: usize) -> *const u8 {
+            self.data.wrapping_add(j * self.k).cast()
+        }
+
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
         unsafe fn values(self, j: usize, p: usize) -> [__m512; 2] {
@@ -210,6 +259,11 @@ mod wide {
     impl<G> Copy for Blocks<G> {}
 
     impl<G: Groups> Source for Blocks<G> {
+        #[inline(always)]
+        fn row(self, j: usize) -> *const u8 {
+            self.data.wrapping_add(j * self.row_bytes)
+        }
+
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
         unsafe fn values(self, j: usize, p: usize) -> [__m512; 2] {
@@ -323,7 +377,9 @@ mod wide {
                         w.row_into(first + j, 0, row);
                     }
                     // SAFETY: the caller's promise; the scratch holds `count` rows.
-                    unsafe { self.all_rows(Full { data: scratch.as_ptr(), k }, first, count) };
+                    unsafe {
+                        self.all_rows(Near(Full { data: scratch.as_ptr(), k }), first, count)
+                    };
                 }
             });
         }
@@ -338,7 +394,10 @@ mod wide {
                 }
                 for first in (from..to).step_by(NR) {
                     let rows = Full { data: w.data.add(first * w.k), k: w.k };
-                    self.all_rows(rows, first, NR.min(to - first));
+                    for p in (0..w.k).step_by(32) {
+                        fetch_ahead(rows, (0, NR), p, w.k);
+                    }
+                    self.all_rows(Near(rows), first, NR.min(to - first));
                 }
             }
         }
@@ -365,16 +424,17 @@ mod wide {
                     let count = NR.min(to - first);
                     // SAFETY: the caller's promise; the scratch has room for `count` rows.
                     unsafe {
-                        for j in 0..count {
-                            let row = scratch.as_mut_ptr().add(j * k);
-                            for p in (0..k).step_by(32) {
+                        for p in (0..k).step_by(32) {
+                            fetch_ahead(w, (first, NR), p, k);
+                            for j in 0..count {
+                                let row = scratch.as_mut_ptr().add(j * k);
                                 let [low, high] = w.values(first + j, p);
                                 _mm512_mask_storeu_ps(row.add(p), lanes(p, k), low);
                                 let at = row.wrapping_add(p + 16);
                                 _mm512_mask_storeu_ps(at, lanes(p + 16, k), high);
                             }
                         }
-                        self.all_rows(Full { data: scratch.as_ptr(), k }, first, count);
+                        self.all_rows(Near(Full { data: scratch.as_ptr(), k }), first, count);
                     }
                 }
             });
@@ -418,26 +478,26 @@ mod wide {
         /// All rows of `x` with `count` weight rows, which are the columns from `first` on.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        unsafe fn all_rows(&self, w: Full, first: usize, count: usize) {
+        unsafe fn all_rows(&self, w: Near, first: usize, count: usize) {
             // SAFETY: the caller's promise.
             unsafe {
                 if count < NR {
                     for j in 0..count {
                         for i in 0..self.m {
-                            self.tile::<1, 1, Full>(w, (j, first + j), i);
+                            self.tile::<1, 1, Near>(w, (j, first + j), i);
                         }
                     }
                     return;
                 }
                 let mut i = 0;
                 while i + MR <= self.m {
-                    self.tile::<MR, NR, Full>(w, (0, first), i);
+                    self.tile::<MR, NR, Near>(w, (0, first), i);
                     i += MR;
                 }
                 match self.m - i {
-                    3 => self.tile::<3, NR, Full>(w, (0, first), i),
-                    2 => self.tile::<2, NR, Full>(w, (0, first), i),
-                    1 => self.tile::<1, NR, Full>(w, (0, first), i),
+                    3 => self.tile::<3, NR, Near>(w, (0, first), i),
+                    2 => self.tile::<2, NR, Near>(w, (0, first), i),
+                    1 => self.tile::<1, NR, Near>(w, (0, first), i),
                     _ => {}
                 }
             }
@@ -470,6 +530,9 @@ mod wide {
                                 _mm512_maskz_loadu_ps(lanes(p + 16, k), at.wrapping_add(16)),
                             ]
                         };
+                    }
+                    if S::FAR {
+                        fetch_ahead(w, (j, N), p, k);
                     }
                     for n in 0..N {
                         let [low, high] = w.values(j + n, p);
@@ -571,6 +634,10 @@ mod wide {
             unsafe {
                 while p < k {
                     let mask: __mmask32 = if p + 32 <= k { !0 } else { (1u32 << (k - p)) - 1 };
+                    let ahead = w.wrapping_add((j + N) * k + N * p).cast::<i8>();
+                    for line in 0..N {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line));
+                    }
                     let mut left = [_mm512_setzero_si512(); M];
                     for (row, left) in left.iter_mut().enumerate() {
                         *left = _mm512_loadu_si512(x.as_ptr().add((i + row) * width + p).cast());
