@@ -27,9 +27,9 @@ mod own {
     };
     pub use tunebook_data::{
         Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
-        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Partition, Pii, Profile,
-        Quality, ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits,
-        StepReport, Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
+        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Pii, Profile, Quality,
+        ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits, StepReport,
+        Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
     };
     pub use tunebook_models::{
         BestDevice, ChatTemplate, ChatTokenizer, Config as ModelConfig, DEFAULT_MODEL, Digits,
