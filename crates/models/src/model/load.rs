@@ -1,6 +1,6 @@
 //! Loading a model: from a GGUF file, or from a folder in Hugging Face's layout.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
 use candle_core::{DType, Device};
@@ -32,7 +32,7 @@ impl Model {
     /// When there is no such model, a file is damaged or of another kind, its architecture is not
     /// known, tensors are missing, the memory does not suffice, or the hub refuses. The error names
     /// the file and the part of it.
-    pub fn load(name_or_path: &str, device: &Device) -> Result<Self> {
+    pub fn load(name_or_path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         Self::load_as(name_or_path, Some(DType::F32), device)
     }
 
@@ -41,7 +41,11 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::load`]; when `dtype` is none of f32, f16 and bf16.
-    pub fn load_as(name_or_path: &str, dtype: Option<DType>, device: &Device) -> Result<Self> {
+    pub fn load_as(
+        name_or_path: impl AsRef<Path>,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self> {
         if let Some(other) = dtype
             && !matches!(other, DType::F32 | DType::F16 | DType::BF16)
         {
@@ -51,7 +55,7 @@ impl Model {
                 expected: "F32, F16 or BF16",
             });
         }
-        Self::load_kept(name_or_path, dtype.map(Keep::As), device)
+        Self::load_kept(name_or_path.as_ref(), dtype.map(Keep::As), device)
     }
 
     /// The same with the matrices in quantised blocks, which are dequantised as they are used, a
@@ -69,17 +73,18 @@ impl Model {
     /// # Errors
     /// As [`Model::load`]; when the matrices are to stay as they are stored, and that is f32.
     pub fn load_quantized(
-        name_or_path: &str,
+        name_or_path: impl AsRef<Path>,
         quantization: Quantization,
         device: &Device,
     ) -> Result<Self> {
-        Self::load_kept(name_or_path, Some(Keep::Quantized(quantization)), device)
+        Self::load_kept(name_or_path.as_ref(), Some(Keep::Quantized(quantization)), device)
     }
 
-    fn load_kept(name_or_path: &str, keep: Option<Keep>, device: &Device) -> Result<Self> {
+    fn load_kept(name_or_path: &Path, keep: Option<Keep>, device: &Device) -> Result<Self> {
+        let name = name_or_path.to_string_lossy();
         match source::resolve(name_or_path)? {
-            Source::Gguf(path) => Self::load_gguf(name_or_path, path, keep, device),
-            Source::Folder(path) => Self::load_folder(name_or_path, path, keep, device),
+            Source::Gguf(path) => Self::load_gguf(&name, path, keep, device),
+            Source::Folder(path) => Self::load_folder(&name, path, keep, device),
         }
     }
 

@@ -162,7 +162,11 @@ impl Gguf {
     /// # Errors
     /// When it cannot be read, is no GGUF file, ends too early, or holds a tensor type that is not
     /// known.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_path(path.as_ref())
+    }
+
+    fn open_path(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
         // SAFETY: model files are written once and then only read; they are replaced by renaming,
         // which keeps this mapping.

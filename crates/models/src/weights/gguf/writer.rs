@@ -75,7 +75,12 @@ impl Model {
     ///
     /// # Errors
     /// When the file cannot be written, or model or tokenizer have what GGUF has no place for.
-    pub fn save_gguf(&self, path: &str, kind: GgufType) -> Result<PathBuf> {
+    pub fn save_gguf(&self, path: impl AsRef<Path>, kind: GgufType) -> Result<PathBuf> {
+        self.write_gguf(path.as_ref(), kind)?;
+        Ok(path.as_ref().to_owned())
+    }
+
+    fn write_gguf(&self, path: &Path, kind: GgufType) -> Result<()> {
         let tokenizer = if self.path().is_file() {
             let source = Gguf::open(self.path())?;
             let mut keys: Vec<(String, Value)> = source
@@ -96,10 +101,8 @@ impl Model {
                 self.name(),
             )?
         };
-        let path = PathBuf::from(path);
         let merged = self.weights_to_save();
-        write(&path, self.name(), self.config(), (&self.weights(), &merged), tokenizer, kind)?;
-        Ok(path)
+        write(path, self.name(), self.config(), (&self.weights(), &merged), tokenizer, kind)
     }
 }
 
@@ -438,7 +441,7 @@ mod tests {
             .collect();
         names.sort();
         for name in &names {
-            let model = Model::load(golden.join(name).to_str().unwrap(), &Device::Cpu).unwrap();
+            let model = Model::load(golden.join(name), &Device::Cpu).unwrap();
             let path = folder.path().join(format!("{name}.gguf"));
             if let Err(error) = write(
                 &path,
