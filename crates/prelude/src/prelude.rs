@@ -43,11 +43,11 @@ mod own {
     pub use tunebook_tune::{
         Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,
         BottleneckInit, Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy,
-        Example, Fingerprints, Full, FullInfo, FullTuning, Ia3, Lora, LoraInit, LrPoint, LrRange,
-        LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan, PrefixInit, PrefixTuning,
-        Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog, RunRecord,
-        SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules, TensorBoard,
-        TokenizedExample, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
+        Example, ExampleSets, Fingerprints, Full, FullInfo, FullTuning, Ia3, Lora, LoraInit,
+        LrPoint, LrRange, LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan, PrefixInit,
+        PrefixTuning, Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog,
+        RunRecord, SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules,
+        TensorBoard, TokenizedExample, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
     };
 
     pub use crate::compare::side_by_side;
@@ -56,7 +56,7 @@ mod own {
     pub use crate::seen::{See as _, Seen, SeenToken};
     pub use crate::show::EvcxrDisplay as _;
     pub use crate::summary::Summary as _;
-    pub use crate::train::{Examples as _, LossCurve as _, Train as _};
+    pub use crate::train::{Examples as _, LossCurve as _};
 }
 
 /// Nor do the names shadow candle's: this does not compile if one does. Two modules, since candle's

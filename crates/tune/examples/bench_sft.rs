@@ -65,7 +65,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         eval_strategy: EvalStrategy::Steps(data.steps),
         ..Default::default()
     };
-    Trainer::new(&model, &args).with_callback(Turns::default()).fit(&train, &validation)?;
+    Trainer::new(&model, &args).with_callback(Turns::default()).train((&train, &validation))?;
     Ok(())
 }
 

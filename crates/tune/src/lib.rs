@@ -26,6 +26,7 @@ pub use adapters::prompt_tuning::{PromptTuning, PromptTuningInit};
 pub use adapters::target::TargetModules;
 pub use adapters::weighted::CombinationType;
 pub use adapters::{Active, AdapterInfo, Adapters, BASE};
+pub use batch::example_sets::{ExampleSets, IntoSets, Observer, OneSet, TwoSets};
 pub use batch::tokenize::tokenize_example;
 pub use batch::{Batch, Example, TokenizedExample, TokenizedSet};
 pub use cost::summary::TrainingSummary;

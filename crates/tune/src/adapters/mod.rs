@@ -184,7 +184,7 @@ pub trait Adapters {
     ///
     /// # Errors
     /// No adapter of that name, or a file cannot be written.
-    fn save_adapter(&self, name: &str, dir: &str) -> Result<PathBuf>;
+    fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<PathBuf>;
 
     /// Writes a LoRA as one GGUF file, which llama.cpp puts onto its own file of this model.
     /// Returns the path.
@@ -192,15 +192,15 @@ pub trait Adapters {
     /// # Errors
     /// No adapter of that name, one that is another thing than a LoRA or more (DoRA, trained
     /// biases), a model that llama.cpp does not have, or the file cannot be written.
-    fn save_adapter_gguf(&self, name: &str, path: &str) -> Result<PathBuf>;
+    fn save_adapter_gguf(&self, name: &str, path: impl AsRef<Path>) -> Result<PathBuf>;
 
     /// Reads an adapter that this crate or PEFT wrote, from `dir` or its subfolder `name`, and
-    /// makes it the active one.
+    /// makes it the active one. The arguments stand in PEFT's order: the place, then the name.
     ///
     /// # Errors
     /// No adapter there, files that are torn or of another kind, tensors that do not fit this
     /// model, another tokenizer or chat template than it was trained with, or the name is taken.
-    fn load_adapter(&self, name: &str, dir: &str) -> Result<AdapterInfo>;
+    fn load_adapter(&self, dir: impl AsRef<Path>, name: &str) -> Result<AdapterInfo>;
 }
 
 /// What there is to say about an adapter.
@@ -442,6 +442,38 @@ fn model_key(name: &str) -> String {
     last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
 }
 
+/// [`Adapters::load_adapter`].
+fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
+    Registry::of(model).lock().check_free(name)?;
+    let mut looked = vec![dir.join(peft::CONFIG_FILE)];
+    looked.push(dir.join(name).join(peft::CONFIG_FILE));
+    let Some(config_path) = looked.iter().find(|path| path.is_file()) else {
+        return Err(Error::AdapterNotFound { looked });
+    };
+    let folder = config_path.parent().unwrap_or(dir);
+    let mut files = AdapterFiles::read(folder)?;
+    drop_tied_head(model, &mut files, &folder.join(peft::TENSORS_FILE))?;
+    fingerprint::check(model, folder)?;
+    // Before anything is built, so that a wrong configuration costs no memory.
+    if let AdapterConfig::AdaLora(adalora) = &files.config {
+        AdaLoraBody::check_ranks(model, adalora)?; // its masks can leave a file small
+    }
+    files.check(&plan(model, &files.config)?, &folder.join(files.tensors_file_name()))?;
+    let mut adapter = build(model, name, files.config.clone())?;
+    adapter.body.fill(&files.tensors)?;
+    adapter.own.tensors().try_for_each(|tensor| tensor.fill(&files.tensors))?;
+    adapter.warnings.clone_from(&files.warnings);
+    if let Some(base) = &files.base_model_name_or_path
+        && model_key(base) != model_key(model.name())
+    {
+        adapter.warnings.push(format!(
+            "this adapter was trained on `{base}`, and this model is `{}`",
+            model.name()
+        ));
+    }
+    add(model, adapter)
+}
+
 impl Adapters for Model {
     fn add_adapter_of(&self, name: &str, config: AdapterConfig) -> Result<AdapterInfo> {
         let registry = Registry::of(self);
@@ -625,48 +657,21 @@ impl Adapters for Model {
         Ok(self.with_overlays(overlays))
     }
 
-    fn save_adapter(&self, name: &str, dir: &str) -> Result<PathBuf> {
+    fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<PathBuf> {
         let adapter = Registry::of(self).lock().get(name)?.adapter;
-        let folder = peft::folder(Path::new(dir), name);
+        let folder = peft::folder(dir, name);
         adapter.files(self)?.write_as(&folder, name)?;
         fingerprint::write(self, &folder)?;
         Ok(folder)
     }
 
-    fn save_adapter_gguf(&self, name: &str, path: &str) -> Result<PathBuf> {
+    fn save_adapter_gguf(&self, name: &str, path: impl AsRef<Path>) -> Result<PathBuf> {
         let adapter = Registry::of(self).lock().get(name)?.adapter;
-        gguf::write(self, name, &adapter.files(self)?, path)
+        gguf::write(self, name, &adapter.files(self)?, path.as_ref())
     }
 
-    fn load_adapter(&self, name: &str, dir: &str) -> Result<AdapterInfo> {
-        Registry::of(self).lock().check_free(name)?;
-        let mut looked = vec![Path::new(dir).join(peft::CONFIG_FILE)];
-        looked.push(Path::new(dir).join(name).join(peft::CONFIG_FILE));
-        let Some(config_path) = looked.iter().find(|path| path.is_file()) else {
-            return Err(Error::AdapterNotFound { looked });
-        };
-        let folder = config_path.parent().unwrap_or(Path::new(dir));
-        let mut files = AdapterFiles::read(folder)?;
-        drop_tied_head(self, &mut files, &folder.join(peft::TENSORS_FILE))?;
-        fingerprint::check(self, folder)?;
-        // Before anything is built, so that a wrong configuration costs no memory.
-        if let AdapterConfig::AdaLora(adalora) = &files.config {
-            AdaLoraBody::check_ranks(self, adalora)?; // its masks can leave a file small
-        }
-        files.check(&plan(self, &files.config)?, &folder.join(files.tensors_file_name()))?;
-        let mut adapter = build(self, name, files.config.clone())?;
-        adapter.body.fill(&files.tensors)?;
-        adapter.own.tensors().try_for_each(|tensor| tensor.fill(&files.tensors))?;
-        adapter.warnings.clone_from(&files.warnings);
-        if let Some(base) = &files.base_model_name_or_path
-            && model_key(base) != model_key(self.name())
-        {
-            adapter.warnings.push(format!(
-                "this adapter was trained on `{base}`, and this model is `{}`",
-                self.name()
-            ));
-        }
-        add(self, adapter)
+    fn load_adapter(&self, dir: impl AsRef<Path>, name: &str) -> Result<AdapterInfo> {
+        load(self, dir.as_ref(), name)
     }
 }
 

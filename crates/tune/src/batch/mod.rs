@@ -6,6 +6,7 @@
 //! (position i is labelled with token i + 1) happens in [`Batch::new`] and nowhere else.
 
 pub(crate) mod collate;
+pub mod example_sets;
 pub(crate) mod packing;
 pub mod tokenize;
 

@@ -58,7 +58,8 @@ pub struct AdapterFiles {
 }
 
 /// The folder `save_pretrained(dir)` writes the adapter `name` to.
-pub fn folder(dir: &Path, name: &str) -> PathBuf {
+pub fn folder(dir: impl AsRef<Path>, name: &str) -> PathBuf {
+    let dir = dir.as_ref();
     if name == "default" { dir.to_path_buf() } else { dir.join(name) }
 }
 
@@ -67,7 +68,8 @@ impl AdapterFiles {
     ///
     /// # Errors
     /// The folder or a file cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
+    pub fn write(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
         self.write_as(folder, "default")
     }
 
@@ -113,7 +115,11 @@ impl AdapterFiles {
     /// # Errors
     /// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature
     /// that is not supported.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::read_in(folder.as_ref())
+    }
+
+    fn read_in(folder: &Path) -> Result<Self> {
         if folder.join(mlx::TENSORS_FILE).is_file() && !folder.join(TENSORS_FILE).is_file() {
             return mlx::read(folder);
         }

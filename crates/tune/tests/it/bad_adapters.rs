@@ -194,7 +194,7 @@ fn an_unknown_field_of_the_configuration_is_left_out_and_said() {
     config.insert("new_in_peft_9".to_owned(), json!(3));
     config.insert("off_in_peft_9".to_owned(), json!(false));
     std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
-    let info = tiny().load_adapter("a", dir.path().to_str().unwrap()).unwrap();
+    let info = tiny().load_adapter(dir.path(), "a").unwrap();
     let said: Vec<&String> =
         info.warnings.iter().filter(|warning| warning.contains("peft_9")).collect();
     assert_eq!(said.len(), 1, "{info}");

@@ -90,5 +90,5 @@ pub fn copy_of_adapter(case: &str) -> tempfile::TempDir {
 
 /// Loads it as `a`; the error as a text.
 pub fn load_copy(model: &Model, dir: &Path) -> Result<(), String> {
-    model.load_adapter("a", dir.to_str().unwrap()).map(|_| ()).map_err(|error| error.to_string())
+    model.load_adapter(&dir, "a").map(|_| ()).map_err(|error| error.to_string())
 }

@@ -18,7 +18,7 @@ fn train(model: &Model, learning_rate: f64) {
         learning_rate,
         ..Default::default()
     };
-    Trainer::new(model, &args).fit(&train, &[]).unwrap();
+    Trainer::new(model, &args).train(&train).unwrap();
 }
 
 fn all_linear() -> Lora {
@@ -69,7 +69,7 @@ fn what_a_gguf_adapter_has_no_place_for_is_named() {
     let (model, folder) = (tiny(), tempfile::tempdir().unwrap());
     let path = folder.path().join("adapter.gguf");
     model.add_adapter("dora", &Lora { use_dora: true, ..Default::default() }).unwrap();
-    let error = model.save_adapter_gguf("dora", path.to_str().unwrap()).unwrap_err().to_string();
+    let error = model.save_adapter_gguf("dora", &path).unwrap_err().to_string();
     assert!(
         error.contains("`dora` holds")
             && error.contains("lora_magnitude_vector")
@@ -77,13 +77,7 @@ fn what_a_gguf_adapter_has_no_place_for_is_named() {
             && !path.exists(),
         "{error}"
     );
-    assert!(
-        model
-            .save_adapter_gguf("other", path.to_str().unwrap())
-            .unwrap_err()
-            .to_string()
-            .contains("`other`")
-    );
+    assert!(model.save_adapter_gguf("other", &path).unwrap_err().to_string().contains("`other`"));
 }
 
 fn compare(answer: &Value, model: &Model, ids: &[u32], bound: f64) -> usize {
@@ -121,7 +115,7 @@ fn merged_in_transformers(
         assert!(relative_error(&trained, &base) > 1e-2, "{info}: does nothing");
         model.merge_adapter("support").unwrap();
         let path = folder.path().join(number.to_string());
-        model.save_pretrained(path.to_str().unwrap()).unwrap();
+        model.save_pretrained(&path).unwrap();
         model.delete_adapter("support").unwrap();
         requests.push(json!({ "model": path, "ids": ids, "text": "a question" }));
         expected.push((info.config.to_string(), trained));

@@ -83,7 +83,7 @@ pub fn norm_error(found: &[f32], expected: &[f32]) -> f64 {
 /// The adapter `default` as its file holds it.
 pub fn saved(model: &Model) -> AdapterFiles {
     let dir = tempfile::tempdir().unwrap();
-    let folder = model.save_adapter("default", dir.path().to_str().unwrap()).unwrap();
+    let folder = model.save_adapter("default", dir.path()).unwrap();
     AdapterFiles::read(&folder).unwrap()
 }
 
@@ -142,15 +142,15 @@ pub fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
     let model = tiny();
     let base = logits(&model, &[1, 20, 30, 40]);
     add(&model);
-    let whole = Trainer::new(&model, &args(first.path())).fit(&pairs, &pairs[..4]).unwrap();
+    let whole = Trainer::new(&model, &args(first.path())).train((&pairs, &pairs[..4])).unwrap();
     let expected = course(&whole, &model);
     assert!(whole.steps.len() > 2 && expected.2 != base);
-    let begun = Run::load(first.path().join("checkpoint-2").to_str().unwrap()).unwrap();
+    let begun = Run::load(first.path().join("checkpoint-2")).unwrap();
     assert_eq!(begun.steps.len(), 2);
     let model = tiny();
     add(&model);
     let resumed =
-        Trainer::new(&model, &args(second.path())).resume(&begun, &pairs, &pairs[..4]).unwrap();
+        Trainer::new(&model, &args(second.path())).resume(&begun, (&pairs, &pairs[..4])).unwrap();
     assert!(course(&resumed, &model) == expected);
 
     let model = tiny();
@@ -165,7 +165,7 @@ pub fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
         ..args(first.path())
     };
     let before = logits(&model, &[1, 20, 30, 40]);
-    let run = Trainer::new(&model, &args).fit(&pairs, &pairs[..4]).unwrap();
+    let run = Trainer::new(&model, &args).train((&pairs, &pairs[..4])).unwrap();
     assert_eq!(run.stopped, Some(StopReason::EarlyStopping));
     assert_eq!(logits(&model, &[1, 20, 30, 40]), before);
 }
