@@ -8,14 +8,16 @@ use serde_json::Value as Json;
 
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
-use crate::families::{self, Parts};
+use crate::families;
+use crate::families::decoder::Parts;
 use crate::layers::Weight;
 use crate::memory;
 use crate::model::{Inner, Model, View};
 use crate::pass::overlay::Overlay;
 use crate::text::chat_template::ChatTemplate;
 use crate::text::tokenizer::{Digits, Tokenizer};
-use crate::weights::gguf::{Gguf, GgufWeights, Value};
+use crate::weights::gguf::weights::GgufWeights;
+use crate::weights::gguf::{Gguf, Value};
 use crate::weights::safetensors::Shards;
 use crate::weights::source::{self, Source};
 use crate::weights::{self, Checkpoint, Keep, Quantization};
@@ -146,7 +148,7 @@ impl Model {
         };
         let chat_template =
             template.map(|source| ChatTemplate::for_tokenizer(&source, &tokenizer)).transpose()?;
-        let shards = Shards::open_folder(&path)?.with_prefix(config.prefix());
+        let shards = Shards::open_folder(&path)?.with_prefix(config.family.definition().prefix());
         let keep = keep.unwrap_or_else(|| Keep::As(shards.dtype()));
         let parts = fill(name, &config, &shards, keep, device)?;
         Self::new(name, path, config, parts, tokenizer, chat_template, (keep, device))
@@ -230,7 +232,7 @@ fn fill(
         });
     }
     // Shapes first, on nothing: what a config asks for may be more than there is.
-    let parts = families::build(config, device)?;
+    let parts = families::build(&config.family, &config.shape(), device)?;
     weights::check(checkpoint, &config.model_type, &parts.needs)?;
     let count: usize = parts.needs.iter().map(|need| need.shape.iter().product::<usize>()).sum();
     if matches!(keep, Keep::Quantized(_))

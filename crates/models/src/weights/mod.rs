@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::families::Need;
+use crate::families::decoder::Need;
 use tunebook_ops::Matrix;
 use tunebook_ops::{Format, Quantized};
 
