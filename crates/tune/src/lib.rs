@@ -14,13 +14,13 @@ mod record;
 mod train;
 
 pub use adapters::adalora::AdaLora;
+pub use adapters::adapter_type::Bias;
 pub use adapters::bottleneck::{Bottleneck, BottleneckInit, ReductionFactor};
 pub use adapters::config::AdapterConfig;
 pub use adapters::full::{Full, FullInfo, FullTuning};
 pub use adapters::ia3::Ia3;
 pub use adapters::lora::linear::LoraLinear;
 pub use adapters::lora::{Lora, LoraInit};
-pub use adapters::modules_to_save::Bias;
 pub use adapters::prefix_tuning::{PrefixInit, PrefixTuning};
 pub use adapters::prompt_tuning::{PromptTuning, PromptTuningInit};
 pub use adapters::target::TargetModules;
