@@ -33,7 +33,7 @@ pub struct Gpu {
     pub method: Method,
     /// Rows and tokens of a row: a measurement of its own each.
     pub batches: &'static [(usize, usize)],
-    /// Who is beside it.
+    /// The peer that it is compared with.
     pub peers: &'static [GpuPeer],
     /// Measured steps.
     pub steps: usize,
@@ -69,7 +69,7 @@ pub struct Steps {
     pub length: usize,
     /// What the first side (ours) is asked for.
     pub ours: &'static [&'static str],
-    /// Who is beside it.
+    /// The peer that it is compared with.
     pub others: &'static [Other],
     /// Measured steps.
     pub steps: usize,
