@@ -43,10 +43,10 @@ mod own {
     pub use tunebook_tune::{
         Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,
         BottleneckInit, Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy,
-        Example, ExampleSets, Fingerprints, Full, FullInfo, FullTuning, Ia3, Lora, LoraInit,
-        LrPoint, LrRange, LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan, PrefixInit,
-        PrefixTuning, Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog,
-        RunRecord, SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules,
+        Example, ExampleSets, Fingerprints, Full, FullInfo, FullTuning, Ia3, IntoSets, Lora,
+        LoraInit, LrPoint, LrRange, LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan,
+        PrefixInit, PrefixTuning, Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run,
+        RunLog, RunRecord, SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules,
         TensorBoard, TokenizedExample, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
     };
 

@@ -103,6 +103,11 @@ impl Sources {
                         module.uses.push(Use { name, path, public });
                     });
                 }
+                // A macro that is given items declares them.
+                Item::Macro(invoked) if invoked.ident.is_none() => {
+                    let given = syn::parse2::<syn::File>(invoked.mac.tokens);
+                    module.items.extend(given.into_iter().flat_map(|file| file.items));
+                }
                 item => module.items.push(item),
             }
         }
