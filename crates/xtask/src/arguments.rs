@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 
 /// What is shown for `cargo xtask`, `--help` and a wrong command line.
-pub const USAGE: &str = "\
+pub(crate) const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   lab [--no-browser] [--port N] [--cuda]
@@ -22,7 +22,7 @@ usage: cargo xtask COMMAND
 
 /// A parsed command line.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// Set up and open JupyterLab.
     Lab { browser: bool, port: Option<u16>, cuda: bool },
     /// Set up and execute one notebook.
@@ -41,7 +41,7 @@ pub enum Command {
 
 /// A family of benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bench {
+pub(crate) enum Bench {
     /// Training steps beside PyTorch and PEFT.
     Train,
     /// Kernel start and cells beside the stock kernel.
@@ -54,7 +54,7 @@ pub enum Bench {
 ///
 /// # Errors
 /// [`Error::Usage`] names the word that is not understood, and what would be.
-pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
+pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
     let mut words = words.into_iter();
     let Some(command) = words.next() else { return Ok(Command::Help) };
     let mut words = Words(words.collect::<Vec<_>>().into());

@@ -11,7 +11,12 @@ use crate::{bench_cells, bench_data, bench_train};
 ///
 /// # Errors
 /// When the set-up or a measurement fails.
-pub fn run(setup: &Setup, which: Bench, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(
+    setup: &Setup,
+    which: Bench,
+    cases: &[String],
+    json: Option<&Path>,
+) -> Result<()> {
     let json: Option<PathBuf> =
         json.map(|path| std::path::absolute(path).map_err(Error::io("find", path))).transpose()?;
     match which {

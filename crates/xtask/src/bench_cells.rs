@@ -17,7 +17,7 @@ const CASES: [&str; 6] =
 ///
 /// # Errors
 /// A case that is not there; when a cell fails or Python does.
-pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     if let Some(case) = cases.iter().find(|case| !CASES.contains(&case.as_str())) {
         return Err(Error::Usage(format!(
             "`bench cells` has no case `{case}`; there are: {}",

@@ -26,7 +26,7 @@ const RUNS: usize = 3;
 ///
 /// # Errors
 /// An unknown case, no data, or a side that fails or does not do the same work.
-pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     if let Some(unknown) = cases.iter().find(|case| !CASES.contains(&case.as_str())) {
         return Err(Error::Usage(format!(
             "there is no case `{unknown}`; there are: {}",

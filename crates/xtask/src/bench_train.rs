@@ -46,7 +46,7 @@ struct Bench<'a> {
 /// # Errors
 /// An unknown case; cases that failed, when the others are done: a side ended early, or two sides
 /// do not compute the same loss.
-pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     let chosen = choose(cases)?;
     let Some(python) = setup.peers_python() else {
         return Err(Error::Other(format!(

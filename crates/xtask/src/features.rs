@@ -38,7 +38,7 @@ enum Side {
 ///
 /// # Errors
 /// Lists the packages that diverge.
-pub fn check(root: &Path) -> Result<()> {
+pub(crate) fn check(root: &Path) -> Result<()> {
     let diverging = diverging(root, &members(root)?, &TARGETS[..])?;
     if diverging.is_empty() {
         return Ok(());
@@ -56,7 +56,7 @@ pub fn check(root: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When cargo cannot resolve the workspace.
-pub fn renew(root: &Path) -> Result<()> {
+pub(crate) fn renew(root: &Path) -> Result<()> {
     let manifest = root.join("crates").join(HACK).join("Cargo.toml");
     let old = std::fs::read_to_string(&manifest).map_err(Error::io("read", &manifest))?;
     let head = old.split("[dependencies]").next().unwrap_or_default();

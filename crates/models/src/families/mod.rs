@@ -2,11 +2,11 @@
 //! in GGUF and its blocks. A new family is a file, its `mod` line and a variant of [`Family`].
 
 pub(crate) mod decoder;
-pub mod falcon;
-pub mod gemma;
-pub mod gpt2;
-pub mod llama;
-pub mod phi3;
+pub(crate) mod falcon;
+pub(crate) mod gemma;
+pub(crate) mod gpt2;
+pub(crate) mod llama;
+pub(crate) mod phi3;
 
 use candle_core::Device;
 use serde::Serialize;

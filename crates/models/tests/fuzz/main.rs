@@ -130,7 +130,7 @@ fn golden(path: &str) -> PathBuf {
 }
 
 fn loads(path: &Path) -> bool {
-    Model::load(&path, &Device::Cpu).is_ok()
+    Model::load(path, &Device::Cpu).is_ok()
 }
 
 #[test]

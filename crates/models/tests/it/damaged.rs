@@ -9,7 +9,7 @@ use tunebook_models::{Device, Model};
 use crate::support::{default_file, golden};
 
 fn load_error(path: &Path) -> String {
-    match Model::load(&path, &Device::Cpu) {
+    match Model::load(path, &Device::Cpu) {
         Ok(model) => panic!("{} loaded: {model:?}", path.display()),
         Err(error) => error.to_string(),
     }

@@ -12,7 +12,7 @@ use tunebook_ops as ops;
 use crate::support::{golden, overlaid, relative_error, tensors};
 
 /// The folder of each, and the names of its projections in block 0.
-pub const FAMILIES: &[(&str, &[&str])] = &[
+pub(crate) const FAMILIES: &[(&str, &[&str])] = &[
     ("llama3", LLAMA),
     ("llama-linear", LLAMA),
     ("llama-dynamic", LLAMA),
@@ -60,7 +60,7 @@ fn each(check: impl Fn(&str, &Model, &HashMap<String, Tensor>) -> Result<(), Str
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
 }
 
-pub fn load(name: &str) -> Model {
+pub(crate) fn load(name: &str) -> Model {
     Model::load(golden("logits").join(name), &Device::Cpu).unwrap()
 }
 

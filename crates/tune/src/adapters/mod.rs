@@ -4,24 +4,24 @@
 //! The adapters belong to the model: every handle of it sees the same ones, and they go with its
 //! last handle.
 
-pub mod adalora;
-pub mod adapter_type;
+pub(crate) mod adalora;
+pub(crate) mod adapter_type;
 pub(crate) mod body;
-pub mod bottleneck;
+pub(crate) mod bottleneck;
 pub(crate) mod checks;
-pub mod config;
+pub(crate) mod config;
 pub(crate) mod dropout;
-pub mod full;
+pub(crate) mod full;
 pub(crate) mod hooks;
-pub mod ia3;
-pub mod lora;
-pub mod modules_to_save;
-pub mod prefix_tuning;
-pub mod prompt_tuning;
+pub(crate) mod ia3;
+pub(crate) mod lora;
+pub(crate) mod modules_to_save;
+pub(crate) mod prefix_tuning;
+pub(crate) mod prompt_tuning;
 pub(crate) mod registry;
 pub(crate) mod scheduled;
-pub mod target;
-pub mod weighted;
+pub(crate) mod target;
+pub(crate) mod weighted;
 
 use std::collections::BTreeMap;
 use std::fmt;

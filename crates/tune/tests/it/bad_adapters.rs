@@ -170,7 +170,7 @@ fn wrong_files_of_every_type_are_refused_by_file_key_expected_and_found() {
 fn an_adapter_of_another_base_is_refused_by_what_does_not_fit() {
     // One block more, and other widths: the biased model's files on a model cut down to one block.
     let dir = tempfile::tempdir().unwrap();
-    let mut files = AdapterFiles::read(&golden("strategies/ia3/final")).unwrap();
+    let mut files = AdapterFiles::read(golden("strategies/ia3/final")).unwrap();
     let grown: Vec<(String, StoredTensor)> = files
         .tensors
         .iter()

@@ -30,7 +30,7 @@ fn every_kind_trains_as_in_adapterhub() {
     for case in ["seq-bn", "double-seq-bn", "par-bn", "double-par-bn"] {
         for gradient_checkpointing in [false, true] {
             let model = tiny();
-            model.load_adapter(&folder(case, "initial"), "default").unwrap();
+            model.load_adapter(folder(case, "initial"), "default").unwrap();
             train(&model, case, gradient_checkpointing, |_| ());
             check_final(&model, case);
         }
@@ -64,10 +64,8 @@ fn adapterhubs_files_give_its_logits_on_every_layout_that_it_knows() {
             // Saved again, it is the same adapter.
             let dir = tempfile::tempdir().unwrap();
             let again = model.save_adapter(kind, dir.path()).unwrap();
-            let (found, expected) = (
-                AdapterFiles::read(&again).unwrap(),
-                AdapterFiles::read(&golden(&folder)).unwrap(),
-            );
+            let (found, expected) =
+                (AdapterFiles::read(&again).unwrap(), AdapterFiles::read(golden(&folder)).unwrap());
             assert_eq!((found.config, found.tensors), (expected.config, expected.tensors));
             checked += 1;
         }
@@ -142,11 +140,11 @@ fn every_family_trains_and_generates_with_every_kind() {
 fn adapters_of_different_types_are_switched_live() {
     let model = tiny();
     let base = logits(&model, &IDS);
-    model.load_adapter(&folder("double-seq-bn", "final"), "houlsby").unwrap();
+    model.load_adapter(folder("double-seq-bn", "final"), "houlsby").unwrap();
     let houlsby = logits(&model, &IDS);
-    model.load_adapter(&folder("dora", "final"), "lora").unwrap();
+    model.load_adapter(folder("dora", "final"), "lora").unwrap();
     let lora = logits(&model, &IDS);
-    model.load_adapter(&folder("par-bn", "final"), "parallel").unwrap();
+    model.load_adapter(folder("par-bn", "final"), "parallel").unwrap();
     let parallel = logits(&model, &IDS);
     for (name, expected) in
         [("houlsby", &houlsby), ("lora", &lora), ("parallel", &parallel), ("houlsby", &houlsby)]

@@ -133,9 +133,9 @@ fn old_checkpoints_go() {
 #[test]
 fn torn_and_changed_files_are_refused_and_an_older_checkpoint_is_taken() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(Run::last_checkpoint(&output_dir(dir.path())).unwrap().is_none());
+    assert!(Run::last_checkpoint(output_dir(dir.path())).unwrap().is_none());
     whole(dir.path());
-    let steps = || Run::last_checkpoint(&output_dir(dir.path())).unwrap().unwrap().steps.len();
+    let steps = || Run::last_checkpoint(output_dir(dir.path())).unwrap().unwrap().steps.len();
     assert_eq!(steps(), 12);
     let file =
         |step: usize, name: &str| dir.path().join(format!("run/checkpoint-{step}")).join(name);
@@ -174,7 +174,7 @@ fn child() {
     let dir = Path::new(&dir);
     let model = model();
     let trainer = Trainer::new(&model, &args(dir));
-    let run = match Run::last_checkpoint(&output_dir(dir)).unwrap() {
+    let run = match Run::last_checkpoint(output_dir(dir)).unwrap() {
         Some(run) => trainer.resume(&run, (&pairs(), &pairs()[..4])),
         None => trainer.train((&pairs(), &pairs()[..4])),
     };
@@ -236,7 +236,7 @@ fn killed(kills: u64) {
         }
         let model = model();
         let trainer = Trainer::new(&model, &args(dir.path()));
-        let run = match Run::last_checkpoint(&output_dir(dir.path())).unwrap() {
+        let run = match Run::last_checkpoint(output_dir(dir.path())).unwrap() {
             Some(run) => trainer.resume(&run, (&pairs(), &pairs()[..4])).unwrap(),
             None => trainer.train((&pairs(), &pairs()[..4])).unwrap(),
         };
@@ -312,7 +312,7 @@ fn a_full_disk_ends_the_run_with_a_clear_error_and_the_last_checkpoint_good() {
             && error.contains("space"),
         "{error}"
     );
-    let last = Run::last_checkpoint(&output_dir(disk.0.path())).unwrap().unwrap();
+    let last = Run::last_checkpoint(output_dir(disk.0.path())).unwrap().unwrap();
     assert_eq!(last.steps.len(), 4);
     let left: Vec<_> = std::fs::read_dir(disk.0.path().join("run"))
         .unwrap()

@@ -49,17 +49,17 @@ fn a_merged_model_is_saved_as_it_computes() {
         let trained = logits(&model, &IDS);
         assert!(relative_error(&trained, &base) > 1e-2, "the adapter does something");
         // Beside the base it is not part of the model's file.
-        model.save_pretrained(&at("beside")).unwrap();
+        model.save_pretrained(at("beside")).unwrap();
         assert_eq!(again(&at("beside")), base);
         model.merge_adapter("support").unwrap();
-        model.save_pretrained(&at("merged")).unwrap();
-        model.save_gguf(&at("merged.gguf"), GgufType::F32).unwrap();
+        model.save_pretrained(at("merged")).unwrap();
+        model.save_gguf(at("merged.gguf"), GgufType::F32).unwrap();
         for path in [at("merged"), at("merged.gguf")] {
             let error = relative_error(&again(&path), &trained);
             assert!(error < 1e-4, "{path}: {error}");
         }
         model.disable_adapters();
-        model.save_pretrained(&at("off")).unwrap();
+        model.save_pretrained(at("off")).unwrap();
         assert_eq!(again(&at("off")), base);
     }
 }
@@ -192,7 +192,7 @@ fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let model = smollm();
-    model.save_gguf(&at("base.gguf"), GgufType::F16).unwrap();
+    model.save_gguf(at("base.gguf"), GgufType::F16).unwrap();
     let ids = model.tokenizer().encode("The capital of France is").unwrap();
     let before = logits(&model, &ids);
     let modules = ["q_proj", "k_proj", "v_proj", "down_proj"];
@@ -204,7 +204,7 @@ fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
         .unwrap();
     train(&model, 1e-3);
     assert!(relative_error(&logits(&model, &ids), &before) > 1e-3);
-    model.save_adapter_gguf("support", &at("adapter.gguf")).unwrap();
+    model.save_adapter_gguf("support", at("adapter.gguf")).unwrap();
     let request = json!({ "model": at("base.gguf"), "adapter": at("adapter.gguf"), "ids": ids, "greedy": 32 });
     compare(&python.ask("llama_cpp_run.py", &[request])[0], &model, &ids, 5e-3);
 }

@@ -16,7 +16,7 @@ fn args() -> TrainingArgs {
 }
 
 fn with_adapter(dtype: DType) -> Model {
-    let model = Model::load_as(&tiny_path(), Some(dtype), &Device::Cpu).unwrap();
+    let model = Model::load_as(tiny_path(), Some(dtype), &Device::Cpu).unwrap();
     let lora =
         Lora { r: 4, lora_dropout: 0.1, target_modules: "all-linear".into(), ..Default::default() };
     model.add_adapter("a", &lora).unwrap();
@@ -170,7 +170,7 @@ fn what_no_scale_cures_ends_the_run() {
 
 #[test]
 fn full_fine_tuning_keeps_masters_in_f32() {
-    let model = Model::load_as(&tiny_path(), Some(DType::F16), &Device::Cpu).unwrap();
+    let model = Model::load_as(tiny_path(), Some(DType::F16), &Device::Cpu).unwrap();
     let info = model.unfreeze(&Full::default()).unwrap();
     assert_eq!(info.trainable_parameters, model.parameter_count());
     // Steps that f16 could not add: 1e-5 beside weights of about 0.1.

@@ -140,7 +140,7 @@ fn biased_path() -> String {
 #[test]
 fn our_adapters_of_every_type_give_our_logits_in_peft() {
     let Some(python) = python() else { return };
-    let biased = Model::load(&biased_path(), &Device::Cpu).unwrap();
+    let biased = Model::load(biased_path(), &Device::Cpu).unwrap();
     let mut saved = Saved::default();
     let mut check = |config: AdapterConfig| saved.add(&biased, &biased_path(), config);
     // Three steps with two allocations: rows are missing from the file.
@@ -200,7 +200,7 @@ fn our_adapters_of_every_type_give_our_logits_in_peft() {
 fn pefts_adapters_of_every_type_give_their_logits_here() {
     let Some(python) = python() else { return };
     let ids = serde_json::to_string(&IDS).unwrap();
-    let model = Model::load(&biased_path(), &Device::Cpu).unwrap();
+    let model = Model::load(biased_path(), &Device::Cpu).unwrap();
     let base = logits(&model, &IDS);
     let kinds = ["lora", "adalora", "ia3", "bias", "saved"];
     let dir = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use tunebook_tune::{
 use crate::common::*;
 
 fn tiny_nf4() -> Model {
-    Model::load_quantized(&tiny_path(), Quantization::Nf4, &Device::Cpu).unwrap()
+    Model::load_quantized(tiny_path(), Quantization::Nf4, &Device::Cpu).unwrap()
 }
 
 /// The same values as plain f32, by way of a file.
@@ -63,7 +63,7 @@ fn a_quantised_base_trains_as_the_dequantised_one() {
             let files = [&quantised, &wide].map(|model| {
                 let name = if model.is_quantized() { "q" } else { "w" };
                 let folder = dir.path().join(name);
-                AdapterFiles::read(&model.save_adapter("default", &folder).unwrap()).unwrap()
+                AdapterFiles::read(model.save_adapter("default", &folder).unwrap()).unwrap()
             });
             for (path, expected) in &files[1].tensors {
                 let found = &files[0].tensors[path];
@@ -116,7 +116,7 @@ fn what_a_quantised_base_cannot_do_is_refused() {
         let error = model.add_adapter("x", &config).unwrap_err().to_string();
         assert!(error.contains("NF4") && error.contains("Kaiming"), "{error}");
     }
-    let plain = Model::load_quantized(&tiny_path(), Quantization::Stored, &Device::Cpu).map(|_| ());
+    let plain = Model::load_quantized(tiny_path(), Quantization::Stored, &Device::Cpu).map(|_| ());
     let error = plain.unwrap_err().to_string();
     assert!(error.contains("plain f32") && error.contains("Quantization::Nf4"), "{error}");
 }

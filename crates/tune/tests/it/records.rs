@@ -104,7 +104,7 @@ fn fingerprints_follow_what_was_read() {
 
     // The model's own weights, and what they are kept as.
     let half =
-        Model::load_as(&tiny_path(), Some(tunebook_models::DType::BF16), &Device::Cpu).unwrap();
+        Model::load_as(tiny_path(), Some(tunebook_models::DType::BF16), &Device::Cpu).unwrap();
     half.add_adapter("a", Lora::default()).unwrap();
     assert_ne!(run(&half, &pairs(8)).base, first.base);
     let whole = tiny();
@@ -174,7 +174,7 @@ fn a_callback_gets_the_record_of_the_end() {
 #[test]
 fn closures_and_observers_see_the_steps() {
     let model = tiny();
-    model.add_adapter("a", &Lora::default()).unwrap();
+    model.add_adapter("a", Lora::default()).unwrap();
     let steps = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = steps.clone();
     let trainer = Trainer::new(&model, &args())

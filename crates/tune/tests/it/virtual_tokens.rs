@@ -55,7 +55,7 @@ fn prompts_and_prefixes_train_as_in_peft() {
     for case in ["prompt", "prompt-text", "prefix"] {
         for gradient_checkpointing in [false, true] {
             let model = tiny();
-            model.load_adapter(&folder(case, "initial"), "default").unwrap();
+            model.load_adapter(folder(case, "initial"), "default").unwrap();
             train(&model, case, gradient_checkpointing, |_| ());
             check_final(&model, case);
         }
@@ -114,7 +114,7 @@ fn a_projected_prefix_trains_as_in_peft() {
         assert_eq!(info.trainable_parameters, 5 * 2 * 2 * 16);
         assert!(info.warnings.is_empty(), "{info}");
         // PEFT leaves `prefix_projection` true beside that.
-        let info = tiny().load_adapter(&folder(case, "final"), "default").unwrap();
+        let info = tiny().load_adapter(folder(case, "final"), "default").unwrap();
         assert!(info.to_string().contains("`prefix_projection` is true"), "{info}");
     }
 }
@@ -292,16 +292,16 @@ fn a_run_is_resumed_exactly() {
 fn virtual_tokens_are_switched_live_and_nothing_of_them_stays() {
     let model = tiny();
     let base = logits(&model, &IDS);
-    model.load_adapter(&folder("prompt", "final"), "prompt").unwrap();
+    model.load_adapter(folder("prompt", "final"), "prompt").unwrap();
     let soft = logits(&model, &IDS);
-    model.load_adapter(&folder("prefix", "final"), "prefix").unwrap();
+    model.load_adapter(folder("prefix", "final"), "prefix").unwrap();
     let past = logits(&model, &IDS);
     assert!(soft != base && past != base && soft != past);
     assert_eq!((soft.len(), past.len()), (base.len(), base.len()), "logits of the text alone");
     model.set_adapter("prompt").unwrap();
     assert_eq!(logits(&model, &IDS), soft);
     assert_eq!(model.positions_before(), 5);
-    model.load_adapter(&folder("dora", "final"), "dora").unwrap();
+    model.load_adapter(folder("dora", "final"), "dora").unwrap();
     assert_eq!(model.positions_before(), 0);
     model.set_adapter("prefix").unwrap();
     assert_eq!(logits(&model, &IDS), past);
@@ -362,7 +362,7 @@ fn what_cannot_work_is_refused() {
     assert!(model.adapters().is_empty());
     // A base with other sizes.
     let error =
-        layout("gpt2").load_adapter(&folder("prefix", "final"), "a").unwrap_err().to_string();
+        layout("gpt2").load_adapter(folder("prefix", "final"), "a").unwrap_err().to_string();
     assert!(error.contains("`token_dim` is 16, and this model's is 32"), "{error}");
     let mut files = AdapterFiles::read(std::path::Path::new(&folder("prompt", "final"))).unwrap();
     files.tensors.insert(

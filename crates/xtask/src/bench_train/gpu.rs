@@ -76,7 +76,7 @@ struct Done {
 
 impl Bench<'_> {
     /// Every batch of the case, ours and the peers'.
-    pub fn gpu(&self, case: &Case, what: &Gpu) -> Result<Measured> {
+    pub(super) fn gpu(&self, case: &Case, what: &Gpu) -> Result<Measured> {
         if std::env::var_os("TUNEBOOK_BENCH_TINY").is_some_and(|value| value == "1") {
             return self.tiny(case, what);
         }

@@ -17,7 +17,7 @@ const WARM_UP: usize = 2;
 const VOCABULARY: u64 = 49152;
 
 /// What a case came to.
-pub struct Measured {
+pub(super) struct Measured {
     /// One object for each metric.
     pub rows: Vec<Value>,
     /// How it came about: every step's time, losses, versions.
@@ -25,7 +25,7 @@ pub struct Measured {
 }
 
 /// One metric of a case.
-pub fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
+pub(super) fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
     json!({
         "case": case,
         "metric": metric,
@@ -36,7 +36,7 @@ pub fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
 }
 
 /// A case that could not be measured, and why.
-pub fn without(case: &str, reason: &str) -> Measured {
+pub(super) fn without(case: &str, reason: &str) -> Measured {
     let row = json!({
         "case": case, "metric": "tokens_per_s", "ours": null, "peer": null, "ratio": null, "reason": reason,
     });
@@ -53,7 +53,7 @@ struct Times {
 
 impl Bench<'_> {
     /// The sides take turns, step by step, so that what else the machine does falls on all alike.
-    pub fn steps(&self, case: &Case, what: &Steps) -> Result<Measured> {
+    pub(super) fn steps(&self, case: &Case, what: &Steps) -> Result<Measured> {
         println!(
             "{}: {} x {} tokens, {} steps each",
             case.name, what.rows, what.length, what.steps
@@ -192,7 +192,7 @@ impl Bench<'_> {
     }
 
     /// Peak memory of one row of each length: linear growth is the most that is allowed.
-    pub fn memory(&self, case: &Case, lengths: &[usize]) -> Result<Measured> {
+    pub(super) fn memory(&self, case: &Case, lengths: &[usize]) -> Result<Measured> {
         println!("{}: 1 x {lengths:?} tokens", case.name);
         let mut peaks = Vec::new();
         let mut weights = 0.;
@@ -277,7 +277,7 @@ impl Bench<'_> {
     }
 
     /// A file with the batches' token ids, below `vocabulary`.
-    pub fn ids_of(
+    pub(super) fn ids_of(
         &self,
         vocabulary: u64,
         rows: usize,

@@ -24,7 +24,7 @@ fn deviation(shape: &Shape) -> f32 {
 ///
 /// # Errors
 /// A file that cannot be written: the largest model takes 13.5 GB.
-pub fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<PathBuf> {
+pub(super) fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<PathBuf> {
     let folder = target.join("tunebook/random-models").join(shape.name);
     if folder.join("config.json").is_file() {
         return Ok(folder);

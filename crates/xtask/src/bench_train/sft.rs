@@ -24,7 +24,7 @@ const VALIDATION: usize = 96;
 impl Bench<'_> {
     /// Both sides train on the same messages, step by step in turns, and are judged by the same
     /// validation messages.
-    pub fn sft(&self, case: &Case) -> Result<Measured> {
+    pub(super) fn sft(&self, case: &Case) -> Result<Measured> {
         let Some(folder) = std::env::var_os("TUNEBOOK_DATA") else {
             return Ok(without(
                 case.name,

@@ -10,7 +10,7 @@ use crate::stamp::Stamp;
 use super::{Setup, Step};
 
 /// Fetches what `Cargo.lock` names.
-pub struct Fetch {
+pub(super) struct Fetch {
     root: PathBuf,
     triple: String,
     stamp: Stamp,

@@ -36,7 +36,7 @@ const LIBRARIES: [(&str, &str); 6] = [
 const CAPABILITY: &str = "90";
 
 /// A CUDA toolkit.
-pub struct Toolkit {
+pub(crate) struct Toolkit {
     /// `CUDA_HOME`, when the machine has a toolkit of its own.
     system: Option<PathBuf>,
     /// Where the wheels go otherwise.
@@ -92,7 +92,7 @@ impl Toolkit {
     }
 
     /// The variables that a CUDA build is made with, and that its programs run with.
-    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let home = self.home();
         let before = |name: &str, folders: &[PathBuf]| {
             let rest = process::inherited_folders(name);
@@ -118,7 +118,7 @@ impl Toolkit {
     }
 
     /// Whether this machine has an NVIDIA driver.
-    pub fn has_gpu(&self) -> bool {
+    pub(crate) fn has_gpu(&self) -> bool {
         self.gpu
     }
 
@@ -277,7 +277,7 @@ impl Step for Toolkit {
 }
 
 /// Puts the variables of a CUDA build into a command.
-pub fn set(command: &mut Command, environment: &[(&'static str, OsString)]) {
+pub(crate) fn set(command: &mut Command, environment: &[(&'static str, OsString)]) {
     for (name, value) in environment {
         command.env(name, value);
     }

@@ -11,7 +11,7 @@ use super::{Setup, Step};
 
 /// Warms the kernel: compiles the prelude and lays out the template that each kernel is cloned
 /// from.
-pub struct Warm {
+pub(super) struct Warm {
     binary: PathBuf,
     root: PathBuf,
     /// What compiling it makes; the tests make it too.

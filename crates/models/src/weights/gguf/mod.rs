@@ -8,13 +8,13 @@
 //! of a header takes at most eight times its bytes (a list of one-byte numbers does, a list of
 //! texts takes half as much).
 
-pub mod adapter;
+pub(crate) mod adapter;
 pub(crate) mod layout;
 pub(crate) mod split;
 pub(crate) mod tokenizer;
 pub(crate) mod vocabulary;
 pub(crate) mod weights;
-pub mod writer;
+pub(crate) mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::File;

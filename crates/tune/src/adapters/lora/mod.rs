@@ -19,7 +19,7 @@
 //! ```
 
 pub(crate) mod body;
-pub mod linear;
+pub(crate) mod linear;
 pub(crate) mod svd;
 
 use std::collections::BTreeMap;
