@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn records_have_lengths_and_checksums() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = TensorBoard::create(dir.path().to_str().unwrap()).unwrap();
+        let mut log = TensorBoard::create(dir.path()).unwrap();
         log.scalars(300, &[("train/loss", 1.5)]).unwrap();
         let bytes = std::fs::read(log.path()).unwrap();
         let mut rest = bytes.as_slice();
