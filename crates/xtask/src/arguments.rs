@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// What is shown for `cargo xtask`, `--help` and a wrong command line.
+/// The text for `cargo xtask`, `--help` and a wrong command line.
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
@@ -12,11 +12,14 @@ usage: cargo xtask COMMAND
                                   set everything up, then open JupyterLab on notebook 00
   run NOTEBOOK [--kernel NAME] [--out DIR] [--cuda]
                                   set everything up, then execute a notebook headless;
-                                  the executed notebook and an HTML page go to DIR (default: out/ in the repository)
-                                  --cuda: cells compute on an NVIDIA GPU (built apart; never run on one so far)
-  test [--long]                   everything that a change must pass; --long adds what takes long
+                                  the executed notebook and an HTML page go to DIR
+                                  (default: out/ in the repository)
+                                  --cuda: cells compute on an NVIDIA GPU
+                                  (built apart; never run on one so far)
+  test [--long]                   everything that a change must pass;
+                                  --long adds slow tests and fails on skips
   bench train|cells|data [CASE...] [--json FILE]
-                                  measure beside the peer in one run
+                                  compare with the peer in one run
   setup                           the set-up alone (for a machine that goes offline later)
   features [--check]              renew crates/workspace-hack after a change of dependencies";
 
@@ -42,11 +45,11 @@ pub(crate) enum Command {
 /// A family of benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bench {
-    /// Training steps beside PyTorch and PEFT.
+    /// Training steps, compared with PyTorch and PEFT.
     Train,
-    /// Kernel start and cells beside the stock kernel.
+    /// Kernel start and cells, compared with the stock kernel.
     Cells,
-    /// Cleaning and deduplication beside datasets and datatrove.
+    /// Cleaning and deduplication, compared with datasets and datatrove.
     Data,
 }
 

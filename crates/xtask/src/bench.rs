@@ -1,4 +1,4 @@
-//! The benchmarks: ours and the peer, measured in one run.
+//! The benchmarks: our side and the peer, measured in one run.
 
 use std::path::{Path, PathBuf};
 

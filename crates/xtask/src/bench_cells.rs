@@ -1,4 +1,4 @@
-//! The `cells` bench: how long typical cells take on our kernel, beside the stock kernel with the
+//! The `cells` bench: time of typical cells on our kernel and on the stock kernel with the
 //! same dependencies. `tests/kernel/bench_cells.py` measures, as a Jupyter client does.
 
 use std::path::Path;
@@ -7,13 +7,13 @@ use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::Setup;
 
-/// What it measures; the first five come out of one session. `tests/kernel/bench_cells.py` has the
-/// same names.
+/// The measured cases; the first five come out of one session. `tests/kernel/bench_cells.py` has
+/// the same names.
 const CASES: [&str; 6] =
     ["kernel_info", "first-result-warm", "cell-median", "cell-max", "kernel-rss", "cells-1000"];
 
 /// Runs the bench for these cases, or for all; with `json`, writes the rows there, and the
-/// versions, the machine and each cell's time beside it (`NAME.about.json`).
+/// versions, the machine and each cell's time next to them (`NAME.about.json`).
 ///
 /// # Errors
 /// A case that is not there; when a cell fails or Python does.

@@ -1,4 +1,4 @@
-//! What can go wrong in a task, worded for the person at the terminal.
+//! Errors of a task, worded for the person at the terminal.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -24,7 +24,7 @@ const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-g
 type Package = (String, String, Side);
 type Features = BTreeMap<Package, BTreeSet<String>>;
 
-/// What a package is compiled for.
+/// The machine that a package is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Side {
     /// The program: `[dependencies]`.
@@ -116,7 +116,7 @@ fn members(root: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// What cargo would compile: the features of each third-party package.
+/// The units that cargo would compile: the features of each third-party package.
 fn resolve(root: &Path, command: &str, package: &str, target: &str) -> Result<Features> {
     let text = process::capture(
         process::cargo(root)
@@ -178,7 +178,7 @@ fn dependencies(listed: &Features) -> String {
     text
 }
 
-/// What two versions must differ in to be compiled side by side: `0-16`, `2`.
+/// The part of a version in which two must differ to be compiled side by side: `0-16`, `2`.
 fn major(version: &str) -> String {
     let mut numbers = version.split('.');
     match (numbers.next(), numbers.next()) {

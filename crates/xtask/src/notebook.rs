@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::{Setup, cuda};
 
-/// What to execute.
+/// A notebook to execute.
 pub(crate) struct Execution<'a> {
     /// The notebook's file.
     pub notebook: &'a Path,

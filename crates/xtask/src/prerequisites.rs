@@ -1,4 +1,4 @@
-//! What a machine must have, checked in a second before anything long starts.
+//! The prerequisites of a machine, checked in a second before anything long starts.
 //!
 //! Looking ([`look`]) and deciding ([`missing`]) are apart, so that the decisions are tested
 //! without a machine that lacks something.
@@ -11,12 +11,12 @@ use crate::process;
 const RUST: (u32, u32) = (1, 95);
 /// The oldest Python that the pinned packages install on.
 const PYTHON: (u32, u32) = (3, 10);
-/// What the compiled workspace, the kernel's warm cache and the Python environment take.
+/// Disk space of the compiled workspace, the kernel's warm cache and the Python environment.
 const BUILD_BYTES: u64 = 12 << 30;
 /// The base model, and its wheel while it is being unpacked.
 const MODEL_BYTES: u64 = 300 << 20;
 
-/// What was found on this machine.
+/// The findings on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     /// `std::env::consts::OS`.
@@ -38,7 +38,7 @@ pub(crate) struct Found {
 /// A Python interpreter.
 #[derive(Debug, Clone)]
 pub(crate) struct Python {
-    /// What to start.
+    /// The program to start.
     pub program: PathBuf,
     /// Major and minor version.
     pub version: (u32, u32),

@@ -2,7 +2,7 @@
 //!
 //! The order is: look at the machine, fetch what comes over the network, then compile. So a missing
 //! prerequisite, the network included, is named before anything long starts. Every step can be run
-//! again: it looks at what is there and does only what is missing.
+//! again: it looks at the state and does only the missing part.
 
 mod base_model;
 mod crates;
@@ -22,9 +22,9 @@ pub(crate) use python::Environment;
 
 /// One step of the set-up.
 trait Step {
-    /// What it makes, for the screen.
+    /// Its result, as a name for the screen.
     fn name(&self) -> &'static str;
-    /// What it does and how long that usually takes the first time.
+    /// Its work, and how long that usually takes the first time.
     fn what(&self) -> String;
     /// Whether there is nothing to do, found out quickly.
     fn is_done(&self) -> bool;
@@ -101,8 +101,8 @@ impl Setup {
         let toolkit = self.cuda();
         if !toolkit.has_gpu() {
             return Err(Error::Other(
-                "--cuda needs an NVIDIA GPU with its driver: there is no libcuda.so.1 on this machine. Leave --cuda out to compute on \
-                 the CPU; `cargo xtask test --long` compiles the CUDA code without a GPU."
+                "--cuda needs an NVIDIA GPU with its driver: there is no libcuda.so.1 on \
+                 this machine. Leave --cuda out to compute on the CPU; `cargo xtask test --long` compiles the CUDA code without a GPU."
                     .to_owned(),
             ));
         }
@@ -240,7 +240,8 @@ impl Setup {
             "Python peers",
             &self.peers_folder(),
             "tests/peers/requirements.txt",
-            "PyTorch, transformers and PEFT to compare with, into target/tunebook/peers (several minutes, some gigabytes)",
+            "PyTorch, transformers and PEFT to compare with, into target/tunebook/peers \
+             (several minutes, some gigabytes)",
         )
     }
 

@@ -47,7 +47,8 @@ impl Stamp {
     }
 }
 
-/// Writes a file under another name beside it, then renames it: nobody ever sees half of it.
+/// Writes a file under another name in the same folder, then renames it: nobody ever sees half of
+/// it.
 ///
 /// # Errors
 /// When the folder cannot be made or written.

@@ -13,7 +13,7 @@ pub(crate) struct Tally {
     pub skipped: usize,
 }
 
-/// What a test runner's output says about a run.
+/// A run as a test runner's output describes it.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Outcome {
     /// The counts.
@@ -136,7 +136,7 @@ fn said_skipped(line: &str) -> Option<&str> {
 /// `        PASS [   0.006s] ( 1/24) crate::it module::test`.
 fn nextest_test(line: &str) -> Option<(f64, &str)> {
     let (status, rest) = line.trim_start().split_once(" [")?;
-    // What a test wrote stands further to the left. SLOW and TERMINATING are said of tests that
+    // The output of a test stands further to the left. SLOW and TERMINATING are said of tests that
     // still run.
     let has_ended = line.len() - line.trim_start().len() >= 5
         && ["PASS", "FAIL", "ABORT", "TIMEOUT", "LEAK", "SIG"]

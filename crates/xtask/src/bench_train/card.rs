@@ -67,7 +67,7 @@ impl Card {
         json!({"card": self.name, "driver": self.driver, "peak_bf16_flops": self.peak_flops()})
     }
 
-    /// What it could do at most, where its data sheet is known.
+    /// Its peak speed, where its data sheet is known.
     pub(super) fn peak_flops(&self) -> Option<f64> {
         peak_of(&self.name)
     }

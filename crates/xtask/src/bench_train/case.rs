@@ -1,4 +1,4 @@
-//! The rows of the training table: what is measured, and against what.
+//! The rows of the training table: the work that is measured, and the peer.
 
 use super::shape::{LLAMA_1B, LLAMA_7B, Method, Shape};
 
@@ -6,7 +6,7 @@ use super::shape::{LLAMA_1B, LLAMA_7B, Method, Shape};
 pub(super) struct Case {
     /// Its name on the command line.
     pub name: &'static str,
-    /// What is done.
+    /// The work.
     pub kind: Kind,
 }
 
@@ -19,7 +19,7 @@ pub(super) enum Kind {
         /// Tokens of the row.
         lengths: &'static [usize],
     },
-    /// A fine-tune as a user would set it up, beside TRL's `SFTTrainer`.
+    /// A fine-tune as a user would set it up, compared with TRL's `SFTTrainer`.
     Sft,
     /// Optimizer steps on a CUDA device.
     Gpu(Gpu),
@@ -29,11 +29,11 @@ pub(super) enum Kind {
 pub(super) struct Gpu {
     /// The model, with random weights.
     pub shape: Shape,
-    /// What is trained.
+    /// The trained parts.
     pub method: Method,
     /// Rows and tokens of a row: a measurement of its own each.
     pub batches: &'static [(usize, usize)],
-    /// The peer that it is compared with.
+    /// The peers.
     pub peers: &'static [GpuPeer],
     /// Measured steps.
     pub steps: usize,
@@ -48,7 +48,7 @@ pub(super) struct GpuPeer {
     pub suffix: &'static str,
     /// The environment that has what it needs.
     pub packages: Packages,
-    /// What it is asked for beside the method and the number type.
+    /// Arguments besides the method and the number type.
     pub options: &'static [&'static str],
 }
 
@@ -67,9 +67,9 @@ pub(super) struct Steps {
     pub rows: usize,
     /// Tokens of a row.
     pub length: usize,
-    /// What the first side (ours) is asked for.
+    /// Arguments of the first side, our program.
     pub ours: &'static [&'static str],
-    /// The peer that it is compared with.
+    /// The peers.
     pub others: &'static [Other],
     /// Measured steps.
     pub steps: usize,
@@ -78,17 +78,17 @@ pub(super) struct Steps {
     pub first_loss: f64,
 }
 
-/// A side beside ours.
+/// A side that our program is compared with.
 pub(super) struct Other {
     /// Added to the metrics' names; empty for the first comparison.
     pub suffix: &'static str,
     /// Whether it is the Python peer or our own program with other options.
     pub peer: bool,
-    /// What it is asked for.
+    /// Its arguments.
     pub options: &'static [&'static str],
     /// Its first loss may differ: it computes with other weights.
     pub other_loss: bool,
-    /// In its row this side is ours, and beside it stands that one of the others.
+    /// In its row this side takes the place of our program and is compared with that other side.
     pub beside: Option<usize>,
 }
 

@@ -16,7 +16,7 @@ const WARM_UP: usize = 2;
 /// Tokens of the vocabulary, which the random ids are drawn from.
 const VOCABULARY: u64 = 49152;
 
-/// What a case came to.
+/// The result of a case.
 pub(super) struct Measured {
     /// One object for each metric.
     pub rows: Vec<Value>,
@@ -103,7 +103,7 @@ impl Bench<'_> {
         let speed = |times: &Times| tokens / median(&times.secs);
         let mut rows = Vec::new();
         for (index, other) in what.others.iter().enumerate() {
-            // Among the sides ours is first.
+            // Our program is the first of the sides.
             let (left, right) = match other.beside {
                 Some(beside) => (index + 1, beside + 1),
                 None => (0, index + 1),

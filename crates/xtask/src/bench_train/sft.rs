@@ -1,4 +1,5 @@
-//! The case `banking77-sft`: a fine-tune as a user would set it up, beside TRL's `SFTTrainer`.
+//! The case `banking77-sft`: a fine-tune as a user would set it up, compared with TRL's
+//! `SFTTrainer`.
 //!
 //! The data are the customer messages of `$TUNEBOOK_DATA/banking77/train.csv`, the message the
 //! prompt and its intent the completion.

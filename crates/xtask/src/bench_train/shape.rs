@@ -53,7 +53,7 @@ pub(super) const TINY: Shape = Shape {
     max_position_embeddings: 64,
 };
 
-/// What is trained, and how.
+/// The trained parts and the method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     /// LoRA of this rank on every projection of the blocks.

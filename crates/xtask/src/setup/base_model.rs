@@ -137,8 +137,8 @@ fn verify(file: &Path, expected: &str) -> Result<()> {
     }
 }
 
-/// The record beside a file that it had the right checksum: good as long as its size and time stay
-/// the same, so that later runs need not read it all.
+/// The record, next to a file, that it had the right checksum: good as long as its size and time
+/// stay the same, so that later runs need not read it all.
 struct Verified {
     record: PathBuf,
     content: String,

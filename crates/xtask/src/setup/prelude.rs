@@ -14,7 +14,7 @@ use super::{Setup, Step};
 pub(super) struct Warm {
     binary: PathBuf,
     root: PathBuf,
-    /// What compiling it makes; the tests make it too.
+    /// The compiled prelude; the tests make it, too.
     library: PathBuf,
     /// Says only that it has been warm once, for the estimates; whether it is warm the kernel finds
     /// out itself.
