@@ -91,7 +91,7 @@ class Training(WithKernel):
         self.assertGreaterEqual(steps, 3)
         self.assertGreater(len(self.run_ok('model.chat("Where is my parcel?")?;', timeout=300).stdout), 5)
         again, _ = self.stopped(
-            "let more: Run = trainer.resume_training(&run, &split)?;", 0, begun=lambda m: step_of(m) > steps + 1
+            "let more: Run = trainer.resume(&run, &split)?;", 0, begun=lambda m: step_of(m) > steps + 1
         )
         self.assertEqual(again.status, "ok", again.reply)
         self.assertGreater(int(self.run_ok("more.steps.len()").text), steps)

@@ -15,7 +15,7 @@ pub(crate) struct Axis {
 impl Axis {
     /// An axis that covers `values` (which are finite) with about `ticks` ticks. `whole` keeps
     /// ticks to whole numbers.
-    pub fn over(
+    pub(crate) fn over(
         values: impl Iterator<Item = f64>,
         ticks: f64,
         whole: bool,
@@ -45,20 +45,20 @@ impl Axis {
     }
 
     /// The axis of the logarithms of what it shows: 3 is labelled 1,000.
-    pub fn of_powers(mut self) -> Self {
+    pub(crate) fn of_powers(mut self) -> Self {
         self.powers = true;
         self
     }
 
     /// The axis with its ends moved out to the next ticks.
-    pub fn widened_to_ticks(mut self) -> Self {
+    pub(crate) fn widened_to_ticks(mut self) -> Self {
         self.min = (self.min / self.step + 1e-9).floor() * self.step;
         self.max = (self.max / self.step - 1e-9).ceil() * self.step;
         self
     }
 
     /// The axis with a margin of this share of its length at both ends.
-    pub fn padded(mut self, share: f64) -> Self {
+    pub(crate) fn padded(mut self, share: f64) -> Self {
         let room = (self.max - self.min) * share;
         self.min -= room;
         self.max += room;
@@ -66,12 +66,12 @@ impl Axis {
     }
 
     /// The pixel of a value.
-    pub fn at(&self, value: f64) -> f64 {
+    pub(crate) fn at(&self, value: f64) -> f64 {
         self.from + (value - self.min) / (self.max - self.min) * (self.to - self.from)
     }
 
     /// The ticks, with their labels.
-    pub fn ticks(&self) -> Vec<(f64, String)> {
+    pub(crate) fn ticks(&self) -> Vec<(f64, String)> {
         let first = (self.min / self.step - 1e-9).ceil() as i64;
         let last = (self.max / self.step + 1e-9).floor() as i64;
         (first..=last)

@@ -35,7 +35,7 @@ pub(crate) struct Canvas {
 }
 
 impl Canvas {
-    pub fn new(title: &str, height: f64) -> Self {
+    pub(crate) fn new(title: &str, height: f64) -> Self {
         let mut canvas = Self { body: String::new(), height, title: title.to_owned() };
         canvas.rect(0.0, 0.0, WIDTH, height, GROUND, 1.0);
         canvas.text(16.0, 24.0, title, 15.0, INK, Anchor::Start, true);
@@ -44,7 +44,15 @@ impl Canvas {
 
     // `write!` into a String cannot fail, so its result is not looked at below.
 
-    pub fn rect(&mut self, x: f64, y: f64, width: f64, height: f64, fill: &str, opacity: f64) {
+    pub(crate) fn rect(
+        &mut self,
+        x: f64,
+        y: f64,
+        width: f64,
+        height: f64,
+        fill: &str,
+        opacity: f64,
+    ) {
         let opacity =
             if opacity < 1.0 { format!(" fill-opacity=\"{opacity}\"") } else { String::new() };
         let _ = writeln!(
@@ -57,7 +65,7 @@ impl Canvas {
         );
     }
 
-    pub fn line(
+    pub(crate) fn line(
         &mut self,
         (x1, y1): (f64, f64),
         (x2, y2): (f64, f64),
@@ -76,7 +84,13 @@ impl Canvas {
         );
     }
 
-    pub fn polyline(&mut self, points: &[(f64, f64)], color: &str, width: f64, opacity: f64) {
+    pub(crate) fn polyline(
+        &mut self,
+        points: &[(f64, f64)],
+        color: &str,
+        width: f64,
+        opacity: f64,
+    ) {
         if points.len() < 2 {
             return;
         }
@@ -90,7 +104,7 @@ impl Canvas {
         );
     }
 
-    pub fn circle(&mut self, x: f64, y: f64, radius: f64, fill: &str, stroke: &str) {
+    pub(crate) fn circle(&mut self, x: f64, y: f64, radius: f64, fill: &str, stroke: &str) {
         let _ = writeln!(
             self.body,
             "<circle cx=\"{}\" cy=\"{}\" r=\"{radius}\" fill=\"{fill}\" stroke=\"{stroke}\" stroke-width=\"2\"/>",
@@ -100,7 +114,7 @@ impl Canvas {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the attributes of one text element")]
-    pub fn text(
+    pub(crate) fn text(
         &mut self,
         x: f64,
         y: f64,
@@ -126,7 +140,7 @@ impl Canvas {
     }
 
     /// The grid, the ticks and the labels of both axes.
-    pub fn axes(&mut self, area: Area, x: &Axis, y: &Axis, x_label: &str, y_label: &str) {
+    pub(crate) fn axes(&mut self, area: Area, x: &Axis, y: &Axis, x_label: &str, y_label: &str) {
         for (value, label) in y.ticks() {
             let at = y.at(value);
             self.line((area.left, at), (area.right, at), GRID, 1.0, false);
@@ -150,7 +164,7 @@ impl Canvas {
     }
 
     /// A row of swatches with names, from `x` to the right.
-    pub fn legend(&mut self, x: f64, y: f64, entries: &[(&str, &str)]) {
+    pub(crate) fn legend(&mut self, x: f64, y: f64, entries: &[(&str, &str)]) {
         let mut at = x;
         for (name, color) in entries {
             self.rect(at, y - 9.0, 14.0, 9.0, color, 1.0);
@@ -159,7 +173,7 @@ impl Canvas {
         }
     }
 
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{0}\" viewBox=\"0 0 {WIDTH} {0}\" \
              role=\"img\" font-family=\"Helvetica, Arial, sans-serif\">\n<title>{1}</title>\n{2}</svg>\n",

@@ -60,7 +60,7 @@ pub use profile::{Profile, TokenCount, WorstRow};
 pub use read::ReadOptions;
 pub use read::shape::RowShape;
 pub use split::audit::{Audit, LabelLeak, Overlap, OverlapKind};
-pub use split::{Partition, Split, Splits};
+pub use split::{Split, Splits};
 pub use stream::{Scan, Streamed};
 pub use training_text::TrainingText;
 pub use turn::{Role, Turn};

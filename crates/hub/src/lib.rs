@@ -21,7 +21,7 @@ mod explain;
 mod repository;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use hf_hub::Cache;
 
@@ -83,8 +83,9 @@ impl Hub {
 
     /// A cache of its own, the folder that Python calls `HF_HUB_CACHE`, with nothing taken from the
     /// environment.
-    pub fn new(cache: impl Into<PathBuf>) -> Self {
-        Self { cache: Cache::new(cache.into()), endpoint: None, token: None, offline: false }
+    pub fn new(cache: impl AsRef<Path>) -> Self {
+        let cache = Cache::new(cache.as_ref().to_owned());
+        Self { cache, endpoint: None, token: None, offline: false }
     }
 
     /// Asks another server.

@@ -28,7 +28,7 @@ mod text;
 mod weights;
 
 pub use candle_core::{DType, Device, Tensor};
-pub use config::{Config, Family, KNOWN_ARCHITECTURES};
+pub use config::Config;
 pub use device::{BestDevice, gpu_memory};
 pub use error::{Error, Result};
 pub use families::falcon::FalconConfig;
@@ -36,6 +36,7 @@ pub use families::gemma::GemmaConfig;
 pub use families::gpt2::Gpt2Config;
 pub use families::llama::LlamaConfig;
 pub use families::phi3::Phi3Config;
+pub use families::{Family, known_architectures};
 pub use generate::engine::{
     Engine, EngineConfig, Event, Finish, FinishReason, Request, RequestId, Usage,
 };

@@ -7,11 +7,9 @@
 //! A chunk's logits lie slice by slice, `[slice][rows][2016]`. A slice is a few megabytes: what the
 //! product has written is still in the cache when each row's highest logit and sum are updated from
 //! it; what becomes the gradient is still there when the next product reads it. The first pass
-//! leaves powers relative to the row's highest logit so far, so the second only scales them. (With
-//! whole rows of 49152 side by side, rows lie 48 pages apart: every store of a block of 32 rows,
-//! and every load of the gradient's product, went to the same few sets of the cache, and bf16
-//! packed 3 MiB for each 32 columns of the gradient. Predicted at 2048 tokens in bf16: from 1.26 s
-//! to 0.7 s of which 0.53 s is arithmetic. For what was measured see `docs/measurements.md`.)
+//! leaves powers relative to the row's highest logit so far, so the second only scales them. With
+//! whole rows side by side, the rows of a block would lie a multiple of the page size apart and
+//! meet in the same few sets of the cache. Figures: `docs/measurements.md`, "Cross-entropy".
 
 use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
@@ -264,8 +262,7 @@ fn forward(
 
 /// `dw += dlogitsᵀ · input` for some columns of the vocabulary, computed as `inputᵀ · dlogits` and
 /// turned: read so, the logits are streamed along their rows rather than one from each page.
-/// (Predicted at 512 rows of SmolLM2's vocabulary: from 0.7 s to the 0.15 s that the arithmetic
-/// takes.)
+/// Figures: `docs/measurements.md`, "Cross-entropy".
 ///
 /// # Shapes
 /// `dlogits` `[c, width]`, `input` `[c, hid]`, `dw` `[width, hid]`.

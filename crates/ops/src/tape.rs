@@ -2,10 +2,8 @@
 //!
 //! Candle keeps a gradient for each node: a buffer of zeros, and a second buffer for each addition
 //! to it. On the tape a first gradient is moved into place and a further one is added inside the
-//! operation that computes it, and every node's buffers go as soon as it is done. (Predicted: the
-//! table costs 130 MB of memory traffic a block of SmolLM2-135M at 4 x 128 tokens, 0.4 s of a 2 s
-//! step. Measured: what is outside the operations fell from 24 % of a step to 0.5 %, and a step's
-//! processor time from 4.6 s to 3.0 s on two threads.)
+//! operation that computes it, and every node's buffers go as soon as it is done. Figures:
+//! `docs/measurements.md`, "Memory and the tape".
 //!
 //! While a tape records, a fused operation's result is a leaf for candle. So operations of candle's
 //! between fused ones stay in candle's hands: such a segment is put on the tape as one entry, and
@@ -70,11 +68,9 @@ struct Entry {
     output: Place,
 }
 
-/// A tensor's place in the graph, and its values if the backward pass reads them. (Predicted for a
-/// block of SmolLM2-135M under LoRA on queries and values: of 81 numbers a token and a hidden size,
-/// 33 are of no further use: inputs of frozen maps, of sums and rotations. What a norm gave, 576 of
-/// the remaining 6336 numbers a token, is computed again for those that read it: predicted 45 ms of
-/// 9 s at 2048 tokens, and room for three of thirty blocks that were run again before, 0.35 s.)
+/// A tensor's place in the graph, and its values if the backward pass reads them. Inputs of frozen
+/// linears, of sums and of rotations are not kept; a norm's output is computed again for the
+/// operations that read it. Figures: `docs/measurements.md`, "Memory and the tape".
 struct Place {
     id: TensorId,
     shape: Shape,

@@ -1,7 +1,7 @@
 //! What a notebook uses: `use tunebook::prelude::*;`.
 //!
 //! This crate adds no logic of its own. It names the crates of the workspace in one place, joins
-//! data to training ([`Train`]), and says how each value looks as the result of a cell
+//! data to training ([`DataSets`]), and says how each value looks as the result of a cell
 //! ([`EvcxrDisplay`]). It is built as a dynamic library, so that a cell links to one compiled copy
 //! of everything, and as an rlib, which rustdoc needs for its examples. Importing it runs nothing:
 //! thread pools start when they are first used, with as many threads as the process may use
@@ -44,4 +44,4 @@ pub use history::{History, LrCurve};
 pub use seen::{See, Seen, SeenToken};
 pub use show::EvcxrDisplay;
 pub use summary::Summary;
-pub use train::{Examples, LossCurve, Train};
+pub use train::{DataSets, Examples, LossCurve};

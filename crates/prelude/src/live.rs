@@ -44,7 +44,7 @@ enum Screen {
 }
 
 impl Live {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let screen = match Place::current() {
             Place::Channel { .. } => Screen::Notebook(None),
             Place::Stock | Place::Terminal { .. } => Screen::Bar(None),
@@ -65,7 +65,7 @@ impl Live {
     }
 
     /// For a run that goes on: its losses are shown from its first step.
-    pub fn going_on(run: &Run) -> Self {
+    pub(crate) fn going_on(run: &Run) -> Self {
         let first = run.steps.first().cloned();
         Self { points: run.loss_points(), evals: run.evals.clone(), first, ..Self::new() }
     }

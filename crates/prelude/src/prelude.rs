@@ -27,9 +27,9 @@ mod own {
     };
     pub use tunebook_data::{
         Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
-        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Partition, Pii, Profile,
-        Quality, ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits,
-        StepReport, Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
+        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Pii, Profile, Quality,
+        ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits, StepReport,
+        Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
     };
     pub use tunebook_models::{
         BestDevice, ChatTemplate, ChatTokenizer, Completion, Config as ModelConfig, DEFAULT_MODEL,
@@ -45,11 +45,11 @@ mod own {
     pub use tunebook_tune::{
         Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,
         BottleneckInit, Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy,
-        Example, Fingerprints, Full, FullInfo, FullTuning, Ia3, Lora, LoraInit, LrPoint, LrRange,
-        LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan, PrefixInit, PrefixTuning,
-        Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run, RunLog, RunRecord,
-        SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules, TensorBoard,
-        TokenizedExample, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
+        Example, ExampleSets, Fingerprints, Full, FullInfo, FullTuning, Ia3, IntoSets, Lora,
+        LoraInit, LrPoint, LrRange, LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan,
+        PrefixInit, PrefixTuning, Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run,
+        RunLog, RunRecord, SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules,
+        TensorBoard, TokenizedExample, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
     };
 
     pub use crate::compare::side_by_side;
@@ -58,7 +58,7 @@ mod own {
     pub use crate::seen::{See as _, Seen, SeenToken};
     pub use crate::show::EvcxrDisplay as _;
     pub use crate::summary::Summary as _;
-    pub use crate::train::{Examples as _, LossCurve as _, Train as _};
+    pub use crate::train::{Examples as _, LossCurve as _};
 }
 
 /// Nor do the names shadow candle's: this does not compile if one does. Two modules, since candle's

@@ -72,7 +72,7 @@ pub(crate) use without_lifetimes;
 
 impl<'a> Value<'a> {
     /// The value, if it is a `T`.
-    pub fn as_ref<T: WithoutLifetimes>(&self) -> Option<&'a T> {
+    pub(crate) fn as_ref<T: WithoutLifetimes>(&self) -> Option<&'a T> {
         // SAFETY: `pointer` comes from a reference that lives for 'a, to a value whose type is `T`
         // up to lifetimes; and `T` has none, so the type is `T`.
         (self.id == TypeId::of::<T>()).then(|| unsafe { &*self.pointer.cast::<T>() })

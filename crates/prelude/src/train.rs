@@ -3,48 +3,31 @@
 use tunebook_charts::{Figure, LossPoint};
 use tunebook_data::{Dataset, Splits, TrainingText, Turn};
 use tunebook_models::Message;
-use tunebook_tune::{Example, Result, Run, RunRecord, Trainer, TrainingSummary};
+use tunebook_tune::{Example, ExampleSets, IntoSets, RunRecord};
 
 use crate::live::Live;
 
-/// Training on the two sides of a split, with a live display.
-pub trait Train {
-    /// Trains on `split.train` and evaluates on `split.validation`. While it runs, the cell shows
-    /// where it stands, the loss curve and the evaluations; Stop ends the run and keeps everything
-    /// up to the last whole step.
-    ///
-    /// # Errors
-    /// As [`Trainer::fit`].
-    fn train(&self, split: &Splits) -> Result<Run>;
+/// The [`Kind`](IntoSets) of the data crate's sets: a [`Trainer`](tunebook_tune::Trainer) takes
+/// `&split`, whose test it leaves alone, or the training rows alone as `&dataset`. While it trains
+/// on them, the cell shows how far it is, the loss curve and the evaluations; Stop ends the run and
+/// keeps everything up to the last whole step.
+#[derive(Debug)]
+pub struct DataSets;
 
-    /// What training on this split will train and take, before it starts: parameters, memory, and
-    /// the size of the adapter's file.
-    ///
-    /// # Errors
-    /// As [`Trainer::summary`].
-    fn training_summary(&self, split: &Splits) -> Result<TrainingSummary>;
-
-    /// Goes on with a run that was stopped, on the same split.
-    ///
-    /// # Errors
-    /// As [`Trainer::resume`].
-    fn resume_training(&self, run: &Run, split: &Splits) -> Result<Run>;
+impl IntoSets<DataSets> for &Splits {
+    fn into_sets(self) -> ExampleSets {
+        live(ExampleSets::new(self.train.examples(), self.validation.examples()))
+    }
 }
 
-impl Train for Trainer {
-    fn train(&self, split: &Splits) -> Result<Run> {
-        let (train, validation) = (split.train.examples(), split.validation.examples());
-        self.observed(Live::new(), |trainer| trainer.fit(&train, &validation))
+impl IntoSets<DataSets> for &Dataset {
+    fn into_sets(self) -> ExampleSets {
+        live(ExampleSets::new(self.examples(), Vec::new()))
     }
+}
 
-    fn training_summary(&self, split: &Splits) -> Result<TrainingSummary> {
-        self.summary(&split.train.examples())
-    }
-
-    fn resume_training(&self, run: &Run, split: &Splits) -> Result<Run> {
-        let (train, validation) = (split.train.examples(), split.validation.examples());
-        self.observed(Live::going_on(run), |trainer| trainer.resume(run, &train, &validation))
-    }
+fn live(sets: ExampleSets) -> ExampleSets {
+    sets.observed_by(Box::new(|going_on| Box::new(going_on.map_or_else(Live::new, Live::going_on))))
 }
 
 /// The rows of a data set as training examples.

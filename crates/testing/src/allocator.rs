@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 /// The system's allocator, with a count of the bytes that are alive and of their peak.
 pub struct Counting;
 
-// Signed: another thread may stand between the two halves of a reallocation, and memory may be freed
-// here that the dynamic standard library allocated before.
+// Signed: another thread may stand between the two halves of a reallocation, and memory may be
+// freed here that the dynamic standard library allocated before.
 static ALIVE: AtomicIsize = AtomicIsize::new(0);
 static PEAK: AtomicIsize = AtomicIsize::new(0);
 

@@ -93,7 +93,7 @@ fn one(
         eval_strategy: EvalStrategy::Steps(steps),
         ..Default::default()
     };
-    let run = Trainer::new(model, &args).fit(train, held_out)?;
+    let run = Trainer::new(model, &args).train((train, held_out))?;
     let trained_secs = started.elapsed().as_secs_f64();
     let (prompts, intents): (Vec<String>, Vec<&str>) = held_out
         .iter()

@@ -67,7 +67,7 @@ fn run() -> Result<()> {
         eval_strategy: EvalStrategy::Steps(data.steps),
         ..Default::default()
     };
-    Trainer::new(&model, &args).with_callback(Turns::default()).fit(&train, &validation)?;
+    Trainer::new(&model, &args).with_callback(Turns::default()).train((&train, &validation))?;
     Ok(())
 }
 

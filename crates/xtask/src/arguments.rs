@@ -4,25 +4,28 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// What is shown for `cargo xtask`, `--help` and a wrong command line.
-pub const USAGE: &str = "\
+/// The text for `cargo xtask`, `--help` and a wrong command line.
+pub(crate) const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   lab [--no-browser] [--port N] [--cuda]
                                   set everything up, then open JupyterLab on notebook 00
   run NOTEBOOK [--kernel NAME] [--out DIR] [--cuda]
                                   set everything up, then execute a notebook headless;
-                                  the executed notebook and an HTML page go to DIR (default: out/ in the repository)
-                                  --cuda: cells compute on an NVIDIA GPU (built apart; never run on one so far)
-  test [--long]                   everything that a change must pass; --long adds what takes long
+                                  the executed notebook and an HTML page go to DIR
+                                  (default: out/ in the repository)
+                                  --cuda: cells compute on an NVIDIA GPU
+                                  (built apart; never run on one so far)
+  test [--long]                   everything that a change must pass;
+                                  --long adds slow tests and fails on skips
   bench train|generate|cells|data [CASE...] [--json FILE]
-                                  measure beside the peer in one run
+                                  compare with the peer in one run
   setup                           the set-up alone (for a machine that goes offline later)
   features [--check]              renew crates/workspace-hack after a change of dependencies";
 
 /// A parsed command line.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// Set up and open JupyterLab.
     Lab { browser: bool, port: Option<u16>, cuda: bool },
     /// Set up and execute one notebook.
@@ -41,14 +44,14 @@ pub enum Command {
 
 /// A family of benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bench {
-    /// Training steps beside PyTorch and PEFT.
+pub(crate) enum Bench {
+    /// Training steps, compared with PyTorch and PEFT.
     Train,
-    /// Generated text beside llama.cpp, transformers and mistral.rs.
+    /// Generated text, compared with llama.cpp, transformers and mistral.rs.
     Generate,
-    /// Kernel start and cells beside the stock kernel.
+    /// Kernel start and cells, compared with the stock kernel.
     Cells,
-    /// Cleaning and deduplication beside datasets and datatrove.
+    /// Cleaning and deduplication, compared with datasets and datatrove.
     Data,
 }
 
@@ -56,7 +59,7 @@ pub enum Bench {
 ///
 /// # Errors
 /// [`Error::Usage`] names the word that is not understood, and what would be.
-pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
+pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
     let mut words = words.into_iter();
     let Some(command) = words.next() else { return Ok(Command::Help) };
     let mut words = Words(words.collect::<Vec<_>>().into());

@@ -1,9 +1,9 @@
-//! The benchmarks: ours and the peer, measured in one run.
+//! The benchmarks: our side and the peer, measured in one run.
 
-pub mod machine;
-pub mod peer;
-pub mod rows;
-pub mod side;
+pub(crate) mod machine;
+pub(crate) mod peer;
+pub(crate) mod rows;
+pub(crate) mod side;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,13 +15,18 @@ use crate::setup::Setup;
 use crate::{bench_cells, bench_data, bench_generate, bench_train};
 
 /// Threads of each side.
-pub const THREADS: usize = 2;
+pub(crate) const THREADS: usize = 2;
 
 /// Runs one family of benchmarks after the set-up that it needs.
 ///
 /// # Errors
 /// When the set-up or a measurement fails.
-pub fn run(setup: &Setup, which: Bench, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(
+    setup: &Setup,
+    which: Bench,
+    cases: &[String],
+    json: Option<&Path>,
+) -> Result<()> {
     let json: Option<PathBuf> =
         json.map(|path| std::path::absolute(path).map_err(Error::io("find", path))).transpose()?;
     match which {
@@ -56,7 +61,7 @@ pub fn run(setup: &Setup, which: Bench, cases: &[String], json: Option<&Path>) -
 ///
 /// # Errors
 /// When it does not compile.
-pub fn build(setup: &Setup, example: &str) -> Result<()> {
+pub(crate) fn build(setup: &Setup, example: &str) -> Result<()> {
     println!("building our side");
     let mut build = process::cargo(&setup.root);
     process::run(
@@ -67,7 +72,7 @@ pub fn build(setup: &Setup, example: &str) -> Result<()> {
 
 /// The program of such an example. It is started directly: `cargo run` would wait for whoever else
 /// is building.
-pub fn program(setup: &Setup, example: &str) -> Command {
+pub(crate) fn program(setup: &Setup, example: &str) -> Command {
     let folder = setup.target.join(&setup.triple).join("debug/examples");
     let mut command = process::command(folder.join(example));
     command.env("RAYON_NUM_THREADS", THREADS.to_string());

@@ -1,4 +1,4 @@
-//! The `cells` bench: how long typical cells take on our kernel, beside the stock kernel with the
+//! The `cells` bench: time of typical cells on our kernel and on the stock kernel with the
 //! same dependencies. `tests/kernel/bench_cells.py` measures, as a Jupyter client does.
 
 use std::path::Path;
@@ -7,17 +7,17 @@ use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::Setup;
 
-/// What it measures; the first five come out of one session. `tests/kernel/bench_cells.py` has the
-/// same names.
+/// The measured cases; the first five come out of one session. `tests/kernel/bench_cells.py` has
+/// the same names.
 const CASES: [&str; 6] =
     ["kernel_info", "first-result-warm", "cell-median", "cell-max", "kernel-rss", "cells-1000"];
 
 /// Runs the bench for these cases, or for all; with `json`, writes the rows there, and the
-/// versions, the machine and each cell's time beside it (`NAME.about.json`).
+/// versions, the machine and each cell's time next to them (`NAME.about.json`).
 ///
 /// # Errors
 /// A case that is not there; when a cell fails or Python does.
-pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     if let Some(case) = cases.iter().find(|case| !CASES.contains(&case.as_str())) {
         return Err(Error::Usage(format!(
             "`bench cells` has no case `{case}`; there are: {}",

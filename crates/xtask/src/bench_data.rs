@@ -1,4 +1,4 @@
-//! The `data` bench: cleaning, exact and near-duplicates beside Python's `datasets` and
+//! The `data` bench: cleaning, exact and near-duplicates compared with Python's `datasets` and
 //! `datatrove`, and the memory of a stream.
 //!
 //! The files are made of the real data that `TUNEBOOK_DATA` names (see
@@ -19,17 +19,17 @@ use crate::setup::Setup;
 const CASES: [&str; 3] = ["clean-1m", "minhash-100k", "stream-large"];
 const ROWS: usize = 1_000_000;
 const DOCUMENTS: usize = 100_000;
-/// The streamed file, if the disk has room for it and what is written from it.
+/// The streamed file, if the disk has room for it and for its output.
 const STREAM_BYTES: u64 = 5_000_000_000;
 const SMALLER_STREAM_BYTES: u64 = 1_000_000_000;
 const RUNS: usize = 3;
 
 /// Runs the cases; with `json`, writes the rows there, and the machine, versions and every run
-/// beside it (`NAME.about.json`).
+/// next to them (`NAME.about.json`).
 ///
 /// # Errors
 /// An unknown case, no data, or a side that fails or does not do the same work.
-pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     if let Some(unknown) = cases.iter().find(|case| !CASES.contains(&case.as_str())) {
         return Err(Error::Usage(format!(
             "there is no case `{unknown}`; there are: {}",
@@ -112,8 +112,8 @@ impl Bench<'_> {
         self.folder.join(name).to_string_lossy().into_owned()
     }
 
-    /// Ours several times, the peer once between: the best of ours beside the one of the peer would
-    /// be unfair, so the median counts.
+    /// Our side several times, the peer once in between. The median of our runs counts: the best
+    /// one against a single run of the peer would be unfair.
     fn both(&self, which: &str, file: &str, more: &[&str]) -> Result<(Value, Value, Vec<Value>)> {
         let words: Vec<&str> = [which, file].into_iter().chain(more.iter().copied()).collect();
         let mut runs = vec![self.ours(&words)?];
@@ -175,7 +175,7 @@ impl Bench<'_> {
         // file and writes what it keeps.
         let out = self.file("kept.jsonl");
         let (ours, peer, runs) = self.both("minhash", &file, &["words", &out])?;
-        // What a notebook does by default: shingles of 5 characters, four to five times as many.
+        // The default of a notebook: shingles of 5 characters, four to five times as many.
         let by_chars = (0..RUNS)
             .map(|_| self.ours(&["minhash", &file, "chars", &out]))
             .collect::<Result<Vec<_>>>()?;

@@ -34,7 +34,7 @@ const PROGRAM: &str = "bench_generate";
 /// # Errors
 /// An unknown case; cases that failed, when the others are done: our side ended early, or a side
 /// did not generate as many tokens as it was asked for.
-pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     let chosen = choose(cases)?;
     let python = peer::python(setup)?;
     let peer_model = peer::model(setup, &python)?;

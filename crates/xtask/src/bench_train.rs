@@ -1,11 +1,11 @@
-//! The `train` bench: tokens per second and peak memory of our trainer beside the Python peer's.
+//! The `train` bench: tokens per second and peak memory of our trainer and of the Python peer.
 //!
 //! The sides are processes that answer `step` on standard input with the seconds that the step took
-//! (ours is `crates/tune/examples/bench_train.rs`, the peer's `tests/peers/bench_train.py`). They
-//! take turns, so that what else the machine does falls on all alike; figures are medians, memory
-//! is each process's own peak (`VmHWM`). On a GPU the sides have the card one after the other
-//! ([`gpu`]). Every step is one of the trainer's default path. A case that this machine or this
-//! build cannot run has a row whose ratio is null and whose `reason` says why.
+//! (our side is `crates/tune/examples/bench_train.rs`, the peer's `tests/peers/bench_train.py`).
+//! They take turns, so that what else the machine does falls on all alike; figures are medians,
+//! memory is each process's own peak (`VmHWM`). On a GPU the sides have the card one after the
+//! other ([`gpu`]). Every step is one of the trainer's default path. A case that this machine or
+//! this build cannot run has a row whose ratio is null and whose `reason` says why.
 
 mod card;
 mod case;
@@ -27,7 +27,7 @@ use crate::bench::{self, THREADS, machine, peer};
 use crate::error::{Error, Result};
 use crate::setup::Setup;
 
-/// What all cases need.
+/// The things that all cases need.
 struct Bench<'a> {
     setup: &'a Setup,
     python: PathBuf,
@@ -37,12 +37,12 @@ struct Bench<'a> {
 }
 
 /// Measures the cases (all of them when none is named); with `json`, writes the rows there, and the
-/// versions, the machine and every step's time beside it (`NAME.about.json`).
+/// versions, the machine and every step's time next to them (`NAME.about.json`).
 ///
 /// # Errors
 /// An unknown case; cases that failed, when the others are done: a side ended early, or two sides
 /// do not compute the same loss.
-pub fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
+pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
     let chosen = choose(cases)?;
     let python = peer::python(setup)?;
     let peer_model = peer::model(setup, &python)?;

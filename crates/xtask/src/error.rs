@@ -1,15 +1,15 @@
-//! What can go wrong in a task, worded for the person at the terminal.
+//! Errors of a task, worded for the person at the terminal.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 /// The result of a task.
-pub type Result<T> = std::result::Result<T, Error>;
+pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Why a task ended.
 #[derive(Debug)]
-pub enum Error {
+pub(crate) enum Error {
     /// The command line makes no sense; holds what to write instead.
     Usage(String),
     /// The machine lacks something; holds one line per missing thing, each with its remedy.
@@ -32,7 +32,7 @@ pub enum Error {
 
 impl Error {
     /// Wraps an I/O error with what was being done to which path.
-    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { doing, path, source }
     }

@@ -24,7 +24,7 @@ const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-g
 type Package = (String, String, Side);
 type Features = BTreeMap<Package, BTreeSet<String>>;
 
-/// What a package is compiled for.
+/// The machine that a package is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Side {
     /// The program: `[dependencies]`.
@@ -38,7 +38,7 @@ enum Side {
 ///
 /// # Errors
 /// Lists the packages that diverge.
-pub fn check(root: &Path) -> Result<()> {
+pub(crate) fn check(root: &Path) -> Result<()> {
     let diverging = diverging(root, &members(root)?, &TARGETS[..])?;
     if diverging.is_empty() {
         return Ok(());
@@ -56,7 +56,7 @@ pub fn check(root: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When cargo cannot resolve the workspace.
-pub fn renew(root: &Path) -> Result<()> {
+pub(crate) fn renew(root: &Path) -> Result<()> {
     let manifest = root.join("crates").join(HACK).join("Cargo.toml");
     let old = std::fs::read_to_string(&manifest).map_err(Error::io("read", &manifest))?;
     let head = old.split("[dependencies]").next().unwrap_or_default();
@@ -116,7 +116,7 @@ fn members(root: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// What cargo would compile: the features of each third-party package.
+/// The units that cargo would compile: the features of each third-party package.
 fn resolve(root: &Path, command: &str, package: &str, target: &str) -> Result<Features> {
     let text = process::capture(
         process::cargo(root)
@@ -178,7 +178,7 @@ fn dependencies(listed: &Features) -> String {
     text
 }
 
-/// What two versions must differ in to be compiled side by side: `0-16`, `2`.
+/// The part of a version in which two must differ to be compiled side by side: `0-16`, `2`.
 fn major(version: &str) -> String {
     let mut numbers = version.split('.');
     match (numbers.next(), numbers.next()) {

@@ -11,7 +11,7 @@ use crate::setup::{Setup, cuda};
 ///
 /// # Errors
 /// Returns only when JupyterLab cannot be started.
-pub fn open(
+pub(crate) fn open(
     setup: &Setup,
     browser: bool,
     port: Option<u16>,

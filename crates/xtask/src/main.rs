@@ -71,7 +71,7 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Sets everything up; returns the variables that the kernel needs beside its own.
+/// Sets everything up; returns the variables that the kernel needs in addition to its own.
 fn ensure(setup: &Setup, cuda: bool) -> Result<Vec<(&'static str, std::ffi::OsString)>> {
     if cuda {
         return Ok(setup.ensure_cuda()?.environment());

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::{Setup, cuda};
 
-/// What to execute.
-pub struct Execution<'a> {
+/// A notebook to execute.
+pub(crate) struct Execution<'a> {
     /// The notebook's file.
     pub notebook: &'a Path,
     /// The kernelspec's name.
@@ -24,7 +24,7 @@ impl Execution<'_> {
     /// # Errors
     /// [`Error::Notebook`] names the cell that failed by its number and first line; both files are
     /// written all the same.
-    pub fn run(&self, setup: &Setup) -> Result<()> {
+    pub(crate) fn run(&self, setup: &Setup) -> Result<()> {
         self.run_with(setup, &[])
     }
 
@@ -32,7 +32,11 @@ impl Execution<'_> {
     ///
     /// # Errors
     /// As [`Execution::run`].
-    pub fn run_with(&self, setup: &Setup, environment: &[(&'static str, OsString)]) -> Result<()> {
+    pub(crate) fn run_with(
+        &self,
+        setup: &Setup,
+        environment: &[(&'static str, OsString)],
+    ) -> Result<()> {
         self.check()?;
         let mut command = self.command(setup)?;
         cuda::set(&mut command, environment);
@@ -53,7 +57,7 @@ impl Execution<'_> {
     ///
     /// # Errors
     /// [`Error::Other`] names the file.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.notebook.extension().is_none_or(|extension| extension != "ipynb") {
             return Err(Error::Other(format!(
                 "{} is not a notebook: its name must end in .ipynb",
@@ -89,7 +93,7 @@ impl Execution<'_> {
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
     let mut notebooks: Vec<_> = entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))

@@ -1,4 +1,4 @@
-//! What a machine must have, checked in a second before anything long starts.
+//! The prerequisites of a machine, checked in a second before anything long starts.
 //!
 //! Looking ([`look`]) and deciding ([`missing`]) are apart, so that the decisions are tested
 //! without a machine that lacks something.
@@ -11,14 +11,14 @@ use crate::process;
 const RUST: (u32, u32) = (1, 95);
 /// The oldest Python that the pinned packages install on.
 const PYTHON: (u32, u32) = (3, 10);
-/// What the compiled workspace, the kernel's warm cache and the Python environment take.
+/// Disk space of the compiled workspace, the kernel's warm cache and the Python environment.
 const BUILD_BYTES: u64 = 12 << 30;
 /// The base model, and its wheel while it is being unpacked.
 const MODEL_BYTES: u64 = 300 << 20;
 
-/// What was found on this machine.
+/// The findings on this machine.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub(crate) struct Found {
     /// `std::env::consts::OS`.
     pub os: String,
     /// `std::env::consts::ARCH`.
@@ -37,8 +37,8 @@ pub struct Found {
 
 /// A Python interpreter.
 #[derive(Debug, Clone)]
-pub struct Python {
-    /// What to start.
+pub(crate) struct Python {
+    /// The program to start.
     pub program: PathBuf,
     /// Major and minor version.
     pub version: (u32, u32),
@@ -48,7 +48,7 @@ pub struct Python {
 
 /// Free space in a folder, and what will still be needed there.
 #[derive(Debug, Clone)]
-pub struct Space {
+pub(crate) struct Space {
     /// The folder.
     pub folder: PathBuf,
     /// Bytes free, when it could be found out.
@@ -59,7 +59,7 @@ pub struct Space {
 
 /// Looks at the machine. `build` and `cache` are where the build and the base model go; what is
 /// there already need not fit again.
-pub fn look(build: (&Path, bool), cache: (&Path, bool)) -> Found {
+pub(crate) fn look(build: (&Path, bool), cache: (&Path, bool)) -> Found {
     let space = |(folder, there): (&Path, bool), needed: u64| Space {
         folder: folder.to_path_buf(),
         free_bytes: free_bytes(folder),
@@ -79,7 +79,7 @@ pub fn look(build: (&Path, bool), cache: (&Path, bool)) -> Found {
 }
 
 /// One line per missing thing, with its remedy; nothing when the machine is ready.
-pub fn missing(found: &Found) -> Vec<String> {
+pub(crate) fn missing(found: &Found) -> Vec<String> {
     if let Some(refusal) = platform(&found.os, &found.arch, &found.kernel) {
         return vec![refusal];
     }

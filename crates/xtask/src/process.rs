@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// A command with a clean environment: what `cargo run` put there for this program alone is taken
 /// out again, so that a cargo further down sees what it would have seen from a shell.
-pub fn command(program: impl AsRef<OsStr>) -> Command {
+pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, value) in std::env::vars_os() {
         let Some(key) = name.to_str() else { continue };
@@ -27,7 +27,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 }
 
 /// `cargo`, in the workspace at `root`.
-pub fn cargo(root: &Path) -> Command {
+pub(crate) fn cargo(root: &Path) -> Command {
     let mut command = command("cargo");
     command.current_dir(root);
     command
@@ -41,7 +41,7 @@ fn is_set_by_cargo(key: &str) -> bool {
 }
 
 /// The folders of a variable such as PATH, as [`command`] passes it on.
-pub fn inherited_folders(name: &str) -> Vec<PathBuf> {
+pub(crate) fn inherited_folders(name: &str) -> Vec<PathBuf> {
     let value = std::env::var_os(name);
     let value = if name == "LD_LIBRARY_PATH" {
         value.as_deref().and_then(without_cargo_folders)
@@ -68,7 +68,7 @@ fn without_cargo_folders(value: &OsStr) -> Option<std::ffi::OsString> {
 /// # Errors
 /// [`Error::Start`] when the program is not there, [`Error::Failed`] (with `what`) when it ends
 /// with a failure.
-pub fn run(command: &mut Command, what: &str) -> Result<()> {
+pub(crate) fn run(command: &mut Command, what: &str) -> Result<()> {
     let status = command.status().map_err(|source| start_error(command, source))?;
     if status.success() {
         Ok(())
@@ -81,7 +81,7 @@ pub fn run(command: &mut Command, what: &str) -> Result<()> {
 ///
 /// # Errors
 /// As [`run`]; the end of what it wrote to standard error is part of the text.
-pub fn capture(command: &mut Command, what: &str) -> Result<String> {
+pub(crate) fn capture(command: &mut Command, what: &str) -> Result<String> {
     let output =
         command.stdin(Stdio::null()).output().map_err(|source| start_error(command, source))?;
     if output.status.success() {
@@ -98,7 +98,7 @@ pub fn capture(command: &mut Command, what: &str) -> Result<String> {
 ///
 /// # Errors
 /// [`Error::Start`] when the program is not there. A failure is no error here.
-pub fn show_and_keep(
+pub(crate) fn show_and_keep(
     command: &mut Command,
     is_shown: impl FnMut(&str) -> bool + Send,
 ) -> Result<(bool, String)> {
@@ -110,7 +110,7 @@ pub fn show_and_keep(
 ///
 /// # Errors
 /// As [`show_and_keep`].
-pub fn show_and_keep_errors(command: &mut Command) -> Result<(bool, String)> {
+pub(crate) fn show_and_keep_errors(command: &mut Command) -> Result<(bool, String)> {
     keep(command, |_| true)
 }
 

@@ -9,7 +9,7 @@ use crate::tally::{Skip, Tally};
 
 /// Time that all parts together may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// The time, on a machine with two cores.
     pub time: Duration,
     /// The state of the build directory for which it holds.
@@ -17,13 +17,15 @@ pub struct Budget {
 }
 
 /// With nothing compiled yet.
-pub const COLD: Budget = Budget { time: Duration::from_secs(55 * 60), state: "nothing compiled" };
+pub(crate) const COLD: Budget =
+    Budget { time: Duration::from_secs(55 * 60), state: "nothing compiled" };
 /// With the dependencies compiled.
-pub const COMPILED: Budget = Budget { time: Duration::from_secs(20 * 60), state: "compiled" };
+pub(crate) const COMPILED: Budget =
+    Budget { time: Duration::from_secs(20 * 60), state: "compiled" };
 
 /// A part of the run.
 #[derive(Debug, Clone, Default)]
-pub struct Part {
+pub(crate) struct Part {
     /// Its name.
     pub name: String,
     /// Wall-clock time.
@@ -34,7 +36,7 @@ pub struct Part {
 
 /// Everything that the end of a run says.
 #[derive(Debug, Default)]
-pub struct Report {
+pub(crate) struct Report {
     /// The parts in the order in which they ran.
     pub parts: Vec<Part>,
     /// Seconds and names of the slowest tests, the slowest first.
@@ -49,7 +51,7 @@ pub struct Report {
 
 impl Report {
     /// Counts every skip as a failure with its reason, as `--long` does.
-    pub fn skips_are_failures(&mut self) {
+    pub(crate) fn skips_are_failures(&mut self) {
         for part in &mut self.parts {
             let silent = part.tally.skipped
                 - self.skips.iter().filter(|(name, _)| *name == part.name).count();
@@ -64,7 +66,7 @@ impl Report {
     }
 
     /// The counts of all parts.
-    pub fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         let mut sum = Tally::default();
         for part in &self.parts {
             sum += part.tally;
@@ -73,7 +75,7 @@ impl Report {
     }
 
     /// The report as text; its last line holds the counts.
-    pub fn text(&self, total: Duration, budget: Option<Budget>) -> String {
+    pub(crate) fn text(&self, total: Duration, budget: Option<Budget>) -> String {
         let tally = self.tally();
         let mut text = self.table(total, tally);
         if !self.slowest.is_empty() {

@@ -2,11 +2,11 @@
 //!
 //! The order is: look at the machine, fetch what comes over the network, then compile. So a missing
 //! prerequisite, the network included, is named before anything long starts. Every step can be run
-//! again: it looks at what is there and does only what is missing.
+//! again: it looks at the state and does only the missing part.
 
 mod base_model;
 mod crates;
-pub mod cuda;
+pub(crate) mod cuda;
 mod kernel;
 mod prelude;
 mod python;
@@ -18,13 +18,13 @@ use crate::error::{Error, Result};
 use crate::prerequisites::{self, Python};
 use crate::process;
 
-pub use python::Environment;
+pub(crate) use python::Environment;
 
 /// One step of the set-up.
 trait Step {
-    /// What it makes, for the screen.
+    /// Its result, as a name for the screen.
     fn name(&self) -> &'static str;
-    /// What it does and how long that usually takes the first time.
+    /// Its work, and how long that usually takes the first time.
     fn what(&self) -> String;
     /// Whether there is nothing to do, found out quickly.
     fn is_done(&self) -> bool;
@@ -34,7 +34,7 @@ trait Step {
 
 /// A machine on which everything is in place, and where it is.
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// The repository.
     pub root: PathBuf,
     /// Cargo's target directory.
@@ -52,7 +52,7 @@ impl Setup {
     ///
     /// # Errors
     /// [`Error::Prerequisites`] lists what the machine lacks.
-    pub fn locate() -> Result<Self> {
+    pub(crate) fn locate() -> Result<Self> {
         let root = root()?;
         // The target directory as cargo's environment and default have it: cargo itself may be what
         // is missing.
@@ -82,7 +82,7 @@ impl Setup {
     ///
     /// # Errors
     /// The first step that fails; the steps before it stay done.
-    pub fn ensure(&self) -> Result<()> {
+    pub(crate) fn ensure(&self) -> Result<()> {
         self.steps(&[
             &self.fetch_crates(),
             &self.notebook_python(),
@@ -97,12 +97,12 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::ensure`]; without an NVIDIA driver, since what would be built could not start.
-    pub fn ensure_cuda(&self) -> Result<cuda::Toolkit> {
+    pub(crate) fn ensure_cuda(&self) -> Result<cuda::Toolkit> {
         let toolkit = self.cuda();
         if !toolkit.has_gpu() {
             return Err(Error::Other(
-                "--cuda needs an NVIDIA GPU with its driver: there is no libcuda.so.1 on this machine. Leave --cuda out to compute on \
-                 the CPU; `cargo xtask test --long` compiles the CUDA code without a GPU."
+                "--cuda needs an NVIDIA GPU with its driver: there is no libcuda.so.1 on \
+                 this machine. Leave --cuda out to compute on the CPU; `cargo xtask test --long` compiles the CUDA code without a GPU."
                     .to_owned(),
             ));
         }
@@ -122,14 +122,14 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::ensure`].
-    pub fn ensure_cuda_toolkit(&self) -> Result<cuda::Toolkit> {
+    pub(crate) fn ensure_cuda_toolkit(&self) -> Result<cuda::Toolkit> {
         let toolkit = self.cuda();
         self.steps(&[&toolkit])?;
         Ok(toolkit)
     }
 
     /// The CUDA toolkit as it would be used here.
-    pub fn cuda(&self) -> cuda::Toolkit {
+    pub(crate) fn cuda(&self) -> cuda::Toolkit {
         cuda::Toolkit::new(self)
     }
 
@@ -137,7 +137,7 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::ensure`].
-    pub fn ensure_fetched(&self) -> Result<()> {
+    pub(crate) fn ensure_fetched(&self) -> Result<()> {
         self.steps(&[&self.fetch_crates(), &self.notebook_python(), &self.base_model()])
     }
 
@@ -145,7 +145,7 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::ensure`].
-    pub fn ensure_test_python(&self) -> Result<()> {
+    pub(crate) fn ensure_test_python(&self) -> Result<()> {
         self.steps(&[&self.notebook_python(), &self.test_python()])
     }
 
@@ -153,7 +153,7 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::ensure`].
-    pub fn ensure_peers(&self) -> Result<()> {
+    pub(crate) fn ensure_peers(&self) -> Result<()> {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }
@@ -164,7 +164,7 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::ensure`].
-    pub fn ensure_llama_cpp(&self) -> Result<()> {
+    pub(crate) fn ensure_llama_cpp(&self) -> Result<()> {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }
@@ -187,7 +187,7 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::ensure`].
-    pub fn ensure_adapterhub(&self) -> Result<PathBuf> {
+    pub(crate) fn ensure_adapterhub(&self) -> Result<PathBuf> {
         let folder = self.adapterhub_folder();
         if std::env::var_os("TUNEBOOK_ADAPTERHUB").is_some() {
             return Ok(folder.join("bin/python")); // the caller's own
@@ -251,7 +251,8 @@ impl Setup {
             "Python peers",
             &self.peers_folder(),
             "tests/peers/requirements.txt",
-            "PyTorch, transformers and PEFT to compare with, into target/tunebook/peers (several minutes, some gigabytes)",
+            "PyTorch, transformers and PEFT to compare with, into target/tunebook/peers \
+             (several minutes, some gigabytes)",
         )
     }
 
@@ -296,49 +297,49 @@ impl Setup {
     }
 
     /// The Python that JupyterLab runs in.
-    pub fn python(&self) -> PathBuf {
+    pub(crate) fn python(&self) -> PathBuf {
         self.notebook_python().python()
     }
 
     /// The base model's file in the cache.
-    pub fn base_model_file(&self) -> PathBuf {
+    pub(crate) fn base_model_file(&self) -> PathBuf {
         base_model::path(&self.cache)
     }
 
     /// The Python of the peers, when there is one.
-    pub fn peers_python(&self) -> Option<PathBuf> {
+    pub(crate) fn peers_python(&self) -> Option<PathBuf> {
         Some(self.peers_folder().join("bin/python")).filter(|python| python.exists())
     }
 
     /// The folder of the peers' environment: `TUNEBOOK_PEERS`, else in the target directory.
-    pub fn peers_folder(&self) -> PathBuf {
+    pub(crate) fn peers_folder(&self) -> PathBuf {
         std::env::var_os("TUNEBOOK_PEERS")
             .map_or_else(|| self.target.join("tunebook/peers"), PathBuf::from)
     }
 
     /// The folder of AdapterHub's environment: `TUNEBOOK_ADAPTERHUB`, else in the target directory.
-    pub fn adapterhub_folder(&self) -> PathBuf {
+    pub(crate) fn adapterhub_folder(&self) -> PathBuf {
         std::env::var_os("TUNEBOOK_ADAPTERHUB")
             .map_or_else(|| self.target.join("tunebook/adapterhub"), PathBuf::from)
     }
 
     /// Whether kernel and prelude, with all that they depend on, have been compiled before.
-    pub fn has_compiled(&self) -> bool {
+    pub(crate) fn has_compiled(&self) -> bool {
         self.kernel_binary().exists() && self.prelude().has_compiled()
     }
 
     /// The kernel's executable.
-    pub fn kernel_binary(&self) -> PathBuf {
+    pub(crate) fn kernel_binary(&self) -> PathBuf {
         self.kernel_target().join(&self.triple).join("debug/tunebook-kernel")
     }
 
     /// The target directory of builds for NVIDIA GPUs.
-    pub fn cuda_target(&self) -> PathBuf {
+    pub(crate) fn cuda_target(&self) -> PathBuf {
         self.target.join("cuda")
     }
 
     /// The kernel's own target directory.
-    pub fn kernel_target(&self) -> PathBuf {
+    pub(crate) fn kernel_target(&self) -> PathBuf {
         self.target.join("kernel")
     }
 
@@ -396,7 +397,7 @@ fn target_directory(root: &Path) -> Result<PathBuf> {
 }
 
 /// A duration for the screen: `0.4 s`, `31 s`, `7 min 20 s`.
-pub fn duration(elapsed: std::time::Duration) -> String {
+pub(crate) fn duration(elapsed: std::time::Duration) -> String {
     let secs = elapsed.as_secs();
     match secs {
         0..10 => format!("{:.1} s", elapsed.as_secs_f64()),

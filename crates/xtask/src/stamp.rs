@@ -9,19 +9,19 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 
 /// The stamp of one step.
-pub struct Stamp {
+pub(crate) struct Stamp {
     path: PathBuf,
     content: String,
 }
 
 impl Stamp {
     /// The stamp `name` in `folder`, for inputs whose hash is `content`.
-    pub fn new(folder: &Path, name: &str, content: String) -> Self {
+    pub(crate) fn new(folder: &Path, name: &str, content: String) -> Self {
         Self { path: folder.join(name), content }
     }
 
     /// Whether the step ended well on the same inputs.
-    pub fn is_valid(&self) -> bool {
+    pub(crate) fn is_valid(&self) -> bool {
         std::fs::read_to_string(&self.path).is_ok_and(|found| found == self.content)
     }
 
@@ -29,7 +29,7 @@ impl Stamp {
     ///
     /// # Errors
     /// When the file is there and cannot be removed.
-    pub fn clear(&self) -> Result<()> {
+    pub(crate) fn clear(&self) -> Result<()> {
         match std::fs::remove_file(&self.path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove", &self.path)(error))
@@ -42,16 +42,17 @@ impl Stamp {
     ///
     /// # Errors
     /// When the folder cannot be written.
-    pub fn set(&self) -> Result<()> {
+    pub(crate) fn set(&self) -> Result<()> {
         write_atomically(&self.path, self.content.as_bytes())
     }
 }
 
-/// Writes a file under another name beside it, then renames it: nobody ever sees half of it.
+/// Writes a file under another name in the same folder, then renames it: nobody ever sees half of
+/// it.
 ///
 /// # Errors
 /// When the folder cannot be made or written.
-pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }

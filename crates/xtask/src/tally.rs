@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Counts of tests.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Ended well.
     pub passed: usize,
     /// Did not.
@@ -13,9 +13,9 @@ pub struct Tally {
     pub skipped: usize,
 }
 
-/// What a test runner's output says about a run.
+/// A run as a test runner's output describes it.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The counts.
     pub tally: Tally,
     /// Skipped tests that gave a reason; the runner may have left out others without one.
@@ -27,7 +27,7 @@ pub struct Outcome {
 
 /// A test that did not run, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Skip {
+pub(crate) struct Skip {
     /// The test's name, as the runner prints it.
     pub test: String,
     /// Its own words.
@@ -39,7 +39,7 @@ impl Outcome {
     ///
     /// A passed test that wrote a line `SKIPPED: why` (in capitals or not) counts as skipped. A run
     /// that failed without a failed test, because it did not compile, counts as one failure.
-    pub fn of_run(succeeded: bool, text: &str) -> Self {
+    pub(crate) fn of_run(succeeded: bool, text: &str) -> Self {
         let mut outcome = Self::default();
         let mut test = String::new();
         // nextest shows what each test's own process wrote, a libtest result included.
@@ -117,7 +117,7 @@ impl Outcome {
     }
 
     /// The slowest tests, the slowest first.
-    pub fn slowest(&self, count: usize) -> Vec<&(f64, String)> {
+    pub(crate) fn slowest(&self, count: usize) -> Vec<&(f64, String)> {
         let mut times: Vec<_> = self.times.iter().collect();
         times.sort_by(|a, b| b.0.total_cmp(&a.0));
         times.truncate(count);
@@ -136,7 +136,7 @@ fn said_skipped(line: &str) -> Option<&str> {
 /// `        PASS [   0.006s] ( 1/24) crate::it module::test`.
 fn nextest_test(line: &str) -> Option<(f64, &str)> {
     let (status, rest) = line.trim_start().split_once(" [")?;
-    // What a test wrote stands further to the left. SLOW and TERMINATING are said of tests that
+    // The output of a test stands further to the left. SLOW and TERMINATING are said of tests that
     // still run.
     let has_ended = line.len() - line.trim_start().len() >= 5
         && ["PASS", "FAIL", "ABORT", "TIMEOUT", "LEAK", "SIG"]
@@ -183,13 +183,13 @@ impl Tally {
 /// Tells which lines of nextest belong on the screen: all but what passing tests wrote, unless it
 /// says that they skipped.
 #[derive(Debug, Default)]
-pub struct NextestScreen {
+pub(crate) struct NextestScreen {
     in_passed: bool,
 }
 
 impl NextestScreen {
     /// Whether this line is shown.
-    pub fn is_shown(&mut self, line: &str) -> bool {
+    pub(crate) fn is_shown(&mut self, line: &str) -> bool {
         let words = line.trim_start();
         // "        PASS [   0.006s] ( 1/24) crate test"; what a test wrote stands below, further
         // left.

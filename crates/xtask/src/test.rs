@@ -27,7 +27,7 @@ const SLOWEST: usize = 10;
 ///
 /// # Errors
 /// [`Error::Tests`] when something failed; with `long`, when something was skipped, too.
-pub fn run(long: bool) -> Result<()> {
+pub(crate) fn run(long: bool) -> Result<()> {
     let start = Instant::now();
     let setup = Setup::locate()?;
     let budget = if setup.has_compiled() { report::COMPILED } else { report::COLD };

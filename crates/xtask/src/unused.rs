@@ -20,7 +20,7 @@ const HACK: &str = "workspace-hack";
 ///
 /// # Errors
 /// Lists the dependencies, each with its crate.
-pub fn check(root: &Path) -> Result<()> {
+pub(crate) fn check(root: &Path) -> Result<()> {
     let text = process::capture(
         process::cargo(root).args(["metadata", "--no-deps", "--format-version=1", "--offline"]),
         "cargo metadata",

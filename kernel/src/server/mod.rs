@@ -196,8 +196,10 @@ fn end_with_parent() {
     if std::env::var_os("JPY_PARENT_PID").is_none() {
         return;
     }
-    // SAFETY: getppid always succeeds.
-    let parent = || unsafe { libc::getppid() };
+    let parent = || {
+        // SAFETY: getppid always succeeds.
+        unsafe { libc::getppid() }
+    };
     let started_by = parent();
     std::thread::spawn(move || {
         while parent() == started_by {

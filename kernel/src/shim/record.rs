@@ -95,7 +95,8 @@ pub(super) fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<Exit
     let dir = var(DIR_VAR)?;
     let cell = dir.join("cell");
     // A group of its own, which Stop can end without touching the kernel. The file says that it
-    // runs. SAFETY: setpgid has no memory effects.
+    // runs.
+    // SAFETY: setpgid has no memory effects.
     unsafe { libc::setpgid(0, 0) };
     let pid_file = dir.join(COMPILER_FILE);
     fs::write(&pid_file, std::process::id().to_string())?;

@@ -14,7 +14,7 @@ use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::near::Likeness;
 use crate::near::shingles::Shingles;
-use crate::split::{Partition, Splits};
+use crate::split::Splits;
 use crate::text::{counted, excerpt};
 use crate::{key, near};
 
@@ -80,6 +80,8 @@ pub struct Audit {
     labels: Vec<LabelLeak>,
     train: Dataset,
     validation: Dataset,
+    /// The test of the split, which this audit does not look at.
+    test: Option<Dataset>,
     /// The name of the second side in messages.
     held_out: &'static str,
 }
@@ -105,7 +107,7 @@ impl Dataset {
     /// # Errors
     /// The user pressed Stop.
     pub fn audit_against(&self, benchmark: &Dataset) -> Result<Audit> {
-        Audit::of(&Splits { train: self.clone(), validation: benchmark.clone() }, "the benchmark")
+        Audit::of(&Splits::new(self.clone(), benchmark.clone()), "the benchmark")
     }
 }
 
@@ -117,16 +119,16 @@ impl Splits {
     pub fn audit(&self) -> Result<Audit> {
         Audit::of(self, "validation")
     }
-}
 
-impl Partition {
-    /// Searches the training and validation rows for overlaps with the test rows.
+    /// Searches the training and validation rows for overlaps with the test rows. Without a test
+    /// nothing is found.
     ///
     /// # Errors
     /// The user pressed Stop; columns that do not fit each other.
     pub fn audit_test(&self) -> Result<Audit> {
         let known = self.train.concat(&self.validation)?;
-        Splits { train: known, validation: self.test.clone() }.audit()
+        let test = self.test.clone().unwrap_or_else(|| known.head(0));
+        Audit::of(&Self::new(known, test), "the test")
     }
 }
 
@@ -192,6 +194,7 @@ impl Audit {
             labels,
             train: splits.train.clone(),
             validation: splits.validation.clone(),
+            test: splits.test.clone(),
             held_out,
         })
     }
@@ -331,8 +334,7 @@ impl Audit {
             if from_train {
                 // Each held-out row names one row that gives it away; from the other side all of
                 // them are found at once.
-                let turned =
-                    Splits { train: audit.validation.clone(), validation: audit.train.clone() };
+                let turned = Splits::new(audit.validation.clone(), audit.train.clone());
                 for overlap in Self::of(&turned, audit.held_out)?.overlaps {
                     keep[0][overlap.validation_row] = false;
                 }
@@ -341,7 +343,11 @@ impl Audit {
                 keep[usize::from(!leak.in_train)][leak.row] = false;
             }
             if !keep.iter().flatten().any(|keep| !keep) {
-                return Ok(Splits { train: audit.train, validation: audit.validation });
+                return Ok(Splits {
+                    train: audit.train,
+                    validation: audit.validation,
+                    test: audit.test,
+                });
             }
             let filtered = |side: &Dataset, keep: &[bool]| -> Result<Dataset> {
                 Ok(side.with_frame(
@@ -351,6 +357,7 @@ impl Audit {
             let splits = Splits {
                 train: filtered(&audit.train, &keep[0])?,
                 validation: filtered(&audit.validation, &keep[1])?,
+                test: audit.test,
             };
             audit = Self::of(&splits, audit.held_out)?;
         }

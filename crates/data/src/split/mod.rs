@@ -39,8 +39,7 @@ pub struct Split {
     /// Keeps prompts that are nearly the same on one side. The default is false: only prompts of
     /// the same words stay together.
     pub near_duplicates_together: bool,
-    /// The share held out for a test at the very end, for [`Dataset::split_with_test`]. The default
-    /// is 0.
+    /// The share held out for a test at the very end ([`Splits::test`]). The default is 0: no test.
     pub test: f64,
     /// A column: rows of one value stay on one side (a customer, a document).
     pub group: Option<String>,
@@ -86,8 +85,8 @@ impl Split {
         self
     }
 
-    /// Holds out a further fraction for a test ([`Dataset::split_with_test`]). The rows of
-    /// validation stay the same.
+    /// Holds out a further fraction for a test ([`Splits::test`]). The rows of validation stay the
+    /// same.
     #[must_use]
     pub fn test(mut self, fraction: f64) -> Self {
         self.test = fraction;
@@ -161,21 +160,9 @@ impl Split {
 
     fn apply(&self, dataset: &Dataset) -> Result<Splits> {
         let sides = self.sides(dataset)?;
-        let [train, validation, _] = self.take(dataset, &sides, self.test > 0.0)?;
-        Ok(Splits { train, validation })
-    }
-
-    fn apply_with_test(&self, dataset: &Dataset) -> Result<Partition> {
-        if self.test <= 0.0 {
-            return Err(DataError::Setting {
-                field: "the test fraction",
-                value: self.test,
-                expected: "a number above 0: add .test(0.1) for 10 %",
-            });
-        }
-        let sides = self.sides(dataset)?;
-        let [train, validation, test] = self.take(dataset, &sides, true)?;
-        Ok(Partition { train, validation, test })
+        let with_test = self.test > 0.0;
+        let [train, validation, test] = self.take(dataset, &sides, with_test)?;
+        Ok(Splits { train, validation, test: with_test.then_some(test) })
     }
 
     fn folds_of(&self, dataset: &Dataset, k: usize) -> Result<Vec<Splits>> {
@@ -207,7 +194,7 @@ impl Split {
                     .map(|&of| if of == fold { Side::Validation } else { Side::Train })
                     .collect();
                 let [train, validation, _] = self.take(dataset, &sides, false)?;
-                Ok(Splits { train, validation })
+                Ok(Splits::new(train, validation))
             })
             .collect()
     }
@@ -364,20 +351,13 @@ impl Split {
 }
 
 impl Dataset {
-    /// Divides the rows into training and validation.
+    /// Divides the rows into training and validation, and a test if the split has one:
+    /// `Split::holdout(0.12).test(0.1)`.
     ///
     /// # Errors
-    /// The fraction is not between 0 and 1, or one side would have no row.
+    /// A fraction is out of its range, or one side would have no row.
     pub fn split(&self, split: &Split) -> Result<Splits> {
         split.apply(self)
-    }
-
-    /// Divides the rows into training, validation and a test: `Split::holdout(0.12).test(0.1)`.
-    ///
-    /// # Errors
-    /// As [`Dataset::split`]; no test fraction.
-    pub fn split_with_test(&self, split: &Split) -> Result<Partition> {
-        split.apply_with_test(self)
     }
 
     /// Divides the rows into `k` parts by the rules of `split` (its fractions aside), and gives `k`
@@ -412,53 +392,30 @@ fn column_text(dataset: &Dataset, column: &str, row: usize) -> Result<String> {
     })
 }
 
-/// The three sides of a split with a test.
+/// The sides of a split.
 #[derive(Clone)]
-pub struct Partition {
+pub struct Splits {
     /// The training rows.
     pub train: Dataset,
     /// The validation rows, for the choice of settings.
     pub validation: Dataset,
     /// The test rows, for the final evaluation only.
-    pub test: Dataset,
-}
-
-impl Partition {
-    /// Training and validation, to train on.
-    pub fn splits(&self) -> Splits {
-        Splits { train: self.train.clone(), validation: self.validation.clone() }
-    }
-}
-
-impl fmt::Display for Partition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let total = (self.train.len() + self.validation.len() + self.test.len()).max(1);
-        for (name, side) in
-            [("train", &self.train), ("validation", &self.validation), ("test", &self.test)]
-        {
-            let share = 100.0 * side.len() as f64 / total as f64;
-            writeln!(f, "{name:<10} {:>12} ({share:.1} %)", counted(side.len(), "row"))?;
-        }
-        f.write_str(&self.splits().caution().unwrap_or_default())
-    }
-}
-
-impl fmt::Debug for Partition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// The two sides of a split.
-#[derive(Clone)]
-pub struct Splits {
-    /// The training rows.
-    pub train: Dataset,
-    /// The validation rows.
-    pub validation: Dataset,
+    pub test: Option<Dataset>,
 }
 
 impl Splits {
+    /// Two sides, without a test.
+    pub fn new(train: Dataset, validation: Dataset) -> Self {
+        Self { train, validation, test: None }
+    }
+
+    /// Each side with its name, in the order `train`, `validation`, `test`.
+    pub fn sides(&self) -> Vec<(&'static str, &Dataset)> {
+        let mut sides = vec![("train", &self.train), ("validation", &self.validation)];
+        sides.extend(self.test.as_ref().map(|test| ("test", test)));
+        sides
+    }
+
     /// A warning when the validation side is too small for a meaningful loss.
     pub fn caution(&self) -> Option<String> {
         (self.validation.len() < FEW_ROWS).then(|| {
@@ -472,8 +429,8 @@ impl Splits {
 
 impl fmt::Display for Splits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let total = (self.train.len() + self.validation.len()).max(1);
-        for (name, side) in [("train", &self.train), ("validation", &self.validation)] {
+        let total = self.sides().iter().map(|(_, side)| side.len()).sum::<usize>().max(1);
+        for (name, side) in self.sides() {
             let share = 100.0 * side.len() as f64 / total as f64;
             writeln!(f, "{name:<10} {:>12} ({share:.1} %)", counted(side.len(), "row"))?;
         }

@@ -56,7 +56,7 @@ fn the_audit_finds_what_was_leaked_on_purpose() {
         ("WHAT  TIME", "Noon."),
         ("Something new?", "Yes."),
     ]);
-    let splits = Splits { train, validation };
+    let splits = Splits::new(train, validation);
     let audit = splits.audit().unwrap();
     assert!(!audit.is_clean());
     for kind in [OverlapKind::ExactRow, OverlapKind::ExactPrompt, OverlapKind::NormalizedPrompt] {
@@ -112,7 +112,7 @@ fn a_passage_copied_into_another_row_is_found() {
     let answer = format!("As we told another customer, {passage}!");
     let validation =
         Dataset::from_rows(&[("My tent smells. What now?", &answer), ("Do you ship?", "We do.")]);
-    let audit = Splits { train, validation }.audit().unwrap();
+    let audit = Splits::new(train, validation).audit().unwrap();
     assert_eq!((audit.overlaps().len(), audit.count(OverlapKind::SharedNgram)), (1, 1), "{audit}");
 }
 
@@ -209,12 +209,11 @@ fn the_latest_rows_are_held_out() {
     let splits = table(1000).split(&Split::holdout(0.15).test(0.1).by_time("day")).unwrap();
     let (before, after) = (values(&splits.train, "day"), values(&splits.validation, "day"));
     assert!(before.iter().max() < after.iter().min());
-    let parts =
-        table(1000).split_with_test(&Split::holdout(0.15).test(0.1).by_time("day")).unwrap();
-    assert!(after.iter().max() < values(&parts.test, "day").iter().min());
+    let test = splits.test.as_ref().unwrap();
+    assert!(after.iter().max() < values(test, "day").iter().min());
     assert!(
-        (80..=130).contains(&parts.test.len()) && (120..=190).contains(&parts.validation.len()),
-        "{parts}"
+        (80..=130).contains(&test.len()) && (120..=190).contains(&splits.validation.len()),
+        "{splits}"
     );
 }
 
@@ -222,12 +221,16 @@ fn the_latest_rows_are_held_out() {
 fn a_test_is_held_out_beside_the_same_validation() {
     let dataset = numbered(3000);
     let plain = dataset.split(&Split::holdout(0.12)).unwrap();
-    let parts = dataset.split_with_test(&Split::holdout(0.12).test(0.1)).unwrap();
+    let parts = dataset.split(&Split::holdout(0.12).test(0.1)).unwrap();
     assert_eq!(parts.validation.rows(), plain.validation.rows());
-    assert_eq!(parts.train.len() + parts.validation.len() + parts.test.len(), 3000);
-    assert!((230..=370).contains(&parts.test.len()), "{parts}");
+    let test = parts.test.as_ref().unwrap();
+    assert_eq!(parts.train.len() + parts.validation.len() + test.len(), 3000);
+    assert!((230..=370).contains(&test.len()), "{parts}");
     assert_eq!(parts.audit_test().unwrap().count(OverlapKind::NormalizedPrompt), 0);
-    assert!(dataset.split_with_test(&Split::holdout(0.12)).is_err());
+    let leaked = Splits { test: Some(plain.train.head(3)), ..plain.clone() };
+    assert_eq!(leaked.audit_test().unwrap().overlaps().len(), 3);
+    assert_eq!(leaked.audit().unwrap().repair().unwrap().test.unwrap().len(), 3);
+    assert!(plain.test.is_none() && plain.audit_test().unwrap().is_clean());
 }
 
 #[test]
@@ -253,7 +256,7 @@ fn a_completion_in_its_prompt_is_a_leak() {
         ("Answer me: The Eiffel Tower!", "the eiffel tower"),
         ("New?", "Nothing of it"),
     ]);
-    let audit = Splits { train, validation }.audit().unwrap();
+    let audit = Splits::new(train, validation).audit().unwrap();
     let found: Vec<(bool, usize)> =
         audit.label_leaks().iter().map(|leak| (leak.in_train, leak.row)).collect();
     assert_eq!(found, [(true, 0), (false, 0)]);

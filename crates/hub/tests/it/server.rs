@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 /// How the server behaves; may be changed while it runs.
 #[derive(Default)]
-pub struct State {
+pub(crate) struct State {
     /// By commit and name.
     pub files: BTreeMap<(&'static str, &'static str), Vec<u8>>,
     /// Branches and tags.
@@ -32,13 +32,13 @@ pub struct State {
 /// Names of large files end so.
 const LARGE: &str = ".safetensors";
 
-pub struct Server {
+pub(crate) struct Server {
     pub address: String,
     pub state: Arc<Mutex<State>>,
 }
 
 impl Server {
-    pub fn start(state: State) -> Self {
+    pub(crate) fn start(state: State) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(state));
@@ -51,11 +51,11 @@ impl Server {
         Self { address, state }
     }
 
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
     }
 
-    pub fn change(&self, change: impl FnOnce(&mut State)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().unwrap());
     }
 }

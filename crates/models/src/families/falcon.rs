@@ -15,9 +15,10 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::{self, Config, JsonFields, Shape};
+use crate::config::fields::{self, Defaults, JsonFields, Shape};
 use crate::error::Result;
-use crate::families::{self, Builder, Stack};
+use crate::families::decoder::{self as parts, Builder, Decoder, Stack};
+use crate::families::{FamilyConfig, ModelType};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::{Scores, alibi_slopes};
@@ -28,7 +29,7 @@ use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
-/// What a decoder of this family has beside its sizes.
+/// The fields of a decoder of this family besides its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FalconConfig {
     /// Activation of the feed-forward block.
@@ -52,7 +53,7 @@ pub struct FalconConfig {
 }
 
 /// The number of key and value heads.
-pub(crate) fn key_value_heads(json: &JsonFields<'_>, heads: usize) -> Result<usize> {
+fn key_value_heads(json: &JsonFields<'_>, heads: usize) -> Result<usize> {
     let new = json.flag("new_decoder_architecture")?.unwrap_or(false);
     if !new && json.flag("multi_query")?.unwrap_or(true) {
         return Ok(1);
@@ -63,8 +64,27 @@ pub(crate) fn key_value_heads(json: &JsonFields<'_>, heads: usize) -> Result<usi
     Ok(json.optional_count("num_kv_heads")?.unwrap_or(heads))
 }
 
-impl FalconConfig {
-    pub(crate) fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
+impl FamilyConfig for FalconConfig {
+    fn model_types() -> &'static [ModelType] {
+        &[ModelType { name: "falcon", gguf: "falcon", class: "FalconForCausalLM" }]
+    }
+
+    fn shape(json: &JsonFields<'_>, model_type: &str) -> Result<Shape> {
+        let defaults = Defaults {
+            intermediate_per_hidden: Some(4),
+            max_position_embeddings: Some(2048),
+            tie_word_embeddings: true,
+            ..Default::default()
+        };
+        let shape = Shape::from_json(json, model_type, defaults)?;
+        Ok(Shape {
+            num_key_value_heads: key_value_heads(json, shape.num_attention_heads)?,
+            head_dim: shape.hidden_size / shape.num_attention_heads,
+            ..shape
+        })
+    }
+
+    fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
         let new = json.flag("new_decoder_architecture")?.unwrap_or(false);
         let norms =
             json.optional_count("num_ln_in_parallel_attn")?.unwrap_or(if new { 2 } else { 1 });
@@ -88,14 +108,18 @@ impl FalconConfig {
         })
     }
 
-    pub(crate) fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self> {
+    fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self> {
         // llama.cpp knows the two parallel layouts and tells them apart by the second norm.
         let norms = if file.has_tensor("blk.0.attn_norm_2.weight") { 2 } else { 1 };
         let new = norms == 2 || shape.num_key_value_heads > 1;
         Ok(Self {
             activation: "gelu".to_owned(),
             layer_norm_epsilon: file.written_number("falcon.attention.layer_norm_epsilon")?,
-            rope_parameters: config::gguf_rope(file, "falcon", shape.max_position_embeddings)?,
+            rope_parameters: RopeParameters::from_gguf(
+                file,
+                "falcon",
+                shape.max_position_embeddings,
+            )?,
             alibi: false,
             bias: false,
             multi_query: true,
@@ -105,9 +129,9 @@ impl FalconConfig {
         })
     }
 
-    pub(crate) fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
-        config::check_activation("activation", &self.activation, origin)?;
-        config::check_eps("layer_norm_epsilon", self.layer_norm_epsilon, origin)?;
+    fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
+        fields::check_activation("activation", &self.activation, origin)?;
+        fields::check_eps("layer_norm_epsilon", self.layer_norm_epsilon, origin)?;
         if shape.head_dim * shape.num_attention_heads != shape.hidden_size {
             return Err(crate::Error::Config {
                 origin: origin.to_owned(),
@@ -119,7 +143,7 @@ impl FalconConfig {
         if self.alibi { Ok(()) } else { self.rope_parameters.validate(shape.head_dim, origin) }
     }
 
-    pub(crate) fn to_json(&self, shape: &Shape, json: &mut Map<String, Json>) {
+    fn to_json(&self, shape: &Shape, json: &mut Map<String, Json>) {
         for (field, value) in [
             ("activation", json!(self.activation)),
             ("layer_norm_epsilon", json!(self.layer_norm_epsilon)),
@@ -141,7 +165,7 @@ impl FalconConfig {
     }
 
     /// What GGUF cannot say, if the config has it.
-    pub(crate) fn not_in_gguf(&self) -> Option<String> {
+    fn not_in_gguf(&self, _: &Shape) -> Option<String> {
         if self.alibi || self.bias || !self.parallel_attn {
             return Some(
                 "alibi, bias or a feed-forward network after the attention (falcon-rw)".to_owned(),
@@ -159,14 +183,58 @@ impl FalconConfig {
         }
     }
 
-    pub(crate) fn to_gguf(&self, put: &mut dyn FnMut(&str, Value)) {
+    fn to_gguf(&self, shape: &Shape, put: &mut dyn FnMut(&str, Value)) {
         put("attention.layer_norm_epsilon", Value::Float(self.layer_norm_epsilon));
-        config::put_gguf_rope(&self.rope_parameters, put);
+        put("rope.dimension_count", Value::Unsigned(shape.head_dim as u64));
+        self.rope_parameters.to_gguf(put);
+    }
+
+    fn gguf_names(&self, _: &Shape) -> Vec<(&'static str, &'static str)> {
+        gguf_names(self)
+    }
+
+    fn prefix(&self) -> &'static str {
+        "transformer."
+    }
+
+    fn attends_in_tiles(&self) -> bool {
+        !self.alibi
+    }
+
+    fn gguf_row_order(&self, shape: &Shape, hf: &str) -> Option<Vec<usize>> {
+        if !hf.contains(".query_key_value.") {
+            return None;
+        }
+        let (heads, kv_heads, d) =
+            (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim);
+        let group = heads / kv_heads;
+        // [hkv, g + 2, d] from [h + 2·hkv, d]
+        let head_of = |kv: usize, member: usize| match member {
+            member if member < group => kv * group + member,
+            member if member == group => heads + kv,
+            _ => heads + kv_heads + kv,
+        };
+        let rows = (0..kv_heads).flat_map(|kv| {
+            (0..group + 2).flat_map(move |member| {
+                let head = head_of(kv, member);
+                (0..d).map(move |i| head * d + i)
+            })
+        });
+        Some(rows.collect())
+    }
+
+    fn decoder(
+        &self,
+        shape: &Shape,
+        builder: &mut Builder,
+        device: &Device,
+    ) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(decoder(shape, self, builder, device)?))
     }
 }
 
 /// Parts of tensor names: GGUF's, Hugging Face's.
-pub(crate) fn gguf_names(config: &FalconConfig) -> Vec<(&'static str, &'static str)> {
+fn gguf_names(config: &FalconConfig) -> Vec<(&'static str, &'static str)> {
     let mut names = vec![
         ("token_embd", "transformer.word_embeddings"),
         ("output_norm", "transformer.ln_f"),
@@ -247,7 +315,7 @@ enum Norms {
 }
 
 #[derive(Debug)]
-pub(crate) struct Block {
+struct Block {
     norms: Norms,
     self_attention: Attention,
     after_attn: Arc<Residual>,
@@ -255,7 +323,7 @@ pub(crate) struct Block {
     after_mlp: Arc<Residual>,
 }
 
-impl families::Block for Block {
+impl parts::Block for Block {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let (attended, fed) = match &self.norms {
             Norms::Parallel { input_layernorm } => {
@@ -284,26 +352,26 @@ impl families::Block for Block {
 }
 
 /// Builds the Falcon decoder with its output head.
-pub(crate) fn decoder(
-    config: &Config,
+fn decoder(
+    shape: &Shape,
     family: &FalconConfig,
     builder: &mut Builder,
     device: &Device,
 ) -> Result<Stack<Block, LayerNorm>> {
-    let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    let act = config::activation("activation", &family.activation, &config.model_type)?;
+    let (hidden, ffn, d) = (shape.hidden_size, shape.intermediate_size, shape.head_dim);
+    let (heads, kv_heads) = (shape.num_attention_heads, shape.num_key_value_heads);
+    let act = fields::activation("activation", &family.activation, &shape.model_type)?;
     let rope = match family.alibi {
         true => None,
         false => {
-            let max = config.max_position_embeddings;
+            let max = shape.max_position_embeddings;
             Some(Arc::new(Rope::new(&family.rope_parameters, d, max, device)?))
         }
     };
     let word_embeddings =
-        builder.embedding("transformer.word_embeddings", config.vocab_size, hidden);
-    let mut h = Vec::with_capacity(config.num_hidden_layers);
-    for layer in 0..config.num_hidden_layers {
+        builder.embedding("transformer.word_embeddings", shape.vocab_size, hidden);
+    let mut h = Vec::with_capacity(shape.num_hidden_layers);
+    for layer in 0..shape.num_hidden_layers {
         let path = |module: &str| format!("transformer.h.{layer}.{module}");
         let norm = |builder: &mut Builder, module: &str| {
             builder.layer_norm(path(module), hidden, family.layer_norm_epsilon)
@@ -356,7 +424,7 @@ pub(crate) fn decoder(
         });
     }
     let ln_f = builder.layer_norm("transformer.ln_f".to_owned(), hidden, family.layer_norm_epsilon);
-    let lm_head = builder.head(config, &word_embeddings);
+    let lm_head = builder.head(shape, &word_embeddings);
     Ok(Stack {
         embedding: word_embeddings,
         blocks: h,

@@ -16,10 +16,10 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::{self, Config, JsonFields, Shape};
+use crate::config::fields::{self, Defaults, FULL, JsonFields, SLIDING, Shape};
 use crate::error::Result;
-use crate::families::llama::{FULL, SLIDING};
-use crate::families::{self, Builder, Stack};
+use crate::families::decoder::{self as parts, Builder, Decoder, Stack};
+use crate::families::{FamilyConfig, ModelType};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::Scores;
@@ -30,7 +30,7 @@ use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
-/// What a decoder of this family has beside its sizes.
+/// The fields of a decoder of this family besides its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GemmaConfig {
     /// Activation of the feed-forward block.
@@ -55,8 +55,22 @@ pub struct GemmaConfig {
     pub final_logit_softcapping: Option<f64>,
 }
 
-impl GemmaConfig {
-    pub(crate) fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
+impl FamilyConfig for GemmaConfig {
+    fn model_types() -> &'static [ModelType] {
+        &[
+            ModelType { name: "gemma", gguf: "gemma", class: "GemmaForCausalLM" },
+            ModelType { name: "gemma2", gguf: "gemma2", class: "Gemma2ForCausalLM" },
+            ModelType { name: "gemma3_text", gguf: "gemma3", class: "Gemma3ForCausalLM" },
+        ]
+    }
+
+    fn shape(json: &JsonFields<'_>, model_type: &str) -> Result<Shape> {
+        let defaults =
+            Defaults { head_dim: Some(256), tie_word_embeddings: true, ..Default::default() };
+        Shape::from_json(json, model_type, defaults)
+    }
+
+    fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
         let (model_type, max) = (shape.model_type.as_str(), shape.max_position_embeddings);
         let window = match model_type {
             "gemma" => None,
@@ -131,7 +145,8 @@ impl GemmaConfig {
         })
     }
 
-    pub(crate) fn from_gguf(file: &Gguf, architecture: &str, shape: &Shape) -> Result<Self> {
+    fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self> {
+        let architecture = file.text("general.architecture")?;
         let key = |name: &str| format!("{architecture}.{name}");
         let sliding_window = match architecture {
             "gemma" => None,
@@ -144,7 +159,7 @@ impl GemmaConfig {
                 None => Ok((architecture == "gemma2").then_some(default)),
             }
         };
-        let global = config::gguf_rope(file, architecture, shape.max_position_embeddings)?;
+        let global = RopeParameters::from_gguf(file, architecture, shape.max_position_embeddings)?;
         let local = if architecture == "gemma3" {
             let base = key("rope.freq_base_swa");
             RopeParameters::new(match file.get(&base) {
@@ -182,19 +197,20 @@ impl GemmaConfig {
         })
     }
 
-    pub(crate) fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
-        config::check_activation("hidden_activation", &self.hidden_activation, origin)?;
-        config::check_eps("rms_norm_eps", self.rms_norm_eps, origin)?;
-        config::check_eps("query_pre_attn_scalar", self.query_pre_attn_scalar, origin)?;
+    fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
+        fields::check_activation("hidden_activation", &self.hidden_activation, origin)?;
+        fields::check_eps("rms_norm_eps", self.rms_norm_eps, origin)?;
+        fields::check_eps("query_pre_attn_scalar", self.query_pre_attn_scalar, origin)?;
         for cap in [self.attn_logit_softcapping, self.final_logit_softcapping].into_iter().flatten()
         {
-            config::check_eps("attn_logit_softcapping, final_logit_softcapping", cap, origin)?;
+            fields::check_eps("attn_logit_softcapping, final_logit_softcapping", cap, origin)?;
         }
         self.rope_parameters.validate(shape.head_dim, origin)?;
         self.local_rope_parameters.validate(shape.head_dim, origin)
     }
 
-    pub(crate) fn to_json(&self, model_type: &str, json: &mut Map<String, Json>) {
+    fn to_json(&self, shape: &Shape, json: &mut Map<String, Json>) {
+        let model_type = shape.model_type.as_str();
         let rope = match model_type {
             "gemma3_text" => {
                 json!({FULL: self.rope_parameters.to_json(), SLIDING: self.local_rope_parameters.to_json()})
@@ -227,7 +243,8 @@ impl GemmaConfig {
     }
 
     /// What GGUF cannot say, if the config has it.
-    pub(crate) fn not_in_gguf(&self, model_type: &str, shape: &Shape) -> Option<String> {
+    fn not_in_gguf(&self, shape: &Shape) -> Option<String> {
+        let model_type = shape.model_type.as_str();
         let interval = if model_type == "gemma2" { 2 } else { 6 };
         let regular = self.layer_types.iter().enumerate().all(|(layer, kind)| {
             (kind == SLIDING) == (model_type != "gemma" && (layer + 1) % interval != 0)
@@ -259,9 +276,11 @@ impl GemmaConfig {
         }
     }
 
-    pub(crate) fn to_gguf(&self, model_type: &str, put: &mut dyn FnMut(&str, Value)) {
+    fn to_gguf(&self, shape: &Shape, put: &mut dyn FnMut(&str, Value)) {
+        let model_type = shape.model_type.as_str();
         put("attention.layer_norm_rms_epsilon", Value::Float(self.rms_norm_eps));
-        config::put_gguf_rope(&self.rope_parameters, put);
+        put("rope.dimension_count", Value::Unsigned(shape.head_dim as u64));
+        self.rope_parameters.to_gguf(put);
         if model_type == "gemma3_text" {
             put("rope.freq_base_swa", Value::Float(self.local_rope_parameters.rope_theta));
         }
@@ -275,10 +294,31 @@ impl GemmaConfig {
             put("final_logit_softcapping", Value::Float(cap));
         }
     }
+
+    fn gguf_names(&self, shape: &Shape) -> Vec<(&'static str, &'static str)> {
+        gguf_names(&shape.model_type)
+    }
+
+    fn attends_in_tiles(&self) -> bool {
+        self.attn_logit_softcapping.is_none()
+    }
+
+    fn gguf_norm_offset(&self) -> f64 {
+        1.0
+    }
+
+    fn decoder(
+        &self,
+        shape: &Shape,
+        builder: &mut Builder,
+        device: &Device,
+    ) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(decoder(shape, self, builder, device)?))
+    }
 }
 
 /// Parts of tensor names: GGUF's, Hugging Face's.
-pub(crate) fn gguf_names(model_type: &str) -> Vec<(&'static str, &'static str)> {
+fn gguf_names(model_type: &str) -> Vec<(&'static str, &'static str)> {
     let mut names = vec![
         ("token_embd", "model.embed_tokens"),
         ("output_norm", "model.norm"),
@@ -363,7 +403,7 @@ struct After {
 }
 
 #[derive(Debug)]
-pub(crate) struct Block {
+struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
     after_attn: Arc<Residual>,
@@ -374,7 +414,7 @@ pub(crate) struct Block {
     after: Option<After>,
 }
 
-impl families::Block for Block {
+impl parts::Block for Block {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let attended =
             self.self_attn.forward(&self.input_layernorm.forward(x, pass)?, pass, cache)?;
@@ -393,23 +433,23 @@ impl families::Block for Block {
 }
 
 /// Builds the Gemma decoder with its output head.
-pub(crate) fn decoder(
-    config: &Config,
+fn decoder(
+    shape: &Shape,
     family: &GemmaConfig,
     builder: &mut Builder,
     device: &Device,
 ) -> Result<Stack<Block, RmsNorm>> {
-    let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+    let (hidden, ffn, d) = (shape.hidden_size, shape.intermediate_size, shape.head_dim);
+    let (q, kv) = (shape.num_attention_heads * d, shape.num_key_value_heads * d);
     let act =
-        config::activation("hidden_activation", &family.hidden_activation, &config.model_type)?;
-    let max = config.max_position_embeddings;
+        fields::activation("hidden_activation", &family.hidden_activation, &shape.model_type)?;
+    let max = shape.max_position_embeddings;
     let global = Arc::new(Rope::new(&family.rope_parameters, d, max, device)?);
     let local = Arc::new(Rope::new(&family.local_rope_parameters, d, max, device)?);
-    let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
-    let first = config.model_type == "gemma";
-    let mut layers = Vec::with_capacity(config.num_hidden_layers);
-    for layer in 0..config.num_hidden_layers {
+    let embed_tokens = builder.embedding("model.embed_tokens", shape.vocab_size, hidden);
+    let first = shape.model_type == "gemma";
+    let mut layers = Vec::with_capacity(shape.num_hidden_layers);
+    for layer in 0..shape.num_hidden_layers {
         let path = |module: &str| format!("model.layers.{layer}.{module}");
         let norm = |builder: &mut Builder, module: &str, size| {
             builder.rms_norm_around_one(path(module), size, family.rms_norm_eps)
@@ -423,7 +463,7 @@ pub(crate) fn decoder(
             k_proj: linear(builder, "self_attn.k_proj", hidden, kv),
             v_proj: linear(builder, "self_attn.v_proj", hidden, kv),
             o_proj: linear(builder, "self_attn.o_proj", q, hidden),
-            norms: match config.model_type.as_str() {
+            norms: match shape.model_type.as_str() {
                 "gemma3_text" => Some((
                     norm(builder, "self_attn.q_norm", d),
                     norm(builder, "self_attn.k_norm", d),
@@ -432,7 +472,7 @@ pub(crate) fn decoder(
             },
             head_dim: d,
             rope: Arc::clone(if sliding { &local } else { &global }),
-            past: builder.past(layer, config.num_key_value_heads, d),
+            past: builder.past(layer, shape.num_key_value_heads, d),
             scores: Scores {
                 scale: family.query_pre_attn_scalar.powf(-0.5) as f32,
                 window: family.sliding_window.filter(|_| sliding),
@@ -469,7 +509,7 @@ pub(crate) fn decoder(
         });
     }
     let norm = builder.rms_norm_around_one("model.norm".to_owned(), hidden, family.rms_norm_eps);
-    let lm_head = builder.head(config, &embed_tokens);
+    let lm_head = builder.head(shape, &embed_tokens);
     Ok(Stack {
         embedding: embed_tokens,
         blocks: layers,

@@ -7,13 +7,14 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::{self, Config, JsonFields, Shape};
+use crate::config::fields::{self, Defaults, JsonFields, Shape};
 use crate::error::Result;
-use crate::families::{self, Builder, Stack};
+use crate::families::decoder::{self as parts, Builder, Decoder, Stack};
+use crate::families::{FamilyConfig, ModelType};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::Scores;
@@ -23,7 +24,7 @@ use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
-/// What a decoder of this family has beside its sizes.
+/// The fields of a decoder of this family besides its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gpt2Config {
     /// Activation of the feed-forward block.
@@ -36,8 +37,22 @@ pub struct Gpt2Config {
     pub scale_attn_by_inverse_layer_idx: bool,
 }
 
-impl Gpt2Config {
-    pub(crate) fn from_json(json: &JsonFields<'_>, _: &Shape) -> Result<Self> {
+impl FamilyConfig for Gpt2Config {
+    fn model_types() -> &'static [ModelType] {
+        &[ModelType { name: "gpt2", gguf: "gpt2", class: "GPT2LMHeadModel" }]
+    }
+
+    fn shape(json: &JsonFields<'_>, model_type: &str) -> Result<Shape> {
+        let defaults = Defaults {
+            intermediate_per_hidden: Some(4),
+            tie_word_embeddings: true,
+            ..Default::default()
+        };
+        let shape = Shape::from_json(json, model_type, defaults)?;
+        Ok(Shape { head_dim: shape.hidden_size / shape.num_attention_heads, ..shape })
+    }
+
+    fn from_json(json: &JsonFields<'_>, _: &Shape) -> Result<Self> {
         if json.flag("add_cross_attention")?.unwrap_or(false) {
             return json.refuse("add_cross_attention", "true", "false: a decoder by itself");
         }
@@ -53,7 +68,7 @@ impl Gpt2Config {
         })
     }
 
-    pub(crate) fn from_gguf(file: &Gguf) -> Result<Self> {
+    fn from_gguf(file: &Gguf, _: &Shape) -> Result<Self> {
         Ok(Self {
             activation_function: "gelu_new".to_owned(),
             layer_norm_epsilon: file.written_number("gpt2.attention.layer_norm_epsilon")?,
@@ -62,9 +77,9 @@ impl Gpt2Config {
         })
     }
 
-    pub(crate) fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
-        config::check_activation("activation_function", &self.activation_function, origin)?;
-        config::check_eps("layer_norm_epsilon", self.layer_norm_epsilon, origin)?;
+    fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
+        fields::check_activation("activation_function", &self.activation_function, origin)?;
+        fields::check_eps("layer_norm_epsilon", self.layer_norm_epsilon, origin)?;
         if shape.head_dim * shape.num_attention_heads != shape.hidden_size
             || shape.num_key_value_heads != shape.num_attention_heads
         {
@@ -78,7 +93,7 @@ impl Gpt2Config {
         Ok(())
     }
 
-    pub(crate) fn to_json(&self, shape: &Shape, json: &mut Map<String, Json>) {
+    fn to_json(&self, shape: &Shape, json: &mut Map<String, Json>) {
         for (field, value) in [
             ("n_embd", json!(shape.hidden_size)),
             ("n_layer", json!(shape.num_hidden_layers)),
@@ -106,7 +121,7 @@ impl Gpt2Config {
     }
 
     /// What GGUF cannot say, if the config has it.
-    pub(crate) fn not_in_gguf(&self) -> Option<String> {
+    fn not_in_gguf(&self, _: &Shape) -> Option<String> {
         if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx {
             return Some("another scale of the scores than 1/√d".to_owned());
         }
@@ -114,13 +129,30 @@ impl Gpt2Config {
         (!tanh).then(|| format!("activation_function {}", self.activation_function))
     }
 
-    pub(crate) fn to_gguf(&self, put: &mut dyn FnMut(&str, Value)) {
+    fn to_gguf(&self, _: &Shape, put: &mut dyn FnMut(&str, Value)) {
         put("attention.layer_norm_epsilon", Value::Float(self.layer_norm_epsilon));
+    }
+
+    fn gguf_names(&self, _: &Shape) -> Vec<(&'static str, &'static str)> {
+        GGUF_NAMES.to_vec()
+    }
+
+    fn prefix(&self) -> &'static str {
+        "transformer."
+    }
+
+    fn decoder(
+        &self,
+        shape: &Shape,
+        builder: &mut Builder,
+        _: &Device,
+    ) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(decoder(shape, self, builder)?))
     }
 }
 
 /// Parts of tensor names: GGUF's, Hugging Face's.
-pub(crate) const GGUF_NAMES: &[(&str, &str)] = &[
+const GGUF_NAMES: &[(&str, &str)] = &[
     ("token_embd", "transformer.wte"),
     ("position_embd", "transformer.wpe"),
     ("output_norm", "transformer.ln_f"),
@@ -170,7 +202,7 @@ impl Mlp {
 }
 
 #[derive(Debug)]
-pub(crate) struct Block {
+struct Block {
     ln_1: LayerNorm,
     attn: Attention,
     after_attn: Arc<Residual>,
@@ -179,7 +211,7 @@ pub(crate) struct Block {
     after_mlp: Arc<Residual>,
 }
 
-impl families::Block for Block {
+impl parts::Block for Block {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let y = self.attn.forward(&self.ln_1.forward(x, pass)?, pass, cache)?;
         let x = ops::add(x, &self.after_attn.forward(x, y, pass)?)?;
@@ -189,22 +221,22 @@ impl families::Block for Block {
 }
 
 /// Builds the GPT-2 decoder with its output head.
-pub(crate) fn decoder(
-    config: &Config,
+fn decoder(
+    shape: &Shape,
     family: &Gpt2Config,
     builder: &mut Builder,
 ) -> Result<Stack<Block, LayerNorm>> {
     let (hidden, ffn, eps) =
-        (config.hidden_size, config.intermediate_size, family.layer_norm_epsilon);
+        (shape.hidden_size, shape.intermediate_size, family.layer_norm_epsilon);
     let act =
-        config::activation("activation_function", &family.activation_function, &config.model_type)?;
-    let wte = builder.embedding("transformer.wte", config.vocab_size, hidden);
-    let wpe = builder.embedding("transformer.wpe", config.max_position_embeddings, hidden);
-    let mut h = Vec::with_capacity(config.num_hidden_layers);
-    for layer in 0..config.num_hidden_layers {
+        fields::activation("activation_function", &family.activation_function, &shape.model_type)?;
+    let wte = builder.embedding("transformer.wte", shape.vocab_size, hidden);
+    let wpe = builder.embedding("transformer.wpe", shape.max_position_embeddings, hidden);
+    let mut h = Vec::with_capacity(shape.num_hidden_layers);
+    for layer in 0..shape.num_hidden_layers {
         let path = |module: &str| format!("transformer.h.{layer}.{module}");
         let mut scale = match family.scale_attn_weights {
-            true => 1.0 / (config.head_dim as f32).sqrt(),
+            true => 1.0 / (shape.head_dim as f32).sqrt(),
             false => 1.0,
         };
         if family.scale_attn_by_inverse_layer_idx {
@@ -215,8 +247,8 @@ pub(crate) fn decoder(
             attn: Attention {
                 c_attn: builder.conv1d(path("attn.c_attn"), hidden, 3 * hidden),
                 c_proj: builder.conv1d(path("attn.c_proj"), hidden, hidden),
-                heads: config.num_attention_heads,
-                past: builder.past(layer, config.num_attention_heads, config.head_dim),
+                heads: shape.num_attention_heads,
+                past: builder.past(layer, shape.num_attention_heads, shape.head_dim),
                 scores: Scores { scale, ..Default::default() },
             },
             after_attn: builder.residual(path("attn"), Sublayer::Attention, Flow::Sequential),
@@ -230,7 +262,7 @@ pub(crate) fn decoder(
         });
     }
     let ln_f = builder.layer_norm("transformer.ln_f".to_owned(), hidden, eps);
-    let lm_head = builder.head(config, &wte);
+    let lm_head = builder.head(shape, &wte);
     Ok(Stack {
         embedding: wte,
         blocks: h,

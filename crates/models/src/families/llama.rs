@@ -21,9 +21,10 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::{self, Config, JsonFields, Shape};
+use crate::config::fields::{self, Defaults, FULL, JsonFields, SLIDING, Shape};
 use crate::error::Result;
-use crate::families::{self, Builder, Stack};
+use crate::families::decoder::{self as parts, Builder, Decoder, Stack};
+use crate::families::{FamilyConfig, ModelType};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::Scores;
@@ -34,7 +35,7 @@ use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
-/// What a decoder of this family has beside its sizes.
+/// The fields of a decoder of this family besides its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LlamaConfig {
     /// Activation of the feed-forward block.
@@ -59,11 +60,27 @@ pub struct LlamaConfig {
     pub no_rope_layers: Vec<u8>,
 }
 
-pub(crate) const FULL: &str = "full_attention";
-pub(crate) const SLIDING: &str = "sliding_attention";
+impl FamilyConfig for LlamaConfig {
+    fn model_types() -> &'static [ModelType] {
+        &[
+            ModelType { name: "llama", gguf: "llama", class: "LlamaForCausalLM" },
+            ModelType { name: "mistral", gguf: "llama", class: "MistralForCausalLM" },
+            ModelType { name: "qwen2", gguf: "qwen2", class: "Qwen2ForCausalLM" },
+            ModelType { name: "qwen3", gguf: "qwen3", class: "Qwen3ForCausalLM" },
+            ModelType { name: "smollm3", gguf: "smollm3", class: "SmolLM3ForCausalLM" },
+        ]
+    }
 
-impl LlamaConfig {
-    pub(crate) fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
+    fn shape(json: &JsonFields<'_>, model_type: &str) -> Result<Shape> {
+        let defaults = Defaults {
+            head_dim: (model_type == "qwen3").then_some(128),
+            tie_word_embeddings: model_type == "smollm3",
+            ..Default::default()
+        };
+        Shape::from_json(json, model_type, defaults)
+    }
+
+    fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
         let layers = shape.num_hidden_layers;
         let model_type = shape.model_type.as_str();
         let no_rope_layers = match json.array("no_rope_layers")? {
@@ -127,7 +144,7 @@ impl LlamaConfig {
         })
     }
 
-    pub(crate) fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self> {
+    fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self> {
         let (architecture, layers) = (shape.model_type.as_str(), shape.num_hidden_layers);
         let key = |name: &str| format!("{architecture}.{name}");
         let sliding_window = file.optional_count(&key("attention.sliding_window"))?;
@@ -135,7 +152,11 @@ impl LlamaConfig {
         Ok(Self {
             hidden_act: "silu".to_owned(),
             rms_norm_eps: file.written_number(&key("attention.layer_norm_rms_epsilon"))?,
-            rope_parameters: config::gguf_rope(file, architecture, shape.max_position_embeddings)?,
+            rope_parameters: RopeParameters::from_gguf(
+                file,
+                architecture,
+                shape.max_position_embeddings,
+            )?,
             attention_bias: file.has_tensor("blk.0.attn_q.bias") && output_bias,
             qkv_bias: file.has_tensor("blk.0.attn_q.bias") && !output_bias,
             mlp_bias: file.has_tensor("blk.0.ffn_down.bias"),
@@ -152,13 +173,14 @@ impl LlamaConfig {
         })
     }
 
-    pub(crate) fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
-        config::check_activation("hidden_act", &self.hidden_act, origin)?;
-        config::check_eps("rms_norm_eps", self.rms_norm_eps, origin)?;
+    fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
+        fields::check_activation("hidden_act", &self.hidden_act, origin)?;
+        fields::check_eps("rms_norm_eps", self.rms_norm_eps, origin)?;
         self.rope_parameters.validate(shape.head_dim, origin)
     }
 
-    pub(crate) fn to_json(&self, model_type: &str, json: &mut Map<String, Json>) {
+    fn to_json(&self, shape: &Shape, json: &mut Map<String, Json>) {
+        let model_type = shape.model_type.as_str();
         json.insert("hidden_act".to_owned(), json!(self.hidden_act));
         json.insert("rms_norm_eps".to_owned(), json!(self.rms_norm_eps));
         json.insert("rope_parameters".to_owned(), self.rope_parameters.to_json());
@@ -179,7 +201,8 @@ impl LlamaConfig {
     }
 
     /// What GGUF cannot say, if the config has it.
-    pub(crate) fn not_in_gguf(&self, model_type: &str) -> Option<String> {
+    fn not_in_gguf(&self, shape: &Shape) -> Option<String> {
+        let model_type = shape.model_type.as_str();
         let every_fourth = self.no_rope_layers.iter().enumerate().all(|(layer, rope)| {
             *rope == u8::from(model_type != "smollm3" || (layer + 1) % 4 != 0)
         });
@@ -197,19 +220,57 @@ impl LlamaConfig {
     }
 
     /// Metadata of a GGUF file beside the sizes.
-    pub(crate) fn to_gguf(&self, put: &mut dyn FnMut(&str, Value)) {
+    fn to_gguf(&self, shape: &Shape, put: &mut dyn FnMut(&str, Value)) {
         put("attention.layer_norm_rms_epsilon", Value::Float(self.rms_norm_eps));
-        config::put_gguf_rope(&self.rope_parameters, put);
+        put("rope.dimension_count", Value::Unsigned(shape.head_dim as u64));
+        self.rope_parameters.to_gguf(put);
         if let Some(window) =
             self.sliding_window.filter(|_| self.layer_types.iter().any(|kind| kind == SLIDING))
         {
             put("attention.sliding_window", Value::Unsigned(window as u64));
         }
     }
+
+    fn gguf_names(&self, _: &Shape) -> Vec<(&'static str, &'static str)> {
+        GGUF_NAMES.to_vec()
+    }
+
+    fn gguf_row_order(&self, shape: &Shape, hf: &str) -> Option<Vec<usize>> {
+        if !matches!(shape.model_type.as_str(), "llama" | "mistral" | "smollm3") {
+            return None;
+        }
+        let heads = if hf.contains(".q_proj.") {
+            shape.num_attention_heads
+        } else if hf.contains(".k_proj.") {
+            shape.num_key_value_heads
+        } else {
+            return None;
+        };
+        let d = shape.head_dim;
+        // [h, 2, d/2] from [h, d/2, 2]
+        let rows = (0..heads).flat_map(|head| {
+            (0..2).flat_map(move |part| (0..d / 2).map(move |i| head * d + 2 * i + part))
+        });
+        Some(rows.collect())
+    }
+
+    fn gguf_extra(&self, shape: &Shape) -> Vec<(&'static str, Vec<f32>)> {
+        let divisors = self.rope_parameters.divisors(shape.head_dim);
+        divisors.into_iter().map(|divisors| ("rope_freqs.weight", divisors)).collect()
+    }
+
+    fn decoder(
+        &self,
+        shape: &Shape,
+        builder: &mut Builder,
+        device: &Device,
+    ) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(decoder(shape, self, builder, device)?))
+    }
 }
 
 /// Parts of tensor names: GGUF's, Hugging Face's.
-pub(crate) const GGUF_NAMES: &[(&str, &str)] = &[
+const GGUF_NAMES: &[(&str, &str)] = &[
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
     ("output", "lm_head"),
@@ -281,7 +342,7 @@ impl Mlp {
 }
 
 #[derive(Debug)]
-pub(crate) struct Block {
+struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
     after_attn: Arc<Residual>,
@@ -290,7 +351,7 @@ pub(crate) struct Block {
     after_mlp: Arc<Residual>,
 }
 
-impl families::Block for Block {
+impl parts::Block for Block {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let y = self.self_attn.forward(&self.input_layernorm.forward(x, pass)?, pass, cache)?;
         let x = ops::add(x, &self.after_attn.forward(x, y, pass)?)?;
@@ -300,20 +361,20 @@ impl families::Block for Block {
 }
 
 /// Builds the Llama decoder with its output head.
-pub(crate) fn decoder(
-    config: &Config,
+fn decoder(
+    shape: &Shape,
     family: &LlamaConfig,
     builder: &mut Builder,
     device: &Device,
 ) -> Result<Stack<Block, RmsNorm>> {
-    let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-    let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
+    let (hidden, ffn, d) = (shape.hidden_size, shape.intermediate_size, shape.head_dim);
+    let (q, kv) = (shape.num_attention_heads * d, shape.num_key_value_heads * d);
+    let act = fields::activation("hidden_act", &family.hidden_act, &shape.model_type)?;
     let rope =
-        Arc::new(Rope::new(&family.rope_parameters, d, config.max_position_embeddings, device)?);
-    let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
-    let mut layers = Vec::with_capacity(config.num_hidden_layers);
-    for layer in 0..config.num_hidden_layers {
+        Arc::new(Rope::new(&family.rope_parameters, d, shape.max_position_embeddings, device)?);
+    let embed_tokens = builder.embedding("model.embed_tokens", shape.vocab_size, hidden);
+    let mut layers = Vec::with_capacity(shape.num_hidden_layers);
+    for layer in 0..shape.num_hidden_layers {
         let path = |module: &str| format!("model.layers.{layer}.{module}");
         let norm = |builder: &mut Builder, module: &str, size| {
             builder.rms_norm(path(module), size, family.rms_norm_eps)
@@ -333,7 +394,7 @@ pub(crate) fn decoder(
             },
             head_dim: d,
             rope: (family.no_rope_layers[layer] == 1).then(|| Arc::clone(&rope)),
-            past: builder.past(layer, config.num_key_value_heads, d),
+            past: builder.past(layer, shape.num_key_value_heads, d),
             scores: Scores {
                 scale: 1.0 / (d as f32).sqrt(),
                 window: family.sliding_window.filter(|_| family.layer_types[layer] == SLIDING),
@@ -356,7 +417,7 @@ pub(crate) fn decoder(
         });
     }
     let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);
-    let lm_head = builder.head(config, &embed_tokens);
+    let lm_head = builder.head(shape, &embed_tokens);
     Ok(Stack {
         embedding: embed_tokens,
         blocks: layers,

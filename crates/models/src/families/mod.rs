@@ -1,283 +1,216 @@
-//! What a family gives the rest of the crate, and how it is put together: a family's constructor
-//! names every tensor that it needs, with its shape, and the loader fills them in. So each name and
-//! shape is written once.
+//! The families of decoders. One file is one family: its configuration ([`FamilyConfig`]), its names
+//! in GGUF and its blocks. A new family is a file, its `mod` line and a variant of [`Family`].
 
-pub mod falcon;
-pub mod gemma;
-pub mod gpt2;
-pub mod llama;
-pub mod phi3;
+pub(crate) mod decoder;
+pub(crate) mod falcon;
+pub(crate) mod gemma;
+pub(crate) mod gpt2;
+pub(crate) mod llama;
+pub(crate) mod phi3;
 
-use std::fmt;
-use std::sync::Arc;
+use candle_core::Device;
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
 
-use candle_core::{DType, Device, Tensor};
-
-use crate::config::{Config, Family};
+use crate::config::fields::{JsonFields, Shape};
 use crate::error::{Error, Result};
-use crate::hooks::past_key_values::PastKeyValues;
-use crate::hooks::residual::{Flow, Residual, Sublayer};
-use crate::layers::{Embedding, LayerNorm, Linear, Norm, RmsNorm, Slot, Weight};
-use crate::pass::Pass;
-use crate::pass::kv_cache::KvCache;
-use tunebook_ops as ops;
+use crate::weights::gguf::{Gguf, Value};
+use decoder::{Builder, Decoder, Parts};
 
-/// A decoder. All operations are differentiable.
-pub(crate) trait Decoder: Send + Sync + fmt::Debug {
-    /// Number of blocks.
-    fn num_blocks(&self) -> usize;
+/// A value of `model_type` in `config.json`, and what others call it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ModelType {
+    pub(crate) name: &'static str,
+    /// llama.cpp's architecture.
+    pub(crate) gguf: &'static str,
+    /// The class of `transformers`.
+    pub(crate) class: &'static str,
+}
 
-    /// `[b, t]` u32 -> `[b, t, hid]`
-    fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Result<Tensor>;
+/// What a family says of itself; implemented by its configuration.
+pub(crate) trait FamilyConfig {
+    /// The model types of this family. Of two that are one architecture in GGUF the first is read.
+    fn model_types() -> &'static [ModelType]
+    where
+        Self: Sized;
 
-    /// What the embedding multiplies its table's rows with.
-    fn embed_scale(&self) -> f64;
-
-    /// Block `index`: `[b, t, hid]` -> `[b, t, hid]`
+    /// The sizes in a `config.json`.
     ///
     /// # Errors
-    /// When there is none of that number.
-    fn block(
+    /// A field is missing or has a wrong value, here and in the next two.
+    fn shape(json: &JsonFields<'_>, model_type: &str) -> Result<Shape>
+    where
+        Self: Sized;
+
+    /// The fields of a `config.json` beside the sizes.
+    fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self>
+    where
+        Self: Sized;
+
+    /// The metadata of a GGUF file beside the sizes.
+    fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self>
+    where
+        Self: Sized;
+
+    /// # Errors
+    /// A field has a wrong value, or one that contradicts the sizes. `origin` is named in errors.
+    fn validate(&self, shape: &Shape, origin: &str) -> Result<()>;
+
+    /// Adds the family's fields to a `config.json` that has the sizes.
+    fn to_json(&self, shape: &Shape, json: &mut Map<String, Json>);
+
+    /// Builds the decoder with its output head.
+    ///
+    /// # Errors
+    /// The device has no memory.
+    fn decoder(
         &self,
-        index: usize,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor>;
+        shape: &Shape,
+        builder: &mut Builder,
+        device: &Device,
+    ) -> Result<Box<dyn Decoder>>;
 
-    /// `[.., hid]` -> `[.., hid]`
-    fn final_norm(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor>;
+    /// Pairs of module names, GGUF's and Hugging Face's, with `*` for the number of the block.
+    fn gguf_names(&self, shape: &Shape) -> Vec<(&'static str, &'static str)>;
 
-    /// The output head, `[vocab, hid]`.
-    fn head(&self) -> &Arc<Weight>;
+    /// What GGUF cannot say, if the config has it.
+    fn not_in_gguf(&self, shape: &Shape) -> Option<String>;
 
-    /// Logits `l` become `c · tanh(l / c)`.
-    fn final_logit_softcapping(&self) -> Option<f64>;
+    /// Metadata of a GGUF file beside the sizes.
+    fn to_gguf(&self, shape: &Shape, put: &mut dyn FnMut(&str, Value));
 
-    /// Keys that were computed for texts of up to so many positions are of no use in longer ones.
-    fn cache_ends_at(&self) -> Option<usize>;
-}
-
-/// One block of a family.
-pub(crate) trait Block: Send + Sync + fmt::Debug {
-    /// `[b, t, hid]` -> `[b, t, hid]`
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor>;
-}
-
-/// A decoder as all families have it: an embedding, equal blocks, a norm and an output head.
-#[derive(Debug)]
-pub(crate) struct Stack<B, N> {
-    pub(crate) embedding: Embedding,
-    /// Factor on the embedding table's rows.
-    pub(crate) embed_scale: f64,
-    /// A vector for each position, added to what the first block takes (GPT-2).
-    pub(crate) learned_positions: Option<Embedding>,
-    pub(crate) blocks: Vec<B>,
-    pub(crate) norm: N,
-    pub(crate) head: Arc<Weight>,
-    pub(crate) final_logit_softcapping: Option<f64>,
-    pub(crate) cache_ends_at: Option<usize>,
-}
-
-impl<B: Block, N: Norm + Send + Sync + fmt::Debug> Decoder for Stack<B, N> {
-    fn num_blocks(&self) -> usize {
-        self.blocks.len()
+    /// Tensors of a GGUF file that are no weights.
+    fn gguf_extra(&self, _: &Shape) -> Vec<(&'static str, Vec<f32>)> {
+        Vec::new()
     }
 
-    fn embed(&self, ids: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.embedding.forward(ids, pass)?;
-        if self.embed_scale == 1.0 { Ok(x) } else { Ok((x * self.embed_scale)?) }
+    /// For each row of Hugging Face's tensor `hf` the row of GGUF's, where the orders differ.
+    fn gguf_row_order(&self, _: &Shape, _hf: &str) -> Option<Vec<usize>> {
+        None
     }
 
-    fn embed_scale(&self) -> f64 {
-        self.embed_scale
+    /// What the weights of GGUF's norms hold more than Hugging Face's.
+    fn gguf_norm_offset(&self) -> f64 {
+        0.0
     }
 
-    fn block(
-        &self,
-        index: usize,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        let Some(block) = self.blocks.get(index) else {
-            return Err(Error::Argument {
-                field: "index",
-                value: index.to_string(),
-                expected: "the number of a block, below `num_blocks()`",
-            });
-        };
-        match &self.learned_positions {
-            // Here and not in `embed`, so that vectors that stand for tokens (a soft prompt) have a
-            // position as well.
-            Some(table) if index == 0 => {
-                let x = ops::add(x, &table.forward(pass.positions().ids(), pass)?)?;
-                block.forward(&x, pass, cache)
-            }
-            _ => block.forward(x, pass, cache),
+    /// What the names of all tensors but the output head begin with.
+    fn prefix(&self) -> &'static str {
+        "model."
+    }
+
+    /// Whether attention goes through its scores tile by tile; bounded or biased scores are held in
+    /// memory.
+    fn attends_in_tiles(&self) -> bool {
+        true
+    }
+}
+
+/// Declares [`Family`], and finds and reads the family of a file.
+macro_rules! families {
+    (
+        $(#[$attribute:meta])*
+        pub enum Family {
+            $($(#[$doc:meta])* $name:ident($module:ident::$config:ident),)*
         }
-    }
+    ) => {
+        $(#[$attribute])*
+        pub enum Family {
+            $($(#[$doc])* $name($module::$config),)*
+        }
 
-    fn final_norm(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        self.norm.forward(x, pass)
-    }
+        impl Family {
+            /// What the family says of itself.
+            pub(crate) fn definition(&self) -> &dyn FamilyConfig {
+                match self {
+                    $(Self::$name(config) => config,)*
+                }
+            }
 
-    fn head(&self) -> &Arc<Weight> {
-        &self.head
-    }
+            fn model_types() -> impl Iterator<Item = &'static ModelType> {
+                [$($module::$config::model_types()),*].into_iter().flatten()
+            }
 
-    fn final_logit_softcapping(&self) -> Option<f64> {
-        self.final_logit_softcapping
-    }
+            /// The sizes and the family of a `config.json`.
+            ///
+            /// # Errors
+            /// An unknown architecture; a field that is missing or has a wrong value.
+            pub(crate) fn from_json(json: &JsonFields<'_>) -> Result<(Shape, Self)> {
+                let name = json.model_type()?;
+                $(if $module::$config::model_types().iter().any(|known| known.name == name) {
+                    let shape = $module::$config::shape(json, &name)?;
+                    shape.check(json.origin())?;
+                    let family = Self::$name($module::$config::from_json(json, &shape)?);
+                    return Ok((shape, family));
+                })*
+                Err(unknown(&name, json.origin()))
+            }
 
-    fn cache_ends_at(&self) -> Option<usize> {
-        self.cache_ends_at
-    }
-}
-
-/// A tensor that a decoder needs.
-#[derive(Debug)]
-pub(crate) struct Need {
-    pub(crate) weight: Arc<Weight>,
-    /// As the decoder takes it.
-    pub(crate) shape: Vec<usize>,
-    /// Hugging Face's files hold it transposed (`Conv1D`).
-    pub(crate) transposed: bool,
-}
-
-/// A decoder and its parts.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) decoder: Box<dyn Decoder>,
-    pub(crate) slots: Vec<Arc<Slot>>,
-    pub(crate) residuals: Vec<Arc<Residual>>,
-    /// One for each block, or none where a family cannot have any.
-    pub(crate) past_key_values: Vec<Arc<PastKeyValues>>,
-    pub(crate) needs: Vec<Need>,
-}
-
-/// Builds the decoder of a config. Its weights are empty until the loader fills them.
-pub(crate) fn build(config: &Config, device: &Device) -> Result<Parts> {
-    let mut builder = Builder {
-        slots: Vec::new(),
-        residuals: Vec::new(),
-        past_key_values: Vec::new(),
-        needs: Vec::new(),
-        empty: empty(device)?,
-    };
-    let decoder: Box<dyn Decoder> = match &config.family {
-        Family::Llama(family) => Box::new(llama::decoder(config, family, &mut builder, device)?),
-        Family::Falcon(family) => Box::new(falcon::decoder(config, family, &mut builder, device)?),
-        Family::Gemma(family) => Box::new(gemma::decoder(config, family, &mut builder, device)?),
-        Family::Phi3(family) => Box::new(phi3::decoder(config, family, &mut builder, device)?),
-        Family::Gpt2(family) => Box::new(gpt2::decoder(config, family, &mut builder)?),
-    };
-    let Builder { slots, residuals, past_key_values, needs, .. } = builder;
-    Ok(Parts { decoder, slots, residuals, past_key_values, needs })
-}
-
-fn empty(device: &Device) -> Result<Tensor> {
-    Ok(Tensor::zeros(0, DType::F32, device)?)
-}
-
-/// Collects what a decoder needs, in the order in which it asks.
-pub(crate) struct Builder {
-    slots: Vec<Arc<Slot>>,
-    residuals: Vec<Arc<Residual>>,
-    past_key_values: Vec<Arc<PastKeyValues>>,
-    needs: Vec<Need>,
-    empty: Tensor,
-}
-
-impl Builder {
-    pub(crate) fn weight(&mut self, name: String, shape: &[usize]) -> Arc<Weight> {
-        self.need(name, shape, false)
-    }
-
-    fn need(&mut self, name: String, shape: &[usize], transposed: bool) -> Arc<Weight> {
-        let weight = Arc::new(Weight::at(self.needs.len(), name, self.empty.clone()));
-        self.needs.push(Need { weight: Arc::clone(&weight), shape: shape.to_vec(), transposed });
-        weight
-    }
-
-    fn slot(
-        &mut self,
-        path: String,
-        (input, output): (usize, usize),
-        bias: bool,
-        transposed: bool,
-    ) -> Arc<Slot> {
-        let weight = self.need(format!("{path}.weight"), &[output, input], transposed);
-        let bias = bias.then(|| self.weight(format!("{path}.bias"), &[output]));
-        let slot = Arc::new(Slot::new(self.slots.len(), path, Linear::of(weight, bias)));
-        self.slots.push(Arc::clone(&slot));
-        slot
-    }
-
-    /// A replaceable projection.
-    pub(crate) fn linear(
-        &mut self,
-        path: String,
-        input: usize,
-        output: usize,
-        bias: bool,
-    ) -> Arc<Slot> {
-        self.slot(path, (input, output), bias, false)
-    }
-
-    /// A replaceable projection whose weight lies in files as `[in, out]`, always with a bias.
-    pub(crate) fn conv1d(&mut self, path: String, input: usize, output: usize) -> Arc<Slot> {
-        self.slot(path, (input, output), true, true)
-    }
-
-    /// The end of the sublayer at `path`.
-    pub(crate) fn residual(
-        &mut self,
-        path: String,
-        sublayer: Sublayer,
-        flow: Flow,
-    ) -> Arc<Residual> {
-        let residual = Arc::new(Residual::new(self.residuals.len(), path, sublayer, flow));
-        self.residuals.push(Arc::clone(&residual));
-        residual
-    }
-
-    /// The place before a block's keys and values, of so many heads.
-    pub(crate) fn past(
-        &mut self,
-        block: usize,
-        heads: usize,
-        head_dim: usize,
-    ) -> Arc<PastKeyValues> {
-        let past = Arc::new(PastKeyValues::new(block, heads, head_dim));
-        self.past_key_values.push(Arc::clone(&past));
-        past
-    }
-
-    pub(crate) fn embedding(&mut self, path: &str, count: usize, size: usize) -> Embedding {
-        Embedding::new(self.weight(format!("{path}.weight"), &[count, size]))
-    }
-
-    pub(crate) fn rms_norm(&mut self, path: String, n: usize, eps: f64) -> RmsNorm {
-        RmsNorm::new(self.weight(format!("{path}.weight"), &[n]), eps)
-    }
-
-    pub(crate) fn rms_norm_around_one(&mut self, path: String, n: usize, eps: f64) -> RmsNorm {
-        RmsNorm::around_one(self.weight(format!("{path}.weight"), &[n]), eps)
-    }
-
-    pub(crate) fn layer_norm(&mut self, path: String, n: usize, eps: f64) -> LayerNorm {
-        let weight = self.weight(format!("{path}.weight"), &[n]);
-        LayerNorm::new(weight, self.weight(format!("{path}.bias"), &[n]), eps)
-    }
-
-    /// The output head: the embedding table, or a table of its own.
-    pub(crate) fn head(&mut self, config: &Config, embedding: &Embedding) -> Arc<Weight> {
-        match config.tie_word_embeddings {
-            true => Arc::clone(embedding.weight()),
-            false => {
-                self.weight("lm_head.weight".to_owned(), &[config.vocab_size, config.hidden_size])
+            /// The sizes and the family of a GGUF file.
+            ///
+            /// # Errors
+            /// As [`Family::from_json`].
+            pub(crate) fn from_gguf(file: &Gguf) -> Result<(Shape, Self)> {
+                let architecture = file.text("general.architecture")?;
+                let is_it = |known: &&ModelType| known.gguf == architecture;
+                $(if let Some(known) = $module::$config::model_types().iter().find(is_it) {
+                    let shape = Shape::from_gguf(file, architecture, known.name)?;
+                    shape.check(&file.origin())?;
+                    let family = Self::$name($module::$config::from_gguf(file, &shape)?);
+                    return Ok((shape, family));
+                })*
+                Err(unknown(architecture, &file.origin()))
             }
         }
+    };
+}
+
+families! {
+    /// What each family has beside the sizes that all share.
+    #[derive(Clone, Debug, PartialEq, Serialize)]
+    #[serde(untagged)]
+    pub enum Family {
+        /// Llama, Mistral, Qwen 2 and 3, SmolLM.
+        Llama(llama::LlamaConfig),
+        /// Gemma 1, 2 and 3.
+        Gemma(gemma::GemmaConfig),
+        /// Phi-3 and Phi-4.
+        Phi3(phi3::Phi3Config),
+        /// Falcon.
+        Falcon(falcon::FalconConfig),
+        /// GPT-2.
+        Gpt2(gpt2::Gpt2Config),
     }
+}
+
+impl Family {
+    /// The model type of that name.
+    pub(crate) fn model_type(name: &str) -> Option<&'static ModelType> {
+        Self::model_types().find(|known| known.name == name)
+    }
+}
+
+/// The architectures that this crate can run, by the name that `config.json` gives them
+/// (`model_type`). Most have the same name in GGUF; `mistral` is `llama` there, `gemma3_text` is
+/// `gemma3`.
+pub fn known_architectures() -> Vec<&'static str> {
+    Family::model_types().map(|known| known.name).collect()
+}
+
+fn unknown(architecture: &str, origin: &str) -> Error {
+    Error::UnknownArchitecture {
+        architecture: architecture.to_owned(),
+        origin: origin.to_owned(),
+        known: known_architectures().join(", "),
+    }
+}
+
+/// Builds the decoder of a family. Its weights are empty until the loader fills them.
+///
+/// # Errors
+/// The device has no memory.
+pub(crate) fn build(family: &Family, shape: &Shape, device: &Device) -> Result<Parts> {
+    let mut builder = Builder::new(device)?;
+    let decoder = family.definition().decoder(shape, &mut builder, device)?;
+    Ok(builder.finish(decoder))
 }

@@ -9,9 +9,10 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::{self, Config, JsonFields, Shape};
+use crate::config::fields::{self, Defaults, JsonFields, Shape};
 use crate::error::Result;
-use crate::families::{self, Builder, Stack};
+use crate::families::decoder::{self as parts, Builder, Decoder, Stack};
+use crate::families::{FamilyConfig, ModelType};
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::{Flow, Residual, Sublayer};
 use crate::layers::attention::Scores;
@@ -22,7 +23,7 @@ use crate::pass::kv_cache::KvCache;
 use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
-/// What a decoder of this family has beside its sizes.
+/// The fields of a decoder of this family besides its sizes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Phi3Config {
     /// Activation of the feed-forward block.
@@ -35,8 +36,16 @@ pub struct Phi3Config {
     pub sliding_window: Option<usize>,
 }
 
-impl Phi3Config {
-    pub(crate) fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
+impl FamilyConfig for Phi3Config {
+    fn model_types() -> &'static [ModelType] {
+        &[ModelType { name: "phi3", gguf: "phi3", class: "Phi3ForCausalLM" }]
+    }
+
+    fn shape(json: &JsonFields<'_>, model_type: &str) -> Result<Shape> {
+        Shape::from_json(json, model_type, Defaults::default())
+    }
+
+    fn from_json(json: &JsonFields<'_>, shape: &Shape) -> Result<Self> {
         Ok(Self {
             hidden_act: json.text("hidden_act")?.unwrap_or_else(|| "silu".to_owned()),
             rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(1e-5),
@@ -49,8 +58,8 @@ impl Phi3Config {
         })
     }
 
-    pub(crate) fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self> {
-        let mut rope = config::gguf_rope(file, "phi3", shape.max_position_embeddings)?;
+    fn from_gguf(file: &Gguf, shape: &Shape) -> Result<Self> {
+        let mut rope = RopeParameters::from_gguf(file, "phi3", shape.max_position_embeddings)?;
         if let Some(turned) = file.optional_count("phi3.rope.dimension_count")? {
             rope.partial_rotary_factor = turned as f64 / shape.head_dim as f64;
         }
@@ -81,13 +90,13 @@ impl Phi3Config {
         })
     }
 
-    pub(crate) fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
-        config::check_activation("hidden_act", &self.hidden_act, origin)?;
-        config::check_eps("rms_norm_eps", self.rms_norm_eps, origin)?;
+    fn validate(&self, shape: &Shape, origin: &str) -> Result<()> {
+        fields::check_activation("hidden_act", &self.hidden_act, origin)?;
+        fields::check_eps("rms_norm_eps", self.rms_norm_eps, origin)?;
         self.rope_parameters.validate(shape.head_dim, origin)
     }
 
-    pub(crate) fn to_json(&self, json: &mut Map<String, Json>) {
+    fn to_json(&self, _: &Shape, json: &mut Map<String, Json>) {
         for (field, value) in [
             ("hidden_act", json!(self.hidden_act)),
             ("rms_norm_eps", json!(self.rms_norm_eps)),
@@ -105,14 +114,14 @@ impl Phi3Config {
     }
 
     /// What GGUF cannot say, if the config has it.
-    pub(crate) fn not_in_gguf(&self) -> Option<String> {
+    fn not_in_gguf(&self, _: &Shape) -> Option<String> {
         match self.rope_parameters.scaling {
             RopeScaling::Default | RopeScaling::LongRope { .. } => None,
             _ => Some("a rope scaling".to_owned()),
         }
     }
 
-    pub(crate) fn to_gguf(&self, shape: &Shape, put: &mut dyn FnMut(&str, Value)) {
+    fn to_gguf(&self, shape: &Shape, put: &mut dyn FnMut(&str, Value)) {
         put("attention.layer_norm_rms_epsilon", Value::Float(self.rms_norm_eps));
         put("rope.freq_base", Value::Float(self.rope_parameters.rope_theta));
         let turned = self.rope_parameters.rotary_dim(shape.head_dim);
@@ -128,10 +137,32 @@ impl Phi3Config {
         }
         put("rope.scaling.original_context_length", Value::Unsigned(original as u64));
     }
+
+    fn gguf_names(&self, _: &Shape) -> Vec<(&'static str, &'static str)> {
+        GGUF_NAMES.to_vec()
+    }
+
+    fn gguf_extra(&self, _: &Shape) -> Vec<(&'static str, Vec<f32>)> {
+        match self.rope_parameters.long_rope() {
+            Some((short, long)) => {
+                vec![("rope_factors_short.weight", short), ("rope_factors_long.weight", long)]
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn decoder(
+        &self,
+        shape: &Shape,
+        builder: &mut Builder,
+        device: &Device,
+    ) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(decoder(shape, self, builder, device)?))
+    }
 }
 
 /// Parts of tensor names: GGUF's, Hugging Face's.
-pub(crate) const GGUF_NAMES: &[(&str, &str)] = &[
+const GGUF_NAMES: &[(&str, &str)] = &[
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
     ("output", "lm_head"),
@@ -188,7 +219,7 @@ impl Mlp {
 }
 
 #[derive(Debug)]
-pub(crate) struct Block {
+struct Block {
     input_layernorm: RmsNorm,
     self_attn: Attention,
     after_attn: Arc<Residual>,
@@ -197,7 +228,7 @@ pub(crate) struct Block {
     after_mlp: Arc<Residual>,
 }
 
-impl families::Block for Block {
+impl parts::Block for Block {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let y = self.self_attn.forward(&self.input_layernorm.forward(x, pass)?, pass, cache)?;
         let x = ops::add(x, &self.after_attn.forward(x, y, pass)?)?;
@@ -207,20 +238,20 @@ impl families::Block for Block {
 }
 
 /// Builds the Phi-3 decoder with its output head.
-pub(crate) fn decoder(
-    config: &Config,
+fn decoder(
+    shape: &Shape,
     family: &Phi3Config,
     builder: &mut Builder,
     device: &Device,
 ) -> Result<Stack<Block, RmsNorm>> {
-    let (hidden, ffn, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    let act = config::activation("hidden_act", &family.hidden_act, &config.model_type)?;
+    let (hidden, ffn, d) = (shape.hidden_size, shape.intermediate_size, shape.head_dim);
+    let (heads, kv_heads) = (shape.num_attention_heads, shape.num_key_value_heads);
+    let act = fields::activation("hidden_act", &family.hidden_act, &shape.model_type)?;
     let rope =
-        Arc::new(Rope::new(&family.rope_parameters, d, config.max_position_embeddings, device)?);
-    let embed_tokens = builder.embedding("model.embed_tokens", config.vocab_size, hidden);
-    let mut layers = Vec::with_capacity(config.num_hidden_layers);
-    for layer in 0..config.num_hidden_layers {
+        Arc::new(Rope::new(&family.rope_parameters, d, shape.max_position_embeddings, device)?);
+    let embed_tokens = builder.embedding("model.embed_tokens", shape.vocab_size, hidden);
+    let mut layers = Vec::with_capacity(shape.num_hidden_layers);
+    for layer in 0..shape.num_hidden_layers {
         let path = |module: &str| format!("model.layers.{layer}.{module}");
         let linear = |builder: &mut Builder, module: &str, input, output| {
             builder.linear(path(module), input, output, false)
@@ -255,7 +286,7 @@ pub(crate) fn decoder(
         });
     }
     let norm = builder.rms_norm("model.norm".to_owned(), hidden, family.rms_norm_eps);
-    let lm_head = builder.head(config, &embed_tokens);
+    let lm_head = builder.head(shape, &embed_tokens);
     Ok(Stack {
         embedding: embed_tokens,
         blocks: layers,

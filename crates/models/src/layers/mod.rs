@@ -8,7 +8,7 @@ pub(crate) mod attention;
 pub(crate) mod embedding;
 pub(crate) mod linear;
 pub(crate) mod norm;
-pub mod rope;
+pub(crate) mod rope;
 pub(crate) mod softcap;
 pub(crate) mod weight;
 

@@ -9,9 +9,10 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use crate::config::JsonFields;
+use crate::config::fields::JsonFields;
 use crate::error::{Error, Result};
 use crate::pass::positions::Positions;
+use crate::weights::gguf::{Gguf, Value};
 use tunebook_ops as ops;
 
 /// The names of the scalings that [`RopeScaling`] has.
@@ -205,6 +206,74 @@ impl RopeParameters {
     /// The number of values of a head that turn.
     pub(crate) fn rotary_dim(&self, head_dim: usize) -> usize {
         (head_dim as f64 * self.partial_rotary_factor) as usize
+    }
+
+    /// The rotary embedding of a GGUF file.
+    pub(crate) fn from_gguf(file: &Gguf, architecture: &str, max_positions: usize) -> Result<Self> {
+        let key = |name: &str| format!("{architecture}.rope.{name}");
+        let number = |name: &str, default: f64| match file.get(&key(name)) {
+            Some(_) => file.written_number(&key(name)),
+            None => Ok(default),
+        };
+        let mut rope = Self::new(number("freq_base", 10_000.0)?);
+        if let Some(factors) = file.numbers("rope_freqs.weight")? {
+            rope.scaling = RopeScaling::Factors { factors };
+            return Ok(rope);
+        }
+        match file.get(&key("scaling.type")).and_then(Value::as_str) {
+            None | Some("none" | "longrope") => {}
+            Some("linear") => {
+                rope.scaling = RopeScaling::Linear { factor: number("scaling.factor", 1.0)? }
+            }
+            Some("yarn") => {
+                let factor = number("scaling.factor", 1.0)?;
+                rope.scaling = RopeScaling::Yarn {
+                    factor,
+                    original_max_position_embeddings: file
+                        .optional_count(&key("scaling.original_context_length"))?
+                        .unwrap_or(max_positions),
+                    attention_factor: number("scaling.attn_factor", 1.0)?
+                        * if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 },
+                    beta_fast: number("scaling.yarn_beta_fast", 32.0)?,
+                    beta_slow: number("scaling.yarn_beta_slow", 1.0)?,
+                };
+            }
+            Some(other) => {
+                return Err(Error::Unsupported {
+                    origin: file.origin(),
+                    what: "the rope scaling",
+                    found: other.to_owned(),
+                    known: "none, linear, yarn".to_owned(),
+                });
+            }
+        }
+        Ok(rope)
+    }
+
+    /// The keys that [`RopeParameters::from_gguf`] reads.
+    pub(crate) fn to_gguf(&self, put: &mut dyn FnMut(&str, Value)) {
+        put("rope.freq_base", Value::Float(self.rope_theta));
+        match &self.scaling {
+            RopeScaling::Linear { factor } => {
+                put("rope.scaling.type", Value::String("linear".to_owned()));
+                put("rope.scaling.factor", Value::Float(*factor));
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings,
+                attention_factor,
+                ..
+            } => {
+                put("rope.scaling.type", Value::String("yarn".to_owned()));
+                put("rope.scaling.factor", Value::Float(*factor));
+                let original = *original_max_position_embeddings as u64;
+                put("rope.scaling.original_context_length", Value::Unsigned(original));
+                // llama.cpp multiplies its own factor in.
+                let own = if *factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+                put("rope.scaling.attn_factor", Value::Float(attention_factor / own));
+            }
+            _ => {}
+        }
     }
 
     /// As `rope_parameters` of a `config.json`.

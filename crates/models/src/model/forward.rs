@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use tunebook_progress::Stop;
 
-use crate::config::Family;
 use crate::error::{Error, Result};
 use crate::hooks::virtual_tokens;
 use crate::layers::softcap;
@@ -200,11 +199,7 @@ impl Model {
     /// no more than alone. Bounded or biased scores (Gemma 2, falcon-rw) are held in memory, the
     /// whole row's.
     pub fn attends_in_tiles(&self) -> bool {
-        match &self.inner.config.family {
-            Family::Gemma(family) => family.attn_logit_softcapping.is_none(),
-            Family::Falcon(family) => !family.alibi,
-            _ => true,
-        }
+        self.inner.config.family.definition().attends_in_tiles()
     }
 
     /// Whether its matrices are bf16.

@@ -1,6 +1,6 @@
 //! Loading a model: from a GGUF file, or from a folder in Hugging Face's layout.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
 use candle_core::{DType, Device};
@@ -8,14 +8,16 @@ use serde_json::Value as Json;
 
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
-use crate::families::{self, Parts};
+use crate::families;
+use crate::families::decoder::Parts;
 use crate::layers::Weight;
 use crate::memory;
 use crate::model::{Inner, Model, View};
 use crate::pass::overlay::Overlay;
 use crate::text::chat_template::ChatTemplate;
 use crate::text::tokenizer::{Digits, Tokenizer};
-use crate::weights::gguf::{Gguf, GgufWeights, Value};
+use crate::weights::gguf::weights::GgufWeights;
+use crate::weights::gguf::{Gguf, Value};
 use crate::weights::safetensors::Shards;
 use crate::weights::source::{self, Source};
 use crate::weights::{self, Checkpoint, Keep, Quantization};
@@ -32,7 +34,7 @@ impl Model {
     /// When there is no such model, a file is damaged or of another kind, its architecture is not
     /// known, tensors are missing, the memory does not suffice, or the hub refuses. The error names
     /// the file and the part of it.
-    pub fn load(name_or_path: &str, device: &Device) -> Result<Self> {
+    pub fn load(name_or_path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         Self::load_as(name_or_path, Some(DType::F32), device)
     }
 
@@ -41,7 +43,11 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::load`]; when `dtype` is none of f32, f16 and bf16.
-    pub fn load_as(name_or_path: &str, dtype: Option<DType>, device: &Device) -> Result<Self> {
+    pub fn load_as(
+        name_or_path: impl AsRef<Path>,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self> {
         if let Some(other) = dtype
             && !matches!(other, DType::F32 | DType::F16 | DType::BF16)
         {
@@ -51,7 +57,7 @@ impl Model {
                 expected: "F32, F16 or BF16",
             });
         }
-        Self::load_kept(name_or_path, dtype.map(Keep::As), device)
+        Self::load_kept(name_or_path.as_ref(), dtype.map(Keep::As), device)
     }
 
     /// The same with the matrices in quantised blocks, which are dequantised as they are used, a
@@ -69,17 +75,18 @@ impl Model {
     /// # Errors
     /// As [`Model::load`]; when the matrices are to stay as they are stored, and that is f32.
     pub fn load_quantized(
-        name_or_path: &str,
+        name_or_path: impl AsRef<Path>,
         quantization: Quantization,
         device: &Device,
     ) -> Result<Self> {
-        Self::load_kept(name_or_path, Some(Keep::Quantized(quantization)), device)
+        Self::load_kept(name_or_path.as_ref(), Some(Keep::Quantized(quantization)), device)
     }
 
-    fn load_kept(name_or_path: &str, keep: Option<Keep>, device: &Device) -> Result<Self> {
+    fn load_kept(name_or_path: &Path, keep: Option<Keep>, device: &Device) -> Result<Self> {
+        let name = name_or_path.to_string_lossy();
         match source::resolve(name_or_path)? {
-            Source::Gguf(path) => Self::load_gguf(name_or_path, path, keep, device),
-            Source::Folder(path) => Self::load_folder(name_or_path, path, keep, device),
+            Source::Gguf(path) => Self::load_gguf(&name, path, keep, device),
+            Source::Folder(path) => Self::load_folder(&name, path, keep, device),
         }
     }
 
@@ -141,7 +148,7 @@ impl Model {
         };
         let chat_template =
             template.map(|source| ChatTemplate::for_tokenizer(&source, &tokenizer)).transpose()?;
-        let shards = Shards::open_folder(&path)?.with_prefix(config.prefix());
+        let shards = Shards::open_folder(&path)?.with_prefix(config.family.definition().prefix());
         let keep = keep.unwrap_or_else(|| Keep::As(shards.dtype()));
         let parts = fill(name, &config, &shards, keep, device)?;
         Self::new(name, path, config, parts, tokenizer, chat_template, (keep, device))
@@ -226,7 +233,7 @@ fn fill(
         });
     }
     // Shapes first, on nothing: what a config asks for may be more than there is.
-    let parts = families::build(config, device)?;
+    let parts = families::build(&config.family, &config.shape(), device)?;
     weights::check(checkpoint, &config.model_type, &parts.needs)?;
     let count: usize = parts.needs.iter().map(|need| need.shape.iter().product::<usize>()).sum();
     if matches!(keep, Keep::Quantized(_))

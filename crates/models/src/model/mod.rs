@@ -15,7 +15,7 @@ use candle_core::{DType, Device};
 use tunebook_progress::Stop;
 
 use crate::config::Config;
-use crate::families::Decoder;
+use crate::families::decoder::Decoder;
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::Residual;
 use crate::layers::{Slot, Weight};

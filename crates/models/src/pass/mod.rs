@@ -5,10 +5,10 @@
 //! is built and dropout drawn. Nothing of it can change while blocks run, so an answer is never half
 //! by one adapter and half by another, and training turns nothing on for whoever else asks.
 
-pub mod kv_cache;
-pub mod overlay;
-pub mod positions;
-pub mod snapshot;
+pub(crate) mod kv_cache;
+pub(crate) mod overlay;
+pub(crate) mod positions;
+pub(crate) mod snapshot;
 
 use candle_core::{Tensor, Var};
 

@@ -1,6 +1,6 @@
 //! From text to tokens and back: the tokenizer, the chat template, and conversations as token ids.
 
-pub mod chat_template;
-pub mod conversation;
-pub mod tokenizer;
+pub(crate) mod chat_template;
+pub(crate) mod conversation;
+pub(crate) mod tokenizer;
 mod turns;

@@ -71,7 +71,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When the file cannot be read or is no tokenizer.
-    pub fn from_file(path: &Path, config: &Json) -> Result<Self> {
+    pub fn from_file(path: impl AsRef<Path>, config: &Json) -> Result<Self> {
+        let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let corrupt = |error: tokenizers::Error| Error::Corrupt {
             path: path.to_owned(),

@@ -171,7 +171,7 @@ mod tests {
             "{}",
             folder.display()
         );
-        let model = crate::Model::load(folder.to_str().unwrap(), &crate::Device::Cpu).unwrap();
+        let model = crate::Model::load(&folder, &crate::Device::Cpu).unwrap();
         assert_eq!(model.num_blocks(), 2);
         let nobody = "http://127.0.0.1:9";
         assert_eq!(fetch_at(nobody, dir.path(), "owner/tiny").unwrap(), Source::Folder(folder));

@@ -1,10 +1,10 @@
 //! Weights on disk, and how they come into memory under Hugging Face's names.
 
-pub mod gguf;
+pub(crate) mod gguf;
 pub(crate) mod hub;
 pub(crate) mod safetensors;
 pub(crate) mod save;
-pub mod source;
+pub(crate) mod source;
 pub mod tensor_file;
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::families::Need;
+use crate::families::decoder::Need;
 use tunebook_ops::Matrix;
 use tunebook_ops::{Format, Quantized};
 

@@ -33,7 +33,7 @@ impl Model {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn save_pretrained(&self, dir: &str) -> Result<PathBuf> {
+    pub fn save_pretrained(&self, dir: impl AsRef<Path>) -> Result<PathBuf> {
         self.save_pretrained_sharded(dir, SHARD_BYTES)
     }
 
@@ -42,7 +42,16 @@ impl Model {
     ///
     /// # Errors
     /// A file cannot be written, or the limit is 0.
-    pub fn save_pretrained_sharded(&self, dir: &str, max_shard_bytes: u64) -> Result<PathBuf> {
+    pub fn save_pretrained_sharded(
+        &self,
+        dir: impl AsRef<Path>,
+        max_shard_bytes: u64,
+    ) -> Result<PathBuf> {
+        self.write_pretrained(dir.as_ref(), max_shard_bytes)?;
+        Ok(dir.as_ref().to_owned())
+    }
+
+    fn write_pretrained(&self, dir: &Path, max_shard_bytes: u64) -> Result<()> {
         if max_shard_bytes == 0 {
             let expected = "a number of bytes above 0";
             return Err(Error::Argument {
@@ -51,9 +60,8 @@ impl Model {
                 expected,
             });
         }
-        let dir = PathBuf::from(dir);
-        std::fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
-        self.write_weights(&dir, max_shard_bytes)?;
+        std::fs::create_dir_all(dir).map_err(Error::write(dir))?;
+        self.write_weights(dir, max_shard_bytes)?;
         let tokenizer = self.tokenizer().to_json()?;
         replace(&dir.join("tokenizer.json"), |out| out.write_all(tokenizer.as_bytes()))?;
         let write_json =
@@ -65,8 +73,7 @@ impl Model {
             })?;
         }
         write_json("generation_config.json", &self.generation_config())?;
-        write_json("config.json", &self.config_json())?;
-        Ok(dir)
+        write_json("config.json", &self.config_json())
     }
 
     fn write_weights(&self, dir: &Path, max_shard_bytes: u64) -> Result<()> {

@@ -38,11 +38,11 @@ pub fn models_dir() -> PathBuf {
 }
 
 /// Finds the files of a model, from the hub if need be.
-pub(crate) fn resolve(name: &str) -> Result<Source> {
+pub(crate) fn resolve(path: &Path) -> Result<Source> {
+    let name = &*path.to_string_lossy();
     if name == DEFAULT_MODEL {
         return default_model(&models_dir());
     }
-    let path = Path::new(name);
     if path.is_dir() {
         return folder(path, name);
     }
@@ -172,8 +172,8 @@ fn is_repository(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn error(name: &str) -> String {
-        resolve(name).unwrap_err().to_string()
+    fn error(path: impl AsRef<Path>) -> String {
+        resolve(path.as_ref()).unwrap_err().to_string()
     }
 
     #[test]
@@ -213,8 +213,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pickle = dir.path().join("pytorch_model.bin");
         std::fs::write(&pickle, "x").unwrap();
-        for name in [pickle.to_str().unwrap(), dir.path().to_str().unwrap()] {
-            let error = error(name);
+        for path in [&*pickle, dir.path()] {
+            let error = error(path);
             assert!(
                 error.contains("is a pickle") && error.contains("runs whatever code"),
                 "{error}"
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_folder_says_what_it_lacks_or_has_twice() {
         let dir = tempfile::tempdir().unwrap();
-        let name = dir.path().to_str().unwrap();
+        let name = dir.path();
         assert!(error(name).contains("model.safetensors.index.json"));
         std::fs::write(dir.path().join("a.gguf"), "x").unwrap();
         assert_eq!(resolve(name).unwrap(), Source::Gguf(dir.path().join("a.gguf")));

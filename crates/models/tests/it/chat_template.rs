@@ -25,8 +25,7 @@ fn conversations_render_as_in_transformers() {
     let text = std::fs::read_to_string(golden("tokenizer/chat_template.json")).unwrap();
     let golden: Golden = serde_json::from_str(&text).unwrap();
     assert!(golden.chats.len() > 100);
-    let model =
-        Model::load(default_file().to_str().unwrap(), &tunebook_models::Device::Cpu).unwrap();
+    let model = Model::load(default_file(), &tunebook_models::Device::Cpu).unwrap();
     for chat in golden.chats {
         let ours = match &chat.template {
             None => model.apply_chat_template(&chat.messages, chat.add_generation_prompt),

@@ -12,7 +12,7 @@ use tunebook_ops as ops;
 use crate::support::{golden, overlaid, relative_error, tensors};
 
 /// The folder of each, and the names of its projections in block 0.
-pub const FAMILIES: &[(&str, &[&str])] = &[
+pub(crate) const FAMILIES: &[(&str, &[&str])] = &[
     ("llama3", LLAMA),
     ("llama-linear", LLAMA),
     ("llama-dynamic", LLAMA),
@@ -60,8 +60,8 @@ fn each(check: impl Fn(&str, &Model, &HashMap<String, Tensor>) -> Result<(), Str
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
 }
 
-pub fn load(name: &str) -> Model {
-    Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
+pub(crate) fn load(name: &str) -> Model {
+    Model::load(golden("logits").join(name), &Device::Cpu).unwrap()
 }
 
 fn flat(x: &Tensor) -> Vec<f32> {
@@ -212,8 +212,8 @@ fn projections_are_named_as_in_hugging_face_and_replaceable() {
 fn a_saved_model_is_the_same_model() {
     each(|name, model, expected| {
         let folder = tempfile::tempdir().unwrap();
-        model.save_pretrained(folder.path().to_str().unwrap()).unwrap();
-        let again = Model::load(folder.path().to_str().unwrap(), &Device::Cpu).unwrap();
+        model.save_pretrained(folder.path()).unwrap();
+        let again = Model::load(folder.path(), &Device::Cpu).unwrap();
         if again.config() != model.config() {
             return Err(format!("{:?}\nbecame\n{:?}", model.config(), again.config()));
         }
@@ -266,18 +266,18 @@ fn shards_and_their_index_are_the_same_model() {
 fn generation_config_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));
-    load("qwen3").save_pretrained(from.to_str().unwrap()).unwrap();
+    load("qwen3").save_pretrained(&from).unwrap();
     std::fs::write(
         from.join("generation_config.json"),
         r#"{"temperature": 0.6, "eos_token_id": [3, 4]}"#,
     )
     .unwrap();
-    let model = Model::load(from.to_str().unwrap(), &Device::Cpu).unwrap();
-    model.save_pretrained(to.to_str().unwrap()).unwrap();
+    let model = Model::load(&from, &Device::Cpu).unwrap();
+    model.save_pretrained(&to).unwrap();
     let text = std::fs::read_to_string(to.join("generation_config.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["temperature"], 0.6);
-    let again = Model::load(to.to_str().unwrap(), &Device::Cpu).unwrap();
+    let again = Model::load(&to, &Device::Cpu).unwrap();
     assert!(again.config().eos_token_id.contains(&3) && again.config().eos_token_id.contains(&4));
 }
 
@@ -287,7 +287,7 @@ fn weights_keep_the_files_type_or_are_converted() {
     for (asked, found) in
         [(None, DType::BF16), (Some(DType::F32), DType::F32), (Some(DType::F16), DType::F16)]
     {
-        let model = Model::load_as(path.to_str().unwrap(), asked, &Device::Cpu).unwrap();
+        let model = Model::load_as(&path, asked, &Device::Cpu).unwrap();
         assert_eq!(model.dtype(), found);
         let bytes = (model.parameter_count() * found.size_in_bytes()) as u64;
         // Beside bf16 the norms and biases are f32 on the CPU; here they are a small part.
@@ -298,9 +298,7 @@ fn weights_keep_the_files_type_or_are_converted() {
             model.memory_bytes()
         );
     }
-    let error = Model::load_as(path.to_str().unwrap(), Some(DType::U8), &Device::Cpu)
-        .unwrap_err()
-        .to_string();
+    let error = Model::load_as(&path, Some(DType::U8), &Device::Cpu).unwrap_err().to_string();
     assert!(error.contains("U8") && error.contains("BF16"), "{error}");
 }
 
@@ -332,7 +330,7 @@ proptest::proptest! {
         }
         let text = serde_json::to_string(&config).unwrap();
         std::fs::write(copy.path().join("config.json"), text).unwrap();
-        drop(Model::load(copy.path().to_str().unwrap(), &Device::Cpu));
+        drop(Model::load(copy.path(), &Device::Cpu));
     }
 }
 
@@ -342,8 +340,8 @@ fn a_written_gguf_file_is_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
     let model = Model::load(tunebook_models::DEFAULT_MODEL, &Device::Cpu).unwrap();
     let path = folder.path().join("again.gguf");
-    model.save_gguf(path.to_str().unwrap(), tunebook_models::GgufType::F16).unwrap();
-    let again = Model::load(path.to_str().unwrap(), &Device::Cpu).unwrap();
+    model.save_gguf(&path, tunebook_models::GgufType::F16).unwrap();
+    let again = Model::load(&path, &Device::Cpu).unwrap();
     assert_eq!(again.config(), model.config());
     let config = GenerationConfig { max_new_tokens: 8, ..Default::default() };
     let text = |model: &Model| model.generate("The capital of France is", &config).unwrap();

@@ -40,7 +40,7 @@ fn greedy(model: &Model, ids: &[u32], count: usize) -> Vec<u32> {
 }
 
 fn tiny(name: &str) -> Model {
-    Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
+    Model::load(golden("logits").join(name), &Device::Cpu).unwrap()
 }
 
 /// Some ids that the model knows.
@@ -63,7 +63,7 @@ fn saved_models_give_our_logits_in_transformers() {
             let path = folder.path().join(name);
             // Every other one in shards.
             let limit = if number % 2 == 0 { u64::MAX } else { 30_000 };
-            model.save_pretrained_sharded(path.to_str().unwrap(), limit).unwrap();
+            model.save_pretrained_sharded(&path, limit).unwrap();
             (path.to_str().unwrap().to_owned(), model)
         })
         .collect();
@@ -106,7 +106,7 @@ fn our_f16_file_gives_our_text_in_llama_cpp() {
         ("q4_0", GgufType::Q4_0),
     ] {
         let path = folder.path().join(format!("{name}.gguf"));
-        model.save_gguf(path.to_str().unwrap(), kind).unwrap();
+        model.save_gguf(&path, kind).unwrap();
         requests
             .extend(prompts.iter().map(|ids| json!({ "model": path, "ids": ids, "greedy": 32 })));
     }
@@ -124,7 +124,7 @@ fn our_f16_file_gives_our_text_in_llama_cpp() {
     // llama.cpp rounds what it multiplies with quantised weights to 8 bits, too.
     for (number, name) in [(1, "q8_0"), (2, "q4_1"), (3, "q4_0")] {
         let path = folder.path().join(format!("{name}.gguf"));
-        let again = Model::load(path.to_str().unwrap(), &Device::Cpu).unwrap();
+        let again = Model::load(&path, &Device::Cpu).unwrap();
         for (answer, prompt) in answers[3 * number..].iter().zip(&prompts) {
             let error = error(&numbers(&answer["logits"]), &last_logits(&again, prompt));
             eprintln!("{name}: last logits differ by {error:.1e} from ours of the same file");
@@ -174,7 +174,7 @@ fn with_byte_tokens(name: &str, change: &Value) -> Model {
         json["pre_tokenizer"] = bytes.clone();
         json["decoder"] = bytes;
     });
-    Model::load(folder.to_str().unwrap(), &Device::Cpu).unwrap()
+    Model::load(&folder, &Device::Cpu).unwrap()
 }
 
 /// Every architecture that is written as GGUF: the golden models, changed only where GGUF has no
@@ -223,7 +223,7 @@ fn every_architecture_gives_our_logits_in_llama_cpp() {
     for (name, change, length) in cases {
         let model = with_byte_tokens(name, &change);
         let path = folder.path().join(format!("{name}.gguf"));
-        model.save_gguf(path.to_str().unwrap(), GgufType::F32).unwrap();
+        model.save_gguf(&path, GgufType::F32).unwrap();
         let ids: Vec<u32> = (0..length as u32).map(|n| 5 + n * 23 % 61).collect();
         let greedy = if length == window { 1 } else { 16 };
         requests.push(json!({ "model": path, "ids": ids, "greedy": greedy }));

@@ -6,9 +6,7 @@
 //! has a share of the query blocks of all heads of a group, chosen so that shares are alike in
 //! work, and sums the gradients of keys and values in a buffer of its own.
 //!
-//! Predicted at 1 x 2048 tokens of SmolLM2-135M (17 GFLOP a block with the causal half alone, 118
-//! GFLOP/s a core in f32 and 236 in bf16, a sixth of it for powers of two): 86 ms a block in f32,
-//! 45 ms in bf16. For what was measured see `docs/measurements.md`.
+//! Figures: `docs/measurements.md`, "Attention".
 
 use std::cell::RefCell;
 use std::ops::Range;

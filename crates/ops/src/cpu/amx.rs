@@ -2,10 +2,9 @@
 //! [`super::half`]).
 //!
 //! With AMX, four tiles of 16 x 16 results take two tiles of each operand per 32 steps of depth:
-//! one load an instruction, which the first- and second-level caches sustain. (Measured alone on
-//! one core of a Xeon with AMX, operands packed: 2500-2950 GFLOP/s at 512 rows; the f32 kernel of
-//! the same core reaches 165.) Without AMX the same packed operands go through `vdpbf16ps`. The
-//! intrinsics of AMX are unstable, hence the assembly.
+//! one load an instruction, which the first- and second-level caches sustain. Without AMX the same
+//! packed operands go through `vdpbf16ps`. The intrinsics of AMX are unstable, hence the assembly.
+//! Figures: `docs/measurements.md`, "Matrix products".
 
 use std::arch::asm;
 use std::arch::x86_64::*;

@@ -2,8 +2,8 @@
 //!
 //! A block of `MR` rows and `16·NV` columns of the result stays in registers for the whole depth; A
 //! is read in place (its elements are broadcast), B comes in panels. 8 x 48 and 12 x 32 both use 24
-//! of the 32 registers and keep the FMA unit busy (predicted 96 % of its peak, measured 95–98 % on
-//! Zen 4: 105–110 GFLOP/s of 112 a core); 14 x 32 spills and halves the speed.
+//! of the 32 registers and keep the FMA unit busy; 14 x 32 spills and halves the speed. Figures:
+//! `docs/measurements.md`, "Matrix products".
 
 use std::arch::x86_64::*;
 

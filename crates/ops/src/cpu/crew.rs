@@ -4,8 +4,7 @@
 //! A training step is some hundreds of loops of a millisecond or less with little between them.
 //! Handing each to rayon's pool wakes threads twice a loop, puts the calling thread to sleep
 //! meanwhile, and wakes it again; here the calling thread works, too, and the helpers look for the
-//! next loop for a while before they sleep. (What was predicted and measured stands in
-//! `docs/measurements.md`.)
+//! next loop for a while before they sleep. Figures: `docs/measurements.md`, "Threads".
 //!
 //! One loop runs at a time: a caller that finds the helpers at work for somebody else divides its
 //! loop by rayon, and a loop inside a loop runs where it is.

@@ -3,14 +3,11 @@
 //! With AMX a number is the sum of three in bf16, exactly so, and a product six products of parts
 //! ([`half`](super::half)). What is left out lies beyond the 24 bits that f32 has; the sums are
 //! f32's. Infinite numbers come out as no numbers, and numbers above 3.38e38 count as infinite.
-//! Measured on a Xeon (errors against f64, 576 deep): 1.5e-7 of the size, 3.7e-7 by vectors, whose
-//! sums are longer; 220 to 255 GFLOP/s a core beside 135 to 160. (Predicted 415; the clock falls
-//! from 2.7 to 2.3 GHz, packing takes an eighth, and operands come from the second-level cache.
-//! While another machine uses a core's second thread, 80 beside 100.)
+//! Errors and speeds: `docs/measurements.md`, "Matrix products".
 //!
 //! On AVX-512 our own kernel: each task packs one panel of B (48 columns) into its second-level
-//! cache and runs down the rows of A with it. Packing is 2–4 % of the time at 512 rows, so no
-//! weight is kept packed and frozen weights cost their own size once. Elsewhere the `gemm` crate.
+//! cache and runs down the rows of A with it. Packing is a small part of the time, so no weight is
+//! kept packed and frozen weights cost their own size once. Elsewhere the `gemm` crate.
 
 use std::cell::RefCell;
 

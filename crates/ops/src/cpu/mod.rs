@@ -171,9 +171,7 @@ impl Deref for Strided<'_> {
 
 /// Has the allocator keep what is freed instead of giving it back to the system, from now on: a
 /// training step frees hundreds of megabytes that the next one wants again, and each page that
-/// comes back costs a fault. (Predicted: 250,000 faults a step of SmolLM2-135M at 4 x 128 tokens,
-/// 0.1 s. Measured: 0.14 s of 0.70 s in bf16, system time down from 1.9 s to 0.7 s over a run.)
-/// Each arena keeps its own: whatever is large should be allocated by one thread. Only glibc needs
+/// comes back costs a fault. Figures: `docs/measurements.md`, "Memory and the tape". Each arena keeps its own: whatever is large should be allocated by one thread. Only glibc needs
 /// and knows this.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

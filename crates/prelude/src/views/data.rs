@@ -1,9 +1,7 @@
 //! Data sets and what is said about them.
 
 use tunebook_charts::{Bar, Cell, Figure, Sample, Table, bar_chart, histogram};
-use tunebook_data::{
-    Audit, CleanReport, Dataset, LengthSummary, OverlapKind, Partition, Profile, Splits,
-};
+use tunebook_data::{Audit, CleanReport, Dataset, LengthSummary, OverlapKind, Profile, Splits};
 use tunebook_progress::MimeBundle;
 
 use super::frame;
@@ -65,9 +63,9 @@ pub(super) fn report(report: &CleanReport) -> MimeBundle {
 }
 
 pub(super) fn splits(splits: &Splits) -> MimeBundle {
-    let total = (splits.train.len() + splits.validation.len()).max(1) as f64;
+    let total = splits.sides().iter().map(|(_, side)| side.len()).sum::<usize>().max(1) as f64;
     let mut table = Table::new(["side", "rows", "share", "distinct prompts"]);
-    for (name, side) in [("train", &splits.train), ("validation", &splits.validation)] {
+    for (name, side) in splits.sides() {
         let share = format!("{:.1} %", 100.0 * side.len() as f64 / total);
         table.row([
             Cell::from(name),
@@ -206,24 +204,6 @@ pub(super) fn audit(audit: &Audit) -> MimeBundle {
         html.push_str(&frame::table(&pairs).caption("The pairs").html());
     }
     MimeBundle::text(audit.to_string()).html(html)
-}
-
-pub(super) fn partition(partition: &Partition) -> MimeBundle {
-    let sides = [
-        ("train", &partition.train),
-        ("validation", &partition.validation),
-        ("test", &partition.test),
-    ];
-    let total: usize = sides.iter().map(|side| side.1.len()).sum();
-    let mut table = Table::new(["", "rows", "share"]);
-    for (name, side) in sides {
-        let share = 100.0 * side.len() as f64 / total.max(1) as f64;
-        table.row([Cell::from(name), side.len().into(), Cell::Right(format!("{share:.1} %"))]);
-    }
-    if let Some(caution) = partition.splits().caution() {
-        table = table.note(caution);
-    }
-    MimeBundle::text(partition.to_string()).html(table.html())
 }
 
 /// A figure's HTML form.

@@ -8,7 +8,7 @@ mod tensor;
 
 use polars::prelude::{DataFrame, Series};
 use tunebook_charts::{Figure, Table};
-use tunebook_data::{Audit, CleanReport, Dataset, Partition, Profile, Splits};
+use tunebook_data::{Audit, CleanReport, Dataset, Profile, Splits};
 use tunebook_models::{Model, Tensor};
 use tunebook_progress::MimeBundle;
 use tunebook_tune::{AdapterInfo, FullInfo, LrRange, Preflight, Run, TrainingSummary};
@@ -28,7 +28,6 @@ without_lifetimes!(
     CleanReport,
     Splits,
     crate::Seen,
-    Partition,
     Profile,
     Audit,
     Model,
@@ -63,8 +62,6 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(data::splits(splits))
     } else if let Some(seen) = value.as_ref::<crate::Seen>() {
         Some(MimeBundle::text(seen.to_string()).html(seen.html()))
-    } else if let Some(partition) = value.as_ref::<Partition>() {
-        Some(data::partition(partition))
     } else if let Some(profile) = value.as_ref::<Profile>() {
         Some(data::profile(profile))
     } else if let Some(audit) = value.as_ref::<Audit>() {
@@ -111,7 +108,7 @@ mod tests {
         let clean = dataset
             .clean(&Cleaning::default().strip_backticks().drop_empty().drop_duplicates())
             .expect("cleaned");
-        let splits = Splits { train: dataset.clone(), validation: dataset.clone() };
+        let splits = Splits::new(dataset.clone(), dataset.clone());
         let audit = splits.audit().expect("audited");
         let bundles = [
             shown(&dataset),

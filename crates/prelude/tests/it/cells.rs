@@ -121,7 +121,7 @@ fn a_run_s_log_is_a_frame() -> Result<(), Box<dyn std::error::Error>> {
         .with_metric(Metric::higher_is_better("length"), |model: &Model| {
             Ok(model.num_blocks() as f64)
         });
-    let run = trainer.fit(&pairs, &pairs[..2])?;
+    let run = trainer.train((&pairs, &pairs[..2]))?;
     let log = run.history()?;
     assert_eq!(log.height(), 5, "four steps, and the evaluation before them");
     assert_eq!(log.column("eval_loss")?.null_count(), 2);
@@ -131,6 +131,40 @@ fn a_run_s_log_is_a_frame() -> Result<(), Box<dyn std::error::Error>> {
     let test = LrRangeTest { steps: 12, start: 1e-4, ..Default::default() };
     let figure = trainer.lr_range_test(&pairs, &test)?.curve();
     assert!(figure.svg().contains("learning rate") && figure.svg().contains(">0.01<"));
+    Ok(())
+}
+
+/// Each verb of a trainer takes a split, a data set or examples, and the same rows make the same run.
+#[test]
+fn a_trainer_takes_splits_and_examples() -> Result<(), Box<dyn std::error::Error>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lora_tiny/model");
+    let model = Model::load(path, &Device::Cpu)?;
+    let rows: Vec<(String, String)> =
+        (0..8).map(|i| (i.to_string(), (i * 3).to_string())).collect();
+    let rows: Vec<(&str, &str)> = rows.iter().map(|(p, c)| (p.as_str(), c.as_str())).collect();
+    let split = Splits::new(Dataset::from_rows(&rows[..6]), Dataset::from_rows(&rows[6..]));
+    let (train, held_out) = (split.train.examples(), split.validation.examples());
+    let trainer = Trainer::new(&model, &TrainingArgs { epochs: 2, ..Default::default() });
+    let mut losses = Vec::new();
+    for from_split in [true, false] {
+        model.add_adapter("a", Lora::default())?;
+        let run =
+            if from_split { trainer.train(&split)? } else { trainer.train((&train, &held_out))? };
+        losses.push(run.steps.iter().map(|step| step.loss).collect::<Vec<f64>>());
+        assert!(!run.evals.is_empty());
+        assert_eq!(trainer.resume(&run, &split)?.steps.len(), run.steps.len());
+        model.delete_adapter("a")?;
+    }
+    assert_eq!(losses[0], losses[1]);
+    model.add_adapter("a", Lora::default())?;
+    let test = LrRangeTest { steps: 12, ..Default::default() };
+    assert_eq!(trainer.summary(&split)?.to_string(), trainer.summary(&train)?.to_string());
+    assert_eq!(
+        trainer.lr_range_test(&split, &test)?.points,
+        trainer.lr_range_test(&train, &test)?.points
+    );
+    assert!(trainer.preflight(&split)?.secs > 0.0);
+    assert!(trainer.train(&split.train)?.evals.is_empty());
     Ok(())
 }
 

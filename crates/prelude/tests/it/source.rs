@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use syn::{Attribute, Item, UseTree, Visibility};
 
 /// All crates in `crates/`, parsed.
-pub struct Sources {
+pub(crate) struct Sources {
     /// By path: `tunebook_data`, `tunebook_data::split`.
     modules: BTreeMap<String, Module>,
 }
 
 /// One module.
 #[derive(Default)]
-pub struct Module {
+pub(crate) struct Module {
     /// Its items without those of tests, without `use` and `mod`.
     pub items: Vec<Item>,
     uses: Vec<Use>,
@@ -35,14 +35,14 @@ struct Use {
 
 /// An item of the workspace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Own {
+pub(crate) struct Own {
     pub module: String,
     pub name: String,
 }
 
 /// What a path means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Meaning {
+pub(crate) enum Meaning {
     /// A module of the workspace, by its path.
     Module(String),
     /// An item of the workspace. A name may stand for two: a type and a function.
@@ -53,7 +53,7 @@ pub enum Meaning {
 
 impl Sources {
     /// Reads the crates in the folder `crates`.
-    pub fn read(crates: &Path) -> Self {
+    pub(crate) fn read(crates: &Path) -> Self {
         let mut sources = Self { modules: BTreeMap::new() };
         for entry in fs::read_dir(crates).expect("the folder of the crates") {
             let folder = entry.expect("an entry of the folder of the crates").path();
@@ -103,6 +103,11 @@ impl Sources {
                         module.uses.push(Use { name, path, public });
                     });
                 }
+                // A macro that is given items declares them.
+                Item::Macro(invoked) if invoked.ident.is_none() => {
+                    let given = syn::parse2::<syn::File>(invoked.mac.tokens);
+                    module.items.extend(given.into_iter().flat_map(|file| file.items));
+                }
                 item => module.items.push(item),
             }
         }
@@ -110,19 +115,19 @@ impl Sources {
     }
 
     /// All modules with their paths.
-    pub fn modules(&self) -> impl Iterator<Item = (&str, &Module)> {
+    pub(crate) fn modules(&self) -> impl Iterator<Item = (&str, &Module)> {
         self.modules.iter().map(|(path, module)| (path.as_str(), module))
     }
 
     /// The items of this name: a type, a function, or both.
-    pub fn items(&self, own: &Own) -> impl Iterator<Item = &Item> {
+    pub(crate) fn items(&self, own: &Own) -> impl Iterator<Item = &Item> {
         let items = self.modules.get(&own.module).into_iter().flat_map(|module| &module.items);
         items.filter(|item| name_of(item).is_some_and(|name| name == own.name))
     }
 
     /// The names that a module exports, with what they mean. `_` is a trait without a name. An
     /// export of all names of another crate has the name `*`.
-    pub fn exports(&self, module: &str) -> BTreeSet<(String, Meaning)> {
+    pub(crate) fn exports(&self, module: &str) -> BTreeSet<(String, Meaning)> {
         let mut exports = BTreeSet::new();
         for item in &self.modules[module].items {
             if let Some(name) = name_of(item).filter(|_| is_public(visibility(item))) {
@@ -145,7 +150,7 @@ impl Sources {
     }
 
     /// The meanings of a path that stands in a module. None if nobody knows it.
-    pub fn resolve(&self, module: &str, path: &[String]) -> Vec<Meaning> {
+    pub(crate) fn resolve(&self, module: &str, path: &[String]) -> Vec<Meaning> {
         self.follow(module, path, &mut Vec::new())
     }
 
@@ -272,7 +277,7 @@ const RUSTS_OWN: &[&str] = &[
 ];
 
 /// The name of an item that has one.
-pub fn name_of(item: &Item) -> Option<String> {
+pub(crate) fn name_of(item: &Item) -> Option<String> {
     let name = match item {
         Item::Const(item) => &item.ident,
         Item::Enum(item) => &item.ident,
@@ -317,12 +322,12 @@ fn attributes(item: &Item) -> &[Attribute] {
     }
 }
 
-pub fn is_public(visibility: &Visibility) -> bool {
+pub(crate) fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
 }
 
 /// Whether the attributes hide an item from the documentation.
-pub fn is_hidden(attributes: &[Attribute]) -> bool {
+pub(crate) fn is_hidden(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("doc")
             && attribute.parse_args::<syn::Ident>().is_ok_and(|word| word == "hidden")
@@ -368,6 +373,6 @@ fn flatten(
 }
 
 /// The folder of the workspace's crates.
-pub fn crates() -> PathBuf {
+pub(crate) fn crates() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

@@ -1,7 +1,8 @@
 //! What an adapter is made of, whatever its type.
 //!
-//! To add a type: a configuration in [`AdapterConfig`](crate::AdapterConfig), a [`Body`], and a
-//! line each in [`plan`] and [`build`]. Adding, switching, saving, loading, checkpoints, renaming
+//! To add a type: a file with its configuration, which is an
+//! [`AdapterType`](crate::adapters::adapter_type::AdapterType), and its [`Body`], and a line in
+//! [`config`](crate::adapters::config). Adding, switching, saving, loading, checkpoints, renaming
 //! and deleting then work as for the others.
 
 use std::collections::BTreeMap;
@@ -9,21 +10,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
-use tunebook_models::Model;
 
-use crate::adapters::adalora::AdaLoraBody;
-use crate::adapters::bottleneck::body::BottleneckBody;
 use crate::adapters::config::AdapterConfig;
-use crate::adapters::ia3::Ia3Body;
-use crate::adapters::inject::Hooks;
-use crate::adapters::lora::body::LoraBody;
+use crate::adapters::hooks::Hooks;
 use crate::adapters::lora::linear::LoraLinear;
-use crate::adapters::prefix_tuning::PrefixBody;
-use crate::adapters::prompt_tuning::PromptBody;
 use crate::adapters::scheduled::Scheduled;
 use crate::adapters::target;
 use crate::error::Result;
-use crate::files::peft::StoredTensor;
+use crate::files::stored::StoredTensor;
 use crate::train::parameter::{Parameter, Part};
 
 /// A trainable tensor of an adapter.
@@ -104,7 +98,8 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
         Ok((self.config(), tensors))
     }
 
-    /// Takes over the values of a file, whose keys and shapes are those of [`plan`].
+    /// Takes over the values of a file, whose keys and shapes are those of
+    /// [`AdapterType::plan`](crate::adapters::adapter_type::AdapterType::plan).
     ///
     /// # Errors
     /// A failing operation.
@@ -121,37 +116,4 @@ pub(crate) trait Body: fmt::Debug + Send + Sync {
     fn lora(&self) -> Option<&[Arc<LoraLinear>]> {
         None
     }
-}
-
-/// The keys and shapes of the tensors that an adapter of this configuration has on this model,
-/// before any is made.
-///
-/// # Errors
-/// The configuration is refused, or a target does not exist.
-pub(crate) fn plan(model: &Model, config: &AdapterConfig) -> Result<BTreeMap<String, Vec<usize>>> {
-    config.validate()?;
-    match config {
-        AdapterConfig::Lora(lora) => LoraBody::plan(model, lora),
-        AdapterConfig::AdaLora(adalora) => AdaLoraBody::plan(model, adalora),
-        AdapterConfig::Ia3(ia3) => Ia3Body::plan(model, ia3),
-        AdapterConfig::PromptTuning(prompt) => PromptBody::plan(model, prompt),
-        AdapterConfig::PrefixTuning(prefix) => PrefixBody::plan(model, prefix),
-        AdapterConfig::Bottleneck(bottleneck) => BottleneckBody::plan(model, bottleneck),
-    }
-}
-
-/// An adapter of this configuration with its initial values.
-///
-/// # Errors
-/// As [`plan`]; a failing operation.
-pub(crate) fn build(model: &Model, config: &AdapterConfig) -> Result<Arc<dyn Body>> {
-    config.validate()?;
-    Ok(match config {
-        AdapterConfig::Lora(lora) => Arc::new(LoraBody::new(model, lora)?),
-        AdapterConfig::AdaLora(adalora) => Arc::new(AdaLoraBody::new(model, adalora)?),
-        AdapterConfig::Ia3(ia3) => Arc::new(Ia3Body::new(model, ia3)?),
-        AdapterConfig::PromptTuning(prompt) => Arc::new(PromptBody::new(model, prompt)?),
-        AdapterConfig::PrefixTuning(prefix) => Arc::new(PrefixBody::new(model, prefix)?),
-        AdapterConfig::Bottleneck(bottleneck) => Arc::new(BottleneckBody::new(model, bottleneck)?),
-    })
 }

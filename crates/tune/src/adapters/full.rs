@@ -11,7 +11,7 @@
 //! # let train: Vec<Example> = Vec::new();
 //! let model = Model::load("SmolLM2-135M-Instruct", &Device::Cpu)?;
 //! println!("{}", model.unfreeze(&Full::default())?);
-//! Trainer::new(&model, &TrainingArgs { learning_rate: 2e-5, ..Default::default() }).fit(&train, &[])?;
+//! Trainer::new(&model, &TrainingArgs { learning_rate: 2e-5, ..Default::default() }).train(&train)?;
 //! model.save_pretrained("out/mine")?;
 //! # Ok(())
 //! # }

@@ -19,9 +19,10 @@ use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use tunebook_models::{Context, Linear, Model, Projection};
 
+use crate::adapters::adapter_type::{AdapterType, Bias, ChoiceMut, IN_MODEL};
 use crate::adapters::body::{AdapterTensor, Body};
 use crate::adapters::config::AdapterConfig;
-use crate::adapters::inject::{self, Hooks};
+use crate::adapters::hooks::{self, Hooks};
 use crate::adapters::target::{Choice, TargetModules};
 use crate::error::{Error, Result};
 
@@ -87,6 +88,48 @@ impl Ia3 {
             true => (1, base.in_features()),
             false => (base.out_features(), 1),
         })
+    }
+}
+
+impl AdapterType for Ia3 {
+    fn peft_type(&self) -> &'static str {
+        "IA3"
+    }
+
+    fn validate(&self) -> Result<()> {
+        Self::validate(self)
+    }
+
+    fn description(&self) -> String {
+        "IA3".to_owned()
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![("type", "IA3".to_owned())]
+    }
+
+    fn plan(&self, model: &Model) -> Result<BTreeMap<String, Vec<usize>>> {
+        Ia3Body::plan(model, self)
+    }
+
+    fn build(&self, model: &Model) -> Result<Arc<dyn Body>> {
+        Ok(Arc::new(Ia3Body::new(model, self)?))
+    }
+
+    fn own_weights(&self) -> (Bias, &[String], bool) {
+        (Bias::None, &self.modules_to_save, false)
+    }
+
+    fn key_prefix(&self) -> &'static str {
+        IN_MODEL
+    }
+
+    fn choice(&self) -> Option<Choice<'_>> {
+        Some(Self::choice(self))
+    }
+
+    fn choice_mut(&mut self) -> Option<ChoiceMut<'_>> {
+        Some((&mut self.target_modules, None))
     }
 }
 
@@ -171,7 +214,7 @@ pub(crate) struct Ia3Body {
 impl Ia3Body {
     pub(crate) fn plan(model: &Model, config: &Ia3) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut plan = BTreeMap::new();
-        for slot in inject::targets(model, &config.choice())? {
+        for slot in hooks::targets(model, &config.choice())? {
             let (rows, columns) = config.shape(slot.path(), slot.base())?;
             plan.insert(format!("{}.{L}", slot.path()), vec![rows, columns]);
         }
@@ -180,7 +223,7 @@ impl Ia3Body {
 
     pub(crate) fn new(model: &Model, config: &Ia3) -> Result<Self> {
         let mut layers = Vec::new();
-        for slot in inject::targets(model, &config.choice())? {
+        for slot in hooks::targets(model, &config.choice())? {
             let base = Arc::clone(slot.base());
             let shape = config.shape(slot.path(), &base)?;
             layers.push(Arc::new(Ia3Linear {

@@ -4,22 +4,24 @@
 //! The adapters belong to the model: every handle of it sees the same ones, and they go with its
 //! last handle.
 
-pub mod adalora;
+pub(crate) mod adalora;
+pub(crate) mod adapter_type;
 pub(crate) mod body;
-pub mod bottleneck;
-pub mod config;
+pub(crate) mod bottleneck;
+pub(crate) mod checks;
+pub(crate) mod config;
 pub(crate) mod dropout;
-pub mod full;
-pub mod ia3;
-pub(crate) mod inject;
-pub mod lora;
-pub mod modules_to_save;
-pub mod prefix_tuning;
-pub mod prompt_tuning;
+pub(crate) mod full;
+pub(crate) mod hooks;
+pub(crate) mod ia3;
+pub(crate) mod lora;
+pub(crate) mod modules_to_save;
+pub(crate) mod prefix_tuning;
+pub(crate) mod prompt_tuning;
 pub(crate) mod registry;
 pub(crate) mod scheduled;
-pub mod target;
-pub mod weighted;
+pub(crate) mod target;
+pub(crate) mod weighted;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,23 +31,18 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tunebook_models::{Model, Overlay};
 
-use crate::adapters::adalora::AdaLoraBody;
-use crate::adapters::bottleneck::body::BottleneckBody;
 use crate::adapters::config::AdapterConfig;
-use crate::adapters::lora::Lora;
-use crate::adapters::lora::body::LoraBody;
-use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::modules_to_save::OwnWeights;
 use crate::adapters::scheduled::Scheduled;
-use crate::adapters::target::{Choice, TargetModules};
 use crate::adapters::weighted::CombinationType;
 use crate::error::{Error, Result};
 use crate::files::fingerprint;
 use crate::files::gguf;
+use crate::files::in_model;
 use crate::files::peft::{self, AdapterFiles, StoredTensor};
 use crate::train::parameter::Parameters;
 use body::{AdapterTensor, Body};
-use inject::Hooks;
+use hooks::Hooks;
 pub use registry::{Active, BASE};
 use registry::{Generation, Registry, Resident};
 
@@ -184,7 +181,7 @@ pub trait Adapters {
     ///
     /// # Errors
     /// No adapter of that name, or a file cannot be written.
-    fn save_adapter(&self, name: &str, dir: &str) -> Result<PathBuf>;
+    fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<PathBuf>;
 
     /// Writes a LoRA as one GGUF file, which llama.cpp puts onto its own file of this model.
     /// Returns the path.
@@ -192,15 +189,15 @@ pub trait Adapters {
     /// # Errors
     /// No adapter of that name, one that is another thing than a LoRA or more (DoRA, trained
     /// biases), a model that llama.cpp does not have, or the file cannot be written.
-    fn save_adapter_gguf(&self, name: &str, path: &str) -> Result<PathBuf>;
+    fn save_adapter_gguf(&self, name: &str, path: impl AsRef<Path>) -> Result<PathBuf>;
 
     /// Reads an adapter that this crate or PEFT wrote, from `dir` or its subfolder `name`, and
-    /// makes it the active one.
+    /// makes it the active one. The arguments stand in PEFT's order: the place, then the name.
     ///
     /// # Errors
     /// No adapter there, files that are torn or of another kind, tensors that do not fit this
     /// model, another tokenizer or chat template than it was trained with, or the name is taken.
-    fn load_adapter(&self, name: &str, dir: &str) -> Result<AdapterInfo>;
+    fn load_adapter(&self, dir: impl AsRef<Path>, name: &str) -> Result<AdapterInfo>;
 }
 
 /// What there is to say about an adapter.
@@ -322,72 +319,10 @@ impl Adapter {
         for tensor in self.own.tensors() {
             tensors.insert(tensor.key.clone(), StoredTensor::of(tensor.var.as_tensor())?);
         }
-        if let Some(table) = tied_table(model).and_then(|table| tensors.get(&table).cloned()) {
-            tensors.insert(HEAD.to_owned(), table); // as PEFT writes a tied head, too
-        }
-        let modules = self.body.modules();
-        if let Some((target_modules, layers_to_transform)) = config.choice_mut() {
-            // PEFT refuses a list of blocks beside a pattern.
-            let pattern = matches!(target_modules, TargetModules::Pattern(_));
-            let blocks = layers_to_transform.as_ref().is_some_and(|blocks| blocks.is_some());
-            if *target_modules == TargetModules::all_linear() || pattern && blocks {
-                *target_modules = written_out(model, &modules, &self.config());
-                let whole_paths = matches!(target_modules, TargetModules::Names(names) if names.len() == modules.len());
-                if let Some(blocks) = layers_to_transform.filter(|_| whole_paths) {
-                    *blocks = None;
-                }
-            }
-        }
+        in_model::add_tied_head(model, &mut tensors);
+        in_model::write_out_targets(model, &mut config, &self.config(), &self.body.modules());
         let base_model_name_or_path = Some(model.name().to_owned());
         Ok(AdapterFiles { config, base_model_name_or_path, tensors, warnings: Vec::new() })
-    }
-}
-
-const HEAD: &str = "lm_head.weight";
-
-/// The embedding table's name, if it is the output head as well.
-fn tied_table(model: &Model) -> Option<String> {
-    let table = model.weights().into_iter().find(|weight| model.is_embedding(weight.name()))?;
-    model.config().tie_word_embeddings.then(|| table.name().to_owned())
-}
-
-/// Takes the second copy of a tied table out of what a file holds.
-///
-/// # Errors
-/// The copies differ: the file's model has an output head of its own.
-fn drop_tied_head(model: &Model, files: &mut AdapterFiles, path: &Path) -> Result<()> {
-    let Some(table) = tied_table(model) else { return Ok(()) };
-    if let (Some(head), Some(embedding)) = (files.tensors.get(HEAD), files.tensors.get(&table)) {
-        if head != embedding {
-            return Err(Error::AdapterFile {
-                path: path.to_path_buf(),
-                problem: format!(
-                    "`{HEAD}` and `{table}` differ, expected them to be the one table that they are in this model: the adapter was trained on a \
-                     base with an output head of its own"
-                ),
-            });
-        }
-        files.tensors.remove(HEAD);
-    }
-    Ok(())
-}
-
-/// Short names where they mean exactly these modules, whole paths otherwise.
-fn written_out(model: &Model, modules: &[String], config: &AdapterConfig) -> TargetModules {
-    let mut names: Vec<String> = Vec::new();
-    for module in modules {
-        let short = module.rsplit('.').next().unwrap_or_default().to_owned();
-        if !names.contains(&short) {
-            names.push(short);
-        }
-    }
-    let short = TargetModules::Names(names);
-    let slots = model.slots();
-    let paths: Vec<&str> = slots.iter().map(|slot| slot.path()).collect();
-    let choice = config.choice().map(|choice| Choice { target_modules: &short, ..choice });
-    match choice.map(|choice| choice.resolve(&paths)) {
-        Some(Ok(matched)) if matched.len() == modules.len() => short,
-        _ => TargetModules::Names(modules.to_vec()),
     }
 }
 
@@ -405,7 +340,8 @@ fn check_name(name: &str) -> Result<()> {
 
 fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
     check_name(name)?;
-    let body = body::build(model, &config)?;
+    config.validate()?;
+    let body = config.as_type().build(model)?;
     let own = Arc::new(OwnWeights::new(model, &config, &body.modules())?);
     Ok(Adapter { name: name.to_owned(), body, own, warnings: Vec::new() })
 }
@@ -423,10 +359,11 @@ fn add(model: &Model, adapter: Adapter) -> Result<AdapterInfo> {
 
 /// The keys and shapes of all tensors of an adapter of this configuration.
 fn plan(model: &Model, config: &AdapterConfig) -> Result<BTreeMap<String, Vec<usize>>> {
-    let mut plan = body::plan(model, config)?;
-    let modules: Vec<String> = match config.choice() {
+    config.validate()?;
+    let mut plan = config.as_type().plan(model)?;
+    let modules: Vec<String> = match config.as_type().choice() {
         Some(choice) => {
-            inject::targets(model, &choice)?.iter().map(|slot| slot.path().to_owned()).collect()
+            hooks::targets(model, &choice)?.iter().map(|slot| slot.path().to_owned()).collect()
         }
         None => Vec::new(),
     };
@@ -442,19 +379,44 @@ fn model_key(name: &str) -> String {
     last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
 }
 
+/// [`Adapters::load_adapter`].
+fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
+    Registry::of(model).lock().check_free(name)?;
+    let mut looked = vec![dir.join(peft::CONFIG_FILE)];
+    looked.push(dir.join(name).join(peft::CONFIG_FILE));
+    let Some(config_path) = looked.iter().find(|path| path.is_file()) else {
+        return Err(Error::AdapterNotFound { looked });
+    };
+    let folder = config_path.parent().unwrap_or(dir);
+    let mut files = AdapterFiles::read(folder)?;
+    in_model::drop_tied_head(model, &mut files, &folder.join(peft::TENSORS_FILE))?;
+    fingerprint::check(model, folder)?;
+    // Before anything is built, so that a wrong configuration costs no memory.
+    if matches!(files.config, AdapterConfig::AdaLora(_)) {
+        files.config.as_type().check_new(model)?; // its masks can leave a file small
+    }
+    files.check(&plan(model, &files.config)?, &folder.join(files.tensors_file_name()))?;
+    let mut adapter = build(model, name, files.config.clone())?;
+    adapter.body.fill(&files.tensors)?;
+    adapter.own.tensors().try_for_each(|tensor| tensor.fill(&files.tensors))?;
+    adapter.warnings.clone_from(&files.warnings);
+    if let Some(base) = &files.base_model_name_or_path
+        && model_key(base) != model_key(model.name())
+    {
+        adapter.warnings.push(format!(
+            "this adapter was trained on `{base}`, and this model is `{}`",
+            model.name()
+        ));
+    }
+    add(model, adapter)
+}
+
 impl Adapters for Model {
     fn add_adapter_of(&self, name: &str, config: AdapterConfig) -> Result<AdapterInfo> {
         let registry = Registry::of(self);
         registry.lock().check_free(name)?;
         config.validate()?;
-        match &config {
-            AdapterConfig::Lora(lora) => LoraBody::check_ranks(self, lora)?,
-            AdapterConfig::AdaLora(adalora) => AdaLoraBody::check_ranks(self, adalora)?,
-            AdapterConfig::Bottleneck(bottleneck) => BottleneckBody::check_units(self, bottleneck)?,
-            AdapterConfig::Ia3(_)
-            | AdapterConfig::PromptTuning(_)
-            | AdapterConfig::PrefixTuning(_) => {}
-        }
+        config.as_type().check_new(self)?;
         add(self, build(self, name, config)?)
     }
 
@@ -525,78 +487,7 @@ impl Adapters for Model {
     ) -> Result<AdapterInfo> {
         let registry = Registry::of(self);
         registry.lock().check_free(name)?;
-        let refuse =
-            |value: String, expected| Err(Error::Config { field: "adapters", value, expected });
-        if adapters.is_empty() {
-            return refuse("empty".to_owned(), "at least one adapter");
-        }
-        let mut parts: Vec<(Arc<Adapter>, f64)> = Vec::with_capacity(adapters.len());
-        for (of, weight) in adapters {
-            let adapter = registry.lock().get(of)?.adapter;
-            match &adapter.config() {
-                AdapterConfig::Lora(lora) if lora.use_dora => {
-                    return refuse(
-                        format!("`{of}` with DoRA"),
-                        "LoRAs: DoRA's lengths do not add up",
-                    );
-                }
-                config if adapter.body.lora().is_none() => {
-                    return refuse(
-                        format!("`{of}`, a {config}"),
-                        "LoRAs: no other type can be summed",
-                    );
-                }
-                _ if adapter.own.tensors().next().is_some() => {
-                    return refuse(
-                        format!("`{of}`, which trained weights of the model's own"),
-                        "LoRAs without `bias` and `modules_to_save`: whole weights are no updates that add up",
-                    );
-                }
-                _ => {}
-            }
-            if !weight.is_finite() {
-                return refuse(format!("`{of}` with the weight {weight}"), "finite weights");
-            }
-            parts.push((adapter, *weight));
-        }
-        let layers = |adapter: &Adapter| adapter.body.lora().unwrap_or_default().to_vec();
-        let mut paths: Vec<String> = Vec::new();
-        let mut ranks = Vec::with_capacity(parts.len());
-        for (adapter, _) in &parts {
-            let mut largest = 0;
-            for layer in layers(adapter) {
-                largest = largest.max(layer.plain()?.0.dim(0)?);
-                if !paths.iter().any(|path| path == layer.path()) {
-                    paths.push(layer.path().to_owned());
-                }
-            }
-            ranks.push(largest);
-        }
-        let rank = combination.rank(&ranks)?;
-        let config = Lora {
-            r: rank,
-            lora_alpha: rank as f64, // a scaling of 1
-            target_modules: paths.clone().into(),
-            ..Default::default()
-        };
-        let target_modules = written_out(self, &paths, &config.clone().into());
-        let adapter = build(self, name, Lora { target_modules, ..config }.into())?;
-        for layer in layers(&adapter) {
-            let of_layer: Vec<(Arc<LoraLinear>, f64)> = parts
-                .iter()
-                .filter_map(|(adapter, weight)| {
-                    let found =
-                        layers(adapter).into_iter().find(|other| other.path() == layer.path())?;
-                    Some((found, *weight))
-                })
-                .collect();
-            let of_layer: Vec<(&LoraLinear, f64)> =
-                of_layer.iter().map(|(layer, weight)| (layer.as_ref(), *weight)).collect();
-            let (a, b) = combination.combine(&of_layer, rank)?;
-            layer.lora_a().set(&a)?;
-            layer.lora_b().set(&b)?;
-        }
-        add(self, adapter)
+        add(self, weighted::combine(self, adapters, name, combination)?)
     }
 
     fn merge_adapter(&self, name: &str) -> Result<()> {
@@ -625,48 +516,21 @@ impl Adapters for Model {
         Ok(self.with_overlays(overlays))
     }
 
-    fn save_adapter(&self, name: &str, dir: &str) -> Result<PathBuf> {
+    fn save_adapter(&self, name: &str, dir: impl AsRef<Path>) -> Result<PathBuf> {
         let adapter = Registry::of(self).lock().get(name)?.adapter;
-        let folder = peft::folder(Path::new(dir), name);
+        let folder = peft::folder(dir, name);
         adapter.files(self)?.write_as(&folder, name)?;
         fingerprint::write(self, &folder)?;
         Ok(folder)
     }
 
-    fn save_adapter_gguf(&self, name: &str, path: &str) -> Result<PathBuf> {
+    fn save_adapter_gguf(&self, name: &str, path: impl AsRef<Path>) -> Result<PathBuf> {
         let adapter = Registry::of(self).lock().get(name)?.adapter;
-        gguf::write(self, name, &adapter.files(self)?, path)
+        gguf::write(self, name, &adapter.files(self)?, path.as_ref())
     }
 
-    fn load_adapter(&self, name: &str, dir: &str) -> Result<AdapterInfo> {
-        Registry::of(self).lock().check_free(name)?;
-        let mut looked = vec![Path::new(dir).join(peft::CONFIG_FILE)];
-        looked.push(Path::new(dir).join(name).join(peft::CONFIG_FILE));
-        let Some(config_path) = looked.iter().find(|path| path.is_file()) else {
-            return Err(Error::AdapterNotFound { looked });
-        };
-        let folder = config_path.parent().unwrap_or(Path::new(dir));
-        let mut files = AdapterFiles::read(folder)?;
-        drop_tied_head(self, &mut files, &folder.join(peft::TENSORS_FILE))?;
-        fingerprint::check(self, folder)?;
-        // Before anything is built, so that a wrong configuration costs no memory.
-        if let AdapterConfig::AdaLora(adalora) = &files.config {
-            AdaLoraBody::check_ranks(self, adalora)?; // its masks can leave a file small
-        }
-        files.check(&plan(self, &files.config)?, &folder.join(files.tensors_file_name()))?;
-        let mut adapter = build(self, name, files.config.clone())?;
-        adapter.body.fill(&files.tensors)?;
-        adapter.own.tensors().try_for_each(|tensor| tensor.fill(&files.tensors))?;
-        adapter.warnings.clone_from(&files.warnings);
-        if let Some(base) = &files.base_model_name_or_path
-            && model_key(base) != model_key(self.name())
-        {
-            adapter.warnings.push(format!(
-                "this adapter was trained on `{base}`, and this model is `{}`",
-                self.name()
-            ));
-        }
-        add(self, adapter)
+    fn load_adapter(&self, dir: impl AsRef<Path>, name: &str) -> Result<AdapterInfo> {
+        load(self, dir.as_ref(), name)
     }
 }
 

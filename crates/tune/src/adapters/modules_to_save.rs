@@ -7,27 +7,14 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Var};
-use serde::{Deserialize, Serialize};
 use tunebook_models::{Model, Weight};
 
+use crate::adapters::adapter_type::Bias;
 use crate::adapters::body::AdapterTensor;
 use crate::adapters::config::AdapterConfig;
-use crate::adapters::inject::StandIn;
+use crate::adapters::hooks::StandIn;
 use crate::error::{Error, Result};
 use crate::train::parameter::Part;
-
-/// Which of a model's biases are trained with an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// None of them.
-    #[default]
-    None,
-    /// All of them, those of norms included.
-    All,
-    /// Those of the projections that the adapter sits on.
-    LoraOnly,
-}
 
 /// The tensors of a model that an adapter trains itself.
 #[derive(Debug, Default)]
@@ -53,7 +40,7 @@ impl OwnWeights {
         config: &AdapterConfig,
         modules: &[String],
     ) -> Result<Vec<(String, Arc<Weight>)>> {
-        let (bias, save, tied) = config.own_weights();
+        let (bias, save, tied) = config.as_type().own_weights();
         let all = model.weights();
         let mut chosen: Vec<(String, Arc<Weight>)> = Vec::new();
         if bias != Bias::None {

@@ -25,12 +25,14 @@ use serde::{Deserialize, Serialize};
 use tunebook_models::{KeysValues, Mode, Model};
 use tunebook_ops as ops;
 
+use crate::adapters::adapter_type::AdapterType;
 use crate::adapters::body::{AdapterTensor, Body, Stored};
+use crate::adapters::checks::{self, Shape};
 use crate::adapters::config::AdapterConfig;
-use crate::adapters::inject::Hooks;
-use crate::adapters::prompt_tuning::{KEY, Shape, check_context, check_count};
+use crate::adapters::hooks::Hooks;
+use crate::adapters::prompt_tuning::KEY;
 use crate::error::{Error, Result};
-use crate::files::peft::StoredTensor;
+use crate::files::stored::StoredTensor;
 use crate::train::parameter::Part;
 use crate::train::rng::Stream;
 
@@ -46,8 +48,8 @@ pub struct PrefixTuning {
     pub encoder_hidden_size: Option<usize>,
     /// How the keys and values begin. Default [`PrefixInit::Random`].
     pub init_weights: PrefixInit,
-    /// Size of a block's keys of the model. Default what it is: an adapter made for another size is
-    /// refused.
+    /// Size of a block's keys, `hkv·d`. Default: the model's. Another value is refused, since the
+    /// adapter was made for another model.
     pub token_dim: Option<usize>,
     /// Blocks of the model, likewise.
     pub num_layers: Option<usize>,
@@ -91,7 +93,7 @@ impl PrefixTuning {
     /// # Errors
     /// No position, or a network without units: the field, the value and what is accepted.
     pub fn validate(&self) -> Result<()> {
-        check_count("PrefixTuning.num_virtual_tokens", self.num_virtual_tokens)?;
+        checks::virtual_tokens("PrefixTuning.num_virtual_tokens", self.num_virtual_tokens)?;
         if self.encoder_hidden_size == Some(0) {
             return Err(Error::Config {
                 field: "PrefixTuning.encoder_hidden_size",
@@ -100,6 +102,37 @@ impl PrefixTuning {
             });
         }
         Ok(())
+    }
+}
+
+impl AdapterType for PrefixTuning {
+    fn peft_type(&self) -> &'static str {
+        "PREFIX_TUNING"
+    }
+
+    fn validate(&self) -> Result<()> {
+        Self::validate(self)
+    }
+
+    fn description(&self) -> String {
+        let projection = if self.prefix_projection { ", with a projection" } else { "" };
+        format!("prefix tuning, {} virtual tokens{projection}", self.num_virtual_tokens)
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("type", "prefix tuning".to_owned()),
+            ("num_virtual_tokens", self.num_virtual_tokens.to_string()),
+            ("prefix_projection", self.prefix_projection.to_string()),
+        ]
+    }
+
+    fn plan(&self, model: &Model) -> Result<BTreeMap<String, Vec<usize>>> {
+        PrefixBody::plan(model, self)
+    }
+
+    fn build(&self, model: &Model) -> Result<Arc<dyn Body>> {
+        Ok(Arc::new(PrefixBody::new(model, self)?))
     }
 }
 
@@ -193,7 +226,7 @@ pub(crate) struct PrefixBody {
 /// # Errors
 /// The model has no place for a prefix, or the configuration was made for another.
 fn shape_of(model: &Model, config: &PrefixTuning) -> Result<Shape> {
-    check_context(model, "PrefixTuning.num_virtual_tokens", config.num_virtual_tokens)?;
+    checks::context("PrefixTuning.num_virtual_tokens", model, config.num_virtual_tokens)?;
     let pasts = model.past_key_values();
     match pasts.first() {
         Some(first) => {

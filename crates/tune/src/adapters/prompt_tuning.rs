@@ -19,11 +19,13 @@ use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use tunebook_models::{Mode, Model, Pass, Positions, VirtualTokens};
 
+use crate::adapters::adapter_type::AdapterType;
 use crate::adapters::body::{AdapterTensor, Body, Stored};
+use crate::adapters::checks::{self, Shape};
 use crate::adapters::config::AdapterConfig;
-use crate::adapters::inject::Hooks;
+use crate::adapters::hooks::Hooks;
 use crate::error::{Error, Result};
-use crate::files::peft::StoredTensor;
+use crate::files::stored::StoredTensor;
 use crate::train::parameter::Part;
 use crate::train::rng::Stream;
 
@@ -41,7 +43,8 @@ pub struct PromptTuning {
     /// With [`PromptTuningInit::Text`] the text whose embeddings they begin as, repeated or cut to
     /// their number.
     pub prompt_tuning_init_text: Option<String>,
-    /// Hidden size of the model. Default what it is: an adapter made for another size is refused.
+    /// Hidden size. Default: the model's. Another value is refused, since the adapter was made for
+    /// another model.
     pub token_dim: Option<usize>,
     /// Blocks of the model, likewise.
     pub num_layers: Option<usize>,
@@ -85,7 +88,7 @@ impl PromptTuning {
     /// # Errors
     /// No vector, or no text to begin as: the field, the value and what is accepted.
     pub fn validate(&self) -> Result<()> {
-        check_count("PromptTuning.num_virtual_tokens", self.num_virtual_tokens)?;
+        checks::virtual_tokens("PromptTuning.num_virtual_tokens", self.num_virtual_tokens)?;
         let text = self.prompt_tuning_init_text.as_deref().unwrap_or_default();
         if self.prompt_tuning_init == PromptTuningInit::Text && text.is_empty() {
             return Err(Error::Config {
@@ -98,66 +101,32 @@ impl PromptTuning {
     }
 }
 
-/// Refuses a number of virtual tokens that is none.
-///
-/// # Errors
-/// It is 0.
-pub(crate) fn check_count(field: &'static str, count: usize) -> Result<()> {
-    match count {
-        0 => Err(Error::Config {
-            field,
-            value: "0".to_owned(),
-            expected: "at least 1 virtual token (8 to 100 are usual)",
-        }),
-        _ => Ok(()),
+impl AdapterType for PromptTuning {
+    fn peft_type(&self) -> &'static str {
+        "PROMPT_TUNING"
     }
-}
 
-/// Refuses virtual tokens that leave no room for a text.
-///
-/// # Errors
-/// They do; the error names both numbers.
-pub(crate) fn check_context(model: &Model, field: &'static str, count: usize) -> Result<()> {
-    let context = model.config().max_position_embeddings;
-    match count + 2 > context {
-        true => Err(Error::Config {
-            field,
-            value: format!(
-                "{count}, and the model's context is {context} tokens (max_position_embeddings)"
-            ),
-            expected: "so few that a text of at least 2 tokens fits behind them",
-        }),
-        false => Ok(()),
+    fn validate(&self) -> Result<()> {
+        Self::validate(self)
     }
-}
 
-/// What a configuration says of the model it is for: the size of a virtual token, blocks and heads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) token_dim: usize,
-    pub(crate) num_layers: usize,
-    pub(crate) num_attention_heads: usize,
-}
+    fn description(&self) -> String {
+        format!("prompt tuning, {} virtual tokens", self.num_virtual_tokens)
+    }
 
-impl Shape {
-    /// Refuses a configuration that was made for another model.
-    ///
-    /// # Errors
-    /// A number that is given is not this one's; the error names both.
-    pub(crate) fn check(self, given: [Option<usize>; 3]) -> Result<()> {
-        let here = [self.token_dim, self.num_layers, self.num_attention_heads];
-        for ((field, given), here) in
-            ["token_dim", "num_layers", "num_attention_heads"].into_iter().zip(given).zip(here)
-        {
-            if let Some(given) = given.filter(|given| *given != here) {
-                return Err(Error::Config {
-                    field,
-                    value: format!("{given}, and this model's is {here}"),
-                    expected: "the same: the adapter is for another base",
-                });
-            }
-        }
-        Ok(())
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("type", "prompt tuning".to_owned()),
+            ("num_virtual_tokens", self.num_virtual_tokens.to_string()),
+        ]
+    }
+
+    fn plan(&self, model: &Model) -> Result<BTreeMap<String, Vec<usize>>> {
+        PromptBody::plan(model, self)
+    }
+
+    fn build(&self, model: &Model) -> Result<Arc<dyn Body>> {
+        Ok(Arc::new(PromptBody::new(model, self)?))
     }
 }
 
@@ -190,7 +159,7 @@ pub(crate) struct PromptBody {
 /// # Errors
 /// The configuration was made for another.
 fn shape_of(model: &Model, config: &PromptTuning) -> Result<Shape> {
-    check_context(model, "PromptTuning.num_virtual_tokens", config.num_virtual_tokens)?;
+    checks::context("PromptTuning.num_virtual_tokens", model, config.num_virtual_tokens)?;
     let of = model.config();
     let shape = Shape {
         token_dim: of.hidden_size,

@@ -1,10 +1,18 @@
 //! Several LoRAs combined into one: PEFT's `add_weighted_adapter`.
 
-use candle_core::{DType, Tensor};
+use std::sync::Arc;
 
+use candle_core::{DType, Tensor};
+use tunebook_models::Model;
+
+use crate::adapters::config::AdapterConfig;
+use crate::adapters::lora::Lora;
 use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::lora::svd;
+use crate::adapters::registry::Registry;
+use crate::adapters::{Adapter, build};
 use crate::error::{Error, Result};
+use crate::files::in_model;
 
 /// How adapters are combined. With weights wᵢ and scalings sᵢ:
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,6 +39,85 @@ pub enum CombinationType {
         /// The part of the values that is kept, in 0..=1.
         density: f64,
     },
+}
+
+/// A new adapter that sums these, each with its weight.
+///
+/// # Errors
+/// As [`Adapters::add_weighted_adapter`](crate::Adapters::add_weighted_adapter).
+pub(super) fn combine(
+    model: &Model,
+    adapters: &[(&str, f64)],
+    name: &str,
+    combination: CombinationType,
+) -> Result<Adapter> {
+    let registry = Registry::of(model);
+    let refuse =
+        |value: String, expected| Err(Error::Config { field: "adapters", value, expected });
+    if adapters.is_empty() {
+        return refuse("empty".to_owned(), "at least one adapter");
+    }
+    let mut parts: Vec<(Arc<Adapter>, f64)> = Vec::with_capacity(adapters.len());
+    for (of, weight) in adapters {
+        let adapter = registry.lock().get(of)?.adapter;
+        match &adapter.config() {
+            AdapterConfig::Lora(lora) if lora.use_dora => {
+                return refuse(format!("`{of}` with DoRA"), "LoRAs: DoRA's lengths do not add up");
+            }
+            config if adapter.body.lora().is_none() => {
+                return refuse(format!("`{of}`, a {config}"), "LoRAs: no other type can be summed");
+            }
+            _ if adapter.own.tensors().next().is_some() => {
+                return refuse(
+                    format!("`{of}`, which trained weights of the model's own"),
+                    "LoRAs without `bias` and `modules_to_save`: whole weights are no updates that add up",
+                );
+            }
+            _ => {}
+        }
+        if !weight.is_finite() {
+            return refuse(format!("`{of}` with the weight {weight}"), "finite weights");
+        }
+        parts.push((adapter, *weight));
+    }
+    let layers = |adapter: &Adapter| adapter.body.lora().unwrap_or_default().to_vec();
+    let mut paths: Vec<String> = Vec::new();
+    let mut ranks = Vec::with_capacity(parts.len());
+    for (adapter, _) in &parts {
+        let mut largest = 0;
+        for layer in layers(adapter) {
+            largest = largest.max(layer.plain()?.0.dim(0)?);
+            if !paths.iter().any(|path| path == layer.path()) {
+                paths.push(layer.path().to_owned());
+            }
+        }
+        ranks.push(largest);
+    }
+    let rank = combination.rank(&ranks)?;
+    let config = Lora {
+        r: rank,
+        lora_alpha: rank as f64, // a scaling of 1
+        target_modules: paths.clone().into(),
+        ..Default::default()
+    };
+    let target_modules = in_model::written_out(model, &paths, &config.clone().into());
+    let adapter = build(model, name, Lora { target_modules, ..config }.into())?;
+    for layer in layers(&adapter) {
+        let of_layer: Vec<(Arc<LoraLinear>, f64)> = parts
+            .iter()
+            .filter_map(|(adapter, weight)| {
+                let found =
+                    layers(adapter).into_iter().find(|other| other.path() == layer.path())?;
+                Some((found, *weight))
+            })
+            .collect();
+        let of_layer: Vec<(&LoraLinear, f64)> =
+            of_layer.iter().map(|(layer, weight)| (layer.as_ref(), *weight)).collect();
+        let (a, b) = combination.combine(&of_layer, rank)?;
+        layer.lora_a().set(&a)?;
+        layer.lora_b().set(&b)?;
+    }
+    Ok(adapter)
 }
 
 impl CombinationType {

@@ -2,9 +2,10 @@
 
 use tunebook_models::Model;
 
+use crate::batch::example_sets::ExampleSets;
 use crate::batch::packing::Rows;
 use crate::batch::tokenize;
-use crate::batch::{Batch, Example, TokenizedSet};
+use crate::batch::{Batch, TokenizedSet};
 use crate::error::{Error, Result};
 use crate::train::args::{EvalStrategy, TrainingArgs};
 
@@ -22,12 +23,7 @@ impl Sets {
     ///
     /// # Errors
     /// Examples that cannot be used, or packing with virtual tokens before each text.
-    pub(crate) fn new(
-        model: &Model,
-        args: &TrainingArgs,
-        train: &[Example],
-        validation: &[Example],
-    ) -> Result<Self> {
+    pub(crate) fn new(model: &Model, args: &TrainingArgs, examples: &ExampleSets) -> Result<Self> {
         if args.packing && model.positions_before() > 0 {
             return Err(Error::Config {
                 field: "TrainingArgs.packing",
@@ -38,7 +34,8 @@ impl Sets {
                 expected: "false with prompt and prefix tuning: the virtual tokens stand before a row, and packed texts would not see them",
             });
         }
-        let train = tokenize::tokenize(model, "training", train, args.max_length)?;
+        let train = tokenize::tokenize(model, "training", &examples.train, args.max_length)?;
+        let validation = &examples.validation;
         let validation = if validation.is_empty() || args.eval_strategy == EvalStrategy::No {
             None
         } else {

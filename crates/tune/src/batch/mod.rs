@@ -6,8 +6,9 @@
 //! (position i is labelled with token i + 1) happens in [`Batch::new`] and nowhere else.
 
 pub(crate) mod collate;
+pub(crate) mod example_sets;
 pub(crate) mod packing;
-pub mod tokenize;
+pub(crate) mod tokenize;
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -65,7 +66,7 @@ impl TokenizedExample {
 }
 
 /// An example's ids and loss mask, given its row.
-pub type Tokenize<'a> = dyn Fn(usize, &Example) -> Result<TokenizedText> + 'a;
+pub(crate) type Tokenize<'a> = dyn Fn(usize, &Example) -> Result<TokenizedText> + 'a;
 
 /// A set of examples as token ids, and what was lost on the way.
 #[derive(Debug, Clone, Default)]

@@ -77,20 +77,20 @@ pub(crate) fn peak_bytes() -> Option<u64> {
     status("VmHWM:")
 }
 
-/// What it has now.
+/// The resident memory of this process now, in bytes.
 pub(crate) fn resident_bytes() -> Option<u64> {
     status("VmRSS:")
 }
 
-/// Lets [`peak_bytes`] begin anew. Where that is refused the peak stays that of the whole process,
-/// and nothing else changes.
+/// Resets the counter of [`peak_bytes`]. Where the system refuses it, the counter keeps the peak of
+/// the whole process.
 pub(crate) fn reset_peak() {
     // What the last pass freed is no part of the next one's peak.
     tunebook_ops::cpu::give_back_freed_memory();
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// What the machine could still give, in bytes.
+/// The memory that the machine still has free for this process, in bytes.
 pub(crate) fn available_bytes() -> Option<u64> {
     field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
 }

@@ -2,6 +2,6 @@
 
 pub(crate) mod flops;
 pub(crate) mod memory;
-pub mod preflight;
+pub(crate) mod preflight;
 pub(crate) mod rehearsal;
-pub mod summary;
+pub(crate) mod summary;

@@ -18,10 +18,10 @@ pub(crate) fn write(
     model: &Model,
     name: &str,
     files: &AdapterFiles,
-    path: &str,
+    path: &Path,
 ) -> Result<PathBuf> {
     let no_place = |what: String| Error::AdapterFile {
-        path: Path::new(path).to_owned(),
+        path: path.to_owned(),
         problem: format!(
             "`{name}` {what}, for which a GGUF adapter has no place; merge it and write the whole model with `save_gguf`"
         ),

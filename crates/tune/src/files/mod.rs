@@ -5,6 +5,8 @@ pub(crate) mod adapterhub;
 pub(crate) mod atomic;
 pub(crate) mod fingerprint;
 pub(crate) mod gguf;
+pub(crate) mod in_model;
 pub(crate) mod mlx;
 pub mod peft;
 pub(crate) mod peft_config;
+pub(crate) mod stored;

@@ -12,7 +12,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::adapters::config::AdapterConfig;
@@ -21,27 +20,12 @@ use crate::files::adapterhub;
 use crate::files::atomic;
 use crate::files::mlx;
 use crate::files::peft_config;
+pub use crate::files::stored::StoredTensor;
 
 /// The name of the configuration's file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The name of the tensors' file.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
-
-/// A tensor in memory, row by row.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredTensor {
-    /// Its dimensions.
-    pub shape: Vec<usize>,
-    /// As many values as the dimensions multiply to.
-    pub values: Vec<f32>,
-}
-
-impl StoredTensor {
-    pub(crate) fn of(tensor: &Tensor) -> Result<Self> {
-        let values = tensor.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        Ok(Self { shape: tensor.dims().to_vec(), values })
-    }
-}
 
 /// An adapter as its files hold it.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +42,8 @@ pub struct AdapterFiles {
 }
 
 /// The folder `save_pretrained(dir)` writes the adapter `name` to.
-pub fn folder(dir: &Path, name: &str) -> PathBuf {
+pub fn folder(dir: impl AsRef<Path>, name: &str) -> PathBuf {
+    let dir = dir.as_ref();
     if name == "default" { dir.to_path_buf() } else { dir.join(name) }
 }
 
@@ -67,7 +52,8 @@ impl AdapterFiles {
     ///
     /// # Errors
     /// The folder or a file cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
+    pub fn write(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
         self.write_as(folder, "default")
     }
 
@@ -94,7 +80,7 @@ impl AdapterFiles {
         if let AdapterConfig::Bottleneck(_) = &self.config {
             return adapterhub::tensors_file(self, "default");
         }
-        let prefix = self.config.key_prefix();
+        let prefix = self.config.as_type().key_prefix();
         let mut tensors: Vec<(String, &[usize], Vec<u8>)> = Vec::with_capacity(self.tensors.len());
         for (key, tensor) in &self.tensors {
             let bytes = tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -113,7 +99,11 @@ impl AdapterFiles {
     /// # Errors
     /// A file is missing, torn or not what it should be; the adapter is of a kind or has a feature
     /// that is not supported.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::read_in(folder.as_ref())
+    }
+
+    fn read_in(folder: &Path) -> Result<Self> {
         if folder.join(mlx::TENSORS_FILE).is_file() && !folder.join(TENSORS_FILE).is_file() {
             return mlx::read(folder);
         }
@@ -155,7 +145,7 @@ impl AdapterFiles {
     pub(crate) fn check(&self, plan: &BTreeMap<String, Vec<usize>>, path: &Path) -> Result<()> {
         let problem =
             |problem: String| Err(Error::AdapterFile { path: path.to_path_buf(), problem });
-        let prefix = self.config.key_prefix();
+        let prefix = self.config.as_type().key_prefix();
         let base = self.base_model_name_or_path.as_deref().unwrap_or("unnamed");
         let missing: Vec<&String> =
             plan.keys().filter(|key| !self.tensors.contains_key(*key)).collect();
@@ -232,7 +222,7 @@ fn read_tensors(
             bytes.len()
         ))
     })?;
-    let prefix = config.key_prefix();
+    let prefix = config.as_type().key_prefix();
     let mut tensors = BTreeMap::new();
     for (key, view) in file.tensors() {
         let Some(inner) = key.strip_prefix(prefix) else {

@@ -46,3 +46,11 @@ pub trait Callback: Send {
         Ok(())
     }
 }
+
+/// A closure is a callback that sees each optimizer step.
+impl<F: FnMut(&StepRecord) + Send> Callback for F {
+    fn on_step(&mut self, record: &StepRecord) -> Result<()> {
+        self(record);
+        Ok(())
+    }
+}

@@ -1,13 +1,13 @@
 //! What a run says while it goes: plain records. Who draws a chart or a bar of them is no concern
 //! of the loop.
 
-pub mod callback;
-pub mod fingerprint;
-pub mod metric;
-pub mod preflight;
-pub mod run_log;
-pub mod run_record;
-pub mod tensorboard;
+pub(crate) mod callback;
+pub(crate) mod fingerprint;
+pub(crate) mod metric;
+pub(crate) mod preflight;
+pub(crate) mod run_log;
+pub(crate) mod run_record;
+pub(crate) mod tensorboard;
 
 use std::collections::BTreeMap;
 

@@ -43,8 +43,11 @@ impl RunLog {
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn append(path: &str) -> Result<Self> {
-        let path = PathBuf::from(path);
+    pub fn append(path: impl AsRef<Path>) -> Result<Self> {
+        Self::append_to(path.as_ref().to_owned())
+    }
+
+    fn append_to(path: PathBuf) -> Result<Self> {
         if let Some(folder) = path.parent() {
             let made = std::fs::create_dir_all(folder);
             made.map_err(|source| Error::Io {

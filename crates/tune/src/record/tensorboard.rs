@@ -15,7 +15,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
@@ -35,13 +35,16 @@ impl TensorBoard {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn create(dir: &str) -> Result<Self> {
-        let dir = PathBuf::from(dir);
-        let io = |action, path: &PathBuf| {
-            let path = path.clone();
+    pub fn create(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::create_in(dir.as_ref())
+    }
+
+    fn create_in(dir: &Path) -> Result<Self> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
             move |source| Error::Io { action, path, source }
         };
-        std::fs::create_dir_all(&dir).map_err(io("create", &dir))?;
+        std::fs::create_dir_all(dir).map_err(io("create", dir))?;
         let now = now();
         // The nanoseconds keep two runs of one process apart; TensorBoard asks for `tfevents` in
         // the name alone.
@@ -62,7 +65,7 @@ impl TensorBoard {
     }
 
     /// The event file.
-    pub fn path(&self) -> &PathBuf {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
@@ -182,7 +185,7 @@ mod tests {
     #[test]
     fn records_have_lengths_and_checksums() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = TensorBoard::create(dir.path().to_str().unwrap()).unwrap();
+        let mut log = TensorBoard::create(dir.path()).unwrap();
         log.scalars(300, &[("train/loss", 1.5)]).unwrap();
         let bytes = std::fs::read(log.path()).unwrap();
         let mut rest = bytes.as_slice();

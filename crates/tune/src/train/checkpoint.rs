@@ -23,8 +23,8 @@
 //! model.add_adapter("support", &Lora::default())?;
 //! let trainer = Trainer::new(&model, &args);
 //! let run = match Run::last_checkpoint("out/run")? {
-//!     Some(run) => trainer.resume(&run, &train, &validation)?,
-//!     None => trainer.fit(&train, &validation)?,
+//!     Some(run) => trainer.resume(&run, (&train, &validation))?,
+//!     None => trainer.train((&train, &validation))?,
 //! };
 //! # Ok(())
 //! # }
@@ -79,25 +79,29 @@ impl Run {
     ///
     /// # Errors
     /// The folder cannot be written; what was there before is kept then.
-    pub fn save(&self, dir: &str) -> Result<()> {
-        self.write(Path::new(dir), None)
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        self.write(dir.as_ref(), None)
     }
 
     /// Reads a run that [`Run::save`] or a [`SaveStrategy`](crate::SaveStrategy) wrote.
     ///
     /// # Errors
     /// A file is missing, torn, changed, or of a later version.
-    pub fn load(dir: &str) -> Result<Self> {
-        Self::read(Path::new(dir))
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::read(dir.as_ref())
     }
 
     /// The last whole checkpoint in `output_dir`; `None` if there is none.
     ///
     /// # Errors
     /// The folder is there and cannot be read, or none of its checkpoints can be.
-    pub fn last_checkpoint(output_dir: &str) -> Result<Option<Self>> {
+    pub fn last_checkpoint(output_dir: impl AsRef<Path>) -> Result<Option<Self>> {
+        Self::last_in(output_dir.as_ref())
+    }
+
+    fn last_in(output_dir: &Path) -> Result<Option<Self>> {
         let mut failure = None;
-        for (_, folder) in checkpoints(Path::new(output_dir))?.into_iter().rev() {
+        for (_, folder) in checkpoints(output_dir)?.into_iter().rev() {
             match Self::read(&folder) {
                 Ok(run) => return Ok(Some(run)),
                 Err(error) => failure = failure.or(Some(error)), // an older one may be whole

@@ -97,10 +97,10 @@ impl Trained {
 /// The values of a run's tensors at some step, by name, in the order of the parameters.
 #[derive(Clone)]
 pub(crate) enum Weights {
-    /// Held here.
+    /// A copy.
     Copied(Vec<(String, Vec<f32>)>),
-    /// Those in the model, as long as nobody trains them on: a second copy of a whole model would
-    /// not fit beside it.
+    /// The model's own tensors, valid until they are trained further: there is no room for a second
+    /// copy of a whole model.
     InModel { parameters: Parameters, version: Arc<AtomicU64>, of: u64 },
 }
 

@@ -1,4 +1,4 @@
-//! The training loop, from examples to a [`Run`]: [`Trainer::fit`] prepares a run, goes through
+//! The training loop, from examples to a [`Run`]: [`Trainer::train`] prepares a run, goes through
 //! its steps and ends it.
 //!
 //! ```no_run
@@ -8,7 +8,7 @@
 //! let model = Model::load("SmolLM2-135M-Instruct", &Device::Cpu)?;
 //! model.add_adapter("support", &Lora { r: 8, lora_alpha: 32.0, ..Default::default() })?;
 //! let train = [Example::new("Where is my parcel?", "On its way: …")];
-//! let run = Trainer::new(&model, &TrainingArgs { epochs: 3, ..Default::default() }).fit(&train, &[])?;
+//! let run = Trainer::new(&model, &TrainingArgs { epochs: 3, ..Default::default() }).train(&train)?;
 //! println!("{run}");
 //! # Ok(())
 //! # }
@@ -23,6 +23,7 @@ use tunebook_models::{Device, Model};
 use tunebook_progress::ProgressBar;
 
 use crate::batch::collate::{self, Sets};
+use crate::batch::example_sets::{ExampleSets, IntoSets};
 use crate::batch::packing::Rows;
 use crate::batch::tokenize;
 use crate::batch::{Example, TokenizedSet};
@@ -110,7 +111,16 @@ impl Trainer {
         self
     }
 
-    /// Lets `callback` see the run as it goes. May be called more than once.
+    /// Lets `callback` see the run as it goes: a [`Callback`], or a closure that sees each step. May
+    /// be called more than once.
+    ///
+    /// ```no_run
+    /// # use tunebook_tune::{StepRecord, Trainer, TrainingArgs};
+    /// # fn f(model: tunebook_models::Model) {
+    /// let trainer = Trainer::new(&model, &TrainingArgs::default())
+    ///     .with_callback(|step: &StepRecord| println!("{}: {:.3}", step.step, step.loss));
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_callback(self, callback: impl Callback + 'static) -> Self {
         self.push(Box::new(callback));
@@ -125,12 +135,16 @@ impl Trainer {
     ) -> T {
         self.push(Box::new(callback));
         let done = work(self);
-        self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        self.pop();
         done
     }
 
     fn push(&self, callback: Box<dyn Callback>) {
         self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).push(callback);
+    }
+
+    fn pop(&self) {
+        self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).pop();
     }
 
     /// The fingerprint of the data set that the examples of the next runs come from, for the
@@ -149,7 +163,9 @@ impl Trainer {
         &self.args
     }
 
-    /// Trains on `train`, and evaluates on `validation` (which may be empty) as the arguments say.
+    /// Trains on the training set, and evaluates on the validation set, if there is one, as the
+    /// arguments say: `train(&examples)`, `train((&examples, &held_out))`, or with the prelude
+    /// `train(&split)`.
     ///
     /// A request to stop ends the run with `Ok`: the weights and the [`Run`] are those of the last
     /// whole step.
@@ -158,18 +174,18 @@ impl Trainer {
     /// Wrong arguments, no active adapter, examples that cannot be used, a loss that is not finite,
     /// a tensor without a gradient, a failing callback or operation. The weights are then those of
     /// the last whole step.
-    pub fn fit(&self, train: &[Example], validation: &[Example]) -> Result<Run> {
-        self.run(train, validation, None)
+    pub fn train<Kind>(&self, sets: impl IntoSets<Kind>) -> Result<Run> {
+        self.run(sets.into_sets(), None)
     }
 
     /// Goes on with a run that was stopped, from its last whole step: weights, optimizer, schedule
     /// and data order are put back, so that the result is that of a run never stopped, bit for bit.
     ///
     /// # Errors
-    /// As [`Trainer::fit`]; other arguments, another adapter or another training set than the
+    /// As [`Trainer::train`]; other arguments, another adapter or another training set than the
     /// run's.
-    pub fn resume(&self, run: &Run, train: &[Example], validation: &[Example]) -> Result<Run> {
-        self.run(train, validation, Some(run))
+    pub fn resume<Kind>(&self, run: &Run, sets: impl IntoSets<Kind>) -> Result<Run> {
+        self.run(sets.into_sets(), Some(run))
     }
 
     /// Goes on with a run under this trainer's arguments and with these examples: weights,
@@ -178,14 +194,13 @@ impl Trainer {
     /// without the rows that caused it.
     ///
     /// # Errors
-    /// As [`Trainer::fit`]; a run of another adapter.
-    pub fn continue_from(
-        &self,
-        run: &Run,
-        train: &[Example],
-        validation: &[Example],
-    ) -> Result<Run> {
-        let sets = self.sets(train, &[])?;
+    /// As [`Trainer::train`]; a run of another adapter.
+    pub fn continue_from<Kind>(&self, run: &Run, sets: impl IntoSets<Kind>) -> Result<Run> {
+        self.run_amended(run, sets.into_sets())
+    }
+
+    fn run_amended(&self, run: &Run, examples: ExampleSets) -> Result<Run> {
+        let sets = self.sets(&examples)?;
         let mut amended = run.clone();
         let record = &mut amended.record;
         record.args = self.args.clone();
@@ -193,8 +208,8 @@ impl Trainer {
         record.plan.total_steps = sets.total_steps(&self.args);
         record.plan.steps_per_epoch = sets.steps_per_epoch(&self.args);
         record.plan.examples = sets.train.examples.len();
-        record.plan.validation_examples = validation.len();
-        self.run(train, validation, Some(&amended))
+        record.plan.validation_examples = examples.validation.len();
+        self.run(examples, Some(&amended))
     }
 
     /// The last run on this model that an error ended, as it was after its last whole step.
@@ -203,24 +218,24 @@ impl Trainer {
         kept.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Predicts what [`Trainer::fit`] on these sets will take, and with a
+    /// Predicts what [`Trainer::train`] on these sets will take, and with a
     /// [`memory_budget`](TrainingArgs::memory_budget) chooses the settings that fit into it. A few
     /// batches of the run are worked through for it; nothing is trained.
     ///
     /// # Errors
-    /// As [`Trainer::fit`]; a budget that not even one row at a time fits into.
-    pub fn preflight(&self, train: &[Example], validation: &[Example]) -> Result<Preflight> {
+    /// As [`Trainer::train`]; a budget that not even one row at a time fits into.
+    pub fn preflight<Kind>(&self, sets: impl IntoSets<Kind>) -> Result<Preflight> {
         self.args.validate()?;
-        preflight::measure(&self.model, &self.args, &self.sets(train, validation)?)
+        preflight::measure(&self.model, &self.args, &self.sets(&sets.into_sets())?)
     }
 
-    /// What a run on `train` with these arguments will train and take, before it starts.
+    /// A table of a run's trained parameters, memory and file size, before it starts.
     ///
     /// # Errors
     /// Wrong arguments, nothing to train, or examples that cannot be used.
-    pub fn summary(&self, train: &[Example]) -> Result<TrainingSummary> {
+    pub fn summary<Kind>(&self, sets: impl IntoSets<Kind>) -> Result<TrainingSummary> {
         self.args.validate()?;
-        summary::count(&self.model, &self.args, &self.sets(train, &[])?)
+        summary::count(&self.model, &self.args, &self.sets(&sets.into_sets())?)
     }
 
     /// A short run whose learning rate rises from step to step, to see where the loss falls and
@@ -228,14 +243,18 @@ impl Trainer {
     /// hears of it. A request to stop ends it with what there is.
     ///
     /// # Errors
-    /// As [`Trainer::fit`]; a loss that is not finite ends the test, it is no error.
-    pub fn lr_range_test(&self, train: &[Example], test: &LrRangeTest) -> Result<LrRange> {
+    /// As [`Trainer::train`]; a loss that is not finite ends the test, it is no error.
+    pub fn lr_range_test<Kind>(
+        &self,
+        sets: impl IntoSets<Kind>,
+        test: &LrRangeTest,
+    ) -> Result<LrRange> {
         test.validate()?;
         self.args.validate()?;
-        lr_range::run(&self.model, &self.args, &self.sets(train, &[])?, test)
+        lr_range::run(&self.model, &self.args, &self.sets(&sets.into_sets())?, test)
     }
 
-    /// The examples as token ids and labels, as [`Trainer::fit`] sees them.
+    /// The examples as token ids and labels, as [`Trainer::train`] sees them.
     ///
     /// # Errors
     /// Examples that cannot be used.
@@ -255,18 +274,30 @@ impl Trainer {
         self.evaluate_set(&model, &self.args, &set, (0, 0.0), &|done| bar.set(done as u64))
     }
 
-    fn sets(&self, train: &[Example], validation: &[Example]) -> Result<Sets> {
-        Sets::new(&self.model, &self.args, train, validation)
+    fn sets(&self, examples: &ExampleSets) -> Result<Sets> {
+        Sets::new(&self.model, &self.args, examples)
+    }
+
+    /// Runs on these sets, watched by their observer.
+    fn run(&self, mut examples: ExampleSets, from: Option<&Run>) -> Result<Run> {
+        let Some(observer) = examples.observer.take() else {
+            return self.run_unwatched(examples, from);
+        };
+        self.push(observer(from));
+        let done = self.run_unwatched(examples, from);
+        self.pop();
+        done
     }
 
     /// Prepares a run, or what is left of `from`, goes through its steps and ends it.
-    fn run(&self, train: &[Example], validation: &[Example], from: Option<&Run>) -> Result<Run> {
+    fn run_unwatched(&self, examples: ExampleSets, from: Option<&Run>) -> Result<Run> {
         self.args.validate()?;
         self.check_metric()?;
         let started = Instant::now();
         // What the model is switched to meanwhile is nothing to this run.
         let model = &self.model.pinned();
-        let sets = Sets::new(model, &self.args, train, validation)?;
+        let sets = Sets::new(model, &self.args, &examples)?;
+        drop(examples); // held as token ids from here on
         let watches =
             self.args.load_best_model_at_end || self.args.early_stopping_patience.is_some();
         if watches && sets.validation.is_none() {

@@ -12,10 +12,6 @@ fn lora(seed: u64) -> Lora {
     Lora { r: 3, lora_alpha: 5.0, init_lora_weights: false, init_seed: seed, ..Default::default() }
 }
 
-fn path(dir: &tempfile::TempDir) -> &str {
-    dir.path().to_str().unwrap()
-}
-
 #[test]
 fn several_are_resident_and_one_is_active() {
     let model = tiny();
@@ -79,26 +75,26 @@ fn what_is_saved_is_loaded() {
     model.add_adapter("poet", &config).unwrap();
     let train = [Example::new("a", "b"), Example::new("c", "d")];
     Trainer::new(&model, &TrainingArgs { learning_rate: 1e-2, ..Default::default() })
-        .fit(&train, &[])
+        .train(&train)
         .unwrap();
     let expected = logits(&model, &IDS);
-    let folder = model.save_adapter("poet", path(&dir)).unwrap();
+    let folder = model.save_adapter("poet", dir.path()).unwrap();
     assert_eq!(folder, dir.path().join("poet"), "as save_pretrained does");
 
     let fresh = tiny();
-    let info = fresh.load_adapter("poet", path(&dir)).unwrap();
+    let info = fresh.load_adapter(dir.path(), "poet").unwrap();
     assert_eq!(logits(&fresh, &IDS), expected);
     assert!(info.active && info.warnings.is_empty(), "{info}");
     let config = info.config.as_lora().unwrap();
     assert_eq!((config.r, config.lora_dropout, config.use_rslora), (3, 0.25, true));
     assert_eq!(info.modules.len(), 14);
     // The folder itself will do as well, under any name.
-    fresh.load_adapter("other", folder.to_str().unwrap()).unwrap();
+    fresh.load_adapter(&folder, "other").unwrap();
     assert_eq!(logits(&fresh, &IDS), expected);
     // "default" has no subfolder.
-    fresh.load_adapter("default", folder.to_str().unwrap()).unwrap();
+    fresh.load_adapter(&folder, "default").unwrap();
     let plain = tempfile::tempdir().unwrap();
-    assert_eq!(fresh.save_adapter("default", path(&plain)).unwrap(), plain.path());
+    assert_eq!(fresh.save_adapter("default", plain.path()).unwrap(), plain.path());
     for file in [CONFIG_FILE, TENSORS_FILE] {
         assert!(plain.path().join(file).is_file());
     }
@@ -109,7 +105,7 @@ fn all_linear_is_written_out_as_names() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
     model.add_adapter("default", &Lora { target_modules: "all-linear".into(), ..lora(1) }).unwrap();
-    model.save_adapter("default", path(&dir)).unwrap();
+    model.save_adapter("default", dir.path()).unwrap();
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(dir.path().join(CONFIG_FILE)).unwrap()).unwrap();
     assert_eq!(
@@ -155,7 +151,7 @@ fn wrong_files_are_refused_and_leave_the_model_alone() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
     let base = logits(&model, &IDS);
-    let nothing = model.load_adapter("a", path(&dir)).unwrap_err().to_string();
+    let nothing = model.load_adapter(dir.path(), "a").unwrap_err().to_string();
     assert!(
         nothing.contains("no adapter here") && nothing.contains("a/adapter_config.json"),
         "{nothing}"
@@ -164,13 +160,13 @@ fn wrong_files_are_refused_and_leave_the_model_alone() {
     // Another rank in the configuration than in the tensors.
     let other = tiny();
     other.add_adapter("default", lora(1)).unwrap();
-    other.save_adapter("default", path(&dir)).unwrap();
+    other.save_adapter("default", dir.path()).unwrap();
     let config = dir.path().join(CONFIG_FILE);
     let good = std::fs::read_to_string(&config).unwrap();
     let load = |from: &str, to: &str| {
         assert!(good.contains(from), "{good}");
         std::fs::write(&config, good.replace(from, to)).unwrap();
-        model.load_adapter("a", path(&dir)).unwrap_err().to_string()
+        model.load_adapter(dir.path(), "a").unwrap_err().to_string()
     };
     let error = load("\"r\": 3", "\"r\": 4");
     assert!(error.contains("is [3, 32], expected [4, 32]"), "{error}");
@@ -190,7 +186,7 @@ fn wrong_files_are_refused_and_leave_the_model_alone() {
     assert_eq!(logits(&model, &IDS), base);
 
     std::fs::write(&config, good.replace("lora_tiny/model", "another/base")).unwrap();
-    let info = model.load_adapter("a", path(&dir)).unwrap();
+    let info = model.load_adapter(dir.path(), "a").unwrap();
     assert_eq!(model.slots()[0].base().in_features(), 32);
     assert_eq!(info.warnings.is_empty(), !good.contains("lora_tiny/model"), "{info}");
 }
@@ -219,9 +215,7 @@ fn changed(change: impl FnOnce(&std::path::Path)) -> (tempfile::TempDir, tuneboo
         std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
     }
     change(dir.path());
-    let model =
-        tunebook_models::Model::load(dir.path().to_str().unwrap(), &tunebook_models::Device::Cpu)
-            .unwrap();
+    let model = tunebook_models::Model::load(dir.path(), &tunebook_models::Device::Cpu).unwrap();
     (dir, model)
 }
 
@@ -230,10 +224,10 @@ fn another_tokenizer_or_template_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
     model.add_adapter("one", lora(1)).unwrap();
-    model.save_adapter("one", path(&dir)).unwrap();
+    model.save_adapter("one", dir.path()).unwrap();
 
     let (_same, same) = changed(|_| {});
-    same.load_adapter("one", path(&dir)).unwrap();
+    same.load_adapter(dir.path(), "one").unwrap();
 
     let (_other, other) = changed(|folder| {
         let file = folder.join("tokenizer.json");
@@ -247,19 +241,19 @@ fn another_tokenizer_or_template_is_refused() {
         vocab[&names[1]] = a;
         std::fs::write(&file, tokenizer.to_string()).unwrap();
     });
-    let error = other.load_adapter("one", path(&dir)).unwrap_err().to_string();
+    let error = other.load_adapter(dir.path(), "one").unwrap_err().to_string();
     assert!(error.contains("another tokenizer") && error.contains("tunebook.json"), "{error}");
     assert!(other.adapters().is_empty());
 
     let (_other, other) = changed(|folder| {
         std::fs::write(folder.join("chat_template.jinja"), "{{ messages[0]['content'] }}").unwrap();
     });
-    let error = other.load_adapter("one", path(&dir)).unwrap_err().to_string();
+    let error = other.load_adapter(dir.path(), "one").unwrap_err().to_string();
     assert!(error.contains("another chat template"), "{error}");
 
     // PEFT's own files have none.
     std::fs::remove_file(dir.path().join("one/tunebook.json"))
         .or_else(|_| std::fs::remove_file(dir.path().join("tunebook.json")))
         .unwrap();
-    other.load_adapter("one", path(&dir)).unwrap();
+    other.load_adapter(dir.path(), "one").unwrap();
 }

@@ -170,7 +170,7 @@ fn wrong_files_of_every_type_are_refused_by_file_key_expected_and_found() {
 fn an_adapter_of_another_base_is_refused_by_what_does_not_fit() {
     // One block more, and other widths: the biased model's files on a model cut down to one block.
     let dir = tempfile::tempdir().unwrap();
-    let mut files = AdapterFiles::read(&golden("strategies/ia3/final")).unwrap();
+    let mut files = AdapterFiles::read(golden("strategies/ia3/final")).unwrap();
     let grown: Vec<(String, StoredTensor)> = files
         .tensors
         .iter()
@@ -194,7 +194,7 @@ fn an_unknown_field_of_the_configuration_is_left_out_and_said() {
     config.insert("new_in_peft_9".to_owned(), json!(3));
     config.insert("off_in_peft_9".to_owned(), json!(false));
     std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
-    let info = tiny().load_adapter("a", dir.path().to_str().unwrap()).unwrap();
+    let info = tiny().load_adapter(dir.path(), "a").unwrap();
     let said: Vec<&String> =
         info.warnings.iter().filter(|warning| warning.contains("peft_9")).collect();
     assert_eq!(said.len(), 1, "{info}");

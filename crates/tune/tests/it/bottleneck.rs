@@ -18,7 +18,7 @@ use crate::golden_run::*;
 const IDS: [u32; 7] = [5, 17, 3, 42, 8, 29, 11];
 
 fn layout(name: &str) -> Model {
-    Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
+    Model::load(golden("logits").join(name), &Device::Cpu).unwrap()
 }
 
 fn tensors(path: &str) -> HashMap<String, Tensor> {
@@ -30,7 +30,7 @@ fn every_kind_trains_as_in_adapterhub() {
     for case in ["seq-bn", "double-seq-bn", "par-bn", "double-par-bn"] {
         for gradient_checkpointing in [false, true] {
             let model = tiny();
-            model.load_adapter("default", &folder(case, "initial")).unwrap();
+            model.load_adapter(folder(case, "initial"), "default").unwrap();
             train(&model, case, gradient_checkpointing, |_| ());
             check_final(&model, case);
         }
@@ -58,16 +58,14 @@ fn adapterhubs_files_give_its_logits_on_every_layout_that_it_knows() {
             let expected = tensors(&format!("{folder}.safetensors"));
             let error = relative_error(&base, &values(&expected["base"]));
             assert!(error < 1e-4, "{name}: the base's logits differ by {error}");
-            model.load_adapter(kind, golden(&folder).to_str().unwrap()).unwrap();
+            model.load_adapter(golden(&folder), kind).unwrap();
             let error = relative_error(&logits(&model, &IDS), &values(&expected["logits"]));
             assert!(error < 1e-4, "{name}, {kind}: logits differ by {error}");
             // Saved again, it is the same adapter.
             let dir = tempfile::tempdir().unwrap();
-            let again = model.save_adapter(kind, dir.path().to_str().unwrap()).unwrap();
-            let (found, expected) = (
-                AdapterFiles::read(&again).unwrap(),
-                AdapterFiles::read(&golden(&folder)).unwrap(),
-            );
+            let again = model.save_adapter(kind, dir.path()).unwrap();
+            let (found, expected) =
+                (AdapterFiles::read(&again).unwrap(), AdapterFiles::read(golden(&folder)).unwrap());
             assert_eq!((found.config, found.tensors), (expected.config, expected.tensors));
             checked += 1;
         }
@@ -142,11 +140,11 @@ fn every_family_trains_and_generates_with_every_kind() {
 fn adapters_of_different_types_are_switched_live() {
     let model = tiny();
     let base = logits(&model, &IDS);
-    model.load_adapter("houlsby", &folder("double-seq-bn", "final")).unwrap();
+    model.load_adapter(folder("double-seq-bn", "final"), "houlsby").unwrap();
     let houlsby = logits(&model, &IDS);
-    model.load_adapter("lora", &folder("dora", "final")).unwrap();
+    model.load_adapter(folder("dora", "final"), "lora").unwrap();
     let lora = logits(&model, &IDS);
-    model.load_adapter("parallel", &folder("par-bn", "final")).unwrap();
+    model.load_adapter(folder("par-bn", "final"), "parallel").unwrap();
     let parallel = logits(&model, &IDS);
     for (name, expected) in
         [("houlsby", &houlsby), ("lora", &lora), ("parallel", &parallel), ("houlsby", &houlsby)]
@@ -209,7 +207,7 @@ fn what_cannot_work_is_refused() {
     assert!(model.adapters().is_empty());
     // Another base.
     let error = layout("llama3")
-        .load_adapter("a", golden("strategies/bottleneck/gpt2/seq-bn").to_str().unwrap())
+        .load_adapter(golden("strategies/bottleneck/gpt2/seq-bn"), "a")
         .unwrap_err();
     assert!(
         error.to_string().contains("adapter.safetensors")
@@ -227,7 +225,7 @@ fn what_cannot_work_is_refused() {
     let config = std::fs::read_to_string(Path::new(&from).join("adapter_config.json")).unwrap();
     let config = config.replace("\"reduction_factor\": 2,", "\"reduction_factor\": 4,");
     std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
-    let error = model.load_adapter("a", dir.path().to_str().unwrap()).unwrap_err().to_string();
+    let error = model.load_adapter(dir.path(), "a").unwrap_err().to_string();
     assert!(
         error.contains("[16], expected [8]") && error.contains("another base (lora_tiny/model)"),
         "{error}"
@@ -240,7 +238,7 @@ fn what_cannot_work_is_refused() {
     )
     .unwrap();
     std::fs::write(dir.path().join("pytorch_adapter.bin"), b"PK").unwrap();
-    let error = model.load_adapter("a", dir.path().to_str().unwrap()).unwrap_err().to_string();
+    let error = model.load_adapter(dir.path(), "a").unwrap_err().to_string();
     assert!(error.contains("pytorch_adapter.bin") && error.contains("pickle"), "{error}");
 }
 

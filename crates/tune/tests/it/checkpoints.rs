@@ -49,7 +49,7 @@ type Course = (Vec<[f64; 3]>, Vec<(usize, f64)>, Vec<u8>);
 
 fn course(run: &Run, model: &Model) -> Course {
     let dir = tempfile::tempdir().unwrap();
-    let folder = model.save_adapter("support", dir.path().to_str().unwrap()).unwrap();
+    let folder = model.save_adapter("support", dir.path()).unwrap();
     (
         run.steps
             .iter()
@@ -62,7 +62,7 @@ fn course(run: &Run, model: &Model) -> Course {
 
 fn whole(dir: &Path) -> Course {
     let model = model();
-    let run = Trainer::new(&model, &args(dir)).fit(&pairs(), &pairs()[..4]).unwrap();
+    let run = Trainer::new(&model, &args(dir)).train((&pairs(), &pairs()[..4])).unwrap();
     assert_eq!(run.steps.len(), 12);
     course(&run, &model)
 }
@@ -86,19 +86,18 @@ fn every_checkpoint_goes_on_to_the_same_end() {
     ];
     assert_eq!(names, wanted, "and nothing temporary is left");
     for step in [2, 6, 10, 12] {
-        let run =
-            Run::load(dir.path().join(format!("run/checkpoint-{step}")).to_str().unwrap()).unwrap();
+        let run = Run::load(dir.path().join(format!("run/checkpoint-{step}"))).unwrap();
         assert_eq!(run.steps.len(), step);
         let other = tempfile::tempdir().unwrap();
         let model = model();
         let run = Trainer::new(&model, &args(other.path()))
-            .resume(&run, &pairs(), &pairs()[..4])
+            .resume(&run, (&pairs(), &pairs()[..4]))
             .unwrap();
         assert!(course(&run, &model) == expected, "from step {step}");
     }
     // The adapter beside the state is one like any other.
     let model = tiny();
-    model.load_adapter("support", dir.path().join("run/checkpoint-12").to_str().unwrap()).unwrap();
+    model.load_adapter(dir.path().join("run/checkpoint-12"), "support").unwrap();
     assert_eq!(model.active_adapter().as_deref(), Some("support"));
 }
 
@@ -110,7 +109,7 @@ fn a_run_can_be_saved_by_hand_and_replaced() {
     let model = model();
     let args =
         TrainingArgs { save_strategy: SaveStrategy::No, max_steps: Some(3), ..args(dir.path()) };
-    let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
+    let run = Trainer::new(&model, &args).train(&pairs()).unwrap();
     run.save(path).unwrap();
     run.save(path).unwrap();
     let loaded = Run::load(path).unwrap();
@@ -122,7 +121,7 @@ fn a_run_can_be_saved_by_hand_and_replaced() {
 fn old_checkpoints_go() {
     let dir = tempfile::tempdir().unwrap();
     let args = TrainingArgs { save_total_limit: Some(2), ..args(dir.path()) };
-    Trainer::new(&model(), &args).fit(&pairs(), &[]).unwrap();
+    Trainer::new(&model(), &args).train(&pairs()).unwrap();
     let mut names: Vec<_> = std::fs::read_dir(dir.path().join("run"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
@@ -134,9 +133,9 @@ fn old_checkpoints_go() {
 #[test]
 fn torn_and_changed_files_are_refused_and_an_older_checkpoint_is_taken() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(Run::last_checkpoint(&output_dir(dir.path())).unwrap().is_none());
+    assert!(Run::last_checkpoint(output_dir(dir.path())).unwrap().is_none());
     whole(dir.path());
-    let steps = || Run::last_checkpoint(&output_dir(dir.path())).unwrap().unwrap().steps.len();
+    let steps = || Run::last_checkpoint(output_dir(dir.path())).unwrap().unwrap().steps.len();
     assert_eq!(steps(), 12);
     let file =
         |step: usize, name: &str| dir.path().join(format!("run/checkpoint-{step}")).join(name);
@@ -146,7 +145,7 @@ fn torn_and_changed_files_are_refused_and_an_older_checkpoint_is_taken() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&tensors, &bytes).unwrap();
-    let error = Run::load(tensors.parent().unwrap().to_str().unwrap()).unwrap_err().to_string();
+    let error = Run::load(tensors.parent().unwrap()).unwrap_err().to_string();
     assert!(error.contains("training_state.safetensors") && error.contains("checksum"), "{error}");
     assert_eq!(steps(), 10);
 
@@ -163,8 +162,7 @@ fn what_cannot_be_written_says_so_and_keeps_the_old_run() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("run");
     std::fs::write(&file, "a file where the folder should be").unwrap();
-    let error =
-        Trainer::new(&model(), &args(dir.path())).fit(&pairs(), &[]).unwrap_err().to_string();
+    let error = Trainer::new(&model(), &args(dir.path())).train(&pairs()).unwrap_err().to_string();
     assert!(error.contains("could not"), "{error}");
 }
 
@@ -176,9 +174,9 @@ fn child() {
     let dir = Path::new(&dir);
     let model = model();
     let trainer = Trainer::new(&model, &args(dir));
-    let run = match Run::last_checkpoint(&output_dir(dir)).unwrap() {
-        Some(run) => trainer.resume(&run, &pairs(), &pairs()[..4]),
-        None => trainer.fit(&pairs(), &pairs()[..4]),
+    let run = match Run::last_checkpoint(output_dir(dir)).unwrap() {
+        Some(run) => trainer.resume(&run, (&pairs(), &pairs()[..4])),
+        None => trainer.train((&pairs(), &pairs()[..4])),
     };
     run.unwrap();
 }
@@ -230,7 +228,7 @@ fn killed(kills: u64) {
             for entry in std::fs::read_dir(dir.path().join("run")).into_iter().flatten() {
                 let entry = entry.unwrap();
                 if entry.file_name().to_str().unwrap().starts_with("checkpoint-") {
-                    Run::load(entry.path().to_str().unwrap()).unwrap();
+                    Run::load(entry.path()).unwrap();
                 } else {
                     torn += 1;
                 }
@@ -238,9 +236,9 @@ fn killed(kills: u64) {
         }
         let model = model();
         let trainer = Trainer::new(&model, &args(dir.path()));
-        let run = match Run::last_checkpoint(&output_dir(dir.path())).unwrap() {
-            Some(run) => trainer.resume(&run, &pairs(), &pairs()[..4]).unwrap(),
-            None => trainer.fit(&pairs(), &pairs()[..4]).unwrap(),
+        let run = match Run::last_checkpoint(output_dir(dir.path())).unwrap() {
+            Some(run) => trainer.resume(&run, (&pairs(), &pairs()[..4])).unwrap(),
+            None => trainer.train((&pairs(), &pairs()[..4])).unwrap(),
         };
         assert!(course(&run, &model) == expected, "attempt {attempt}");
         let names = std::fs::read_dir(dir.path().join("run"))
@@ -307,14 +305,14 @@ fn a_full_disk_ends_the_run_with_a_clear_error_and_the_last_checkpoint_good() {
     };
     let model = model();
     let trainer = Trainer::new(&model, &args(disk.0.path()));
-    let error = trainer.fit(&pairs(), &pairs()[..4]).unwrap_err().to_string();
+    let error = trainer.train((&pairs(), &pairs()[..4])).unwrap_err().to_string();
     assert!(
         error.contains("could not write")
             && error.contains("checkpoint-")
             && error.contains("space"),
         "{error}"
     );
-    let last = Run::last_checkpoint(&output_dir(disk.0.path())).unwrap().unwrap();
+    let last = Run::last_checkpoint(output_dir(disk.0.path())).unwrap().unwrap();
     assert_eq!(last.steps.len(), 4);
     let left: Vec<_> = std::fs::read_dir(disk.0.path().join("run"))
         .unwrap()
@@ -326,7 +324,7 @@ fn a_full_disk_ends_the_run_with_a_clear_error_and_the_last_checkpoint_good() {
     let roomy = tempfile::tempdir().unwrap();
     for from in [last, trainer.last_run().unwrap()] {
         let run = Trainer::new(&model, &args(roomy.path()))
-            .resume(&from, &pairs(), &pairs()[..4])
+            .resume(&from, (&pairs(), &pairs()[..4]))
             .unwrap();
         assert!(course(&run, &model) == expected);
     }
@@ -353,7 +351,7 @@ fn adalora_goes_on_from_every_checkpoint_to_the_same_ranks() {
     };
     let dir = tempfile::tempdir().unwrap();
     let model = new();
-    let run = Trainer::new(&model, &args(dir.path())).fit(&pairs(), &pairs()[..4]).unwrap();
+    let run = Trainer::new(&model, &args(dir.path())).train((&pairs(), &pairs()[..4])).unwrap();
     let expected = course(&run, &model);
     let ranks = |run: &Run| run.steps.iter().map(|step| step.ranks.clone()).collect::<Vec<_>>();
     assert_eq!(run.plan.rank_modules.len(), 14);
@@ -363,12 +361,11 @@ fn adalora_goes_on_from_every_checkpoint_to_the_same_ranks() {
     assert_eq!(sums[11], 42, "`target_r` for each module on average");
     assert!(ranks(&run)[11].iter().any(|rank| *rank != 3), "and not the same everywhere");
     for step in [2, 4, 6, 8, 10, 12] {
-        let from =
-            Run::load(dir.path().join(format!("run/checkpoint-{step}")).to_str().unwrap()).unwrap();
+        let from = Run::load(dir.path().join(format!("run/checkpoint-{step}"))).unwrap();
         let other = tempfile::tempdir().unwrap();
         let model = new();
         let resumed = Trainer::new(&model, &args(other.path()))
-            .resume(&from, &pairs(), &pairs()[..4])
+            .resume(&from, (&pairs(), &pairs()[..4]))
             .unwrap();
         assert!(course(&resumed, &model) == expected, "from step {step}");
         assert_eq!(ranks(&resumed), ranks(&run), "from step {step}");
@@ -381,6 +378,6 @@ fn adalora_goes_on_from_every_checkpoint_to_the_same_ranks() {
     assert_eq!(after.rank_pattern, None);
     // A schedule that leaves no step between its ends is refused.
     let short = TrainingArgs { max_steps: Some(5), ..args(dir.path()) };
-    let error = Trainer::new(&model, &short).fit(&pairs(), &[]).unwrap_err().to_string();
+    let error = Trainer::new(&model, &short).train(&pairs()).unwrap_err().to_string();
     assert!(error.contains("`AdaLora.tinit` is 2 with `tfinal` 3 in 5 steps"), "{error}");
 }

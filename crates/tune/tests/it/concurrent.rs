@@ -43,7 +43,7 @@ fn pairs(count: usize) -> Vec<Example> {
 fn train(model: &Model) -> Vec<f64> {
     let args = TrainingArgs { max_steps: Some(40), learning_rate: 1e-3, ..Default::default() };
     let handle = model.with_adapter("trained").unwrap();
-    let run = Trainer::new(&handle, &args).fit(&pairs(12), &[]).unwrap();
+    let run = Trainer::new(&handle, &args).train(&pairs(12)).unwrap();
     run.steps.iter().map(|record| record.loss).collect()
 }
 
@@ -181,5 +181,5 @@ fn a_handle_keeps_the_generation_that_it_was_made_with() {
     assert_eq!(model.active_adapter().as_deref(), Some("a"));
     assert!(model.adapters()[0].active);
     assert_eq!(logits(&model.with_adapter("__base__").unwrap(), &ids), base);
-    assert!(Trainer::new(&model, &TrainingArgs::default()).fit(&pairs(4), &[]).is_err());
+    assert!(Trainer::new(&model, &TrainingArgs::default()).train(&pairs(4)).is_err());
 }

@@ -29,7 +29,7 @@ fn difference(
 ) -> f64 {
     let curve = |naive: bool| {
         ops::compose(naive);
-        let run = Trainer::new(&start(), args).fit(examples, &[]).unwrap();
+        let run = Trainer::new(&start(), args).train(examples).unwrap();
         ops::compose(false);
         run.steps.iter().map(|step| step.loss).collect::<Vec<_>>()
     };

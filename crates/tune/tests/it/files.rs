@@ -18,7 +18,7 @@ fn train(model: &Model, learning_rate: f64) {
         learning_rate,
         ..Default::default()
     };
-    Trainer::new(model, &args).fit(&train, &[]).unwrap();
+    Trainer::new(model, &args).train(&train).unwrap();
 }
 
 fn all_linear() -> Lora {
@@ -49,17 +49,17 @@ fn a_merged_model_is_saved_as_it_computes() {
         let trained = logits(&model, &IDS);
         assert!(relative_error(&trained, &base) > 1e-2, "the adapter does something");
         // Beside the base it is not part of the model's file.
-        model.save_pretrained(&at("beside")).unwrap();
+        model.save_pretrained(at("beside")).unwrap();
         assert_eq!(again(&at("beside")), base);
         model.merge_adapter("support").unwrap();
-        model.save_pretrained(&at("merged")).unwrap();
-        model.save_gguf(&at("merged.gguf"), GgufType::F32).unwrap();
+        model.save_pretrained(at("merged")).unwrap();
+        model.save_gguf(at("merged.gguf"), GgufType::F32).unwrap();
         for path in [at("merged"), at("merged.gguf")] {
             let error = relative_error(&again(&path), &trained);
             assert!(error < 1e-4, "{path}: {error}");
         }
         model.disable_adapters();
-        model.save_pretrained(&at("off")).unwrap();
+        model.save_pretrained(at("off")).unwrap();
         assert_eq!(again(&at("off")), base);
     }
 }
@@ -69,7 +69,7 @@ fn what_a_gguf_adapter_has_no_place_for_is_named() {
     let (model, folder) = (tiny(), tempfile::tempdir().unwrap());
     let path = folder.path().join("adapter.gguf");
     model.add_adapter("dora", &Lora { use_dora: true, ..Default::default() }).unwrap();
-    let error = model.save_adapter_gguf("dora", path.to_str().unwrap()).unwrap_err().to_string();
+    let error = model.save_adapter_gguf("dora", &path).unwrap_err().to_string();
     assert!(
         error.contains("`dora` holds")
             && error.contains("lora_magnitude_vector")
@@ -77,13 +77,7 @@ fn what_a_gguf_adapter_has_no_place_for_is_named() {
             && !path.exists(),
         "{error}"
     );
-    assert!(
-        model
-            .save_adapter_gguf("other", path.to_str().unwrap())
-            .unwrap_err()
-            .to_string()
-            .contains("`other`")
-    );
+    assert!(model.save_adapter_gguf("other", &path).unwrap_err().to_string().contains("`other`"));
 }
 
 fn compare(answer: &Value, model: &Model, ids: &[u32], bound: f64) -> usize {
@@ -121,7 +115,7 @@ fn merged_in_transformers(
         assert!(relative_error(&trained, &base) > 1e-2, "{info}: does nothing");
         model.merge_adapter("support").unwrap();
         let path = folder.path().join(number.to_string());
-        model.save_pretrained(path.to_str().unwrap()).unwrap();
+        model.save_pretrained(&path).unwrap();
         model.delete_adapter("support").unwrap();
         requests.push(json!({ "model": path, "ids": ids, "text": "a question" }));
         expected.push((info.config.to_string(), trained));
@@ -198,7 +192,7 @@ fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let model = smollm();
-    model.save_gguf(&at("base.gguf"), GgufType::F16).unwrap();
+    model.save_gguf(at("base.gguf"), GgufType::F16).unwrap();
     let ids = model.tokenizer().encode("The capital of France is").unwrap();
     let before = logits(&model, &ids);
     let modules = ["q_proj", "k_proj", "v_proj", "down_proj"];
@@ -210,7 +204,7 @@ fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
         .unwrap();
     train(&model, 1e-3);
     assert!(relative_error(&logits(&model, &ids), &before) > 1e-3);
-    model.save_adapter_gguf("support", &at("adapter.gguf")).unwrap();
+    model.save_adapter_gguf("support", at("adapter.gguf")).unwrap();
     let request = json!({ "model": at("base.gguf"), "adapter": at("adapter.gguf"), "ids": ids, "greedy": 32 });
     compare(&python.ask("llama_cpp_run.py", &[request])[0], &model, &ids, 5e-3);
 }

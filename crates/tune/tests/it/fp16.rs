@@ -16,7 +16,7 @@ fn args() -> TrainingArgs {
 }
 
 fn with_adapter(dtype: DType) -> Model {
-    let model = Model::load_as(&tiny_path(), Some(dtype), &Device::Cpu).unwrap();
+    let model = Model::load_as(tiny_path(), Some(dtype), &Device::Cpu).unwrap();
     let lora =
         Lora { r: 4, lora_dropout: 0.1, target_modules: "all-linear".into(), ..Default::default() };
     model.add_adapter("a", &lora).unwrap();
@@ -38,7 +38,7 @@ fn course(run: &Run) -> Vec<(u64, u64, u64, Option<u64>, bool)> {
 fn a_power_of_two_changes_no_bit_where_nothing_overflows() {
     let runs = [true, false].map(|fp16| {
         let run = Trainer::new(&with_adapter(DType::F32), &TrainingArgs { fp16, ..args() })
-            .fit(&pairs(), &[])
+            .train(&pairs())
             .unwrap();
         run.steps.iter().map(|s| (s.loss.to_bits(), s.grad_norm.to_bits())).collect::<Vec<_>>()
     });
@@ -55,7 +55,7 @@ fn a_model_in_f16_trains_and_real_overflows_skip_their_step() {
     };
     let model = with_adapter(DType::F16);
     let before = values(&model.forward(&ids()).unwrap().to_dtype(DType::F32).unwrap());
-    let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
+    let run = Trainer::new(&model, &args).train(&pairs()).unwrap();
     let skipped = run.steps.iter().take_while(|step| step.skipped).count();
     assert!((1..12).contains(&skipped), "{skipped} steps were skipped");
     for (index, step) in run.steps.iter().enumerate() {
@@ -78,8 +78,8 @@ fn a_model_in_f16_trains_and_real_overflows_skip_their_step() {
 
     // The losses are those of f32 to the precision of f16.
     let plain = TrainingArgs { fp16_init_scale: 1024.0, ..args };
-    let half = Trainer::new(&with_adapter(DType::F16), &plain).fit(&pairs(), &[]).unwrap();
-    let full = Trainer::new(&with_adapter(DType::F32), &plain).fit(&pairs(), &[]).unwrap();
+    let half = Trainer::new(&with_adapter(DType::F16), &plain).train(&pairs()).unwrap();
+    let full = Trainer::new(&with_adapter(DType::F32), &plain).train(&pairs()).unwrap();
     for (half, full) in half.steps.iter().zip(&full.steps) {
         assert!(
             !half.skipped && (half.loss / full.loss - 1.0).abs() < 1e-2,
@@ -106,7 +106,7 @@ fn an_overflowed_step_changes_nothing() {
         warmup_ratio: 0.0,
         ..args()
     };
-    let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
+    let run = Trainer::new(&model, &args).train(&pairs()).unwrap();
     assert!(run.steps.iter().all(|step| step.skipped));
     assert_eq!(logits(&model, &[1, 20, 30, 40]), before);
 }
@@ -121,15 +121,15 @@ fn the_scale_survives_a_checkpoint() {
         ..args()
     };
     let model = with_adapter(DType::F16);
-    let whole = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
+    let whole = Trainer::new(&model, &args).train(&pairs()).unwrap();
     let expected = values(&model.forward(&ids()).unwrap().to_dtype(DType::F32).unwrap());
     assert!(whole.steps[2].skipped || whole.steps[0].skipped);
     for step in [3, 9, 18] {
         let path = dir.path().join(format!("checkpoint-{step}"));
-        let from = Run::load(path.to_str().unwrap()).unwrap();
+        let from = Run::load(&path).unwrap();
         assert_eq!(course(&from), course(&whole)[..step]);
         let model = with_adapter(DType::F16);
-        let resumed = Trainer::new(&model, &args).resume(&from, &pairs(), &[]).unwrap();
+        let resumed = Trainer::new(&model, &args).resume(&from, &pairs()).unwrap();
         assert_eq!(course(&resumed), course(&whole), "from step {step}");
         assert_eq!(values(&model.forward(&ids()).unwrap().to_dtype(DType::F32).unwrap()), expected);
     }
@@ -170,18 +170,18 @@ fn what_no_scale_cures_ends_the_run() {
 
 #[test]
 fn full_fine_tuning_keeps_masters_in_f32() {
-    let model = Model::load_as(&tiny_path(), Some(DType::F16), &Device::Cpu).unwrap();
+    let model = Model::load_as(tiny_path(), Some(DType::F16), &Device::Cpu).unwrap();
     let info = model.unfreeze(&Full::default()).unwrap();
     assert_eq!(info.trainable_parameters, model.parameter_count());
     // Steps that f16 could not add: 1e-5 beside weights of about 0.1.
     let args =
         TrainingArgs { learning_rate: 1e-5, fp16_init_scale: 1024.0, warmup_ratio: 0.0, ..args() };
-    let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
+    let run = Trainer::new(&model, &args).train(&pairs()).unwrap();
     assert!(run.steps.iter().all(|step| !step.skipped));
     assert!(model.weights().iter().all(|weight| weight.get().dtype() == DType::F32));
     let plain = tiny();
     plain.unfreeze(&Full::default()).unwrap();
-    let exact = Trainer::new(&plain, &args).fit(&pairs(), &[]).unwrap();
+    let exact = Trainer::new(&plain, &args).train(&pairs()).unwrap();
     assert!(exact.steps[19].loss < exact.steps[0].loss);
     for (half, full) in run.steps.iter().zip(&exact.steps) {
         assert!((half.loss / full.loss - 1.0).abs() < 5e-3, "{} {}", half.loss, full.loss);

@@ -105,7 +105,7 @@ fn chosen_modules_alone_change_and_the_saved_model_is_the_trained_one() {
         Full { target_modules: Some(["down_proj", "model.norm"].into()), ..Default::default() };
     model.unfreeze(&targets).unwrap();
     let args = TrainingArgs { learning_rate: 1e-2, epochs: 2, ..Default::default() };
-    let run = Trainer::new(&model, &args).fit(&pairs(), &[]).unwrap();
+    let run = Trainer::new(&model, &args).train(&pairs()).unwrap();
     assert!(run.steps.last().unwrap().loss < run.steps[0].loss);
     for weight in model.weights() {
         let trained = weight.name().contains("down_proj") || weight.name() == "model.norm.weight";
@@ -113,8 +113,8 @@ fn chosen_modules_alone_change_and_the_saved_model_is_the_trained_one() {
         assert!(!weight.get().track_op(), "no graph outside training");
     }
     let dir = tempfile::tempdir().unwrap();
-    let folder = model.save_pretrained(dir.path().to_str().unwrap()).unwrap();
-    let again = Model::load(folder.to_str().unwrap(), &Device::Cpu).unwrap();
+    let folder = model.save_pretrained(dir.path()).unwrap();
+    let again = Model::load(&folder, &Device::Cpu).unwrap();
     assert_eq!(logits(&again, &[1, 20, 30, 40]), logits(&model, &[1, 20, 30, 40]));
     assert_eq!(again.config(), model.config());
     assert_eq!(
@@ -137,7 +137,7 @@ fn an_adapter_added_later_is_what_is_trained() {
     model.add_adapter("a", Lora::default()).unwrap();
     let before = values(&model.head_weight());
     let run = Trainer::new(&model, &TrainingArgs { max_steps: Some(2), ..Default::default() });
-    assert_eq!(run.fit(&pairs(), &[]).unwrap().adapter, "a");
+    assert_eq!(run.train(&pairs()).unwrap().adapter, "a");
     assert_eq!(values(&model.head_weight()), before);
     model.unfreeze(&Full::default()).unwrap();
     assert_eq!(model.active_adapter(), None);
@@ -163,24 +163,24 @@ fn a_full_run_resumes_exactly_from_memory_and_from_disk() {
             model
         };
         let model = start();
-        let whole = Trainer::new(&model, &args(6)).fit(&pairs(), &[]).unwrap();
+        let whole = Trainer::new(&model, &args(6)).train(&pairs()).unwrap();
         let expected = logits(&model, &[1, 20, 30, 40]);
         let losses = |run: &Run| run.steps.iter().map(|record| record.loss).collect::<Vec<_>>();
 
         let checkpoint = dir.path().join("run/checkpoint-3");
-        let half = Run::load(checkpoint.to_str().unwrap()).unwrap();
+        let half = Run::load(&checkpoint).unwrap();
         let model = start();
-        let resumed = Trainer::new(&model, &args(6)).resume(&half, &pairs(), &[]).unwrap();
+        let resumed = Trainer::new(&model, &args(6)).resume(&half, &pairs()).unwrap();
         assert_eq!(losses(&resumed), losses(&whole));
         assert_eq!(logits(&model, &[1, 20, 30, 40]), expected);
 
         // In memory the run has no copy of the weights: it goes on while they are its own, and says
         // so when they are not.
-        let again = Trainer::new(&model, &args(6)).resume(&resumed, &pairs(), &[]).unwrap();
+        let again = Trainer::new(&model, &args(6)).resume(&resumed, &pairs()).unwrap();
         assert_eq!(losses(&again), losses(&whole));
-        Trainer::new(&model, &args(6)).fit(&pairs(), &[]).unwrap();
+        Trainer::new(&model, &args(6)).train(&pairs()).unwrap();
         let error =
-            Trainer::new(&model, &args(6)).resume(&resumed, &pairs(), &[]).unwrap_err().to_string();
+            Trainer::new(&model, &args(6)).resume(&resumed, &pairs()).unwrap_err().to_string();
         assert!(error.contains("trained on since"), "{error}");
     }
 }

@@ -25,13 +25,13 @@ struct Rows {
 }
 
 /// A folder of a case of `tests/golden/strategies`.
-pub fn folder(case: &str, which: &str) -> String {
+pub(crate) fn folder(case: &str, which: &str) -> String {
     golden("strategies").join(case).join(which).to_str().unwrap().to_owned()
 }
 
 /// Trains what is active and holds every loss against the golden ones, after `prepare` has seen the
 /// parameters. Gives the trained parameters.
-pub fn train(
+pub(crate) fn train(
     model: &Model,
     case: &str,
     gradient_checkpointing: bool,
@@ -41,7 +41,7 @@ pub fn train(
 }
 
 /// The same, with the golden run's arguments changed.
-pub fn train_with(
+pub(crate) fn train_with(
     model: &Model,
     case: &str,
     change: impl FnOnce(TrainingArgs) -> TrainingArgs,
@@ -71,7 +71,7 @@ pub fn train_with(
 }
 
 /// The norm of the difference over the norm of what is expected.
-pub fn norm_error(found: &[f32], expected: &[f32]) -> f64 {
+pub(crate) fn norm_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| {
         values.map(|value| value * value).sum::<f64>().sqrt()
@@ -81,14 +81,14 @@ pub fn norm_error(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// The adapter `default` as its file holds it.
-pub fn saved(model: &Model) -> AdapterFiles {
+pub(crate) fn saved(model: &Model) -> AdapterFiles {
     let dir = tempfile::tempdir().unwrap();
-    let folder = model.save_adapter("default", dir.path().to_str().unwrap()).unwrap();
+    let folder = model.save_adapter("default", dir.path()).unwrap();
     AdapterFiles::read(&folder).unwrap()
 }
 
 /// Holds the final tensors and the configuration against the golden ones.
-pub fn check_final(model: &Model, case: &str) {
+pub(crate) fn check_final(model: &Model, case: &str) {
     let expected = AdapterFiles::read(std::path::Path::new(&folder(case, "final"))).unwrap();
     let found = saved(model);
     assert_eq!(found.config, expected.config);
@@ -96,7 +96,7 @@ pub fn check_final(model: &Model, case: &str) {
 }
 
 /// Holds the tensors of one adapter against those of another.
-pub fn check_tensors(case: &str, found: &AdapterFiles, expected: &AdapterFiles) {
+pub(crate) fn check_tensors(case: &str, found: &AdapterFiles, expected: &AdapterFiles) {
     assert_eq!(
         found.tensors.keys().collect::<Vec<_>>(),
         expected.tensors.keys().collect::<Vec<_>>()
@@ -114,7 +114,7 @@ pub fn check_tensors(case: &str, found: &AdapterFiles, expected: &AdapterFiles) 
 
 /// A run of the trainer that is resumed at its first checkpoint ends as the one that was not
 /// stopped, bit for bit; and one whose validation loss falls no more stops early.
-pub fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
+pub(crate) fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
     let pairs: Vec<Example> =
         (0..10).map(|i| Example::new(format!("{i}"), format!("{}", i * 7 % 11))).collect();
     let args = |dir: &std::path::Path| TrainingArgs {
@@ -142,15 +142,15 @@ pub fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
     let model = tiny();
     let base = logits(&model, &[1, 20, 30, 40]);
     add(&model);
-    let whole = Trainer::new(&model, &args(first.path())).fit(&pairs, &pairs[..4]).unwrap();
+    let whole = Trainer::new(&model, &args(first.path())).train((&pairs, &pairs[..4])).unwrap();
     let expected = course(&whole, &model);
     assert!(whole.steps.len() > 2 && expected.2 != base);
-    let begun = Run::load(first.path().join("checkpoint-2").to_str().unwrap()).unwrap();
+    let begun = Run::load(first.path().join("checkpoint-2")).unwrap();
     assert_eq!(begun.steps.len(), 2);
     let model = tiny();
     add(&model);
     let resumed =
-        Trainer::new(&model, &args(second.path())).resume(&begun, &pairs, &pairs[..4]).unwrap();
+        Trainer::new(&model, &args(second.path())).resume(&begun, (&pairs, &pairs[..4])).unwrap();
     assert!(course(&resumed, &model) == expected);
 
     let model = tiny();
@@ -165,7 +165,7 @@ pub fn resumes_exactly(add: impl Fn(&Model), packing: bool) {
         ..args(first.path())
     };
     let before = logits(&model, &[1, 20, 30, 40]);
-    let run = Trainer::new(&model, &args).fit(&pairs, &pairs[..4]).unwrap();
+    let run = Trainer::new(&model, &args).train((&pairs, &pairs[..4])).unwrap();
     assert_eq!(run.stopped, Some(StopReason::EarlyStopping));
     assert_eq!(logits(&model, &[1, 20, 30, 40]), before);
 }

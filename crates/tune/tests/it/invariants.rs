@@ -122,7 +122,7 @@ fn micro_batches_are_one_large_batch() {
             learning_rate: 1e-2,
             ..Default::default()
         };
-        let run = Trainer::new(&model, &args).fit(&pairs(12), &[]).unwrap();
+        let run = Trainer::new(&model, &args).train(&pairs(12)).unwrap();
         // The norms too: AdamW and clipping would hide a gradient that is off by a factor.
         let numbers: Vec<_> =
             run.steps.iter().flat_map(|record| [record.loss, record.grad_norm]).collect();
@@ -160,7 +160,7 @@ fn every_trainable_tensor_gets_a_gradient_and_no_frozen_one_changes() {
     }
     let first = tensors(&model);
     Trainer::new(&model, &TrainingArgs { learning_rate: 1e-2, ..Default::default() })
-        .fit(&pairs(8), &[])
+        .train(&pairs(8))
         .unwrap();
     assert_ne!(tensors(&model), first);
     assert_eq!(base_weights(&model), before);
@@ -236,7 +236,7 @@ fn one_seed_is_one_run() {
             learning_rate: 1e-2,
             ..Default::default()
         };
-        let run = Trainer::new(&model, &args).fit(&pairs(10), &pairs(3)).unwrap();
+        let run = Trainer::new(&model, &args).train((&pairs(10), &pairs(3))).unwrap();
         let evals: Vec<_> = run.evals.iter().map(|record| record.loss).collect();
         (losses(&run), evals, tensors(&model))
     };
@@ -269,7 +269,7 @@ fn inference_builds_no_graph() {
     let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
     assert!(!model.forward(&ids).unwrap().track_op());
     Trainer::new(&model, &TrainingArgs { max_steps: Some(1), ..Default::default() })
-        .fit(&pairs(4), &[])
+        .train(&pairs(4))
         .unwrap();
     assert!(!model.forward(&ids).unwrap().track_op(), "nor after training");
 }
@@ -302,7 +302,7 @@ fn stopped_and_resumed_is_never_stopped() {
     };
     let (train, validation) = (pairs(13), pairs(3));
     let whole_model = model();
-    let whole = Trainer::new(&whole_model, &args).fit(&train, &validation).unwrap();
+    let whole = Trainer::new(&whole_model, &args).train((&train, &validation)).unwrap();
     assert_eq!((whole.steps.len(), whole.stopped), (12, None));
 
     for stop in [1, 5, 11] {
@@ -310,16 +310,16 @@ fn stopped_and_resumed_is_never_stopped() {
         let model = model();
         let stopped = Trainer::new(&model, &args)
             .with_callback(StopAfter(stop))
-            .fit(&train, &validation)
+            .train((&train, &validation))
             .unwrap();
         assert_eq!((stopped.steps.len(), stopped.stopped), (stop, Some(StopReason::Interrupted)));
         assert!(stopped.to_string().contains("stopped on request"), "{stopped}");
         let at_stop = tensors(&model);
         interrupt::reset();
         // Something else happens to the weights in between.
-        Trainer::new(&model, &args).fit(&pairs(4), &[]).unwrap();
+        Trainer::new(&model, &args).train(&pairs(4)).unwrap();
         assert_ne!(tensors(&model), at_stop);
-        let resumed = Trainer::new(&model, &args).resume(&stopped, &train, &validation).unwrap();
+        let resumed = Trainer::new(&model, &args).resume(&stopped, (&train, &validation)).unwrap();
         assert_eq!(resumed.stopped, None);
         assert_eq!(losses(&resumed), losses(&whole), "stopped after {stop}");
         let evals =
@@ -334,11 +334,10 @@ fn a_run_goes_on_only_as_itself() {
     let args = TrainingArgs::default();
     let model = tiny();
     model.add_adapter("a", lora()).unwrap();
-    let stopped =
-        Trainer::new(&model, &args).with_callback(StopAfter(1)).fit(&pairs(9), &[]).unwrap();
+    let stopped = Trainer::new(&model, &args).with_callback(StopAfter(1)).train(&pairs(9)).unwrap();
     interrupt::reset();
     let resume = |args: TrainingArgs, rows| {
-        Trainer::new(&model, &args).resume(&stopped, &pairs(rows), &[]).unwrap_err().to_string()
+        Trainer::new(&model, &args).resume(&stopped, &pairs(rows)).unwrap_err().to_string()
     };
     let error = resume(TrainingArgs { learning_rate: 1e-3, seed: 1, ..args.clone() }, 9);
     assert!(error.contains("learning_rate, seed"), "{error}");
@@ -379,7 +378,10 @@ fn records_come_in_order() {
     model.add_adapter("a", lora()).unwrap();
     let seen = |args: TrainingArgs| {
         let seen = Seen::default();
-        Trainer::new(&model, &args).with_callback(seen.clone()).fit(&pairs(6), &pairs(2)).unwrap();
+        Trainer::new(&model, &args)
+            .with_callback(seen.clone())
+            .train((&pairs(6), &pairs(2)))
+            .unwrap();
         seen.0.lock().unwrap().join(", ")
     };
     assert_eq!(
@@ -423,7 +425,7 @@ fn training_learns() {
     let model = tiny();
     model.add_adapter("a", &Lora { r: 8, init_lora_weights: true, ..lora() }).unwrap();
     let args = TrainingArgs { epochs: 30, learning_rate: 2e-2, ..Default::default() };
-    let run = Trainer::new(&model, &args).fit(&pairs(8), &pairs(8)).unwrap();
+    let run = Trainer::new(&model, &args).train((&pairs(8), &pairs(8))).unwrap();
     let (first, last) = (run.steps[0].loss, run.recent_loss(2).unwrap());
     assert!(last < 0.7 * first, "{first} -> {last}");
     let record = run.evals.last().unwrap();
@@ -439,7 +441,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_the_rows() {
     let poisoned = parameters.parameters().iter().next().unwrap().var.clone();
     let good = poisoned.as_tensor().copy().unwrap();
     poisoned.set(&(&good * f64::NAN).unwrap()).unwrap();
-    let error = Trainer::new(&model, &TrainingArgs::default()).fit(&pairs(3), &[]).unwrap_err();
+    let error = Trainer::new(&model, &TrainingArgs::default()).train(&pairs(3)).unwrap_err();
     let Error::NotFinite { step: 1, mut rows, .. } = error else { panic!("{error}") };
     rows.sort_unstable();
     assert_eq!(rows, [0, 1, 2]);
@@ -451,7 +453,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_the_rows() {
 fn what_cannot_be_trained_is_refused() {
     let model = tiny();
     let fit = |args: &TrainingArgs, train: &[Example]| {
-        Trainer::new(&model, args).fit(train, &[]).unwrap_err().to_string()
+        Trainer::new(&model, args).train(train).unwrap_err().to_string()
     };
     let args = TrainingArgs::default();
     assert!(fit(&args, &pairs(2)).contains("add_adapter"));
@@ -469,9 +471,8 @@ fn what_cannot_be_trained_is_refused() {
     );
     let error = fit(&TrainingArgs { max_length: Some(65), ..args.clone() }, &pairs(2));
     assert!(error.contains("`TrainingArgs.max_length` is 65"), "{error}");
-    let run = Trainer::new(&model, &TrainingArgs { max_length: Some(64), ..args })
-        .fit(&long, &[])
-        .unwrap();
+    let run =
+        Trainer::new(&model, &TrainingArgs { max_length: Some(64), ..args }).train(&long).unwrap();
     assert_eq!(run.plan.truncated, 1);
     assert!(run.to_string().contains("1 examples were cut off"), "{run}");
     model.disable_adapters();
@@ -487,10 +488,10 @@ fn what_was_due_when_stopped_is_done_on_resuming() {
     let model = tiny();
     model.add_adapter("a", lora()).unwrap();
     let trainer = || Trainer::new(&model, &args);
-    let stopped = trainer().with_callback(StopAfter(2)).fit(&pairs(4), &pairs(2)).unwrap();
+    let stopped = trainer().with_callback(StopAfter(2)).train((&pairs(4), &pairs(2))).unwrap();
     interrupt::reset();
     assert_eq!((stopped.steps.len(), stopped.evals.len()), (2, 0));
-    let resumed = trainer().resume(&stopped, &pairs(4), &pairs(2)).unwrap();
+    let resumed = trainer().resume(&stopped, (&pairs(4), &pairs(2))).unwrap();
     assert_eq!(resumed.evals.iter().map(|eval| eval.step).collect::<Vec<_>>(), [2, 4, 6]);
     assert_eq!(resumed.plan.done_steps, 2);
 }
@@ -509,7 +510,7 @@ fn early_stopping_stops_and_the_best_weights_come_back() {
     model.add_adapter("a", lora()).unwrap();
     let trainer = Trainer::new(&model, &args);
     let (train, validation) = (pairs(4), &pairs(16)[8..]);
-    let run = trainer.fit(&train, validation).unwrap();
+    let run = trainer.train((&train, validation)).unwrap();
     let best = run.best_eval().unwrap();
     assert_eq!(run.stopped, Some(StopReason::EarlyStopping), "{run}");
     assert_eq!(run.loaded_step, Some(best.step));
@@ -521,11 +522,11 @@ fn early_stopping_stops_and_the_best_weights_come_back() {
     // The same through a saved run.
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("run");
-    run.save(dir.to_str().unwrap()).unwrap();
-    let loaded = Run::load(dir.to_str().unwrap()).unwrap();
+    run.save(&dir).unwrap();
+    let loaded = Run::load(&dir).unwrap();
     assert_eq!((loaded.stopped, loaded.loaded_step), (run.stopped, run.loaded_step));
 
-    let refused = Trainer::new(&model, &args).fit(&train, &[]).unwrap_err().to_string();
+    let refused = Trainer::new(&model, &args).train(&train).unwrap_err().to_string();
     assert!(refused.contains("validation set is empty"), "{refused}");
 }
 
@@ -535,9 +536,9 @@ fn a_log_holds_every_record() {
     let path = dir.path().join("logs/run.jsonl");
     let model = tiny();
     model.add_adapter("a", lora()).unwrap();
-    let log = tunebook_tune::RunLog::append(path.to_str().unwrap()).unwrap();
+    let log = tunebook_tune::RunLog::append(&path).unwrap();
     let args = TrainingArgs { epochs: 1, ..Default::default() };
-    let run = Trainer::new(&model, &args).with_callback(log).fit(&pairs(8), &pairs(2)).unwrap();
+    let run = Trainer::new(&model, &args).with_callback(log).train((&pairs(8), &pairs(2))).unwrap();
     let text = std::fs::read_to_string(path).unwrap();
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

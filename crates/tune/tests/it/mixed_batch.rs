@@ -22,7 +22,7 @@ struct Golden {
 fn two_adapters() -> Model {
     let model = tiny();
     for name in ["one", "two"] {
-        model.load_adapter(name, golden("weighted").join(name).to_str().unwrap()).unwrap();
+        model.load_adapter(golden("weighted").join(name), name).unwrap();
     }
     model
 }

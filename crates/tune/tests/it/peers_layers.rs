@@ -50,11 +50,11 @@ fn ours(
         learning_rate: 5e-2,
         ..Default::default()
     };
-    Trainer::new(model, &args).fit(&train, &[]).unwrap();
+    Trainer::new(model, &args).train(&train).unwrap();
     let expected = logits(model, &IDS);
     assert!(relative_error(&expected, &base) > 1e-3, "the adapter does something");
     let dir = tempfile::tempdir().unwrap();
-    let folder = model.save_adapter(name, dir.path().to_str().unwrap()).unwrap();
+    let folder = model.save_adapter(name, dir.path()).unwrap();
     model.delete_adapter(name).unwrap();
     (dir, folder, expected)
 }
@@ -64,7 +64,7 @@ fn our_virtual_tokens_give_our_logits_in_peft() {
     let Some(python) = peft() else { return };
     let (model, path) = (tiny(), tiny_path());
     let falcon = golden("logits/falcon-7b");
-    let falcon = Model::load(falcon.to_str().unwrap(), &tunebook_models::Device::Cpu).unwrap();
+    let falcon = Model::load(&falcon, &tunebook_models::Device::Cpu).unwrap();
     let text = PromptTuning {
         num_virtual_tokens: 4,
         prompt_tuning_init: tunebook_tune::PromptTuningInit::Text,
@@ -107,7 +107,7 @@ fn our_virtual_tokens_give_our_logits_in_peft() {
 fn random(model: &Model, config: AdapterConfig) -> (tempfile::TempDir, PathBuf, Vec<f32>) {
     model.add_adapter("support", config).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let folder = model.save_adapter("support", dir.path().to_str().unwrap()).unwrap();
+    let folder = model.save_adapter("support", dir.path()).unwrap();
     (dir, folder, logits(model, &[3, 5, 9, 11]))
 }
 
@@ -143,7 +143,7 @@ fn pefts_virtual_tokens_give_its_logits_here() {
         let lines =
             run(&python, "peft_virtual_tokens.py", &["save", &tiny_path(), folder, kind, &ids()]);
         let model = tiny();
-        let info = model.load_adapter("default", folder).unwrap();
+        let info = model.load_adapter(folder, "default").unwrap();
         assert_eq!(
             info.warnings.iter().any(|warning| warning.contains("projection")),
             kind == "prefix-projection"
@@ -200,7 +200,7 @@ fn adapterhubs_bottlenecks_give_its_logits_here() {
             &["save", &tiny_path(), folder.to_str().unwrap(), "poet", kind, &ids()],
         );
         let model = tiny();
-        model.load_adapter("poet", dir.path().to_str().unwrap()).unwrap();
+        model.load_adapter(dir.path(), "poet").unwrap();
         let error = relative_error(&logits(&model, &IDS), &parse(lines.last().unwrap()));
         eprintln!("{kind}: largest relative difference of a logit: {error:.1e}");
         assert!(error < 1e-4, "{kind}: logits differ by {error}");

@@ -84,12 +84,12 @@ fn child() {
     let started = std::time::Instant::now();
     // A run with a budget makes its own preflight.
     let before =
-        args.memory_budget.is_none().then(|| trainer.preflight(&train, &validation).unwrap());
+        args.memory_budget.is_none().then(|| trainer.preflight((&train, &validation)).unwrap());
     let preflight_secs = started.elapsed().as_secs_f64();
     if before.is_some() {
         std::fs::write("/proc/self/clear_refs", "5").unwrap();
     }
-    let run = trainer.fit(&train, &validation).unwrap();
+    let run = trainer.train((&train, &validation)).unwrap();
     let flight = before.or(run.plan.preflight.clone()).unwrap();
     let secs =
         run.steps.iter().map(|step| step.secs).chain(run.evals.iter().map(|eval| eval.secs)).sum();

@@ -2,9 +2,9 @@
 
 use tunebook_models::{Device, GenerationConfig, Model};
 use tunebook_tune::{
-    AdaLora, AdapterConfig, Adapters, Bottleneck, Callback, EvalStrategy, Example, Full,
-    FullTuning, Ia3, Lora, LoraInit, Metric, PrefixTuning, PromptTuning, Result, Run, RunRecord,
-    SaveStrategy, Strategy, Trainer, TrainingArgs,
+    AdaLora, AdapterConfig, Adapters, Bottleneck, Callback, EvalStrategy, Example, ExampleSets,
+    Full, FullTuning, Ia3, Lora, LoraInit, Metric, PrefixTuning, PromptTuning, Result, Run,
+    RunRecord, SaveStrategy, StepRecord, Strategy, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -60,7 +60,7 @@ fn a_record_goes_through_json_whole_and_stands_in_every_checkpoint() {
     let trainer = Trainer::new(&model, &args)
         .with_metric(Metric::lower_is_better("odd").unit("%"), |_| Ok(f64::NAN));
     trainer.set_dataset_fingerprint(Some("abc".to_owned()));
-    let run = trainer.fit(&pairs(12), &pairs(3)).unwrap();
+    let run = trainer.train((&pairs(12), &pairs(3))).unwrap();
 
     let record = run.record();
     assert_eq!(record.strategy, Strategy::Adapter(Box::new(AdapterConfig::Lora(lora))));
@@ -79,7 +79,7 @@ fn a_record_goes_through_json_whole_and_stands_in_every_checkpoint() {
         serde_json::from_slice(&std::fs::read(folder.join("trainer_state.json")).unwrap()).unwrap();
     let written: RunRecord = serde_json::from_value(state["record"].clone()).unwrap();
     assert_eq!((written.steps.len(), &written.strategy), (3, &record.strategy));
-    let loaded = Run::load(folder.to_str().unwrap()).unwrap();
+    let loaded = Run::load(&folder).unwrap();
     assert_eq!(loaded.steps, run.steps, "exact");
     assert_eq!(loaded.fingerprints, run.fingerprints);
 }
@@ -87,7 +87,7 @@ fn a_record_goes_through_json_whole_and_stands_in_every_checkpoint() {
 #[test]
 fn fingerprints_follow_what_was_read() {
     let run = |model: &Model, train: &[Example]| {
-        Trainer::new(model, &args()).fit(train, &[]).unwrap().record().fingerprints.clone()
+        Trainer::new(model, &args()).train(train).unwrap().record().fingerprints.clone()
     };
     let with_lora = || {
         let model = tiny();
@@ -104,7 +104,7 @@ fn fingerprints_follow_what_was_read() {
 
     // The model's own weights, and what they are kept as.
     let half =
-        Model::load_as(&tiny_path(), Some(tunebook_models::DType::BF16), &Device::Cpu).unwrap();
+        Model::load_as(tiny_path(), Some(tunebook_models::DType::BF16), &Device::Cpu).unwrap();
     half.add_adapter("a", Lora::default()).unwrap();
     assert_ne!(run(&half, &pairs(8)).base, first.base);
     let whole = tiny();
@@ -134,7 +134,7 @@ fn the_direction_of_a_metric_is_stated_and_never_guessed() {
             Ok(values[asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % values.len()])
         };
         let trainer = Trainer::new(&model, &args).with_metric(metric, measure);
-        trainer.fit(&pairs(8), &pairs(2)).unwrap().loaded_step
+        trainer.train((&pairs(8), &pairs(2))).unwrap().loaded_step
     };
     assert_eq!(best(Metric::lower_is_better("perplexity")), Some(2));
     assert_eq!(best(Metric::higher_is_better("perplexity")), Some(1));
@@ -143,7 +143,7 @@ fn the_direction_of_a_metric_is_stated_and_never_guessed() {
     model.add_adapter("a", Lora::default()).unwrap();
     let twice = Trainer::new(&model, &args())
         .with_metric(Metric::higher_is_better("loss"), |_| Ok(1.0))
-        .fit(&pairs(8), &pairs(2));
+        .train((&pairs(8), &pairs(2)));
     assert!(twice.unwrap_err().to_string().contains("`loss`, which another metric has"));
 }
 
@@ -163,10 +163,36 @@ fn a_callback_gets_the_record_of_the_end() {
     model.add_adapter("a", &AdaLora { init_r: 4, target_r: 2, ..Default::default() }).unwrap();
     let seen = Seen::default();
     let kept = seen.0.clone();
-    let run = Trainer::new(&model, &args()).with_callback(seen).fit(&pairs(8), &[]).unwrap();
+    let run = Trainer::new(&model, &args()).with_callback(seen).train(&pairs(8)).unwrap();
     assert_eq!(kept.lock().unwrap().as_ref(), Some(run.record()));
     assert_eq!(run.steps[0].ranks.len(), run.plan.rank_modules.len());
     assert!(!run.plan.rank_modules.is_empty());
+}
+
+/// A closure is a callback that sees each step; sets that bring an observer have it for one run, and
+/// it is told which run goes on.
+#[test]
+fn closures_and_observers_see_the_steps() {
+    let model = tiny();
+    model.add_adapter("a", Lora::default()).unwrap();
+    let steps = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = steps.clone();
+    let trainer = Trainer::new(&model, &args())
+        .with_callback(move |step: &StepRecord| seen.lock().unwrap().push(step.step));
+    let watched = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sets = || {
+        let watched = watched.clone();
+        ExampleSets::new(pairs(8), Vec::new()).observed_by(Box::new(move |from| {
+            watched.lock().unwrap().push(from.map(|run| run.steps.len()));
+            Box::new(|_: &StepRecord| ())
+        }))
+    };
+    let run = trainer.train(sets()).unwrap();
+    let numbers: Vec<usize> = run.steps.iter().map(|step| step.step).collect();
+    assert_eq!(*steps.lock().unwrap(), numbers);
+    trainer.resume(&run, sets()).unwrap();
+    trainer.preflight(sets()).unwrap();
+    assert_eq!(*watched.lock().unwrap(), [None, Some(run.steps.len())]);
 }
 
 /// Every configuration goes through JSON with nothing left out, and a field that does not exist is

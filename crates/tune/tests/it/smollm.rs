@@ -54,7 +54,7 @@ fn twenty_losses_are_pefts() {
     };
     let dir = tempfile::tempdir().unwrap();
     files.write(dir.path()).unwrap();
-    model.load_adapter("default", dir.path().to_str().unwrap()).unwrap();
+    model.load_adapter(dir.path(), "default").unwrap();
 
     let args = TrainingArgs {
         batch_size: golden.batch_size,
@@ -138,7 +138,7 @@ fn eight_bit_states_keep_the_loss_curve_of_the_base_model() {
             optim,
             ..Default::default()
         };
-        let run = Trainer::new(&model, &args).fit(&questions(32), &[]).unwrap();
+        let run = Trainer::new(&model, &args).train(&questions(32)).unwrap();
         run.steps.iter().map(|step| step.loss).collect::<Vec<_>>()
     };
     let (exact, eight) = (run(tunebook_tune::Optim::AdamW), run(tunebook_tune::Optim::AdamW8bit));

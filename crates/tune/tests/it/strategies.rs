@@ -15,7 +15,7 @@ use crate::golden_run::{check_final, check_tensors, folder, norm_error, saved, t
 
 /// The tiny Llama with biases and an output head of its own.
 fn biased() -> Model {
-    Model::load(&folder("biased", "model"), &Device::Cpu).unwrap()
+    Model::load(folder("biased", "model"), &Device::Cpu).unwrap()
 }
 
 /// Trains the active adapter and holds every loss against PEFT's.
@@ -33,7 +33,7 @@ const IDS: [u32; 4] = [1, 20, 30, 40];
 /// base comes back as it was.
 fn run_on(model: &Model, case: &str, change: impl FnOnce(TrainingArgs) -> TrainingArgs) {
     let base = logits(model, &IDS);
-    model.load_adapter("default", &folder(case, "initial")).unwrap();
+    model.load_adapter(folder(case, "initial"), "default").unwrap();
     train(model, case, change);
     check_final(model, case);
     let trained = logits(model, &IDS);
@@ -91,7 +91,7 @@ fn whole_modules_train_with_a_lora_as_in_peft() {
 #[test]
 fn a_tied_table_trains_with_a_lora_as_in_peft() {
     let model = tiny();
-    model.load_adapter("default", &folder("tied", "initial")).unwrap();
+    model.load_adapter(folder("tied", "initial"), "default").unwrap();
     train(&model, "tied", |args| args);
     let (found, expected) =
         (saved(&model), AdapterFiles::read(Path::new(&folder("tied", "final"))).unwrap());
@@ -143,7 +143,7 @@ fn adalora_trains_as_in_peft_and_ends_with_its_ranks() {
     let expected: BTreeMap<String, Vec<bool>> =
         serde_json::from_value(golden["rank_pattern"].clone()).unwrap();
     let model = tiny();
-    model.load_adapter("default", &folder("adalora", "initial")).unwrap();
+    model.load_adapter(folder("adalora", "initial"), "default").unwrap();
     train(&model, "adalora", |args| args);
     let AdapterConfig::AdaLora(found) = &model.adapters()[0].config else { panic!("no AdaLoRA") };
     assert_eq!(found.rank_pattern.as_ref().unwrap(), &expected);
@@ -153,7 +153,7 @@ fn adalora_trains_as_in_peft_and_ends_with_its_ranks() {
     let (first, second) = (first.path().to_str().unwrap(), second.path().to_str().unwrap());
     model.save_adapter("default", first).unwrap();
     let fresh = tiny();
-    fresh.load_adapter("default", first).unwrap();
+    fresh.load_adapter(first, "default").unwrap();
     assert!(relative_error(&logits(&fresh, &IDS), &trained) < 1e-6);
     fresh.save_adapter("default", second).unwrap();
     assert_eq!(
@@ -220,9 +220,9 @@ fn decomposed(case: &str, lora_init: LoraInit) {
     }
     // What is saved is a plain LoRA on the model's own weights.
     let dir = tempfile::tempdir().unwrap();
-    model.save_adapter("default", dir.path().to_str().unwrap()).unwrap();
+    model.save_adapter("default", dir.path()).unwrap();
     let fresh = tiny();
-    fresh.load_adapter("default", dir.path().to_str().unwrap()).unwrap();
+    fresh.load_adapter(dir.path(), "default").unwrap();
     assert!(relative_error(&logits(&fresh, &[1, 20, 30, 40]), &trained) < 1e-4);
     model.disable_adapters();
     assert_eq!(logits(&model, &[1, 20, 30, 40]), base, "the base is as it was, bit for bit");
@@ -242,7 +242,7 @@ fn olora_trains_as_in_peft() {
 fn a_merged_dora_gives_the_same_logits_and_leaves_exactly() {
     let model = tiny();
     let base = logits(&model, &[1, 20, 30, 40]);
-    model.load_adapter("default", &folder("dora", "final")).unwrap();
+    model.load_adapter(folder("dora", "final"), "default").unwrap();
     let found = logits(&model, &[1, 20, 30, 40]);
     model.merge_adapter("default").unwrap();
     assert!(relative_error(&logits(&model, &[1, 20, 30, 40]), &found) < 1e-5);
@@ -270,7 +270,7 @@ fn a_rank_above_the_matrix_and_a_pickle_are_refused() {
     )
     .unwrap();
     std::fs::write(dir.path().join("adapter_model.bin"), b"PK").unwrap();
-    let error = model.load_adapter("a", dir.path().to_str().unwrap()).unwrap_err().to_string();
+    let error = model.load_adapter(dir.path(), "a").unwrap_err().to_string();
     assert!(error.contains("adapter_model.bin") && error.contains("pickle"), "{error}");
 }
 
@@ -279,7 +279,7 @@ fn weighted_adapters_are_pefts() {
     let at = |name: &str| golden("weighted").join(name);
     let model = tiny();
     for name in ["one", "two"] {
-        model.load_adapter(name, at(name).to_str().unwrap()).unwrap();
+        model.load_adapter(at(name), name).unwrap();
     }
     let density = 0.6;
     for (name, combination) in [
@@ -291,11 +291,9 @@ fn weighted_adapters_are_pefts() {
     ] {
         let info =
             model.add_weighted_adapter(&[("one", 0.7), ("two", -0.4)], name, combination).unwrap();
-        let expected = AdapterFiles::read(&at(name)).unwrap();
+        let expected = AdapterFiles::read(at(name)).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let found =
-            AdapterFiles::read(&model.save_adapter(name, dir.path().to_str().unwrap()).unwrap())
-                .unwrap();
+        let found = AdapterFiles::read(model.save_adapter(name, dir.path()).unwrap()).unwrap();
         let lora = |config: &AdapterConfig| {
             config.as_lora().map(|lora| (lora.r, lora.lora_alpha)).unwrap()
         };

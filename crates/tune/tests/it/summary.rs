@@ -46,7 +46,7 @@ fn the_table_before_a_run_counts_what_the_run_has() {
         );
         assert_eq!(found.weights_bytes, model.memory_bytes() + 4 * numbers as u64);
         let dir = tempfile::tempdir().unwrap();
-        let folder = model.save_adapter("a", dir.path().to_str().unwrap()).unwrap();
+        let folder = model.save_adapter("a", dir.path()).unwrap();
         let size = std::fs::metadata(folder.join("adapter_model.safetensors")).unwrap().len();
         assert_eq!(found.file_bytes, Some(size));
         let text = found.to_string();

@@ -56,7 +56,7 @@ fn logits_gradients_losses_and_final_tensors_are_pefts() {
     for gradient_checkpointing in [false, true] {
         let golden = golden_run();
         let model = tiny();
-        model.load_adapter("default", golden_dir("initial").as_str()).unwrap();
+        model.load_adapter(golden_dir("initial").as_str(), "default").unwrap();
 
         let first = batch(&golden.rows, &golden.micro_batches[0][0][..1]);
         let found =
@@ -111,7 +111,7 @@ fn logits_gradients_losses_and_final_tensors_are_pefts() {
 
         let expected = AdapterFiles::read(Path::new(&golden_dir("final"))).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let folder = model.save_adapter("default", dir.path().to_str().unwrap()).unwrap();
+        let folder = model.save_adapter("default", dir.path()).unwrap();
         let found = AdapterFiles::read(&folder).unwrap();
         assert_eq!(found.config, expected.config);
         assert_eq!(found.tensors.len(), expected.tensors.len());

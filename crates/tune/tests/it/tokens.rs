@@ -25,7 +25,7 @@ fn with_file(name: &str, content: Option<&str>) -> (TempDir, Model) {
         Some(content) => std::fs::write(path, content).unwrap(),
         None => std::fs::remove_file(path).unwrap(),
     }
-    let model = Model::load(folder.path().to_str().unwrap(), &Device::Cpu).unwrap();
+    let model = Model::load(folder.path(), &Device::Cpu).unwrap();
     (folder, model)
 }
 

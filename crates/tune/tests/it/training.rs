@@ -91,7 +91,7 @@ fn noise_on_the_embeddings_is_small_seeded_and_not_in_evaluations() {
         };
         let trainer = Trainer::new(&model, &args);
         let before = trainer.evaluate(&pairs(4)).unwrap().loss;
-        (losses(&trainer.fit(&pairs(8), &[]).unwrap()), before)
+        (losses(&trainer.train(&pairs(8)).unwrap()), before)
     };
     let (plain, before) = run(None, 1, false);
     let (noisy, same) = run(Some(5.0), 1, false);
@@ -130,7 +130,7 @@ fn packing_makes_fewer_steps_and_sees_every_token_once() {
             learning_rate: 1e-3,
             ..Default::default()
         };
-        Trainer::new(&with_adapter(), &args).fit(&pairs(20), &[]).unwrap()
+        Trainer::new(&with_adapter(), &args).train(&pairs(20)).unwrap()
     };
     let (packed, plain) = (run(true), run(false));
     let tokens = |run: &Run| {
@@ -156,7 +156,7 @@ fn grouping_by_length_sees_the_same_examples_in_another_order() {
             data_seed,
             ..Default::default()
         };
-        Trainer::new(&with_adapter(), &args).fit(&pairs(12), &[]).unwrap()
+        Trainer::new(&with_adapter(), &args).train(&pairs(12)).unwrap()
     };
     let sum = |run: &Run| run.steps.iter().map(|r| r.loss * r.label_tokens as f64).sum::<f64>();
     let (plain, grouped, seeded) = (run(false, None), run(true, None), run(false, Some(7)));
@@ -187,18 +187,18 @@ fn a_metric_decides_what_is_best_and_when_to_stop() {
     let score = move |_: &Model| Ok(scores[count.fetch_add(1, Ordering::Relaxed) % scores.len()]);
     let run = Trainer::new(&model, &args)
         .with_metric(Metric::higher_is_better("score"), score)
-        .fit(&pairs(8), &pairs(2))
+        .train((&pairs(8), &pairs(2)))
         .unwrap();
     assert_eq!(run.stopped, Some(StopReason::EarlyStopping));
     assert_eq!((run.steps.len(), run.loaded_step), (6, Some(3)));
     assert_eq!(run.best_eval().map(|eval| eval.metric("score")), Some(Some(0.9)));
     assert!(run.to_string().contains("`score` got no better"), "{run}");
 
-    let error = Trainer::new(&model, &args).fit(&pairs(8), &pairs(2)).unwrap_err().to_string();
+    let error = Trainer::new(&model, &args).train((&pairs(8), &pairs(2))).unwrap_err().to_string();
     assert!(error.contains("`score`") && error.contains("loss"), "{error}");
     let failing = Trainer::new(&model, &args)
         .with_metric(Metric::higher_is_better("score"), |_: &Model| Err("no judge".into()));
-    assert!(failing.fit(&pairs(8), &pairs(2)).unwrap_err().to_string().contains("no judge"));
+    assert!(failing.train((&pairs(8), &pairs(2))).unwrap_err().to_string().contains("no judge"));
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_threshold_makes_small_gains_no_gains() {
             early_stopping_threshold,
             ..Default::default()
         };
-        Trainer::new(&with_adapter(), &args).fit(&pairs(8), &pairs(2)).unwrap().steps.len()
+        Trainer::new(&with_adapter(), &args).train((&pairs(8), &pairs(2))).unwrap().steps.len()
     };
     assert_eq!(run(100.0), 3);
     assert!(run(0.0) > 3);
@@ -236,10 +236,10 @@ fn a_callback_can_end_a_run_and_it_goes_on_as_if_never_stopped() {
     let args = TrainingArgs { epochs: 2, learning_rate: 1e-3, ..Default::default() };
     let model = with_adapter();
     let stopped =
-        Trainer::new(&model, &args).with_callback(StopAfter(2, 0)).fit(&pairs(12), &[]).unwrap();
+        Trainer::new(&model, &args).with_callback(StopAfter(2, 0)).train(&pairs(12)).unwrap();
     assert_eq!((stopped.stopped, stopped.steps.len()), (Some(StopReason::Callback), 2));
-    let resumed = Trainer::new(&model, &args).resume(&stopped, &pairs(12), &[]).unwrap();
-    let whole = Trainer::new(&with_adapter(), &args).fit(&pairs(12), &[]).unwrap();
+    let resumed = Trainer::new(&model, &args).resume(&stopped, &pairs(12)).unwrap();
+    let whole = Trainer::new(&with_adapter(), &args).train(&pairs(12)).unwrap();
     assert_eq!(losses(&resumed), losses(&whole));
 }
 
@@ -292,7 +292,7 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
         output_dir: Some(dir.path().join("run")),
         ..Default::default()
     };
-    let whole = Trainer::new(&with_adapter(), &args).fit(&pairs(12), &[]).unwrap();
+    let whole = Trainer::new(&with_adapter(), &args).train(&pairs(12)).unwrap();
     std::fs::remove_dir_all(dir.path().join("run")).unwrap();
 
     let model = with_adapter();
@@ -306,7 +306,7 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
     model.set_overlay(Arc::new(overlay));
     let seen = Arc::new(Mutex::new(Vec::new()));
     let trainer = Trainer::new(&model, &args).with_callback(SwitchOnAfter(3, Arc::clone(&on)));
-    let error = trainer.fit(&pairs(12), &[]).unwrap_err();
+    let error = trainer.train(&pairs(12)).unwrap_err();
     let Error::NotFinite { step: 4, rows, .. } = &error else { panic!("{error}") };
     assert_eq!(rows.len(), 2, "the rows of the micro-batch");
     seen.lock().unwrap().extend(rows.clone());
@@ -318,11 +318,11 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
     // had happened.
     let kept = trainer.last_run().unwrap();
     assert_eq!((kept.steps.len(), kept.stopped), (3, Some(StopReason::Failed)));
-    let written = Run::last_checkpoint(dir.path().join("run").to_str().unwrap()).unwrap().unwrap();
+    let written = Run::last_checkpoint(dir.path().join("run")).unwrap().unwrap();
     assert_eq!(written.steps, kept.steps);
     on.store(false, Ordering::Relaxed);
     for kept in [kept.clone(), written] {
-        let resumed = Trainer::new(&model, &args).resume(&kept, &pairs(12), &[]).unwrap();
+        let resumed = Trainer::new(&model, &args).resume(&kept, &pairs(12)).unwrap();
         assert_eq!(losses(&resumed), losses(&whole));
     }
 
@@ -336,8 +336,8 @@ fn a_loss_that_is_no_number_stops_the_run_names_its_rows_and_can_be_gone_on_from
     let lower =
         TrainingArgs { learning_rate: 1e-4, save_strategy: SaveStrategy::No, ..args.clone() };
     let trainer = Trainer::new(&model, &lower);
-    assert!(matches!(trainer.resume(&kept, &fewer, &[]), Err(Error::Continue { .. })));
-    let amended = trainer.continue_from(&kept, &fewer, &[]).unwrap();
+    assert!(matches!(trainer.resume(&kept, &fewer), Err(Error::Continue { .. })));
+    let amended = trainer.continue_from(&kept, &fewer).unwrap();
     assert_eq!(losses(&amended)[..3], losses(&whole)[..3]);
     assert_eq!(amended.steps.len(), 2 * 10usize.div_ceil(4));
     assert!(
@@ -360,7 +360,7 @@ fn a_range_test_finds_a_rate_and_leaves_the_model_as_it_was() {
     // The rate it names trains better than one far below.
     let trained = |learning_rate| {
         let args = TrainingArgs { learning_rate, epochs: 2, ..args.clone() };
-        Trainer::new(&with_adapter(), &args).fit(&pairs(32), &[]).unwrap().recent_loss(4).unwrap()
+        Trainer::new(&with_adapter(), &args).train(&pairs(32)).unwrap().recent_loss(4).unwrap()
     };
     assert!(trained(rate) < 0.9 * trained(test.start), "{range}");
 }
@@ -377,7 +377,7 @@ fn eight_bit_states_keep_the_loss_curve() {
             optim,
             ..Default::default()
         };
-        losses(&Trainer::new(&model, &args).fit(&pairs(16), &[]).unwrap())
+        losses(&Trainer::new(&model, &args).train(&pairs(16)).unwrap())
     };
     let (exact, eight) = (run(Optim::AdamW), run(Optim::AdamW8bit));
     assert_ne!(exact, eight);
@@ -390,27 +390,27 @@ fn eight_bit_states_keep_the_loss_curve() {
 #[test]
 fn a_budget_changes_the_settings_and_not_the_run() {
     let args = TrainingArgs { epochs: 2, batch_size: 4, learning_rate: 1e-3, ..Default::default() };
-    let plain = Trainer::new(&with_adapter(), &args).fit(&pairs(12), &[]).unwrap();
+    let plain = Trainer::new(&with_adapter(), &args).train(&pairs(12)).unwrap();
     assert_eq!(plain.plan.preflight, None);
     let model = with_adapter();
     let before = logits(&model, &[1, 20, 30, 40]);
     let roomy = TrainingArgs { memory_budget: Some(64_000_000_000), ..args };
     let trainer = Trainer::new(&model, &roomy);
-    let preflight = trainer.preflight(&pairs(12), &pairs(3)).unwrap();
+    let preflight = trainer.preflight((&pairs(12), &pairs(3))).unwrap();
     assert_eq!(logits(&model, &[1, 20, 30, 40]), before, "a preflight trains nothing");
     assert_eq!(
         (preflight.batch_size, preflight.checkpointed_blocks, preflight.total_steps),
         (4, 0, 6)
     );
     assert!(preflight.secs > 0.0 && preflight.secs_per_step > 0.0, "{preflight}");
-    let run = trainer.fit(&pairs(12), &[]).unwrap();
+    let run = trainer.train(&pairs(12)).unwrap();
     assert_eq!(losses(&run), losses(&plain));
     assert!(run.to_string().contains("micro-batches of 4 rows, 1 to a step"), "{run}");
-    let again = trainer.resume(&run, &pairs(12), &[]).unwrap();
+    let again = trainer.resume(&run, &pairs(12)).unwrap();
     assert_eq!(losses(&again), losses(&plain));
 
     let tight = TrainingArgs { memory_budget: Some(100_000_000), ..roomy };
-    let chosen = Trainer::new(&with_adapter(), &tight).fit(&pairs(12), &[]);
+    let chosen = Trainer::new(&with_adapter(), &tight).train(&pairs(12));
     // What this process has already depends on the tests beside it: either nothing fits, and the
     // error says so, or something does.
     if let Err(error) = chosen {
@@ -427,7 +427,7 @@ fn a_run_is_written_for_tensorboard() {
     let args = TrainingArgs { epochs: 2, ..Default::default() };
     let trainer =
         Trainer::new(&with_adapter(), &args).with_callback(TensorBoard::create(&folder).unwrap());
-    let run = trainer.fit(&pairs(12), &pairs(2)).unwrap();
+    let run = trainer.train((&pairs(12), &pairs(2))).unwrap();
     let files: Vec<_> =
         std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     let bytes = std::fs::read(&files[0]).unwrap();

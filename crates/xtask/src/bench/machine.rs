@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// Processor, cores, instruction sets, memory, system.
-pub fn machine() -> Value {
+pub(crate) fn machine() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         text.lines()
@@ -28,7 +28,7 @@ pub fn machine() -> Value {
 }
 
 /// Why a case that needs CUDA cannot run here; `None` where there is a device.
-pub fn no_cuda_device() -> Option<String> {
+pub(crate) fn no_cuda_device() -> Option<String> {
     let found = (0..16).any(|index| std::path::Path::new(&format!("/dev/nvidia{index}")).exists());
     (!found).then(|| "no CUDA device on this machine (no /dev/nvidia0)".to_owned())
 }

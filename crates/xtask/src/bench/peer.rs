@@ -11,7 +11,7 @@ use crate::setup::Setup;
 ///
 /// # Errors
 /// When there is none: `TUNEBOOK_PEERS` names a folder without one.
-pub fn python(setup: &Setup) -> Result<PathBuf> {
+pub(crate) fn python(setup: &Setup) -> Result<PathBuf> {
     setup.peers_python().ok_or_else(|| {
         Error::Other(format!(
             "no Python peers in {}; unset TUNEBOOK_PEERS to have them installed",
@@ -21,7 +21,7 @@ pub fn python(setup: &Setup) -> Result<PathBuf> {
 }
 
 /// A script of `tests/peers`, quiet, with so many threads.
-pub fn script(setup: &Setup, python: &Path, name: &str, threads: usize) -> Command {
+pub(crate) fn script(setup: &Setup, python: &Path, name: &str, threads: usize) -> Command {
     let mut command = process::command(python);
     command
         .arg(setup.root.join("tests/peers").join(name))
@@ -36,7 +36,7 @@ pub fn script(setup: &Setup, python: &Path, name: &str, threads: usize) -> Comma
 ///
 /// # Errors
 /// When the peer cannot convert it.
-pub fn model(setup: &Setup, python: &Path) -> Result<PathBuf> {
+pub(crate) fn model(setup: &Setup, python: &Path) -> Result<PathBuf> {
     let folder = setup.target.join("tunebook/peer-model");
     if !folder.exists() {
         println!("writing the model as safetensors for the peer, once");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 
 /// One metric of a case.
-pub fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
+pub(crate) fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
     json!({
         "case": case,
         "metric": metric,
@@ -21,7 +21,7 @@ pub fn row(case: &str, metric: &str, ours: f64, peer: Option<f64>) -> Value {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write(path: &Path, value: &Value) -> Result<()> {
+pub(crate) fn write(path: &Path, value: &Value) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// A process that answers each line with one line of JSON.
-pub struct Side {
+pub(crate) struct Side {
     name: String,
     child: Child,
     input: ChildStdin,
@@ -23,7 +23,7 @@ pub struct Side {
 
 impl Side {
     /// Starts it and waits until it has loaded its model, or says the `reason` why it cannot.
-    pub fn start(name: &str, command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command
             .stdin(Stdio::piped())
@@ -40,7 +40,7 @@ impl Side {
     }
 
     /// Asks for something and waits for the answer, which may be the `reason` why there is none.
-    pub fn ask(&mut self, what: &str) -> Result<Value> {
+    pub(crate) fn ask(&mut self, what: &str) -> Result<Value> {
         std::thread::sleep(PAUSE);
         // Should the process be gone, its answer is missed below.
         let _ = writeln!(self.input, "{what}").and_then(|()| self.input.flush());
@@ -66,7 +66,7 @@ impl Side {
     }
 
     /// Ends it; its last words are its peak memory and versions.
-    pub fn end(mut self) -> Result<Value> {
+    pub(crate) fn end(mut self) -> Result<Value> {
         let last = self.ask("end")?;
         let _ = self.child.wait();
         Ok(last)
@@ -83,14 +83,14 @@ impl Drop for Side {
 }
 
 /// A number of an answer.
-pub fn number(value: &Value, key: &str) -> Result<f64> {
+pub(crate) fn number(value: &Value, key: &str) -> Result<f64> {
     value[key]
         .as_f64()
         .ok_or_else(|| Error::Other(format!("expected a number `{key}`, found {value}")))
 }
 
 /// The middle value, the mean of the two middle ones of an even number.
-pub fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

@@ -1,10 +1,10 @@
 //! What is measured, and against whom.
 
 /// New tokens of the two runs whose difference is decoding without the prompt.
-pub const NEW: [usize; 2] = [1, 65];
+pub(crate) const NEW: [usize; 2] = [1, 65];
 
 /// One row of the table.
-pub struct Case {
+pub(crate) struct Case {
     /// Its name on the command line.
     pub name: &'static str,
     /// What is done.
@@ -15,7 +15,7 @@ pub struct Case {
 
 /// How a case is measured.
 #[derive(Clone, Copy)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Tokens a second after the prompt: prompts of [`PROMPT`] tokens each.
     Decode {
         /// Prompts at once.
@@ -42,19 +42,19 @@ pub enum Kind {
 }
 
 /// Tokens of a prompt of [`Kind::Decode`], as our program cuts them.
-pub const PROMPT: usize = 32;
+pub(crate) const PROMPT: usize = 32;
 /// And of the long one.
-pub const LONG: usize = 1024;
+pub(crate) const LONG: usize = 1024;
 
 impl Case {
     /// Whether anybody else is beside us.
-    pub fn has_peers(&self) -> bool {
+    pub(crate) fn has_peers(&self) -> bool {
         !matches!(self.kind, Kind::Lora { .. })
     }
 }
 
 /// All cases, in the table's order.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case { name: "decode-1", kind: Kind::Decode { rows: 1 }, turns: 5 },
     Case { name: "decode-8", kind: Kind::Decode { rows: 8 }, turns: 5 },
     Case { name: "decode-32", kind: Kind::Decode { rows: 32 }, turns: 3 },
@@ -65,10 +65,10 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The forms that the weights have in memory: the file's own blocks, bf16, f32.
-pub const OURS: [&str; 3] = ["stored", "bf16", "f32"];
+pub(crate) const OURS: [&str; 3] = ["stored", "bf16", "f32"];
 
 /// A side beside ours.
-pub struct Peer {
+pub(crate) struct Peer {
     /// What it is called in the results.
     pub name: &'static str,
     /// What `tests/peers/bench_generate.py` calls it.
@@ -86,7 +86,7 @@ pub struct Peer {
 }
 
 /// All peers.
-pub const PEERS: &[Peer] = &[
+pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "llama.cpp",
         program: "llama.cpp",

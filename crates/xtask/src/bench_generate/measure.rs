@@ -8,7 +8,7 @@ use crate::bench::side::{Side, median, number};
 use crate::error::{Error, Result};
 
 /// What a case came to.
-pub struct Measured {
+pub(crate) struct Measured {
     /// One object for each metric.
     pub rows: Vec<Value>,
     /// How it came about: every answer.
@@ -17,7 +17,7 @@ pub struct Measured {
 
 impl Measured {
     /// A case that could not be measured, and why.
-    pub fn without(case: &Case, reason: &str) -> Self {
+    pub(crate) fn without(case: &Case, reason: &str) -> Self {
         let rows = vec![json!({
             "case": case.name, "metric": metric(case.kind), "ours": null, "peer": null, "ratio": null,
             "reason": reason,
@@ -27,14 +27,14 @@ impl Measured {
 }
 
 /// A side, or why it is not there.
-pub struct Seat {
+pub(crate) struct Seat {
     name: &'static str,
     side: std::result::Result<Side, String>,
 }
 
 impl Seat {
     /// A side that has started, or the reason why not.
-    pub fn new(name: &'static str, side: std::result::Result<Side, String>) -> Self {
+    pub(crate) fn new(name: &'static str, side: std::result::Result<Side, String>) -> Self {
         Self { name, side }
     }
 
@@ -49,7 +49,7 @@ impl Seat {
     }
 
     /// Ends it; peak memory and versions.
-    pub fn end(mut self) -> Value {
+    pub(crate) fn end(mut self) -> Value {
         let end = self.ask(&json!({"do": "end"}));
         json!({"side": self.name, "end": end.unwrap_or_else(|reason| json!({"reason": reason}))})
     }
@@ -160,7 +160,7 @@ impl Taken {
 }
 
 /// All turns of a case.
-pub fn measure(seats: &mut [Seat], case: &Case) -> Result<Measured> {
+pub(crate) fn measure(seats: &mut [Seat], case: &Case) -> Result<Measured> {
     let mut bandwidths = Vec::new();
     let (kind, turns) = (case.kind, warm_up(case.kind) + case.turns);
     let bandwidth = json!({"do": "bandwidth"});

@@ -1,17 +1,17 @@
-//! The rows of the training table: what is measured, and against what.
+//! The rows of the training table: the work that is measured, and the peer.
 
 use super::shape::{LLAMA_1B, LLAMA_7B, Method, Shape};
 
 /// One row of the table.
-pub struct Case {
+pub(super) struct Case {
     /// Its name on the command line.
     pub name: &'static str,
-    /// What is done.
+    /// The work.
     pub kind: Kind,
 }
 
 /// How a case is measured.
-pub enum Kind {
+pub(super) enum Kind {
     /// Optimizer steps on random tokens, the sides taking turns.
     Steps(Steps),
     /// Peak memory of one row of tokens at growing lengths.
@@ -19,21 +19,21 @@ pub enum Kind {
         /// Tokens of the row.
         lengths: &'static [usize],
     },
-    /// A fine-tune as a user would set it up, beside TRL's `SFTTrainer`.
+    /// A fine-tune as a user would set it up, compared with TRL's `SFTTrainer`.
     Sft,
     /// Optimizer steps on a CUDA device.
     Gpu(Gpu),
 }
 
 /// Optimizer steps on one card, in bf16.
-pub struct Gpu {
+pub(super) struct Gpu {
     /// The model, with random weights.
     pub shape: Shape,
-    /// What is trained.
+    /// The trained parts.
     pub method: Method,
     /// Rows and tokens of a row: a measurement of its own each.
     pub batches: &'static [(usize, usize)],
-    /// Who is beside it.
+    /// The peers.
     pub peers: &'static [GpuPeer],
     /// Measured steps.
     pub steps: usize,
@@ -43,18 +43,18 @@ pub struct Gpu {
 }
 
 /// A Python peer on the card.
-pub struct GpuPeer {
+pub(super) struct GpuPeer {
     /// Added to the metrics' names; empty for the first comparison.
     pub suffix: &'static str,
     /// The environment that has what it needs.
     pub packages: Packages,
-    /// What it is asked for beside the method and the number type.
+    /// Arguments besides the method and the number type.
     pub options: &'static [&'static str],
 }
 
 /// A Python environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packages {
+pub(super) enum Packages {
     /// transformers and PEFT.
     Peft,
     /// AdapterHub's package, which pins an older transformers.
@@ -62,14 +62,14 @@ pub enum Packages {
 }
 
 /// Steps of several sides on the same batches.
-pub struct Steps {
+pub(super) struct Steps {
     /// Rows of a batch.
     pub rows: usize,
     /// Tokens of a row.
     pub length: usize,
-    /// What the first side (ours) is asked for.
+    /// Arguments of the first side, our program.
     pub ours: &'static [&'static str],
-    /// Who is beside it.
+    /// The peers.
     pub others: &'static [Other],
     /// Measured steps.
     pub steps: usize,
@@ -78,17 +78,17 @@ pub struct Steps {
     pub first_loss: f64,
 }
 
-/// A side beside ours.
-pub struct Other {
+/// A side that our program is compared with.
+pub(super) struct Other {
     /// Added to the metrics' names; empty for the first comparison.
     pub suffix: &'static str,
     /// Whether it is the Python peer or our own program with other options.
     pub peer: bool,
-    /// What it is asked for.
+    /// Its arguments.
     pub options: &'static [&'static str],
     /// Its first loss may differ: it computes with other weights.
     pub other_loss: bool,
-    /// In its row this side is ours, and beside it stands that one of the others.
+    /// In its row this side takes the place of our program and is compared with that other side.
     pub beside: Option<usize>,
 }
 
@@ -105,7 +105,7 @@ const ROUNDED: f64 = 1e-2;
 const EXACT: f64 = 1e-3;
 
 /// All cases, in the table's order.
-pub const CASES: &[Case] = &[
+pub(super) const CASES: &[Case] = &[
     Case {
         name: "lora-4x128-f32",
         kind: Kind::Steps(Steps {

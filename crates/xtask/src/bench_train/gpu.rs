@@ -65,7 +65,7 @@ impl Place {
     }
 }
 
-/// What one side did.
+/// The measurements of one side.
 struct Done {
     name: String,
     suffix: &'static str,
@@ -77,8 +77,8 @@ struct Done {
 }
 
 impl Bench<'_> {
-    /// Every batch of the case, ours and the peers'.
-    pub fn gpu(&self, case: &Case, what: &Gpu) -> Result<Measured> {
+    /// Every batch of the case, for our program and the peers.
+    pub(super) fn gpu(&self, case: &Case, what: &Gpu) -> Result<Measured> {
         if std::env::var_os("TUNEBOOK_BENCH_TINY").is_some_and(|value| value == "1") {
             return self.tiny(case, what);
         }
@@ -229,7 +229,7 @@ impl Bench<'_> {
     }
 }
 
-/// What both sides are asked to train.
+/// The training that both sides are asked for.
 fn method(method: Method) -> Vec<String> {
     match method {
         Method::Lora { r } => {

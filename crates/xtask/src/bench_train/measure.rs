@@ -17,8 +17,8 @@ const WARM_UP: usize = 2;
 /// Tokens of the vocabulary, which the random ids are drawn from.
 const VOCABULARY: u64 = 49152;
 
-/// What a case came to.
-pub struct Measured {
+/// The result of a case.
+pub(super) struct Measured {
     /// One object for each metric.
     pub rows: Vec<Value>,
     /// How it came about: every step's time, losses, versions.
@@ -26,7 +26,7 @@ pub struct Measured {
 }
 
 /// A case that could not be measured, and why.
-pub fn without(case: &str, reason: &str) -> Measured {
+pub(super) fn without(case: &str, reason: &str) -> Measured {
     let row = json!({
         "case": case, "metric": "tokens_per_s", "ours": null, "peer": null, "ratio": null, "reason": reason,
     });
@@ -43,7 +43,7 @@ struct Times {
 
 impl Bench<'_> {
     /// The sides take turns, step by step, so that what else the machine does falls on all alike.
-    pub fn steps(&self, case: &Case, what: &Steps) -> Result<Measured> {
+    pub(super) fn steps(&self, case: &Case, what: &Steps) -> Result<Measured> {
         println!(
             "{}: {} x {} tokens, {} steps each",
             case.name, what.rows, what.length, what.steps
@@ -93,7 +93,7 @@ impl Bench<'_> {
         let speed = |times: &Times| tokens / median(&times.secs);
         let mut rows = Vec::new();
         for (index, other) in what.others.iter().enumerate() {
-            // Among the sides ours is first.
+            // Our program is the first of the sides.
             let (left, right) = match other.beside {
                 Some(beside) => (index + 1, beside + 1),
                 None => (0, index + 1),
@@ -182,7 +182,7 @@ impl Bench<'_> {
     }
 
     /// Peak memory of one row of each length: linear growth is the most that is allowed.
-    pub fn memory(&self, case: &Case, lengths: &[usize]) -> Result<Measured> {
+    pub(super) fn memory(&self, case: &Case, lengths: &[usize]) -> Result<Measured> {
         println!("{}: 1 x {lengths:?} tokens", case.name);
         let mut peaks = Vec::new();
         let mut weights = 0.;
@@ -255,7 +255,7 @@ impl Bench<'_> {
     }
 
     /// A file with the batches' token ids, below `vocabulary`.
-    pub fn ids_of(
+    pub(super) fn ids_of(
         &self,
         vocabulary: u64,
         rows: usize,

@@ -24,14 +24,14 @@ fn deviation(shape: &Shape) -> f32 {
 ///
 /// # Errors
 /// A file that cannot be written: the largest model takes 13.5 GB.
-pub fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<PathBuf> {
+pub(super) fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<PathBuf> {
     let folder = target.join("tunebook/random-models").join(shape.name);
     if folder.join("config.json").is_file() {
         return Ok(folder);
     }
     println!("writing random weights of the shape {} into {}, once", shape.name, folder.display());
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-    // Our loader wants a tokenizer beside the weights; no text is trained on.
+    // Our loader wants a tokenizer in the folder of the weights; no text is trained on.
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         let from = golden.join("lora_tiny/model").join(name);
         std::fs::copy(&from, folder.join(name)).map_err(Error::io("copy", &from))?;

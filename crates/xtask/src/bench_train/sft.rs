@@ -1,4 +1,5 @@
-//! The case `banking77-sft`: a fine-tune as a user would set it up, beside TRL's `SFTTrainer`.
+//! The case `banking77-sft`: a fine-tune as a user would set it up, compared with TRL's
+//! `SFTTrainer`.
 //!
 //! The data are the customer messages of `$TUNEBOOK_DATA/banking77/train.csv`, the message the
 //! prompt and its intent the completion.
@@ -24,7 +25,7 @@ const VALIDATION: usize = 96;
 impl Bench<'_> {
     /// Both sides train on the same messages, step by step in turns, and are judged by the same
     /// validation messages.
-    pub fn sft(&self, case: &Case) -> Result<Measured> {
+    pub(super) fn sft(&self, case: &Case) -> Result<Measured> {
         let Some(folder) = std::env::var_os("TUNEBOOK_DATA") else {
             return Ok(without(
                 case.name,

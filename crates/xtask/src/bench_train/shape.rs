@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 /// A Llama model, by config.json's names.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shape {
+pub(super) struct Shape {
     /// The name of its folder.
     pub name: &'static str,
     pub hidden_size: usize,
@@ -18,7 +18,7 @@ pub struct Shape {
 }
 
 /// TinyLlama's, 1.1 B parameters.
-pub const LLAMA_1B: Shape = Shape {
+pub(super) const LLAMA_1B: Shape = Shape {
     name: "llama-1.1b",
     hidden_size: 2048,
     intermediate_size: 5632,
@@ -30,7 +30,7 @@ pub const LLAMA_1B: Shape = Shape {
 };
 
 /// Llama 2's, 6.7 B parameters.
-pub const LLAMA_7B: Shape = Shape {
+pub(super) const LLAMA_7B: Shape = Shape {
     name: "llama-7b",
     hidden_size: 4096,
     intermediate_size: 11008,
@@ -42,7 +42,7 @@ pub const LLAMA_7B: Shape = Shape {
 };
 
 /// For trying out a case without a GPU.
-pub const TINY: Shape = Shape {
+pub(super) const TINY: Shape = Shape {
     name: "llama-tiny",
     hidden_size: 64,
     intermediate_size: 160,
@@ -53,9 +53,9 @@ pub const TINY: Shape = Shape {
     max_position_embeddings: 64,
 };
 
-/// What is trained, and how.
+/// The trained parts and the method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
+pub(super) enum Method {
     /// LoRA of this rank on every projection of the blocks.
     Lora { r: usize },
     /// AdapterHub's `seq_bn`: a bottleneck of a sixteenth of the hidden size after each
@@ -89,7 +89,7 @@ impl Shape {
     }
 
     /// All tensors in their order, by Hugging Face's names, with their shapes.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+    pub(super) fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let mut tensors =
             vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden])];
@@ -107,7 +107,7 @@ impl Shape {
     }
 
     /// Its `config.json`.
-    pub fn config(&self) -> Value {
+    pub(super) fn config(&self) -> Value {
         json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -135,7 +135,7 @@ impl Shape {
     /// they are counted. Only what has to be computed counts: no second forward pass of
     /// checkpointing, no gradient of a frozen weight, and of attention the pairs that see one
     /// another.
-    pub fn flops_per_token(&self, method: Method, length: usize) -> (f64, &'static str) {
+    pub(super) fn flops_per_token(&self, method: Method, length: usize) -> (f64, &'static str) {
         let per_layer: usize = self.projections().iter().map(|(_, out, inp)| out * inp).sum();
         let matrices =
             (self.num_hidden_layers * per_layer + self.vocab_size * self.hidden_size) as f64;

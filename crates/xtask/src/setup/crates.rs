@@ -10,7 +10,7 @@ use crate::stamp::Stamp;
 use super::{Setup, Step};
 
 /// Fetches what `Cargo.lock` names.
-pub struct Fetch {
+pub(super) struct Fetch {
     root: PathBuf,
     triple: String,
     stamp: Stamp,
@@ -49,7 +49,7 @@ impl Step for Fetch {
 
     fn run(&self) -> Result<()> {
         self.stamp.clear()?;
-        // What is there already needs no network.
+        // Crates that are there already need no network.
         if process::capture(self.fetch().arg("--offline"), "cargo fetch").is_err() {
             process::run(&mut self.fetch(), "fetching the Rust dependencies")
                 .map_err(with_network_remedy)?;

@@ -3,7 +3,7 @@
 //!
 //! A CUDA build has a target directory of its own (`target/cuda`): the prelude is a dynamic
 //! library, whose file has one name whatever its features are, so a second build in the same place
-//! would overwrite the first. What both builds share is linked there first.
+//! would overwrite the first. Artefacts that both builds share are linked there first.
 //!
 //! **Nothing that is built here has run on a GPU yet.** Without a driver the libraries are linked
 //! against empty ones of the same name: such a build shows that everything compiles, and cannot be
@@ -21,8 +21,8 @@ use crate::stamp::Stamp;
 use super::crates::with_network_remedy;
 use super::{Setup, Step};
 
-/// What candle's `cuda` feature links to: the name that the linker looks for, and the one in the
-/// file.
+/// The libraries that candle's `cuda` feature links to: the name that the linker looks for, and the
+/// one in the file.
 const LIBRARIES: [(&str, &str); 6] = [
     ("libcuda.so", "libcuda.so.1"),
     ("libcudart.so", "libcudart.so.13"),
@@ -36,12 +36,12 @@ const LIBRARIES: [(&str, &str); 6] = [
 const CAPABILITY: &str = "90";
 
 /// A CUDA toolkit.
-pub struct Toolkit {
+pub(crate) struct Toolkit {
     /// `CUDA_HOME`, when the machine has a toolkit of its own.
     system: Option<PathBuf>,
     /// Where the wheels go otherwise.
     folder: PathBuf,
-    /// What the wheels are.
+    /// The wheels.
     requirements: Vec<PathBuf>,
     python: PathBuf,
     gpu: bool,
@@ -73,7 +73,7 @@ impl Toolkit {
         }
     }
 
-    /// What `CUDA_HOME` has to be.
+    /// The value of `CUDA_HOME`.
     fn home(&self) -> PathBuf {
         self.system.clone().unwrap_or_else(|| self.folder.join("nvidia/cu13"))
     }
@@ -92,7 +92,7 @@ impl Toolkit {
     }
 
     /// The variables that a CUDA build is made with, and that its programs run with.
-    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let home = self.home();
         let before = |name: &str, folders: &[PathBuf]| {
             let rest = process::inherited_folders(name);
@@ -118,7 +118,7 @@ impl Toolkit {
     }
 
     /// Whether this machine has an NVIDIA driver.
-    pub fn has_gpu(&self) -> bool {
+    pub(crate) fn has_gpu(&self) -> bool {
         self.gpu
     }
 
@@ -229,7 +229,7 @@ fn link_tree(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A copy with the original's modification time, by which cargo tells what is fresh.
+/// A copy with the original's modification time, by which cargo tells fresh artefacts.
 fn copy_with_time(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to).map_err(Error::io("copy", to))?;
     let modified =
@@ -277,7 +277,7 @@ impl Step for Toolkit {
 }
 
 /// Puts the variables of a CUDA build into a command.
-pub fn set(command: &mut Command, environment: &[(&'static str, OsString)]) {
+pub(crate) fn set(command: &mut Command, environment: &[(&'static str, OsString)]) {
     for (name, value) in environment {
         command.env(name, value);
     }

@@ -15,7 +15,7 @@ use crate::stamp::Stamp;
 use super::{Setup, Step};
 
 /// Builds the kernel.
-pub struct Kernel {
+pub(super) struct Kernel {
     root: PathBuf,
     target: PathBuf,
     binary: PathBuf,
@@ -61,7 +61,7 @@ impl Step for Kernel {
 }
 
 /// Installs the kernelspecs into the notebooks' Python environment.
-pub struct Kernelspecs {
+pub(super) struct Kernelspecs {
     binary: PathBuf,
     root: PathBuf,
     prefix: PathBuf,
@@ -83,7 +83,7 @@ impl Kernelspecs {
     }
 }
 
-/// What JupyterLab is set to in this environment: it asks nobody for news, and no question about it
+/// JupyterLab's settings in this environment: it asks nobody for news, and no question about it
 /// lies over the notebook. (A user's own settings win.)
 const LAB_SETTINGS: &str = r#"{
   "@jupyterlab/apputils-extension:notification": { "checkForUpdates": false, "fetchNews": "false" }

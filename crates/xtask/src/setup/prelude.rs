@@ -11,10 +11,10 @@ use super::{Setup, Step};
 
 /// Warms the kernel: compiles the prelude and lays out the template that each kernel is cloned
 /// from.
-pub struct Warm {
+pub(super) struct Warm {
     binary: PathBuf,
     root: PathBuf,
-    /// What compiling it makes; the tests make it too.
+    /// The compiled prelude; the tests make it, too.
     library: PathBuf,
     /// Says only that it has been warm once, for the estimates; whether it is warm the kernel finds
     /// out itself.

@@ -11,7 +11,7 @@ use super::crates::with_network_remedy;
 use super::{Setup, Step};
 
 /// A virtual environment.
-pub struct Environment {
+pub(crate) struct Environment {
     name: &'static str,
     what: &'static str,
     base: PathBuf,
@@ -63,7 +63,7 @@ impl Environment {
     }
 
     /// Its interpreter.
-    pub fn python(&self) -> PathBuf {
+    pub(crate) fn python(&self) -> PathBuf {
         self.folder.join("bin/python")
     }
 

@@ -7,21 +7,21 @@ use polars::prelude::*;
 /// A larger file says nothing new.
 const MAX_BYTES: usize = 64 << 10;
 /// SplitMix64 (Steele, Lea and Flood 2014).
-pub struct Random(pub u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
 
-    pub fn one<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
+    pub(super) fn one<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
         of[self.below(of.len())]
     }
 }
@@ -219,7 +219,12 @@ fn parquet(random: &mut Random) -> Vec<u8> {
 }
 
 /// The next file of a kind: of the structure where that is what is wanted, then its bytes.
-pub fn next(kind: &str, random: &mut Random, seeds: &[Vec<u8>], plain: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn next(
+    kind: &str,
+    random: &mut Random,
+    seeds: &[Vec<u8>],
+    plain: &[Vec<u8>],
+) -> Vec<u8> {
     let seed = &seeds[random.below(seeds.len())];
     match kind {
         "gz" | "zst" if random.below(3) > 0 => {

@@ -19,10 +19,10 @@ const OUTER: &str = "outer";
 const CACHE: &str = "outer/cache";
 
 /// The folder that a process of a test shares with the hub's server.
-pub struct HubFolder(PathBuf);
+pub(super) struct HubFolder(PathBuf);
 
 /// The folder, in the process of the test; elsewhere that process is run, and there is `None`.
-pub fn in_child(test: &str) -> Option<HubFolder> {
+pub(super) fn in_child(test: &str) -> Option<HubFolder> {
     if let Some(folder) = std::env::var_os(FOLDER) {
         return Some(HubFolder(folder.into()));
     }
@@ -44,7 +44,7 @@ pub fn in_child(test: &str) -> Option<HubFolder> {
 
 impl HubFolder {
     /// Reads the repository with these bytes as its index; the answer in short.
-    pub fn answer(&self, index: &[u8]) -> Vec<String> {
+    pub(super) fn answer(&self, index: &[u8]) -> Vec<String> {
         std::fs::write(self.0.join(INDEX), index).unwrap();
         let (outer, cache) = (self.0.join(OUTER), self.0.join(CACHE));
         std::fs::create_dir_all(&cache).unwrap();

@@ -37,11 +37,12 @@ impl Model {
     /// known to llama.cpp, or the file cannot be written.
     pub fn save_gguf_lora(
         &self,
-        path: &str,
+        path: impl AsRef<Path>,
         name: &str,
         lora_alpha: f64,
         updates: &[LoraUpdate],
     ) -> Result<PathBuf> {
+        let path = path.as_ref();
         let names = Names::of(self.config());
         let slots = self.slots();
         let mut entries = Vec::with_capacity(2 * updates.len());
@@ -102,7 +103,7 @@ impl Model {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
-        write_file(Path::new(path), &metadata, &mut entries, self.config())?;
-        Ok(PathBuf::from(path))
+        write_file(path, &metadata, &mut entries, self.config())?;
+        Ok(path.to_owned())
     }
 }

@@ -8,16 +8,12 @@
 //!   all keys, all values.
 //! - Gemma's norms scale by `1 + weight`; GGUF holds the sum.
 
-use crate::config::{Config, Family};
-use crate::families::{falcon, gemma, gpt2, llama, phi3};
+use crate::config::Config;
+use crate::families::Family;
 
 /// llama.cpp's name of an architecture.
 pub(crate) fn architecture(config: &Config) -> &str {
-    match config.model_type.as_str() {
-        "mistral" => "llama",
-        "gemma3_text" => "gemma3",
-        same => same,
-    }
+    Family::model_type(&config.model_type).map_or(&config.model_type, |known| known.gguf)
 }
 
 /// Pairs of module names, GGUF's and Hugging Face's, with `*` for the number of the block.
@@ -26,13 +22,7 @@ pub(crate) struct Names(Vec<(&'static str, &'static str)>);
 
 impl Names {
     pub(crate) fn of(config: &Config) -> Self {
-        Self(match &config.family {
-            Family::Llama(_) => llama::GGUF_NAMES.to_vec(),
-            Family::Falcon(family) => falcon::gguf_names(family),
-            Family::Gemma(_) => gemma::gguf_names(&config.model_type),
-            Family::Phi3(_) => phi3::GGUF_NAMES.to_vec(),
-            Family::Gpt2(_) => gpt2::GGUF_NAMES.to_vec(),
-        })
+        Self(config.family.definition().gguf_names(&config.shape()))
     }
 
     /// Hugging Face's name for a tensor; a tensor that the family does not have keeps its own.
@@ -65,49 +55,12 @@ fn translate<'a>(
 
 /// For each row of a tensor of Hugging Face's the row of GGUF's, where they are in another order.
 pub(crate) fn row_order(config: &Config, hf: &str) -> Option<Vec<usize>> {
-    let (heads, kv_heads, d) =
-        (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-    match &config.family {
-        Family::Llama(_)
-            if matches!(config.model_type.as_str(), "llama" | "mistral" | "smollm3") =>
-        {
-            let heads = if hf.contains(".q_proj.") {
-                heads
-            } else if hf.contains(".k_proj.") {
-                kv_heads
-            } else {
-                return None;
-            };
-            // [h, 2, d/2] from [h, d/2, 2]
-            let rows = (0..heads).flat_map(|head| {
-                (0..2).flat_map(move |part| (0..d / 2).map(move |i| head * d + 2 * i + part))
-            });
-            Some(rows.collect())
-        }
-        Family::Falcon(_) if hf.contains(".query_key_value.") => {
-            let group = heads / kv_heads;
-            // [hkv, g + 2, d] from [h + 2·hkv, d]
-            let head_of = |kv: usize, member: usize| match member {
-                member if member < group => kv * group + member,
-                member if member == group => heads + kv,
-                _ => heads + kv_heads + kv,
-            };
-            let rows = (0..kv_heads).flat_map(|kv| {
-                (0..group + 2).flat_map(move |member| {
-                    let head = head_of(kv, member);
-                    (0..d).map(move |i| head * d + i)
-                })
-            });
-            Some(rows.collect())
-        }
-        _ => None,
-    }
+    config.family.definition().gguf_row_order(&config.shape(), hf)
 }
 
 /// What GGUF's norms hold more than Hugging Face's.
 pub(crate) fn norm_offset(config: &Config, hf: &str) -> f64 {
-    let around_one = matches!(config.family, Family::Gemma(_)) && hf.ends_with("norm.weight");
-    if around_one { 1.0 } else { 0.0 }
+    if hf.ends_with("norm.weight") { config.family.definition().gguf_norm_offset() } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -116,7 +69,14 @@ mod tests {
 
     #[test]
     fn names_map_both_ways() {
-        let names = Names(llama::GGUF_NAMES.to_vec());
+        let names = Names(vec![
+            ("token_embd", "model.embed_tokens"),
+            ("output_norm", "model.norm"),
+            ("blk.*.attn_q", "model.layers.*.self_attn.q_proj"),
+            ("blk.*.attn_q_norm", "model.layers.*.self_attn.q_norm"),
+            ("blk.*.ffn_norm", "model.layers.*.post_attention_layernorm"),
+            ("blk.*.ffn_down", "model.layers.*.mlp.down_proj"),
+        ]);
         for (gguf, hf) in [
             ("token_embd.weight", "model.embed_tokens.weight"),
             ("blk.3.attn_q.weight", "model.layers.3.self_attn.q_proj.weight"),

@@ -257,7 +257,7 @@ mod tests {
     fn from_json(family: &str) -> Tokenizer {
         let folder = golden("tokenizer/families").join(family);
         let text = std::fs::read_to_string(folder.join("tokenizer_config.json")).unwrap();
-        Tokenizer::from_file(&folder.join("tokenizer.json"), &serde_json::from_str(&text).unwrap())
+        Tokenizer::from_file(folder.join("tokenizer.json"), &serde_json::from_str(&text).unwrap())
             .unwrap()
     }
 
@@ -294,7 +294,7 @@ mod tests {
         let (lines, folder) = (lines(), tempfile::tempdir().unwrap());
         for family in ["llama", "gemma", "phi3"] {
             let file =
-                Gguf::open(&golden("tokenizer/families").join(family).join("vocabulary.gguf"))
+                Gguf::open(golden("tokenizer/families").join(family).join("vocabulary.gguf"))
                     .unwrap();
             let tokenizer = Tokenizer::from_gguf(&file, Digits::default()).unwrap();
             same_ids(&tokenizer, &lines, family, "gguf");

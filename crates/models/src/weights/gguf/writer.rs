@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use super::layout::{self, Names};
 use super::vocabulary;
 use super::{Array, Gguf, Value};
-use crate::config::{Config, Family};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::Weight;
 use crate::model::Model;
@@ -75,7 +75,12 @@ impl Model {
     ///
     /// # Errors
     /// When the file cannot be written, or model or tokenizer have what GGUF has no place for.
-    pub fn save_gguf(&self, path: &str, kind: GgufType) -> Result<PathBuf> {
+    pub fn save_gguf(&self, path: impl AsRef<Path>, kind: GgufType) -> Result<PathBuf> {
+        self.write_gguf(path.as_ref(), kind)?;
+        Ok(path.as_ref().to_owned())
+    }
+
+    fn write_gguf(&self, path: &Path, kind: GgufType) -> Result<()> {
         let tokenizer = if self.path().is_file() {
             let source = Gguf::open(self.path())?;
             let mut keys: Vec<(String, Value)> = source
@@ -96,10 +101,8 @@ impl Model {
                 self.name(),
             )?
         };
-        let path = PathBuf::from(path);
         let merged = self.weights_to_save();
-        write(&path, self.name(), self.config(), (&self.weights(), &merged), tokenizer, kind)?;
-        Ok(path)
+        write(path, self.name(), self.config(), (&self.weights(), &merged), tokenizer, kind)
     }
 }
 
@@ -130,14 +133,7 @@ pub(crate) fn write(
     tokenizer: Vec<(String, Value)>,
     kind: GgufType,
 ) -> Result<()> {
-    let shape = config.shape();
-    let lacks = match &config.family {
-        Family::Llama(family) => family.not_in_gguf(&config.model_type),
-        Family::Falcon(family) => family.not_in_gguf(),
-        Family::Gemma(family) => family.not_in_gguf(&config.model_type, &shape),
-        Family::Phi3(family) => family.not_in_gguf(),
-        Family::Gpt2(family) => family.not_in_gguf(),
-    };
+    let lacks = config.family.definition().not_in_gguf(&config.shape());
     if let Some(what) = lacks {
         return Err(Error::NotInFormat { model: name.to_owned(), format: "GGUF", what });
     }
@@ -214,16 +210,7 @@ fn metadata(name: &str, config: &Config, kind: GgufType) -> Vec<(String, Value)>
     ] {
         put(key, Value::Unsigned(count as u64));
     }
-    if !matches!(config.family, Family::Gpt2(_) | Family::Phi3(_)) {
-        put("rope.dimension_count", Value::Unsigned(config.head_dim as u64));
-    }
-    match &config.family {
-        Family::Llama(family) => family.to_gguf(&mut put),
-        Family::Falcon(family) => family.to_gguf(&mut put),
-        Family::Gemma(family) => family.to_gguf(&config.model_type, &mut put),
-        Family::Phi3(family) => family.to_gguf(&config.shape(), &mut put),
-        Family::Gpt2(family) => family.to_gguf(&mut put),
-    }
+    config.family.definition().to_gguf(&config.shape(), &mut put);
     metadata
 }
 
@@ -250,7 +237,7 @@ fn entries(
             source: Source::Weight(Arc::clone(weight)),
         });
     }
-    let mut extra = |name: &str, values: Vec<f32>| {
+    for (name, values) in config.family.definition().gguf_extra(&config.shape()) {
         entries.push(Entry {
             name: name.to_owned(),
             shape: vec![values.len()],
@@ -258,20 +245,6 @@ fn entries(
             offset: 0,
             source: Source::Values(values),
         });
-    };
-    match &config.family {
-        Family::Llama(family) => {
-            if let Some(divisors) = family.rope_parameters.divisors(config.head_dim) {
-                extra("rope_freqs.weight", divisors);
-            }
-        }
-        Family::Phi3(family) => {
-            if let Some((short, long)) = family.rope_parameters.long_rope() {
-                extra("rope_factors_short.weight", short);
-                extra("rope_factors_long.weight", long);
-            }
-        }
-        _ => {}
     }
     Ok(entries)
 }
@@ -421,7 +394,7 @@ fn pad(out: &mut impl Write, written: usize) -> IoResult<()> {
 mod tests {
     use super::*;
     use crate::families;
-    use crate::weights::gguf::GgufWeights;
+    use crate::weights::gguf::weights::GgufWeights;
     use crate::weights::{Keep, check, load};
 
     /// What is written as f32 is read back: the same config, the same values under the same names;
@@ -438,7 +411,7 @@ mod tests {
             .collect();
         names.sort();
         for name in &names {
-            let model = Model::load(golden.join(name).to_str().unwrap(), &Device::Cpu).unwrap();
+            let model = Model::load(golden.join(name), &Device::Cpu).unwrap();
             let path = folder.path().join(format!("{name}.gguf"));
             if let Err(error) = write(
                 &path,
@@ -454,7 +427,7 @@ mod tests {
             }
             let file = Gguf::open(&path).unwrap();
             let config = Config::from_gguf(&file).unwrap();
-            let parts = families::build(&config, &Device::Cpu).unwrap();
+            let parts = families::build(&config.family, &config.shape(), &Device::Cpu).unwrap();
             let weights = GgufWeights::new(&file, &config);
             check(&weights, name, &parts.needs).unwrap();
             load(&weights, &parts.needs, Keep::As(DType::F32), &Device::Cpu).unwrap();

@@ -10,14 +10,8 @@
 //! Backward, dq is summed transposed: keys are then the left side (packed a third time,
 //! [`Form::Turned`]), and the slopes, stored as pairs of keys, the right one.
 //!
-//! Predicted for 64 queries and 64 keys of 64 values: 3500 cycles forward and 5000 to 7000
-//! backward, most of them the vectors'. Measured (2 cores at 2.7 GHz, 2048 tokens, 9 heads): 6800
-//! and 16700; with products as AVX512-BF16, which such processors run at the speed of f32, 38000
-//! and 89000. While tiles are in use the second port for 512 bits stands still (128 multiplications
-//! and 4 products: 127 cycles, 63 and 62 alone), so a vector costs twice what was predicted; a
-//! short product waits for its operands (190 to 250 cycles for the 128 of its arithmetic). What
-//! helped: the list (forward 8.7 to 7.1 ms, backward nothing), a polynomial of degree 4 (7.1 to 6.0
-//! and 17.0 to 15.5), loads between products (15.5 to 14.7).
+//! While tiles are in use the second port for 512-bit vectors stands still, so a vector instruction
+//! costs twice as much as alone. Figures: `docs/measurements.md`, "Attention".
 
 use std::arch::x86_64::*;
 use std::ops::Range;

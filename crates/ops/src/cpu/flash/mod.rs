@@ -8,10 +8,8 @@
 //! Forward, a strip of four queries is scored against 64 keys, and between the pieces of that
 //! product come the powers of the strip before, which wait for one another but not for it. Powers
 //! are relative to the first scores that a query has seen, and to higher ones only when they
-//! threaten to leave f32's range: no strip looks for its maximum. (Predicted for bf16: 1190 cycles
-//! a strip, 1024 of them the products'; measured 1440 before and 1320 with both. In f32 3 %.) The
-//! same between the pieces of the backward pass gained nothing: its products keep the unit busy.
-//! There, the scores and the gradients of the weights are computed side by side, four keys against
+//! threaten to leave f32's range: no strip looks for its maximum. Backward, the products keep the
+//! unit busy by themselves (figures: `docs/measurements.md`, "Attention"): the scores and the gradients of the weights are computed side by side, four keys against
 //! 32 queries, with the keys as rows: weights and slopes then lie as the products for dv and dk
 //! read them, and only the slopes are stored a second time for dq. Logarithms are to base 2, with
 //! the factor on the scores inside: `2^(c·s − log_sum)` is one fused multiplication and a

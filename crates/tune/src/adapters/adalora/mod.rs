@@ -28,17 +28,17 @@ use tunebook_models::{Context, Linear, LowRank, Mode, Model, Projection};
 use tunebook_ops as ops;
 
 use crate::adapters::adalora::allocation::RankSchedule;
+use crate::adapters::adapter_type::{AdapterType, Bias, ChoiceMut, IN_MODEL};
 use crate::adapters::body::{AdapterTensor, Body, Stored};
+use crate::adapters::checks;
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::dropout;
-use crate::adapters::inject::{self, Hooks};
-use crate::adapters::lora::body::check_rank;
+use crate::adapters::hooks::{self, Hooks};
 use crate::adapters::lora::linear::low_rank;
-use crate::adapters::modules_to_save::Bias;
 use crate::adapters::scheduled::Scheduled;
 use crate::adapters::target::{Choice, TargetModules};
 use crate::error::{Error, Result};
-use crate::files::peft::StoredTensor;
+use crate::files::stored::StoredTensor;
 use crate::train::rng::Stream;
 
 /// Configuration of an AdaLoRA adapter: the fields, names and defaults of PEFT's `AdaLoraConfig`.
@@ -154,27 +154,9 @@ impl AdaLora {
                 "a finite number, at least 0",
             );
         }
-        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return refuse(
-                "AdaLora.lora_alpha",
-                self.lora_alpha.to_string(),
-                "a finite number above 0",
-            );
-        }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return refuse(
-                "AdaLora.lora_dropout",
-                self.lora_dropout.to_string(),
-                "a probability, at least 0 and below 1",
-            );
-        }
-        if self.layers_to_transform.as_ref().is_some_and(Vec::is_empty) {
-            return refuse(
-                "AdaLora.layers_to_transform",
-                "empty".to_owned(),
-                "at least one block, or None for all",
-            );
-        }
+        checks::alpha("AdaLora.lora_alpha", self.lora_alpha)?;
+        checks::dropout("AdaLora.lora_dropout", self.lora_dropout)?;
+        checks::blocks("AdaLora.layers_to_transform", self.layers_to_transform.as_ref())?;
         if let Some(total_step) = self.total_step {
             self.check_schedule(total_step)?;
         }
@@ -226,6 +208,61 @@ impl AdaLora {
     /// As PEFT's `ranknum`, an f32.
     fn scaling(&self) -> f64 {
         self.lora_alpha / f64::from(self.init_r as f32 + 1e-5)
+    }
+}
+
+impl AdapterType for AdaLora {
+    fn peft_type(&self) -> &'static str {
+        "ADALORA"
+    }
+
+    fn validate(&self) -> Result<()> {
+        Self::validate(self)
+    }
+
+    fn description(&self) -> String {
+        format!(
+            "AdaLoRA init_r={}, target_r={}, lora_alpha={}",
+            self.init_r, self.target_r, self.lora_alpha
+        )
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("type", "AdaLoRA".to_owned()),
+            ("init_r", self.init_r.to_string()),
+            ("target_r", self.target_r.to_string()),
+            ("lora_alpha", self.lora_alpha.to_string()),
+            ("lora_dropout", self.lora_dropout.to_string()),
+        ]
+    }
+
+    fn plan(&self, model: &Model) -> Result<BTreeMap<String, Vec<usize>>> {
+        AdaLoraBody::plan(model, self)
+    }
+
+    fn build(&self, model: &Model) -> Result<Arc<dyn Body>> {
+        Ok(Arc::new(AdaLoraBody::new(model, self)?))
+    }
+
+    fn check_new(&self, model: &Model) -> Result<()> {
+        AdaLoraBody::check_ranks(model, self)
+    }
+
+    fn own_weights(&self) -> (Bias, &[String], bool) {
+        (self.bias, &self.modules_to_save, self.ensure_weight_tying)
+    }
+
+    fn key_prefix(&self) -> &'static str {
+        IN_MODEL
+    }
+
+    fn choice(&self) -> Option<Choice<'_>> {
+        Some(Self::choice(self))
+    }
+
+    fn choice_mut(&mut self) -> Option<ChoiceMut<'_>> {
+        Some((&mut self.target_modules, Some(&mut self.layers_to_transform)))
     }
 }
 
@@ -357,7 +394,7 @@ pub(crate) struct AdaLoraBody {
 impl AdaLoraBody {
     pub(crate) fn plan(model: &Model, config: &AdaLora) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut plan = BTreeMap::new();
-        for slot in inject::targets(model, &config.choice())? {
+        for slot in hooks::targets(model, &config.choice())? {
             let (path, base) = (slot.path(), slot.base());
             let kept = |mask: &Vec<bool>| mask.iter().filter(|kept| **kept).count();
             let r = config.mask(path).map_or(config.init_r, kept);
@@ -371,7 +408,7 @@ impl AdaLoraBody {
     pub(crate) fn new(model: &Model, config: &AdaLora) -> Result<Self> {
         let mut layers = Vec::new();
         let mut masks = Masks::new();
-        for slot in inject::targets(model, &config.choice())? {
+        for slot in hooks::targets(model, &config.choice())? {
             let path = slot.path();
             if let Some(mask) = config.mask(path) {
                 masks.insert(path.to_owned(), mask.clone());
@@ -387,8 +424,8 @@ impl AdaLoraBody {
     /// # Errors
     /// A rank above the smaller side of its matrix.
     pub(crate) fn check_ranks(model: &Model, config: &AdaLora) -> Result<()> {
-        for slot in inject::targets(model, &config.choice())? {
-            check_rank("AdaLora.init_r", config.init_r, slot.path(), slot.base().as_ref())?;
+        for slot in hooks::targets(model, &config.choice())? {
+            checks::rank("AdaLora.init_r", config.init_r, slot.path(), slot.base().as_ref())?;
         }
         Ok(())
     }

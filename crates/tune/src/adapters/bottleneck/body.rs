@@ -12,7 +12,7 @@ use crate::adapters::body::{AdapterTensor, Body};
 use crate::adapters::bottleneck::{Activation, Bottleneck, BottleneckInit};
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::dropout;
-use crate::adapters::inject::Hooks;
+use crate::adapters::hooks::Hooks;
 use crate::adapters::target;
 use crate::error::{Error, Result};
 use crate::train::rng::Stream;

@@ -23,11 +23,16 @@ pub(crate) mod body;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use tunebook_models::Sublayer;
+use tunebook_models::{Model, Sublayer};
 
+use crate::adapters::adapter_type::AdapterType;
+use crate::adapters::body::Body;
+use crate::adapters::bottleneck::body::BottleneckBody;
+use crate::adapters::checks;
 use crate::error::{Error, Result};
 
 /// Configuration of a bottleneck adapter: the fields and names of AdapterHub's `BnConfig`. The
@@ -211,14 +216,7 @@ impl Bottleneck {
                 "a finite number other than 0",
             );
         }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return refuse(
-                "Bottleneck.dropout",
-                self.dropout.to_string(),
-                "a probability, at least 0 and below 1",
-            );
-        }
-        Ok(())
+        checks::dropout("Bottleneck.dropout", self.dropout)
     }
 
     /// Whether there is one after this sublayer of each block.
@@ -249,6 +247,41 @@ impl Bottleneck {
             }
         };
         Ok((hidden_size as f64 / factor).floor() as usize)
+    }
+}
+
+impl AdapterType for Bottleneck {
+    fn peft_type(&self) -> &'static str {
+        "BOTTLENECK"
+    }
+
+    fn validate(&self) -> Result<()> {
+        Self::validate(self)
+    }
+
+    fn description(&self) -> String {
+        format!("{} adapter, reduction_factor={}", self.kind(), self.reduction_factor)
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("type", self.kind().to_owned()),
+            ("reduction_factor", self.reduction_factor.to_string()),
+            ("non_linearity", self.non_linearity.clone()),
+            ("dropout", self.dropout.to_string()),
+        ]
+    }
+
+    fn plan(&self, model: &Model) -> Result<BTreeMap<String, Vec<usize>>> {
+        BottleneckBody::plan(model, self)
+    }
+
+    fn build(&self, model: &Model) -> Result<Arc<dyn Body>> {
+        Ok(Arc::new(BottleneckBody::new(model, self)?))
+    }
+
+    fn check_new(&self, model: &Model) -> Result<()> {
+        BottleneckBody::check_units(model, self)
     }
 }
 

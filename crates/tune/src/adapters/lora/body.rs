@@ -6,12 +6,13 @@ use std::sync::Arc;
 use tunebook_models::{Model, Projection};
 
 use crate::adapters::body::{AdapterTensor, Body, Stored};
+use crate::adapters::checks;
 use crate::adapters::config::AdapterConfig;
-use crate::adapters::inject::{self, Hooks};
+use crate::adapters::hooks::{self, Hooks};
 use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::lora::{Lora, LoraInit};
-use crate::error::{Error, Result};
-use crate::files::peft::StoredTensor;
+use crate::error::Result;
+use crate::files::stored::StoredTensor;
 
 pub(crate) const A: &str = "lora_A.weight";
 pub(crate) const B: &str = "lora_B.weight";
@@ -26,7 +27,7 @@ pub(crate) struct LoraBody {
 impl LoraBody {
     pub(crate) fn plan(model: &Model, config: &Lora) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut plan = BTreeMap::new();
-        for slot in inject::targets(model, &config.choice())? {
+        for slot in hooks::targets(model, &config.choice())? {
             let (path, base) = (slot.path(), slot.base());
             let r = config.rank_and_scaling(path)?.0;
             plan.insert(format!("{path}.{A}"), vec![r, base.in_features()]);
@@ -40,7 +41,7 @@ impl LoraBody {
 
     pub(crate) fn new(model: &Model, config: &Lora) -> Result<Self> {
         let mut layers = Vec::new();
-        for slot in inject::targets(model, &config.choice())? {
+        for slot in hooks::targets(model, &config.choice())? {
             layers.push(Arc::new(LoraLinear::new(slot.path(), Arc::clone(slot.base()), config)?));
         }
         Ok(Self { config: config.clone(), layers })
@@ -51,33 +52,12 @@ impl LoraBody {
     /// # Errors
     /// A rank above the smaller side of its matrix.
     pub(crate) fn check_ranks(model: &Model, config: &Lora) -> Result<()> {
-        for slot in inject::targets(model, &config.choice())? {
+        for slot in hooks::targets(model, &config.choice())? {
             let r = config.rank_and_scaling(slot.path())?.0;
-            check_rank("Lora.r", r, slot.path(), slot.base().as_ref())?;
+            checks::rank("Lora.r", r, slot.path(), slot.base().as_ref())?;
         }
         Ok(())
     }
-}
-
-/// Refuses a rank above the smaller side of the matrix.
-///
-/// # Errors
-/// It is above.
-pub(crate) fn check_rank(
-    field: &'static str,
-    r: usize,
-    path: &str,
-    base: &dyn Projection,
-) -> Result<()> {
-    let (input, output) = (base.in_features(), base.out_features());
-    if r <= input.min(output) {
-        return Ok(());
-    }
-    Err(Error::Config {
-        field,
-        value: format!("{r} for `{path}`, which maps {input} to {output}"),
-        expected: "a rank of at most the smaller side of the matrix: beyond it nothing more can be learned",
-    })
 }
 
 impl Body for LoraBody {

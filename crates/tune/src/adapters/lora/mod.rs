@@ -19,14 +19,19 @@
 //! ```
 
 pub(crate) mod body;
-pub mod linear;
+pub(crate) mod linear;
 pub(crate) mod svd;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tunebook_models::Model;
 
-use crate::adapters::modules_to_save::Bias;
+use crate::adapters::adapter_type::{AdapterType, Bias, ChoiceMut, IN_MODEL};
+use crate::adapters::body::Body;
+use crate::adapters::checks;
+use crate::adapters::lora::body::LoraBody;
 use crate::adapters::target::{self, Choice, TargetModules};
 use crate::error::{Error, Result};
 
@@ -140,20 +145,8 @@ impl Lora {
                 "a rank of at least 1 (8 and 16 are usual)",
             );
         }
-        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return refuse(
-                "Lora.lora_alpha",
-                self.lora_alpha.to_string(),
-                "a finite number above 0 (r or 2·r are usual)",
-            );
-        }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return refuse(
-                "Lora.lora_dropout",
-                self.lora_dropout.to_string(),
-                "a probability, at least 0 and below 1",
-            );
-        }
+        checks::alpha("Lora.lora_alpha", self.lora_alpha)?;
+        checks::dropout("Lora.lora_dropout", self.lora_dropout)?;
         if let Some((name, r)) = self.rank_pattern.iter().find(|(_, r)| **r == 0) {
             return refuse("Lora.rank_pattern", format!("{r} for `{name}`"), "ranks of at least 1");
         }
@@ -173,14 +166,7 @@ impl Lora {
                 "Kaiming or Gaussian initial weights with DoRA",
             );
         }
-        if self.layers_to_transform.as_ref().is_some_and(Vec::is_empty) {
-            return refuse(
-                "Lora.layers_to_transform",
-                "empty".to_owned(),
-                "at least one block, or None for all",
-            );
-        }
-        Ok(())
+        checks::blocks("Lora.layers_to_transform", self.layers_to_transform.as_ref())
     }
 
     /// The indices of the projections to adapt among `paths`.
@@ -222,6 +208,57 @@ impl Lora {
         }
         let divisor = if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
         Ok((r, alpha / divisor))
+    }
+}
+
+impl AdapterType for Lora {
+    fn peft_type(&self) -> &'static str {
+        "LORA"
+    }
+
+    fn validate(&self) -> Result<()> {
+        Self::validate(self)
+    }
+
+    fn description(&self) -> String {
+        format!("LoRA r={}, lora_alpha={}", self.r, self.lora_alpha)
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("type", if self.use_dora { "DoRA" } else { "LoRA" }.to_owned()),
+            ("r", self.r.to_string()),
+            ("lora_alpha", self.lora_alpha.to_string()),
+            ("lora_dropout", self.lora_dropout.to_string()),
+        ]
+    }
+
+    fn plan(&self, model: &Model) -> Result<BTreeMap<String, Vec<usize>>> {
+        LoraBody::plan(model, self)
+    }
+
+    fn build(&self, model: &Model) -> Result<Arc<dyn Body>> {
+        Ok(Arc::new(LoraBody::new(model, self)?))
+    }
+
+    fn check_new(&self, model: &Model) -> Result<()> {
+        LoraBody::check_ranks(model, self)
+    }
+
+    fn own_weights(&self) -> (Bias, &[String], bool) {
+        (self.bias, &self.modules_to_save, self.ensure_weight_tying)
+    }
+
+    fn key_prefix(&self) -> &'static str {
+        IN_MODEL
+    }
+
+    fn choice(&self) -> Option<Choice<'_>> {
+        Some(Self::choice(self))
+    }
+
+    fn choice_mut(&mut self) -> Option<ChoiceMut<'_>> {
+        Some((&mut self.target_modules, Some(&mut self.layers_to_transform)))
     }
 }
 
