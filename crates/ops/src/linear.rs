@@ -17,7 +17,7 @@ use crate::operation::{Buffer, Operation, Slot, node};
 use crate::profile;
 
 /// See [`crate::linear`].
-pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
     let shape = crate::linear_shape(x, w.dims())?;
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     if bias.is_some_and(Tensor::track_op) {
@@ -157,7 +157,7 @@ impl Operation for Trained {
 }
 
 /// A frozen linear map with a low-rank correction, see [`crate::lora_linear`].
-pub fn lora_linear(
+pub(crate) fn lora_linear(
     x: &Tensor,
     w: &Matrix,
     bias: Option<&Tensor>,

@@ -227,7 +227,7 @@ mod simd {
     use super::NF4_LEVELS;
 
     /// A type whose blocks are made of groups of sixteen values.
-    pub trait Groups {
+    pub(super) trait Groups {
         /// Group `index` of a row.
         ///
         /// # Safety
@@ -254,7 +254,7 @@ mod simd {
         _mm512_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15)))
     }
 
-    pub struct Q4_0;
+    pub(super) struct Q4_0;
 
     impl Groups for Q4_0 {
         #[inline]
@@ -270,7 +270,7 @@ mod simd {
         }
     }
 
-    pub struct Q4_1;
+    pub(super) struct Q4_1;
 
     impl Groups for Q4_1 {
         #[inline]
@@ -286,7 +286,7 @@ mod simd {
         }
     }
 
-    pub struct Q8_0;
+    pub(super) struct Q8_0;
 
     impl Groups for Q8_0 {
         #[inline]
@@ -301,7 +301,7 @@ mod simd {
         }
     }
 
-    pub struct Nf4;
+    pub(super) struct Nf4;
 
     impl Groups for Nf4 {
         #[inline]
