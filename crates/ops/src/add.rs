@@ -11,7 +11,7 @@ use crate::operation::{Buffer, Operation, Slot, node};
 use crate::profile;
 
 /// See [`crate::add`].
-pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (x, y) = (x.contiguous()?, y.contiguous()?);
     let sum = {
         let _time = profile::time("add", "forward");
@@ -53,7 +53,7 @@ impl Operation for Add {
 
 multiversion! {
     /// `sum = x + y`
-    pub fn forward(sum: &mut [f32], x: &[f32], y: &[f32]) {
+    pub(crate) fn forward(sum: &mut [f32], x: &[f32], y: &[f32]) {
         for ((sum, x), y) in sum.iter_mut().zip(x).zip(y) {
             *sum = x + y;
         }

@@ -39,7 +39,7 @@ pub(super) fn chunk_rows(rows: usize, vocab: usize, bytes: usize) -> usize {
 }
 
 /// See [`crate::logits_held`].
-pub fn logits_held(rows: usize, vocab: usize) -> usize {
+pub(crate) fn logits_held(rows: usize, vocab: usize) -> usize {
     chunk_rows(rows, vocab, CHUNK_BYTES).min(rows) * vocab
 }
 
@@ -55,7 +55,11 @@ thread_local! {
 }
 
 /// See [`crate::cross_entropy`].
-pub fn cross_entropy(hidden: &Tensor, head_w: &Matrix, labels: &[i64]) -> Result<(Tensor, usize)> {
+pub(crate) fn cross_entropy(
+    hidden: &Tensor,
+    head_w: &Matrix,
+    labels: &[i64],
+) -> Result<(Tensor, usize)> {
     let rows: Vec<(usize, usize)> = labels
         .iter()
         .enumerate()

@@ -11,7 +11,7 @@ use crate::operation::{Buffer, Operation, Slot, node};
 use crate::profile;
 
 /// See [`crate::gated`].
-pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
+pub(crate) fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Tensor> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let y = how.values(&gate, &up)?;
     let shape = gate.shape().clone();
@@ -141,42 +141,42 @@ fn backward_with(
 
 multiversion! {
     /// [`forward_with`] `silu`.
-    pub fn silu_forward(y: &mut [f32], gate: &[f32], up: &[f32]) {
+    pub(crate) fn silu_forward(y: &mut [f32], gate: &[f32], up: &[f32]) {
         forward_with(y, gate, up, silu);
     }
 }
 
 multiversion! {
     /// [`backward_with`] `silu`.
-    pub fn silu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
+    pub(crate) fn silu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
         backward_with(dgate, dup, gate, up, dy, silu);
     }
 }
 
 multiversion! {
     /// [`forward_with`] `gelu`.
-    pub fn gelu_forward(y: &mut [f32], gate: &[f32], up: &[f32]) {
+    pub(crate) fn gelu_forward(y: &mut [f32], gate: &[f32], up: &[f32]) {
         forward_with(y, gate, up, gelu);
     }
 }
 
 multiversion! {
     /// [`backward_with`] `gelu`.
-    pub fn gelu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
+    pub(crate) fn gelu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
         backward_with(dgate, dup, gate, up, dy, gelu);
     }
 }
 
 multiversion! {
     /// [`forward_with`] `gelu_tanh`.
-    pub fn gelu_tanh_forward(y: &mut [f32], gate: &[f32], up: &[f32]) {
+    pub(crate) fn gelu_tanh_forward(y: &mut [f32], gate: &[f32], up: &[f32]) {
         forward_with(y, gate, up, gelu_tanh);
     }
 }
 
 multiversion! {
     /// [`backward_with`] `gelu_tanh`.
-    pub fn gelu_tanh_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
+    pub(crate) fn gelu_tanh_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dy: &[f32]) {
         backward_with(dgate, dup, gate, up, dy, gelu_tanh);
     }
 }

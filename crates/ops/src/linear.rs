@@ -18,7 +18,7 @@ use crate::operation::{Buffer, Operation, Slot, constant, node};
 use crate::{Rows, profile};
 
 /// See [`crate::linear`].
-pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
     let shape = crate::linear_shape(x, w.dims())?;
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     if bias.is_some_and(Tensor::track_op) {
@@ -213,7 +213,7 @@ pub struct LowRank {
 }
 
 /// See [`crate::add_low_rank`].
-pub fn add_low_rank(
+pub(crate) fn add_low_rank(
     x: &Tensor,
     y: &Tensor,
     parts: &[(Option<&[u32]>, &[LowRank])],
@@ -255,7 +255,7 @@ pub fn add_low_rank(
 }
 
 /// A frozen linear map with a low-rank correction, see [`crate::lora_linear`].
-pub fn lora_linear(
+pub(crate) fn lora_linear(
     x: &Tensor,
     w: &Matrix,
     bias: Option<&Tensor>,

@@ -16,10 +16,10 @@ use crate::{profile, tape};
 
 /// A gradient's values. Where an operation hands one buffer on to two inputs, the first that adds
 /// to it while the other is still to be read copies it.
-pub type Buffer = Arc<Vec<f32>>;
+pub(crate) type Buffer = Arc<Vec<f32>>;
 
 /// The backward pass of one node; whatever it needs of the forward pass it holds.
-pub trait Operation: Send + Sync + 'static {
+pub(crate) trait Operation: Send + Sync + 'static {
     /// Name in profiles and errors.
     fn name(&self) -> &'static str;
 
@@ -62,39 +62,39 @@ pub trait Operation: Send + Sync + 'static {
 
 /// Where an input's gradient is summed.
 #[derive(Debug)]
-pub struct Slot {
+pub(crate) struct Slot {
     wanted: bool,
     sum: Option<Buffer>,
 }
 
 impl Slot {
     /// A slot with what other nodes have already added.
-    pub fn new(wanted: bool, sum: Option<Buffer>) -> Self {
+    pub(crate) fn new(wanted: bool, sum: Option<Buffer>) -> Self {
         Self { wanted, sum }
     }
 
     /// Whether anything further down needs this gradient.
-    pub fn wanted(&self) -> bool {
+    pub(crate) fn wanted(&self) -> bool {
         self.wanted
     }
 
     /// The sum, if anything was added.
-    pub fn into_sum(self) -> Option<Buffer> {
+    pub(crate) fn into_sum(self) -> Option<Buffer> {
         self.sum
     }
 
     /// Takes the sum so far, to be added to and given back with [`Slot::set`].
-    pub fn take(&mut self) -> Option<Vec<f32>> {
+    pub(crate) fn take(&mut self) -> Option<Vec<f32>> {
         self.sum.take().map(Arc::unwrap_or_clone)
     }
 
     /// Puts a sum there.
-    pub fn set(&mut self, sum: Vec<f32>) {
+    pub(crate) fn set(&mut self, sum: Vec<f32>) {
         self.sum = Some(Arc::new(sum));
     }
 
     /// Adds a gradient.
-    pub fn add(&mut self, gradient: impl Into<Buffer>) {
+    pub(crate) fn add(&mut self, gradient: impl Into<Buffer>) {
         let gradient = gradient.into();
         match &mut self.sum {
             None => self.sum = Some(gradient),
@@ -106,7 +106,7 @@ impl Slot {
     }
 
     /// Adds a sum of matrix products with weights in bf16, inside the product.
-    pub fn add_half_products(&mut self, terms: &[half::Term]) {
+    pub(crate) fn add_half_products(&mut self, terms: &[half::Term]) {
         match &mut self.sum {
             None => self.set(half::sum_of_products(terms, None)),
             Some(sum) => {
@@ -116,7 +116,7 @@ impl Slot {
     }
 
     /// Adds a sum of matrix products, inside the product.
-    pub fn add_products(&mut self, terms: &[Term]) {
+    pub(crate) fn add_products(&mut self, terms: &[Term]) {
         match &mut self.sum {
             None => self.set(sum_of_products(terms, None)),
             Some(sum) => products(Arc::make_mut(sum).as_mut_slice(), terms, Start::Accumulate),
@@ -125,13 +125,13 @@ impl Slot {
 }
 
 /// A result that no gradient flows through.
-pub fn constant(values: Vec<f32>, shape: Shape) -> Result<Tensor> {
+pub(crate) fn constant(values: Vec<f32>, shape: Shape) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &candle_core::Device::Cpu)
 }
 
 /// The result of an operation as a tensor: part of the tape or of candle's graph if an input is
 /// tracked.
-pub fn node<O: Operation>(
+pub(crate) fn node<O: Operation>(
     op: O,
     inputs: &[&Tensor],
     values: Vec<f32>,

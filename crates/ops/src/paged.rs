@@ -375,7 +375,7 @@ fn softmax(scores: &mut [f32; PAGE], seen: &Range<usize>, most: f32, sum: f32) -
 
 multiversion! {
     /// `x = e^(x − shift)`; returns the sum.
-    pub fn powers(x: &mut [f32; PAGE], shift: f32) -> f32 {
+    pub(crate) fn powers(x: &mut [f32; PAGE], shift: f32) -> f32 {
         let mut sums = [0f32; 16];
         for half in x.chunks_exact_mut(16) {
             for (x, sum) in half.iter_mut().zip(&mut sums) {

@@ -9,7 +9,7 @@ use crate::operation::{Buffer, Operation, Slot, node};
 use crate::profile;
 
 /// See [`crate::rope`].
-pub fn rope(
+pub(crate) fn rope(
     x: &Tensor,
     cos: &Tensor,
     sin: &Tensor,
@@ -77,7 +77,7 @@ impl Operation for Rope {
 
 multiversion! {
     /// Turns the two halves of each head by one position's angles.
-    pub fn turn_heads(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], direction: f32) {
+    pub(crate) fn turn_heads(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], direction: f32) {
         let half = cos.len();
         let sin = &sin[..half];
         for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {

@@ -175,7 +175,7 @@ impl Setup {
     ///
     /// # Errors
     /// As [`Setup::ensure`].
-    pub fn ensure_mistral_rs(&self) -> Result<()> {
+    pub(crate) fn ensure_mistral_rs(&self) -> Result<()> {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }

@@ -53,7 +53,7 @@ pub struct Sizes {
 /// See [`crate::attention`].
 ///
 /// `first` is [`crate::Attention::first_keys`], `bf16` what products are computed in.
-pub fn attention(
+pub(crate) fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -99,7 +99,7 @@ pub fn attention(
 
 /// Keys or values: each batch row's `[s, hkv, d]` is contiguous, the rows lie `row` apart.
 #[derive(Clone, Copy)]
-pub struct Keys<'a> {
+pub(crate) struct Keys<'a> {
     data: &'a [f32],
     row: usize,
     sizes: Sizes,
@@ -107,7 +107,7 @@ pub struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     /// Of a contiguous tensor.
-    pub fn new(data: &'a [f32], sizes: Sizes) -> Self {
+    pub(crate) fn new(data: &'a [f32], sizes: Sizes) -> Self {
         Self { data, row: sizes.s * sizes.hkv * sizes.d, sizes }
     }
 
@@ -122,7 +122,7 @@ impl<'a> Keys<'a> {
     }
 
     /// From the first value of one key of one head on.
-    pub fn at(&self, row: usize, key: usize, head: usize) -> &'a [f32] {
+    pub(crate) fn at(&self, row: usize, key: usize, head: usize) -> &'a [f32] {
         &self.data[row * self.row + (key * self.sizes.hkv + head) * self.sizes.d..]
     }
 }
@@ -595,7 +595,7 @@ fn softmax_backward(
 
 multiversion! {
     /// The keys that the query sees.
-    pub fn softmax_backward_plain(weights: &mut [f32], slopes: &mut [f32], log_sum: f32, along: f32, scale: f32) {
+    pub(crate) fn softmax_backward_plain(weights: &mut [f32], slopes: &mut [f32], log_sum: f32, along: f32, scale: f32) {
         for (weight, slope) in weights.iter_mut().zip(slopes) {
             *weight = math::exp(*weight - log_sum);
             *slope = *weight * (*slope - along) * scale;
@@ -605,7 +605,7 @@ multiversion! {
 
 multiversion! {
     /// Adds rows of `d` values that lie side by side to rows that lie `stride` apart.
-    pub fn gather(to: &mut [f32], from: &[f32], offset: usize, stride: usize, d: usize) {
+    pub(crate) fn gather(to: &mut [f32], from: &[f32], offset: usize, stride: usize, d: usize) {
         for (key, from) in from.chunks_exact(d).enumerate() {
             let at = offset + key * stride;
             for (to, from) in to[at..at + d].iter_mut().zip(from) {

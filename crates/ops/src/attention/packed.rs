@@ -87,7 +87,7 @@ fn queries<'a>(
 /// The result `[b, t, h·d]` and the logarithms of the denominators `[b, h, t]`, to base 2.
 ///
 /// The processor has what the kernel is made of, and `scale` is positive.
-pub fn forward<K: Kernel>(
+pub(super) fn forward<K: Kernel>(
     q: &[f32],
     k: Keys,
     v: Keys,
@@ -133,7 +133,7 @@ pub fn forward<K: Kernel>(
 
 /// What the backward pass reads of the forward pass.
 #[derive(Clone, Copy)]
-pub struct Kept<'a> {
+pub(super) struct Kept<'a> {
     /// `[b, t, h, d]`
     pub q: &'a [f32],
     /// `[b, s, hkv, d]`
@@ -147,7 +147,7 @@ pub struct Kept<'a> {
 }
 
 /// The gradients of q, k and v.
-pub fn gradients<K: Kernel>(
+pub(super) fn gradients<K: Kernel>(
     kept: Kept,
     dy: &[f32],
     first: &[usize],

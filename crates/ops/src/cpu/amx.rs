@@ -642,9 +642,11 @@ impl Element for f32 {
         count: usize,
     ) -> [__m512i; PARTS] {
         let mask = ((1u32 << count.min(16)) - 1) as u16;
-        // SAFETY: as in `load`.
         split(rows.map(|row| {
-            row.map_or(_mm512_setzero_ps(), |at| unsafe { _mm512_maskz_loadu_ps(mask, at) })
+            row.map_or(_mm512_setzero_ps(), |at| {
+                // SAFETY: the caller's promise, as in `load`; masked lanes are not read.
+                unsafe { _mm512_maskz_loadu_ps(mask, at) }
+            })
         }))
     }
 }
@@ -667,12 +669,12 @@ impl Element for half::bf16 {
         rows: [Option<*const Self>; 2],
         count: usize,
     ) -> [__m512i; PARTS] {
-        // SAFETY: as in `load`.
         let [low, high] = rows.map(|row| {
-            row.map_or(
-                _mm512_setzero_si512(),
-                |at| unsafe { Self::load::<1>(at, count.min(16), 1.) }[0],
-            )
+            row.map_or(_mm512_setzero_si512(), |at| {
+                // SAFETY: the caller's promise, for fewer elements.
+                let [part] = unsafe { Self::load::<1>(at, count.min(16), 1.) };
+                part
+            })
         });
         let mut parts = [_mm512_setzero_si512(); PARTS];
         parts[0] = _mm512_inserti64x4::<1>(low, _mm512_castsi512_si256(high));

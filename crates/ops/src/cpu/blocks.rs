@@ -227,7 +227,7 @@ pub(super) mod simd {
     use super::NF4_LEVELS;
 
     /// A type whose blocks are made of groups of sixteen values.
-    pub trait Groups {
+    pub(in crate::cpu) trait Groups {
         /// Group `index` of a row.
         ///
         /// # Safety
@@ -280,7 +280,7 @@ pub(super) mod simd {
         _mm512_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15)))
     }
 
-    pub struct Q4_0;
+    pub(in crate::cpu) struct Q4_0;
 
     impl Groups for Q4_0 {
         #[inline]
@@ -307,7 +307,7 @@ pub(super) mod simd {
         }
     }
 
-    pub struct Q4_1;
+    pub(in crate::cpu) struct Q4_1;
 
     impl Groups for Q4_1 {
         #[inline]
@@ -334,7 +334,7 @@ pub(super) mod simd {
         }
     }
 
-    pub struct Q8_0;
+    pub(in crate::cpu) struct Q8_0;
 
     impl Groups for Q8_0 {
         #[inline]
@@ -356,7 +356,7 @@ pub(super) mod simd {
         }
     }
 
-    pub struct Nf4;
+    pub(in crate::cpu) struct Nf4;
 
     impl Groups for Nf4 {
         #[inline]

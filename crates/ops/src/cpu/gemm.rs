@@ -405,7 +405,7 @@ mod own {
 
     /// Divides products that are deeper than `most` into passes of at most that depth, and a little
     /// more for a low-rank term.
-    pub fn in_passes(
+    pub(super) fn in_passes(
         most: usize,
         terms: &[Term],
         start: Start,
@@ -438,7 +438,7 @@ mod own {
         one_pass(&pass, start);
     }
 
-    pub fn packed(c: &mut [f32], terms: &[Term], start: Start) {
+    pub(super) fn packed(c: &mut [f32], terms: &[Term], start: Start) {
         in_passes(DEPTH, terms, start, |terms, start| one_pass(c, terms, start));
     }
 

@@ -32,7 +32,7 @@ pub trait Composed: Send + Sync + 'static {
 
 /// `y`, which `op` says how to differentiate, as a part of the tape or of candle's graph if an
 /// input is tracked. `y` is computed from detached inputs, and nothing else holds it.
-pub fn node<O: Composed>(op: O, inputs: &[&Tensor], y: Tensor) -> Result<Tensor> {
+pub(super) fn node<O: Composed>(op: O, inputs: &[&Tensor], y: Tensor) -> Result<Tensor> {
     if !inputs.iter().any(|input| input.track_op()) {
         return Ok(y.detach());
     }

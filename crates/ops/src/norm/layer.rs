@@ -11,7 +11,7 @@ use crate::operation::{Buffer, Operation, Slot, node};
 use crate::{norm, profile};
 
 /// See [`crate::layer_norm`].
-pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+pub(crate) fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
     let (x, w, b, eps) = (x.contiguous()?, w.contiguous()?, b.contiguous()?, eps as f32);
     let y = forward(&Values::of(&x)?, &Values::of(&w)?, &Values::of(&b)?, eps);
     let shape = x.shape().clone();
@@ -94,7 +94,7 @@ fn statistics(x: &[f32], eps: f32) -> (f32, f32) {
 
 multiversion! {
     /// `y = (x − mean) · i · w + b` with `i = 1/√(variance + eps)`, row by row.
-    pub fn forward_rows(y: &mut [f32], x: &[f32], w: &[f32], b: &[f32], eps: f32) {
+    pub(super) fn forward_rows(y: &mut [f32], x: &[f32], w: &[f32], b: &[f32], eps: f32) {
         let n = w.len();
         let b = &b[..n];
         for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
@@ -109,7 +109,7 @@ multiversion! {
 multiversion! {
     /// With `h = (x − mean) · i` and `g = w∘dy`: `dx = (g − mean(g) − h · mean(g∘h)) · i`, added to
     /// `dx` if `accumulate`; `dw += dy∘h` and `db += dy` unless they are empty.
-    pub fn backward_rows(
+    pub(super) fn backward_rows(
         dx: &mut [f32], accumulate: bool, dw: &mut [f32], db: &mut [f32], x: &[f32], w: &[f32], dy: &[f32], eps: f32,
     ) {
         let n = w.len();

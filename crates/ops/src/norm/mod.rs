@@ -3,8 +3,8 @@
 mod layer;
 mod rms;
 
-pub use layer::layer_norm;
-pub use rms::rms_norm;
+pub(crate) use layer::layer_norm;
+pub(crate) use rms::rms_norm;
 
 use rayon::prelude::*;
 
@@ -13,7 +13,7 @@ use crate::cpu::math::add_scaled;
 use crate::cpu::{CHUNK, uninit};
 
 /// Some rows of a backward pass.
-pub struct Rows<'a> {
+pub(crate) struct Rows<'a> {
     /// Their gradient, to be written or, if `accumulate`, added to.
     pub dx: &'a mut [f32],
     /// Whether `dx` holds a sum already.
@@ -26,7 +26,7 @@ pub struct Rows<'a> {
 
 /// The gradient of `x`, rows of `n`, added to `before`; and those of `P` parameters of the size of
 /// a row if they are `trained` (empty otherwise), to which `work` adds what its rows give.
-pub fn backward<const P: usize>(
+pub(crate) fn backward<const P: usize>(
     before: Option<Vec<f32>>,
     x: &[f32],
     dy: &[f32],

@@ -11,7 +11,7 @@ use crate::operation::{Buffer, Operation, Slot, node};
 use crate::{norm, profile};
 
 /// See [`crate::rms_norm`].
-pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+pub(crate) fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     let (x, w, eps) = (x.contiguous()?, w.contiguous()?, eps as f32);
     let y = forward(&Values::of(&x)?, &Values::of(&w)?, eps);
     let shape = x.shape().clone();
@@ -74,7 +74,7 @@ fn forward(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
 
 multiversion! {
     /// `y = x / √(mean(x²) + eps) · w`, row by row.
-    pub fn forward_rows(y: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+    pub(super) fn forward_rows(y: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
         let n = w.len();
         for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
             let inverse = 1. / (lanes(n, |i| x[i] * x[i]) / n as f32 + eps).sqrt();
@@ -88,7 +88,7 @@ multiversion! {
 multiversion! {
     /// `dx = (w∘dy − x · mean(w∘dy∘x) · i²) · i` with `i = 1/√(mean(x²) + eps)`; added to `dx` if
     /// `accumulate`; `dw += dy∘x·i` unless `dw` is empty.
-    pub fn backward_rows(dx: &mut [f32], accumulate: bool, dw: &mut [f32], x: &[f32], w: &[f32], dy: &[f32], eps: f32) {
+    pub(super) fn backward_rows(dx: &mut [f32], accumulate: bool, dw: &mut [f32], x: &[f32], w: &[f32], dy: &[f32], eps: f32) {
         let n = w.len();
         for ((dx, x), dy) in dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(dy.chunks_exact(n)) {
             let inverse = 1. / (lanes(n, |i| x[i] * x[i]) / n as f32 + eps).sqrt();

@@ -2,10 +2,10 @@
 
 use std::error::Error;
 
-pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Processor time that this process has used, to a hundredth of a second.
-pub fn cpu_secs() -> Result<f64> {
+pub(crate) fn cpu_secs() -> Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // The program's name, in brackets, may hold anything; user and system time are the 12th and
     // 13th field behind it.
@@ -18,7 +18,7 @@ pub fn cpu_secs() -> Result<f64> {
 }
 
 /// The most memory that this process ever held, in units of 10⁶ bytes.
-pub fn peak_rss_mb() -> Result<f64> {
+pub(crate) fn peak_rss_mb() -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib: f64 = line
