@@ -47,6 +47,20 @@ struct Text {
     rest: Vec<u32>,
 }
 
+impl Text {
+    /// How many positions it takes.
+    fn end(&self) -> usize {
+        self.overlay.positions_before() + self.context.len() + self.rest.len() - 1
+    }
+}
+
+/// Some tokens of a text, and how many positions the whole text takes.
+struct Part<'a> {
+    overlay: &'a Arc<Overlay>,
+    ids: &'a [u32],
+    end: usize,
+}
+
 /// The probability of a token: its logarithm, and whether it is the likeliest.
 type Scored = (f32, bool);
 
@@ -230,7 +244,7 @@ impl Model {
         let mut wanted = Vec::new();
         for (group, (context, hidden)) in groups.iter().zip(contexts.iter().zip(&last)) {
             for index in group {
-                wanted.push((hidden.clone(), &context.0.overlay, texts[*index].rest[0], *index));
+                wanted.push((hidden.clone(), context.overlay, texts[*index].rest[0], *index));
             }
         }
         self.score_rows(&wanted, scores)?;
@@ -253,15 +267,15 @@ impl Model {
                 chunk.extend(rest.next());
             }
             let (indices, caches): (Vec<usize>, Vec<TextCache>) = chunk.into_iter().unzip();
-            let asked: Vec<(&Text, usize, usize)> = indices
+            let asked: Vec<Part<'_>> = indices
                 .iter()
                 .map(|index| {
                     let text = &texts[*index];
-                    (text, text.rest.len() - 1, self.end_of(text))
+                    let ids = &text.rest[..text.rest.len() - 1];
+                    Part { overlay: &text.overlay, ids, end: text.end() }
                 })
                 .collect();
-            let ids = |text: &Text, from: usize, to: usize| text.rest[from..to].to_vec();
-            self.prefilled(pages, &asked, caches, &ids, &mut |at, from, hidden| {
+            self.prefilled(pages, &asked, caches, &mut |at, from, hidden| {
                 let text = &texts[indices[at]];
                 let mut wanted = Vec::new();
                 for row in 0..hidden.dim(0)? {
@@ -274,35 +288,29 @@ impl Model {
         Ok(())
     }
 
-    fn end_of(&self, text: &Text) -> usize {
-        text.overlay.positions_before() + text.context.len() + text.rest.len() - 1
-    }
-
     /// Texts through the decoder, in passes of a chunk of each. Gives the caches back, and the hidden
     /// state of each text's last token; `each` sees the hidden states of some tokens of one text,
     /// from the given one on.
-    #[allow(clippy::type_complexity)]
     fn prefilled(
         &self,
         pages: &Pages,
-        texts: &[(&Text, usize, usize)],
+        parts: &[Part<'_>],
         mut caches: Vec<TextCache>,
-        ids: &dyn Fn(&Text, usize, usize) -> Vec<u32>,
         each: &mut dyn FnMut(usize, usize, &Tensor) -> Result<()>,
     ) -> Result<(Vec<TextCache>, Vec<Tensor>)> {
         let stop = self.snapshot().stop().clone();
-        let mut done = vec![0; texts.len()];
-        let mut last: Vec<Option<Tensor>> = vec![None; texts.len()];
+        let mut done = vec![0; parts.len()];
+        let mut last: Vec<Option<Tensor>> = vec![None; parts.len()];
         loop {
             let mut room = CHUNK;
             let mut chosen = Vec::new();
-            for (at, (text, count, end)) in texts.iter().enumerate() {
+            for (at, part) in parts.iter().enumerate() {
                 // A text without tokens has its virtual ones.
                 let begins = caches[at].len() == 0;
-                let more = (count - done[at]).min(room);
+                let more = (part.ids.len() - done[at]).min(room);
                 if more > 0 || (begins && last[at].is_none()) {
-                    let virtual_tokens = if begins { text.overlay.virtual_count() } else { 0 };
-                    chosen.push((at, ids(text, done[at], done[at] + more), virtual_tokens, *end));
+                    let before = if begins { part.overlay.virtual_count() } else { 0 };
+                    chosen.push((at, &part.ids[done[at]..done[at] + more], before));
                     room -= more;
                 }
             }
@@ -311,11 +319,11 @@ impl Model {
             }
             let tokens: Vec<Tokens<'_>> = chosen
                 .iter()
-                .map(|(at, ids, virtual_tokens, end)| Tokens {
-                    overlay: &texts[*at].0.overlay,
-                    virtual_tokens: 0..*virtual_tokens,
+                .map(|(at, ids, before)| Tokens {
+                    overlay: parts[*at].overlay,
+                    virtual_tokens: 0..*before,
                     ids,
-                    end: *end,
+                    end: parts[*at].end,
                 })
                 .collect();
             let given = chosen
@@ -325,9 +333,9 @@ impl Model {
             let (filled, hidden) =
                 Rows::Prefill.during(|| self.pass_over(pages, &stop, &tokens, given))?;
             let mut row = 0;
-            for ((at, ids, virtual_tokens, _), cache) in chosen.iter().zip(filled) {
+            for ((at, ids, before), cache) in chosen.iter().zip(filled) {
                 caches[*at] = cache;
-                row += virtual_tokens;
+                row += before;
                 if !ids.is_empty() {
                     each(*at, done[*at], &hidden.narrow(0, row, ids.len())?)?;
                 }

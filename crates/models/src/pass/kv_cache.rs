@@ -502,4 +502,19 @@ mod tests {
         drop(cache.into_texts());
         assert_eq!(lock(&pool.free).len(), free + 3);
     }
+
+    /// Keys and values of 32 texts of 2,000 tokens, as SmolLM2-135M has them.
+    #[test]
+    fn pages_are_little_more_than_what_is_written_to_them() {
+        let (blocks, heads, d) = (30, 3, 64);
+        for (dtype, bytes) in [(DType::F32, 4), (DType::BF16, 2)] {
+            let pages = Pages::new(blocks, (heads, d), (DType::F32, dtype), &Device::Cpu);
+            let tokens = 2000;
+            let mut text = pages.text();
+            text.reserve(tokens, &pages).unwrap();
+            let (held, needed) =
+                (text.pages.len() * pages.page_bytes(), tokens * 2 * blocks * heads * d * bytes);
+            assert!(held as f64 <= 1.05 * needed as f64, "{held} for {needed}");
+        }
+    }
 }
