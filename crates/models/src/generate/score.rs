@@ -228,18 +228,16 @@ impl Model {
         pages: &Pages,
         scores: &mut [Vec<Scored>],
     ) -> Result<()> {
-        let contexts: Vec<(&Text, usize, usize)> = groups
+        let contexts: Vec<Part<'_>> = groups
             .iter()
             .map(|group| {
-                let text = &texts[group[0]];
-                let end = group.iter().map(|index| self.end_of(&texts[*index])).max();
-                (text, text.context.len(), end.unwrap_or(0))
+                let Text { overlay, context, .. } = &texts[group[0]];
+                let end = group.iter().map(|index| texts[*index].end()).max();
+                Part { overlay, ids: context, end: end.unwrap_or(0) }
             })
             .collect();
         let empty = contexts.iter().map(|_| pages.text()).collect();
-        let ids = |text: &Text, from: usize, to: usize| text.context[from..to].to_vec();
-        let (caches, last) =
-            self.prefilled(pages, &contexts, empty, &ids, &mut |_, _, _| Ok(()))?;
+        let (caches, last) = self.prefilled(pages, &contexts, empty, &mut |_, _, _| Ok(()))?;
         // The first token of each continuation follows its context.
         let mut wanted = Vec::new();
         for (group, (context, hidden)) in groups.iter().zip(contexts.iter().zip(&last)) {
