@@ -38,7 +38,8 @@ pub use families::llama::LlamaConfig;
 pub use families::phi3::Phi3Config;
 pub use families::{Family, known_architectures};
 pub use generate::engine::{
-    Engine, EngineConfig, Event, Finish, FinishReason, Request, RequestId, Usage,
+    EngineConfig, Finish, FinishReason, GenerationEngine, GenerationEvent, GenerationRequest,
+    RequestId, TokenUsage,
 };
 pub use generate::score::LogLikelihood;
 pub use generate::service::EngineHandle;

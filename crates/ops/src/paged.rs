@@ -541,12 +541,12 @@ macro_rules! versions {
                     add_of::<false, Q, $cell>(outs, factors, weights, values);
                 }
                 match crate::cpu::level() {
-                    // SAFETY: `level` asked the processor.
                     crate::cpu::Level::Avx512 => {
+                        // SAFETY: `level` asked the processor.
                         return unsafe { avx512(outs, factors, weights, values) };
                     }
-                    // SAFETY: as above.
                     crate::cpu::Level::Avx2 => {
+                        // SAFETY: as above.
                         return unsafe { avx2(outs, factors, weights, values) };
                     }
                     crate::cpu::Level::Baseline => {}

@@ -33,10 +33,10 @@ mod own {
     };
     pub use tunebook_models::{
         BestDevice, ChatTemplate, ChatTokenizer, Completion, Config as ModelConfig, DEFAULT_MODEL,
-        Digits, Engine, EngineConfig, EngineHandle, Error as ModelError, Event, Finish,
-        FinishReason, GenerationConfig, Gguf, GgufArray, GgufType, GgufValue, LogLikelihood,
-        Message, Model, Quantization, Request, RequestId, TokenizedText, Tokenizer, Usage,
-        models_dir,
+        Digits, EngineConfig, EngineHandle, Error as ModelError, Finish, FinishReason,
+        GenerationConfig, GenerationEngine, GenerationEvent, GenerationRequest, Gguf, GgufArray,
+        GgufType, GgufValue, LogLikelihood, Message, Model, Quantization, RequestId, TokenUsage,
+        TokenizedText, Tokenizer, models_dir,
     };
     pub use tunebook_progress::{
         Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, interrupt, progress,

@@ -1,6 +1,6 @@
 //! The engine that answers: requests join and leave at any time.
 //!
-//! [`Engine::step`] does one round: a chunk of the prompts that are not computed yet, so that a long
+//! [`GenerationEngine::step`] does one round: a chunk of the prompts that are not computed yet, so that a long
 //! one does not keep the others waiting, and the next token of every answer that has begun. Keys and
 //! values lie in pages that each answer has for itself, so answers of any length stand side by side
 //! without padding; one that ends gives its pages back at once.
@@ -29,7 +29,7 @@ use crate::pass::kv_cache::{Pages, TextCache};
 use crate::pass::overlay::Overlay;
 use crate::pass::snapshot::Snapshot;
 
-/// How an [`Engine`] works.
+/// How an [`GenerationEngine`] works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
     /// The most answers at a time; more requests wait until one has ended.
@@ -48,7 +48,7 @@ impl Default for EngineConfig {
 
 /// A prompt to answer.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct GenerationRequest {
     prompt: Vec<u32>,
     config: GenerationConfig,
     overlay: Option<Arc<Overlay>>,
@@ -57,7 +57,7 @@ pub struct Request {
     number: usize,
 }
 
-impl Request {
+impl GenerationRequest {
     /// A prompt as token ids. `batch_size` of the config has no meaning here.
     pub fn new(prompt: impl Into<Vec<u32>>, config: &GenerationConfig) -> Self {
         let (prompt, config) = (prompt.into(), config.clone());
@@ -107,7 +107,7 @@ pub enum FinishReason {
 
 /// What an answer has cost, in tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct TokenUsage {
     /// Of the prompt.
     pub prompt_tokens: usize,
     /// Of the prompt, those whose keys and values another prompt had computed.
@@ -122,12 +122,12 @@ pub struct Finish {
     /// Why it ended.
     pub reason: FinishReason,
     /// What it has cost.
-    pub usage: Usage,
+    pub usage: TokenUsage,
 }
 
 /// A token of an answer, or its end, or both.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Event {
+pub struct GenerationEvent {
     /// Whose answer.
     pub id: RequestId,
     /// Which of its answers, below `num_return_sequences`.
@@ -149,7 +149,7 @@ pub struct Event {
 struct Answer {
     id: RequestId,
     answer: usize,
-    request: Arc<Request>,
+    request: Arc<GenerationRequest>,
     overlay: Arc<Overlay>,
     /// The prompt and the answer so far.
     ids: Vec<u32>,
@@ -195,8 +195,8 @@ impl Answer {
         &self.ids[at(page * PAGE)..at((page + 1) * PAGE)]
     }
 
-    fn usage(&self) -> Usage {
-        Usage {
+    fn usage(&self) -> TokenUsage {
+        TokenUsage {
             prompt_tokens: self.request.prompt.len(),
             cached_tokens: self.cached,
             completion_tokens: self.completion,
@@ -206,15 +206,15 @@ impl Answer {
 
 /// Answers many requests at a time with one model.
 ///
-/// One thread owns it; [`Engine::spawn`] gives it a thread of its own and takes requests from
+/// One thread owns it; [`GenerationEngine::spawn`] gives it a thread of its own and takes requests from
 /// others.
 ///
 /// ```no_run
-/// use tunebook_models::{BestDevice, Device, Engine, GenerationConfig, Model, Request};
+/// use tunebook_models::{BestDevice, Device, GenerationEngine, GenerationConfig, Model, GenerationRequest};
 /// let model = Model::load("SmolLM2-135M-Instruct", &Device::best()?)?;
-/// let mut engine = Engine::new(&model, Default::default());
+/// let mut engine = GenerationEngine::new(&model, Default::default());
 /// let prompt = model.tokenizer().encode_with_special_tokens("The capital of France is")?;
-/// engine.insert(Request::new(prompt, &GenerationConfig::default()))?;
+/// engine.insert(GenerationRequest::new(prompt, &GenerationConfig::default()))?;
 /// while !engine.is_empty() {
 ///     for event in engine.step()? {
 ///         print!("{}", event.text);
@@ -222,18 +222,18 @@ impl Answer {
 /// }
 /// # Ok::<(), tunebook_models::Error>(())
 /// ```
-pub struct Engine {
+pub struct GenerationEngine {
     model: Model,
     config: EngineConfig,
     pages: Pages,
     prefix: PrefixCache,
-    waiting: VecDeque<(RequestId, Request, Arc<Overlay>)>,
+    waiting: VecDeque<(RequestId, GenerationRequest, Arc<Overlay>)>,
     answers: Vec<Answer>,
     next_id: u64,
     error: Option<Error>,
 }
 
-impl Engine {
+impl GenerationEngine {
     /// An engine without requests. Requests that name no overlay are answered as this handle of the
     /// model answers when they are inserted.
     pub fn new(model: &Model, config: EngineConfig) -> Self {
@@ -258,7 +258,7 @@ impl Engine {
     /// # Errors
     /// When the prompt is empty, has an id outside the vocabulary or leaves no room in the context;
     /// when a setting is out of range.
-    pub fn insert(&mut self, request: Request) -> Result<RequestId> {
+    pub fn insert(&mut self, request: GenerationRequest) -> Result<RequestId> {
         let overlay = request.overlay.clone().unwrap_or_else(|| self.model.overlay());
         check(&self.model, &request.prompt, &overlay)?;
         request.config.validate()?;
@@ -301,7 +301,7 @@ impl Engine {
     /// # Errors
     /// When a pass fails as a whole, as when the device has no room. All requests are dropped then.
     /// An answer that fails alone ends with [`FinishReason::Failed`].
-    pub fn step(&mut self) -> Result<Vec<Event>> {
+    pub fn step(&mut self) -> Result<Vec<GenerationEvent>> {
         let mut events = Vec::new();
         let result = self.round(&mut events);
         match result {
@@ -318,7 +318,7 @@ impl Engine {
         }
     }
 
-    fn round(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    fn round(&mut self, events: &mut Vec<GenerationEvent>) -> Result<()> {
         if self.stop().requested() {
             return self.end_all(events);
         }
@@ -344,10 +344,11 @@ impl Engine {
     }
 
     /// Ends everything, as Stop asks.
-    fn end_all(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    fn end_all(&mut self, events: &mut Vec<GenerationEvent>) -> Result<()> {
         while let Some((id, request, _)) = self.waiting.pop_front() {
             for answer in 0..request.config.num_return_sequences {
-                let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
+                let usage =
+                    TokenUsage { prompt_tokens: request.prompt.len(), ..TokenUsage::default() };
                 let finish = Finish { reason: FinishReason::Interrupted, usage };
                 events.push(ended(id, answer, finish));
             }
@@ -359,7 +360,7 @@ impl Engine {
     }
 
     /// Lets requests begin while there is room.
-    fn admit(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    fn admit(&mut self, events: &mut Vec<GenerationEvent>) -> Result<()> {
         while let Some((_, request, _)) = self.waiting.front() {
             let count = self.answers.len() + request.config.num_return_sequences;
             if count > self.config.max_batch_size && !self.answers.is_empty() {
@@ -393,14 +394,14 @@ impl Engine {
         Ok(())
     }
 
-    fn sampler(&self, request: &Request, answer: usize) -> Sampler {
+    fn sampler(&self, request: &GenerationRequest, answer: usize) -> Sampler {
         let config = &request.config;
         let number = request.number * config.num_return_sequences + answer;
         Sampler::new(config, number, &request.prompt, self.model.config().vocab_size)
     }
 
     /// Computes the next chunk of prompts.
-    fn prefill(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    fn prefill(&mut self, events: &mut Vec<GenerationEvent>) -> Result<()> {
         let mut room = self.config.prefill_chunk_size.max(1);
         self.prefix.check(self.model.weights_version());
         // The places of the answers in this pass, and how many inputs of each.
@@ -512,7 +513,7 @@ impl Engine {
     }
 
     /// Computes the next token of all answers that have begun.
-    fn decode(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    fn decode(&mut self, events: &mut Vec<GenerationEvent>) -> Result<()> {
         if let Some(most) = self.model.decoder().cache_ends_at() {
             for answer in &mut self.answers {
                 // A text has outgrown the angles that it began with, so its keys are computed anew.
@@ -571,7 +572,7 @@ impl Engine {
         &mut self,
         hidden: &Tensor,
         chosen: &[(usize, usize)],
-        events: &mut Vec<Event>,
+        events: &mut Vec<GenerationEvent>,
     ) -> Result<()> {
         if chosen.is_empty() {
             return Ok(());
@@ -618,7 +619,12 @@ impl Engine {
     }
 
     /// An answer's next token.
-    fn take(&mut self, index: usize, choice: Choice, events: &mut Vec<Event>) -> Result<()> {
+    fn take(
+        &mut self,
+        index: usize,
+        choice: Choice,
+        events: &mut Vec<GenerationEvent>,
+    ) -> Result<()> {
         let answer = &mut self.answers[index];
         answer.completion += 1;
         if self.model.is_end(choice.id) && !answer.request.config.ignore_eos {
@@ -633,7 +639,7 @@ impl Engine {
             () if by_context => Some(FinishReason::Context),
             () => Some(FinishReason::Length),
         };
-        let event = Event {
+        let event = GenerationEvent {
             id: answer.id,
             answer: answer.answer,
             token: Some(choice.id),
@@ -655,7 +661,7 @@ impl Engine {
         index: usize,
         reason: FinishReason,
         last: Option<Choice>,
-        events: &mut Vec<Event>,
+        events: &mut Vec<GenerationEvent>,
     ) -> Result<()> {
         let mut answer = self.answers.remove(index);
         let finish = Finish { reason, usage: answer.usage() };
@@ -685,8 +691,8 @@ impl Engine {
     }
 }
 
-pub(super) fn ended(id: RequestId, answer: usize, finish: Finish) -> Event {
-    Event {
+pub(super) fn ended(id: RequestId, answer: usize, finish: Finish) -> GenerationEvent {
+    GenerationEvent {
         id,
         answer,
         token: None,

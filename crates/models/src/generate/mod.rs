@@ -1,6 +1,6 @@
 //! Text from a model: greedy or sampled, one prompt or many at once.
 //!
-//! [`Engine`] does the work; what is here gives it prompts and collects the answers. Who answers is
+//! [`GenerationEngine`] does the work; what is here gives it prompts and collects the answers. Who answers is
 //! fixed when a call begins.
 
 pub(crate) mod config;
@@ -18,7 +18,7 @@ use tunebook_progress::ProgressBar;
 use crate::error::{Error, Result};
 use crate::model::Model;
 pub use config::GenerationConfig;
-use engine::{Engine, EngineConfig, FinishReason, Request, Usage};
+use engine::{EngineConfig, FinishReason, GenerationEngine, GenerationRequest, TokenUsage};
 
 /// Shows text as it comes: the number of the prompt, and the next piece of its text.
 pub(crate) type OnText<'a> = &'a mut dyn FnMut(usize, &str);
@@ -33,7 +33,7 @@ pub struct Completion {
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// What it has cost, in tokens.
-    pub usage: Usage,
+    pub usage: TokenUsage,
     /// For each token of `ids` the natural logarithm of the probability that the model gave it,
     /// before penalty, bias and temperature.
     pub log_probabilities: Vec<f32>,
@@ -58,7 +58,7 @@ pub(crate) fn generate(
             expected: "a text for each overlay of this handle",
         });
     }
-    let mut engine = Engine::new(
+    let mut engine = GenerationEngine::new(
         model,
         EngineConfig { max_batch_size: config.batch_size, ..EngineConfig::default() },
     );
@@ -66,7 +66,7 @@ pub(crate) fn generate(
         ids: Vec::new(),
         text: String::new(),
         finish_reason: FinishReason::Interrupted,
-        usage: Usage::default(),
+        usage: TokenUsage::default(),
         log_probabilities: Vec::new(),
         top_logprobs: Vec::new(),
     };
@@ -74,7 +74,7 @@ pub(crate) fn generate(
     let mut answers = vec![empty; prompts.len() * each];
     let mut numbers = std::collections::HashMap::new();
     for (number, prompt) in prompts.iter().enumerate() {
-        let request = Request::new(prompt.as_slice(), config)
+        let request = GenerationRequest::new(prompt.as_slice(), config)
             .with_overlay(Arc::clone(snapshot.row(number)))
             .numbered(number);
         numbers.insert(engine.insert(request)?, number);

@@ -5,17 +5,20 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread;
 
 use crate::error::{Error, Result};
-use crate::generate::engine::{Engine, Event, Finish, FinishReason, Request, RequestId, Usage};
+use crate::generate::engine::{
+    Finish, FinishReason, GenerationEngine, GenerationEvent, GenerationRequest, RequestId,
+    TokenUsage,
+};
 
-/// Sends requests to an [`Engine`] that has a thread of its own. Clones send to the same engine,
+/// Sends requests to an [`GenerationEngine`] that has a thread of its own. Clones send to the same engine,
 /// which ends when the last of them is dropped and all its requests are answered.
 ///
 /// ```no_run
-/// use tunebook_models::{BestDevice, Device, Engine, GenerationConfig, Model, Request};
+/// use tunebook_models::{BestDevice, Device, GenerationEngine, GenerationConfig, Model, GenerationRequest};
 /// let model = Model::load("SmolLM2-135M-Instruct", &Device::best()?)?;
-/// let engine = Engine::new(&model, Default::default()).spawn();
+/// let engine = GenerationEngine::new(&model, Default::default()).spawn();
 /// let prompt = model.tokenizer().encode_with_special_tokens("The capital of France is")?;
-/// for event in engine.submit(Request::new(prompt, &GenerationConfig::default()))? {
+/// for event in engine.submit(GenerationRequest::new(prompt, &GenerationConfig::default()))? {
 ///     print!("{}", event.text);
 /// }
 /// # Ok::<(), tunebook_models::Error>(())
@@ -26,8 +29,8 @@ pub struct EngineHandle {
 }
 
 struct Command {
-    request: Request,
-    events: Sender<Event>,
+    request: GenerationRequest,
+    events: Sender<GenerationEvent>,
     accepted: Sender<Result<RequestId>>,
 }
 
@@ -36,8 +39,8 @@ impl EngineHandle {
     /// drops the request.
     ///
     /// # Errors
-    /// As [`Engine::insert`]; when the engine's thread has ended.
-    pub fn submit(&self, request: Request) -> Result<Receiver<Event>> {
+    /// As [`GenerationEngine::insert`]; when the engine's thread has ended.
+    pub fn submit(&self, request: GenerationRequest) -> Result<Receiver<GenerationEvent>> {
         let (events, receiver) = mpsc::channel();
         let (accepted, answer) = mpsc::channel();
         let gone = || Error::Argument {
@@ -51,7 +54,7 @@ impl EngineHandle {
     }
 }
 
-impl Engine {
+impl GenerationEngine {
     /// Gives the engine a thread of its own. Nothing that it does is shown in the notebook, and the
     /// notebook's Stop does not end it.
     pub fn spawn(self) -> EngineHandle {
@@ -62,8 +65,8 @@ impl Engine {
     }
 }
 
-fn serve(mut engine: Engine, commands: &Receiver<Command>) {
-    let mut open: HashMap<RequestId, (Sender<Event>, usize)> = HashMap::new();
+fn serve(mut engine: GenerationEngine, commands: &Receiver<Command>) {
+    let mut open: HashMap<RequestId, (Sender<GenerationEvent>, usize)> = HashMap::new();
     loop {
         // With nothing to do it sleeps until somebody asks.
         let mut next = match engine.is_empty() {
@@ -111,7 +114,7 @@ fn serve(mut engine: Engine, commands: &Receiver<Command>) {
                     let _ = sender.send(super::engine::ended(
                         id,
                         0,
-                        Finish { reason, usage: Usage::default() },
+                        Finish { reason, usage: TokenUsage::default() },
                     ));
                 }
             }

@@ -175,6 +175,9 @@ pub struct Slot {
     base: Arc<Linear>,
 }
 
+/// Rows of a batch, the projection that their overlay has in a slot, and their context.
+type GroupProjection<'a> = (&'a Group, Option<&'a Arc<dyn Projection>>, Context<'a>);
+
 impl Slot {
     pub(crate) fn new(index: usize, path: String, base: Linear) -> Self {
         Self { index, path, base: Arc::new(base) }
@@ -291,7 +294,7 @@ impl Slot {
     fn with_low_ranks(
         &self,
         x: &Tensor,
-        groups: &[(&Group, Option<&Arc<dyn Projection>>, Context<'_>)],
+        groups: &[GroupProjection<'_>],
         pass: &Pass<'_>,
     ) -> Result<Option<Tensor>> {
         let mut parts = Vec::with_capacity(groups.len());

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 use tunebook_models::{
-    DType, Device, Engine, EngineConfig, FinishReason, GenerationConfig, Model, Quantization,
-    Request, Tensor, TokenizedText,
+    DType, Device, EngineConfig, FinishReason, GenerationConfig, GenerationEngine,
+    GenerationRequest, Model, Quantization, Tensor, TokenizedText,
 };
 use tunebook_progress::Stop;
 use tunebook_testing::Random;
@@ -17,8 +17,8 @@ fn load(name: &str) -> Model {
     Model::load(golden("logits").join(name).to_str().unwrap(), &Device::Cpu).unwrap()
 }
 
-fn engine(model: &Model, config: EngineConfig) -> Engine {
-    Engine::new(model, config)
+fn engine(model: &Model, config: EngineConfig) -> GenerationEngine {
+    GenerationEngine::new(model, config)
 }
 
 /// Tokens and the bits of their log-probabilities.
@@ -29,7 +29,7 @@ fn alone(model: &Model, prompt: &[u32], config: &GenerationConfig) -> Said {
         model,
         EngineConfig { prefix_cache_bytes: 0, prefill_chunk_size: 4096, ..Default::default() },
     );
-    engine.insert(Request::new(prompt, config)).unwrap();
+    engine.insert(GenerationRequest::new(prompt, config)).unwrap();
     let mut said = Vec::new();
     while !engine.is_empty() {
         for event in engine.step().unwrap() {
@@ -78,7 +78,7 @@ fn company(model: &Model, seed: u64, (count, most, answer): (usize, usize, usize
         if random.below(3) > 0
             && let Some((prompt, config)) = waiting.next()
         {
-            ids.push(engine.insert(Request::new(prompt.as_slice(), config)).unwrap());
+            ids.push(engine.insert(GenerationRequest::new(prompt.as_slice(), config)).unwrap());
         }
         if random.below(12) == 0 && !ids.is_empty() {
             let id = *random.one(&ids);
@@ -136,7 +136,7 @@ fn a_prompt_that_begins_as_another_takes_its_pages() {
     let config = GenerationConfig { max_new_tokens: 4, ignore_eos: true, ..Default::default() };
     let long: Vec<u32> = (0..100).map(|i| i % 50).collect();
     let mut engine = engine(&model, EngineConfig::default());
-    let usage = |engine: &mut Engine| {
+    let usage = |engine: &mut GenerationEngine| {
         let mut usage = Vec::new();
         while !engine.is_empty() {
             let events = engine.step().unwrap();
@@ -146,20 +146,20 @@ fn a_prompt_that_begins_as_another_takes_its_pages() {
         usage.into_iter().map(|(_, usage)| usage).collect::<Vec<_>>()
     };
     // Two at once: the second waits for the first's pages.
-    engine.insert(Request::new(long.clone(), &config)).unwrap();
-    engine.insert(Request::new([&long[..90], &[1, 2, 3]].concat(), &config)).unwrap();
+    engine.insert(GenerationRequest::new(long.clone(), &config)).unwrap();
+    engine.insert(GenerationRequest::new([&long[..90], &[1, 2, 3]].concat(), &config)).unwrap();
     let both = usage(&mut engine);
     assert_eq!((both[0].cached_tokens, both[1].cached_tokens), (0, 90));
     assert_eq!((both[0].prompt_tokens, both[0].completion_tokens), (100, 4));
     // Weights that have changed in place have computed nothing yet.
     model.weights_changed();
-    engine.insert(Request::new(long.clone(), &config)).unwrap();
+    engine.insert(GenerationRequest::new(long.clone(), &config)).unwrap();
     assert_eq!(usage(&mut engine)[0].cached_tokens, 0);
-    engine.insert(Request::new(long.clone(), &config)).unwrap();
+    engine.insert(GenerationRequest::new(long.clone(), &config)).unwrap();
     assert_eq!(usage(&mut engine)[0].cached_tokens, 96);
     // Another overlay, though it does the same.
     let other = std::sync::Arc::default();
-    engine.insert(Request::new(long, &config).with_overlay(other)).unwrap();
+    engine.insert(GenerationRequest::new(long, &config).with_overlay(other)).unwrap();
     assert_eq!(usage(&mut engine)[0].cached_tokens, 0);
 }
 
@@ -240,19 +240,19 @@ fn an_engine_on_its_own_thread_answers_many_askers() {
                 let prompt = vec![asker, 2 * asker + 1, 7];
                 if asker == 3 {
                     // It does not wait for its answer.
-                    drop(handle.submit(Request::new(prompt, config)).unwrap());
+                    drop(handle.submit(GenerationRequest::new(prompt, config)).unwrap());
                     return;
                 }
                 let expected = alone(model, &prompt, config);
-                let events = handle.submit(Request::new(prompt, config)).unwrap();
+                let events = handle.submit(GenerationRequest::new(prompt, config)).unwrap();
                 let said: Vec<u32> = events.iter().filter_map(|event| event.token).collect();
                 assert_eq!(said, expected.iter().map(|(id, _)| *id).collect::<Vec<_>>());
             });
         }
     });
-    assert!(handle.submit(Request::new(Vec::new(), &config)).is_err());
+    assert!(handle.submit(GenerationRequest::new(Vec::new(), &config)).is_err());
     let stop = Stop::new();
-    let events = handle.submit(Request::new(vec![1], &config).with_stop(&stop)).unwrap();
+    let events = handle.submit(GenerationRequest::new(vec![1], &config).with_stop(&stop)).unwrap();
     stop.stop();
     let last = events.iter().last().unwrap();
     let reason = last.finish.unwrap().reason;

@@ -536,11 +536,11 @@ mod wide {
                     }
                     for n in 0..N {
                         let [low, high] = w.values(j + n, p);
-                        for m in 0..M {
-                            sums[m][n] = _mm512_fmadd_ps(x[m][0], low, sums[m][n]);
+                        for (sums, x) in sums.iter_mut().zip(&x) {
+                            sums[n] = _mm512_fmadd_ps(x[0], low, sums[n]);
                         }
-                        for m in 0..M {
-                            sums[m][n] = _mm512_fmadd_ps(x[m][1], high, sums[m][n]);
+                        for (sums, x) in sums.iter_mut().zip(&x) {
+                            sums[n] = _mm512_fmadd_ps(x[1], high, sums[n]);
                         }
                     }
                     p += 32;
@@ -645,10 +645,10 @@ mod wide {
                     for n in 0..N {
                         let at = w.add((j + n) * k + p).cast();
                         let right = _mm512_maskz_loadu_epi16(mask, at);
-                        for m in 0..M {
-                            sums[m][n] = _mm512_dpbf16_ps(
-                                sums[m][n],
-                                std::mem::transmute::<__m512i, __m512bh>(left[m]),
+                        for (sums, left) in sums.iter_mut().zip(left) {
+                            sums[n] = _mm512_dpbf16_ps(
+                                sums[n],
+                                std::mem::transmute::<__m512i, __m512bh>(left),
                                 std::mem::transmute::<__m512i, __m512bh>(right),
                             );
                         }

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use tunebook_models::{Device, Engine, EngineConfig, GenerationConfig, Model, Request, Tensor};
+use tunebook_models::{
+    Device, EngineConfig, GenerationConfig, GenerationEngine, GenerationRequest, Model, Tensor,
+};
 use tunebook_tune::{
     AdaLora, Adapters, Bottleneck, BottleneckInit, CombinationType, Ia3, Lora, LoraInit,
     PrefixTuning, PromptTuning, Stepper, TrainingArgs,
@@ -143,7 +145,7 @@ fn a_mixed_batch_generates_what_each_adapter_does_alone() {
 #[test]
 fn adapters_join_and_leave_a_running_engine() {
     let model = two_adapters();
-    model.add_adapter("ia3", &Ia3::default()).unwrap();
+    model.add_adapter("ia3", Ia3::default()).unwrap();
     change(&model, "ia3", 0.5);
     let houlsby = Bottleneck {
         scaling: 20.0,
@@ -170,10 +172,10 @@ fn adapters_join_and_leave_a_running_engine() {
         .collect();
     let request = |(name, prompt): &(&str, Vec<u32>)| {
         let overlay = model.with_adapter(name).unwrap().overlay();
-        Request::new(prompt.as_slice(), &config).with_overlay(overlay)
+        GenerationRequest::new(prompt.as_slice(), &config).with_overlay(overlay)
     };
     let said = |settings: EngineConfig, requests: &[(&str, Vec<u32>)], every: usize| {
-        let mut engine = Engine::new(&model, settings);
+        let mut engine = GenerationEngine::new(&model, settings);
         let mut said = BTreeMap::<_, Vec<(u32, u32)>>::new();
         let mut waiting = requests.iter();
         let mut step = 0;
