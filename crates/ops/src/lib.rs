@@ -217,6 +217,11 @@ pub fn add_low_rank(
     }
 }
 
+/// Whether [`add_low_rank`] has a form for tensors like this.
+pub fn adds_low_rank(x: &Tensor) -> bool {
+    matches!(form(&[x]), Form::Fused)
+}
+
 /// Root-mean-square normalisation `y = x / √(mean(x²) + eps) · w` over the last dimension
 /// (<https://arxiv.org/abs/1910.07467>), reduced in f32.
 ///

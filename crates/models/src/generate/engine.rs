@@ -32,11 +32,13 @@ use crate::pass::snapshot::Snapshot;
 /// How an [`GenerationEngine`] works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// The most answers at a time; more requests wait until one has ended.
+    /// The most answers at a time; more requests wait until one has ended. A request for more than
+    /// these answers is answered when no other is.
     pub max_batch_size: usize,
     /// The most prompt tokens that one step computes.
     pub prefill_chunk_size: usize,
-    /// The most bytes of keys and values to keep for prompts that begin alike; 0 keeps none.
+    /// The most bytes of keys and values to keep for prompts that begin alike; 0 keeps none. What is
+    /// freed stays with the process for the next prompts.
     pub prefix_cache_bytes: usize,
 }
 
@@ -163,6 +165,8 @@ struct Answer {
     sampler: Sampler,
     stream: TextStream,
     completion: usize,
+    /// The other answers to the prompt are on their way.
+    forked: bool,
 }
 
 impl Answer {
@@ -216,7 +220,7 @@ impl Answer {
 /// let prompt = model.tokenizer().encode_with_special_tokens("The capital of France is")?;
 /// engine.insert(GenerationRequest::new(prompt, &GenerationConfig::default()))?;
 /// while !engine.is_empty() {
-///     for event in engine.step()? {
+///     for event in engine.step() {
 ///         print!("{}", event.text);
 ///     }
 /// }
@@ -230,7 +234,9 @@ pub struct GenerationEngine {
     waiting: VecDeque<(RequestId, GenerationRequest, Arc<Overlay>)>,
     answers: Vec<Answer>,
     next_id: u64,
+    cached: usize,
     error: Option<Error>,
+    base: Arc<Overlay>,
 }
 
 impl GenerationEngine {
@@ -249,7 +255,9 @@ impl GenerationEngine {
             waiting: VecDeque::new(),
             answers: Vec::new(),
             next_id: 0,
+            cached: 0,
             error: None,
+            base: Arc::default(),
         }
     }
 
@@ -257,9 +265,23 @@ impl GenerationEngine {
     ///
     /// # Errors
     /// When the prompt is empty, has an id outside the vocabulary or leaves no room in the context;
-    /// when a setting is out of range.
+    /// when a setting is out of range; when the engine's handle has an overlay for each text and the
+    /// request none.
     pub fn insert(&mut self, request: GenerationRequest) -> Result<RequestId> {
-        let overlay = request.overlay.clone().unwrap_or_else(|| self.model.overlay());
+        let snapshot = self.model.snapshot();
+        let overlay = match &request.overlay {
+            Some(overlay) => overlay,
+            None if snapshot.rows().is_some() => {
+                return Err(Error::Argument {
+                    field: "request",
+                    value: "without an overlay".to_owned(),
+                    expected: "one for each request of a handle that has one for each text",
+                });
+            }
+            None => snapshot.row(0),
+        };
+        // Handles on the base have an overlay each, which all do the same.
+        let overlay = Arc::clone(if overlay.is_base() { &self.base } else { overlay });
         check(&self.model, &request.prompt, &overlay)?;
         request.config.validate()?;
         let id = RequestId(self.next_id);
@@ -288,7 +310,7 @@ impl GenerationEngine {
 
     /// How many prompt tokens were taken from the prefix cache so far.
     pub fn cached_tokens(&self) -> usize {
-        self.prefix.hits()
+        self.cached
     }
 
     /// The error of the last answer that failed by itself.
@@ -298,38 +320,41 @@ impl GenerationEngine {
 
     /// Does one round: a chunk of prompts, and the next token of every answer that has begun.
     ///
-    /// # Errors
-    /// When a pass fails as a whole, as when the device has no room. All requests are dropped then.
-    /// An answer that fails alone ends with [`FinishReason::Failed`].
-    pub fn step(&mut self) -> Result<Vec<GenerationEvent>> {
+    /// An answer that cannot go on ends with [`FinishReason::Failed`]; when a pass fails as a whole,
+    /// as when the device has no room, all do.
+    pub fn step(&mut self) -> Vec<GenerationEvent> {
         let mut events = Vec::new();
-        let result = self.round(&mut events);
-        match result {
-            Ok(()) => Ok(events),
-            Err(Error::Interrupted(_)) => {
-                self.end_all(&mut events)?;
-                Ok(events)
-            }
+        match self.round(&mut events) {
+            Ok(()) => {}
+            Err(Error::Interrupted(_)) => self.end_all(&FinishReason::Interrupted, &mut events),
             Err(error) => {
-                self.waiting.clear();
-                self.answers.clear();
-                Err(error)
+                self.end_all(&FinishReason::Failed(error.to_string()), &mut events);
+                self.error = Some(error);
             }
         }
+        events
     }
 
     fn round(&mut self, events: &mut Vec<GenerationEvent>) -> Result<()> {
         if self.stop().requested() {
-            return self.end_all(events);
+            self.end_all(&FinishReason::Interrupted, events);
+            return Ok(());
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        for (id, request, overlay) in waiting {
+            match request.stop.requested() {
+                true => never_begun(id, &request, &FinishReason::Interrupted, events),
+                false => self.waiting.push_back((id, request, overlay)),
+            }
         }
         let stopped: Vec<usize> = (0..self.answers.len())
             .rev()
             .filter(|index| self.answers[*index].request.stop.requested())
             .collect();
         for index in stopped {
-            self.end(index, FinishReason::Interrupted, None, events)?;
+            self.end(index, FinishReason::Interrupted, None, events);
         }
-        self.admit(events)?;
+        self.admit(events);
         self.prefill(events)?;
         self.decode(events)
     }
@@ -343,26 +368,22 @@ impl GenerationEngine {
         self.model.snapshot().stop().clone()
     }
 
-    /// Ends everything, as Stop asks.
-    fn end_all(&mut self, events: &mut Vec<GenerationEvent>) -> Result<()> {
-        while let Some((id, request, _)) = self.waiting.pop_front() {
-            for answer in 0..request.config.num_return_sequences {
-                let usage =
-                    TokenUsage { prompt_tokens: request.prompt.len(), ..TokenUsage::default() };
-                let finish = Finish { reason: FinishReason::Interrupted, usage };
-                events.push(ended(id, answer, finish));
-            }
-        }
+    /// Ends everything.
+    fn end_all(&mut self, reason: &FinishReason, events: &mut Vec<GenerationEvent>) {
         while !self.answers.is_empty() {
-            self.end(0, FinishReason::Interrupted, None, events)?;
+            self.end(0, reason.clone(), None, events);
         }
-        Ok(())
+        for (id, request, _) in std::mem::take(&mut self.waiting) {
+            never_begun(id, &request, reason, events);
+        }
     }
 
     /// Lets requests begin while there is room.
-    fn admit(&mut self, events: &mut Vec<GenerationEvent>) -> Result<()> {
+    fn admit(&mut self, events: &mut Vec<GenerationEvent>) {
         while let Some((_, request, _)) = self.waiting.front() {
-            let count = self.answers.len() + request.config.num_return_sequences;
+            let coming = |answer: &Answer| if answer.forked { 1 } else { answer.request.answers() };
+            let begun: usize = self.answers.iter().map(coming).sum();
+            let count = begun + request.answers();
             if count > self.config.max_batch_size && !self.answers.is_empty() {
                 break;
             }
@@ -383,15 +404,15 @@ impl GenerationEngine {
                 sampler: self.sampler(&request, 0),
                 stream: TextStream::new(&request.config.stop),
                 completion: 0,
+                forked: false,
                 request: Arc::new(request),
                 overlay,
             };
             self.answers.push(answer);
             if most == 0 {
-                self.end(self.answers.len() - 1, FinishReason::Length, None, events)?;
+                self.end(self.answers.len() - 1, FinishReason::Length, None, events);
             }
         }
-        Ok(())
     }
 
     fn sampler(&self, request: &GenerationRequest, answer: usize) -> Sampler {
@@ -426,7 +447,7 @@ impl GenerationEngine {
         let mut row = 0;
         for (index, count) in &chosen {
             row += count;
-            self.keep_pages(*index, *count);
+            self.keep_pages(*index);
             if !self.answers[*index].in_prefill() {
                 complete.push((*index, row - 1));
             }
@@ -436,7 +457,7 @@ impl GenerationEngine {
         for (index, row) in complete {
             all.push((index, row));
             let more = self.answers[index].request.config.num_return_sequences;
-            if self.answers[index].completion > 0 {
+            if std::mem::replace(&mut self.answers[index].forked, true) {
                 continue;
             }
             for answer in 1..more {
@@ -455,6 +476,7 @@ impl GenerationEngine {
                     sampler: self.sampler(&first.request, answer),
                     stream: first.stream.clone(),
                     completion: 0,
+                    forked: true,
                 };
                 all.push((self.answers.len(), row));
                 self.answers.push(fork);
@@ -472,13 +494,15 @@ impl GenerationEngine {
             return true;
         }
         // At least the last input is computed, for its logits.
-        let inputs = answer.overlay.past_count() + answer.prefill;
+        let past = answer.overlay.past_count();
+        let inputs = past + answer.prefill;
         let pages: Vec<&[u32]> =
             (0..=(inputs - 1) / PAGE).map(|page| answer.tokens_of_page(page)).collect();
         let long = self.model.decoder().cache_ends_at().is_some_and(|most| inputs > most);
-        match self.prefix.find(&answer.overlay, long, &pages) {
+        let fills = inputs.is_multiple_of(PAGE);
+        match self.prefix.find(&answer.overlay, long, &pages, fills) {
             Found::Soon => false,
-            Found::Pages(pages, part, walk) => {
+            Found::Pages(mut pages, part, mut walk) => {
                 let answer = &mut self.answers[index];
                 let before = answer.overlay.positions_before();
                 let whole = pages.len() - usize::from(part > 0);
@@ -488,8 +512,16 @@ impl GenerationEngine {
                     0 => whole * PAGE,
                     part => whole * PAGE + first + part,
                 };
-                let held = held.min(inputs - 1);
-                answer.cached = held.saturating_sub(before);
+                let mut held = held.min(inputs - 1);
+                if held < past {
+                    // A part of what stands before the text is no beginning of it.
+                    (held, pages) = (0, Vec::new());
+                    walk.restart();
+                }
+                if answer.completion == 0 {
+                    answer.cached = held.saturating_sub(before);
+                    self.cached += answer.cached;
+                }
                 answer.cache.begin_with(pages, held);
                 answer.walk = Some(walk);
                 true
@@ -498,13 +530,10 @@ impl GenerationEngine {
     }
 
     /// Keeps the whole pages of a prompt that the pass has filled.
-    fn keep_pages(&mut self, index: usize, count: usize) {
+    fn keep_pages(&mut self, index: usize) {
         let answer = &mut self.answers[index];
         let Some(mut walk) = answer.walk.take() else { return };
-        let (to, from) = (answer.cache.len(), answer.cache.len() - count);
-        // What stands before the text was written with the first inputs.
-        let from = if from <= answer.overlay.past_count() { 0 } else { from };
-        for page in from / PAGE..to / PAGE {
+        for page in walk.pages()..answer.cache.len() / PAGE {
             let tokens = answer.tokens_of_page(page);
             let shared = &answer.cache.pages()[page];
             self.prefix.keep(&mut walk, &answer.overlay, tokens, shared);
@@ -605,12 +634,8 @@ impl GenerationEngine {
         for ((index, _), choice) in chosen.iter().zip(choices).rev() {
             let from = events.len();
             match choice {
-                Ok(choice) => self.take(*index, choice, events)?,
-                Err(error) => {
-                    let reason = FinishReason::Failed(error.to_string());
-                    self.error = Some(error);
-                    self.end(*index, reason, None, events)?;
-                }
+                Ok(choice) => self.take(*index, choice, events),
+                Err(error) => self.fail(*index, error, events),
             }
             answered.push(events.split_off(from));
         }
@@ -619,18 +644,16 @@ impl GenerationEngine {
     }
 
     /// An answer's next token.
-    fn take(
-        &mut self,
-        index: usize,
-        choice: Choice,
-        events: &mut Vec<GenerationEvent>,
-    ) -> Result<()> {
+    fn take(&mut self, index: usize, choice: Choice, events: &mut Vec<GenerationEvent>) {
         let answer = &mut self.answers[index];
         answer.completion += 1;
         if self.model.is_end(choice.id) && !answer.request.config.ignore_eos {
             return self.end(index, FinishReason::Stop, Some(choice), events);
         }
-        let text = answer.stream.push(choice.id, self.model.tokenizer())?.to_owned();
+        let text = match answer.stream.push(choice.id, self.model.tokenizer()) {
+            Ok(text) => text.to_owned(),
+            Err(error) => return self.fail(index, error, events),
+        };
         answer.ids.push(choice.id);
         let (limit, by_context) = answer.limit;
         let reason = match () {
@@ -650,9 +673,15 @@ impl GenerationEngine {
         };
         events.push(event);
         if let Some(reason) = reason {
-            self.end(index, reason, None, events)?;
+            self.end(index, reason, None, events);
         }
-        Ok(())
+    }
+
+    /// Ends an answer that cannot go on.
+    fn fail(&mut self, index: usize, error: Error, events: &mut Vec<GenerationEvent>) {
+        let reason = FinishReason::Failed(error.to_string());
+        self.error = Some(error);
+        self.end(index, reason, None, events);
     }
 
     /// Ends an answer, whose last event may be there already.
@@ -662,10 +691,14 @@ impl GenerationEngine {
         reason: FinishReason,
         last: Option<Choice>,
         events: &mut Vec<GenerationEvent>,
-    ) -> Result<()> {
+    ) {
         let mut answer = self.answers.remove(index);
         let finish = Finish { reason, usage: answer.usage() };
-        let text = answer.stream.finish(self.model.tokenizer())?;
+        // A tokenizer that cannot give the rest of a text has failed the answer before.
+        let text = answer.stream.finish(self.model.tokenizer()).unwrap_or_default();
+        let others = if answer.forked { 1..1 } else { 1..answer.request.answers() };
+        let others = others.map(|other| ended(answer.id, other, finish.clone()));
+        let others: Vec<GenerationEvent> = others.collect();
         match events.last_mut() {
             Some(event)
                 if last.is_none()
@@ -687,11 +720,23 @@ impl GenerationEngine {
                 events.push(event);
             }
         }
-        Ok(())
+        events.extend(others);
     }
 }
 
-pub(super) fn ended(id: RequestId, answer: usize, finish: Finish) -> GenerationEvent {
+/// The ends of all answers to a request that has not begun.
+fn never_begun(
+    id: RequestId,
+    request: &GenerationRequest,
+    reason: &FinishReason,
+    events: &mut Vec<GenerationEvent>,
+) {
+    let usage = TokenUsage { prompt_tokens: request.prompt.len(), ..TokenUsage::default() };
+    let finish = Finish { reason: reason.clone(), usage };
+    events.extend((0..request.answers()).map(|answer| ended(id, answer, finish.clone())));
+}
+
+fn ended(id: RequestId, answer: usize, finish: Finish) -> GenerationEvent {
     GenerationEvent {
         id,
         answer,

@@ -84,7 +84,7 @@ pub(crate) fn generate(
         .then(|| ProgressBar::new("Generating", Some(answers.len() as u64)).unit("answer"));
     let mut written = 0;
     while !engine.is_empty() {
-        for event in engine.step()? {
+        for event in engine.step() {
             let Some(number) = numbers.get(&event.id) else { continue };
             let answer = &mut answers[number * each + event.answer];
             on_text(*number, &event.text);

@@ -14,7 +14,7 @@ use crate::pass::overlay::Overlay;
 /// What the first page of a text depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Root {
-    /// The overlay's address; the cache keeps the overlay, so that no other can have it.
+    /// The overlay's address. Every page keeps its overlay, so that no other can have it.
     overlay: usize,
     /// The text is longer than its family's first angles reach.
     long: bool,
@@ -37,6 +37,7 @@ enum Place {
 struct Kept {
     number: u64,
     page: SomePage,
+    _overlay: Arc<Overlay>,
     last_used: u64,
     /// Pages that follow it.
     followers: usize,
@@ -46,7 +47,6 @@ struct Kept {
 #[derive(Debug, Default)]
 pub(super) struct PrefixCache {
     pages: HashMap<Key, Kept>,
-    overlays: HashMap<usize, Arc<Overlay>>,
     /// Of the weights that computed them.
     version: u64,
     /// The most pages to keep.
@@ -56,8 +56,6 @@ pub(super) struct PrefixCache {
     begun: HashSet<Key>,
     /// The tokens of the pages that follow a place.
     next: HashMap<Place, Vec<Box<[u32]>>>,
-    /// Tokens that were taken instead of computed.
-    hits: usize,
 }
 
 /// A text's way through the cache.
@@ -65,6 +63,22 @@ pub(super) struct PrefixCache {
 pub(super) struct Walk {
     root: Root,
     at: Option<Place>,
+    /// Pages before the place.
+    pages: usize,
+    /// Of the weights when it began.
+    version: u64,
+}
+
+impl Walk {
+    /// How many pages of the text lie behind it.
+    pub(super) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Back to the text's beginning.
+    pub(super) fn restart(&mut self) {
+        (self.at, self.pages) = (self.at.map(|_| Place::Begin(self.root)), 0);
+    }
 }
 
 /// Tokens of a page that are worth sharing without the rest of it.
@@ -84,28 +98,28 @@ impl PrefixCache {
         Self { capacity, ..Self::default() }
     }
 
-    /// How many tokens were taken instead of computed.
-    pub(super) fn hits(&self) -> usize {
-        self.hits
-    }
-
     /// Drops everything when the weights are others than those that computed it.
     pub(super) fn check(&mut self, version: u64) {
         if version != self.version {
             self.pages.clear();
             self.next.clear();
-            self.overlays.clear();
             self.version = version;
         }
         self.begun.clear();
     }
 
-    /// The pages of a text's beginning. `tokens` are those of each page; the last need not fill it,
-    /// and is not taken whole.
-    pub(super) fn find(&mut self, overlay: &Arc<Overlay>, long: bool, tokens: &[&[u32]]) -> Found {
+    /// The pages of a text's beginning. `tokens` are those of each page; the last is not taken whole,
+    /// and is kept for others only if it `fills` its page.
+    pub(super) fn find(
+        &mut self,
+        overlay: &Arc<Overlay>,
+        long: bool,
+        tokens: &[&[u32]],
+        fills: bool,
+    ) -> Found {
         let root = Root { overlay: Arc::as_ptr(overlay) as usize, long };
         let begin = Place::Begin(root);
-        let mut walk = Walk { root, at: Some(begin) };
+        let mut walk = Walk { root, at: Some(begin), pages: 0, version: self.version };
         if self.capacity == 0 {
             walk.at = None;
             return Found::Pages(Vec::new(), 0, walk);
@@ -113,23 +127,21 @@ impl PrefixCache {
         self.clock += 1;
         let mut pages = Vec::new();
         let mut before = begin;
-        let mut taken = 0;
         let Some((last, whole)) = tokens.split_last() else {
             return Found::Pages(pages, 0, walk);
         };
-        let mut rest = *last;
+        let (mut rest, mut fills) = (*last, fills);
         for tokens in whole {
             let key = Key { before, tokens: (*tokens).into() };
             let Some(kept) = self.pages.get_mut(&key) else {
-                rest = tokens;
+                (rest, fills) = (*tokens, true);
                 break;
             };
             kept.last_used = self.clock;
             before = Place::After(kept.number);
             pages.push(kept.page.clone());
-            taken += tokens.len();
         }
-        walk.at = Some(before);
+        (walk.at, walk.pages) = (Some(before), pages.len());
         let alike = |tokens: &[u32]| tokens.iter().zip(rest).take_while(|(a, b)| a == b).count();
         // A page that begins alike; the text's last token is computed in any case.
         let next = self.next.get(&before).into_iter().flatten();
@@ -147,10 +159,10 @@ impl PrefixCache {
             kept.last_used = self.clock;
             pages.push(kept.page.clone());
             part = common;
-            taken += common;
         }
-        self.hits += taken;
-        self.begun.insert(Key { before, tokens: rest.into() });
+        if fills {
+            self.begun.insert(Key { before, tokens: rest.into() });
+        }
         Found::Pages(pages, part, walk)
     }
 
@@ -162,8 +174,12 @@ impl PrefixCache {
         tokens: &[u32],
         page: &SomePage,
     ) {
+        walk.pages += 1;
+        if walk.version != self.version {
+            // The weights have changed since the text began.
+            walk.at = None;
+        }
         let Some(before) = walk.at else { return };
-        self.overlays.entry(walk.root.overlay).or_insert_with(|| Arc::clone(overlay));
         let key = Key { before, tokens: tokens.into() };
         if let Some(kept) = self.pages.get(&key) {
             walk.at = Some(Place::After(kept.number));
@@ -184,7 +200,13 @@ impl PrefixCache {
         }
         walk.at = Some(Place::After(number));
         self.next.entry(before).or_default().push(key.tokens.clone());
-        let kept = Kept { number, page: page.clone(), last_used: number, followers: 0 };
+        let kept = Kept {
+            number,
+            page: page.clone(),
+            _overlay: Arc::clone(overlay),
+            last_used: number,
+            followers: 0,
+        };
         self.pages.insert(key, kept);
     }
 
@@ -210,15 +232,6 @@ impl PrefixCache {
                 kept.followers -= 1;
             }
         }
-        let roots: HashSet<usize> = self
-            .pages
-            .keys()
-            .filter_map(|key| match key.before {
-                Place::Begin(root) => Some(root.overlay),
-                Place::After(_) => None,
-            })
-            .collect();
-        self.overlays.retain(|overlay, _| roots.contains(overlay));
     }
 }
 
@@ -251,14 +264,15 @@ mod tests {
         let (a, b) = (Arc::new(Overlay::default()), Arc::new(Overlay::default()));
         let (first, second) = (page_tokens(0), page_tokens(100));
         let text: [&[u32]; 3] = [&first, &second, &[7]];
-        let (found, part, mut walk) = pages_of(cache.find(&a, false, &text));
+        let (found, part, mut walk) = pages_of(cache.find(&a, false, &text, false));
         assert_eq!((found, part), (0, 0));
-        assert!(matches!(cache.find(&a, false, &text), Found::Soon));
+        assert!(matches!(cache.find(&a, false, &text, false), Found::Soon));
         cache.keep(&mut walk, &a, &first, &page());
+        assert_eq!(Arc::strong_count(&a), 2, "the page keeps what computed it");
         cache.keep(&mut walk, &a, &second, &page());
         let mut find = |overlay: &Arc<Overlay>, long, text: &[&[u32]]| {
             cache.check(0);
-            let (found, part, _) = pages_of(cache.find(overlay, long, text));
+            let (found, part, _) = pages_of(cache.find(overlay, long, text, false));
             (found, part)
         };
         assert_eq!(find(&a, false, &text), (2, 0));
@@ -270,8 +284,23 @@ mod tests {
         assert_eq!(find(&a, true, &text), (0, 0), "other angles");
         assert_eq!(find(&b, false, &text), (0, 0), "another overlay");
         assert_eq!(find(&a, false, &[&second, &[7]]), (0, 0), "another beginning");
+        let (_, _, mut walk) = pages_of(cache.find(&b, false, &text, false));
         cache.check(1);
-        assert_eq!(pages_of(cache.find(&a, false, &text)).0, 0, "other weights");
+        assert_eq!(pages_of(cache.find(&a, false, &text, false)).0, 0, "other weights");
+        cache.keep(&mut walk, &b, &first, &page());
+        cache.check(1);
+        assert_eq!(pages_of(cache.find(&b, false, &text, false)).0, 0, "begun with others");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_page_that_does_not_fill() {
+        let mut cache = PrefixCache::new(8);
+        let a = Arc::new(Overlay::default());
+        let short = page_tokens(0);
+        pages_of(cache.find(&a, false, &[&short[..20]], false));
+        pages_of(cache.find(&a, false, &[&short[..20]], false));
+        pages_of(cache.find(&a, false, &[&short], true));
+        assert!(matches!(cache.find(&a, false, &[&short[..20]], false), Found::Soon));
     }
 
     #[test]
@@ -280,7 +309,8 @@ mod tests {
         let a = Arc::new(Overlay::default());
         let texts = [[page_tokens(0), page_tokens(100)], [page_tokens(200), page_tokens(300)]];
         for text in &texts {
-            let (_, _, mut walk) = pages_of(cache.find(&a, false, &[&text[0], &text[1], &[7]]));
+            let (_, _, mut walk) =
+                pages_of(cache.find(&a, false, &[&text[0], &text[1], &[7]], false));
             for tokens in text {
                 cache.keep(&mut walk, &a, tokens, &page());
             }
@@ -289,7 +319,7 @@ mod tests {
         assert_eq!(cache.pages.len(), 3);
         let mut find = |text: &[Vec<u32>; 2]| {
             cache.check(0);
-            pages_of(cache.find(&a, false, &[&text[0], &text[1], &[7]])).0
+            pages_of(cache.find(&a, false, &[&text[0], &text[1], &[7]], false)).0
         };
         assert_eq!(find(&texts[0]), 1, "its last page has gone");
         assert_eq!(find(&texts[1]), 2);

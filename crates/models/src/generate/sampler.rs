@@ -7,7 +7,7 @@ use tunebook_ops::cpu::math;
 use crate::error::{Error, Result};
 use crate::generate::config::GenerationConfig;
 
-/// Chooses the tokens of one answer, as transformers does: penalty and bias, temperature, `top_k`,
+/// Chooses the tokens of one answer, as transformers does: bias, penalty, temperature, `top_k`,
 /// `top_p`, `min_p`, in this order.
 pub(super) struct Sampler {
     /// `None`: the likeliest token each time.
@@ -84,16 +84,16 @@ impl Sampler {
         Ok(Choice { id, log_probability: logits[id as usize] - log_sum, top })
     }
 
-    /// The penalty, then the bias.
+    /// The bias, then the penalty.
     fn process(&self, logits: &mut [f32]) {
-        let penalty = self.config.repetition_penalty as f32;
-        for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-        }
         for (id, bias) in &self.config.logit_bias {
             if let Some(logit) = logits.get_mut(*id as usize) {
                 *logit += *bias as f32;
             }
+        }
+        let penalty = self.config.repetition_penalty as f32;
+        for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
     }
 }

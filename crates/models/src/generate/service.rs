@@ -5,10 +5,7 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread;
 
 use crate::error::{Error, Result};
-use crate::generate::engine::{
-    Finish, FinishReason, GenerationEngine, GenerationEvent, GenerationRequest, RequestId,
-    TokenUsage,
-};
+use crate::generate::engine::{GenerationEngine, GenerationEvent, GenerationRequest, RequestId};
 
 /// Sends requests to an [`GenerationEngine`] that has a thread of its own. Clones send to the same engine,
 /// which ends when the last of them is dropped and all its requests are answered.
@@ -35,8 +32,8 @@ struct Command {
 }
 
 impl EngineHandle {
-    /// Sends a request. Its events come through the receiver, which ends after the last; dropping it
-    /// drops the request.
+    /// Sends a request, and waits until the engine has taken it, a step at most. Its events come
+    /// through the receiver, which ends after the last; dropping it drops the request.
     ///
     /// # Errors
     /// As [`GenerationEngine::insert`]; when the engine's thread has ended.
@@ -91,32 +88,17 @@ fn serve(mut engine: GenerationEngine, commands: &Receiver<Command>) {
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
             };
         }
-        match engine.step() {
-            Ok(events) => {
-                for event in events {
-                    let id = event.id;
-                    let Some((sender, left)) = open.get_mut(&id) else { continue };
-                    *left -= usize::from(event.finish.is_some());
-                    let done = *left == 0;
-                    let gone = sender.send(event).is_err();
-                    if done || gone {
-                        open.remove(&id);
-                    }
-                    if gone {
-                        engine.remove(id);
-                    }
-                }
+        for event in engine.step() {
+            let id = event.id;
+            let Some((sender, left)) = open.get_mut(&id) else { continue };
+            *left -= usize::from(event.finish.is_some());
+            let done = *left == 0;
+            let gone = sender.send(event).is_err();
+            if done || gone {
+                open.remove(&id);
             }
-            Err(error) => {
-                // The engine has dropped them all.
-                for (id, (sender, _)) in open.drain() {
-                    let reason = FinishReason::Failed(error.to_string());
-                    let _ = sender.send(super::engine::ended(
-                        id,
-                        0,
-                        Finish { reason, usage: TokenUsage::default() },
-                    ));
-                }
+            if gone {
+                engine.remove(id);
             }
         }
     }

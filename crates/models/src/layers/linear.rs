@@ -297,6 +297,9 @@ impl Slot {
         groups: &[GroupProjection<'_>],
         pass: &Pass<'_>,
     ) -> Result<Option<Tensor>> {
+        if !ops::adds_low_rank(x) {
+            return Ok(None);
+        }
         let mut parts = Vec::with_capacity(groups.len());
         for (group, projection, context) in groups {
             let Some(projection) = projection else { continue };

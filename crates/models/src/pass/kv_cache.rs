@@ -141,20 +141,21 @@ impl Pool {
             let more = tensors.pages.max(Self::GROWTH);
             let width = self.shape.heads * self.shape.head_dim;
             let shape = (more * PAGE, width);
-            let grown = |old: &[Tensor]| -> Result<Vec<Tensor>> {
-                (0..self.shape.blocks)
-                    .map(|block| {
-                        let new = Tensor::zeros(shape, self.shape.dtype, &self.device)?;
-                        Ok(match old.get(block) {
-                            Some(old) => Tensor::cat(&[old, &new], 0)?,
-                            None => new,
-                        })
-                    })
-                    .collect()
-            };
-            let (keys, values) = (grown(&tensors.keys)?, grown(&tensors.values)?);
-            free.extend((tensors.pages..tensors.pages + more).rev());
-            *tensors = Tensors { keys, values, pages: tensors.pages + more };
+            let Tensors { keys, values, pages } = &mut *tensors;
+            for block in 0..self.shape.blocks {
+                // One at a time, so that no more than one tensor is there twice.
+                for list in [&mut *keys, &mut *values] {
+                    let new = Tensor::zeros(shape, self.shape.dtype, &self.device)?;
+                    match list.get_mut(block) {
+                        Some(old) if old.dim(0)? > *pages * PAGE => {}
+                        Some(old) => *old = Tensor::cat(&[&*old, &new], 0)?,
+                        None => list.push(new),
+                    }
+                }
+            }
+            // Padding reads the first page, so it stays zero.
+            free.extend(((*pages).max(1)..*pages + more).rev());
+            *pages += more;
         }
         let index = free.pop().unwrap_or(0);
         Ok(PooledPage { index, pool: Arc::clone(self) })

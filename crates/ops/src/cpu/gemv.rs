@@ -85,26 +85,34 @@ fn portable(
     bias: Option<&[f32]>,
     columns: std::ops::Range<usize>,
 ) {
-    let mut wide = vec![0f32; k];
-    for j in columns {
-        let w: &[f32] = match w {
-            Weights::Full(w) => &w[j * k..(j + 1) * k],
+    // A few weight rows at a time meet each row of `x`.
+    const ROWS: usize = 8;
+    let mut wide = vec![0f32; ROWS * k];
+    for first in columns.clone().step_by(ROWS) {
+        let count = ROWS.min(columns.end - first);
+        let rows: &[f32] = match w {
+            Weights::Full(w) => &w[first * k..(first + count) * k],
             Weights::Half(w) => {
-                for (wide, value) in wide.iter_mut().zip(&w[j * k..(j + 1) * k]) {
+                let rows = &w[first * k..(first + count) * k];
+                for (wide, value) in wide.iter_mut().zip(rows) {
                     *wide = value.to_f32();
                 }
                 &wide
             }
             Weights::Blocks(w) => {
-                w.row_into(j, 0, &mut wide);
+                for (j, row) in wide.chunks_exact_mut(k.max(1)).take(count).enumerate() {
+                    w.row_into(first + j, 0, row);
+                }
                 &wide
             }
         };
-        let bias = bias.map(|bias| bias[j]);
         for i in 0..m {
-            let sum = math::dot(&x[i * k..(i + 1) * k], w);
-            // SAFETY: tasks have disjoint columns, i < m and j < n.
-            unsafe { *out.at(i * n + j) = bias.map_or(sum, |bias| sum + bias) };
+            for j in 0..count {
+                let sum = math::dot(&x[i * k..(i + 1) * k], &rows[j * k..(j + 1) * k]);
+                let sum = bias.map_or(sum, |bias| sum + bias[first + j]);
+                // SAFETY: tasks have disjoint columns, i < m and first + j < n.
+                unsafe { *out.at(i * n + first + j) = sum };
+            }
         }
     }
 }
@@ -313,7 +321,9 @@ mod wide {
                 Weights::Half(_) if amx::unit().is_some() => {
                     let width = k.next_multiple_of(32);
                     let mut halves = vec![0u16; m * width];
-                    for (to, from) in halves.chunks_exact_mut(width).zip(x.chunks_exact(k.max(1))) {
+                    for (to, from) in
+                        halves.chunks_exact_mut(width.max(1)).zip(x.chunks_exact(k.max(1)))
+                    {
                         for (to, from) in to.iter_mut().zip(from) {
                             *to = bf16::from_f32(*from).to_bits();
                         }

@@ -160,14 +160,19 @@ fn adapters_join_and_leave_a_running_engine() {
     let dora =
         Lora { use_dora: true, init_lora_weights: false, lora_alpha: 64.0, ..Default::default() };
     model.add_adapter("dora", &dora).unwrap();
-    let names = ["one", "ia3", "bottleneck", "prompt", "prefix", "dora", "two"];
+    // Longer than a page, and as long as one.
+    for (name, num_virtual_tokens) in [("long", 40), ("page", 32)] {
+        let prefix = PrefixTuning { num_virtual_tokens, ..Default::default() };
+        model.add_adapter(name, &prefix).unwrap();
+    }
+    let names = ["one", "ia3", "bottleneck", "prompt", "prefix", "dora", "long", "page", "two"];
     let config = GenerationConfig { max_new_tokens: 12, ignore_eos: true, ..Default::default() };
-    let requests: Vec<(&str, Vec<u32>)> = (0..21usize)
+    let requests: Vec<(&str, Vec<u32>)> = (0..36usize)
         .map(|i| {
-            let length = 2 + (17 * i) % 24;
+            let length = 2 + (17 * i) % if i % 9 < 6 { 24 } else { 9 };
             // Every third begins alike.
             let from = if i % 3 == 0 { 0 } else { 11 * i };
-            (names[i % 7], (0..length).map(|j| ((from + 3 * j) % 250) as u32).collect())
+            (names[i % 9], (0..length).map(|j| ((from + 3 * j) % 250) as u32).collect())
         })
         .collect();
     let request = |(name, prompt): &(&str, Vec<u32>)| {
@@ -185,7 +190,7 @@ fn adapters_join_and_leave_a_running_engine() {
             {
                 engine.insert(request(next)).unwrap();
             }
-            for event in engine.step().unwrap() {
+            for event in engine.step() {
                 let token = event.token.map(|token| (token, event.log_probability.to_bits()));
                 said.entry(event.id).or_default().extend(token);
             }
