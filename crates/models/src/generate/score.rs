@@ -195,9 +195,12 @@ impl Model {
             }
         }
         let mut groups: Vec<Vec<usize>> = Vec::new();
-        let mut places: HashMap<(*const Overlay, &[u32]), usize> = HashMap::new();
+        // The angles of some families depend on the length of the whole text.
+        let most = self.decoder().cache_ends_at();
+        let is_long = |text: &Text| most.is_some_and(|most| text.end() > most);
+        let mut places: HashMap<(*const Overlay, bool, &[u32]), usize> = HashMap::new();
         for (index, text) in texts.iter().enumerate() {
-            let key = (Arc::as_ptr(&text.overlay), text.context.as_slice());
+            let key = (Arc::as_ptr(&text.overlay), is_long(text), text.context.as_slice());
             let group = *places.entry(key).or_insert(groups.len());
             match groups.get_mut(group) {
                 Some(group) => group.push(index),
