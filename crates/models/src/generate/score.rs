@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use tunebook_ops::Rows;
-use tunebook_ops::cpu::math;
+use tunebook_ops::cpu::crew::Each;
+use tunebook_ops::cpu::{Values, math};
 
 use crate::error::{Error, Result};
 use crate::generate::sampler::likeliest;
@@ -23,7 +24,7 @@ use crate::text::conversation::TokenizedText;
 /// Tokens of one pass.
 const CHUNK: usize = 512;
 /// Rows whose logits exist at a time.
-const LOGIT_ROWS: usize = 64;
+const LOGIT_ROWS: usize = 128;
 
 /// How likely a model finds a continuation.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -360,16 +361,16 @@ impl Model {
             let snapshot = Snapshot::of(overlays, self.snapshot().stop().clone());
             let hidden = Tensor::cat(&hidden, 0)?;
             let logits = Rows::Prefill.during(|| self.logits_of(&hidden, &snapshot))?;
-            let logits = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+            let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+            let logits = Values::of(&logits)?;
             let vocab = logits.len() / rows.len();
-            let scored: Vec<Scored> = logits
-                .par_chunks(vocab)
-                .zip(rows)
-                .map(|(logits, (_, _, id, _))| {
+            let mut scored = vec![(0.0, false); rows.len()];
+            logits.par_chunks(vocab).zip(rows).zip(&mut scored).each(
+                |((logits, (_, _, id, _)), scored)| {
                     let own = logits[*id as usize] - math::log_sum_exp(logits);
-                    (own, likeliest(logits) == *id)
-                })
-                .collect();
+                    *scored = (own, likeliest(logits) == *id);
+                },
+            );
             for ((.., index), scored) in rows.iter().zip(scored) {
                 if !scored.0.is_finite() {
                     return Err(Error::NotFinite { found: scored.0 });
