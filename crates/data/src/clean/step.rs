@@ -23,9 +23,11 @@ pub enum CleaningStep {
     RepairMojibake,
     /// Unicode's composed form (NFC), in which equal texts are equal bytes.
     NormalizeUnicode,
-    /// Runs of spaces, trailing spaces, blank lines, odd line ends and invisible characters.
+    /// Runs of spaces, trailing spaces, blank lines, odd line ends and invisible characters of
+    /// prose. Fenced blocks, code outside fences, and paragraphs that are indented or set in columns
+    /// keep their blanks and tabs.
     NormalizeWhitespace,
-    /// Markdown backticks that do not enclose code.
+    /// Markdown backticks that enclose ordinary words, or nothing, and fences around sentences.
     StripBackticks,
     /// Markdown headings, emphasis, links, quotes and rules lose their marks; fenced code and list
     /// items stay.
