@@ -104,6 +104,11 @@ pub(crate) fn is_code_line(line: &str) -> bool {
     MARKS.iter().any(|mark| line.contains(mark)) || is_bare_statement(line)
 }
 
+/// Whether a line outside fences is a statement of a programming language, by its beginning or end.
+pub(crate) fn is_statement(line: &str) -> bool {
+    is_bare_statement(without_spans(line.trim()).trim())
+}
+
 fn is_bare_statement(line: &str) -> bool {
     line.ends_with([';', '{', '}']) || CODE_START.is_match(line)
 }

@@ -17,7 +17,8 @@ use crate::near::shingles::Shingles;
 #[non_exhaustive]
 pub enum CleaningStep {
     /// HTML becomes text: tags and comments go, `br`, `p` and lists become lines, cells of a table
-    /// stand apart by a bar, `pre` becomes a fenced block, entities become characters.
+    /// stand apart by a bar, `pre` becomes a fenced block, entities become characters, once. Fenced
+    /// blocks, code spans, other code, XML and placeholders such as `<name>` stay as they are.
     StripHtml,
     /// Text that was read in the wrong encoding (`cafÃ©`) becomes what it was.
     RepairMojibake,

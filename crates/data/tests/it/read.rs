@@ -391,7 +391,7 @@ fn a_conversation_of_several_turns_stays_one() {
         ]})
         .to_string()
     };
-    let lines: Vec<String> = (0..12).map(|n| turns(n, if n == 0 { "<i>" } else { "" })).collect();
+    let lines: Vec<String> = (0..12).map(|n| turns(n, if n == 0 { "<b></b>" } else { "" })).collect();
     let raw = Dataset::read(folder.write("a.jsonl", lines.join("\n"))).unwrap();
     let clean = raw.clean(&tunebook_data::Cleaning::standard()).unwrap();
     assert_eq!(clean.len(), 12);
