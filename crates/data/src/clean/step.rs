@@ -20,7 +20,8 @@ pub enum CleaningStep {
     /// stand apart by a bar, `pre` becomes a fenced block, entities become characters, once. Fenced
     /// blocks, code spans, other code, XML and placeholders such as `<name>` stay as they are.
     StripHtml,
-    /// Text that was read in the wrong encoding (`cafÃ©`) becomes what it was.
+    /// Text that was read in the wrong encoding (`cafÃ©`) becomes what it was; letters with
+    /// punctuation behind them (`é »`) are left alone.
     RepairMojibake,
     /// Unicode's composed form (NFC), in which equal texts are equal bytes.
     NormalizeUnicode,
