@@ -37,7 +37,8 @@ pub enum CleaningStep {
     /// Markdown in one spelling: `-` for list items, `**` for strong words, a blank after a
     /// heading's marks.
     TidyMarkdown,
-    /// Texts all in capitals become sentences.
+    /// Sentences all in capitals become sentences in usual writing. Labels (a few words without a
+    /// full stop), code and acronyms stay.
     RepairCasing,
     /// First and last lines that many completions share (greetings, signatures) go.
     StripBoilerplate {
