@@ -72,8 +72,8 @@ pub enum CleaningStep {
     DropLowQuality(Quality),
     /// Rows whose completion says the same again and again are dropped.
     DropRepetitive(Repetition),
-    /// Rows that say the same as an earlier one (case, punctuation and spaces aside) are dropped;
-    /// the first stays.
+    /// Rows that say the same as an earlier one (case, spaces and the punctuation of prose aside)
+    /// are dropped; the first stays.
     DropDuplicates,
     /// Of rows that say nearly the same only one stays.
     DropNearDuplicates {
@@ -86,7 +86,7 @@ pub enum CleaningStep {
         #[serde(default)]
         shingles: Shingles,
     },
-    /// Of rows with one prompt (case, punctuation and spaces aside) and different completions only
+    /// Of rows with one prompt (case, spaces and the punctuation of prose aside) and different completions only
     /// one stays.
     ResolveConflicts {
         /// Which one stays.
