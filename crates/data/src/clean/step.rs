@@ -45,7 +45,8 @@ pub enum CleaningStep {
         /// The share of rows, from 0 to 1, from which on a line counts as boilerplate.
         min_share: f64,
     },
-    /// Addresses, telephone and card numbers, keys and so on become masks such as `[EMAIL]`.
+    /// Addresses, telephone and card numbers, keys and so on become masks such as `[EMAIL]`. Dates
+    /// and lists of numbers stay.
     MaskPii {
         /// The kinds that are masked.
         kinds: Vec<Pii>,
