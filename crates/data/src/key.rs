@@ -5,48 +5,143 @@
 
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 
-/// `text` as words: lower case, without punctuation, one space between words. A text without a
-/// letter or digit (an emoji, a line of dashes) keeps its symbols.
+/// `text` as words: lower case, without the punctuation of prose, one space between words. Signs
+/// that carry meaning stay, as words of their own: operators (`C++`, `x -= 1`, `|x|`), `C#`, signs
+/// of numbers, currencies, emoji. A text without any of these keeps its punctuation.
 pub(crate) fn normalized(text: &str) -> String {
     let mut key = String::with_capacity(text.len());
     each_char(text, |c| key.push(c));
     key
 }
 
+/// The kind of the last character handed over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Nothing,
+    Word,
+    Sign,
+}
+
 /// Hands over the characters of [`normalized`], without making the text.
 #[inline]
 pub(crate) fn each_char(text: &str, mut each: impl FnMut(char)) {
     let bytes = text.as_bytes();
-    let (mut at, mut any, mut between) = (0, false, false);
+    let (mut at, mut last, mut between) = (0, Last::Nothing, false);
     while let Some(&byte) = bytes.get(at) {
-        if byte.is_ascii() {
-            at += 1;
-            if byte.is_ascii_alphanumeric() {
-                if std::mem::take(&mut between) {
-                    each(' ');
-                }
-                any = true;
-                each(char::from(byte.to_ascii_lowercase()));
-            } else {
-                between = any;
-            }
-            continue;
-        }
-        let Some(c) = text[at..].chars().next() else { break };
+        let Some(c) =
+            (if byte.is_ascii() { Some(char::from(byte)) } else { text[at..].chars().next() })
+        else {
+            break;
+        };
+        let start = at;
         at += c.len_utf8();
-        if c.is_alphanumeric() {
-            if std::mem::take(&mut between) {
-                each(' ');
-            }
-            any = true;
-            c.to_lowercase().for_each(&mut each);
+        let kind = if c.is_alphanumeric() {
+            Last::Word
+        } else if !is_space(c) && is_meant(c, text, start, at) {
+            Last::Sign
         } else {
-            between = any;
+            between = last != Last::Nothing;
+            continue;
+        };
+        let apart = match (last, kind) {
+            (Last::Nothing, _) | (Last::Sign, Last::Sign) => false,
+            (before, now) => before != now || between,
+        };
+        if apart {
+            each(' ');
+        }
+        (last, between) = (kind, false);
+        if c.is_ascii() {
+            each(c.to_ascii_lowercase());
+        } else {
+            c.to_lowercase().for_each(&mut each);
         }
     }
-    if !any {
+    if last == Last::Nothing {
         text.chars().filter(|c| !c.is_whitespace()).for_each(each);
     }
+}
+
+#[inline]
+fn is_space(c: char) -> bool {
+    matches!(c, ' ' | '\n' | ',' | '.' | '?' | '\t' | '\'' | '"' | ':' | ';' | '`')
+}
+
+/// Whether a sign that stands at `start..end` carries meaning there.
+fn is_meant(c: char, text: &str, start: usize, end: usize) -> bool {
+    let before = text[..start].chars().next_back();
+    let after = text[end..].chars().next();
+    let is_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    let is_digit = |c: Option<char>| c.is_some_and(char::is_numeric);
+    let is_operator = |c: Option<char>| {
+        c.is_some_and(|c| matches!(c, '+' | '-' | '*' | '/' | '=' | '<' | '>' | '^' | '%'))
+    };
+    let blank = |c: Option<char>| c.is_none_or(char::is_whitespace);
+    // Of terms, a number or a single letter stands on one side.
+    let between_terms = || {
+        let left = text[..start].trim_end_matches(' ');
+        let right = text[end..].trim_start_matches(' ');
+        let single = |mut term: std::str::Chars<'_>, next: Option<char>| {
+            is_digit(next) || (is_word(term.next()) && !is_word(term.next()))
+        };
+        blank(before)
+            && blank(after)
+            && is_word(left.chars().next_back())
+            && is_word(right.chars().next())
+            && (is_digit(left.chars().next_back()) || single(right.chars(), right.chars().next()))
+    };
+    let line_start = || text[..start].trim_end_matches([' ', '\t']).ends_with('\n');
+    let begins_line = || line_start() || text[..start].trim().is_empty();
+    match c {
+        '+' | '=' | '<' | '|' | '^' | '~' | '%' | '&' | '$' | '@' | '\\' => true,
+        // A quotation in Markdown.
+        '>' => !(begins_line() && blank(after)),
+        '#' => is_word(before) || is_word(after),
+        '-' if is_word(before) && is_word(after) => is_digit(before) && is_digit(after),
+        '-' => {
+            is_operator(before)
+                || is_operator(after)
+                || (is_word(after) && !begins_line())
+                || (is_digit(after) && !is_word(before))
+                || (!begins_line() && between_terms())
+        }
+        '*' => (is_word(before) && is_word(after)) || between_terms() || after == Some('='),
+        '/' => (is_word(before) && is_word(after)) || between_terms() || is_operator(after),
+        '!' => after == Some('=') || (is_word(after) && blank(before)) || is_factorial(text, start),
+        '_' => is_word(before) && is_word(after),
+        '(' | ')' | '[' | ']' | '{' | '}' => is_operator(before) || is_operator(after),
+        c if c.is_ascii() => false,
+        c => !is_prose(c),
+    }
+}
+
+/// `5!` and `n!` at the end of a text are factorials as often as not.
+fn is_factorial(text: &str, start: usize) -> bool {
+    let mut before = text[..start].chars().rev();
+    match before.next() {
+        Some(c) if c.is_numeric() => true,
+        Some(c) if c.is_alphabetic() => before.next().is_some_and(|c| !c.is_alphanumeric()),
+        _ => false,
+    }
+}
+
+/// Punctuation and invisible characters beyond ASCII.
+fn is_prose(c: char) -> bool {
+    c.is_whitespace()
+        || c.is_control()
+        || matches!(
+            c,
+            '«' | '»' | '¿' | '¡' | '·' | '§' | '¶' | '´' | '¨' | '¸' | '¯' | '\u{ad}' | '\u{feff}'
+                // Marks that combine with a letter.
+                | '\u{300}'..='\u{36f}' | '\u{483}'..='\u{489}' | '\u{591}'..='\u{5f4}'
+                | '\u{600}'..='\u{61f}' | '\u{64b}'..='\u{65f}' | '\u{66a}'..='\u{66d}'
+                | '\u{900}'..='\u{dff}' | '\u{e00}'..='\u{fff}' | '\u{1ab0}'..='\u{1aff}'
+                // General punctuation, ideographic and full-width.
+                | '\u{2000}'..='\u{206f}' | '\u{2e00}'..='\u{2e7f}' | '\u{3000}'..='\u{303f}'
+                | '\u{30fb}' | '\u{fe00}'..='\u{fe6f}' | '\u{ff01}'..='\u{ff0f}'
+                | '\u{ff1a}'..='\u{ff20}' | '\u{ff3b}'..='\u{ff40}' | '\u{ff5b}'..='\u{ff65}'
+                | '\u{e000}'..='\u{f8ff}'
+        )
 }
 
 /// The hash of a pair of texts, wide enough to stand for the pair itself.
@@ -110,9 +205,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The definition, word by word.
+        /// Of prose, words are what stands between other characters.
         #[test]
-        fn words_are_what_stands_between_other_characters(text in "(\\PC|[ aBß.,İ]){0,30}") {
+        fn prose_is_words(text in "([a-zßé,.;:?\"'`()…«»„“”’\n]| |İ|\u{a0}|– ){0,30}") {
             let words: Vec<String> = text
                 .split(|c: char| !c.is_alphanumeric())
                 .filter(|word| !word.is_empty())
@@ -121,12 +216,55 @@ mod tests {
             let symbols: String = text.chars().filter(|c| !c.is_whitespace()).collect();
             prop_assert_eq!(normalized(&text), if words.is_empty() { symbols } else { words.join(" ") });
         }
+
+        /// Spaces around the whole and doubled between words do not count.
+        #[test]
+        fn spaces_do_not_count(text in "(\\PC|[ aB1.,+-]){0,30}") {
+            let once = normalized(&text);
+            prop_assert_eq!(normalized(&format!("  {text} \n")), once.as_str());
+        }
     }
 
     #[test]
     fn case_punctuation_and_spaces_do_not_count() {
         assert_eq!(normalized("  Where's my\nPARCEL?! "), "where s my parcel");
         assert_eq!(normalized("ÜBER-Größe"), "über größe");
+        for (a, b) in [
+            ("- one\n- two", "one two"),
+            ("**Well** – yes, _very_ well!", "well yes very well"),
+            ("# Title\n> said", "Title: said"),
+            ("yes - no", "yes no"),
+        ] {
+            assert_eq!(normalized(a), normalized(b));
+        }
+    }
+
+    #[test]
+    fn signs_that_carry_meaning_count() {
+        for texts in [
+            &[
+                "How do I sort a list in C?",
+                "How do I sort a list in C++?",
+                "How do I sort a list in C#?",
+            ][..],
+            &["|5|?", "|-5|?", "5?", "-5?"],
+            &["x += 1", "x -= 1", "x = 1", "x *= 1", "x /= 1"],
+            &["5 + 3", "5 - 3", "5 * 3", "5 / 3", "5 ^ 3", "5 3"],
+            &["a < b", "a > b", "a <= b", "a == b", "a != b"],
+            &["(a+b)*c", "a+b*c"],
+            &["!done", "done"],
+            &["Great 👍", "Great 👎", "Great"],
+            &["5 €", "5 $", "5 %"],
+            &["ls -l", "ls l"],
+            &["A and B", "A & B", "A | B"],
+            &["3!", "3"],
+            &["∀x", "∃x"],
+        ] {
+            let keys: std::collections::HashSet<String> =
+                texts.iter().map(|text| normalized(text)).collect();
+            assert_eq!(keys.len(), texts.len(), "{texts:?}: {keys:?}");
+        }
+        assert_eq!(normalized("x+=1"), normalized("X += 1."));
     }
 
     #[test]

@@ -19,6 +19,7 @@
 mod bar;
 mod explain;
 mod repository;
+mod transfer;
 mod verify;
 
 use std::path::Path;
@@ -94,7 +95,7 @@ impl Hub {
         self
     }
 
-    /// Says who asks.
+    /// Says who asks. The token is shown to the endpoint alone, not to hosts that it redirects to.
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self

@@ -5,11 +5,12 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::ApiError;
 use hf_hub::{Repo, RepoType};
 
 use crate::bar::Bar;
 use crate::explain::{Failure, explained};
+use crate::transfer::Transfer;
 use crate::verify::verify;
 use crate::{Error, Hub, Kind, Result};
 
@@ -22,10 +23,12 @@ pub struct Repository {
     hub: Hub,
     given: String,
     repo: Repo,
+    /// The repository at the commit.
+    pinned: Repo,
     commit: String,
     names: Vec<String>,
     /// None where nobody is asked any more.
-    api: Option<ApiRepo>,
+    transfer: Option<Transfer>,
 }
 
 impl Repository {
@@ -52,9 +55,10 @@ impl Repository {
                 hub: hub.clone(),
                 given: given.to_owned(),
                 repo: repo.clone(),
+                pinned: at(&commit),
                 commit,
                 names,
-                api: None,
+                transfer: None,
             })
         };
         if hub.offline {
@@ -62,14 +66,8 @@ impl Repository {
                 failed("HF_HUB_OFFLINE is set and it was never fetched".to_owned())
             });
         }
-        let mut builder = ApiBuilder::from_cache(hub.cache.clone())
-            .with_progress(false)
-            .with_token(hub.token.clone());
-        if let Some(endpoint) = &hub.endpoint {
-            builder = builder.with_endpoint(endpoint.clone());
-        }
-        let api = builder.build().map_err(|error| failed(error.to_string()))?;
-        let info = match again(|| api.repo(repo.clone()).info()) {
+        let transfer = Transfer::new(hub.endpoint.as_deref(), hub.token.as_deref());
+        let info = match again(|| transfer.info(&repo)) {
             Ok(info) => info,
             // No connection: what an earlier call fetched will do.
             Err(error) => {
@@ -86,7 +84,8 @@ impl Repository {
             hub: hub.clone(),
             given: given.to_owned(),
             names: names.filter(|name| is_below(name)).collect(),
-            api: Some(api.repo(at(&info.sha))),
+            transfer: Some(transfer),
+            pinned: at(&info.sha),
             commit: info.sha,
             repo,
         })
@@ -122,26 +121,26 @@ impl Repository {
         let path = self.folder().join(name);
         if path.exists() {
             // Another revision may have fetched it.
-            if self.api.is_some() {
+            if self.transfer.is_some() {
                 self.remember();
             }
             return Ok(path);
         }
-        let Some(api) = &self.api else {
+        let Some(transfer) = &self.transfer else {
             return Err(failed(
                 "it was never fetched, and there is no connection (or HF_HUB_OFFLINE is set)"
                     .to_owned(),
             ));
         };
         let size = Rc::new(Cell::new(None));
-        let path = again(|| api.download_with_progress(name, Bar::new(&size)))
+        let path = again(|| transfer.fetch(&self.hub.cache, &self.pinned, name, Bar::new(&size)))
             .map_err(|error| failed(explained(&error, self.hub.token.is_some())))?;
         verify(&path, size.get()).map_err(failed)?;
         self.remember();
         Ok(path)
     }
 
-    /// Notes which commit the revision is, as Python does. hf-hub noted the commit itself as if it
+    /// Notes which commit the revision is, as Python does. The transfer noted the commit itself as if it
     /// were a branch.
     fn remember(&self) {
         let refs = self.hub.cache.path().join(self.repo.folder_name()).join("refs");
@@ -167,8 +166,8 @@ impl Hub {
     }
 }
 
-/// Takes a request up again while the connection is what fails. hf-hub goes on where the last
-/// transfer stopped.
+/// Takes a request up again while the connection is what fails. A transfer goes on where the last
+/// one stopped.
 fn again<T>(
     mut request: impl FnMut() -> std::result::Result<T, ApiError>,
 ) -> std::result::Result<T, ApiError> {

@@ -3,13 +3,15 @@
 
 use std::borrow::Cow;
 
+use crate::clean::code;
 use crate::text::to_fixpoint;
 
 /// Fence languages that mean prose.
 const PROSE: [&str; 6] = ["", "text", "txt", "plaintext", "markdown", "md"];
 
 /// Removes stray backticks: single ones without a partner, pairs around ordinary words, fences
-/// around prose. Spans and fenced blocks that look like code keep their marks.
+/// around prose. Spans that look like code, fenced blocks that are not prose for certain, and lines
+/// of code outside fences keep their marks.
 pub(crate) fn strip(text: &str) -> Cow<'_, str> {
     if !text.contains('`') {
         return Cow::Borrowed(text);
@@ -19,28 +21,37 @@ pub(crate) fn strip(text: &str) -> Cow<'_, str> {
 
 fn strip_once(text: &str) -> Option<String> {
     let lines: Vec<&str> = text.split('\n').collect();
+    let code = code::code(&lines);
     let mut out = String::with_capacity(text.len());
     // Prose collects until a code block ends it: a span may reach over a line break.
     let mut prose = String::new();
     let mut i = 0;
     while i < lines.len() {
-        let block = fence(lines[i]).and_then(|language| {
-            let end = i + 1 + lines[i + 1..].iter().position(|line| fence(line) == Some(""))?;
-            Some((language, end))
-        });
+        let block = code::opening(lines[i]).filter(|(run, _)| run.starts_with('`')).map(
+            |(run, language)| {
+                (language, lines[i + 1..].iter().position(|line| code::closes(line, run)))
+            },
+        );
         match block {
-            Some((language, end)) if is_code_block(language, &lines[i + 1..end]) => {
-                flush(&mut prose, &mut out);
-                for line in &lines[i..=end] {
-                    push_line(&mut out, line);
-                }
-                i = end + 1;
-            }
-            Some((_, end)) => {
+            Some((language, Some(end))) if is_prose(language, &lines[i + 1..=i + end]) => {
+                let end = i + 1 + end;
                 lines[i + 1..end].iter().for_each(|line| push_line(&mut prose, line));
                 i = end + 1;
             }
             // A lone fence line says nothing.
+            Some((language, None)) if is_prose(language, &lines[i + 1..]) => i += 1,
+            Some((_, end)) => {
+                flush(&mut prose, &mut out);
+                let end = end.map_or(lines.len(), |end| i + end + 2);
+                lines[i..end].iter().for_each(|line| push_line(&mut out, line));
+                i = end;
+            }
+            None if code[i] => {
+                flush(&mut prose, &mut out);
+                push_line(&mut out, lines[i]);
+                i += 1;
+            }
+            // Nor does a line of backticks.
             None if lines[i].contains('`') && lines[i].chars().all(|c| c == '`' || c == ' ') => {
                 i += 1
             }
@@ -65,35 +76,25 @@ fn flush(prose: &mut String, out: &mut String) {
     prose.clear();
 }
 
-/// The language of a line that opens or closes a fenced block (empty when it names none).
-fn fence(line: &str) -> Option<&str> {
-    let line = line.trim();
-    let language = line.trim_start_matches('`');
-    let ticks = line.len() - language.len();
-    let language = language.trim();
-    (ticks >= 3
-        && language.chars().all(|c| c.is_alphanumeric() || matches!(c, '+' | '#' | '-' | '_')))
-    .then_some(language)
-}
-
-fn is_code_block(language: &str, lines: &[&str]) -> bool {
-    if !PROSE.contains(&language.to_ascii_lowercase().as_str()) {
-        return true;
-    }
-    let filled = lines.iter().filter(|line| !line.trim().is_empty()).count();
-    let code = lines.iter().filter(|line| is_code_line(line)).count();
-    code > 0 && code * 3 >= filled
-}
-
-fn is_code_line(line: &str) -> bool {
-    let line = line.trim();
-    line.ends_with([';', '{', '}'])
-        || line.starts_with("$ ")
-        || line.starts_with("//")
-        || line.starts_with("#include")
-        || ["()", " = ", "==", "->", "=>", "::", "</", "/>", "&&", "||", " --"]
-            .iter()
-            .any(|mark| line.contains(mark))
+/// Whether a block is prose for certain: sentences, without any layout. Whatever could be code,
+/// output, a table or verse keeps its fence.
+fn is_prose(language: &str, lines: &[&str]) -> bool {
+    let language = language.to_ascii_lowercase();
+    let markdown = matches!(language.as_str(), "markdown" | "md");
+    let filled = || lines.iter().filter(|line| !line.trim().is_empty());
+    PROSE.contains(&language.as_str())
+        && filled().all(|line| {
+            !line.starts_with([' ', '\t'])
+                && code::opening(line).is_none()
+                && !line.contains("  ")
+                && !line
+                    .contains(['\t', '|', '<', '>', '{', '}', '[', ']', '=', '$', '\\', '_', '/'])
+                && !code::is_code_line(line)
+                && (markdown || line.starts_with(|c: char| c.is_alphabetic() && !c.is_lowercase()))
+        })
+        && filled().next_back().is_none_or(|line| {
+            markdown || line.trim_end().ends_with(['.', '!', '?', '…', '。', '！', '？'])
+        })
 }
 
 /// Removes the backticks that do not enclose code. A span does not reach over a blank line.
@@ -105,7 +106,7 @@ fn strip_spans(text: &str) -> String {
         rest = &rest[open..];
         let ticks = rest.len() - rest.trim_start_matches('`').len();
         let (run, after) = rest.split_at(ticks);
-        match closing_run(after, ticks) {
+        match code::closing_run(after, ticks) {
             Some(end) if is_code_span(&after[..end]) => {
                 out.push_str(run);
                 out.push_str(&after[..end + ticks]);
@@ -120,21 +121,6 @@ fn strip_spans(text: &str) -> String {
     }
     out.push_str(rest);
     out
-}
-
-/// The start of the run of exactly `ticks` backticks that closes a span.
-fn closing_run(text: &str, ticks: usize) -> Option<usize> {
-    let text = &text[..text.find("\n\n").unwrap_or(text.len())];
-    let mut at = 0;
-    while let Some(next) = text[at..].find('`') {
-        let start = at + next;
-        let run = text[start..].len() - text[start..].trim_start_matches('`').len();
-        if run == ticks {
-            return Some(start);
-        }
-        at = start + run;
-    }
-    None
 }
 
 /// Code has marks that prose has not: `git_push()`, `a = b`, `config.toml`, `--all`, `/etc/hosts`.
@@ -172,6 +158,17 @@ mod tests {
             "```python\nprint('hi')\n```",
             "Try:\n```\nlet x = f();\nx.run();\n```\nGood?",
             "no ticks at all",
+            "```\nfor i in range(3):\n    print(i)\n```",
+            "```\nls\n```",
+            "```\nnpm install\n```",
+            "```\nname: web\nport: 80\n```",
+            "```\nSELECT name FROM users\n```",
+            "```\na  b\n1  2\n```",
+            "```\nfn f() {\n",
+            "~~~\nx `y` z\n~~~",
+            "const s = `Hello ${name}`;\nlog(s);",
+            "x = `date`",
+            "````md\n```\ncode\n```\n````",
         ] {
             assert_eq!(strip(text), text);
         }

@@ -2,19 +2,28 @@
 
 use std::borrow::Cow;
 
-/// Short forms that are written in capitals in a sentence, too.
-const ACRONYMS: [&str; 36] = [
-    "API", "ATM", "BIC", "CEO", "CPU", "CSV", "CVC", "CVV", "DHL", "DIY", "DVD", "EU", "EUR",
-    "FAQ", "GB", "GBP", "GPS", "GPU", "HDMI", "HTML", "HTTP", "IBAN", "ID", "IP", "PDF", "PIN",
-    "RSS", "SIM", "SMS", "TV", "UK", "UPS", "URL", "USB", "USD", "VAT",
+use crate::clean::code;
+
+/// Short forms that are written in capitals in a sentence, too; those without a vowel need no list.
+const ACRONYMS: [&str; 65] = [
+    "AI", "API", "ASCII", "ATM", "BBC", "BIC", "CEO", "CIA", "CIO", "COVID", "CPU", "CSV", "CVC",
+    "CVV", "DHL", "DIY", "DVD", "EU", "EUR", "FAQ", "FBI", "FIFA", "GB", "GBP", "GIF", "GPS",
+    "GPU", "HDMI", "HIV", "HTML", "HTTP", "IBAN", "IBM", "ID", "IEEE", "IKEA", "IP", "ISO", "JPEG",
+    "JSON", "NASA", "NATO", "OECD", "OPEC", "PDF", "PIN", "RSS", "SIM", "SMS", "TV", "UEFA", "UFO",
+    "UK", "UN", "UNESCO", "UNICEF", "UPS", "URL", "USA", "USB", "USD", "UTF", "VAT", "VIP", "YAML",
 ];
 
 /// The fewest letters that count as shouting; "OK!" and "USA" do not.
 const MIN_LETTERS: usize = 8;
+/// The fewest words that count as a sentence: a label has fewer.
+const MIN_WORDS: usize = 5;
+/// The fewest words before a full stop that do.
+const MIN_WORDS_ENDED: usize = 3;
 
 /// Puts a text whose words are (nearly) all in capitals into sentence case; any other text stays as
-/// it is. Words with a digit (order numbers), common acronyms and the pronoun I keep their
-/// capitals.
+/// it is, and so do labels (`NEGATIVE`, `NOT ENOUGH INFO`), which are no sentences, and code. Words
+/// with a digit or an underscore (order numbers, names in code), acronyms and the pronoun I keep
+/// their capitals.
 pub(crate) fn sentence_case(text: &str) -> Cow<'_, str> {
     if !is_shouted(text) {
         return Cow::Borrowed(text);
@@ -58,15 +67,16 @@ pub(crate) fn sentence_case(text: &str) -> Cow<'_, str> {
 }
 
 /// Whether at least nine tenths of the letters of its plain words are capitals, and there are
-/// enough to tell.
+/// enough to tell a sentence from a label.
 pub(crate) fn is_shouted(text: &str) -> bool {
     if !text.contains(char::is_uppercase) {
         return false;
     }
-    let (mut upper, mut lower) = (0usize, 0usize);
+    let (mut upper, mut lower, mut words) = (0usize, 0usize, 0usize);
     for word in
         pieces(text).filter(|piece| piece.starts_with(is_word_char) && !keeps_capitals(piece))
     {
+        words += 1;
         for c in word.chars() {
             if c.to_lowercase().ne([c]) {
                 upper += 1;
@@ -75,7 +85,11 @@ pub(crate) fn is_shouted(text: &str) -> bool {
             }
         }
     }
-    upper + lower >= MIN_LETTERS && upper * 10 >= (upper + lower) * 9
+    let ended = text.trim_end().ends_with(['.', '!', '?', '…']);
+    upper + lower >= MIN_LETTERS
+        && upper * 10 >= (upper + lower) * 9
+        && words >= if ended { MIN_WORDS_ENDED } else { MIN_WORDS }
+        && !text.split('\n').any(|line| code::opening(line).is_some() || code::is_code_line(line))
 }
 
 /// Words and what lies between them, in turn.
@@ -97,7 +111,12 @@ fn is_word_char(c: char) -> bool {
 }
 
 fn keeps_capitals(word: &str) -> bool {
-    word.contains(char::is_numeric) || ACRONYMS.contains(&word)
+    let letters = || word.chars().filter(|c| c.is_alphabetic());
+    word.contains(|c: char| c.is_numeric() || matches!(c, '_' | '#'))
+        || ACRONYMS.contains(&word)
+        // Nobody speaks a word without a vowel.
+        || (letters().nth(1).is_some()
+            && letters().all(|c| c.is_ascii_uppercase() && !"AEIOUY".contains(c)))
 }
 
 /// The capital of `c` if it is one character that lowers to `c` again (not so for ß).
@@ -125,6 +144,10 @@ mod tests {
             "My order ORD-12AB has no PDF invoice"
         );
         assert_eq!(
+            sentence_case("NASA WILL SEND THE SQL FILE BY FTP."),
+            "NASA will send the SQL file by FTP."
+        );
+        assert_eq!(
             sentence_case("WO BLEIBT MEINE GRÖSSE ÜBERHAUPT"),
             "Wo bleibt meine grösse überhaupt"
         );
@@ -138,6 +161,18 @@ mod tests {
             "USA",
             "the FAQ says NO",
             "FAQ PDF URL VAT USB",
+            "POSITIVE",
+            "NEGATIVE",
+            "NEUTRAL",
+            "CHANGE_PASSWORD",
+            "ENTAILMENT.",
+            "NOT ENOUGH INFO",
+            "CUSTOMER SERVICE REQUEST",
+            "SELECT NAME FROM PEOPLE",
+            "SELECT NAME, STREET FROM ALL PEOPLE WHERE AGE = 3",
+            "INSERT INTO PEOPLE VALUES (NAME, STREET, TOWN)",
+            "MAX_VALUE MIN_VALUE OTHER_VALUE LAST_VALUE",
+            "```\nTHIS IS SOME OUTPUT OF A PROGRAM\n```",
             "你好世界你好世界",
         ] {
             assert_eq!(sentence_case(text), text);
@@ -145,6 +180,12 @@ mod tests {
     }
 
     proptest! {
+        /// No label of a set is changed while another is not.
+        #[test]
+        fn labels_stay(text in "[A-Z]{2,14}([ _/-][A-Z]{2,12}){0,3}") {
+            prop_assert_eq!(sentence_case(&text), text.as_str());
+        }
+
         #[test]
         fn twice_is_once(text in "[A-ZÄßİ .!?'#0-9a-c\\n-]{0,60}|\\PC*") {
             let once = sentence_case(&text).into_owned();

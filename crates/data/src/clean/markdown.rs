@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use crate::clean::code;
 use crate::text::to_fixpoint;
 
 fn regex(pattern: &str) -> Regex {
@@ -94,33 +95,20 @@ pub(crate) fn is_marked(text: &str) -> bool {
     matches!(strip(text), Cow::Owned(_))
 }
 
-/// Changes the lines outside fenced code; `None` leaves a line out.
+/// Changes the lines outside code; `None` leaves a line out.
 fn by_line<'a>(text: &'a str, change: impl Fn(&'a str) -> Option<Cow<'a, str>>) -> String {
     let lines: Vec<&str> = text.split('\n').collect();
-    let is_fence = |line: &&str| line.trim_start().starts_with("```");
+    let code = code::code(&lines);
     let mut out = String::with_capacity(text.len());
-    let mut at = 0;
-    let mut first = true;
-    let mut push = |line: &str| {
-        if !std::mem::take(&mut first) {
+    let changed = lines
+        .into_iter()
+        .zip(code)
+        .filter_map(|(line, code)| if code { Some(Cow::Borrowed(line)) } else { change(line) });
+    for (nth, line) in changed.enumerate() {
+        if nth > 0 {
             out.push('\n');
         }
-        out.push_str(line);
-    };
-    while at < lines.len() {
-        let end = is_fence(&lines[at]).then(|| lines[at + 1..].iter().position(is_fence)).flatten();
-        match end {
-            Some(end) => {
-                lines[at..=at + 1 + end].iter().for_each(|line| push(line));
-                at += end + 2;
-            }
-            None => {
-                if let Some(line) = change(lines[at]) {
-                    push(&line);
-                }
-                at += 1;
-            }
-        }
+        out.push_str(&line);
     }
     out
 }
@@ -157,6 +145,15 @@ mod tests {
         }
         let code = "```python\n# comment\na = b*c*d\n```";
         assert_eq!(strip(code), code);
+        for code in [
+            "# sum\ntotal = a*b*c\n",
+            "def f():\n    # _x_\n    return a**b**c",
+            "diff --git a/x b/x\n+ a\n* b",
+            "~~~\n# x\n~~~",
+        ] {
+            assert_eq!(strip(code), code);
+            assert_eq!(tidy(code), code);
+        }
     }
 
     #[test]

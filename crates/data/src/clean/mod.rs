@@ -6,6 +6,7 @@
 pub(crate) mod backticks;
 mod boilerplate;
 pub(crate) mod casing;
+pub(crate) mod code;
 mod conflicts;
 mod duplicates;
 mod empty;

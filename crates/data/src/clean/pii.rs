@@ -3,9 +3,10 @@
 //! Patterns find the form; where a number has a check digit (cards, IBANs), it must be right.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::LazyLock;
 
-use regex::{Captures, Regex};
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 /// A kind of personal data, or of secrets.
@@ -35,7 +36,11 @@ static KEY: LazyLock<Regex> = LazyLock::new(|| {
     regex(concat!(
         r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----",
         r"|\b(?:sk|pk|rk)[-_](?:[a-z]+[-_])*[A-Za-z0-9]{20,}\b",
-        r"|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bhf_[A-Za-z0-9]{30,}\b",
+        r"|\bsk-(?:ant|proj|svcacct|admin|or|lf)-[A-Za-z0-9_-]{16,}",
+        r"|\bgithub_pat_[A-Za-z0-9_]{22,}|\bglpat-[A-Za-z0-9_-]{20,}|\bnpm_[A-Za-z0-9]{36}",
+        r"|\bpypi-[A-Za-z0-9_-]{32,}|\bgsk_[A-Za-z0-9]{32,}|\bxai-[A-Za-z0-9]{32,}",
+        r"|\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|\bya29\.[A-Za-z0-9_-]{20,}",
+        r"|\bA[KS]IA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bhf_[A-Za-z0-9]{30,}\b",
         r"|\bxox[abprs]-[A-Za-z0-9-]{10,}|\bAIza[0-9A-Za-z_-]{35}",
         r"|\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
     ))
@@ -51,7 +56,25 @@ static IP: LazyLock<Regex> = LazyLock::new(|| {
 });
 static PHONE: LazyLock<Regex> = LazyLock::new(|| {
     regex(
-        r"(?:\+[0-9]{1,3}[ ./-]?|\b|\B)(?:\([0-9]{1,5}\)[ ./-]?)?[0-9]{2,12}(?:[ ./-][0-9]{2,8}){0,5}\b",
+        r"(?:\+[0-9]{1,3}[ ./-]?|\b1[ .-]|\b|\B)(?:\([0-9]{1,5}\)[ ./-]?)?[0-9]{2,12}(?:[ ./-][0-9]{2,8}){0,5}\b",
+    )
+});
+/// Dates with a year of four digits.
+static DATE: LazyLock<Regex> = LazyLock::new(|| {
+    regex(concat!(
+        r"\b(?:",
+        r"(?:19|20)[0-9]{2}(?:-(?:0?[1-9]|1[0-2])-|/(?:0?[1-9]|1[0-2])/|\.(?:0?[1-9]|1[0-2])\.)",
+        r"(?:0?[1-9]|[12][0-9]|3[01])",
+        r"|(?:0?[1-9]|[12][0-9]|3[01])",
+        r"(?:-(?:0?[1-9]|[12][0-9]|3[01])-|/(?:0?[1-9]|[12][0-9]|3[01])/|\.(?:0?[1-9]|1[0-2])\.)",
+        r"(?:19|20)[0-9]{2}",
+        r")\b",
+    ))
+});
+/// Words that a telephone number follows.
+static PHONE_WORD: LazyLock<Regex> = LazyLock::new(|| {
+    regex(
+        r"(?i)\b(?:tel|phone|telephone|telefon|mobile?|handy|cell|fax|call|ring|dial|whatsapp|nummer|number)\b[^0-9\n]{0,16}$",
     )
 });
 pub(crate) static URL: LazyLock<Regex> =
@@ -85,14 +108,21 @@ impl Pii {
         }
     }
 
-    /// Whether a text of the right form is one.
-    fn holds(self, text: &str) -> bool {
-        match self {
-            Self::Key | Self::Email | Self::Ip => true,
-            Self::Iban => is_iban(text),
-            Self::Card => is_card(text),
-            Self::Phone => is_phone(text),
+    /// The places where the text holds one.
+    fn places(self, text: &str) -> Vec<Range<usize>> {
+        if !self.is_possible(text) {
+            return Vec::new();
         }
+        if self == Self::Phone {
+            return phones(text);
+        }
+        let holds = |found: &str| match self {
+            Self::Iban => is_iban(found),
+            Self::Card => is_card(found),
+            _ => true,
+        };
+        let found = self.pattern().find_iter(text).filter(|found| holds(found.as_str()));
+        found.map(|found| found.range()).collect()
     }
 
     /// A quick no, for most texts.
@@ -104,6 +134,7 @@ impl Pii {
                 text.len() >= 16
                     && (text.contains(['-', '_', '.'])
                         || text.contains("AKIA")
+                        || text.contains("ASIA")
                         || text.contains("AIza"))
             }
             Self::Email => text.contains('@'),
@@ -115,8 +146,7 @@ impl Pii {
 
     /// Whether the text holds one.
     pub(crate) fn is_in(self, text: &str) -> bool {
-        self.is_possible(text)
-            && self.pattern().find_iter(text).any(|found| self.holds(found.as_str()))
+        !self.places(text).is_empty()
     }
 }
 
@@ -124,14 +154,19 @@ impl Pii {
 pub(crate) fn mask<'a>(text: &'a str, kinds: &[Pii]) -> Cow<'a, str> {
     let mut masked = Cow::Borrowed(text);
     for &kind in kinds {
-        if !kind.is_in(&masked) {
+        let places = kind.places(&masked);
+        if places.is_empty() {
             continue;
         }
-        let replaced = kind.pattern().replace_all(&masked, |found: &Captures<'_>| {
-            let found = &found[0];
-            if kind.holds(found) { kind.mask().to_owned() } else { found.to_owned() }
-        });
-        masked = Cow::Owned(replaced.into_owned());
+        let mut out = String::with_capacity(masked.len());
+        let mut copied = 0;
+        for place in places {
+            out.push_str(&masked[copied..place.start]);
+            out.push_str(kind.mask());
+            copied = place.end;
+        }
+        out.push_str(&masked[copied..]);
+        masked = Cow::Owned(out);
     }
     masked
 }
@@ -148,7 +183,8 @@ fn is_card(text: &str) -> bool {
             (_, doubled) => doubled / 10 + doubled % 10,
         })
         .sum();
-    (13..=19).contains(&digits.len())
+    is_grouped_as_card(text)
+        && (13..=19).contains(&digits.len())
         && sum.is_multiple_of(10)
         && digits.iter().any(|&digit| digit != digits[0])
 }
@@ -166,22 +202,60 @@ fn is_iban(text: &str) -> bool {
     rest == Some(1)
 }
 
-/// 9 to 15 digits in groups, or with the country in front; dates and plain numbers are none.
-fn is_phone(text: &str) -> bool {
+/// One run of digits, or groups of four, or of 4, 6 and 5 (or 4); other lists of numbers are none.
+fn is_grouped_as_card(text: &str) -> bool {
+    let groups: Vec<usize> = text.split([' ', '-']).map(str::len).collect();
+    match groups.as_slice() {
+        [_] | [4, 6, 4 | 5] => true,
+        [fours @ .., last] => fours.iter().all(|&digits| digits == 4) && *last <= 4,
+        [] => false,
+    }
+}
+
+/// The telephone numbers between the dates of a text.
+fn phones(text: &str) -> Vec<Range<usize>> {
+    let mut phones = Vec::new();
+    let mut between = |from: usize, to: usize| {
+        for found in PHONE.find_iter(&text[from..to]) {
+            let at = from + found.start()..from + found.end();
+            if is_phone(found.as_str(), &|| PHONE_WORD.is_match(&text[..at.start])) {
+                phones.push(at);
+            }
+        }
+    };
+    let mut start = 0;
+    for date in DATE.find_iter(text) {
+        between(start, date.start());
+        start = date.end();
+    }
+    between(start, text.len());
+    phones
+}
+
+/// 9 to 15 digits: after a plus or in brackets, or in groups such as people write. Lists of numbers
+/// and thousands apart by spaces are none.
+fn is_phone(text: &str, named: &dyn Fn() -> bool) -> bool {
     let digits = text.bytes().filter(u8::is_ascii_digit).count();
-    let bytes = text.as_bytes();
-    let date = bytes.len() >= 10
-        && bytes[..4].iter().all(u8::is_ascii_digit)
-        && matches!(bytes[4], b'-' | b'/' | b'.')
-        && bytes[5..7].iter().all(u8::is_ascii_digit)
-        && bytes[7] == bytes[4];
-    let groups = text.bytes().filter(|byte| matches!(byte, b' ' | b'.' | b'/' | b'-')).count();
-    (9..=15).contains(&digits)
-        && !date
-        && (text.starts_with('+')
-            || text.starts_with('(')
-            || (text.starts_with('0') && groups >= 1)
-            || groups >= 2)
+    if !(9..=15).contains(&digits) {
+        return false;
+    }
+    if text.starts_with('+') || text.starts_with('(') {
+        return true;
+    }
+    let groups: Vec<usize> = text.split([' ', '.', '/', '-']).map(str::len).collect();
+    let usual = match groups.as_slice() {
+        [_] => false,
+        // North America, also with its prefix; a social security number.
+        [3, 3, 4] | [3, 2, 4] => true,
+        [1, 3, 3, 4] => text.starts_with('1'),
+        // An area code, or five pairs as in France.
+        [area, rest @ ..] => {
+            text.starts_with('0')
+                && (*area >= 3 || rest.len() <= 3 || (*area == 2 && rest == [2, 2, 2, 2]))
+        }
+        [] => false,
+    };
+    usual || (groups.len() > 1 && named())
 }
 
 #[cfg(test)]
@@ -201,6 +275,12 @@ mod tests {
             ("host 192.168.0.1 is down", "host [IP] is down"),
             ("key AKIAIOSFODNN7EXAMPLE", "key [KEY]"),
             ("token ghp_0123456789abcdefghijABCDEFGHIJ012345", "token [KEY]"),
+            ("key sk-ant-api03-AbC_d-9fGhIjKlMnOpQrStUv-AA.", "key [KEY]."),
+            ("OPENAI_API_KEY=sk-proj-a_B-c1D2e3F4g5H6i7J8", "OPENAI_API_KEY=[KEY]"),
+            ("github_pat_11ABCDEFG0abcdefghij_KLMNOPQRSTUV", "[KEY]"),
+            ("call 501 234 567 on 12/05/2023 14:30", "call [PHONE] on 12/05/2023 14:30"),
+            ("06 12 34 56 78, 1-800-555-0199", "[PHONE], [PHONE]"),
+            ("0170 1234567 01.05.2024 030 123 456 78", "[PHONE] 01.05.2024 [PHONE]"),
         ] {
             assert_eq!(mask(text, &Pii::ALL), masked);
         }
@@ -210,6 +290,17 @@ mod tests {
     fn other_numbers_stay() {
         for text in [
             "on 2024-05-01 12:30",
+            "12/05/2023 14:30",
+            "01.05.2024 10:00",
+            "5/31/2023 09:15, 2024/05/01 10",
+            "13 21 34 55 89 144",
+            "2021 2022 2023",
+            "2019-2020-2021",
+            "1 425 671 352",
+            "12 345 678.90",
+            "3 14 15 92 65 35",
+            "10-20-30-40-50",
+            "1111 2222 33 44 55 66 77",
             "order ORD-4411 of 12.05.2024",
             "1,234,567.89 EUR",
             "version 1.2.3",
@@ -228,6 +319,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn dates_and_lists_stay(
+            (day, month, year) in (1u32..=28, 1u32..=12, 1950u32..2050),
+            list in proptest::collection::vec(10u32..100, 6..9),
+            space in "[ ,]",
+        ) {
+            let list = list.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+            for text in [
+                format!("{day:02}/{month:02}/{year}{space}10:30"),
+                format!("{day:02}.{month:02}.{year}{space}10:30 - 11:30"),
+                format!("{year}-{month:02}-{day:02}{space}10:30"),
+                format!("the numbers {list}"),
+            ] {
+                prop_assert_eq!(mask(&text, &[Pii::Phone, Pii::Card]), text.as_str());
+            }
+        }
+
         #[test]
         fn a_masked_text_holds_none(text in "[0-9a-d@.+ ()-]{0,60}|\\PC*") {
             let once = mask(&text, &Pii::ALL).into_owned();

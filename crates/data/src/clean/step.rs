@@ -17,15 +17,19 @@ use crate::near::shingles::Shingles;
 #[non_exhaustive]
 pub enum CleaningStep {
     /// HTML becomes text: tags and comments go, `br`, `p` and lists become lines, cells of a table
-    /// stand apart by a bar, `pre` becomes a fenced block, entities become characters.
+    /// stand apart by a bar, `pre` becomes a fenced block, entities become characters, once. Fenced
+    /// blocks, code spans, other code, XML and placeholders such as `<name>` stay as they are.
     StripHtml,
-    /// Text that was read in the wrong encoding (`cafÃ©`) becomes what it was.
+    /// Text that was read in the wrong encoding (`cafÃ©`) becomes what it was; letters with
+    /// punctuation behind them (`é »`) are left alone.
     RepairMojibake,
     /// Unicode's composed form (NFC), in which equal texts are equal bytes.
     NormalizeUnicode,
-    /// Runs of spaces, trailing spaces, blank lines, odd line ends and invisible characters.
+    /// Runs of spaces, trailing spaces, blank lines, odd line ends and invisible characters of
+    /// prose. Fenced blocks, code outside fences, and paragraphs that are indented or set in columns
+    /// keep their blanks and tabs.
     NormalizeWhitespace,
-    /// Markdown backticks that do not enclose code.
+    /// Markdown backticks that enclose ordinary words, or nothing, and fences around sentences.
     StripBackticks,
     /// Markdown headings, emphasis, links, quotes and rules lose their marks; fenced code and list
     /// items stay.
@@ -33,14 +37,16 @@ pub enum CleaningStep {
     /// Markdown in one spelling: `-` for list items, `**` for strong words, a blank after a
     /// heading's marks.
     TidyMarkdown,
-    /// Texts all in capitals become sentences.
+    /// Sentences all in capitals become sentences in usual writing. Labels (a few words without a
+    /// full stop), code and acronyms stay.
     RepairCasing,
     /// First and last lines that many completions share (greetings, signatures) go.
     StripBoilerplate {
         /// The share of rows, from 0 to 1, from which on a line counts as boilerplate.
         min_share: f64,
     },
-    /// Addresses, telephone and card numbers, keys and so on become masks such as `[EMAIL]`.
+    /// Addresses, telephone and card numbers, keys and so on become masks such as `[EMAIL]`. Dates
+    /// and lists of numbers stay.
     MaskPii {
         /// The kinds that are masked.
         kinds: Vec<Pii>,
@@ -67,8 +73,8 @@ pub enum CleaningStep {
     DropLowQuality(Quality),
     /// Rows whose completion says the same again and again are dropped.
     DropRepetitive(Repetition),
-    /// Rows that say the same as an earlier one (case, punctuation and spaces aside) are dropped;
-    /// the first stays.
+    /// Rows that say the same as an earlier one (case, spaces and the punctuation of prose aside)
+    /// are dropped; the first stays.
     DropDuplicates,
     /// Of rows that say nearly the same only one stays.
     DropNearDuplicates {
@@ -81,7 +87,7 @@ pub enum CleaningStep {
         #[serde(default)]
         shingles: Shingles,
     },
-    /// Of rows with one prompt (case, punctuation and spaces aside) and different completions only
+    /// Of rows with one prompt (case, spaces and the punctuation of prose aside) and different completions only
     /// one stays.
     ResolveConflicts {
         /// Which one stays.

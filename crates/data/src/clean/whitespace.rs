@@ -3,62 +3,100 @@
 
 use std::borrow::Cow;
 
-/// Normalises whitespace. Text between Markdown code fences keeps its spaces and blank lines.
-///
-/// - carriage returns and Unicode line separators become `\n`; tabs and the Unicode spaces become a
-///   space
-/// - zero-width spaces, byte-order marks, soft hyphens and control characters go (joiners stay:
-///   scripts and emoji need them)
-/// - outside fences: runs of spaces become one, spaces at both ends of a line go, more than one
-///   blank line becomes one
-/// - both ends of the text are trimmed
-pub(crate) fn normalize(text: &str) -> Cow<'_, str> {
-    let plain = plain_characters(text);
-    let lines: Vec<&str> = plain.split('\n').collect();
-    let fenced = fenced_lines(&lines);
+use crate::clean::code;
 
-    let mut out = String::with_capacity(plain.len());
-    let mut blank_lines = 0;
-    for (line, fenced) in lines.iter().zip(fenced) {
-        let start = out.len();
-        if fenced {
-            out.push_str(line);
+/// Normalises whitespace. Code and layout keep theirs: fenced blocks stay as they are but for their
+/// line ends, and so do paragraphs that are indented, set in columns or hold a line of code.
+///
+/// - carriage returns and Unicode line separators become `\n`
+/// - outside fences: Unicode spaces become a space; zero-width spaces, byte-order marks, soft
+///   hyphens and control characters go (joiners stay: scripts and emoji need them)
+/// - in prose: runs of spaces and tabs become one space, spaces at both ends of a line go, more than
+///   one blank line becomes one
+/// - blank lines and spaces at both ends of the text go; the indentation of the first line stays
+///   where it is part of a layout
+pub(crate) fn normalize(text: &str) -> Cow<'_, str> {
+    let Cow::Owned(mut current) = once(text) else { return Cow::Borrowed(text) };
+    // A character that goes may make a fence of what was none.
+    while let Cow::Owned(next) = once(&current) {
+        current = next;
+    }
+    Cow::Owned(current)
+}
+
+fn once(text: &str) -> Cow<'_, str> {
+    let ends = line_ends(text);
+    let lines: Vec<&str> = ends.split('\n').collect();
+    let lines: Vec<Cow<str>> = code::fenced(&lines)
+        .into_iter()
+        .zip(lines)
+        .map(|(fenced, line)| if fenced { Cow::Borrowed(line) } else { plain_characters(line) })
+        .collect();
+    let lines: Vec<&str> = lines.iter().map(AsRef::as_ref).collect();
+    let fenced = code::fenced(&lines);
+    let kept = code::laid_out(&lines);
+    let is_blank = |at: usize| !fenced[at] && lines[at].trim().is_empty();
+
+    let mut out = String::with_capacity(ends.len());
+    let mut at = 0;
+    while at < lines.len() {
+        if is_blank(at) {
+            let next = (at..lines.len()).find(|&next| !is_blank(next)).unwrap_or(lines.len());
+            // Blank lines at both ends go.
+            if at > 0 && next < lines.len() {
+                match (kept[at - 1], kept[next]) {
+                    (true, true) => lines[at..next].iter().for_each(|line| {
+                        out.push_str(line);
+                        out.push('\n');
+                    }),
+                    (false, false) => out.push('\n'),
+                    _ => out.extend(std::iter::repeat_n('\n', next - at)),
+                }
+            }
+            at = next;
+            continue;
+        }
+        if kept[at] {
+            out.push_str(lines[at]);
         } else {
-            for word in line.split(' ').filter(|word| !word.is_empty()) {
-                if out.len() > start {
+            for (nth, word) in
+                lines[at].split([' ', '\t']).filter(|word| !word.is_empty()).enumerate()
+            {
+                if nth > 0 {
                     out.push(' ');
                 }
                 out.push_str(word);
             }
-            blank_lines = if out.len() == start { blank_lines + 1 } else { 0 };
-            if blank_lines > 1 {
-                continue;
-            }
         }
         out.push('\n');
+        at += 1;
     }
-    let trimmed = out.trim_matches([' ', '\n']);
+    let trimmed = out.trim_end_matches([' ', '\t', '\n']);
+    let single = !trimmed.contains('\n');
+    let trimmed = if single { trimmed.trim_start_matches([' ', '\t']) } else { trimmed };
     if trimmed == text { Cow::Borrowed(text) } else { Cow::Owned(trimmed.to_owned()) }
 }
 
-/// Line ends, spaces and invisible characters in one form each.
-fn plain_characters(text: &str) -> Cow<'_, str> {
-    let plain =
-        |c: char| c == '\n' || (' '..='~').contains(&c) || (c > '\u{2bff}' && c < '\u{3000}');
-    if text.chars().all(plain) {
+/// Line ends in one form.
+fn line_ends(text: &str) -> Cow<'_, str> {
+    const ENDS: [char; 6] = ['\r', '\u{0b}', '\u{0c}', '\u{85}', '\u{2028}', '\u{2029}'];
+    if !text.contains(ENDS) {
         return Cow::Borrowed(text);
     }
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
+    Cow::Owned(text.replace("\r\n", "\n").replace(ENDS, "\n"))
+}
+
+/// Spaces in one form and no invisible characters; tabs stay.
+fn plain_characters(line: &str) -> Cow<'_, str> {
+    let plain =
+        |c: char| c == '\t' || (' '..='~').contains(&c) || (c > '\u{2bff}' && c < '\u{3000}');
+    if line.chars().all(plain) {
+        return Cow::Borrowed(line);
+    }
+    let mut out = String::with_capacity(line.len());
+    for c in line.chars() {
         match c {
-            '\r' => {
-                if chars.peek() == Some(&'\n') {
-                    chars.next();
-                }
-                out.push('\n');
-            }
-            '\n' | '\u{0b}' | '\u{0c}' | '\u{85}' | '\u{2028}' | '\u{2029}' => out.push('\n'),
+            '\t' => out.push(c),
             '\u{200b}' | '\u{2060}' | '\u{feff}' | '\u{ad}' => {}
             c if c.is_whitespace() => out.push(' '),
             c if c.is_control() => {}
@@ -66,22 +104,6 @@ fn plain_characters(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(out)
-}
-
-/// Which lines lie between a pair of fences (the fences included). A fence without its partner is
-/// no fence.
-fn fenced_lines(lines: &[&str]) -> Vec<bool> {
-    let mut fenced = vec![false; lines.len()];
-    let mut open: Option<usize> = None;
-    for (i, line) in lines.iter().enumerate() {
-        if line.trim_start().starts_with("```") {
-            match open.take() {
-                Some(first) => fenced[first..=i].fill(true),
-                None => open = Some(i),
-            }
-        }
-    }
-    fenced
 }
 
 #[cfg(test)]
@@ -107,10 +129,50 @@ mod tests {
     fn code_between_fences_keeps_its_indentation() {
         let text = "Run:\n```python\nif  a:\n    b()\n\n\n\n    c()\n```\ndone";
         assert_eq!(normalize(text), text);
-        assert_eq!(normalize("open\n```\n  a   b"), "open\n```\na b");
+        for text in
+            ["open\n```\n  a   b", "~~~\n\ta\u{a0}b\n\n\n~~~", "````md\n```\na  b\n```\n  c\n````"]
+        {
+            assert_eq!(normalize(text), text);
+        }
+        assert_eq!(normalize("```\r\n\ta\r\n```"), "```\n\ta\n```");
+    }
+
+    #[test]
+    fn code_and_layout_outside_fences_stay() {
+        for text in [
+            "def add(a, b):\n    if a is None:\n        return b\n    return a + b",
+            "import os\n\n\ndef f():\n\treturn  1  # one",
+            "    def f(self):\n        return 1",
+            "build:\n\tcargo build\n\ntest: build\n\tcargo test",
+            "a:\n  b: 1\n  c:\n    - x\n    - y  z",
+            "Run:\n\n    a  b\n\nDone.",
+            "--- a/x\n+++ b/x\n@@ -1,3 +1,3 @@\n a\n \n-b  c\n+b c\n d",
+            "| a   | b |\n|-----|---|\n| 1   | 2 |",
+            "name    age\nbob     12\nalice    7",
+            "id\tname\n1\tbob",
+            "1\t2\t3",
+            "print(\"a   b\")",
+            "x = 1   # one",
+            "- a\n  - b\n    - c",
+            "if x:\n return 1",
+            "def f():\n    x = 1\n    \n\n    return x",
+        ] {
+            assert_eq!(normalize(text), text);
+            let case = format!("\n\n{text} \n");
+            assert_eq!(normalize(&case), text);
+        }
+        assert_eq!(normalize("    print(1)\n"), "print(1)");
+        assert_eq!(normalize("One  two.\n\n\n\nthree\tfour. "), "One two.\n\nthree four.");
     }
 
     proptest! {
+        /// Bodies of functions, whatever is in them.
+        #[test]
+        fn indentation_stays(lines in proptest::collection::vec("[ \\t]{0,6}[a-z#\"=(){}:.|-]([ -~]{0,12}[!-_a-~])?", 1..8)) {
+            let text = format!("def f():\n{}", lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n"));
+            prop_assert_eq!(normalize(&text), text.as_str());
+        }
+
         #[test]
         fn twice_is_once(text in "[ \\t\\r\\n`a\u{a0}\u{200b}\u{2028}é]{0,40}|\\PC*") {
             let once = normalize(&text).into_owned();

@@ -86,6 +86,7 @@ pub(crate) fn read(
             .chunks(CHUNK_ROWS)
             .map(|records| {
                 let mut part = Part::with_capacity(records.len());
+                part.untyped = true;
                 for record in records {
                     part.lines += 1;
                     let pair = record
@@ -93,10 +94,7 @@ pub(crate) fn read(
                         .and_then(|fields| row(&names, fields))
                         .and_then(|row| shape.pair(row));
                     match pair {
-                        Ok(mut pair) => {
-                            pair.extras.iter_mut().for_each(|(_, value)| number(value));
-                            part.push(pair);
-                        }
+                        Ok(pair) => part.push(pair),
                         Err(reason) => part.reject(record.line, reason, record.raw),
                     }
                 }
@@ -144,22 +142,6 @@ fn row<'a>(
         row.push((Cow::Borrowed(name.as_str()), field));
     }
     Ok(row)
-}
-
-/// A number is one when it is written as numbers are: `7`, but not `007`.
-fn number(value: &mut Value) {
-    let Value::String(text) = &*value else { return };
-    if let Ok(whole) = text.parse::<i64>()
-        && whole.to_string() == *text
-    {
-        *value = whole.into();
-    } else if let Ok(float) = text.parse::<f64>()
-        && float.is_finite()
-        && text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-'))
-        && !text.trim_start_matches('-').starts_with("00")
-    {
-        *value = float.into();
-    }
 }
 
 /// The one that the first line has most of, quoted parts aside.
@@ -384,7 +366,63 @@ mod tests {
         assert_eq!((table.rows, table.rejects.len()), (1, 200_000));
     }
 
+    #[test]
+    fn a_column_is_numeric_if_every_value_is_written_as_a_number() {
+        let frame = table(
+            b"prompt,completion,zip,count,price,version,serial,phone,id,mixed\n\
+              a,b,02134,1,0.5,3.10,89014103211118510720,0176123456,18446744073709551557,1234\n\
+              c,d,98101,-7,12.25,3.9,89014103211118510721,0301234567,3,D-53111\n\
+              e,f,,,,,,,,\n",
+        )
+        .into_frame()
+        .unwrap();
+        let kinds: Vec<(&str, String)> = frame.columns()[2..]
+            .iter()
+            .map(|column| (column.name().as_str(), column.dtype().to_string()))
+            .collect();
+        let kinds: Vec<(&str, &str)> =
+            kinds.iter().map(|(name, kind)| (*name, kind.as_str())).collect();
+        assert_eq!(
+            kinds,
+            [
+                ("zip", "str"),
+                ("count", "i64"),
+                ("price", "f64"),
+                ("version", "str"),
+                ("serial", "str"),
+                ("phone", "str"),
+                ("id", "u64"),
+                ("mixed", "str"),
+            ]
+        );
+        let texts = |name: &str| -> Vec<Option<&str>> {
+            frame.column(name).unwrap().str().unwrap().iter().collect()
+        };
+        assert_eq!(texts("zip"), [Some("02134"), Some("98101"), None]);
+        assert_eq!(texts("version"), [Some("3.10"), Some("3.9"), None]);
+        assert_eq!(texts("mixed"), [Some("1234"), Some("D-53111"), None]);
+        assert_eq!(
+            frame.column("id").unwrap().u64().unwrap().iter().collect::<Vec<_>>(),
+            [Some(18446744073709551557), Some(3), None]
+        );
+    }
+
     proptest! {
+        /// Whatever type a column gets, its values print as they were written.
+        #[test]
+        fn values_print_as_written(values in proptest::collection::vec("-?[0-9]{1,21}|0?[0-9]{1,3}\\.[0-9]{1,3}|[a-z]", 1..6)) {
+            let rows: String = values.iter().map(|value| format!("a,b,{value}\n")).collect();
+            let frame = table(format!("prompt,completion,x\n{rows}").as_bytes()).into_frame().unwrap();
+            let column = frame.column("x").unwrap();
+            for (at, value) in values.iter().enumerate() {
+                let printed = match column.get(at).unwrap() {
+                    polars::prelude::AnyValue::Float64(float) => format!("{float:?}"),
+                    other => other.str_value().into_owned(),
+                };
+                prop_assert_eq!(&printed, value);
+            }
+        }
+
         #[test]
         fn what_is_written_is_read(cells in proptest::collection::vec(("[a,\"\n\r ;é]{0,12}", "[a,\"\n\r ;é]{0,12}"), 1..20)) {
             let quote = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));

@@ -33,6 +33,12 @@ impl PlainBytes {
     pub(crate) fn damage(&self) -> Option<String> {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// The damage as the reason why something is kept aside.
+    pub(crate) fn damage_reason(&self, damage: &str) -> String {
+        let compression = self.compression().unwrap_or("compressed");
+        format!("expected more {compression} data, found it damaged or cut off: {damage}")
+    }
 }
 
 impl Read for PlainBytes {

@@ -58,6 +58,12 @@ impl Format {
                         rest.starts_with(b"{") || trim_start_blanks(&text[1..]).starts_with(b"\n");
                     return if array || self == Self::Json { Self::Json } else { Self::JsonLines };
                 }
+                // Objects after each other, each over several lines, have no line of their own.
+                let several_lines = text.starts_with(b"{")
+                    && (first_line.trim_ascii() == b"{" || begins_with_lines(text, first_line));
+                if several_lines {
+                    return Self::Json;
+                }
                 // `.json` is also what many call JSONL.
                 let whole = serde_json::from_slice::<serde::de::IgnoredAny>(first_line).is_ok();
                 match self {
@@ -66,7 +72,10 @@ impl Format {
                     {
                         Self::Json
                     }
-                    Self::Json if text.starts_with(b"{") && first_line.len() == text.len() => {
+                    Self::Json
+                        if text.starts_with(b"{")
+                            && first_line.trim_ascii_end().len() == text.trim_ascii_end().len() =>
+                    {
                         Self::Json
                     }
                     Self::Json if !text.starts_with(b"{") => Self::Json,
@@ -76,6 +85,13 @@ impl Format {
             other => other,
         }
     }
+}
+
+/// Whether a whole object stands at the beginning that its first line does not hold.
+fn begins_with_lines(text: &[u8], first_line: &[u8]) -> bool {
+    let mut values =
+        serde_json::Deserializer::from_slice(text).into_iter::<serde::de::IgnoredAny>();
+    matches!(values.next(), Some(Ok(_))) && values.byte_offset() > first_line.len()
 }
 
 /// The bytes without the blanks in front, line ends aside.

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::read::jsonl::{find_shape, parse_line};
+use crate::read::jsonl::{find_shape, parse_line, without_nan};
 use crate::read::shape::RowShape;
 use crate::read::table::Part;
 
@@ -26,6 +26,8 @@ pub(crate) fn read(
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let plain = std::str::from_utf8(bytes).ok().and_then(without_nan);
+    let bytes = plain.as_ref().map_or(bytes, |plain| plain.as_bytes());
     let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(bytes.len());
     match bytes.get(start) {
         Some(b'[') => array(bytes, start, shape, each),
@@ -34,16 +36,27 @@ pub(crate) fn read(
     }
 }
 
-/// An object: the one list of objects in it, or itself as the only row.
+/// An object: the one list of objects in it, or itself as the only row. Several objects after each
+/// other: a row each.
 fn object(
     bytes: &[u8],
     start: usize,
     shape: &mut Option<RowShape>,
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
-    let value: Value = serde_json::from_slice(&bytes[start..]).map_err(|error| {
-        format!("expected a JSON array of objects, found no valid JSON: {error}")
-    })?;
+    let value: Value = match serde_json::from_slice(&bytes[start..]) {
+        Ok(value) => value,
+        Err(error) => {
+            let elements = objects(bytes, start);
+            if elements.len() < 2 {
+                return Err(format!(
+                    "expected a JSON array of objects, found no valid JSON: {error}"
+                ));
+            }
+            parse(&elements, shape, each);
+            return Ok(());
+        }
+    };
     let lists: Vec<&Vec<Value>> = value
         .as_object()
         .into_iter()
@@ -60,6 +73,34 @@ fn object(
         rows.iter().enumerate().map(|(at, row)| (at as u64 + 1, row.as_slice())).collect();
     parse(&elements, shape, each);
     Ok(())
+}
+
+/// Objects after each other, whatever lies between them. Of one that is broken, the text up to the
+/// next line that begins with a brace.
+fn objects(bytes: &[u8], mut at: usize) -> Vec<Element<'_>> {
+    let mut elements = Vec::new();
+    let (mut line, mut counted) = (1, 0);
+    let mut push = |start: usize, end: usize| {
+        line += memchr::memchr_iter(b'\n', &bytes[counted..start]).count() as u64;
+        counted = start;
+        elements.push((line, bytes[start..end].trim_ascii_end()));
+    };
+    while at < bytes.len() {
+        if bytes[at].is_ascii_whitespace() || (bytes[at] == b',' && at > 0) {
+            at += 1;
+            continue;
+        }
+        let mut stream =
+            serde_json::Deserializer::from_slice(&bytes[at..]).into_iter::<serde::de::IgnoredAny>();
+        let end = match stream.next() {
+            Some(Ok(_)) if bytes[at] == b'{' => at + stream.byte_offset(),
+            _ => memchr::memmem::find(&bytes[at + 1..], b"\n{")
+                .map_or(bytes.len(), |next| at + 1 + next),
+        };
+        push(at, end);
+        at = end;
+    }
+    elements
 }
 
 fn array(
@@ -208,6 +249,15 @@ mod tests {
     fn a_list_inside_an_object_is_found() {
         assert_eq!(table("{\"version\":1,\"data\":[{\"text\":\"a\"},{\"text\":\"b\"}]}").rows, 2);
         assert_eq!(table("{\"text\":\"a\",\"data\":[{\"x\":\"a\"}]}").rows, 1);
+    }
+
+    #[test]
+    fn objects_over_several_lines_are_rows() {
+        let table = table(
+            "{\n  \"text\": \"a\"\n}\n{\n  \"text\": \"b\"\n}\n{\n \"text\": oh\n}\n{\"text\": \"d\",\n\"x\": NaN}\n",
+        );
+        assert_eq!(table.rows, 3);
+        assert_eq!(table.rejects.iter().map(|reject| reject.line).collect::<Vec<_>>(), [7]);
     }
 
     proptest! {

@@ -91,8 +91,11 @@ pub(crate) fn parse_block(block: &[u8], shape: &mut Option<RowShape>, line: &mut
 /// The shape of the first of these objects that has a known one.
 pub(crate) fn find_shape<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<RowShape> {
     lines.filter(|line| !line.trim_ascii().is_empty()).take(SHAPE_LINES).find_map(|line| {
-        let fields: Fields = serde_json::from_slice(line.trim_ascii()).ok()?;
-        RowShape::recognise(fields.0.iter().map(|(key, field)| (key.as_ref(), field)))
+        let shape = |line: &[u8]| {
+            let fields: Fields = serde_json::from_slice(line.trim_ascii()).ok()?;
+            RowShape::recognise(fields.0.iter().map(|(key, field)| (key.as_ref(), field)))
+        };
+        shape(line).or_else(|| shape(without_nan(std::str::from_utf8(line).ok()?)?.as_bytes()))
     })
 }
 
@@ -152,6 +155,12 @@ pub(crate) fn parse_line<'a>(line: &'a [u8], shape: &RowShape) -> Result<Pair<'a
     })?;
     let fields = match serde_json::from_str::<Fields>(text) {
         Ok(fields) => fields.0,
+        Err(error) if !error.is_data() && without_nan(text).is_some() => {
+            // Python writes them, but they are no JSON.
+            let text = without_nan(text).unwrap_or_default();
+            let pair = parse_line(text.as_bytes(), shape)?;
+            return Ok(pair.into_owned());
+        }
         Err(error) if error.is_data() => {
             let found =
                 serde_json::from_str::<Value>(text).map_or("something else", |value| kind(&value));
@@ -172,6 +181,36 @@ pub(crate) fn parse_line<'a>(line: &'a [u8], shape: &RowShape) -> Result<Pair<'a
         }
     };
     shape.pair(fields)
+}
+
+/// The line with `null` for each `NaN`, `Infinity` and `-Infinity` outside texts, if there are any.
+pub(crate) fn without_nan(text: &str) -> Option<String> {
+    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    if !text.contains("NaN") && !text.contains("Infinity") {
+        return None;
+    }
+    let mut out = String::with_capacity(text.len());
+    let (mut at, mut copied, mut quoted) = (0, 0, false);
+    let bytes = text.as_bytes();
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' if quoted => at += 1,
+            b'"' => quoted = !quoted,
+            b'-' | b'I' | b'N' if !quoted => {
+                if let Some(word) = WORDS.iter().find(|word| text[at..].starts_with(**word)) {
+                    out.push_str(&text[copied..at]);
+                    out.push_str("null");
+                    at += word.len();
+                    copied = at;
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    out.push_str(&text[copied..]);
+    (copied > 0).then_some(out)
 }
 
 /// The parser's message without its "at line 1 column 5": the line it means is always 1.
@@ -221,6 +260,16 @@ mod tests {
             parse_line(b"{\"prompt\": \"caf\xe9\"}", &RowShape::PromptCompletion).err().as_deref(),
             Some("expected UTF-8, found the byte 0xE9 at column 16")
         );
+    }
+
+    #[test]
+    fn numbers_that_json_does_not_have_are_missing() {
+        let line = r#"{"prompt":"NaN \\\" Infinity","completion":"é","a":NaN,"b":[-Infinity,1],"c":Infinity}"#;
+        let pair = parse_line(line.as_bytes(), &RowShape::PromptCompletion).unwrap();
+        assert_eq!(pair.prompt, "NaN \\\" Infinity");
+        assert_eq!(pair.extras.len(), 1);
+        assert_eq!(pair.extras[0].1.to_string(), "[null,1]");
+        assert!(reason("{\"prompt\": NaN, \"completion\": \"b\"}").contains("found null"));
     }
 
     /// All blocks of `bytes` under small limits, joined.

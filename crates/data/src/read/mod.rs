@@ -295,6 +295,14 @@ fn each_of(
         if bytes.trim_ascii().is_empty() {
             return Ok(());
         }
+        // The last record of a file that is cut off may be cut, too.
+        let torn = match (format, plain.damage()) {
+            (Format::Csv, Some(_)) => {
+                let end = memchr::memrchr(b'\n', &bytes).map_or(0, |at| at + 1);
+                bytes.split_off(end)
+            }
+            _ => Vec::new(),
+        };
         line = memchr::memchr_iter(b'\n', &bytes).count() as u64;
         let mut parts = Vec::new();
         let mut push = |part| parts.push(part);
@@ -309,19 +317,28 @@ fn each_of(
                 parquet::rows(&frame, shape, &mut push);
             }
             Format::Text | Format::JsonLines => {
-                push(text_files::row(input, &bytes, &RowShape::Text))
+                let reason = match plain.damage() {
+                    Some(damage) => Some(plain.damage_reason(&damage)),
+                    None => text_files::too_long(bytes.len(), limits.line),
+                };
+                return match reason {
+                    Some(reason) => sink(shape.as_ref(), vec![text_files::torn(&bytes, reason)]),
+                    None => {
+                        sink(shape.as_ref(), vec![text_files::row(input, &bytes, &RowShape::Text)])
+                    }
+                };
             }
         }
         sink(shape.as_ref(), parts)?;
+        if !torn.is_empty() {
+            let mut part = Part::with_capacity(0);
+            part.reject(line + 1, "expected a whole row, found it cut off".to_owned(), &torn);
+            sink(shape.as_ref(), vec![part])?;
+        }
     }
     if let Some(damage) = plain.damage() {
         let mut part = Part::with_capacity(0);
-        let compression = plain.compression().unwrap_or("compressed");
-        part.reject(
-            line + 1,
-            format!("expected more {compression} data, found it damaged or cut off: {damage}"),
-            b"",
-        );
+        part.reject(line + 1, plain.damage_reason(&damage), b"");
         sink(shape.as_ref(), vec![part])?;
     }
     Ok(())

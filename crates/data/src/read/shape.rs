@@ -26,7 +26,9 @@ pub enum RowShape {
     /// `prompt` and `completion`.
     PromptCompletion,
     /// `instruction`, `input` (may be missing or empty) and `output`, as in Stanford's Alpaca. The
-    /// prompt is the instruction, a blank line and the input.
+    /// prompt is the instruction, a blank line and the input. Earlier turns in `history`, pairs of
+    /// a question and its answer as in LLaMA-Factory, make a conversation of the row, as for
+    /// [`RowShape::Messages`].
     Alpaca,
     /// `messages`: a list of `{"role", "content"}`, as OpenAI's chat format and ChatML.
     ///
@@ -79,6 +81,20 @@ pub(crate) struct Pair<'a> {
     pub completion: Cow<'a, str>,
     /// Further columns, nulls left out.
     pub extras: Vec<(Cow<'a, str>, Value)>,
+}
+
+impl Pair<'_> {
+    pub(crate) fn into_owned(self) -> Pair<'static> {
+        Pair {
+            prompt: Cow::Owned(self.prompt.into_owned()),
+            completion: Cow::Owned(self.completion.into_owned()),
+            extras: self
+                .extras
+                .into_iter()
+                .map(|(key, value)| (Cow::Owned(key.into_owned()), value))
+                .collect(),
+        }
+    }
 }
 
 impl fmt::Display for RowShape {
@@ -241,6 +257,7 @@ fn text<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> 
 
 fn alpaca<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
     let (mut instruction, mut input, mut output) = (None, None, None);
+    let mut earlier = Vec::new();
     let mut extras = Vec::new();
     let mut keys = FoundKeys::default();
     for (key, field) in fields {
@@ -249,6 +266,16 @@ fn alpaca<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String
             "instruction" => &mut instruction,
             "input" => &mut input,
             "output" => &mut output,
+            "history" => match field {
+                Field::Other(Value::Array(pairs)) => {
+                    earlier = history(&pairs)?;
+                    continue;
+                }
+                field => {
+                    push_extra(&mut extras, key, field);
+                    continue;
+                }
+            },
             _ => {
                 push_extra(&mut extras, key, field);
                 continue;
@@ -269,7 +296,32 @@ fn alpaca<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String
         Some(input) => Cow::Owned(format!("{instruction}\n\n{input}")),
         None => instruction,
     };
-    Ok(Pair { prompt, completion, extras })
+    if earlier.is_empty() {
+        return Ok(Pair { prompt, completion, extras });
+    }
+    // An empty system message is none.
+    extras.retain(|(key, value)| key != SYSTEM || value.as_str() != Some(""));
+    earlier.push(Turn::new(Role::User, prompt));
+    earlier.push(Turn::new(Role::Assistant, completion));
+    Ok(pair_of(earlier, extras))
+}
+
+/// The turns of a list of pairs.
+fn history(pairs: &[Value]) -> Result<Vec<Turn>, String> {
+    let mut turns = Vec::with_capacity(2 * pairs.len() + 2);
+    for (at, pair) in pairs.iter().enumerate() {
+        let texts: Option<Vec<&str>> =
+            pair.as_array().and_then(|pair| pair.iter().map(Value::as_str).collect());
+        let Some([question, answer]) = texts.as_deref() else {
+            return Err(format!(
+                "expected a question and its answer in history[{at}], found {}",
+                kind(pair)
+            ));
+        };
+        turns.push(Turn::new(Role::User, *question));
+        turns.push(Turn::new(Role::Assistant, *answer));
+    }
+    Ok(turns)
 }
 
 fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
@@ -336,6 +388,15 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
         ));
     }
     said.truncate(last + 1);
+    if let Some(system) = system {
+        extras.push((Cow::Borrowed(SYSTEM), Value::String(system)));
+    }
+    Ok(pair_of(said, extras))
+}
+
+/// The pair of a conversation whose last turn is the answer.
+fn pair_of<'a>(mut said: Vec<Turn>, mut extras: Vec<(Cow<'a, str>, Value)>) -> Pair<'a> {
+    let last = said.len() - 1;
     // A prompt and a completion say all of one question and its answer, unless the file says that
     // another turn than the answer bears the loss.
     let flagged = said.iter().any(|turn| turn.bears_loss() != (turn.role == Role::Assistant));
@@ -354,10 +415,7 @@ fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, 
             turns.join("\n\n")
         }
     };
-    if let Some(system) = system {
-        extras.push((Cow::Borrowed(SYSTEM), Value::String(system)));
-    }
-    Ok(Pair { prompt: Cow::Owned(prompt), completion: Cow::Owned(completion), extras })
+    Pair { prompt: Cow::Owned(prompt), completion: Cow::Owned(completion), extras }
 }
 
 /// Plain text, or the texts of a list of parts.
@@ -539,6 +597,29 @@ mod tests {
             assert_eq!(read(line), (Some(shape), expected), "{line}");
         }
         assert_eq!(read(r#"{"body":"a"}"#).0, None);
+    }
+
+    #[test]
+    fn the_history_of_an_alpaca_row_is_a_conversation() {
+        let fields = |history: &str| {
+            let line = format!(
+                r#"{{"instruction":"c","input":"","output":"d","system":"s","history":{history}}}"#
+            );
+            serde_json::from_str::<serde_json::Map<String, Value>>(&line).unwrap();
+            let fields: Fields = serde_json::from_str(&line).unwrap();
+            RowShape::Alpaca.pair(fields.0).map(Pair::into_owned)
+        };
+        let pair = fields(r#"[["a","b"]]"#).unwrap();
+        assert_eq!(pair.prompt, "User: a\n\nAssistant: b\n\nUser: c");
+        assert_eq!(pair.completion, "d");
+        let value = |name: &str| pair.extras.iter().find(|(key, _)| key == name).unwrap().1.clone();
+        assert_eq!((value(SYSTEM), value(TURNS)), ("s".into(), 4.into()));
+        let turns = crate::turn::turns_of(value(MESSAGES).as_str().unwrap()).unwrap();
+        assert_eq!(turns.len(), 4);
+        assert!(turns.iter().all(|turn| turn.bears_loss() == (turn.role == Role::Assistant)));
+        assert_eq!(fields("[]").unwrap().prompt, "c");
+        assert_eq!(fields("null").unwrap().prompt, "c");
+        assert!(fields(r#"[["a"]]"#).unwrap_err().contains("history[0]"));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) struct Part {
     pub rows: usize,
     /// Lines seen, the unusable and the blank ones included.
     pub lines: u64,
+    /// The file has no types: its texts may be numbers.
+    pub untyped: bool,
 }
 
 impl Part {
@@ -45,6 +47,7 @@ impl Part {
             rejects: Vec::new(),
             rows: 0,
             lines: 0,
+            untyped: false,
         }
     }
 
@@ -80,6 +83,8 @@ pub(crate) struct Table {
     /// Values of further keys: (key, (row, value)), keys in the order in which they first came.
     extras: Vec<(String, Vec<(usize, Value)>)>,
     places: HashMap<String, usize>,
+    /// The rows of files without types.
+    untyped: Vec<std::ops::Range<usize>>,
     pub rejects: Vec<Reject>,
     pub rows: usize,
 }
@@ -103,6 +108,12 @@ impl Table {
         );
         self.prompts.push(part.prompts.finish());
         self.completions.push(part.completions.finish());
+        if part.untyped {
+            match self.untyped.last_mut() {
+                Some(last) if last.end == self.rows => last.end += part.rows,
+                _ => self.untyped.push(self.rows..self.rows + part.rows),
+            }
+        }
         self.rows += part.rows;
     }
 
@@ -111,6 +122,7 @@ impl Table {
         let mut columns =
             vec![joined(self.prompts)?.into_column(), joined(self.completions)?.into_column()];
         let mut extras = self.extras;
+        extras.iter_mut().for_each(|(_, values)| type_texts(values, &self.untyped));
         if extras.len() > MAX_COLUMNS {
             // A conversation keeps its columns, however many others there are.
             let (known, others): (Vec<_>, Vec<_>) = extras
@@ -186,7 +198,10 @@ fn typed_column(key: &str, values: Vec<(usize, Value)>, rows: usize) -> Column {
     if let Some(column) = spread(&values, rows, Value::as_i64) {
         return Column::new(key.into(), column);
     }
-    if let Some(column) = spread(&values, rows, Value::as_f64) {
+    if let Some(column) = spread(&values, rows, Value::as_u64) {
+        return Column::new(key.into(), column);
+    }
+    if let Some(column) = spread(&values, rows, exact_f64) {
         return Column::new(key.into(), column);
     }
     let mut column: Vec<Option<String>> = vec![None; rows];
@@ -197,4 +212,79 @@ fn typed_column(key: &str, values: Vec<(usize, Value)>, rows: usize) -> Column {
         });
     }
     Column::new(key.into(), column)
+}
+
+/// The number, unless it is a whole one that a float would round.
+fn exact_f64(value: &Value) -> Option<f64> {
+    let whole = match (value.as_i64(), value.as_u64()) {
+        (Some(whole), _) => whole.unsigned_abs(),
+        (None, Some(whole)) => whole,
+        (None, None) => return value.as_f64(),
+    };
+    (whole <= 1 << f64::MANTISSA_DIGITS).then(|| value.as_f64()).flatten()
+}
+
+/// Makes numbers of the texts of files without types, if every one is written as the number prints:
+/// `7` and `0.5`, but not `007`, `3.10` or digits that no number holds.
+fn type_texts(values: &mut [(usize, Value)], untyped: &[std::ops::Range<usize>]) {
+    let is_untyped = |row: usize| {
+        let at = untyped.partition_point(|rows| rows.end <= row);
+        untyped.get(at).is_some_and(|rows| rows.contains(&row))
+    };
+    let mut numbers = Vec::new();
+    for (at, (row, value)) in values.iter().enumerate() {
+        if let Value::String(text) = value
+            && is_untyped(*row)
+        {
+            match number(text) {
+                Some(number) => numbers.push((at, number)),
+                None => return,
+            }
+        }
+    }
+    // `7` in a column of floats would print as `7.0`.
+    let floats = numbers.iter().filter(|(_, number)| number.is_f64()).count();
+    if floats > 0 && floats < numbers.len() {
+        return;
+    }
+    // So would a whole number beyond the others' range.
+    let negative = numbers.iter().any(|(_, number)| number.as_i64().is_some_and(|n| n < 0));
+    if negative && numbers.iter().any(|(_, number)| number.is_u64() && !number.is_i64()) {
+        return;
+    }
+    for (at, number) in numbers {
+        values[at].1 = number;
+    }
+}
+
+fn number(text: &str) -> Option<Value> {
+    if let Ok(whole) = text.parse::<i64>() {
+        return (whole.to_string() == text).then(|| whole.into());
+    }
+    if let Ok(whole) = text.parse::<u64>() {
+        return (whole.to_string() == text).then(|| whole.into());
+    }
+    let float = text.parse::<f64>().ok()?;
+    (text.contains('.') && format!("{float:?}") == text).then(|| float.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_numbers_are_not_rounded() {
+        let column = |values: &[Value]| {
+            typed_column("x", values.iter().cloned().enumerate().collect(), values.len())
+        };
+        let large: Value = 18446744073709551557u64.into();
+        let odd: Value = 9007199254740993u64.into();
+        assert_eq!(column(&[large.clone(), odd.clone()]).dtype(), &DataType::UInt64);
+        assert_eq!(column(&[odd.clone(), (-1).into()]).dtype(), &DataType::Int64);
+        assert_eq!(column(&[1.into(), 0.5.into()]).dtype(), &DataType::Float64);
+        let mixed = column(&[odd, 0.5.into(), large]);
+        let texts: Vec<Option<&str>> = mixed.str().unwrap().iter().collect();
+        assert_eq!(texts, [Some("9007199254740993"), Some("0.5"), Some("18446744073709551557")]);
+    }
 }

@@ -23,12 +23,9 @@ pub(crate) fn each(inputs: &[&Input], shape: &Option<RowShape>, sink: &mut Sink<
     for input in inputs {
         interrupt::check()?;
         let mut part = match bytes(input) {
-            Ok(bytes) => row(input, &bytes, shape),
-            Err(error) => {
-                let mut part = Part::with_capacity(0);
-                part.reject(0, error.to_string(), b"");
-                part
-            }
+            Ok((bytes, None)) => row(input, &bytes, shape),
+            Ok((bytes, Some(reason))) => torn(&bytes, reason),
+            Err(error) => torn(b"", error.to_string()),
         };
         part.lines += 1;
         sink(input, Some(shape), vec![part])?;
@@ -36,13 +33,34 @@ pub(crate) fn each(inputs: &[&Input], shape: &Option<RowShape>, sink: &mut Sink<
     Ok(())
 }
 
-fn bytes(input: &Input) -> Result<Vec<u8>> {
+/// The bytes of a file, and the reason why they are not the whole of it.
+fn bytes(input: &Input) -> Result<(Vec<u8>, Option<String>)> {
     let mut bytes = Vec::new();
-    decompress::open(&input.path, Arc::default())?
-        .take(Limits::default().line as u64)
+    let limit = Limits::default().line;
+    let mut plain = decompress::open(&input.path, Arc::default())?;
+    (&mut plain)
+        .take(limit as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|source| DataError::Io { action: "read", path: input.path.clone(), source })?;
-    Ok(bytes)
+    let reason = match plain.damage() {
+        Some(damage) => Some(plain.damage_reason(&damage)),
+        None => too_long(bytes.len(), limit),
+    };
+    Ok((bytes, reason))
+}
+
+/// The reason why a text of that many bytes is no row.
+pub(crate) fn too_long(bytes: usize, limit: usize) -> Option<String> {
+    (bytes > limit).then(|| {
+        format!("expected a text of at most {} MiB, found a longer one: split it", limit >> 20)
+    })
+}
+
+/// A file of which only a part is there: a piece of a text is not the text.
+pub(crate) fn torn(bytes: &[u8], reason: String) -> Part {
+    let mut part = Part::with_capacity(0);
+    part.reject(0, reason, bytes);
+    part
 }
 
 /// The row of one file, or the reason why there is none.

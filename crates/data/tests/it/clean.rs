@@ -269,3 +269,20 @@ fn conflicts_are_surfaced_without_being_resolved() {
     let conflicts = raw.conflicts().unwrap();
     insta::assert_snapshot!(conflicts.to_string());
 }
+
+proptest! {
+    /// Code is trained as it was written, bare and between fences.
+    #[test]
+    fn the_standard_cleaning_leaves_code_as_it_stands(
+        lines in proptest::collection::vec("( {0,3}    |\t)(x = [a-z]{1,3}|if [a-z]:|print\\(\"[a-z<>&;  ]{0,6}\"\\)|# [a-z`]{1,9}|return [a-z]<[a-z]|)", 1..9),
+        fenced in any::<bool>(),
+    ) {
+        let body = lines.join("\n");
+        let code = format!("def f(a):\n{}", body.trim_end());
+        let code = if fenced { format!("```\n{code}\n```") } else { code.trim_end().to_owned() };
+        let clean = Dataset::from_rows(&[("Write f.", code.as_str())])
+            .clean(&Cleaning::standard())
+            .unwrap();
+        prop_assert_eq!(clean.completions(), [code.as_str()]);
+    }
+}

@@ -6,7 +6,7 @@ use tunebook_data::{Dataset, LengthSummary};
 fn a_profile_counts_every_flaw() {
     let dataset = Dataset::from_rows(&[
         ("<b>Hi</b>", "a &amp; b"),
-        ("WHERE IS MY PARCEL", "here"),
+        ("WHERE IS MY PARCEL?", "here"),
         ("where is my parcel?", "there"),
         ("Same", "same"),
         ("Same", "same"),

@@ -391,7 +391,8 @@ fn a_conversation_of_several_turns_stays_one() {
         ]})
         .to_string()
     };
-    let lines: Vec<String> = (0..12).map(|n| turns(n, if n == 0 { "<i>" } else { "" })).collect();
+    let lines: Vec<String> =
+        (0..12).map(|n| turns(n, if n == 0 { "<b></b>" } else { "" })).collect();
     let raw = Dataset::read(folder.write("a.jsonl", lines.join("\n"))).unwrap();
     let clean = raw.clean(&tunebook_data::Cleaning::standard()).unwrap();
     assert_eq!(clean.len(), 12);
@@ -467,4 +468,66 @@ fn every_published_rule_is_checked() {
         assert!(problem.problem.contains(says), "{line}: {}", problem.problem);
     }
     assert!(validate_openai_chat(Path::new("/nowhere")).is_err());
+}
+
+#[test]
+fn a_text_of_which_a_part_is_missing_is_no_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let text: String =
+        (0..20_000u32).map(|n| format!("{}\n", n.wrapping_mul(2_654_435_761))).collect();
+    let whole = gz(text.as_bytes());
+    std::fs::write(folder.path().join("a.txt"), "whole").unwrap();
+    std::fs::write(folder.path().join("b.txt.gz"), &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(folder.path().join("c.txt.gz"), &whole).unwrap();
+    let set = Dataset::read(folder.path()).unwrap();
+    assert_eq!(set.completions(), ["whole", text.as_str()]);
+    let reasons = set.rejected().column("reason").unwrap().clone();
+    assert_eq!(reasons.len(), 1);
+    assert!(reasons.str().unwrap().get(0).unwrap().contains("damaged or cut off"));
+}
+
+#[test]
+fn the_last_row_of_a_cut_table_is_kept_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.csv.gz");
+    let rows: String = (0..20_000u32)
+        .map(|n| format!("p{n},answer {}\n", n.wrapping_mul(2_654_435_761)))
+        .collect();
+    let whole = gz(format!("prompt,completion\n{rows}").as_bytes());
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let set = Dataset::read(&path).unwrap();
+    for row in set.rows() {
+        let n: u32 = row.prompt[1..].parse().unwrap();
+        assert_eq!(row.completion, format!("answer {}", n.wrapping_mul(2_654_435_761)));
+    }
+    assert!((1..=2).contains(&set.rejected().height()));
+}
+
+#[test]
+fn documents_and_objects_over_several_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let pretty = "{\n  \"prompt\": \"a\",\n  \"completion\": \"b\"\n}\n{\n  \"prompt\": \"c\",\n  \"completion\": \"d\"\n}\n";
+    for (name, text, rows) in [
+        ("a.json", "{\"data\":[{\"text\":\"a\"},{\"text\":\"b\"}]}\n", 2),
+        ("b.json", pretty, 2),
+        ("b.jsonl", pretty, 2),
+        ("c.jsonl", "{\"text\": \"a\",\n \"x\": 1}\n{\"text\": \"b\"}\n", 2),
+        ("d.json", "{\"text\":\"a\"}\n{\"text\":\"b\"}\n", 2),
+        // A broken first line is no object over several lines.
+        ("e.jsonl", "{\"text\": \"a\",\n{\"text\": \"b\"}\n{\"text\": \"c\"}\n", 2),
+        (
+            "f.jsonl",
+            "{\"text\": \"a\", \"score\": NaN}\n{\"text\": \"b\", \"score\": -Infinity}\n",
+            2,
+        ),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(Dataset::read(&path).unwrap().len(), rows, "{name}");
+    }
+    // A first row too long to be looked at whole.
+    let long = format!("{{\"text\":\"{}\"}}\n{{\"text\":\"b\"}}\n", "x".repeat(100_000));
+    let path = folder.path().join("long.json");
+    std::fs::write(&path, long).unwrap();
+    assert_eq!(Dataset::read(&path).unwrap().len(), 2);
 }

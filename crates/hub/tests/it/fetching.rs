@@ -184,3 +184,27 @@ fn without_a_connection_what_was_fetched_will_do() {
     let offline = error(&hub.offline(true), "owner/other", "x");
     assert!(offline.contains("HF_HUB_OFFLINE is set"), "{offline}");
 }
+
+#[test]
+fn the_token_is_shown_to_the_endpoint_alone() {
+    let (folder, server, other) = (tempfile::tempdir().unwrap(), serve(), serve());
+    // By another name, and by another port.
+    for host in ["localhost", "127.0.0.1"] {
+        let elsewhere = other.address.replace("127.0.0.1", host);
+        server.change(|state| {
+            state.token = Some("secret");
+            state.bytes_at = Some(elsewhere.clone());
+            state.list_at = None;
+        });
+        let hub = hub(&server, &folder.path().join(host)).token("secret");
+        assert_eq!(read(&hub, "owner/tiny", "model.safetensors"), weights(2));
+        assert_eq!(read(&hub, "owner/old", "config.json"), br#"{"version": 2}"#);
+        server.change(|state| state.list_at = Some(elsewhere));
+        assert_eq!(hub.open(Kind::Model, "owner/tiny").unwrap().names().len(), 3);
+    }
+    let asked = other.log();
+    assert!(asked.iter().any(|line| line.starts_with("GET /cdn/")), "{asked:?}");
+    assert!(asked.iter().any(|line| line.starts_with("GET /api/")), "{asked:?}");
+    assert_eq!(other.state.lock().unwrap().shown, Vec::<String>::new());
+    assert_eq!(server.log().len(), server.state.lock().unwrap().shown.len(), "shown each time");
+}

@@ -25,8 +25,14 @@ pub(crate) struct State {
     pub breaks: u32,
     /// Large files arrive with one bit changed.
     pub lies: bool,
+    /// Large files are redirected to this address, of another server.
+    pub bytes_at: Option<String>,
+    /// The list of files is redirected to this address, of another server.
+    pub list_at: Option<String>,
     /// `METHOD path | range`, in order.
     pub log: Vec<String>,
+    /// The `Authorization` of each request that had one.
+    pub shown: Vec<String>,
 }
 
 /// Names of large files end so.
@@ -77,6 +83,7 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     };
     let range = header("range");
     state.log.push(format!("{method} {path} | {}", range.as_deref().unwrap_or("whole")));
+    state.shown.extend(header("authorization"));
     let mut send = |status: u16, headers: &[(&str, String)], body: &[u8], sent: usize| {
         let mut head = format!(
             "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n",
@@ -110,6 +117,9 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
             .copied()
             .or_else(|| commits.into_iter().find(|commit| *commit == revision))
     };
+    if let (true, Some(other)) = (path.starts_with("/api/"), &state.list_at) {
+        return send(307, &[("Location", format!("{other}{path}"))], b"", 0);
+    }
     if let Some(revision) = path.strip_prefix("/api/models/owner/tiny/revision/") {
         let Some(commit) = commit_of(revision) else { return refuse(404) };
         let siblings: Vec<_> = state
@@ -127,6 +137,7 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
             info.len(),
         );
     }
+    let address = state.bytes_at.as_deref().unwrap_or(address);
     // A repository that was renamed.
     if let Some(rest) = path.strip_prefix("/api/models/owner/old/") {
         return send(307, &[("Location", format!("/api/models/owner/tiny/{rest}"))], b"", 0);
