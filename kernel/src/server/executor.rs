@@ -9,6 +9,7 @@ use evcxr::{CommandContext, EvalCallbacks};
 use jupyter_protocol::JupyterMessage;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
+use tunebook_progress::channel::escape;
 
 use super::cell;
 use super::failure::Failure;
@@ -203,9 +204,11 @@ impl Executor {
         };
         let mut callbacks = EvalCallbacks {
             input_reader: &|asked| {
-                self.input.ask(request, &asked.prompt, asked.is_password, || {
+                let prompt = self.running.prompt();
+                let answer = self.input.ask(request, &prompt, asked.is_password, || {
                     self.running.is_interrupted()
-                })
+                });
+                escape(&answer) // on one line, as evcxr passes it on
             },
         };
         match context.execute_with_callbacks(&typed, &mut callbacks) {
