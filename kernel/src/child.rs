@@ -1,15 +1,17 @@
 //! The process in which the cells run, under our server.
 //!
 //! evcxr starts it, writes `LOAD_AND_RUN <shared object> <function>` to its standard input for each
-//! cell, and reads its control words from the standard output. Both of the cell's own streams go
-//! elsewhere: they are sockets to the server, which shows what comes as it comes, takes the frames
+//! cell, and reads its control words from the standard output. The cell's own streams are others:
+//! its input is empty (`tunebook::prelude::input` reads the answers that evcxr passes on), and its
+//! outputs are sockets to the server, which shows what comes as it comes, takes the frames
 //! of the display channel out of it, and passes evcxr's control words on to evcxr (see
 //! [`crate::server::pump`]). Since the server holds the other end, nothing that was printed is lost
 //! when the process dies.
 
 use std::ffi::c_void;
 use std::fs::File;
-use std::io::{BufRead, Write};
+use std::io::Write;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tunebook_progress::channel::{Frame, NONCE_VAR};
 use tunebook_progress::interrupt::{FLAG_VAR, Flag};
+use tunebook_progress::questions::{self, INPUT_VAR};
 
 /// The environment variable with the path of the server's socket. Only our server sets it.
 pub(crate) const SOCKET_VAR: &str = "TUNEBOOK_SOCKET";
@@ -52,6 +55,7 @@ pub(crate) fn run_if_child() {
 }
 
 fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
+    let instructions = take_over_stdin()?;
     let to_evcxr = take_over_streams(socket)?;
     // The descriptor stays open as long as this process: the server writes to it through /proc.
     let _ = to_evcxr.into_raw_fd();
@@ -61,6 +65,7 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
         // lives as long as it.)
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         std::env::set_var(FLAG_VAR, FLAG.address());
+        std::env::set_var(INPUT_VAR, instructions.as_raw_fd().to_string());
         // The frames of a backtrace are evcxr's and ours; the panic's message and place are shown
         // anyway.
         if std::env::var_os("TUNEBOOK_BACKTRACE").is_none() {
@@ -78,13 +83,15 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
     std::thread::spawn(move || report_acknowledgements(control));
 
     let mut store: *mut c_void = std::ptr::null_mut();
-    for line in std::io::stdin().lock().lines() {
-        let line = line.context("cannot read evcxr's instruction")?;
+    let mut instructions = ManuallyDrop::new(instructions);
+    while let Some(line) =
+        questions::read_line(&mut *instructions).context("cannot read evcxr's instruction")?
+    {
         let mut words = line.split(' ');
         let (Some("LOAD_AND_RUN"), Some(path), Some(function)) =
             (words.next(), words.next(), words.next())
         else {
-            // A line of input that no cell has read.
+            // An answer for which no cell waits any more.
             continue;
         };
         FLAG.reset();
@@ -93,6 +100,21 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
         end_of_cell(nonce)?;
     }
     Ok(())
+}
+
+/// Takes evcxr's pipe away from standard input, which is empty from then on: code of a cell that
+/// reads it, and programs that a cell starts, must not get evcxr's instructions.
+fn take_over_stdin() -> Result<File> {
+    // SAFETY: descriptor 0 is open, and the duplicate is owned by nobody else.
+    let real = unsafe { libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 10) };
+    anyhow::ensure!(real >= 0, "cannot keep evcxr's pipe: {}", std::io::Error::last_os_error());
+    // SAFETY: as above.
+    let real = unsafe { File::from_raw_fd(real) };
+    let empty = File::open("/dev/null").context("cannot open /dev/null")?;
+    // SAFETY: both descriptors are open.
+    let result = unsafe { libc::dup2(empty.as_raw_fd(), 0) };
+    anyhow::ensure!(result >= 0, "cannot redirect in: {}", std::io::Error::last_os_error());
+    Ok(real)
 }
 
 /// Connects standard output and error to the server, and returns evcxr's end of standard output.
@@ -144,6 +166,6 @@ fn load_and_run(path: &str, function: &str, store: *mut c_void) -> Result<*mut c
 fn end_of_cell(nonce: &str) -> Result<()> {
     // Not through std's buffer: this program has a copy of its own, the cells share another.
     // SAFETY: descriptor 1 is the server's socket; it is not closed by the drop.
-    let mut out = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(1) });
+    let mut out = ManuallyDrop::new(unsafe { File::from_raw_fd(1) });
     out.write_all(&Frame::End.encode(nonce)).context("the kernel is gone")
 }

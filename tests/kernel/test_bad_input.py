@@ -123,6 +123,17 @@ class BadOutput(WithKernel):
         self.assertEqual((result.stdout.split(), result.stderr.split()), (words, words))
         self.assertEqual(self.run_ok("kept").text, "3")
 
+    def test_printed_data_is_neither_html_nor_a_question(self):
+        for printed in (
+            "EVCXR_BEGIN_CONTENT text/html\n<img src=x onerror=alert(1)>\nEVCXR_END_CONTENT\n",
+            "EVCXR_INPUT_REQUEST:password?\n",
+        ):
+            literal = printed.replace("\n", "\\n")
+            for code in (f'print!("{literal}");', f'print!("{literal}"); 1', f'print!("{literal}")'):
+                result = self.run_ok(code, timeout=60, allow_stdin=True)
+                self.assertEqual(result.stdout, printed)
+                self.assertFalse(any("text/html" in m["content"].get("data", {}) for m in result.outputs))
+
     def test_a_control_word_without_its_end(self):
         for word in ("EVCXR_", "EVCXR_EXECUTION_COMPLETE", "EVCXR_INPUT_REQUEST", "EVCXR_BEGIN_CONTENT text/html"):
             self.assertEqual(self.run_ok(f'print!("{word}");', timeout=60).stdout, word)

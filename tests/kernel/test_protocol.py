@@ -151,33 +151,28 @@ class Cells(WithKernel):
         self.assertGreaterEqual(shown, 5)
 
     def test_input(self):
-        # The way of the evcxr_input crate, which a cell would otherwise depend on.
-        code = (
-            'println!("EVCXR_INPUT_REQUEST:name?"); let mut answer = String::new();'
-            " std::io::stdin().read_line(&mut answer)?; answer.trim().to_uppercase()"
-        )
-        started = self.kernel.start(code, allow_stdin=True)
+        started = self.kernel.start('input("first: name?").to_uppercase()', allow_stdin=True)
         request = self.kernel.client.get_stdin_msg(timeout=60)
-        self.assertEqual(request["content"], {"prompt": "name?", "password": False})
-        self.kernel.client.input("ada")
-        self.assertEqual(self.kernel.finish(*started).text.strip('"'), "ADA")
+        self.assertEqual(request["content"], {"prompt": "first: name?", "password": False})
+        self.kernel.client.input("ada\nlove")
+        self.assertEqual(self.kernel.finish(*started).text.strip('"'), "ADA\\nLOVE")
 
     def test_a_password_is_asked_for_as_one(self):
-        code = (
-            'println!("EVCXR_INPUT_REQUEST_PASSWORD:token?"); let mut secret = String::new();'
-            " std::io::stdin().read_line(&mut secret)?; secret.trim().len()"
-        )
-        started = self.kernel.start(code, allow_stdin=True)
+        started = self.kernel.start('password("token?").len()', allow_stdin=True)
         self.assertEqual(self.kernel.client.get_stdin_msg(timeout=60)["content"], {"prompt": "token?", "password": True})
         self.kernel.client.input("12345")
         self.assertEqual(self.kernel.finish(*started).text, "5")
 
     def test_a_question_that_nobody_can_answer_is_answered_with_nothing(self):
-        code = (
-            'println!("EVCXR_INPUT_REQUEST:name?"); let mut answer = String::new();'
-            " std::io::stdin().read_line(&mut answer)?; answer.trim().len()"
-        )
-        self.assertEqual(self.run_ok(code, allow_stdin=False).text, "0")
+        self.assertEqual(self.run_ok('input("name?").len()', allow_stdin=False).text, "0")
+
+    def test_standard_input_is_empty(self):
+        code = "let mut line = String::new(); std::io::stdin().read_line(&mut line)?"
+        self.assertEqual(self.run_ok(code, timeout=60).text, "0")
+
+    def test_a_program_that_a_cell_starts_gets_no_instructions(self):
+        self.run_ok('std::process::Command::new("cat").stdout(std::process::Stdio::null()).spawn()?;')
+        self.assertEqual(self.run_ok("1 + 1", timeout=60).text, "2")
 
 
 @contextmanager

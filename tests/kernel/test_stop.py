@@ -62,10 +62,7 @@ class Stop(WithKernel):
 
     def test_stop_ends_a_question_to_the_user(self):
         self.run_ok("let kept: i32 = 11;")
-        code = (
-            'println!("EVCXR_INPUT_REQUEST:name?"); let mut answer = String::new();'
-            " std::io::stdin().read_line(&mut answer)?; interrupt::check()?;"
-        )
+        code = 'input("name?"); interrupt::check()?;'
         msg_id, started = self.kernel.start(code, allow_stdin=True)
         self.kernel.client.get_stdin_msg(timeout=60)
         self.kernel.manager.interrupt_kernel()

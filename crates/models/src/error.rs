@@ -34,6 +34,17 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A folder holds a file that this crate did not write and would replace. Nothing was changed.
+    #[error(
+        "`{}` holds `{file}`, which tunebook did not write; nothing was changed. Give another folder, or move away what is there",
+        path.display()
+    )]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// The file.
+        file: String,
+    },
     /// A file is not what its format asks for, or ends too early.
     #[error("`{}` is damaged or incomplete at {at}: {reason}. Fetch the file again; `cargo xtask lab` fetches the default model", path.display())]
     Corrupt {

@@ -39,8 +39,8 @@ mod own {
         TokenizedText, Tokenizer, models_dir,
     };
     pub use tunebook_progress::{
-        Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, interrupt, progress,
-        stream,
+        Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, input, interrupt,
+        password, progress, stream,
     };
     pub use tunebook_tune::{
         Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,

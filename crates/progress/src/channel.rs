@@ -11,6 +11,9 @@
 //! END             the cell's code is over, and everything it printed came before
 //! PANIC           the cell has panicked
 //! ERROR<text>     a `?` has left the cell with this error ([`escape`]d)
+//! SHOW            the value of the last expression shows itself from here on: a library that knows
+//!                 evcxr prints blocks. SHOWTEXT: what follows is its text. SHOWN ends both
+//! ASK:<prompt>    a question to the user ([`escape`]d); `ASKPASSWORD:` for a secret
 //! CHANGED<name>   the type of this variable was defined anew, so its value is lost
 //! ```
 //!
@@ -70,7 +73,15 @@ pub const PANIC: &str = "PANIC";
 pub const ERROR: &str = "ERROR";
 /// The content of [`Frame::Changed`] begins so.
 pub const CHANGED: &str = "CHANGED";
+/// The content of [`Frame::Show`].
+pub const SHOW: &str = "SHOW";
+/// The content of [`Frame::ShowText`].
+pub const SHOW_TEXT: &str = "SHOWTEXT";
+/// The content of [`Frame::Shown`].
+pub const SHOWN: &str = "SHOWN";
 const END: &str = "END";
+const ASK_PASSWORD: &str = "ASKPASSWORD:";
+const ASK_TEXT: &str = "ASK:";
 
 /// One frame.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,6 +96,19 @@ pub enum Frame {
     Error(String),
     /// The type of the variable with this name was defined anew.
     Changed(String),
+    /// The value of the cell's last expression shows itself from here on.
+    Show,
+    /// The text of that value follows.
+    ShowText,
+    /// The value has shown itself.
+    Shown,
+    /// A question to the user, whose answer comes as a line of [`crate::questions`].
+    Ask {
+        /// The words before the place of the answer.
+        prompt: String,
+        /// Whether the answer is hidden while it is typed.
+        password: bool,
+    },
 }
 
 /// A frame whose content is nothing that the channel knows.
@@ -102,6 +126,13 @@ impl Frame {
             Self::Panic => PANIC.to_owned(),
             Self::Error(text) => format!("{ERROR}{}", escape(text)),
             Self::Changed(name) => format!("{CHANGED}{name}"),
+            Self::Show => SHOW.to_owned(),
+            Self::ShowText => SHOW_TEXT.to_owned(),
+            Self::Shown => SHOWN.to_owned(),
+            Self::Ask { prompt, password } => {
+                let word = if *password { ASK_PASSWORD } else { ASK_TEXT };
+                format!("{word}{}", escape(prompt))
+            }
         };
         let mut frame = mark(nonce);
         frame.extend_from_slice(content.as_bytes());
@@ -118,14 +149,27 @@ impl Frame {
         if text == END {
             return Ok(Self::End);
         }
-        if text == PANIC {
-            return Ok(Self::Panic);
+        let words = [
+            (PANIC, Self::Panic),
+            (SHOW, Self::Show),
+            (SHOW_TEXT, Self::ShowText),
+            (SHOWN, Self::Shown),
+        ];
+        for (word, frame) in words {
+            if text == word {
+                return Ok(frame);
+            }
         }
         if let Some(error) = text.strip_prefix(ERROR) {
             return Ok(Self::Error(unescape(error)));
         }
         if let Some(name) = text.strip_prefix(CHANGED) {
             return Ok(Self::Changed(name.to_owned()));
+        }
+        for (word, password) in [(ASK_TEXT, false), (ASK_PASSWORD, true)] {
+            if let Some(prompt) = text.strip_prefix(word) {
+                return Ok(Self::Ask { prompt: unescape(prompt), password });
+            }
         }
         serde_json::from_str(&text).map(Self::Message).map_err(|error| Damaged(error.to_string()))
     }
@@ -143,7 +187,8 @@ pub fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('\n', "\\n")
 }
 
-fn unescape(text: &str) -> String {
+/// Undoes [`escape`].
+pub fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
@@ -182,6 +227,11 @@ mod tests {
             Frame::Panic,
             Frame::Error("a\nb \\n c\\".into()),
             Frame::Changed("model".into()),
+            Frame::Show,
+            Frame::ShowText,
+            Frame::Shown,
+            Frame::Ask { prompt: "name:\nfirst?".into(), password: false },
+            Frame::Ask { prompt: "token?".into(), password: true },
         ] {
             let bytes = frame.encode("n0nce");
             let content = bytes

@@ -101,8 +101,13 @@ impl Sink {
 
     /// Removes the outputs shown so far, where that can be done.
     pub(crate) fn clear(&mut self, wait: bool) {
+        self.frame(&Frame::Message(Message::Clear { wait }));
+    }
+
+    /// Writes a frame of the channel; nothing where there is none.
+    pub(crate) fn frame(&mut self, frame: &Frame) {
         if let Place::Channel { nonce } = &self.place {
-            let frame = Frame::Message(Message::Clear { wait }).encode(nonce);
+            let frame = frame.encode(nonce);
             self.write(&frame);
         }
     }

@@ -103,6 +103,17 @@ pub enum Error {
         problem: String,
     },
 
+    /// A folder holds something else than what is to be written there. Nothing of it was changed.
+    #[error("`{}` {problem}; nothing in it was changed. {advice}", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// What stands there.
+        problem: String,
+        /// What to do.
+        advice: &'static str,
+    },
+
     /// A file could not be read or written.
     #[error("could not {action} `{}`: {source}", path.display())]
     Io {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ra_ap_syntax::ast::{self, AstNode, HasName};
-use ra_ap_syntax::{Edition, SourceFile, SyntaxKind};
+use ra_ap_syntax::{Edition, SourceFile, SyntaxKind, TextSize};
 
 /// Whether a cell can be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(crate) fn completeness(code: &str) -> Completeness {
     let code = blank_commands(code);
     let mut open = Vec::new();
     let parsed = parse(&code);
-    let inside = ra_ap_syntax::TextSize::of(PREFIX);
+    let inside = TextSize::of(PREFIX);
     for token in
         parsed.syntax_node().descendants_with_tokens().filter_map(|element| element.into_token())
     {
@@ -70,13 +70,13 @@ pub(crate) fn completeness(code: &str) -> Completeness {
     if unfinished || open_let { Completeness::Incomplete } else { Completeness::Invalid }
 }
 
-/// Lines that are evcxr's commands (`:dep …`, `!ls`) are no Rust; they are blanked, so that offsets
-/// stay.
+/// Lines that are evcxr's commands (`:dep …`, `!ls`) are no Rust; they are blanked, a space for each
+/// byte, so that offsets stay.
 fn blank_commands(code: &str) -> String {
     let mut out = String::with_capacity(code.len());
     for line in code.split_inclusive('\n') {
         if line.starts_with(':') || line.starts_with('!') {
-            out.extend(line.chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
+            out.extend(line.bytes().map(|byte| if byte == b'\n' { '\n' } else { ' ' }));
         } else {
             out.push_str(line);
         }
@@ -234,6 +234,151 @@ pub(crate) fn with_types(
     out
 }
 
+/// An `impl` that follows no named item of its cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LooseImpl {
+    /// Where it begins in the code, as a byte offset.
+    start: usize,
+    /// What it is of, without what stands between its braces.
+    header: String,
+    /// What an inherent one defines; empty for a trait's.
+    names: Vec<String>,
+    /// The item under whose name evcxr keeps it.
+    key: String,
+}
+
+impl LooseImpl {
+    /// Whether it takes the other's place.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+/// The `impl`s of a cell that evcxr would keep beside those of the same header for ever, since it
+/// replaces named items only, and the items that follow them. `known` are those of earlier cells: one that is written again gets the
+/// key that it had.
+pub(crate) fn loose_impls(code: &str, known: &[LooseImpl]) -> Vec<LooseImpl> {
+    let blank = blank_commands(code);
+    let parsed = parse(&blank);
+    if !parsed.errors().is_empty() {
+        return Vec::new();
+    }
+    let body = parsed
+        .tree()
+        .syntax()
+        .children()
+        .find_map(ast::Fn::cast)
+        .and_then(|function| function.body())
+        .and_then(|body| body.stmt_list());
+    let mut found: Vec<LooseImpl> = Vec::new();
+    let mut kept = false;
+    for statement in body.into_iter().flat_map(|list| list.statements().collect::<Vec<_>>()) {
+        let item = match statement {
+            ast::Stmt::Item(ast::Item::Impl(item)) => item,
+            ast::Stmt::Item(
+                ast::Item::Use(_)
+                | ast::Item::ExternBlock(_)
+                | ast::Item::ExternCrate(_)
+                | ast::Item::MacroCall(_)
+                | ast::Item::MacroRules(_),
+            ) => continue,
+            // It has a name, and evcxr keeps what follows with it.
+            ast::Stmt::Item(_) => {
+                kept = true;
+                continue;
+            }
+            _ => continue,
+        };
+        let Some(list) = item.assoc_item_list() else { continue };
+        let offset = |size: TextSize| usize::from(size) - PREFIX.len();
+        let whole = item.syntax().text_range();
+        // Without the comments and attributes before it.
+        let Some(begin) = item.impl_token().map(|token| token.text_range().start()) else {
+            continue;
+        };
+        let words = blank[offset(begin)..offset(list.syntax().text_range().start())]
+            .split_whitespace()
+            .collect::<Vec<_>>();
+        let header = words.join(" ");
+        let names: Vec<String> = match item.trait_() {
+            Some(_) => Vec::new(),
+            None => list.assoc_items().filter_map(|item| name_of(&item)).collect(),
+        };
+        let same = |other: &&LooseImpl| {
+            other.header == header
+                && (names.is_empty() && other.names.is_empty()
+                    || names.iter().any(|name| other.names.contains(name)))
+        };
+        let taken = |key: &String| found.iter().any(|other| other.key == *key);
+        let key = known.iter().filter(same).map(|other| other.key.clone()).find(|key| !taken(key));
+        // Behind one that gets a name, all need one: evcxr would keep them with that.
+        if kept && key.is_none() && found.is_empty() {
+            continue;
+        }
+        let key = key.unwrap_or_else(|| {
+            let number = |key: &str| key.strip_prefix(IMPL_KEY)?.parse::<usize>().ok();
+            let used = known.iter().chain(&found).filter_map(|other| number(&other.key));
+            format!("{IMPL_KEY}{}", used.max().map_or(0, |last| last + 1))
+        });
+        found.push(LooseImpl { start: offset(whole.start()), header, names, key });
+    }
+    found
+}
+
+/// The beginning of the names that loose `impl`s are kept under.
+const IMPL_KEY: &str = "TUNEBOOK_IMPL_";
+
+fn name_of(item: &ast::AssocItem) -> Option<String> {
+    let name = match item {
+        ast::AssocItem::Const(item) => item.name(),
+        ast::AssocItem::Fn(item) => item.name(),
+        ast::AssocItem::TypeAlias(item) => item.name(),
+        ast::AssocItem::MacroCall(_) => None,
+    };
+    name.map(|name| name.text().to_string())
+}
+
+/// The code with a named item before each of these `impl`s, on the same line.
+pub(crate) fn with_named_impls(code: &str, impls: &[LooseImpl]) -> String {
+    let mut out = code.to_owned();
+    for one in impls.iter().rev() {
+        out.insert_str(one.start, &format!("#[allow(dead_code)] const {}: () = (); ", one.key));
+    }
+    out
+}
+
+/// Whether the cell defines a static, each of which starts anew in every cell; and whether a macro
+/// at its top level does, whose names functions do not find.
+pub(crate) fn statics(code: &str) -> (Vec<String>, Option<String>) {
+    let parsed = parse(&blank_commands(code));
+    let body = parsed
+        .tree()
+        .syntax()
+        .children()
+        .find_map(ast::Fn::cast)
+        .and_then(|function| function.body())
+        .and_then(|body| body.stmt_list());
+    let Some(body) = body else { return (Vec::new(), None) };
+    let mut names = Vec::new();
+    for statement in body.statements() {
+        if let ast::Stmt::Item(ast::Item::Static(item)) = statement
+            && let Some(name) = item.name()
+        {
+            names.push(name.text().to_string());
+        }
+    }
+    let called = body.syntax().children().flat_map(|node| {
+        // `thread_local! { … }` is a statement of an expression, or an item.
+        node.descendants().take(3).filter_map(ast::MacroCall::cast).collect::<Vec<_>>()
+    });
+    let of_statics = called
+        .filter_map(|call| call.path().map(|path| path.syntax().text().to_string()))
+        .find(|path| {
+            ["thread_local", "lazy_static"].contains(&path.rsplit("::").next().unwrap_or_default())
+        });
+    (names, of_statics)
+}
+
 fn can_be_written(type_name: &str) -> bool {
     !["{closure", "impl ", "{async", " {"].iter().any(|part| type_name.contains(part))
         && !has_hole(type_name)
@@ -297,6 +442,134 @@ mod tests {
             ":dep x = \"1\"\nlet (mut p, q) = pair(); let mut p: i32 = p; let q: std::vec::Vec<f32> = q;\n\
              let f = |a: i32| a; p"
         );
+    }
+
+    #[test]
+    fn text_that_is_not_ascii_moves_no_place() {
+        let types = HashMap::from([("x".to_owned(), "&str".to_owned())]);
+        for (code, typed) in [
+            (":help ééé\nlet x = \"é\";", ":help ééé\nlet x = \"é\"; let x: &str = x;"),
+            ("!ls 猫 🦀\r\nlet x = \"\"; x", "!ls 猫 🦀\r\nlet x = \"\"; let x: &str = x; x"),
+            (
+                "let t: &str = r#\"\n:é\n!猫\n\"#; let x = t; // 🦀",
+                "let t: &str = r#\"\n:é\n!猫\n\"#; let x = t; let x: &str = x; // 🦀",
+            ),
+        ] {
+            assert_eq!(with_types(code, &untyped_lets(code), &types), typed);
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever a cell holds, reading it does not fail, and the types stand behind a semicolon
+        /// of a `let`: without them the cell is as it was.
+        #[test]
+        fn any_cell_can_be_read(parts in proptest::collection::vec(0..PARTS.len(), 0..24)) {
+            let code: String = parts.iter().map(|at| PARTS[*at]).collect();
+            let blank = blank_commands(&code);
+            assert_eq!(blank.len(), code.len());
+            completeness(&code);
+            let items = items(&code);
+            only_calls(&code, &items);
+            let names = ["x", "y", "ä"].map(|name| (name.to_owned(), "Té".to_owned()));
+            let lets = untyped_lets(&code);
+            for one in &lets {
+                assert!(code[..one.end].ends_with(';'), "{code:?}");
+            }
+            let typed = with_types(&code, &lets, &HashMap::from(names));
+            let binding = |name: &str, mutable: &str| format!(" let {mutable}{name}: Té = {name};");
+            let mut back = typed;
+            for name in ["x", "y", "ä"] {
+                back = back.replace(&binding(name, "mut "), "").replace(&binding(name, ""), "");
+            }
+            assert_eq!(back, code);
+        }
+
+        #[test]
+        fn any_text_can_be_read(code in "\\PC*") {
+            completeness(&code);
+            with_types(&code, &untyped_lets(&code), &HashMap::new());
+        }
+    }
+
+    /// Pieces of cells.
+    const PARTS: [&str; 20] = [
+        "\n",
+        "\r\n",
+        " ",
+        ":dep é",
+        ":help 猫\n",
+        "!ls 🦀\n",
+        "let x = \"é\";",
+        "let mut y = 'ß';",
+        "let (x, y) = (1, \"猫\");",
+        "let ä = 1;",
+        "r#\"\n",
+        "\"#;",
+        "let x: &str = r\"\n:é\n!猫\n\";",
+        "é",
+        "// ü\n",
+        "/* 🦀 */",
+        "x",
+        "{",
+        "}",
+        ";",
+    ];
+
+    #[test]
+    fn an_impl_that_is_run_again_has_the_key_that_it_had() {
+        let keys = |code: &str, known: &mut Vec<LooseImpl>| {
+            let found = loose_impls(code, known);
+            known.retain(|old| !found.iter().any(|new| new.is_of(old)));
+            known.extend(found.clone());
+            found.into_iter().map(|one| one.key[IMPL_KEY.len()..].to_owned()).collect::<Vec<_>>()
+        };
+        let mut known = Vec::new();
+        assert_eq!(keys("impl Sound for Cat { fn sound(&self) {} }", &mut known), ["0"]);
+        assert_eq!(
+            keys("// é\nimpl  Sound\n for Cat { fn sound(&self) { 1 } }", &mut known),
+            ["0"]
+        );
+        assert_eq!(keys("impl Sound for Dog { fn sound(&self) {} }", &mut known), ["1"]);
+        // Inherent ones may be several, unless they define the same.
+        assert_eq!(keys("impl Cat { fn sit(&self) {} }", &mut known), ["2"]);
+        assert_eq!(keys("impl Cat { fn run(&self) {} }", &mut known), ["3"]);
+        assert_eq!(keys("impl Cat { fn sit(&self) {} fn lie(&self) {} }", &mut known), ["2"]);
+        assert_eq!(
+            keys("impl Cat { fn lie(&self) {} }\nimpl Cat { fn run(&self) {} }", &mut known),
+            ["2", "3"]
+        );
+        // evcxr keeps these with the item before them.
+        assert_eq!(keys("struct Cow;\nimpl Sound for Cow {}", &mut known), [""; 0]);
+        // A type with all its own takes the place of those that were run apart.
+        assert_eq!(
+            keys("struct Dog;\nimpl Dog {}\nimpl Sound for Dog {}\nimpl A for Dog {}", &mut known),
+            ["1", "4"]
+        );
+        assert_eq!(keys("use a::B;\nlet x = 1;\nimpl B for X {}", &mut known), ["5"]);
+    }
+
+    #[test]
+    fn an_impl_gets_a_name_on_its_line() {
+        let code = ":dep é\nuse a::B;\n#[cfg(all())]\nimpl B for X {}\nimpl X { fn f() {} }\n";
+        assert_eq!(
+            with_named_impls(code, &loose_impls(code, &[])),
+            ":dep é\nuse a::B;\n#[allow(dead_code)] const TUNEBOOK_IMPL_0: () = (); #[cfg(all())]\n\
+             impl B for X {}\n#[allow(dead_code)] const TUNEBOOK_IMPL_1: () = (); impl X { fn f() {} }\n"
+        );
+    }
+
+    #[test]
+    fn statics_are_found() {
+        let found = |code| statics(code);
+        assert_eq!(
+            found("static A: u8 = 1;\nfn f() { static B: u8 = 2; }"),
+            (vec!["A".into()], None)
+        );
+        let local = "thread_local! { static HERE: u8 = 1; }\nfn here() {}";
+        assert_eq!(found(local), (vec![], Some("thread_local".into())));
+        let lazy = "lazy_static::lazy_static! { static ref L: u8 = 1; }\nfn f() {}";
+        assert_eq!(found(lazy), (vec![], Some("lazy_static::lazy_static".into())));
+        assert_eq!(found("println!(\"static\"); let x = vec![1];"), (vec![], None));
     }
 
     #[test]

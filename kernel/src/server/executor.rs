@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -9,8 +10,9 @@ use evcxr::{CommandContext, EvalCallbacks};
 use jupyter_protocol::JupyterMessage;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
+use tunebook_progress::channel::escape;
 
-use super::cell;
+use super::cell::{self, LooseImpl};
 use super::failure::Failure;
 use super::message;
 use super::running::Running;
@@ -60,6 +62,8 @@ pub(crate) struct Known {
     pub(crate) items: Vec<String>,
     /// Variables and their types.
     pub(crate) variables: Vec<(String, String)>,
+    /// The `impl`s that were run apart from their types.
+    pub(crate) impls: Vec<LooseImpl>,
 }
 
 /// Everything that running a cell takes.
@@ -82,7 +86,8 @@ impl Executor {
     /// Runs cells until the process ends. `warm_up` makes the evaluator; cells that arrive earlier
     /// wait for it.
     pub(crate) fn run(self, warm_up: impl FnOnce() -> Context) {
-        let mut context = warm_up();
+        let mut context = guarded(warm_up)
+            .unwrap_or_else(|panic| Err(format!("the kernel has a fault: {panic}")));
         let mut execution_count = 0;
         loop {
             let request = self.queue.pop();
@@ -95,7 +100,12 @@ impl Executor {
                 let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                 known.history.push((execution_count, code.clone()));
             }
-            let failure = self.cell(&request, &mut context, &code, execution_count, silent);
+            let cell = || self.cell(&request, &mut context, &code, execution_count, silent);
+            let failure = guarded(cell).unwrap_or_else(|panic| {
+                self.running.end();
+                self.running.notify();
+                Some(Failure::of_kernel(&panic))
+            });
             // Taken before the reply: what the front end sends after it has seen the error is meant
             // to run.
             let aborted = match &failure {
@@ -163,6 +173,7 @@ impl Executor {
         // After an error evcxr compiles once more in another form, which does not run.
         if !does_not_compile {
             self.tell_missed();
+            self.tell_statics(code);
         }
         self.remember(context, code, failure.is_none());
         failure
@@ -183,6 +194,21 @@ impl Executor {
         }
     }
 
+    /// Says, once for each, that a static starts anew in every cell.
+    fn tell_statics(&self, code: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in cell::statics(code).0 {
+            if told.insert(format!("static {name}")) {
+                let text = format!(
+                    "[kernel] the static `{name}` starts anew in every cell, as each cell is a library of its own. \
+                     A variable keeps its value: `let {} = std::sync::Arc::new(..);`\n",
+                    name.to_lowercase()
+                );
+                self.running.publish("stream", json!({"name": "stderr", "text": text}));
+            }
+        }
+    }
+
     fn evaluate(
         &self,
         context: &mut CommandContext,
@@ -195,20 +221,33 @@ impl Executor {
         };
         let quick_file = self.dir.join(shim::QUICK_FILE);
         let _ = if quick { fs::write(quick_file, "") } else { fs::remove_file(quick_file) };
-        let lets = cell::untyped_lets(code);
+        let impls = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            cell::loose_impls(code, &known.impls)
+        };
+        let named = cell::with_named_impls(code, &impls);
+        let lets = cell::untyped_lets(&named);
         let typed = if lets.is_empty() {
-            code.to_owned()
+            named
         } else {
-            cell::with_types(code, &lets, &self.types(context, code))
+            cell::with_types(&named, &lets, &self.types(context, &named))
         };
         let mut callbacks = EvalCallbacks {
             input_reader: &|asked| {
-                self.input.ask(request, &asked.prompt, asked.is_password, || {
-                    self.running.is_interrupted()
-                })
+                let prompt = self.running.prompt();
+                let answer = self
+                    .input
+                    .ask(request, &prompt, asked.is_password, || self.running.is_interrupted());
+                escape(&answer) // on one line, as evcxr passes it on
             },
         };
         match context.execute_with_callbacks(&typed, &mut callbacks) {
+            Ok(outputs) => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                known.impls.retain(|old| !impls.iter().any(|new| new.is_of(old)));
+                known.impls.extend(impls);
+                Ok(outputs)
+            }
             // The error may lie in a type that was written in, and its place is that of the changed
             // text. Nothing has run yet: the cell as it was written tells what is wrong with it.
             Err(evcxr::Error::CompilationErrors(_))
@@ -280,6 +319,16 @@ impl Executor {
     }
 }
 
+/// Does `work`; the message of its panic, if it has one. A fault of ours or of evcxr's costs a cell,
+/// and not the thread that runs all cells.
+pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "it panicked".to_owned())
+    })
+}
+
 /// How many processes the system has ended for want of memory.
 fn killed_for_memory() -> u64 {
     fs::read_to_string("/proc/vmstat")
@@ -288,4 +337,22 @@ fn killed_for_memory() -> u64 {
             text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
         })
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_told_and_ends_nothing() {
+        assert_eq!(guarded(|| 3), Ok(3));
+        assert_eq!(
+            guarded(|| -> u8 { panic!("no {}", "boundary") }),
+            Err("no boundary".to_owned())
+        );
+        let text = String::from("ééé");
+        let fault = guarded(|| text.split_at(1).0.len()).unwrap_err();
+        assert!(fault.contains("boundary"), "{fault}");
+        assert_eq!(guarded(|| std::panic::panic_any(1)), Err::<(), _>("it panicked".to_owned()));
+    }
 }

@@ -2,6 +2,7 @@
 
 use evcxr::{CompilationError, Error, Theme};
 
+use super::cell;
 use super::running::Outcome;
 
 /// A cell's failure.
@@ -106,6 +107,18 @@ impl Failure {
         )
     }
 
+    /// The kernel's own code, or evcxr's, has panicked over the cell.
+    pub(crate) fn of_kernel(panic: &str) -> Self {
+        Self::new(
+            "KernelError",
+            format!("the kernel has a fault, and this cell may not have run: {panic}"),
+            vec![
+                "Variables of earlier cells are kept. If the next cells fail as well, restart the kernel."
+                    .into(),
+            ],
+        )
+    }
+
     fn interrupted() -> Self {
         Self::new(
             "Interrupted",
@@ -120,9 +133,33 @@ impl Failure {
         for error in errors {
             traceback.extend(report(error, code, execution_count));
         }
+        traceback.extend(way_out(errors.iter().map(CompilationError::message), code));
         let evalue = errors.first().map(CompilationError::message).unwrap_or_default();
         Self { ename: "CompileError".into(), evalue, traceback }
     }
+}
+
+/// What to do about errors whose cause lies in how a notebook keeps items.
+fn way_out(messages: impl Iterator<Item = String>, code: &str) -> Vec<String> {
+    let messages: Vec<String> = messages.collect();
+    let mut help = Vec::new();
+    let has = |part: &str| messages.iter().any(|message| message.contains(part));
+    if has("conflicting implementations of trait") || has("duplicate definitions with name") {
+        help.push(
+            "help: an earlier cell has this `impl`, too. Run one cell with the type's definition and all its `impl`s: \
+             they take the place of the earlier ones. No variable of another type is lost."
+                .to_owned(),
+        );
+    }
+    if has("in this scope")
+        && let Some(name) = cell::statics(code).1
+    {
+        help.push(format!(
+            "help: functions do not find what `{name}!` defines at the top level of a cell. Put both into a module: \
+             `mod state {{ {name}! {{ .. }} pub fn .. }}`."
+        ));
+    }
+    help
 }
 
 fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<String> {
@@ -204,6 +241,17 @@ mod tests {
             failure.traceback.iter().any(|line| line == "at cell/src/lib.rs:9:1"),
             "{failure:?}"
         );
+    }
+
+    #[test]
+    fn errors_of_items_that_a_notebook_keeps_name_a_way_out() {
+        let help = |message: &str, code: &str| way_out([message.to_owned()].into_iter(), code);
+        let twice = "conflicting implementations of trait `Sound` for type `Cat`";
+        assert!(help(twice, "impl Sound for Cat {}")[0].contains("one cell"));
+        let local = "thread_local! { static HERE: u8 = 1; }\nfn here() { HERE }";
+        let missing = "cannot find value `HERE` in this scope";
+        assert!(help(missing, local)[0].contains("`thread_local!`"));
+        assert!(help(missing, "HERE").is_empty());
     }
 
     #[test]

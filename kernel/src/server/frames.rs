@@ -1,5 +1,5 @@
-//! Takes a child's standard output apart into text, frames of the display channel, blocks of
-//! libraries that know evcxr, and requests for input; and holds text back until it is worth a
+//! Takes a child's standard output apart into text, frames of the display channel, and blocks of
+//! libraries that know evcxr, which count only while the cell's value shows itself; and holds text back until it is worth a
 //! message.
 
 use std::time::{Duration, Instant};
@@ -65,8 +65,6 @@ pub(super) enum Event {
         mime: String,
         content: String,
     },
-    /// A line by which `evcxr_input` asks for input.
-    Input(String),
 }
 
 /// Takes standard output apart.
@@ -78,6 +76,19 @@ pub(super) struct Parser {
     /// Whether `held` begins at the start of a line.
     line_start: bool,
     block: Option<(String, String)>,
+    shows: Shows,
+}
+
+/// What text may be besides text.
+#[derive(Default)]
+enum Shows {
+    /// Nothing: the cell prints it.
+    #[default]
+    Nothing,
+    /// Blocks: the value of the cell's last expression shows itself.
+    Blocks,
+    /// That value, so far.
+    Value(Vec<u8>),
 }
 
 const WORD: &[u8] = b"EVCXR_";
@@ -88,7 +99,13 @@ const MOST_BLOCK_BYTES: usize = 32 * 1024 * 1024;
 
 impl Parser {
     pub(super) fn new(nonce: &str) -> Self {
-        Self { mark: channel::mark(nonce), held: Vec::new(), line_start: true, block: None }
+        Self {
+            mark: channel::mark(nonce),
+            held: Vec::new(),
+            line_start: true,
+            block: None,
+            shows: Shows::Nothing,
+        }
     }
 
     pub(super) fn parse(&mut self, bytes: &[u8]) -> Vec<Event> {
@@ -110,11 +127,20 @@ impl Parser {
         if rest.starts_with(&self.mark) {
             let end = newline?;
             let frame = Frame::parse(&rest[self.mark.len()..end]);
-            if frame == Ok(Frame::End) {
+            if let Ok(Frame::Show | Frame::ShowText | Frame::Shown | Frame::End) = frame {
                 // A block that nothing has ended would swallow the next cell's output.
                 events.extend(self.block_as_text());
+                let shows = match frame {
+                    Ok(Frame::Show) => Shows::Blocks,
+                    Ok(Frame::ShowText) => Shows::Value(Vec::new()),
+                    _ => Shows::Nothing,
+                };
+                let shown = std::mem::replace(&mut self.shows, shows);
+                events.extend(as_block(shown));
             }
-            events.push(Event::Frame(frame));
+            if !matches!(frame, Ok(Frame::Show | Frame::ShowText | Frame::Shown)) {
+                events.push(Event::Frame(frame));
+            }
             self.line_start = true;
             return Some(end + 1);
         }
@@ -146,7 +172,8 @@ impl Parser {
             }
             return Some(if frame.is_some() { end } else { end + 1 });
         }
-        if self.line_start && rest.starts_with(WORD) {
+        let blocks = matches!(self.shows, Shows::Blocks);
+        if blocks && self.line_start && rest.starts_with(WORD) {
             let text_end = frame.or_else(|| {
                 let start = rest.iter().position(|&b| b == FRAME_START).unwrap_or(rest.len());
                 (start > LONGEST_WORD_BYTES).then_some(start)
@@ -162,15 +189,13 @@ impl Parser {
             let line = String::from_utf8_lossy(&rest[..end]).into_owned();
             if let Some(mime) = line.strip_prefix("EVCXR_BEGIN_CONTENT ") {
                 self.block = Some((mime.to_owned(), String::new()));
-            } else if line.starts_with("EVCXR_INPUT_REQUEST") {
-                events.push(Event::Input(line));
             } else {
                 // Whoever prints evcxr's other words sees them.
                 events.push(Event::Text(rest[..=end].to_vec()));
             }
             return Some(end + 1);
         }
-        if self.line_start && WORD.starts_with(rest) {
+        if blocks && self.line_start && WORD.starts_with(rest) {
             return None;
         }
         // Text, up to the end of the line or to something that may be a frame.
@@ -180,6 +205,12 @@ impl Parser {
             .flatten()
             .min()?;
         self.line_start = rest[end - 1] == b'\n';
+        if let Shows::Value(text) = &mut self.shows {
+            if text.len() + end <= MOST_BLOCK_BYTES {
+                text.extend_from_slice(&rest[..end]);
+            }
+            return Some(end);
+        }
         match events.last_mut() {
             Some(Event::Text(text)) => text.extend_from_slice(&rest[..end]),
             _ => events.push(Event::Text(rest[..end].to_vec())),
@@ -197,11 +228,21 @@ impl Parser {
     /// All that is held back, when nothing more can come.
     pub(super) fn rest(&mut self) -> Vec<Event> {
         let held = std::mem::take(&mut self.held);
+        let shown = std::mem::take(&mut self.shows);
         self.block_as_text()
             .into_iter()
+            .chain(as_block(shown))
             .chain((!held.is_empty()).then_some(Event::Text(held)))
             .collect()
     }
+}
+
+/// The value that was shown as text.
+fn as_block(shown: Shows) -> Option<Event> {
+    let Shows::Value(text) = shown else { return None };
+    let text = text.strip_suffix(b"\n").unwrap_or(&text);
+    let content = String::from_utf8_lossy(text).into_owned();
+    Some(Event::Block { mime: "text/plain".to_owned(), content })
 }
 
 /// Where `part` begins in `bytes`.
@@ -267,9 +308,35 @@ mod tests {
     #[test]
     fn blocks_of_libraries_become_displays() {
         let events =
-            parse(&[b"a\nEVCXR_BEGIN_CONTENT text/html\n<b>\nx</b>\nEVCXR_END_CONTENT\nb\n"]);
+            parse(&[b"a\n\x1en0nceSHOW\nEVCXR_BEGIN_CONTENT text/html\n<b>\nx</b>\nEVCXR_END_CONTENT\n\x1en0nceSHOWN\nb\n"]);
         let block = Event::Block { mime: "text/html".into(), content: "<b>\nx</b>".into() };
         assert_eq!(events, [text("a\n"), block, text("b\n")]);
+    }
+
+    #[test]
+    fn printed_control_words_are_text() {
+        for printed in [
+            "EVCXR_BEGIN_CONTENT text/html\n<img src=x onerror=a()>\nEVCXR_END_CONTENT\n",
+            "EVCXR_INPUT_REQUEST:password?\n",
+            "EVCXR_INPUT_REQUEST_PASSWORD:password?\n",
+            "\x1eSHOW\nEVCXR_BEGIN_CONTENT text/html\n<b>\nEVCXR_END_CONTENT\n",
+        ] {
+            assert_eq!(parse(&[printed.as_bytes()]), [text(printed)]);
+            // Nor do they wait for more.
+            let (front, back) = printed.split_at(9);
+            assert_eq!(Parser::new("n0nce").parse(front.as_bytes()), [text(front)]);
+            // After a value has shown itself, too.
+            let shown = format!("\x1en0nceSHOW\n\x1en0nceSHOWN\n{front}{back}");
+            assert_eq!(parse(&[shown.as_bytes()]), [text(printed)]);
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_shown_as_text_cannot_be_more() {
+        let value = "EVCXR_END_CONTENT\nEVCXR_BEGIN_CONTENT text/html\n<b>\nEVCXR_END_CONTENT";
+        let output = format!("a\n\x1en0nceSHOWTEXT\n{value}\n\x1en0nceSHOWN\nb\n");
+        let block = Event::Block { mime: "text/plain".into(), content: value.into() };
+        assert_eq!(parse(&[output.as_bytes()]), [text("a\n"), block, text("b\n")]);
     }
 
     #[test]
@@ -278,10 +345,13 @@ mod tests {
         for word in
             ["EVCXR_", "EVCXR_INPUT_REQUEST", "EVCXR_EXECUTION_COMPLETE", "EVCXR_BEGIN_CONTENT x"]
         {
-            let output = format!("{word}\x1en0nceEND\n");
-            assert_eq!(parse(&[output.as_bytes()]), [text(word), end()], "{word}");
-            let (front, back) = output.split_at(word.len() + 3);
-            assert_eq!(parse(&[front.as_bytes(), back.as_bytes()]), [text(word), end()], "{word}");
+            for shows in ["", "\x1en0nceSHOW\n"] {
+                let output = format!("{shows}{word}\x1en0nceEND\n");
+                assert_eq!(parse(&[output.as_bytes()]), [text(word), end()], "{word}");
+                let (front, back) = output.split_at(shows.len() + word.len() + 3);
+                let events = parse(&[front.as_bytes(), back.as_bytes()]);
+                assert_eq!(events, [text(word), end()], "{word}");
+            }
         }
         let long = "EVCXR_".repeat(10_000);
         assert_eq!(parse(&[format!("{long}\x1en0n").as_bytes(), b"ceEND\n"]), [text(&long), end()]);
@@ -289,7 +359,8 @@ mod tests {
 
     #[test]
     fn a_block_without_an_end_is_text_when_the_cell_ends() {
-        let events = parse(&[b"EVCXR_BEGIN_CONTENT text/html\n<b>\nx\x1en0nceEND\nnext\n"]);
+        let events =
+            parse(&[b"\x1en0nceSHOW\nEVCXR_BEGIN_CONTENT text/html\n<b>\nx\x1en0nceEND\nnext\n"]);
         let shown = text("EVCXR_BEGIN_CONTENT text/html\n<b>\nx\n");
         assert_eq!(events, [shown, Event::Frame(Ok(Frame::End)), text("next\n")]);
     }
@@ -297,7 +368,7 @@ mod tests {
     #[test]
     fn what_a_dead_child_has_begun_is_shown() {
         let mut parser = Parser::new("n0nce");
-        assert_eq!(parser.parse(b"EVCXR_PA"), []);
+        assert_eq!(parser.parse(b"\x1en0nceSHOW\nEVCXR_PA"), []);
         assert_eq!(parser.rest(), [text("EVCXR_PA")]);
         assert_eq!(parser.rest(), []);
     }

@@ -78,9 +78,9 @@ struct Child {
     parser: Parser,
     running: Arc<Running>,
     sent_bytes: [usize; 2],
-    /// Standard error from a panic's message on, until the cell ends: a panic that ends the cell is
-    /// its error.
-    panic_text: Option<Vec<u8>>,
+    /// Standard error from a panic's message on, for a moment: a panic that ends the cell is its
+    /// error.
+    panic_text: Option<PanicText>,
 }
 
 impl Child {
@@ -121,6 +121,8 @@ impl Child {
         loop {
             let timeout = if pending.iter().any(|text| !text.is_empty()) {
                 GATHER
+            } else if self.panic_text.is_some() {
+                PanicText::MOST_TIME
             } else {
                 Duration::from_secs(3600)
             };
@@ -131,6 +133,9 @@ impl Child {
             }
             if ready[0] {
                 self.read_out(&mut pending);
+            }
+            if self.panic_text.as_ref().is_some_and(|held| held.is_due(before)) {
+                self.release_panic(&mut pending[1]);
             }
             for (index, text) in pending.iter_mut().enumerate() {
                 if text.is_due(before) {
@@ -144,7 +149,7 @@ impl Child {
                 for event in self.parser.rest() {
                     self.handle(event, &mut pending);
                 }
-                self.release_panic(&mut pending[1]);
+                self.end_panic(&mut pending[1]);
                 for (index, text) in pending.iter_mut().enumerate() {
                     self.send_text(index, text);
                 }
@@ -182,11 +187,16 @@ impl Child {
             }
             self.running.note_stderr(&buffer[..n]);
             match &mut self.panic_text {
-                Some(text) => text.extend_from_slice(&buffer[..n]),
-                None => pending.push(&buffer[..n]),
+                Some(held) => held.bytes.extend_from_slice(&buffer[..n]),
+                None => {
+                    pending.push(&buffer[..n]);
+                    if let Some(at) = panic_message(&pending.bytes) {
+                        self.panic_text = Some(PanicText::new(pending.bytes.split_off(at)));
+                    }
+                }
             }
-            if let Some(at) = panic_message(&pending.bytes) {
-                self.panic_text = Some(pending.bytes.split_off(at));
+            if self.panic_text.as_ref().is_some_and(|held| held.is_due(Instant::now())) {
+                self.release_panic(pending);
             }
             self.send_if_large(1, pending);
         }
@@ -204,13 +214,23 @@ impl Child {
         }
     }
 
-    /// At the end of a cell: its panic is told by the error; the message of one that was caught is
-    /// text like any other.
+    /// The cell goes on behind the panic, so its message is text like any other.
     fn release_panic(&mut self, pending: &mut Text) {
-        if let Some(text) = self.panic_text.take()
-            && !self.running.has_panicked()
-        {
-            pending.push(&text);
+        if let Some(held) = self.panic_text.take() {
+            pending.push(&held.bytes);
+            // At once, so that it is not taken for a new one.
+            self.send_text(1, pending);
+        }
+    }
+
+    /// At the end of a cell: its own panic is told by the error, all else is shown.
+    fn end_panic(&mut self, pending: &mut Text) {
+        match self.panic_text.take() {
+            Some(held) if self.running.has_panicked() => {
+                held.without_last().into_iter().for_each(|part| pending.push(part));
+            }
+            Some(held) => pending.push(&held.bytes),
+            None => {}
         }
     }
 
@@ -227,10 +247,10 @@ impl Child {
             return;
         }
         // What was printed before comes before.
-        if matches!(event, Event::Frame(_) | Event::Block { .. } | Event::Input(_)) {
+        if matches!(event, Event::Frame(_) | Event::Block { .. }) {
             if event == Event::Frame(Ok(Frame::End)) {
                 self.read_err(&mut pending[1]);
-                self.release_panic(&mut pending[1]);
+                self.end_panic(&mut pending[1]);
             }
             for (index, text) in pending.iter_mut().enumerate() {
                 self.send_text(index, text);
@@ -250,7 +270,6 @@ impl Child {
                 };
                 self.running.add_to_result(mime, value);
             }
-            Event::Input(line) => self.tell_evcxr(&line),
         }
     }
 
@@ -273,6 +292,13 @@ impl Child {
                 self.running.note_error(&text);
                 self.tell_evcxr("EVCXR_ERROR_OCCURRED");
             }
+            Frame::Ask { prompt, password } => {
+                // evcxr takes the word, and the executor the prompt.
+                self.running.ask(prompt);
+                let word = if password { "_PASSWORD" } else { "" };
+                self.tell_evcxr(&format!("EVCXR_INPUT_REQUEST{word}:"));
+            }
+            Frame::Show | Frame::ShowText | Frame::Shown => {} // the parser's
             Frame::Changed(name) => self.tell_evcxr(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}")),
         }
     }
@@ -320,11 +346,58 @@ impl Child {
     }
 }
 
-/// Where a panic's message starts: `\nthread '<name>' (id) panicked at …`.
+/// Standard error from a panic's message on.
+struct PanicText {
+    bytes: Vec<u8>,
+    since: Instant,
+}
+
+impl PanicText {
+    /// A cell that is not over so long after a panic has caught it, or unwinds slowly.
+    const MOST_TIME: Duration = Duration::from_millis(250);
+    /// No panic's message is longer.
+    const MOST_BYTES: usize = 64 * 1024;
+
+    fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, since: Instant::now() }
+    }
+
+    /// Whether it has been held back long enough.
+    fn is_due(&self, now: Instant) -> bool {
+        now.duration_since(self.since) >= Self::MOST_TIME || self.bytes.len() > Self::MOST_BYTES
+    }
+
+    /// The text before and behind the last panic's message, which ends with the note that Rust
+    /// writes behind the first one of a process.
+    fn without_last(&self) -> [&[u8]; 2] {
+        let mut start = 0;
+        // Behind the newline and the first letter of the message found.
+        while let Some(next) = self.bytes.get(start + 2..).and_then(panic_message) {
+            start += 2 + next;
+        }
+        let message = &self.bytes[start..];
+        let find =
+            |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).position(|window| window == part);
+        let end = find(message, b"\nnote: ")
+            .and_then(|note| find(&message[note + 1..], b"\n").map(|end| note + 1 + end + 1));
+        [&self.bytes[..start], &message[end.unwrap_or(message.len())..]]
+    }
+}
+
+/// Where the first panic's message starts: `\nthread '<name>' (id) panicked at …`.
 fn panic_message(bytes: &[u8]) -> Option<usize> {
-    let find = |part: &[u8]| bytes.windows(part.len()).position(|window| window == part);
-    find(b" panicked at ")?;
-    find(b"\nthread '").or_else(|| bytes.starts_with(b"thread '").then_some(0))
+    const BEGIN: &[u8] = b"thread '";
+    const PANICKED: &[u8] = b" panicked at ";
+    let mut line_start = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let has_panicked = line.windows(PANICKED.len()).any(|window| window == PANICKED);
+        if line.starts_with(BEGIN) && has_panicked {
+            // With the newline that Rust writes before it.
+            return Some(line_start.max(1) - 1);
+        }
+        line_start += line.len();
+    }
+    None
 }
 
 /// Waits until one of the streams can be read.
@@ -342,6 +415,8 @@ fn poll(streams: [&UnixStream; 3], timeout: Duration) -> [bool; 3] {
 
 #[cfg(test)]
 mod tests {
+    use jupyter_protocol::JupyterMessage;
+
     use super::*;
 
     #[test]
@@ -351,5 +426,110 @@ mod tests {
             Some(7)
         );
         assert_eq!(panic_message(b"nobody panicked at all, thread 'x'"), None);
+        assert_eq!(panic_message(b"a\nthread 'x' works\nnobody panicked at all\n"), None);
+        assert_eq!(panic_message(b"thread 'x' (1) panicked at b.rs:1:1:\n"), Some(0));
+    }
+
+    #[test]
+    fn of_a_cells_panic_only_its_message_is_left_out() {
+        let text = |bytes: &[u8]| {
+            let held = PanicText::new(bytes.to_vec());
+            held.without_last().map(|part| String::from_utf8_lossy(part).into_owned())
+        };
+        let worker = "\nthread '<unnamed>' (7) panicked at cell/src/lib.rs:1:1:\nworker gave up\n\
+                      note: run with `RUST_BACKTRACE=1`\nstep 0\nstep 1\n";
+        let own = "\nthread 'main' (3) panicked at cell/src/lib.rs:9:1:\nthe end\n";
+        assert_eq!(text(format!("{worker}{own}").as_bytes()), [worker, ""]);
+        assert_eq!(text(own.as_bytes()), ["", ""]);
+        let first = format!("{own}note: run with `RUST_BACKTRACE=1`\ndropped\n");
+        assert_eq!(text(first.as_bytes()), ["", "dropped\n"]);
+    }
+
+    #[test]
+    fn text_behind_a_caught_panic_waits_a_moment_only() {
+        let mut held = PanicText::new(b"\nthread 'x' (1) panicked at a.rs:1:1:\nx\n".to_vec());
+        assert!(!held.is_due(held.since));
+        assert!(held.is_due(held.since + PanicText::MOST_TIME));
+        held.bytes.resize(PanicText::MOST_BYTES + 1, b'x');
+        assert!(held.is_due(held.since));
+    }
+
+    /// A child made of sockets, as [`accept`] makes one of a process.
+    fn child() -> (Child, [UnixStream; 3], tokio::sync::mpsc::UnboundedReceiver<JupyterMessage>) {
+        let pairs = [(); 3].map(|()| UnixStream::pair().unwrap());
+        let (iopub, outputs) = tokio::sync::mpsc::unbounded_channel();
+        let running = Arc::new(Running::new(iopub));
+        let request = JupyterMessage::new(jupyter_protocol::ExecuteRequest::new("1".into()), None);
+        running.begin(&request, 1, false);
+        let [out, err, control] = pairs;
+        for stream in [&out.0, &err.0, &control.0] {
+            stream.set_nonblocking(true).unwrap();
+        }
+        let child = Child {
+            out: out.0,
+            err: err.0,
+            control: control.0,
+            to_evcxr: tempfile::tempfile().unwrap(),
+            parser: Parser::new("n0nce"),
+            running,
+            sent_bytes: [0; 2],
+            panic_text: None,
+        };
+        (child, [out.1, err.1, control.1], outputs)
+    }
+
+    /// The text of standard error that arrives within `time`.
+    fn stderr(
+        outputs: &mut tokio::sync::mpsc::UnboundedReceiver<JupyterMessage>,
+        time: Duration,
+    ) -> String {
+        std::thread::sleep(time);
+        let mut text = String::new();
+        while let Ok(message) = outputs.try_recv() {
+            let content = crate::server::message::content(&message);
+            if content["name"] == "stderr" {
+                text.push_str(content["text"].as_str().unwrap());
+            }
+        }
+        text
+    }
+
+    const WORKER: &str =
+        "\nthread '<unnamed>' (7) panicked at cell/src/lib.rs:1:1:\nworker gave up\n";
+
+    #[test]
+    fn standard_error_goes_on_after_a_caught_panic() {
+        let (child, [_out, mut err, _control], mut outputs) = child();
+        std::thread::spawn(move || child.serve());
+        write!(err, "{WORKER}").unwrap();
+        write!(err, "step 0\n").unwrap();
+        assert_eq!(stderr(&mut outputs, Duration::from_secs(1)), format!("{WORKER}step 0\n"));
+        write!(err, "step 1\n").unwrap();
+        assert_eq!(stderr(&mut outputs, Duration::from_millis(500)), "step 1\n");
+    }
+
+    #[test]
+    fn standard_error_is_cut_behind_a_panic_as_before_one() {
+        let (child, [_out, mut err, _control], mut outputs) = child();
+        std::thread::spawn(move || child.serve());
+        write!(err, "{WORKER}").unwrap();
+        let line = "x".repeat(1023) + "\n";
+        for _ in 0..12 * 1024 {
+            err.write_all(line.as_bytes()).unwrap();
+        }
+        let text = stderr(&mut outputs, Duration::from_secs(1));
+        assert!(text.len() < MOST_TEXT_BYTES + 512 * 1024, "{}", text.len());
+        assert!(text.contains("more than 8 MB to stderr"));
+    }
+
+    #[test]
+    fn the_end_of_a_cell_that_panicked_shows_all_but_its_own_message() {
+        let (child, [mut out, mut err, _control], mut outputs) = child();
+        write!(err, "{WORKER}step 0\n\nthread 'main' (1) panicked at a.rs:1:1:\nthe end\n")
+            .unwrap();
+        out.write_all(&Frame::Panic.encode("n0nce")).unwrap();
+        out.write_all(&Frame::End.encode("n0nce")).unwrap();
+        std::thread::spawn(move || child.serve());
+        assert_eq!(stderr(&mut outputs, Duration::from_secs(1)), format!("{WORKER}step 0\n"));
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::cell::{self, Completeness};
-use super::executor::{Known, Queue};
+use super::executor::{Known, Queue, guarded};
 use super::index::Index;
 use super::running::Running;
 use super::{interrupt, message};
@@ -45,15 +45,31 @@ impl Requests {
         }
         self.status(&request, "busy");
         let content = message::content(&request);
-        let answer = match msg_type.as_str() {
+        // A fault in one answer must not end the answers of the whole channel.
+        let answer = guarded(|| self.answer(&msg_type, &content, &request));
+        let answer = answer.unwrap_or_else(|panic| {
+            let evalue = format!("the kernel has a fault: {panic}");
+            Some(json!({"status": "error", "ename": "KernelError", "evalue": evalue, "traceback": []}))
+        });
+        if let Some(answer) = answer {
+            let reply =
+                message::child_of(&request, &msg_type.replace("_request", "_reply"), answer);
+            let _ = self.replies.send(reply);
+        }
+        self.status(&request, "idle");
+    }
+
+    /// What is replied, if anything is.
+    fn answer(&self, msg_type: &str, content: &Value, request: &JupyterMessage) -> Option<Value> {
+        match msg_type {
             "kernel_info_request" => Some(kernel_info()),
             "is_complete_request" => {
                 Some(is_complete(content["code"].as_str().unwrap_or_default()))
             }
-            "history_request" => Some(self.history(&content)),
+            "history_request" => Some(self.history(content)),
             "comm_info_request" => Some(json!({"status": "ok", "comms": {}})),
-            "complete_request" => Some(self.complete(&content)),
-            "inspect_request" => Some(self.inspect(&content)),
+            "complete_request" => Some(self.complete(content)),
+            "inspect_request" => Some(self.inspect(content)),
             "interrupt_request" => {
                 let (running, dir) = (Arc::clone(&self.running), self.dir.clone());
                 std::thread::spawn(move || interrupt::interrupt(&running, &dir));
@@ -70,7 +86,7 @@ impl Requests {
             "comm_open" => {
                 // We know no targets, and say so as the protocol wants it.
                 let closed = json!({"comm_id": content["comm_id"], "data": {}});
-                let _ = self.iopub.send(message::child_of(&request, "comm_close", closed));
+                let _ = self.iopub.send(message::child_of(request, "comm_close", closed));
                 None
             }
             "comm_msg" | "comm_close" => None,
@@ -78,13 +94,7 @@ impl Requests {
                 eprintln!("[kernel] no answer to {other}");
                 None
             }
-        };
-        if let Some(answer) = answer {
-            let reply =
-                message::child_of(&request, &msg_type.replace("_request", "_reply"), answer);
-            let _ = self.replies.send(reply);
         }
-        self.status(&request, "idle");
     }
 
     fn status(&self, request: &JupyterMessage, state: &str) {

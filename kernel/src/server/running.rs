@@ -34,6 +34,8 @@ struct State {
     silent: bool,
     busy: bool,
     block: Data,
+    /// The question that the cell asks.
+    prompt: String,
     outcome: Outcome,
     child: Option<u32>,
     interrupts: u32,
@@ -133,6 +135,16 @@ impl Running {
         if !block.is_empty() {
             self.publish_result(Value::Object(block), json!({}));
         }
+    }
+
+    /// The cell asks the user something.
+    pub(crate) fn ask(&self, prompt: String) {
+        self.lock().prompt = prompt;
+    }
+
+    /// The question that the cell asks.
+    pub(crate) fn prompt(&self) -> String {
+        self.lock().prompt.clone()
     }
 
     pub(crate) fn note_panic(&self) {

@@ -11,6 +11,7 @@
 //! things are, and files in the kernel's directory say what is wanted
 //! ([`crate::server::executor`] writes and reads them).
 
+mod path_deps;
 mod probe;
 mod record;
 mod rewrite;

@@ -2,7 +2,7 @@
 //!
 //! For each cell evcxr calls `cargo build`, of which a third of a second is cargo making sure that
 //! some four hundred dependencies have not changed. They cannot have: the clone is the kernel's
-//! own. So the first build with a given manifest goes through the real cargo, with this program as
+//! own, and the user's path dependencies are looked at ([`path_deps`]). So the first build with a given manifest goes through the real cargo, with this program as
 //! rustc's wrapper to take the compiler's command line down, and later ones repeat that command
 //! line. `cargo check` runs the same command as far as the types.
 
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tunebook_progress::channel::NONCE_VAR;
 
+use super::path_deps;
 use super::probe::{probe_answer, with_probes};
 use super::rewrite::{is_moved_before_storing, keep_primary_spans, rewrite};
 use super::{
@@ -30,6 +31,10 @@ pub(super) const RECORD_VAR: &str = "TUNEBOOK_RECORD";
 const RECORD_FILE: &str = "rustc.json";
 const NO_TYPES: &str =
     "the place of the types, so a variable without a written type may not be kept";
+
+/// A cell's arithmetic is checked, as in every notebook's, though the libraries' is not: they share
+/// the profile that has the checks off.
+const CHECKED: [&str; 2] = ["-C", "overflow-checks=on"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -48,10 +53,13 @@ struct Recorded {
     cwd: PathBuf,
 }
 
-/// The manifest and the configuration that evcxr writes decide about the dependencies.
+/// The manifest and the configuration that evcxr writes decide about the dependencies, and the files
+/// of those that the user edits.
 fn key(cell: &Path) -> String {
     let read = |name: &str| fs::read_to_string(cell.join(name)).unwrap_or_default();
-    format!("{}\n{}", read("Cargo.toml"), read(".cargo/config.toml"))
+    let manifest = read("Cargo.toml");
+    let edited = path_deps::fingerprint(&manifest, cell);
+    format!("{manifest}\n{}{edited}", read(".cargo/config.toml"))
 }
 
 /// Command lines that hold for every clone are kept beside the template, with the clone's path left
@@ -207,14 +215,23 @@ pub(super) fn record(args: &[OsString]) -> Result<ExitCode> {
         };
         fs::write(file, serde_json::to_vec(&recorded)?)?;
     }
-    let error = Command::new(program).args(rest).env_remove(RECORD_VAR).exec();
+    let mut command = Command::new(program);
+    command.args(rest).env_remove(RECORD_VAR);
+    if of_cell {
+        command.args(CHECKED);
+    }
+    let error = command.exec();
     Err(error).context("cannot run rustc")
 }
 
-/// Repeats the recorded command and reports as cargo would.
-fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]) -> Result<i32> {
-    let quick = kind == Kind::Build && dir.join(QUICK_FILE).exists();
-    let mut args = Vec::new();
+/// The recorded command line, as it is repeated, and the folder it writes to.
+fn args(
+    recorded: &Recorded,
+    kind: Kind,
+    quick: bool,
+    dir: &Path,
+) -> Result<(Vec<String>, PathBuf)> {
+    let mut args: Vec<String> = Vec::new();
     let mut words = recorded.args.iter();
     let mut out_dir = PathBuf::new();
     while let Some(word) = words.next() {
@@ -225,9 +242,9 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
             if value.starts_with("incremental=") {
                 continue;
             }
-            // Without optimisation rustc would turn checks on that the profile has off.
+            // Without optimisation rustc would turn assertions on that the profile has off.
             if quick && value == "opt-level=2" {
-                for option in ["opt-level=0", "debug-assertions=off", "overflow-checks=off"] {
+                for option in ["opt-level=0", "debug-assertions=off"] {
                     args.extend([word.clone(), option.into()]);
                 }
                 continue;
@@ -249,6 +266,14 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
             args.push(word.clone());
         }
     }
+    args.extend(CHECKED.map(str::to_owned)); // the last of two options counts
+    Ok((args, out_dir))
+}
+
+/// Repeats the recorded command and reports as cargo would.
+fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]) -> Result<i32> {
+    let quick = kind == Kind::Build && dir.join(QUICK_FILE).exists();
+    let (args, out_dir) = args(recorded, kind, quick, dir)?;
     let mut command = Command::new(&recorded.program);
     command
         .args(args)
@@ -306,4 +331,50 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
         writeln!(stdout.lock(), "{artifact}")?;
     }
     Ok(status.code().unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cell_is_compiled_with_checked_arithmetic() {
+        let words = "--crate-name ctx --emit=dep-info,link -C opt-level=2 -C overflow-checks=off \
+                     -C codegen-units=16 -C incremental=/x --out-dir /out";
+        let recorded = Recorded {
+            key: String::new(),
+            program: "rustc".into(),
+            args: words.split_whitespace().map(str::to_owned).collect(),
+            envs: Vec::new(),
+            cwd: PathBuf::new(),
+        };
+        for (kind, quick) in [(Kind::Build, false), (Kind::Build, true), (Kind::Check, false)] {
+            let (args, out_dir) = args(&recorded, kind, quick, Path::new("/kernel")).unwrap();
+            let options = args.iter().filter(|word| word.starts_with("overflow-checks="));
+            assert_eq!(options.last().unwrap(), "overflow-checks=on");
+            assert!(!args.iter().any(|word| word.starts_with("incremental=")));
+            let folder = if kind == Kind::Check { "/kernel/check" } else { "/out" };
+            assert_eq!(out_dir, Path::new(folder));
+        }
+    }
+
+    /// What rustc makes of the option: a cell's overflow panics at every level of optimisation.
+    #[test]
+    fn the_option_is_obeyed_behind_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("a.rs");
+        fs::write(
+            &source,
+            "fn main() { let one = std::env::args().count(); std::process::exit((one - 2 > 9) as i32) }",
+        )
+        .unwrap();
+        for level in ["opt-level=0", "opt-level=2"] {
+            let program = dir.path().join("a");
+            let mut rustc = Command::new("rustc");
+            rustc.args(["-C", level, "-C", "overflow-checks=off"]).args(CHECKED);
+            assert!(rustc.arg("-o").arg(&program).arg(&source).status().unwrap().success());
+            let ended = Command::new(&program).stderr(Stdio::null()).status().unwrap();
+            assert_eq!(ended.code(), Some(101), "{level}");
+        }
+    }
 }

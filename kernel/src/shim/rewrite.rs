@@ -4,6 +4,8 @@
 //! - Where the code would print one of evcxr's control words it prints a frame with the kernel's
 //!   nonce, so nothing that a cell prints can be taken for one. That a panic or a failed `?` makes
 //!   the cell fail rests on these frames.
+//! - The value of the last expression shows itself between two frames: what it prints there may be
+//!   more than text.
 //! - The variable store comes from the prelude, where it is compiled already.
 //! - Compiler messages lose the places that would mislead evcxr.
 //!
@@ -13,8 +15,10 @@
 
 use std::ops::Range;
 
+use ra_ap_syntax::ast::{self, AstNode};
+use ra_ap_syntax::{Edition, SourceFile, TextSize};
 use serde_json::{Value, json};
-use tunebook_progress::channel::{CHANGED, ERROR, FRAME_START, PANIC};
+use tunebook_progress::channel::{CHANGED, ERROR, FRAME_START, PANIC, SHOW, SHOW_TEXT, SHOWN};
 
 use crate::layout::PRELUDE;
 
@@ -105,6 +109,8 @@ fn with_frames(code: &str, nonce: &str) -> Rewritten {
         out.missed.push(NO_ERROR);
     }
 
+    out.code = with_shown_value(&out.code, &mark);
+
     match out.code.rfind(RETURN) {
         Some(at) => {
             out.code.insert_str(at, "let _ = ::std::io::Write::flush(&mut ::std::io::stdout()); ");
@@ -113,6 +119,45 @@ fn with_frames(code: &str, nonce: &str) -> Rewritten {
         None => {}
     }
     out
+}
+
+/// The code with frames around the statement that shows the value of the cell's last expression:
+/// `(EXPR).evcxr_display();`, or evcxr's function that sends its text. The expression is evaluated
+/// before the first frame. Line breaks stay.
+fn with_shown_value(code: &str, mark: &str) -> String {
+    const TEXT: [&str; 2] =
+        ["b\"EVCXR_BEGIN_CONTENT text/plain\\n\"", "b\"\\nEVCXR_END_CONTENT\\n\""];
+    // A byte string takes no `\u`.
+    let bytes = mark.replace("\\u{1e}", "\\x1e");
+    let code = code
+        .replace(TEXT[0], &format!("b\"{bytes}{SHOW_TEXT}\\n\""))
+        .replace(TEXT[1], &format!("b\"\\n{bytes}{SHOWN}\\n\""));
+    if !code.contains(").evcxr_display();") {
+        return code;
+    }
+    let parsed = SourceFile::parse(&code, Edition::Edition2024);
+    let shown = parsed
+        .tree()
+        .syntax()
+        .descendants()
+        .filter_map(ast::MethodCallExpr::cast)
+        .filter(|call| call.name_ref().is_some_and(|name| name.text() == "evcxr_display"));
+    // The last one: evcxr's, behind all that the cell has written.
+    let Some(call) = shown.last() else { return code };
+    let Some(receiver @ ast::Expr::ParenExpr(_)) = call.receiver() else { return code };
+    let whole = call.syntax().text_range();
+    let value = receiver.syntax().text_range();
+    let at = |size: TextSize| usize::from(size);
+    if !code[at(value.end())..].starts_with(".evcxr_display();") {
+        return code;
+    }
+    format!(
+        "{}match &{} {{ tunebook_value => {{ println!(\"{mark}{SHOW}\"); \
+         (*tunebook_value).evcxr_display(); println!(\"{mark}{SHOWN}\"); }} }}{}",
+        &code[..at(whole.start())],
+        &code[at(value.start())..at(value.end())],
+        &code[at(whole.end())..],
+    )
 }
 
 /// The last statement that shows the error of a `?`, and the format that `:efmt` has chosen for it.
@@ -207,6 +252,27 @@ mod tests {
         assert!(
             framed.contains("flush(&mut ::std::io::stdout()); evcxr_variable_store\n}"),
             "{framed}"
+        );
+    }
+
+    #[test]
+    fn a_value_shows_itself_between_frames_on_the_same_lines() {
+        let code = "fn cell() {\nlet x = (1).evcxr_display();\n\
+                    (frame\n.head(3) /* ) */).evcxr_display();\n}\n";
+        let framed = with_shown_value(code, "\\u{1e}n0nce");
+        assert_eq!(
+            framed,
+            "fn cell() {\nlet x = (1).evcxr_display();\n\
+             match &(frame\n.head(3) /* ) */) { tunebook_value => { \
+             println!(\"\\u{1e}n0nceSHOW\"); (*tunebook_value).evcxr_display(); \
+             println!(\"\\u{1e}n0nceSHOWN\"); } };\n}\n"
+        );
+        let sent = "output.write_all(b\"EVCXR_BEGIN_CONTENT text/plain\\n\")?;\n\
+                    output.write_all(b\"\\nEVCXR_END_CONTENT\\n\")?;\n";
+        assert_eq!(
+            with_shown_value(sent, "\\u{1e}n0nce"),
+            "output.write_all(b\"\\x1en0nceSHOWTEXT\\n\")?;\n\
+             output.write_all(b\"\\n\\x1en0nceSHOWN\\n\")?;\n"
         );
     }
 

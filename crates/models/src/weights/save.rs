@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,17 +22,24 @@ use tunebook_ops::Matrix;
 /// Larger files than this are inconvenient to move about.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
+/// The key by which files of this crate are known, as `transformers_version` is for those of
+/// `transformers`.
+const MARK: &str = "tunebook_version";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const CONFIG: &str = "config.json";
+
 impl Model {
     /// Writes the model into `dir`, as `transformers`' `save_pretrained` does for model and
-    /// tokenizer, in shards of at most 5 GB. Returns the folder. Files that are there already are
-    /// replaced, each at once.
+    /// tokenizer, in shards of at most 5 GB. Returns the folder. A model that was saved there before
+    /// is replaced, file by file, each at once; other files stay.
     ///
     /// The weights are those that the model computes with: an adapter that is merged is in them.
-    /// One that is active beside the base is not; it is saved by itself, or merged first. What is
-    /// kept in quantised blocks is dequantised to f32.
+    /// One that is active beside the base is not, which a line under the cell says; it is saved by
+    /// itself, or merged first. What is kept in quantised blocks is dequantised to f32.
     ///
     /// # Errors
-    /// A file cannot be written.
+    /// `dir` holds a model, or a file of a model's names, that this crate did not write; a file
+    /// cannot be written.
     pub fn save_pretrained(&self, dir: impl AsRef<Path>) -> Result<PathBuf> {
         self.save_pretrained_sharded(dir, SHARD_BYTES)
     }
@@ -61,6 +68,8 @@ impl Model {
             });
         }
         std::fs::create_dir_all(dir).map_err(Error::write(dir))?;
+        check_own(dir)?;
+        self.tell_not_in_weights(dir);
         self.write_weights(dir, max_shard_bytes)?;
         let tokenizer = self.tokenizer().to_json()?;
         replace(&dir.join("tokenizer.json"), |out| out.write_all(tokenizer.as_bytes()))?;
@@ -73,7 +82,7 @@ impl Model {
             })?;
         }
         write_json("generation_config.json", &self.generation_config())?;
-        write_json("config.json", &self.config_json())
+        write_json(CONFIG, &self.config_json())
     }
 
     fn write_weights(&self, dir: &Path, max_shard_bytes: u64) -> Result<()> {
@@ -124,7 +133,7 @@ impl Model {
                 })
                 .collect();
             replace(&dir.join(&file), |out| {
-                tensor_file::write(out, &entries, &[("format", "pt")])
+                tensor_file::write(out, &entries, &[("format", "pt"), (MARK, VERSION)])
             })?;
             written.push(file);
         }
@@ -132,7 +141,10 @@ impl Model {
             // What a larger model left here would be taken for this one's.
             written.retain(|file| file != INDEX);
         } else {
-            let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+            let index = json!({
+                "metadata": { "total_size": total, MARK: VERSION },
+                "weight_map": map,
+            });
             replace(&dir.join(INDEX), |out| writeln!(out, "{index:#}"))?;
         }
         remove_others(dir, &written)
@@ -164,6 +176,27 @@ impl Model {
         matrices
     }
 
+    /// Says that the active adapter is not in the weights, if it is not.
+    pub(crate) fn tell_not_in_weights(&self, path: &Path) {
+        let snapshot = self.snapshot();
+        let overlay = snapshot.first();
+        let (slots, residuals) = (self.slots(), self.residuals());
+        let mut projections = slots.iter().filter_map(|slot| overlay.projection(slot));
+        let why = if projections.any(|projection| projection.as_linear().is_none()) {
+            "which is not merged: `merge_adapter` puts it into the weights"
+        } else if residuals.iter().any(|place| overlay.branch(place).is_some())
+            || overlay.positions_before() > 0
+        {
+            "which no weights can hold"
+        } else {
+            return;
+        };
+        tunebook_progress::stream(&format!(
+            "note: `{}` has the base's weights without the active adapter, {why}; `save_adapter` saves it by itself\n",
+            path.display()
+        ));
+    }
+
     /// The file that the model came with, or what follows from its config.
     fn generation_config(&self) -> Value {
         let brought = std::fs::read_to_string(self.path().join("generation_config.json")).ok();
@@ -186,6 +219,7 @@ impl Model {
             candle_core::DType::F16 => "float16".into(),
             _ => "float32".into(),
         };
+        config[MARK] = VERSION.into();
         config
     }
 
@@ -230,17 +264,73 @@ fn replace(
     })
 }
 
-/// Removes weights of another model that stood in this folder.
-fn remove_others(dir: &Path, written: &[String]) -> Result<()> {
-    let is_shard = |name: &str| {
-        name == SINGLE
-            || name == INDEX
-            || name.starts_with("model-") && name.ends_with(".safetensors")
+/// Refuses a folder with files that would be replaced and that this crate did not write.
+fn check_own(dir: &Path) -> Result<()> {
+    let marked = |json: Option<Value>, within: Option<&str>| {
+        let json = json.unwrap_or_default();
+        !within.map_or(&json, |within| &json[within])[MARK].is_null()
     };
+    let json = |path: &Path| serde_json::from_slice(&std::fs::read(path).ok()?).ok();
+    let config = dir.join(CONFIG);
+    // Without it a folder is no model's, and all other files count by themselves.
+    let is_ours = config.exists() && marked(json(&config), None);
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let own = match name.as_str() {
+            CONFIG => is_ours,
+            INDEX => marked(json(&path), Some("metadata")),
+            name if is_weights(name) => marked(header(&path), Some("__metadata__")),
+            "tokenizer.json"
+            | "tokenizer_config.json"
+            | "chat_template.jinja"
+            | "generation_config.json" => is_ours || !config.exists() && has_marked(dir),
+            _ => true,
+        };
+        if !own {
+            return Err(Error::Occupied { path: dir.to_owned(), file: name });
+        }
+    }
+    Ok(())
+}
+
+/// Whether this crate has written weights into the folder, and was ended before the rest.
+fn has_marked(dir: &Path) -> bool {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    files
+        .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
+        .any(|path| header(&path).is_some_and(|header| !header["__metadata__"][MARK].is_null()))
+}
+
+/// `model.safetensors` or `model-00001-of-00002.safetensors`.
+fn is_weights(name: &str) -> bool {
+    let digits = |part: &str| part.len() == 5 && part.bytes().all(|byte| byte.is_ascii_digit());
+    let shard = name
+        .strip_prefix("model-")
+        .and_then(|rest| rest.strip_suffix(".safetensors"))
+        .and_then(|rest| rest.split_once("-of-"));
+    name == SINGLE || shard.is_some_and(|(number, count)| digits(number) && digits(count))
+}
+
+/// The header of a safetensors file.
+fn header(path: &Path) -> Option<Value> {
+    const MOST_BYTES: u64 = 100_000_000; // what the format allows
+    let mut file = File::open(path).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = Some(u64::from_le_bytes(length)).filter(|length| *length <= MOST_BYTES)?;
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).ok()?;
+    serde_json::from_slice(&header).ok()
+}
+
+/// Removes weights of the model that was saved in this folder before; [`check_own`] has seen to it
+/// that they are ours.
+fn remove_others(dir: &Path, written: &[String]) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
         let path = entry.map_err(Error::io(dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if is_shard(&name) && !written.iter().any(|file| *file == name) {
+        if (is_weights(&name) || name == INDEX) && !written.iter().any(|file| *file == name) {
             std::fs::remove_file(&path).map_err(Error::write(&path))?;
         }
     }

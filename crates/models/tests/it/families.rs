@@ -263,6 +263,47 @@ fn shards_and_their_index_are_the_same_model() {
 }
 
 #[test]
+fn a_folder_with_a_model_of_others_is_refused_and_kept() {
+    let model = load("qwen3");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let names = || {
+        let names = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    for (file, text) in [
+        ("config.json", r#"{"model_type": "qwen3", "transformers_version": "5.0.0"}"#),
+        ("config.json", "no model's"),
+        ("model.safetensors", "weights"),
+        ("model-00001-of-00002.safetensors", "weights"),
+        ("model.safetensors.index.json", r#"{"metadata": {}, "weight_map": {}}"#),
+        ("tokenizer.json", "{}"),
+    ] {
+        std::fs::write(path.join(file), text).unwrap();
+        let error = model.save_pretrained(path).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("holds `{file}`, which tunebook did not write")),
+            "{error}"
+        );
+        assert_eq!(names(), [file]);
+        assert_eq!(std::fs::read_to_string(path.join(file)).unwrap(), text);
+        std::fs::remove_file(path.join(file)).unwrap();
+    }
+    // Other files stay, whatever they are called, beside one model and the next.
+    let own = ["model-of-mine.safetensors", "model-backup.safetensors", "notes.txt"];
+    own.iter().for_each(|file| std::fs::write(path.join(file), "mine").unwrap());
+    model.save_pretrained_sharded(path, model.memory_bytes() / 4).unwrap();
+    model.save_pretrained(path).unwrap();
+    assert!(own.iter().all(|file| names().contains(&(*file).to_owned())), "{:?}", names());
+    // A save that was ended before its last files can be done again.
+    std::fs::remove_file(path.join("config.json")).unwrap();
+    model.save_pretrained(path).unwrap();
+    Model::load(path, &Device::Cpu).unwrap();
+}
+
+#[test]
 fn generation_config_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));

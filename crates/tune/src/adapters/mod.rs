@@ -389,7 +389,9 @@ fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
     };
     let folder = config_path.parent().unwrap_or(dir);
     let mut files = AdapterFiles::read(folder)?;
-    in_model::drop_tied_head(model, &mut files, &folder.join(peft::TENSORS_FILE))?;
+    let tensors_path = folder.join(peft::TENSORS_FILE);
+    in_model::drop_tied_head(model, &mut files, &tensors_path)?;
+    in_model::name_tables(model, &mut files, &tensors_path)?;
     fingerprint::check(model, folder)?;
     // Before anything is built, so that a wrong configuration costs no memory.
     if matches!(files.config, AdapterConfig::AdaLora(_)) {

@@ -49,6 +49,45 @@ pub(crate) fn drop_tied_head(model: &Model, files: &mut AdapterFiles, path: &Pat
     Ok(())
 }
 
+/// Lets the configuration name the embedding table and the output head that a file holds without it:
+/// PEFT writes them by itself when the vocabulary was changed, or with `save_embedding_layers`.
+///
+/// # Errors
+/// A table of another number of rows than the model's.
+pub(crate) fn name_tables(model: &Model, files: &mut AdapterFiles, path: &Path) -> Result<()> {
+    let mut untied = false;
+    let (modules, tying) = match &mut files.config {
+        AdapterConfig::Lora(lora) => (&mut lora.modules_to_save, &mut lora.ensure_weight_tying),
+        AdapterConfig::AdaLora(lora) => (&mut lora.modules_to_save, &mut lora.ensure_weight_tying),
+        AdapterConfig::Ia3(ia3) => (&mut ia3.modules_to_save, &mut untied),
+        _ => return Ok(()),
+    };
+    for weight in model.weights() {
+        let name = weight.name();
+        let is_table = model.is_embedding(name);
+        let Some(found) = files.tensors.get(name).filter(|_| is_table || name == HEAD) else {
+            continue;
+        };
+        let dims = weight.matrix().dims().to_vec();
+        if found.shape.get(1) == dims.get(1) && found.shape.first() != dims.first() {
+            return Err(Error::AdapterFile {
+                path: path.to_path_buf(),
+                problem: format!(
+                    "`{name}` is {:?}, expected {dims:?} on this model: the vocabulary was resized for the adapter. Merge it in PEFT \
+                     (`merge_and_unload`), save that model with its tokenizer, and load it as a model",
+                    found.shape
+                ),
+            });
+        }
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        if !modules.iter().any(|given| module.ends_with(given.as_str())) {
+            modules.push(module.to_owned());
+            *tying |= is_table && model.config().tie_word_embeddings;
+        }
+    }
+    Ok(())
+}
+
 /// Short names where they mean exactly these modules, whole paths otherwise.
 pub(crate) fn written_out(
     model: &Model,

@@ -4,6 +4,7 @@
 pub(crate) mod adapterhub;
 pub(crate) mod atomic;
 pub(crate) mod fingerprint;
+pub(crate) mod folder;
 pub(crate) mod gguf;
 pub(crate) mod in_model;
 pub(crate) mod mlx;

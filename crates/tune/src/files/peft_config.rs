@@ -21,8 +21,7 @@ use crate::error::{Error, Result};
 pub(crate) const OWN: [&str; 2] = ["lora_init", "init_seed"];
 
 /// Features that change what the tensors mean, and that we do not have.
-const UNSUPPORTED: [&str; 12] = [
-    "fan_in_fan_out",
+const UNSUPPORTED: [&str; 11] = [
     "lora_bias",
     "layer_replication",
     "trainable_token_indices",
@@ -37,12 +36,14 @@ const UNSUPPORTED: [&str; 12] = [
 ];
 
 /// Fields that say nothing about what the tensors mean.
-const WITHOUT_MEANING: [&str; 16] = [
+const WITHOUT_MEANING: [&str; 17] = [
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
+    // How the base's weight lies in PEFT: GPT-2's the other way round. The adapter's tensors do not.
+    "fan_in_fan_out",
     "inference_mode",
     "init_ia3_weights",
     "lora_ga_config",

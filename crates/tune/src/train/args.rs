@@ -131,9 +131,11 @@ pub struct TrainingArgs {
     pub load_best_model_at_end: bool,
     /// When to write a checkpoint. Default never.
     pub save_strategy: SaveStrategy,
-    /// Where to. Needed when `save_strategy` is not `No`.
+    /// Where to. Needed when `save_strategy` is not `No`. A folder is one run's: with the checkpoints
+    /// of another run in it, or while another run writes into it, it is refused.
     pub output_dir: Option<PathBuf>,
-    /// How many checkpoints to keep, the newest ones. Default all.
+    /// How many checkpoints to keep, the newest ones of this run. One into which another file was
+    /// put stays. Default all.
     pub save_total_limit: Option<usize>,
     /// Keep only each block's input from the forward pass and run the block again before its
     /// backward pass: less memory, about a third more time. Default false: as many blocks as the

@@ -42,8 +42,8 @@ use sha2::{Digest, Sha256};
 use tunebook_models::tensor_file::{self, Data, Entry};
 
 use crate::error::{Error, Result};
-use crate::files::atomic;
 use crate::files::peft::{self, AdapterFiles};
+use crate::files::{atomic, folder};
 use crate::record::run_record::RunRecord;
 use crate::record::{EvalRecord, StepRecord};
 use crate::train::loss_scale::LossScale;
@@ -56,29 +56,72 @@ const STATE_FILE: &str = "trainer_state.json";
 const TENSORS_FILE: &str = "training_state.safetensors";
 const VERSION: u32 = 3;
 /// Before a checkpoint's number.
-const FOLDER: &str = "checkpoint-";
+pub(crate) const FOLDER: &str = "checkpoint-";
 
 /// `trainer_state.json`.
 #[derive(Serialize, Deserialize)]
 struct State {
     version: u32,
-    record: RunRecord,
+    /// The run's own number, which all its checkpoints share.
+    #[serde(default)]
+    run: String,
+    /// Of `training_state.safetensors`.
+    sha256: String,
+    /// The other files that were written with this one, relative to its folder.
+    #[serde(default)]
+    files: Vec<String>,
     /// The step of the weights under `best.`, if there are any.
     best_step: Option<usize>,
     /// The names of the evaluations' metrics, in the order of their columns.
     metric_columns: Vec<String>,
     /// The loss scale, its count and what it skipped.
     loss_scale: Option<LossScale>,
-    /// Of `training_state.safetensors`.
-    sha256: String,
+    record: RunRecord,
+}
+
+/// The part of [`State`] that says whose folder it is.
+#[derive(Deserialize)]
+pub(crate) struct Head {
+    #[serde(rename = "version")]
+    _version: u32,
+    #[serde(rename = "sha256")]
+    _sha256: String,
+    #[serde(default)]
+    pub(crate) run: String,
+    #[serde(default)]
+    files: Vec<String>,
+}
+
+/// Whose run a folder holds.
+///
+/// # Errors
+/// It has no state of a run.
+pub(crate) fn head(folder: &Path) -> Result<Head> {
+    let path = folder.join(STATE_FILE);
+    serde_json::from_slice(&atomic::read(&path)?).map_err(|error| Error::Checkpoint {
+        path,
+        problem: format!("expected the state of a run, found {error}"),
+    })
+}
+
+/// The files that were written into a run's folder, relative to it.
+///
+/// # Errors
+/// It has no state of a run.
+pub(crate) fn own_files(folder: &Path) -> Result<Vec<String>> {
+    let mut files = head(folder)?.files;
+    files.retain(|file| file != TENSORS_FILE);
+    files.extend([TENSORS_FILE, STATE_FILE].map(str::to_owned));
+    Ok(files)
 }
 
 impl Run {
-    /// Writes the run to `dir`, which is replaced if it exists. [`Run::load`] reads it, and
-    /// [`Trainer::resume`](crate::Trainer::resume) goes on.
+    /// Writes the run to `dir`, a folder of its own: a run that was saved there before is replaced.
+    /// [`Run::load`] reads it, and [`Trainer::resume`](crate::Trainer::resume) goes on.
     ///
     /// # Errors
-    /// The folder cannot be written; what was there before is kept then.
+    /// `dir` holds anything that this crate did not write with a run, or cannot be written; what
+    /// was there before is kept then.
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
         self.write(dir.as_ref(), None)
     }
@@ -110,73 +153,33 @@ impl Run {
         failure.map_or(Ok(None), Err)
     }
 
-    /// Writes `output_dir/checkpoint-STEP` with the adapter beside the state, then removes the
-    /// oldest beyond `limit`.
-    pub(crate) fn write_checkpoint(
-        &self,
-        output_dir: &Path,
-        limit: Option<usize>,
-        files: Option<&AdapterFiles>,
-    ) -> Result<PathBuf> {
-        let folder = folder(output_dir, self.steps.len());
-        self.write(&folder, files)?;
-        remove_unfinished(output_dir)?;
-        if let Some(limit) = limit {
-            let all = checkpoints(output_dir)?;
-            for (_, old) in all.iter().rev().skip(limit.max(1)) {
-                fs::remove_dir_all(old).map_err(io("remove", old))?;
-            }
-        }
-        Ok(folder)
-    }
-
-    fn write(&self, folder: &Path, adapter: Option<&AdapterFiles>) -> Result<()> {
-        let state = |sha256: String| State {
+    /// Writes the run's files into a folder that takes the place of the run's folder that may be
+    /// there.
+    pub(crate) fn write(&self, folder: &Path, adapter: Option<&AdapterFiles>) -> Result<()> {
+        let state = |sha256: String, files: Vec<String>| State {
             version: VERSION,
-            record: self.record.clone(),
+            run: self.id.clone(),
+            sha256,
+            files,
             best_step: self.best.as_ref().map(|best| best.step),
             metric_columns: self.metric_names(),
             loss_scale: self.state.loss_scale,
-            sha256,
+            record: self.record.clone(),
         };
-
-        let name =
-            folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let parent = match folder.parent() {
-            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-            _ => PathBuf::from("."),
-        };
-        let temporary = parent.join(format!(".{name}.{}.tmp", std::process::id()));
-        let replaced = parent.join(format!(".{name}.{}.old", std::process::id()));
-        let written = (|| {
-            remove_if_there(&temporary)?;
-            fs::create_dir_all(&temporary).map_err(io("create", &temporary))?;
+        folder::replace(folder, &own_files, |temporary| {
             let checksum = self.write_tensors(&temporary.join(TENSORS_FILE))?;
-            let json = serde_json::to_string_pretty(&state(checksum))? + "\n";
-            atomic::write_files(&temporary, &[(STATE_FILE, json.as_bytes())])?;
             if let Some(adapter) = adapter {
-                adapter.write_as(&peft::folder(&temporary, &self.adapter), &self.adapter)?;
+                adapter.write_as(&peft::folder(temporary, &self.adapter), &self.adapter)?;
             }
-            atomic::sync_folder(&temporary)?;
-            if folder.exists() {
-                remove_if_there(&replaced)?;
-                fs::rename(folder, &replaced).map_err(io("replace", folder))?;
-            }
-            fs::rename(&temporary, folder).map_err(io("write", folder))?;
-            atomic::sync_folder(&parent)?;
-            remove_if_there(&replaced)
-        })();
-        if written.is_err() {
-            // Best effort: the error that matters is the one returned.
-            let _ = fs::remove_dir_all(&temporary);
-            if !folder.exists() && replaced.exists() {
-                let _ = fs::rename(&replaced, folder);
-            }
-        }
-        written
+            let files = folder::files(temporary)?;
+            let json = serde_json::to_string_pretty(&state(checksum, files))? + "\n";
+            atomic::write_files(temporary, &[(STATE_FILE, json.as_bytes())])
+        })
     }
 
     fn read(folder: &Path) -> Result<Self> {
+        let found = folder::standing(folder);
+        let folder = found.as_deref().unwrap_or(folder);
         let path = folder.join(STATE_FILE);
         let problem =
             |path: &Path, problem: String| Error::Checkpoint { path: path.to_path_buf(), problem };
@@ -226,6 +229,7 @@ impl Run {
             (taken - skipped) as u64,
             tensors.saved("optimizer."),
         );
+        let id = state.run;
         let state = RunState {
             steps: taken,
             optimizer: Arc::new(optimizer),
@@ -233,7 +237,7 @@ impl Run {
             scheduled: (ranks > 0).then(|| Arc::new(tensors.saved("scheduled."))),
             loss_scale: state.loss_scale,
         };
-        Ok(Self { record, best, state: Arc::new(state) })
+        Ok(Self { id, record, best, state: Arc::new(state) })
     }
 
     /// `training_state.safetensors`, tensor by tensor; returns its checksum.
@@ -411,58 +415,21 @@ impl Tensors<'_> {
     }
 }
 
-/// Where the checkpoint of a step is.
-pub(crate) fn folder(output_dir: &Path, step: usize) -> PathBuf {
-    output_dir.join(format!("{FOLDER}{step}"))
-}
-
-/// What a killed run of this folder left half written.
-pub(crate) fn remove_unfinished(output_dir: &Path) -> Result<()> {
-    if !output_dir.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(output_dir).map_err(io("read", output_dir))? {
-        let entry = entry.map_err(io("read", output_dir))?;
-        let name = entry.file_name();
-        if name
-            .to_str()
-            .is_some_and(|name| name.starts_with(&format!(".{FOLDER}")) && name.ends_with(".tmp"))
-        {
-            remove_if_there(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// The checkpoints of a folder by their step.
-fn checkpoints(output_dir: &Path) -> Result<BTreeMap<usize, PathBuf>> {
-    let entries = match fs::read_dir(output_dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(error) => return Err(io("read", output_dir)(error)),
-    };
+/// The checkpoints of a folder by their step. One that a kill left under the name it has while it
+/// is replaced counts, too.
+pub(crate) fn checkpoints(output_dir: &Path) -> Result<BTreeMap<usize, PathBuf>> {
     let mut found = BTreeMap::new();
-    for entry in entries {
-        let entry = entry.map_err(io("read", output_dir))?;
+    let step = |name: &str| name.strip_prefix(FOLDER).and_then(|step| step.parse().ok());
+    for entry in folder::entries(output_dir)? {
         let name = entry.file_name();
-        let step = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(FOLDER))
-            .and_then(|step| step.parse().ok());
-        if let Some(step) = step {
+        let Some(name) = name.to_str() else { continue };
+        if let Some(step) = step(name) {
             found.insert(step, entry.path());
+        } else if let Some(step) = folder::name_of_replaced(name).and_then(step) {
+            found.entry(step).or_insert_with(|| entry.path());
         }
     }
     Ok(found)
-}
-
-fn remove_if_there(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(io("remove", folder)(error))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {

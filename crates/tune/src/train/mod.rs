@@ -7,6 +7,7 @@ mod eight_bit;
 pub(crate) mod loss_scale;
 pub(crate) mod lr_range;
 pub(crate) mod optim;
+pub(crate) mod output_dir;
 pub(crate) mod parameter;
 pub(crate) mod rng;
 pub(crate) mod run;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::record::run_record::RunRecord;
@@ -14,6 +16,8 @@ use crate::train::trained::Weights;
 /// [`Trainer::resume`](crate::Trainer::resume) needs to go on from the last whole step.
 #[derive(Debug, Clone)]
 pub struct Run {
+    /// Its own number, which it keeps when it goes on: its checkpoints are known by it.
+    pub(crate) id: String,
     pub(crate) record: RunRecord,
     /// The weights of the best evaluation so far, when they are wanted at the end.
     pub(crate) best: Option<Arc<Best>>,
@@ -46,6 +50,14 @@ impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.record.fmt(f)
     }
+}
+
+/// A number that no other run has.
+pub(crate) fn new_id() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{:x}-{:x}-{count:x}", since.as_nanos(), std::process::id())
 }
 
 impl Run {

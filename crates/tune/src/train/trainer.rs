@@ -38,9 +38,9 @@ use crate::record::run_record::{RunRecord, StopReason};
 use crate::record::{EvalRecord, Plan, StepRecord};
 use crate::train::args::{SaveStrategy, TrainingArgs};
 use crate::train::backward;
-use crate::train::checkpoint;
 use crate::train::lr_range::{self, LrRange, LrRangeTest};
-use crate::train::run::{Best, Run};
+use crate::train::output_dir::{self, OutputDir};
+use crate::train::run::{self, Best, Run};
 use crate::train::step::Stepper;
 
 /// Trains the active adapter of a model, or the model's own weights if they are unfrozen
@@ -209,6 +209,11 @@ impl Trainer {
         record.plan.steps_per_epoch = sets.steps_per_epoch(&self.args);
         record.plan.examples = sets.train.examples.len();
         record.plan.validation_examples = examples.validation.len();
+        if self.args.save_strategy != SaveStrategy::No
+            && let Some(dir) = &self.args.output_dir
+        {
+            output_dir::check_last(dir, &run.id, run.steps.len())?;
+        }
         self.run(examples, Some(&amended))
     }
 
@@ -309,11 +314,11 @@ impl Trainer {
             None => self.args.clone(),
         };
         let mut stepper = Stepper::new(model, &args, sets.total_steps(&args))?;
+        let id = from.map_or_else(run::new_id, |from| from.id.clone());
         let mut run = match from {
-            None => self.begin(&args, &sets, preflight, &stepper)?,
+            None => self.begin(id, &args, &sets, preflight, &stepper)?,
             Some(from) => {
                 from.check_continues(&args, stepper.adapter_name(), &sets.train.fingerprint())?;
-                stepper.restore(&from.state)?;
                 let mut run = from.clone();
                 run.record.plan.done_steps = from.steps.len();
                 run.record.args = args.clone();
@@ -322,16 +327,21 @@ impl Trainer {
                 run
             }
         };
-        run.state = Arc::default(); // the stepper has it; held here, too, the next step would have to copy it
-        if args.save_strategy != SaveStrategy::No
-            && let Some(output_dir) = &args.output_dir
-        {
-            checkpoint::remove_unfinished(output_dir)?; // of a run that was killed
+        let output_dir = match &self.args.output_dir {
+            Some(dir) if self.args.save_strategy != SaveStrategy::No => {
+                Some(OutputDir::take(dir, &run.id)?)
+            }
+            _ => None,
+        };
+        let output_dir = output_dir.as_ref();
+        if let Some(from) = from {
+            stepper.restore(&from.state)?;
         }
+        run.state = Arc::default(); // the stepper has it; held here, too, the next step would have to copy it
         self.tell(|callback| callback.on_start(&run.plan))?;
 
         let secs_before = run.secs;
-        let ended = self.steps(model, &args, &sets, &mut stepper, &mut run);
+        let ended = self.steps(model, &args, &sets, &mut stepper, &mut run, output_dir);
         run.record.secs = secs_before + started.elapsed().as_secs_f64();
         run.state = Arc::new(stepper.state()?);
         run.record.stopped = match ended {
@@ -339,7 +349,7 @@ impl Trainer {
             Err(error) if error.is_interruption() => Some(StopReason::Interrupted),
             Err(error) => {
                 run.record.stopped = Some(StopReason::Failed);
-                self.keep(run, &stepper, &error);
+                self.keep(run, &stepper, &error, output_dir);
                 return Err(error);
             }
         };
@@ -361,6 +371,7 @@ impl Trainer {
         sets: &Sets,
         stepper: &mut Stepper,
         run: &mut Run,
+        output_dir: Option<&OutputDir>,
     ) -> Result<Option<StopReason>> {
         let (total_steps, steps_per_epoch) = (run.plan.total_steps, run.plan.steps_per_epoch);
         let epochs = |steps: usize| steps as f64 / steps_per_epoch as f64;
@@ -384,13 +395,12 @@ impl Trainer {
                 evaluated = true;
             }
             if args.save_is_due(step, steps_per_epoch, total_steps)
-                && let Some(output_dir) = &args.output_dir
-                && (step > from || !checkpoint::folder(output_dir, step).exists())
+                && let Some(output_dir) = output_dir
+                && (step > from || !output_dir.checkpoint(step).exists())
             {
                 run.state = Arc::new(stepper.state()?);
                 let files = stepper.adapter_files()?;
-                let folder =
-                    run.write_checkpoint(output_dir, args.save_total_limit, files.as_ref())?;
+                let folder = output_dir.write(run, args.save_total_limit, files.as_ref())?;
                 run.state = Arc::default(); // held on, it would have to be copied by the next step
                 self.tell(|callback| callback.on_save(step, &folder))?;
             }
@@ -457,6 +467,7 @@ impl Trainer {
     /// A run of which no step is taken yet.
     fn begin(
         &self,
+        id: String,
         args: &TrainingArgs,
         sets: &Sets,
         preflight: Option<Preflight>,
@@ -495,22 +506,21 @@ impl Trainer {
             loaded_step: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        Ok(Run { record, best: None, state: Arc::default() })
+        Ok(Run { id, record, best: None, state: Arc::default() })
     }
 
     /// Keeps a run that failed for [`Trainer::last_run`], and writes its last whole step down where
     /// checkpoints are wanted.
-    fn keep(&self, run: Run, stepper: &Stepper, error: &Error) {
+    fn keep(&self, run: Run, stepper: &Stepper, error: &Error, output_dir: Option<&OutputDir>) {
         let bad_numbers =
             matches!(error, Error::NotFinite { .. } | Error::GradientNotFinite { .. });
         if bad_numbers
-            && self.args.save_strategy != SaveStrategy::No
-            && let Some(output_dir) = &self.args.output_dir
+            && let Some(output_dir) = output_dir
             && let Ok(files) = stepper.adapter_files()
         {
             // Best effort: the error that matters is the one that ended the run, and the run is
             // kept in memory.
-            let _ = run.write_checkpoint(output_dir, self.args.save_total_limit, files.as_ref());
+            let _ = output_dir.write(&run, self.args.save_total_limit, files.as_ref());
         }
         *self.model.extension::<LastRun>().0.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(run);

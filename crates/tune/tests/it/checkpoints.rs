@@ -9,7 +9,7 @@ use tunebook_models::Model;
 use tunebook_testing::{Random, skip};
 use tunebook_tune::{
     AdaLora, AdapterConfig, Adapters, EvalStrategy, Example, Lora, LrRangeTest, Run, SaveStrategy,
-    Trainer, TrainingArgs,
+    StepRecord, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -377,7 +377,196 @@ fn adalora_goes_on_from_every_checkpoint_to_the_same_ranks() {
     let AdapterConfig::AdaLora(after) = &model.adapters()[0].config else { panic!("no AdaLoRA") };
     assert_eq!(after.rank_pattern, None);
     // A schedule that leaves no step between its ends is refused.
-    let short = TrainingArgs { max_steps: Some(5), ..args(dir.path()) };
+    let short = TrainingArgs { max_steps: Some(5), ..args(&dir.path().join("short")) };
     let error = Trainer::new(&model, &short).train(&pairs()).unwrap_err().to_string();
     assert!(error.contains("`AdaLora.tinit` is 2 with `tfinal` 3 in 5 steps"), "{error}");
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A run of a few steps, without checkpoints.
+fn short_run(model: &Model, dir: &Path) -> Run {
+    let args = TrainingArgs { save_strategy: SaveStrategy::No, max_steps: Some(2), ..args(dir) };
+    Trainer::new(model, &args).train(&pairs()).unwrap()
+}
+
+#[test]
+fn a_folder_of_another_kind_is_refused_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let run = short_run(&model, dir.path());
+    let out = dir.path().join("out");
+    let refused = |says: &str| {
+        let before = names(&out);
+        let error = run.save(&out).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("folder of its own"), "{error}");
+        assert_eq!(names(&out), before);
+        assert_eq!(names(dir.path()), ["out"], "nothing temporary is left");
+    };
+    model.save_adapter("support", &out).unwrap();
+    refused("holds `support/adapter_config.json` and 2 more and is no folder of a saved run");
+    std::fs::remove_dir_all(&out).unwrap();
+    // An empty one, and an earlier run's.
+    std::fs::create_dir(&out).unwrap();
+    run.save(&out).unwrap();
+    run.save(&out).unwrap();
+    // Something that the user put beside a run.
+    for (file, says) in [("notes.txt", "holds `notes.txt` besides"), ("plots/", "`plots/`")] {
+        match file.strip_suffix('/') {
+            Some(folder) => std::fs::create_dir(out.join(folder)).unwrap(),
+            None => std::fs::write(out.join(file), "mine").unwrap(),
+        }
+        refused(says);
+        match file.strip_suffix('/') {
+            Some(folder) => std::fs::remove_dir(out.join(folder)).unwrap(),
+            None => std::fs::remove_file(out.join(file)).unwrap(),
+        }
+    }
+    // transformers has a file of the same name.
+    std::fs::write(out.join("trainer_state.json"), "{\"epoch\": 1.0, \"version\": 3}").unwrap();
+    refused("is no folder of a saved run");
+    std::fs::remove_dir_all(&out).unwrap();
+    std::fs::write(&out, "a file").unwrap();
+    let error = run.save(&out).unwrap_err().to_string();
+    assert!(error.contains("is a file"), "{error}");
+    assert_eq!(std::fs::read(&out).unwrap(), b"a file");
+    assert!(run.save(dir.path().join("..")).is_err());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_a_run_stays_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = short_run(&model(), dir.path());
+    std::fs::create_dir(dir.path().join("disk")).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("disk"), dir.path().join("out")).unwrap();
+    run.save(dir.path().join("out")).unwrap();
+    run.save(dir.path().join("out")).unwrap();
+    assert!(std::fs::symlink_metadata(dir.path().join("out")).unwrap().is_symlink());
+    assert_eq!(Run::load(dir.path().join("disk")).unwrap().steps.len(), 2);
+}
+
+/// A kill between the two renames of a replacement, and one after them.
+#[test]
+fn a_kill_between_two_renames_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let run = short_run(&model, dir.path());
+    let (out, old) = (dir.path().join("out"), dir.path().join(".out.4000000.old"));
+    run.save(&out).unwrap();
+    std::fs::rename(&out, &old).unwrap();
+    assert_eq!(Run::load(&out).unwrap().steps, run.steps);
+    run.save(&out).unwrap();
+    assert_eq!(names(dir.path()), ["out"]);
+    run.save(&old).unwrap();
+    std::fs::create_dir(dir.path().join(".out.4000000.tmp")).unwrap();
+    run.save(&out).unwrap();
+    assert_eq!(names(dir.path()), ["out"]);
+
+    // The same among checkpoints.
+    let first = TrainingArgs { save_total_limit: Some(2), ..args(dir.path()) };
+    Trainer::new(&model, &first).train(&pairs()).unwrap();
+    let at = |name: &str| dir.path().join("run").join(name);
+    std::fs::rename(at("checkpoint-12"), at(".checkpoint-12.4000000.old")).unwrap();
+    let last = Run::last_checkpoint(output_dir(dir.path())).unwrap().unwrap();
+    assert_eq!(last.steps.len(), 12);
+    Trainer::new(&model, &first).resume(&last, &pairs()).unwrap();
+    assert_eq!(names(&dir.path().join("run")), ["checkpoint-10", "checkpoint-12"]);
+}
+
+#[test]
+fn another_run_in_the_output_dir_is_noticed_and_its_checkpoints_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |steps: usize| TrainingArgs {
+        save_strategy: SaveStrategy::Steps(2),
+        max_steps: Some(steps),
+        save_total_limit: Some(1),
+        ..args(dir.path())
+    };
+    let model = model();
+    let first = Trainer::new(&model, &run(8)).train(&pairs()).unwrap();
+    assert_eq!(names(&dir.path().join("run")), ["checkpoint-8"]);
+    let error = Trainer::new(&model, &run(4)).train(&pairs()).unwrap_err().to_string();
+    assert!(
+        error.contains("holds the checkpoints of another run (`checkpoint-8`)")
+            && error.contains("`Run::last_checkpoint`")
+            && error.contains("another `output_dir`"),
+        "{error}"
+    );
+    assert_eq!(names(&dir.path().join("run")), ["checkpoint-8"]);
+    // Its own run goes on there, further than planned, too.
+    let last = Run::last_checkpoint(output_dir(dir.path())).unwrap().unwrap();
+    Trainer::new(&model, &run(8)).resume(&last, &pairs()).unwrap();
+    Trainer::new(&model, &run(12)).continue_from(&first, &pairs()).unwrap();
+    assert_eq!(names(&dir.path().join("run")), ["checkpoint-12"]);
+    // Another way from an earlier step would leave two courses in one folder.
+    let error = Trainer::new(&model, &run(10)).continue_from(&last, &pairs()).unwrap_err();
+    assert!(error.to_string().contains("holds `checkpoint-12` of this run"), "{error}");
+    // A folder that is no checkpoint of ours stays, and is named.
+    std::fs::create_dir(dir.path().join("run/checkpoint-3")).unwrap();
+    let error = Trainer::new(&model, &run(8)).resume(&last, &pairs()).unwrap_err().to_string();
+    assert!(error.contains("checkpoint-3"), "{error}");
+}
+
+/// Remembers whether the folders it hears of are there.
+struct Saved(std::sync::Arc<std::sync::Mutex<Vec<(usize, bool)>>>);
+
+impl tunebook_tune::Callback for Saved {
+    fn on_save(&mut self, step: usize, folder: &Path) -> tunebook_tune::Result<()> {
+        self.0.lock().unwrap().push((step, folder.join("trainer_state.json").is_file()));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_saved_folder_is_there_also_behind_later_ones_and_what_the_user_adds_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    Trainer::new(&model(), &args(dir.path())).train(&pairs()).unwrap();
+    std::fs::write(dir.path().join("run/checkpoint-2/notes.txt"), "mine").unwrap();
+    // From an earlier checkpoint, while the later ones stand there.
+    let from = Run::load(dir.path().join("run/checkpoint-4")).unwrap();
+    let args = TrainingArgs { save_total_limit: Some(1), ..args(dir.path()) };
+    let saved = std::sync::Arc::default();
+    let trainer = Trainer::new(&model(), &args).with_callback(Saved(std::sync::Arc::clone(&saved)));
+    trainer.resume(&from, &pairs()).unwrap();
+    let saved = saved.lock().unwrap();
+    assert_eq!(*saved, [(6, true), (8, true), (10, true), (12, true)]);
+    assert_eq!(names(&dir.path().join("run")), ["checkpoint-12", "checkpoint-2"]);
+}
+
+#[test]
+fn a_second_run_in_one_output_dir_is_told_and_disturbs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let outer = args(dir.path());
+    let told = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let hears = std::sync::Arc::clone(&told);
+    let (second, path) = (outer.clone(), dir.path().to_owned());
+    let trainer = Trainer::new(&model(), &outer).with_callback(move |step: &StepRecord| {
+        if step.step == 5 {
+            // What the first run is writing at the moment, as far as the second can see.
+            let writing = path.join("run/.checkpoint-6.4000000.tmp");
+            std::fs::create_dir(&writing).unwrap();
+            let lock = std::fs::File::open(&writing).unwrap();
+            lock.try_lock().unwrap();
+            let error = Trainer::new(&model(), &second).train(&pairs()).unwrap_err();
+            *hears.lock().unwrap() = error.to_string();
+            assert!(writing.is_dir());
+            std::fs::remove_dir(&writing).unwrap();
+        }
+    });
+    trainer.train(&pairs()).unwrap();
+    let told = told.lock().unwrap();
+    assert!(
+        told.contains("is the `output_dir` of a run that is going on")
+            && told.contains(&format!("process {}", std::process::id())),
+        "{told}"
+    );
+    assert_eq!(names(&dir.path().join("run")).len(), 6, "and no lock is left");
+    let last = Run::last_checkpoint(output_dir(dir.path())).unwrap().unwrap();
+    assert_eq!(last.steps.len(), 12);
 }

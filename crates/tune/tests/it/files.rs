@@ -4,7 +4,8 @@
 use serde_json::{Value, json};
 use tunebook_models::{Device, GenerationConfig, GgufType, Model};
 use tunebook_testing::Python;
-use tunebook_tune::{Adapters, Example, Lora, LoraInit, Trainer, TrainingArgs};
+use tunebook_tune::peft::{AdapterFiles, StoredTensor};
+use tunebook_tune::{AdapterConfig, Adapters, Example, Ia3, Lora, LoraInit, Trainer, TrainingArgs};
 
 use crate::common::*;
 
@@ -207,4 +208,88 @@ fn our_gguf_adapter_gives_our_text_in_llama_cpp_on_the_base_model() {
     model.save_adapter_gguf("support", at("adapter.gguf")).unwrap();
     let request = json!({ "model": at("base.gguf"), "adapter": at("adapter.gguf"), "ids": ids, "greedy": 32 });
     compare(&python.ask("llama_cpp_run.py", &[request])[0], &model, &ids, 5e-3);
+}
+
+/// A model of another family, of the golden files.
+fn family(name: &str) -> Model {
+    Model::load(golden("logits").join(name), &Device::Cpu).unwrap()
+}
+
+const FEW: [u32; 5] = [1, 20, 30, 40, 50];
+
+/// PEFT writes `fan_in_fan_out: true` for every adapter on a `Conv1D`.
+#[test]
+fn an_adapter_on_gpt2s_turned_weights_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = family("gpt2");
+    let lora = Lora { r: 2, target_modules: ["c_attn"].into(), ..Default::default() };
+    let base = logits(&model, &FEW);
+    model.add_adapter("default", &lora).unwrap();
+    train(&model, 2e-2);
+    let trained = logits(&model, &FEW);
+    assert!(relative_error(&trained, &base) > 1e-3);
+    let folder = model.save_adapter("default", dir.path()).unwrap();
+    let path = folder.join("adapter_config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    assert!(config.contains("\"fan_in_fan_out\": false"), "{config}");
+    std::fs::write(&path, config.replace("\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true"))
+        .unwrap();
+    let model = family("gpt2");
+    let info = model.load_adapter(dir.path(), "default").unwrap();
+    assert_eq!(info.warnings, [""; 0]);
+    assert_eq!(logits(&model, &FEW), trained);
+}
+
+/// PEFT writes the embedding table and the output head beside an adapter when the vocabulary was
+/// changed, and says nothing of them in the configuration.
+#[test]
+fn tables_that_only_the_file_names_stand_in_for_the_models() {
+    let llama = |tied: bool| if tied { tiny() } else { family("llama-untied") };
+    for (tied, config) in [
+        (false, AdapterConfig::from(Lora::default())),
+        (false, AdapterConfig::from(Ia3::default())),
+        (true, AdapterConfig::from(Lora::default())),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = llama(tied);
+        let base = logits(&model, &FEW);
+        model.add_adapter("default", config).unwrap();
+        model.save_adapter("default", dir.path()).unwrap();
+        let mut files = AdapterFiles::read(dir.path()).unwrap();
+        let table = |name: &str, rows: usize, factor: f32| {
+            let weights = model.weights();
+            let weight = weights.iter().find(|weight| weight.name() == name).unwrap();
+            let width = weight.matrix().dims()[1];
+            let values = values(&weight.get().to_dtype(tunebook_models::DType::F32).unwrap());
+            let values = values.iter().map(|value| value * factor).take(rows * width).collect();
+            StoredTensor { shape: vec![rows, width], values }
+        };
+        let rows = model.config().vocab_size;
+        let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+        files.tensors.insert(embedding.to_owned(), table(embedding, rows, 0.5));
+        let of_head = if tied { embedding } else { head };
+        files.tensors.insert(head.to_owned(), table(of_head, rows, 0.5));
+        files.write(dir.path()).unwrap();
+        let other = llama(tied);
+        other.load_adapter(dir.path(), "default").unwrap();
+        let with = logits(&other, &FEW);
+        assert!(relative_error(&with, &base) > 1e-2);
+        // Saved again, it is what it was.
+        let again = tempfile::tempdir().unwrap();
+        other.save_adapter("default", again.path()).unwrap();
+        other.disable_adapters();
+        assert_eq!(logits(&other, &FEW), base);
+        let model = llama(tied);
+        model.load_adapter(again.path(), "default").unwrap();
+        assert_eq!(logits(&model, &FEW), with);
+
+        files.tensors.insert(embedding.to_owned(), table(embedding, rows - 1, 0.5));
+        files.tensors.insert(head.to_owned(), table(of_head, rows - 1, 0.5));
+        files.write(dir.path()).unwrap();
+        let error = llama(tied).load_adapter(dir.path(), "default").unwrap_err().to_string();
+        assert!(
+            error.contains("the vocabulary was resized") && error.contains("merge_and_unload"),
+            "{error}"
+        );
+    }
 }

@@ -178,7 +178,9 @@ fn a_full_run_resumes_exactly_from_memory_and_from_disk() {
         // so when they are not.
         let again = Trainer::new(&model, &args(6)).resume(&resumed, &pairs()).unwrap();
         assert_eq!(losses(&again), losses(&whole));
-        Trainer::new(&model, &args(6)).train(&pairs()).unwrap();
+        let elsewhere =
+            TrainingArgs { output_dir: Some(dir.path().join("another run")), ..args(6) };
+        Trainer::new(&model, &elsewhere).train(&pairs()).unwrap();
         let error =
             Trainer::new(&model, &args(6)).resume(&resumed, &pairs()).unwrap_err().to_string();
         assert!(error.contains("trained on since"), "{error}");

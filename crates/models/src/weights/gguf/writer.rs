@@ -71,11 +71,12 @@ impl GgufType {
 impl Model {
     /// Writes the model as one GGUF file, which llama.cpp runs, with its tokenizer and chat
     /// template. As in [`Model::save_pretrained`], an adapter that is merged is in the weights, and
-    /// one that is active beside them is not.
+    /// one that is active beside them is not, which a line under the cell says.
     ///
     /// # Errors
     /// When the file cannot be written, or model or tokenizer have what GGUF has no place for.
     pub fn save_gguf(&self, path: impl AsRef<Path>, kind: GgufType) -> Result<PathBuf> {
+        self.tell_not_in_weights(path.as_ref());
         self.write_gguf(path.as_ref(), kind)?;
         Ok(path.as_ref().to_owned())
     }
