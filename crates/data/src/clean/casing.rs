@@ -13,6 +13,9 @@ const ACRONYMS: [&str; 65] = [
     "UK", "UN", "UNESCO", "UNICEF", "UPS", "URL", "USA", "USB", "USD", "UTF", "VAT", "VIP", "YAML",
 ];
 
+/// Words without a vowel that are no acronyms.
+const SPOKEN: [&str; 5] = ["HMM", "PLS", "PLZ", "THX", "TKS"];
+
 /// The fewest letters that count as shouting; "OK!" and "USA" do not.
 const MIN_LETTERS: usize = 8;
 /// The fewest words that count as a sentence: a label has fewer.
@@ -73,10 +76,11 @@ pub(crate) fn is_shouted(text: &str) -> bool {
         return false;
     }
     let (mut upper, mut lower, mut words) = (0usize, 0usize, 0usize);
-    for word in
-        pieces(text).filter(|piece| piece.starts_with(is_word_char) && !keeps_capitals(piece))
-    {
+    for word in pieces(text).filter(|piece| piece.starts_with(is_word_char)) {
         words += 1;
+        if keeps_capitals(word) {
+            continue;
+        }
         for c in word.chars() {
             if c.to_lowercase().ne([c]) {
                 upper += 1;
@@ -115,7 +119,8 @@ fn keeps_capitals(word: &str) -> bool {
     word.contains(|c: char| c.is_numeric() || matches!(c, '_' | '#'))
         || ACRONYMS.contains(&word)
         // Nobody speaks a word without a vowel.
-        || (letters().nth(1).is_some()
+        || (!SPOKEN.contains(&word)
+            && letters().nth(1).is_some()
             && letters().all(|c| c.is_ascii_uppercase() && !"AEIOUY".contains(c)))
 }
 
@@ -143,6 +148,8 @@ mod tests {
             sentence_case("MY ORDER ORD-12AB HAS NO PDF INVOICE"),
             "My order ORD-12AB has no PDF invoice"
         );
+        assert_eq!(sentence_case("STOP TEXTING ME AT 6AM"), "Stop texting me at 6AM");
+        assert_eq!(sentence_case("SEND THE XL HOODIE PLS"), "Send the XL hoodie pls");
         assert_eq!(
             sentence_case("NASA WILL SEND THE SQL FILE BY FTP."),
             "NASA will send the SQL file by FTP."

@@ -190,15 +190,20 @@ fn is_code(paragraph: &[&str], several: bool) -> bool {
         || (!several && paragraph.iter().any(|line| line.trim().matches('\t').nth(1).is_some()))
 }
 
-/// Whether two lines after each other have tabs, or a wide gap that ends in the same column.
+/// Whether two lines after each other have as many tabs between words, or gaps that end in the same
+/// columns.
 fn in_columns(paragraph: &[&str]) -> bool {
     paragraph.windows(2).any(|pair| {
-        let [above, below] = [pair[0].trim_end(), pair[1].trim_end()];
-        let tabs = |line: &str| line.trim_start().contains('\t');
-        (tabs(above) && tabs(below)) || {
-            let above = gaps(above);
-            !above.is_empty() && gaps(below).iter().any(|end| above.contains(end))
-        }
+        let [above, below] = [pair[0].trim(), pair[1].trim()];
+        // A tab with a space beside it is a slip.
+        let cells = |line: &str| {
+            let cells = line.split('\t');
+            let clean = cells.clone().all(|cell| cell.trim_matches(' ').len() == cell.len());
+            if clean { cells.count() } else { 1 }
+        };
+        let [gaps_above, gaps_below] = [gaps(pair[0].trim_end()), gaps(pair[1].trim_end())];
+        (cells(above) > 1 && cells(above) == cells(below))
+            || (!gaps_above.is_empty() && gaps_above == gaps_below)
     })
 }
 

@@ -115,6 +115,27 @@ pub(crate) fn markup(text: &str) -> (bool, bool) {
     (tags, !tags && matches!(to_text(text), Cow::Owned(_)) || tags && has_entity(text))
 }
 
+/// The line with a word in the place of each entity, whose semicolon ends no statement.
+fn without_entities(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut at = 0;
+    while let Some(next) = memchr::memchr(b'&', &line.as_bytes()[at..]).map(|next| at + next) {
+        out.push_str(&line[at..next]);
+        match entity(&line[next..]) {
+            Some((_, length)) => {
+                out.push('x');
+                at = next + length;
+            }
+            None => {
+                out.push('&');
+                at = next + 1;
+            }
+        }
+    }
+    out.push_str(&line[at..]);
+    out
+}
+
 fn has_entity(text: &str) -> bool {
     memchr::memchr_iter(b'&', text.as_bytes()).any(|at| entity(&text[at..]).is_some())
 }
@@ -215,7 +236,8 @@ fn certain(text: &str, protected: &[std::ops::Range<usize>]) -> Vec<Found> {
         .zip(&certain)
         .find(|(_, certain)| **certain)
         .is_some_and(|(first, _)| text[..first.at].trim().is_empty() && only);
-    let is_code = !begins && outside.split('\n').any(code::is_statement);
+    let is_code =
+        !begins && outside.split('\n').any(|line| code::is_statement(&without_entities(line)));
     if is_code || (!only && others.has_pair()) {
         return Vec::new();
     }
@@ -294,13 +316,14 @@ fn is_quoted(text: &str, at: usize, length: usize) -> bool {
 fn strip_once(text: &str, decode: bool) -> Option<String> {
     let protected = protected(text);
     let certain = certain(text, &protected);
-    let lines: Vec<&str> = text.split('\n').collect();
     let is_html = !certain.is_empty();
     let mut kept = protected;
     if !is_html {
         // Entities in code are code.
+        let plain: Vec<String> = text.split('\n').map(without_entities).collect();
+        let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
         let mut at = 0;
-        for (line, code) in lines.iter().zip(code::code(&lines)) {
+        for (line, code) in text.split('\n').zip(code::code(&plain)) {
             let end = (at + line.len() + 1).min(text.len());
             if code {
                 kept.push(at..end);
@@ -704,6 +727,9 @@ mod tests {
             ("<p>fish &amp; chips &lt; pie</p>", "fish & chips < pie"),
             ("<pre><code>&lt;p&gt;Hi&lt;/p&gt;</code></pre>", "```\n<p>Hi</p>\n```"),
             ("Use <code>&lt;b&gt;</code>.", "Use `<b>`."),
+            ("&nbsp;", " "),
+            ("<p>It is 5 &euro;</p>", "It is 5 €"),
+            ("That is all&hellip;", "That is all…"),
             ("write &lt;b&gt; here", "write <b> here"),
             // Decoded, these would be markup, or entities, the next time.
             ("write &lt;b&gt;hot&lt;/b&gt;", "write &lt;b&gt;hot&lt;/b&gt;"),

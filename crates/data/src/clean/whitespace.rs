@@ -162,6 +162,12 @@ mod tests {
             assert_eq!(normalize(&case), text);
         }
         assert_eq!(normalize("    print(1)\n"), "print(1)");
+        // Slips in prose, in lines after each other.
+        assert_eq!(normalize("We: it \t is.\nYou:\tsee\tto it."), "We: it is.\nYou: see to it.");
+        assert_eq!(
+            normalize("Heard:  a dark  red one.\nWe:  found it on the  hook  there."),
+            "Heard: a dark red one.\nWe: found it on the hook there."
+        );
         assert_eq!(normalize("One  two.\n\n\n\nthree\tfour. "), "One two.\n\nthree four.");
     }
 
