@@ -502,9 +502,9 @@ mod tests {
         let (child, [_out, mut err, _control], mut outputs) = child();
         std::thread::spawn(move || child.serve());
         write!(err, "{WORKER}").unwrap();
-        write!(err, "step 0\n").unwrap();
+        writeln!(err, "step 0").unwrap();
         assert_eq!(stderr(&mut outputs, Duration::from_secs(1)), format!("{WORKER}step 0\n"));
-        write!(err, "step 1\n").unwrap();
+        writeln!(err, "step 1").unwrap();
         assert_eq!(stderr(&mut outputs, Duration::from_millis(500)), "step 1\n");
     }
 

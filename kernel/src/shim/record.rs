@@ -350,8 +350,8 @@ mod tests {
         };
         for (kind, quick) in [(Kind::Build, false), (Kind::Build, true), (Kind::Check, false)] {
             let (args, out_dir) = args(&recorded, kind, quick, Path::new("/kernel")).unwrap();
-            let options = args.iter().filter(|word| word.starts_with("overflow-checks="));
-            assert_eq!(options.last().unwrap(), "overflow-checks=on");
+            let mut options = args.iter().filter(|word| word.starts_with("overflow-checks="));
+            assert_eq!(options.next_back().unwrap(), "overflow-checks=on");
             assert!(!args.iter().any(|word| word.starts_with("incremental=")));
             let folder = if kind == Kind::Check { "/kernel/check" } else { "/out" };
             assert_eq!(out_dir, Path::new(folder));

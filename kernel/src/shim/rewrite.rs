@@ -286,6 +286,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::useless_format, reason = "it is the generated code's")]
     fn the_generated_code_escapes_as_the_channel_does() {
         // The expression that the cell gets, run here.
         let error = "a\nb \\n \\";
