@@ -369,10 +369,10 @@ mod tests {
     #[test]
     fn a_column_is_numeric_if_every_value_is_written_as_a_number() {
         let frame = table(
-            b"prompt,completion,zip,count,price,version,serial,phone,id,mixed\n\
-              a,b,02134,1,0.5,3.10,89014103211118510720,0176123456,18446744073709551557,1234\n\
-              c,d,98101,-7,12.25,3.9,89014103211118510721,0301234567,3,D-53111\n\
-              e,f,,,,,,,,\n",
+            b"prompt,completion,zip,count,price,version,serial,phone,id,mixed,rating\n\
+              a,b,02134,1,0.5,3.10,89014103211118510720,0176123456,18446744073709551557,1234,4\n\
+              c,d,98101,-7,12.25,3.9,89014103211118510721,0301234567,3,D-53111,4.5\n\
+              e,f,,,,,,,,,\n",
         )
         .into_frame()
         .unwrap();
@@ -393,6 +393,7 @@ mod tests {
                 ("phone", "str"),
                 ("id", "u64"),
                 ("mixed", "str"),
+                ("rating", "f64"),
             ]
         );
         let texts = |name: &str| -> Vec<Option<&str>> {
@@ -416,6 +417,8 @@ mod tests {
             let column = frame.column("x").unwrap();
             for (at, value) in values.iter().enumerate() {
                 let printed = match column.get(at).unwrap() {
+                    // A whole number among floats keeps its value.
+                    polars::prelude::AnyValue::Float64(float) if !value.contains('.') => format!("{float}"),
                     polars::prelude::AnyValue::Float64(float) => format!("{float:?}"),
                     other => other.str_value().into_owned(),
                 };

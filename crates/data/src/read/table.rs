@@ -225,7 +225,7 @@ fn exact_f64(value: &Value) -> Option<f64> {
 }
 
 /// Makes numbers of the texts of files without types, if every one is written as the number prints:
-/// `7` and `0.5`, but not `007`, `3.10` or digits that no number holds.
+/// `7` and `0.5`, but not `007`, `3.10` or digits that no number holds. Among floats `7` is `7.0`.
 fn type_texts(values: &mut [(usize, Value)], untyped: &[std::ops::Range<usize>]) {
     let is_untyped = |row: usize| {
         let at = untyped.partition_point(|rows| rows.end <= row);
@@ -242,12 +242,15 @@ fn type_texts(values: &mut [(usize, Value)], untyped: &[std::ops::Range<usize>])
             }
         }
     }
-    // `7` in a column of floats would print as `7.0`.
-    let floats = numbers.iter().filter(|(_, number)| number.is_f64()).count();
-    if floats > 0 && floats < numbers.len() {
+    let floats = numbers.iter().any(|(_, number)| number.is_f64());
+    let exact = |number: &Value| {
+        let whole = number.as_i64().map(i64::unsigned_abs).or(number.as_u64());
+        whole.is_none_or(|whole| whole <= 1 << f64::MANTISSA_DIGITS)
+    };
+    if floats && !numbers.iter().all(|(_, number)| exact(number)) {
         return;
     }
-    // So would a whole number beyond the others' range.
+    // A whole number beyond the others' range would become a float.
     let negative = numbers.iter().any(|(_, number)| number.as_i64().is_some_and(|n| n < 0));
     if negative && numbers.iter().any(|(_, number)| number.is_u64() && !number.is_i64()) {
         return;
