@@ -100,7 +100,7 @@ class Training(WithKernel):
     def test_stop_while_many_answers_are_generated(self):
         code = (
             'let asked: Vec<String> = vec!["Tell a very long story.".to_owned(); 4];'
-            "let told: Vec<String> = model.chat_batch(&asked, &GenerationConfig { max_new_tokens: 2000, ..Default::default() })?;"
+            "let told: Vec<String> = model.chat_batch(&asked, &GenerationConfig { max_new_tokens: 2000, ignore_eos: true, ..Default::default() })?;"
         )
         result, seconds = self.stopped(code, 1, begun=lambda m: "Generating" in html_of(m))
         self.assertEqual(result.status, "ok", result.reply)

@@ -84,6 +84,7 @@ pub(crate) fn generate(
         .then(|| ProgressBar::new("Generating", Some(answers.len() as u64)).unit("answer"));
     let mut written = 0;
     while !engine.is_empty() {
+        let mut ended = 0;
         for event in engine.step() {
             let Some(number) = numbers.get(&event.id) else { continue };
             let answer = &mut answers[number * each + event.answer];
@@ -105,14 +106,13 @@ pub(crate) fn generate(
                 }
                 answer.finish_reason = finish.reason;
                 answer.usage = finish.usage;
-                if let Some(bar) = &bar {
-                    bar.advance(1);
-                }
+                ended += 1;
             }
             written += usize::from(event.token.is_some());
         }
         if let Some(bar) = &bar {
             bar.message(format!("{written} tokens"));
+            bar.advance(ended);
         }
     }
     if let Some(bar) = &bar {
