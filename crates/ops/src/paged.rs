@@ -11,7 +11,6 @@
 //! bit-identical whichever queries and texts are computed with it.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use half::bf16;
@@ -150,7 +149,7 @@ pub struct Queries<'a> {
     /// The position of the first row; the others follow it.
     pub position: usize,
     /// The pages of all positions up to the last row's.
-    pub pages: &'a [Arc<Page>],
+    pub pages: Vec<&'a Page>,
 }
 
 /// How scores are made.
@@ -236,7 +235,7 @@ pub fn paged_attention(
                     }
                 })
                 .collect();
-            through(queries, text.pages, block, *head, scoring, shape);
+            through(queries, &text.pages, block, *head, scoring, shape);
         }
     };
     let work: usize = texts.iter().map(|t| t.rows.len() * (t.position + t.rows.len())).sum();
@@ -265,7 +264,7 @@ struct Query<'a> {
 /// A few queries through all pages that they see.
 fn through(
     queries: Vec<Query<'_>>,
-    pages: &[Arc<Page>],
+    pages: &[&Page],
     block: usize,
     head: usize,
     scoring: &Scoring<'_>,
@@ -291,7 +290,7 @@ fn through(
 
 fn go<const Q: usize>(
     mut queries: Vec<Query<'_>>,
-    pages: &[Arc<Page>],
+    pages: &[&Page],
     block: usize,
     head: usize,
     scoring: &Scoring<'_>,
@@ -574,7 +573,7 @@ mod tests {
         x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     }
 
-    fn pages(shape: PageShape, block: usize, k: &[f32], v: &[f32]) -> Vec<Arc<Page>> {
+    fn pages(shape: PageShape, block: usize, k: &[f32], v: &[f32]) -> Vec<Page> {
         let size = shape.heads * shape.head_dim;
         let positions: Vec<_> = k.chunks_exact(size).zip(v.chunks_exact(size)).collect();
         positions
@@ -584,7 +583,7 @@ mod tests {
                 for (slot, (k, v)) in positions.iter().enumerate() {
                     page.write(block, slot, k, v);
                 }
-                Arc::new(page)
+                page
             })
             .collect()
     }
@@ -603,7 +602,7 @@ mod tests {
                     Tensor::from_slice(x, (s, 1, heads, d), &Device::Cpu).unwrap()
                 };
                 let queries = tensor(&q, h);
-                let all = [Queries { rows: 0..s, position: 0, pages: &pages }];
+                let all = [Queries { rows: 0..s, position: 0, pages: pages.iter().collect() }];
                 let together = paged_attention(&queries, &all, 1, &scoring).unwrap();
                 let whole = |x: &[f32], heads| {
                     Tensor::from_slice(x, (1, s, heads, d), &Device::Cpu).unwrap()
@@ -619,7 +618,11 @@ mod tests {
                     let one = queries.narrow(0, row, 1).unwrap();
                     let one = paged_attention(
                         &one,
-                        &[Queries { rows: 0..1, position: row, pages: &pages[..row / PAGE + 1] }],
+                        &[Queries {
+                            rows: 0..1,
+                            position: row,
+                            pages: pages[..row / PAGE + 1].iter().collect(),
+                        }],
                         1,
                         &scoring,
                     );
@@ -646,8 +649,8 @@ mod tests {
     fn missing_pages_are_told() {
         let shape = PageShape { blocks: 1, heads: 1, head_dim: 4, dtype: DType::F32 };
         let q = Tensor::zeros((1, 1, 1, 4), DType::F32, &Device::Cpu).unwrap();
-        let pages = [Arc::new(Page::new(shape))];
-        let texts = [Queries { rows: 0..1, position: PAGE, pages: &pages }];
+        let pages = [Page::new(shape)];
+        let texts = [Queries { rows: 0..1, position: PAGE, pages: pages.iter().collect() }];
         let error = paged_attention(&q, &texts, 0, &Scoring::default()).unwrap_err().to_string();
         assert!(error.contains("expected 2 pages"), "{error}");
     }

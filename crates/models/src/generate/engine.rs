@@ -340,13 +340,13 @@ impl GenerationEngine {
             self.end_all(&FinishReason::Interrupted, events);
             return Ok(());
         }
-        let waiting = std::mem::take(&mut self.waiting);
-        for (id, request, overlay) in waiting {
-            match request.stop.requested() {
-                true => never_begun(id, &request, &FinishReason::Interrupted, events),
-                false => self.waiting.push_back((id, request, overlay)),
+        self.waiting.retain(|(id, request, _)| {
+            let stopped = request.stop.requested();
+            if stopped {
+                never_begun(*id, request, &FinishReason::Interrupted, events);
             }
-        }
+            !stopped
+        });
         let stopped: Vec<usize> = (0..self.answers.len())
             .rev()
             .filter(|index| self.answers[*index].request.stop.requested())
@@ -586,8 +586,7 @@ impl GenerationEngine {
                 answer.tokens_from(len.saturating_sub(answer.overlay.past_count()), *count)
             })
             .collect();
-        let stop = self.model.snapshot().stop().clone();
-        let (caches, hidden) = self.model.pass_over(&self.pages, &stop, &texts, caches)?;
+        let (caches, hidden) = self.model.pass_over(&self.pages, &self.stop(), &texts, caches)?;
         drop(texts);
         for ((index, _), cache) in chosen.iter().zip(caches) {
             self.answers[*index].cache = cache;

@@ -320,16 +320,14 @@ impl KvCache {
             return places.attend(&pool.clone(), block, (q, k, v), positions, scores);
         }
         self.write(block, k, v)?;
-        let pages: Vec<Vec<Arc<Page>>> = self
-            .texts
-            .iter()
-            .map(|(_, text)| text.pages.iter().filter_map(own).map(Arc::clone).collect())
-            .collect();
         let texts: Vec<Queries<'_>> = self
             .texts
             .iter()
-            .zip(&pages)
-            .map(|((rows, text), pages)| Queries { rows: rows.clone(), position: text.len, pages })
+            .map(|(rows, text)| Queries {
+                rows: rows.clone(),
+                position: text.len,
+                pages: text.pages.iter().filter_map(own).collect(),
+            })
             .collect();
         let scoring = Scoring {
             scale: scores.scale,
@@ -372,7 +370,7 @@ impl KvCache {
     }
 }
 
-fn own(page: &SomePage) -> Option<&Arc<Page>> {
+fn own(page: &SomePage) -> Option<&Page> {
     match page {
         SomePage::Own(page) => Some(page),
         SomePage::Pooled(_) => None,

@@ -124,8 +124,8 @@ mod wide {
 
     use candle_core::quantized::GgmlDType;
 
-    use super::super::amx;
     use super::super::blocks::simd::{Groups, Nf4, Q4_0, Q4_1, Q8_0};
+    use super::super::{amx, avx512};
     use super::{FEW, Shared, Weights, bf16};
     use crate::quantized::{Format, Quantized};
 
@@ -169,10 +169,7 @@ mod wide {
     /// The lanes of sixteen values from `p` on that lie before `k`.
     #[inline(always)]
     fn lanes(p: usize, k: usize) -> __mmask16 {
-        match k.saturating_sub(p) {
-            16.. => !0,
-            n => (1u16 << n) - 1,
-        }
+        avx512::lanes(p / 16, 0, k)
     }
 
     #[derive(Clone, Copy)]
