@@ -37,11 +37,12 @@ pub use families::gpt2::Gpt2Config;
 pub use families::llama::LlamaConfig;
 pub use families::phi3::Phi3Config;
 pub use families::{Family, known_architectures};
+pub use generate::choices::{ChoiceScore, Choices};
 pub use generate::engine::{
     EngineConfig, Finish, FinishReason, GenerationEngine, GenerationEvent, GenerationRequest,
     RequestId, TokenUsage,
 };
-pub use generate::score::LogLikelihood;
+pub use generate::score::{LogLikelihood, TextLoss};
 pub use generate::service::EngineHandle;
 pub use generate::{Completion, GenerationConfig};
 pub use hooks::past_key_values::{KeysValues, PastKeyValues};

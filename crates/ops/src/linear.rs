@@ -57,13 +57,17 @@ fn row_by_row(
     // SAFETY: both kernels write every element.
     let mut y = unsafe { uninit(m * n) };
     let start = bias.map_or(Start::Zero, Start::Bias);
-    let many = rows == Rows::Prefill;
+    let many = rows != Rows::Decode;
     let left = Mat::new(x, m, k);
     match w {
         Matrix::Quantized(blocks) => {
-            let right = Side::Blocks(BlockMat::new(blocks).t());
-            let term = Term { a: left, b: right, alpha: 1. };
-            if !(many && gemm::products_by_panels(&mut y, &[term], start)) {
+            let blocks_t = BlockMat::new(blocks).t();
+            let term = Term { a: left, b: Side::Blocks(blocks_t), alpha: 1. };
+            let rounded = half::Term { a: left, b: Right::Blocks(blocks_t), alpha: 1. };
+            let done = (rows == Rows::Prefill
+                && half::products_by_panels(&mut y, &[rounded], start))
+                || (many && gemm::products_by_panels(&mut y, &[term], start));
+            if !done {
                 gemv(&mut y, x, Weights::Blocks(blocks), (m, n, k), bias);
             }
         }
@@ -407,7 +411,10 @@ mod tests {
         ];
         let (a, b) = (tensor(8, 96, 3), tensor(80, 8, 4));
         let low = [LowRank { a: a.clone(), b: b.clone(), scale: 0.5 }];
-        for (w, kind) in weights.iter().flat_map(|w| [(w, Rows::Prefill), (w, Rows::Decode)]) {
+        for (w, kind) in weights
+            .iter()
+            .flat_map(|w| [Rows::Prefill, Rows::Decode, Rows::Score].map(|kind| (w, kind)))
+        {
             let compute = |x: &Tensor| {
                 kind.during(|| {
                     let y = crate::linear(x, w, None).unwrap();

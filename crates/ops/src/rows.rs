@@ -13,11 +13,16 @@ pub enum Rows {
     #[default]
     Any,
     /// Tokens of prompts, many at a time. Each row's results are the same bits whichever rows are
-    /// computed with it.
+    /// computed with it. Where the processor multiplies bf16, quantised weights and what they meet
+    /// are rounded to it.
     Prefill,
     /// The last token of each of some texts. Each row's results are the same bits whichever rows
-    /// are computed with it, though not those of [`Rows::Prefill`].
+    /// are computed with it, though not those of [`Rows::Prefill`]; quantised weights are rounded
+    /// as there.
     Decode,
+    /// Tokens of texts to be scored: as [`Rows::Prefill`], with quantised weights as exact as they
+    /// are in training.
+    Score,
 }
 
 thread_local! {

@@ -3,6 +3,7 @@
 //! [`GenerationEngine`] does the work; what is here gives it prompts and collects the answers. Who answers is
 //! fixed when a call begins.
 
+pub(crate) mod choices;
 pub(crate) mod config;
 pub(crate) mod engine;
 mod prefix;
@@ -10,6 +11,7 @@ mod sampler;
 pub(crate) mod score;
 pub(crate) mod service;
 mod text_stream;
+mod trie;
 
 use std::sync::Arc;
 

@@ -1,9 +1,10 @@
 //! How likely a model finds given texts: log-likelihoods of continuations and losses of examples.
 //!
-//! Texts go through the decoder as prompts do; a context that several continuations share goes once.
+//! Texts go through the decoder as prompts do; a context that several continuations share goes once, and
+//! so do tokens that several of them begin with.
 //! Logits exist for a few rows at a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -14,6 +15,7 @@ use tunebook_ops::cpu::{Values, math};
 
 use crate::error::{Error, Result};
 use crate::generate::sampler::likeliest;
+use crate::generate::trie::{Stretch, Trie};
 use crate::model::Model;
 use crate::model::forward::Tokens;
 use crate::pass::kv_cache::{Pages, TextCache};
@@ -22,7 +24,9 @@ use crate::pass::snapshot::Snapshot;
 use crate::text::conversation::TokenizedText;
 
 /// Tokens of one pass.
-const CHUNK: usize = 512;
+pub(super) const CHUNK: usize = 512;
+/// Tokens that contexts must have in common to be worth computing apart.
+const FEWEST_SHARED: usize = 8;
 /// Rows whose logits exist at a time.
 const LOGIT_ROWS: usize = 128;
 
@@ -38,9 +42,27 @@ pub struct LogLikelihood {
     pub is_greedy: bool,
 }
 
+/// The loss of one text.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TextLoss {
+    /// The cross-entropy of its tokens that bear a loss, summed, in nats.
+    pub sum: f64,
+    /// How many these are.
+    pub tokens: usize,
+    /// How many of them are the likeliest where they stand.
+    pub correct: usize,
+}
+
+impl TextLoss {
+    /// Nats a token; not a number where no token bears a loss.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.tokens as f64
+    }
+}
+
 /// What is asked about one text.
-struct Text {
-    overlay: Arc<Overlay>,
+pub(super) struct Text {
+    pub(super) overlay: Arc<Overlay>,
     /// Shared with others.
     context: Vec<u32>,
     /// Each is scored, given all before it. The context, or what stands before it, has at least one
@@ -49,6 +71,27 @@ struct Text {
 }
 
 impl Text {
+    /// # Errors
+    /// Nothing is to be scored.
+    pub(super) fn new(overlay: &Arc<Overlay>, context: &[u32], rest: &[u32]) -> Result<Self> {
+        if rest.is_empty() {
+            return Err(Error::Argument {
+                field: "continuation",
+                value: "empty".to_owned(),
+                expected: "at least one token",
+            });
+        }
+        Ok(Self { overlay: Arc::clone(overlay), context: context.to_vec(), rest: rest.to_vec() })
+    }
+
+    pub(super) fn context(&self) -> &[u32] {
+        &self.context
+    }
+
+    pub(super) fn rest(&self) -> &[u32] {
+        &self.rest
+    }
+
     /// How many positions it takes.
     fn end(&self) -> usize {
         self.overlay.positions_before() + self.context.len() + self.rest.len() - 1
@@ -56,14 +99,25 @@ impl Text {
 }
 
 /// Some tokens of a text, and how many positions the whole text takes.
-struct Part<'a> {
-    overlay: &'a Arc<Overlay>,
-    ids: &'a [u32],
-    end: usize,
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) overlay: &'a Arc<Overlay>,
+    pub(super) ids: &'a [u32],
+    pub(super) end: usize,
 }
 
 /// The probability of a token: its logarithm, and whether it is the likeliest.
-type Scored = (f32, bool);
+pub(super) type Scored = (f32, bool);
+
+/// A position, and the tokens whose probability there is asked for, each with the number of its text.
+pub(super) struct Asked<'a> {
+    pub(super) hidden: Tensor,
+    pub(super) overlay: &'a Arc<Overlay>,
+    pub(super) tokens: &'a [(u32, usize)],
+}
+
+/// How many tokens the contexts of an overlay have in common, and the keys and values of these.
+pub(super) type Beginnings = HashMap<*const Overlay, (usize, TextCache)>;
 
 /// Scoring of given texts.
 impl Model {
@@ -95,18 +149,9 @@ impl Model {
     ) -> Result<Vec<LogLikelihood>> {
         let snapshot = self.snapshot();
         let text = |(row, (context, rest)): (usize, &(Vec<u32>, Vec<u32>))| -> Result<Text> {
-            if rest.is_empty() {
-                return Err(Error::Argument {
-                    field: "continuation",
-                    value: "empty".to_owned(),
-                    expected: "at least one token",
-                });
-            }
-            let context = match context.is_empty() {
-                true => self.first_token().into_iter().collect(),
-                false => context.clone(),
-            };
-            Ok(Text { overlay: Arc::clone(snapshot.row(row)), context, rest: rest.clone() })
+            let first: Vec<u32> = self.first_token().into_iter().collect();
+            let context = if context.is_empty() { &first } else { context };
+            Text::new(snapshot.row(row), context, rest)
         };
         let texts = pairs.iter().enumerate().map(text).collect::<Result<Vec<_>>>()?;
         let likelihood = |scored: Vec<Scored>| LogLikelihood {
@@ -121,8 +166,17 @@ impl Model {
     /// `None` where no token does.
     ///
     /// # Errors
-    /// When a text is longer than the context or has an id outside the vocabulary.
+    /// As [`Model::text_losses`].
     pub fn losses(&self, texts: &[TokenizedText]) -> Result<Vec<Option<f64>>> {
+        let losses = self.text_losses(texts)?;
+        Ok(losses.into_iter().map(|loss| (loss.tokens > 0).then(|| loss.mean())).collect())
+    }
+
+    /// The loss of each text, and how many of its tokens greedy generation would have said.
+    ///
+    /// # Errors
+    /// When a text is longer than the context or has an id outside the vocabulary.
+    pub fn text_losses(&self, texts: &[TokenizedText]) -> Result<Vec<TextLoss>> {
         let snapshot = self.snapshot();
         let first = |text: &TokenizedText| {
             // The first token has nothing before it that could foretell it.
@@ -138,12 +192,14 @@ impl Model {
                 rest: texts[*row].ids[*from..].to_vec(),
             })
             .collect();
-        let mut losses = vec![None; texts.len()];
+        let mut losses = vec![TextLoss::default(); texts.len()];
         for ((row, from), tokens) in scored.iter().zip(self.score(&asked)?) {
             let mask = &texts[*row].loss_mask[*from..];
-            let trained = || tokens.iter().zip(mask).filter(|(_, trained)| **trained);
-            let sum: f64 = trained().map(|((token, _), _)| f64::from(*token)).sum();
-            losses[*row] = Some(-sum / trained().count().max(1) as f64);
+            for ((token, greedy), _) in tokens.iter().zip(mask).filter(|(_, bears)| **bears) {
+                losses[*row].sum -= f64::from(*token);
+                losses[*row].tokens += 1;
+                losses[*row].correct += usize::from(*greedy);
+            }
         }
         Ok(losses)
     }
@@ -171,7 +227,10 @@ impl Model {
         Ok((all[..at].to_vec(), all[at..].to_vec()))
     }
 
-    fn score(&self, texts: &[Text]) -> Result<Vec<Vec<Scored>>> {
+    /// # Errors
+    /// A text does not fit into the context, has no token before those that are scored, or an id
+    /// outside the vocabulary.
+    pub(super) fn check(&self, texts: &[Text]) -> Result<()> {
         let (vocab_size, context) =
             (self.config().vocab_size, self.config().max_position_embeddings);
         for text in texts {
@@ -195,6 +254,11 @@ impl Model {
                 });
             }
         }
+        Ok(())
+    }
+
+    fn score(&self, texts: &[Text]) -> Result<Vec<Vec<Scored>>> {
+        self.check(texts)?;
         let mut groups: Vec<Vec<usize>> = Vec::new();
         // The angles of some families depend on the length of the whole text.
         let most = self.decoder().cache_ends_at();
@@ -209,6 +273,7 @@ impl Model {
             }
         }
         let pages = self.pages();
+        let begun = self.beginnings(texts, &groups, &pages)?;
         let mut scores = vec![Vec::new(); texts.len()];
         // As many groups at a time as fill a pass.
         let mut from = 0;
@@ -216,76 +281,143 @@ impl Model {
             let mut to = from;
             let mut tokens = 0;
             while to < groups.len() && (to == from || tokens < CHUNK) {
-                tokens += texts[groups[to][0]].context.len();
+                let first = &texts[groups[to][0]];
+                let shared = begun.get(&Arc::as_ptr(&first.overlay)).map_or(0, |(len, _)| *len);
+                tokens += first.context.len() - shared;
                 to += 1;
             }
-            self.score_groups(texts, &groups[from..to], &pages, &mut scores)?;
+            self.score_groups(texts, &groups[from..to], &begun, &pages, &mut scores)?;
             from = to;
         }
         Ok(scores)
+    }
+
+    /// What the contexts of each overlay have in common, a system prompt or worked examples, goes
+    /// through the model once.
+    pub(super) fn beginnings(
+        &self,
+        texts: &[Text],
+        groups: &[Vec<usize>],
+        pages: &Pages,
+    ) -> Result<Beginnings> {
+        let mut common: Vec<(&Arc<Overlay>, &[u32], usize)> = Vec::new();
+        if self.decoder().cache_ends_at().is_some() {
+            return Ok(Beginnings::new());
+        }
+        for group in groups {
+            let Text { overlay, context, .. } = &texts[group[0]];
+            // The hidden state of the last token is asked for.
+            let own = &context[..context.len().saturating_sub(1)];
+            match common.iter_mut().find(|(other, ..)| Arc::ptr_eq(other, overlay)) {
+                Some((_, shared, count)) => {
+                    let len = shared.iter().zip(own).take_while(|(a, b)| a == b).count();
+                    *shared = &shared[..len];
+                    *count += 1;
+                }
+                None => common.push((overlay, own, 1)),
+            }
+        }
+        common.retain(|(_, shared, count)| *count > 1 && shared.len() >= FEWEST_SHARED);
+        let parts: Vec<Part<'_>> = common
+            .iter()
+            .map(|(overlay, ids, _)| {
+                let end = overlay.positions_before() + ids.len();
+                Part { overlay, ids, end }
+            })
+            .collect();
+        let empty = parts.iter().map(|_| pages.text()).collect();
+        let (caches, _) = self.prefilled(pages, &parts, empty, &mut |_, _, _| Ok(()))?;
+        let begun = parts.iter().zip(caches);
+        Ok(begun
+            .map(|(part, cache)| (Arc::as_ptr(part.overlay), (part.ids.len(), cache)))
+            .collect())
+    }
+
+    /// What is left of the contexts of some groups, and the keys and values before it.
+    pub(super) fn contexts<'a>(
+        &self,
+        texts: &'a [Text],
+        groups: &[Vec<usize>],
+        begun: &Beginnings,
+        pages: &Pages,
+    ) -> (Vec<Part<'a>>, Vec<TextCache>) {
+        let context = |group: &Vec<usize>| {
+            let Text { overlay, context, .. } = &texts[group[0]];
+            let end = group.iter().map(|index| texts[*index].end()).max().unwrap_or(0);
+            let (shared, cache) = match begun.get(&Arc::as_ptr(overlay)) {
+                Some((shared, cache)) => (*shared, cache.clone()),
+                None => (0, pages.text()),
+            };
+            (Part { overlay, ids: &context[shared..], end }, cache)
+        };
+        groups.iter().map(context).unzip()
     }
 
     fn score_groups(
         &self,
         texts: &[Text],
         groups: &[Vec<usize>],
+        begun: &Beginnings,
         pages: &Pages,
         scores: &mut [Vec<Scored>],
     ) -> Result<()> {
-        let contexts: Vec<Part<'_>> = groups
+        let (contexts, caches) = self.contexts(texts, groups, begun, pages);
+        let tries: Vec<Trie> = groups
             .iter()
-            .map(|group| {
-                let Text { overlay, context, .. } = &texts[group[0]];
-                let end = group.iter().map(|index| texts[*index].end()).max();
-                Part { overlay, ids: context, end: end.unwrap_or(0) }
-            })
+            .map(|group| Trie::of(group.iter().map(|index| (*index, &texts[*index].rest[..]))))
             .collect();
-        let empty = contexts.iter().map(|_| pages.text()).collect();
-        let (caches, last) = self.prefilled(pages, &contexts, empty, &mut |_, _, _| Ok(()))?;
-        // The first token of each continuation follows its context.
-        let mut wanted = Vec::new();
-        for (group, (context, hidden)) in groups.iter().zip(contexts.iter().zip(&last)) {
-            for index in group {
-                wanted.push((hidden.clone(), context.overlay, texts[*index].rest[0], *index));
-            }
+        let (caches, last) = self.prefilled(pages, &contexts, caches, &mut |_, _, _| Ok(()))?;
+        let begins = tries.iter().zip(&contexts).zip(last).map(|((trie, context), hidden)| Asked {
+            hidden,
+            overlay: context.overlay,
+            tokens: trie.asked(Trie::ROOT),
+        });
+        self.score_rows(&begins.collect::<Vec<_>>(), scores)?;
+        // The keys and values of what stands before each stretch.
+        let below = |group: usize, node: usize, cache: TextCache| {
+            let stretches = tries[group].stretches(node);
+            stretches.into_iter().map(move |nodes| (group, nodes, cache.clone()))
+        };
+        let mut waiting: VecDeque<(usize, Stretch, TextCache)> = VecDeque::new();
+        for (group, cache) in caches.into_iter().enumerate() {
+            waiting.extend(below(group, Trie::ROOT, cache));
         }
-        self.score_rows(&wanted, scores)?;
-        drop(wanted);
-        let rest: Vec<(usize, TextCache)> = groups
-            .iter()
-            .zip(&caches)
-            .flat_map(|(group, cache)| group.iter().map(move |index| (*index, cache.clone())))
-            .filter(|(index, _)| texts[*index].rest.len() > 1)
-            .collect();
-        drop(caches);
-        let mut rest = rest.into_iter().peekable();
-        while rest.peek().is_some() {
+        while !waiting.is_empty() {
             let mut tokens = 0;
             let mut chunk = Vec::new();
-            while let Some((index, _)) = rest.peek()
-                && (chunk.is_empty() || tokens + texts[*index].rest.len() <= CHUNK)
+            while let Some((_, nodes, _)) = waiting.front()
+                && (chunk.is_empty() || tokens + nodes.len() <= CHUNK)
             {
-                tokens += texts[*index].rest.len();
-                chunk.extend(rest.next());
+                tokens += nodes.len();
+                chunk.extend(waiting.pop_front());
             }
-            let (indices, caches): (Vec<usize>, Vec<TextCache>) = chunk.into_iter().unzip();
-            let asked: Vec<Part<'_>> = indices
+            let mut ids = Vec::new();
+            let mut before = Vec::new();
+            for (group, nodes, cache) in &mut chunk {
+                ids.push(tries[*group].tokens(nodes));
+                before.push(std::mem::replace(cache, pages.text()));
+            }
+            let parts: Vec<Part<'_>> = chunk
                 .iter()
-                .map(|index| {
-                    let text = &texts[*index];
-                    let ids = &text.rest[..text.rest.len() - 1];
-                    Part { overlay: &text.overlay, ids, end: text.end() }
-                })
+                .zip(&ids)
+                .map(|((group, ..), ids)| Part { ids, ..contexts[*group] })
                 .collect();
-            self.prefilled(pages, &asked, caches, &mut |at, from, hidden| {
-                let text = &texts[indices[at]];
-                let mut wanted = Vec::new();
-                for row in 0..hidden.dim(0)? {
-                    let next = text.rest[from + row + 1];
-                    wanted.push((hidden.narrow(0, row, 1)?, &text.overlay, next, indices[at]));
-                }
-                self.score_rows(&wanted, scores)
+            let (caches, _) = self.prefilled(pages, &parts, before, &mut |at, from, hidden| {
+                let (group, nodes, _) = &chunk[at];
+                let asked = (0..hidden.dim(0)?).map(|row| {
+                    Ok(Asked {
+                        hidden: hidden.narrow(0, row, 1)?,
+                        overlay: contexts[*group].overlay,
+                        tokens: tries[*group].asked(nodes[from + row]),
+                    })
+                });
+                self.score_rows(&asked.collect::<Result<Vec<_>>>()?, scores)
             })?;
+            for ((group, nodes, _), cache) in chunk.iter().zip(caches) {
+                if let Some(last) = nodes.last() {
+                    waiting.extend(below(*group, *last, cache));
+                }
+            }
         }
         Ok(())
     }
@@ -293,7 +425,7 @@ impl Model {
     /// Texts through the decoder, in passes of a chunk of each. Gives the caches back, and the hidden
     /// state of each text's last token; `each` sees the hidden states of some tokens of one text,
     /// from the given one on.
-    fn prefilled(
+    pub(super) fn prefilled(
         &self,
         pages: &Pages,
         parts: &[Part<'_>],
@@ -333,7 +465,7 @@ impl Model {
                 .map(|(at, ..)| std::mem::replace(&mut caches[*at], pages.text()))
                 .collect();
             let (filled, hidden) =
-                Rows::Prefill.during(|| self.pass_over(pages, &stop, &tokens, given))?;
+                Rows::Score.during(|| self.pass_over(pages, &stop, &tokens, given))?;
             let mut row = 0;
             for ((at, ids, before), cache) in chosen.iter().zip(filled) {
                 caches[*at] = cache;
@@ -350,32 +482,28 @@ impl Model {
     }
 
     /// Scores tokens, each by the hidden state before it, and adds them to their texts'.
-    fn score_rows(
-        &self,
-        rows: &[(Tensor, &Arc<Overlay>, u32, usize)],
-        scores: &mut [Vec<Scored>],
-    ) -> Result<()> {
+    pub(super) fn score_rows(&self, rows: &[Asked<'_>], scores: &mut [Vec<Scored>]) -> Result<()> {
         for rows in rows.chunks(LOGIT_ROWS) {
-            let hidden: Vec<&Tensor> = rows.iter().map(|(hidden, ..)| hidden).collect();
-            let overlays = rows.iter().map(|(_, overlay, ..)| Arc::clone(overlay)).collect();
+            let hidden: Vec<&Tensor> = rows.iter().map(|row| &row.hidden).collect();
+            let overlays = rows.iter().map(|row| Arc::clone(row.overlay)).collect();
             let snapshot = Snapshot::of(overlays, self.snapshot().stop().clone());
             let hidden = Tensor::cat(&hidden, 0)?;
-            let logits = Rows::Prefill.during(|| self.logits_of(&hidden, &snapshot))?;
+            let logits = Rows::Score.during(|| self.logits_of(&hidden, &snapshot))?;
             let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
             let logits = Values::of(&logits)?;
             let vocab = logits.len() / rows.len();
-            let mut scored = vec![(0.0, false); rows.len()];
-            logits.par_chunks(vocab).zip(rows).zip(&mut scored).each(
-                |((logits, (_, _, id, _)), scored)| {
-                    let own = logits[*id as usize] - math::log_sum_exp(logits);
-                    *scored = (own, likeliest(logits) == *id);
-                },
-            );
-            for ((.., index), scored) in rows.iter().zip(scored) {
-                if !scored.0.is_finite() {
-                    return Err(Error::NotFinite { found: scored.0 });
+            let mut sums = vec![(0.0, 0); rows.len()];
+            logits.par_chunks(vocab).zip(&mut sums).each(|(logits, sum)| {
+                *sum = (math::log_sum_exp(logits), likeliest(logits));
+            });
+            for ((logits, row), (sum, best)) in logits.chunks(vocab).zip(rows).zip(sums) {
+                for (token, text) in row.tokens {
+                    let own = logits[*token as usize] - sum;
+                    if !own.is_finite() {
+                        return Err(Error::NotFinite { found: own });
+                    }
+                    scores[*text].push((own, best == *token));
                 }
-                scores[*index].push(scored);
             }
         }
         Ok(())

@@ -215,7 +215,7 @@ impl Slot {
             // A text that is generated alone goes the way that it would go among others.
             let updated = match Rows::current() {
                 Rows::Any => None,
-                Rows::Prefill | Rows::Decode => self.updated(x, projection, &context, pass)?,
+                _ => self.updated(x, projection, &context, pass)?,
             };
             return match updated {
                 Some(y) => Ok(y),

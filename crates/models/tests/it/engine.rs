@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 use tunebook_models::{
-    DType, Device, EngineConfig, FinishReason, GenerationConfig, GenerationEngine,
-    GenerationRequest, Model, Quantization, Tensor, TokenizedText,
+    ChoiceScore, Choices, DType, Device, EngineConfig, FinishReason, GenerationConfig,
+    GenerationEngine, GenerationRequest, Model, Quantization, Tensor, TokenizedText,
 };
 use tunebook_progress::Stop;
 use tunebook_testing::Random;
@@ -394,4 +394,79 @@ fn texts_that_cannot_be_scored_are_refused_by_their_place() {
     assert!(error((vec![1], vec![1 << 30])).contains("vocabulary"));
     let context = model.config().max_position_embeddings;
     assert!(error((vec![1; context], vec![1, 2])).contains("context"));
+}
+
+/// Answers that begin alike, after prompts that begin alike.
+fn questions() -> Vec<Choices> {
+    let beginning: Vec<u32> = (1..20).collect();
+    let answers = vec![
+        vec![5, 6, 7, 2],
+        vec![5, 6, 2],
+        vec![5, 6, 8, 9, 10, 2],
+        vec![5, 2],
+        vec![11, 12, 13, 14, 2],
+        vec![2],
+        vec![11, 12, 13, 2],
+    ];
+    let question = |ends: &[u32]| Choices {
+        prompt: beginning.iter().chain(ends).copied().collect(),
+        answers: answers.clone(),
+    };
+    let mut questions = vec![question(&[20, 21, 22]), question(&[30]), question(&[])];
+    questions.push(Choices { prompt: vec![9, 8], answers: vec![vec![3, 4], vec![4]] });
+    questions.push(Choices { prompt: vec![1, 2], answers: Vec::new() });
+    questions
+}
+
+#[test]
+fn choices_are_scored_as_continuations_are_and_the_unlikely_ones_cut_short() {
+    for (name, _) in crate::families::FAMILIES {
+        let model = load(name);
+        let questions = questions();
+        let alone = |prompt: &Vec<u32>, answer: &Vec<u32>| {
+            model.log_likelihoods_of_ids(&[(prompt.clone(), answer.clone())]).unwrap().remove(0)
+        };
+        let pairs: Vec<(Vec<u32>, Vec<u32>)> = questions
+            .iter()
+            .flat_map(|question| {
+                question.answers.iter().map(|answer| (question.prompt.clone(), answer.clone()))
+            })
+            .collect();
+        let together = model.log_likelihoods_of_ids(&pairs).unwrap();
+        let exact = model.score_choices(&questions, f64::INFINITY).unwrap();
+        assert_eq!(exact.iter().map(Vec::len).collect::<Vec<_>>(), [7, 7, 7, 2, 0]);
+        for ((found, (prompt, answer)), likelihood) in
+            exact.iter().flatten().zip(&pairs).zip(&together)
+        {
+            let expected = alone(prompt, answer);
+            if *name != "phi3-longrope" {
+                assert_eq!(*likelihood, expected, "{name}: the same bits alone and together");
+            }
+            assert!(found.is_exact && found.tokens == answer.len());
+            assert!((found.log_likelihood - expected.sum).abs() < 1e-4, "{name}");
+        }
+        for margin in [0.0, 0.05] {
+            let found = model.score_choices(&questions, margin).unwrap();
+            for (found, exact) in found.iter().zip(&exact) {
+                let best = exact.iter().map(|score| score.log_likelihood).fold(f64::MIN, f64::max);
+                for (found, exact) in found.iter().zip(exact) {
+                    if found.is_exact {
+                        assert_eq!(found, exact, "{name}");
+                    } else {
+                        assert!(found.log_likelihood < best - margin, "{name}");
+                        assert!(found.log_likelihood >= exact.log_likelihood, "{name}");
+                    }
+                }
+            }
+            let scored = |scores: &[Vec<ChoiceScore>]| -> usize {
+                scores.iter().flatten().map(|score| score.tokens).sum()
+            };
+            assert!(scored(&found) < scored(&exact), "{name}: nothing was cut short");
+        }
+    }
+    let model = load("llama3");
+    let error = model.score_choices(&questions(), -1.0).unwrap_err().to_string();
+    assert!(error.contains("margin") && error.contains("-1"), "{error}");
+    let empty = Choices { prompt: vec![1], answers: vec![vec![]] };
+    assert!(model.score_choices(&[empty], 0.0).is_err());
 }

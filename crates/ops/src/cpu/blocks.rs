@@ -239,6 +239,19 @@ pub(super) mod simd {
         /// # Safety
         /// As for [`Groups::sixteen`], for both.
         unsafe fn thirty_two(row: *const u8, index: usize) -> [__m512; 2];
+
+        /// The same rounded to bf16, in order.
+        ///
+        /// # Safety
+        /// As for [`Groups::sixteen`], and the processor has the instructions for bf16.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+        unsafe fn rounded(row: *const u8, index: usize) -> __m512i {
+            // SAFETY: the caller's promise.
+            let [low, high] = unsafe { Self::thirty_two(row, index) };
+            // SAFETY: both are 64 bytes without a meaning of their own.
+            unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
+        }
     }
 
     /// The numbers from 0 to 15.
@@ -259,6 +272,24 @@ pub(super) mod simd {
         let low = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())) };
         let high = _mm512_srli_epi32::<4>(low);
         [_mm512_permutexvar_ps(low, table), _mm512_permutexvar_ps(high, table)]
+    }
+
+    /// As [`looked_up`], in bf16: the table is rounded before.
+    ///
+    /// # Safety
+    /// The bytes can be read.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn looked_up_rounded(table: __m512, at: *const u8) -> __m512i {
+        // SAFETY: 32 bytes without a meaning of their own.
+        let table: __m256i = unsafe { std::mem::transmute(_mm512_cvtneps_pbh(table)) };
+        // Twice, since five bits of an index count.
+        let table = _mm512_broadcast_i64x4(table);
+        // SAFETY: the caller's promise.
+        let low = unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(at.cast())) };
+        let high = _mm256_srli_epi16::<4>(low);
+        let codes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+        _mm512_permutexvar_epi16(codes, table)
     }
 
     /// A number in f16, in all lanes.
@@ -301,13 +332,43 @@ pub(super) mod simd {
             // SAFETY: the caller's promise.
             unsafe {
                 let block = row.add(index * 18);
-                let codes = _mm512_sub_ps(codes(), _mm512_set1_ps(8.));
-                looked_up(_mm512_mul_ps(codes, half(block)), block.add(2))
+                looked_up(Self::table(block), block.add(2))
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+        unsafe fn rounded(row: *const u8, index: usize) -> __m512i {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let block = row.add(index * 18);
+                looked_up_rounded(Self::table(block), block.add(2))
             }
         }
     }
 
+    impl Q4_0 {
+        /// The values of the sixteen codes of a block.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn table(block: *const u8) -> __m512 {
+            let codes = _mm512_sub_ps(codes(), _mm512_set1_ps(8.));
+            // SAFETY: the caller's promise: a block begins here.
+            _mm512_mul_ps(codes, unsafe { half(block) })
+        }
+    }
+
     pub(in crate::cpu) struct Q4_1;
+
+    impl Q4_1 {
+        /// The values of the sixteen codes of a block.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn table(block: *const u8) -> __m512 {
+            // SAFETY: the caller's promise: a block begins here.
+            unsafe { _mm512_add_ps(_mm512_mul_ps(codes(), half(block)), half(block.add(2))) }
+        }
+    }
 
     impl Groups for Q4_1 {
         #[inline]
@@ -328,8 +389,17 @@ pub(super) mod simd {
             // SAFETY: the caller's promise.
             unsafe {
                 let block = row.add(index * 20);
-                let table = _mm512_mul_ps(codes(), half(block));
-                looked_up(_mm512_add_ps(table, half(block.add(2))), block.add(4))
+                looked_up(Self::table(block), block.add(4))
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+        unsafe fn rounded(row: *const u8, index: usize) -> __m512i {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let block = row.add(index * 20);
+                looked_up_rounded(Self::table(block), block.add(4))
             }
         }
     }
