@@ -6,6 +6,7 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use polars::prelude::*;
+use polars_io::prelude::{ParquetReader, SerReader};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 

@@ -6,6 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use polars::prelude::*;
+use polars_io::prelude::ParquetWriter;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
