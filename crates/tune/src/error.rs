@@ -12,6 +12,20 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A handle whose rows have different adapters where one answer is asked for.
+    #[error(
+        "this handle answers each row with another adapter, so it has no fingerprint of its own; \
+         take one adapter with `with_adapter`"
+    )]
+    MixedHandle,
+    /// Metrics that cannot be measured.
+    #[error("`TrainingArgs.eval_metrics` is {wanted}, expected {expected}")]
+    EvalMetrics {
+        /// Their names.
+        wanted: String,
+        /// What can be measured.
+        expected: String,
+    },
     /// A field of a configuration holds a value that cannot work.
     #[error("`{field}` is {value}, expected {expected}")]
     Config {

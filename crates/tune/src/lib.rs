@@ -26,14 +26,16 @@ pub use adapters::prompt_tuning::{PromptTuning, PromptTuningInit};
 pub use adapters::target::TargetModules;
 pub use adapters::weighted::CombinationType;
 pub use adapters::{Active, AdapterInfo, Adapters, BASE};
-pub use batch::example_sets::{ExampleSets, IntoSets, Observer, OneSet, TwoSets};
+pub use batch::example_sets::{
+    ExampleSets, IntoSets, Judge, Measure, Measured, Observer, OneSet, TwoSets,
+};
 pub use batch::tokenize::tokenize_example;
 pub use batch::{Batch, Example, TokenizedExample, TokenizedSet};
 pub use cost::summary::TrainingSummary;
 pub use error::{Error, Result};
 pub use files::peft;
 pub use record::callback::Callback;
-pub use record::fingerprint::Fingerprints;
+pub use record::fingerprint::{Fingerprints, answering as answering_fingerprint};
 pub use record::metric::Metric;
 pub use record::preflight::Preflight;
 pub use record::run_log::RunLog;

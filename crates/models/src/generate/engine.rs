@@ -83,7 +83,9 @@ impl GenerationRequest {
         self.config.num_return_sequences
     }
 
-    pub(super) fn numbered(self, number: usize) -> Self {
+    /// With a number that is added to the seed, so that equal prompts get different samples.
+    #[must_use]
+    pub fn with_number(self, number: usize) -> Self {
         Self { number, ..self }
     }
 }

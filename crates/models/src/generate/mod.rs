@@ -78,7 +78,7 @@ pub(crate) fn generate(
     for (number, prompt) in prompts.iter().enumerate() {
         let request = GenerationRequest::new(prompt.as_slice(), config)
             .with_overlay(Arc::clone(snapshot.row(number)))
-            .numbered(number);
+            .with_number(number);
         numbers.insert(engine.insert(request)?, number);
     }
     // A single answer is shown as it comes, by those who want to see it.

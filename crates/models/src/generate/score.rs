@@ -133,7 +133,9 @@ impl Model {
     ) -> Result<Vec<LogLikelihood>> {
         let ids = pairs
             .iter()
-            .map(|(context, continuation)| self.split(context.as_ref(), continuation.as_ref()))
+            .map(|(context, continuation)| {
+                self.tokenize_continuation(context.as_ref(), continuation.as_ref())
+            })
             .collect::<Result<Vec<_>>>()?;
         self.log_likelihoods_of_ids(&ids)
     }
@@ -210,8 +212,16 @@ impl Model {
         special.and_then(|ids| ids.first().copied()).or(self.tokenizer().eos_id())
     }
 
-    /// The tokens of a context and of what follows it, of the whole text.
-    fn split(&self, context: &str, continuation: &str) -> Result<(Vec<u32>, Vec<u32>)> {
+    /// The tokens of a context and of what follows it: those of the whole text, divided behind the
+    /// context. Blanks at the end of a context count to what follows.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn tokenize_continuation(
+        &self,
+        context: &str,
+        continuation: &str,
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
         let kept = context.trim_end();
         let whole = format!("{context}{continuation}");
         let tokenizer = self.tokenizer();

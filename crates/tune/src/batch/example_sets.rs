@@ -2,12 +2,26 @@
 
 use std::fmt;
 
+use tunebook_models::Model;
+
 use crate::batch::Example;
 use crate::record::callback::Callback;
+use crate::record::metric::Metric;
+use crate::train::args::TrainingArgs;
 use crate::train::run::Run;
+use crate::train::trainer::MeasureResult;
 
 /// Makes the callback that watches one run; the argument is the run that goes on, if one does.
 pub type Observer = Box<dyn FnOnce(Option<&Run>) -> Box<dyn Callback>>;
+
+/// Makes the measures that [`TrainingArgs::eval_metrics`](crate::TrainingArgs::eval_metrics) names.
+pub type Judge = Box<dyn FnOnce(&TrainingArgs) -> std::result::Result<Vec<Measured>, String>>;
+
+/// A metric and the function that measures it.
+pub type Measured = (Metric, Measure);
+
+/// A function that measures a model; see [`Trainer::with_metric`](crate::Trainer::with_metric).
+pub type Measure = Box<dyn Fn(&Model) -> MeasureResult + Send + Sync>;
 
 /// The examples of a run.
 #[derive(Default)]
@@ -18,18 +32,26 @@ pub struct ExampleSets {
     pub validation: Vec<Example>,
     /// A callback for each run on these sets, besides the trainer's own; `None`: no other.
     pub observer: Option<Observer>,
+    /// Measures answers on the validation set; `None`: only the loss can be measured.
+    pub judge: Option<Judge>,
 }
 
 impl ExampleSets {
     /// A training and a validation set, which may be empty.
     pub fn new(train: Vec<Example>, validation: Vec<Example>) -> Self {
-        Self { train, validation, observer: None }
+        Self { train, validation, observer: None, judge: None }
     }
 
     /// The same with a callback for each run on these sets.
     #[must_use]
     pub fn observed_by(self, observer: Observer) -> Self {
         Self { observer: Some(observer), ..self }
+    }
+
+    /// The same with a judge of answers on the validation set.
+    #[must_use]
+    pub fn judged_by(self, judge: Judge) -> Self {
+        Self { judge: Some(judge), ..self }
     }
 }
 

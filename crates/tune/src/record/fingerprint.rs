@@ -9,8 +9,9 @@ use tunebook_models::tensor_file::{self, Data, Entry};
 use tunebook_models::{Matrix, Model, Weight};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::adapters::registry::Generation;
 use crate::batch::collate::Sets;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Hashes of the inputs of a run, in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +54,42 @@ struct Known(Mutex<Option<String>>);
 /// The weights of the model are about to change.
 pub(crate) fn forget_base(model: &Model) {
     *model.extension::<Known>().0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// The fingerprint of what answers when this handle is asked: the base's weights, the active
+/// adapter's configuration and numbers (by content, not by name), the tokenizer and the chat
+/// template.
+///
+/// # Errors
+/// A handle whose rows have different adapters; a device that does not hand its tensors over.
+pub fn answering(model: &Model) -> Result<String> {
+    if model.snapshot().rows().is_some() {
+        return Err(Error::MixedHandle);
+    }
+    let mut all = Hashing(Xxh3::new());
+    let base = base(model)?;
+    let template = model.chat_template().map(|template| template.fingerprint());
+    for part in [&base, &model.tokenizer().fingerprint()?, &template.unwrap_or_default()] {
+        all.0.update(part.as_bytes());
+        all.0.update(&[0]);
+    }
+    let generation = Generation::of(&model.overlay());
+    if let Some(generation) = generation.as_deref()
+        && let Some(adapter) = generation.adapter()
+    {
+        all.0.update(&[u8::from(matches!(generation, Generation::Merged(_)))]);
+        all.0.update(&serde_json::to_vec(&adapter.config())?);
+        let parameters = adapter.parameters();
+        let entries: Vec<Entry<'_>> = parameters
+            .iter()
+            .map(|parameter| {
+                let tensor = parameter.var.as_tensor();
+                Entry::new(&parameter.name, tensor.dims(), Data::Tensor(tensor))
+            })
+            .collect();
+        tensor_file::write(&mut all, &entries, &[]).map_err(candle_core::Error::wrap)?;
+    }
+    Ok(format!("{:032x}", all.0.digest128()))
 }
 
 /// See [`Fingerprints::base`]; worked out once for each model, and again after

@@ -122,7 +122,15 @@ pub struct TrainingArgs {
     pub early_stopping_patience: Option<usize>,
     /// How much better an evaluation has to be to count as better. Default 0.
     pub early_stopping_threshold: f64,
+    /// Metrics of generated answers that each evaluation measures, by their names (`exact_match`,
+    /// `rougeL`, `accuracy` among the answers of the training set …). Of sets that can be judged so:
+    /// the prelude's `&split`. Default none.
+    pub eval_metrics: Vec<String>,
+    /// The most validation rows that [`eval_metrics`](Self::eval_metrics) are measured on, the first
+    /// of them. Default all.
+    pub eval_metrics_rows: Option<usize>,
     /// The metric that the best evaluation is judged by: `loss`, or the name of one of
+    /// [`eval_metrics`](Self::eval_metrics) or of
     /// [`Trainer::with_metric`](crate::Trainer::with_metric), which says in what direction it
     /// improves. Default `loss`.
     pub metric_for_best_model: String,
@@ -187,6 +195,8 @@ impl Default for TrainingArgs {
             eval_on_start: false,
             early_stopping_patience: None,
             early_stopping_threshold: 0.0,
+            eval_metrics: Vec::new(),
+            eval_metrics_rows: None,
             metric_for_best_model: "loss".to_owned(),
             load_best_model_at_end: false,
             save_strategy: SaveStrategy::default(),

@@ -16,14 +16,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tunebook_models::{Device, Model};
 use tunebook_progress::ProgressBar;
 
 use crate::batch::collate::{self, Sets};
-use crate::batch::example_sets::{ExampleSets, IntoSets};
+use crate::batch::example_sets::{ExampleSets, IntoSets, Measure, Measured};
 use crate::batch::packing::Rows;
 use crate::batch::tokenize;
 use crate::batch::{Example, TokenizedSet};
@@ -49,13 +49,12 @@ pub struct Trainer {
     model: Model,
     args: TrainingArgs,
     callbacks: Mutex<Vec<Box<dyn Callback>>>,
-    metrics: Vec<(Metric, Measure)>,
+    metrics: Vec<Measured>,
+    /// What the sets of the run that goes on measure.
+    judged: Mutex<Vec<Measured>>,
     /// The fingerprint of the data set that the examples come from.
     dataset: Mutex<Option<String>>,
 }
-
-/// A function that measures a model; see [`Trainer::with_metric`].
-type Measure = Box<dyn Fn(&Model) -> MeasureResult + Send + Sync>;
 
 /// The value of a metric, or why there is none.
 pub type MeasureResult = std::result::Result<f64, Box<dyn std::error::Error + Send + Sync>>;
@@ -82,6 +81,7 @@ impl Trainer {
             args: args.clone(),
             callbacks: Mutex::default(),
             metrics: Vec::new(),
+            judged: Mutex::default(),
             dataset: Mutex::default(),
         }
     }
@@ -295,8 +295,9 @@ impl Trainer {
     }
 
     /// Prepares a run, or what is left of `from`, goes through its steps and ends it.
-    fn run_unwatched(&self, examples: ExampleSets, from: Option<&Run>) -> Result<Run> {
+    fn run_unwatched(&self, mut examples: ExampleSets, from: Option<&Run>) -> Result<Run> {
         self.args.validate()?;
+        *self.judged() = self.judges(&mut examples)?;
         self.check_metric()?;
         let started = Instant::now();
         // What the model is switched to meanwhile is nothing to this run.
@@ -526,9 +527,34 @@ impl Trainer {
             Some(run);
     }
 
+    fn judged(&self) -> MutexGuard<'_, Vec<Measured>> {
+        self.judged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the arguments want to have measured of answers.
+    ///
+    /// # Errors
+    /// The sets cannot be judged so, or there is no such metric.
+    fn judges(&self, examples: &mut ExampleSets) -> Result<Vec<Measured>> {
+        let wanted = &self.args.eval_metrics;
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let refuse = |expected: String| Error::EvalMetrics { wanted: wanted.join(", "), expected };
+        match examples.judge.take() {
+            Some(judge) => judge(&self.args).map_err(refuse),
+            None => Err(refuse(
+                "sets whose answers can be judged, as the prelude's `&split` with validation rows; \
+                 of others `Trainer::with_metric` measures what you give it"
+                    .to_owned(),
+            )),
+        }
+    }
+
     /// What every evaluation measures.
     fn metrics(&self) -> Vec<Metric> {
-        let own = self.metrics.iter().map(|(metric, _)| metric.clone());
+        let judged = self.judged();
+        let own = self.metrics.iter().chain(judged.iter()).map(|(metric, _)| metric.clone());
         std::iter::once(Metric::loss()).chain(own).collect()
     }
 
@@ -572,7 +598,8 @@ impl Trainer {
         }
         let loss = sum / label_tokens.max(1) as f64;
         let mut metrics = BTreeMap::new();
-        for (Metric { name, .. }, measure) in &self.metrics {
+        let judged = self.judged();
+        for (Metric { name, .. }, measure) in self.metrics.iter().chain(judged.iter()) {
             let value = measure(model)
                 .map_err(|error| Error::Callback(format!("the metric `{name}`: {error}")))?;
             metrics.insert(name.clone(), value);
