@@ -228,6 +228,19 @@ class Failures(WithKernel):
         self.assertIn("nowhere", re.sub(r"\x1b\[[0-9;]*m", "", text))
         self.assertIn("\x1b[", text, "the compiler's colours")
 
+    def test_a_compile_error_is_marked_at_its_place_among_any_letters(self):
+        for code, line, column in [
+            ('// 猫 ünïcode\nlet größe: u32 = "🦀é";', 2, 18),
+            (':help ééé\nlet größe: u32 = "🦀é";', 2, 18),
+            ('let a = "日本語"; let größe: u32 = a;', 1, 33),
+        ]:
+            error = error_of(self.kernel.execute(code))
+            text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error["traceback"]))
+            self.assertIn("mismatched types", text)
+            self.assertRegex(text, rf"cell \d+:{line}:{column} ", text)
+            self.assertIn("größe", text)
+            self.assertNotIn("src/lib.rs", text)
+
     def test_a_dead_process_names_its_signal_and_the_next_cell_runs(self):
         self.run_ok("let lost: i32 = 1;")
         error = error_of(self.kernel.execute('println!("last words"); std::process::abort()'))
@@ -263,6 +276,95 @@ class Failures(WithKernel):
         started = [self.kernel.start(slow, stop_on_error=False), self.kernel.start("1 + 1")]
         replies = [self.kernel.client.get_shell_msg(timeout=60)["content"]["status"] for _ in started]
         self.assertEqual(replies, ["error", "ok"])
+
+    def test_cells_behind_a_stopped_one_are_aborted(self):
+        slow = 'let mut done: i32 = 0; for i in progress(0..1000, "loop") { std::thread::sleep(std::time::Duration::from_millis(10)); done = i; }'
+        for options, expected in [({}, ["ok", "aborted", "aborted"]), ({"stop_on_error": False}, ["ok", "ok", "ok"])]:
+            started = [self.kernel.start(slow, **options), self.kernel.start("1 + 1"), self.kernel.start("2 + 2")]
+            before = self.kernel.outputs_until(started[0][0], lambda m: m["msg_type"] == "display_data", timeout=120)
+            self.kernel.manager.interrupt_kernel()
+            replies = [self.kernel.client.get_shell_msg(timeout=120)["content"]["status"] for _ in started]
+            self.assertEqual(replies, expected)
+            idle = lambda m: m["msg_type"] == "status" and m["content"]["execution_state"] == "idle"  # noqa: E731
+            outputs = before + self.kernel.outputs_until(started[0][0], idle)
+            told = "".join(m["content"]["text"] for m in outputs if m["msg_type"] == "stream")
+            self.assertEqual("the 2 cells that wait behind this one will not run" in told, not options, told)
+            # What is sent when the cell is over runs.
+            self.assertEqual(self.run_ok("done < 900").text, "true")
+
+
+class Redefined(WithKernel):
+    """A value whose type is defined anew is lost with a word, and never read as what it is not."""
+
+    def lost(self, before, again, use, name):
+        self.run_ok(before)
+        self.run_ok("let other: i32 = 5;")
+        self.run_ok(again)
+        self.told(self.kernel.execute(use), name)
+        self.assertEqual(self.run_ok("other").text, "5")
+
+    def told(self, result, name):
+        error = error_of(result)
+        self.assertIn(f"cannot find value `{name}`", error["evalue"])
+        self.assertIn(f"The type of the variable {name} was redefined, so was lost.", result.stderr)
+
+    def test_a_field_of_another_type(self):
+        self.lost(
+            "struct Setting { rate: u32 }\nlet setting = Setting { rate: 3 };",
+            "struct Setting { rate: f32 }",
+            'println!("{}", setting.rate);',
+            "setting",
+        )
+        self.lost(
+            "struct Named { name: u64 }\nlet named = Named { name: 7 };",
+            "struct Named { name: String }",
+            'println!("{}", named.name.len());',
+            "named",
+        )
+
+    def test_a_type_within_the_type(self):
+        self.lost(
+            "struct Inner(u64);\nstruct Outer { inner: Inner }\nlet outer = vec![Outer { inner: Inner(1) }];",
+            "struct Inner(String);",
+            'println!("{}", outer[0].inner.0.len());',
+            "outer",
+        )
+
+    def test_a_trait_behind_dyn(self):
+        self.lost(
+            "trait Sound { fn a(&self) -> u8; fn b(&self) -> u8; }\n"
+            "impl Sound for u8 { fn a(&self) -> u8 { 1 } fn b(&self) -> u8 { 2 } }\n"
+            "let sound: Box<dyn Sound> = Box::new(0u8);",
+            "trait Sound { fn b(&self) -> u8; fn a(&self) -> u8; }\n"
+            "impl Sound for u8 { fn a(&self) -> u8 { 1 } fn b(&self) -> u8 { 2 } }",
+            "sound.a()",
+            "sound",
+        )
+
+    def test_what_changes_no_value_keeps_it(self):
+        self.run_ok("struct Kept { n: u32 }\nimpl Kept { fn n(&self) -> u32 { self.n } }\nlet kept = Kept { n: 3 };")
+        self.run_ok("#[derive(Debug)]\nstruct Kept { n: u32 } // the same\nimpl Kept { fn n(&self) -> u32 { self.n + 1 } }")
+        self.assertEqual(self.run_ok("kept.n()").text, "4")
+
+    def test_a_type_of_an_edited_dependency(self):
+        # It stays as long as the kernel, which needs it for every later cell.
+        folder = tempfile.TemporaryDirectory()
+        self.addClassCleanup(folder.cleanup)
+        folder = folder.name
+        os.mkdir(os.path.join(folder, "src"))
+        source = os.path.join(folder, "src/lib.rs")
+
+        def write(text):
+            with open(source, "w", encoding="utf-8") as file:
+                file.write(text)
+
+        with open(os.path.join(folder, "Cargo.toml"), "w", encoding="utf-8") as file:
+            file.write('[package]\nname = "shapes"\nversion = "0.1.0"\nedition = "2024"\n')
+        write("pub struct S { pub a: u64 } pub fn s() -> S { S { a: 7 } }")
+        self.run_ok(f':dep shapes = {{ path = "{folder}" }}\nlet s = shapes::s();', timeout=300)
+        self.assertEqual(self.run_ok("s.a").text, "7")
+        write("pub struct S { pub a: String } pub fn s() -> S { S { a: String::new() } }")
+        self.told(self.kernel.execute("s.a.len()", timeout=300), "s")
 
 
 class Requests(WithKernel):

@@ -56,12 +56,20 @@ impl Figure {
             .with("image/svg+xml", self.svg.clone())
     }
 
-    /// Writes the SVG form.
+    /// Writes the SVG form. A file of that name is replaced, at once when the new one is whole.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn save_svg(&self, path: impl AsRef<Path>) -> std::io::Result<()> {
-        std::fs::write(path, &self.svg)
+        let path = path.as_ref();
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        let written =
+            std::fs::write(&temporary, &self.svg).and_then(|()| std::fs::rename(&temporary, path));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&temporary); // never made, or of no use
+        }
+        written
     }
 }
 

@@ -257,7 +257,7 @@ impl Dataset {
         }
     }
 
-    /// The number of distinct prompts, upper and lower case, punctuation and spaces aside.
+    /// The number of distinct prompts, upper and lower case, spaces and the punctuation of prose aside.
     pub fn distinct_prompts(&self) -> usize {
         let keys: std::collections::HashSet<u128> =
             self.pairs().map(|(prompt, _)| key::text_hash(&key::normalized(prompt))).collect();

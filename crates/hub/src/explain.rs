@@ -1,6 +1,7 @@
 //! What an answer of the hub means, and what to do about it.
 
 use hf_hub::api::sync::ApiError;
+use tunebook_progress::Interrupted;
 
 /// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +10,8 @@ pub(crate) enum Failure {
     Status(u16),
     /// Nobody answered, or the transfer broke off.
     Transport,
+    /// The user has stopped it.
+    Stopped,
     /// Anything else, such as a full disk.
     Other,
 }
@@ -29,6 +32,11 @@ impl Failure {
                 }
             }
             ApiError::TooManyRetries(inner) => Self::of(inner),
+            ApiError::IoError(error)
+                if error.get_ref().is_some_and(|error| error.is::<Interrupted>()) =>
+            {
+                Self::Stopped
+            }
             // A body that ends early arrives as an error of the reader.
             ApiError::IoError(error) if error.raw_os_error().is_none() => Self::Transport,
             ApiError::IoError(error) => match error.kind() {
@@ -47,7 +55,7 @@ impl Failure {
         match self {
             Self::Transport => true,
             Self::Status(status) => status == 429 || status >= 500,
-            Self::Other => false,
+            Self::Stopped | Self::Other => false,
         }
     }
 }
@@ -70,6 +78,7 @@ pub(crate) fn explained(error: &ApiError, has_token: bool) -> String {
         Failure::Transport => {
             "Without a connection, give a path or what was fetched before. A transfer that broke off goes on where it stopped: try again"
         }
+        Failure::Stopped => return Interrupted.to_string(),
         Failure::Other => "The file was not kept",
     };
     format!("{error}. {advice}")

@@ -13,11 +13,16 @@
 //!
 //! A repository is pinned to one commit when it is opened, so that all files are of one state of
 //! it. A transfer that breaks is resumed where it stopped, also by a later call; a file whose
-//! checksum is wrong does not stay in the cache. Without a connection, what an earlier call fetched
-//! will do.
+//! checksum is wrong does not stay in the cache. Another process that fetches the same file is waited
+//! for. Stop ends a transfer.
+//!
+//! Without a connection, what an earlier call fetched will do: the names of all files of a commit are
+//! kept beside it (`.tunebook/COMMIT.txt` in the repository's folder of the cache), so that a part of
+//! them is not taken for the whole.
 
 mod bar;
 mod explain;
+mod names;
 mod repository;
 mod transfer;
 mod verify;
@@ -41,6 +46,13 @@ pub struct Error {
     pub file: String,
     /// Why not, and what to do.
     pub reason: String,
+}
+
+impl Error {
+    /// Whether the user has stopped it. What has arrived is kept, and a later call goes on from there.
+    pub fn is_interruption(&self) -> bool {
+        self.reason == tunebook_progress::Interrupted.to_string()
+    }
 }
 
 /// What a repository holds.

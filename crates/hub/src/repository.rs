@@ -10,6 +10,7 @@ use hf_hub::{Repo, RepoType};
 
 use crate::bar::Bar;
 use crate::explain::{Failure, explained};
+use crate::names;
 use crate::transfer::Transfer;
 use crate::verify::verify;
 use crate::{Error, Hub, Kind, Result};
@@ -47,10 +48,13 @@ impl Repository {
         };
         let fetched = || {
             let commit = hub.fetched_commit(&repo)?;
-            let mut names = Vec::new();
-            let folder = hub.snapshot(&repo, &commit);
-            list(&folder, &folder, &mut names);
-            names.sort();
+            let names = names::kept(&hub.folder(&repo), &commit).unwrap_or_else(|| {
+                let mut names = Vec::new();
+                let folder = hub.snapshot(&repo, &commit);
+                list(&folder, &folder, &mut names);
+                names.sort();
+                names
+            });
             Some(Self {
                 hub: hub.clone(),
                 given: given.to_owned(),
@@ -80,10 +84,12 @@ impl Repository {
             return Err(failed(format!("expected the name of a commit, found `{}`", info.sha)));
         }
         let names = info.siblings.into_iter().map(|sibling| sibling.rfilename);
+        let names: Vec<String> = names.filter(|name| is_below(name)).collect();
+        names::keep(&hub.folder(&repo), &info.sha, &names);
         Ok(Self {
             hub: hub.clone(),
             given: given.to_owned(),
-            names: names.filter(|name| is_below(name)).collect(),
+            names,
             transfer: Some(transfer),
             pinned: at(&info.sha),
             commit: info.sha,
@@ -91,7 +97,8 @@ impl Repository {
         })
     }
 
-    /// The names of its files; without a connection, of those that were fetched.
+    /// The names of its files. Without a connection these may be more than were fetched; where
+    /// Python fetched them, they are those that it fetched.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -153,8 +160,12 @@ impl Repository {
 }
 
 impl Hub {
+    fn folder(&self, repo: &Repo) -> PathBuf {
+        self.cache.path().join(repo.folder_name())
+    }
+
     fn snapshot(&self, repo: &Repo, commit: &str) -> PathBuf {
-        self.cache.path().join(repo.folder_name()).join("snapshots").join(commit)
+        self.folder(repo).join("snapshots").join(commit)
     }
 
     /// The commit that an earlier call fetched, of Python's or of ours. A revision may be a commit.

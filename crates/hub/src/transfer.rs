@@ -3,15 +3,20 @@
 //! hf-hub shows the token to every host that a file is redirected to; a large file always is, to a
 //! host of bytes. Here the token goes to the endpoint alone: the same scheme, host and port. The
 //! folders are those of hf-hub and of Python's `huggingface_hub`.
+//!
+//! The network is waited for on a thread of its own, so that Stop is answered while a server is
+//! silent; one that stays silent counts as a broken connection.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
 
 use hf_hub::api::sync::ApiError;
 use hf_hub::api::{Progress, RepoInfo};
 use hf_hub::{Cache, Repo};
+use tunebook_progress::{interrupt, stream};
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
@@ -24,9 +29,16 @@ const LINKED_ETAG: &str = "x-linked-etag";
 const LOCATION: &str = "location";
 const RANGE: &str = "range";
 const MAX_REDIRECTS: usize = 10;
-/// Seconds that a transfer by another process is waited for.
-const LOCK_SECS: u32 = 5;
+const CONNECT_TIME: Duration = Duration::from_secs(30);
+/// A server that sends nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How often Stop is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// A transfer by another process is told of when it has been waited for so long.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 const BUFFER_BYTES: usize = 64 << 10;
+/// Buffers that may wait to be written.
+const BUFFERS: usize = 16;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -47,7 +59,11 @@ struct Described {
 
 impl Transfer {
     pub(crate) fn new(endpoint: Option<&str>, token: Option<&str>) -> Self {
-        let config = Agent::config_builder().max_redirects(0).build();
+        let config = Agent::config_builder()
+            .max_redirects(0)
+            .timeout_connect(Some(CONNECT_TIME))
+            .timeout_recv_response(Some(SILENCE))
+            .build();
         Self {
             agent: config.into(),
             endpoint: endpoint.unwrap_or(DEFAULT_ENDPOINT).trim_end_matches('/').to_owned(),
@@ -62,7 +78,8 @@ impl Transfer {
     pub(crate) fn info(&self, repo: &Repo) -> Result<RepoInfo> {
         let url = format!("{}/api/{}", self.endpoint, repo.api_url());
         let mut response = self.get(&url, None, &mut |_| ())?;
-        Ok(response.body_mut().read_json().map_err(Box::new)?)
+        let list = apart(move || response.body_mut().read_json::<RepoInfo>())?;
+        Ok(list.map_err(Box::new)?)
     }
 
     /// Fetches a file, from where an earlier call stopped, and returns its place in the cache.
@@ -83,11 +100,14 @@ impl Transfer {
         let blob = own.blob_path(&described.etag);
         make_parent(&blob)?;
         {
-            let _lock = lock(&blob.with_extension("lock"))?;
-            let part = blob.with_extension("part");
+            let _lock = lock(&blob.with_extension("lock"), name)?;
             progress.init(usize::try_from(described.size).unwrap_or(usize::MAX), name);
-            self.download(&url, &part, described.size, &mut progress)?;
-            std::fs::rename(&part, &blob)?;
+            // Another process may have fetched it meanwhile.
+            if blob.metadata().map(|found| found.len()).ok() != Some(described.size) {
+                let part = blob.with_extension("part");
+                self.download(&url, &part, described.size, &mut progress)?;
+                std::fs::rename(&part, &blob)?;
+            }
             progress.finish();
         }
         let pointer = own.pointer_path(&described.commit).join(name);
@@ -141,6 +161,10 @@ impl Transfer {
         if start > size {
             return Err(ApiError::InvalidResume);
         }
+        if start == size && size > 0 {
+            progress.update(usize::try_from(size).unwrap_or(usize::MAX));
+            return Ok(());
+        }
         let response = self.get(url, Some(&format!("bytes={start}-")), &mut |_| ())?;
         if response.status() == StatusCode::OK && start > 0 {
             // The whole file comes again.
@@ -148,16 +172,13 @@ impl Transfer {
         } else {
             progress.update(usize::try_from(start).unwrap_or(usize::MAX));
         }
-        let mut body = response.into_body().into_reader();
-        let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            let count = body.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(());
-            }
-            file.write_all(&buffer[..count])?;
-            progress.update(count);
+        let pieces = pieces(response.into_body());
+        while let Some(piece) = next(&pieces)? {
+            let piece = piece?;
+            file.write_all(&piece)?;
+            progress.update(piece.len());
         }
+        Ok(())
     }
 
     /// The answer at the end of all redirects; `each` sees every one.
@@ -178,7 +199,7 @@ impl Transfer {
             {
                 request = request.header(AUTHORIZATION, format!("Bearer {token}"));
             }
-            let response = request.call().map_err(Box::new)?;
+            let response = apart(move || request.call())?.map_err(Box::new)?;
             each(&response);
             if !response.status().is_redirection() {
                 return Ok(response);
@@ -240,18 +261,88 @@ fn make_parent(path: &Path) -> std::io::Result<()> {
     path.parent().map_or(Ok(()), std::fs::create_dir_all)
 }
 
-/// The lock of a file that is fetched, until it is dropped.
-fn lock(path: &Path) -> Result<File> {
+/// The lock of a file that is fetched, until it is dropped. Another process that fetches it is waited
+/// for: its lock goes with it, however it ends.
+fn lock(path: &Path, name: &str) -> Result<File> {
     let file = File::create(path)?;
-    for waited in 0.. {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::Error(error)) => return Err(error.into()),
-            Err(TryLockError::WouldBlock) if waited == LOCK_SECS => break,
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_secs(1)),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        check()?;
+        if !told && begun.elapsed() >= TELL_AFTER {
+            stream(&format!("note: another process fetches `{name}`: waiting for it\n"));
+            told = true;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The error of a request that the user has stopped.
+pub(crate) fn stopped() -> ApiError {
+    ApiError::IoError(std::io::Error::other(interrupt::Interrupted))
+}
+
+fn check() -> Result<()> {
+    interrupt::check().map_err(|_| stopped())
+}
+
+/// Does `work` on a thread of its own, and looks at Stop meanwhile. After Stop the thread is left to
+/// itself: it ends with its connection.
+fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (send, done) = sync_channel(1);
+    std::thread::spawn(move || {
+        let _ = send.send(work()); // nobody waits for it after Stop
+    });
+    match next(&done)? {
+        Some(result) => Ok(result),
+        None => Err(std::io::Error::other("the request ended without an answer").into()),
+    }
+}
+
+/// The pieces of a body, as they come.
+fn pieces(body: Body) -> Receiver<std::io::Result<Vec<u8>>> {
+    let (send, pieces) = sync_channel(BUFFERS);
+    std::thread::spawn(move || {
+        let mut body = body.into_reader();
+        loop {
+            let mut buffer = vec![0; BUFFER_BYTES];
+            let piece = match body.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => {
+                    buffer.truncate(count);
+                    Ok(buffer)
+                }
+                Err(error) => Err(error),
+            };
+            let is_last = piece.is_err();
+            if send.send(piece).is_err() || is_last {
+                return;
+            }
+        }
+    });
+    pieces
+}
+
+/// What a thread sends next; none when it has ended.
+fn next<T>(from: &Receiver<T>) -> Result<Option<T>> {
+    let begun = Instant::now();
+    loop {
+        check()?;
+        match from.recv_timeout(LOOK) {
+            Ok(sent) => return Ok(Some(sent)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            // The list of a large repository may take its time; longer is no answer.
+            Err(RecvTimeoutError::Timeout) if begun.elapsed() > SILENCE + CONNECT_TIME => {
+                return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
-    Err(ApiError::LockAcquisition(path.to_owned()))
 }
 
 /// Makes a file's name in a commit stand for its bytes.

@@ -243,7 +243,7 @@ pub enum Error {
     Tokenizer(String),
     /// The Hugging Face hub did not give a file.
     #[error(transparent)]
-    Hub(#[from] tunebook_hub::Error),
+    Hub(tunebook_hub::Error),
     /// A GPU that cannot be used.
     #[error("cannot compute on GPU {ordinal}: {reason}")]
     Gpu {
@@ -257,6 +257,15 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
 }
 
+impl From<tunebook_hub::Error> for Error {
+    fn from(error: tunebook_hub::Error) -> Self {
+        match error.is_interruption() {
+            true => Self::Interrupted(tunebook_progress::Interrupted),
+            false => Self::Hub(error),
+        }
+    }
+}
+
 impl Error {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
@@ -265,7 +274,12 @@ impl Error {
 
     pub(crate) fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Write { path, source }
+        move |source: std::io::Error| match source.get_ref() {
+            Some(inner) if inner.is::<tunebook_progress::Interrupted>() => {
+                Self::Interrupted(tunebook_progress::Interrupted)
+            }
+            _ => Self::Write { path, source },
+        }
     }
 }
 

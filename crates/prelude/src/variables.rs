@@ -19,6 +19,10 @@ pub const VARIABLE_CHANGED_TYPE: &str = "EVCXR_VARIABLE_CHANGED_TYPE:";
 pub const USER_ERROR_OCCURRED: &str = "EVCXR_ERROR_OCCURRED";
 
 /// The variables by name.
+///
+/// The name that a cell gives may end in `@` and a number: the kernel's for the definitions that the
+/// type is made of, which a `TypeId` does not cover. It is kept beside the variable, under the name
+/// with the `@`.
 #[derive(Default)]
 pub struct VariableStore {
     variables: HashMap<String, Box<dyn Any + 'static>>,
@@ -73,12 +77,24 @@ impl VariableStore {
 
     #[inline(never)]
     fn put(&mut self, name: &str, value: Box<dyn Any>) {
+        let (name, number) = parts(name);
+        match number {
+            Some(number) => {
+                self.variables.insert(format!("{name}{BETWEEN}"), Box::new(number.to_owned()))
+            }
+            None => self.variables.remove(&format!("{name}{BETWEEN}")),
+        };
         self.variables.insert(name.to_owned(), value);
     }
 
     #[inline(never)]
     fn check(&mut self, name: &str, wanted: TypeId) -> bool {
-        let same = self.variables.get(name).is_none_or(|value| (**value).type_id() == wanted);
+        let (name, number) = parts(name);
+        let same = self.variables.get(name).is_none_or(|value| {
+            let kept = self.variables.get(&format!("{name}{BETWEEN}"));
+            let kept = kept.and_then(|number| number.downcast_ref::<String>());
+            (**value).type_id() == wanted && kept.map(String::as_str) == number
+        });
         if !same {
             tell_changed(name);
         }
@@ -87,12 +103,21 @@ impl VariableStore {
 
     #[inline(never)]
     fn take(&mut self, name: &str, wanted: TypeId) -> Box<dyn Any> {
+        let (name, _) = parts(name);
+        self.variables.remove(&format!("{name}{BETWEEN}"));
         match self.variables.remove(name) {
             Some(value) if (*value).type_id() == wanted => value,
             Some(_) => panic!("Variable changed type"),
             None => panic!("Variable '{name}' has gone missing"),
         }
     }
+}
+
+/// Stands between a variable's name and the number of its type.
+const BETWEEN: char = '@';
+
+fn parts(name: &str) -> (&str, Option<&str>) {
+    name.split_once(BETWEEN).map_or((name, None), |(name, number)| (name, Some(number)))
 }
 
 fn tell_changed(name: &str) {
@@ -139,6 +164,21 @@ mod tests {
             store.take_variable::<u32>("count")
         }));
         assert!(taken.is_err());
+    }
+
+    #[test]
+    fn a_variable_whose_type_was_defined_anew_is_not_given_back() {
+        let mut store = VariableStore::default();
+        store.put_variable("setting@0a", 3u32);
+        assert!(store.check_variable::<u32>("setting@0a"));
+        assert!(!store.check_variable::<u32>("setting@0b"));
+        assert!(!store.check_variable::<u32>("setting"));
+        assert_eq!(store.take_variable::<u32>("setting@0a"), 3);
+        store.put_variable("setting", 4u32);
+        assert!(
+            store.check_variable::<u32>("setting") && !store.check_variable::<u32>("setting@0a")
+        );
+        assert!(store.check_variable::<u32>("unknown@0a"));
     }
 
     /// Cells that were compiled without the prelude have evcxr's own store.

@@ -116,6 +116,13 @@ pub enum Frame {
 #[error("a frame of the display channel is damaged: {0}")]
 pub struct Damaged(String);
 
+impl Damaged {
+    /// With the reason.
+    pub fn new(reason: String) -> Self {
+        Self(reason)
+    }
+}
+
 impl Frame {
     /// The bytes of the frame, its newline included.
     pub fn encode(&self, nonce: &str) -> Vec<u8> {

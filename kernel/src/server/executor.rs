@@ -107,11 +107,17 @@ impl Executor {
                 Some(Failure::of_kernel(&panic))
             });
             // Taken before the reply: what the front end sends after it has seen the error is meant
-            // to run.
+            // to run. A cell that was stopped may have ended well with half of its work, such as an
+            // adapter that is trained half: what was to go on with it does not, either.
+            let stopped = self.running.is_interrupted();
             let aborted = match &failure {
-                Some(_) if content["stop_on_error"] != false => self.queue.drain(),
-                _ => Vec::new(),
+                None if !stopped => Vec::new(),
+                _ if content["stop_on_error"] == false => Vec::new(),
+                _ => self.queue.drain(),
             };
+            if failure.is_none() && !aborted.is_empty() {
+                self.tell_aborted(aborted.len());
+            }
             self.answer(&request, failure, execution_count);
             for request in aborted {
                 self.status(&request, "busy");
@@ -192,6 +198,20 @@ impl Executor {
                 self.running.publish("stream", json!({"name": "stderr", "text": text}));
             }
         }
+    }
+
+    /// Says that cells behind a stopped one do not run, which nothing else would.
+    fn tell_aborted(&self, count: usize) {
+        let cells = if count == 1 {
+            "the cell that waits".to_owned()
+        } else {
+            format!("the {count} cells that wait")
+        };
+        let text = format!(
+            "[kernel] stopped: {cells} behind this one will not run. Run them when what they need is there \
+             (a cell with the tag `raises-exception` lets them run).\n"
+        );
+        self.running.publish("stream", json!({"name": "stderr", "text": text}));
     }
 
     /// Says, once for each, that a static starts anew in every cell.

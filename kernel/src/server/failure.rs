@@ -1,5 +1,8 @@
 //! What went wrong in a cell, in Jupyter's words: ename, evalue, traceback.
 
+use std::ops::Range;
+
+use ariadne::{Color, ColorGenerator, Label, Report, ReportKind, Source};
 use evcxr::{CompilationError, Error, Theme};
 
 use super::cell;
@@ -168,16 +171,64 @@ fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<Str
         && let Some(report) = error.build_report(name.clone(), code.to_owned(), Theme::Light)
     {
         let mut text = Vec::new();
-        if report.write(ariadne::sources([(name, code)]), &mut text).is_ok() {
+        if report.write(ariadne::sources([(name.clone(), code)]), &mut text).is_ok() {
             return String::from_utf8_lossy(&text).lines().map(with_few_colours).collect();
         }
     }
-    // Code that is not ASCII has no report: the compiler's own rendering then.
+    if error.is_from_user_code()
+        && !code.is_ascii()
+        && let Some(lines) = unicode_report(error, code, &name)
+    {
+        return lines;
+    }
     let rendered = error.rendered();
     if rendered.trim().is_empty() {
         return vec![format!("\x1b[31merror\x1b[0m: {}", error.message())];
     }
     rendered.lines().map(str::to_owned).collect()
+}
+
+/// The report of an error in code that is not ASCII, for which evcxr makes none. Places count
+/// characters.
+fn unicode_report(error: &CompilationError, code: &str, name: &str) -> Option<Vec<String>> {
+    let labels: Vec<(Range<usize>, &str)> = error
+        .spanned_messages()
+        .iter()
+        .chain(error.help_spanned())
+        .filter(|spanned| !spanned.label.is_empty())
+        .filter_map(|spanned| {
+            let span = spanned.span.as_ref()?;
+            let start = character(code, span.start_line, span.start_column)?;
+            let end = character(code, span.end_line, span.end_column)?;
+            Some((start..end.max(start), spanned.label.as_str()))
+        })
+        .collect();
+    let first = labels.first()?.0.clone();
+    let mut report = Report::build(ReportKind::Error, (name, first)).with_message(error.message());
+    if let Some(code) = error.code() {
+        report = report.with_code(code);
+    }
+    let mut colours = ColorGenerator::new();
+    for (place, label) in labels {
+        // As evcxr's, made for a light page.
+        let colour = match colours.next() {
+            Color::Fixed(number) => Color::Fixed(255 - number),
+            other => other,
+        };
+        report = report.with_label(
+            Label::new((name, place)).with_message(label).with_color(colour).with_order(10),
+        );
+    }
+    let mut text = Vec::new();
+    report.finish().write((name, Source::from(code)), &mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).lines().map(with_few_colours).collect())
+}
+
+/// How many characters stand before a line and a column, both counted from 1.
+fn character(code: &str, line: usize, column: usize) -> Option<usize> {
+    let before = code.split_inclusive('\n').take(line.checked_sub(1)?);
+    let before: usize = before.map(|line| line.chars().count()).sum();
+    Some((before + column.checked_sub(1)?).min(code.chars().count()))
 }
 
 /// The line without the colour changes that change nothing: the report sets the colour for each
@@ -252,6 +303,17 @@ mod tests {
         let missing = "cannot find value `HERE` in this scope";
         assert!(help(missing, local)[0].contains("`thread_local!`"));
         assert!(help(missing, "HERE").is_empty());
+    }
+
+    #[test]
+    fn places_count_characters() {
+        let code = "let é = \"猫🦀\";\nlet x: u8 = é;\r\nx";
+        let at = |line, column| character(code, line, column).unwrap();
+        assert_eq!(code.chars().nth(at(1, 5)), Some('é'));
+        assert_eq!(code.chars().nth(at(2, 13)), Some('é'));
+        assert_eq!(code.chars().nth(at(3, 1)), Some('x'));
+        assert_eq!(at(3, 99), code.chars().count());
+        assert_eq!(character(code, 0, 1), None);
     }
 
     #[test]

@@ -77,6 +77,10 @@ pub(super) struct Parser {
     line_start: bool,
     block: Option<(String, String)>,
     shows: Shows,
+    /// Whether `held` waits for the end of its line, so that nothing is searched again before that.
+    waits: bool,
+    /// Whether the rest of a line is dropped: a frame over the limit.
+    skips: bool,
 }
 
 /// What text may be besides text.
@@ -96,6 +100,8 @@ const WORD: &[u8] = b"EVCXR_";
 const LONGEST_WORD_BYTES: usize = 16 * 1024;
 /// What a library shows in one block beyond this is text, and cut like text.
 const MOST_BLOCK_BYTES: usize = 32 * 1024 * 1024;
+/// A frame beyond this is dropped: no front end shows it.
+const MOST_FRAME_BYTES: usize = 256 * 1024 * 1024;
 
 impl Parser {
     pub(super) fn new(nonce: &str) -> Self {
@@ -105,26 +111,69 @@ impl Parser {
             line_start: true,
             block: None,
             shows: Shows::Nothing,
+            waits: false,
+            skips: false,
         }
     }
 
-    pub(super) fn parse(&mut self, bytes: &[u8]) -> Vec<Event> {
-        self.held.extend_from_slice(bytes);
+    pub(super) fn parse(&mut self, mut bytes: &[u8]) -> Vec<Event> {
         let mut events = Vec::new();
-        let held = std::mem::take(&mut self.held);
-        let mut rest = &held[..];
-        while !rest.is_empty() {
-            let Some(used) = self.step(rest, &mut events) else { break };
-            rest = &rest[used..];
+        if self.skips {
+            let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else { return events };
+            bytes = &bytes[end + 1..];
+            (self.skips, self.line_start) = (false, true);
         }
-        self.held = rest.to_vec();
+        let is_more = !bytes.contains(&b'\n') && !bytes.contains(&FRAME_START);
+        self.held.extend_from_slice(bytes);
+        if self.waits && is_more && self.held.len() <= self.most_held() {
+            return events;
+        }
+        let held = std::mem::take(&mut self.held);
+        let line_end =
+            |from: usize| held[from..].iter().position(|&b| b == b'\n').map(|at| from + at);
+        let (mut at, mut newline) = (0, line_end(0));
+        self.waits = false;
+        while at < held.len() {
+            if newline.is_some_and(|newline| newline < at) {
+                newline = line_end(at);
+            }
+            let Some(used) = self.step(&held[at..], newline.map(|end| end - at), &mut events)
+            else {
+                self.waits = true;
+                break;
+            };
+            at += used;
+        }
+        self.held = held[at..].to_vec();
         events
     }
 
-    /// Takes one piece off the front; None when more has to come first.
-    fn step(&mut self, rest: &[u8], events: &mut Vec<Event>) -> Option<usize> {
-        let newline = rest.iter().position(|&b| b == b'\n');
+    /// How much may wait for the end of its line.
+    fn most_held(&self) -> usize {
+        if self.held.starts_with(&self.mark) {
+            MOST_FRAME_BYTES
+        } else if self.block.is_some() {
+            MOST_BLOCK_BYTES
+        } else {
+            LONGEST_WORD_BYTES
+        }
+    }
+
+    /// Takes one piece off the front; None when more has to come first. `newline` is the place of the
+    /// first one.
+    fn step(
+        &mut self,
+        rest: &[u8],
+        newline: Option<usize>,
+        events: &mut Vec<Event>,
+    ) -> Option<usize> {
         if rest.starts_with(&self.mark) {
+            if newline.is_none() && rest.len() > MOST_FRAME_BYTES {
+                self.skips = true;
+                let most = MOST_FRAME_BYTES >> 20;
+                events.push(Event::Frame(Err(Damaged::new(format!("it has more than {most} MB")))));
+                return Some(rest.len());
+            }
             let end = newline?;
             let frame = Frame::parse(&rest[self.mark.len()..end]);
             if let Ok(Frame::Show | Frame::ShowText | Frame::Shown | Frame::End) = frame {
@@ -149,12 +198,14 @@ impl Parser {
         }
         // Whoever prints a control word without the end of its line must not hide the frame behind
         // it.
-        let frame = newline.and_then(|newline| find(&rest[..newline], &self.mark));
+        let mark = self.mark.as_slice();
+        let frame = || newline.and_then(|newline| find(&rest[..newline], mark));
         if let Some((_, content)) = &mut self.block {
             if newline.is_none() && content.len() + rest.len() > MOST_BLOCK_BYTES {
                 events.extend(self.block_as_text());
                 return Some(0);
             }
+            let frame = frame();
             let end = frame.or(newline)?;
             let line = String::from_utf8_lossy(&rest[..end]);
             if line == "EVCXR_END_CONTENT" {
@@ -174,7 +225,7 @@ impl Parser {
         }
         let blocks = matches!(self.shows, Shows::Blocks);
         if blocks && self.line_start && rest.starts_with(WORD) {
-            let text_end = frame.or_else(|| {
+            let text_end = frame().or_else(|| {
                 let start = rest.iter().position(|&b| b == FRAME_START).unwrap_or(rest.len());
                 (start > LONGEST_WORD_BYTES).then_some(start)
             });
@@ -371,6 +422,61 @@ mod tests {
         assert_eq!(parser.parse(b"\x1en0nceSHOW\nEVCXR_PA"), []);
         assert_eq!(parser.rest(), [text("EVCXR_PA")]);
         assert_eq!(parser.rest(), []);
+    }
+
+    #[test]
+    fn a_frame_of_any_size_is_searched_once() {
+        let text = "x".repeat(80 << 20);
+        let frame = Frame::Message(Message::Result {
+            data: serde_json::Map::from_iter([("text/plain".to_owned(), text.into())]),
+            metadata: serde_json::Map::new(),
+        });
+        let bytes = [frame.encode("n0nce"), b"after".to_vec()].concat();
+        let mut parser = Parser::new("n0nce");
+        let mut searched = 0;
+        let mut events = Vec::new();
+        for piece in bytes.chunks(64 << 10) {
+            if !parser.waits {
+                searched += 1;
+            }
+            events.extend(parser.parse(piece));
+        }
+        assert!(searched <= 2, "{searched} of {} pieces", bytes.len() >> 16);
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[0], Event::Frame(Ok(frame)));
+    }
+
+    #[test]
+    fn marks_without_a_nonce_cost_no_more_than_text() {
+        let printed = "\x1e".repeat(4 << 20);
+        let mut parser = Parser::new("n0nce");
+        let begun = Instant::now();
+        let pieces = printed.as_bytes().chunks(64 << 10);
+        let count: usize = pieces
+            .flat_map(|piece| parser.parse(piece))
+            .map(|event| if let Event::Text(text) = event { text.len() } else { 0 })
+            .sum();
+        assert!(count >= printed.len() - 1);
+        // Searching to the end for each of them takes minutes.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_dropped_and_told() {
+        let mut parser = Parser::new("n0nce");
+        let piece = vec![b'x'; 16 << 20];
+        let mut events = parser.parse(b"a\x1en0nce{");
+        for _ in 0..20 {
+            events.extend(parser.parse(&piece));
+            assert!(parser.held.len() <= MOST_FRAME_BYTES + piece.len());
+        }
+        events.extend(parser.parse(b"}\nafter\n"));
+        assert!(
+            matches!(&events[..], [Event::Text(_), Event::Frame(Err(_)), Event::Text(_)]),
+            "{} events",
+            events.len()
+        );
+        assert_eq!(events[2], text("after\n"));
     }
 
     #[test]

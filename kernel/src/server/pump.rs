@@ -259,7 +259,12 @@ impl Child {
         match event {
             Event::Text(_) => {}
             Event::Frame(Ok(frame)) => self.frame(frame),
-            Event::Frame(Err(damaged)) => eprintln!("{damaged}"),
+            Event::Frame(Err(damaged)) => {
+                let text =
+                    format!("[kernel] something that the cell showed was dropped: {damaged}\n");
+                eprint!("{text}");
+                self.running.publish("stream", json!({"name": "stderr", "text": text}));
+            }
             Event::Block { mime, content } => {
                 // A library that knows evcxr (plotly, for one) shows something; a bare value of the
                 // cell as well.

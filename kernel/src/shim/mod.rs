@@ -4,6 +4,7 @@
 //!   cargo.
 //! - [`rewrite`]: evcxr's generated code prints frames of the display channel instead of control
 //!   words.
+//! - [`definitions`]: a variable is kept only as long as what its type is made of stays as it was.
 //! - [`probe`]: the types of a cell's variables come from rustc. rust-analyzer, which evcxr loads
 //!   with every crate in the graph (2 GB) in order to infer them, gets an empty graph here.
 //!
@@ -11,6 +12,7 @@
 //! things are, and files in the kernel's directory say what is wanted
 //! ([`crate::server::executor`] writes and reads them).
 
+mod definitions;
 mod path_deps;
 mod probe;
 mod record;

@@ -9,6 +9,27 @@ use std::time::UNIX_EPOCH;
 
 use crate::layout::PRELUDE;
 
+/// The path dependencies of a cell.
+#[derive(Debug, Default)]
+pub(super) struct PathDeps {
+    /// As code calls them.
+    pub(super) names: Vec<String>,
+    /// See [`fingerprint`].
+    pub(super) fingerprint: String,
+}
+
+impl PathDeps {
+    pub(super) fn read(manifest: &str, folder: &Path) -> Self {
+        let table = manifest.parse::<toml::Table>().unwrap_or_default();
+        let dependencies = table.get("dependencies").and_then(toml::Value::as_table);
+        let names = dependencies.into_iter().flatten().filter_map(|(name, value)| {
+            let is_path = value.as_table().is_some_and(|table| table.contains_key("path"));
+            (is_path && name != PRELUDE).then(|| name.replace('-', "_"))
+        });
+        Self { names: names.collect(), fingerprint: fingerprint(manifest, folder) }
+    }
+}
+
 /// A number that changes when a file of a path dependency does, or of one of that one's; empty
 /// without such dependencies. The prelude does not count: the kernel has its own copy.
 pub(super) fn fingerprint(manifest: &str, folder: &Path) -> String {
@@ -130,5 +151,6 @@ mod tests {
         assert_eq!(number(), before);
         assert_eq!(fingerprint("[dependencies]\ntunebook = { path = \"/x\" }\n", dir.path()), "");
         assert_eq!(fingerprint("not = [", dir.path()), "");
+        assert_eq!(PathDeps::read(&manifest, dir.path()).names, ["mine"]);
     }
 }

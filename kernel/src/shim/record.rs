@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tunebook_progress::channel::NONCE_VAR;
 
-use super::path_deps;
+use super::path_deps::{self, PathDeps};
 use super::probe::{probe_answer, with_probes};
 use super::rewrite::{is_moved_before_storing, keep_primary_spans, rewrite};
 use super::{
@@ -119,7 +119,8 @@ pub(super) fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<Exit
     if kind == Kind::Build {
         let nonce = std::env::var(NONCE_VAR).unwrap_or_default();
         let manifest = fs::read_to_string(cell.join("Cargo.toml")).unwrap_or_default();
-        let rewritten = rewrite(&text, &nonce, has_prelude(&manifest));
+        let edited = PathDeps::read(&manifest, &cell);
+        let rewritten = rewrite(&text, &nonce, has_prelude(&manifest), &edited);
         tell_missed(&dir, &rewritten.missed)?;
         text = rewritten.code;
         fs::write(&source, &text)?;

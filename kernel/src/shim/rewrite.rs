@@ -20,6 +20,8 @@ use ra_ap_syntax::{Edition, SourceFile, TextSize};
 use serde_json::{Value, json};
 use tunebook_progress::channel::{CHANGED, ERROR, FRAME_START, PANIC, SHOW, SHOW_TEXT, SHOWN};
 
+use super::definitions::with_definitions;
+use super::path_deps::PathDeps;
 use crate::layout::PRELUDE;
 
 /// A cell's generated code, changed.
@@ -50,11 +52,12 @@ const STORE_BEGIN: &str = "mod evcxr_internal_runtime {\n";
 
 /// Changes the code that evcxr has generated for a cell. The store is taken from the prelude if the
 /// cell links to it. Line breaks stay where they are, so errors keep their place.
-pub(super) fn rewrite(code: &str, nonce: &str, has_prelude: bool) -> Rewritten {
+pub(super) fn rewrite(code: &str, nonce: &str, has_prelude: bool, edited: &PathDeps) -> Rewritten {
     let mut rewritten = with_frames(code, nonce);
     if has_prelude && rewritten.code.contains(STORE_BEGIN) {
         match with_compiled_store(&rewritten.code) {
-            Some(code) => rewritten.code = code,
+            // evcxr's own store knows no numbers behind names.
+            Some(code) => rewritten.code = with_definitions(&code, edited),
             None => rewritten.missed.push(NO_STORE),
         }
     }
@@ -237,7 +240,8 @@ mod tests {
     #[test]
     fn control_words_become_frames_on_the_same_lines() {
         let code = generated("{}");
-        let Rewritten { code: framed, missed } = rewrite(&code, "n0nce", false);
+        let Rewritten { code: framed, missed } =
+            rewrite(&code, "n0nce", false, &PathDeps::default());
         assert_eq!(missed, [""; 0]);
         assert_eq!(framed.lines().count(), code.lines().count());
         assert!(
@@ -279,7 +283,8 @@ mod tests {
     #[test]
     fn an_error_keeps_the_format_that_the_user_chose() {
         // `:efmt {:?}`, for errors that have no `Display`.
-        let Rewritten { code, missed } = rewrite(&generated("{:?}"), "n0nce", false);
+        let Rewritten { code, missed } =
+            rewrite(&generated("{:?}"), "n0nce", false, &PathDeps::default());
         assert_eq!(missed, [""; 0]);
         assert!(code.contains("n0nceERROR{}\", format!(\"{:?}\", error)"), "{code}");
         assert!(!code.contains("eprintln"), "{code}");
@@ -301,7 +306,7 @@ mod tests {
     #[test]
     fn the_store_is_taken_from_the_prelude_on_the_same_lines() {
         let code = generated("{}");
-        let Rewritten { code: short, missed } = rewrite(&code, "n0nce", true);
+        let Rewritten { code: short, missed } = rewrite(&code, "n0nce", true, &PathDeps::default());
         assert_eq!(missed, [""; 0]);
         assert_eq!(short.lines().count(), code.lines().count());
         assert!(
@@ -325,7 +330,11 @@ mod tests {
             let code = generated("{}");
             assert!(code.contains(place), "{place}");
             let code = code.replace(place, otherwise);
-            assert_eq!(rewrite(&code, "n0nce", true).missed, [missed], "{place}");
+            assert_eq!(
+                rewrite(&code, "n0nce", true, &PathDeps::default()).missed,
+                [missed],
+                "{place}"
+            );
         }
     }
 
@@ -339,7 +348,11 @@ mod tests {
              println!(\"EVCXR_PANIC_NOTIFICATION\");\n}\nevcxr_variable_store\n}\n",
             "f()\nevcxr_variable_store\n}\n",
         ] {
-            assert_eq!(rewrite(code, "n0nce", true).missed, [""; 0], "{code}");
+            assert_eq!(
+                rewrite(code, "n0nce", true, &PathDeps::default()).missed,
+                [""; 0],
+                "{code}"
+            );
         }
     }
 

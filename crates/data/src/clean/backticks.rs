@@ -19,6 +19,55 @@ pub(crate) fn strip(text: &str) -> Cow<'_, str> {
     to_fixpoint(text, strip_once)
 }
 
+/// Removes the backticks of a text that are damage for certain, and leaves marked words as they are:
+/// those around all of its sentences, one without a partner at its beginning or end, and those around
+/// the first of several labels (`` `Heard`: … `` above `We: …` and `You: …`).
+pub(crate) fn repair(text: &str) -> Cow<'_, str> {
+    if !text.contains('`') {
+        return Cow::Borrowed(text);
+    }
+    to_fixpoint(text, repair_once)
+}
+
+fn repair_once(text: &str) -> Option<String> {
+    let whole = text.trim();
+    let inner = whole.trim_matches('`');
+    let is_marked = |inner: &str| inner.contains('`');
+    if whole.starts_with('`') && whole.ends_with('`') && !inner.is_empty() {
+        // A fence or a span around everything.
+        let stripped = strip(whole);
+        if !is_marked(&stripped) && (whole.starts_with("```") || is_sentences(inner)) {
+            return Some(stripped.into_owned());
+        }
+    }
+    // Without a partner; a fence that nothing closes is the other step's.
+    if whole.matches('`').count() == 1 && is_sentences(inner) {
+        let at_start = whole.strip_prefix('`').filter(|rest| rest.starts_with(char::is_alphabetic));
+        if let Some(rest) = at_start.or_else(|| whole.strip_suffix('`')) {
+            return Some(rest.to_owned());
+        }
+    }
+    let (label, rest) = whole.strip_prefix('`')?.split_once('`')?;
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.starts_with(char::is_uppercase)
+            && label.chars().all(char::is_alphabetic)
+    };
+    let others = rest.lines().skip(1).filter_map(|line| line.split_once(": "));
+    let others = others.filter(|(label, _)| is_label(label)).count();
+    (is_label(label) && rest.starts_with(": ") && others >= 2 && !is_marked(rest))
+        .then(|| format!("{label}{rest}"))
+}
+
+/// Sentences, as nobody marks them as code.
+fn is_sentences(text: &str) -> bool {
+    let text = text.trim();
+    text.starts_with(char::is_uppercase)
+        && text.ends_with(['.', '!', '?', '…', '。', '！', '？'])
+        && text.split_whitespace().nth(2).is_some()
+        && !is_code_span(text)
+}
+
 fn strip_once(text: &str) -> Option<String> {
     let lines: Vec<&str> = text.split('\n').collect();
     let code = code::code(&lines);
@@ -137,6 +186,36 @@ fn is_code_span(span: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn damage_is_repaired_and_marked_words_stay() {
+        for (text, repaired) in [
+            ("`Open the settings and choose Reset.`", "Open the settings and choose Reset."),
+            ("`Heard: It never came.\nWe: It is lost.", "Heard: It never came.\nWe: It is lost."),
+            (
+                "`Heard`: Dogs?\nWe: They are welcome.\nYou: Keep him near.\nWhen: All day.",
+                "Heard: Dogs?\nWe: They are welcome.\nYou: Keep him near.\nWhen: All day.",
+            ),
+            (
+                "```text\nHeard: It is here.\nWe: We have it.\n```",
+                "Heard: It is here.\nWe: We have it.",
+            ),
+        ] {
+            assert_eq!(repair(text), repaired, "{text}");
+        }
+        for text in [
+            "`render` of the messages comes first.",
+            "Press the ` key.",
+            "The `max` of `min` is `x`.",
+            "`max`: the largest one.",
+            "`Heard`: a label.",
+            "`cargo run`",
+            "`a && b`",
+            "Use `foo`, never `bar`.",
+        ] {
+            assert!(matches!(repair(text), Cow::Borrowed(_)), "{text} became {}", repair(text));
+        }
+    }
     use proptest::prelude::*;
 
     #[test]

@@ -191,7 +191,7 @@ fn is_code(paragraph: &[&str], several: bool) -> bool {
 }
 
 /// Whether two lines after each other have as many tabs between words, or gaps that end in the same
-/// columns.
+/// columns, or wide gaps before a last column that is set to the right.
 fn in_columns(paragraph: &[&str]) -> bool {
     paragraph.windows(2).any(|pair| {
         let [above, below] = [pair[0].trim(), pair[1].trim()];
@@ -204,6 +204,8 @@ fn in_columns(paragraph: &[&str]) -> bool {
         let [gaps_above, gaps_below] = [gaps(pair[0].trim_end()), gaps(pair[1].trim_end())];
         (cells(above) > 1 && cells(above) == cells(below))
             || (!gaps_above.is_empty() && gaps_above == gaps_below)
+            || (pair.iter().all(|line| line.trim_end().contains("    "))
+                && pair[0].trim_end().chars().count() == pair[1].trim_end().chars().count())
     })
 }
 

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::key;
 
 impl Dataset {
-    /// Prompts (case, punctuation and spaces aside) that stand with different completions: columns
+    /// Prompts (case, spaces and the punctuation of prose aside) that stand with different completions: columns
     /// `group` (numbered), `row`, `prompt` and `completion`, the rows of a group together.
     ///
     /// [`Cleaning::resolve_conflicts`](crate::Cleaning::resolve_conflicts) keeps one of each.

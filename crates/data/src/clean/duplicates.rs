@@ -1,4 +1,4 @@
-//! Rows that say the same as an earlier one, case, punctuation and spaces aside.
+//! Rows that say the same as an earlier one, case, spaces and the punctuation of prose aside.
 
 use std::collections::HashMap;
 

@@ -8,6 +8,7 @@ mod boilerplate;
 pub(crate) mod casing;
 pub(crate) mod code;
 mod conflicts;
+pub(crate) mod control_tokens;
 mod duplicates;
 mod empty;
 pub(crate) mod html;
@@ -58,7 +59,7 @@ impl Cleaning {
             .repair_mojibake()
             .normalize_unicode()
             .strip_html()
-            .strip_backticks()
+            .repair_backticks()
             .normalize_whitespace()
             .repair_casing()
             .drop_empty()
@@ -75,6 +76,12 @@ impl Cleaning {
     #[must_use]
     pub fn normalize_whitespace(self) -> Self {
         self.step(CleaningStep::NormalizeWhitespace)
+    }
+
+    /// Adds [`CleaningStep::RepairBackticks`].
+    #[must_use]
+    pub fn repair_backticks(self) -> Self {
+        self.step(CleaningStep::RepairBackticks)
     }
 
     /// Adds [`CleaningStep::StripBackticks`].
@@ -153,6 +160,12 @@ impl Cleaning {
     #[must_use]
     pub fn tidy_markdown(self) -> Self {
         self.step(CleaningStep::TidyMarkdown)
+    }
+
+    /// Adds [`CleaningStep::StripControlTokens`].
+    #[must_use]
+    pub fn strip_control_tokens(self) -> Self {
+        self.step(CleaningStep::StripControlTokens)
     }
 
     /// Adds [`CleaningStep::StripBoilerplate`] for lines that this share of the rows has.

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clean::pii::{self, Pii};
 use crate::clean::quality::{Quality, Repetition};
-use crate::clean::{backticks, casing, html, language, markdown, mojibake, whitespace};
+use crate::clean::{
+    backticks, casing, control_tokens, html, language, markdown, mojibake, whitespace,
+};
 use crate::error::{DataError, Result};
 use crate::near;
 use crate::near::shingles::Shingles;
@@ -31,6 +33,9 @@ pub enum CleaningStep {
     NormalizeWhitespace,
     /// Markdown backticks that enclose ordinary words, or nothing, and fences around sentences.
     StripBackticks,
+    /// Backticks that are damage for certain: around all sentences of a text, without a partner at one
+    /// of its ends, around the first of several labels. Marked words stay.
+    RepairBackticks,
     /// Markdown headings, emphasis, links, quotes and rules lose their marks; fenced code and list
     /// items stay.
     StripMarkdown,
@@ -40,6 +45,9 @@ pub enum CleaningStep {
     /// Sentences all in capitals become sentences in usual writing. Labels (a few words without a
     /// full stop), code and acronyms stay.
     RepairCasing,
+    /// Control tokens of chat templates in the words of a text (`<|im_end|>`, `</s>`, `[INST]`) go: a
+    /// tokenizer takes them for the end of a turn. Not for sets of texts that are rendered already.
+    StripControlTokens,
     /// First and last lines that many completions share (greetings, signatures) go.
     StripBoilerplate {
         /// The share of rows, from 0 to 1, from which on a line counts as boilerplate.
@@ -160,9 +168,11 @@ impl CleaningStep {
             Self::NormalizeUnicode => "normalize_unicode",
             Self::NormalizeWhitespace => "normalize_whitespace",
             Self::StripBackticks => "strip_backticks",
+            Self::RepairBackticks => "repair_backticks",
             Self::StripMarkdown => "strip_markdown",
             Self::TidyMarkdown => "tidy_markdown",
             Self::RepairCasing => "repair_casing",
+            Self::StripControlTokens => "strip_control_tokens",
             Self::StripBoilerplate { .. } => "strip_boilerplate",
             Self::MaskPii { .. } => "mask_pii",
             Self::DropEmpty => "drop_empty",
@@ -194,9 +204,11 @@ impl CleaningStep {
             Self::NormalizeUnicode => text(mojibake::nfc),
             Self::NormalizeWhitespace => text(whitespace::normalize),
             Self::StripBackticks => text(backticks::strip),
+            Self::RepairBackticks => text(backticks::repair),
             Self::StripMarkdown => text(markdown::strip),
             Self::TidyMarkdown => text(markdown::tidy),
             Self::RepairCasing => text(casing::sentence_case),
+            Self::StripControlTokens => text(control_tokens::strip),
             Self::MaskPii { kinds } => StepKind::Text(Box::new(|text| pii::mask(text, kinds))),
             Self::DropShort { min_words } => StepKind::Row(Box::new(move |_, completion| {
                 let words = completion.split_whitespace().take(*min_words).count();

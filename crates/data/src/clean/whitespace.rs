@@ -9,7 +9,8 @@ use crate::clean::code;
 /// line ends, and so do paragraphs that are indented, set in columns or hold a line of code.
 ///
 /// - carriage returns and Unicode line separators become `\n`
-/// - outside fences: Unicode spaces become a space; zero-width spaces, byte-order marks, soft
+/// - outside fences: Unicode spaces become a space, but for the ones that typesetting puts beside
+///   punctuation, signs and digits (`«\u{a0}oui\u{a0}!\u{a0}»`, `3\u{202f}000\u{a0}€`); zero-width spaces, byte-order marks, soft
 ///   hyphens and control characters go (joiners stay: scripts and emoji need them)
 /// - in prose: runs of spaces and tabs become one space, spaces at both ends of a line go, more than
 ///   one blank line becomes one
@@ -59,13 +60,22 @@ fn once(text: &str) -> Cow<'_, str> {
         if kept[at] {
             out.push_str(lines[at]);
         } else {
-            for (nth, word) in
-                lines[at].split([' ', '\t']).filter(|word| !word.is_empty()).enumerate()
-            {
-                if nth > 0 {
-                    out.push(' ');
+            // A code span is one word, with the blanks that it has.
+            let spans = code::spans(lines[at]);
+            let in_span = |place: usize| spans.iter().any(|span| span.contains(&place));
+            let (mut place, mut begun) = (0, false);
+            let mut blank = false;
+            for c in lines[at].chars() {
+                if matches!(c, ' ' | '\t') && !in_span(place) {
+                    blank = begun;
+                } else {
+                    if std::mem::take(&mut blank) {
+                        out.push(' ');
+                    }
+                    out.push(c);
+                    begun = true;
                 }
-                out.push_str(word);
+                place += c.len_utf8();
             }
         }
         out.push('\n');
@@ -94,9 +104,15 @@ fn plain_characters(line: &str) -> Cow<'_, str> {
         return Cow::Borrowed(line);
     }
     let mut out = String::with_capacity(line.len());
-    for c in line.chars() {
+    let mut chars = line.chars().peekable();
+    let mut before = ' ';
+    while let Some(c) = chars.next() {
+        let typeset = matches!(c, '\u{a0}' | '\u{202f}')
+            && holds_together(before, chars.peek().copied().unwrap_or(' '));
+        before = c;
         match c {
             '\t' => out.push(c),
+            c if typeset => out.push(c),
             '\u{200b}' | '\u{2060}' | '\u{feff}' | '\u{ad}' => {}
             c if c.is_whitespace() => out.push(' '),
             c if c.is_control() => {}
@@ -104,6 +120,17 @@ fn plain_characters(line: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(out)
+}
+
+/// Whether a space that does not break is set between these two: before the marks of French, inside
+/// its quotes, between a number and its unit, within a number.
+fn holds_together(before: char, after: char) -> bool {
+    const AFTER: [char; 10] = [';', ':', '!', '?', '»', '›', '%', '€', '–', '—'];
+    const BEFORE: [char; 6] = ['«', '‹', '§', '№', '–', '—'];
+    let is_set = |c: char| !c.is_whitespace() && !c.is_control();
+    is_set(before)
+        && is_set(after)
+        && (AFTER.contains(&after) || BEFORE.contains(&before) || before.is_ascii_digit())
 }
 
 #[cfg(test)]

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::clean::pii::{self, Pii};
-use crate::clean::{backticks, casing, html, language, markdown, mojibake, whitespace};
+use crate::clean::{
+    backticks, casing, control_tokens, html, language, markdown, mojibake, whitespace,
+};
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::key;
@@ -52,9 +54,9 @@ pub struct Profile {
     pub empty: usize,
     /// Both texts are the same as an earlier row's, character for character.
     pub exact_duplicates: usize,
-    /// The same as an earlier row's, case, punctuation and spaces aside (exact ones included).
+    /// The same as an earlier row's, case, spaces and the punctuation of prose aside (exact ones included).
     pub duplicates: usize,
-    /// Rows whose prompt (case, punctuation and spaces aside) stands with different completions.
+    /// Rows whose prompt (case, spaces and the punctuation of prose aside) stands with different completions.
     pub conflicting: usize,
     /// Languages by their ISO 639-3 code with their number of rows, the commonest first; "?" stands
     /// for texts that are too short. Beyond 20,000 rows one row in 32 counts.
@@ -75,6 +77,10 @@ pub struct Profile {
     pub mojibake: usize,
     /// Texts that are not in Unicode's composed form.
     pub decomposed: usize,
+    /// Control tokens of chat templates in the words of a row, such as `<|im_end|>` (texts that are
+    /// rendered already do not count).
+    #[serde(default)]
+    pub control_tokens: usize,
     /// Control characters other than line ends and tabs, or the mark of a lost character (U+FFFD).
     pub control_characters: usize,
     /// Runs of spaces, odd line ends, invisible characters.
@@ -89,7 +95,7 @@ pub struct Profile {
     pub keys: usize,
     /// Card numbers and IBANs.
     pub accounts: usize,
-    /// The commonest completions (case, punctuation and spaces aside), with their rows; only those
+    /// The commonest completions (case, spaces and the punctuation of prose aside), with their rows; only those
     /// that stand there twice.
     pub top_completions: Vec<(String, usize)>,
     /// Characters of the prompts.
@@ -153,7 +159,7 @@ struct Found {
 
 /// The names of the flaws, in the order of [`Found::flaws`]. The first ones
 /// weigh as flaws; what stands after them may be meant.
-const FLAWS: [&str; 16] = [
+const FLAWS: [&str; 17] = [
     "empty",
     "HTML tags",
     "HTML entities",
@@ -161,6 +167,7 @@ const FLAWS: [&str; 16] = [
     "all in capitals",
     "mojibake",
     "control characters",
+    "a control token",
     "a key or token",
     "a card or account number",
     "an e-mail address",
@@ -172,7 +179,7 @@ const FLAWS: [&str; 16] = [
     "a web address",
 ];
 /// The flaws that make a row one of the worst.
-const WEIGHTY: usize = 12;
+const WEIGHTY: usize = 13;
 
 fn is_lower_case(text: &str) -> bool {
     text.split_whitespace().nth(2).is_some()
@@ -209,6 +216,7 @@ impl Found {
                 any(&casing::is_shouted),
                 any(&|text| mojibake::repair(text) != text),
                 any(&has_control),
+                !plain_text && any(&control_tokens::is_in),
                 any(&|text| Pii::Key.is_in(text)),
                 any(&|text| Pii::Card.is_in(text) || Pii::Iban.is_in(text)),
                 any(&|text| Pii::Email.is_in(text)),
@@ -345,6 +353,7 @@ impl Tally {
             shouting,
             mojibake,
             control,
+            control_tokens,
             secrets,
             accounts,
             emails,
@@ -378,6 +387,7 @@ impl Tally {
             mojibake,
             decomposed,
             control_characters: control,
+            control_tokens,
             untidy_whitespace: whitespace,
             urls,
             emails,
@@ -435,6 +445,7 @@ impl Profile {
             ("mojibake", self.mojibake, "repair_mojibake"),
             ("not in composed form", self.decomposed, "normalize_unicode"),
             ("control characters", self.control_characters, "normalize_whitespace"),
+            ("control tokens of chat templates", self.control_tokens, "strip_control_tokens"),
             ("untidy whitespace", self.untidy_whitespace, "normalize_whitespace"),
             ("web addresses", self.urls, "look at them"),
             ("e-mail addresses", self.emails, "mask_pii"),

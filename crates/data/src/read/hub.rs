@@ -1,5 +1,6 @@
 //! Data sets from the Hugging Face hub: which files of a repository hold rows.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tunebook_hub::{Hub, Kind};
@@ -14,10 +15,9 @@ pub(crate) fn fetch(id: &str, files: Option<&str>) -> Result<Vec<Input>> {
 }
 
 pub(crate) fn fetch_from(hub: &Hub, given: &str, files: Option<&str>) -> Result<Vec<Input>> {
-    let failed = |error: tunebook_hub::Error| DataError::Hub {
-        repo: error.repo,
-        file: error.file,
-        reason: error.reason,
+    let failed = |error: tunebook_hub::Error| match error.is_interruption() {
+        true => DataError::Interrupted(tunebook_progress::Interrupted),
+        false => DataError::Hub { repo: error.repo, file: error.file, reason: error.reason },
     };
     let repository = hub.open(Kind::Dataset, given).map_err(failed)?;
     let mut inputs = Vec::new();
@@ -70,6 +70,9 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
             names.retain(|name| folder(name) == *one);
         }
     }
+    if files.is_none() {
+        whole_shards(&names).map_err(problem)?;
+    }
     if names.is_empty() {
         let shown: Vec<&str> = all.iter().take(8).map(String::as_str).collect();
         return Err(problem(match files {
@@ -82,10 +85,33 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
     Ok(names)
 }
 
+/// Refuses a part of files that count themselves (`train-00000-of-00002`): without a connection there
+/// may be fewer of them than the set has.
+fn whole_shards(names: &[String]) -> std::result::Result<(), String> {
+    let mut counted: BTreeMap<(&str, usize), Vec<&str>> = BTreeMap::new();
+    for name in names {
+        let count = name.rsplit_once("-of-").and_then(|(front, rest)| {
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+            let (front, _) = front.rsplit_once('-')?;
+            Some((front, rest[..digits].parse::<usize>().ok()?))
+        });
+        if let Some(count) = count {
+            counted.entry(count).or_default().push(name);
+        }
+    }
+    match counted.iter().find(|((_, count), found)| found.len() < *count) {
+        None => Ok(()),
+        Some(((front, count), found)) => Err(format!(
+            "expected {count} files `{front}-…-of-…`, found {}: the rest was never fetched. Read it once with a \
+             connection, or name the files with ReadOptions::files",
+            found.len()
+        )),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
 
@@ -201,6 +227,31 @@ mod tests {
         let error = fetch_from(&hub, "owner/other", None).unwrap_err().to_string();
         assert!(error.contains("HF_HUB_OFFLINE is set"), "{error}");
         assert!(!folder.path().join("evil.jsonl").exists());
+    }
+
+    #[test]
+    fn without_a_connection_a_set_is_whole_or_refused() {
+        let (folder, endpoint) = (tempfile::tempdir().unwrap(), serve(files(), None));
+        let hub = hub(&endpoint, folder.path());
+        // Nothing but the test's rows was fetched.
+        fetch_from(&hub, "owner/set", Some("data/test-*")).unwrap();
+        let offline = hub.clone().offline(true);
+        let error = fetch_from(&offline, "owner/set", None).unwrap_err().to_string();
+        assert!(error.contains(TRAIN[0]) && error.contains("never fetched"), "{error}");
+        assert_eq!(
+            names(&fetch_from(&offline, "owner/set", Some("data/test-*")).unwrap()),
+            ["data/test-00000-of-00001.jsonl"]
+        );
+        // One of two shards.
+        fetch_from(&hub, "owner/set", Some(TRAIN[0])).unwrap();
+        let error = fetch_from(&offline, "owner/set", None).unwrap_err().to_string();
+        assert!(error.contains(TRAIN[1]) && error.contains("never fetched"), "{error}");
+        // As Python fetched it: the names of the others are not known.
+        std::fs::remove_dir_all(folder.path().join("hub/datasets--owner--set/.tunebook")).unwrap();
+        let error = fetch_from(&offline, "owner/set", None).unwrap_err().to_string();
+        assert!(error.contains("expected 2 files `data/train-…-of-…`, found 1"), "{error}");
+        fetch_from(&hub, "owner/set", None).unwrap();
+        assert_eq!(names(&fetch_from(&offline, "owner/set", None).unwrap()), TRAIN);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::read::jsonl::{find_shape, parse_line, without_nan};
+use crate::read::jsonl::{find_shape, parse_line, with_exact_numbers, without_nan};
 use crate::read::shape::RowShape;
 use crate::read::table::Part;
 
@@ -28,6 +28,8 @@ pub(crate) fn read(
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let plain = std::str::from_utf8(bytes).ok().and_then(without_nan);
     let bytes = plain.as_ref().map_or(bytes, |plain| plain.as_bytes());
+    let exact = std::str::from_utf8(bytes).ok().and_then(with_exact_numbers);
+    let bytes = exact.as_ref().map_or(bytes, |exact| exact.as_bytes());
     let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(bytes.len());
     match bytes.get(start) {
         Some(b'[') => array(bytes, start, shape, each),

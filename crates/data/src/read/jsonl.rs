@@ -153,6 +153,9 @@ pub(crate) fn parse_line<'a>(line: &'a [u8], shape: &RowShape) -> Result<Pair<'a
         let at = error.valid_up_to();
         format!("expected UTF-8, found the byte 0x{:02X} at column {}", line[at], at + 1)
     })?;
+    if let Some(exact) = with_exact_numbers(text) {
+        return Ok(parse_line(exact.as_bytes(), shape)?.into_owned());
+    }
     let fields = match serde_json::from_str::<Fields>(text) {
         Ok(fields) => fields.0,
         Err(error) if !error.is_data() && without_nan(text).is_some() => {
@@ -213,6 +216,68 @@ pub(crate) fn without_nan(text: &str) -> Option<String> {
     (copied > 0).then_some(out)
 }
 
+/// Digits of the first whole numbers that no integer type holds.
+const LONG_DIGITS: usize = 19;
+
+/// The line with whole numbers that no integer type holds as texts, if there are any: a float would
+/// round them, and two ids become one.
+pub(crate) fn with_exact_numbers(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    if !has_long_digits(bytes) {
+        return None;
+    }
+    let mut out = String::with_capacity(text.len() + 2);
+    let (mut at, mut copied, mut quoted) = (0, 0, false);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' if quoted => at += 1,
+            b'"' => quoted = !quoted,
+            b'-' | b'0'..=b'9' if !quoted => {
+                let is_part =
+                    |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+                let length = bytes[at..].iter().take_while(|byte| is_part(byte)).count();
+                let number = &text[at..at + length];
+                let digits = number.strip_prefix('-').unwrap_or(number);
+                let is_whole = digits.bytes().all(|byte| byte.is_ascii_digit());
+                if is_whole
+                    && digits.len() >= LONG_DIGITS
+                    && number.parse::<i64>().is_err()
+                    && number.parse::<u64>().is_err()
+                {
+                    out.push_str(&text[copied..at]);
+                    out.push('"');
+                    out.push_str(number);
+                    out.push('"');
+                    copied = at + length;
+                }
+                at += length;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    out.push_str(&text[copied..]);
+    (copied > 0).then_some(out)
+}
+
+/// Whether so many digits stand together, looked at in steps of that many bytes.
+fn has_long_digits(bytes: &[u8]) -> bool {
+    let mut at = LONG_DIGITS - 1;
+    while at < bytes.len() {
+        if bytes[at].is_ascii_digit() {
+            let is_digit = |byte: &&u8| byte.is_ascii_digit();
+            let before = bytes[..at].iter().rev().take(LONG_DIGITS).take_while(is_digit).count();
+            let behind = bytes[at..].iter().take(LONG_DIGITS).take_while(is_digit).count();
+            if before + behind >= LONG_DIGITS {
+                return true;
+            }
+        }
+        at += LONG_DIGITS;
+    }
+    false
+}
+
 /// The parser's message without its "at line 1 column 5": the line it means is always 1.
 fn without_position(error: &serde_json::Error) -> String {
     let message = error.to_string();
@@ -270,6 +335,36 @@ mod tests {
         assert_eq!(pair.extras.len(), 1);
         assert_eq!(pair.extras[0].1.to_string(), "[null,1]");
         assert!(reason("{\"prompt\": NaN, \"completion\": \"b\"}").contains("found null"));
+    }
+
+    #[test]
+    fn whole_numbers_that_no_type_holds_are_texts() {
+        let exact = |text: &str| with_exact_numbers(text);
+        assert_eq!(
+            exact(r#"{"a":18446744073709551616,"b":[-9223372036854775809, 1],"c":"18446744073709551616"}"#)
+                .as_deref(),
+            Some(r#"{"a":"18446744073709551616","b":["-9223372036854775809", 1],"c":"18446744073709551616"}"#)
+        );
+        for line in [
+            r#"{"a":18446744073709551615,"b":-9223372036854775808}"#,
+            r#"{"a":"94001118992231974284901","b":"\"94001118992231974284901"}"#,
+            r#"{"a":0.1234567890123456789012,"b":1e300,"c":12345678901234567890123e2}"#,
+        ] {
+            assert_eq!(exact(line), None, "{line}");
+        }
+        let line = r#"{"prompt":"a","completion":"b","id":94001118992231974284901,"deep":{"ids":[94001118992231974284902]}}"#;
+        let pair = parse_line(line.as_bytes(), &RowShape::PromptCompletion).unwrap();
+        assert_eq!(pair.extras[0].1, Value::from("94001118992231974284901"));
+        assert_eq!(pair.extras[1].1.to_string(), r#"{"ids":["94001118992231974284902"]}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn long_digits_are_found_wherever_they_stand(front in "[a1]{0,40}", digits in "[0-9]{1,25}", back in "[a1]{0,40}") {
+            let text = format!("{front}{digits}{back}");
+            let runs = text.split(|c: char| !c.is_ascii_digit()).map(str::len).max();
+            prop_assert_eq!(has_long_digits(text.as_bytes()), runs.unwrap_or(0) >= LONG_DIGITS);
+        }
     }
 
     /// All blocks of `bytes` under small limits, joined.

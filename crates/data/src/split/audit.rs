@@ -27,7 +27,7 @@ pub enum OverlapKind {
     ExactRow,
     /// The same prompt, character for character.
     ExactPrompt,
-    /// The same prompt, case, punctuation and spaces aside.
+    /// The same prompt, case, spaces and the punctuation of prose aside.
     NormalizedPrompt,
     /// Nearly the same prompt: a Jaccard similarity of 0.72 or more over its character 5-grams.
     NearPrompt,

@@ -3,7 +3,7 @@
 //!
 //! Hashing an id instead of shuffling rows means that appended rows never move old ones between
 //! training and validation, so losses stay comparable while a set grows. The id is the prompt's
-//! words (case, punctuation and spaces aside), so copies of one prompt are always on one side.
+//! words (case, spaces and the punctuation of prose aside), so copies of one prompt are always on one side.
 
 pub(crate) mod audit;
 

@@ -22,8 +22,8 @@ const CHUNK_ROWS: usize = 64 << 10;
 const THREAD_ROWS: usize = 2048;
 
 impl Dataset {
-    /// Writes the rows as JSONL, all columns, nulls left out. The file appears whole or not at all.
-    /// Returns the number of rows.
+    /// Writes the rows as JSONL, all columns, nulls left out. The file appears whole or not at all,
+    /// and takes the place of one of that name. Returns the number of rows.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -31,8 +31,8 @@ impl Dataset {
         jsonl(self, path.as_ref())
     }
 
-    /// Writes the rows as Parquet, all columns. The file appears whole or not at all. Returns the
-    /// number of rows.
+    /// Writes the rows as Parquet, all columns. The file appears whole or not at all, and takes the
+    /// place of one of that name. Returns the number of rows.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -42,7 +42,8 @@ impl Dataset {
 
     /// Writes the rows in the chat format that OpenAI takes for fine-tuning, checked against the
     /// published rules ([`validate_openai_chat`](crate::validate_openai_chat)). A column `system`
-    /// becomes the system message; other columns are left out. Returns the number of rows.
+    /// becomes the system message; other columns are left out. The file appears whole or not at all,
+    /// and takes the place of one of that name. Returns the number of rows.
     ///
     /// # Errors
     /// The provider would refuse the file (fewer than ten rows, an empty text), or it cannot be

@@ -117,6 +117,8 @@ fn step() -> impl Strategy<Value = CleaningStep> {
         Just(CleaningStep::StripHtml),
         Just(CleaningStep::NormalizeWhitespace),
         Just(CleaningStep::StripBackticks),
+        Just(CleaningStep::RepairBackticks),
+        Just(CleaningStep::StripControlTokens),
         Just(CleaningStep::RepairCasing),
         Just(CleaningStep::DropEmpty),
         Just(CleaningStep::DropDuplicates),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
 use tunebook_hub::{Hub, Kind};
 
 use crate::server::Server;
@@ -207,4 +208,75 @@ fn the_token_is_shown_to_the_endpoint_alone() {
     assert!(asked.iter().any(|line| line.starts_with("GET /api/")), "{asked:?}");
     assert_eq!(other.state.lock().unwrap().shown, Vec::<String>::new());
     assert_eq!(server.log().len(), server.state.lock().unwrap().shown.len(), "shown each time");
+}
+
+#[test]
+fn another_process_that_fetches_a_file_is_waited_for() {
+    let (folder, server) = (tempfile::tempdir().unwrap(), serve());
+    let hub = hub(&server, folder.path());
+    let sha256: String =
+        Sha256::digest(weights(2)).iter().map(|byte| format!("{byte:02x}")).collect();
+    let blobs = folder.path().join("hub/models--owner--tiny/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let lock = std::fs::File::create(blobs.join(format!("{sha256}.lock"))).unwrap();
+    lock.try_lock().unwrap();
+    let reader = std::thread::spawn(move || read(&hub, "owner/tiny", "model.safetensors"));
+    // Longer than the five seconds after which it gave up once.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    assert!(!reader.is_finished(), "it waits");
+    // The other one has fetched it: nothing comes over the network twice.
+    std::fs::write(blobs.join(&sha256), weights(2)).unwrap();
+    drop(lock);
+    assert_eq!(reader.join().unwrap(), weights(2));
+    let transfers = server.log().iter().filter(|line| line.ends_with("| bytes=0-")).count();
+    assert_eq!(transfers, 0, "{:#?}", server.log());
+}
+
+/// In a process of its own: the request to stop is the process's.
+#[test]
+fn stop_ends_what_waits_for_the_network() {
+    const CHILD: &str = "TUNEBOOK_TEST_STOP";
+    let Ok(which) = std::env::var(CHILD) else {
+        for which in ["no answer", "no more bytes", "a lock"] {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "fetching::stop_ends_what_waits_for_the_network"]);
+            let output = command.env(CHILD, which).output().unwrap();
+            assert!(
+                output.status.success(),
+                "{which}: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        return;
+    };
+    let (folder, server) = (tempfile::tempdir().unwrap(), serve());
+    let hub = hub(&server, folder.path());
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = (format!("http://{}", silent.local_addr().unwrap()), silent);
+    let sha256: String =
+        Sha256::digest(weights(2)).iter().map(|byte| format!("{byte:02x}")).collect();
+    let blobs = folder.path().join("hub/models--owner--tiny/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let lock = std::fs::File::create(blobs.join(format!("{sha256}.lock"))).unwrap();
+    let hub = match which.as_str() {
+        "no answer" => hub.endpoint(&silent.0),
+        "no more bytes" => {
+            server.change(|state| state.bytes_at = Some(silent.0.clone()));
+            hub
+        }
+        _ => {
+            lock.try_lock().unwrap();
+            hub
+        }
+    };
+    let reader =
+        std::thread::spawn(move || hub.open(Kind::Model, "owner/tiny")?.get("model.safetensors"));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(!reader.is_finished());
+    tunebook_progress::interrupt::request();
+    let pressed = std::time::Instant::now();
+    let error = reader.join().unwrap().unwrap_err();
+    assert!(pressed.elapsed() < std::time::Duration::from_secs(1), "{:?}", pressed.elapsed());
+    assert!(error.is_interruption(), "{error}");
 }

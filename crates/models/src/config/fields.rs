@@ -233,13 +233,16 @@ impl<'a> JsonFields<'a> {
         }
     }
 
-    /// One id or a list of them.
+    /// One id or a list of them. Conversions of the first Llama write -1 for none.
     pub(crate) fn ids(&self, field: &str) -> Result<Vec<u32>> {
         let Some(value) = self.get(field) else { return Ok(Vec::new()) };
         let one = std::slice::from_ref(value);
         let values = value.as_array().map_or(one, Vec::as_slice);
-        let ids: Option<Vec<u32>> =
-            values.iter().map(|v| v.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
+        let ids: Option<Vec<u32>> = values
+            .iter()
+            .filter(|value| value.as_i64() != Some(-1))
+            .map(|v| v.as_u64().and_then(|id| u32::try_from(id).ok()))
+            .collect();
         match ids {
             Some(ids) => Ok(ids),
             None => self.refuse(field, &value.to_string(), "a token id or a list of them"),

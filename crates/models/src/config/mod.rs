@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use crate::error::{Error, Result};
-use crate::families::Family;
+use crate::families::{Family, gemma};
 use crate::weights::gguf::{Gguf, Value};
 use fields::{JsonFields, Shape};
 
@@ -68,7 +68,8 @@ impl Config {
                 expected: "a JSON object".to_owned(),
             });
         };
-        let json = JsonFields::new(&fields, origin);
+        let text = gemma::text_part(&fields);
+        let json = JsonFields::new(text.as_ref().unwrap_or(&fields), origin);
         let (shape, family) = Family::from_json(&json)?;
         Self {
             bos_token_id: json.ids("bos_token_id")?.first().copied(),
@@ -172,15 +173,17 @@ impl Config {
     }
 
     /// Refuses sizes that contradict each other.
-    fn validate(self, origin: &str) -> Result<Self> {
+    fn validate(mut self, origin: &str) -> Result<Self> {
         let shape = self.shape();
         self.family.definition().validate(&shape, origin)?;
-        let ids = self.bos_token_id.iter().chain(&self.eos_token_id);
-        if let Some(id) = ids.chain(&self.pad_token_id).find(|id| **id as usize >= self.vocab_size)
-        {
+        // Nothing is padded with it here, and tools that add a padding token leave the table as it
+        // was.
+        self.pad_token_id = self.pad_token_id.filter(|id| (*id as usize) < self.vocab_size);
+        let mut ids = self.bos_token_id.iter().chain(&self.eos_token_id);
+        if let Some(id) = ids.find(|id| **id as usize >= self.vocab_size) {
             return fields::refuse(
                 origin,
-                "bos_token_id, eos_token_id, pad_token_id",
+                "bos_token_id, eos_token_id",
                 id.to_string(),
                 &format!("ids below vocab_size, which is {}", self.vocab_size),
             );

@@ -55,6 +55,32 @@ pub struct GemmaConfig {
     pub final_logit_softcapping: Option<f64>,
 }
 
+/// The text model's part of the `config.json` of a Gemma 3 that reads pictures, too (4B and larger),
+/// whose sizes are left to the class's defaults where they are not written.
+pub(crate) fn text_part(json: &Map<String, Json>) -> Option<Map<String, Json>> {
+    if json.get("model_type")?.as_str()? != "gemma3" {
+        return None;
+    }
+    let mut text: Map<String, Json> = [
+        ("vocab_size", 262_208),
+        ("hidden_size", 2304),
+        ("intermediate_size", 9216),
+        ("num_hidden_layers", 26),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("max_position_embeddings", 131_072),
+    ]
+    .into_iter()
+    .map(|(field, size)| (field.to_owned(), size.into()))
+    .collect();
+    let ids = ["bos_token_id", "eos_token_id", "pad_token_id"];
+    text.extend(ids.iter().filter_map(|id| Some(((*id).to_owned(), json.get(*id)?.clone()))));
+    let written = json.get("text_config").and_then(Json::as_object).cloned().unwrap_or_default();
+    text.extend(written.into_iter().filter(|(_, value)| !value.is_null()));
+    text.insert("model_type".to_owned(), "gemma3_text".into());
+    Some(text)
+}
+
 impl FamilyConfig for GemmaConfig {
     fn model_types() -> &'static [ModelType] {
         &[

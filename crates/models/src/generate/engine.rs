@@ -758,14 +758,7 @@ pub(super) fn check(model: &Model, prompt: &[u32], overlay: &Overlay) -> Result<
             expected: "at least one token",
         });
     }
-    let vocab_size = model.config().vocab_size;
-    if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
-        return Err(Error::Argument {
-            field: "prompt",
-            value: format!("with token {id}"),
-            expected: "ids of the model's vocabulary",
-        });
-    }
+    model.check_ids("prompt", prompt)?;
     let context = model.config().max_position_embeddings;
     let tokens = overlay.positions_before() + prompt.len();
     if tokens >= context {

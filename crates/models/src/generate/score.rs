@@ -241,21 +241,14 @@ impl Model {
     /// A text does not fit into the context, has no token before those that are scored, or an id
     /// outside the vocabulary.
     pub(super) fn check(&self, texts: &[Text]) -> Result<()> {
-        let (vocab_size, context) =
-            (self.config().vocab_size, self.config().max_position_embeddings);
+        let context = self.config().max_position_embeddings;
         for text in texts {
             let tokens = text.overlay.positions_before() + text.context.len() + text.rest.len() - 1;
             if tokens > context {
                 return Err(Error::ContextLength { tokens, context, advice: " or split it" });
             }
-            let ids = text.context.iter().chain(&text.rest);
-            if let Some(id) = ids.clone().find(|id| **id as usize >= vocab_size) {
-                return Err(Error::Argument {
-                    field: "ids",
-                    value: format!("with token {id}"),
-                    expected: "ids of the model's vocabulary",
-                });
-            }
+            self.check_ids("ids", &text.context)?;
+            self.check_ids("ids", &text.rest)?;
             if text.overlay.positions_before() + text.context.len() == 0 {
                 return Err(Error::Argument {
                     field: "context",

@@ -148,7 +148,13 @@ impl Model {
         };
         let chat_template =
             template.map(|source| ChatTemplate::for_tokenizer(&source, &tokenizer)).transpose()?;
-        let shards = Shards::open_folder(&path)?.with_prefix(config.family.definition().prefix());
+        let (shards, others) = Shards::open_folder(&path)?.text_part();
+        if others > 0 {
+            tunebook_progress::stream(&format!(
+                "note: `{name}` reads pictures, too: its text model is loaded, and {others} tensors of the rest are not\n"
+            ));
+        }
+        let shards = shards.with_prefix(config.family.definition().prefix());
         let keep = keep.unwrap_or_else(|| Keep::As(shards.dtype()));
         let parts = fill(name, &config, &shards, keep, device)?;
         Self::new(name, path, config, parts, tokenizer, chat_template, (keep, device))
@@ -163,14 +169,16 @@ impl Model {
         chat_template: Option<ChatTemplate>,
         (keep, device): (Keep, &Device),
     ) -> Result<Self> {
-        if tokenizer.vocab_size() > config.vocab_size {
+        // Added tokens may lie beyond the table (Gemma 3's for pictures, a padding token): a text
+        // that holds one is an error, with its name.
+        if tokenizer.vocab_size_without_added() > config.vocab_size {
             return Err(Error::Config {
                 origin: path.display().to_string(),
                 field: "vocab_size".to_owned(),
                 found: config.vocab_size.to_string(),
                 expected: format!(
-                    "at least {}, the number of tokens of the tokenizer",
-                    tokenizer.vocab_size()
+                    "at least {}, the number of tokens of the tokenizer without added ones",
+                    tokenizer.vocab_size_without_added()
                 ),
             });
         }

@@ -197,6 +197,23 @@ impl Model {
         self.with_overlay(Arc::default())
     }
 
+    /// Refuses ids that the model has no vector for, such as those of tokens that were added to the
+    /// tokenizer alone.
+    ///
+    /// # Errors
+    /// One of them is not below `vocab_size`. The error names the token.
+    pub fn check_ids(&self, field: &'static str, ids: &[u32]) -> crate::error::Result<()> {
+        let vocab_size = self.config().vocab_size;
+        let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) else { return Ok(()) };
+        let token = self.tokenizer().id_to_token(*id);
+        let token = token.map(|token| format!(" (`{token}`)")).unwrap_or_default();
+        Err(crate::error::Error::Argument {
+            field,
+            value: format!("with token {id}{token}"),
+            expected: "ids of the model's vocabulary",
+        })
+    }
+
     /// A handle whose work ends when `stop` asks for it, in place of the notebook's Stop.
     #[must_use]
     pub fn with_stop(&self, stop: &Stop) -> Self {

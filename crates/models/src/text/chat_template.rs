@@ -51,6 +51,11 @@ pub struct ChatTemplate {
 const NAME: &str = "chat_template";
 /// The same with a mark at each `{% generation %}` tag, where there are such tags.
 const MARKED: &str = "marked_template";
+/// Instructions that one rendering may take: a second or so. A thousand turns take a hundredth.
+const FUEL: u64 = 20_000_000;
+/// The text that one rendering may write, or eight times the messages, if that is more.
+const MOST_BYTES: usize = 64 << 20;
+const TOO_LONG: &str = "the text is too long";
 /// Unicode's noncharacters: no text holds them.
 pub(crate) const BEGIN: char = '\u{fdd0}';
 pub(crate) const END: char = '\u{fdd1}';
@@ -105,6 +110,7 @@ impl ChatTemplate {
 
     fn with_special_tokens(source: &str, special_tokens: SpecialTokens) -> Result<Self> {
         let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment
@@ -160,6 +166,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String> {
         let template = self.environment.get_template(name).map_err(|error| refused(&error))?;
+        let length: usize = messages.iter().map(|message| message.content.len()).sum();
         let messages: Vec<Turn<'_>> = messages
             .iter()
             .map(|message| Turn { role: &message.role, content: &message.content })
@@ -168,7 +175,32 @@ impl ChatTemplate {
         let (tools, documents) = (Value::from(()), Value::from(()));
         let own = context! { messages, tools, documents, add_generation_prompt };
         let tokens = Value::from_serialize(&self.special_tokens);
-        template.render(context! { ..own, ..tokens }).map_err(|error| refused(&error))
+        let mut text = Limited { text: Vec::new(), most: MOST_BYTES.max(8 * length) };
+        match template.render_captured_to(context! { ..own, ..tokens }, &mut text) {
+            Ok(_) => String::from_utf8(text.text)
+                .map_err(|_| Error::ChatTemplate("it wrote no UTF-8".to_owned())),
+            Err(error) => Err(refused(&error)),
+        }
+    }
+}
+
+/// Takes a template's text up to a limit.
+struct Limited {
+    text: Vec<u8>,
+    most: usize,
+}
+
+impl std::io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.text.len() + bytes.len() > self.most {
+            return Err(std::io::Error::other(TOO_LONG));
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -179,6 +211,14 @@ impl fmt::Debug for ChatTemplate {
 }
 
 fn refused(error: &minijinja::Error) -> Error {
+    if error.kind() == ErrorKind::OutOfFuel {
+        let reason = "it does not come to an end: its loops take more than 20 million steps";
+        return Error::ChatTemplate(reason.to_owned());
+    }
+    if error.kind() == ErrorKind::WriteFailure {
+        let reason = "it writes more than 64 MB, and more than eight times the messages";
+        return Error::ChatTemplate(reason.to_owned());
+    }
     match error.detail() {
         Some(detail) if error.kind() == ErrorKind::InvalidOperation => {
             Error::ChatTemplate(detail.to_owned())
@@ -342,6 +382,22 @@ mod tests {
     fn generation_tags_write_nothing() {
         let template = "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%} {% endfor %}";
         assert_eq!(render(template, &[Message::user("a")]).unwrap(), "a");
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_refused() {
+        let nested = "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}{% endfor %}{% endfor %}";
+        let begun = std::time::Instant::now();
+        let error = render(nested, &[]).unwrap_err().to_string();
+        assert!(error.contains("does not come to an end"), "{error}");
+        let writes = "{% for a in range(100000) %}{{ messages[0].content }}{% endfor %}";
+        let error = render(writes, &[Message::user("x".repeat(10_000))]).unwrap_err().to_string();
+        assert!(error.contains("writes more than"), "{error}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
+        // A conversation of any length that people have.
+        let turns = vec![Message::user("x"); 20_000];
+        let template = "{% for m in messages %}{% if m.role == 'user' %}<{{ m.role }}>{{ m.content.strip() }}{% endif %}{% endfor %}";
+        assert_eq!(render(template, &turns).unwrap().len(), 7 * turns.len());
     }
 
     #[test]

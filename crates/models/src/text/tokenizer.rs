@@ -170,9 +170,23 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The texts of the special tokens, such as `<|im_end|>`: written in a text they are recognised.
+    pub fn special_tokens(&self) -> Vec<String> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.into_values().filter(|token| token.special);
+        let mut texts: Vec<String> = special.map(|token| token.content).collect();
+        texts.sort_unstable();
+        texts
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// The same without the added ones.
+    pub(crate) fn vocab_size_without_added(&self) -> usize {
+        self.inner.get_vocab_size(false)
     }
 
     /// A text that changes with the vocabulary, and with how texts are cut into its tokens: two

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::families::decoder::Need;
 use tunebook_ops::Matrix;
 use tunebook_ops::{Format, Quantized};
+use tunebook_progress::interrupt;
 
 /// A file, or a folder of files, that holds a model's weights.
 pub(crate) trait Checkpoint: Sync {
@@ -210,6 +211,7 @@ pub(crate) fn load(
         Ok(if turned { tensor.t()?.contiguous()? } else { tensor })
     };
     let one = |need: &&Need| -> Result<Matrix> {
+        interrupt::check()?;
         Ok(match keep.plan(checkpoint, need, device) {
             Plan::Plain(dtype) => plain(need, dtype)?.into(),
             Plan::Stored(_) => checkpoint.load_blocks(need.weight.name())?.into(),

@@ -124,6 +124,30 @@ impl Shards {
         self
     }
 
+    /// Of a model that reads pictures, too, the tensors of its text model, under the names that they
+    /// have in a text model's files; and the number of the others.
+    pub(crate) fn text_part(mut self) -> (Self, usize) {
+        // `language_model.model.layers…`, and since transformers 4.52 `model.language_model.layers…`.
+        let (outside, inside) = ("language_model.", "model.language_model.");
+        let holds = |part: &str| self.tensors.keys().any(|name| name.starts_with(part));
+        let (nested, becomes) = match (holds(inside), holds(outside)) {
+            (true, _) => (inside, "model."),
+            (false, true) => (outside, ""),
+            (false, false) => return (self, 0),
+        };
+        let all = std::mem::take(&mut self.tensors);
+        let count = all.len();
+        for (name, info) in all {
+            if let Some(rest) = name.strip_prefix(nested) {
+                self.tensors.insert(format!("{becomes}{rest}"), info);
+            } else if name.starts_with("lm_head.") {
+                self.tensors.insert(name, info);
+            }
+        }
+        let others = count - self.tensors.len();
+        (self, others)
+    }
+
     fn info(&self, name: &str) -> Result<&TensorInfo> {
         self.tensors.get(name).ok_or_else(|| Error::MissingTensors {
             origin: self.folder.display().to_string(),

@@ -18,6 +18,7 @@ use crate::pass::{Context, Mode};
 use crate::weights::safetensors::{INDEX, SINGLE};
 use crate::weights::tensor_file::{self, Data, Entry};
 use tunebook_ops::Matrix;
+use tunebook_progress::interrupt;
 
 /// Larger files than this are inconvenient to move about.
 const SHARD_BYTES: u64 = 5_000_000_000;
@@ -39,7 +40,7 @@ impl Model {
     ///
     /// # Errors
     /// `dir` holds a model, or a file of a model's names, that this crate did not write; a file
-    /// cannot be written.
+    /// cannot be written; a request to stop, after which the folder is as it was.
     pub fn save_pretrained(&self, dir: impl AsRef<Path>) -> Result<PathBuf> {
         self.save_pretrained_sharded(dir, SHARD_BYTES)
     }
@@ -107,6 +108,7 @@ impl Model {
         }
         let count = shards.len();
         let mut map = Map::new();
+        let mut files = Vec::new();
         let mut written = vec![INDEX.to_owned()];
         for (number, shard) in shards.into_iter().enumerate() {
             let file = match count {
@@ -132,9 +134,10 @@ impl Model {
                     }
                 })
                 .collect();
-            replace(&dir.join(&file), |out| {
-                tensor_file::write(out, &entries, &[("format", "pt"), (MARK, VERSION)])
-            })?;
+            let metadata = [("format", "pt"), (MARK, VERSION)];
+            files.push(prepare(&dir.join(&file), |out| {
+                tensor_file::write_while(out, &entries, &metadata, &goes_on)
+            })?);
             written.push(file);
         }
         if count == 1 {
@@ -145,8 +148,10 @@ impl Model {
                 "metadata": { "total_size": total, MARK: VERSION },
                 "weight_map": map,
             });
-            replace(&dir.join(INDEX), |out| writeln!(out, "{index:#}"))?;
+            files.push(prepare(&dir.join(INDEX), |out| writeln!(out, "{index:#}"))?);
         }
+        // From here on nothing takes time: a model that was here is not replaced by half of another.
+        files.into_iter().try_for_each(Prepared::put)?;
         remove_others(dir, &written)
     }
 
@@ -245,23 +250,87 @@ impl Model {
     }
 }
 
+/// Whether the user wants the writing to go on.
+pub(crate) fn goes_on() -> std::io::Result<()> {
+    // Not of the kind `Interrupted`, after which `write_all` tries again.
+    interrupt::check().map_err(std::io::Error::other)
+}
+
+/// A file that is flushed to the disk as it is written, so that its end does not wait for all of it.
+pub(crate) struct Synced {
+    file: File,
+    unsynced: usize,
+}
+
+impl Synced {
+    /// What a slow disk takes in less than a second.
+    const MOST_BYTES: usize = 64 << 20;
+
+    pub(crate) fn create(path: &Path) -> std::io::Result<Self> {
+        Ok(Self { file: File::create(path)?, unsynced: 0 })
+    }
+
+    pub(crate) fn sync_all(&self) -> std::io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+impl Write for Synced {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.unsynced >= Self::MOST_BYTES {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        let count = self.file.write(&bytes[..bytes.len().min(Self::MOST_BYTES)])?;
+        self.unsynced += count;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// A file that is written and flushed under another name. Dropped, it is gone.
+struct Prepared {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Prepared {
+    fn put(self) -> Result<()> {
+        std::fs::rename(&self.temporary, &self.path).map_err(Error::write(&self.path))
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.temporary); // never made, of no use, or renamed
+    }
+}
+
+fn prepare(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<Synced>) -> std::io::Result<()>,
+) -> Result<Prepared> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let file = Prepared { temporary, path: path.to_owned() };
+    let written = (|| {
+        let mut out = BufWriter::with_capacity(1 << 20, Synced::create(&file.temporary)?);
+        fill(&mut out)?;
+        out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
+    })();
+    written.map_err(Error::write(path))?;
+    Ok(file)
+}
+
 /// Writes a file under another name, flushes it and renames it: whole or as it was before.
 fn replace(
     path: &Path,
-    fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+    fill: impl FnOnce(&mut BufWriter<Synced>) -> std::io::Result<()>,
 ) -> Result<()> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = (|| {
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-        fill(&mut out)?;
-        out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        std::fs::rename(&temporary, path)
-    })();
-    written.map_err(|source| {
-        let _ = std::fs::remove_file(&temporary); // never made, or of no use
-        Error::write(path)(source)
-    })
+    prepare(path, fill)?.put()
 }
 
 /// Refuses a folder with files that would be replaced and that this crate did not write.

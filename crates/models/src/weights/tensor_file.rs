@@ -74,6 +74,21 @@ impl<'a> Entry<'a> {
 /// When `out` fails, a tensor holds another number of values than its shape says, or is of a type
 /// that the format lacks.
 pub fn write(out: &mut impl Write, entries: &[Entry<'_>], metadata: &[(&str, &str)]) -> Result<()> {
+    write_while(out, entries, metadata, &|| Ok(()))
+}
+
+/// The same as long as `goes_on` is no error, which is asked before each tensor and each part of a
+/// large one.
+///
+/// # Errors
+/// As [`write`]; what `goes_on` says.
+pub fn write_while(
+    out: &mut impl Write,
+    entries: &[Entry<'_>],
+    metadata: &[(&str, &str)],
+    goes_on: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let out = &mut Watched { out, goes_on, unasked: 0 };
     let mut header = Map::new();
     if !metadata.is_empty() {
         let pairs: Map<String, Value> =
@@ -117,6 +132,33 @@ pub fn write(out: &mut impl Write, entries: &[Entry<'_>], metadata: &[(&str, &st
         }
     }
     Ok(())
+}
+
+/// Asks on the way whether to go on.
+struct Watched<'a, W> {
+    out: &'a mut W,
+    goes_on: &'a dyn Fn() -> Result<()>,
+    /// Bytes since it was asked last.
+    unasked: usize,
+}
+
+/// What a disk takes in a moment.
+const ASK_BYTES: usize = 16 << 20;
+
+impl<W: Write> Write for Watched<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        if self.unasked >= ASK_BYTES {
+            (self.goes_on)()?;
+            self.unasked = 0;
+        }
+        let count = self.out.write(&bytes[..bytes.len().min(ASK_BYTES)])?;
+        self.unasked += count;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.out.flush()
+    }
 }
 
 fn put<T: Copy, const N: usize>(

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod chat_template;
+mod checkpoints;
 mod conversations;
 mod damaged;
 mod engine;

@@ -16,7 +16,7 @@
 //! # Ok::<(), tunebook_tune::Error>(())
 //! ```
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -46,7 +46,7 @@ impl TargetModules {
         Ok(match self {
             Self::Names(names) => names.iter().any(|name| ends_in(path, name)),
             Self::Pattern(pattern) if pattern == ALL_LINEAR => path != "lm_head",
-            Self::Pattern(pattern) => whole(pattern)?.is_match(path),
+            Self::Pattern(pattern) => is_match(&whole(pattern)?, pattern, path)?,
         })
     }
 
@@ -82,7 +82,13 @@ impl TargetModules {
             }
             Self::Pattern(pattern) => {
                 let regex = whole(pattern)?;
-                filter(paths, |path| regex.is_match(path))
+                let mut matched = Vec::new();
+                for (index, path) in paths.iter().enumerate() {
+                    if is_match(&regex, pattern, path.as_ref())? {
+                        matched.push(index);
+                    }
+                }
+                matched
             }
         };
         match self {
@@ -201,7 +207,8 @@ pub(crate) fn block_index(path: &str) -> Option<usize> {
 
 /// PEFT's `get_pattern_key`: whether a key of `rank_pattern` or `alpha_pattern` means this path.
 pub(crate) fn pattern_matches(key: &str, path: &str) -> Result<bool> {
-    Ok(whole(&format!(r"(.*\.)?({key})"))?.is_match(path))
+    let pattern = format!(r"(.*\.)?({key})");
+    is_match(&whole(&pattern)?, &pattern, path)
 }
 
 fn whole(pattern: &str) -> Result<Regex> {
@@ -209,6 +216,15 @@ fn whole(pattern: &str) -> Result<Regex> {
         field: "target_modules",
         value: format!("`{pattern}` ({error})"),
         expected: "a regular expression over full paths, or \"all-linear\"",
+    })
+}
+
+/// Look-around makes a match a search, which has a limit.
+fn is_match(regex: &Regex, pattern: &str, path: &str) -> Result<bool> {
+    regex.is_match(path).map_err(|error| Error::Config {
+        field: "target_modules",
+        value: format!("`{pattern}` ({error})"),
+        expected: "a regular expression that is matched in a bounded number of steps",
     })
 }
 
@@ -271,6 +287,9 @@ mod tests {
         assert_eq!(resolve([PATHS[2]].into()), [2]);
         assert_eq!(resolve(r"model\.layers\.1\..*".into()), [3, 4]);
         assert_eq!(resolve("all-linear".into()), [0, 1, 2, 3, 4]);
+        // As Python's `re` has them.
+        assert_eq!(resolve(r"(?!.*lm_head)(?!.*\.0\.).*".into()), [3, 4]);
+        assert_eq!(resolve(r".*(?<=self_attn\.)v_proj".into()), [1, 4]);
         assert_eq!(resolve(TargetModules::all_linear()), [0, 1, 2, 3, 4]);
     }
 

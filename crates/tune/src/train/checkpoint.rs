@@ -40,6 +40,7 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tunebook_models::tensor_file::{self, Data, Entry};
+use tunebook_progress::interrupt;
 
 use crate::error::{Error, Result};
 use crate::files::peft::{self, AdapterFiles};
@@ -269,7 +270,14 @@ impl Run {
 
         let file = fs::File::create(path).map_err(io("create", path))?;
         let mut out = Hashing { out: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new() };
-        let written = tensor_file::write(&mut out, &entries, &[]).and_then(|()| out.out.flush());
+        // A large one takes long: Stop is acknowledged meanwhile, and the checkpoint still written
+        // whole.
+        let goes_on = || {
+            interrupt::requested();
+            Ok(())
+        };
+        let written = tensor_file::write_while(&mut out, &entries, &[], &goes_on);
+        let written = written.and_then(|()| out.out.flush());
         written.and_then(|()| out.out.get_ref().sync_all()).map_err(io("write", path))?;
         Ok(hex(&out.hash.finalize()))
     }

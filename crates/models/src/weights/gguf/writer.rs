@@ -2,7 +2,6 @@
 //! it: its names, its order of rows.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufWriter, Result as IoResult, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::layers::Weight;
 use crate::model::Model;
 use crate::text::chat_template::ChatTemplate;
+use crate::weights::save::Synced;
 use tunebook_ops::Matrix;
 
 const ALIGNMENT: usize = 32;
@@ -71,10 +71,12 @@ impl GgufType {
 impl Model {
     /// Writes the model as one GGUF file, which llama.cpp runs, with its tokenizer and chat
     /// template. As in [`Model::save_pretrained`], an adapter that is merged is in the weights, and
-    /// one that is active beside them is not, which a line under the cell says.
+    /// one that is active beside them is not, which a line under the cell says. A file of that name
+    /// is replaced, at once when the new one is whole.
     ///
     /// # Errors
-    /// When the file cannot be written, or model or tokenizer have what GGUF has no place for.
+    /// When the file cannot be written, or model or tokenizer have what GGUF has no place for; a
+    /// request to stop.
     pub fn save_gguf(&self, path: impl AsRef<Path>, kind: GgufType) -> Result<PathBuf> {
         self.tell_not_in_weights(path.as_ref());
         self.write_gguf(path.as_ref(), kind)?;
@@ -167,13 +169,14 @@ pub(crate) fn write_file(
     }
     let temporary = path.with_extension(format!("gguf.{}.tmp", std::process::id()));
     let written = (|| -> Result<()> {
-        let file = File::create(&temporary).map_err(Error::write(&temporary))?;
+        let file = Synced::create(&temporary).map_err(Error::write(&temporary))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         let header = header(metadata, entries);
         let io = Error::write(path);
         let begun = out.write_all(&header).and_then(|()| pad(&mut out, header.len()));
         begun.map_err(io)?;
         for entry in entries {
+            tunebook_progress::interrupt::check()?;
             let bytes = bytes(entry, config)?;
             let put = out.write_all(&bytes).and_then(|()| pad(&mut out, bytes.len()));
             put.map_err(Error::write(path))?;
