@@ -9,8 +9,9 @@ scores), `stems.json` (of NLTK's stemmer), `classes.json` and `calibration.json`
 
 import sys
 
+import intervals
 import text_metrics
 
-TOPICS = {"text_metrics": text_metrics}
+TOPICS = {"text_metrics": text_metrics, "intervals": intervals}
 for name in sys.argv[1:] or TOPICS:
     TOPICS[name].write()
