@@ -2,6 +2,8 @@
 //!
 //! - [`metric`]: text metrics. Each is a sum over rows and a function of the sums ([`TextMetric`]),
 //!   from exact match to BLEU, chrF, TER and ROUGE, which equal sacreBLEU's and rouge-score's.
+//! - [`classes`]: the report of a classifier: precision, recall and F1 by class, the confusion
+//!   table, calibration.
 //! - [`statistics`]: intervals and tests: Wilson, McNemar, bootstrap over rows or clusters, Holm,
 //!   and the smallest difference that so many rows can show.
 //!
@@ -19,6 +21,7 @@
 //! # Ok::<(), tunebook_evaluate::Error>(())
 //! ```
 
+pub mod classes;
 mod error;
 pub mod metric;
 pub mod statistics;

@@ -9,9 +9,10 @@ scores), `stems.json` (of NLTK's stemmer), `classes.json` and `calibration.json`
 
 import sys
 
+import classes
 import intervals
 import text_metrics
 
-TOPICS = {"text_metrics": text_metrics, "intervals": intervals}
+TOPICS = {"text_metrics": text_metrics, "classes": classes, "intervals": intervals}
 for name in sys.argv[1:] or TOPICS:
     TOPICS[name].write()

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)] // the helpers of tests are tests
 
 mod answers;
+mod classes;
 mod coverage;
 mod golden;
 mod intervals;
