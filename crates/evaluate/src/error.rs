@@ -1,0 +1,130 @@
+//! What can go wrong while answers are measured, each with what was expected, what was found and
+//! what to do.
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting holds a value that cannot work.
+    #[error("`{field}` is {value}, expected {expected}")]
+    Setting {
+        /// The setting as the user writes it, with its type: `Bleu.max_order`.
+        field: &'static str,
+        /// The value found.
+        value: String,
+        /// The range or form that is accepted.
+        expected: &'static str,
+    },
+
+    /// A row has no reference to compare the answer with.
+    #[error(
+        "`{metric}` compares with a reference, and this row has none; give it one, or leave the \
+         row out. Its answer: {}",
+        quote(answer)
+    )]
+    NoReference {
+        /// The metric's name.
+        metric: String,
+        /// The row's answer.
+        answer: String,
+    },
+
+    /// A reference says nothing that the metric can compare with.
+    #[error("the reference {} {problem}, so `{metric}` cannot compare with it", quote(reference))]
+    Reference {
+        /// The metric's name.
+        metric: String,
+        /// The reference.
+        reference: String,
+        /// What is wrong with it: `holds no number`.
+        problem: &'static str,
+    },
+
+    /// A regular expression cannot be compiled.
+    #[error("the pattern `{pattern}` is no regular expression: {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// The reason and the place.
+        reason: String,
+    },
+
+    /// A JSON schema cannot be used.
+    #[error("the JSON schema cannot be used: {reason}")]
+    Schema {
+        /// The reason and the place.
+        reason: String,
+    },
+
+    /// A metric of the user's panicked.
+    #[error("the metric `{metric}` panicked ({message}) over the answer {}", quote(answer))]
+    Panicked {
+        /// The metric's name.
+        metric: String,
+        /// The panic's message.
+        message: String,
+        /// The row's answer.
+        answer: String,
+    },
+
+    /// A metric's value is no number.
+    #[error("the metric `{metric}` is {value} for {}; a value must be finite", quote(answer))]
+    NotFinite {
+        /// The metric's name.
+        metric: String,
+        /// The value: NaN or an infinity.
+        value: f64,
+        /// The row's answer.
+        answer: String,
+    },
+
+    /// Two lists that belong together have different lengths.
+    #[error("{left_name} has {left} rows and {right_name} has {right}; each row needs both")]
+    Lengths {
+        /// The first list's name.
+        left_name: &'static str,
+        /// Its length.
+        left: usize,
+        /// The second list's name.
+        right_name: &'static str,
+        /// Its length.
+        right: usize,
+    },
+
+    /// There are too few rows to say anything.
+    #[error("{what} needs at least {needed} rows, and there are {found}")]
+    TooFewRows {
+        /// The statistic.
+        what: &'static str,
+        /// The smallest number of rows, or of clusters where rows form clusters.
+        needed: usize,
+        /// The number found.
+        found: usize,
+    },
+
+    /// A value lies outside its range.
+    #[error("{what} of row {row} is {value}, expected {expected}")]
+    Value {
+        /// The quantity.
+        what: &'static str,
+        /// The row, from 0.
+        row: usize,
+        /// The value found.
+        value: String,
+        /// The range that is accepted.
+        expected: &'static str,
+    },
+}
+
+/// The longest quotation in an error, in characters.
+const QUOTE_CHARS: usize = 120;
+
+/// The text as an error quotes it: on one line, and cut.
+fn quote(text: &str) -> String {
+    let start: String = text.chars().take(QUOTE_CHARS).collect();
+    let more = if start.len() < text.len() { "…" } else { "" };
+    format!("{start:?}{more}")
+}

@@ -1,0 +1,12 @@
+//! Tests of the whole crate: against sacreBLEU, rouge-score, scikit-learn, scipy and statsmodels
+//! (by golden values), and of what must hold for every text and every set of rows.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)] // the helpers of tests are tests
+
+mod answers;
+mod classes;
+mod coverage;
+mod golden;
+mod intervals;
+mod invariants;
+mod texts;
