@@ -1,11 +1,13 @@
 //! What can go wrong while answers are measured, each with what was expected, what was found and
 //! what to do.
 
+use std::path::{Path, PathBuf};
+
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of this crate.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting holds a value that cannot work.
@@ -117,6 +119,119 @@ pub enum Error {
         /// The range that is accepted.
         expected: &'static str,
     },
+
+    /// There is nothing to judge.
+    #[error("there are no rows to judge; was the split's part left empty?")]
+    NoRows,
+
+    /// The rows cannot be read.
+    #[error("the rows cannot be read: {0}")]
+    Rows(String),
+
+    /// A row cannot be judged.
+    #[error("row {row}: {problem}")]
+    Row {
+        /// The row, from 0.
+        row: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// No row has a value in a column.
+    #[error("no row has a column `{column}`, by which scores are to be given")]
+    NoColumn {
+        /// The column.
+        column: String,
+    },
+
+    /// Two evaluations that measured different things.
+    #[error("these evaluations cannot be compared: their `{field}` {problem}")]
+    NotComparable {
+        /// The setting, score or other part that differs.
+        field: String,
+        /// How.
+        problem: String,
+    },
+
+    /// A condition that is not met, or none.
+    #[error("`{condition}` is required: {problem}")]
+    Condition {
+        /// The condition as it was given.
+        condition: String,
+        /// What was found instead.
+        problem: String,
+    },
+
+    /// Another process works with the same answers.
+    #[error(
+        "`{}` is being written by another process, which evaluates the same model; wait for it, or \
+         give another `EvaluationArgs.output_dir`",
+        path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A file of answers has a line that is none.
+    #[error(
+        "line {line} of `{}` is no answer of an evaluation: {problem}. Move the file away to begin anew",
+        path.display()
+    )]
+    Answers {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// A file or folder cannot be used.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+
+    /// A record cannot be written as JSON.
+    #[error("cannot write as JSON: {0}")]
+    Json(String),
+
+    /// The model could not do it.
+    #[error(transparent)]
+    Model(Box<tunebook_models::Error>),
+
+    /// The adapters could not do it.
+    #[error(transparent)]
+    Tune(Box<tunebook_tune::Error>),
+}
+
+impl From<tunebook_models::Error> for Error {
+    fn from(error: tunebook_models::Error) -> Self {
+        Self::Model(Box::new(error))
+    }
+}
+
+impl From<tunebook_tune::Error> for Error {
+    fn from(error: tunebook_tune::Error) -> Self {
+        Self::Tune(Box::new(error))
+    }
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn json(error: serde_json::Error) -> Self {
+        Self::Json(error.to_string())
+    }
 }
 
 /// The longest quotation in an error, in characters.

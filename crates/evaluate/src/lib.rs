@@ -1,5 +1,6 @@
-//! Measures of answers, and the statistics of their comparison.
+//! Evaluations: a model's answers, their measures, and the statistics of their comparison.
 //!
+//! - [`evaluate`] judges what a model answers, [`Evaluation::compare`] two of them.
 //! - [`metric`]: text metrics. Each is a sum over rows and a function of the sums ([`TextMetric`]),
 //!   from exact match to BLEU, chrF, TER and ROUGE, which equal sacreBLEU's and rouge-score's.
 //! - [`classes`]: the report of a classifier: precision, recall and F1 by class, the confusion
@@ -24,7 +25,14 @@
 pub mod classes;
 mod error;
 pub mod metric;
+mod run;
 pub mod statistics;
 
 pub use error::{Error, Result};
 pub use metric::TextMetric;
+pub use run::answers::AnswerEnd;
+pub use run::args::EvaluationArgs;
+pub use run::comparison::{ChangedRow, ComparedScore, Comparison, Verdict};
+pub use run::evaluate::{evaluate, evaluate_with};
+pub use run::evaluation::{Classification, Evaluation, RowResult, Score, SliceScores};
+pub use run::example::{EvalExample, EvalPrompt, IntoExamples, List};

@@ -22,15 +22,19 @@
 
 pub use tunebook_charts as charts;
 pub use tunebook_data as data;
+pub use tunebook_evaluate as evaluation;
 pub use tunebook_models as models;
 pub use tunebook_progress as progress;
 pub use tunebook_tune as tune;
 
 mod compare;
+mod evaluate;
 mod history;
+mod judge;
 mod live;
 pub mod prelude;
 mod rank_map;
+mod report;
 mod seen;
 mod show;
 mod summary;
@@ -40,7 +44,9 @@ pub mod variables;
 mod views;
 
 pub use compare::side_by_side;
+pub use evaluate::{ComparisonViews, DataFile, EvaluationViews};
 pub use history::{History, LrCurve};
+pub use report::{Report, ReportPart};
 pub use seen::{See, Seen, SeenToken};
 pub use show::EvcxrDisplay;
 pub use summary::Summary;

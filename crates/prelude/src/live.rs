@@ -4,7 +4,9 @@
 //! The final state stays in the saved notebook. Where nothing can be replaced (a stock kernel, a
 //! terminal) a plain progress bar stands in.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use tunebook_charts::{Cell, LossPoint, Table, loss_curve};
@@ -12,6 +14,7 @@ use tunebook_progress::sink::Place;
 use tunebook_progress::{Display, MimeBundle, ProgressBar, display, escape_html};
 use tunebook_tune::{Callback, EvalRecord, Plan, Result, Run, RunRecord, StepRecord};
 
+use crate::judge::Samples;
 use crate::rank_map::{self, RankMap as _};
 use crate::train::LossCurve;
 
@@ -34,6 +37,8 @@ pub(crate) struct Live {
     secs: f64,
     started: Instant,
     drawn: Option<Instant>,
+    /// Answers of the latest evaluation.
+    samples: Samples,
 }
 
 enum Screen {
@@ -61,7 +66,13 @@ impl Live {
             secs: 0.0,
             started: Instant::now(),
             drawn: None,
+            samples: Samples::default(),
         }
+    }
+
+    /// Shows these answers beside the curve.
+    pub(crate) fn with_samples(self, samples: Samples) -> Self {
+        Self { samples, ..self }
     }
 
     /// For a run that goes on: its losses are shown from its first step.
@@ -164,6 +175,13 @@ impl Live {
             html.push_str(&table.html());
             let _ = write!(text, "\n{}", table.text());
         }
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !samples.is_empty() {
+            let mut table = Table::new(["question", "reference", "answer"]);
+            samples.into_iter().for_each(|sample| table.row(sample));
+            html.push_str(&table.html());
+            let _ = write!(text, "\n{}", table.text());
+        }
         let _ = write!(text, "\n{}", figure.text());
         if let Some(ranks) = ranks {
             let _ = write!(text, "\n{}", ranks.text());
@@ -239,7 +257,10 @@ impl Callback for Live {
 
 /// The latest evaluations, each beside the mean training loss of the steps since the one before.
 pub(crate) fn evaluations(evals: &[EvalRecord], points: &[LossPoint]) -> Table {
-    let mut table = Table::new(["step", "epoch", "training loss", "validation loss", "perplexity"]);
+    let measured: BTreeSet<&String> = evals.iter().flat_map(|eval| eval.metrics.keys()).collect();
+    let columns = ["step", "epoch", "training loss", "validation loss", "perplexity"];
+    let columns = columns.into_iter().chain(measured.iter().map(|name| name.as_str()));
+    let mut table = Table::new(columns);
     let first = evals.len().saturating_sub(EVALS);
     for (i, eval) in evals.iter().enumerate().skip(first) {
         let since = if i == 0 { 0 } else { evals[i - 1].step };
@@ -252,13 +273,18 @@ pub(crate) fn evaluations(evals: &[EvalRecord], points: &[LossPoint]) -> Table {
             0 => Cell::Right("–".into()),
             n => Cell::Right(format!("{:.4}", losses.iter().sum::<f64>() / n as f64)),
         };
-        table.row([
+        let mut row = vec![
             Cell::from(eval.step),
             Cell::Right(format!("{:.2}", eval.epoch)),
             mean,
             Cell::Right(format!("{:.4}", eval.loss)),
             Cell::Right(format!("{:.2}", eval.loss.exp())),
-        ]);
+        ];
+        row.extend(measured.iter().map(|name| match eval.metrics.get(*name) {
+            Some(value) => Cell::Right(format!("{value:.4}")),
+            None => Cell::Right("–".into()),
+        }));
+        table.row(row);
     }
     table
 }

@@ -31,12 +31,27 @@ mod own {
         ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits, StepReport,
         Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
     };
+    pub use tunebook_evaluate::classes::{
+        ClassAverage, ClassReport, ClassScores, Confusion, Reliability, ReliabilityBin,
+    };
+    pub use tunebook_evaluate::metric::{
+        Bleu, BleuTokenizer, Chrf, Contains, DistinctN, EditDistance, ExactMatch, JsonSchema,
+        JsonValid, MetricFn, Normalise, NumericAnswer, Occurrence, RegexMatch, Rouge, RougeKind,
+        Smoothing, Ter, TextMetric, TokenF1, metric_fn,
+    };
+    pub use tunebook_evaluate::statistics::Interval;
+    pub use tunebook_evaluate::{
+        AnswerEnd, ChangedRow, Classification, ComparedScore, Comparison, Error as EvaluateError,
+        EvalExample, EvalPrompt, Evaluation, EvaluationArgs, IntoExamples, RowResult, Score,
+        SliceScores, Verdict, evaluate, evaluate_with,
+    };
     pub use tunebook_models::{
-        BestDevice, ChatTemplate, ChatTokenizer, Completion, Config as ModelConfig, DEFAULT_MODEL,
-        Digits, EngineConfig, EngineHandle, Error as ModelError, Finish, FinishReason,
-        GenerationConfig, GenerationEngine, GenerationEvent, GenerationRequest, Gguf, GgufArray,
-        GgufType, GgufValue, LogLikelihood, Message, Model, Quantization, RequestId, TokenUsage,
-        TokenizedText, Tokenizer, models_dir,
+        BestDevice, ChatTemplate, ChatTokenizer, ChoiceScore, Choices, Completion,
+        Config as ModelConfig, DEFAULT_MODEL, Digits, EngineConfig, EngineHandle,
+        Error as ModelError, Finish, FinishReason, GenerationConfig, GenerationEngine,
+        GenerationEvent, GenerationRequest, Gguf, GgufArray, GgufType, GgufValue, LogLikelihood,
+        Message, Model, Quantization, RequestId, TextLoss, TokenUsage, TokenizedText, Tokenizer,
+        models_dir,
     };
     pub use tunebook_progress::{
         Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, input, interrupt,
@@ -53,8 +68,10 @@ mod own {
     };
 
     pub use crate::compare::side_by_side;
+    pub use crate::evaluate::{ComparisonViews as _, EvaluationViews as _};
     pub use crate::history::{History as _, LrCurve as _};
     pub use crate::rank_map::RankMap as _;
+    pub use crate::report::{Report, ReportPart};
     pub use crate::seen::{See as _, Seen, SeenToken};
     pub use crate::show::EvcxrDisplay as _;
     pub use crate::summary::Summary as _;

@@ -1,10 +1,13 @@
 //! From a data set to a run.
 
+use std::sync::Arc;
+
 use tunebook_charts::{Figure, LossPoint};
 use tunebook_data::{Dataset, Splits, TrainingText, Turn};
 use tunebook_models::Message;
 use tunebook_tune::{Example, ExampleSets, IntoSets, RunRecord};
 
+use crate::judge::{self, Samples};
 use crate::live::Live;
 
 /// The [`Kind`](IntoSets) of the data crate's sets: a [`Trainer`](tunebook_tune::Trainer) takes
@@ -16,18 +19,29 @@ pub struct DataSets;
 
 impl IntoSets<DataSets> for &Splits {
     fn into_sets(self) -> ExampleSets {
-        live(ExampleSets::new(self.train.examples(), self.validation.examples()))
+        let samples = Samples::default();
+        let sets = ExampleSets::new(self.train.examples(), self.validation.examples());
+        let sets = live(sets, &samples);
+        if self.validation.is_empty() {
+            return sets;
+        }
+        let (train, validation) = (self.train.clone(), self.validation.clone());
+        sets.judged_by(Box::new(move |args| judge::measures(args, &train, &validation, samples)))
     }
 }
 
 impl IntoSets<DataSets> for &Dataset {
     fn into_sets(self) -> ExampleSets {
-        live(ExampleSets::new(self.examples(), Vec::new()))
+        live(ExampleSets::new(self.examples(), Vec::new()), &Samples::default())
     }
 }
 
-fn live(sets: ExampleSets) -> ExampleSets {
-    sets.observed_by(Box::new(|going_on| Box::new(going_on.map_or_else(Live::new, Live::going_on))))
+fn live(sets: ExampleSets, samples: &Samples) -> ExampleSets {
+    let samples = Arc::clone(samples);
+    sets.observed_by(Box::new(|going_on| {
+        let live = going_on.map_or_else(Live::new, Live::going_on);
+        Box::new(live.with_samples(samples))
+    }))
 }
 
 /// The rows of a data set as training examples.
@@ -53,7 +67,7 @@ fn example(text: TrainingText) -> Example {
     }
 }
 
-fn message(turn: Turn) -> Message {
+pub(crate) fn message(turn: Turn) -> Message {
     let train = turn.train != Some(false);
     Message { train, ..Message::new(turn.role.as_str(), turn.content) }
 }

@@ -18,7 +18,7 @@ usage: cargo xtask COMMAND
                                   (built apart; never run on one so far)
   test [--long]                   everything that a change must pass;
                                   --long adds slow tests and fails on skips
-  bench train|generate|cells|data [CASE...] [--json FILE]
+  bench train|generate|cells|data|judge [CASE...] [--json FILE]
                                   compare with the peer in one run
   setup                           the set-up alone (for a machine that goes offline later)
   features [--check]              renew crates/workspace-hack after a change of dependencies";
@@ -53,6 +53,8 @@ pub(crate) enum Bench {
     Cells,
     /// Cleaning and deduplication, compared with datasets and datatrove.
     Data,
+    /// Accuracy on held-out rows before and after training.
+    Judge,
 }
 
 /// Parses the words after `cargo xtask`.
@@ -124,14 +126,15 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> 
                 Some("generate") => Bench::Generate,
                 Some("cells") => Bench::Cells,
                 Some("data") => Bench::Data,
+                Some("judge") => Bench::Judge,
                 Some(other) => {
                     return Err(usage(format!(
-                        "there is no bench `{other}`; there are: train, generate, cells, data"
+                        "there is no bench `{other}`; there are: train, generate, cells, data, judge"
                     )));
                 }
                 None => {
                     return Err(usage(
-                        "`bench` needs one of: train, generate, cells, data".to_owned(),
+                        "`bench` needs one of: train, generate, cells, data, judge".to_owned(),
                     ));
                 }
             };
@@ -276,7 +279,7 @@ mod tests {
         assert_eq!(refusal("run a.ipynb --kernel"), "--kernel needs a value");
         assert_eq!(
             refusal("bench gpu"),
-            "there is no bench `gpu`; there are: train, generate, cells, data"
+            "there is no bench `gpu`; there are: train, generate, cells, data, judge"
         );
         assert_eq!(
             refusal("lab --port many"),

@@ -12,7 +12,7 @@ use crate::arguments::Bench;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::Setup;
-use crate::{bench_cells, bench_data, bench_generate, bench_train};
+use crate::{bench_cells, bench_data, bench_generate, bench_judge, bench_train};
 
 /// Threads of each side.
 pub(crate) const THREADS: usize = 2;
@@ -50,6 +50,10 @@ pub(crate) fn run(
             setup.ensure_peers()?;
             bench_data::run(setup, cases, json.as_deref())
         }
+        Bench::Judge => {
+            setup.ensure_fetched()?;
+            bench_judge::run(setup, cases, json.as_deref())
+        }
         Bench::Cells => {
             setup.ensure()?;
             bench_cells::run(setup, cases, json.as_deref())
@@ -57,15 +61,15 @@ pub(crate) fn run(
     }
 }
 
-/// Builds our side for the CPU, an example of `tunebook-tune`.
+/// Builds our side for the CPU, an example of a package.
 ///
 /// # Errors
 /// When it does not compile.
-pub(crate) fn build(setup: &Setup, example: &str) -> Result<()> {
+pub(crate) fn build(setup: &Setup, package: &str, example: &str) -> Result<()> {
     println!("building our side");
     let mut build = process::cargo(&setup.root);
     process::run(
-        build.args(["build", "--quiet", "--package", "tunebook-tune", "--example", example]),
+        build.args(["build", "--quiet", "--package", package, "--example", example]),
         "building the bench",
     )
 }

@@ -38,7 +38,7 @@ pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Resul
     let chosen = choose(cases)?;
     let python = peer::python(setup)?;
     let peer_model = peer::model(setup, &python)?;
-    bench::build(setup, PROGRAM)?;
+    bench::build(setup, "tunebook-tune", PROGRAM)?;
     let prompts = setup.target.join("tunebook/bench-prompts.json");
     let gguf = setup.base_model_file();
     let mut command = bench::program(setup, PROGRAM);

@@ -47,7 +47,7 @@ pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Resul
     let python = peer::python(setup)?;
     let peer_model = peer::model(setup, &python)?;
     let gguf = setup.base_model_file();
-    bench::build(setup, "bench_train")?;
+    bench::build(setup, "tunebook-tune", "bench_train")?;
     let bench = Bench { setup, python, gguf, peer_model };
     let mut rows = Vec::new();
     let mut about = Vec::new();

@@ -9,6 +9,7 @@ mod bench;
 mod bench_cells;
 mod bench_data;
 mod bench_generate;
+mod bench_judge;
 mod bench_train;
 mod error;
 mod features;

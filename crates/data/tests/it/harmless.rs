@@ -88,7 +88,7 @@ fn inline(r: &mut Random) -> String {
         0 => format!("Set `{a} = {n}` before the {w}."),
         1 => format!("The `<{a}>` element wraps `a && b`."),
         2 => format!("Call `{a}()` and `{a}[{n}]`."),
-        3 => format!("Write `&amp;` for an ampersand and `&lt;` for <."),
+        3 => "Write `&amp;` for an ampersand and `&lt;` for <.".to_owned(),
         4 => format!("Run `ls  -la | grep {w}` twice."),
         _ => format!("`{a}::{w}` is not `{w}`."),
     }
@@ -163,7 +163,7 @@ fn labels(r: &mut Random) -> String {
         2 => format!("{w}_{n}"),
         3 => "NASA, ESA and the FBI".to_owned(),
         4 => format!("B-{w} I-{w} O O"),
-        5 => format!("{w}"),
+        5 => w.to_string(),
         6 => format!("HTTP {} GET /{}", 200 + n, w),
         _ => format!("__label__{n}"),
     }

@@ -23,10 +23,11 @@ fn letters(r: &mut Random, count: usize) -> String {
 
 /// A number that passes Luhn's check, in groups of four.
 fn card(r: &mut Random) -> String {
-    let mut number: Vec<u8> = digits(r, *r.clone().one(&["4##############", "51#############"]))
-        .bytes()
-        .map(|b| b - b'0')
-        .collect();
+    let mut number: Vec<u8> =
+        digits(r, r.clone().one::<&str>(&["4##############", "51#############"]))
+            .bytes()
+            .map(|b| b - b'0')
+            .collect();
     let sum: u32 = number
         .iter()
         .rev()
@@ -105,7 +106,7 @@ fn held(r: &mut Random) -> String {
                 _ => format!("a{a}+news@{b}x.{end}"),
             }
         }
-        1 | 2 => digits(r, *r.clone().one(PHONES)),
+        1 | 2 => digits(r, r.clone().one::<&str>(PHONES)),
         3 => card(r),
         4 => iban(r),
         _ => match r.below(6) {

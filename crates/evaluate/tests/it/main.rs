@@ -9,4 +9,5 @@ mod coverage;
 mod golden;
 mod intervals;
 mod invariants;
+mod run;
 mod texts;

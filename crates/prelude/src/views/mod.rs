@@ -2,6 +2,7 @@
 //! escaped by the tables that hold it.
 
 mod data;
+mod evaluation;
 mod frame;
 mod model;
 mod tensor;
@@ -9,6 +10,7 @@ mod tensor;
 use polars::prelude::{DataFrame, Series};
 use tunebook_charts::{Figure, Table};
 use tunebook_data::{Audit, CleanReport, Dataset, Profile, Splits};
+use tunebook_evaluate::{Comparison, Evaluation};
 use tunebook_models::{Model, Tensor};
 use tunebook_progress::MimeBundle;
 use tunebook_tune::{AdapterInfo, FullInfo, LrRange, Preflight, Run, TrainingSummary};
@@ -38,6 +40,9 @@ without_lifetimes!(
     TrainingSummary,
     FullInfo,
     Run,
+    Evaluation,
+    Comparison,
+    crate::Report,
 );
 
 /// The rich form of a value, if it has one.
@@ -72,6 +77,10 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(MimeBundle::text(info.to_string()).html(summary::adapter(info).html()))
     } else if let Some(adapters) = value.as_ref::<Vec<AdapterInfo>>() {
         Some(model::adapters(adapters))
+    } else if let Some(found) = value.as_ref::<Evaluation>() {
+        Some(evaluation::evaluation(found))
+    } else if let Some(found) = value.as_ref::<Comparison>() {
+        Some(evaluation::comparison(found))
     } else if let Some(range) = value.as_ref::<LrRange>() {
         Some(range.curve().bundle())
     } else if let Some(preflight) = value.as_ref::<Preflight>() {

@@ -174,6 +174,8 @@ fn training_and_generation() {
         eval_on_start: true,
         early_stopping_patience: Some(2),
         early_stopping_threshold: 0.5,
+        eval_metrics: vec!["exact_match".to_owned()],
+        eval_metrics_rows: Some(40),
         metric_for_best_model: "accuracy".to_owned(),
         load_best_model_at_end: true,
         save_strategy: SaveStrategy::Steps(4),

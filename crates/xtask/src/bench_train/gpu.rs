@@ -356,7 +356,7 @@ mod tests {
             println!("SKIPPED: no Python peers in {}", setup.peers_folder().display());
             return Ok(());
         };
-        crate::bench::build(&setup, "bench_train")?;
+        crate::bench::build(&setup, "tunebook-tune", "bench_train")?;
         let bench =
             Bench { setup: &setup, python, gguf: PathBuf::new(), peer_model: PathBuf::new() };
         for case in CASES {

@@ -49,7 +49,7 @@ impl Bench<'_> {
         write(&data, &json!({"steps": STEPS, "train": pairs, "validation": validation}))?;
         println!("{}: {STEPS} steps of {BATCH} messages each", case.name);
 
-        bench::build(self.setup, "bench_sft")?;
+        bench::build(self.setup, "tunebook-tune", "bench_sft")?;
         let mut ours = bench::program(self.setup, "bench_sft");
         ours.args([&self.gguf, &data]);
         let mut peer = peer::script(self.setup, &self.python, "bench_sft.py", THREADS);

@@ -1,0 +1,168 @@
+//! Our side of `cargo xtask bench judge`: a model is judged on held-out messages of banking77,
+//! trained on the others, and judged again, as a user would do it.
+//!
+//! `bench_judge MODEL TRAIN_CSV slice|full [r=16] [epochs=3] [learning_rate=1e-3] [full_tuning]`
+//!
+//! Every line of the output is JSON; the last one has the result.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde_json::json;
+use tunebook_data::{Dataset, Split};
+use tunebook_evaluate::{EvalExample, Evaluation, EvaluationArgs, evaluate_with};
+use tunebook_models::{DType, Device, Message, Model};
+use tunebook_tune::{
+    Adapters, EvalStrategy, Example, Full, FullTuning, Lora, LrScheduler, StepRecord, Trainer,
+    TrainingArgs,
+};
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+/// What stands before each message. Short, since each row pays for it.
+const INSTRUCTION: &str = "Name the intent.";
+/// The share of the rows in the case that takes minutes: 1,500 of 10,003.
+const SLICE: f64 = 0.15;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench_judge: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Options {
+    r: usize,
+    epochs: usize,
+    learning_rate: f64,
+    full_tuning: bool,
+}
+
+fn options(slice: bool, words: &[String]) -> Result<Options> {
+    let mut options = match slice {
+        true => Options { r: 8, epochs: 2, learning_rate: 2e-3, full_tuning: false },
+        false => Options { r: 16, epochs: 3, learning_rate: 1e-3, full_tuning: false },
+    };
+    for word in words {
+        match word.split_once('=') {
+            Some(("r", r)) => options.r = r.parse()?,
+            Some(("epochs", epochs)) => options.epochs = epochs.parse()?,
+            Some(("learning_rate", rate)) => options.learning_rate = rate.parse()?,
+            None if word == "full_tuning" => options.full_tuning = true,
+            _ => return Err(format!("no option `{word}`").into()),
+        }
+    }
+    Ok(options)
+}
+
+fn run() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, csv, size, rest @ ..] = &arguments[..] else {
+        return Err("needs MODEL, TRAIN_CSV and slice or full".into());
+    };
+    let slice = size == "slice";
+    let options = options(slice, rest)?;
+    let data = Dataset::read(csv)?;
+    let data = match slice {
+        true => data.split(&Split::holdout(SLICE).stratify_by("completion").seed(7))?.validation,
+        false => data,
+    };
+    let split = data.split(&Split::holdout(0.13).stratify_by("completion").seed(42))?;
+    let pairs = |data: &Dataset| -> Vec<(String, String)> {
+        data.rows().into_iter().map(|row| (row.prompt, row.completion)).collect()
+    };
+    let (train, held_out) = (pairs(&split.train), pairs(&split.validation));
+    let labels: BTreeSet<&String> = train.iter().map(|(_, label)| label).collect();
+    let args = EvaluationArgs {
+        metrics: Vec::new(),
+        labels: labels.into_iter().cloned().collect(),
+        output_dir: None,
+        ..Default::default()
+    };
+    let asked = |text: &str| vec![Message::system(INSTRUCTION), Message::user(text)];
+    let judged: Vec<EvalExample> = held_out
+        .iter()
+        .map(|(text, label)| EvalExample::conversation(asked(text), label))
+        .collect();
+    let examples: Vec<Example> = train
+        .iter()
+        .map(|(text, label)| {
+            let mut turns = asked(text);
+            turns.push(Message::assistant(label));
+            Example::conversation(turns)
+        })
+        .collect();
+    let model = Model::load_as(model, Some(DType::BF16), &Device::Cpu)?;
+    println!(
+        "{}",
+        json!({"train": examples.len(), "held_out": judged.len(), "labels": args.labels.len()})
+    );
+    let before = evaluate_with(&model, &judged, &args)?;
+    println!("{}", json!({"before": before.value("accuracy"), "secs": before.secs}));
+    if options.full_tuning {
+        model.unfreeze(&Full::default())?;
+    } else {
+        model.add_adapter(
+            "judge",
+            &Lora {
+                r: options.r,
+                lora_alpha: 2.0 * options.r as f64,
+                target_modules: if slice {
+                    ["q_proj", "v_proj"].into()
+                } else {
+                    "all-linear".into()
+                },
+                ..Default::default()
+            },
+        )?;
+    }
+    let training = TrainingArgs {
+        epochs: options.epochs,
+        batch_size: 16,
+        learning_rate: options.learning_rate,
+        lr_scheduler: LrScheduler::Cosine,
+        warmup_ratio: 0.05,
+        eval_strategy: EvalStrategy::No,
+        ..Default::default()
+    };
+    let start = Instant::now();
+    Trainer::new(&model, &training)
+        .with_callback(move |step: &StepRecord| {
+            if step.step.is_multiple_of(50) {
+                let secs = start.elapsed().as_secs_f64();
+                println!("{}", json!({"step": step.step, "loss": step.loss, "secs": secs}));
+            }
+        })
+        .train(&examples)?;
+    let training_secs = start.elapsed().as_secs_f64();
+    let after = evaluate_with(&model, &judged, &args)?;
+    let comparison = after.compare(&before)?;
+    let verdict = comparison.scores.iter().find(|score| score.metric.name == "accuracy");
+    let interval = |evaluation: &Evaluation| {
+        let interval = evaluation.score("accuracy").and_then(|score| score.interval);
+        interval.map(|interval| [interval.low, interval.high])
+    };
+    println!(
+        "{}",
+        json!({
+            "rows": judged.len(),
+            "accuracy_before": before.value("accuracy"),
+            "interval_before": interval(&before),
+            "accuracy_after": after.value("accuracy"),
+            "interval_after": interval(&after),
+            "macro_f1": after.classification.as_ref().map(|c| c.report.macro_average.f1),
+            "ece": after.classification.as_ref().and_then(|c| c.reliability.as_ref()).map(|r| r.ece),
+            "verdict": verdict.map(|score| score.verdict.to_string()),
+            "training_secs": training_secs,
+            "evaluation_secs": after.secs,
+        })
+    );
+    Ok(())
+}

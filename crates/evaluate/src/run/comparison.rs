@@ -1,0 +1,341 @@
+//! Two evaluations of the same rows: is one model better, by how much, and is that more than
+//! chance?
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use tunebook_tune::Metric;
+
+use crate::run::evaluation::{Evaluation, Measure, RowResult, clusters};
+use crate::statistics::{
+    Bootstrap, Interval, cluster_sums, holm, mcnemar_rows, smallest_difference,
+    smallest_rate_difference,
+};
+use crate::{Error, Result};
+
+/// The p-value below which a difference counts.
+const ALPHA: f64 = 0.05;
+/// The share of differences of that size that so many rows should find.
+const POWER: f64 = 0.8;
+/// Fewer rows than this show nothing by a bootstrap.
+const FEWEST: usize = 10;
+
+/// What the comparison of two scores comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The first model's score is better, and not by chance.
+    Better,
+    /// It is worse, and not by chance.
+    Worse,
+    /// The rows show no difference; there may be one, smaller than
+    /// [`ComparedScore::smallest_difference`].
+    NoDifferenceShown,
+    /// So few rows could not show any difference.
+    TooFewRows,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Better => "better",
+            Self::Worse => "worse",
+            Self::NoDifferenceShown => "no difference shown",
+            Self::TooFewRows => "too few rows",
+        })
+    }
+}
+
+/// One score of both models.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ComparedScore {
+    /// Its name, unit and direction.
+    pub metric: Metric,
+    /// This model's.
+    pub value: f64,
+    /// The other model's.
+    pub other: f64,
+    /// The first less the second.
+    pub difference: f64,
+    /// The interval of the difference.
+    pub interval: Interval,
+    /// The test: `McNemar, exact`, `McNemar`, `paired bootstrap`.
+    pub test: String,
+    /// The chance of a difference at least as large between equal models.
+    pub p_value: f64,
+    /// The same, corrected for several scores (Holm).
+    pub adjusted_p_value: f64,
+    /// The smallest true difference that such rows find four times in five; `None`: none.
+    pub smallest_difference: Option<f64>,
+    /// What it comes to.
+    pub verdict: Verdict,
+    /// The number of rows, or of clusters where rows form some.
+    pub units: usize,
+}
+
+/// A row of which the answers of both models differ in a metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChangedRow {
+    /// The row's number, from 0.
+    pub row: usize,
+    /// The last thing said before the answer.
+    pub question: String,
+    /// The right answers.
+    pub references: Vec<String>,
+    /// The other model's answer.
+    pub before: String,
+    /// This model's answer.
+    pub after: String,
+    /// The other model's score of the row.
+    pub score_before: f64,
+    /// This model's score of the row.
+    pub score_after: f64,
+}
+
+/// Two evaluations of the same rows.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Comparison {
+    /// This model.
+    pub name: String,
+    /// The model that it is compared with.
+    pub other: String,
+    /// One entry a score.
+    pub scores: Vec<ComparedScore>,
+    /// Rows that this model has right and the other has not, by metric; for metrics of hits.
+    pub newly_right: BTreeMap<String, Vec<ChangedRow>>,
+    /// Rows that the other model has right and this one has not.
+    pub newly_wrong: BTreeMap<String, Vec<ChangedRow>>,
+    /// Rows whose loss changed most, for better or worse; at most fifty.
+    pub most_changed: Vec<ChangedRow>,
+}
+
+impl fmt::Debug for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} against {}", self.name, self.other)?;
+        for score in &self.scores {
+            let ComparedScore { metric, value, other, difference, verdict, .. } = score;
+            let Interval { low, high, .. } = score.interval;
+            write!(
+                f,
+                "; {}: {value:.4} against {other:.4}, {difference:+.4} [{low:+.4}, {high:+.4}], {verdict}",
+                metric.name
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Evaluation {
+    /// Compares this model's answers with another's to the same rows: McNemar's test for shares of
+    /// hits, a paired bootstrap for the other scores, Holm's correction over all.
+    ///
+    /// # Errors
+    /// Evaluations of other rows or with other settings, by the setting's name; one that was stopped
+    /// or read from a file; no score in common.
+    pub fn compare(&self, other: &Evaluation) -> Result<Comparison> {
+        self.compare_by(other, None)
+    }
+
+    /// As [`Evaluation::compare`]; rows with the same value in `cluster` count as one.
+    ///
+    /// # Errors
+    /// As [`Evaluation::compare`].
+    pub fn compare_clustered(&self, other: &Evaluation, cluster: &str) -> Result<Comparison> {
+        self.compare_by(other, Some(cluster))
+    }
+
+    fn compare_by(&self, other: &Evaluation, cluster: Option<&str>) -> Result<Comparison> {
+        self.check_comparable(other)?;
+        let mut scores = Vec::new();
+        let (mut newly_right, mut newly_wrong) = (BTreeMap::new(), BTreeMap::new());
+        for measure in &self.measures {
+            let name = &measure.metric.name;
+            if !other.measures.iter().any(|other| other.metric.name == *name) {
+                continue;
+            }
+            let pairs = self.pairs(other, name);
+            if pairs.is_empty() {
+                continue;
+            }
+            scores.push(compared(measure, &pairs, cluster, self.level)?);
+            if measure.is_rate() {
+                let changed = |right: bool| -> Vec<ChangedRow> {
+                    let moved = pairs.iter().filter(|(after, before)| {
+                        let of = |row: &RowResult| row.statistics[name][0] > 0.5;
+                        of(after) == right && of(before) != right
+                    });
+                    moved.map(|(after, before)| changed(name, after, before)).collect()
+                };
+                newly_right.insert(name.clone(), changed(true));
+                newly_wrong.insert(name.clone(), changed(false));
+            }
+        }
+        if scores.is_empty() {
+            return Err(Error::NotComparable {
+                field: "scores".into(),
+                problem: "have no score in common".into(),
+            });
+        }
+        let p_values: Vec<f64> = scores.iter().map(|score| score.p_value).collect();
+        for (score, adjusted) in scores.iter_mut().zip(holm(&p_values)) {
+            score.adjusted_p_value = adjusted;
+            score.verdict = verdict(score);
+        }
+        let mut most_changed: Vec<ChangedRow> = self
+            .pairs(other, "loss")
+            .iter()
+            .map(|(after, before)| changed("loss", after, before))
+            .collect();
+        let change = |row: &ChangedRow| (row.score_after - row.score_before).abs();
+        most_changed.sort_by(|a, b| change(b).total_cmp(&change(a)).then(a.row.cmp(&b.row)));
+        most_changed.truncate(50);
+        let name = |evaluation: &Evaluation| evaluation.active.clone();
+        Ok(Comparison {
+            name: name(self),
+            other: name(other),
+            scores,
+            newly_right,
+            newly_wrong,
+            most_changed,
+        })
+    }
+
+    /// Rows that both have, with statistics of one metric.
+    fn pairs<'a>(
+        &'a self,
+        other: &'a Evaluation,
+        name: &str,
+    ) -> Vec<(&'a RowResult, &'a RowResult)> {
+        let others: BTreeMap<usize, &RowResult> =
+            other.rows.iter().map(|row| (row.row, row)).collect();
+        let pair = |row: &'a RowResult| Some((row, *others.get(&row.row)?));
+        let has = |row: &RowResult| row.left_out.is_none() && row.statistics.contains_key(name);
+        self.rows.iter().filter_map(pair).filter(|(a, b)| has(a) && has(b)).collect()
+    }
+
+    fn check_comparable(&self, other: &Evaluation) -> Result<()> {
+        let refuse = |field: &str, problem: String| {
+            Err(Error::NotComparable { field: field.to_owned(), problem })
+        };
+        for evaluation in [self, other] {
+            if evaluation.stopped {
+                let (done, all) = (evaluation.rows.len(), evaluation.planned_rows);
+                let problem = format!("{} was stopped after {done} of {all}", evaluation.active);
+                return refuse("rows", problem);
+            }
+            if evaluation.measures.is_empty() {
+                return refuse("scores", "one was read from a file; evaluate again, which is quick where answers are kept".into());
+            }
+        }
+        let names = self.settings.keys().chain(other.settings.keys());
+        for name in names {
+            let value = |of: &Evaluation| {
+                of.settings.get(name).cloned().unwrap_or_else(|| "not set".to_owned())
+            };
+            let (one, two) = (value(self), value(other));
+            if one != two {
+                return refuse(name, format!("{one} and {two}"));
+            }
+        }
+        for score in &self.scores {
+            if let Some(same) = other.score(&score.metric.name)
+                && same.rows == score.rows
+                && same.signature != score.signature
+            {
+                let problem = format!("{} and {}", score.signature, same.signature);
+                return refuse(&score.metric.name, problem);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn changed(metric: &str, after: &RowResult, before: &RowResult) -> ChangedRow {
+    let score = |row: &RowResult| match row.statistics[metric][..] {
+        [sum, count, ..] if count > 0.0 => sum / count,
+        _ => 0.0,
+    };
+    ChangedRow {
+        row: after.row,
+        question: after.question.clone(),
+        references: after.references.clone(),
+        before: before.answer.clone().unwrap_or_default(),
+        after: after.answer.clone().unwrap_or_default(),
+        score_before: score(before),
+        score_after: score(after),
+    }
+}
+
+fn compared(
+    measure: &Measure,
+    pairs: &[(&RowResult, &RowResult)],
+    cluster: Option<&str>,
+    level: f64,
+) -> Result<ComparedScore> {
+    let name = &measure.metric.name;
+    let of = |rows: Vec<&RowResult>| -> Vec<Vec<f64>> {
+        rows.iter().map(|row| row.statistics[name].clone()).collect()
+    };
+    let own = of(pairs.iter().map(|(own, _)| *own).collect());
+    let other = of(pairs.iter().map(|(_, other)| *other).collect());
+    let (own_units, other_units) = match cluster {
+        Some(column) => {
+            let rows: Vec<&RowResult> = pairs.iter().map(|(own, _)| *own).collect();
+            let names = clusters(&rows, column);
+            (cluster_sums(&own, &names)?, cluster_sums(&other, &names)?)
+        }
+        None => (own.clone(), other.clone()),
+    };
+    let units = own_units.len();
+    let mut score = ComparedScore {
+        metric: measure.metric.clone(),
+        value: measure.score(&crate::metric::sums(&own)),
+        other: measure.score(&crate::metric::sums(&other)),
+        difference: 0.0,
+        interval: Interval { low: f64::NEG_INFINITY, high: f64::INFINITY, level },
+        test: "none".to_owned(),
+        p_value: 1.0,
+        adjusted_p_value: 1.0,
+        smallest_difference: None,
+        verdict: Verdict::TooFewRows,
+        units,
+    };
+    score.difference = score.value - score.other;
+    if units < 2 {
+        return Ok(score);
+    }
+    let bootstrap = Bootstrap { level, ..Bootstrap::default() };
+    let paired = bootstrap.paired(&other_units, &own_units, |sums| measure.score(sums))?;
+    score.interval = paired.interval;
+    if measure.is_rate() && cluster.is_none() {
+        let hits = |rows: &[Vec<f64>]| rows.iter().map(|row| row[0] > 0.5).collect::<Vec<bool>>();
+        let test = mcnemar_rows(&hits(&own), &hits(&other))?;
+        let discordant = (test.only_first + test.only_second) as f64 / units as f64;
+        score.test = if test.exact { "McNemar, exact" } else { "McNemar" }.to_owned();
+        // The mid-p value keeps to the level, where the exact test stays far below it.
+        score.p_value = test.mid_p_value;
+        score.smallest_difference = smallest_rate_difference(discordant, units as u64, POWER)?;
+    } else {
+        score.test = "paired bootstrap".to_owned();
+        score.p_value = paired.p_value;
+        score.smallest_difference = match units >= FEWEST {
+            true => Some(smallest_difference(paired.standard_error, POWER)?),
+            false => None,
+        };
+    }
+    Ok(score)
+}
+
+fn verdict(score: &ComparedScore) -> Verdict {
+    if score.adjusted_p_value < ALPHA && score.difference != 0.0 {
+        return match (score.difference > 0.0) == score.metric.higher_is_better {
+            true => Verdict::Better,
+            false => Verdict::Worse,
+        };
+    }
+    match score.smallest_difference {
+        None if score.difference != 0.0 || score.units < FEWEST => Verdict::TooFewRows,
+        _ => Verdict::NoDifferenceShown,
+    }
+}

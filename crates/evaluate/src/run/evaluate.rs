@@ -1,0 +1,523 @@
+//! The evaluation itself: losses, then answers, then their scores.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use tunebook_models::{
+    Choices, EngineConfig, FinishReason, GenerationConfig, GenerationEngine, GenerationRequest,
+    Model, TokenizedText,
+};
+use tunebook_progress::{ProgressBar, Stop};
+use tunebook_tune::{Adapters as _, answering_fingerprint};
+
+use crate::classes::{class_report, confusion, reliability};
+use crate::run::answers::{AnswerEnd, Answers, Line};
+use crate::run::args::EvaluationArgs;
+use crate::run::evaluation::{
+    ACCURACY, ACCURACY_NORM, Classification, Evaluation, Measure, RowResult, SliceScores,
+};
+use crate::run::example::{EvalExample, IntoExamples};
+use crate::run::prepare::{Prepared, bytes, key, prepare};
+use crate::{Error, Result};
+
+/// Rows whose losses or choices are computed, and kept, at a time.
+const BATCH: usize = 64;
+/// Answers that are kept at a time.
+const ANSWERS: usize = 32;
+/// The most tokens of an answer, whatever the references.
+const MOST_NEW_TOKENS: usize = 512;
+
+/// Judges what answers when this handle is asked: loss, perplexity, token accuracy, and whether
+/// generated answers are the right ones.
+///
+/// ```no_run
+/// # fn f(model: tunebook_models::Model) -> tunebook_evaluate::Result<()> {
+/// use tunebook_evaluate::{EvalExample, evaluate};
+/// let rows = [EvalExample::new("What is the capital of France?", "Paris")];
+/// let evaluation = evaluate(&model, &rows)?;
+/// println!("{:?}", evaluation.score("exact_match"));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// As [`evaluate_with`].
+pub fn evaluate<K>(model: &Model, rows: impl IntoExamples<K>) -> Result<Evaluation> {
+    evaluate_with(model, rows, &EvaluationArgs::default())
+}
+
+/// Judges what answers when this handle is asked, as the arguments say. Stop ends it with the rows
+/// so far; where answers are kept ([`EvaluationArgs::output_dir`]), the next call goes on.
+///
+/// # Errors
+/// No rows; arguments that cannot work; a row that cannot be made tokens of, or measured, by its
+/// number; a file that cannot be written.
+pub fn evaluate_with<K>(
+    model: &Model,
+    rows: impl IntoExamples<K>,
+    args: &EvaluationArgs,
+) -> Result<Evaluation> {
+    run(model, rows.into_examples()?, args) // what a cell compiles
+}
+
+fn run(model: &Model, mut examples: Vec<EvalExample>, args: &EvaluationArgs) -> Result<Evaluation> {
+    let start = Instant::now();
+    args.validate()?;
+    examples.truncate(args.max_rows.unwrap_or(usize::MAX));
+    if examples.is_empty() {
+        return Err(Error::NoRows);
+    }
+    let model = model.pinned();
+    let fingerprint = answering_fingerprint(&model)?;
+    let mut answers = Answers::open(args.output_dir.as_deref(), &fingerprint)?;
+    let prepared = prepare(&model, &examples, args)?;
+    let work = Work { model: &model, examples: &examples, prepared: &prepared, args };
+    let generation = work.generation();
+    let mut rows = work.rows();
+    let mut stopped = work.losses(&mut rows, &mut answers)?;
+    if !stopped {
+        stopped = work.choices(&mut rows, &mut answers)?;
+    }
+    if !stopped {
+        stopped = work.generate(&mut rows, &generation, &mut answers)?;
+    }
+    if stopped {
+        rows.retain(|row| row.left_out.is_some() || row.answer.is_some() == work.asks(row.row));
+    }
+    for row in &mut rows {
+        let example = &examples[row.row];
+        if let Some(answer) = row.answer.as_ref().filter(|_| row.left_out.is_none()) {
+            for metric in &args.metrics {
+                if example.references.is_empty() && metric.needs_references() {
+                    continue;
+                }
+                let statistics = metric
+                    .statistics(answer, &example.references)
+                    .map_err(|error| Error::Row { row: row.row, problem: error.to_string() })?;
+                row.statistics.insert(metric.metric().name, statistics);
+            }
+        }
+    }
+    let mut evaluation = Evaluation {
+        model: model.name().to_owned(),
+        active: model.active().to_string(),
+        fingerprint,
+        settings: work.settings(&generation),
+        scores: Vec::new(),
+        slices: Vec::new(),
+        ends: BTreeMap::new(),
+        classification: None,
+        planned_rows: examples.len(),
+        rows,
+        stopped,
+        secs: 0.0,
+        measures: work.measures(),
+        level: args.level,
+    };
+    evaluation.sum_up(args)?;
+    evaluation.secs = start.elapsed().as_secs_f64();
+    Ok(evaluation)
+}
+
+/// What there is to do.
+struct Work<'a> {
+    model: &'a Model,
+    examples: &'a [EvalExample],
+    prepared: &'a [Prepared],
+    args: &'a EvaluationArgs,
+}
+
+impl Work<'_> {
+    fn rows(&self) -> Vec<RowResult> {
+        let row = |(row, (example, prepared)): (usize, (&EvalExample, &Prepared))| RowResult {
+            row,
+            question: example.question().to_owned(),
+            references: example.references.clone(),
+            answer: None,
+            end: None,
+            prompt_tokens: prepared.prompt.as_ref().map_or(0, Vec::len),
+            answer_tokens: 0,
+            probabilities: Vec::new(),
+            statistics: BTreeMap::new(),
+            columns: example.columns.clone(),
+            left_out: prepared.left_out.clone(),
+        };
+        self.examples.iter().zip(self.prepared).enumerate().map(row).collect()
+    }
+
+    /// Whether a row gets an answer.
+    fn asks(&self, row: usize) -> bool {
+        let prepared = &self.prepared[row];
+        prepared.choices.is_some()
+            || (prepared.prompt.is_some()
+                && self.examples[row].asks()
+                && !self.args.metrics.is_empty())
+    }
+
+    /// How answers are generated.
+    fn generation(&self) -> GenerationConfig {
+        let longest = || {
+            let tokens = |prepared: &Prepared| {
+                let reference = prepared.reference.as_ref();
+                reference.map_or(0, |text| text.loss_mask.iter().filter(|bears| **bears).count())
+            };
+            let longest = self.prepared.iter().map(tokens).max().unwrap_or(0);
+            (2 * longest + 8).min(MOST_NEW_TOKENS)
+        };
+        let max_new_tokens = self.args.max_new_tokens.unwrap_or_else(longest);
+        GenerationConfig { max_new_tokens, ..self.args.generation.clone() }
+    }
+
+    fn measures(&self) -> Vec<Measure> {
+        let mut measures: Vec<Measure> = Measure::of_losses().into();
+        if self.prepared.iter().any(|row| row.choices.is_some()) {
+            measures.push(Measure::rate(ACCURACY));
+            measures.push(Measure::rate(ACCURACY_NORM));
+        }
+        measures.extend(self.args.metrics.iter().map(Measure::of_texts));
+        measures
+    }
+
+    /// Whatever scores depend on besides the model.
+    fn settings(&self, generation: &GenerationConfig) -> BTreeMap<String, String> {
+        let template = self.model.chat_template().map(|template| template.fingerprint());
+        let hash = |text: &str| key(&[text.as_bytes()])[..8].to_owned();
+        let mut settings = BTreeMap::from([
+            ("template".to_owned(), template.map_or("none".to_owned(), |full| hash(&full))),
+            ("few_shot".to_owned(), self.args.few_shot.len().to_string()),
+        ]);
+        if !self.args.few_shot.is_empty() {
+            let shots = serde_json::to_string(&self.args.few_shot).unwrap_or_default();
+            settings.insert("shots".to_owned(), hash(&shots));
+        }
+        if !self.args.labels.is_empty() {
+            let count = self.args.labels.len();
+            let labels = hash(&self.args.labels.join("\0"));
+            settings.insert("labels".to_owned(), format!("{count}-{labels}"));
+        } else if !self.args.metrics.is_empty() {
+            let how = match generation.temperature {
+                0.0 => "greedy".to_owned(),
+                heat => format!("temperature-{heat}-seed-{}", generation.seed),
+            };
+            settings.insert("generation".to_owned(), how);
+            settings.insert("max_new_tokens".to_owned(), generation.max_new_tokens.to_string());
+            // All the rest, as one number.
+            let rest = GenerationConfig { batch_size: 1, max_new_tokens: 1, ..generation.clone() };
+            let rest = serde_json::to_string(&rest).unwrap_or_default();
+            settings.insert("config".to_owned(), hash(&rest));
+        }
+        let mut all = xxhash_rust::xxh3::Xxh3::new();
+        for example in self.examples {
+            all.update(serde_json::to_string(example).unwrap_or_default().as_bytes());
+        }
+        settings.insert("rows".to_owned(), format!("{:08x}", all.digest128() as u32));
+        settings
+    }
+
+    /// The losses of references; whether it was stopped.
+    fn losses(&self, rows: &mut [RowResult], answers: &mut Answers) -> Result<bool> {
+        let asked: Vec<(usize, &TokenizedText, String)> = self
+            .prepared
+            .iter()
+            .enumerate()
+            .filter_map(|(row, prepared)| {
+                let text = prepared.reference.as_ref()?;
+                let mask: Vec<u8> = text.loss_mask.iter().map(|bears| u8::from(*bears)).collect();
+                Some((row, text, key(&[&bytes(&text.ids), &mask])))
+            })
+            .collect();
+        let new: Vec<_> = asked.iter().filter(|(.., key)| answers.loss(key).is_none()).collect();
+        let bar = bar("Measuring losses", new.len(), "row");
+        let mut stopped = false;
+        for batch in new.chunks(BATCH) {
+            let texts: Vec<TokenizedText> =
+                batch.iter().map(|(_, text, _)| (*text).clone()).collect();
+            let Some(losses) = unless_stopped(self.model.text_losses(&texts))? else {
+                stopped = true;
+                break;
+            };
+            let lines = batch.iter().zip(&losses);
+            let lines = lines.map(|((.., key), loss)| Line::loss(key.clone(), loss)).collect();
+            answers.append(lines)?;
+            bar.advance(batch.len() as u64);
+        }
+        for (row, _, key) in &asked {
+            if let Some(Line::Loss { sum, tokens, correct, .. }) = answers.loss(key)
+                && *tokens > 0
+            {
+                let tokens = *tokens as f64;
+                let statistics = &mut rows[*row].statistics;
+                statistics.insert("loss".to_owned(), vec![*sum, tokens]);
+                statistics.insert("perplexity".to_owned(), vec![*sum, tokens]);
+                statistics.insert("token_accuracy".to_owned(), vec![*correct as f64, tokens]);
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// The likeliest of given answers; whether it was stopped.
+    fn choices(&self, rows: &mut [RowResult], answers: &mut Answers) -> Result<bool> {
+        // A question's own choices are compared by their length, too, so all are scored whole.
+        let margin = |row: usize| match self.examples[row].choices.is_empty() {
+            true => self.args.label_margin,
+            false => f64::INFINITY,
+        };
+        let asked: Vec<(usize, &Choices, String)> = self
+            .prepared
+            .iter()
+            .enumerate()
+            .filter_map(|(row, prepared)| {
+                let choices = prepared.choices.as_ref()?;
+                let texts: Vec<Vec<u8>> = choices.answers.iter().map(|ids| bytes(ids)).collect();
+                let (prompt, margin) = (bytes(&choices.prompt), margin(row).to_le_bytes());
+                let mut parts: Vec<&[u8]> = vec![&prompt, &margin];
+                parts.extend(texts.iter().map(Vec::as_slice));
+                Some((row, choices, key(&parts)))
+            })
+            .collect();
+        let new: Vec<_> = asked.iter().filter(|(.., key)| answers.choices(key).is_none()).collect();
+        let bar = bar("Choosing answers", new.len(), "row");
+        let mut stopped = false;
+        for own in [false, true] {
+            let of_kind = |(row, ..): &&&(usize, &Choices, String)| {
+                self.examples[*row].choices.is_empty() != own
+            };
+            let batchable: Vec<_> = new.iter().filter(of_kind).collect();
+            for batch in batchable.chunks(BATCH) {
+                let questions: Vec<Choices> =
+                    batch.iter().map(|(_, choices, _)| (*choices).clone()).collect();
+                let margin = if own { f64::INFINITY } else { self.args.label_margin };
+                let scored = self.model.score_choices(&questions, margin);
+                let Some(scored) = unless_stopped(scored)? else {
+                    stopped = true;
+                    break;
+                };
+                let lines = batch.iter().zip(&scored);
+                let lines = lines.map(|((.., key), scores)| Line::choices(key.clone(), scores));
+                answers.append(lines.collect())?;
+                bar.advance(batch.len() as u64);
+            }
+        }
+        for (row, choices, key) in &asked {
+            if let Some(Line::Choices { sums, exact, .. }) = answers.choices(key) {
+                self.choose(&mut rows[*row], choices, sums, exact);
+            }
+        }
+        Ok(stopped)
+    }
+
+    fn choose(&self, row: &mut RowResult, choices: &Choices, sums: &[f64], exact: &[bool]) {
+        let example = &self.examples[row.row];
+        let own = !example.choices.is_empty();
+        let names = if own { &example.choices } else { &self.args.labels };
+        let best = |score: &dyn Fn(usize) -> f64| {
+            let whole = (0..sums.len()).filter(|at| exact[*at]);
+            // Of equals the first.
+            whole.reduce(|best, at| if score(at) > score(best) { at } else { best })
+        };
+        let Some(chosen) = best(&|at| sums[at]) else { return };
+        let right = |at: usize| example.references.contains(&names[at]);
+        row.answer = Some(names[chosen].clone());
+        row.end = Some(AnswerEnd::Chosen);
+        row.answer_tokens = choices.answers[chosen].len();
+        let most = sums.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = sums.iter().map(|sum| (sum - most).exp()).collect();
+        let all: f64 = weights.iter().sum();
+        row.probabilities = weights.iter().map(|weight| weight / all).collect();
+        if example.references.is_empty() {
+            return;
+        }
+        let hit = |hit: bool| vec![f64::from(u8::from(hit)), 1.0];
+        row.statistics.insert(ACCURACY.to_owned(), hit(right(chosen)));
+        if own && let Some(chosen) = best(&|at| sums[at] / names[at].chars().count().max(1) as f64)
+        {
+            row.statistics.insert(ACCURACY_NORM.to_owned(), hit(right(chosen)));
+        }
+    }
+
+    /// Generated answers; whether it was stopped.
+    fn generate(
+        &self,
+        rows: &mut [RowResult],
+        config: &GenerationConfig,
+        answers: &mut Answers,
+    ) -> Result<bool> {
+        let same = GenerationConfig { batch_size: 1, ..config.clone() };
+        let same = serde_json::to_vec(&same).map_err(Error::json)?;
+        let samples = config.temperature > 0.0;
+        let asked: Vec<(usize, &Vec<u32>, String)> = (0..rows.len())
+            .filter(|row| self.asks(*row) && self.prepared[*row].choices.is_none())
+            .filter_map(|row| {
+                let prompt = self.prepared[row].prompt.as_ref()?;
+                // A sample depends on its number, too.
+                let number = if samples { row as u64 } else { 0 };
+                Some((row, prompt, key(&[&bytes(prompt), &same, &number.to_le_bytes()])))
+            })
+            .collect();
+        let new: Vec<_> = asked.iter().filter(|(.., key)| answers.answer(key).is_none()).collect();
+        let bar = bar("Generating answers", new.len(), "answer");
+        let size = EngineConfig { max_batch_size: config.batch_size, ..EngineConfig::default() };
+        let mut engine = GenerationEngine::new(self.model, size);
+        let stop = Stop::cell();
+        let mut running: HashMap<_, (usize, String, usize)> = HashMap::new();
+        let mut waiting: HashMap<&str, ()> = HashMap::new();
+        for (at, (row, prompt, key)) in new.iter().enumerate() {
+            // Equal questions are asked once.
+            if waiting.insert(key, ()).is_some() {
+                continue;
+            }
+            let request = GenerationRequest::new(prompt.as_slice(), config)
+                .with_number(*row)
+                .with_stop(&stop);
+            running.insert(engine.insert(request)?, (at, String::new(), 0));
+        }
+        let mut stopped = false;
+        let mut lines = Vec::new();
+        let mut tokens = 0;
+        while !engine.is_empty() {
+            for event in engine.step() {
+                let Some((at, text, count)) = running.get_mut(&event.id) else { continue };
+                text.push_str(&event.text);
+                *count += usize::from(event.token.is_some());
+                tokens += usize::from(event.token.is_some());
+                let Some(finish) = event.finish else { continue };
+                if let FinishReason::Failed(problem) = finish.reason {
+                    answers.append(std::mem::take(&mut lines))?;
+                    return Err(Error::Row { row: new[*at].0, problem });
+                }
+                match AnswerEnd::of(&finish.reason) {
+                    Some(end) => lines.push(Line::Answer {
+                        key: new[*at].2.clone(),
+                        text: std::mem::take(text),
+                        end,
+                        prompt_tokens: finish.usage.prompt_tokens,
+                        tokens: *count,
+                    }),
+                    None => stopped = true,
+                }
+                bar.advance(1);
+            }
+            bar.message(format!("{tokens} tokens"));
+            if lines.len() >= ANSWERS {
+                answers.append(std::mem::take(&mut lines))?;
+            }
+        }
+        answers.append(lines)?;
+        for (row, _, key) in &asked {
+            if let Some(Line::Answer { text, end, tokens, .. }) = answers.answer(key) {
+                let row = &mut rows[*row];
+                row.answer = Some(text.clone());
+                row.end = Some(*end);
+                row.answer_tokens = *tokens;
+            }
+        }
+        Ok(stopped)
+    }
+}
+
+/// A bar, if there is something to wait for.
+fn bar(label: &str, total: usize, unit: &str) -> Bar {
+    Bar((total > 1).then(|| ProgressBar::new(label, Some(total as u64)).unit(unit)))
+}
+
+struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    fn advance(&self, count: u64) {
+        if let Some(bar) = &self.0 {
+            bar.advance(count);
+        }
+    }
+
+    fn message(&self, text: String) {
+        if let Some(bar) = &self.0 {
+            bar.message(text);
+        }
+    }
+}
+
+/// `None` where the work was asked to stop.
+fn unless_stopped<T>(result: tunebook_models::Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(tunebook_models::Error::Interrupted(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Evaluation {
+    /// Scores, slices and classes of the rows.
+    fn sum_up(&mut self, args: &EvaluationArgs) -> Result<()> {
+        let judged: Vec<&RowResult> =
+            self.rows.iter().filter(|row| row.left_out.is_none()).collect();
+        let scores = |rows: &[&RowResult]| -> Result<Vec<_>> {
+            let over = |measure: &Measure| {
+                measure.over(rows, args.cluster.as_deref(), args.level, &self.settings)
+            };
+            Ok(self
+                .measures
+                .iter()
+                .map(over)
+                .collect::<Result<Vec<_>>>()?
+                .into_iter()
+                .flatten()
+                .collect())
+        };
+        let mut slices = Vec::new();
+        for column in &args.slices {
+            let mut groups: BTreeMap<&str, Vec<&RowResult>> = BTreeMap::new();
+            for row in &judged {
+                let value = row.columns.get(column).map_or("", String::as_str);
+                groups.entry(value).or_default().push(row);
+            }
+            if groups.keys().all(|value| value.is_empty()) {
+                return Err(Error::NoColumn { column: column.clone() });
+            }
+            for (value, rows) in groups {
+                slices.push(SliceScores {
+                    column: column.clone(),
+                    value: value.to_owned(),
+                    scores: scores(&rows)?,
+                });
+            }
+        }
+        let overall = scores(&judged)?;
+        let mut ends = BTreeMap::new();
+        for end in judged.iter().filter_map(|row| row.end) {
+            *ends.entry(end).or_insert(0) += 1;
+        }
+        let classification = classification(&judged, args)?;
+        (self.scores, self.slices, self.ends) = (overall, slices, ends);
+        self.classification = classification;
+        Ok(())
+    }
+}
+
+fn classification(rows: &[&RowResult], args: &EvaluationArgs) -> Result<Option<Classification>> {
+    if args.labels.is_empty() {
+        return Ok(None);
+    }
+    let rows: Vec<(&str, &str, &RowResult)> = rows
+        .iter()
+        .filter_map(|row| {
+            let truth = row.references.first()?.as_str();
+            Some((truth, row.answer.as_deref()?, *row))
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let truth: Vec<&str> = rows.iter().map(|(truth, ..)| *truth).collect();
+    let predicted: Vec<&str> = rows.iter().map(|(_, predicted, _)| *predicted).collect();
+    let labels: Vec<&str> = args.labels.iter().map(String::as_str).collect();
+    let sure: Vec<f64> = rows
+        .iter()
+        .map(|(.., row)| row.probabilities.iter().copied().fold(0.0, f64::max))
+        .collect();
+    let right: Vec<bool> = rows.iter().map(|(truth, answer, _)| truth == answer).collect();
+    Ok(Some(Classification {
+        report: class_report(&truth, &predicted, Some(&labels))?,
+        confusion: confusion(&truth, &predicted, Some(&labels))?,
+        reliability: Some(reliability(&sure, &right, 10)?),
+    }))
+}

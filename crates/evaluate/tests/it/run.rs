@@ -1,0 +1,346 @@
+//! Evaluations of a tiny model: what is measured, what is kept, what is refused.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tunebook_evaluate::metric::{Contains, EditDistance, ExactMatch, TextMetric, metric_fn};
+use tunebook_evaluate::{
+    AnswerEnd, EvalExample, Evaluation, EvaluationArgs, Verdict, evaluate, evaluate_with,
+};
+use tunebook_models::{Device, GenerationConfig, Message, Model};
+use tunebook_tune::Adapters as _;
+
+fn model() -> Model {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/lora_tiny/model");
+    Model::load(folder, &Device::Cpu).unwrap()
+}
+
+fn rows(count: usize) -> Vec<EvalExample> {
+    let row = |row: usize| {
+        let question = format!("Where is parcel {row}?");
+        EvalExample::new(question, format!("At depot {}.", row % 7))
+            .with_column("depot", (row % 7).to_string())
+    };
+    (0..count).map(row).collect()
+}
+
+fn in_memory() -> EvaluationArgs {
+    EvaluationArgs { output_dir: None, max_new_tokens: Some(12), ..Default::default() }
+}
+
+fn with_adapter(model: &Model) -> Model {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/lora_tiny/final");
+    model.load_adapter(folder, "other").unwrap();
+    model.with_adapter("other").unwrap()
+}
+
+#[test]
+fn losses_and_answers_are_the_models() {
+    let model = model();
+    let rows = rows(9);
+    let args = EvaluationArgs {
+        metrics: vec![Arc::new(ExactMatch::default()), Arc::new(EditDistance::default())],
+        slices: vec!["depot".to_owned()],
+        ..in_memory()
+    };
+    let found = evaluate_with(&model, &rows, &args).unwrap();
+    let texts: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let turns = [Message::user(row.question()), Message::assistant(&row.references[0])];
+            model.chat_tokenizer().tokenize_conversation(&turns).unwrap()
+        })
+        .collect();
+    let losses = model.text_losses(&texts).unwrap();
+    let (sum, tokens) = losses.iter().fold((0.0, 0), |(s, n), l| (s + l.sum, n + l.tokens));
+    assert_eq!(found.value("loss").unwrap(), sum / tokens as f64);
+    assert!((found.value("perplexity").unwrap() - (sum / tokens as f64).exp()).abs() < 1e-9);
+    let config = GenerationConfig { max_new_tokens: 12, ..Default::default() };
+    let questions: Vec<String> = rows.iter().map(|row| row.question().to_owned()).collect();
+    let answers = model.chat_batch(&questions, &config).unwrap();
+    for (row, answer) in found.rows.iter().zip(&answers) {
+        assert_eq!(row.answer.as_ref().unwrap(), answer);
+    }
+    let distance = EditDistance::default();
+    let statistics: Vec<Vec<f64>> = rows
+        .iter()
+        .zip(&answers)
+        .map(|(row, answer)| distance.statistics(answer, &row.references).unwrap())
+        .collect();
+    let expected = distance.score(&tunebook_evaluate::metric::sums(&statistics));
+    assert_eq!(found.value("edit_distance"), Some(expected));
+    // An untrained model does not end its answers, and that is said.
+    assert_eq!(found.cut_answers(), found.ends.get(&AnswerEnd::Length).copied().unwrap_or(0));
+    assert_eq!(found.ends.values().sum::<usize>(), 9);
+    assert_eq!(found.slices.len(), 7);
+    assert!(found.slices[0].scores.iter().all(|score| score.rows <= 2));
+    let signature = &found.score("exact_match").unwrap().signature;
+    for part in ["nrefs:1", "max_new_tokens:12", "generation:greedy", "template:", "n:9"] {
+        assert!(signature.contains(part), "{part}: {signature}");
+    }
+    assert_eq!(model.text_losses(&[]).unwrap(), []);
+}
+
+#[test]
+fn labels_are_chosen_by_their_likelihood() {
+    let model = model();
+    let labels: Vec<String> = (0..7).map(|depot| format!("At depot {depot}.")).collect();
+    let args = EvaluationArgs { metrics: Vec::new(), labels: labels.clone(), ..in_memory() };
+    let rows = rows(14);
+    let pruned = evaluate_with(&model, &rows, &args).unwrap();
+    let whole = EvaluationArgs { label_margin: f64::INFINITY, ..args };
+    let exact = evaluate_with(&model, &rows, &whole).unwrap();
+    for (pruned, exact) in pruned.rows.iter().zip(&exact.rows) {
+        assert_eq!(pruned.answer, exact.answer);
+        assert_eq!(exact.probabilities.len(), 7);
+        assert!((exact.probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+        assert_eq!(pruned.end, Some(AnswerEnd::Chosen));
+    }
+    let right = exact.rows.iter().filter(|row| row.answer.as_ref() == row.references.first());
+    assert_eq!(exact.value("accuracy").unwrap(), right.count() as f64 / 14.0);
+    let classes = exact.classification.as_ref().unwrap();
+    assert_eq!(classes.report.rows, 14);
+    assert_eq!(classes.confusion.labels, labels);
+    assert!(exact.score("accuracy_norm").is_none(), "labels are told apart by their end");
+    // Questions with their own choices.
+    let own: Vec<EvalExample> = rows
+        .iter()
+        .map(|row| {
+            let prompt = format!("{} Answer:", row.question());
+            let right = format!(" {}", row.references[0]);
+            EvalExample::text(prompt, right.clone()).with_choices([right, " no".to_owned()])
+        })
+        .collect();
+    let found = evaluate_with(&model, &own, &EvaluationArgs { metrics: Vec::new(), ..in_memory() });
+    let found = found.unwrap();
+    for (row, example) in found.rows.iter().zip(&own) {
+        let pairs: Vec<(&str, &str)> =
+            example.choices.iter().map(|choice| (example.question(), choice.as_str())).collect();
+        let sums = model.log_likelihoods(&pairs).unwrap();
+        let likelier = usize::from(sums[1].sum > sums[0].sum);
+        assert_eq!(row.answer.as_deref(), Some(pairs[likelier].1));
+        let normed = |at: usize| sums[at].sum / pairs[at].1.chars().count() as f64;
+        let hit = row.statistics["accuracy_norm"][0];
+        assert_eq!(hit == 1.0, normed(0) >= normed(1));
+    }
+}
+
+#[test]
+fn a_second_call_generates_nothing_again() {
+    let folder = tempfile::tempdir().unwrap();
+    // An adapter that is loaded later becomes the active one.
+    let loaded = model();
+    let model = loaded.base();
+    let args = EvaluationArgs { output_dir: Some(folder.path().into()), ..in_memory() };
+    let first = evaluate_with(&model, &rows(40), &args).unwrap();
+    let file = || {
+        let files: Vec<PathBuf> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        std::fs::read(&files[0]).unwrap()
+    };
+    let kept = file();
+    // Another metric, and fewer rows.
+    let changed = EvaluationArgs { metrics: vec![Arc::new(Contains::default())], ..args.clone() };
+    let second = evaluate_with(&model, &rows(30), &changed).unwrap();
+    assert_eq!(file(), kept);
+    assert_eq!(second.rows[3].answer, first.rows[3].answer);
+    assert!(second.score("exact_match").is_none());
+    // More tokens are another question.
+    let longer = EvaluationArgs { max_new_tokens: Some(13), ..args.clone() };
+    evaluate_with(&model, &rows(1), &longer).unwrap();
+    assert!(file().len() > kept.len());
+    // Another adapter is another file, by content and not by name.
+    let path = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    evaluate_with(&with_adapter(&loaded), &rows(2), &args).unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    // A line that a killed process left unfinished is cut off; the file's lines stay whole.
+    let mut torn = std::fs::read(&path).unwrap();
+    let whole = torn.len();
+    torn.extend_from_slice(b"{\"kind\":\"answer\",\"key\":\"ab");
+    std::fs::write(&path, torn).unwrap();
+    let again = evaluate_with(&model, &rows(40), &args).unwrap();
+    assert_eq!(again.to_json().unwrap(), first.to_json().unwrap());
+    assert_eq!(std::fs::read(&path).unwrap().len(), whole);
+}
+
+/// Run by the next test in a process of its own.
+#[test]
+#[ignore = "a part of `a_killed_evaluation_goes_on_where_it_stopped`"]
+fn child() {
+    let Ok(folder) = std::env::var("TUNEBOOK_EVALUATE_CHILD") else { return };
+    let json = long(Path::new(&folder)).to_json().unwrap();
+    std::fs::write(Path::new(&folder).join("result.json"), json).unwrap();
+}
+
+fn long(folder: &Path) -> Evaluation {
+    let args = EvaluationArgs {
+        output_dir: Some(folder.join("answers")),
+        max_new_tokens: Some(48),
+        labels: Vec::new(),
+        ..Default::default()
+    };
+    evaluate_with(&model(), &rows(600), &args).unwrap()
+}
+
+#[test]
+fn a_killed_evaluation_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    for folder in [&whole, &killed] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    let start = |folder: &Path| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["run::child", "--exact", "--ignored"])
+            .env("TUNEBOOK_EVALUATE_CHILD", folder)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let begun = std::time::Instant::now();
+    assert!(start(&whole).wait().unwrap().success());
+    let time = begun.elapsed();
+    let mut random = tunebook_testing::Random::new(3);
+    let mut unfinished = 0;
+    for _ in 0..20 {
+        let mut child = start(&killed);
+        std::thread::sleep(time.mul_f64(random.unit() / 3.0).max(Duration::from_millis(1)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        unfinished += usize::from(!killed.join("result.json").exists());
+    }
+    assert!(unfinished >= 5, "killed while it worked: {unfinished}");
+    assert!(start(&killed).wait().unwrap().success());
+    let read = |folder: &Path| std::fs::read_to_string(folder.join("result.json")).unwrap();
+    assert_eq!(read(&killed), read(&whole), "byte for byte");
+}
+
+#[test]
+fn models_are_compared_on_the_same_rows_with_the_same_settings() {
+    let model = model();
+    let other = with_adapter(&model);
+    let base = model.base();
+    let one = evaluate_with(&base, &rows(40), &in_memory()).unwrap();
+    let same = evaluate_with(&base, &rows(40), &in_memory()).unwrap();
+    let equal = same.compare(&one).unwrap();
+    for score in &equal.scores {
+        assert_eq!(score.difference, 0.0);
+        assert_eq!(score.verdict, Verdict::NoDifferenceShown, "{}", score.metric.name);
+        assert_eq!(score.p_value, 1.0);
+    }
+    let two = evaluate_with(&other, &rows(40), &in_memory()).unwrap();
+    let compared = two.compare(&one).unwrap();
+    let loss = &compared.scores[0];
+    assert_eq!(loss.metric.name, "loss");
+    assert!(
+        (loss.difference - (two.value("loss").unwrap() - one.value("loss").unwrap())).abs() < 1e-12
+    );
+    assert!(loss.interval.contains(loss.difference));
+    let expected = if loss.difference < 0.0 { Verdict::Better } else { Verdict::Worse };
+    assert_eq!(loss.verdict, expected, "40 rows of one kind show it: {loss:?}");
+    assert_eq!(compared.most_changed.len(), 40);
+    // Clusters count as one.
+    let clustered = two.compare_clustered(&one, "depot").unwrap();
+    assert_eq!(clustered.scores[0].units, 7);
+    // Other settings or rows are refused by name.
+    let longer = EvaluationArgs { max_new_tokens: Some(20), ..in_memory() };
+    let longer = evaluate_with(&base, &rows(40), &longer).unwrap();
+    let error = longer.compare(&one).unwrap_err().to_string();
+    assert!(error.contains("max_new_tokens") && error.contains("20 and 12"), "{error}");
+    let fewer = evaluate_with(&base, &rows(39), &in_memory()).unwrap();
+    let error = fewer.compare(&one).unwrap_err().to_string();
+    assert!(error.contains("rows"), "{error}");
+    let few = evaluate_with(&base, &rows(3), &in_memory()).unwrap();
+    let other_few = evaluate_with(&other, &rows(3), &in_memory()).unwrap();
+    let compared = other_few.compare(&few).unwrap();
+    assert!(compared.scores.iter().all(|score| score.verdict != Verdict::Better));
+}
+
+#[test]
+fn a_gate_fails_with_what_was_found() {
+    let found = evaluate_with(&model(), &rows(20), &in_memory()).unwrap();
+    found.require("loss > 0").unwrap().require("exact_match <= 1").unwrap();
+    found.require("exact_match.low >= 0").unwrap();
+    let error = found.require("exact_match >= 0.88").unwrap_err().to_string();
+    assert!(error.contains("exact_match >= 0.88") && error.contains("0.0000"), "{error}");
+    for (condition, part) in [
+        ("accuracy >= 0.5", "exact_match"),
+        ("exact_match", "expected"),
+        ("exact_match >= much", "expected"),
+        ("exact_match >= nan", "expected"),
+    ] {
+        let error = found.require(condition).unwrap_err().to_string();
+        assert!(error.contains(part), "{condition}: {error}");
+    }
+}
+
+#[test]
+fn bad_input_is_refused_by_its_place_and_answers_are_kept() {
+    let model = model();
+    let error = evaluate(&model, &Vec::<EvalExample>::new()).unwrap_err().to_string();
+    assert!(error.contains("no rows"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let kept = |metric: Arc<dyn TextMetric>| EvaluationArgs {
+        metrics: vec![metric],
+        output_dir: Some(folder.path().into()),
+        ..in_memory()
+    };
+    let panics = metric_fn("own", true, |_: &str, reference: &str| {
+        assert!(!reference.contains('3'), "no threes");
+        1.0
+    });
+    let error = evaluate_with(&model, &rows(10), &kept(Arc::new(panics))).unwrap_err().to_string();
+    assert!(
+        error.contains("row 3") && error.contains("own") && error.contains("no threes"),
+        "{error}"
+    );
+    let text = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let lines = std::fs::read_to_string(text).unwrap();
+    assert_eq!(lines.matches("\"kind\":\"answer\"").count(), 10, "answers are kept");
+    // A row without a reference is answered, and counts in no score that needs one.
+    let mut some = rows(5);
+    some[2].references.clear();
+    let found = evaluate_with(&model, &some, &in_memory()).unwrap();
+    assert_eq!(found.score("exact_match").unwrap().rows, 4);
+    assert!(found.rows[2].answer.is_some());
+    // A prompt that does not fit is left out with its reason.
+    let context = model.config().max_position_embeddings;
+    let mut long = rows(3);
+    long.push(EvalExample::new("x".repeat(context + 1), "y"));
+    let found = evaluate_with(&model, &long, &in_memory()).unwrap();
+    let reason = found.rows[3].left_out.as_ref().unwrap();
+    assert!(reason.contains(&context.to_string()), "{reason}");
+    assert_eq!(found.score("loss").unwrap().rows, 3);
+    // Arguments.
+    for (args, part) in [
+        (EvaluationArgs { level: 1.0, ..in_memory() }, "level"),
+        (EvaluationArgs { labels: vec!["a".into()], ..in_memory() }, "labels"),
+        (EvaluationArgs { labels: vec!["a".into(), "a".into()], ..in_memory() }, "twice"),
+        (EvaluationArgs { max_new_tokens: Some(0), ..in_memory() }, "max_new_tokens"),
+        (EvaluationArgs { slices: vec!["nothing".into()], ..in_memory() }, "nothing"),
+    ] {
+        let error = evaluate_with(&model, &rows(3), &args).unwrap_err().to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn solved_examples_stand_before_each_prompt() {
+    let model = model();
+    let shots = vec![EvalExample::new("a", "b")];
+    let args = EvaluationArgs { few_shot: shots.clone(), ..in_memory() };
+    let row = EvalExample::new("e", "f");
+    let found = evaluate_with(&model, &[row.clone()], &args).unwrap();
+    let mut turns = Vec::new();
+    for shot in &shots {
+        turns.push(Message::user(shot.question()));
+        turns.push(Message::assistant(&shot.references[0]));
+    }
+    turns.push(Message::user(row.question()));
+    let asked = model.chat_tokenizer().tokenize_prompt(&turns).unwrap();
+    assert_eq!(found.rows[0].prompt_tokens, asked.len());
+    assert_eq!(found.settings["few_shot"], "1");
+}

@@ -1,0 +1,377 @@
+//! From a data set to an evaluation, and from an evaluation to tables and figures.
+
+use std::path::{Path, PathBuf};
+
+use polars::prelude::*;
+use tunebook_charts::{Cell, Figure, HeatMap, Line, LineChart, Table};
+use tunebook_data::{Dataset, TrainingText};
+use tunebook_evaluate::{
+    ChangedRow, Comparison, Error, EvalExample, EvalPrompt, Evaluation, IntoExamples, RowResult,
+    Score,
+};
+
+use crate::train::{DataSets, message};
+
+/// Labels up to which the confusion table is drawn whole.
+const DRAWN_LABELS: usize = 40;
+/// Rows that a table of rows shows.
+const SHOWN_ROWS: usize = 50;
+
+/// The [`Kind`](IntoExamples) of a file, folder or pattern, read as [`Dataset::read`] does.
+#[derive(Debug)]
+pub struct DataFile;
+
+impl IntoExamples<DataSets> for &Dataset {
+    fn into_examples(self) -> Result<Vec<EvalExample>, Error> {
+        let columns = columns(self);
+        let row = |(row, text): (usize, TrainingText)| {
+            let mut example = example(text);
+            for (name, values) in &columns {
+                if let Some(value) = &values[row] {
+                    example.columns.insert(name.clone(), value.clone());
+                }
+            }
+            example
+        };
+        Ok(self.conversations().into_iter().enumerate().map(row).collect())
+    }
+}
+
+impl IntoExamples<DataFile> for &str {
+    fn into_examples(self) -> Result<Vec<EvalExample>, Error> {
+        Path::new(self).into_examples()
+    }
+}
+
+impl IntoExamples<DataFile> for &Path {
+    fn into_examples(self) -> Result<Vec<EvalExample>, Error> {
+        let data = Dataset::read(self).map_err(|error| Error::Rows(error.to_string()))?;
+        (&data).into_examples()
+    }
+}
+
+impl IntoExamples<DataFile> for &PathBuf {
+    fn into_examples(self) -> Result<Vec<EvalExample>, Error> {
+        self.as_path().into_examples()
+    }
+}
+
+/// A row as a prompt and its right answer: the last turn of the assistant, what stands before it is
+/// asked. Of a plain text only the loss is measured.
+fn example(text: TrainingText) -> EvalExample {
+    match text {
+        TrainingText::Text(text) => EvalExample::text("", text),
+        TrainingText::Conversation(turns) => {
+            let mut messages: Vec<_> = turns.into_iter().map(message).collect();
+            let last = messages.iter().rposition(|message| message.role == "assistant");
+            let answer = last.map(|last| {
+                messages.truncate(last + 1);
+                messages.pop().map(|message| message.content).unwrap_or_default()
+            });
+            let mut example = EvalExample::conversation(messages, "");
+            example.references = answer.into_iter().collect();
+            if let EvalPrompt::Conversation(turns) = &mut example.prompt {
+                turns.iter_mut().for_each(|turn| turn.train = false);
+            }
+            example
+        }
+    }
+}
+
+/// The columns that are not the texts themselves, as text.
+fn columns(data: &Dataset) -> Vec<(String, Vec<Option<String>>)> {
+    const TEXTS: [&str; 5] = ["prompt", "completion", "messages", "turns", "system"];
+    let texts = |column: &Column| -> Option<(String, Vec<Option<String>>)> {
+        let name = column.name().to_string();
+        let is_value = column.dtype().is_primitive() || column.dtype().is_string();
+        if TEXTS.contains(&name.as_str()) || !is_value {
+            return None;
+        }
+        let text = column.cast(&DataType::String).ok()?;
+        let values = text.str().ok()?.iter().map(|value| value.map(str::to_owned)).collect();
+        Some((name, values))
+    };
+    data.frame().columns().iter().filter_map(texts).collect()
+}
+
+/// Tables and figures of an evaluation.
+pub trait EvaluationViews {
+    /// Every score with its interval, rows and signature.
+    fn score_table(&self) -> Table;
+
+    /// The scores by the values of the columns in
+    /// [`EvaluationArgs::slices`](tunebook_evaluate::EvaluationArgs::slices).
+    fn slice_table(&self) -> Table;
+
+    /// The rows of which a metric's value is worst, with question, reference and answer.
+    fn worst_rows(&self, metric: &str) -> Table;
+
+    /// Precision, recall and F1 of each label, worst first; `None` without labels.
+    fn class_table(&self) -> Option<Table>;
+
+    /// How often each label is taken for each other; of many labels those that are confused most.
+    /// `None` without labels.
+    fn confusion_chart(&self) -> Option<Figure>;
+
+    /// Accuracy against confidence; on the diagonal a confidence of 80 % is right eight times in
+    /// ten. `None` without labels.
+    fn reliability_chart(&self) -> Option<Figure>;
+}
+
+impl EvaluationViews for Evaluation {
+    fn score_table(&self) -> Table {
+        let mut table = scores(&self.scores, &format!("{}, {}", self.model, self.active), true);
+        let cut = self.cut_answers();
+        if cut > 0 {
+            table = table.note(format!(
+                "{cut} of {} answers were cut at the most tokens or at the end of the context.",
+                self.ends.values().sum::<usize>()
+            ));
+        }
+        let left_out = self.rows.iter().filter(|row| row.left_out.is_some()).count();
+        if left_out > 0 {
+            let reason = self.rows.iter().find_map(|row| row.left_out.as_deref());
+            table = table.note(format!(
+                "{left_out} rows are in no score. The first: {}",
+                reason.unwrap_or_default()
+            ));
+        }
+        if self.stopped {
+            table =
+                table.note(format!("Stopped: {} of {} rows.", self.rows.len(), self.planned_rows));
+        }
+        table
+    }
+
+    fn slice_table(&self) -> Table {
+        let mut table = Table::new(["column", "value", "score", "", "interval", "rows"]);
+        for slice in &self.slices {
+            for score in &slice.scores {
+                table.row([
+                    Cell::from(slice.column.as_str()),
+                    Cell::from(slice.value.as_str()),
+                    Cell::from(score.metric.name.as_str()),
+                    Cell::Number(score.value),
+                    Cell::Right(interval(score)),
+                    score.rows.into(),
+                ]);
+            }
+        }
+        table
+    }
+
+    fn worst_rows(&self, metric: &str) -> Table {
+        let of = |row: &RowResult| match row.statistics.get(metric).map(Vec::as_slice) {
+            Some([sum, count, ..]) if *count > 0.0 => Some(sum / count),
+            Some([value]) => Some(*value),
+            _ => None,
+        };
+        let better = self.score(metric).is_none_or(|score| score.metric.higher_is_better);
+        let mut rows: Vec<(f64, &RowResult)> =
+            self.rows.iter().filter_map(|row| Some((of(row)?, row))).collect();
+        rows.sort_by(|(a, _), (b, _)| if better { a.total_cmp(b) } else { b.total_cmp(a) });
+        let mut table = Table::new(["row", metric, "question", "reference", "answer"]);
+        for (value, row) in rows.iter().take(SHOWN_ROWS) {
+            table.row([
+                row.row.into(),
+                Cell::Number(*value),
+                Cell::from(row.question.as_str()),
+                Cell::from(row.references.first().map_or("", String::as_str)),
+                Cell::from(row.answer.as_deref().unwrap_or("")),
+            ]);
+        }
+        table
+    }
+
+    fn class_table(&self) -> Option<Table> {
+        let report = &self.classification.as_ref()?.report;
+        let mut classes: Vec<_> = report.classes.iter().collect();
+        classes.sort_by(|a, b| a.f1.total_cmp(&b.f1));
+        let mut table = Table::new(["label", "precision", "recall", "F1", "rows"]);
+        for class in classes {
+            table.row([
+                Cell::from(class.label.as_str()),
+                Cell::Number(class.precision),
+                Cell::Number(class.recall),
+                Cell::Number(class.f1),
+                Cell::Number(class.support as f64),
+            ]);
+        }
+        let (mean, weighted) = (&report.macro_average, &report.weighted_average);
+        Some(table.note(format!(
+            "accuracy {:.4}; F1 macro {:.4}, weighted {:.4}; {} rows",
+            report.accuracy, mean.f1, weighted.f1, report.rows
+        )))
+    }
+
+    fn confusion_chart(&self) -> Option<Figure> {
+        let confusion = &self.classification.as_ref()?.confusion;
+        let count = confusion.labels.len();
+        let wrong = |at: usize| -> u64 {
+            let mistaken: u64 =
+                (0..count).filter(|other| *other != at).map(|to| confusion.counts[at][to]).sum();
+            let taken: u64 = (0..count)
+                .filter(|other| *other != at)
+                .map(|from| confusion.counts[from][at])
+                .sum();
+            mistaken + taken
+        };
+        let mut shown: Vec<usize> = (0..count).collect();
+        if count > DRAWN_LABELS {
+            shown.sort_by_key(|at| std::cmp::Reverse(wrong(*at)));
+            shown.truncate(DRAWN_LABELS);
+            shown.sort_unstable();
+        }
+        let most = shown.iter().flat_map(|row| shown.iter().map(|to| confusion.counts[*row][*to]));
+        let most = most.max().unwrap_or(1).max(1);
+        let title = match count > DRAWN_LABELS {
+            true => {
+                format!("Confusion, the {DRAWN_LABELS} labels that are confused most of {count}")
+            }
+            false => "Confusion".to_owned(),
+        };
+        let names: Vec<String> = shown.iter().map(|at| confusion.labels[*at].clone()).collect();
+        let value = |row: usize, to: usize| {
+            let rows = confusion.counts[row][to];
+            (rows > 0).then_some(rows as f64)
+        };
+        let values =
+            shown.iter().map(|row| shown.iter().map(|to| value(*row, *to)).collect()).collect();
+        let map = HeatMap {
+            title,
+            x_label: "predicted".to_owned(),
+            value_label: "rows".to_owned(),
+            columns: names.clone(),
+            rows: names,
+            values,
+            range: (0.0, most as f64),
+        };
+        Some(map.figure())
+    }
+
+    fn reliability_chart(&self) -> Option<Figure> {
+        let table = self.classification.as_ref()?.reliability.as_ref()?;
+        let points = table.bins.iter().filter_map(|bin| Some((bin.confidence?, bin.accuracy?)));
+        let lines = vec![
+            Line::new("perfect", [(0.0, 0.0), (1.0, 1.0)]),
+            Line::new(format!("found (ECE {:.3})", table.ece), points).marked(),
+        ];
+        let chart = LineChart {
+            title: format!("Reliability, {} rows", table.rows),
+            x_label: "confidence".to_owned(),
+            y_label: "accuracy".to_owned(),
+            lines,
+            ..LineChart::default()
+        };
+        Some(chart.figure())
+    }
+}
+
+/// Tables of a comparison.
+pub trait ComparisonViews {
+    /// Every score of both with the difference, its interval, the test and the verdict.
+    fn table(&self) -> Table;
+
+    /// Rows that this model has right and the other has not, differences marked.
+    fn newly_right_table(&self, metric: &str) -> Table;
+
+    /// Rows that the other model has right and this one has not, differences marked.
+    fn newly_wrong_table(&self, metric: &str) -> Table;
+
+    /// Rows whose loss changed most, differences marked.
+    fn most_changed_table(&self) -> Table;
+}
+
+impl ComparisonViews for Comparison {
+    fn table(&self) -> Table {
+        let mut table = Table::new([
+            "score",
+            &self.other,
+            &self.name,
+            "difference",
+            "interval",
+            "p (Holm)",
+            "smallest shown",
+            "verdict",
+        ])
+        .caption(format!("{} against {}", self.name, self.other));
+        for score in &self.scores {
+            let interval = score.interval;
+            table.row([
+                Cell::from(score.metric.name.as_str()),
+                Cell::Number(score.other),
+                Cell::Number(score.value),
+                Cell::Right(format!("{:+.4}", score.difference)),
+                Cell::Right(format!("{:+.4} to {:+.4}", interval.low, interval.high)),
+                Cell::Right(p_value(score.adjusted_p_value)),
+                Cell::Right(
+                    score.smallest_difference.map_or("none".to_owned(), |d| format!("{d:.4}")),
+                ),
+                Cell::from(score.verdict.to_string()),
+            ]);
+        }
+        let units = self.scores.iter().map(|score| score.units).max().unwrap_or(0);
+        table.note(format!(
+            "{units} rows. Tests: McNemar for shares of hits, else paired bootstrap; corrected for {} \
+             scores. A true difference of the size \"smallest shown\" is found four times in five.",
+            self.scores.len()
+        ))
+    }
+
+    fn newly_right_table(&self, metric: &str) -> Table {
+        changed(self.newly_right.get(metric).map_or(&[], Vec::as_slice), &self.other, &self.name)
+    }
+
+    fn newly_wrong_table(&self, metric: &str) -> Table {
+        changed(self.newly_wrong.get(metric).map_or(&[], Vec::as_slice), &self.other, &self.name)
+    }
+
+    fn most_changed_table(&self) -> Table {
+        changed(&self.most_changed, &self.other, &self.name)
+    }
+}
+
+fn changed(rows: &[ChangedRow], other: &str, name: &str) -> Table {
+    let mut table =
+        Table::new(["row", "question", "reference", &format!("{other} → {name}"), "score"]);
+    for row in rows.iter().take(SHOWN_ROWS) {
+        table.row([
+            row.row.into(),
+            Cell::from(row.question.as_str()),
+            Cell::from(row.references.first().map_or("", String::as_str)),
+            Cell::Diff(row.before.clone(), row.after.clone()),
+            Cell::Right(format!("{:.3} → {:.3}", row.score_before, row.score_after)),
+        ]);
+    }
+    match rows.len() > SHOWN_ROWS {
+        true => table.note(format!("{SHOWN_ROWS} of {} rows.", rows.len())),
+        false => table,
+    }
+}
+
+fn p_value(p: f64) -> String {
+    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
+}
+
+fn interval(score: &Score) -> String {
+    score.interval.map_or("".to_owned(), |i| format!("{:.4} to {:.4}", i.low, i.high))
+}
+
+fn scores(scores: &[Score], caption: &str, signed: bool) -> Table {
+    let mut table = Table::new(["score", "", "interval", "rows"]).caption(caption);
+    for score in scores {
+        let unit = score.metric.unit.as_ref().map(|unit| format!(" ({unit})")).unwrap_or_default();
+        table.row([
+            Cell::from(format!("{}{unit}", score.metric.name)),
+            Cell::Number(score.value),
+            Cell::Right(interval(score)),
+            score.rows.into(),
+        ]);
+    }
+    match scores.iter().find(|_| signed) {
+        Some(score) => {
+            table.note(format!("signature of {}: {}", score.metric.name, score.signature))
+        }
+        None => table,
+    }
+}
