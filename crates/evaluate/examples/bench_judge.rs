@@ -69,7 +69,7 @@ fn run() -> Result<()> {
     };
     let slice = size == "slice";
     let options = options(slice, rest)?;
-    let data = Dataset::read(csv)?;
+    let data = Dataset::read_keys(csv, "text", "category")?;
     let data = match slice {
         true => data.split(&Split::holdout(SLICE).stratify_by("completion").seed(7))?.validation,
         false => data,
