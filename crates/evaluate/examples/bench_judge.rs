@@ -83,6 +83,8 @@ fn run() -> Result<()> {
     let args = EvaluationArgs {
         metrics: Vec::new(),
         labels: labels.into_iter().cloned().collect(),
+        // The likeliest is asked for, not how likely the others are.
+        label_margin: 0.0,
         output_dir: None,
         ..Default::default()
     };
@@ -158,7 +160,6 @@ fn run() -> Result<()> {
             "accuracy_after": after.value("accuracy"),
             "interval_after": interval(&after),
             "macro_f1": after.classification.as_ref().map(|c| c.report.macro_average.f1),
-            "ece": after.classification.as_ref().and_then(|c| c.reliability.as_ref()).map(|r| r.ece),
             "verdict": verdict.map(|score| score.verdict.to_string()),
             "training_secs": training_secs,
             "evaluation_secs": after.secs,

@@ -73,7 +73,10 @@ impl Search<'_> {
             return likeliest.map(|at| self.open.swap_remove(at)).into_iter().collect();
         }
         self.open.retain(|branch| reached(branch) >= best - margin);
-        std::mem::take(&mut self.open)
+        // A token at a time, since each may make its branch too unlikely.
+        let mut next = std::mem::take(&mut self.open);
+        next.iter_mut().for_each(|(nodes, _)| nodes.truncate(1));
+        next
     }
 }
 
@@ -199,18 +202,22 @@ impl Model {
         }
         let parts: Vec<Part<'_>> =
             taken.iter().map(|(at, _, ids)| Part { ids, ..searches[*at].context }).collect();
+        // The output head meets the tokens of all branches at once.
+        let mut asked = Vec::new();
         let (caches, _) = self.prefilled(pages, &parts, caches, &mut |branch, from, hidden| {
             let (at, nodes, _) = &taken[branch];
             let search = &searches[*at];
-            let asked = (0..hidden.dim(0)?).map(|row| {
-                Ok(Asked {
+            for row in 0..hidden.dim(0)? {
+                asked.push(Asked {
                     hidden: hidden.narrow(0, row, 1)?,
                     overlay: search.context.overlay,
                     tokens: search.trie.asked(nodes[from + row]),
-                })
-            });
-            self.score_rows(&asked.collect::<Result<Vec<_>>>()?, scores)
+                });
+            }
+            Ok(())
         })?;
+        self.score_rows(&asked, scores)?;
+        drop(asked);
         drop(parts);
         for ((at, nodes, _), cache) in taken.iter().zip(caches) {
             if let Some(last) = nodes.last() {

@@ -405,17 +405,20 @@ impl Model {
                 .zip(&ids)
                 .map(|((group, ..), ids)| Part { ids, ..contexts[*group] })
                 .collect();
+            // The output head meets the tokens of all stretches at once.
+            let mut asked = Vec::new();
             let (caches, _) = self.prefilled(pages, &parts, before, &mut |at, from, hidden| {
                 let (group, nodes, _) = &chunk[at];
-                let asked = (0..hidden.dim(0)?).map(|row| {
-                    Ok(Asked {
+                for row in 0..hidden.dim(0)? {
+                    asked.push(Asked {
                         hidden: hidden.narrow(0, row, 1)?,
                         overlay: contexts[*group].overlay,
                         tokens: tries[*group].asked(nodes[from + row]),
-                    })
-                });
-                self.score_rows(&asked.collect::<Result<Vec<_>>>()?, scores)
+                    });
+                }
+                Ok(())
             })?;
+            self.score_rows(&asked, scores)?;
             for ((group, nodes, _), cache) in chunk.iter().zip(caches) {
                 if let Some(last) = nodes.last() {
                     waiting.extend(below(*group, *last, cache));
