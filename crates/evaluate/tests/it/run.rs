@@ -333,7 +333,7 @@ fn solved_examples_stand_before_each_prompt() {
     let shots = vec![EvalExample::new("a", "b")];
     let args = EvaluationArgs { few_shot: shots.clone(), ..in_memory() };
     let row = EvalExample::new("e", "f");
-    let found = evaluate_with(&model, &[row.clone()], &args).unwrap();
+    let found = evaluate_with(&model, std::slice::from_ref(&row), &args).unwrap();
     let mut turns = Vec::new();
     for shot in &shots {
         turns.push(Message::user(shot.question()));
