@@ -120,7 +120,7 @@ pub trait EvaluationViews {
 
 impl EvaluationViews for Evaluation {
     fn score_table(&self) -> Table {
-        let mut table = scores(&self.scores, &format!("{}, {}", self.model, self.active), true);
+        let mut table = scores(&self.scores, &format!("{}, {}", self.model, self.active));
         let cut = self.cut_answers();
         if cut > 0 {
             table = table.note(format!(
@@ -357,7 +357,7 @@ fn interval(score: &Score) -> String {
     score.interval.map_or("".to_owned(), |i| format!("{:.4} to {:.4}", i.low, i.high))
 }
 
-fn scores(scores: &[Score], caption: &str, signed: bool) -> Table {
+fn scores(scores: &[Score], caption: &str) -> Table {
     let mut table = Table::new(["score", "", "interval", "rows"]).caption(caption);
     for score in scores {
         let unit = score.metric.unit.as_ref().map(|unit| format!(" ({unit})")).unwrap_or_default();
@@ -368,7 +368,7 @@ fn scores(scores: &[Score], caption: &str, signed: bool) -> Table {
             score.rows.into(),
         ]);
     }
-    match scores.iter().find(|_| signed) {
+    match scores.first() {
         Some(score) => {
             table.note(format!("signature of {}: {}", score.metric.name, score.signature))
         }

@@ -109,8 +109,7 @@ pub trait TextMetric: Send + Sync {
     /// varies) and the [settings](Self::settings). Scores with different signatures are not
     /// comparable.
     fn signature(&self, references: Option<usize>) -> String {
-        let references = references.map_or_else(|| "var".to_owned(), |count| count.to_string());
-        format!("nrefs:{references}|{}", self.settings())
+        signature(references, &self.settings())
     }
 
     /// The score of one row.
@@ -139,6 +138,12 @@ pub fn sums(rows: &[Vec<f64>]) -> Vec<f64> {
     sums
 }
 
+/// See [`TextMetric::signature`].
+pub(crate) fn signature(references: Option<usize>, settings: &str) -> String {
+    let references = references.map_or_else(|| "var".to_owned(), |count| count.to_string());
+    format!("nrefs:{references}|{settings}")
+}
+
 /// The references, of which there is at least one.
 fn required<'r>(metric: &Metric, answer: &str, references: &'r [String]) -> Result<&'r [String]> {
     if references.is_empty() {
@@ -148,12 +153,12 @@ fn required<'r>(metric: &Metric, answer: &str, references: &'r [String]) -> Resu
 }
 
 /// The statistics of a row that is a hit or a miss.
-fn hit(hit: bool) -> Vec<f64> {
+pub(crate) fn hit(hit: bool) -> Vec<f64> {
     vec![f64::from(u8::from(hit)), 1.0]
 }
 
 /// The mean of rows whose statistics are `[value, 1]`; 0 without rows.
-fn mean(sums: &[f64]) -> f64 {
+pub(crate) fn mean(sums: &[f64]) -> f64 {
     match sums {
         [total, rows, ..] if *rows > 0.0 => total / rows,
         _ => 0.0,

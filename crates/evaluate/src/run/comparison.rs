@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tunebook_tune::Metric;
 
+use crate::metric::{mean, sums};
 use crate::run::evaluation::{Evaluation, Measure, RowResult, clusters};
 use crate::statistics::{
     Bootstrap, Interval, cluster_sums, holm, mcnemar_rows, smallest_difference,
@@ -252,10 +253,7 @@ impl Evaluation {
 }
 
 fn changed(metric: &str, after: &RowResult, before: &RowResult) -> ChangedRow {
-    let score = |row: &RowResult| match row.statistics[metric][..] {
-        [sum, count, ..] if count > 0.0 => sum / count,
-        _ => 0.0,
-    };
+    let score = |row: &RowResult| mean(&row.statistics[metric]);
     ChangedRow {
         row: after.row,
         question: after.question.clone(),
@@ -290,8 +288,8 @@ fn compared(
     let units = own_units.len();
     let mut score = ComparedScore {
         metric: measure.metric.clone(),
-        value: measure.score(&crate::metric::sums(&own)),
-        other: measure.score(&crate::metric::sums(&other)),
+        value: measure.score(&sums(&own)),
+        other: measure.score(&sums(&other)),
         difference: 0.0,
         interval: Interval { low: f64::NEG_INFINITY, high: f64::INFINITY, level },
         test: "none".to_owned(),

@@ -1,6 +1,6 @@
 //! The evaluation itself: losses, then answers, then their scores.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use tunebook_models::{
@@ -11,6 +11,7 @@ use tunebook_progress::{ProgressBar, Stop};
 use tunebook_tune::{Adapters as _, answering_fingerprint};
 
 use crate::classes::{class_report, confusion, reliability};
+use crate::metric::hit;
 use crate::run::answers::{AnswerEnd, Answers, Line};
 use crate::run::args::EvaluationArgs;
 use crate::run::evaluation::{
@@ -327,7 +328,6 @@ impl Work<'_> {
         if example.references.is_empty() {
             return;
         }
-        let hit = |hit: bool| vec![f64::from(u8::from(hit)), 1.0];
         row.statistics.insert(ACCURACY.to_owned(), hit(right(chosen)));
         if own && let Some(chosen) = best(&|at| sums[at] / names[at].chars().count().max(1) as f64)
         {
@@ -360,10 +360,10 @@ impl Work<'_> {
         let mut engine = GenerationEngine::new(self.model, size);
         let stop = Stop::cell();
         let mut running: HashMap<_, (usize, String, usize)> = HashMap::new();
-        let mut waiting: HashMap<&str, ()> = HashMap::new();
+        let mut asked_once: HashSet<&str> = HashSet::new();
         for (at, (row, prompt, key)) in new.iter().enumerate() {
             // Equal questions are asked once.
-            if waiting.insert(key, ()).is_some() {
+            if !asked_once.insert(key) {
                 continue;
             }
             let request = GenerationRequest::new(prompt.as_slice(), config)

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tunebook_tune::Metric;
 
 use crate::classes::{ClassReport, Confusion, Reliability};
-use crate::metric::{TextMetric, sums};
+use crate::metric::{self, TextMetric, mean, sums};
 use crate::run::answers::AnswerEnd;
 use crate::statistics::{Bootstrap, Interval, cluster_sums, wilson};
 use crate::{Error, Result};
@@ -164,7 +164,7 @@ impl Measure {
     /// A share of hits.
     pub(crate) fn rate(name: &str) -> Self {
         let metric = Metric::higher_is_better(name);
-        Self { metric, settings: "version:1".into(), score: Arc::new(ratio), is_rate: true }
+        Self { metric, settings: "version:1".into(), score: Arc::new(mean), is_rate: true }
     }
 
     /// Cross-entropy, perplexity and token accuracy, whose statistics are a sum and tokens.
@@ -176,9 +176,9 @@ impl Measure {
             is_rate: false,
         };
         [
-            of(Metric::loss(), Arc::new(ratio)),
-            of(Metric::lower_is_better("perplexity"), Arc::new(|sums| ratio(sums).exp())),
-            of(Metric::higher_is_better("token_accuracy"), Arc::new(ratio)),
+            of(Metric::loss(), Arc::new(mean)),
+            of(Metric::lower_is_better("perplexity"), Arc::new(|sums| mean(sums).exp())),
+            of(Metric::higher_is_better("token_accuracy"), Arc::new(mean)),
         ]
     }
 
@@ -227,8 +227,7 @@ impl Measure {
         let references = rows.first().map(|row| row.references.len());
         let references =
             references.filter(|count| rows.iter().all(|row| row.references.len() == *count));
-        let nrefs = references.map_or_else(|| "var".to_owned(), |count| count.to_string());
-        let mut signature = format!("nrefs:{nrefs}|{}", self.settings);
+        let mut signature = metric::signature(references, &self.settings);
         for (name, value) in settings {
             signature.push_str(&format!("|{name}:{value}"));
         }
@@ -241,13 +240,6 @@ impl Measure {
             clusters: clusters.is_some().then_some(units.len()),
             signature,
         }))
-    }
-}
-
-fn ratio(sums: &[f64]) -> f64 {
-    match sums {
-        [sum, count, ..] if *count > 0.0 => sum / count,
-        _ => 0.0,
     }
 }
 

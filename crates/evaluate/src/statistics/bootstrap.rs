@@ -5,7 +5,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Interval, check_level, distribution};
+use super::{Interval, check_level, check_pairs, distribution};
 use crate::metric::sums;
 use crate::{Error, Result};
 
@@ -105,14 +105,7 @@ impl Bootstrap {
     ) -> Result<PairedBootstrap> {
         self.check(first)?;
         self.check(second)?;
-        if first.len() != second.len() {
-            return Err(Error::Lengths {
-                left_name: "the first model",
-                left: first.len(),
-                right_name: "the second",
-                right: second.len(),
-            });
-        }
+        check_pairs(first.len(), second.len())?;
         let differences = self.resample(first.len(), |drawn| {
             score(&drawn_sums(second, drawn)) - score(&drawn_sums(first, drawn))
         })?;

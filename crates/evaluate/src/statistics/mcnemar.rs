@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::distribution;
-use crate::{Error, Result};
+use super::{check_pairs, distribution};
+use crate::Result;
 
 /// With fewer discordant rows the exact test is used.
 const EXACT_BELOW: u64 = 25;
@@ -70,14 +70,7 @@ pub fn mcnemar(only_first: u64, only_second: u64) -> McNemar {
 ///
 /// If the lists have different lengths.
 pub fn mcnemar_rows(first: &[bool], second: &[bool]) -> Result<McNemar> {
-    if first.len() != second.len() {
-        return Err(Error::Lengths {
-            left_name: "the first model",
-            left: first.len(),
-            right_name: "the second",
-            right: second.len(),
-        });
-    }
+    check_pairs(first.len(), second.len())?;
     let pairs = || first.iter().zip(second);
     let only_first = pairs().filter(|&(&first, &second)| first && !second).count();
     let only_second = pairs().filter(|&(&first, &second)| !first && second).count();

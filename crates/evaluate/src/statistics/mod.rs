@@ -35,3 +35,16 @@ fn check_level(field: &'static str, level: f64) -> Result<()> {
     }
     Err(Error::Setting { field, value: level.to_string(), expected: "more than 0, less than 1" })
 }
+
+/// Checks that two models have the same number of rows.
+fn check_pairs(first: usize, second: usize) -> Result<()> {
+    if first == second {
+        return Ok(());
+    }
+    Err(Error::Lengths {
+        left_name: "the first model",
+        left: first,
+        right_name: "the second",
+        right: second,
+    })
+}

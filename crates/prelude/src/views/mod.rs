@@ -42,7 +42,6 @@ without_lifetimes!(
     Run,
     Evaluation,
     Comparison,
-    crate::Report,
 );
 
 /// The rich form of a value, if it has one.
