@@ -28,6 +28,7 @@ pub use tunebook_progress as progress;
 pub use tunebook_tune as tune;
 
 mod compare;
+mod course;
 mod evaluate;
 mod history;
 mod judge;
@@ -44,6 +45,7 @@ pub mod variables;
 mod views;
 
 pub use compare::side_by_side;
+pub use course::{Scale, UnknownScale};
 pub use evaluate::{ComparisonViews, DataFile, EvaluationViews};
 pub use history::{History, LrCurve};
 pub use report::{Report, ReportPart};

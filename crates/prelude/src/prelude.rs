@@ -68,6 +68,7 @@ mod own {
     };
 
     pub use crate::compare::side_by_side;
+    pub use crate::course::{Scale, UnknownScale};
     pub use crate::evaluate::{ComparisonViews as _, EvaluationViews as _};
     pub use crate::history::{History as _, LrCurve as _};
     pub use crate::rank_map::RankMap as _;

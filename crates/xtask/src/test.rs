@@ -278,13 +278,17 @@ impl Tests<'_> {
         Ok(())
     }
 
+    /// The notebooks of the course, every cell. Without `--long` they train on a sixth of the rows
+    /// and steps.
     fn course(&mut self, kernel: &str) -> Result<()> {
-        self.begin(&format!("course on {kernel}"));
+        let scale = if self.long { "small" } else { "check" };
+        self.begin(&format!("course on {kernel}, {scale}"));
         let setup = self.setup;
         for path in notebook::in_folder(&setup.root.join("notebooks"))? {
             let out = setup.root.join("out").join(if kernel == "tunebook" { "" } else { kernel });
             self.named(&name(&setup.root, &path), || {
-                Execution { notebook: &path, kernel, out: &out }.run(setup)
+                Execution { notebook: &path, kernel, out: &out }
+                    .run_with(setup, &[("TUNEBOOK_SCALE", scale.into())])
             });
         }
         Ok(())
