@@ -61,16 +61,22 @@ impl Figure {
     /// # Errors
     /// The file cannot be written.
     pub fn save_svg(&self, path: impl AsRef<Path>) -> std::io::Result<()> {
-        let path = path.as_ref();
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.tmp", std::process::id()));
-        let written =
-            std::fs::write(&temporary, &self.svg).and_then(|()| std::fs::rename(&temporary, path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&temporary); // never made, or of no use
-        }
-        written
+        write_whole(path.as_ref(), &self.svg)
     }
+}
+
+/// Writes a text file that takes the place of one of its name at once, when it is whole.
+///
+/// # Errors
+/// The file cannot be written; what stood there stands there still.
+pub fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let written = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary); // never made, or of no use
+    }
+    written
 }
 
 impl fmt::Debug for Figure {

@@ -35,7 +35,7 @@ mod table;
 pub use axis::number as format_number;
 pub use bars::{Bar, bar_chart};
 pub use diff::{diff_html, diff_text};
-pub use figure::Figure;
+pub use figure::{Figure, write_whole};
 pub use heatmap::HeatMap;
 pub use histogram::{Sample, histogram};
 pub use lines::{Line, LineChart, line_chart};

@@ -38,6 +38,7 @@ mod rank_map;
 mod report;
 mod seen;
 mod show;
+mod strategies;
 mod summary;
 mod train;
 #[doc(hidden)]
@@ -51,5 +52,6 @@ pub use history::{History, LrCurve};
 pub use report::{Report, ReportPart};
 pub use seen::{See, Seen, SeenToken};
 pub use show::EvcxrDisplay;
+pub use strategies::{Candidate, StrategyComparison, StrategyResult, compare_strategies};
 pub use summary::Summary;
 pub use train::{DataSets, Examples, LossCurve};

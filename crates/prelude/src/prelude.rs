@@ -75,6 +75,9 @@ mod own {
     pub use crate::report::{Report, ReportPart};
     pub use crate::seen::{See as _, Seen, SeenToken};
     pub use crate::show::EvcxrDisplay as _;
+    pub use crate::strategies::{
+        Candidate, StrategyComparison, StrategyResult, compare_strategies,
+    };
     pub use crate::summary::Summary as _;
     pub use crate::train::{Examples as _, LossCurve as _};
 }

@@ -5,13 +5,14 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tunebook_charts::{Figure, Table};
+use tunebook_charts::{Cell, Figure, Table, write_whole};
 use tunebook_data::{Dataset, Splits};
 use tunebook_evaluate::{Comparison, Evaluation};
 use tunebook_models::Model;
-use tunebook_progress::escape_html;
+use tunebook_progress::{MimeBundle, escape_html};
 use tunebook_tune::RunRecord;
 
+use crate::StrategyComparison;
 use crate::evaluate::{ComparisonViews as _, EvaluationViews as _};
 use crate::summary::Summary as _;
 use crate::train::LossCurve as _;
@@ -81,6 +82,15 @@ impl Report {
         self
     }
 
+    /// What a cell shows of it: its parts by name.
+    pub(crate) fn bundle(&self) -> MimeBundle {
+        let mut table = Table::new(["part"]).caption(self.title.clone());
+        for (heading, ..) in &self.sections {
+            table.row([heading.as_str()]);
+        }
+        table.note("`.write(\"out/report.html\")?` writes the page and its JSON.").bundle()
+    }
+
     /// The HTML page.
     pub fn html(&self) -> String {
         let title = escape_html(&self.title);
@@ -107,7 +117,8 @@ impl Report {
         json!({"title": self.title, "sections": sections, "environment": environment()})
     }
 
-    /// Writes the page, and beside it the JSON file of the same name.
+    /// Writes the page, and beside it the JSON file of the same name. Files of these names are
+    /// replaced, each when the new one is whole.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -116,8 +127,8 @@ impl Report {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        std::fs::write(path, self.html())?;
-        std::fs::write(path.with_extension("json"), format!("{:#}\n", self.json()))
+        write_whole(path, &self.html())?;
+        write_whole(&path.with_extension("json"), &format!("{:#}\n", self.json()))
     }
 }
 
@@ -143,7 +154,7 @@ impl ReportPart for Splits {
     fn html(&self) -> String {
         let mut table = Table::new(["set", "rows"]);
         for (name, set) in [("train", &self.train), ("validation", &self.validation)] {
-            table.row([tunebook_charts::Cell::from(name), set.len().into()]);
+            table.row([Cell::from(name), set.len().into()]);
         }
         format!("{}{}", table.html(), card(&self.train))
     }
@@ -259,5 +270,28 @@ impl ReportPart for Comparison {
 
     fn json(&self) -> Value {
         value!(self)
+    }
+}
+
+impl ReportPart for StrategyComparison {
+    fn html(&self) -> String {
+        let charts = self.charts();
+        self.table().html() + &charts.iter().map(Figure::svg).collect::<String>()
+    }
+
+    fn json(&self) -> Value {
+        let result = |result: &crate::StrategyResult| {
+            json!({
+                "name": result.name,
+                "costs": value!(&result.costs),
+                "run": value!(&result.run),
+                "evaluation": value!(&result.evaluation),
+                "file_bytes": result.file_bytes,
+            })
+        };
+        json!({
+            "strategies": self.results.iter().map(result).collect::<Vec<_>>(),
+            "stopped": self.stopped,
+        })
     }
 }

@@ -197,6 +197,11 @@ impl Model {
         self.with_overlay(Arc::default())
     }
 
+    /// Whether another handle is on the same weights in memory.
+    pub fn shares_weights_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Refuses ids that the model has no vector for, such as those of tokens that were added to the
     /// tokenizer alone.
     ///

@@ -4,6 +4,7 @@ use tunebook_evaluate::{Comparison, Evaluation};
 use tunebook_progress::MimeBundle;
 
 use super::data::image;
+use crate::StrategyComparison;
 use crate::evaluate::{ComparisonViews as _, EvaluationViews as _};
 
 /// Scores, and for labels the pictures of confusion and reliability.
@@ -31,4 +32,20 @@ pub(super) fn comparison(found: &Comparison) -> MimeBundle {
             table.note(format!("{metric}: {} rows newly right, {wrong} newly wrong", right.len()));
     }
     table.bundle()
+}
+
+/// The table of strategies, and four charts that take as much width as there is.
+pub(super) fn strategies(found: &StrategyComparison) -> MimeBundle {
+    let table = found.table();
+    let (mut html, mut text) = (table.html(), table.text());
+    html.push_str(
+        "<div style=\"display:grid;gap:8px;\
+                   grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))\">",
+    );
+    for figure in found.charts() {
+        html.push_str(&image(&figure));
+        text = format!("{text}\n{}", figure.text());
+    }
+    html.push_str("</div>");
+    MimeBundle::text(text).html(html)
 }

@@ -42,6 +42,8 @@ without_lifetimes!(
     Run,
     Evaluation,
     Comparison,
+    crate::StrategyComparison,
+    crate::Report,
 );
 
 /// The rich form of a value, if it has one.
@@ -80,6 +82,10 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(evaluation::evaluation(found))
     } else if let Some(found) = value.as_ref::<Comparison>() {
         Some(evaluation::comparison(found))
+    } else if let Some(found) = value.as_ref::<crate::StrategyComparison>() {
+        Some(evaluation::strategies(found))
+    } else if let Some(report) = value.as_ref::<crate::Report>() {
+        Some(report.bundle())
     } else if let Some(range) = value.as_ref::<LrRange>() {
         Some(range.curve().bundle())
     } else if let Some(preflight) = value.as_ref::<Preflight>() {

@@ -4,5 +4,6 @@
 
 mod api;
 mod cells;
+mod judging;
 mod source;
 mod tokens;

@@ -69,6 +69,18 @@ pub enum Strategy {
     Full(Full),
 }
 
+impl<C: Into<AdapterConfig>> From<C> for Strategy {
+    fn from(config: C) -> Self {
+        Self::Adapter(Box::new(config.into()))
+    }
+}
+
+impl From<Full> for Strategy {
+    fn from(config: Full) -> Self {
+        Self::Full(config)
+    }
+}
+
 /// Why a run ended before its last step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
