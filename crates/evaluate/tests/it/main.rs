@@ -9,5 +9,6 @@ mod coverage;
 mod golden;
 mod intervals;
 mod invariants;
+mod lm_eval;
 mod run;
 mod texts;
