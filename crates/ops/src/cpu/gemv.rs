@@ -132,6 +132,8 @@ mod wide {
 
     /// Weight rows that meet several rows of `x` at a time.
     const NR: usize = 4;
+    /// The same of weights in f32, which are not written into a buffer first.
+    const WIDE: usize = 6;
     /// Rows of `x` that meet them at a time.
     const MR: usize = 4;
 
@@ -500,7 +502,7 @@ mod wide {
                     unsafe {
                         match &self.halves {
                             Some(x) => self.all_rows_rounded(x, rows, (0, first), count),
-                            None => self.all_rows(rows, first, count),
+                            None => self.all_rows(rows.0, first, count),
                         }
                     };
                 }
@@ -591,12 +593,17 @@ mod wide {
                 if self.m == 1 {
                     return self.one_row(w, from, to);
                 }
-                for first in (from..to).step_by(NR) {
+                let mut first = from;
+                while first < to {
+                    // As many weight rows as registers hold sums for: `x` does not fit into the
+                    // nearest cache, and is read once for each of these groups.
+                    let count = if first + WIDE <= to { WIDE } else { NR.min(to - first) };
                     let rows = Full { data: w.data.add(first * w.k), k: w.k };
                     for p in (0..w.k).step_by(32) {
-                        fetch_ahead(rows, (0, NR), p, w.k);
+                        fetch_ahead(rows, (0, count), p, w.k);
                     }
-                    self.all_rows(Near(rows), first, NR.min(to - first));
+                    self.all_rows(rows, first, count);
+                    first += count;
                 }
             }
         }
@@ -633,7 +640,7 @@ mod wide {
                                 _mm512_mask_storeu_ps(at, lanes(p + 16, k), high);
                             }
                         }
-                        self.all_rows(Near(Full { data: scratch.as_ptr(), k }), first, count);
+                        self.all_rows(Full { data: scratch.as_ptr(), k }, first, count);
                     }
                 }
             });
@@ -674,31 +681,73 @@ mod wide {
             }
         }
 
-        /// All rows of `x` with `count` weight rows, which are the columns from `first` on.
+        /// All rows of `x` with `count` weight rows in the nearest cache, which are the columns from
+        /// `first` on.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        unsafe fn all_rows(&self, w: Near, first: usize, count: usize) {
+        unsafe fn all_rows(&self, w: Full, first: usize, count: usize) {
             // SAFETY: the caller's promise.
             unsafe {
-                if count < NR {
-                    for j in 0..count {
-                        for i in 0..self.m {
-                            self.tile::<1, 1, Near>(w, (j, first + j), i);
+                match count {
+                    WIDE => self.all_rows_of::<WIDE>(w, first),
+                    NR => self.all_rows_of::<NR>(w, first),
+                    _ => {
+                        for j in 0..count {
+                            let row = Full { data: w.data.add(j * w.k), k: w.k };
+                            self.all_rows_of::<1>(row, first + j);
                         }
                     }
-                    return;
                 }
-                let mut i = 0;
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        unsafe fn all_rows_of<const N: usize>(&self, w: Full, first: usize) {
+            let mut i = 0;
+            // SAFETY: the caller's promise.
+            unsafe {
                 while i + MR <= self.m {
-                    self.tile::<MR, NR, Near>(w, (0, first), i);
+                    self.near_tile::<MR, N>(w, first, i);
                     i += MR;
                 }
                 match self.m - i {
-                    3 => self.tile::<3, NR, Near>(w, (0, first), i),
-                    2 => self.tile::<2, NR, Near>(w, (0, first), i),
-                    1 => self.tile::<1, NR, Near>(w, (0, first), i),
+                    3 => self.near_tile::<3, N>(w, first, i),
+                    2 => self.near_tile::<2, N>(w, first, i),
+                    1 => self.near_tile::<1, N>(w, first, i),
                     _ => {}
                 }
+            }
+        }
+
+        /// Rows `i..i + M` of `x` with the `N` weight rows from `w` on, which are the columns from
+        /// `column` on. The sums are those of [`Self::tile`], which has fewer of them at a time.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        unsafe fn near_tile<const M: usize, const N: usize>(
+            &self,
+            w: Full,
+            column: usize,
+            i: usize,
+        ) {
+            let k = self.k;
+            let mut sums = [[_mm512_setzero_ps(); N]; M];
+            // SAFETY: the caller's promise; lanes outside the rows are not read.
+            unsafe {
+                for p in (0..k).step_by(16) {
+                    let mask = lanes(p, k);
+                    let mut x = [_mm512_setzero_ps(); M];
+                    for (row, x) in x.iter_mut().enumerate() {
+                        *x = _mm512_maskz_loadu_ps(mask, self.x.add((i + row) * k + p));
+                    }
+                    for n in 0..N {
+                        let values = _mm512_maskz_loadu_ps(mask, w.data.add(n * k + p));
+                        for (sums, x) in sums.iter_mut().zip(x) {
+                            sums[n] = _mm512_fmadd_ps(x, values, sums[n]);
+                        }
+                    }
+                }
+                self.write::<M, N>(sums, i, column);
             }
         }
 
