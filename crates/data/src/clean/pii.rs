@@ -42,11 +42,23 @@ static KEY: LazyLock<Regex> = LazyLock::new(|| {
         r"|\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|\bya29\.[A-Za-z0-9_-]{20,}",
         r"|\bA[KS]IA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bhf_[A-Za-z0-9]{30,}\b",
         r"|\bxox[abprs]-[A-Za-z0-9-]{10,}|\bAIza[0-9A-Za-z_-]{35}",
+        r"|\bdop_v1_[0-9a-f]{64}\b|\bdapi[0-9a-f]{32}(?:-[0-9])?\b|\br8_[A-Za-z0-9]{37}\b",
+        r"|\bpplx-[A-Za-z0-9]{40,}\b|\bnvapi-[A-Za-z0-9_-]{40,}",
         r"|\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
     ))
 });
+/// Keys without a form of their own, where their name or a header says what they are.
+static NAMED_KEY: LazyLock<Regex> = LazyLock::new(|| {
+    regex(concat!(
+        r#"(?i)(?:(?:secret|token|api[_-]?key|access[_-]?key)["']?\s*[:=]\s*["']?|\bbearer\s+)"#,
+        r"([a-z0-9/+_=.~-]{20,})",
+    ))
+});
+/// Letters of Latin script, and between characters of other scripts, too, which have no blanks.
 static EMAIL: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r"(?i)\b[a-z0-9][a-z0-9._%+-]*@[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}\b")
+    regex(
+        r"(?i)[\p{Latin}0-9][\p{Latin}0-9._%+-]*@[\p{Latin}0-9-]+(?:\.[\p{Latin}0-9-]+)*\.[a-z]{2,}(?-u:\b)",
+    )
 });
 static IBAN: LazyLock<Regex> =
     LazyLock::new(|| regex(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"));
@@ -55,9 +67,12 @@ static IP: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\b(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]{1,2})\.){3}(?:25[0-5]|2[0-4][0-9]|1?[0-9]{1,2})\b")
 });
 static PHONE: LazyLock<Regex> = LazyLock::new(|| {
-    regex(
-        r"(?:\+[0-9]{1,3}[ ./-]?|\b1[ .-]|\b|\B)(?:\([0-9]{1,5}\)[ ./-]?)?[0-9]{2,12}(?:[ ./-][0-9]{2,8}){0,5}\b",
-    )
+    regex(concat!(
+        // Behind the code of a country, an area may have one digit.
+        r"(?:\+[0-9]{1,3}[ ./-]?(?:\([0-9]{1,5}\)[ ./-]?)?[0-9]{1,12}",
+        r"|(?:\b1[ .-]|\b|\B)(?:\([0-9]{1,5}\)[ ./-]?)?[0-9]{2,12})",
+        r"(?:[ ./-][0-9]{2,8}){0,5}(?-u:\b)",
+    ))
 });
 /// Dates with a year of four digits.
 static DATE: LazyLock<Regex> = LazyLock::new(|| {
@@ -71,11 +86,24 @@ static DATE: LazyLock<Regex> = LazyLock::new(|| {
         r")\b",
     ))
 });
-/// Words that a telephone number follows.
+/// Words that a telephone number follows, in the languages of its forms.
 static PHONE_WORD: LazyLock<Regex> = LazyLock::new(|| {
-    regex(
-        r"(?i)\b(?:tel|phone|telephone|telefon|mobile?|handy|cell|fax|call|ring|dial|whatsapp|nummer|number)\b[^0-9\n]{0,16}$",
-    )
+    regex(concat!(
+        r"(?i)(?:\b(?:",
+        r"tel|phone|telephone|mobile?|cell|fax|call|ring|dial|whatsapp|sms",
+        r"|telefon|handy|anrufen|ruf|rufen|natel|t[ée]l[ée]phone|portable|appele[rz]|appelle",
+        r"|tel[ée]fono|m[óo]vil|llam[ae]|llamar|telefone|celular|telem[óo]vel|ligue",
+        r"|cellulare|chiama|chiamami|telefoon|mobiel|bel",
+        r"|(?:my|your|his|her|our|their) number",
+        r")\b|電話|携帯|电话|手机)[^0-9\n]{0,16}$",
+    ))
+});
+/// Words that numbers of other kinds follow as well: the number has to be in groups.
+static NUMBER_WORD: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"(?i)\b(?:nummer|number)\b[^0-9\n]{0,16}$"));
+/// Words that a version or the number of a chapter follows.
+static VERSION_WORD: LazyLock<Regex> = LazyLock::new(|| {
+    regex(r"(?i)\b(?:version|release|chapter|section|kapitel|abschnitt|chapitre)[ :]{1,2}$")
 });
 pub(crate) static URL: LazyLock<Regex> =
     LazyLock::new(|| regex(r#"(?i)\b(?:https?://|www\.)[^\s<>"]+"#));
@@ -116,13 +144,28 @@ impl Pii {
         if self == Self::Phone {
             return phones(text);
         }
-        let holds = |found: &str| match self {
-            Self::Iban => is_iban(found),
-            Self::Card => is_card(found),
-            _ => true,
+        let holds = |found: &regex::Match<'_>| match self {
+            Self::Iban => is_iban(found.as_str()),
+            Self::Card => is_card(found.as_str()),
+            // The user of every repository over SSH.
+            Self::Email => !found.as_str().starts_with("git@"),
+            Self::Ip => is_host(found.as_str(), &text[..found.start()]),
+            Self::Key | Self::Phone => true,
         };
-        let found = self.pattern().find_iter(text).filter(|found| holds(found.as_str()));
-        found.map(|found| found.range()).collect()
+        let found = self.pattern().find_iter(text).filter(holds);
+        let mut places: Vec<Range<usize>> = found.map(|found| found.range()).collect();
+        if self == Self::Key {
+            let is_new = |at: &Range<usize>, known: &[Range<usize>]| {
+                known.iter().all(|place| place.end <= at.start || at.end <= place.start)
+            };
+            for key in named_keys(text) {
+                if is_new(&key, &places) {
+                    places.push(key);
+                }
+            }
+            places.sort_by_key(|place| place.start);
+        }
+        places
     }
 
     /// A quick no, for most texts.
@@ -132,10 +175,10 @@ impl Pii {
         match self {
             Self::Key => {
                 text.len() >= 16
-                    && (text.contains(['-', '_', '.'])
-                        || text.contains("AKIA")
-                        || text.contains("ASIA")
-                        || text.contains("AIza"))
+                    && (text.contains(['-', '_', '.', '=', ':'])
+                        || ["AKIA", "ASIA", "AIza", "dapi", "earer "]
+                            .iter()
+                            .any(|part| text.contains(part)))
             }
             Self::Email => text.contains('@'),
             Self::Iban | Self::Phone => digits(9),
@@ -212,13 +255,34 @@ fn is_grouped_as_card(text: &str) -> bool {
     }
 }
 
+/// The values of names such as `secret` that look drawn by lot: capitals, small letters and digits,
+/// or 32 hexadecimal digits and more.
+fn named_keys(text: &str) -> impl Iterator<Item = Range<usize>> {
+    NAMED_KEY.captures_iter(text).filter_map(|found| {
+        let value = found.get(1)?;
+        let is_call = text[value.end()..].starts_with('(');
+        let has = |kind: fn(&u8) -> bool| value.as_str().bytes().any(|byte| kind(&byte));
+        let is_hex = value.len() >= 32 && value.as_str().bytes().all(|b| b.is_ascii_hexdigit());
+        let is_mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase);
+        (!is_call && has(u8::is_ascii_digit) && (is_mixed || is_hex)).then(|| value.range())
+    })
+}
+
+/// An address that some computer has: not the one of each for itself, and no version or number of a
+/// chapter.
+fn is_host(text: &str, before: &str) -> bool {
+    let is_own = ["0.", "127.", "255."].iter().any(|start| text.starts_with(start));
+    let is_small = text.split('.').all(|part| part.len() == 1);
+    !is_own && !is_small && !VERSION_WORD.is_match(before)
+}
+
 /// The telephone numbers between the dates of a text.
 fn phones(text: &str) -> Vec<Range<usize>> {
     let mut phones = Vec::new();
     let mut between = |from: usize, to: usize| {
         for found in PHONE.find_iter(&text[from..to]) {
             let at = from + found.start()..from + found.end();
-            if is_phone(found.as_str(), &|| PHONE_WORD.is_match(&text[..at.start])) {
+            if is_phone(found.as_str(), &text[..at.start]) {
                 phones.push(at);
             }
         }
@@ -233,8 +297,8 @@ fn phones(text: &str) -> Vec<Range<usize>> {
 }
 
 /// 9 to 15 digits: after a plus or in brackets, or in groups such as people write. Lists of numbers
-/// and thousands apart by spaces are none.
-fn is_phone(text: &str, named: &dyn Fn() -> bool) -> bool {
+/// and thousands apart by spaces are none, unless the words before them say so.
+fn is_phone(text: &str, before: &str) -> bool {
     let digits = text.bytes().filter(u8::is_ascii_digit).count();
     if !(9..=15).contains(&digits) {
         return false;
@@ -255,7 +319,7 @@ fn is_phone(text: &str, named: &dyn Fn() -> bool) -> bool {
         }
         [] => false,
     };
-    usual || (groups.len() > 1 && named())
+    usual || PHONE_WORD.is_match(before) || (groups.len() > 1 && NUMBER_WORD.is_match(before))
 }
 
 #[cfg(test)]

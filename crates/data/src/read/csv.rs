@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::read::fields::Field;
+use crate::read::jsonl::BOM;
 use crate::read::shape::RowShape;
 use crate::read::table::Part;
 
@@ -43,9 +44,12 @@ pub(crate) fn read(
     shape: &mut Option<RowShape>,
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
-    let delimiter = delimiter(bytes);
-    let mut records =
-        Records { bytes, at: 0, line: 1, delimiter, budget: bytes.len().saturating_mul(RETRIES) };
+    let newline = newline(bytes);
+    let named = named_delimiter(bytes, newline);
+    let (at, line) = named.map_or((0, 1), |(_, end)| (end, 2));
+    let delimiter = named.map_or_else(|| delimiter(bytes, newline), |(delimiter, _)| delimiter);
+    let budget = bytes.len().saturating_mul(RETRIES);
+    let mut records = Records { bytes, at, line, delimiter, newline, budget };
     let header = loop {
         match records.next() {
             None => return Err("expected a header and rows, found nothing".to_owned()),
@@ -91,6 +95,7 @@ pub(crate) fn read(
                     part.lines += 1;
                     let pair = record
                         .fields
+                        .and_then(|fields| no_header(&names, fields))
                         .and_then(|fields| row(&names, fields))
                         .and_then(|row| shape.pair(row));
                     match pair {
@@ -103,6 +108,17 @@ pub(crate) fn read(
             .collect();
         parts.into_iter().for_each(&mut *each);
     }
+}
+
+/// The fields, unless they are the header again: files that were joined have it once each.
+fn no_header<'a>(names: &[String], fields: Vec<RawField<'a>>) -> Result<Vec<RawField<'a>>, String> {
+    let is_name = |(name, field): (&String, &RawField)| name.as_bytes() == field.0.trim_ascii();
+    if names.len() > 1 && names.len() == fields.len() && names.iter().zip(&fields).all(is_name) {
+        return Err(
+            "expected a row, found the header again, as in files that were joined".to_owned()
+        );
+    }
+    Ok(fields)
 }
 
 /// The fields of a record under their names.
@@ -144,14 +160,43 @@ fn row<'a>(
     Ok(row)
 }
 
+/// The byte that ends a line: a carriage return alone where the first line ends with one, as old
+/// Macs and Excel for them write it.
+fn newline(bytes: &[u8]) -> u8 {
+    let mut quoted = false;
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            b'"' => quoted = !quoted,
+            b'\r' if !quoted && bytes.get(at + 1) != Some(&b'\n') => return b'\r',
+            b'\r' | b'\n' if !quoted => return b'\n',
+            _ => {}
+        }
+    }
+    b'\n'
+}
+
+/// The delimiter that a first line such as `sep=;` names, as Excel reads it, and the offset after
+/// that line.
+fn named_delimiter(bytes: &[u8], newline: u8) -> Option<(u8, usize)> {
+    let end = memchr::memchr(newline, bytes)?;
+    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    let line = line.strip_prefix(b"\"").and_then(|line| line.strip_suffix(b"\"")).unwrap_or(line);
+    match line {
+        [s, e, p, b'=', delimiter] if [*s, *e, *p].eq_ignore_ascii_case(b"sep") => {
+            delimiter.is_ascii().then_some((*delimiter, end + 1))
+        }
+        _ => None,
+    }
+}
+
 /// The one that the first line has most of, quoted parts aside.
-fn delimiter(bytes: &[u8]) -> u8 {
+fn delimiter(bytes: &[u8], newline: u8) -> u8 {
     let mut counts = [0usize; DELIMITERS.len()];
     let mut quoted = false;
     for &byte in bytes.iter().take(1 << 16) {
         match byte {
             b'"' => quoted = !quoted,
-            b'\n' if !quoted => break,
+            byte if byte == newline && !quoted => break,
             byte if !quoted => {
                 if let Some(at) = DELIMITERS.iter().position(|&delimiter| delimiter == byte) {
                     counts[at] += 1;
@@ -170,6 +215,7 @@ struct Records<'a> {
     at: usize,
     line: u64,
     delimiter: u8,
+    newline: u8,
     /// Bytes that may still be looked at twice.
     budget: usize,
 }
@@ -182,8 +228,12 @@ impl<'a> Iterator for Records<'a> {
             if self.at >= self.bytes.len() {
                 return None;
             }
+            // Files that were joined have one within.
+            if self.bytes[self.at..].starts_with(BOM) {
+                self.at += BOM.len();
+            }
             let (start, line) = (self.at, self.line);
-            let first_end = memchr::memchr(b'\n', &self.bytes[start..])
+            let first_end = memchr::memchr(self.newline, &self.bytes[start..])
                 .map_or(self.bytes.len(), |at| start + at + 1);
             if self.bytes[start..first_end].trim_ascii().is_empty() {
                 (self.at, self.line) = (first_end, line + 1);
@@ -201,7 +251,7 @@ impl<'a> Iterator for Records<'a> {
                 Ok((fields, end)) => {
                     let raw = &self.bytes[start..end];
                     self.at = end;
-                    self.line = line + memchr::memchr_iter(b'\n', raw).count() as u64;
+                    self.line = line + memchr::memchr_iter(self.newline, raw).count() as u64;
                     Record { line, raw, fields: Ok(fields) }
                 }
                 Err((reason, looked)) => {
@@ -229,18 +279,20 @@ impl<'a> Records<'a> {
                 fields.push((value, true));
                 at = after;
             } else {
-                let end = memchr::memchr3(self.delimiter, b'\n', b'"', &bytes[at..])
+                let end = memchr::memchr3(self.delimiter, self.newline, b'"', &bytes[at..])
                     .map_or(bytes.len(), |end| at + end);
                 // A quote inside a plain field stands for itself, as in 5" or "so-called" words.
                 let end = if bytes.get(end) == Some(&b'"') {
-                    memchr::memchr2(self.delimiter, b'\n', &bytes[end..])
+                    memchr::memchr2(self.delimiter, self.newline, &bytes[end..])
                         .map_or(bytes.len(), |more| end + more)
                 } else {
                     end
                 };
                 let value = &bytes[at..end];
                 let value = match bytes.get(end) {
-                    Some(b'\n') | None => value.strip_suffix(b"\r").unwrap_or(value),
+                    Some(b'\n') | None if self.newline == b'\n' => {
+                        value.strip_suffix(b"\r").unwrap_or(value)
+                    }
                     _ => value,
                 };
                 fields.push((Cow::Borrowed(value), false));
@@ -277,11 +329,15 @@ impl<'a> Records<'a> {
                 }
                 next => {
                     let mut after = quote + 1;
-                    if next == Some(&b'\r') && matches!(bytes.get(after + 1), Some(b'\n') | None) {
+                    if self.newline == b'\n'
+                        && next == Some(&b'\r')
+                        && matches!(bytes.get(after + 1), Some(b'\n') | None)
+                    {
                         after += 1;
                     }
-                    if !matches!(bytes.get(after), None | Some(b'\n'))
-                        && bytes.get(after) != Some(&self.delimiter)
+                    if bytes
+                        .get(after)
+                        .is_some_and(|byte| ![self.newline, self.delimiter].contains(byte))
                     {
                         return Err((
                             "expected a delimiter after a closing quote, found other text: quotes without a partner"

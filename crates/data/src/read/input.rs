@@ -66,18 +66,16 @@ impl Format {
                 }
                 // `.json` is also what many call JSONL.
                 let whole = serde_json::from_slice::<serde::de::IgnoredAny>(first_line).is_ok();
+                let is_all = first_line.trim_ascii_end().len() == text.trim_ascii_end().len();
                 match self {
+                    // A document is what it is, whatever its name.
+                    Self::JsonLines if text.starts_with(b"{") && whole && is_all => Self::Json,
                     Self::Json
                         if text.starts_with(b"{") && !whole && first_line.len() < text.len() =>
                     {
                         Self::Json
                     }
-                    Self::Json
-                        if text.starts_with(b"{")
-                            && first_line.trim_ascii_end().len() == text.trim_ascii_end().len() =>
-                    {
-                        Self::Json
-                    }
+                    Self::Json if text.starts_with(b"{") && is_all => Self::Json,
                     Self::Json if !text.starts_with(b"{") => Self::Json,
                     _ => Self::JsonLines,
                 }
@@ -105,7 +103,19 @@ fn trim_start_blanks(bytes: &[u8]) -> &[u8] {
 pub(crate) fn other_format(start: &[u8]) -> Option<(&'static str, &'static str)> {
     let recode = "Save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE";
     match start {
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => {
+            Some(("text in UTF-32", "Save it as UTF-8: iconv -f UTF-32 -t UTF-8 FILE"))
+        }
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(("text in UTF-16", recode)),
+        // Letters of ASCII, each with a byte 0 before or behind it.
+        [1..=0x7f, 0, 1..=0x7f, 0, ..] => Some((
+            "text in UTF-16 without its byte order mark",
+            "Save it as UTF-8: iconv -f UTF-16LE -t UTF-8 FILE",
+        )),
+        [0, 1..=0x7f, 0, 1..=0x7f, ..] => Some((
+            "text in UTF-16 without its byte order mark",
+            "Save it as UTF-8: iconv -f UTF-16BE -t UTF-8 FILE",
+        )),
         [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             Some(("compressed twice", "Decompress it once: gunzip FILE or unzstd FILE"))
         }

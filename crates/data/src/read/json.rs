@@ -6,9 +6,11 @@
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::read::jsonl::{find_shape, parse_line, with_exact_numbers, without_nan};
+use crate::read::jsonl::{BOM, find_shape, parse_line, with_exact_numbers, without_nan};
+use crate::read::orient;
 use crate::read::shape::RowShape;
 use crate::read::table::Part;
+use crate::text::excerpt;
 
 /// Elements that one thread parses at a time.
 const CHUNK_ROWS: usize = 512;
@@ -25,7 +27,7 @@ pub(crate) fn read(
     shape: &mut Option<RowShape>,
     each: &mut dyn FnMut(Part),
 ) -> Result<(), String> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
     let plain = std::str::from_utf8(bytes).ok().and_then(without_nan);
     let bytes = plain.as_ref().map_or(bytes, |plain| plain.as_bytes());
     let exact = std::str::from_utf8(bytes).ok().and_then(with_exact_numbers);
@@ -38,8 +40,8 @@ pub(crate) fn read(
     }
 }
 
-/// An object: the one list of objects in it, or itself as the only row. Several objects after each
-/// other: a row each.
+/// An object: itself as the only row, the one list of rows in it, or the rows of one of pandas'
+/// orients. Several objects after each other: a row each.
 fn object(
     bytes: &[u8],
     start: usize,
@@ -59,22 +61,88 @@ fn object(
             return Ok(());
         }
     };
-    let lists: Vec<&Vec<Value>> = value
-        .as_object()
-        .into_iter()
-        .flat_map(|object| object.values())
-        .filter_map(|value| value.as_array())
-        .filter(|list| list.first().is_some_and(Value::is_object))
+    let whole = [(1 + newlines(&bytes[..start]), &bytes[start..])];
+    if is_row(whole[0].1, shape) {
+        parse(&whole, shape, each);
+        return Ok(());
+    }
+    let members = members(bytes, start);
+    let lists: Vec<&Member> = members
+        .iter()
+        .filter(|member| {
+            value[&member.name]
+                .as_array()
+                .is_some_and(|list| list.first().is_some_and(Value::is_object))
+        })
         .collect();
-    let own = find_shape(std::iter::once(&bytes[start..]));
-    let rows: Vec<Vec<u8>> = match lists.as_slice() {
-        [list] if own.is_none() => list.iter().map(|row| row.to_string().into_bytes()).collect(),
-        _ => vec![bytes[start..].to_vec()],
+    let usable = |list: &&Member| {
+        let (elements, _) = split(&bytes[..list.end], list.start + 1);
+        elements.iter().take(SHAPE_ROWS).any(|element| is_row(element.1, shape))
     };
-    let elements: Vec<Element> =
-        rows.iter().enumerate().map(|(at, row)| (at as u64 + 1, row.as_slice())).collect();
-    parse(&elements, shape, each);
+    let usable: Vec<&Member> = lists.iter().copied().filter(usable).collect();
+    let has_shape = find_shape(std::iter::once(whole[0].1)).is_some();
+    match (usable.as_slice(), lists.as_slice()) {
+        ([list], _) => return array(&bytes[..list.end], list.start, shape, each),
+        ([], [list]) if !has_shape => {
+            return array(&bytes[..list.end], list.start, shape, each);
+        }
+        (several @ [_, _, ..], _) => {
+            let names: Vec<String> =
+                several.iter().map(|list| format!("\"{}\"", excerpt(&list.name, 40))).collect();
+            return Err(format!(
+                "expected one list of rows, found {} in {}: write each to a file of its own",
+                several.len(),
+                names.join(", ")
+            ));
+        }
+        _ => {}
+    }
+    if let Some(rows) = orient::rows(&value, |row| is_row(row.as_bytes(), shape)) {
+        let rows: Vec<Element> =
+            rows.iter().enumerate().map(|(at, row)| (at as u64 + 1, row.as_bytes())).collect();
+        parse(&rows, shape, each);
+        return Ok(());
+    }
+    parse(&whole, shape, each);
     Ok(())
+}
+
+/// Elements that a list is judged by.
+const SHAPE_ROWS: usize = 100;
+
+/// Whether an object is a row of the shape, or of a known one.
+fn is_row(object: &[u8], shape: &Option<RowShape>) -> bool {
+    let found = || find_shape(std::iter::once(object));
+    shape.clone().or_else(found).is_some_and(|shape| parse_line(object, &shape).is_ok())
+}
+
+fn newlines(bytes: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', bytes).count() as u64
+}
+
+/// A member of the document's object: its name, and where its value stands.
+struct Member {
+    name: String,
+    start: usize,
+    end: usize,
+}
+
+/// The members of the object that starts at `at`, of a document that is valid.
+fn members(bytes: &[u8], mut at: usize) -> Vec<Member> {
+    let mut members = Vec::new();
+    let blanks =
+        |at: usize| bytes[at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count() + at;
+    loop {
+        // The brace, or the comma before the next name.
+        at = blanks(at + 1);
+        let mut names = serde_json::Deserializer::from_slice(&bytes[at.min(bytes.len())..])
+            .into_iter::<String>();
+        let Some(Ok(name)) = names.next() else { return members };
+        let start = blanks(blanks(at + names.byte_offset()) + 1);
+        let Some(end) = element_end(bytes, start, b'}') else { return members };
+        members.push(Member { name, start, end });
+        at = end;
+    }
 }
 
 /// Objects after each other, whatever lies between them. Of one that is broken, the text up to the
@@ -90,6 +158,11 @@ fn objects(bytes: &[u8], mut at: usize) -> Vec<Element<'_>> {
     while at < bytes.len() {
         if bytes[at].is_ascii_whitespace() || (bytes[at] == b',' && at > 0) {
             at += 1;
+            continue;
+        }
+        // Files that were joined have one within.
+        if bytes[at..].starts_with(BOM) {
+            at += BOM.len();
             continue;
         }
         let mut stream =
@@ -177,7 +250,7 @@ fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Broken<'_>) {
                 });
                 return (elements, rest);
             }
-            Some(_) => match element_end(bytes, at) {
+            Some(_) => match element_end(bytes, at, b']') {
                 Some(end) => {
                     let element = bytes[at..end].trim_ascii_end();
                     elements.push((line, element));
@@ -195,8 +268,9 @@ fn split(bytes: &[u8], mut at: usize) -> (Vec<Element<'_>>, Broken<'_>) {
     }
 }
 
-/// The end of the element that starts at `at`: the comma or bracket that follows it.
-fn element_end(bytes: &[u8], at: usize) -> Option<usize> {
+/// The end of the element that starts at `at`: the comma that follows it, or the list's or
+/// object's end.
+fn element_end(bytes: &[u8], at: usize, close: u8) -> Option<usize> {
     let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
     for (offset, &byte) in bytes[at..].iter().enumerate() {
         if quoted {
@@ -212,7 +286,8 @@ fn element_end(bytes: &[u8], at: usize) -> Option<usize> {
             b'"' => quoted = true,
             b'{' | b'[' => depth += 1,
             b'}' | b']' if depth > 0 => depth -= 1,
-            b']' | b',' if depth == 0 => return Some(at + offset),
+            b',' if depth == 0 => return Some(at + offset),
+            byte if byte == close && depth == 0 => return Some(at + offset),
             _ => {}
         }
     }
@@ -245,6 +320,12 @@ mod tests {
     fn a_document_that_stops_in_the_middle_keeps_its_rows() {
         let table = table("[{\"text\":\"a\"},\n{\"text\":\"b");
         assert_eq!((table.rows, table.rejects.len(), table.rejects[0].line), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_brace_without_its_partner_costs_its_element() {
+        let table = table("[}, {\"text\":\"a\"}}, {\"text\":\"b\"}]");
+        assert_eq!((table.rows, table.rejects.len()), (1, 2));
     }
 
     #[test]

@@ -16,7 +16,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Stands for what was cut from an overlong line. JSON text holds no control characters, so no
 /// parser takes it.
 const CUT: &[u8] = b"\0[line too long]\0";
-const BOM: &[u8] = b"\xef\xbb\xbf";
+/// The byte order mark of UTF-8.
+pub(crate) const BOM: &[u8] = b"\xef\xbb\xbf";
 /// Lines that the shape is looked for in.
 const SHAPE_LINES: usize = 1000;
 
@@ -52,7 +53,11 @@ pub(crate) fn read_blocks(
         let read =
             (&mut file).take(limits.block as u64).read_to_end(&mut buffer).map_err(failed)?;
         let at_end = read < limits.block;
-        let newline = memchr::memrchr(b'\n', &buffer[carried..]).map(|at| carried + at + 1);
+        // An object over several lines begins with a brace, and its further lines do not.
+        let object = memchr::memmem::rfind(&buffer[carried.saturating_sub(1)..], b"\n{")
+            .map(|at| carried.saturating_sub(1) + at + 1);
+        let newline = || memchr::memrchr(b'\n', &buffer[carried..]).map(|at| carried + at + 1);
+        let newline = object.or_else(newline);
         let end = if at_end { buffer.len() } else { newline.unwrap_or(0) };
         if end > 0 {
             let bom = if at_start && buffer.starts_with(BOM) { BOM.len() } else { 0 };
@@ -104,7 +109,9 @@ fn chunks(block: &[u8]) -> Vec<&[u8]> {
     let mut chunks = Vec::with_capacity(block.len() / CHUNK_BYTES + 1);
     let mut rest = block;
     while rest.len() > CHUNK_BYTES {
-        match memchr::memchr(b'\n', &rest[CHUNK_BYTES..]) {
+        let near = &rest[CHUNK_BYTES..rest.len().min(2 * CHUNK_BYTES)];
+        let end = memchr::memmem::find(near, b"\n{");
+        match end.or_else(|| memchr::memchr(b'\n', &rest[CHUNK_BYTES..])) {
             Some(at) => {
                 let (chunk, after) = rest.split_at(CHUNK_BYTES + at + 1);
                 chunks.push(chunk);
@@ -136,15 +143,78 @@ fn parse_chunk(chunk: &[u8], shape: &RowShape) -> Part {
         };
         part.lines += 1;
         let line = line.trim_ascii();
+        // Files that were joined have one within.
+        let line = line.strip_prefix(BOM).unwrap_or(line).trim_ascii();
         if line.is_empty() {
             continue;
         }
-        match parse_line(line, shape) {
-            Ok(pair) => part.push(pair),
-            Err(reason) => part.reject(part.lines, reason, line),
+        let reason = match parse_line(line, shape) {
+            Ok(pair) => {
+                part.push(pair);
+                continue;
+            }
+            Err(reason) => reason,
+        };
+        if let Some(objects) = several_objects(line) {
+            for object in objects {
+                match parse_line(object, shape) {
+                    Ok(pair) => part.push(pair),
+                    Err(reason) => part.reject(part.lines, reason, object),
+                }
+            }
+        } else if let Some((object, after)) = object_over_lines(bytes, line) {
+            match parse_line(object, shape) {
+                Ok(pair) => part.push(pair),
+                Err(reason) => part.reject(part.lines, reason, object),
+            }
+            part.lines += memchr::memchr_iter(b'\n', object).count() as u64;
+            rest = after;
+        } else {
+            part.reject(part.lines, reason, line);
         }
     }
     part
+}
+
+/// The objects of a line that holds several after each other, or one and a comma.
+fn several_objects(line: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut objects = Vec::new();
+    let mut at = 0;
+    while at < line.len() {
+        let rest = &line[at..];
+        if rest[0].is_ascii_whitespace() || (rest[0] == b',' && at > 0) {
+            at += 1;
+        } else if rest.starts_with(BOM) {
+            at += BOM.len();
+        } else {
+            let mut values =
+                serde_json::Deserializer::from_slice(rest).into_iter::<serde::de::IgnoredAny>();
+            match values.next() {
+                Some(Ok(_)) if rest[0] == b'{' => {
+                    objects.push(&rest[..values.byte_offset()]);
+                    at += values.byte_offset();
+                }
+                _ => return None,
+            }
+        }
+    }
+    (objects.len() > 1 || objects.iter().any(|object| object.len() < line.len())).then_some(objects)
+}
+
+/// The object whose first line is `line` and that ends on a later one, and what comes after it.
+/// `bytes` are all from that line on.
+fn object_over_lines<'a>(bytes: &'a [u8], line: &[u8]) -> Option<(&'a [u8], Option<&'a [u8]>)> {
+    // Indented objects would be looked at again for each of their lines.
+    let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
+    if bytes.first() != Some(&b'{') || line.first() != Some(&b'{') {
+        return None;
+    }
+    let end = memchr::memmem::find(bytes, b"\n{").unwrap_or(bytes.len());
+    let object = bytes[..end].trim_ascii_end();
+    let text = std::str::from_utf8(object).ok().filter(|text| text.contains('\n'))?;
+    let plain = without_nan(text);
+    serde_json::from_str::<Fields>(plain.as_deref().unwrap_or(text)).ok()?;
+    Some((object, bytes.get(end + 1..)))
 }
 
 /// One object, or the reason why it cannot be used: what was expected, and what was found.
@@ -167,7 +237,11 @@ pub(crate) fn parse_line<'a>(line: &'a [u8], shape: &RowShape) -> Result<Pair<'a
         Err(error) if error.is_data() => {
             let found =
                 serde_json::from_str::<Value>(text).map_or("something else", |value| kind(&value));
-            return Err(format!("expected a JSON object, found {found}"));
+            let advice = match found {
+                "a list" => ": a list has no names of fields, write each row as an object",
+                _ => "",
+            };
+            return Err(format!("expected a JSON object, found {found}{advice}"));
         }
         Err(_) if memchr::memmem::find(line, CUT).is_some() => {
             return Err(format!(

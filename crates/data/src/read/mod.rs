@@ -1,5 +1,6 @@
 //! Reading: files of any known format become one data set, and unusable rows are kept aside.
 
+pub(crate) mod conversation;
 pub(crate) mod csv;
 pub(crate) mod decompress;
 pub(crate) mod fields;
@@ -7,6 +8,7 @@ pub(crate) mod hub;
 pub(crate) mod input;
 pub(crate) mod json;
 pub(crate) mod jsonl;
+pub(crate) mod orient;
 pub(crate) mod parquet;
 pub(crate) mod shape;
 pub(crate) mod source;
@@ -105,7 +107,8 @@ impl Dataset {
     /// Face hub (`owner/name`).
     ///
     /// JSONL, JSON, CSV and Parquet are recognised by content and name, gzip and Zstandard by
-    /// content; a folder of text files gives a row for each. How the rows become pairs is
+    /// content; a folder of text files gives a row for each. A JSON document may hold a list of
+    /// objects, an object with one such list, or a table as pandas' `to_json` writes it. How the rows become pairs is
     /// recognised by the names of their fields ([`RowShape`]). Further fields become further
     /// columns (numbers and booleans as such, lists and objects as JSON text).
     ///

@@ -6,10 +6,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::columns::{COMPLETION, MESSAGES, PROMPT, SYSTEM, TURNS};
+use crate::columns::{COMPLETION, PROMPT};
+use crate::read::conversation::{
+    LISTS, Side, conversation, history, is_messages, pair_after, pair_of_sides,
+};
 use crate::read::fields::{Field, kind};
 use crate::text::excerpt;
-use crate::turn::{Role, Turn, train_flag, turns_json};
 
 /// A row with more fields than this is compared by sorting.
 const FEW_FIELDS: usize = 16;
@@ -23,7 +25,9 @@ const FEW_FIELDS: usize = 16;
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum RowShape {
-    /// `prompt` and `completion`.
+    /// `prompt` and `completion`: texts, or lists of messages as TRL has them, of which the
+    /// completion bears the loss. Earlier turns in `history`, pairs of a question and its answer,
+    /// make a conversation of the row, here and in the shapes of two texts below.
     PromptCompletion,
     /// `instruction`, `input` (may be missing or empty) and `output`, as in Stanford's Alpaca. The
     /// prompt is the instruction, a blank line and the input. Earlier turns in `history`, pairs of
@@ -73,6 +77,9 @@ const PAIRS: [(&str, &str); 7] = [
     ("source", "target"),
     ("user", "assistant"),
 ];
+
+/// The names of the shapes of two texts.
+const KNOWN_PAIRS: [(&str, &str); 2] = [(PROMPT, COMPLETION), ("question", "answer")];
 
 /// The prompt and completion of a row.
 #[derive(Debug)]
@@ -178,9 +185,6 @@ impl RowShape {
     }
 }
 
-/// The lists that hold a conversation.
-const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
-
 fn repeated<'a>(fields: &'a [(Cow<'_, str>, Field<'_>)]) -> Option<&'a str> {
     if fields.len() <= FEW_FIELDS {
         return fields
@@ -200,32 +204,59 @@ fn columns<'a>(
     completion_name: &str,
 ) -> Result<Pair<'a>, String> {
     let (mut prompt, mut completion) = (None, None);
+    let mut earlier = Vec::new();
     let mut extras: Vec<(Cow<str>, Value)> = Vec::new();
     let mut keys = FoundKeys::default();
     // One column may serve as both.
     let twice = (prompt_name == completion_name).then_some(prompt_name);
+    // Columns that were named are all that is asked for.
+    let has_history =
+        KNOWN_PAIRS.iter().chain(&PAIRS).any(|pair| pair == &(prompt_name, completion_name));
     for (key, field) in fields {
         keys.see(&key);
         let slot = if key == prompt_name {
             &mut prompt
         } else if key == completion_name {
             &mut completion
+        } else if let ("history", Field::Other(Value::Array(pairs))) = (key.as_ref(), &field)
+            && has_history
+        {
+            earlier = history(pairs)?;
+            continue;
         } else {
             push_extra(&mut extras, key, field);
             continue;
         };
         match field {
-            Field::Text(text) => *slot = Some(text),
+            Field::Text(text) => *slot = Some(Side::Text(text)),
+            Field::Other(Value::Array(turns)) if twice.is_none() && is_messages(&turns) => {
+                *slot = Some(Side::Turns(turns));
+            }
+            Field::Other(value @ (Value::Array(_) | Value::Object(_))) => {
+                return Err(format!(
+                    "expected text in \"{key}\", found {}: make it a text, or each of its values a row",
+                    kind(&value)
+                ));
+            }
             Field::Other(value) => {
                 return Err(format!("expected text in \"{key}\", found {}", kind(&value)));
             }
         }
     }
-    if twice.is_some() {
-        completion.clone_from(&prompt);
+    if let (Some(_), Some(Side::Text(text))) = (twice, &prompt) {
+        completion = Some(Side::Text(text.clone()));
     }
     match (prompt, completion) {
-        (Some(prompt), Some(completion)) => Ok(Pair { prompt, completion, extras }),
+        (Some(Side::Text(prompt)), Some(Side::Text(completion))) => {
+            Ok(pair_after(earlier, prompt, completion, extras))
+        }
+        (Some(prompt), Some(completion)) if earlier.is_empty() => {
+            pair_of_sides([prompt_name, completion_name], [prompt, completion], extras)
+        }
+        (Some(_), Some(_)) => Err(format!(
+            "expected a text in \"{prompt_name}\" beside \"history\", found a list of messages: \
+             put all turns into one list \"messages\""
+        )),
         (prompt, _) => {
             let missing = if prompt.is_none() { prompt_name } else { completion_name };
             Err(format!(
@@ -296,141 +327,7 @@ fn alpaca<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String
         Some(input) => Cow::Owned(format!("{instruction}\n\n{input}")),
         None => instruction,
     };
-    if earlier.is_empty() {
-        return Ok(Pair { prompt, completion, extras });
-    }
-    // An empty system message is none.
-    extras.retain(|(key, value)| key != SYSTEM || value.as_str() != Some(""));
-    earlier.push(Turn::new(Role::User, prompt));
-    earlier.push(Turn::new(Role::Assistant, completion));
-    Ok(pair_of(earlier, extras))
-}
-
-/// The turns of a list of pairs.
-fn history(pairs: &[Value]) -> Result<Vec<Turn>, String> {
-    let mut turns = Vec::with_capacity(2 * pairs.len() + 2);
-    for (at, pair) in pairs.iter().enumerate() {
-        let texts: Option<Vec<&str>> =
-            pair.as_array().and_then(|pair| pair.iter().map(Value::as_str).collect());
-        let Some([question, answer]) = texts.as_deref() else {
-            return Err(format!(
-                "expected a question and its answer in history[{at}], found {}",
-                kind(pair)
-            ));
-        };
-        turns.push(Turn::new(Role::User, *question));
-        turns.push(Turn::new(Role::Assistant, *answer));
-    }
-    Ok(turns)
-}
-
-fn conversation<'a>(fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Result<Pair<'a>, String> {
-    let mut list = None;
-    let mut system = None;
-    let mut extras = Vec::new();
-    let mut keys = FoundKeys::default();
-    for (key, field) in fields {
-        keys.see(&key);
-        match field {
-            Field::Other(Value::Array(turns))
-                if list.is_none() && LISTS.contains(&key.as_ref()) =>
-            {
-                list = Some((key, turns));
-            }
-            field if LISTS.contains(&key.as_ref()) && list.is_none() => {
-                return Err(format!("expected a list in \"{key}\", found {}", field.kind()));
-            }
-            Field::Text(text) if key == SYSTEM => system = Some(text.into_owned()),
-            field => push_extra(&mut extras, key, field),
-        }
-    }
-    let Some((list_name, turns)) = list else {
-        return Err(format!("expected a list \"messages\" or \"conversations\", found {keys}"));
-    };
-    let mut said: Vec<Turn> = Vec::with_capacity(turns.len());
-    for (at, turn) in turns.iter().enumerate() {
-        let place = || format!("{list_name}[{at}]");
-        let Some(turn) = turn.as_object() else {
-            return Err(format!("expected an object in {}, found {}", place(), kind(turn)));
-        };
-        let name = turn.get("role").or_else(|| turn.get("from"));
-        let Some(name) = name.and_then(Value::as_str) else {
-            return Err(format!("expected a text \"role\" or \"from\" in {}", place()));
-        };
-        let Some(role) = Role::of(name) else {
-            return Err(format!(
-                "expected a role such as \"user\" or \"assistant\" in {}, found \"{}\"",
-                place(),
-                excerpt(name, 40)
-            ));
-        };
-        let content = turn.get("content").or_else(|| turn.get("value"));
-        let Some(content) = content.and_then(content_text) else {
-            let found = content.map_or("nothing", kind);
-            return Err(format!("expected text in \"content\" of {}, found {found}", place()));
-        };
-        let train = train_flag(turn).map_err(|reason| format!("{}: {reason}", place()))?;
-        if role == Role::System && said.is_empty() {
-            system = Some(match system {
-                Some(before) => format!("{before}\n\n{content}"),
-                None => content,
-            });
-        } else {
-            said.push(Turn { role, content, train });
-        }
-    }
-    let Some(last) = said.iter().rposition(|turn| turn.role == Role::Assistant) else {
-        return Err(format!("expected an assistant's turn in \"{list_name}\", found none"));
-    };
-    if last == 0 {
-        return Err(format!(
-            "expected a user's turn before the assistant's in \"{list_name}\", found none"
-        ));
-    }
-    said.truncate(last + 1);
-    if let Some(system) = system {
-        extras.push((Cow::Borrowed(SYSTEM), Value::String(system)));
-    }
-    Ok(pair_of(said, extras))
-}
-
-/// The pair of a conversation whose last turn is the answer.
-fn pair_of<'a>(mut said: Vec<Turn>, mut extras: Vec<(Cow<'a, str>, Value)>) -> Pair<'a> {
-    let last = said.len() - 1;
-    // A prompt and a completion say all of one question and its answer, unless the file says that
-    // another turn than the answer bears the loss.
-    let flagged = said.iter().any(|turn| turn.bears_loss() != (turn.role == Role::Assistant));
-    if last > 1 || flagged {
-        extras.push((Cow::Borrowed(TURNS), Value::from(said.len())));
-        extras.push((Cow::Borrowed(MESSAGES), Value::String(turns_json(&said))));
-    }
-    let completion = std::mem::take(&mut said[last].content);
-    let prompt = match &mut said[..last] {
-        [only] => std::mem::take(&mut only.content),
-        earlier => {
-            let turns: Vec<String> = earlier
-                .iter()
-                .map(|turn| format!("{}: {}", turn.role.label(), turn.content))
-                .collect();
-            turns.join("\n\n")
-        }
-    };
-    Pair { prompt: Cow::Owned(prompt), completion: Cow::Owned(completion), extras }
-}
-
-/// Plain text, or the texts of a list of parts.
-fn content_text(content: &Value) -> Option<String> {
-    match content {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(parts) => {
-            let texts: Option<Vec<&str>> = parts
-                .iter()
-                .map(|part| part.as_str().or_else(|| part.get("text")?.as_str()))
-                .collect();
-            texts.map(|texts| texts.join("\n"))
-        }
-        _ => None,
-    }
+    Ok(pair_after(earlier, prompt, completion, extras))
 }
 
 fn template<'a>(
@@ -500,7 +397,11 @@ pub(crate) fn check_template(template: &str) -> Result<(), String> {
     pieces(template).map(drop)
 }
 
-fn push_extra<'a>(extras: &mut Vec<(Cow<'a, str>, Value)>, key: Cow<'a, str>, field: Field<'a>) {
+pub(crate) fn push_extra<'a>(
+    extras: &mut Vec<(Cow<'a, str>, Value)>,
+    key: Cow<'a, str>,
+    field: Field<'a>,
+) {
     // The two columns have their own names; another key of such a name would be a second one.
     let key = if key == PROMPT || key == COMPLETION {
         Cow::Owned(format!("original_{key}"))
@@ -515,13 +416,13 @@ fn push_extra<'a>(extras: &mut Vec<(Cow<'a, str>, Value)>, key: Cow<'a, str>, fi
 
 /// The first few keys of a row, for a message.
 #[derive(Default)]
-struct FoundKeys {
+pub(crate) struct FoundKeys {
     shown: Vec<String>,
     more: bool,
 }
 
 impl FoundKeys {
-    fn see(&mut self, key: &str) {
+    pub(crate) fn see(&mut self, key: &str) {
         if self.shown.len() < 8 {
             self.shown.push(format!("\"{}\"", excerpt(key, 40)));
         } else {
@@ -543,7 +444,9 @@ impl fmt::Display for FoundKeys {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::columns::{MESSAGES, SYSTEM, TURNS};
     use crate::read::fields::Fields;
+    use crate::turn::Role;
 
     fn read(line: &str) -> (Option<RowShape>, Result<(String, String), String>) {
         let fields: Fields = serde_json::from_str(line).unwrap();

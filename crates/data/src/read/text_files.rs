@@ -9,7 +9,7 @@ use tunebook_progress::interrupt;
 use crate::error::{DataError, Result};
 use crate::read::decompress;
 use crate::read::fields::Field;
-use crate::read::input::Input;
+use crate::read::input::{Input, other_format};
 use crate::read::jsonl::Limits;
 use crate::read::shape::RowShape;
 use crate::read::table::{Part, Sink};
@@ -66,6 +66,10 @@ pub(crate) fn torn(bytes: &[u8], reason: String) -> Part {
 /// The row of one file, or the reason why there is none.
 pub(crate) fn row(input: &Input, bytes: &[u8], shape: &RowShape) -> Part {
     let mut part = Part::with_capacity(1);
+    if let Some((found, remedy)) = other_format(bytes) {
+        part.reject(1, format!("expected a text in UTF-8, found {found}. {remedy}"), bytes);
+        return part;
+    }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = 1 + memchr::memchr_iter(b'\n', &bytes[..error.valid_up_to()]).count() as u64;

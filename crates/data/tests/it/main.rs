@@ -12,6 +12,7 @@ mod clean;
 mod configs;
 mod conversations;
 mod fingerprint;
+mod forms;
 mod fuzz;
 mod harmless;
 mod jsonl;

@@ -40,6 +40,7 @@ use crate::files::fingerprint;
 use crate::files::gguf;
 use crate::files::in_model;
 use crate::files::peft::{self, AdapterFiles, StoredTensor};
+use crate::files::text_part;
 use crate::train::parameter::Parameters;
 use body::{AdapterTensor, Body};
 use hooks::Hooks;
@@ -177,7 +178,8 @@ pub trait Adapters {
     fn with_adapter_names(&self, adapter_names: &[&str]) -> Result<Model>;
 
     /// Writes an adapter as PEFT's `save_pretrained(dir)` does: `default` into `dir`, any other
-    /// into a subfolder of its name. Returns the folder that holds the files.
+    /// into a subfolder of its name. Returns the folder that holds the files. An adapter of the same
+    /// name that is there already is replaced; other files in the folder stay.
     ///
     /// # Errors
     /// No adapter of that name, or a file cannot be written.
@@ -192,7 +194,8 @@ pub trait Adapters {
     fn save_adapter_gguf(&self, name: &str, path: impl AsRef<Path>) -> Result<PathBuf>;
 
     /// Reads an adapter that this crate or PEFT wrote, from `dir` or its subfolder `name`, and
-    /// makes it the active one. The arguments stand in PEFT's order: the place, then the name.
+    /// makes it the active one. The arguments stand in PEFT's order: the place, then the name. An
+    /// adapter of a model that reads pictures, too, goes to the text model by its text part.
     ///
     /// # Errors
     /// No adapter there, files that are torn or of another kind, tensors that do not fit this
@@ -390,6 +393,7 @@ fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
     let folder = config_path.parent().unwrap_or(dir);
     let mut files = AdapterFiles::read(folder)?;
     let tensors_path = folder.join(peft::TENSORS_FILE);
+    text_part::rename(model, &mut files, config_path)?;
     in_model::drop_tied_head(model, &mut files, &tensors_path)?;
     in_model::name_tables(model, &mut files, &tensors_path)?;
     fingerprint::check(model, folder)?;

@@ -1,5 +1,6 @@
 //! The files of an adapter: PEFT's, AdapterHub's, MLX's and llama.cpp's formats, the fingerprint of
-//! tokenizer and chat template, and writing that is whole or not there.
+//! tokenizer and chat template, the text part of models that read pictures, too, and writing that is
+//! whole or not there.
 
 pub(crate) mod adapterhub;
 pub(crate) mod atomic;
@@ -11,3 +12,4 @@ pub(crate) mod mlx;
 pub mod peft;
 pub(crate) mod peft_config;
 pub(crate) mod stored;
+pub(crate) mod text_part;

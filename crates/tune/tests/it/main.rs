@@ -29,6 +29,7 @@ mod records;
 mod smollm;
 mod strategies;
 mod summary;
+mod text_part;
 mod tiny;
 mod tokens;
 mod training;
