@@ -430,7 +430,7 @@ impl Profile {
             ("empty prompt or completion", self.empty, "drop_empty"),
             ("longer than the context", long, "drop_long, or a larger context"),
             ("exact duplicates", self.exact_duplicates, "drop_duplicates"),
-            ("duplicates, case and prose punctuation aside", self.duplicates, "drop_duplicates"),
+            ("duplicates, by words and signs alone", self.duplicates, "drop_duplicates"),
             (
                 "same prompt, different completions",
                 self.conflicting,
