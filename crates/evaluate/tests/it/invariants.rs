@@ -28,7 +28,8 @@ fn metrics() -> Vec<(Box<dyn TextMetric>, f64, Option<f64>)> {
         (Box::new(Chrf::default()), 100.0, Some(100.0)),
         (Box::new(Chrf::plus_plus()), 100.0, Some(100.0)),
         (Box::new(Ter::default()), f64::MAX, Some(0.0)),
-        (Box::new(Ter { normalized: true, ..Default::default() }), f64::MAX, Some(0.0)),
+        // sacreBLEU tokenises references twice, answers once: `x's.1` against itself has 50 there.
+        (Box::new(Ter { normalized: true, ..Default::default() }), f64::MAX, None),
         (Box::new(Rouge::n(1)), 1.0, None),
         (Box::new(Rouge::l()), 1.0, None),
         (Box::new(Rouge::lsum()), 1.0, None),
