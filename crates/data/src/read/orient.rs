@@ -10,9 +10,9 @@ const INDEX: &str = "index";
 /// The rows as objects in JSON, if `document` has one of the orients and a row that `is_row` takes.
 pub(crate) fn rows(document: &Value, is_row: impl Fn(&str) -> bool) -> Option<Vec<String>> {
     let document = document.as_object()?;
-    [split(document), indexed(document), columns(document), lists(document)]
+    [split, indexed, columns, lists]
         .into_iter()
-        .flatten()
+        .filter_map(|orient| orient(document))
         .map(|rows| rows.into_iter().map(|row| Value::Object(row).to_string()).collect::<Vec<_>>())
         .find(|rows| rows.iter().any(|row| is_row(row)))
 }
