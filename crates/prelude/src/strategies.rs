@@ -114,12 +114,10 @@ fn run(
     check(candidates)?;
     let mut found = StrategyComparison { results: Vec::new(), stopped: false };
     for candidate in candidates {
-        let result = candidate.result(split, evaluation)?;
-        let run_stopped = |run: &RunRecord| run.stopped == Some(StopReason::Interrupted);
-        if result.evaluation.stopped || result.run.as_ref().is_some_and(run_stopped) {
+        let Some(result) = candidate.result(split, evaluation)? else {
             found.stopped = true;
             break;
-        }
+        };
         found.results.push(result);
     }
     Ok(found)
@@ -148,7 +146,12 @@ fn check(candidates: &[Candidate<'_>]) -> Result<(), Error> {
 }
 
 impl Candidate<'_> {
-    fn result(&self, split: &Splits, args: &EvaluationArgs) -> Result<StrategyResult, Error> {
+    /// What comes of it; `None` when it was stopped.
+    fn result(
+        &self,
+        split: &Splits,
+        args: &EvaluationArgs,
+    ) -> Result<Option<StrategyResult>, Error> {
         let (handle, run) = match &self.source {
             Source::Untouched => (self.model.base(), None),
             Source::Train(plan) => {
@@ -162,6 +165,9 @@ impl Candidate<'_> {
                     }
                 }
                 let run = Trainer::new(self.model, training).train(split)?;
+                if run.stopped == Some(StopReason::Interrupted) {
+                    return Ok(None);
+                }
                 (self.model.pinned(), Some(run.record().clone()))
             }
             Source::Trained(run) => {
@@ -180,7 +186,10 @@ impl Candidate<'_> {
         let whole = || self.model.memory_bytes();
         let file_bytes = costs.as_ref().map_or(0, |costs| costs.file_bytes.unwrap_or_else(whole));
         let evaluation = evaluate_with(&handle, &split.validation, args)?;
-        Ok(StrategyResult { name: self.name.clone(), costs, run, evaluation, file_bytes })
+        if evaluation.stopped {
+            return Ok(None);
+        }
+        Ok(Some(StrategyResult { name: self.name.clone(), costs, run, evaluation, file_bytes }))
     }
 }
 
