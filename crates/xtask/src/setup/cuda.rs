@@ -133,6 +133,7 @@ impl Toolkit {
             "--disable-pip-version-check",
             "--no-input",
             "--no-deps",
+            "--require-hashes",
             "--upgrade",
         ])
         .args(["--quiet", "--target"])

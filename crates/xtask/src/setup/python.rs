@@ -1,4 +1,5 @@
-//! A Python environment made from a pinned requirements file.
+//! A Python environment made from a requirements file, which pins every package and the hashes of
+//! its files.
 
 use std::path::{Path, PathBuf};
 
@@ -110,6 +111,7 @@ impl Step for Environment {
         }
         let mut pip = process::command(self.python());
         pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"]);
+        pip.arg("--require-hashes");
         if let Some(arguments) = self.cmake {
             pip.arg("--no-deps").env("CMAKE_ARGS", arguments);
         }
