@@ -293,6 +293,31 @@ class Failures(WithKernel):
             self.assertEqual(self.run_ok("done < 900").text, "true")
 
 
+class Statics(WithKernel):
+    """Each cell is a library of its own: a static starts anew in every cell, which is said."""
+
+    def test_a_static_is_said_to_start_anew(self):
+        first = self.kernel.execute(
+            "use std::sync::atomic::{AtomicU32, Ordering::SeqCst};\n"
+            "static SEEN: AtomicU32 = AtomicU32::new(0);\n"
+            "fn bump() -> u32 { SEEN.fetch_add(1, SeqCst) + 1 }"
+        )
+        self.assertIn("the static `SEEN` starts anew in every cell", first.stderr)
+        self.assertEqual(self.run_ok("bump()").text, "1")
+        self.assertEqual(self.run_ok("bump()").text, "1")
+
+    def test_functions_find_what_a_macro_defines(self):
+        code = (
+            "use std::cell::Cell;\n"
+            "thread_local! { static HERE: Cell<u32> = Cell::new(40); static THERE: Cell<u32> = const { Cell::new(2) }; }\n"
+            "fn sum() -> u32 { HERE.with(Cell::get) + THERE.with(Cell::get) }"
+        )
+        for _ in range(2):
+            self.run_ok(code)
+            self.assertEqual(self.run_ok("sum()").text, "42")
+        self.assertEqual(self.run_ok("HERE.with(|n| { n.set(n.get() + 1); n.get() })").text, "41")
+
+
 class Redefined(WithKernel):
     """A value whose type is defined anew is lost with a word, and never read as what it is not."""
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ra_ap_syntax::ast::{self, AstNode, HasName};
-use ra_ap_syntax::{Edition, SourceFile, SyntaxKind, TextSize};
+use ra_ap_syntax::{Edition, SourceFile, SyntaxElement, SyntaxKind, SyntaxNode, TextSize};
 
 /// Whether a cell can be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -347,36 +347,105 @@ pub(crate) fn with_named_impls(code: &str, impls: &[LooseImpl]) -> String {
     out
 }
 
-/// Whether the cell defines a static, each of which starts anew in every cell; and whether a macro
-/// at its top level does, whose names functions do not find.
-pub(crate) fn statics(code: &str) -> (Vec<String>, Option<String>) {
+/// Macros that define statics.
+const MACROS_OF_STATICS: [&str; 2] = ["thread_local", "lazy_static"];
+
+/// The names of the statics that the cell defines at its top level, by an item or by a macro: each
+/// starts anew in every cell.
+pub(crate) fn statics(code: &str) -> Vec<String> {
     let parsed = parse(&blank_commands(code));
-    let body = parsed
-        .tree()
-        .syntax()
-        .children()
-        .find_map(ast::Fn::cast)
-        .and_then(|function| function.body())
-        .and_then(|body| body.stmt_list());
-    let Some(body) = body else { return (Vec::new(), None) };
     let mut names = Vec::new();
-    for statement in body.statements() {
-        if let ast::Stmt::Item(ast::Item::Static(item)) = statement
-            && let Some(name) = item.name()
-        {
-            names.push(name.text().to_string());
+    for statement in top_level(&parsed.tree()) {
+        if let Some(item) = ast::Static::cast(statement.clone()) {
+            names.extend(item.name().map(|name| name.text().to_string()));
+        } else if let Some(call) = macro_of_statics(&statement) {
+            names.extend(statics_within(&call).into_iter().map(|found| found.name));
         }
     }
-    let called = body.syntax().children().flat_map(|node| {
-        // `thread_local! { … }` is a statement of an expression, or an item.
-        node.descendants().take(3).filter_map(ast::MacroCall::cast).collect::<Vec<_>>()
-    });
-    let of_statics = called
-        .filter_map(|call| call.path().map(|path| path.syntax().text().to_string()))
-        .find(|path| {
-            ["thread_local", "lazy_static"].contains(&path.rsplit("::").next().unwrap_or_default())
-        });
-    (names, of_statics)
+    names
+}
+
+/// The code with each such macro in a module of its own, on the same lines, whose names are used
+/// from there. At the top level the macro would be a statement, whose names functions do not find.
+pub(crate) fn with_modules_of_statics(code: &str) -> String {
+    let parsed = parse(&blank_commands(code));
+    let offset = |size: TextSize| usize::from(size) - PREFIX.len();
+    let mut put: Vec<(usize, String)> = Vec::new();
+    for statement in top_level(&parsed.tree()) {
+        let Some(call) = macro_of_statics(&statement) else { continue };
+        let found = statics_within(&call);
+        let Some(first) = found.first() else { continue };
+        let module = format!("statics_of_{}", first.name.to_lowercase());
+        let start = offset(call.syntax().text_range().start());
+        let end = offset(statement.text_range().end());
+        put.push((start, format!("mod {module} {{ #[allow(unused_imports)] use super::*; ")));
+        let private = found.iter().filter(|found| !found.is_public);
+        put.extend(private.map(|found| (offset(found.start), "pub(crate) ".to_owned())));
+        let close = if call.syntax().text_range().end() == statement.text_range().end()
+            && !statement.text().to_string().ends_with([';', '}'])
+        {
+            ";"
+        } else {
+            ""
+        };
+        put.push((end, format!("{close} }} #[allow(unused_imports)] use {module}::*;")));
+    }
+    let mut out = code.to_owned();
+    for (at, text) in put.into_iter().rev() {
+        out.insert_str(at, &text);
+    }
+    out
+}
+
+/// The statements and items of a parsed cell.
+fn top_level(file: &SourceFile) -> Vec<SyntaxNode> {
+    let function = file.syntax().children().find_map(ast::Fn::cast);
+    let list = function.and_then(|function| function.body()).and_then(|body| body.stmt_list());
+    list.map(|list| list.syntax().children().collect()).unwrap_or_default()
+}
+
+/// `thread_local! { … }` is a statement of an expression, or an item.
+fn macro_of_statics(statement: &SyntaxNode) -> Option<ast::MacroCall> {
+    let call = statement.descendants().take(3).find_map(ast::MacroCall::cast)?;
+    let path = call.path()?.syntax().text().to_string();
+    MACROS_OF_STATICS.contains(&path.rsplit("::").next()?).then_some(call)
+}
+
+/// A static in the words of a macro.
+struct StaticWithin {
+    name: String,
+    start: TextSize,
+    is_public: bool,
+}
+
+fn statics_within(call: &ast::MacroCall) -> Vec<StaticWithin> {
+    let Some(tokens) = call.token_tree() else { return Vec::new() };
+    let words: Vec<SyntaxElement> =
+        tokens.syntax().children_with_tokens().filter(|word| !word.kind().is_trivia()).collect();
+    let is = |at: usize, text: &str| {
+        words.get(at).and_then(SyntaxElement::as_token).is_some_and(|token| token.text() == text)
+    };
+    let named = |at: usize| {
+        let token = words.get(at)?.as_token()?;
+        (token.kind() == SyntaxKind::IDENT).then(|| token.text().to_owned())
+    };
+    (0..words.len())
+        .filter(|&at| is(at, "static"))
+        .filter_map(|at| {
+            let before = at.checked_sub(1);
+            // `pub static`, or `pub(crate) static`.
+            let is_public = before.is_some_and(|before| {
+                is(before, "pub")
+                    || before.checked_sub(1).is_some_and(|pub_| is(pub_, "pub"))
+                        && words[before].kind() == SyntaxKind::TOKEN_TREE
+            });
+            let name = match is(at + 1, "ref") {
+                true => named(at + 2),
+                false => named(at + 1),
+            }?;
+            Some(StaticWithin { name, start: words[at].text_range().start(), is_public })
+        })
+        .collect()
 }
 
 fn can_be_written(type_name: &str) -> bool {
@@ -560,16 +629,33 @@ mod tests {
 
     #[test]
     fn statics_are_found() {
-        let found = |code| statics(code);
-        assert_eq!(
-            found("static A: u8 = 1;\nfn f() { static B: u8 = 2; }"),
-            (vec!["A".into()], None)
-        );
-        let local = "thread_local! { static HERE: u8 = 1; }\nfn here() {}";
-        assert_eq!(found(local), (vec![], Some("thread_local".into())));
+        assert_eq!(statics("static A: u8 = 1;\nfn f() { static B: u8 = 2; }"), ["A"]);
+        let local = "thread_local! { static HERE: u8 = 1; pub static THERE: u8 = 2 }\nfn f() {}";
+        assert_eq!(statics(local), ["HERE", "THERE"]);
         let lazy = "lazy_static::lazy_static! { static ref L: u8 = 1; }\nfn f() {}";
-        assert_eq!(found(lazy), (vec![], Some("lazy_static::lazy_static".into())));
-        assert_eq!(found("println!(\"static\"); let x = vec![1];"), (vec![], None));
+        assert_eq!(statics(lazy), ["L"]);
+        assert!(statics("println!(\"static\"); let x = vec![1];").is_empty());
+    }
+
+    #[test]
+    fn macros_of_statics_stand_in_modules() {
+        let changed = |code| with_modules_of_statics(code);
+        assert_eq!(
+            changed(
+                ":dep é\nthread_local! {\n static A: u8 = 1; pub(crate) static B: u8 = 2 }\nf()"
+            ),
+            ":dep é\nmod statics_of_a { #[allow(unused_imports)] use super::*; thread_local! {\n \
+             pub(crate) static A: u8 = 1; pub(crate) static B: u8 = 2 } } \
+             #[allow(unused_imports)] use statics_of_a::*;\nf()"
+        );
+        assert_eq!(
+            changed("lazy_static::lazy_static!(static ref L: u8 = 1;);"),
+            "mod statics_of_l { #[allow(unused_imports)] use super::*; lazy_static::lazy_static!(\
+             pub(crate) static ref L: u8 = 1;); } #[allow(unused_imports)] use statics_of_l::*;"
+        );
+        for code in ["let x = vec![1];", "fn f() { thread_local! { static A: u8 = 1; } }", "é("] {
+            assert_eq!(changed(code), code);
+        }
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl Executor {
     /// Says, once for each, that a static starts anew in every cell.
     fn tell_statics(&self, code: &str) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        for name in cell::statics(code).0 {
+        for name in cell::statics(code) {
             if told.insert(format!("static {name}")) {
                 let text = format!(
                     "[kernel] the static `{name}` starts anew in every cell, as each cell is a library of its own. \
@@ -245,7 +245,7 @@ impl Executor {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             cell::loose_impls(code, &known.impls)
         };
-        let named = cell::with_named_impls(code, &impls);
+        let named = cell::with_modules_of_statics(&cell::with_named_impls(code, &impls));
         let lets = cell::untyped_lets(&named);
         let typed = if lets.is_empty() {
             named

@@ -5,7 +5,6 @@ use std::ops::Range;
 use ariadne::{Color, ColorGenerator, Label, Report, ReportKind, Source};
 use evcxr::{CompilationError, Error, Theme};
 
-use super::cell;
 use super::running::Outcome;
 
 /// A cell's failure.
@@ -136,14 +135,14 @@ impl Failure {
         for error in errors {
             traceback.extend(report(error, code, execution_count));
         }
-        traceback.extend(way_out(errors.iter().map(CompilationError::message), code));
+        traceback.extend(way_out(errors.iter().map(CompilationError::message)));
         let evalue = errors.first().map(CompilationError::message).unwrap_or_default();
         Self { ename: "CompileError".into(), evalue, traceback }
     }
 }
 
 /// What to do about errors whose cause lies in how a notebook keeps items.
-fn way_out(messages: impl Iterator<Item = String>, code: &str) -> Vec<String> {
+fn way_out(messages: impl Iterator<Item = String>) -> Vec<String> {
     let messages: Vec<String> = messages.collect();
     let mut help = Vec::new();
     let has = |part: &str| messages.iter().any(|message| message.contains(part));
@@ -153,14 +152,6 @@ fn way_out(messages: impl Iterator<Item = String>, code: &str) -> Vec<String> {
              they take the place of the earlier ones. No variable of another type is lost."
                 .to_owned(),
         );
-    }
-    if has("in this scope")
-        && let Some(name) = cell::statics(code).1
-    {
-        help.push(format!(
-            "help: functions do not find what `{name}!` defines at the top level of a cell. Put both into a module: \
-             `mod state {{ {name}! {{ .. }} pub fn .. }}`."
-        ));
     }
     help
 }
@@ -296,13 +287,10 @@ mod tests {
 
     #[test]
     fn errors_of_items_that_a_notebook_keeps_name_a_way_out() {
-        let help = |message: &str, code: &str| way_out([message.to_owned()].into_iter(), code);
+        let help = |message: &str| way_out([message.to_owned()].into_iter());
         let twice = "conflicting implementations of trait `Sound` for type `Cat`";
-        assert!(help(twice, "impl Sound for Cat {}")[0].contains("one cell"));
-        let local = "thread_local! { static HERE: u8 = 1; }\nfn here() { HERE }";
-        let missing = "cannot find value `HERE` in this scope";
-        assert!(help(missing, local)[0].contains("`thread_local!`"));
-        assert!(help(missing, "HERE").is_empty());
+        assert!(help(twice)[0].contains("one cell"));
+        assert!(help("cannot find value `HERE` in this scope").is_empty());
     }
 
     #[test]
