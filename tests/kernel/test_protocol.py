@@ -318,6 +318,53 @@ class Statics(WithKernel):
         self.assertEqual(self.run_ok("HERE.with(|n| { n.set(n.get() + 1); n.get() })").text, "41")
 
 
+class Kept(WithKernel):
+    """A cell that fails keeps what was there before, also under the names that it would have given new values."""
+
+    def test_a_name_keeps_its_old_value(self):
+        self.run_ok('let name: String = "old".to_owned();\nlet mut count: u32 = 1;')
+        for failing in [
+            'let name: String = std::env::var("NO_SUCH_VARIABLE_HERE")?;',
+            'let name: u64 = "x".parse()?;',
+            'let name: String = panic!("no");',
+            'let count: u32 = 2;\nlet name: String = format!("{name}{}", "x".parse::<u32>()?);',
+            'let (name, count): (u8, u8) = (1, 2);\nErr("no")?;',
+        ]:
+            self.assertEqual(self.kernel.execute(failing).status, "error", failing)
+            self.assertEqual(self.run_ok("(name.as_str(), count)").text, '("old", 1)', failing)
+        self.run_ok("let name: u8 = 7;")
+        self.assertEqual(self.run_ok("name").text, "7")
+
+    def test_a_value_that_the_cell_moves_goes(self):
+        self.run_ok('let words: Vec<String> = vec!["a".to_owned()];\nlet other: u8 = 1;')
+        self.run_ok("let words: usize = words.into_iter().count();")
+        self.assertEqual(self.run_ok("words").text, "1")
+        self.run_ok('let words: Vec<String> = vec!["a".to_owned()];')
+        moving = "let other: u8 = 2;\nlet words: usize = words.into_iter().count() + \"x\".parse::<usize>()?;"
+        self.assertEqual(self.kernel.execute(moving).status, "error")
+        self.assertEqual(self.run_ok("other").text, "1")
+        self.assertIn("cannot find value `words`", error_of(self.kernel.execute("words"))["evalue"])
+
+    def test_stop_keeps_the_old_value(self):
+        self.run_ok("use tunebook::prelude::*;\nlet kept: Vec<u8> = vec![1, 2];")
+        slow = (
+            "let kept: Vec<u8> = { for _ in progress(0..1000) { interrupt::check()?;"
+            " std::thread::sleep(std::time::Duration::from_millis(20)); } vec![3] };"
+        )
+        self.stopped(slow)
+        self.assertEqual(self.run_ok("kept").text, "[1, 2]")
+
+
+class Unused(WithKernel):
+    def test_a_result_that_nobody_looks_at_is_told(self):
+        result = self.run_ok('std::fs::remove_file("/nowhere/to/be/found");')
+        self.assertIn("unused `Result` that must be used: cell", result.stderr)
+        self.assertIn("write `?`", result.stderr)
+        self.assertEqual(self.run_ok('let _ = std::fs::remove_file("/nowhere/to/be/found");').stderr, "")
+        self.run_ok('fn quiet() { std::fs::remove_file("/nowhere"); }')
+        self.assertEqual(self.run_ok("quiet();").stderr, "")
+
+
 class Redefined(WithKernel):
     """A value whose type is defined anew is lost with a word, and never read as what it is not."""
 

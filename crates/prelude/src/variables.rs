@@ -37,6 +37,15 @@ impl VariableStore {
         self.put(name, Box::new(value));
     }
 
+    /// Keeps the old value of a variable that the cell should have given a new one, if it has not:
+    /// the cell has failed before. Says so to the kernel.
+    pub fn keep_variable<T: 'static>(&mut self, name: &str, value: T) {
+        if self.lacks(name) {
+            self.put(name, Box::new(value));
+            tell(&Frame::Kept(parts(name).0.to_owned()));
+        }
+    }
+
     /// Whether a variable, if it is there, still has the type `T`; says so to the user and to evcxr
     /// when it has not.
     pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
@@ -88,6 +97,11 @@ impl VariableStore {
     }
 
     #[inline(never)]
+    fn lacks(&self, name: &str) -> bool {
+        !self.variables.contains_key(parts(name).0)
+    }
+
+    #[inline(never)]
     fn check(&mut self, name: &str, wanted: TypeId) -> bool {
         let (name, number) = parts(name);
         let same = self.variables.get(name).is_none_or(|value| {
@@ -123,8 +137,12 @@ fn parts(name: &str) -> (&str, Option<&str>) {
 fn tell_changed(name: &str) {
     let _ =
         writeln!(std::io::stderr(), "The type of the variable {name} was redefined, so was lost.");
+    tell(&Frame::Changed(name.to_owned()));
+}
+
+fn tell(frame: &Frame) {
     let nonce = std::env::var(NONCE_VAR).unwrap_or_default();
-    let _ = std::io::stdout().write_all(&Frame::Changed(name.to_owned()).encode(&nonce));
+    let _ = std::io::stdout().write_all(&frame.encode(&nonce));
 }
 
 /// An empty store, which lives as long as the process.
@@ -153,6 +171,15 @@ mod tests {
         other.put_variable("more", 5u8);
         store.merge(other);
         assert_eq!(store.take_variable::<u8>("more"), 5);
+    }
+
+    #[test]
+    fn an_old_value_is_kept_where_there_is_no_new_one() {
+        let mut store = VariableStore::default();
+        store.keep_variable("model@7", 1u8);
+        assert!(store.check_variable::<u8>("model@7"));
+        store.keep_variable("model@7", 2u8);
+        assert_eq!(store.take_variable::<u8>("model@7"), 1);
     }
 
     #[test]

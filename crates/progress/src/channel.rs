@@ -15,6 +15,7 @@
 //!                 evcxr prints blocks. SHOWTEXT: what follows is its text. SHOWN ends both
 //! ASK:<prompt>    a question to the user ([`escape`]d); `ASKPASSWORD:` for a secret
 //! CHANGED<name>   the type of this variable was defined anew, so its value is lost
+//! KEPT<name>      the cell has failed before it gave this variable a new value: the old one is kept
 //! ```
 //!
 //! Both ends use this module: this crate and the prelude write, the kernel writes and reads.
@@ -73,6 +74,8 @@ pub const PANIC: &str = "PANIC";
 pub const ERROR: &str = "ERROR";
 /// The content of [`Frame::Changed`] begins so.
 pub const CHANGED: &str = "CHANGED";
+/// The content of [`Frame::Kept`] begins so.
+pub const KEPT: &str = "KEPT";
 /// The content of [`Frame::Show`].
 pub const SHOW: &str = "SHOW";
 /// The content of [`Frame::ShowText`].
@@ -96,6 +99,8 @@ pub enum Frame {
     Error(String),
     /// The type of the variable with this name was defined anew.
     Changed(String),
+    /// The cell has failed before it gave the variable with this name a new value.
+    Kept(String),
     /// The value of the cell's last expression shows itself from here on.
     Show,
     /// The text of that value follows.
@@ -133,6 +138,7 @@ impl Frame {
             Self::Panic => PANIC.to_owned(),
             Self::Error(text) => format!("{ERROR}{}", escape(text)),
             Self::Changed(name) => format!("{CHANGED}{name}"),
+            Self::Kept(name) => format!("{KEPT}{name}"),
             Self::Show => SHOW.to_owned(),
             Self::ShowText => SHOW_TEXT.to_owned(),
             Self::Shown => SHOWN.to_owned(),
@@ -172,6 +178,9 @@ impl Frame {
         }
         if let Some(name) = text.strip_prefix(CHANGED) {
             return Ok(Self::Changed(name.to_owned()));
+        }
+        if let Some(name) = text.strip_prefix(KEPT) {
+            return Ok(Self::Kept(name.to_owned()));
         }
         for (word, password) in [(ASK_TEXT, false), (ASK_PASSWORD, true)] {
             if let Some(prompt) = text.strip_prefix(word) {
@@ -234,6 +243,7 @@ mod tests {
             Frame::Panic,
             Frame::Error("a\nb \\n c\\".into()),
             Frame::Changed("model".into()),
+            Frame::Kept("kept".to_owned()),
             Frame::Show,
             Frame::ShowText,
             Frame::Shown,

@@ -347,6 +347,40 @@ pub(crate) fn with_named_impls(code: &str, impls: &[LooseImpl]) -> String {
     out
 }
 
+/// A cell that takes these variables, with their types, out of the store.
+pub(crate) fn taken_again<'a>(variables: impl Iterator<Item = &'a (String, String)>) -> String {
+    let take = |(name, type_name): &(String, String)| {
+        format!(
+            "let mut {name}: {type_name} = \
+             evcxr_variable_store.take_variable::<{type_name}>(stringify!({name}));\n"
+        )
+    };
+    variables.map(take).collect()
+}
+
+/// What is said about values that the cell does not look at, of which the compiler gives what and
+/// the line. Items of earlier cells, which are compiled again, are left out.
+pub(crate) fn told_unused(
+    code: &str,
+    execution_count: u32,
+    unused: &[(String, String)],
+) -> Vec<String> {
+    let tell = |(what, line): &(String, String)| {
+        let number =
+            code.lines().position(|own| !own.trim().is_empty() && own.trim() == line.trim())? + 1;
+        let way_out = if what.contains("`Result`") {
+            " If it is an error, nobody sees it: write `?` behind it, or `let _ =` before it."
+        } else {
+            ""
+        };
+        Some(format!(
+            "[kernel] {what}: cell {execution_count}, line {number}: `{}`.{way_out}\n",
+            line.trim()
+        ))
+    };
+    unused.iter().filter_map(tell).collect()
+}
+
 /// Macros that define statics.
 const MACROS_OF_STATICS: [&str; 2] = ["thread_local", "lazy_static"];
 
@@ -625,6 +659,14 @@ mod tests {
             ":dep é\nuse a::B;\n#[allow(dead_code)] const TUNEBOOK_IMPL_0: () = (); #[cfg(all())]\n\
              impl B for X {}\n#[allow(dead_code)] const TUNEBOOK_IMPL_1: () = (); impl X { fn f() {} }\n"
         );
+    }
+
+    #[test]
+    fn an_unused_result_of_this_cell_is_told() {
+        let unused = |line: &str| vec![("unused `Result` that must be used".into(), line.into())];
+        let told = told_unused("let x = 1;\n  save();", 3, &unused("save();"));
+        assert!(told[0].contains("cell 3, line 2: `save();`. If it is an error"), "{told:?}");
+        assert!(told_unused("let x = 1;", 3, &unused("of_an_earlier_cell();")).is_empty());
     }
 
     #[test]

@@ -155,6 +155,7 @@ impl Executor {
         };
         let _ = fs::remove_file(self.dir.join(shim::STOP_FILE));
         let _ = fs::remove_file(self.dir.join(shim::MISSED_FILE));
+        let _ = fs::remove_file(self.dir.join(shim::UNUSED_FILE));
         let killed_before = killed_for_memory();
         let result = self.evaluate(context, request, code);
         let outcome = self.running.end();
@@ -180,6 +181,7 @@ impl Executor {
         if !does_not_compile {
             self.tell_missed();
             self.tell_statics(code);
+            self.tell_unused(code, execution_count);
         }
         self.remember(context, code, failure.is_none());
         failure
@@ -197,6 +199,15 @@ impl Executor {
                 eprint!("{text}");
                 self.running.publish("stream", json!({"name": "stderr", "text": text}));
             }
+        }
+    }
+
+    /// Says which results the cell has not looked at: the error in one would be lost without a word.
+    fn tell_unused(&self, code: &str, execution_count: u32) {
+        let Ok(unused) = fs::read(self.dir.join(shim::UNUSED_FILE)) else { return };
+        let unused: Vec<(String, String)> = serde_json::from_slice(&unused).unwrap_or_default();
+        for text in cell::told_unused(code, execution_count, &unused) {
+            self.running.publish("stream", json!({"name": "stderr", "text": text}));
         }
     }
 
@@ -266,6 +277,11 @@ impl Executor {
                 let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                 known.impls.retain(|old| !impls.iter().any(|new| new.is_of(old)));
                 known.impls.extend(impls);
+                let kept = self.running.kept();
+                let kept = known.variables.iter().filter(|(name, _)| kept.contains(name));
+                let again = cell::taken_again(kept);
+                drop(known);
+                self.take_again(context, &again);
                 Ok(outputs)
             }
             // The error may lie in a type that was written in, and its place is that of the changed
@@ -276,6 +292,19 @@ impl Executor {
                 context.execute_with_callbacks(code, &mut callbacks)
             }
             result => result,
+        }
+    }
+
+    /// Tells evcxr, which has forgotten the variables that a failed cell had begun to define anew,
+    /// of their old values.
+    fn take_again(&self, context: &mut CommandContext, code: &str) {
+        if code.is_empty() {
+            return;
+        }
+        // A Stop that came while the cell was compiled is over.
+        let _ = fs::remove_file(self.dir.join(shim::STOP_FILE));
+        if let Err(error) = context.execute(code) {
+            eprintln!("variables of before a failed cell are lost: {error}");
         }
     }
 

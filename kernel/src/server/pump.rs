@@ -304,6 +304,7 @@ impl Child {
                 self.tell_evcxr(&format!("EVCXR_INPUT_REQUEST{word}:"));
             }
             Frame::Show | Frame::ShowText | Frame::Shown => {} // the parser's
+            Frame::Kept(name) => self.running.note_kept(name),
             Frame::Changed(name) => self.tell_evcxr(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}")),
         }
     }

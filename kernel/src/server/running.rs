@@ -62,6 +62,8 @@ pub(crate) struct Outcome {
     pub(crate) panicked: bool,
     /// A `?` returned this error.
     pub(crate) error: Option<String>,
+    /// Variables that it should have defined anew, whose old values are kept.
+    pub(crate) kept: Vec<String>,
     /// The end of its standard error.
     pub(crate) stderr: Vec<u8>,
     /// Whether Stop was pressed while it ran.
@@ -157,6 +159,15 @@ impl Running {
 
     pub(crate) fn note_error(&self, text: &str) {
         self.lock().outcome.error = Some(text.to_owned());
+    }
+
+    pub(crate) fn note_kept(&self, name: String) {
+        self.lock().outcome.kept.push(name);
+    }
+
+    /// The variables whose old values are kept.
+    pub(crate) fn kept(&self) -> Vec<String> {
+        self.lock().outcome.kept.clone()
     }
 
     pub(crate) fn note_stderr(&self, bytes: &[u8]) {

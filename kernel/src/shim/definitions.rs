@@ -136,7 +136,8 @@ impl<'a> Definitions<'a> {
     /// type.
     fn place(&self, call: &ast::MethodCallExpr) -> Option<(Range<usize>, String)> {
         let method = call.name_ref()?;
-        if !["put_variable", "check_variable", "take_variable"].contains(&&*method.text())
+        if !["put_variable", "keep_variable", "check_variable", "take_variable"]
+            .contains(&&*method.text())
             || call.receiver()?.syntax().text() != STORE
         {
             return None;

@@ -44,6 +44,9 @@ pub(crate) const COMPILER_FILE: &str = "compiler.pid";
 pub(crate) const STOP_FILE: &str = "compiler.stop";
 /// Places of evcxr's generated code that were not found, one a line.
 pub(crate) const MISSED_FILE: &str = "rewrite.missed";
+/// What the compiler says about values that the cell does not look at: a JSON list of pairs, what
+/// and the line.
+pub(crate) const UNUSED_FILE: &str = "unused.values";
 /// While it is there, a cell is not worth optimising.
 pub(crate) const QUICK_FILE: &str = "cell.quick";
 

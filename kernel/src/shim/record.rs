@@ -20,10 +20,13 @@ use tunebook_progress::channel::NONCE_VAR;
 
 use super::path_deps::{self, PathDeps};
 use super::probe::{probe_answer, with_probes};
-use super::rewrite::{is_moved_before_storing, keep_primary_spans, rewrite};
+use super::rewrite::{
+    is_moved_before_storing, keep_primary_spans, moved_before_keeping, rewrite, unused,
+    without_keeping,
+};
 use super::{
     COMPILER_FILE, DIR_VAR, MISSED_FILE, PROBE_FILE, QUICK_FILE, STOP_FILE, TYPES_FILE,
-    has_prelude, only_prelude, var,
+    UNUSED_FILE, has_prelude, only_prelude, var,
 };
 use crate::layout::{RECORDS, TEMPLATE_VAR};
 
@@ -148,6 +151,10 @@ pub(super) fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<Exit
     let code = match recorded {
         Some(recorded) => again(&recorded, kind, &dir, &probed)?,
         _ => {
+            // Cargo's messages are not read here, so a variable that the cell moves would fail it.
+            if kind == Kind::Build {
+                fs::write(&source, without_keeping(&text, |_| true))?;
+            }
             // A check needs the command line as well, and the build that gives it needs code that
             // compiles.
             if kind == Kind::Check {
@@ -288,29 +295,49 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
             .env("RUSTC_BOOTSTRAP", "1")
             .args(["-Ztrim-diagnostic-paths=no", "--diagnostic-width=1000000"]);
     }
-    let mut child = command.spawn().context("cannot run rustc")?;
-    let stderr = child.stderr.take().context("rustc has no standard error")?;
-    let mut types = serde_json::Map::new();
-    let mut failed_otherwise = false;
+    let (status, messages, types, failed_otherwise) = loop {
+        let mut child = command.spawn().context("cannot run rustc")?;
+        let stderr = child.stderr.take().context("rustc has no standard error")?;
+        let mut messages = Vec::new();
+        let mut types = serde_json::Map::new();
+        let mut failed_otherwise = false;
+        for line in BufReader::new(stderr).lines() {
+            let line = line?;
+            let Ok(mut message) = serde_json::from_str::<Value>(&line) else {
+                eprintln!("{line}");
+                continue;
+            };
+            if message.get("artifact").is_some() || message["$message_type"] == "artifact" {
+                continue;
+            }
+            if let Some((name, type_name)) = probe_answer(&message, probed) {
+                types.insert(name, type_name.into());
+                continue;
+            }
+            failed_otherwise |= message["level"] == "error"
+                && message["spans"].as_array().is_some_and(|s| !s.is_empty());
+            if is_moved_before_storing(&message) {
+                keep_primary_spans(&mut message);
+            }
+            messages.push(message);
+        }
+        let status = child.wait()?;
+        // An old value that the cell has moved cannot be kept.
+        let moved: Vec<String> = messages.iter().filter_map(moved_before_keeping).collect();
+        let source = dir.join("cell/src/lib.rs");
+        let text = fs::read_to_string(&source)?;
+        let without = without_keeping(&text, |name| moved.iter().any(|moved| moved == name));
+        if without == text {
+            break (status, messages, types, failed_otherwise);
+        }
+        fs::write(&source, without)?;
+    };
+    if kind == Kind::Build {
+        let unused: Vec<_> = messages.iter().filter_map(unused).collect();
+        fs::write(dir.join(UNUSED_FILE), serde_json::to_vec(&unused)?)?;
+    }
     let stdout = std::io::stdout();
-    for line in BufReader::new(stderr).lines() {
-        let line = line?;
-        let Ok(mut message) = serde_json::from_str::<Value>(&line) else {
-            eprintln!("{line}");
-            continue;
-        };
-        if message.get("artifact").is_some() || message["$message_type"] == "artifact" {
-            continue;
-        }
-        if let Some((name, type_name)) = probe_answer(&message, probed) {
-            types.insert(name, type_name.into());
-            continue;
-        }
-        failed_otherwise |= message["level"] == "error"
-            && message["spans"].as_array().is_some_and(|s| !s.is_empty());
-        if is_moved_before_storing(&message) {
-            keep_primary_spans(&mut message);
-        }
+    for message in messages {
         let wrapped = json!({
             "reason": "compiler-message",
             "target": {"name": "ctx"},
@@ -318,7 +345,6 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
         });
         writeln!(stdout.lock(), "{wrapped}")?;
     }
-    let status = child.wait()?;
     if !probed.is_empty() {
         fs::write(dir.join(TYPES_FILE), serde_json::to_vec(&types)?)?;
         return Ok(i32::from(failed_otherwise));

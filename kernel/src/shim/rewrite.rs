@@ -7,6 +7,7 @@
 //! - The value of the last expression shows itself between two frames: what it prints there may be
 //!   more than text.
 //! - The variable store comes from the prelude, where it is compiled already.
+//! - A variable that the cell defines anew keeps its old value when the cell fails before.
 //! - Compiler messages lose the places that would mislead evcxr.
 //!
 //! The places in the code are found by their text, as evcxr 0.22 writes it. Each change counts what
@@ -47,6 +48,8 @@ const NO_CHANGED: &str = "the report of a lost variable, so the variable may see
 const NO_END: &str = "the end of the cell, so the last text that it prints may come late";
 const NO_STORE: &str = "the variable store, so each cell takes longer to compile";
 
+/// The end of the function that evcxr writes for a cell.
+const RETURN: &str = "evcxr_variable_store\n}";
 /// What evcxr writes where there is a store of variables.
 const STORE_BEGIN: &str = "mod evcxr_internal_runtime {\n";
 
@@ -57,7 +60,7 @@ pub(super) fn rewrite(code: &str, nonce: &str, has_prelude: bool, edited: &PathD
     if has_prelude && rewritten.code.contains(STORE_BEGIN) {
         match with_compiled_store(&rewritten.code) {
             // evcxr's own store knows no numbers behind names.
-            Some(code) => rewritten.code = with_definitions(&code, edited),
+            Some(code) => rewritten.code = with_definitions(&with_kept_values(&code), edited),
             None => rewritten.missed.push(NO_STORE),
         }
     }
@@ -71,7 +74,6 @@ fn with_frames(code: &str, nonce: &str) -> Rewritten {
     const HANDLERS: [&str; 2] = ["  Err(_) => {\n    ", "}).is_err() {\n    "];
     const TELL_ERROR: &str = "println!(\"{}\", evcxr_internal_runtime::USER_ERROR_OCCURRED);";
     const TELL_CHANGED: &str = "println!(\"{VARIABLE_CHANGED_TYPE}{name}\");";
-    const RETURN: &str = "evcxr_variable_store\n}";
     // A cell of items only gets a function that does nothing.
     const RUNS_NOTHING: &str = "(\nmut x: *mut std::os::raw::c_void)";
 
@@ -187,6 +189,75 @@ fn with_compiled_store(code: &str) -> Option<String> {
     let end = begin + code[begin..].find(END)? + END.len();
     let lines = "\n".repeat(code[begin..end].matches('\n').count());
     Some(format!("{}pub use ::{PRELUDE}::variables::*;{lines}{}", &code[..begin], &code[end..]))
+}
+
+const LOAD: &str = " = evcxr_variable_store.take_variable::<";
+const STORE: &str = "evcxr_variable_store.put_variable::<";
+const KEEP: &str = "evcxr_variable_store.keep_variable::<";
+
+/// The code with a call behind the cell, for each variable that the cell defines anew, which keeps
+/// the old value if there is no new one. evcxr takes all variables out of the store before a cell and
+/// puts the old ones back behind it, but these. Line breaks stay.
+fn with_kept_values(code: &str) -> String {
+    let Some(end) = code.rfind(RETURN) else { return code.to_owned() };
+    // With what stands before it on its line.
+    let end = code[..end].rfind('\n').map_or(0, |newline| newline + 1);
+    let stores = |name: &str, line: &str| {
+        line.starts_with(STORE) && line.ends_with(&format!(">(stringify!({name}), {name});"))
+    };
+    let behind: Vec<&str> =
+        code[..end].lines().rev().take_while(|line| line.starts_with(STORE)).collect();
+    let mut keeps = String::new();
+    for line in code[..end].lines() {
+        let Some((head, rest)) = line.split_once(LOAD) else { continue };
+        let Some(name) = head.strip_prefix("let ") else { continue };
+        let name = name.strip_prefix("mut ").unwrap_or(name);
+        let load_end = format!(">(stringify!({name}));");
+        let Some(type_name) = rest.strip_suffix(&load_end) else { continue };
+        let is_put_back = behind.iter().any(|line| stores(name, line));
+        if !is_put_back && code[..end].lines().any(|line| stores(name, line)) {
+            keeps.push_str(&format!("{KEEP}{type_name}>(stringify!({name}), {name}); "));
+        }
+    }
+    format!("{}{keeps}{}", &code[..end], &code[end..])
+}
+
+/// The variable of [`with_kept_values`] that has no old value any more, if the compiler complains
+/// about one: the cell has moved it.
+pub(super) fn moved_before_keeping(message: &Value) -> Option<String> {
+    if message["code"]["code"] != "E0382" {
+        return None;
+    }
+    let span = message["spans"].as_array()?.iter().find(|span| span["is_primary"] == true)?;
+    if !span["text"][0]["text"].as_str()?.contains(KEEP) {
+        return None;
+    }
+    // "use of moved value: `model`", or `model.part` of one that is moved in part.
+    let name = message["message"].as_str()?.split('`').nth(1)?;
+    Some(name.split('.').next().unwrap_or(name).to_owned())
+}
+
+/// The code without the calls that keep the variables that `leave_out` holds for.
+pub(super) fn without_keeping(code: &str, leave_out: impl Fn(&str) -> bool) -> String {
+    let (mut out, mut rest) = (String::new(), code);
+    while let Some(at) = rest.find(KEEP) {
+        let end = rest[at..].find("); ").map_or(rest.len(), |end| at + end + 3);
+        let name = rest[at..end].strip_suffix("); ").and_then(|call| call.rsplit(", ").next());
+        let kept = if name.is_some_and(&leave_out) { at } else { end };
+        out.push_str(&rest[..kept]);
+        rest = &rest[end..];
+    }
+    out + rest
+}
+
+/// What the compiler says about a value that the cell should have looked at, and the line: mostly a
+/// `Result` without `?`, whose error nobody sees.
+pub(super) fn unused(message: &Value) -> Option<(String, String)> {
+    if message["code"]["code"] != "unused_must_use" {
+        return None;
+    }
+    let span = message["spans"].as_array()?.iter().find(|span| span["is_primary"] == true)?;
+    Some((message["message"].as_str()?.to_owned(), span["text"][0]["text"].as_str()?.to_owned()))
 }
 
 /// Whether the compiler complains that a variable which the cell has moved cannot be stored. evcxr
@@ -315,6 +386,48 @@ mod tests {
             "{short}"
         );
         assert!(short.starts_with("fn before() {}\n"), "{short}");
+    }
+
+    /// What evcxr 0.22 writes for a cell that defines `a` and `b` anew and leaves `c`, shortened.
+    const ANEW: &str = "let a = evcxr_variable_store.take_variable::<Vec<u8>>(stringify!(a));\n\
+        let mut b = evcxr_variable_store.take_variable::<(i32, f64)>(stringify!(b));\n\
+        let c = evcxr_variable_store.take_variable::<u8>(stringify!(c));\n\
+        let d = evcxr_variable_store.take_variable::<u8>(stringify!(d));\n\
+        match std::panic::catch_unwind(\n\
+        let b = d; let a = 1;\n\
+        evcxr_variable_store.put_variable::<i32>(stringify!(a), a);\n\
+        evcxr_variable_store.put_variable::<u8>(stringify!(b), b);\n\
+        }}\n\
+        evcxr_variable_store.put_variable::<u8>(stringify!(c), c);\n\
+        let _ = flush(); evcxr_variable_store\n}";
+
+    #[test]
+    fn old_values_are_kept_behind_a_cell_on_the_same_lines() {
+        let kept = with_kept_values(ANEW);
+        assert_eq!(
+            kept,
+            ANEW.replace(
+                "let _ = flush",
+                "evcxr_variable_store.keep_variable::<Vec<u8>>(stringify!(a), a); \
+                 evcxr_variable_store.keep_variable::<(i32, f64)>(stringify!(b), b); let _ = flush"
+            )
+        );
+        let numbered = kept.replace("stringify!(a), a", "concat!(stringify!(a), \"@7\"), a");
+        let without = without_keeping(&numbered, |name| name == "a");
+        assert_eq!(without.matches(KEEP).count(), 1);
+        assert!(
+            without.contains("u8>(stringify!(c), c);\nevcxr_variable_store.keep_variable::<(i32")
+        );
+        assert!(!without_keeping(&without, |name| name == "b").contains(KEEP));
+        assert_eq!(without_keeping(&kept, |name| name == "c"), kept);
+        let text = kept.lines().nth_back(1).unwrap_or_default();
+        let message = |code: &str, text: &str| {
+            json!({"code": {"code": code}, "message": "use of partially moved value: `a.part`",
+                "spans": [{"is_primary": true, "text": [{"text": text}]}]})
+        };
+        assert_eq!(moved_before_keeping(&message("E0382", text)).as_deref(), Some("a"));
+        assert_eq!(moved_before_keeping(&message("E0425", text)), None);
+        assert_eq!(moved_before_keeping(&message("E0382", "let b = d;")), None);
     }
 
     #[test]
