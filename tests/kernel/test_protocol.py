@@ -221,6 +221,11 @@ class Failures(WithKernel):
         self.assertEqual(error["evalue"], "invalid digit found in string")
         self.assertEqual(self.run_ok("kept").text, "8")
 
+    def test_a_field_that_is_not_there_names_those_that_are(self):
+        self.run_ok("#[derive(Default)] struct Plan { pace: u8, weight: u8 }")
+        error = error_of(self.kernel.execute("let plan: Plan = Plan { speed: 1, ..Default::default() };"))
+        self.assertIn("available fields are: `pace`, `weight`", "\n".join(error["traceback"]))
+
     def test_a_compile_error_is_one_message(self):
         error = error_of(self.kernel.execute("let n: i32 = \"x\"; nowhere();"))
         self.assertEqual(error["ename"], "CompileError")

@@ -141,6 +141,9 @@ impl Failure {
     }
 }
 
+/// Notes of the compiler below one error.
+const MOST_NOTES: usize = 4;
+
 /// What to do about errors whose cause lies in how a notebook keeps items.
 fn way_out(messages: impl Iterator<Item = String>) -> Vec<String> {
     let messages: Vec<String> = messages.collect();
@@ -163,20 +166,49 @@ fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<Str
     {
         let mut text = Vec::new();
         if report.write(ariadne::sources([(name.clone(), code)]), &mut text).is_ok() {
-            return String::from_utf8_lossy(&text).lines().map(with_few_colours).collect();
+            let lines = String::from_utf8_lossy(&text).lines().map(with_few_colours).collect();
+            return with_notes(lines, &error.rendered());
         }
     }
     if error.is_from_user_code()
         && !code.is_ascii()
         && let Some(lines) = unicode_report(error, code, &name)
     {
-        return lines;
+        return with_notes(lines, &error.rendered());
     }
     let rendered = error.rendered();
     if rendered.trim().is_empty() {
         return vec![format!("\x1b[31merror\x1b[0m: {}", error.message())];
     }
     rendered.lines().map(str::to_owned).collect()
+}
+
+/// The report with the notes that the compiler has written below its own, which say what would be
+/// right: "available fields are: …".
+fn with_notes(mut lines: Vec<String>, rendered: &str) -> Vec<String> {
+    let mut notes: Vec<String> = Vec::new();
+    let mut open = false;
+    for line in rendered.lines() {
+        let trimmed = line.trim();
+        let begins =
+            ["= note: ", "= help: "].into_iter().find_map(|begin| trimmed.strip_prefix(begin));
+        match begins {
+            Some(text) => notes.push(text.to_owned()),
+            None if open && line.starts_with("     ") && !trimmed.is_empty() => {
+                if let Some(note) = notes.last_mut() {
+                    *note += &format!("\n      {trimmed}");
+                }
+            }
+            None => {}
+        }
+        open = begins.is_some() || open && line.starts_with("     ");
+    }
+    let shown = lines.join("\n");
+    let is_new = |note: &String| {
+        !shown.contains(note.as_str()) && !note.contains("evcxr") && !note.contains("`#[warn(")
+    };
+    lines.extend(notes.into_iter().filter(is_new).take(MOST_NOTES).map(|n| format!("note: {n}")));
+    lines
 }
 
 /// The report of an error in code that is not ASCII, for which evcxr makes none. Places count
@@ -291,6 +323,17 @@ mod tests {
         let twice = "conflicting implementations of trait `Sound` for type `Cat`";
         assert!(help(twice)[0].contains("one cell"));
         assert!(help("cannot find value `HERE` in this scope").is_empty());
+    }
+
+    #[test]
+    fn the_compilers_notes_stand_below_a_report() {
+        let rendered = "error[E0560]: struct `Args` has no field named `rank`\n --> src/lib.rs:1:1\n  |\n\
+            1 | Args { rank: 1 }\n  |        ^^^^ no such field\n  |\n  \
+            = note: available fields are: `r`,\n            `alpha`\n  = help: known\n";
+        assert_eq!(
+            with_notes(vec!["known".into()], rendered),
+            ["known", "note: available fields are: `r`,\n      `alpha`"]
+        );
     }
 
     #[test]
