@@ -84,6 +84,29 @@ fn blank_commands(code: &str) -> String {
     out
 }
 
+/// What is wrong with the values of evcxr's commands in the cell. evcxr takes any, and no later cell
+/// would compile.
+pub(crate) fn refused_commands(code: &str) -> Option<String> {
+    let commands = code.lines().filter(|line| line.starts_with(':'));
+    let wrong = |line: &str| {
+        let (command, value) = line.trim().split_once(char::is_whitespace)?;
+        let value = value.trim();
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-_./+".contains(c);
+        let (fits, expected) = match command {
+            ":opt" => {
+                (["0", "1", "2", "3", "s", "z"].contains(&value), "one of 0, 1, 2, 3, s and z")
+            }
+            ":fmt" => (["{}", "{:?}", "{:#?}"].contains(&value), "one of {}, {:?} and {:#?}"),
+            ":linker" | ":codegen_backend" | ":toolchain" => {
+                (value.chars().all(is_name), "a name of letters, digits and any of -_./+")
+            }
+            _ => return None,
+        };
+        (!fits).then(|| format!("`{command} {value}`: expected {expected}; nothing was run"))
+    };
+    commands.filter_map(wrong).next()
+}
+
 /// The items of a cell (functions, types, imports), which outlive it.
 pub(crate) fn items(code: &str) -> Vec<String> {
     let parsed = parse(&blank_commands(code));
@@ -659,6 +682,19 @@ mod tests {
             ":dep é\nuse a::B;\n#[allow(dead_code)] const TUNEBOOK_IMPL_0: () = (); #[cfg(all())]\n\
              impl B for X {}\n#[allow(dead_code)] const TUNEBOOK_IMPL_1: () = (); impl X { fn f() {} }\n"
         );
+    }
+
+    #[test]
+    fn values_with_which_nothing_would_compile_are_refused() {
+        for code in [":opt é", "1\n:opt 9", ":fmt é{}", ":linker a b", ":opt 0 1"] {
+            let why = refused_commands(code).expect(code);
+            assert!(why.contains("expected"), "{why}");
+        }
+        for code in
+            [":opt", ":opt s", ":fmt {:#?}", ":linker mold", "\":opt é\"", ":help é", ":opt "]
+        {
+            assert_eq!(refused_commands(code), None, "{code}");
+        }
     }
 
     #[test]

@@ -246,6 +246,9 @@ impl Executor {
         request: &JupyterMessage,
         code: &str,
     ) -> Result<evcxr::EvalOutputs, evcxr::Error> {
+        if let Some(wrong) = cell::refused_commands(code) {
+            return Err(evcxr::Error::Message(wrong));
+        }
         let quick = {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             cell::only_calls(code, &known.items)

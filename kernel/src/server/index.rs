@@ -179,6 +179,12 @@ impl Index {
         variables: &[(String, String)],
     ) -> Vec<(String, &'static str)> {
         let (path, begun) = split(before);
+        if path.is_none()
+            && let Some(fields) = self.fields_at(&before[..before.len() - begun.len()])
+        {
+            let fields = fields.filter(|(name, _)| name.starts_with(begun));
+            return fields.map(|(name, entry)| (name.clone(), entry.kind)).collect();
+        }
         let mut found: Vec<(String, &'static str)> = match path {
             Some(path) => {
                 let Some(members) =
@@ -204,6 +210,13 @@ impl Index {
         variables: &[(String, String)],
     ) -> Option<(String, String)> {
         let (path, name) = split(up_to);
+        if name.is_empty() {
+            // Within the parentheses of a call, or the braces of a struct: of what it is.
+            let open = open_bracket(up_to)?;
+            let head = up_to[..open].trim_end();
+            let is_of_a_name = up_to[open..].starts_with(['(', '{']) && !split(head).1.is_empty();
+            return if is_of_a_name { self.inspect(head, variables) } else { None };
+        }
         if let Some(path) = path {
             let entry = self.members.get(&self.type_of(path, variables)?)?.get(name)?;
             return Some((entry.signature.clone(), entry.docs.clone()));
@@ -215,7 +228,40 @@ impl Index {
             return Some((format!("{name}: {type_name}"), docs.unwrap_or_default()));
         }
         let entry = self.items.get(name)?;
-        Some((entry.signature.clone(), entry.docs.clone()))
+        let mut signature = entry.signature.clone();
+        let fields: Vec<String> = self
+            .fields(name)
+            .map(|(_, field)| {
+                let docs = field.docs.lines().next().unwrap_or_default();
+                let comment = if docs.is_empty() { "" } else { "  // " };
+                format!("    {},{comment}{docs}\n", field.signature)
+            })
+            .collect();
+        if !fields.is_empty() {
+            signature = format!("{signature} {{\n{}}}", fields.concat());
+        }
+        Some((signature, entry.docs.clone()))
+    }
+
+    /// The public fields of a struct; none of an enum.
+    fn fields(&self, name: &str) -> impl Iterator<Item = (&String, &Entry)> {
+        let is_struct =
+            self.items.get(name).is_some_and(|entry| entry.signature.starts_with("struct "));
+        let members = self.members.get(name).filter(|_| is_struct);
+        members.into_iter().flatten().filter(|(_, entry)| entry.kind == "instance")
+    }
+
+    /// The fields that may begin at the end of `before`: it ends behind the brace of a struct, or
+    /// behind a comma in it.
+    fn fields_at(&self, before: &str) -> Option<impl Iterator<Item = (&String, &Entry)>> {
+        let before = before.trim_end();
+        if !before.ends_with(['{', ',']) {
+            return None;
+        }
+        let open = open_bracket(before)?;
+        let (_, name) = split(before[..open].trim_end());
+        let mut fields = self.fields(name).peekable();
+        (before[open..].starts_with('{') && fields.peek().is_some()).then_some(fields)
     }
 
     /// The name of the type of a chain like `model.config()` or `Trainer::new(&model, &args)`.
@@ -229,7 +275,12 @@ impl Index {
         let (path, name) = split(chain);
         match path {
             Some(path) => {
-                self.members.get(&self.type_of(path, variables)?)?.get(name)?.gives.clone()
+                let ty = self.type_of(path, variables)?;
+                match self.members.get(&ty).and_then(|members| members.get(name)) {
+                    Some(member) => member.gives.clone(),
+                    // Derived, so written nowhere.
+                    None => ["default", "clone"].contains(&name).then_some(ty),
+                }
             }
             None => match variables.iter().find(|(variable, _)| variable == name) {
                 Some((_, type_name)) => last_segment(type_name).map(str::to_owned),
@@ -269,6 +320,34 @@ fn matching_paren(text: &str) -> Option<usize> {
         }
     }
     None
+}
+
+/// Where the innermost bracket that is open at the end opens. Strings are skipped as far as a line
+/// tells.
+fn open_bracket(text: &str) -> Option<usize> {
+    let mut open = Vec::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '(' | '[' | '{' => open.push(at),
+            ')' | ']' | '}' => {
+                open.pop();
+            }
+            '"' => {
+                while let Some((_, c)) = chars.next() {
+                    match c {
+                        '\\' => {
+                            chars.next();
+                        }
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    open.pop()
 }
 
 fn last_segment(type_name: &str) -> Option<&str> {
@@ -358,6 +437,35 @@ mod tests {
         assert_eq!(names("Dataset::read(\"a)b\")?.sp"), Vec::<String>::new());
         assert_eq!(names("Dataset::read(path)?.sp"), ["split"]);
         assert_eq!(names("evaluate()."), ["train"]);
+    }
+
+    #[test]
+    fn fields_complete_within_a_struct_and_are_shown() {
+        let mut index = Index::default();
+        index.add(
+            "/// A plan.\npub struct Plan { /// Steps a minute.\n pub pace: u8, pub parts: Vec<u8>, own: u8 }\n\
+             impl Plan { /// Runs.\n pub fn run(&self, times: u8) {} }\npub fn pay() {}",
+        );
+        let names = |before: &str| {
+            index.complete(before, &[]).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("let p = Plan { pa"), ["pace", "parts"]);
+        assert_eq!(names("Plan { pace: f(\"{\", 1),\n  par"), ["parts"]);
+        assert_eq!(names("Plan { pace: pa"), ["pay"]);
+        assert_eq!(names("if x { pa"), ["pay"]);
+        assert_eq!(names("Plan::default().ru"), ["run"]);
+        let (signature, docs) = index.inspect("Plan", &[]).expect("it is known");
+        assert_eq!(docs, "A plan.");
+        assert_eq!(
+            signature,
+            "struct Plan {\n    pace: u8,  // Steps a minute.\n    parts: Vec<u8>,\n}"
+        );
+        assert_eq!(index.inspect("Plan { pace: 1, ", &[]), Some((signature, docs)));
+        let (run, _) = index.inspect("Plan::default().run(3, ", &[]).expect("a call");
+        assert_eq!(run, "pub fn run(&self, times: u8)");
+        assert_eq!(index.inspect("", &[]), None);
+        assert_eq!(index.inspect("f[", &[]), None);
+        assert_eq!(index.inspect(&"(".repeat(100_000), &[]), None);
     }
 
     #[test]
