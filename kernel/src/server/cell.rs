@@ -391,7 +391,7 @@ pub(crate) fn told_unused(
     let tell = |(what, line): &(String, String)| {
         let number =
             code.lines().position(|own| !own.trim().is_empty() && own.trim() == line.trim())? + 1;
-        let way_out = if what.contains("`Result`") {
+        let way_out = if what.contains("Result`") {
             " If it is an error, nobody sees it: write `?` behind it, or `let _ =` before it."
         } else {
             ""
@@ -699,7 +699,9 @@ mod tests {
 
     #[test]
     fn an_unused_result_of_this_cell_is_told() {
-        let unused = |line: &str| vec![("unused `Result` that must be used".into(), line.into())];
+        let unused = |line: &str| {
+            vec![("unused `std::result::Result` that must be used".into(), line.into())]
+        };
         let told = told_unused("let x = 1;\n  save();", 3, &unused("save();"));
         assert!(told[0].contains("cell 3, line 2: `save();`. If it is an error"), "{told:?}");
         assert!(told_unused("let x = 1;", 3, &unused("of_an_earlier_cell();")).is_empty());

@@ -188,7 +188,7 @@ fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<Str
 fn with_notes(mut lines: Vec<String>, rendered: &str) -> Vec<String> {
     let mut notes: Vec<String> = Vec::new();
     let mut open = false;
-    for line in rendered.lines() {
+    for line in without_colours(rendered).lines() {
         let trimmed = line.trim();
         let begins =
             ["= note: ", "= help: "].into_iter().find_map(|begin| trimmed.strip_prefix(begin));
@@ -276,6 +276,12 @@ fn with_few_colours(line: &str) -> String {
     out + rest
 }
 
+fn without_colours(text: &str) -> String {
+    let mut parts = text.split('\x1b');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |out, part| out + part.split_once('m').map_or("", |(_, rest)| rest))
+}
+
 /// The message and the place of the last panic in a standard error.
 fn panic_message(stderr: &str) -> (String, Option<String>) {
     let Some(at) = stderr.rfind("panicked at ") else { return ("the cell panicked".into(), None) };
@@ -329,7 +335,7 @@ mod tests {
     fn the_compilers_notes_stand_below_a_report() {
         let rendered = "error[E0560]: struct `Args` has no field named `rank`\n --> src/lib.rs:1:1\n  |\n\
             1 | Args { rank: 1 }\n  |        ^^^^ no such field\n  |\n  \
-            = note: available fields are: `r`,\n            `alpha`\n  = help: known\n";
+            \x1b[0m\x1b[38;5;12m= \x1b[0m\x1b[1mnote\x1b[0m: available fields are: `r`,\n            `alpha`\n  = help: known\n";
         assert_eq!(
             with_notes(vec!["known".into()], rendered),
             ["known", "note: available fields are: `r`,\n      `alpha`"]
