@@ -353,8 +353,8 @@ class Kept(WithKernel):
     def test_stop_keeps_the_old_value(self):
         self.run_ok("use tunebook::prelude::*;\nlet kept: Vec<u8> = vec![1, 2];")
         slow = (
-            "let kept: Vec<u8> = { for _ in progress(0..1000, \"loop\") { interrupt::check()?;"
-            " std::thread::sleep(std::time::Duration::from_millis(20)); } vec![3] };"
+            'let kept: Vec<u8> = { println!("go"); loop { interrupt::check()?;'
+            " std::thread::sleep(std::time::Duration::from_millis(10)); } };"
         )
         self.stopped(slow)
         self.assertEqual(self.run_ok("kept").text, "[1, 2]")
