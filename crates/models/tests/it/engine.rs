@@ -246,6 +246,41 @@ fn answers_say_why_they_ended() {
 }
 
 #[test]
+fn answers_end_at_the_border_of_the_context() {
+    let model = load("llama3");
+    let context = model.config().max_position_embeddings;
+    for room in [2, 1] {
+        for max_new_tokens in [0, 1, 2, 5, usize::MAX] {
+            let config = GenerationConfig {
+                max_new_tokens,
+                num_return_sequences: 2,
+                ignore_eos: true,
+                ..Default::default()
+            };
+            let prompt = vec![3; context - room];
+            let answers = model.completions(std::slice::from_ref(&prompt), &config).unwrap();
+            assert_eq!(answers.len(), 2);
+            for answer in answers {
+                let by_context = max_new_tokens > room;
+                let reason = if by_context { FinishReason::Context } else { FinishReason::Length };
+                assert_eq!(
+                    (answer.ids.len(), answer.finish_reason),
+                    (max_new_tokens.min(room), reason)
+                );
+                assert_eq!(answer.usage.completion_tokens, max_new_tokens.min(room));
+            }
+            for more in 0..2 {
+                let prompt = vec![3; context + more];
+                let error = model.completions(&[prompt], &config).unwrap_err().to_string();
+                assert!(error.contains(&format!("{} tokens", context + more)), "{error}");
+            }
+        }
+    }
+    assert!(model.completions(&[vec![]], &GenerationConfig::default()).is_err());
+    assert!(model.completions(&[], &GenerationConfig::default()).unwrap().is_empty());
+}
+
+#[test]
 fn one_prompt_gets_several_answers_and_log_probabilities_are_the_models() {
     let model = load("llama3");
     let config = GenerationConfig {
