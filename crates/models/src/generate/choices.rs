@@ -117,7 +117,7 @@ impl Model {
             groups.push((first..texts.len()).collect());
         }
         self.check(&texts)?;
-        // Answers of other angles are asked for apart: what they stand behind is computed with these.
+        // Answers of other angles are asked for apart: the prompt is computed with these, too.
         let asked: Vec<Vec<usize>> = groups
             .iter()
             .flat_map(|group| {

@@ -435,9 +435,9 @@ impl Model {
         Ok(())
     }
 
-    /// Texts, none of them empty, through the decoder, in passes of a chunk of each. Gives the caches back, and the hidden
-    /// state of each text's last token; `each` sees the hidden states of some tokens of one text,
-    /// from the given one on.
+    /// Texts, none of them empty, through the decoder, in passes of a chunk of each. Gives the caches
+    /// back, and the hidden state of each text's last token; `each` sees the hidden states of some
+    /// tokens of one text, from the given one on.
     pub(super) fn prefilled(
         &self,
         pages: &Pages,

@@ -194,8 +194,9 @@ pub trait Adapters {
     fn save_adapter_gguf(&self, name: &str, path: impl AsRef<Path>) -> Result<PathBuf>;
 
     /// Reads an adapter that this crate or PEFT wrote, from the subfolder `name` of `dir` or, where
-    /// there is none and for `default`, from `dir`, and makes it the active one. The arguments stand in PEFT's order: the place, then the name. An
-    /// adapter of a model that reads pictures, too, goes to the text model by its text part.
+    /// there is none and for `default`, from `dir`, and makes it the active one. The arguments stand in
+    /// PEFT's order: the place, then the name. An adapter of a model that reads pictures, too, goes to
+    /// the text model by its text part.
     ///
     /// # Errors
     /// No adapter there, files that are torn or of another kind, tensors that do not fit this
