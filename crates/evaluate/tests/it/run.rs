@@ -344,3 +344,11 @@ fn solved_examples_stand_before_each_prompt() {
     assert_eq!(found.rows[0].prompt_tokens, asked.len());
     assert_eq!(found.settings["few_shot"], "1");
 }
+
+/// Rows are judged some at a time, and each would have the adapter of another.
+#[test]
+fn a_handle_with_an_adapter_for_each_text_is_refused() {
+    let mixed = model().with_adapter_names(&["__base__"; 4]).unwrap();
+    let error = evaluate_with(&mixed, &rows(4), &in_memory()).unwrap_err().to_string();
+    assert!(error.contains("`with_adapter`"), "{error}");
+}

@@ -35,12 +35,12 @@ pub struct ChoiceScore {
     pub is_exact: bool,
 }
 
-/// One question while it is searched.
+/// One question while it is searched: those of its answers whose texts have the same angles.
 struct Search<'a> {
     context: Part<'a>,
     trie: Trie,
     /// The numbers of its answers among the scores.
-    answers: std::ops::Range<usize>,
+    answers: &'a [usize],
     /// Branches that may be followed.
     open: Vec<(Stretch, TextCache)>,
 }
@@ -61,10 +61,8 @@ impl Search<'_> {
     ) -> Vec<(Stretch, TextCache)> {
         let sum =
             |number: usize| scores[number].iter().map(|(token, _)| f64::from(*token)).sum::<f64>();
-        let whole = self
-            .answers
-            .clone()
-            .filter(|number| scores[*number].len() == texts[*number].rest().len());
+        let whole = self.answers.iter().copied();
+        let whole = whole.filter(|number| scores[*number].len() == texts[*number].rest().len());
         let best = whole.map(sum).fold(f64::NEG_INFINITY, f64::max);
         let reached = |(nodes, _): &(Stretch, TextCache)| sum(self.trie.number(nodes[0]));
         if best == f64::NEG_INFINITY {
@@ -86,7 +84,8 @@ impl Model {
     /// `margin` 0 finds the likeliest answer only, 7 all that are at least a thousandth as likely.
     ///
     /// # Errors
-    /// As [`Model::log_likelihoods_of_ids`].
+    /// When a prompt or an answer is empty, has an id outside the vocabulary or is longer than the
+    /// context; another number of questions than overlays.
     pub fn score_choices(
         &self,
         questions: &[Choices],
@@ -100,9 +99,17 @@ impl Model {
             });
         }
         let snapshot = self.snapshot();
+        snapshot.check_rows("questions", questions.len())?;
         let mut texts = Vec::new();
         let mut groups: Vec<Vec<usize>> = Vec::new();
         for (row, question) in questions.iter().enumerate() {
+            if question.prompt.is_empty() {
+                return Err(Error::Argument {
+                    field: "Choices.prompt",
+                    value: format!("empty in question {row}"),
+                    expected: "at least one token",
+                });
+            }
             let first = texts.len();
             for answer in &question.answers {
                 texts.push(Text::new(snapshot.row(row), &question.prompt, answer)?);
@@ -110,8 +117,16 @@ impl Model {
             groups.push((first..texts.len()).collect());
         }
         self.check(&texts)?;
-        let asked: Vec<Vec<usize>> =
-            groups.iter().filter(|group| !group.is_empty()).cloned().collect();
+        // Answers of other angles are asked for apart: the prompt is computed with these, too.
+        let asked: Vec<Vec<usize>> = groups
+            .iter()
+            .flat_map(|group| {
+                let (long, short): (Vec<usize>, Vec<usize>) =
+                    group.iter().partition(|number| self.is_long(&texts[**number]));
+                [short, long]
+            })
+            .filter(|group| !group.is_empty())
+            .collect();
         let pages = self.pages();
         let begun = self.beginnings(&texts, &asked, &pages)?;
         let mut scores: Vec<Vec<Scored>> = vec![Vec::new(); texts.len()];
@@ -150,7 +165,7 @@ impl Model {
             .map(|(group, context)| Search {
                 context: *context,
                 trie: Trie::of(group.iter().map(|number| (*number, texts[*number].rest()))),
-                answers: group[0]..group[0] + group.len(),
+                answers: group,
                 open: Vec::new(),
             })
             .collect();

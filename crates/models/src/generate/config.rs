@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// The most answers to one prompt.
+const MOST_ANSWERS: usize = 65_536;
+
 /// How to generate. Names and meanings are `transformers`'; the default is greedy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -68,11 +71,12 @@ impl GenerationConfig {
     pub fn validate(&self) -> Result<()> {
         let refuse =
             |field, value: String, expected| Err(Error::Argument { field, value, expected });
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+        // What is beyond these is beyond f32 in some step of the choice.
+        if !(0.0..=1e6).contains(&self.temperature) {
             return refuse(
                 "GenerationConfig.temperature",
                 self.temperature.to_string(),
-                "a finite number of at least 0",
+                "a number from 0 to 1000000",
             );
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
@@ -82,11 +86,11 @@ impl GenerationConfig {
                 "a number above 0 and at most 1",
             );
         }
-        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+        if !(1e-6..=1e6).contains(&self.repetition_penalty) {
             return refuse(
                 "GenerationConfig.repetition_penalty",
                 self.repetition_penalty.to_string(),
-                "a finite number above 0",
+                "a number from 0.000001 to 1000000; 1 changes nothing",
             );
         }
         if !(0.0..=1.0).contains(&self.min_p) {
@@ -96,18 +100,23 @@ impl GenerationConfig {
                 "a number from 0 to 1",
             );
         }
-        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+        let usable = |bias: &f64| (-1e20..=1e20).contains(bias);
+        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !usable(bias)) {
             return refuse(
                 "GenerationConfig.logit_bias",
                 format!("{bias} for token {id}"),
-                "finite numbers; -100 rules a token out",
+                "numbers from -1e20 to 1e20; -100 rules a token out",
             );
         }
         if self.batch_size == 0 {
             return refuse("GenerationConfig.batch_size", "0".to_owned(), "at least 1");
         }
-        if self.num_return_sequences == 0 {
-            return refuse("GenerationConfig.num_return_sequences", "0".to_owned(), "at least 1");
+        if !(1..=MOST_ANSWERS).contains(&self.num_return_sequences) {
+            return refuse(
+                "GenerationConfig.num_return_sequences",
+                self.num_return_sequences.to_string(),
+                "a number from 1 to 65536",
+            );
         }
         if self.stop.iter().any(String::is_empty) {
             return refuse(
@@ -146,6 +155,22 @@ mod tests {
             (
                 GenerationConfig { logit_bias: [(3, f64::NAN)].into(), ..base.clone() },
                 "`GenerationConfig.logit_bias` is NaN for token 3",
+            ),
+            (
+                GenerationConfig { temperature: 1e300, ..base.clone() },
+                "`GenerationConfig.temperature` is 1000000000",
+            ),
+            (
+                GenerationConfig { repetition_penalty: 1e-46, ..base.clone() },
+                "`GenerationConfig.repetition_penalty` is 0.0000",
+            ),
+            (
+                GenerationConfig { logit_bias: [(3, -1e39)].into(), ..base.clone() },
+                "`GenerationConfig.logit_bias` is -1000000000",
+            ),
+            (
+                GenerationConfig { num_return_sequences: usize::MAX, ..base.clone() },
+                "`GenerationConfig.num_return_sequences` is 18446744073709551615",
             ),
             (
                 GenerationConfig { num_return_sequences: 0, ..base.clone() },

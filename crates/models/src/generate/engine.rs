@@ -286,6 +286,8 @@ impl GenerationEngine {
         let overlay = Arc::clone(if overlay.is_base() { &self.base } else { overlay });
         check(&self.model, &request.prompt, &overlay)?;
         request.config.validate()?;
+        let biased: Vec<u32> = request.config.logit_bias.keys().copied().collect();
+        self.model.check_ids("GenerationConfig.logit_bias", &biased)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
         self.waiting.push_back((id, request, overlay));
@@ -334,6 +336,16 @@ impl GenerationEngine {
                 self.error = Some(error);
             }
         }
+        if self.is_empty() {
+            self.prefix.forget_gone();
+        }
+        events
+    }
+
+    /// Ends all requests as failed, whatever the last step has left undone.
+    pub(super) fn fail_all(&mut self, problem: &str) -> Vec<GenerationEvent> {
+        let mut events = Vec::new();
+        self.end_all(&FinishReason::Failed(problem.to_owned()), &mut events);
         events
     }
 
@@ -419,7 +431,7 @@ impl GenerationEngine {
 
     fn sampler(&self, request: &GenerationRequest, answer: usize) -> Sampler {
         let config = &request.config;
-        let number = request.number * config.num_return_sequences + answer;
+        let number = request.number.wrapping_mul(config.num_return_sequences).wrapping_add(answer);
         Sampler::new(config, number, &request.prompt, self.model.config().vocab_size)
     }
 
@@ -694,9 +706,16 @@ impl GenerationEngine {
         events: &mut Vec<GenerationEvent>,
     ) {
         let mut answer = self.answers.remove(index);
-        let finish = Finish { reason, usage: answer.usage() };
         // A tokenizer that cannot give the rest of a text has failed the answer before.
-        let text = answer.stream.finish(self.model.tokenizer()).unwrap_or_default();
+        let text = answer.stream.finish(self.model.tokenizer()).unwrap_or_default().to_owned();
+        let reason = match reason {
+            // What was waited for has a stop text.
+            FinishReason::Length | FinishReason::Context if answer.stream.stopped => {
+                FinishReason::Stop
+            }
+            reason => reason,
+        };
+        let finish = Finish { reason, usage: answer.usage() };
         let others = if answer.forked { 1..1 } else { 1..answer.request.answers() };
         let others = others.map(|other| ended(answer.id, other, finish.clone()));
         let others: Vec<GenerationEvent> = others.collect();
@@ -707,12 +726,12 @@ impl GenerationEngine {
                     && event.answer == answer.answer
                     && event.finish.is_none() =>
             {
-                event.text.push_str(text);
+                event.text.push_str(&text);
                 event.finish = Some(finish);
             }
             _ => {
                 let mut event = ended(answer.id, answer.answer, finish);
-                event.text.push_str(text);
+                event.text.push_str(&text);
                 if let Some(choice) = last {
                     event.token = Some(choice.id);
                     event.log_probability = choice.log_probability;
@@ -737,7 +756,7 @@ fn never_begun(
     events.extend((0..request.answers()).map(|answer| ended(id, answer, finish.clone())));
 }
 
-fn ended(id: RequestId, answer: usize, finish: Finish) -> GenerationEvent {
+pub(super) fn ended(id: RequestId, answer: usize, finish: Finish) -> GenerationEvent {
     GenerationEvent {
         id,
         answer,

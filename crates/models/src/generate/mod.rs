@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tunebook_progress::ProgressBar;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Model;
 pub use config::GenerationConfig;
 use engine::{EngineConfig, FinishReason, GenerationEngine, GenerationRequest, TokenUsage};
@@ -53,13 +53,7 @@ pub(crate) fn generate(
 ) -> Result<Vec<Completion>> {
     config.validate()?;
     let snapshot = model.snapshot();
-    if let Some(texts) = snapshot.rows().filter(|texts| *texts != prompts.len()) {
-        return Err(Error::Argument {
-            field: "prompts",
-            value: format!("{} texts for {texts} overlays", prompts.len()),
-            expected: "a text for each overlay of this handle",
-        });
-    }
+    snapshot.check_rows("prompts", prompts.len())?;
     let mut engine = GenerationEngine::new(
         model,
         EngineConfig { max_batch_size: config.batch_size, ..EngineConfig::default() },

@@ -6,7 +6,7 @@
 //! common with another it takes the positions up to the first token that differs, as a copy.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::pass::kv_cache::SomePage;
 use crate::pass::overlay::Overlay;
@@ -14,7 +14,7 @@ use crate::pass::overlay::Overlay;
 /// What the first page of a text depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Root {
-    /// The overlay's address. Every page keeps its overlay, so that no other can have it.
+    /// The overlay's address. Every page has a pointer to it, so that no other can have it.
     overlay: usize,
     /// The text is longer than its family's first angles reach.
     long: bool,
@@ -37,7 +37,8 @@ enum Place {
 struct Kept {
     number: u64,
     page: SomePage,
-    _overlay: Arc<Overlay>,
+    /// Keeps the address, and nothing of what the overlay holds.
+    overlay: Weak<Overlay>,
     last_used: u64,
     /// Pages that follow it.
     followers: usize,
@@ -203,11 +204,23 @@ impl PrefixCache {
         let kept = Kept {
             number,
             page: page.clone(),
-            _overlay: Arc::clone(overlay),
+            overlay: Arc::downgrade(overlay),
             last_used: number,
             followers: 0,
         };
         self.pages.insert(key, kept);
+    }
+
+    /// Drops what overlays computed that are gone: nobody can ask for it any more.
+    pub(super) fn forget_gone(&mut self) {
+        let Self { pages, next, .. } = self;
+        pages.retain(|key, kept| {
+            let is_there = kept.overlay.strong_count() > 0;
+            if !is_there {
+                next.remove(&key.before); // all that follows a place is of one overlay
+            }
+            is_there
+        });
     }
 
     fn make_room(&mut self) {
@@ -268,7 +281,7 @@ mod tests {
         assert_eq!((found, part), (0, 0));
         assert!(matches!(cache.find(&a, false, &text, false), Found::Soon));
         cache.keep(&mut walk, &a, &first, &page());
-        assert_eq!(Arc::strong_count(&a), 2, "the page keeps what computed it");
+        assert_eq!(Arc::strong_count(&a), 1, "a page keeps nothing of what computed it");
         cache.keep(&mut walk, &a, &second, &page());
         let mut find = |overlay: &Arc<Overlay>, long, text: &[&[u32]]| {
             cache.check(0);
@@ -290,6 +303,27 @@ mod tests {
         cache.keep(&mut walk, &b, &first, &page());
         cache.check(1);
         assert_eq!(pages_of(cache.find(&b, false, &text, false)).0, 0, "begun with others");
+    }
+
+    #[test]
+    fn pages_go_with_the_overlay_that_computed_them() {
+        let mut cache = PrefixCache::new(8);
+        let (a, b) = (Arc::new(Overlay::default()), Arc::new(Overlay::default()));
+        let (first, second) = (page_tokens(0), page_tokens(100));
+        for overlay in [&a, &b] {
+            let text: [&[u32]; 3] = [&first, &second, &[7]];
+            let (_, _, mut walk) = pages_of(cache.find(overlay, false, &text, false));
+            cache.keep(&mut walk, overlay, &first, &page());
+            cache.keep(&mut walk, overlay, &second, &page());
+            cache.check(0);
+        }
+        drop(a);
+        // Its address is nobody else's as long as a page has it.
+        assert!(cache.pages.values().filter(|kept| kept.overlay.strong_count() == 0).count() == 2);
+        cache.forget_gone();
+        assert_eq!((cache.pages.len(), cache.next.len()), (2, 2));
+        let found = cache.find(&b, false, &[&first, &second, &[7]], false);
+        assert_eq!(pages_of(found).0, 2);
     }
 
     #[test]

@@ -63,10 +63,10 @@ impl TextLoss {
 /// What is asked about one text.
 pub(super) struct Text {
     pub(super) overlay: Arc<Overlay>,
-    /// Shared with others.
+    /// Shared with others; at least one token, whose hidden state foretells what follows. A prefix
+    /// has keys and values but none.
     context: Vec<u32>,
-    /// Each is scored, given all before it. The context, or what stands before it, has at least one
-    /// position.
+    /// Each is scored, given all before it.
     rest: Vec<u32>,
 }
 
@@ -126,7 +126,8 @@ impl Model {
     /// occur more than once are computed once.
     ///
     /// # Errors
-    /// When a text is longer than the context, or the text of a pair is empty.
+    /// When a text is longer than the context, or the text of a pair is empty; another number of
+    /// pairs than overlays.
     pub fn log_likelihoods<C: AsRef<str>, T: AsRef<str>>(
         &self,
         pairs: &[(C, T)],
@@ -150,6 +151,7 @@ impl Model {
         pairs: &[(Vec<u32>, Vec<u32>)],
     ) -> Result<Vec<LogLikelihood>> {
         let snapshot = self.snapshot();
+        snapshot.check_rows("pairs", pairs.len())?;
         let text = |(row, (context, rest)): (usize, &(Vec<u32>, Vec<u32>))| -> Result<Text> {
             let first: Vec<u32> = self.first_token().into_iter().collect();
             let context = if context.is_empty() { &first } else { context };
@@ -177,9 +179,11 @@ impl Model {
     /// The loss of each text, and how many of its tokens greedy generation would have said.
     ///
     /// # Errors
-    /// When a text is longer than the context or has an id outside the vocabulary.
+    /// When a text is longer than the context or has an id outside the vocabulary; another number
+    /// of texts than overlays.
     pub fn text_losses(&self, texts: &[TokenizedText]) -> Result<Vec<TextLoss>> {
         let snapshot = self.snapshot();
+        snapshot.check_rows("texts", texts.len())?;
         let first = |text: &TokenizedText| {
             // The first token has nothing before it that could foretell it.
             (1..text.ids.len()).find(|at| text.loss_mask.get(*at) == Some(&true))
@@ -249,7 +253,7 @@ impl Model {
             }
             self.check_ids("ids", &text.context)?;
             self.check_ids("ids", &text.rest)?;
-            if text.overlay.positions_before() + text.context.len() == 0 {
+            if text.context.is_empty() {
                 return Err(Error::Argument {
                     field: "context",
                     value: "empty".to_owned(),
@@ -260,15 +264,18 @@ impl Model {
         Ok(())
     }
 
+    /// Whether a text has the second angles of its family: in some they depend on the length of the
+    /// whole text.
+    pub(super) fn is_long(&self, text: &Text) -> bool {
+        self.decoder().cache_ends_at().is_some_and(|most| text.end() > most)
+    }
+
     fn score(&self, texts: &[Text]) -> Result<Vec<Vec<Scored>>> {
         self.check(texts)?;
         let mut groups: Vec<Vec<usize>> = Vec::new();
-        // The angles of some families depend on the length of the whole text.
-        let most = self.decoder().cache_ends_at();
-        let is_long = |text: &Text| most.is_some_and(|most| text.end() > most);
         let mut places: HashMap<(*const Overlay, bool, &[u32]), usize> = HashMap::new();
         for (index, text) in texts.iter().enumerate() {
-            let key = (Arc::as_ptr(&text.overlay), is_long(text), text.context.as_slice());
+            let key = (Arc::as_ptr(&text.overlay), self.is_long(text), text.context.as_slice());
             let group = *places.entry(key).or_insert(groups.len());
             match groups.get_mut(group) {
                 Some(group) => group.push(index),
@@ -428,9 +435,9 @@ impl Model {
         Ok(())
     }
 
-    /// Texts through the decoder, in passes of a chunk of each. Gives the caches back, and the hidden
-    /// state of each text's last token; `each` sees the hidden states of some tokens of one text,
-    /// from the given one on.
+    /// Texts, none of them empty, through the decoder, in passes of a chunk of each. Gives the caches
+    /// back, and the hidden state of each text's last token; `each` sees the hidden states of some
+    /// tokens of one text, from the given one on.
     pub(super) fn prefilled(
         &self,
         pages: &Pages,
@@ -445,10 +452,9 @@ impl Model {
             let mut room = CHUNK;
             let mut chosen = Vec::new();
             for (at, part) in parts.iter().enumerate() {
-                // A text without tokens has its virtual ones.
-                let begins = caches[at].len() == 0;
                 let more = (part.ids.len() - done[at]).min(room);
-                if more > 0 || (begins && last[at].is_none()) {
+                if more > 0 {
+                    let begins = caches[at].len() == 0;
                     let before = if begins { part.overlay.virtual_count() } else { 0 };
                     chosen.push((at, &part.ids[done[at]..done[at] + more], before));
                     room -= more;
@@ -476,9 +482,7 @@ impl Model {
             for ((at, ids, before), cache) in chosen.iter().zip(filled) {
                 caches[*at] = cache;
                 row += before;
-                if !ids.is_empty() {
-                    each(*at, done[*at], &hidden.narrow(0, row, ids.len())?)?;
-                }
+                each(*at, done[*at], &hidden.narrow(0, row, ids.len())?)?;
                 row += ids.len();
                 done[*at] += ids.len();
                 last[*at] = Some(hidden.narrow(0, row - 1, 1)?);

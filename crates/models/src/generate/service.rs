@@ -1,14 +1,21 @@
 //! An engine on a thread of its own, which others send requests to.
 
-use std::collections::HashMap;
+use std::any::Any;
+use std::collections::{BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crate::error::{Error, Result};
-use crate::generate::engine::{GenerationEngine, GenerationEvent, GenerationRequest, RequestId};
+use crate::generate::engine::{
+    Finish, FinishReason, GenerationEngine, GenerationEvent, GenerationRequest, RequestId,
+    TokenUsage, ended,
+};
 
 /// Sends requests to an [`GenerationEngine`] that has a thread of its own. Clones send to the same engine,
-/// which ends when the last of them is dropped and all its requests are answered.
+/// which ends when the last of them is dropped and all its requests are answered. A panic in it ends
+/// all its answers as [`FinishReason::Failed`], and it takes no more requests.
 ///
 /// ```no_run
 /// use tunebook_models::{BestDevice, Device, GenerationEngine, GenerationConfig, Model, GenerationRequest};
@@ -23,6 +30,8 @@ use crate::generate::engine::{GenerationEngine, GenerationEvent, GenerationReque
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     commands: Sender<Command>,
+    /// What the thread panicked with, if it did.
+    panicked: Arc<OnceLock<String>>,
 }
 
 struct Command {
@@ -36,14 +45,17 @@ impl EngineHandle {
     /// through the receiver, which ends after the last; dropping it drops the request.
     ///
     /// # Errors
-    /// As [`GenerationEngine::insert`]; when the engine's thread has ended.
+    /// As [`GenerationEngine::insert`]; when the engine's thread has ended by a panic.
     pub fn submit(&self, request: GenerationRequest) -> Result<Receiver<GenerationEvent>> {
         let (events, receiver) = mpsc::channel();
         let (accepted, answer) = mpsc::channel();
         let gone = || Error::Argument {
             field: "engine",
-            value: "ended".to_owned(),
-            expected: "an engine whose thread runs",
+            value: match self.panicked.get() {
+                Some(message) => format!("ended: {message}"),
+                None => "ended".to_owned(),
+            },
+            expected: "an engine whose thread runs; `spawn` another",
         };
         self.commands.send(Command { request, events, accepted }).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())??;
@@ -57,48 +69,110 @@ impl GenerationEngine {
     pub fn spawn(self) -> EngineHandle {
         let (commands, receiver) = mpsc::channel();
         let engine = self.unstoppable();
-        thread::spawn(move || tunebook_progress::quiet(|| serve(engine, &receiver)));
-        EngineHandle { commands }
+        let panicked = Arc::new(OnceLock::new());
+        let handle = EngineHandle { commands, panicked: Arc::clone(&panicked) };
+        thread::spawn(move || {
+            let mut served = Served { engine, open: HashMap::new(), panicked };
+            tunebook_progress::quiet(|| served.run(&receiver));
+        });
+        handle
     }
 }
 
-fn serve(mut engine: GenerationEngine, commands: &Receiver<Command>) {
-    let mut open: HashMap<RequestId, (Sender<GenerationEvent>, usize)> = HashMap::new();
-    loop {
-        // With nothing to do it sleeps until somebody asks.
-        let mut next = match engine.is_empty() {
-            true => match commands.recv() {
-                Ok(command) => Some(command),
-                Err(_) => return,
-            },
-            false => None,
-        };
+/// An engine and those who wait for its answers.
+struct Served {
+    engine: GenerationEngine,
+    open: HashMap<RequestId, Open>,
+    panicked: Arc<OnceLock<String>>,
+}
+
+struct Open {
+    events: Sender<GenerationEvent>,
+    /// Its answers that have not ended.
+    left: BTreeSet<usize>,
+}
+
+impl Served {
+    /// Until nobody can ask any more, or the engine panics.
+    fn run(&mut self, commands: &Receiver<Command>) {
         loop {
-            if let Some(Command { request, events, accepted }) = next.take() {
-                let answers = request.answers();
-                let inserted = engine.insert(request);
-                if let Ok(id) = &inserted {
-                    open.insert(*id, (events, answers));
-                }
-                // Whoever has stopped waiting is found gone when its first event comes.
-                let _ = accepted.send(inserted);
-            }
-            next = match commands.try_recv() {
-                Ok(command) => Some(command),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            // With nothing to do it sleeps until somebody asks.
+            let mut next = match self.engine.is_empty() {
+                true => match commands.recv() {
+                    Ok(command) => Some(command),
+                    Err(_) => return,
+                },
+                false => None,
             };
-        }
-        for event in engine.step() {
-            let id = event.id;
-            let Some((sender, left)) = open.get_mut(&id) else { continue };
-            *left -= usize::from(event.finish.is_some());
-            let done = *left == 0;
-            let gone = sender.send(event).is_err();
-            if done || gone {
-                open.remove(&id);
+            loop {
+                if let Some(command) = next.take()
+                    && !self.take(command)
+                {
+                    return;
+                }
+                next = match commands.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                };
             }
-            if gone {
-                engine.remove(id);
+            match catch_unwind(AssertUnwindSafe(|| self.engine.step())) {
+                Ok(events) => events.into_iter().for_each(|event| self.send(event)),
+                Err(panic) => return self.fail(&*panic),
+            }
+        }
+    }
+
+    /// Takes a request in. `false`: the engine panicked.
+    fn take(&mut self, command: Command) -> bool {
+        let Command { request, events, accepted } = command;
+        let answers = request.answers();
+        let inserted = match catch_unwind(AssertUnwindSafe(|| self.engine.insert(request))) {
+            Ok(inserted) => inserted,
+            Err(panic) => {
+                // Before whoever asked is told that nobody answers.
+                self.fail(&*panic);
+                return false;
+            }
+        };
+        if let Ok(id) = &inserted {
+            self.open.insert(*id, Open { events, left: (0..answers).collect() });
+        }
+        // Whoever has stopped waiting is found gone when its first event comes.
+        let _ = accepted.send(inserted);
+        true
+    }
+
+    fn send(&mut self, event: GenerationEvent) {
+        let id = event.id;
+        let Some(open) = self.open.get_mut(&id) else { return };
+        if event.finish.is_some() {
+            open.left.remove(&event.answer);
+        }
+        let done = open.left.is_empty();
+        let gone = open.events.send(event).is_err();
+        if done || gone {
+            self.open.remove(&id);
+        }
+        if gone {
+            self.engine.remove(id);
+        }
+    }
+
+    /// Tells everybody that waits why no more comes.
+    fn fail(&mut self, panic: &(dyn Any + Send)) {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or(panic.downcast_ref::<&str>().copied());
+        let message = message.unwrap_or("a value that is no text");
+        let problem = format!("the engine's thread panicked: {message}");
+        let _ = self.panicked.set(problem.clone());
+        // The engine knows what its answers have cost, if the panic has left it whole.
+        let ends = catch_unwind(AssertUnwindSafe(|| self.engine.fail_all(&problem)));
+        ends.unwrap_or_default().into_iter().for_each(|event| self.send(event));
+        for (id, open) in self.open.drain() {
+            for answer in open.left {
+                let reason = FinishReason::Failed(problem.clone());
+                let finish = Finish { reason, usage: TokenUsage::default() };
+                let _ = open.events.send(ended(id, answer, finish));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use candle_core::Tensor;
 use tunebook_progress::Stop;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pass::overlay::Overlay;
 
 /// Who answers: one overlay for all rows, or one for each row of a batch. Whoever holds a snapshot
@@ -60,6 +60,18 @@ impl Snapshot {
         match &self.overlays {
             Overlays::One(_) => None,
             Overlays::PerRow { rows, .. } => Some(rows.len()),
+        }
+    }
+
+    /// Refuses another number of texts than it is of.
+    pub(crate) fn check_rows(&self, field: &'static str, texts: usize) -> Result<()> {
+        match self.rows() {
+            Some(overlays) if overlays != texts => Err(Error::Argument {
+                field,
+                value: format!("{texts} texts for {overlays} overlays"),
+                expected: "a text for each overlay of this handle",
+            }),
+            _ => Ok(()),
         }
     }
 

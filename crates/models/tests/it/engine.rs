@@ -1,12 +1,14 @@
 //! The engine that answers: answers do not depend on what else is computed with them, requests join
 //! and leave, and results say why they ended and how likely their tokens were.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use tunebook_models::{
-    ChoiceScore, Choices, DType, Device, EngineConfig, FinishReason, GenerationConfig,
-    GenerationEngine, GenerationRequest, Model, Quantization, Tensor, TokenizedText,
+    ChoiceScore, Choices, Context, DType, Device, EngineConfig, FinishReason, GenerationConfig,
+    GenerationEngine, GenerationEvent, GenerationRequest, Linear, Model, Overlay, Projection,
+    Quantization, Tensor, TokenizedText,
 };
 use tunebook_progress::Stop;
 use tunebook_testing::Random;
@@ -244,6 +246,41 @@ fn answers_say_why_they_ended() {
 }
 
 #[test]
+fn answers_end_at_the_border_of_the_context() {
+    let model = load("llama3");
+    let context = model.config().max_position_embeddings;
+    for room in [2, 1] {
+        for max_new_tokens in [0, 1, 2, 5, usize::MAX] {
+            let config = GenerationConfig {
+                max_new_tokens,
+                num_return_sequences: 2,
+                ignore_eos: true,
+                ..Default::default()
+            };
+            let prompt = vec![3; context - room];
+            let answers = model.completions(std::slice::from_ref(&prompt), &config).unwrap();
+            assert_eq!(answers.len(), 2);
+            for answer in answers {
+                let by_context = max_new_tokens > room;
+                let reason = if by_context { FinishReason::Context } else { FinishReason::Length };
+                assert_eq!(
+                    (answer.ids.len(), answer.finish_reason),
+                    (max_new_tokens.min(room), reason)
+                );
+                assert_eq!(answer.usage.completion_tokens, max_new_tokens.min(room));
+            }
+            for more in 0..2 {
+                let prompt = vec![3; context + more];
+                let error = model.completions(&[prompt], &config).unwrap_err().to_string();
+                assert!(error.contains(&format!("{} tokens", context + more)), "{error}");
+            }
+        }
+    }
+    assert!(model.completions(&[vec![]], &GenerationConfig::default()).is_err());
+    assert!(model.completions(&[], &GenerationConfig::default()).unwrap().is_empty());
+}
+
+#[test]
 fn one_prompt_gets_several_answers_and_log_probabilities_are_the_models() {
     let model = load("llama3");
     let config = GenerationConfig {
@@ -316,6 +353,187 @@ fn an_engine_on_its_own_thread_answers_many_askers() {
     let last = events.iter().last().unwrap();
     let reason = last.finish.unwrap().reason;
     assert!(matches!(reason, FinishReason::Interrupted | FinishReason::Length), "{reason:?}");
+}
+
+/// In place of a projection: panics.
+#[derive(Debug)]
+struct Panics([usize; 2]);
+
+impl Projection for Panics {
+    fn forward(&self, _: &Tensor, _: &Context<'_>) -> tunebook_models::Result<Tensor> {
+        panic!("no such kernel")
+    }
+
+    fn weight(&self) -> Tensor {
+        panic!("no weight")
+    }
+
+    fn in_features(&self) -> usize {
+        self.0[0]
+    }
+
+    fn out_features(&self) -> usize {
+        self.0[1]
+    }
+}
+
+/// An overlay with something in the model's first slot.
+fn in_first_slot(
+    model: &Model,
+    make: impl Fn(&Arc<Linear>) -> Arc<dyn Projection>,
+) -> Arc<Overlay> {
+    let mut overlay = Overlay::default();
+    let slot = &model.slots()[0];
+    overlay.put_projection(slot, make(slot.base())).unwrap();
+    Arc::new(overlay)
+}
+
+#[test]
+fn a_panic_of_an_engine_on_its_own_thread_is_told_to_all_askers() {
+    let model = load("llama3");
+    let overlay =
+        in_first_slot(&model, |base| Arc::new(Panics([base.in_features(), base.out_features()])));
+    let handle = engine(&model, EngineConfig::default()).spawn();
+    let config = GenerationConfig {
+        max_new_tokens: 100_000,
+        num_return_sequences: 2,
+        ignore_eos: true,
+        ..Default::default()
+    };
+    let request = || GenerationRequest::new(vec![3, 4], &config);
+    let good = handle.submit(request()).unwrap();
+    let bad = handle.submit(request().with_overlay(overlay)).unwrap();
+    for events in [good, bad] {
+        let events: Vec<GenerationEvent> = events.iter().collect();
+        let ends: Vec<_> = events.into_iter().filter_map(|event| event.finish).collect();
+        assert_eq!(ends.len(), 2);
+        for end in ends {
+            let reason = end.reason;
+            let told =
+                matches!(&reason, FinishReason::Failed(why) if why.contains("no such kernel"));
+            assert!(told || reason == FinishReason::Context, "{reason:?}");
+        }
+    }
+    let error = handle.submit(request()).unwrap_err().to_string();
+    assert!(error.contains("no such kernel") && error.contains("spawn"), "{error}");
+}
+
+/// What an answer was computed with goes with the last who holds it, not with the engine.
+#[test]
+fn an_engine_that_is_idle_holds_no_overlay() {
+    let model = load("llama3");
+    let overlay = in_first_slot(&model, |base| Arc::<Linear>::clone(base));
+    let mut engine = engine(&model, EngineConfig::default());
+    let config = GenerationConfig { max_new_tokens: 2, ..Default::default() };
+    let prompt: Vec<u32> = (0..70).collect();
+    for round in 0..2 {
+        let request = GenerationRequest::new(prompt.clone(), &config);
+        engine.insert(request.with_overlay(Arc::clone(&overlay))).unwrap();
+        while !engine.is_empty() {
+            engine.step();
+        }
+        assert_eq!(Arc::strong_count(&overlay), 1);
+        assert_eq!(engine.cached_tokens() > 0, round > 0, "its pages are kept");
+    }
+}
+
+#[test]
+fn a_removed_request_gives_everything_back_at_any_step() {
+    let model = load("llama3");
+    for steps in 0..12 {
+        let config =
+            EngineConfig { prefill_chunk_size: 3, max_batch_size: 3, ..Default::default() };
+        let mut engine = engine(&model, config);
+        let config = GenerationConfig {
+            max_new_tokens: 6,
+            ignore_eos: true,
+            num_return_sequences: 2,
+            temperature: 0.8,
+            ..Default::default()
+        };
+        let overlay = in_first_slot(&model, |base| Arc::<Linear>::clone(base));
+        let insert = |engine: &mut GenerationEngine, token| {
+            let request = GenerationRequest::new(vec![token; 10], &config);
+            engine.insert(request.with_overlay(Arc::clone(&overlay))).unwrap()
+        };
+        let ids: Vec<_> = (3..7).map(|token| insert(&mut engine, token)).collect();
+        (0..steps).for_each(|_| drop(engine.step()));
+        for id in ids {
+            engine.remove(id);
+            assert!(!engine.remove(id));
+        }
+        assert!(engine.is_empty() && engine.step().is_empty());
+        assert_eq!(Arc::strong_count(&overlay), 1, "after {steps} steps");
+    }
+}
+
+#[test]
+fn settings_that_no_answer_can_follow_are_refused_by_name() {
+    let model = load("llama3");
+    let config = GenerationConfig { max_new_tokens: 2, ..Default::default() };
+    let answers = |config: &GenerationConfig| model.completions(&[vec![3, 4]], config);
+    for temperature in [0.0, 1.0] {
+        let base = GenerationConfig { temperature, ..config.clone() };
+        for (config, says) in [
+            (GenerationConfig { num_return_sequences: usize::MAX, ..base.clone() }, "65536"),
+            (GenerationConfig { logit_bias: [(7, 1e39)].into(), ..base.clone() }, "1e20"),
+            (GenerationConfig { logit_bias: [(999_999, 5.0)].into(), ..base.clone() }, "999999"),
+            (GenerationConfig { repetition_penalty: 1e39, ..base.clone() }, "from 0.000001"),
+            (GenerationConfig { temperature: 1e39, top_p: 0.5, ..base.clone() }, "to 1000000"),
+        ] {
+            let error = answers(&config).unwrap_err().to_string();
+            assert!(error.contains("GenerationConfig.") && error.contains(says), "{error}");
+        }
+        // The ends of the ranges are usable, all together.
+        let all = 0..model.config().vocab_size as u32;
+        for (bias, repetition_penalty) in [(1e20, 1e6), (-1e20, 1e6), (1e20, 1e-6)] {
+            let logit_bias = all.clone().map(|id| (id, bias)).collect();
+            for temperature in [temperature, 1e-7, 1e6] {
+                for top_p in [1.0, 0.5] {
+                    let base = GenerationConfig { temperature, top_p, ..config.clone() };
+                    answers(&base).unwrap();
+                    let all = GenerationConfig { repetition_penalty, ..base.clone() };
+                    answers(&all).unwrap();
+                    let biased =
+                        GenerationConfig { logit_bias: BTreeMap::clone(&logit_bias), ..all };
+                    answers(&biased).unwrap();
+                }
+            }
+        }
+        let top = GenerationConfig { top_logprobs: usize::MAX, ..base };
+        let top = answers(&top).unwrap().remove(0).top_logprobs;
+        assert!(top.iter().all(|top| top.len() == model.config().vocab_size));
+    }
+}
+
+/// Sampled so wildly that there are bytes that are no text.
+#[test]
+fn the_text_of_an_answer_is_that_of_its_ids_up_to_the_stop_text() {
+    let model = load("llama-tied");
+    let config = GenerationConfig {
+        max_new_tokens: 30,
+        ignore_eos: true,
+        temperature: 2.5,
+        ..Default::default()
+    };
+    let prompt = [vec![3, 4]];
+    let mut stopped = 0;
+    for seed in 0..40 {
+        let config = GenerationConfig { seed, ..config.clone() };
+        let answer = model.completions(&prompt, &config).unwrap().remove(0);
+        let whole = model.tokenizer().decode_text(&answer.ids).unwrap();
+        assert_eq!(answer.text, whole, "seed {seed}");
+        let characters: Vec<char> = whole.chars().collect();
+        for stop in characters.windows(3).skip(1).step_by(4) {
+            let stop: String = stop.iter().collect();
+            let (before, _) = whole.split_once(&stop).unwrap();
+            let config = GenerationConfig { stop: vec![stop.clone()], ..config.clone() };
+            let answer = model.completions(&prompt, &config).unwrap().remove(0);
+            assert_eq!((answer.text.as_str(), answer.finish_reason), (before, FinishReason::Stop));
+            stopped += 1;
+        }
+    }
+    assert!(stopped > 0);
 }
 
 /// Against transformers' logits, for all families, with contexts that occur more than once.
@@ -394,6 +612,65 @@ fn texts_that_cannot_be_scored_are_refused_by_their_place() {
     assert!(error((vec![1], vec![1 << 30])).contains("vocabulary"));
     let context = model.config().max_position_embeddings;
     assert!(error((vec![1; context], vec![1, 2])).contains("context"));
+    assert!(model.log_likelihoods_of_ids(&[(vec![1; context], vec![1])]).is_ok());
+    // Without a text and without an answer.
+    assert!(model.log_likelihoods(&[("", "")]).is_err());
+    let empty = Choices { prompt: vec![], answers: vec![vec![3]] };
+    let filled = Choices { prompt: vec![3], answers: vec![vec![3]] };
+    let error = model.score_choices(&[filled, empty], 0.0).unwrap_err().to_string();
+    assert!(error.contains("empty in question 1"), "{error}");
+}
+
+#[test]
+fn a_handle_with_overlays_scores_a_text_for_each_of_them() {
+    let model = load("llama3");
+    let handle = model.with_overlays(vec![Arc::default(); 2]);
+    let pair = (vec![3u32, 4], vec![5u32]);
+    let text = TokenizedText { ids: vec![3, 4, 5], loss_mask: vec![true; 3] };
+    let question = Choices { prompt: vec![3, 4], answers: vec![vec![5], vec![6]] };
+    let config = GenerationConfig { max_new_tokens: 1, ..Default::default() };
+    for count in [0, 1, 2, 3] {
+        let ids = Tensor::zeros((count.max(1), 2), DType::U32, &Device::Cpu).unwrap();
+        let found = [
+            handle.log_likelihoods_of_ids(&vec![pair.clone(); count]).map(|all| all.len()),
+            handle.text_losses(&vec![text.clone(); count]).map(|all| all.len()),
+            handle.losses(&vec![text.clone(); count]).map(|all| all.len()),
+            handle.score_choices(&vec![question.clone(); count], 0.0).map(|all| all.len()),
+            handle.completions(&vec![vec![3]; count], &config).map(|all| all.len()),
+            handle.forward(&ids).map(|logits| logits.dims()[0]),
+        ];
+        for found in found {
+            match found {
+                Ok(answers) => assert_eq!((count, answers), (2, 2)),
+                Err(error) => {
+                    assert_ne!(count, 2, "{error}");
+                    assert!(error.to_string().contains("for 2 overlays"), "{error}");
+                }
+            }
+        }
+    }
+}
+
+/// The angles of the keys depend on the length of the whole text.
+#[test]
+fn answers_on_both_sides_of_the_first_context_are_scored_as_alone() {
+    let model = load("phi3-longrope");
+    let answers = vec![vec![5], vec![6, 7, 8, 9, 10, 11], vec![6, 7, 2], vec![12]];
+    for len in 4..model.config().max_position_embeddings - 8 {
+        let prompt: Vec<u32> = (0..len as u32).map(|i| 3 + i % 60).collect();
+        let question = Choices { prompt: prompt.clone(), answers: answers.clone() };
+        let pairs: Vec<_> = answers.iter().map(|answer| (prompt.clone(), answer.clone())).collect();
+        let apart = model.log_likelihoods_of_ids(&pairs).unwrap();
+        for margin in [f64::INFINITY, 0.0] {
+            let found = model.score_choices(std::slice::from_ref(&question), margin).unwrap();
+            let best = apart.iter().map(|answer| answer.sum).fold(f64::MIN, f64::max);
+            for (found, apart) in found[0].iter().zip(&apart) {
+                let same = (found.log_likelihood - apart.sum).abs() < 1e-4;
+                let cut = !found.is_exact && found.log_likelihood < best - margin;
+                assert!(same || cut, "a prompt of {len}: {found:?} and {}", apart.sum);
+            }
+        }
+    }
 }
 
 /// Answers that begin alike, after prompts that begin alike.

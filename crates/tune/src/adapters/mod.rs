@@ -26,7 +26,7 @@ pub(crate) mod weighted;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde::{Deserialize, Serialize};
 use tunebook_models::{Model, Overlay};
@@ -193,9 +193,10 @@ pub trait Adapters {
     /// biases), a model that llama.cpp does not have, or the file cannot be written.
     fn save_adapter_gguf(&self, name: &str, path: impl AsRef<Path>) -> Result<PathBuf>;
 
-    /// Reads an adapter that this crate or PEFT wrote, from `dir` or its subfolder `name`, and
-    /// makes it the active one. The arguments stand in PEFT's order: the place, then the name. An
-    /// adapter of a model that reads pictures, too, goes to the text model by its text part.
+    /// Reads an adapter that this crate or PEFT wrote, from the subfolder `name` of `dir` or, where
+    /// there is none and for `default`, from `dir`, and makes it the active one. The arguments stand in
+    /// PEFT's order: the place, then the name. An adapter of a model that reads pictures, too, goes to
+    /// the text model by its text part.
     ///
     /// # Errors
     /// No adapter there, files that are torn or of another kind, tensors that do not fit this
@@ -261,6 +262,8 @@ pub(crate) struct Adapter {
     body: Arc<dyn Body>,
     own: Arc<OwnWeights>,
     warnings: Vec<String>,
+    /// See [`Adapter::in_step`] and [`Adapter::between_steps`].
+    steps: Arc<RwLock<()>>,
 }
 
 impl Adapter {
@@ -278,6 +281,17 @@ impl Adapter {
 
     pub(crate) fn config(&self) -> AdapterConfig {
         self.body.config()
+    }
+
+    /// To be held while its tensors are moved from one step to the next.
+    pub(crate) fn in_step(&self) -> RwLockWriteGuard<'_, ()> {
+        self.steps.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be held while its tensors are read, so that all are of one step of a run that trains it
+    /// meanwhile. Once for a thread: the run waits for it, and others then wait for the run.
+    pub(crate) fn between_steps(&self) -> RwLockReadGuard<'_, ()> {
+        self.steps.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tensors(&self) -> Vec<AdapterTensor> {
@@ -318,10 +332,12 @@ impl Adapter {
 
     /// As PEFT's files hold it. `all-linear` is written out, as PEFT writes it.
     pub(crate) fn files(&self, model: &Model) -> Result<AdapterFiles> {
+        let of_one_step = self.between_steps();
         let (mut config, mut tensors) = self.body.stored()?;
         for tensor in self.own.tensors() {
             tensors.insert(tensor.key.clone(), StoredTensor::of(tensor.var.as_tensor())?);
         }
+        drop(of_one_step);
         in_model::add_tied_head(model, &mut tensors);
         in_model::write_out_targets(model, &mut config, &self.config(), &self.body.modules());
         let base_model_name_or_path = Some(model.name().to_owned());
@@ -346,7 +362,7 @@ fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
     config.validate()?;
     let body = config.as_type().build(model)?;
     let own = Arc::new(OwnWeights::new(model, &config, &body.modules())?);
-    Ok(Adapter { name: name.to_owned(), body, own, warnings: Vec::new() })
+    Ok(Adapter { name: name.to_owned(), body, own, warnings: Vec::new(), steps: Arc::default() })
 }
 
 /// Adds an adapter and makes it the active one.
@@ -385,8 +401,10 @@ fn model_key(name: &str) -> String {
 /// [`Adapters::load_adapter`].
 fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
     Registry::of(model).lock().check_free(name)?;
-    let mut looked = vec![dir.join(peft::CONFIG_FILE)];
-    looked.push(dir.join(name).join(peft::CONFIG_FILE));
+    let mut looked = vec![dir.to_path_buf(), dir.join(name)];
+    // Where `save_adapter` writes it comes first: another one may be in the other place.
+    looked.sort_by_key(|folder| *folder != peft::folder(dir, name));
+    looked.iter_mut().for_each(|folder| folder.push(peft::CONFIG_FILE));
     let Some(config_path) = looked.iter().find(|path| path.is_file()) else {
         return Err(Error::AdapterNotFound { looked });
     };
@@ -499,6 +517,7 @@ impl Adapters for Model {
     fn merge_adapter(&self, name: &str) -> Result<()> {
         let registry = Registry::of(self);
         let adapter = registry.lock().get(name)?.adapter;
+        let of_one_step = adapter.between_steps();
         let Some(merged) = adapter.body.merged()? else {
             return Err(Error::Config {
                 field: "merge_adapter",
@@ -506,10 +525,11 @@ impl Adapters for Model {
                 expected: "an adapter that changes weights (LoRA, AdaLoRA, IA3): no weight can take this one up. Use `set_adapter`",
             });
         };
+        drop(of_one_step);
         let overlay = adapter.with_own(merged).overlay(self)?;
         let overlay = overlay.owned_by(Arc::new(Generation::Merged(Arc::clone(&adapter))));
         let mut state = registry.lock();
-        state.get(name)?;
+        state.check_is(name, &adapter)?;
         state.activate(self, &Arc::new(overlay));
         Ok(())
     }

@@ -169,6 +169,18 @@ impl State {
         Ok(())
     }
 
+    /// # Errors
+    /// Somebody replaced or removed the adapter of that name meanwhile.
+    pub(crate) fn check_is(&self, name: &str, adapter: &Arc<Adapter>) -> Result<()> {
+        match self.get(name)?.adapter {
+            same if Arc::ptr_eq(&same, adapter) => Ok(()),
+            _ => {
+                let (name, available) = (name.to_owned(), self.names());
+                Err(Error::NoSuchAdapter { name, available })
+            }
+        }
+    }
+
     /// Makes an overlay the model's active one.
     pub(crate) fn activate(&mut self, model: &Model, overlay: &Arc<Overlay>) {
         self.paused = None;
@@ -230,24 +242,33 @@ impl State {
         Ok(())
     }
 
-    /// Puts `new` in the place of `old`, under its own name, if `old` is still there.
+    /// Puts `new`, which is the same adapter, in the place of `old`, under its own name, if `old` is
+    /// still there.
     ///
     /// # Errors
     /// Somebody replaced or removed `old` meanwhile, or the new name is taken.
     pub(crate) fn replace(&mut self, model: &Model, old: &Resident, new: Resident) -> Result<()> {
         let (from, to) = (old.adapter.name().to_owned(), new.adapter.name().to_owned());
-        if !Arc::ptr_eq(&self.get(&from)?.adapter, &old.adapter) {
-            return Err(Error::NoSuchAdapter { name: from, available: self.names() });
-        }
+        self.check_is(&from, &old.adapter)?;
         if from != to {
             self.check_free(&to)?;
         }
-        let turned = |overlay: &Arc<Overlay>| Arc::ptr_eq(overlay, &old.overlay);
-        if self.paused.as_ref().is_some_and(turned) {
-            self.paused = Some(Arc::clone(&new.overlay));
+        // What answers in its place, merged or not; `None`: it does not answer.
+        let renamed = |overlay: &Arc<Overlay>| match Generation::of(overlay).as_deref()? {
+            Generation::Adapter(adapter) if Arc::ptr_eq(adapter, &old.adapter) => {
+                Some(Arc::clone(&new.overlay))
+            }
+            Generation::Merged(adapter) if Arc::ptr_eq(adapter, &old.adapter) => {
+                let owner = Generation::Merged(Arc::clone(&new.adapter));
+                Some(Arc::new(Overlay::clone(overlay).owned_by(Arc::new(owner))))
+            }
+            _ => None,
+        };
+        if let Some(paused) = self.paused.as_ref().and_then(renamed) {
+            self.paused = Some(paused);
         }
-        if turned(&model.active_overlay()) {
-            model.set_overlay(Arc::clone(&new.overlay));
+        if let Some(active) = renamed(&model.active_overlay()) {
+            model.set_overlay(active);
         }
         self.resident.remove(&from);
         self.resident.insert(to, new);

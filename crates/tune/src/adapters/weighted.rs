@@ -7,7 +7,6 @@ use tunebook_models::Model;
 
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::lora::Lora;
-use crate::adapters::lora::linear::LoraLinear;
 use crate::adapters::lora::svd;
 use crate::adapters::registry::Registry;
 use crate::adapters::{Adapter, build};
@@ -40,6 +39,11 @@ pub enum CombinationType {
         density: f64,
     },
 }
+
+const ONE_RANK: &str = "one rank for all; `Cat` and `Svd` take any";
+
+/// A `[r, in]` and B `[out, r]` of one adapter in a layer, and what their product is multiplied by.
+type Part = ((Tensor, Tensor), f64);
 
 /// A new adapter that sums these, each with its weight.
 ///
@@ -80,20 +84,35 @@ pub(super) fn combine(
         }
         parts.push((adapter, *weight));
     }
-    let layers = |adapter: &Adapter| adapter.body.lora().unwrap_or_default().to_vec();
-    let mut paths: Vec<String> = Vec::new();
+    // In the order in which they are met, and for each what is summed in it.
+    let mut layers: Vec<(String, Vec<Part>)> = Vec::new();
     let mut ranks = Vec::with_capacity(parts.len());
-    for (adapter, _) in &parts {
+    for (adapter, weight) in &parts {
         let mut largest = 0;
-        for layer in layers(adapter) {
-            largest = largest.max(layer.plain()?.0.dim(0)?);
-            if !paths.iter().any(|path| path == layer.path()) {
-                paths.push(layer.path().to_owned());
+        // Copies, since a run may train it.
+        let _of_one_step = adapter.between_steps();
+        for layer in adapter.body.lora().unwrap_or_default() {
+            let (a, b) = layer.plain()?;
+            largest = largest.max(a.dim(0)?);
+            let part = ((a.copy()?, b.copy()?), weight * layer.scaling());
+            match layers.iter_mut().find(|(path, _)| path == layer.path()) {
+                Some((_, parts)) => parts.push(part),
+                None => layers.push((layer.path().to_owned(), vec![part])),
             }
         }
         ranks.push(largest);
     }
     let rank = combination.rank(&ranks)?;
+    if combination.needs_one_rank() {
+        // `rank_pattern` gives layers ranks of their own.
+        for (path, parts) in &layers {
+            let ranks: Vec<usize> = parts.iter().map(|((a, _), _)| a.dims()[0]).collect();
+            if ranks.iter().any(|rank| *rank != ranks[0]) {
+                return refuse(format!("of ranks {ranks:?} in `{path}`"), ONE_RANK);
+            }
+        }
+    }
+    let paths: Vec<String> = layers.iter().map(|(path, _)| path.clone()).collect();
     let config = Lora {
         r: rank,
         lora_alpha: rank as f64, // a scaling of 1
@@ -102,18 +121,11 @@ pub(super) fn combine(
     };
     let target_modules = in_model::written_out(model, &paths, &config.clone().into());
     let adapter = build(model, name, Lora { target_modules, ..config }.into())?;
-    for layer in layers(&adapter) {
-        let of_layer: Vec<(Arc<LoraLinear>, f64)> = parts
-            .iter()
-            .filter_map(|(adapter, weight)| {
-                let found =
-                    layers(adapter).into_iter().find(|other| other.path() == layer.path())?;
-                Some((found, *weight))
-            })
-            .collect();
-        let of_layer: Vec<(&LoraLinear, f64)> =
-            of_layer.iter().map(|(layer, weight)| (layer.as_ref(), *weight)).collect();
-        let (a, b) = combination.combine(&of_layer, rank)?;
+    for layer in adapter.body.lora().unwrap_or_default() {
+        let Some((_, parts)) = layers.iter().find(|(path, _)| path == layer.path()) else {
+            continue;
+        };
+        let (a, b) = combination.combine(parts, rank)?;
         layer.lora_a().set(&a)?;
         layer.lora_b().set(&b)?;
     }
@@ -123,7 +135,7 @@ pub(super) fn combine(
 impl CombinationType {
     /// # Errors
     /// A density outside 0..=1, a rank of 0, or ranks that must be equal and are not.
-    pub(crate) fn rank(self, ranks: &[usize]) -> Result<usize> {
+    fn rank(self, ranks: &[usize]) -> Result<usize> {
         let refuse = |field, value: String, expected| Err(Error::Config { field, value, expected });
         if let Self::Ties { density } | Self::MagnitudePrune { density } = self
             && !(0.0..=1.0).contains(&density)
@@ -141,27 +153,23 @@ impl CombinationType {
                 refuse("CombinationType.rank", "0".to_owned(), "at least 1")
             }
             Self::Svd { rank } => Ok(rank.unwrap_or(largest)),
-            _ if ranks.iter().any(|rank| *rank != largest) => refuse(
-                "adapters",
-                format!("of ranks {ranks:?}"),
-                "one rank for all; `Cat` and `Svd` take any",
-            ),
+            _ if ranks.iter().any(|rank| *rank != largest) => {
+                refuse("adapters", format!("of ranks {ranks:?}"), ONE_RANK)
+            }
             _ => Ok(largest),
         }
+    }
+
+    /// Whether it adds the A and the B themselves.
+    fn needs_one_rank(self) -> bool {
+        !matches!(self, Self::Cat | Self::Svd { .. })
     }
 
     /// A `[rank, in]` and B `[out, rank]` of the combined layer, for a scaling of 1.
     ///
     /// # Shapes
-    /// Every layer is one of the same projection.
-    pub(crate) fn combine(
-        self,
-        layers: &[(&LoraLinear, f64)],
-        rank: usize,
-    ) -> Result<(Tensor, Tensor)> {
-        let parts =
-            layers.iter().map(|(layer, weight)| Ok((layer.plain()?, weight * layer.scaling())));
-        let parts: Vec<((Tensor, Tensor), f64)> = parts.collect::<Result<_>>()?;
+    /// All parts are of the same projection, and none has more than `rank`.
+    fn combine(self, parts: &[Part], rank: usize) -> Result<(Tensor, Tensor)> {
         match self {
             Self::Cat => {
                 let a =
@@ -184,7 +192,7 @@ impl CombinationType {
                     .collect();
                 let b: Vec<(&Tensor, f64)> =
                     parts.iter().map(|((_, b), w)| (b, weight(w))).collect();
-                Ok((self.sum(&a)?, self.sum(&b)?))
+                Ok((filled(self.sum(&a)?, rank, 0)?, filled(self.sum(&b)?, rank, 1)?))
             }
         }
     }
@@ -227,7 +235,8 @@ fn prune(values: &mut [f32], density: f64) {
     order.iter().skip(kept).for_each(|index| values[*index] = 0.0);
 }
 
-/// Zeros up to `rank` along a dimension: a projection that not all of the adapters sit on.
+/// Zeros up to `rank` along a dimension: a projection that not all of the adapters sit on, or in
+/// which they have a smaller rank than elsewhere.
 fn filled(tensor: Tensor, rank: usize, dim: usize) -> Result<Tensor> {
     let missing = rank.saturating_sub(tensor.dim(dim)?);
     if missing == 0 { Ok(tensor) } else { Ok(tensor.pad_with_zeros(dim, 0, missing)?) }

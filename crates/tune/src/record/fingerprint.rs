@@ -78,6 +78,7 @@ pub fn answering(model: &Model) -> Result<String> {
         && let Some(adapter) = generation.adapter()
     {
         all.0.update(&[u8::from(matches!(generation, Generation::Merged(_)))]);
+        let _of_one_step = adapter.between_steps();
         all.0.update(&serde_json::to_vec(&adapter.config())?);
         let parameters = adapter.parameters();
         let entries: Vec<Entry<'_>> = parameters

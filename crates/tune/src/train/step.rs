@@ -171,6 +171,7 @@ impl Stepper {
         }
         let max_norm = self.args.max_grad_norm;
         let scale = if max_norm > 0.0 { clip_coefficient(grad_norm, max_norm) } else { 1.0 };
+        let in_step = self.trained.in_step();
         Arc::make_mut(&mut self.optimizer).step(
             &self.parameters,
             &gradients,
@@ -180,6 +181,7 @@ impl Stepper {
         if let Some(scheduled) = &mut self.scheduled {
             scheduled.after_step(self.steps, &self.parameters, &gradients, scale)?;
         }
+        drop(in_step);
         self.trained.changed(&self.model);
         if let Some(scale) = &mut self.loss_scale {
             scale.took();
@@ -354,7 +356,9 @@ impl Stepper {
     /// # Errors
     /// As [`Stepper::restore`].
     pub(crate) fn set_weights(&self, weights: &Weights) -> Result<()> {
+        let in_step = self.trained.in_step();
         weights.put_back(&self.parameters)?;
+        drop(in_step);
         if matches!(weights, Weights::Copied(_)) {
             self.trained.changed(&self.model);
         }

@@ -1,7 +1,7 @@
 //! What a run trains: an adapter, or the model's own weights.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLockWriteGuard};
 
 use candle_core::Tensor;
 use tunebook_models::Model;
@@ -70,6 +70,14 @@ impl Trained {
         match self {
             Self::Adapter(adapter) => Strategy::Adapter(Box::new(adapter.config())),
             Self::Full(weights) => Strategy::Full(weights.config.clone()),
+        }
+    }
+
+    /// To be held while the tensors are changed; see [`Adapter::in_step`].
+    pub(crate) fn in_step(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        match self {
+            Self::Adapter(adapter) => Some(adapter.in_step()),
+            Self::Full(_) => None,
         }
     }
 

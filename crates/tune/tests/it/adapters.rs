@@ -2,7 +2,9 @@
 
 use tunebook_models::Projection;
 use tunebook_tune::peft::{CONFIG_FILE, TENSORS_FILE};
-use tunebook_tune::{Adapters, Error, Example, Lora, Trainer, TrainingArgs};
+use tunebook_tune::{
+    Active, Adapters, Error, Example, Full, FullTuning, Lora, Trainer, TrainingArgs,
+};
 
 use crate::common::*;
 
@@ -49,6 +51,90 @@ fn several_are_resident_and_one_is_active() {
     assert_eq!(logits(&model, &IDS), base);
     assert!(model.adapters().is_empty());
     assert!(model.enable_adapters().is_err());
+}
+
+#[test]
+fn a_merged_adapter_follows_its_name() {
+    let model = tiny();
+    let base = logits(&model, &IDS);
+    for paused in [false, true] {
+        model.add_adapter("a", lora(1)).unwrap();
+        model.merge_adapter("a").unwrap();
+        let merged = logits(&model, &IDS);
+        if paused {
+            model.disable_adapters();
+        }
+        model.rename_adapter("a", "b").unwrap();
+        if paused {
+            assert_eq!(model.active(), Active::Base);
+            model.enable_adapters().unwrap();
+        }
+        assert_eq!(model.active(), Active::Merged("b".to_owned()));
+        assert_eq!(model.active_adapter().as_deref(), Some("b"));
+        assert!(model.adapters()[0].active);
+        assert!(logits(&model, &IDS) == merged && merged != base);
+        if paused {
+            model.disable_adapters();
+        }
+        model.delete_adapter("b").unwrap();
+        assert_eq!(model.active(), Active::Base);
+        assert_eq!(logits(&model, &IDS), base);
+        assert!(model.enable_adapters().is_err(), "it is gone");
+    }
+}
+
+#[test]
+fn merging_and_switching_off_twice_are_as_once() {
+    let model = tiny();
+    let base = logits(&model, &IDS);
+    model.add_adapter("a", lora(1)).unwrap();
+    let adapted = logits(&model, &IDS);
+    model.merge_adapter("a").unwrap();
+    let merged = logits(&model, &IDS);
+    model.merge_adapter("a").unwrap();
+    assert_eq!(logits(&model, &IDS), merged);
+    model.disable_adapters();
+    model.disable_adapters();
+    assert_eq!(logits(&model, &IDS), base);
+    model.enable_adapters().unwrap();
+    assert_eq!(logits(&model, &IDS), merged);
+    model.set_adapter("a").unwrap();
+    assert_eq!(logits(&model, &IDS), adapted);
+    model.unfreeze(&Full::default()).unwrap();
+    model.freeze();
+    assert_eq!(logits(&model, &IDS), base);
+    model.enable_adapters().unwrap();
+    assert_eq!(logits(&model, &IDS), adapted);
+}
+
+/// Several in one folder, as `save_adapter` writes them.
+#[test]
+fn an_adapter_is_loaded_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    let mut said = Vec::new();
+    for (seed, name) in (1..).zip(["support", "default", "poet"]) {
+        model.add_adapter(name, lora(seed)).unwrap();
+        model.save_adapter(name, dir.path()).unwrap();
+        said.push(logits(&model, &IDS));
+    }
+    let load = |place: &std::path::Path, name| {
+        let model = tiny();
+        model.load_adapter(place, name).unwrap();
+        logits(&model, &IDS)
+    };
+    assert_eq!(load(dir.path(), "support"), said[0]);
+    assert_eq!(load(dir.path(), "poet"), said[2]);
+    // There is none of these names below.
+    assert_eq!(load(dir.path(), "default"), said[1]);
+    assert_eq!(load(dir.path(), "another"), said[1]);
+    assert_eq!(load(&dir.path().join("support"), "support"), said[0]);
+    std::fs::create_dir(dir.path().join("default")).unwrap();
+    for file in [CONFIG_FILE, TENSORS_FILE] {
+        let below = dir.path().join("default").join(file);
+        std::fs::copy(dir.path().join("poet").join(file), below).unwrap();
+    }
+    assert_eq!(load(dir.path(), "default"), said[1]);
 }
 
 #[test]

@@ -2,11 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Duration;
 
 use tunebook_models::{GenerationConfig, Model};
-use tunebook_tune::{Active, Adapters, Example, Lora, Trainer, TrainingArgs};
+use tunebook_tune::peft::AdapterFiles;
+use tunebook_tune::{
+    Active, Adapters, Callback, CombinationType, Example, Lora, Result, StepRecord, Trainer,
+    TrainingArgs,
+};
 
 use crate::common::*;
 
@@ -157,6 +161,99 @@ fn of_many_that_take_one_name_one_wins() {
     });
     assert_eq!(won.into_inner(), 1);
     assert_eq!(model.adapters().len(), 1 + 8);
+}
+
+/// Who merges an adapter gets the one that had the name, or none.
+#[test]
+fn an_adapter_that_was_replaced_while_it_was_merged_does_not_answer() {
+    let model = tiny();
+    for round in 0..300u32 {
+        model.add_adapter("a", Lora { r: 16, ..lora(1) }).unwrap();
+        model.add_adapter("b", Lora { r: 16, ..lora(2) }).unwrap();
+        let barrier = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                barrier.wait();
+                let _ = model.merge_adapter("a"); // it may have gone
+            });
+            scope.spawn(|| {
+                barrier.wait();
+                (0..round % 100 * 40).for_each(|_| std::hint::spin_loop());
+                model.delete_adapter("a").unwrap();
+                model.rename_adapter("b", "a").unwrap();
+            });
+        });
+        if model.active() == Active::Merged("a".to_owned()) {
+            assert!(model.adapters()[0].active, "what was deleted answers");
+        }
+        model.delete_adapter("a").unwrap();
+        assert_eq!(model.active(), Active::Base);
+    }
+}
+
+/// Keeps what the adapter's file would hold after each step.
+struct Steps(Model, Arc<Mutex<Vec<Vec<Vec<f32>>>>>, tempfile::TempDir);
+
+impl Callback for Steps {
+    fn on_step(&mut self, _: &StepRecord) -> Result<()> {
+        self.1.lock().unwrap().push(saved(&self.0, "trained", self.2.path()));
+        Ok(())
+    }
+}
+
+/// The tensors of an adapter's file.
+fn saved(model: &Model, name: &str, dir: &std::path::Path) -> Vec<Vec<f32>> {
+    let files = AdapterFiles::read(model.save_adapter(name, dir).unwrap()).unwrap();
+    files.tensors.into_values().map(|tensor| tensor.values).collect()
+}
+
+/// A run changes its tensors one after the other; nobody sees them in between.
+#[test]
+fn what_is_saved_or_combined_during_a_run_is_of_one_step() {
+    let model = tiny();
+    model.add_adapter("trained", Lora { r: 16, ..lora(1) }).unwrap();
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let steps = Arc::new(Mutex::new(vec![saved(&model, "trained", dir.path())]));
+    let callback = Steps(model.clone(), Arc::clone(&steps), tempfile::tempdir().unwrap());
+    let handle = model.with_adapter("trained").unwrap();
+    let done = AtomicBool::new(false);
+    let (mut whole, mut sums) = (Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        let done = &done;
+        scope.spawn(move || {
+            let args = TrainingArgs {
+                max_steps: Some(400),
+                learning_rate: 0.01,
+                batch_size: 1,
+                gradient_accumulation_steps: 1,
+                ..Default::default()
+            };
+            let run = Trainer::new(&handle, &args).with_callback(callback).train(&pairs(8));
+            done.store(true, Ordering::Relaxed);
+            run.unwrap();
+        });
+        while !done.load(Ordering::Relaxed) {
+            whole.push(saved(&model, "trained", dir.path()));
+            // With a weight and a scaling of 1 the sum is what it is made of.
+            let scaling = 96.0 / 16.0;
+            model
+                .add_weighted_adapter(&[("trained", 1.0 / scaling)], "sum", CombinationType::Cat)
+                .unwrap();
+            sums.push(saved(&model, "sum", other.path()));
+            model.delete_adapter("sum").unwrap();
+        }
+    });
+    let steps = steps.lock().unwrap();
+    assert!(steps.len() == 401 && whole.len() > 5, "{} and {}", steps.len(), whole.len());
+    for found in &whole {
+        assert!(steps.contains(found), "tensors of two steps in one file");
+    }
+    let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs());
+    for found in &sums {
+        let is_it =
+            |step: &&Vec<Vec<f32>>| found.iter().zip(*step).all(|(found, step)| near(found, step));
+        assert!(steps.iter().find(is_it).is_some(), "tensors of two steps in one sum");
+    }
 }
 
 /// A handle keeps its adapter: what is loaded, merged, renamed or deleted later is not seen in it.

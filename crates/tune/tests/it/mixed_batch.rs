@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use tunebook_models::{
     Device, EngineConfig, GenerationConfig, GenerationEngine, GenerationRequest, Model, Tensor,
+    TokenizedText,
 };
 use tunebook_tune::{
-    AdaLora, Adapters, Bottleneck, BottleneckInit, CombinationType, Ia3, Lora, LoraInit,
-    PrefixTuning, PromptTuning, Stepper, TrainingArgs,
+    AdaLora, Adapters, Bottleneck, BottleneckInit, CombinationType, Example, Full, FullTuning, Ia3,
+    Lora, LoraInit, PrefixTuning, PromptTuning, Stepper, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -220,6 +221,48 @@ fn adapters_join_and_leave_a_running_engine() {
     }
 }
 
+/// Tokens and the bits of their log-probabilities.
+fn said(engine: &mut GenerationEngine, prompt: &[u32]) -> Vec<(u32, u32)> {
+    let config = GenerationConfig { max_new_tokens: 5, ignore_eos: true, ..Default::default() };
+    engine.insert(GenerationRequest::new(prompt, &config)).unwrap();
+    let mut said = Vec::new();
+    while !engine.is_empty() {
+        for event in engine.step() {
+            said.extend(event.token.map(|token| (token, event.log_probability.to_bits())));
+        }
+    }
+    said
+}
+
+/// What an engine keeps of a prompt is of the weights that it was computed with.
+#[test]
+fn an_engine_answers_with_the_weights_as_they_are() {
+    let model = tiny();
+    model.add_adapter("a", Lora { lora_alpha: 64.0, ..Default::default() }).unwrap();
+    let prompt: Vec<u32> = (0..50).map(|i| 3 + i % 40).collect();
+    let mut engine = GenerationEngine::new(&model, EngineConfig::default());
+    let mut before = Vec::new();
+    let mut check = |what: &str| {
+        let nothing = EngineConfig { prefix_cache_bytes: 0, ..Default::default() };
+        let found = said(&mut engine, &prompt);
+        assert_eq!(found, said(&mut GenerationEngine::new(&model, nothing), &prompt), "{what}");
+        std::mem::replace(&mut before, found.clone()) != found
+    };
+    check("at first");
+    let pairs: Vec<Example> = (0..8).map(|i| Example::new(format!("{i}"), "yes it is")).collect();
+    let args = TrainingArgs { learning_rate: 0.05, epochs: 2, ..Default::default() };
+    Trainer::new(&model, &args).train(&pairs).unwrap();
+    assert!(check("after training"));
+    model.delete_adapter("a").unwrap();
+    assert!(check("after deleting"));
+    model.unfreeze(&Full::default()).unwrap();
+    assert!(!check("unfrozen"));
+    Trainer::new(&model, &args).train(&pairs).unwrap();
+    assert!(check("after full fine-tuning"));
+    model.freeze();
+    assert!(!check("frozen"));
+}
+
 /// Moves an adapter's tensors away from where they began.
 fn change(model: &Model, name: &str, size: f64) {
     model.set_adapter(name).unwrap();
@@ -238,12 +281,21 @@ fn a_batch_has_a_text_for_each_name_and_keeps_its_adapters() {
     let mixed = model.with_adapter_names(&["one", "two"]).unwrap();
     let ids = Tensor::new(&[[1u32, 2]], &Device::Cpu).unwrap();
     let error = mixed.forward(&ids).unwrap_err().to_string();
-    assert!(error.contains("1 rows"), "{error}");
+    assert!(error.contains("1 texts for 2 overlays"), "{error}");
     let error = mixed
         .generate_ids(&[vec![1], vec![2], vec![3]], &GenerationConfig::default())
         .unwrap_err()
         .to_string();
     assert!(error.contains("3 texts for 2 overlays"), "{error}");
+    // Nobody's text is judged by another's adapter.
+    let text = TokenizedText { ids: vec![3, 4, 5], loss_mask: vec![true; 3] };
+    let error = mixed.losses(&vec![text.clone(); 4]).unwrap_err().to_string();
+    assert!(error.contains("4 texts for 2 overlays"), "{error}");
+    let losses = mixed.losses(&[text.clone(), text.clone()]).unwrap();
+    for (loss, name) in losses.iter().zip(["one", "two"]) {
+        let alone = model.with_adapter(name).unwrap().losses(std::slice::from_ref(&text)).unwrap();
+        assert!((loss.unwrap() - alone[0].unwrap()).abs() < 1e-5, "{name}");
+    }
     // Deleted since: who holds an adapter keeps it.
     let ids = Tensor::new(&[[1u32, 2], [3, 4]], &Device::Cpu).unwrap();
     let before = values(&mixed.forward(&ids).unwrap());

@@ -323,3 +323,50 @@ fn weighted_adapters_are_pefts() {
             .contains("density` is 1.5")
     );
 }
+
+/// `rank_pattern` gives some layers ranks of their own.
+#[test]
+fn weighted_adapters_may_have_layers_of_other_ranks() {
+    let density = 1.0;
+    for combination in [
+        CombinationType::Linear,
+        CombinationType::Ties { density },
+        CombinationType::MagnitudePrune { density },
+        CombinationType::Cat,
+        CombinationType::Svd { rank: None },
+        CombinationType::Svd { rank: Some(100) },
+    ] {
+        for (first, second) in [("q_proj", "q_proj"), ("q_proj", "v_proj"), ("v_proj", "q_proj")] {
+            let model = tiny();
+            for (seed, name, module) in [(1, "one", first), (2, "two", second)] {
+                let config = Lora {
+                    init_lora_weights: false,
+                    init_seed: seed,
+                    lora_alpha: 64.0,
+                    rank_pattern: [(module.to_owned(), 4)].into(),
+                    ..Default::default()
+                };
+                model.add_adapter(name, &config).unwrap();
+            }
+            let ids = [1, 20, 30, 40, 50];
+            let two = logits(&model, &ids);
+            let sum = |weights: [f64; 2]| {
+                let _ = model.delete_adapter("sum"); // of the last one
+                let [one, two] = weights;
+                model.add_weighted_adapter(&[("one", one), ("two", two)], "sum", combination)
+            };
+            let takes_any =
+                matches!(combination, CombinationType::Cat | CombinationType::Svd { .. });
+            if first == second || takes_any {
+                sum([0.5, 0.5]).unwrap();
+                if let CombinationType::Linear | CombinationType::Cat = combination {
+                    sum([0.0, 1.0]).unwrap();
+                    assert!(relative_error(&logits(&model, &ids), &two) < 1e-4, "{combination:?}");
+                }
+            } else {
+                let error = sum([0.5, 0.5]).unwrap_err().to_string();
+                assert!(error.contains("of ranks [") && error.contains("_proj`"), "{error}");
+            }
+        }
+    }
+}

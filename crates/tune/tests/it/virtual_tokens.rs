@@ -3,7 +3,10 @@
 
 use std::collections::HashMap;
 
-use tunebook_models::{Device, GenerationConfig, Model, Pass, Positions, Tensor};
+use tunebook_models::{
+    Choices, Device, EngineConfig, GenerationConfig, GenerationEngine, GenerationRequest, Model,
+    Pass, Positions, Tensor,
+};
 use tunebook_tune::peft::{AdapterFiles, StoredTensor};
 use tunebook_tune::{
     AdapterConfig, Adapters, Error, Example, PrefixInit, PrefixTuning, PromptTuning,
@@ -398,4 +401,95 @@ fn what_cannot_work_is_refused() {
     .unwrap();
     std::fs::write(dir.path().join("adapter_model.bin"), b"PK").unwrap();
     assert!(model.load_adapter(dir.path(), "b").unwrap_err().to_string().contains("pickle"));
+}
+
+/// A prefix has keys and values and no hidden state that could foretell a token.
+#[test]
+fn an_empty_prompt_is_refused_behind_virtual_tokens_too() {
+    let model = tiny();
+    for config in [AdapterConfig::from(prefix(5)), prompt(5).into()] {
+        model.add_adapter_of("a", config).unwrap();
+        let question =
+            |prompt: &[u32]| Choices { prompt: prompt.to_vec(), answers: vec![vec![5], vec![6]] };
+        let alone = model.score_choices(&[question(&[3, 4])], 0.0).unwrap();
+        let both = model.score_choices(&[question(&[9, 8, 7]), question(&[3, 4])], 0.0).unwrap();
+        for (alone, both) in alone[0].iter().zip(&both[1]) {
+            assert!((alone.log_likelihood - both.log_likelihood).abs() < 1e-5);
+        }
+        for questions in [vec![question(&[])], vec![question(&[3, 4]), question(&[])]] {
+            let error = model.score_choices(&questions, 0.0).unwrap_err().to_string();
+            assert!(error.contains("at least one token"), "{error}");
+        }
+        // Where the tokenizer has a token that begins texts, it stands before the continuation.
+        let pair = |context: &[u32]| (context.to_vec(), vec![5]);
+        let special = model.tokenizer().encode_with_special_tokens("").unwrap();
+        let first = special.first().copied().or(model.tokenizer().eos_id());
+        match (first, model.log_likelihoods_of_ids(&[pair(&[3, 4]), pair(&[])])) {
+            (Some(first), Ok(found)) => {
+                let expected = model.log_likelihoods_of_ids(&[pair(&[first])]).unwrap();
+                assert!((found[1].sum - expected[0].sum).abs() < 1e-5);
+            }
+            (None, Err(error)) => assert!(error.to_string().contains("at least one token")),
+            (first, found) => panic!("{first:?}: {found:?}"),
+        }
+        model.delete_adapter("a").unwrap();
+    }
+}
+
+/// What stands before a prompt is longer than a chunk and than a page.
+#[test]
+fn long_virtual_prompts_in_chunks_and_pages_answer_as_whole_ones() {
+    let model = tiny();
+    let context = model.config().max_position_embeddings;
+    let config = GenerationConfig { max_new_tokens: 12, ignore_eos: true, ..Default::default() };
+    let said = |model: &Model, engine: (usize, usize), prompts: &[Vec<u32>]| {
+        let (prefill_chunk_size, prefix_cache_bytes) = engine;
+        let config_of =
+            EngineConfig { prefill_chunk_size, prefix_cache_bytes, ..Default::default() };
+        let mut engine = GenerationEngine::new(model, config_of);
+        let insert =
+            |prompt: &Vec<u32>| engine.insert(GenerationRequest::new(prompt.clone(), &config));
+        let ids: Vec<_> = prompts.iter().map(insert).collect::<Result<_, _>>().unwrap();
+        let mut said = vec![Vec::new(); prompts.len()];
+        while !engine.is_empty() {
+            for event in engine.step() {
+                let at = ids.iter().position(|id| *id == event.id).unwrap();
+                said[at].extend(event.token.map(|id| (id, event.log_probability.to_bits())));
+            }
+        }
+        said
+    };
+    for count in [1, 31, 32, 33, 40] {
+        for config in [AdapterConfig::from(prefix(count)), prompt(count).into()] {
+            let shown = config.to_string();
+            model.add_adapter_of("a", config).unwrap();
+            let stepper = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
+            for parameter in stepper.parameters().iter() {
+                parameter.var.set(&parameter.var.randn_like(0.0, 1.0).unwrap()).unwrap();
+            }
+            for len in [1u32, 8, 20, 32] {
+                if count + len as usize + 14 > context {
+                    continue;
+                }
+                let prompt = |ids: &dyn Fn(u32) -> u32, more: &[u32]| -> Vec<u32> {
+                    (0..len).map(ids).chain(more.iter().copied()).collect()
+                };
+                let prompts = [
+                    prompt(&|i| 3 + i, &[]),
+                    prompt(&|i| 3 + i, &[9]),
+                    prompt(&|i| 3 + i + u32::from(i > 9), &[]),
+                    prompt(&|i| 3 + i, &[]),
+                ];
+                let alone: Vec<_> = prompts
+                    .iter()
+                    .flat_map(|prompt| said(&model, (4096, 0), std::slice::from_ref(prompt)))
+                    .collect();
+                for engine in [(1, 1 << 20), (5, 1 << 20), (33, 1 << 20), (7, 0), (512, 40_000)] {
+                    let found = said(&model, engine, &prompts);
+                    assert_eq!(found, alone, "{shown}, a prompt of {len}, {engine:?}");
+                }
+            }
+            model.delete_adapter("a").unwrap();
+        }
+    }
 }
