@@ -48,17 +48,7 @@ impl Model {
     ) -> Result<T> {
         let (b, t) = ids.dims2()?;
         let snapshot = self.snapshot();
-        if let Some(rows) = snapshot.rows().filter(|rows| *rows != b) {
-            return Err(Error::Argument {
-                field: "ids",
-                value: format!("{b} rows"),
-                expected: if rows < b {
-                    "no more rows than this handle has overlays"
-                } else {
-                    "a row for each overlay of this handle"
-                },
-            });
-        }
+        snapshot.check_count("ids", b)?;
         let positions = self.positions(b, t, &snapshot)?;
         let pass = Pass::new(&snapshot, &positions);
         let mut x = self.put_virtual_tokens(&self.embed(ids, &pass)?, &pass)?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use candle_core::Tensor;
 use tunebook_progress::Stop;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pass::overlay::Overlay;
 
 /// Who answers: one overlay for all rows, or one for each row of a batch. Whoever holds a snapshot
@@ -60,6 +60,19 @@ impl Snapshot {
         match &self.overlays {
             Overlays::One(_) => None,
             Overlays::PerRow { rows, .. } => Some(rows.len()),
+        }
+    }
+
+    /// # Errors
+    /// Another number of texts in the list `field` than there are overlays for.
+    pub(crate) fn check_count(&self, field: &'static str, texts: usize) -> Result<()> {
+        match self.rows() {
+            Some(rows) if rows != texts => Err(Error::Argument {
+                field,
+                value: format!("of length {texts}, and this handle answers {rows}"),
+                expected: "a text for each adapter name of this handle (`with_adapter_names`)",
+            }),
+            _ => Ok(()),
         }
     }
 
