@@ -8,8 +8,8 @@ use tunebook_models::{
     Device, EngineConfig, GenerationConfig, GenerationEngine, GenerationRequest, Model, Tensor,
 };
 use tunebook_tune::{
-    AdaLora, Adapters, Bottleneck, BottleneckInit, CombinationType, Ia3, Lora, LoraInit,
-    PrefixTuning, PromptTuning, Stepper, TrainingArgs,
+    AdaLora, Adapters, Bottleneck, BottleneckInit, CombinationType, Example, Ia3, Lora, LoraInit,
+    PrefixTuning, PromptTuning, Stepper, Trainer, TrainingArgs,
 };
 
 use crate::common::*;
@@ -238,12 +238,24 @@ fn a_batch_has_a_text_for_each_name_and_keeps_its_adapters() {
     let mixed = model.with_adapter_names(&["one", "two"]).unwrap();
     let ids = Tensor::new(&[[1u32, 2]], &Device::Cpu).unwrap();
     let error = mixed.forward(&ids).unwrap_err().to_string();
-    assert!(error.contains("1 rows"), "{error}");
+    assert!(error.contains("of length 1, and this handle answers 2"), "{error}");
     let error = mixed
         .generate_ids(&[vec![1], vec![2], vec![3]], &GenerationConfig::default())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("3 texts for 2 overlays"), "{error}");
+    assert!(error.contains("of length 3, and this handle answers 2"), "{error}");
+    assert!(error.contains("with_adapter_names") && !error.contains("overlay"), "{error}");
+    // It is not one model that could be trained.
+    let trainer = Trainer::new(&mixed, &TrainingArgs { max_steps: Some(1), ..Default::default() });
+    let examples = [Example::new("a", "b")];
+    for error in [
+        trainer.train(&examples).unwrap_err(),
+        trainer.summary(&examples).unwrap_err(),
+        trainer.preflight(&examples).unwrap_err(),
+        trainer.evaluate(&examples).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("`with_adapter`"), "{error}");
+    }
     // Deleted since: who holds an adapter keeps it.
     let ids = Tensor::new(&[[1u32, 2], [3, 4]], &Device::Cpu).unwrap();
     let before = values(&mixed.forward(&ids).unwrap());
