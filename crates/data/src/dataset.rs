@@ -14,6 +14,20 @@ use crate::read::shape::RowShape;
 use crate::read::table::{Reject, rejected_frame};
 use crate::text::{counted, excerpt};
 
+/// Names of columns with the class of a text.
+const LABELS: [&str; 10] = [
+    "label",
+    "labels",
+    "label_text",
+    "category",
+    "class",
+    "intent",
+    "sentiment",
+    "target",
+    "topic",
+    "answer",
+];
+
 /// A pair of a prompt and a completion.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
@@ -299,6 +313,18 @@ impl fmt::Display for Dataset {
         if *self.shape != RowShape::PromptCompletion {
             write!(f, "\nread as {}", self.shape)?;
         }
+        if let Some(column) = self.label_column() {
+            let name = column.name();
+            let how = match column.dtype() == &DataType::String {
+                true => format!("`Dataset::read_keys(path, \"text\", {:?})`", name.as_str()),
+                false => format!("`ReadOptions::default().template(\"{{text}}\", \"{{{name}}}\")`"),
+            };
+            write!(
+                f,
+                "\nthe column \"{name}\" is no part of the texts; to train it as the answer \
+                       to each text read with {how}"
+            )?;
+        }
         let rejected = self.rejected.height();
         if rejected > 0 {
             write!(f, "\n{} kept aside, see rejected():", counted(rejected, "line"))?;
@@ -341,6 +367,18 @@ impl fmt::Debug for Dataset {
 }
 
 impl Dataset {
+    /// The column that looks like the answer to the texts of a set that was read as plain ones.
+    fn label_column(&self) -> Option<&Column> {
+        let is_label = |column: &&Column| {
+            let name = column.name().trim().to_lowercase();
+            LABELS.contains(&name.as_str())
+        };
+        match *self.shape {
+            RowShape::Text => self.frame.columns().iter().find(is_label),
+            _ => None,
+        }
+    }
+
     pub(crate) fn first_rejects(&self, count: usize) -> Vec<Reject> {
         let text = |column: &str, row: usize| {
             let column = self.rejected.column(column).and_then(|column| column.str());

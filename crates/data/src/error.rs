@@ -186,6 +186,27 @@ pub enum DataError {
         prompts: usize,
     },
 
+    /// A split would leave one side without a row, as too few rows may be told apart.
+    #[error(
+        "a hold-out of {fraction} leaves no row for {side}: {together} stay on one side, which \
+         leaves only {groups} {} to divide (rows: {rows}). {advice}",
+        if *.groups == 1 { "group" } else { "groups" }
+    )]
+    FewGroups {
+        /// "training", "validation" or "test".
+        side: &'static str,
+        /// The fraction held out.
+        fraction: f64,
+        /// The rows that stay together, in words.
+        together: String,
+        /// How many such groups there are.
+        groups: usize,
+        /// Rows of the set.
+        rows: usize,
+        /// What to do.
+        advice: &'static str,
+    },
+
     /// Polars refused.
     #[error(transparent)]
     Polars(#[from] PolarsError),

@@ -137,6 +137,27 @@ pub enum Error {
         problem: String,
     },
 
+    /// References that are none of the answers to choose from: no answer to them could be right.
+    #[error(
+        "{count} of {rows} rows have references that are none of {field}, so that no answer to \
+         them could be right; the first: row {row}, {}. {advice}",
+        quote(reference)
+    )]
+    NotAChoice {
+        /// Where the answers to choose from stand: `EvaluationArgs.labels`.
+        field: &'static str,
+        /// How many rows have no reference among them.
+        count: usize,
+        /// How many rows have answers to choose from and references.
+        rows: usize,
+        /// The first such row, from 0.
+        row: usize,
+        /// Its first reference.
+        reference: String,
+        /// What to do.
+        advice: String,
+    },
+
     /// No row has a value in a column.
     #[error("no row has a column `{column}`, by which scores are to be given")]
     NoColumn {

@@ -218,6 +218,16 @@ pub enum Error {
         /// The range.
         expected: &'static str,
     },
+    /// One of several texts cannot be used.
+    #[error("`{list}[{index}]`: {source}")]
+    Item {
+        /// The list that was given: `users`, `pairs`.
+        list: &'static str,
+        /// The text's place in it, from 0.
+        index: usize,
+        /// Why not.
+        source: Box<Error>,
+    },
     /// The model computes no numbers any more.
     #[error(
         "the model's output is {found}: its weights or the active adapter have diverged. Train again from the base with a smaller learning rate"
@@ -267,6 +277,14 @@ impl From<tunebook_hub::Error> for Error {
 }
 
 impl Error {
+    /// Names the text of a list that cannot be used. A request to stop is no text's.
+    pub(crate) fn of_item(list: &'static str, index: usize) -> impl FnOnce(Self) -> Self {
+        move |error| match error {
+            Self::Interrupted(_) | Self::Item { .. } => error,
+            error => Self::Item { list, index, source: Box::new(error) },
+        }
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }

@@ -313,8 +313,8 @@ impl ComparisonViews for Comparison {
         let units = self.scores.iter().map(|score| score.units).max().unwrap_or(0);
         table.note(format!(
             "{units} rows. Tests: McNemar for shares of hits, else paired bootstrap; corrected for {} \
-             scores. A true difference of the size \"smallest shown\" is found four times in five.",
-            self.scores.len()
+             tests (loss and perplexity are one). A true difference of the size \"smallest shown\" is found four times in five.",
+            self.tests()
         ))
     }
 

@@ -11,7 +11,7 @@ use tunebook_models::Model;
 use tunebook_progress::quiet;
 use tunebook_tune::{Measured, Metric, TrainingArgs, answering_fingerprint};
 
-/// The most different answers of a training set that are labels.
+/// The most different answers of a split that are labels.
 const MOST_LABELS: usize = 500;
 /// Answers that are shown.
 const SAMPLES: usize = 3;
@@ -47,7 +47,7 @@ pub(crate) fn measures(
     let mut metrics = Vec::new();
     for name in &args.eval_metrics {
         if name == "accuracy" {
-            evaluation.labels = labels(train)?;
+            evaluation.labels = labels(train, validation)?;
             metrics.push(Metric::higher_is_better("accuracy"));
         } else {
             let metric = named(name).ok_or_else(|| {
@@ -66,15 +66,17 @@ pub(crate) fn measures(
     Ok(metrics.into_iter().map(measure).collect())
 }
 
-/// The different answers of a training set.
-fn labels(train: &Dataset) -> Result<Vec<String>, String> {
-    let examples = train.into_examples().map_err(|error| error.to_string())?;
-    let labels: BTreeSet<String> =
-        examples.into_iter().flat_map(|example| example.references).collect();
+/// The different answers of a split. A rare one may stand in the validation set alone.
+fn labels(train: &Dataset, validation: &Dataset) -> Result<Vec<String>, String> {
+    let mut labels: BTreeSet<String> = BTreeSet::new();
+    for part in [train, validation] {
+        let examples = part.into_examples().map_err(|error| error.to_string())?;
+        labels.extend(examples.into_iter().flat_map(|example| example.references));
+    }
     match labels.len() {
         2..=MOST_LABELS => Ok(labels.into_iter().collect()),
         count => Err(format!(
-            "`accuracy` of a training set with 2 to {MOST_LABELS} different answers, which are its \
+            "`accuracy` of a split with 2 to {MOST_LABELS} different answers, which are its \
              labels; this one has {count}. For free answers take exact_match or rougeL"
         )),
     }

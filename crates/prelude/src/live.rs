@@ -258,7 +258,7 @@ impl Callback for Live {
 /// The latest evaluations, each beside the mean training loss of the steps since the one before.
 pub(crate) fn evaluations(evals: &[EvalRecord], points: &[LossPoint]) -> Table {
     let measured: BTreeSet<&String> = evals.iter().flat_map(|eval| eval.metrics.keys()).collect();
-    let columns = ["step", "epoch", "training loss", "validation loss", "perplexity"];
+    let columns = ["step", "epoch", "mean training loss", "validation loss", "perplexity"];
     let columns = columns.into_iter().chain(measured.iter().map(|name| name.as_str()));
     let mut table = Table::new(columns);
     let first = evals.len().saturating_sub(EVALS);

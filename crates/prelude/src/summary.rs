@@ -38,11 +38,7 @@ impl Summary for Model {
         );
         line("device", Cell::Right(format!("{:?}", self.device().location())));
         for adapter in self.adapters() {
-            let name = format!(
-                "adapter {}{}",
-                adapter.name,
-                if adapter.active { " (active)" } else { "" }
-            );
+            let name = format!("adapter {}{}", adapter.name, state(&adapter));
             let share =
                 100.0 * adapter.trainable_parameters as f64 / adapter.all_parameters.max(1) as f64;
             let count = format_number(adapter.trainable_parameters as f64);
@@ -52,13 +48,19 @@ impl Summary for Model {
     }
 }
 
+/// Whether an adapter answers, and how, behind its name.
+fn state(info: &AdapterInfo) -> &'static str {
+    match (info.active, info.merged) {
+        (_, true) => " (active, merged)",
+        (true, false) => " (active)",
+        (false, false) => "",
+    }
+}
+
 /// One adapter in a table.
 pub(crate) fn adapter(info: &AdapterInfo) -> Table {
-    let mut table = Table::new(["", "value"]).caption(format!(
-        "adapter {}{}",
-        info.name,
-        if info.active { " (active)" } else { "" }
-    ));
+    let caption = format!("adapter {}{}", info.name, state(info));
+    let mut table = Table::new(["", "value"]).caption(caption);
     let share = 100.0 * info.trainable_parameters as f64 / info.all_parameters.max(1) as f64;
     let mut line = |name: &str, value: Cell| table.row([Cell::from(name), value]);
     for (name, value) in info.config.fields() {

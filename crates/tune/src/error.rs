@@ -12,10 +12,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A handle whose rows have different adapters where one answer is asked for.
+    /// A handle that answers each text with an adapter of its own, where one adapter is meant.
     #[error(
-        "this handle answers each row with another adapter, so it has no fingerprint of its own; \
-         take one adapter with `with_adapter`"
+        "this handle answers each text with an adapter of its own (`with_adapter_names`), so it \
+         cannot be trained or judged as one model; take one adapter with `with_adapter`"
     )]
     MixedHandle,
     /// Metrics that cannot be measured.
@@ -39,9 +39,8 @@ pub enum Error {
 
     /// A target module matches no projection of the model.
     #[error(
-        "target module `{target}` matches no projection of this model; it has: {}. \
-         Give one of these names, a full path such as `{example}`, a regular expression over full paths, or \"all-linear\"",
-        available.join(", ")
+        "target module `{target}` matches no projection of this model; it has: {}. {}",
+        available.join(", "), target_advice(target, available, example, *is_pattern)
     )]
     UnknownTarget {
         /// The name or pattern that matched nothing.
@@ -50,6 +49,9 @@ pub enum Error {
         available: Vec<String>,
         /// One full path of this model.
         example: String,
+        /// Whether it was given as a string, which is a pattern over full paths, and not in a list
+        /// of names.
+        is_pattern: bool,
     },
 
     /// A name is taken by another adapter of this model.
@@ -92,11 +94,39 @@ pub enum Error {
         resident: Vec<String>,
     },
 
+    /// The adapter that answers is merged into copies of the weights.
+    #[error(
+        "nothing to train: `{name}` is merged into copies of the weights, which hold no adapter \
+         that could be trained. `model.set_adapter(\"{name}\")` undoes the merging"
+    )]
+    Merged {
+        /// The adapter.
+        name: String,
+    },
+
     /// A folder holds no adapter.
-    #[error("no adapter here: looked for {}", looked.iter().map(|p| format!("`{}`", p.display())).collect::<Vec<_>>().join(" and "))]
+    #[error(
+        "no adapter here: looked for {}{}",
+        looked.iter().map(|p| format!("`{}`", p.display())).collect::<Vec<_>>().join(" and "),
+        below_advice(below)
+    )]
     AdapterNotFound {
         /// The files looked for.
         looked: Vec<PathBuf>,
+        /// Folders below that hold adapters, by name; the first few.
+        below: Vec<PathBuf>,
+    },
+
+    /// The two arguments of `load_adapter` in the wrong order.
+    #[error(
+        "`load_adapter(\"{dir}\", \"{name}\")`: the place comes first, then the name; \
+         `load_adapter(\"{name}\", \"{dir}\")` loads the adapter at `{name}` under the name `{dir}`"
+    )]
+    Swapped {
+        /// The first argument, which is no folder.
+        dir: String,
+        /// The second argument, which is a folder or a path.
+        name: String,
     },
 
     /// An adapter's file says or holds something that cannot be used.
@@ -164,6 +194,19 @@ pub enum Error {
         tokens: usize,
         /// The model's context.
         limit: usize,
+    },
+
+    /// Texts are to be cut off beyond the model's context.
+    #[error(
+        "`TrainingArgs.max_length` is {max_length}, expected at most {context}: the model's context \
+         (`model.config().max_position_embeddings`) less the virtual tokens before a text. `None` \
+         cuts nothing"
+    )]
+    MaxLength {
+        /// What the arguments say, in tokens.
+        max_length: usize,
+        /// The room for a text, in tokens.
+        context: usize,
     },
 
     /// No token of a set bears a loss.
@@ -287,6 +330,40 @@ impl Error {
         use tunebook_models::Error as Models;
         matches!(self, Self::Interrupted(_) | Self::Model(Models::Interrupted(_)))
     }
+}
+
+/// What to give instead of a target module that matches nothing.
+fn target_advice(target: &str, available: &[String], example: &str, is_pattern: bool) -> String {
+    let name = available.iter().any(|name| name == target || target.ends_with(&format!(".{name}")));
+    match (is_pattern, name) {
+        (true, true) => format!(
+            "A single string is a regular expression over full paths, as in PEFT: for every \
+             projection of that name write `[\"{target}\"].into()` or `\".*{target}\".into()`"
+        ),
+        (true, false) => format!(
+            "A single string is a regular expression over full paths such as `{example}`; names \
+             stand in a list, as `[\"{}\"].into()`, and \"all-linear\" is every projection",
+            available.first().map_or("q_proj", String::as_str)
+        ),
+        (false, _) => format!(
+            "Give one of these names, a full path such as `{example}`, a regular expression over \
+             full paths, or \"all-linear\""
+        ),
+    }
+}
+
+/// Where there are adapters, if not where they were looked for.
+fn below_advice(below: &[PathBuf]) -> String {
+    let Some(first) = below.first() else { return String::new() };
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let names: Vec<String> = below.iter().map(|path| format!("`{}`", name(path))).collect();
+    format!(
+        ". Adapters lie below: {}; give one of these folders as the place: \
+         `load_adapter(\"{}\", \"{}\")`",
+        names.join(", "),
+        first.display(),
+        name(first)
+    )
 }
 
 fn list_or(names: &[String], none: &str) -> String {

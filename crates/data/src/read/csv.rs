@@ -35,7 +35,8 @@ struct Record<'a> {
     fields: Result<Vec<RawField<'a>>, String>,
 }
 
-/// The rows of a CSV file. `shape` is filled in from the header when it is not given.
+/// The rows of a CSV file. `shape` is filled in from the header when it is not given and the header
+/// is one of a known shape.
 ///
 /// # Errors
 /// There is no header, or two of its names are the same.
@@ -76,10 +77,11 @@ pub(crate) fn read(
         names.push(name);
     }
     let text = Field::Text(Cow::Borrowed(""));
-    let shape = &*shape.get_or_insert_with(|| {
-        RowShape::recognise(names.iter().map(|name| (name.as_str(), &text)))
-            .unwrap_or(RowShape::PromptCompletion)
-    });
+    if shape.is_none() {
+        *shape = RowShape::recognise(names.iter().map(|name| (name.as_str(), &text)));
+    }
+    let fallback = RowShape::PromptCompletion;
+    let shape = shape.as_ref().unwrap_or(&fallback);
     loop {
         let chunk: Vec<Record> = records.by_ref().take(16 * CHUNK_ROWS).collect();
         if chunk.is_empty() {

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::columns::{COMPLETION, PROMPT};
+use crate::columns::{COMPLETION, PROMPT, SYSTEM};
 use crate::read::conversation::{
     LISTS, Side, conversation, history, is_messages, pair_after, pair_of_sides,
 };
@@ -20,7 +20,8 @@ const FEW_FIELDS: usize = 16;
 ///
 /// [`Dataset::read`](crate::Dataset::read) recognises the shape by the names of the first usable
 /// row's fields, and says which one it took ([`Dataset::shape`](crate::Dataset::shape));
-/// [`ReadOptions`](crate::ReadOptions) names one.
+/// [`ReadOptions`](crate::ReadOptions) names one. Where no field has a name as it stands here, one
+/// that differs in upper and lower case or in blanks at its ends counts (`Question`, `Answer`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -125,15 +126,65 @@ impl fmt::Display for RowShape {
 pub(crate) const KNOWN: &str = "prompt/completion, instruction/input/output (Alpaca), messages, conversations (ShareGPT), \
      question/answer, query/response, input/output, text";
 
+/// Whether a field's name is this one, upper and lower case and blanks at its ends aside.
+fn is_like(key: &str, name: &str) -> bool {
+    key.trim().eq_ignore_ascii_case(name)
+}
+
+/// The fields with the names that a shape asks for, where all of `required` are there or can be told
+/// by one field each that is like them; else as they were.
+fn renamed<'a>(
+    mut fields: Vec<(Cow<'a, str>, Field<'a>)>,
+    required: &[&str],
+    further: &[&str],
+) -> Vec<(Cow<'a, str>, Field<'a>)> {
+    let has = |name: &str| fields.iter().any(|(key, _)| key == name);
+    if required.iter().all(|name| has(name)) {
+        return fields;
+    }
+    let like = |name: &str| {
+        let mut places = fields.iter().enumerate().filter(|(_, (key, _))| is_like(key, name));
+        places.next().filter(|_| places.next().is_none()).map(|(at, _)| at)
+    };
+    let mut renames = Vec::new();
+    for (name, needed) in
+        required.iter().map(|name| (name, true)).chain(further.iter().map(|name| (name, false)))
+    {
+        match like(name) {
+            _ if has(name) => {}
+            Some(at) => renames.push((at, (*name).to_owned())),
+            None if needed => return fields,
+            None => {}
+        }
+    }
+    renames.into_iter().for_each(|(at, name)| fields[at].0 = Cow::Owned(name));
+    fields
+}
+
 impl RowShape {
     /// The shape of a row with these fields, if it is a known one.
     pub(crate) fn recognise<'a>(
         fields: impl Iterator<Item = (&'a str, &'a Field<'a>)> + Clone,
     ) -> Option<Self> {
-        let has = |name: &str| fields.clone().any(|(key, _)| key == name);
+        let text = |is: fn(&str, &str) -> bool| {
+            fields.clone().any(|(key, _)| is(key, "text")).then_some(Self::Text)
+        };
+        let exact: fn(&str, &str) -> bool = |key, name| key == name;
+        Self::recognise_by(fields.clone(), exact)
+            .or_else(|| Self::recognise_by(fields.clone(), is_like))
+            .or_else(|| text(exact))
+            .or_else(|| text(is_like))
+    }
+
+    /// The shape of a row that is more than a text, where `is` tells whether a key is a name.
+    fn recognise_by<'a>(
+        fields: impl Iterator<Item = (&'a str, &'a Field<'a>)> + Clone,
+        is: fn(&str, &str) -> bool,
+    ) -> Option<Self> {
+        let has = |name: &str| fields.clone().any(|(key, _)| is(key, name));
         let turns = |name: &str| {
             fields.clone().find_map(|(key, field)| match field {
-                Field::Other(Value::Array(turns)) if key == name => Some(turns),
+                Field::Other(Value::Array(turns)) if is(key, name) => Some(turns),
                 _ => None,
             })
         };
@@ -162,7 +213,30 @@ impl RowShape {
                 });
             }
         }
-        has("text").then_some(Self::Text)
+        None
+    }
+
+    /// The fields under the names that this shape asks for.
+    fn named<'a>(&self, fields: Vec<(Cow<'a, str>, Field<'a>)>) -> Vec<(Cow<'a, str>, Field<'a>)> {
+        const BESIDE: [&str; 2] = ["history", SYSTEM];
+        match self {
+            Self::PromptCompletion => renamed(fields, &[PROMPT, COMPLETION], &BESIDE),
+            Self::QuestionAnswer => renamed(fields, &["question", "answer"], &BESIDE),
+            Self::Columns { prompt, completion } => renamed(fields, &[prompt, completion], &BESIDE),
+            Self::Alpaca => {
+                renamed(fields, &["instruction", "output"], &["input", "history", SYSTEM])
+            }
+            Self::Text => renamed(fields, &["text"], &[]),
+            Self::Messages | Self::ShareGpt => {
+                let has = |name: &&&str| fields.iter().any(|(key, _)| key == **name);
+                let like = |name: &&&str| fields.iter().any(|(key, _)| is_like(key, name));
+                match (LISTS.iter().find(has), LISTS.iter().find(like)) {
+                    (None, Some(name)) => renamed(fields, &[name], &[SYSTEM]),
+                    _ => fields,
+                }
+            }
+            Self::Template { .. } => fields,
+        }
     }
 
     /// The pair of a row, or the reason why there is none: what was expected, and what was found.
@@ -173,6 +247,7 @@ impl RowShape {
         if let Some(key) = repeated(&fields) {
             return Err(format!("expected each key once, found \"{}\" twice", excerpt(key, 40)));
         }
+        let fields = self.named(fields);
         match self {
             Self::PromptCompletion => columns(fields, PROMPT, COMPLETION),
             Self::QuestionAnswer => columns(fields, "question", "answer"),
@@ -444,7 +519,7 @@ impl fmt::Display for FoundKeys {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::columns::{MESSAGES, SYSTEM, TURNS};
+    use crate::columns::{MESSAGES, TURNS};
     use crate::read::fields::Fields;
     use crate::turn::Role;
 
@@ -496,10 +571,48 @@ mod tests {
                 pair("a", "b"),
             ),
             (r#"{"text":"a","id":1}"#, RowShape::Text, pair("", "a")),
+            // Names as spreadsheets have them.
+            (r#"{"Question":"a"," ANSWER ":"b"}"#, RowShape::QuestionAnswer, pair("a", "b")),
+            (
+                r#"{"Prompt":"a","Completion":"b","text":"x"}"#,
+                RowShape::PromptCompletion,
+                pair("a", "b"),
+            ),
+            (
+                r#"{"Instruction":"Do","Input":"it","Output":"done"}"#,
+                RowShape::Alpaca,
+                pair("Do\n\nit", "done"),
+            ),
+            (
+                r#"{"Messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+                RowShape::Messages,
+                pair("a", "b"),
+            ),
+            (
+                r#"{"Query":"a","response":"b"}"#,
+                RowShape::Columns { prompt: "query".into(), completion: "response".into() },
+                pair("a", "b"),
+            ),
+            (r#"{"Text":"a"}"#, RowShape::Text, pair("", "a")),
+            (
+                r#"{"question":"a","Question":"x","answer":"b"}"#,
+                RowShape::QuestionAnswer,
+                pair("a", "b"),
+            ),
         ] {
             assert_eq!(read(line), (Some(shape), expected), "{line}");
         }
         assert_eq!(read(r#"{"body":"a"}"#).0, None);
+        // Two of one name are none.
+        let error = read(r#"{"Question":"a","QUESTION":"x","Answer":"b"}"#).1.unwrap_err();
+        assert!(error.contains("\"question\" is missing"), "{error}");
+        // Names that were given are found as well, and the other columns keep theirs.
+        let given = RowShape::Columns { prompt: "mail".into(), completion: "topic".into() };
+        let fields: Fields =
+            serde_json::from_str(r#"{"Mail":"a","Topic":"b","Prompt":"c"}"#).unwrap();
+        let pair = given.pair(fields.0).unwrap();
+        assert_eq!((pair.prompt.as_ref(), pair.completion.as_ref()), ("a", "b"));
+        assert_eq!(pair.extras[0].0, "Prompt");
     }
 
     #[test]

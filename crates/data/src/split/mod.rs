@@ -7,7 +7,7 @@
 
 pub(crate) mod audit;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use polars::prelude::*;
@@ -216,16 +216,44 @@ impl Split {
             ("test", &test, with_test),
         ] {
             if needed && rows.is_empty() {
-                return Err(DataError::EmptySide {
-                    side,
-                    fraction: self.fraction,
-                    seed: self.seed,
-                    rows: dataset.len(),
-                    prompts: dataset.distinct_prompts(),
-                });
+                return Err(self.empty_side(dataset, side)?);
             }
         }
         Ok([dataset.take(&train)?, dataset.take(&validation)?, dataset.take(&test)?])
+    }
+
+    /// The error of a side without a row.
+    ///
+    /// # Errors
+    /// A column that does not exist.
+    fn empty_side(&self, dataset: &Dataset, side: &'static str) -> Result<DataError> {
+        let (fraction, rows) = (self.fraction, dataset.len());
+        let few = |together: String, groups: usize, advice: &'static str| {
+            Ok(DataError::FewGroups { side, fraction, together, groups, rows, advice })
+        };
+        if let Some(column) = &self.time {
+            let times = (0..rows).map(|row| column_text(dataset, column, row));
+            let times = times.collect::<Result<HashSet<String>>>()?.len();
+            let advice =
+                "Use a column of finer times, another fraction, or split without `by_time`";
+            return few(format!("rows of one time in the column {column:?}"), times, advice);
+        }
+        let deciding = || -> Result<usize> {
+            let prompts: Vec<&str> = dataset.id_texts().collect();
+            Ok(self.deciding(dataset, &prompts)?.into_iter().collect::<HashSet<usize>>().len())
+        };
+        if let Some(column) = &self.group {
+            let advice = "Use a column with more values, another fraction, another seed, or split \
+                          without `group_by`";
+            return few(format!("rows of one value in the column {column:?}"), deciding()?, advice);
+        }
+        if self.near_duplicates_together {
+            let advice = "Use more rows, another fraction, another seed, or split without \
+                          `near_duplicates_together`";
+            return few("prompts that are nearly the same".to_owned(), deciding()?, advice);
+        }
+        let prompts = dataset.distinct_prompts();
+        Ok(DataError::EmptySide { side, fraction, seed: self.seed, rows, prompts })
     }
 
     /// The side of each row.

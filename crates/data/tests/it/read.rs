@@ -211,6 +211,36 @@ fn shapes_with_columns_of_their_own() {
         error.contains("Known shapes: prompt/completion") && error.contains("ReadOptions"),
         "{error}"
     );
+    for (name, text) in [
+        ("f.csv", "Titel;Antwort\na;b\n"),
+        ("g.tsv", "Titel\tAntwort\na\tb\n"),
+        ("h.csv", "body\na\n"),
+    ] {
+        let error = Dataset::read(folder.write(name, text)).unwrap_err().to_string();
+        assert!(
+            error.contains("Known shapes: prompt/completion") && error.contains("ReadOptions"),
+            "{error}"
+        );
+    }
+    for header in ["Question,Answer", " PROMPT , Completion ", "\"Prompt\",\"Response\""] {
+        let text = format!("{header}\na,b\n{header}\nc,d\n");
+        let dataset = Dataset::read(folder.write("i.csv", text)).unwrap();
+        assert_eq!(dataset.rows(), [Row::new("a", "b"), Row::new("c", "d")], "{header}");
+        assert!(rejects(&dataset)[0].1.contains("the header again"));
+    }
+    // A text and its class are read as a plain text, and what reads them as a pair is said.
+    let path = folder.write("j.csv", "Text,Label\nhi,greeting\n");
+    let hint = r#"`Dataset::read_keys(path, "text", "Label")`"#;
+    let plain = Dataset::read(&path).unwrap();
+    assert!(plain.to_string().contains(hint), "{plain}");
+    let pairs = Dataset::read_keys(&path, "text", "Label").unwrap();
+    assert_eq!(pairs.rows(), [Row::new("hi", "greeting")]);
+    assert!(!pairs.to_string().contains("read_keys"), "{pairs}");
+    let numbers = folder.write("k.jsonl", "{\"text\":\"hi\",\"label\":3}\n");
+    let plain = Dataset::read(&numbers).unwrap().to_string();
+    assert!(plain.contains(r#"template("{text}", "{label}")"#), "{plain}");
+    let options = ReadOptions::default().template("{text}", "{label}");
+    assert_eq!(Dataset::read_with(&numbers, &options).unwrap().rows(), [Row::new("hi", "3")]);
     let labels = Dataset::read_keys(
         folder.write("e.csv", "text,category\nhi,greeting\n"),
         "text",

@@ -1,5 +1,6 @@
 //! Splits are disjoint, complete, and stay put when rows are appended; the audit finds what leaks.
 
+use polars::df;
 use proptest::prelude::*;
 use tunebook_data::{DataError, Dataset, OverlapKind, Row, Split, Splits};
 
@@ -33,6 +34,31 @@ fn settings_and_sets_that_cannot_be_split_are_refused() {
         .split(&Split::holdout(0.12))
         .expect_err("one row has no two sides");
     insta::assert_snapshot!(error);
+}
+
+#[test]
+fn too_few_groups_are_named_as_the_cause() {
+    let teams = |teams: usize| {
+        let prompts: Vec<String> = (0..40).map(|row| format!("Question {row}")).collect();
+        let team: Vec<String> = (0..40).map(|row| format!("team {}", row % teams)).collect();
+        let frame = df!("prompt" => &prompts, "completion" => &prompts, "Team" => &team).unwrap();
+        Dataset::from_frame(frame).unwrap()
+    };
+    let of = |split: Split| {
+        let error = (0..100).find_map(|seed| teams(2).split(&split.clone().seed(seed)).err());
+        error.expect("two groups often come to one side").to_string()
+    };
+    let error = of(Split::holdout(0.2).group_by("Team"));
+    for part in ["column \"Team\"", "only 2 groups", "rows: 40", "more values"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let error = teams(1).split(&Split::holdout(0.2).by_time("Team")).unwrap_err().to_string();
+    for part in ["one time in the column \"Team\"", "only 1 group to"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let same = Dataset::from_rows(&[("Where is my parcel?", "Here."); 5]);
+    let error = same.split(&Split::holdout(0.2).near_duplicates_together()).unwrap_err();
+    assert!(error.to_string().contains("nearly the same"), "{error}");
 }
 
 #[test]

@@ -15,8 +15,8 @@ use crate::{Error, Result};
 pub struct EvaluationArgs {
     /// Measures of generated answers. Default: [`ExactMatch`]. Empty: nothing is generated.
     pub metrics: Vec<Arc<dyn TextMetric>>,
-    /// A closed set of answers. The likeliest is the model's answer, and nothing is generated.
-    /// Default: none.
+    /// A closed set of answers. The likeliest is the model's answer, and nothing is generated. Of
+    /// each row with references one must be a label, letter by letter. Default: none.
     pub labels: Vec<String>,
     /// Labels less likely than the likeliest by more than this, in nats, need not be scored to their
     /// ends; their probabilities count as those of their beginnings. Default: 7, a thousandth.
@@ -33,7 +33,9 @@ pub struct EvaluationArgs {
     /// A column whose rows belong together and count as one for intervals and tests: a document, a
     /// customer, a cluster of near-duplicates. Default: none.
     pub cluster: Option<String>,
-    /// The most rows, the first of them. Default: all.
+    /// The most rows. The rows are cut into so many stretches of equal length and one is taken from
+    /// each, always the same: rows that are sorted by class or date are judged in all their parts.
+    /// Default: all.
     pub max_rows: Option<usize>,
     /// Of intervals. Default: 0.95.
     pub level: f64,
@@ -81,6 +83,10 @@ impl EvaluationArgs {
             |field, value: String, expected| Err(Error::Setting { field, value, expected });
         if !(self.level > 0.0 && self.level < 1.0) {
             return refuse("EvaluationArgs.level", self.level.to_string(), "between 0 and 1");
+        }
+        if self.max_rows == Some(0) {
+            let expected = "at least 1, or None for all rows";
+            return refuse("EvaluationArgs.max_rows", "0".into(), expected);
         }
         if self.max_new_tokens == Some(0) {
             return refuse("EvaluationArgs.max_new_tokens", "0".into(), "at least 1");

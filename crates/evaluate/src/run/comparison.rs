@@ -61,11 +61,13 @@ pub struct ComparedScore {
     pub difference: f64,
     /// The interval of the difference.
     pub interval: Interval,
-    /// The test: `McNemar, exact`, `McNemar`, `paired bootstrap`.
+    /// The test: `McNemar, mid-p` (the exact two-sided binomial with half the weight of the result
+    /// itself), `paired bootstrap`, `none`.
     pub test: String,
     /// The chance of a difference at least as large between equal models.
     pub p_value: f64,
-    /// The same, corrected for several scores (Holm).
+    /// The same, corrected for several tests (Holm), of which the perplexity is none of its own:
+    /// it is a function of the loss and has its p-value.
     pub adjusted_p_value: f64,
     /// The smallest true difference that such rows find four times in five; `None`: none.
     pub smallest_difference: Option<f64>,
@@ -109,6 +111,14 @@ pub struct Comparison {
     pub newly_wrong: BTreeMap<String, Vec<ChangedRow>>,
     /// Rows whose loss changed most, for better or worse; at most fifty.
     pub most_changed: Vec<ChangedRow>,
+}
+
+impl Comparison {
+    /// The number of tests that p-values are corrected for: one a score, loss and perplexity
+    /// together.
+    pub fn tests(&self) -> usize {
+        (0..self.scores.len()).filter(|at| same_test(&self.scores, *at).is_none()).count()
+    }
 }
 
 impl fmt::Debug for Comparison {
@@ -178,11 +188,7 @@ impl Evaluation {
                 problem: "have no score in common".into(),
             });
         }
-        let p_values: Vec<f64> = scores.iter().map(|score| score.p_value).collect();
-        for (score, adjusted) in scores.iter_mut().zip(holm(&p_values)) {
-            score.adjusted_p_value = adjusted;
-            score.verdict = verdict(score);
-        }
+        adjust(&mut scores);
         let mut most_changed: Vec<ChangedRow> = self
             .pairs(other, "loss")
             .iter()
@@ -310,8 +316,8 @@ fn compared(
         let hits = |rows: &[Vec<f64>]| rows.iter().map(|row| row[0] > 0.5).collect::<Vec<bool>>();
         let test = mcnemar_rows(&hits(&own), &hits(&other))?;
         let discordant = (test.only_first + test.only_second) as f64 / units as f64;
-        score.test = if test.exact { "McNemar, exact" } else { "McNemar" }.to_owned();
         // The mid-p value keeps to the level, where the exact test stays far below it.
+        score.test = "McNemar, mid-p".to_owned();
         score.p_value = test.mid_p_value;
         score.smallest_difference = smallest_rate_difference(discordant, units as u64, POWER)?;
     } else {
@@ -323,6 +329,30 @@ fn compared(
         };
     }
     Ok(score)
+}
+
+/// The place of the loss among the scores, if the one at `at` is the perplexity, which rises and
+/// falls with it: the two are one test.
+fn same_test(scores: &[ComparedScore], at: usize) -> Option<usize> {
+    let named = |name: &str| scores.iter().position(|score| score.metric.name == name);
+    (scores[at].metric.name == "perplexity").then(|| named("loss")).flatten()
+}
+
+/// Corrects p-values for the number of tests, and gives the verdicts.
+fn adjust(scores: &mut [ComparedScore]) {
+    let tests: Vec<usize> =
+        (0..scores.len()).filter(|at| same_test(scores, *at).is_none()).collect();
+    let p_values: Vec<f64> = tests.iter().map(|at| scores[*at].p_value).collect();
+    for (at, adjusted) in tests.into_iter().zip(holm(&p_values)) {
+        scores[at].adjusted_p_value = adjusted;
+    }
+    for at in 0..scores.len() {
+        if let Some(loss) = same_test(scores, at) {
+            scores[at].p_value = scores[loss].p_value;
+            scores[at].adjusted_p_value = scores[loss].adjusted_p_value;
+        }
+        scores[at].verdict = verdict(&scores[at]);
+    }
 }
 
 fn verdict(score: &ComparedScore) -> Verdict {

@@ -51,8 +51,9 @@ pub fn evaluate<K>(model: &Model, rows: impl IntoExamples<K>) -> Result<Evaluati
 /// so far; where answers are kept ([`EvaluationArgs::output_dir`]), the next call goes on.
 ///
 /// # Errors
-/// No rows; arguments that cannot work; a row that cannot be made tokens of, or measured, by its
-/// number; a file that cannot be written.
+/// No rows; arguments that cannot work; rows of which no reference is among the answers to choose
+/// from; a row that cannot be made tokens of, or measured, by its number; a file that cannot be
+/// written.
 pub fn evaluate_with<K>(
     model: &Model,
     rows: impl IntoExamples<K>,
@@ -64,15 +65,19 @@ pub fn evaluate_with<K>(
 fn run(model: &Model, mut examples: Vec<EvalExample>, args: &EvaluationArgs) -> Result<Evaluation> {
     let start = Instant::now();
     args.validate()?;
-    examples.truncate(args.max_rows.unwrap_or(usize::MAX));
     if examples.is_empty() {
         return Err(Error::NoRows);
+    }
+    let numbers = spread(examples.len(), args.max_rows.unwrap_or(usize::MAX));
+    if numbers.len() < examples.len() {
+        examples = numbers.iter().map(|row| examples[*row].clone()).collect();
     }
     let model = model.pinned();
     let fingerprint = answering_fingerprint(&model)?;
     let mut answers = Answers::open(args.output_dir.as_deref(), &fingerprint)?;
-    let prepared = prepare(&model, &examples, args)?;
-    let work = Work { model: &model, examples: &examples, prepared: &prepared, args };
+    let prepared = prepare(&model, &examples, &numbers, args)?;
+    let work =
+        Work { model: &model, examples: &examples, numbers: &numbers, prepared: &prepared, args };
     let generation = work.generation();
     let mut rows = work.rows();
     let mut stopped = work.losses(&mut rows, &mut answers)?;
@@ -92,13 +97,16 @@ fn run(model: &Model, mut examples: Vec<EvalExample>, args: &EvaluationArgs) -> 
                 if example.references.is_empty() && metric.needs_references() {
                     continue;
                 }
-                let statistics = metric
-                    .statistics(answer, &example.references)
-                    .map_err(|error| Error::Row { row: row.row, problem: error.to_string() })?;
+                let statistics =
+                    metric.statistics(answer, &example.references).map_err(|error| Error::Row {
+                        row: numbers[row.row],
+                        problem: error.to_string(),
+                    })?;
                 row.statistics.insert(metric.metric().name, statistics);
             }
         }
     }
+    rows.iter_mut().for_each(|row| row.row = numbers[row.row]);
     let mut evaluation = Evaluation {
         model: model.name().to_owned(),
         active: model.active().to_string(),
@@ -120,10 +128,28 @@ fn run(model: &Model, mut examples: Vec<EvalExample>, args: &EvaluationArgs) -> 
     Ok(evaluation)
 }
 
-/// What there is to do.
+/// The rows that are judged of so many, in their order: one from each of `most` stretches of equal
+/// length. Which one is a hash's choice, so that rows that take turns (every second one of a class)
+/// are not all of one kind.
+fn spread(rows: usize, most: usize) -> Vec<usize> {
+    if rows <= most {
+        return (0..rows).collect();
+    }
+    let border = |stretch: usize| (stretch as u128 * rows as u128 / most as u128) as usize;
+    let one = |stretch: usize| {
+        let (from, to) = (border(stretch), border(stretch + 1));
+        let hash = xxhash_rust::xxh3::xxh3_64(&(stretch as u64).to_le_bytes());
+        from + (hash % (to - from) as u64) as usize
+    };
+    (0..most).map(one).collect()
+}
+
+/// What there is to do. Rows are counted among those that are judged.
 struct Work<'a> {
     model: &'a Model,
     examples: &'a [EvalExample],
+    /// The rows' numbers for whoever gave them.
+    numbers: &'a [usize],
     prepared: &'a [Prepared],
     args: &'a EvaluationArgs,
 }
@@ -215,6 +241,19 @@ impl Work<'_> {
         settings
     }
 
+    /// An error of a text of a batch as one of its row.
+    fn of_row(&self, error: Error, row: impl Fn(usize) -> usize) -> Error {
+        match error {
+            Error::Model(error) => match *error {
+                tunebook_models::Error::Item { index, source, .. } => {
+                    Error::Row { row: self.numbers[row(index)], problem: source.to_string() }
+                }
+                error => error.into(),
+            },
+            error => error,
+        }
+    }
+
     /// The losses of references; whether it was stopped.
     fn losses(&self, rows: &mut [RowResult], answers: &mut Answers) -> Result<bool> {
         let asked: Vec<(usize, &TokenizedText, String)> = self
@@ -233,7 +272,8 @@ impl Work<'_> {
         for batch in new.chunks(BATCH) {
             let texts: Vec<TokenizedText> =
                 batch.iter().map(|(_, text, _)| (*text).clone()).collect();
-            let Some(losses) = unless_stopped(self.model.text_losses(&texts))? else {
+            let losses = unless_stopped(self.model.text_losses(&texts));
+            let Some(losses) = losses.map_err(|error| self.of_row(error, |at| batch[at].0))? else {
                 stopped = true;
                 break;
             };
@@ -289,7 +329,9 @@ impl Work<'_> {
                     batch.iter().map(|(_, choices, _)| (*choices).clone()).collect();
                 let margin = if own { f64::INFINITY } else { self.args.label_margin };
                 let scored = self.model.score_choices(&questions, margin);
-                let Some(scored) = unless_stopped(scored)? else {
+                let scored = unless_stopped(scored);
+                let scored = scored.map_err(|error| self.of_row(error, |at| batch[at].0));
+                let Some(scored) = scored? else {
                     stopped = true;
                     break;
                 };
@@ -350,7 +392,7 @@ impl Work<'_> {
             .filter_map(|row| {
                 let prompt = self.prepared[row].prompt.as_ref()?;
                 // A sample depends on its number, too.
-                let number = if samples { row as u64 } else { 0 };
+                let number = if samples { self.numbers[row] as u64 } else { 0 };
                 Some((row, prompt, key(&[&bytes(prompt), &same, &number.to_le_bytes()])))
             })
             .collect();
@@ -367,7 +409,7 @@ impl Work<'_> {
                 continue;
             }
             let request = GenerationRequest::new(prompt.as_slice(), config)
-                .with_number(*row)
+                .with_number(self.numbers[*row])
                 .with_stop(&stop);
             running.insert(engine.insert(request)?, (at, String::new(), 0));
         }
@@ -383,7 +425,7 @@ impl Work<'_> {
                 let Some(finish) = event.finish else { continue };
                 if let FinishReason::Failed(problem) = finish.reason {
                     answers.append(std::mem::take(&mut lines))?;
-                    return Err(Error::Row { row: new[*at].0, problem });
+                    return Err(Error::Row { row: self.numbers[new[*at].0], problem });
                 }
                 match AnswerEnd::of(&finish.reason) {
                     Some(end) => lines.push(Line::Answer {
@@ -500,8 +542,12 @@ fn classification(rows: &[&RowResult], args: &EvaluationArgs) -> Result<Option<C
     let rows: Vec<(&str, &str, &RowResult)> = rows
         .iter()
         .filter_map(|row| {
-            let truth = row.references.first()?.as_str();
-            Some((truth, row.answer.as_deref()?, *row))
+            let answer = row.answer.as_deref()?;
+            // Of several right answers the one that was given, else the first that is a label.
+            let right = row.references.iter().find(|reference| *reference == answer);
+            let label = || row.references.iter().find(|text| args.labels.contains(text));
+            let truth = right.or_else(label).or(row.references.first())?;
+            Some((truth.as_str(), answer, *row))
         })
         .collect();
     if rows.is_empty() {

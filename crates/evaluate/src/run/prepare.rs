@@ -21,21 +21,75 @@ pub(crate) struct Prepared {
     pub(crate) left_out: Option<String>,
 }
 
-/// Every row, in order.
+/// Every row, in order. `numbers` are those that the rows have for whoever gave them.
 ///
 /// # Errors
-/// With the row's number: what its tokens cannot be made of.
+/// With the row's number: what its tokens cannot be made of. Rows whose references are none of the
+/// answers to choose from.
 pub(crate) fn prepare(
     model: &Model,
     examples: &[EvalExample],
+    numbers: &[usize],
     args: &EvaluationArgs,
 ) -> Result<Vec<Prepared>> {
+    check_references(examples, numbers, args)?;
     let shots = Shots::of(&args.few_shot)?;
-    let row = |(row, example): (usize, &EvalExample)| {
+    let row = |(example, number): (&EvalExample, &usize)| {
         prepare_row(model, example, &shots, args)
-            .map_err(|error| Error::Row { row, problem: error.to_string() })
+            .map_err(|error| Error::Row { row: *number, problem: error.to_string() })
     };
-    examples.par_iter().enumerate().map(row).collect()
+    examples.par_iter().zip(numbers).map(row).collect()
+}
+
+/// The answers that a row's is chosen from, and where they stand.
+fn answers<'a>(example: &'a EvalExample, args: &'a EvaluationArgs) -> (&'static str, &'a [String]) {
+    match example.choices.is_empty() {
+        true => ("`EvaluationArgs.labels`", &args.labels),
+        false => ("their `EvalExample.choices`", &example.choices),
+    }
+}
+
+/// Refuses rows of which no reference is among the answers to choose from.
+fn check_references(
+    examples: &[EvalExample],
+    numbers: &[usize],
+    args: &EvaluationArgs,
+) -> Result<()> {
+    let (mut rows, mut count) = (0, 0);
+    let mut first: Option<(usize, &EvalExample)> = None;
+    for (example, number) in examples.iter().zip(numbers) {
+        let (_, answers) = answers(example, args);
+        let is_text = example.prompt == EvalPrompt::Text(String::new());
+        if is_text || answers.is_empty() || example.references.is_empty() {
+            continue;
+        }
+        rows += 1;
+        if !example.references.iter().any(|reference| answers.contains(reference)) {
+            count += 1;
+            first.get_or_insert((*number, example));
+        }
+    }
+    let Some((row, example)) = first else { return Ok(()) };
+    let (field, answers) = answers(example, args);
+    let reference = &example.references[0];
+    let folded = |text: &str| text.trim().to_lowercase();
+    let same = answers.iter().find(|answer| folded(answer) == folded(reference));
+    let advice = match same {
+        Some(answer) => format!(
+            "{answer:?} is one of them and differs in upper and lower case or in blanks at the \
+             ends alone: write both alike"
+        ),
+        None => {
+            let shown: Vec<String> =
+                answers.iter().take(4).map(|answer| format!("{answer:?}")).collect();
+            let more = if answers.len() > shown.len() { " …" } else { "" };
+            format!(
+                "Found {}{more}; add what is missing to them, or leave these rows out",
+                shown.join(", ")
+            )
+        }
+    };
+    Err(Error::NotAChoice { field, count, rows, row, reference: reference.clone(), advice })
 }
 
 /// Solved examples before each prompt.
@@ -78,7 +132,7 @@ fn prepare_row(
     shots: &Shots,
     args: &EvaluationArgs,
 ) -> Result<Prepared> {
-    let answers = if example.choices.is_empty() { &args.labels } else { &example.choices };
+    let (_, answers) = answers(example, args);
     let reference = example.references.first();
     let mut prepared = Prepared::default();
     match &example.prompt {

@@ -128,6 +128,116 @@ fn labels_are_chosen_by_their_likelihood() {
 }
 
 #[test]
+fn references_that_are_no_label_are_refused() {
+    let model = model();
+    let asked = |texts: [&str; 3]| {
+        texts.map(|text| EvalExample::new(format!("Do you like {text}?"), text)).to_vec()
+    };
+    let labels = |labels: [&str; 2]| EvaluationArgs {
+        metrics: Vec::new(),
+        labels: labels.map(str::to_owned).into(),
+        ..in_memory()
+    };
+    let error = |rows: &[EvalExample], args: &EvaluationArgs| {
+        evaluate_with(&model, rows, args).unwrap_err().to_string()
+    };
+    let found = error(&asked(["Good", "Bad ", "Good"]), &labels(["good", "bad"]));
+    for part in ["3 of 3 rows", "EvaluationArgs.labels", "row 0, \"Good\"", "\"good\"", "upper"] {
+        assert!(found.contains(part), "{part}: {found}");
+    }
+    // One is enough: it could never be judged right.
+    let some = asked(["good", "bad", "neutral"]);
+    let found = error(&some, &labels(["good", "bad"]));
+    for part in ["1 of 3 rows", "row 2, \"neutral\"", "\"good\", \"bad\"", "leave these rows out"] {
+        assert!(found.contains(part), "{part}: {found}");
+    }
+    let own: Vec<EvalExample> =
+        some.iter().map(|row| row.clone().with_choices(["good", "bad"])).collect();
+    assert!(error(&own, &in_memory()).contains("EvalExample.choices"));
+    // Several right answers, of which one is a label; no reference at all.
+    let mut right = some;
+    right[2].references.push("bad".to_owned());
+    right[1].references.clear();
+    let found = evaluate_with(&model, &right, &labels(["good", "bad"])).unwrap();
+    let report = &found.classification.as_ref().unwrap().report;
+    assert_eq!(report.rows, 2);
+    assert_eq!(report.classes.iter().map(|class| class.support).sum::<u64>(), 2);
+}
+
+#[test]
+fn fewer_rows_are_spread_over_all() {
+    let model = model();
+    let args = |most| EvaluationArgs { metrics: Vec::new(), max_rows: Some(most), ..in_memory() };
+    let numbers = |count: usize, most: usize| -> Vec<usize> {
+        let found = evaluate_with(&model, &rows(count), &args(most)).unwrap();
+        assert_eq!(found.planned_rows, count.min(most));
+        let all = rows(count);
+        assert!(found.rows.iter().all(|row| row.question == all[row.row].question()));
+        found.rows.iter().map(|row| row.row).collect()
+    };
+    // Sorted by class: each quarter of the rows is judged.
+    let found = numbers(40, 4);
+    assert_eq!(found.iter().map(|row| row / 10).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(found, numbers(40, 4));
+    // Taking turns: not all of one kind.
+    let turns: std::collections::BTreeSet<usize> = found.iter().map(|row| row % 2).collect();
+    assert_eq!(turns.len(), 2, "{found:?}");
+    assert_eq!(numbers(7, 7), numbers(7, 8));
+    assert_eq!(numbers(7, 6).len(), 6);
+    // Errors name the row by its place among all.
+    let mut with_bad = rows(40);
+    for row in &mut with_bad {
+        row.references = vec!["b".to_owned()];
+    }
+    let labels = vec!["a".to_owned(), "c".to_owned()];
+    let error = evaluate_with(&model, &with_bad, &EvaluationArgs { labels, ..args(4) });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains(&format!("row {}, ", found[0])), "{error}");
+}
+
+#[test]
+fn loss_and_perplexity_are_one_test_and_mcnemars_is_the_exact_one() {
+    let model = model();
+    let base = model.base();
+    let other = with_adapter(&model);
+    // Short answers, which fit into the context as references.
+    let args = EvaluationArgs { max_new_tokens: Some(4), ..in_memory() };
+    // Seven rows have the answers of one model, which the other does not give, as their references.
+    let mut rows = rows(40);
+    let answers = |model: &Model| -> Vec<String> {
+        let said = evaluate_with(model, &rows, &args).unwrap();
+        said.rows.into_iter().map(|row| row.answer.unwrap().trim().to_owned()).collect()
+    };
+    let (ours, theirs) = (answers(&other), answers(&base));
+    let mut won = 0;
+    for ((row, ours), theirs) in rows.iter_mut().zip(ours).zip(theirs) {
+        let right = |answer: &str| {
+            ExactMatch::default().statistics(answer, std::slice::from_ref(&ours)).unwrap()[0] > 0.5
+        };
+        let wins = won < 7 && right(&ours) && !right(&theirs);
+        won += usize::from(wins);
+        row.references = vec![if wins { ours } else { "none of these".to_owned() }];
+    }
+    let judged = |model: &Model| evaluate_with(model, &rows, &args).unwrap();
+    let compared = judged(&other).compare(&judged(&base)).unwrap();
+    assert_eq!((won, compared.newly_right["exact_match"].len()), (7, 7));
+    let score = |name: &str| compared.scores.iter().find(|s| s.metric.name == name).unwrap();
+    // `statsmodels.stats.contingency_tables.mcnemar([[0, 7], [0, 33]], exact=True).pvalue`
+    let own = score("exact_match");
+    assert_eq!(own.test, "McNemar, mid-p");
+    assert!((own.p_value - 0.0078125).abs() < 1e-12, "{}", own.p_value);
+    assert_eq!(compared.tests(), compared.scores.len() - 1);
+    assert_eq!(score("perplexity").adjusted_p_value, score("loss").adjusted_p_value);
+    let mut p_values: Vec<f64> = compared.scores.iter().map(|score| score.p_value).collect();
+    p_values.remove(1);
+    let adjusted = tunebook_evaluate::statistics::holm(&p_values);
+    let names: Vec<&str> = compared.scores.iter().map(|s| s.metric.name.as_str()).collect();
+    assert_eq!(names, ["loss", "perplexity", "token_accuracy", "exact_match"]);
+    assert_eq!(score("loss").adjusted_p_value, adjusted[0]);
+    assert_eq!(own.adjusted_p_value, adjusted[2]);
+}
+
+#[test]
 fn a_second_call_generates_nothing_again() {
     let folder = tempfile::tempdir().unwrap();
     // An adapter that is loaded later becomes the active one.
@@ -320,6 +430,7 @@ fn bad_input_is_refused_by_its_place_and_answers_are_kept() {
         (EvaluationArgs { labels: vec!["a".into()], ..in_memory() }, "labels"),
         (EvaluationArgs { labels: vec!["a".into(), "a".into()], ..in_memory() }, "twice"),
         (EvaluationArgs { max_new_tokens: Some(0), ..in_memory() }, "max_new_tokens"),
+        (EvaluationArgs { max_rows: Some(0), ..in_memory() }, "`EvaluationArgs.max_rows` is 0"),
         (EvaluationArgs { slices: vec!["nothing".into()], ..in_memory() }, "nothing"),
     ] {
         let error = evaluate_with(&model, &rows(3), &args).unwrap_err().to_string();

@@ -99,7 +99,7 @@ impl Model {
             });
         }
         let snapshot = self.snapshot();
-        snapshot.check_rows("questions", questions.len())?;
+        snapshot.check_count("questions", questions.len())?;
         let mut texts = Vec::new();
         let mut groups: Vec<Vec<usize>> = Vec::new();
         for (row, question) in questions.iter().enumerate() {
@@ -112,11 +112,12 @@ impl Model {
             }
             let first = texts.len();
             for answer in &question.answers {
-                texts.push(Text::new(snapshot.row(row), &question.prompt, answer)?);
+                let text = Text::new(snapshot.row(row), &question.prompt, answer);
+                let text = text.and_then(|text| self.check(&text).map(|()| text));
+                texts.push(text.map_err(Error::of_item("questions", row))?);
             }
             groups.push((first..texts.len()).collect());
         }
-        self.check(&texts)?;
         // Answers of other angles are asked for apart: the prompt is computed with these, too.
         let asked: Vec<Vec<usize>> = groups
             .iter()

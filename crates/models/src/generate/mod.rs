@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tunebook_progress::ProgressBar;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 pub use config::GenerationConfig;
 use engine::{EngineConfig, FinishReason, GenerationEngine, GenerationRequest, TokenUsage};
@@ -43,17 +43,36 @@ pub struct Completion {
     pub top_logprobs: Vec<Vec<(u32, f32)>>,
 }
 
+/// The name of a list of texts, for errors; `None`: there is only one text.
+pub(crate) type ListName = Option<&'static str>;
+
+/// Refuses a configuration that asks for several answers where one is returned.
+///
+/// # Errors
+/// More than one, with the method that returns all.
+pub(crate) fn check_one_answer(config: &GenerationConfig, expected: &'static str) -> Result<()> {
+    match config.num_return_sequences {
+        0 | 1 => Ok(()),
+        several => Err(Error::Argument {
+            field: "GenerationConfig.num_return_sequences",
+            value: several.to_string(),
+            expected,
+        }),
+    }
+}
+
 /// Continues each prompt. Returns the answers in the order of the prompts, each prompt's
 /// `num_return_sequences` together; a request to stop returns the answers so far.
 pub(crate) fn generate(
     model: &Model,
     prompts: &[Vec<u32>],
+    list: ListName,
     config: &GenerationConfig,
     on_text: OnText<'_>,
 ) -> Result<Vec<Completion>> {
     config.validate()?;
     let snapshot = model.snapshot();
-    snapshot.check_rows("prompts", prompts.len())?;
+    snapshot.check_count(list.unwrap_or("prompt"), prompts.len())?;
     let mut engine = GenerationEngine::new(
         model,
         EngineConfig { max_batch_size: config.batch_size, ..EngineConfig::default() },
@@ -73,7 +92,11 @@ pub(crate) fn generate(
         let request = GenerationRequest::new(prompt.as_slice(), config)
             .with_overlay(Arc::clone(snapshot.row(number)))
             .with_number(number);
-        numbers.insert(engine.insert(request)?, number);
+        let id = engine.insert(request).map_err(|error| match list {
+            Some(list) => Error::of_item(list, number)(error),
+            None => error,
+        })?;
+        numbers.insert(id, number);
     }
     // A single answer is shown as it comes, by those who want to see it.
     let bar = (answers.len() > 1)

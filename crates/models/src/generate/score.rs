@@ -126,18 +126,17 @@ impl Model {
     /// occur more than once are computed once.
     ///
     /// # Errors
-    /// When a text is longer than the context, or the text of a pair is empty; another number of
-    /// pairs than overlays.
+    /// When a text is longer than the context, or the continuation of a pair is empty, by the pair's
+    /// place; another number of pairs than adapter names of this handle.
     pub fn log_likelihoods<C: AsRef<str>, T: AsRef<str>>(
         &self,
         pairs: &[(C, T)],
     ) -> Result<Vec<LogLikelihood>> {
-        let ids = pairs
-            .iter()
-            .map(|(context, continuation)| {
-                self.tokenize_continuation(context.as_ref(), continuation.as_ref())
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let ids = |(index, (context, continuation)): (usize, &(C, T))| {
+            self.tokenize_continuation(context.as_ref(), continuation.as_ref())
+                .map_err(Error::of_item("pairs", index))
+        };
+        let ids = pairs.iter().enumerate().map(ids).collect::<Result<Vec<_>>>()?;
         self.log_likelihoods_of_ids(&ids)
     }
 
@@ -151,11 +150,13 @@ impl Model {
         pairs: &[(Vec<u32>, Vec<u32>)],
     ) -> Result<Vec<LogLikelihood>> {
         let snapshot = self.snapshot();
-        snapshot.check_rows("pairs", pairs.len())?;
+        snapshot.check_count("pairs", pairs.len())?;
         let text = |(row, (context, rest)): (usize, &(Vec<u32>, Vec<u32>))| -> Result<Text> {
             let first: Vec<u32> = self.first_token().into_iter().collect();
             let context = if context.is_empty() { &first } else { context };
-            Text::new(snapshot.row(row), context, rest)
+            let text = Text::new(snapshot.row(row), context, rest);
+            let text = text.and_then(|text| self.check(&text).map(|()| text));
+            text.map_err(Error::of_item("pairs", row))
         };
         let texts = pairs.iter().enumerate().map(text).collect::<Result<Vec<_>>>()?;
         let likelihood = |scored: Vec<Scored>| LogLikelihood {
@@ -179,25 +180,27 @@ impl Model {
     /// The loss of each text, and how many of its tokens greedy generation would have said.
     ///
     /// # Errors
-    /// When a text is longer than the context or has an id outside the vocabulary; another number
-    /// of texts than overlays.
+    /// When a text is longer than the context or has an id outside the vocabulary, by its place;
+    /// another number of texts than adapter names of this handle.
     pub fn text_losses(&self, texts: &[TokenizedText]) -> Result<Vec<TextLoss>> {
         let snapshot = self.snapshot();
-        snapshot.check_rows("texts", texts.len())?;
+        snapshot.check_count("texts", texts.len())?;
         let first = |text: &TokenizedText| {
             // The first token has nothing before it that could foretell it.
             (1..text.ids.len()).find(|at| text.loss_mask.get(*at) == Some(&true))
         };
         let scored: Vec<(usize, usize)> =
             texts.iter().enumerate().filter_map(|(row, text)| Some((row, first(text)?))).collect();
-        let asked: Vec<Text> = scored
-            .iter()
-            .map(|(row, from)| Text {
+        let text = |(row, from): &(usize, usize)| -> Result<Text> {
+            let text = Text {
                 overlay: Arc::clone(snapshot.row(*row)),
                 context: texts[*row].ids[..*from].to_vec(),
                 rest: texts[*row].ids[*from..].to_vec(),
-            })
-            .collect();
+            };
+            self.check(&text).map_err(Error::of_item("texts", *row))?;
+            Ok(text)
+        };
+        let asked: Vec<Text> = scored.iter().map(text).collect::<Result<_>>()?;
         let mut losses = vec![TextLoss::default(); texts.len()];
         for ((row, from), tokens) in scored.iter().zip(self.score(&asked)?) {
             let mask = &texts[*row].loss_mask[*from..];
@@ -242,24 +245,22 @@ impl Model {
     }
 
     /// # Errors
-    /// A text does not fit into the context, has no token before those that are scored, or an id
+    /// The text does not fit into the context, has no token before those that are scored, or an id
     /// outside the vocabulary.
-    pub(super) fn check(&self, texts: &[Text]) -> Result<()> {
+    pub(super) fn check(&self, text: &Text) -> Result<()> {
         let context = self.config().max_position_embeddings;
-        for text in texts {
-            let tokens = text.overlay.positions_before() + text.context.len() + text.rest.len() - 1;
-            if tokens > context {
-                return Err(Error::ContextLength { tokens, context, advice: " or split it" });
-            }
-            self.check_ids("ids", &text.context)?;
-            self.check_ids("ids", &text.rest)?;
-            if text.context.is_empty() {
-                return Err(Error::Argument {
-                    field: "context",
-                    value: "empty".to_owned(),
-                    expected: "at least one token, as this tokenizer has none that begins texts",
-                });
-            }
+        let tokens = text.end();
+        if tokens > context {
+            return Err(Error::ContextLength { tokens, context, advice: " or split it" });
+        }
+        self.check_ids("ids", &text.context)?;
+        self.check_ids("ids", &text.rest)?;
+        if text.context.is_empty() {
+            return Err(Error::Argument {
+                field: "context",
+                value: "empty".to_owned(),
+                expected: "at least one token, as this tokenizer has none that begins texts",
+            });
         }
         Ok(())
     }
@@ -271,7 +272,6 @@ impl Model {
     }
 
     fn score(&self, texts: &[Text]) -> Result<Vec<Vec<Scored>>> {
-        self.check(texts)?;
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let mut places: HashMap<(*const Overlay, bool, &[u32]), usize> = HashMap::new();
         for (index, text) in texts.iter().enumerate() {

@@ -48,7 +48,7 @@ impl Model {
     ) -> Result<T> {
         let (b, t) = ids.dims2()?;
         let snapshot = self.snapshot();
-        snapshot.check_rows("ids", b)?;
+        snapshot.check_count("ids", b)?;
         let positions = self.positions(b, t, &snapshot)?;
         let pass = Pass::new(&snapshot, &positions);
         let mut x = self.put_virtual_tokens(&self.embed(ids, &pass)?, &pass)?;

@@ -63,13 +63,14 @@ impl Snapshot {
         }
     }
 
-    /// Refuses another number of texts than it is of.
-    pub(crate) fn check_rows(&self, field: &'static str, texts: usize) -> Result<()> {
+    /// # Errors
+    /// Another number of texts in the list `field` than there are overlays for.
+    pub(crate) fn check_count(&self, field: &'static str, texts: usize) -> Result<()> {
         match self.rows() {
-            Some(overlays) if overlays != texts => Err(Error::Argument {
+            Some(rows) if rows != texts => Err(Error::Argument {
                 field,
-                value: format!("{texts} texts for {overlays} overlays"),
-                expected: "a text for each overlay of this handle",
+                value: format!("of length {texts}, and this handle answers {rows}"),
+                expected: "a text for each adapter name of this handle (`with_adapter_names`)",
             }),
             _ => Ok(()),
         }

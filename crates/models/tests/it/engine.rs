@@ -7,8 +7,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tunebook_models::{
     ChoiceScore, Choices, Context, DType, Device, EngineConfig, FinishReason, GenerationConfig,
-    GenerationEngine, GenerationEvent, GenerationRequest, Linear, Model, Overlay, Projection,
-    Quantization, Tensor, TokenizedText,
+    GenerationEngine, GenerationEvent, GenerationRequest, Linear, Message, Model, Overlay,
+    Projection, Quantization, Tensor, TokenizedText,
 };
 use tunebook_progress::Stop;
 use tunebook_testing::Random;
@@ -605,6 +605,60 @@ fn log_likelihoods_are_transformers() {
 }
 
 #[test]
+fn one_answer_is_returned_where_one_is_asked_for() {
+    let model = load("llama3");
+    let config =
+        GenerationConfig { num_return_sequences: 2, temperature: 1.0, ..Default::default() };
+    let error = model.generate("a", &config).unwrap_err().to_string();
+    assert!(
+        error.contains("num_return_sequences` is 2") && error.contains("`completions`"),
+        "{error}"
+    );
+    let mut shown = String::new();
+    let asked = [Message::user("a")];
+    let error = model.chat_to(&asked, &config, &mut |text| shown.push_str(text)).unwrap_err();
+    assert!(error.to_string().contains("`chat_completions`"), "{error}");
+    assert!(model.chat_with(&asked, &config).is_err() && shown.is_empty());
+    let both = GenerationConfig { max_new_tokens: 2, ..config };
+    assert_eq!(model.generate_batch(&["a".to_owned()], &both).unwrap().len(), 2);
+}
+
+#[test]
+fn a_text_of_several_that_cannot_be_used_is_named() {
+    let model = load("llama3");
+    let config = GenerationConfig { max_new_tokens: 2, ..Default::default() };
+    let most = model.config().max_position_embeddings;
+    let error = model.completions(&[vec![1], vec![1; most + 1]], &config).unwrap_err().to_string();
+    assert!(error.starts_with("`prompts[1]`: ") && error.contains("context"), "{error}");
+    let texts = ["a".to_owned(), "word ".repeat(most)];
+    let error = model.generate_batch(&texts, &config).unwrap_err().to_string();
+    assert!(error.starts_with("`prompts[1]`: "), "{error}");
+    let error = model.generate(&texts[1], &config).unwrap_err().to_string();
+    assert!(!error.contains('['), "{error}");
+    let pairs = [("a", " b"), ("a", " c"), ("a", "")];
+    let error = model.log_likelihoods(&pairs).unwrap_err().to_string();
+    assert!(error.starts_with("`pairs[2]`: `continuation` is empty"), "{error}");
+    let good = TokenizedText { ids: vec![1, 2], loss_mask: vec![true; 2] };
+    let long = TokenizedText { ids: vec![1; most + 2], loss_mask: vec![true; most + 2] };
+    let error = model.text_losses(&[good.clone(), long]).unwrap_err().to_string();
+    assert!(error.starts_with("`texts[1]`: "), "{error}");
+    let asked = [Choices { prompt: vec![1], answers: vec![vec![2], vec![]] }];
+    let error = model.score_choices(&asked, 0.0).unwrap_err().to_string();
+    assert!(error.starts_with("`questions[0]`: "), "{error}");
+    // A handle with an adapter for each text.
+    let two = model.with_overlays(vec![model.overlay(), model.overlay()]);
+    for error in [
+        two.completions(&[vec![1]], &config).unwrap_err().to_string(),
+        two.log_likelihoods(&pairs).unwrap_err().to_string(),
+        two.text_losses(&[good]).unwrap_err().to_string(),
+        two.generate("a", &config).unwrap_err().to_string(),
+    ] {
+        assert!(error.contains("this handle answers 2"), "{error}");
+        assert!(error.contains("with_adapter_names") && !error.contains("overlay"), "{error}");
+    }
+}
+
+#[test]
 fn texts_that_cannot_be_scored_are_refused_by_their_place() {
     let model = load("llama3");
     let error = |pair| model.log_likelihoods_of_ids(&[pair]).unwrap_err().to_string();
@@ -644,7 +698,7 @@ fn a_handle_with_overlays_scores_a_text_for_each_of_them() {
                 Ok(answers) => assert_eq!((count, answers), (2, 2)),
                 Err(error) => {
                     assert_ne!(count, 2, "{error}");
-                    assert!(error.to_string().contains("for 2 overlays"), "{error}");
+                    assert!(error.to_string().contains("this handle answers 2"), "{error}");
                 }
             }
         }

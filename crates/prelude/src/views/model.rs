@@ -36,7 +36,11 @@ pub(super) fn adapters(adapters: &[AdapterInfo]) -> MimeBundle {
         let share = 100.0 * info.trainable_parameters as f64 / info.all_parameters.max(1) as f64;
         table.row([
             Cell::from(info.name.as_str()),
-            Cell::from(if info.active { "yes" } else { "" }),
+            Cell::from(match (info.active, info.merged) {
+                (_, true) => "merged",
+                (true, false) => "yes",
+                (false, false) => "",
+            }),
             Cell::from(info.config.to_string()),
             info.modules.len().into(),
             info.trainable_parameters.into(),

@@ -94,6 +94,12 @@ fn answers_are_judged_while_a_run_trains() {
     assert_eq!(last.metric("accuracy"), after.value("accuracy"));
     assert_eq!(last.metric("chrf"), after.value("chrf"));
 
+    // A rare class may be in the validation set alone.
+    let rare = Splits::new(dataset(12), Dataset::from_rows(&[("Where is it?", "Sold.")]));
+    let args = TrainingArgs { eval_metrics: vec!["accuracy".into()], ..short() };
+    let run = Trainer::new(&model, &args).train(&rare).expect("trained");
+    assert!(run.evals[0].metric("accuracy").is_some_and(|value| (0.0..=1.0).contains(&value)));
+
     let wrong = TrainingArgs { eval_metrics: vec!["exact".into()], ..short() };
     let refused = Trainer::new(&model, &wrong).train(&split).unwrap_err().to_string();
     assert!(refused.contains("exact_match"), "{refused}");

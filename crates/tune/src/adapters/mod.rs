@@ -199,8 +199,9 @@ pub trait Adapters {
     /// the text model by its text part.
     ///
     /// # Errors
-    /// No adapter there, files that are torn or of another kind, tensors that do not fit this
-    /// model, another tokenizer or chat template than it was trained with, or the name is taken.
+    /// No adapter there (the error names those that lie below), the two arguments in the wrong order,
+    /// files that are torn or of another kind, tensors that do not fit this model, another tokenizer
+    /// or chat template than it was trained with, or the name is taken or cannot be used.
     fn load_adapter(&self, dir: impl AsRef<Path>, name: &str) -> Result<AdapterInfo>;
 }
 
@@ -211,6 +212,10 @@ pub struct AdapterInfo {
     pub name: String,
     /// Whether it is the active one.
     pub active: bool,
+    /// Whether it is active in merged form ([`Adapters::merge_adapter`]), in which it cannot be
+    /// trained.
+    #[serde(default)]
+    pub merged: bool,
     /// Its configuration.
     pub config: AdapterConfig,
     /// The modules it sits on.
@@ -225,7 +230,8 @@ pub struct AdapterInfo {
 
 impl fmt::Display for AdapterInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.config)?;
+        let merged = if self.merged { " (merged)" } else { "" };
+        write!(f, "{}{merged}: {}", self.name, self.config)?;
         if !self.modules.is_empty() {
             write!(f, ", {} modules", self.modules.len())?;
         }
@@ -316,12 +322,13 @@ impl Adapter {
         Hooks { weights, ..hooks }
     }
 
-    fn info(&self, model: &Model, active: bool) -> AdapterInfo {
+    fn info(&self, model: &Model, active: bool, merged: bool) -> AdapterInfo {
         let tensors = self.tensors();
         let trainable_parameters = tensors.iter().map(|tensor| tensor.var.elem_count()).sum();
         AdapterInfo {
             name: self.name.clone(),
             active,
+            merged,
             config: self.config(),
             modules: self.body.modules(),
             trainable_parameters,
@@ -371,7 +378,7 @@ fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
 /// The name is taken, or something has another size than what it replaces.
 fn add(model: &Model, adapter: Adapter) -> Result<AdapterInfo> {
     let resident = Resident::new(model, adapter)?;
-    let info = resident.adapter.info(model, true);
+    let info = resident.adapter.info(model, true, false);
     Registry::of(model).lock().add(model, resident)?;
     Ok(info)
 }
@@ -398,15 +405,40 @@ fn model_key(name: &str) -> String {
     last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
 }
 
+/// # Errors
+/// The name is a path and the folder is none: they stand in the wrong order.
+fn check_order(dir: &Path, name: &str) -> Result<()> {
+    let is_path = name.contains(['/', '\\']) || Path::new(name).is_dir();
+    match is_path && !dir.exists() {
+        true => Err(Error::Swapped { dir: dir.display().to_string(), name: name.to_owned() }),
+        false => Ok(()),
+    }
+}
+
+/// The folders in `dir` that hold an adapter, by name; the first few.
+fn adapters_below(dir: &Path) -> Vec<PathBuf> {
+    const SHOWN: usize = 8;
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut below: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join(peft::CONFIG_FILE).is_file())
+        .collect();
+    below.sort();
+    below.truncate(SHOWN);
+    below
+}
+
 /// [`Adapters::load_adapter`].
 fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
+    check_order(dir, name)?;
+    check_name(name)?;
     Registry::of(model).lock().check_free(name)?;
     let mut looked = vec![dir.to_path_buf(), dir.join(name)];
     // Where `save_adapter` writes it comes first: another one may be in the other place.
     looked.sort_by_key(|folder| *folder != peft::folder(dir, name));
     looked.iter_mut().for_each(|folder| folder.push(peft::CONFIG_FILE));
     let Some(config_path) = looked.iter().find(|path| path.is_file()) else {
-        return Err(Error::AdapterNotFound { looked });
+        return Err(Error::AdapterNotFound { looked, below: adapters_below(dir) });
     };
     let folder = config_path.parent().unwrap_or(dir);
     let mut files = AdapterFiles::read(folder)?;
@@ -447,13 +479,14 @@ impl Adapters for Model {
     fn adapters(&self) -> Vec<AdapterInfo> {
         let generation = Generation::of(&self.overlay());
         let answers = generation.as_deref().and_then(Generation::adapter);
+        let is_merged = matches!(generation.as_deref(), Some(Generation::Merged(_)));
         let registry = Registry::of(self);
         let state = registry.lock();
         state
             .all()
             .map(|Resident { adapter, .. }| {
                 let active = answers.is_some_and(|answers| Arc::ptr_eq(answers, adapter));
-                adapter.info(self, active)
+                adapter.info(self, active, active && is_merged)
             })
             .collect()
     }

@@ -111,6 +111,7 @@ impl OwnWeights {
                     target: name.clone(),
                     available,
                     example: example.unwrap_or_default(),
+                    is_pattern: false,
                 });
             }
         }

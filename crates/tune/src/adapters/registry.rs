@@ -88,17 +88,30 @@ pub(crate) fn overlay(model: &Model, name: &str) -> Result<Arc<Overlay>> {
     Ok(Registry::of(model).lock().get(name)?.overlay)
 }
 
+/// # Errors
+/// A handle that answers each text with an adapter of its own.
+pub(crate) fn check_one(model: &Model) -> Result<()> {
+    match model.snapshot().rows() {
+        None => Ok(()),
+        Some(_) => Err(Error::MixedHandle),
+    }
+}
+
 /// The overlay of a handle and what a run on it trains: the model's own weights if they are
 /// unfrozen, else the adapter.
 ///
 /// # Errors
-/// There is neither.
+/// There is neither; the adapter is merged; the handle answers with several.
 pub(crate) fn trained(model: &Model) -> Result<(Arc<Overlay>, Trained)> {
+    check_one(model)?;
     let overlay = model.overlay();
     let trained = match Generation::of(&overlay).as_deref() {
         Some(Generation::Adapter(adapter)) => Trained::Adapter(Arc::clone(adapter)),
         Some(Generation::Full(weights)) => Trained::Full(Arc::clone(weights)),
-        Some(Generation::Merged(_)) | None => {
+        Some(Generation::Merged(adapter)) => {
+            return Err(Error::Merged { name: adapter.name().to_owned() });
+        }
+        None => {
             return Err(Error::NothingToTrain { resident: Registry::of(model).lock().names() });
         }
     };

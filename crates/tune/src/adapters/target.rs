@@ -60,6 +60,7 @@ impl TargetModules {
             target: target.to_owned(),
             available: short_names(paths),
             example: paths.first().map(|path| path.as_ref().to_owned()).unwrap_or_default(),
+            is_pattern: matches!(self, Self::Pattern(_)),
         };
         let matched: Vec<usize> = match self {
             Self::Names(names) => {
@@ -301,6 +302,16 @@ mod tests {
             assert!(matches!(error, Error::UnknownTarget { .. }), "{error}");
             assert!(error.to_string().contains("q_proj, v_proj, up_proj, lm_head"), "{error}");
         }
+        // A single string is a pattern, which PEFT matches with whole paths.
+        let error = TargetModules::from("q_proj").resolve(&PATHS).unwrap_err().to_string();
+        for part in ["regular expression", r#"`["q_proj"].into()`"#, r#"`".*q_proj".into()`"#] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert_eq!(TargetModules::from(".*q_proj").resolve(&PATHS).unwrap(), [0, 3]);
+        let error = TargetModules::from("query|value").resolve(&PATHS).unwrap_err().to_string();
+        assert!(error.contains(PATHS[0]) && error.contains(r#"`["q_proj"].into()`"#), "{error}");
+        let error = TargetModules::from(["query"]).resolve(&PATHS).unwrap_err().to_string();
+        assert!(error.contains("Give one of these names"), "{error}");
     }
 
     #[test]

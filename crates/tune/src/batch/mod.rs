@@ -97,11 +97,7 @@ impl TokenizedSet {
         }
         let limit = max_length.unwrap_or(context);
         if limit > context {
-            return Err(Error::Config {
-                field: "TrainingArgs.max_length",
-                value: limit.to_string(),
-                expected: "at most the model's context (`model.config().max_position_embeddings`) less the virtual tokens before a text",
-            });
+            return Err(Error::MaxLength { max_length: limit, context });
         }
         let mut tokenized = Self::default();
         let (mut longer, mut longest) = (0, (0, 0));

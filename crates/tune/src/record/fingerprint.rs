@@ -9,9 +9,9 @@ use tunebook_models::tensor_file::{self, Data, Entry};
 use tunebook_models::{Matrix, Model, Weight};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::adapters::registry::Generation;
+use crate::adapters::registry::{self, Generation};
 use crate::batch::collate::Sets;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Hashes of the inputs of a run, in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,9 +63,7 @@ pub(crate) fn forget_base(model: &Model) {
 /// # Errors
 /// A handle whose rows have different adapters; a device that does not hand its tensors over.
 pub fn answering(model: &Model) -> Result<String> {
-    if model.snapshot().rows().is_some() {
-        return Err(Error::MixedHandle);
-    }
+    registry::check_one(model)?;
     let mut all = Hashing(Xxh3::new());
     let base = base(model)?;
     let template = model.chat_template().map(|template| template.fingerprint());

@@ -159,10 +159,15 @@ impl RunRecord {
 impl fmt::Display for RunRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} of {} steps", self.adapter, self.steps.len(), self.plan.total_steps)?;
-        if let (Some(first), Some(recent)) =
-            (self.steps.first(), self.recent_loss(self.plan.steps_per_epoch))
-        {
-            write!(f, ", training loss {:.4} -> {recent:.4}", first.loss)?;
+        if let (Some(first), Some(last)) = (self.steps.first(), self.steps.last()) {
+            write!(f, ", training loss {:.4} (step {})", first.loss, first.step)?;
+            if last.step > first.step {
+                write!(f, " -> {:.4} (step {})", last.loss, last.step)?;
+            }
+            let recent = self.plan.steps_per_epoch.min(self.steps.len());
+            if let Some(mean) = self.recent_loss(recent).filter(|_| recent > 1) {
+                write!(f, ", mean of the last {recent} steps {mean:.4}")?;
+            }
         }
         if let (Some(first), Some(last)) = (self.evals.first(), self.evals.last()) {
             match self.evals.len() {

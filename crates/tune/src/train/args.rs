@@ -73,9 +73,12 @@ pub struct TrainingArgs {
     pub learning_rate: f64,
     /// How the learning rate moves. Default cosine.
     pub lr_scheduler: LrScheduler,
-    /// Part of the steps in which the learning rate rises from 0, in 0..1. Default 0.03.
+    /// Part of the steps in which the learning rate rises from 0, in 0..1. The number of steps is
+    /// rounded down, so that a run too short for one whole step of warm-up has none (`transformers`
+    /// rounds up, and a run of one step would train nothing). Default 0.03.
     pub warmup_ratio: f64,
-    /// The same as a number of steps, in place of `warmup_ratio`. Default none.
+    /// The same as a number of steps, in place of `warmup_ratio`. The first step of a warm-up has
+    /// the rate 0, as in `transformers`. Default none.
     pub warmup_steps: Option<usize>,
     /// AdamW's decay of the weights. Default 0.01.
     pub weight_decay: f64,
@@ -126,8 +129,8 @@ pub struct TrainingArgs {
     /// `rougeL`, `accuracy` among the answers of the training set …). Of sets that can be judged so:
     /// the prelude's `&split`. Default none.
     pub eval_metrics: Vec<String>,
-    /// The most validation rows that [`eval_metrics`](Self::eval_metrics) are measured on, the first
-    /// of them. Default all.
+    /// The most validation rows that [`eval_metrics`](Self::eval_metrics) are measured on, spread
+    /// over all of them and the same each time. Default all.
     pub eval_metrics_rows: Option<usize>,
     /// The metric that the best evaluation is judged by: `loss`, or the name of one of
     /// [`eval_metrics`](Self::eval_metrics) or of
@@ -278,6 +281,10 @@ impl TrainingArgs {
             scale.is_finite() && scale >= 1.0,
             "a finite number of at least 1 (65536 is usual)",
         )?;
+        if let Some(rows) = self.eval_metrics_rows {
+            let expected = "at least 1 row, or None for all";
+            require("TrainingArgs.eval_metrics_rows", rows, rows >= 1, expected)?;
+        }
         if let Some(length) = self.max_length {
             require("TrainingArgs.max_length", length, length >= 2, "at least 2 tokens")?;
         }
@@ -364,8 +371,9 @@ impl TrainingArgs {
 
     /// Steps of warm-up in a run of `total_steps`.
     pub fn warmup(&self, total_steps: usize) -> usize {
-        self.warmup_steps
-            .unwrap_or_else(|| (total_steps as f64 * self.warmup_ratio).ceil() as usize)
+        // 100 · 0.29 is 28.999…
+        let rounded = || (total_steps as f64 * self.warmup_ratio + 1e-9) as usize;
+        self.warmup_steps.unwrap_or_else(rounded)
     }
 
     /// Rows of an optimizer step.
@@ -573,6 +581,16 @@ mod tests {
             let error = args.validate().unwrap_err().to_string();
             assert!(error.starts_with(starts), "{error}");
         }
+    }
+
+    #[test]
+    fn a_run_too_short_for_a_warm_up_has_none() {
+        let args = TrainingArgs::default();
+        let warmups = [1, 33, 34, 66, 67, 1000].map(|steps| args.warmup(steps));
+        assert_eq!(warmups, [0, 0, 1, 1, 2, 30]);
+        let other = TrainingArgs { warmup_ratio: 0.29, ..args.clone() };
+        assert_eq!(other.warmup(100), 29);
+        assert_eq!(TrainingArgs { warmup_steps: Some(3), ..args }.warmup(1), 3);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::time::Instant;
 use tunebook_models::{Device, Model};
 use tunebook_progress::ProgressBar;
 
+use crate::adapters::registry;
 use crate::batch::collate::{self, Sets};
 use crate::batch::example_sets::{ExampleSets, IntoSets, Measure, Measured};
 use crate::batch::packing::Rows;
@@ -171,7 +172,8 @@ impl Trainer {
     /// whole step.
     ///
     /// # Errors
-    /// Wrong arguments, no active adapter, examples that cannot be used, a loss that is not finite,
+    /// Wrong arguments, no active adapter, one that is merged, a handle that answers each text with an
+    /// adapter of its own, examples that cannot be used, a loss that is not finite,
     /// a tensor without a gradient, a failing callback or operation. The weights are then those of
     /// the last whole step.
     pub fn train<Kind>(&self, sets: impl IntoSets<Kind>) -> Result<Run> {
@@ -273,6 +275,7 @@ impl Trainer {
     /// Wrong arguments, examples that cannot be used, a failing operation, or a request to stop.
     pub fn evaluate(&self, examples: &[Example]) -> Result<EvalRecord> {
         self.args.validate()?;
+        registry::check_one(&self.model)?;
         let model = self.model.pinned();
         let set = tokenize::tokenize(&model, "validation", examples, self.args.max_length)?;
         let bar = ProgressBar::new("Evaluating", Some(set.examples.len() as u64)).unit("row");
@@ -297,6 +300,7 @@ impl Trainer {
     /// Prepares a run, or what is left of `from`, goes through its steps and ends it.
     fn run_unwatched(&self, mut examples: ExampleSets, from: Option<&Run>) -> Result<Run> {
         self.args.validate()?;
+        registry::trained(&self.model)?; // before anything is tokenised
         *self.judged() = self.judges(&mut examples)?;
         self.check_metric()?;
         let started = Instant::now();

@@ -233,6 +233,78 @@ fn wrong_configurations_are_refused_and_leave_the_model_alone() {
 }
 
 #[test]
+fn the_place_and_the_name_in_the_wrong_order_and_folders_around_adapters_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    for name in ["a", "b"] {
+        model.add_adapter(name, lora(1)).unwrap();
+        model.save_adapter(name, dir.path()).unwrap();
+    }
+    let place = dir.path().join("a");
+    let place = place.to_str().unwrap();
+    let fresh = tiny();
+    let error = |place: &str, name: &str| fresh.load_adapter(place, name).unwrap_err().to_string();
+    for swapped in [error("a2", place), error("a2", "no/such/folder")] {
+        assert!(swapped.contains("the place comes first"), "{swapped}");
+    }
+    let swapped = error("a2", place);
+    assert!(swapped.contains(&format!("`load_adapter(\"{place}\", \"a2\")` loads")), "{swapped}");
+    // In the right order a name that cannot be used is just that.
+    let name = error(place, "x/y");
+    assert!(name.contains("adapter name `x/y`"), "{name}");
+    let below = error(dir.path().to_str().unwrap(), "c");
+    for part in ["no adapter here", "`a`, `b`", &format!("`load_adapter(\"{place}\", \"a\")`")] {
+        assert!(below.contains(part), "{part}: {below}");
+    }
+    fresh.load_adapter(place, "a2").unwrap();
+}
+
+#[test]
+fn a_merged_adapter_is_said_to_be_merged() {
+    let model = tiny();
+    model.add_adapter("a", lora(1)).unwrap();
+    model.add_adapter("b", lora(2)).unwrap();
+    model.merge_adapter("a").unwrap();
+    let states: Vec<(bool, bool)> =
+        model.adapters().iter().map(|info| (info.active, info.merged)).collect();
+    assert_eq!(states, [(true, true), (false, false)]);
+    assert!(model.adapters()[0].to_string().starts_with("a (merged): "));
+    let trainer = Trainer::new(&model, &TrainingArgs { max_steps: Some(1), ..Default::default() });
+    let examples = [Example::new("a", "b")];
+    let error = trainer.train(&examples).unwrap_err().to_string();
+    for part in ["`a` is merged", "`model.set_adapter(\"a\")`"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    model.set_adapter("a").unwrap();
+    assert!(!model.adapters()[0].merged);
+    // One step trains, and its loss is said to be that of the only step.
+    let before = logits(&model, &IDS);
+    let run = trainer.train(&examples).unwrap();
+    assert_ne!(logits(&model, &IDS), before);
+    assert!(run.steps[0].learning_rate > 0.0);
+    let loss = format!("training loss {:.4} (step 1), ", run.steps[0].loss);
+    assert!(run.to_string().contains(&loss), "{run}");
+}
+
+#[test]
+fn a_run_says_which_losses_it_states() {
+    let model = tiny();
+    model.add_adapter("a", lora(1)).unwrap();
+    let examples: Vec<Example> =
+        (0..6).map(|row| Example::new(format!("{row}?"), "word ".repeat(row + 1))).collect();
+    let args = TrainingArgs { epochs: 2, batch_size: 2, ..Default::default() };
+    let run = Trainer::new(&model, &args).train(&examples).unwrap();
+    let loss = |step: usize| run.steps[step - 1].loss;
+    let expected = format!(
+        "training loss {:.4} (step 1) -> {:.4} (step 6), mean of the last 3 steps {:.4}, ",
+        loss(1),
+        loss(6),
+        run.recent_loss(3).unwrap()
+    );
+    assert!(run.to_string().contains(&expected), "{run}\n{expected}");
+}
+
+#[test]
 fn wrong_files_are_refused_and_leave_the_model_alone() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();

@@ -470,7 +470,10 @@ fn what_cannot_be_trained_is_refused() {
         "{error}"
     );
     let error = fit(&TrainingArgs { max_length: Some(65), ..args.clone() }, &pairs(2));
-    assert!(error.contains("`TrainingArgs.max_length` is 65"), "{error}");
+    let says = "`TrainingArgs.max_length` is 65, expected at most 64";
+    assert!(error.contains(says), "{error}");
+    let no_rows = TrainingArgs { eval_metrics_rows: Some(0), ..args.clone() };
+    assert!(fit(&no_rows, &pairs(2)).contains("`TrainingArgs.eval_metrics_rows` is 0"));
     let run =
         Trainer::new(&model, &TrainingArgs { max_length: Some(64), ..args }).train(&long).unwrap();
     assert_eq!(run.plan.truncated, 1);

@@ -281,20 +281,32 @@ fn a_batch_has_a_text_for_each_name_and_keeps_its_adapters() {
     let mixed = model.with_adapter_names(&["one", "two"]).unwrap();
     let ids = Tensor::new(&[[1u32, 2]], &Device::Cpu).unwrap();
     let error = mixed.forward(&ids).unwrap_err().to_string();
-    assert!(error.contains("1 texts for 2 overlays"), "{error}");
+    assert!(error.contains("of length 1, and this handle answers 2"), "{error}");
     let error = mixed
         .generate_ids(&[vec![1], vec![2], vec![3]], &GenerationConfig::default())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("3 texts for 2 overlays"), "{error}");
+    assert!(error.contains("of length 3, and this handle answers 2"), "{error}");
+    assert!(error.contains("with_adapter_names") && !error.contains("overlay"), "{error}");
     // Nobody's text is judged by another's adapter.
     let text = TokenizedText { ids: vec![3, 4, 5], loss_mask: vec![true; 3] };
     let error = mixed.losses(&vec![text.clone(); 4]).unwrap_err().to_string();
-    assert!(error.contains("4 texts for 2 overlays"), "{error}");
+    assert!(error.contains("of length 4, and this handle answers 2"), "{error}");
     let losses = mixed.losses(&[text.clone(), text.clone()]).unwrap();
     for (loss, name) in losses.iter().zip(["one", "two"]) {
         let alone = model.with_adapter(name).unwrap().losses(std::slice::from_ref(&text)).unwrap();
         assert!((loss.unwrap() - alone[0].unwrap()).abs() < 1e-5, "{name}");
+    }
+    // It is not one model that could be trained.
+    let trainer = Trainer::new(&mixed, &TrainingArgs { max_steps: Some(1), ..Default::default() });
+    let examples = [Example::new("a", "b")];
+    for error in [
+        trainer.train(&examples).unwrap_err(),
+        trainer.summary(&examples).unwrap_err(),
+        trainer.preflight(&examples).unwrap_err(),
+        trainer.evaluate(&examples).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("`with_adapter`"), "{error}");
     }
     // Deleted since: who holds an adapter keeps it.
     let ids = Tensor::new(&[[1u32, 2], [3, 4]], &Device::Cpu).unwrap();

@@ -391,7 +391,7 @@ fn what_cannot_work_is_refused() {
     assert!(error.contains("`TrainingArgs.packing` is true, with 40 virtual tokens"), "{error}");
     let error =
         model.generate_ids(&[vec![5; 24]], &GenerationConfig::default()).unwrap_err().to_string();
-    assert!(error.starts_with("64 tokens are longer"), "{error}");
+    assert!(error.starts_with("`prompts[0]`: 64 tokens are longer"), "{error}");
     // PEFT's pickle.
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(
