@@ -96,6 +96,9 @@ pub(crate) fn refused_commands(code: &str) -> Option<String> {
             ":opt" => {
                 (["0", "1", "2", "3", "s", "z"].contains(&value), "one of 0, 1, 2, 3, s and z")
             }
+            ":preserve_vars_on_panic" | ":offline" | ":sccache" | ":allow_static_linking" => {
+                (["0", "1"].contains(&value), "0 or 1")
+            }
             ":fmt" => (["{}", "{:?}", "{:#?}"].contains(&value), "one of {}, {:?} and {:#?}"),
             ":linker" | ":codegen_backend" | ":toolchain" => {
                 (value.chars().all(is_name), "a name of letters, digits and any of -_./+")
@@ -686,7 +689,8 @@ mod tests {
 
     #[test]
     fn values_with_which_nothing_would_compile_are_refused() {
-        for code in [":opt é", "1\n:opt 9", ":fmt é{}", ":linker a b", ":opt 0 1"] {
+        for code in [":opt é", "1\n:opt 9", ":fmt é{}", ":linker a b", ":opt 0 1", ":offline é"]
+        {
             let why = refused_commands(code).expect(code);
             assert!(why.contains("expected"), "{why}");
         }
