@@ -3,8 +3,8 @@
 //! The idea is ftfy's (Speer 2019): a run of characters that would be valid UTF-8 if they were
 //! bytes again is taken for mojibake if nobody would write it: a letter with a sign behind it that
 //! follows no letter (`Ã©`, `æ¥`). A letter with punctuation behind it can be meant (`É®`, `é »`,
-//! `é”…`): it is taken for mojibake only next to another such run, or where every character of the
-//! text that is not ASCII belongs to one.
+//! `é”…`): it is taken for mojibake only next to another such run, or where the text has one that is
+//! sure and every character that is not ASCII belongs to some run.
 
 use std::borrow::Cow;
 
@@ -53,15 +53,16 @@ fn repair_once(text: &str) -> Option<String> {
     }
     let touches = |a: &Run, b: &Run| a.start + a.length == b.start;
     let wide = |text: &str| text.chars().filter(|c| !c.is_ascii()).count();
-    let all = found.iter().any(|run| run.certain)
-        && found.iter().map(|run| wide(&text[run.start..run.start + run.length])).sum::<usize>()
-            == wide(text);
-    let keep = |i: usize| {
+    let sure = |i: usize| {
         found[i].certain
-            || all
             || (i > 0 && touches(&found[i - 1], &found[i]))
             || (i + 1 < found.len() && touches(&found[i], &found[i + 1]))
     };
+    // Nothing in the text says that it was read rightly.
+    let all = (0..found.len()).any(sure)
+        && found.iter().map(|run| wide(&text[run.start..run.start + run.length])).sum::<usize>()
+            == wide(text);
+    let keep = |i: usize| all || sure(i);
     let mut out = String::with_capacity(text.len());
     let mut copied = 0;
     for (i, run) in found.iter().enumerate() {
@@ -204,9 +205,17 @@ mod tests {
 
     #[test]
     fn usual_damage_is_undone() {
-        for text in
-            ["café", "It’s “here” – naïve…", "größer", "10 €", "😀 ok", "Привет", "日本語", "12 °C"]
-        {
+        for text in [
+            "café",
+            "It’s “here” – naïve…",
+            "größer",
+            "10 €",
+            "😀 ok",
+            "Привет",
+            "日本語",
+            "12 °C",
+            "gęślą jaźń. Proszę, tu",
+        ] {
             assert_eq!(repair(&broken(text)), text, "{}", broken(text));
             assert_eq!(repair(&broken(&broken(text))), text, "twice: {text}");
         }
