@@ -34,8 +34,7 @@ def long_notebook(path):
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code":
-            source = source.replace("max_steps: Some(36)", "max_steps: Some(4000)")
-            source = source.replace("eval_strategy: EvalStrategy::Steps(12)", "eval_strategy: EvalStrategy::Steps(8)")
+            source = source.replace("scale.of(36)", "4000").replace("scale.of(12)", "8")
             source = source.replace(".take(20)", ".take(5)")
             cell["outputs"], cell["execution_count"] = [], None
         cell["source"] = source
