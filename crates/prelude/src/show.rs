@@ -71,11 +71,24 @@ macro_rules! without_lifetimes {
 pub(crate) use without_lifetimes;
 
 impl<'a> Value<'a> {
-    /// The value, if it is a `T`.
+    /// The value, if it is a `T`, or a reference to one or an `Option` of either.
     pub(crate) fn as_ref<T: WithoutLifetimes>(&self) -> Option<&'a T> {
-        // SAFETY: `pointer` comes from a reference that lives for 'a, to a value whose type is `T`
-        // up to lifetimes; and `T` has none, so the type is `T`.
-        (self.id == TypeId::of::<T>()).then(|| unsafe { &*self.pointer.cast::<T>() })
+        // SAFETY, of the four: `pointer` comes from a reference that lives for 'a, to a value whose
+        // type is the one asked for up to lifetimes; `T` has none, and a reference within the value
+        // outlives 'a.
+        if self.id == TypeId::of::<T>() {
+            return Some(unsafe { &*self.pointer.cast::<T>() });
+        }
+        if self.id == TypeId::of::<Option<T>>() {
+            return unsafe { &*self.pointer.cast::<Option<T>>() }.as_ref();
+        }
+        if self.id == TypeId::of::<&'static T>() {
+            return Some(unsafe { *self.pointer.cast::<&'a T>() });
+        }
+        if self.id == TypeId::of::<Option<&'static T>>() {
+            return unsafe { *self.pointer.cast::<Option<&'a T>>() };
+        }
+        None
     }
 }
 
@@ -183,6 +196,23 @@ pub(crate) mod tests {
         assert!(shown(&huge).plain().ends_with("more characters)"));
         let config = tunebook_models::GenerationConfig::default();
         assert!(shown(&config).plain().contains("\n    max_new_tokens: 256,"));
+    }
+
+    #[test]
+    fn what_is_borrowed_or_may_be_missing_is_shown_as_it_is() {
+        let table = || {
+            let mut table = tunebook_charts::Table::new(["a"]);
+            table.row(["1"]);
+            table
+        };
+        let html = |bundle: MimeBundle| format!("{bundle:?}");
+        let own = html(shown(&table()));
+        assert!(own.contains("<table"), "{own}");
+        let (some, borrowed) = (Some(table()), table());
+        assert_eq!(html(shown(&some)), own);
+        assert_eq!(html(shown(&&borrowed)), own);
+        assert_eq!(html(shown(&some.as_ref())), own);
+        assert_eq!(shown(&None::<tunebook_charts::Table>).plain(), "None");
     }
 
     #[test]
