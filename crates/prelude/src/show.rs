@@ -73,19 +73,22 @@ pub(crate) use without_lifetimes;
 impl<'a> Value<'a> {
     /// The value, if it is a `T`, or a reference to one or an `Option` of either.
     pub(crate) fn as_ref<T: WithoutLifetimes>(&self) -> Option<&'a T> {
-        // SAFETY, of the four: `pointer` comes from a reference that lives for 'a, to a value whose
-        // type is the one asked for up to lifetimes; `T` has none, and a reference within the value
-        // outlives 'a.
+        // `pointer` comes from a reference that lives for 'a, to a value of the type with this id up
+        // to lifetimes.
         if self.id == TypeId::of::<T>() {
+            // SAFETY: `T` has no lifetime, so the value is a `T`.
             return Some(unsafe { &*self.pointer.cast::<T>() });
         }
         if self.id == TypeId::of::<Option<T>>() {
+            // SAFETY: as above.
             return unsafe { &*self.pointer.cast::<Option<T>>() }.as_ref();
         }
         if self.id == TypeId::of::<&'static T>() {
+            // SAFETY: as above, and a reference within the value outlives 'a.
             return Some(unsafe { *self.pointer.cast::<&'a T>() });
         }
         if self.id == TypeId::of::<Option<&'static T>>() {
+            // SAFETY: as above.
             return unsafe { *self.pointer.cast::<Option<&'a T>>() };
         }
         None
