@@ -101,7 +101,11 @@ pub(crate) fn is_code_line(line: &str) -> bool {
     if line.is_empty() {
         return false;
     }
-    MARKS.iter().any(|mark| line.contains(mark)) || is_bare_statement(line)
+    // Each mark has one of these.
+    let may_be_marked = line
+        .bytes()
+        .any(|byte| matches!(byte, b'(' | b'=' | b'>' | b':' | b'<' | b'&' | b'|' | b'-'));
+    may_be_marked && MARKS.iter().any(|mark| line.contains(mark)) || is_bare_statement(line)
 }
 
 /// Whether a line outside fences is a statement of a programming language, by its beginning or end.

@@ -98,6 +98,9 @@ pub(crate) fn to_text(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     let stripped = to_fixpoint(text, |text| strip_once(text, false));
+    if memchr::memchr(b'&', stripped.as_bytes()).is_none() {
+        return stripped;
+    }
     let Some(decoded) = strip_once(&stripped, true) else { return stripped };
     if strip_once(&decoded, false).is_none() && strip_once(&decoded, true).is_none() {
         return Cow::Owned(decoded);
@@ -314,9 +317,15 @@ fn is_quoted(text: &str, at: usize, length: usize) -> bool {
 /// One pass; `None` when there is nothing to change. The result is always shorter than `text`.
 /// Without `decode` the characters of markup itself (`<`, `>`, `&`) stay escaped.
 fn strip_once(text: &str, decode: bool) -> Option<String> {
+    if memchr::memchr2(b'<', b'&', text.as_bytes()).is_none() {
+        return None;
+    }
     let protected = protected(text);
     let certain = certain(text, &protected);
     let is_html = !certain.is_empty();
+    if !is_html && memchr::memchr(b'&', text.as_bytes()).is_none() {
+        return None;
+    }
     let mut kept = protected;
     if !is_html {
         // Entities in code are code.

@@ -26,6 +26,23 @@ pub(crate) fn normalize(text: &str) -> Cow<'_, str> {
 }
 
 fn once(text: &str) -> Cow<'_, str> {
+    if is_normal(text) { Cow::Borrowed(text) } else { rewritten(text) }
+}
+
+/// Whether there is nothing to do, at a glance: printable ASCII without two blanks or three line ends
+/// in a row and without blanks at the ends of lines. Most texts are so, or become so at once.
+fn is_normal(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let is_blank = |byte: Option<&u8>| byte.is_none_or(|byte| matches!(byte, b' ' | b'\n'));
+    if text.is_empty() || is_blank(bytes.first()) || is_blank(bytes.last()) {
+        return text.is_empty();
+    }
+    bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n'))
+        && bytes.windows(2).all(|pair| !matches!(pair, b"  " | b" \n" | b"\n "))
+        && (memchr::memchr(b'\n', bytes).is_none() || !text.contains("\n\n\n"))
+}
+
+fn rewritten(text: &str) -> Cow<'_, str> {
     let ends = line_ends(text);
     let lines: Vec<&str> = ends.split('\n').collect();
     let lines: Vec<Cow<str>> = code::fenced(&lines)
@@ -62,6 +79,12 @@ fn once(text: &str) -> Cow<'_, str> {
         } else {
             // A code span is one word, with the blanks that it has.
             let spans = code::spans(lines[at]);
+            if spans.is_empty() {
+                push_words(&mut out, lines[at]);
+                out.push('\n');
+                at += 1;
+                continue;
+            }
             let in_span = |place: usize| spans.iter().any(|span| span.contains(&place));
             let (mut place, mut begun) = (0, false);
             let mut blank = false;
@@ -85,6 +108,16 @@ fn once(text: &str) -> Cow<'_, str> {
     let single = !trimmed.contains('\n');
     let trimmed = if single { trimmed.trim_start_matches([' ', '\t']) } else { trimmed };
     if trimmed == text { Cow::Borrowed(text) } else { Cow::Owned(trimmed.to_owned()) }
+}
+
+/// The words of a line with one space between them.
+fn push_words(out: &mut String, line: &str) {
+    let mut words = line.split([' ', '\t']).filter(|word| !word.is_empty());
+    out.extend(words.next());
+    for word in words {
+        out.push(' ');
+        out.push_str(word);
+    }
 }
 
 /// Line ends in one form.
@@ -199,6 +232,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_normal_at_a_glance_is_normal(text in "[ab `~|=;.-]{0,6}(\n{1,3}[ab `#{}|-]{1,6}){0,4}") {
+            if is_normal(&text) {
+                prop_assert_eq!(rewritten(&text), text.as_str());
+            }
+        }
+
         /// Bodies of functions, whatever is in them.
         #[test]
         fn indentation_stays(lines in proptest::collection::vec("[ \\t]{0,6}[a-z#\"=(){}:.|-]([ -~]{0,12}[!-_a-~])?", 1..8)) {
