@@ -317,14 +317,13 @@ fn is_quoted(text: &str, at: usize, length: usize) -> bool {
 /// One pass; `None` when there is nothing to change. The result is always shorter than `text`.
 /// Without `decode` the characters of markup itself (`<`, `>`, `&`) stay escaped.
 fn strip_once(text: &str, decode: bool) -> Option<String> {
-    if memchr::memchr2(b'<', b'&', text.as_bytes()).is_none() {
-        return None;
-    }
+    // There is nothing to do without one of these.
+    memchr::memchr2(b'<', b'&', text.as_bytes())?;
     let protected = protected(text);
     let certain = certain(text, &protected);
     let is_html = !certain.is_empty();
-    if !is_html && memchr::memchr(b'&', text.as_bytes()).is_none() {
-        return None;
+    if !is_html {
+        memchr::memchr(b'&', text.as_bytes())?;
     }
     let mut kept = protected;
     if !is_html {
