@@ -137,7 +137,7 @@ impl<'a> Definitions<'a> {
     fn place(&self, call: &ast::MethodCallExpr) -> Option<(Range<usize>, String)> {
         let method = call.name_ref()?;
         if !["put_variable", "keep_variable", "check_variable", "take_variable"]
-            .contains(&&*method.text())
+            .contains(&method.text())
             || call.receiver()?.syntax().text() != STORE
         {
             return None;
