@@ -17,7 +17,7 @@ ANSWER = 60
 LETTERS = ["a", "Z", "_", "é", "ß", "ﬁ", "猫", "か", "한", "ไ", "ع", "א", "𝛼", "🦀", "👩‍👩‍👧", "🇩🇪", "e\u0301", "\u200b", "\u202e",
            "\ufeff", "\u2028", "\x0b", "\x0c", "\r", "\r\n", "\n", "\t", "\\", '"', "'", "`", "$", "%", "{", "}", "\x7f", "\x00"]
 NAMES = ["x", "naïve", "größe", "日本", "переменная", "r#type", "_", "mut y", "ref z"]
-COMMANDS = [":help", ":vars", ":last_error_json", ":type", ":opt 0", ":opt 2", ":opt é", ":efmt {}", ":efmt 猫", ":timing", ":timing",
+COMMANDS = [":help", ":vars", ":last_error_json", ":type", ":opt 0", ":opt 2", ":opt é", ":efmt {}", ":efmt 猫", ":timing",
             ":preserve_vars_on_panic 1", ":dep", ":dep 猫", ":dep nothing_of_this_name_é = { path = \"/nowhere/é\" }", ":show_deps", ":explain",
             ":nonsense", ":é", ":", ": help", ":type naïve", "?", "!echo é", "!", "%%time", "%é", ":toolchain", ":offline 1", ":env É=1"]
 VALUES = ["1", "-1i64", "2.5f32", "\"é🦀\"", "'猫'", "String::from(\"ß\")", "vec![\"א\"; 2]", "Some(3)", "(1, 'a')", "[0u8; 3]", "None::<u8>",

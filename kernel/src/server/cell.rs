@@ -113,17 +113,7 @@ pub(crate) fn refused_commands(code: &str) -> Option<String> {
 /// The items of a cell (functions, types, imports), which outlive it.
 pub(crate) fn items(code: &str) -> Vec<String> {
     let parsed = parse(&blank_commands(code));
-    let body = parsed
-        .tree()
-        .syntax()
-        .children()
-        .find_map(ast::Fn::cast)
-        .and_then(|function| function.body());
-    let statements = body
-        .and_then(|body| body.stmt_list())
-        .into_iter()
-        .flat_map(|list| list.statements().collect::<Vec<_>>());
-    statements
+    statements(&parsed.tree())
         .filter_map(|statement| match statement {
             ast::Stmt::Item(item) => Some(item.syntax().text().to_string()),
             _ => None,
@@ -197,18 +187,8 @@ pub(crate) fn untyped_lets(code: &str) -> Vec<UntypedLet> {
     if !parsed.errors().is_empty() {
         return Vec::new();
     }
-    let Some(body) = parsed
-        .tree()
-        .syntax()
-        .children()
-        .find_map(ast::Fn::cast)
-        .and_then(|function| function.body())
-        .and_then(|body| body.stmt_list())
-    else {
-        return Vec::new();
-    };
     let mut lets = Vec::new();
-    for statement in body.statements() {
+    for statement in statements(&parsed.tree()) {
         let ast::Stmt::LetStmt(statement) = statement else { continue };
         let whole = |ty: ast::Type| {
             !ty.syntax().descendants().any(|node| node.kind() == SyntaxKind::INFER_TYPE)
@@ -289,16 +269,9 @@ pub(crate) fn loose_impls(code: &str, known: &[LooseImpl]) -> Vec<LooseImpl> {
     if !parsed.errors().is_empty() {
         return Vec::new();
     }
-    let body = parsed
-        .tree()
-        .syntax()
-        .children()
-        .find_map(ast::Fn::cast)
-        .and_then(|function| function.body())
-        .and_then(|body| body.stmt_list());
     let mut found: Vec<LooseImpl> = Vec::new();
     let mut kept = false;
-    for statement in body.into_iter().flat_map(|list| list.statements().collect::<Vec<_>>()) {
+    for statement in statements(&parsed.tree()) {
         let item = match statement {
             ast::Stmt::Item(ast::Item::Impl(item)) => item,
             ast::Stmt::Item(
@@ -457,7 +430,12 @@ pub(crate) fn with_modules_of_statics(code: &str) -> String {
     out
 }
 
-/// The statements and items of a parsed cell.
+/// The statements of a parsed cell, its items among them.
+fn statements(file: &SourceFile) -> impl Iterator<Item = ast::Stmt> {
+    top_level(file).into_iter().filter_map(ast::Stmt::cast)
+}
+
+/// The same as nodes, with the last expression.
 fn top_level(file: &SourceFile) -> Vec<SyntaxNode> {
     let function = file.syntax().children().find_map(ast::Fn::cast);
     let list = function.and_then(|function| function.body()).and_then(|body| body.stmt_list());

@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -278,6 +278,46 @@ fn args(
     Ok((args, out_dir))
 }
 
+/// What the compiler has answered.
+struct Answer {
+    status: ExitStatus,
+    /// What cargo would pass on.
+    messages: Vec<Value>,
+    /// The types of the probed variables.
+    types: serde_json::Map<String, Value>,
+    /// There are errors that answer no probe.
+    failed_otherwise: bool,
+}
+
+/// Runs the compiler.
+fn ask(command: &mut Command, probed: &[(usize, String)]) -> Result<Answer> {
+    let mut child = command.spawn().context("cannot run rustc")?;
+    let stderr = child.stderr.take().context("rustc has no standard error")?;
+    let (mut messages, mut types) = (Vec::new(), serde_json::Map::new());
+    let mut failed_otherwise = false;
+    for line in BufReader::new(stderr).lines() {
+        let line = line?;
+        let Ok(mut message) = serde_json::from_str::<Value>(&line) else {
+            eprintln!("{line}");
+            continue;
+        };
+        if message.get("artifact").is_some() || message["$message_type"] == "artifact" {
+            continue;
+        }
+        if let Some((name, type_name)) = probe_answer(&message, probed) {
+            types.insert(name, type_name.into());
+            continue;
+        }
+        failed_otherwise |= message["level"] == "error"
+            && message["spans"].as_array().is_some_and(|s| !s.is_empty());
+        if is_moved_before_storing(&message) {
+            keep_primary_spans(&mut message);
+        }
+        messages.push(message);
+    }
+    Ok(Answer { status: child.wait()?, messages, types, failed_otherwise })
+}
+
 /// Repeats the recorded command and reports as cargo would.
 fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]) -> Result<i32> {
     let quick = kind == Kind::Build && dir.join(QUICK_FILE).exists();
@@ -295,43 +335,23 @@ fn again(recorded: &Recorded, kind: Kind, dir: &Path, probed: &[(usize, String)]
             .env("RUSTC_BOOTSTRAP", "1")
             .args(["-Ztrim-diagnostic-paths=no", "--diagnostic-width=1000000"]);
     }
-    let (status, messages, types, failed_otherwise) = loop {
-        let mut child = command.spawn().context("cannot run rustc")?;
-        let stderr = child.stderr.take().context("rustc has no standard error")?;
-        let mut messages = Vec::new();
-        let mut types = serde_json::Map::new();
-        let mut failed_otherwise = false;
-        for line in BufReader::new(stderr).lines() {
-            let line = line?;
-            let Ok(mut message) = serde_json::from_str::<Value>(&line) else {
-                eprintln!("{line}");
-                continue;
-            };
-            if message.get("artifact").is_some() || message["$message_type"] == "artifact" {
-                continue;
-            }
-            if let Some((name, type_name)) = probe_answer(&message, probed) {
-                types.insert(name, type_name.into());
-                continue;
-            }
-            failed_otherwise |= message["level"] == "error"
-                && message["spans"].as_array().is_some_and(|s| !s.is_empty());
-            if is_moved_before_storing(&message) {
-                keep_primary_spans(&mut message);
-            }
-            messages.push(message);
+    let source = dir.join("cell/src/lib.rs");
+    let mut answer = ask(&mut command, probed)?;
+    // An old value that the cell has moved cannot be kept.
+    loop {
+        let moved: Vec<String> = answer.messages.iter().filter_map(moved_before_keeping).collect();
+        if moved.is_empty() {
+            break;
         }
-        let status = child.wait()?;
-        // An old value that the cell has moved cannot be kept.
-        let moved: Vec<String> = messages.iter().filter_map(moved_before_keeping).collect();
-        let source = dir.join("cell/src/lib.rs");
         let text = fs::read_to_string(&source)?;
         let without = without_keeping(&text, |name| moved.iter().any(|moved| moved == name));
         if without == text {
-            break (status, messages, types, failed_otherwise);
+            break;
         }
         fs::write(&source, without)?;
-    };
+        answer = ask(&mut command, probed)?;
+    }
+    let Answer { status, messages, types, failed_otherwise } = answer;
     if kind == Kind::Build {
         let unused: Vec<_> = messages.iter().filter_map(unused).collect();
         fs::write(dir.join(UNUSED_FILE), serde_json::to_vec(&unused)?)?;

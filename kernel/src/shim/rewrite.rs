@@ -222,16 +222,22 @@ fn with_kept_values(code: &str) -> String {
     format!("{}{keeps}{}", &code[..end], &code[end..])
 }
 
+/// The lines of code that a message of the compiler is about.
+fn primary_lines(message: &Value) -> impl Iterator<Item = &str> {
+    let spans = message["spans"].as_array().into_iter().flatten();
+    spans
+        .filter(|span| span["is_primary"] == true)
+        .flat_map(|span| span["text"].as_array().into_iter().flatten())
+        .filter_map(|line| line["text"].as_str())
+}
+
 /// The variable of [`with_kept_values`] that has no old value any more, if the compiler complains
 /// about one: the cell has moved it.
 pub(super) fn moved_before_keeping(message: &Value) -> Option<String> {
     if message["code"]["code"] != "E0382" {
         return None;
     }
-    let span = message["spans"].as_array()?.iter().find(|span| span["is_primary"] == true)?;
-    if !span["text"][0]["text"].as_str()?.contains(KEEP) {
-        return None;
-    }
+    primary_lines(message).find(|line| line.contains(KEEP))?;
     // "use of moved value: `model`", or `model.part` of one that is moved in part.
     let name = message["message"].as_str()?.split('`').nth(1)?;
     Some(name.split('.').next().unwrap_or(name).to_owned())
@@ -256,25 +262,14 @@ pub(super) fn unused(message: &Value) -> Option<(String, String)> {
     if message["code"]["code"] != "unused_must_use" {
         return None;
     }
-    let span = message["spans"].as_array()?.iter().find(|span| span["is_primary"] == true)?;
-    Some((message["message"].as_str()?.to_owned(), span["text"][0]["text"].as_str()?.to_owned()))
+    Some((message["message"].as_str()?.to_owned(), primary_lines(message).next()?.to_owned()))
 }
 
 /// Whether the compiler complains that a variable which the cell has moved cannot be stored. evcxr
 /// compiles again then, without storing it.
 pub(super) fn is_moved_before_storing(message: &Value) -> bool {
-    let stores = |span: &Value| {
-        span["is_primary"] == true
-            && span["text"].as_array().is_some_and(|lines| {
-                lines.iter().any(|line| {
-                    line["text"].as_str().is_some_and(|text| {
-                        text.trim_start().starts_with("evcxr_variable_store.put_variable::<")
-                    })
-                })
-            })
-    };
     message["code"]["code"] == "E0382"
-        && message["spans"].as_array().is_some_and(|spans| spans.iter().any(stores))
+        && primary_lines(message).any(|line| line.trim_start().starts_with(STORE))
 }
 
 /// Leaves out where the value went. evcxr looks for a remedy at every place that an error names: if

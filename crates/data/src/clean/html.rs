@@ -94,9 +94,6 @@ const HTML_ONLY: [&str; 12] =
 /// A character stays escaped where it would be taken for markup next time: `&lt;b&gt;x&lt;/b&gt;`
 /// is a text about HTML.
 pub(crate) fn to_text(text: &str) -> Cow<'_, str> {
-    if !text.contains(['<', '&']) {
-        return Cow::Borrowed(text);
-    }
     let stripped = to_fixpoint(text, |text| strip_once(text, false));
     if memchr::memchr(b'&', stripped.as_bytes()).is_none() {
         return stripped;
@@ -322,11 +319,9 @@ fn strip_once(text: &str, decode: bool) -> Option<String> {
     let protected = protected(text);
     let certain = certain(text, &protected);
     let is_html = !certain.is_empty();
-    if !is_html {
-        memchr::memchr(b'&', text.as_bytes())?;
-    }
     let mut kept = protected;
     if !is_html {
+        memchr::memchr(b'&', text.as_bytes())?;
         // Entities in code are code.
         let plain: Vec<String> = text.split('\n').map(without_entities).collect();
         let plain: Vec<&str> = plain.iter().map(String::as_str).collect();

@@ -33,13 +33,13 @@ fn once(text: &str) -> Cow<'_, str> {
 /// in a row and without blanks at the ends of lines. Most texts are so, or become so at once.
 fn is_normal(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let is_blank = |byte: Option<&u8>| byte.is_none_or(|byte| matches!(byte, b' ' | b'\n'));
-    if text.is_empty() || is_blank(bytes.first()) || is_blank(bytes.last()) {
-        return text.is_empty();
-    }
-    bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n'))
-        && bytes.windows(2).all(|pair| !matches!(pair, b"  " | b" \n" | b"\n "))
-        && (memchr::memchr(b'\n', bytes).is_none() || !text.contains("\n\n\n"))
+    let is_sign = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
+    text.is_empty()
+        || is_sign(bytes.first())
+            && is_sign(bytes.last())
+            && bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n'))
+            && bytes.windows(2).all(|pair| !matches!(pair, b"  " | b" \n" | b"\n "))
+            && bytes.windows(3).all(|three| three != b"\n\n\n")
 }
 
 fn rewritten(text: &str) -> Cow<'_, str> {

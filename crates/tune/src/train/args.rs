@@ -126,7 +126,7 @@ pub struct TrainingArgs {
     /// How much better an evaluation has to be to count as better. Default 0.
     pub early_stopping_threshold: f64,
     /// Metrics of generated answers that each evaluation measures, by their names (`exact_match`,
-    /// `rougeL`, `accuracy` among the answers of the training set …). Of sets that can be judged so:
+    /// `rougeL`, `accuracy` among the answers of both sets …). Of sets that can be judged so:
     /// the prelude's `&split`. Default none.
     pub eval_metrics: Vec<String>,
     /// The most validation rows that [`eval_metrics`](Self::eval_metrics) are measured on, spread
