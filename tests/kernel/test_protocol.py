@@ -340,6 +340,22 @@ class Kept(WithKernel):
         self.run_ok("let name: u8 = 7;")
         self.assertEqual(self.run_ok("name").text, "7")
 
+    def test_a_cell_that_returns_early_succeeds_and_says_what_it_did_not_store(self):
+        self.run_ok('let name: String = "old".to_owned();')
+        result = self.run_ok("let count: u8 = 1;\nif count == 1 { return Ok(()); }\nlet later: u8 = 2;")
+        self.assertIn("the cell returned before its end. Of its variables, not kept: ", result.stderr)
+        for variable in ["count", "later"]:
+            self.assertIn(variable, result.stderr)
+            self.assertIn(f"cannot find value `{variable}`", error_of(self.kernel.execute(variable))["evalue"])
+        result = self.run_ok("let name: u8 = 3;\nreturn Ok(());")
+        self.assertIn("as before the cell: name", result.stderr)
+        self.assertEqual(self.run_ok("name").text, '"old"')
+        # Nothing to say where it reaches its end, or has nothing of its own.
+        for code in ["let count: u8 = 1;\nif count == 2 { return Ok(()); }", "return Ok(());"]:
+            self.assertNotIn("[kernel]", self.run_ok(code).stderr)
+        self.assertEqual(self.run_ok("count").text, "1")
+        self.assertEqual(self.run_ok("name").text, '"old"')
+
     def test_a_value_that_the_cell_moves_goes(self):
         self.run_ok('let words: Vec<String> = vec!["a".to_owned()];\nlet other: u8 = 1;')
         self.run_ok("let words: usize = words.into_iter().count();")
@@ -383,7 +399,7 @@ class Redefined(WithKernel):
     def told(self, result, name):
         error = error_of(result)
         self.assertIn(f"cannot find value `{name}`", error["evalue"])
-        self.assertIn(f"The type of the variable {name} was redefined, so was lost.", result.stderr)
+        self.assertIn(f"The variable {name} is lost, as its type was defined anew.", result.stderr)
 
     def test_a_field_of_another_type(self):
         self.lost(

@@ -1,7 +1,7 @@
 //! Our side of `cargo xtask bench judge`: a model is judged on held-out messages of banking77,
 //! trained on the others, and judged again, as a user would do it.
 //!
-//! `bench_judge MODEL TRAIN_CSV slice|full [r=16] [epochs=3] [learning_rate=1e-3] [full_tuning]`
+//! `bench_judge MODEL TRAIN_CSV slice|full [r=16] [epochs=3] [learning_rate=1e-3] [before=200] [save=DIR] [full_tuning]`
 //!
 //! Every line of the output is JSON; the last one has the result.
 
@@ -27,7 +27,7 @@ type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 const INSTRUCTION: &str = "Name the intent.";
 /// The share of the rows in the case that takes minutes: 1,500 of 10,003.
 const SLICE: f64 = 0.15;
-/// Rows that the untrained model is judged on at most. To it all labels are equally likely, so each
+/// Rows that the untrained model is judged on at most, unless `before=` says otherwise. To it all labels are equally likely, so each
 /// row costs the whole tree of 77 labels: fourteen times the prompt.
 const BEFORE: usize = 200;
 
@@ -45,19 +45,25 @@ struct Options {
     r: usize,
     epochs: usize,
     learning_rate: f64,
+    before: usize,
+    save: Option<String>,
     full_tuning: bool,
 }
 
 fn options(slice: bool, words: &[String]) -> Result<Options> {
-    let mut options = match slice {
-        true => Options { r: 8, epochs: 2, learning_rate: 2e-3, full_tuning: false },
-        false => Options { r: 16, epochs: 3, learning_rate: 1e-3, full_tuning: false },
+    let (r, epochs, learning_rate) = match slice {
+        true => (8, 2, 2e-3),
+        false => (16, 3, 1e-3),
     };
+    let mut options =
+        Options { r, epochs, learning_rate, before: BEFORE, save: None, full_tuning: false };
     for word in words {
         match word.split_once('=') {
             Some(("r", r)) => options.r = r.parse()?,
             Some(("epochs", epochs)) => options.epochs = epochs.parse()?,
             Some(("learning_rate", rate)) => options.learning_rate = rate.parse()?,
+            Some(("before", rows)) => options.before = rows.parse()?,
+            Some(("save", dir)) => options.save = Some(dir.to_owned()),
             None if word == "full_tuning" => options.full_tuning = true,
             _ => return Err(format!("no option `{word}`").into()),
         }
@@ -110,7 +116,7 @@ fn run() -> Result<()> {
         json!({"train": examples.len(), "held_out": judged.len(), "labels": args.labels.len()})
     );
     let few: Vec<EvalExample> =
-        judged.iter().step_by(judged.len().div_ceil(BEFORE)).cloned().collect();
+        judged.iter().step_by(judged.len().div_ceil(options.before.max(1))).cloned().collect();
     let before = evaluate_with(&model, &few, &args)?;
     println!("{}", json!({"before": before.value("accuracy"), "secs": before.secs}));
     if options.full_tuning {
@@ -149,6 +155,9 @@ fn run() -> Result<()> {
         })
         .train(&examples)?;
     let training_secs = start.elapsed().as_secs_f64();
+    if let Some(dir) = &options.save {
+        model.save_adapter(dir)?;
+    }
     let after = evaluate_with(&model, &judged, &args)?;
     let comparison = evaluate_with(&model, &few, &args)?.compare(&before)?;
     let verdict = comparison.scores.iter().find(|score| score.metric.name == "accuracy");

@@ -46,8 +46,16 @@ impl VariableStore {
         }
     }
 
-    /// Whether a variable, if it is there, still has the type `T`; says so to the user and to evcxr
-    /// when it has not.
+    /// Says to the kernel that the cell has not stored a variable of its own, if so: it has ended
+    /// before.
+    pub fn expect_variable(&self, name: &str) {
+        if self.lacks(name) {
+            tell(&Frame::LeftOut(parts(name).0.to_owned()));
+        }
+    }
+
+    /// Whether a variable is there and has the type `T` still; says so to the user and to evcxr when
+    /// not.
     pub fn check_variable<T: 'static>(&mut self, name: &str) -> bool {
         self.check(name, TypeId::of::<T>())
     }
@@ -104,13 +112,16 @@ impl VariableStore {
     #[inline(never)]
     fn check(&mut self, name: &str, wanted: TypeId) -> bool {
         let (name, number) = parts(name);
-        let same = self.variables.get(name).is_none_or(|value| {
-            let kept = self.variables.get(&format!("{name}{BETWEEN}"));
-            let kept = kept.and_then(|number| number.downcast_ref::<String>());
-            (**value).type_id() == wanted && kept.map(String::as_str) == number
-        });
+        let Some(value) = self.variables.get(name) else {
+            // To take it would end the process, and with it all other variables.
+            tell_lost(name, "is not there any more");
+            return false;
+        };
+        let kept = self.variables.get(&format!("{name}{BETWEEN}"));
+        let kept = kept.and_then(|number| number.downcast_ref::<String>());
+        let same = (**value).type_id() == wanted && kept.map(String::as_str) == number;
         if !same {
-            tell_changed(name);
+            tell_lost(name, "is lost, as its type was defined anew");
         }
         same
     }
@@ -134,9 +145,8 @@ fn parts(name: &str) -> (&str, Option<&str>) {
     name.split_once(BETWEEN).map_or((name, None), |(name, number)| (name, Some(number)))
 }
 
-fn tell_changed(name: &str) {
-    let _ =
-        writeln!(std::io::stderr(), "The type of the variable {name} was redefined, so was lost.");
+fn tell_lost(name: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "The variable {name} {why}.");
     tell(&Frame::Changed(name.to_owned()));
 }
 
@@ -161,7 +171,7 @@ mod tests {
         store.put_variable("words", vec!["lora".to_owned()]);
         store.put_variable("nothing", ());
         assert!(
-            store.check_variable::<Vec<String>>("words") && store.check_variable::<u8>("unknown")
+            store.check_variable::<Vec<String>>("words") && !store.check_variable::<u8>("unknown")
         );
         assert_eq!(store.take_variable::<Vec<String>>("words"), ["lora"]);
         store.take_variable::<()>("nothing");
@@ -205,7 +215,7 @@ mod tests {
         assert!(
             store.check_variable::<u32>("setting") && !store.check_variable::<u32>("setting@0a")
         );
-        assert!(store.check_variable::<u32>("unknown@0a"));
+        assert!(!store.check_variable::<u32>("unknown@0a"));
     }
 
     /// Cells that were compiled without the prelude have evcxr's own store.

@@ -16,6 +16,7 @@
 //! ASK:<prompt>    a question to the user ([`escape`]d); `ASKPASSWORD:` for a secret
 //! CHANGED<name>   the type of this variable was defined anew, so its value is lost
 //! KEPT<name>      the cell has failed before it gave this variable a new value: the old one is kept
+//! LEFTOUT<name>   the cell has ended (a `return`, an error) before it stored this variable
 //! ```
 //!
 //! Both ends use this module: this crate and the prelude write, the kernel writes and reads.
@@ -76,6 +77,8 @@ pub const ERROR: &str = "ERROR";
 pub const CHANGED: &str = "CHANGED";
 /// The content of [`Frame::Kept`] begins so.
 pub const KEPT: &str = "KEPT";
+/// The content of [`Frame::LeftOut`] begins so.
+pub const LEFT_OUT: &str = "LEFTOUT";
 /// The content of [`Frame::Show`].
 pub const SHOW: &str = "SHOW";
 /// The content of [`Frame::ShowText`].
@@ -101,6 +104,8 @@ pub enum Frame {
     Changed(String),
     /// The cell has failed before it gave the variable with this name a new value.
     Kept(String),
+    /// The cell has ended before it stored the variable with this name.
+    LeftOut(String),
     /// The value of the cell's last expression shows itself from here on.
     Show,
     /// The text of that value follows.
@@ -139,6 +144,7 @@ impl Frame {
             Self::Error(text) => format!("{ERROR}{}", escape(text)),
             Self::Changed(name) => format!("{CHANGED}{name}"),
             Self::Kept(name) => format!("{KEPT}{name}"),
+            Self::LeftOut(name) => format!("{LEFT_OUT}{name}"),
             Self::Show => SHOW.to_owned(),
             Self::ShowText => SHOW_TEXT.to_owned(),
             Self::Shown => SHOWN.to_owned(),
@@ -181,6 +187,9 @@ impl Frame {
         }
         if let Some(name) = text.strip_prefix(KEPT) {
             return Ok(Self::Kept(name.to_owned()));
+        }
+        if let Some(name) = text.strip_prefix(LEFT_OUT) {
+            return Ok(Self::LeftOut(name.to_owned()));
         }
         for (word, password) in [(ASK_TEXT, false), (ASK_PASSWORD, true)] {
             if let Some(prompt) = text.strip_prefix(word) {
@@ -244,6 +253,7 @@ mod tests {
             Frame::Error("a\nb \\n c\\".into()),
             Frame::Changed("model".into()),
             Frame::Kept("kept".to_owned()),
+            Frame::LeftOut("left".to_owned()),
             Frame::Show,
             Frame::ShowText,
             Frame::Shown,

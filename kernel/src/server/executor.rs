@@ -15,7 +15,7 @@ use tunebook_progress::channel::escape;
 use super::cell::{self, LooseImpl};
 use super::failure::Failure;
 use super::message;
-use super::running::Running;
+use super::running::{Outcome, Running};
 use super::stdin::Input;
 use crate::shim;
 
@@ -182,6 +182,9 @@ impl Executor {
             self.tell_missed();
             self.tell_statics(code);
             self.tell_unused(code, execution_count);
+            if failure.is_none() {
+                self.tell_left_out(&outcome);
+            }
         }
         self.remember(context, code, failure.is_none());
         failure
@@ -207,6 +210,29 @@ impl Executor {
         let Ok(unused) = fs::read(self.dir.join(shim::UNUSED_FILE)) else { return };
         let unused: Vec<(String, String)> = serde_json::from_slice(&unused).unwrap_or_default();
         for text in cell::told_unused(code, execution_count, &unused) {
+            self.running.publish("stream", json!({"name": "stderr", "text": text}));
+        }
+    }
+
+    /// Says which variables are not kept, as the cell has left by `return` before its end.
+    fn tell_left_out(&self, outcome: &Outcome) {
+        let (old, new): (Vec<&str>, Vec<&str>) = outcome
+            .left_out
+            .iter()
+            .map(String::as_str)
+            .partition(|name| outcome.kept.iter().any(|kept| kept == name));
+        let mut what = Vec::new();
+        if !new.is_empty() {
+            what.push(format!("not kept: {}", new.join(", ")));
+        }
+        if !old.is_empty() {
+            what.push(format!("as before the cell: {}", old.join(", ")));
+        }
+        if !what.is_empty() {
+            let text = format!(
+                "[kernel] the cell returned before its end. Of its variables, {}\n",
+                what.join("; ")
+            );
             self.running.publish("stream", json!({"name": "stderr", "text": text}));
         }
     }

@@ -305,6 +305,11 @@ impl Child {
             }
             Frame::Show | Frame::ShowText | Frame::Shown => {} // the parser's
             Frame::Kept(name) => self.running.note_kept(name),
+            Frame::LeftOut(name) => {
+                self.running.note_left_out(name);
+                // evcxr drops the variables of the cell then.
+                self.tell_evcxr("EVCXR_ERROR_OCCURRED");
+            }
             Frame::Changed(name) => self.tell_evcxr(&format!("EVCXR_VARIABLE_CHANGED_TYPE:{name}")),
         }
     }

@@ -64,6 +64,8 @@ pub(crate) struct Outcome {
     pub(crate) error: Option<String>,
     /// Variables that it should have defined anew, whose old values are kept.
     pub(crate) kept: Vec<String>,
+    /// Variables that it should have stored and has not.
+    pub(crate) left_out: Vec<String>,
     /// The end of its standard error.
     pub(crate) stderr: Vec<u8>,
     /// Whether Stop was pressed while it ran.
@@ -163,6 +165,10 @@ impl Running {
 
     pub(crate) fn note_kept(&self, name: String) {
         self.lock().outcome.kept.push(name);
+    }
+
+    pub(crate) fn note_left_out(&self, name: String) {
+        self.lock().outcome.left_out.push(name);
     }
 
     /// The variables whose old values are kept.

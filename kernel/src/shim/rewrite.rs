@@ -7,7 +7,8 @@
 //! - The value of the last expression shows itself between two frames: what it prints there may be
 //!   more than text.
 //! - The variable store comes from the prelude, where it is compiled already.
-//! - A variable that the cell defines anew keeps its old value when the cell fails before.
+//! - A variable that the cell defines anew keeps its old value when the cell ends before, and what the
+//!   cell has not stored is told.
 //! - Compiler messages lose the places that would mislead evcxr.
 //!
 //! The places in the code are found by their text, as evcxr 0.22 writes it. Each change counts what
@@ -193,11 +194,13 @@ fn with_compiled_store(code: &str) -> Option<String> {
 
 const LOAD: &str = " = evcxr_variable_store.take_variable::<";
 const STORE: &str = "evcxr_variable_store.put_variable::<";
+const EXPECT: &str = "evcxr_variable_store.expect_variable";
 const KEEP: &str = "evcxr_variable_store.keep_variable::<";
 
-/// The code with a call behind the cell, for each variable that the cell defines anew, which keeps
-/// the old value if there is no new one. evcxr takes all variables out of the store before a cell and
-/// puts the old ones back behind it, but these. Line breaks stay.
+/// The code with calls behind the cell: one for each variable that the cell defines, which says if it
+/// was not stored, and one for each that the cell defines anew, which keeps the old value if there is
+/// no new one. evcxr takes all variables out of the store before a cell and puts the old ones back
+/// behind it, but these. Line breaks stay.
 fn with_kept_values(code: &str) -> String {
     let Some(end) = code.rfind(RETURN) else { return code.to_owned() };
     // With what stands before it on its line.
@@ -208,6 +211,12 @@ fn with_kept_values(code: &str) -> String {
     let behind: Vec<&str> =
         code[..end].lines().rev().take_while(|line| line.starts_with(STORE)).collect();
     let mut keeps = String::new();
+    for line in code[..end].lines().filter(|line| line.starts_with(STORE)) {
+        let name = line.rsplit_once(", ").and_then(|(_, name)| name.strip_suffix(");"));
+        if let Some(name) = name.filter(|_| !behind.contains(&line)) {
+            keeps.push_str(&format!("{EXPECT}(stringify!({name})); "));
+        }
+    }
     for line in code[..end].lines() {
         let Some((head, rest)) = line.split_once(LOAD) else { continue };
         let Some(name) = head.strip_prefix("let ") else { continue };
@@ -403,7 +412,9 @@ mod tests {
             kept,
             ANEW.replace(
                 "let _ = flush",
-                "evcxr_variable_store.keep_variable::<Vec<u8>>(stringify!(a), a); \
+                "evcxr_variable_store.expect_variable(stringify!(a)); \
+                 evcxr_variable_store.expect_variable(stringify!(b)); \
+                 evcxr_variable_store.keep_variable::<Vec<u8>>(stringify!(a), a); \
                  evcxr_variable_store.keep_variable::<(i32, f64)>(stringify!(b), b); let _ = flush"
             )
         );
@@ -411,7 +422,7 @@ mod tests {
         let without = without_keeping(&numbered, |name| name == "a");
         assert_eq!(without.matches(KEEP).count(), 1);
         assert!(
-            without.contains("u8>(stringify!(c), c);\nevcxr_variable_store.keep_variable::<(i32")
+            without.contains("(stringify!(b)); evcxr_variable_store.keep_variable::<(i32")
         );
         assert!(!without_keeping(&without, |name| name == "b").contains(KEEP));
         assert_eq!(without_keeping(&kept, |name| name == "c"), kept);
