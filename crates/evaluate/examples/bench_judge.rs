@@ -155,8 +155,10 @@ fn run() -> Result<()> {
         })
         .train(&examples)?;
     let training_secs = start.elapsed().as_secs_f64();
-    if let Some(dir) = &options.save {
-        model.save_adapter(dir)?;
+    match &options.save {
+        Some(dir) if options.full_tuning => model.save_pretrained(dir).map(drop)?,
+        Some(dir) => model.save_adapter("judge", dir).map(drop)?,
+        None => {}
     }
     let after = evaluate_with(&model, &judged, &args)?;
     let comparison = evaluate_with(&model, &few, &args)?.compare(&before)?;

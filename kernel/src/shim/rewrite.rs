@@ -421,9 +421,7 @@ mod tests {
         let numbered = kept.replace("stringify!(a), a", "concat!(stringify!(a), \"@7\"), a");
         let without = without_keeping(&numbered, |name| name == "a");
         assert_eq!(without.matches(KEEP).count(), 1);
-        assert!(
-            without.contains("(stringify!(b)); evcxr_variable_store.keep_variable::<(i32")
-        );
+        assert!(without.contains("(stringify!(b)); evcxr_variable_store.keep_variable::<(i32"));
         assert!(!without_keeping(&without, |name| name == "b").contains(KEEP));
         assert_eq!(without_keeping(&kept, |name| name == "c"), kept);
         let text = kept.lines().nth_back(1).unwrap_or_default();

@@ -36,8 +36,10 @@ static CODE_START: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// Marks that prose has not.
-const MARKS: [&str; 15] =
-    ["()", " = ", "==", "!=", "+=", "-=", ":=", "->", "=>", "::", "</", "/>", "&&", "||", " --"];
+static MARKS: LazyLock<Regex> = LazyLock::new(|| {
+    let pattern = r"\(\)| = |==|!=|\+=|-=|:=|->|=>|::|</|/>|&&|\|\|| --";
+    Regex::new(pattern).expect("the pattern is part of the program")
+});
 
 /// The run of backticks or tildes that opens a fence, and the fence's language.
 pub(crate) fn opening(line: &str) -> Option<(&str, &str)> {
@@ -56,6 +58,14 @@ pub(crate) fn opening(line: &str) -> Option<(&str, &str)> {
 /// Whether a line closes the fence that `run` opened.
 pub(crate) fn closes(line: &str, run: &str) -> bool {
     opening(line).is_some_and(|(end, language)| language.is_empty() && end.starts_with(run))
+}
+
+/// Whether a text may have fences, code spans or patches: without the signs of these it has none.
+pub(crate) fn may_have_code(text: &str) -> bool {
+    static SIGNS: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new("[`~]|diff --git |@@ -|--- ").expect("the pattern is part of the program")
+    });
+    SIGNS.is_match(text)
 }
 
 /// The lines of fenced blocks, the fences included, and of patches. A fence that is not closed
@@ -101,11 +111,7 @@ pub(crate) fn is_code_line(line: &str) -> bool {
     if line.is_empty() {
         return false;
     }
-    // Each mark has one of these.
-    let may_be_marked = line
-        .bytes()
-        .any(|byte| matches!(byte, b'(' | b'=' | b'>' | b':' | b'<' | b'&' | b'|' | b'-'));
-    may_be_marked && MARKS.iter().any(|mark| line.contains(mark)) || is_bare_statement(line)
+    MARKS.is_match(line) || is_bare_statement(line)
 }
 
 /// Whether a line outside fences is a statement of a programming language, by its beginning or end.
@@ -119,7 +125,7 @@ fn is_bare_statement(line: &str) -> bool {
 
 /// The line without what stands between backticks.
 fn without_spans(line: &str) -> Cow<'_, str> {
-    if !line.contains('`') {
+    if memchr::memchr(b'`', line.as_bytes()).is_none() {
         return Cow::Borrowed(line);
     }
     let mut out = String::with_capacity(line.len());
@@ -138,7 +144,8 @@ fn without_spans(line: &str) -> Cow<'_, str> {
 pub(crate) fn spans(text: &str) -> Vec<std::ops::Range<usize>> {
     let mut spans = Vec::new();
     let mut at = 0;
-    while let Some(open) = text[at..].find('`').map(|open| at + open) {
+    let next = |at: usize| memchr::memchr(b'`', &text.as_bytes()[at..]).map(|next| at + next);
+    while let Some(open) = next(at) {
         let rest = &text[open..];
         let ticks = rest.len() - rest.trim_start_matches('`').len();
         at = open + ticks;

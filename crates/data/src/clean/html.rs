@@ -112,11 +112,14 @@ pub(crate) fn markup(text: &str) -> (bool, bool) {
         return (false, false);
     }
     let tags = !certain(text, &protected(text)).is_empty();
-    (tags, !tags && matches!(to_text(text), Cow::Owned(_)) || tags && has_entity(text))
+    (tags, !tags && matches!(to_text(text), Cow::Owned(_)) || tags && has_entity(text, true))
 }
 
 /// The line with a word in the place of each entity, whose semicolon ends no statement.
-fn without_entities(line: &str) -> String {
+fn without_entities(line: &str) -> Cow<'_, str> {
+    if memchr::memchr(b'&', line.as_bytes()).is_none() {
+        return Cow::Borrowed(line);
+    }
     let mut out = String::with_capacity(line.len());
     let mut at = 0;
     while let Some(next) = memchr::memchr(b'&', &line.as_bytes()[at..]).map(|next| at + next) {
@@ -133,15 +136,26 @@ fn without_entities(line: &str) -> String {
         }
     }
     out.push_str(&line[at..]);
-    out
+    Cow::Owned(out)
 }
 
-fn has_entity(text: &str) -> bool {
-    memchr::memchr_iter(b'&', text.as_bytes()).any(|at| entity(&text[at..]).is_some())
+/// Whether the text has an entity, besides those of markup itself unless `decode`.
+fn has_entity(text: &str, decode: bool) -> bool {
+    memchr::memchr_iter(b'&', text.as_bytes()).any(|at| {
+        entity(&text[at..]).is_some_and(|(character, _)| decode || !is_of_markup(&character))
+    })
+}
+
+/// Whether a character would be taken for markup.
+fn is_of_markup(character: &str) -> bool {
+    matches!(character, "<" | ">" | "&")
 }
 
 /// The parts of the text that are code: fenced blocks and code spans.
 fn protected(text: &str) -> Vec<std::ops::Range<usize>> {
+    if !code::may_have_code(text) {
+        return Vec::new();
+    }
     let lines: Vec<&str> = text.split('\n').collect();
     let mut parts = Vec::new();
     let (mut at, mut prose) = (0, 0);
@@ -173,6 +187,9 @@ struct Found {
 /// markup.
 fn certain(text: &str, protected: &[std::ops::Range<usize>]) -> Vec<Found> {
     let mut found: Vec<Found> = Vec::new();
+    if memchr::memchr(b'<', text.as_bytes()).is_none() {
+        return found;
+    }
     let mut others = Names::default();
     let mut outside = String::with_capacity(text.len());
     let mut parts = protected.iter().peekable();
@@ -208,6 +225,9 @@ fn certain(text: &str, protected: &[std::ops::Range<usize>]) -> Vec<Found> {
                 at += 1;
             }
         }
+    }
+    if found.is_empty() {
+        return found;
     }
     let partner = partners(&found);
     let mut certain: Vec<bool> = found
@@ -314,17 +334,22 @@ fn is_quoted(text: &str, at: usize, length: usize) -> bool {
 /// One pass; `None` when there is nothing to change. The result is always shorter than `text`.
 /// Without `decode` the characters of markup itself (`<`, `>`, `&`) stay escaped.
 fn strip_once(text: &str, decode: bool) -> Option<String> {
-    // There is nothing to do without one of these.
-    memchr::memchr2(b'<', b'&', text.as_bytes())?;
+    // There is nothing to do without a tag and without an entity.
+    let tags = memchr::memchr(b'<', text.as_bytes()).is_some();
+    if !tags && !has_entity(text, decode) {
+        return None;
+    }
     let protected = protected(text);
     let certain = certain(text, &protected);
     let is_html = !certain.is_empty();
     let mut kept = protected;
     if !is_html {
-        memchr::memchr(b'&', text.as_bytes())?;
+        if tags && !has_entity(text, decode) {
+            return None;
+        }
         // Entities in code are code.
-        let plain: Vec<String> = text.split('\n').map(without_entities).collect();
-        let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
+        let plain: Vec<Cow<str>> = text.split('\n').map(without_entities).collect();
+        let plain: Vec<&str> = plain.iter().map(AsRef::as_ref).collect();
         let mut at = 0;
         for (line, code) in text.split('\n').zip(code::code(&plain)) {
             let end = (at + line.len() + 1).min(text.len());
@@ -353,7 +378,7 @@ fn strip_once(text: &str, decode: bool) -> Option<String> {
             continue;
         }
         if let Some((character, length)) = entity(&text[at..])
-            && (decode || !matches!(character.as_ref(), "<" | ">" | "&"))
+            && (decode || !is_of_markup(&character))
             // Half of what was escaped twice would be decoded next time.
             && !(character == "&" && entity(&format!("&{}", &text[at + length..])).is_some())
         {

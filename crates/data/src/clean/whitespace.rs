@@ -33,13 +33,27 @@ fn once(text: &str) -> Cow<'_, str> {
 /// in a row and without blanks at the ends of lines. Most texts are so, or become so at once.
 fn is_normal(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let is_sign = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
-    text.is_empty()
-        || is_sign(bytes.first())
-            && is_sign(bytes.last())
-            && bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n'))
-            && bytes.windows(2).all(|pair| !matches!(pair, b"  " | b" \n" | b"\n "))
-            && bytes.windows(3).all(|three| three != b"\n\n\n")
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return true };
+    if !first.is_ascii_graphic() || !last.is_ascii_graphic() {
+        return false;
+    }
+    let blank = |byte: u8| (byte == b' ') | (byte == b'\n');
+    let apart = bytes.iter().zip(&bytes[1..]).fold(true, |apart, (&one, &two)| {
+        apart & !(blank(one) & blank(two) & !((one == b'\n') & (two == b'\n')))
+    });
+    let three = bytes.iter().zip(&bytes[1..]).zip(bytes.get(2..).unwrap_or_default());
+    let few = three.fold(true, |few, ((&one, &two), &three)| {
+        few & !((one == b'\n') & (two == b'\n') & (three == b'\n'))
+    });
+    is_printable(text, b'\n') && apart && few
+}
+
+/// Whether a text is printable ASCII, or `also`. It looks at all bytes without a way out, which takes
+/// many at a time.
+fn is_printable(text: &str, also: u8) -> bool {
+    text.bytes().fold(true, |so_far, byte| {
+        so_far & ((byte.wrapping_sub(b' ') <= b'~' - b' ') | (byte == also))
+    })
 }
 
 fn rewritten(text: &str) -> Cow<'_, str> {
@@ -112,18 +126,27 @@ fn rewritten(text: &str) -> Cow<'_, str> {
 
 /// The words of a line with one space between them.
 fn push_words(out: &mut String, line: &str) {
-    let mut words = line.split([' ', '\t']).filter(|word| !word.is_empty());
-    out.extend(words.next());
-    for word in words {
-        out.push(' ');
-        out.push_str(word);
+    let bytes = line.as_bytes();
+    let (mut at, mut begun) = (0, false);
+    while at < line.len() {
+        let end = memchr::memchr2(b' ', b'\t', &bytes[at..]).map_or(line.len(), |next| at + next);
+        // One space between two words is the usual, so that several go at once would gain nothing.
+        if end > at {
+            if std::mem::replace(&mut begun, true) {
+                out.push(' ');
+            }
+            out.push_str(&line[at..end]);
+        }
+        at = end + 1;
     }
 }
 
 /// Line ends in one form.
 fn line_ends(text: &str) -> Cow<'_, str> {
     const ENDS: [char; 6] = ['\r', '\u{0b}', '\u{0c}', '\u{85}', '\u{2028}', '\u{2029}'];
-    if !text.contains(ENDS) {
+    // Two looks at bytes are faster than one at characters.
+    let may_have = !text.is_ascii() || text.bytes().any(|byte| (0x0b..=b'\r').contains(&byte));
+    if !may_have || !text.contains(ENDS) {
         return Cow::Borrowed(text);
     }
     Cow::Owned(text.replace("\r\n", "\n").replace(ENDS, "\n"))
@@ -133,7 +156,7 @@ fn line_ends(text: &str) -> Cow<'_, str> {
 fn plain_characters(line: &str) -> Cow<'_, str> {
     let plain =
         |c: char| c == '\t' || (' '..='~').contains(&c) || (c > '\u{2bff}' && c < '\u{3000}');
-    if line.chars().all(plain) {
+    if is_printable(line, b'\t') || line.chars().all(plain) {
         return Cow::Borrowed(line);
     }
     let mut out = String::with_capacity(line.len());

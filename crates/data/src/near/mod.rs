@@ -103,7 +103,7 @@ pub(crate) fn clusters(texts: &[&str], likeness: Likeness) -> Result<Clusters> {
         .with_min_len(256)
         .map_init(String::new, |key, text| {
             key.clear();
-            key::each_char(text, |c| key.push(c));
+            key::push_normalized(text, key);
             xxh3_64_with_seed(key.as_bytes(), 1)
         })
         .collect();

@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use polars::prelude::*;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
@@ -289,7 +290,7 @@ impl Split {
                 }
                 _ => Ok(key::unit_interval(prompts[row], self.seed)),
             };
-            return deciding.into_iter().map(place).collect();
+            return deciding.into_par_iter().with_min_len(1024).map(place).collect();
         };
         // The n-th unit of a stratum takes the n-th step of a sequence that fills [0, 1) evenly
         // (the golden ratio's multiples), from a start that the seed chooses.
