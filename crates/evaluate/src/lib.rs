@@ -27,6 +27,7 @@ mod error;
 pub mod metric;
 mod run;
 pub mod statistics;
+mod watch;
 
 pub use error::{Error, Result};
 pub use metric::TextMetric;
@@ -36,3 +37,4 @@ pub use run::comparison::{ChangedRow, ComparedScore, Comparison, Verdict};
 pub use run::evaluate::{evaluate, evaluate_with};
 pub use run::evaluation::{Classification, Evaluation, RowResult, Score, SliceScores};
 pub use run::example::{EvalExample, EvalPrompt, IntoExamples, List};
+pub use watch::diagnosis::{Diagnosis, Finding};

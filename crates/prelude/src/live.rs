@@ -10,6 +10,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use tunebook_charts::{Cell, LossPoint, Table, loss_curve};
+use tunebook_evaluate::{Diagnosis, Finding};
 use tunebook_progress::sink::Place;
 use tunebook_progress::{Display, MimeBundle, ProgressBar, display, escape_html};
 use tunebook_tune::{Callback, EvalRecord, Plan, Result, Run, RunRecord, StepRecord};
@@ -133,6 +134,19 @@ impl Live {
         status
     }
 
+    /// The diagnosis of the losses so far, where there is one to be made.
+    fn diagnosis(&self, points: &[LossPoint]) -> Option<String> {
+        let losses = |get: fn(&LossPoint) -> Option<f64>| -> Vec<(usize, f64)> {
+            points.iter().filter_map(|point| Some((point.step, get(point)?))).collect()
+        };
+        let (train, validation) = (losses(|point| point.train), losses(|point| point.validation));
+        let found = Diagnosis::of_losses(&train, &validation);
+        match found.finding {
+            Finding::TooFewEvaluations { .. } => None,
+            _ => Some(found.to_string()),
+        }
+    }
+
     fn bundle(&self, status: &str, end: Option<&RunRecord>) -> MimeBundle {
         let points = match end {
             Some(run) => run.loss_points(),
@@ -155,6 +169,10 @@ impl Live {
             "<p style=\"margin:0.4em 0;font-variant-numeric:tabular-nums\">{}</p>",
             escape_html(status)
         );
+        let diagnosis = self.diagnosis(&points);
+        if let Some(diagnosis) = &diagnosis {
+            let _ = write!(html, "<p style=\"margin:0.4em 0\">{}</p>", escape_html(diagnosis));
+        }
         html.push_str(
             figure.bundle().get("text/html").and_then(|image| image.as_str()).unwrap_or_default(),
         );
@@ -171,6 +189,9 @@ impl Live {
         }
         let table = evaluations(end.map_or(&self.evals, |run| &run.evals), &points);
         let mut text = status.to_owned();
+        if let Some(diagnosis) = diagnosis {
+            let _ = write!(text, "\n{diagnosis}");
+        }
         if !table.is_empty() {
             html.push_str(&table.html());
             let _ = write!(text, "\n{}", table.text());
@@ -368,6 +389,41 @@ mod tests {
             "{html}"
         );
         assert!(bundle.plain().contains("validation"), "{}", bundle.plain());
+        Ok(())
+    }
+
+    #[test]
+    fn the_losses_are_judged_under_the_status() -> Result<()> {
+        let mut live = Live::new();
+        live.on_start(&plan(60))?;
+        let shown = |live: &Live| live.bundle(&live.status(), None).plain().to_owned();
+        for at in 1..=60 {
+            live.on_step(&step(at, 2.0 - 0.02 * at as f64 + (at % 7) as f64 / 50.0))?;
+            if at % 10 == 0 {
+                let loss = 1.5 + 0.1 * (at as f64 / 10.0 - 3.0).powi(2);
+                live.on_eval(&EvalRecord {
+                    step: at,
+                    epoch: at as f64 / 10.0,
+                    loss,
+                    label_tokens: 80,
+                    secs: 1.0,
+                    metrics: Default::default(),
+                })?;
+            }
+            match at {
+                20 => assert!(
+                    !shown(&live).contains("learning\n") && !shown(&live).contains("since step")
+                ),
+                40 => assert!(
+                    shown(&live).contains("learning; lowest validation loss 1.500 at step 30")
+                ),
+                _ => {}
+            }
+        }
+        let told = "overfitting since step 30: validation loss 1.500 there, 2.400 now";
+        assert!(shown(&live).contains(told), "{}", shown(&live));
+        let bundle = live.bundle(&live.status(), None);
+        assert!(bundle.get("text/html").is_some_and(|html| html.to_string().contains(told)));
         Ok(())
     }
 

@@ -41,9 +41,9 @@ mod own {
     };
     pub use tunebook_evaluate::statistics::Interval;
     pub use tunebook_evaluate::{
-        AnswerEnd, ChangedRow, Classification, ComparedScore, Comparison, Error as EvaluateError,
-        EvalExample, EvalPrompt, Evaluation, EvaluationArgs, IntoExamples, RowResult, Score,
-        SliceScores, Verdict, evaluate, evaluate_with,
+        AnswerEnd, ChangedRow, Classification, ComparedScore, Comparison, Diagnosis,
+        Error as EvaluateError, EvalExample, EvalPrompt, Evaluation, EvaluationArgs, Finding,
+        IntoExamples, RowResult, Score, SliceScores, Verdict, evaluate, evaluate_with,
     };
     pub use tunebook_models::{
         BestDevice, ChatTemplate, ChatTokenizer, ChoiceScore, Choices, Completion,

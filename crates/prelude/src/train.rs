@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tunebook_charts::{Figure, LossPoint};
 use tunebook_data::{Dataset, Splits, TrainingText, Turn};
+use tunebook_evaluate::Diagnosis;
 use tunebook_models::Message;
 use tunebook_tune::{Example, ExampleSets, IntoSets, RunRecord};
 
@@ -79,6 +80,9 @@ pub trait LossCurve {
 
     /// The losses that [`LossCurve::loss_curve`] draws, by step.
     fn loss_points(&self) -> Vec<LossPoint>;
+
+    /// What the losses say: learning, overfitting and since which step, divergence, a plateau.
+    fn diagnosis(&self) -> Diagnosis;
 }
 
 impl LossCurve for RunRecord {
@@ -100,5 +104,9 @@ impl LossCurve for RunRecord {
         let mut points: Vec<LossPoint> = train.chain(validation).collect();
         points.sort_by_key(|point| point.step);
         points
+    }
+
+    fn diagnosis(&self) -> Diagnosis {
+        Diagnosis::of(&self.steps, &self.evals)
     }
 }

@@ -6,6 +6,7 @@
 mod answers;
 mod classes;
 mod coverage;
+mod diagnosis;
 mod golden;
 mod intervals;
 mod invariants;

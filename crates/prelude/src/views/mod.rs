@@ -10,7 +10,7 @@ mod tensor;
 use polars::prelude::{DataFrame, Series};
 use tunebook_charts::{Figure, Table};
 use tunebook_data::{Audit, CleanReport, Dataset, Profile, Splits};
-use tunebook_evaluate::{Comparison, Evaluation};
+use tunebook_evaluate::{Comparison, Diagnosis, Evaluation};
 use tunebook_models::{Model, Tensor};
 use tunebook_progress::MimeBundle;
 use tunebook_tune::{AdapterInfo, FullInfo, LrRange, Preflight, Run, TrainingSummary};
@@ -42,6 +42,7 @@ without_lifetimes!(
     Run,
     Evaluation,
     Comparison,
+    Diagnosis,
     crate::StrategyComparison,
     crate::Report,
 );
@@ -74,6 +75,8 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(data::audit(audit))
     } else if let Some(model) = value.as_ref::<Model>() {
         Some(MimeBundle::text(format!("{model:?}")).html(model.summary().html()))
+    } else if let Some(diagnosis) = value.as_ref::<Diagnosis>() {
+        Some(MimeBundle::text(diagnosis.to_string()))
     } else if let Some(info) = value.as_ref::<AdapterInfo>() {
         Some(MimeBundle::text(info.to_string()).html(summary::adapter(info).html()))
     } else if let Some(adapters) = value.as_ref::<Vec<AdapterInfo>>() {

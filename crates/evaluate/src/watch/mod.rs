@@ -1,0 +1,3 @@
+//! Watching a run: what its losses say.
+
+pub(crate) mod diagnosis;
