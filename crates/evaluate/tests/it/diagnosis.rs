@@ -126,12 +126,12 @@ fn number(finding: &Finding) -> usize {
 /// The table of confusions over some seeds, a row a kind, and how many are wrong.
 fn confusions(seeds: std::ops::Range<u64>) -> (Vec<[usize; 8]>, usize) {
     let mut table = vec![[0; 8]; KINDS.len()];
-    for kind in 0..KINDS.len() {
+    for (kind, name) in KINDS.iter().enumerate() {
         for seed in seeds.clone() {
             let (steps, evals) = curve(kind, seed);
             let found = number(&Diagnosis::of(&steps, &evals).finding);
             if found != kind && std::env::var_os("SHOW_WRONG").is_some() {
-                println!("{} seed {seed}: {}", KINDS[kind], Diagnosis::of(&steps, &evals));
+                println!("{name} seed {seed}: {}", Diagnosis::of(&steps, &evals));
             }
             table[kind][found] += 1;
         }
@@ -158,7 +158,7 @@ fn curves_of_every_kind_are_told_apart() {
 #[test]
 fn the_finding_changes_twice_at_most() {
     let mut most = 0;
-    for kind in 0..KINDS.len() {
+    for (kind, name) in KINDS.iter().enumerate() {
         for seed in 100..140 {
             let (steps, evals) = curve(kind, seed);
             let mut findings: Vec<usize> = Vec::new();
@@ -174,7 +174,7 @@ fn the_finding_changes_twice_at_most() {
             }
             let changes = findings.len().saturating_sub(1);
             if changes > 2 && std::env::var_os("SHOW_WRONG").is_some() {
-                println!("{} seed {seed}: {findings:?}", KINDS[kind]);
+                println!("{name} seed {seed}: {findings:?}");
             }
             most = most.max(changes);
         }
