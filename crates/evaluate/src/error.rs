@@ -137,6 +137,16 @@ pub enum Error {
         problem: String,
     },
 
+    /// No row has a reference for a metric that compares with one.
+    #[error(
+        "`{metric}` compares answers with references, and no row has one: give the rows right answers, or \
+         take a metric that needs none (`metric_fn(..).without_references()`, `JsonValid`, `DistinctN`)"
+    )]
+    NoReferences {
+        /// The metric's name.
+        metric: String,
+    },
+
     /// References that are none of the answers to choose from: no answer to them could be right.
     #[error(
         "{count} of {rows} rows have references that are none of {field}, so that no answer to \
@@ -159,7 +169,10 @@ pub enum Error {
     },
 
     /// No row has a value in a column.
-    #[error("no row has a column `{column}`, by which scores are to be given")]
+    #[error(
+        "no row has a column `{column}`, by which rows are to be grouped; slices may also be \
+         `class` and `length`"
+    )]
     NoColumn {
         /// The column.
         column: String,

@@ -38,3 +38,4 @@ pub use run::evaluate::{evaluate, evaluate_with};
 pub use run::evaluation::{Classification, Evaluation, RowResult, Score, SliceScores};
 pub use run::example::{EvalExample, EvalPrompt, IntoExamples, List};
 pub use watch::diagnosis::{Diagnosis, Finding};
+pub use watch::grounding::{Fact, FactKind, unsupported};

@@ -1,5 +1,6 @@
 //! From a data set to an evaluation, and from an evaluation to tables and figures.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
@@ -63,7 +64,9 @@ fn example(text: TrainingText) -> EvalExample {
         TrainingText::Text(text) => EvalExample::text("", text),
         TrainingText::Conversation(turns) => {
             let mut messages: Vec<_> = turns.into_iter().map(message).collect();
-            let last = messages.iter().rposition(|message| message.role == "assistant");
+            // One that training would learn, too.
+            let is_answer = |message: &tunebook_models::Message| message.role == "assistant" && message.train;
+            let last = messages.iter().rposition(is_answer);
             let answer = last.map(|last| {
                 messages.truncate(last + 1);
                 messages.pop().map(|message| message.content).unwrap_or_default()
@@ -161,12 +164,8 @@ impl EvaluationViews for Evaluation {
     }
 
     fn worst_rows(&self, metric: &str) -> Table {
-        let of = |row: &RowResult| match row.statistics.get(metric).map(Vec::as_slice) {
-            Some([sum, count, ..]) if *count > 0.0 => Some(sum / count),
-            Some([value]) => Some(*value),
-            _ => None,
-        };
         let better = self.score(metric).is_none_or(|score| score.metric.higher_is_better);
+        let of = |row: &RowResult| row.scores.get(metric).copied();
         let mut rows: Vec<(f64, &RowResult)> =
             self.rows.iter().filter_map(|row| Some((of(row)?, row))).collect();
         rows.sort_by(|(a, _), (b, _)| if better { a.total_cmp(b) } else { b.total_cmp(a) });
@@ -296,13 +295,15 @@ impl ComparisonViews for Comparison {
         ])
         .caption(format!("{} against {}", self.name, self.other));
         for score in &self.scores {
-            let interval = score.interval;
+            let interval = score.interval.map_or("none".to_owned(), |interval| {
+                format!("{:+.4} to {:+.4}", interval.low, interval.high)
+            });
             table.row([
                 Cell::from(score.metric.name.as_str()),
                 Cell::Number(score.other),
                 Cell::Number(score.value),
                 Cell::Right(format!("{:+.4}", score.difference)),
-                Cell::Right(format!("{:+.4} to {:+.4}", interval.low, interval.high)),
+                Cell::Right(interval),
                 Cell::Right(p_value(score.adjusted_p_value)),
                 Cell::Right(
                     score.smallest_difference.map_or("none".to_owned(), |d| format!("{d:.4}")),
@@ -311,23 +312,44 @@ impl ComparisonViews for Comparison {
             ]);
         }
         let units = self.scores.iter().map(|score| score.units).max().unwrap_or(0);
+        let clustered = self.scores.iter().any(|score| score.clustered);
+        let unit = match (clustered, units) {
+            (true, _) => "groups of rows, each counted once",
+            (false, 1) => "row",
+            (false, _) => "rows",
+        };
+        let mut tests: Vec<&str> = self.scores.iter().map(|score| score.test.as_str()).collect();
+        tests.sort_unstable();
+        tests.dedup();
         table.note(format!(
-            "{units} rows. Tests: McNemar for shares of hits, else paired bootstrap; corrected for {} \
-             tests (loss and perplexity are one). A true difference of the size \"smallest shown\" is found four times in five.",
+            "{units} {unit}. Tests: {}; corrected for {} (loss and perplexity are one). A true difference of the \
+             size \"smallest shown\" is found four times in five.",
+            tests.join(", "),
             self.tests()
         ))
     }
 
     fn newly_right_table(&self, metric: &str) -> Table {
-        changed(self.newly_right.get(metric).map_or(&[], Vec::as_slice), &self.other, &self.name)
+        moved(&self.newly_right, metric, self)
     }
 
     fn newly_wrong_table(&self, metric: &str) -> Table {
-        changed(self.newly_wrong.get(metric).map_or(&[], Vec::as_slice), &self.other, &self.name)
+        moved(&self.newly_wrong, metric, self)
     }
 
     fn most_changed_table(&self) -> Table {
         changed(&self.most_changed, &self.other, &self.name)
+    }
+}
+
+/// Rows that moved in a metric; where it has none, which do.
+fn moved(rows: &BTreeMap<String, Vec<ChangedRow>>, metric: &str, comparison: &Comparison) -> Table {
+    match rows.get(metric) {
+        Some(rows) => changed(rows, &comparison.other, &comparison.name),
+        None => changed(&[], &comparison.other, &comparison.name).note(format!(
+            "`{metric}` is no share of hits that both have measured; these are: {}",
+            rows.keys().cloned().collect::<Vec<_>>().join(", ")
+        )),
     }
 }
 

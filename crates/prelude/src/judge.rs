@@ -8,6 +8,7 @@ use tunebook_data::Dataset;
 use tunebook_evaluate::metric::named;
 use tunebook_evaluate::{EvalExample, Evaluation, EvaluationArgs, IntoExamples, evaluate_with};
 use tunebook_models::Model;
+use tunebook_progress::interrupt::Interrupted;
 use tunebook_progress::quiet;
 use tunebook_tune::{Measured, Metric, TrainingArgs, answering_fingerprint};
 
@@ -92,6 +93,10 @@ impl Judge {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref().is_none_or(|(known, _)| *known != fingerprint) {
             let found = quiet(|| evaluate_with(model, &self.examples, &self.args))?;
+            if found.stopped {
+                // A value of some of the rows is none: the next run evaluates again.
+                return Err(Box::new(Interrupted));
+            }
             let samples = found.rows.iter().filter_map(|row| {
                 let reference = row.references.first().cloned().unwrap_or_default();
                 Some([row.question.clone(), reference, row.answer.clone()?])

@@ -36,8 +36,8 @@ mod own {
     };
     pub use tunebook_evaluate::metric::{
         Bleu, BleuTokenizer, Chrf, Contains, DistinctN, EditDistance, ExactMatch, JsonSchema,
-        JsonValid, MetricFn, Normalise, NumericAnswer, Occurrence, RegexMatch, Rouge, RougeKind,
-        Smoothing, Ter, TextMetric, TokenF1, metric_fn,
+        JsonValid, MetricFn, Normalise, NumericAnswer, Occurrence, RegexMatch, Renamed, Rouge,
+        RougeKind, Smoothing, Ter, TextMetric, TokenF1, metric_fn,
     };
     pub use tunebook_evaluate::statistics::Interval;
     pub use tunebook_evaluate::{

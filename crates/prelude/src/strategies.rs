@@ -132,6 +132,23 @@ fn check(candidates: &[Candidate<'_>]) -> Result<(), Error> {
         if others().any(|(_, other)| other.name == candidate.name) {
             return refuse(format!("`{}` twice", candidate.name), "each name once");
         }
+        let is_full = match &candidate.source {
+            Source::Untouched => false,
+            Source::Train(plan) => matches!(plan.0, Strategy::Full(_)),
+            Source::Trained(run) => matches!(run.strategy, Strategy::Full(_)),
+        };
+        if matches!(&candidate.source, Source::Trained(_)) && is_full {
+            let shares = |other: &Candidate<'_>| other.model.shares_weights_with(candidate.model);
+            if let Some((_, other)) = others().find(|(_, other)| shares(other)) {
+                return refuse(
+                    format!(
+                        "`{}`, whose weights the run of `{}` has trained",
+                        other.name, candidate.name
+                    ),
+                    "a model of its own beside full fine-tuning (`Model::load` once more)",
+                );
+            }
+        }
         let Source::Train(plan) = &candidate.source else { continue };
         if matches!(plan.0, Strategy::Full(_))
             && others().any(|(_, other)| other.model.shares_weights_with(candidate.model))

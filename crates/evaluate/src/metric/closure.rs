@@ -12,6 +12,7 @@ use crate::{Error, Result};
 pub struct MetricFn<F> {
     metric: Metric,
     version: u32,
+    needs_references: bool,
     measure: F,
 }
 
@@ -37,7 +38,7 @@ where
     F: Fn(&str, &str) -> f64 + Send + Sync,
 {
     let metric = Metric { name: name.into(), unit: None, higher_is_better };
-    MetricFn { metric, version: 1, measure }
+    MetricFn { metric, version: 1, needs_references: true, measure }
 }
 
 impl<F> MetricFn<F> {
@@ -45,6 +46,13 @@ impl<F> MetricFn<F> {
     #[must_use]
     pub fn version(self, version: u32) -> Self {
         Self { version, ..self }
+    }
+
+    /// The same for rows without references, too, for which the closure gets an empty one: a measure
+    /// of the answer alone, such as its length.
+    #[must_use]
+    pub fn without_references(self) -> Self {
+        Self { needs_references: false, ..self }
     }
 
     /// The same with a unit.
@@ -65,7 +73,12 @@ impl<F: Fn(&str, &str) -> f64 + Send + Sync> TextMetric for MetricFn<F> {
 
     fn statistics(&self, answer: &str, references: &[String]) -> Result<Vec<f64>> {
         let mut best: Option<f64> = None;
-        for reference in required(&self.metric, answer, references)? {
+        let none = [String::new()];
+        let references = match references.is_empty() && !self.needs_references {
+            true => &none,
+            false => required(&self.metric, answer, references)?,
+        };
+        for reference in references {
             // The closure is only ever called again with other texts: what a panic left half done
             // in its own captures is its author's to see.
             let value = catch_unwind(AssertUnwindSafe(|| (self.measure)(answer, reference)))
@@ -90,6 +103,10 @@ impl<F: Fn(&str, &str) -> f64 + Send + Sync> TextMetric for MetricFn<F> {
 
     fn score(&self, sums: &[f64]) -> f64 {
         mean(sums)
+    }
+
+    fn needs_references(&self) -> bool {
+        self.needs_references
     }
 }
 

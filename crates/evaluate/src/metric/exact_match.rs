@@ -40,7 +40,10 @@ impl ExactMatch {
 
 impl TextMetric for ExactMatch {
     fn metric(&self) -> Metric {
-        Metric::higher_is_better("exact_match")
+        Metric::higher_is_better(match *self == Self::normalised() {
+            true => "exact_match_normalised",
+            false => "exact_match",
+        })
     }
 
     fn settings(&self) -> String {

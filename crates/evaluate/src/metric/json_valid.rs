@@ -37,7 +37,9 @@ impl TextMetric for JsonValid {
     }
 
     fn statistics(&self, answer: &str, _references: &[String]) -> Result<Vec<f64>> {
-        Ok(hit(parse(answer, self.fenced).is_some()))
+        // By its syntax alone: a number beyond all doubles is JSON, too.
+        let text = inner(answer, self.fenced);
+        Ok(hit(serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()))
     }
 
     fn score(&self, sums: &[f64]) -> f64 {
@@ -55,8 +57,12 @@ impl TextMetric for JsonValid {
 
 /// The JSON value that an answer is.
 pub(super) fn parse(answer: &str, fenced: bool) -> Option<Value> {
+    serde_json::from_str(inner(answer, fenced)).ok()
+}
+
+fn inner(answer: &str, fenced: bool) -> &str {
     let inner = if fenced { unfence(answer) } else { None };
-    serde_json::from_str(inner.unwrap_or(answer)).ok()
+    inner.unwrap_or(answer)
 }
 
 /// The inside of the Markdown code block that the whole text is.

@@ -30,6 +30,7 @@ mod normalise;
 mod numeric_answer;
 mod python;
 mod regex_match;
+mod renamed;
 mod rouge;
 mod sacrebleu;
 mod token_f1;
@@ -49,6 +50,7 @@ pub use named::{NAMES, named};
 pub use normalise::Normalise;
 pub use numeric_answer::NumericAnswer;
 pub use regex_match::{Occurrence, RegexMatch};
+pub use renamed::Renamed;
 pub use rouge::{Rouge, RougeKind};
 pub use sacrebleu::bleu::{Bleu, Smoothing};
 pub use sacrebleu::chrf::Chrf;
@@ -110,6 +112,22 @@ pub trait TextMetric: Send + Sync {
     /// comparable.
     fn signature(&self, references: Option<usize>) -> String {
         signature(references, &self.settings())
+    }
+
+    /// The same under another name, so that two settings of one metric can stand side by side.
+    ///
+    /// ```
+    /// use tunebook_evaluate::metric::{NumericAnswer, TextMetric};
+    ///
+    /// let near = NumericAnswer { tolerance: 0.5, ..NumericAnswer::default() }.named("near");
+    /// assert_eq!((near.metric().name.as_str(), near.row_score("7.2", &["7".into()])?), ("near", 1.0));
+    /// # Ok::<(), tunebook_evaluate::Error>(())
+    /// ```
+    fn named(self, name: &str) -> Renamed<Self>
+    where
+        Self: Sized,
+    {
+        Renamed::new(name.to_owned(), self)
     }
 
     /// The score of one row.

@@ -59,6 +59,13 @@ impl TextMetric for NumericAnswer {
     /// If there is no reference, or one holds no number.
     fn statistics(&self, answer: &str, references: &[String]) -> Result<Vec<f64>> {
         let metric = self.metric();
+        if !(self.tolerance >= 0.0 && self.tolerance.is_finite()) {
+            return Err(Error::Setting {
+                field: "NumericAnswer.tolerance",
+                value: self.tolerance.to_string(),
+                expected: "a number, at least 0",
+            });
+        }
         let number = Number::of(answer);
         let mut equal = false;
         for reference in required(&metric, answer, references)? {
@@ -101,7 +108,11 @@ impl Number {
         };
         let negative = is_negative(&text[..found.start()]);
         let plain = found.as_str().replace(',', "");
-        let value: f64 = plain.parse().ok()?;
+        // A number beyond all doubles is compared digit by digit, and with an exponent not at all.
+        let value: f64 = plain
+            .parse()
+            .ok()
+            .filter(|value: &f64| value.is_finite() || !plain.contains(['e', 'E']))?;
         let value = if negative { -value } else { value };
         let digits = (!plain.contains(['e', 'E'])).then(|| {
             let (whole, fraction) = plain.split_once('.').unwrap_or((&plain, ""));
@@ -118,7 +129,12 @@ impl Number {
         match (&self.digits, &other.digits) {
             (Some(left), Some(right)) if left == right => true,
             (Some(_), Some(_)) if tolerance == 0.0 => false,
-            _ => self.value == other.value || (self.value - other.value).abs() <= tolerance,
+            // 1.1 is within 0.1 of 1, though its double is a little more.
+            _ => {
+                let apart = (self.value - other.value).abs();
+                self.value == other.value
+                    || apart <= tolerance + 4.0 * f64::EPSILON * self.value.abs().max(1.0)
+            }
         }
     }
 }

@@ -9,6 +9,9 @@ use crate::metric::{ExactMatch, TextMetric};
 use crate::run::example::EvalExample;
 use crate::{Error, Result};
 
+/// The names of what is measured by itself.
+const RESERVED: [&str; 5] = ["loss", "perplexity", "token_accuracy", "accuracy", "accuracy_norm"];
+
 /// What an evaluation measures. The loss, perplexity and token accuracy of rows with a reference
 /// always are.
 #[derive(Clone)]
@@ -21,17 +24,20 @@ pub struct EvaluationArgs {
     /// Labels less likely than the likeliest by more than this, in nats, need not be scored to their
     /// ends; their probabilities count as those of their beginnings. Default: 7, a thousandth.
     pub label_margin: f64,
-    /// Solved examples that stand before each prompt, as turns or as text. Default: none.
+    /// Solved examples that stand before each prompt, as turns or as text; none of the rows that are
+    /// judged. Default: none.
     pub few_shot: Vec<EvalExample>,
     /// How answers are generated. Default: greedily.
     pub generation: GenerationConfig,
     /// The most tokens of an answer; `None`: twice the longest reference's and 8, at most 512.
     /// Default: `None`.
     pub max_new_tokens: Option<usize>,
-    /// Columns by whose values scores are given, too. Default: none.
+    /// Columns by whose values scores are given, too; `class` is the right answer and `length` a third
+    /// of the rows by the tokens of their prompts, where no column has that name. Default: none.
     pub slices: Vec<String>,
     /// A column whose rows belong together and count as one for intervals and tests: a document, a
-    /// customer, a cluster of near-duplicates. Default: none.
+    /// customer, a cluster of near-duplicates. Default: none; rows that ask and expect the same count
+    /// as one then.
     pub cluster: Option<String>,
     /// The most rows. The rows are cut into so many stretches of equal length and one is taken from
     /// each, always the same: rows that are sorted by class or date are judged in all their parts.
@@ -115,8 +121,16 @@ impl EvaluationArgs {
         let mut names = std::collections::HashSet::new();
         for metric in &self.metrics {
             let name = metric.metric().name;
+            if RESERVED.contains(&name.as_str()) {
+                return refuse(
+                    "EvaluationArgs.metrics",
+                    format!("a metric named `{name}`"),
+                    "another name: this one is measured of every evaluation",
+                );
+            }
             if !names.insert(name.clone()) {
-                return refuse("EvaluationArgs.metrics", format!("{name} twice"), "each name once");
+                let expected = "each name once (`metric.named(\"…\")` gives another)";
+                return refuse("EvaluationArgs.metrics", format!("{name} twice"), expected);
             }
         }
         Ok(self.generation.validate()?)

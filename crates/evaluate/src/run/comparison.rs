@@ -7,8 +7,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tunebook_tune::Metric;
 
-use crate::metric::{mean, sums};
-use crate::run::evaluation::{Evaluation, Measure, RowResult, clusters};
+use crate::metric::sums;
+use crate::run::evaluation::{Evaluation, Measure, RowResult, check_cluster, clusters};
 use crate::statistics::{
     Bootstrap, Interval, cluster_sums, holm, mcnemar_rows, smallest_difference,
     smallest_rate_difference,
@@ -21,6 +21,8 @@ const ALPHA: f64 = 0.05;
 const POWER: f64 = 0.8;
 /// Fewer rows than this show nothing by a bootstrap.
 const FEWEST: usize = 10;
+/// The name of the test of scores that are no shares of hits.
+const BOOTSTRAP: &str = "paired bootstrap";
 
 /// What the comparison of two scores comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,8 +61,8 @@ pub struct ComparedScore {
     pub other: f64,
     /// The first less the second.
     pub difference: f64,
-    /// The interval of the difference.
-    pub interval: Interval,
+    /// The interval of the difference; `None` with fewer than two rows.
+    pub interval: Option<Interval>,
     /// The test: `McNemar, mid-p` (the exact two-sided binomial with half the weight of the result
     /// itself), `paired bootstrap`, `none`.
     pub test: String,
@@ -75,6 +77,9 @@ pub struct ComparedScore {
     pub verdict: Verdict,
     /// The number of rows, or of clusters where rows form some.
     pub units: usize,
+    /// Whether rows form clusters: a column's, or rows that ask and expect the same.
+    #[serde(default)]
+    pub clustered: bool,
 }
 
 /// A row of which the answers of both models differ in a metric.
@@ -126,12 +131,11 @@ impl fmt::Debug for Comparison {
         write!(f, "{} against {}", self.name, self.other)?;
         for score in &self.scores {
             let ComparedScore { metric, value, other, difference, verdict, .. } = score;
-            let Interval { low, high, .. } = score.interval;
-            write!(
-                f,
-                "; {}: {value:.4} against {other:.4}, {difference:+.4} [{low:+.4}, {high:+.4}], {verdict}",
-                metric.name
-            )?;
+            write!(f, "; {}: {value:.4} against {other:.4}, {difference:+.4}", metric.name)?;
+            if let Some(Interval { low, high, .. }) = score.interval {
+                write!(f, " [{low:+.4}, {high:+.4}]")?;
+            }
+            write!(f, ", {verdict}")?;
         }
         Ok(())
     }
@@ -139,20 +143,30 @@ impl fmt::Debug for Comparison {
 
 impl Evaluation {
     /// Compares this model's answers with another's to the same rows: McNemar's test for shares of
-    /// hits, a paired bootstrap for the other scores, Holm's correction over all.
+    /// hits, a paired bootstrap for the other scores and where rows form clusters
+    /// ([`EvaluationArgs::cluster`](crate::EvaluationArgs::cluster), or rows that ask and expect the
+    /// same), Holm's correction over all.
     ///
     /// # Errors
     /// Evaluations of other rows or with other settings, by the setting's name; one that was stopped
     /// or read from a file; no score in common.
     pub fn compare(&self, other: &Evaluation) -> Result<Comparison> {
-        self.compare_by(other, None)
+        if self.cluster != other.cluster {
+            let name = |of: &Evaluation| of.cluster.clone().unwrap_or_else(|| "none".to_owned());
+            return Err(Error::NotComparable {
+                field: "cluster".into(),
+                problem: format!("are {} and {}", name(self), name(other)),
+            });
+        }
+        self.compare_by(other, self.cluster.as_deref())
     }
 
-    /// As [`Evaluation::compare`]; rows with the same value in `cluster` count as one.
+    /// As [`Evaluation::compare`]; rows with the same value in the column `cluster` count as one.
     ///
     /// # Errors
-    /// As [`Evaluation::compare`].
+    /// As [`Evaluation::compare`]; no row has the column.
     pub fn compare_clustered(&self, other: &Evaluation, cluster: &str) -> Result<Comparison> {
+        check_cluster(&self.rows, Some(cluster))?;
         self.compare_by(other, Some(cluster))
     }
 
@@ -197,7 +211,11 @@ impl Evaluation {
         let change = |row: &ChangedRow| (row.score_after - row.score_before).abs();
         most_changed.sort_by(|a, b| change(b).total_cmp(&change(a)).then(a.row.cmp(&b.row)));
         most_changed.truncate(50);
-        let name = |evaluation: &Evaluation| evaluation.active.clone();
+        let same_name = self.active == other.active && self.model != other.model;
+        let name = |evaluation: &Evaluation| match same_name {
+            true => format!("{} of {}", evaluation.active, evaluation.model),
+            false => evaluation.active.clone(),
+        };
         Ok(Comparison {
             name: name(self),
             other: name(other),
@@ -245,13 +263,11 @@ impl Evaluation {
                 return refuse(name, format!("{one} and {two}"));
             }
         }
-        for score in &self.scores {
-            if let Some(same) = other.score(&score.metric.name)
-                && same.rows == score.rows
-                && same.signature != score.signature
-            {
-                let problem = format!("{} and {}", score.signature, same.signature);
-                return refuse(&score.metric.name, problem);
+        for own in &self.measures {
+            let same = other.measures.iter().find(|other| other.metric.name == own.metric.name);
+            if let Some(same) = same.filter(|same| same.settings != own.settings) {
+                let problem = format!("is `{}` and `{}`", own.settings, same.settings);
+                return refuse(&own.metric.name, problem);
             }
         }
         Ok(())
@@ -259,7 +275,7 @@ impl Evaluation {
 }
 
 fn changed(metric: &str, after: &RowResult, before: &RowResult) -> ChangedRow {
-    let score = |row: &RowResult| mean(&row.statistics[metric]);
+    let score = |row: &RowResult| row.scores.get(metric).copied().unwrap_or(f64::NAN);
     ChangedRow {
         row: after.row,
         question: after.question.clone(),
@@ -283,12 +299,10 @@ fn compared(
     };
     let own = of(pairs.iter().map(|(own, _)| *own).collect());
     let other = of(pairs.iter().map(|(_, other)| *other).collect());
-    let (own_units, other_units) = match cluster {
-        Some(column) => {
-            let rows: Vec<&RowResult> = pairs.iter().map(|(own, _)| *own).collect();
-            let names = clusters(&rows, column);
-            (cluster_sums(&own, &names)?, cluster_sums(&other, &names)?)
-        }
+    let rows: Vec<&RowResult> = pairs.iter().map(|(own, _)| *own).collect();
+    let clusters = clusters(&rows, cluster);
+    let (own_units, other_units) = match &clusters {
+        Some(names) => (cluster_sums(&own, names)?, cluster_sums(&other, names)?),
         None => (own.clone(), other.clone()),
     };
     let units = own_units.len();
@@ -297,13 +311,14 @@ fn compared(
         value: measure.score(&sums(&own)),
         other: measure.score(&sums(&other)),
         difference: 0.0,
-        interval: Interval { low: f64::NEG_INFINITY, high: f64::INFINITY, level },
+        interval: None,
         test: "none".to_owned(),
         p_value: 1.0,
         adjusted_p_value: 1.0,
         smallest_difference: None,
         verdict: Verdict::TooFewRows,
         units,
+        clustered: clusters.is_some(),
     };
     score.difference = score.value - score.other;
     if units < 2 {
@@ -311,8 +326,8 @@ fn compared(
     }
     let bootstrap = Bootstrap { level, ..Bootstrap::default() };
     let paired = bootstrap.paired(&other_units, &own_units, |sums| measure.score(sums))?;
-    score.interval = paired.interval;
-    if measure.is_rate() && cluster.is_none() {
+    score.interval = Some(paired.interval);
+    if measure.is_rate() && clusters.is_none() {
         let hits = |rows: &[Vec<f64>]| rows.iter().map(|row| row[0] > 0.5).collect::<Vec<bool>>();
         let test = mcnemar_rows(&hits(&own), &hits(&other))?;
         let discordant = (test.only_first + test.only_second) as f64 / units as f64;
@@ -321,9 +336,12 @@ fn compared(
         score.p_value = test.mid_p_value;
         score.smallest_difference = smallest_rate_difference(discordant, units as u64, POWER)?;
     } else {
-        score.test = "paired bootstrap".to_owned();
+        score.test = BOOTSTRAP.to_owned();
         score.p_value = paired.p_value;
-        score.smallest_difference = match units >= FEWEST {
+        // Rows that all differ alike, or not at all, say nothing of how far others would.
+        let size = score.value.abs().max(score.other.abs());
+        let differs = paired.standard_error > 1e-9 * size;
+        score.smallest_difference = match units >= FEWEST && differs {
             true => Some(smallest_difference(paired.standard_error, POWER)?),
             false => None,
         };
@@ -356,6 +374,10 @@ fn adjust(scores: &mut [ComparedScore]) {
 }
 
 fn verdict(score: &ComparedScore) -> Verdict {
+    // Its p-value can be far too small then: four rows of one sign are no proof.
+    if score.test == BOOTSTRAP && score.units < FEWEST {
+        return Verdict::TooFewRows;
+    }
     if score.adjusted_p_value < ALPHA && score.difference != 0.0 {
         return match (score.difference > 0.0) == score.metric.higher_is_better {
             true => Verdict::Better,

@@ -16,6 +16,7 @@ use crate::run::answers::{AnswerEnd, Answers, Line};
 use crate::run::args::EvaluationArgs;
 use crate::run::evaluation::{
     ACCURACY, ACCURACY_NORM, Classification, Evaluation, Measure, RowResult, SliceScores,
+    check_cluster,
 };
 use crate::run::example::{EvalExample, IntoExamples};
 use crate::run::prepare::{Prepared, bytes, key, prepare};
@@ -106,6 +107,23 @@ fn run(model: &Model, mut examples: Vec<EvalExample>, args: &EvaluationArgs) -> 
             }
         }
     }
+    let measures = work.measures()?;
+    for row in &mut rows {
+        let score = |measure: &Measure| {
+            let name = &measure.metric.name;
+            let score = measure.score(row.statistics.get(name)?);
+            Some((name.clone(), score)).filter(|_| score.is_finite())
+        };
+        row.scores = measures.iter().filter_map(score).collect();
+    }
+    for metric in &args.metrics {
+        let name = metric.metric().name;
+        let judged = rows.iter().any(|row| row.statistics.contains_key(&name));
+        let answered = rows.iter().any(|row| row.left_out.is_none() && row.answer.is_some());
+        if answered && !judged {
+            return Err(Error::NoReferences { metric: name });
+        }
+    }
     rows.iter_mut().for_each(|row| row.row = numbers[row.row]);
     let mut evaluation = Evaluation {
         model: model.name().to_owned(),
@@ -120,7 +138,8 @@ fn run(model: &Model, mut examples: Vec<EvalExample>, args: &EvaluationArgs) -> 
         rows,
         stopped,
         secs: 0.0,
-        measures: work.measures(),
+        cluster: args.cluster.clone(),
+        measures,
         level: args.level,
     };
     evaluation.sum_up(args)?;
@@ -156,8 +175,18 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn rows(&self) -> Vec<RowResult> {
+        let mut first: HashMap<String, usize> = HashMap::new();
+        let mut same_as = |row: usize| {
+            // What is asked and expected, not the columns beside it.
+            let EvalExample { prompt, references, choices, .. } = &self.examples[row];
+            let asked = serde_json::to_vec(&(prompt, references, choices)).unwrap_or_default();
+            let first = *first.entry(key(&[&asked])).or_insert(row);
+            (first < row).then(|| self.numbers[first])
+        };
         let row = |(row, (example, prepared)): (usize, (&EvalExample, &Prepared))| RowResult {
             row,
+            same_as: same_as(row),
+            scores: BTreeMap::new(),
             question: example.question().to_owned(),
             references: example.references.clone(),
             answer: None,
@@ -195,14 +224,16 @@ impl Work<'_> {
         GenerationConfig { max_new_tokens, ..self.args.generation.clone() }
     }
 
-    fn measures(&self) -> Vec<Measure> {
-        let mut measures: Vec<Measure> = Measure::of_losses().into();
+    fn measures(&self) -> Result<Vec<Measure>> {
+        let tokenizer = self.model.tokenizer().fingerprint()?;
+        let tokenizer = key(&[tokenizer.as_bytes()])[..8].to_owned();
+        let mut measures: Vec<Measure> = Measure::of_losses(&tokenizer).into();
         if self.prepared.iter().any(|row| row.choices.is_some()) {
             measures.push(Measure::rate(ACCURACY));
             measures.push(Measure::rate(ACCURACY_NORM));
         }
         measures.extend(self.args.metrics.iter().map(Measure::of_texts));
-        measures
+        Ok(measures)
     }
 
     /// Whatever scores depend on besides the model.
@@ -221,6 +252,7 @@ impl Work<'_> {
             let count = self.args.labels.len();
             let labels = hash(&self.args.labels.join("\0"));
             settings.insert("labels".to_owned(), format!("{count}-{labels}"));
+            settings.insert("label_margin".to_owned(), self.args.label_margin.to_string());
         } else if !self.args.metrics.is_empty() {
             let how = match generation.temperature {
                 0.0 => "greedy".to_owned(),
@@ -228,14 +260,12 @@ impl Work<'_> {
             };
             settings.insert("generation".to_owned(), how);
             settings.insert("max_new_tokens".to_owned(), generation.max_new_tokens.to_string());
-            // All the rest, as one number.
-            let rest = GenerationConfig { batch_size: 1, max_new_tokens: 1, ..generation.clone() };
-            let rest = serde_json::to_string(&rest).unwrap_or_default();
-            settings.insert("config".to_owned(), hash(&rest));
+            settings.extend(unusual(generation));
         }
         let mut all = xxhash_rust::xxh3::Xxh3::new();
-        for example in self.examples {
-            all.update(serde_json::to_string(example).unwrap_or_default().as_bytes());
+        for EvalExample { prompt, references, choices, .. } in self.examples {
+            let asked = serde_json::to_vec(&(prompt, references, choices));
+            all.update(&asked.unwrap_or_default());
         }
         settings.insert("rows".to_owned(), format!("{:08x}", all.digest128() as u32));
         settings
@@ -384,7 +414,7 @@ impl Work<'_> {
         config: &GenerationConfig,
         answers: &mut Answers,
     ) -> Result<bool> {
-        let same = GenerationConfig { batch_size: 1, ..config.clone() };
+        let same = asked_alike(config);
         let same = serde_json::to_vec(&same).map_err(Error::json)?;
         let samples = config.temperature > 0.0;
         let asked: Vec<(usize, &Vec<u32>, String)> = (0..rows.len())
@@ -457,6 +487,30 @@ impl Work<'_> {
     }
 }
 
+/// The configuration without what changes no answer.
+fn asked_alike(config: &GenerationConfig) -> GenerationConfig {
+    let mut same = GenerationConfig { batch_size: 1, ..config.clone() };
+    if config.temperature == 0.0 {
+        same.seed = 0;
+    }
+    same
+}
+
+/// The settings of generated answers that are not the default, by name.
+fn unusual(config: &GenerationConfig) -> Vec<(String, String)> {
+    let fields = |config: &GenerationConfig| {
+        let config =
+            GenerationConfig { max_new_tokens: 1, temperature: 0.0, ..asked_alike(config) };
+        match serde_json::to_value(GenerationConfig { seed: 0, ..config }) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        }
+    };
+    let default = fields(&GenerationConfig::default());
+    let own = fields(config).into_iter().filter(|(name, value)| default.get(name) != Some(value));
+    own.map(|(name, value)| (name, value.to_string().replace('|', r"\x7c"))).collect()
+}
+
 /// A bar, if there is something to wait for.
 fn bar(label: &str, total: usize, unit: &str) -> Bar {
     Bar((total > 1).then(|| ProgressBar::new(label, Some(total as u64)).unit(unit)))
@@ -505,22 +559,12 @@ impl Evaluation {
                 .flatten()
                 .collect())
         };
+        check_cluster(&self.rows, args.cluster.as_deref())?;
         let mut slices = Vec::new();
         for column in &args.slices {
-            let mut groups: BTreeMap<&str, Vec<&RowResult>> = BTreeMap::new();
-            for row in &judged {
-                let value = row.columns.get(column).map_or("", String::as_str);
-                groups.entry(value).or_default().push(row);
-            }
-            if groups.keys().all(|value| value.is_empty()) {
-                return Err(Error::NoColumn { column: column.clone() });
-            }
-            for (value, rows) in groups {
-                slices.push(SliceScores {
-                    column: column.clone(),
-                    value: value.to_owned(),
-                    scores: scores(&rows)?,
-                });
+            for (value, rows) in groups(&judged, column)? {
+                let scores = scores(&rows)?;
+                slices.push(SliceScores { column: column.clone(), value, scores });
             }
         }
         let overall = scores(&judged)?;
@@ -533,6 +577,34 @@ impl Evaluation {
         self.classification = classification;
         Ok(())
     }
+}
+
+/// The rows by the value of a column; without a column of that name by `class`, the first right
+/// answer, or by `length`, thirds by the tokens of the prompt.
+fn groups<'a>(rows: &[&'a RowResult], column: &str) -> Result<Vec<(String, Vec<&'a RowResult>)>> {
+    let has_column = rows.iter().any(|row| row.columns.contains_key(column));
+    if !has_column && column == "length" {
+        let mut rows = rows.to_vec();
+        rows.sort_by_key(|row| (row.prompt_tokens, row.row));
+        let size = rows.len().div_ceil(3).max(1);
+        let name = |rows: &[&RowResult]| {
+            let tokens = |row: Option<&&RowResult>| row.map_or(0, |row| row.prompt_tokens);
+            format!("{} to {} tokens", tokens(rows.first()), tokens(rows.last()))
+        };
+        return Ok(rows.chunks(size).map(|rows| (name(rows), rows.to_vec())).collect());
+    }
+    let value = |row: &RowResult| match has_column {
+        true => row.columns.get(column).cloned().unwrap_or_default(),
+        false => row.references.first().cloned().unwrap_or_default(),
+    };
+    if !has_column && column != "class" {
+        return Err(Error::NoColumn { column: column.to_owned() });
+    }
+    let mut groups: BTreeMap<String, Vec<&RowResult>> = BTreeMap::new();
+    for row in rows {
+        groups.entry(value(row)).or_default().push(row);
+    }
+    Ok(groups.into_iter().collect())
 }
 
 fn classification(rows: &[&RowResult], args: &EvaluationArgs) -> Result<Option<Classification>> {

@@ -10,13 +10,16 @@ use tunebook_tune::Metric;
 use crate::classes::{ClassReport, Confusion, Reliability};
 use crate::metric::{self, TextMetric, mean, sums};
 use crate::run::answers::AnswerEnd;
-use crate::statistics::{Bootstrap, Interval, cluster_sums, wilson};
+use crate::statistics::{Bootstrap, Interval, cluster_sums, clustered_rate, wilson};
 use crate::{Error, Result};
 
 /// The name of the accuracy among given answers, by the sum of their tokens' log-likelihoods.
 pub(crate) const ACCURACY: &str = "accuracy";
 /// The same by log-likelihood a character, as lm-evaluation-harness's `acc_norm`.
 pub(crate) const ACCURACY_NORM: &str = "accuracy_norm";
+
+/// A gate holds for the rows that were to be judged: one in so many may be missing.
+const MOST_MISSING: usize = 100;
 
 /// One number over all rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +70,12 @@ pub struct RowResult {
     pub probabilities: Vec<f64>,
     /// For each metric its sufficient statistics.
     pub statistics: BTreeMap<String, Vec<f64>>,
+    /// For each metric the score of this row alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scores: BTreeMap<String, f64>,
+    /// The first row that asks and expects the same: the two count as one for intervals and tests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<usize>,
     /// Values to group by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub columns: BTreeMap<String, String>,
@@ -118,6 +127,9 @@ pub struct Evaluation {
     pub classification: Option<Classification>,
     /// Every row.
     pub rows: Vec<RowResult>,
+    /// The column whose rows count as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// It was stopped, and has some of the rows only.
     pub stopped: bool,
     /// How many rows there were to judge.
@@ -145,7 +157,7 @@ type ScoreOf = Arc<dyn Fn(&[f64]) -> f64 + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Measure {
     pub(crate) metric: Metric,
-    settings: String,
+    pub(crate) settings: String,
     score: ScoreOf,
     is_rate: bool,
 }
@@ -167,11 +179,12 @@ impl Measure {
         Self { metric, settings: "version:1".into(), score: Arc::new(mean), is_rate: true }
     }
 
-    /// Cross-entropy, perplexity and token accuracy, whose statistics are a sum and tokens.
-    pub(crate) fn of_losses() -> [Self; 3] {
+    /// Cross-entropy, perplexity and token accuracy, whose statistics are a sum and tokens. They are
+    /// given per token, so those of two tokenizers are not comparable.
+    pub(crate) fn of_losses(tokenizer: &str) -> [Self; 3] {
         let of = |metric, score: ScoreOf| Self {
             metric,
-            settings: "version:1".into(),
+            settings: format!("tokenizer:{tokenizer}|version:1"),
             score,
             is_rate: false,
         };
@@ -210,7 +223,7 @@ impl Measure {
         let statistics: Vec<Vec<f64>> =
             rows.iter().map(|row| row.statistics[name].clone()).collect();
         let value = self.score(&sums(&statistics));
-        let clusters = cluster.map(|column| clusters(&rows, column));
+        let clusters = clusters(&rows, cluster);
         let units = match &clusters {
             Some(clusters) => cluster_sums(&statistics, clusters)?,
             None => statistics.clone(),
@@ -218,16 +231,20 @@ impl Measure {
         let interval = if self.is_rate && clusters.is_none() {
             let hits = statistics.iter().map(|row| row[0]).sum::<f64>();
             Some(wilson(hits.round() as u64, rows.len() as u64, level)?)
-        } else if units.len() >= 2 {
-            let bootstrap = Bootstrap { level, resamples: 2000, ..Bootstrap::default() };
-            Some(bootstrap.interval(&units, |sums| self.score(sums))?)
-        } else {
+        } else if units.len() < 2 {
             None
+        } else if self.is_rate {
+            Some(clustered_rate(&units, level)?)
+        } else {
+            let bootstrap = Bootstrap { level, resamples: 2000, ..Bootstrap::default() };
+            let interval = bootstrap.interval(&units, |sums| self.score(sums))?;
+            // Where all rows agree a resample says nothing of others.
+            (interval.high > interval.low).then_some(interval)
         };
         let references = rows.first().map(|row| row.references.len());
         let references =
             references.filter(|count| rows.iter().all(|row| row.references.len() == *count));
-        let mut signature = metric::signature(references, &self.settings);
+        let mut signature = format!("{name}|{}", metric::signature(references, &self.settings));
         for (name, value) in settings {
             signature.push_str(&format!("|{name}:{value}"));
         }
@@ -243,10 +260,30 @@ impl Measure {
     }
 }
 
-/// The cluster of each row: the value of a column, or the row itself where it has none.
-pub(crate) fn clusters(rows: &[&RowResult], column: &str) -> Vec<String> {
-    let own = |row: &RowResult| format!("\u{0}{}", row.row);
-    rows.iter().map(|row| row.columns.get(column).cloned().unwrap_or_else(|| own(row))).collect()
+/// Refuses a column that no row has.
+pub(crate) fn check_cluster(rows: &[RowResult], column: Option<&str>) -> Result<()> {
+    match column {
+        Some(column) if !rows.iter().any(|row| row.columns.contains_key(column)) => {
+            Err(Error::NoColumn { column: column.to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The cluster of each row: the value of a column, or without one the first row that asks and
+/// expects the same. A row that has no value is a cluster of its own. `None` where all are.
+pub(crate) fn clusters(rows: &[&RowResult], column: Option<&str>) -> Option<Vec<String>> {
+    let own = |row: usize| format!("\u{0}{row}");
+    match column {
+        Some(column) => {
+            let value = |row: &&RowResult| row.columns.get(column).cloned();
+            Some(rows.iter().map(|row| value(row).unwrap_or_else(|| own(row.row))).collect())
+        }
+        None => rows
+            .iter()
+            .any(|row| row.same_as.is_some())
+            .then(|| rows.iter().map(|row| own(row.same_as.unwrap_or(row.row))).collect()),
+    }
 }
 
 impl Evaluation {
@@ -270,7 +307,8 @@ impl Evaluation {
     /// `exact_match >= 0.88`, or of the lower bound of the interval, `exact_match.low >= 0.85`.
     ///
     /// # Errors
-    /// A condition that is not met, or cannot be read; an evaluation that was stopped.
+    /// A condition that is not met, or cannot be read; an evaluation that was stopped, or in which more
+    /// than a hundredth of the rows could not be judged.
     pub fn require(&self, condition: &str) -> Result<&Self> {
         let refuse =
             |problem: String| Error::Condition { condition: condition.to_owned(), problem };
@@ -295,7 +333,9 @@ impl Evaluation {
             .score(name)
             .ok_or_else(|| refuse(format!("there is no score `{name}`, but {}", known())))?;
         let interval = || {
-            score.interval.ok_or_else(|| refuse(format!("`{name}` of so few rows has no interval")))
+            score.interval.ok_or_else(|| {
+                refuse(format!("`{name}` has no interval: too few rows, or all agree"))
+            })
         };
         let value = match end {
             Some("low") => interval()?.low,
@@ -306,6 +346,18 @@ impl Evaluation {
             let (done, planned) = (self.rows.len(), self.planned_rows);
             return Err(refuse(format!(
                 "the evaluation was stopped after {done} of {planned} rows"
+            )));
+        }
+        let missing = self.planned_rows.saturating_sub(score.rows);
+        if missing * MOST_MISSING > self.planned_rows {
+            let reason = self
+                .rows
+                .iter()
+                .find_map(|row| Some(format!("row {}: {}", row.row, row.left_out.as_ref()?)));
+            let reason = reason.unwrap_or_else(|| "they have no reference".to_owned());
+            return Err(refuse(format!(
+                "`{name}` is that of {} of {} rows ({reason}); leave such rows out of what is judged",
+                score.rows, self.planned_rows
             )));
         }
         let met = match operator {

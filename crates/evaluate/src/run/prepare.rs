@@ -34,6 +34,7 @@ pub(crate) fn prepare(
 ) -> Result<Vec<Prepared>> {
     check_references(examples, numbers, args)?;
     let shots = Shots::of(&args.few_shot)?;
+    check_shots(examples, numbers, &args.few_shot)?;
     let row = |(example, number): (&EvalExample, &usize)| {
         prepare_row(model, example, &shots, args)
             .map_err(|error| Error::Row { row: *number, problem: error.to_string() })
@@ -92,6 +93,28 @@ fn check_references(
     Err(Error::NotAChoice { field, count, rows, row, reference: reference.clone(), advice })
 }
 
+/// Refuses solved examples that are judged themselves, or of another form than what is judged.
+fn check_shots(examples: &[EvalExample], numbers: &[usize], shots: &[EvalExample]) -> Result<()> {
+    let refuse =
+        |value, expected| Err(Error::Setting { field: "EvaluationArgs.few_shot", value, expected });
+    let is_text = |example: &EvalExample| matches!(example.prompt, EvalPrompt::Text(_));
+    for (example, number) in examples.iter().zip(numbers).filter(|(example, _)| example.asks()) {
+        for (at, shot) in shots.iter().enumerate() {
+            if shot.prompt == example.prompt {
+                let value = format!("example {at}, which is row {number} of what is judged");
+                return refuse(value, "rows that are not judged, such as training rows");
+            }
+            if is_text(shot) != is_text(example) {
+                let kind = |text: bool| if text { "a text" } else { "a conversation" };
+                let (shot, row) = (kind(is_text(shot)), kind(is_text(example)));
+                let value = format!("{shot} in example {at}, while row {number} is {row}");
+                return refuse(value, "examples of the same form as the rows");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Solved examples before each prompt.
 struct Shots {
     turns: Vec<Message>,
@@ -133,6 +156,13 @@ fn prepare_row(
     args: &EvaluationArgs,
 ) -> Result<Prepared> {
     let (_, answers) = answers(example, args);
+    if example.choices.len() == 1 {
+        return Err(Error::Setting {
+            field: "EvalExample.choices",
+            value: "one answer".to_owned(),
+            expected: "at least two to choose from, or none",
+        });
+    }
     let reference = example.references.first();
     let mut prepared = Prepared::default();
     match &example.prompt {

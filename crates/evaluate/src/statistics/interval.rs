@@ -56,13 +56,63 @@ pub fn wilson(hits: u64, rows: u64, level: f64) -> Result<Interval> {
             expected: "at most the number of rows",
         });
     }
-    let n = rows as f64;
-    let p = hits as f64 / n;
+    let interval = wilson_of_share(hits as f64 / rows as f64, rows as f64, level);
+    let low = if hits == 0 { 0.0 } else { interval.low };
+    let high = if hits == rows { 1.0 } else { interval.high };
+    Ok(Interval { low, high, level })
+}
+
+/// The Wilson interval for a rate of hits among rows that form clusters, each `[hits, rows]`, from 0
+/// to 1.
+///
+/// As many rows count as would tell as much if they were independent: `p(1 - p)` over the variance of
+/// the rate between clusters, the rows at most and, where all clusters agree, the clusters.
+///
+/// ```
+/// use tunebook_evaluate::statistics::{clustered_rate, wilson};
+///
+/// // Ten customers with four rows each, of whom each is right in all or in none.
+/// let clusters: Vec<Vec<f64>> = (0..10).map(|at| vec![if at < 7 { 4.0 } else { 0.0 }, 4.0]).collect();
+/// let (clustered, single) = (clustered_rate(&clusters, 0.95)?, wilson(28, 40, 0.95)?);
+/// assert!(clustered.low < single.low - 0.1 && clustered.high > single.high);
+/// # Ok::<(), tunebook_evaluate::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// If there are no rows, a cluster has more hits than rows, or the level is not between 0 and 1.
+pub fn clustered_rate(clusters: &[Vec<f64>], level: f64) -> Result<Interval> {
+    check_level("level", level)?;
+    let hits: f64 = clusters.iter().map(|cluster| cluster[0]).sum();
+    let rows: f64 = clusters.iter().map(|cluster| cluster[1]).sum();
+    if rows <= 0.0 {
+        return Err(Error::TooFewRows { what: "a rate", needed: 1, found: 0 });
+    }
+    if let Some(cluster) = clusters.iter().find(|cluster| cluster[0] > cluster[1]) {
+        return Err(Error::Setting {
+            field: "hits",
+            value: cluster[0].to_string(),
+            expected: "at most the number of rows",
+        });
+    }
+    let (count, rate) = (clusters.len() as f64, hits / rows);
+    let apart = |cluster: &Vec<f64>| (cluster[0] - rate * cluster[1]).powi(2);
+    let variance =
+        clusters.iter().map(apart).sum::<f64>() * count / (count - 1.0).max(1.0) / (rows * rows);
+    let effective = match variance > 0.0 {
+        true => (rate * (1.0 - rate) / variance).clamp(1.0, rows),
+        false => count,
+    };
+    let interval = wilson_of_share(rate, effective, level);
+    let low = if hits == 0.0 { 0.0 } else { interval.low };
+    let high = if hits == rows { 1.0 } else { interval.high };
+    Ok(Interval { low, high, level })
+}
+
+fn wilson_of_share(p: f64, n: f64, level: f64) -> Interval {
     let z = distribution::normal_quantile(0.5 + level / 2.0);
     let middle = p + z * z / (2.0 * n);
     let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
     let whole = 1.0 + z * z / n;
-    let low = if hits == 0 { 0.0 } else { (middle - half) / whole };
-    let high = if hits == rows { 1.0 } else { (middle + half) / whole };
-    Ok(Interval { low, high, level })
+    Interval { low: (middle - half) / whole, high: (middle + half) / whole, level }
 }

@@ -12,4 +12,6 @@ mod intervals;
 mod invariants;
 mod lm_eval;
 mod run;
+mod soundness;
+mod spot_checks;
 mod texts;

@@ -348,7 +348,7 @@ fn models_are_compared_on_the_same_rows_with_the_same_settings() {
     assert!(
         (loss.difference - (two.value("loss").unwrap() - one.value("loss").unwrap())).abs() < 1e-12
     );
-    assert!(loss.interval.contains(loss.difference));
+    assert!(loss.interval.unwrap().contains(loss.difference));
     let expected = if loss.difference < 0.0 { Verdict::Better } else { Verdict::Worse };
     assert_eq!(loss.verdict, expected, "40 rows of one kind show it: {loss:?}");
     assert_eq!(compared.most_changed.len(), 40);

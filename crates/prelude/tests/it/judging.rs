@@ -128,6 +128,16 @@ fn tables_and_charts_have_what_was_found_and_no_markup_of_data() {
 }
 
 #[test]
+fn a_turn_that_is_not_trained_is_no_reference() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("rows.jsonl");
+    let line = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"good"},{"role":"user","content":"no"},{"role":"assistant","content":"BAD","weight":0}]}"#;
+    std::fs::write(&file, line).expect("written");
+    let rows = file.as_path().into_examples().expect("rows");
+    assert_eq!((rows[0].question(), &rows[0].references[..]), ("a", &["good".to_owned()][..]));
+}
+
+#[test]
 fn a_report_is_one_page_that_needs_nothing_else() {
     let dir = tempfile::tempdir().expect("a folder");
     let model = model();
@@ -208,6 +218,15 @@ fn a_comparison_that_would_spoil_a_model_is_refused_before_it_trains() {
     let found = compare_strategies(&split(), [Candidate::untouched(&model), full], &judged());
     let error = found.unwrap_err().to_string();
     assert!(error.contains("`full`") && error.contains("Model::load"), "{error}");
+    // A run of the whole model has changed what would be called untouched.
+    let whole = self::model();
+    whole.unfreeze(&Full::default()).expect("unfrozen");
+    let run = Trainer::new(&whole, &short()).train(&split()).expect("trained");
+    let both = [Candidate::untouched(&whole), Candidate::trained("full", &whole, &run)];
+    let error = compare_strategies(&split(), both, &judged()).unwrap_err().to_string();
+    assert!(error.contains("untouched") || error.contains("whose weights"), "{error}");
+    compare_strategies(&split(), [Candidate::trained("full", &whole, &run)], &judged())
+        .expect("alone");
     let twice = || Candidate::train("a", &model, lora(), &short());
     let error = compare_strategies(&split(), [twice(), twice()], &judged()).unwrap_err();
     assert!(error.to_string().contains("`a` twice"), "{error}");

@@ -51,14 +51,14 @@ impl Fingerprints {
 #[derive(Default)]
 struct Known(Mutex<Option<String>>);
 
-/// The weights of the model are about to change.
+/// The weights of the model change.
 pub(crate) fn forget_base(model: &Model) {
     *model.extension::<Known>().0.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
-/// The fingerprint of what answers when this handle is asked: the base's weights, the active
-/// adapter's configuration and numbers (by content, not by name), the tokenizer and the chat
-/// template.
+/// The fingerprint of what answers when this handle is asked: the base's configuration (with the
+/// tokens that end an answer) and weights, the active adapter's configuration and numbers (by
+/// content, not by name), the tokenizer and the chat template.
 ///
 /// # Errors
 /// A handle whose rows have different adapters; a device that does not hand its tensors over.
@@ -67,7 +67,9 @@ pub fn answering(model: &Model) -> Result<String> {
     let mut all = Hashing(Xxh3::new());
     let base = base(model)?;
     let template = model.chat_template().map(|template| template.fingerprint());
-    for part in [&base, &model.tokenizer().fingerprint()?, &template.unwrap_or_default()] {
+    let config = serde_json::to_string(model.config())?;
+    let tokenizer = model.tokenizer().fingerprint()?;
+    for part in [&config, &base, &tokenizer, &template.unwrap_or_default()] {
         all.0.update(part.as_bytes());
         all.0.update(&[0]);
     }

@@ -12,6 +12,7 @@ use crate::adapters::full::FullWeights;
 use crate::adapters::scheduled::Scheduled;
 use crate::error::{Error, Result};
 use crate::files::peft::AdapterFiles;
+use crate::record::fingerprint;
 use crate::record::run_record::Strategy;
 use crate::train::parameter::Parameters;
 
@@ -85,6 +86,8 @@ impl Trained {
     pub(crate) fn changed(&self, model: &Model) {
         model.weights_changed();
         if let Self::Full(weights) = self {
+            // An evaluation within the run has made it known anew.
+            fingerprint::forget_base(model);
             weights.version.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use tunebook_models::{Device, Model};
 use tunebook_progress::ProgressBar;
+use tunebook_progress::interrupt::Interrupted;
 
 use crate::adapters::registry;
 use crate::batch::collate::{self, Sets};
@@ -604,8 +605,10 @@ impl Trainer {
         let mut metrics = BTreeMap::new();
         let judged = self.judged();
         for (Metric { name, .. }, measure) in self.metrics.iter().chain(judged.iter()) {
-            let value = measure(model)
-                .map_err(|error| Error::Callback(format!("the metric `{name}`: {error}")))?;
+            let value = measure(model).map_err(|error| match error.downcast::<Interrupted>() {
+                Ok(stopped) => Error::from(*stopped),
+                Err(error) => Error::Callback(format!("the metric `{name}`: {error}")),
+            })?;
             metrics.insert(name.clone(), value);
         }
         Ok(EvalRecord {
