@@ -42,7 +42,7 @@ pub use generate::engine::{
     EngineConfig, Finish, FinishReason, GenerationEngine, GenerationEvent, GenerationRequest,
     RequestId, TokenUsage,
 };
-pub use generate::score::{LogLikelihood, TextLoss};
+pub use generate::score::{LogLikelihood, TextLoss, TokenScore};
 pub use generate::service::EngineHandle;
 pub use generate::{Completion, GenerationConfig};
 pub use hooks::past_key_values::{KeysValues, PastKeyValues};

@@ -150,7 +150,7 @@ pub(super) fn likeliest(logits: &[f32]) -> u32 {
 }
 
 /// The `n` largest with their places, the largest first, the first of equal ones first.
-fn likeliest_of(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+pub(super) fn likeliest_of(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     let n = n.min(logits.len());
     if n == 0 {
         return Vec::new();

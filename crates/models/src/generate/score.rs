@@ -14,7 +14,7 @@ use tunebook_ops::cpu::crew::Each;
 use tunebook_ops::cpu::{Values, math};
 
 use crate::error::{Error, Result};
-use crate::generate::sampler::likeliest;
+use crate::generate::sampler::{likeliest, likeliest_of};
 use crate::generate::trie::{Stretch, Trie};
 use crate::model::Model;
 use crate::model::forward::Tokens;
@@ -40,6 +40,15 @@ pub struct LogLikelihood {
     /// Whether each token is the likeliest one, so that greedy generation would say the
     /// continuation.
     pub is_greedy: bool,
+}
+
+/// How likely a model finds a token of a text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenScore {
+    /// The natural logarithm of the token's probability, given all before it.
+    pub log_probability: f32,
+    /// The likeliest tokens where it stands, the likeliest first, and theirs.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// The loss of one text.
@@ -165,6 +174,71 @@ impl Model {
             tokens: scored.into_iter().map(|(token, _)| token).collect(),
         };
         Ok(self.score(&texts)?.into_iter().map(likelihood).collect())
+    }
+
+    /// How likely each token of each text is after those before it, from the second token on, and the
+    /// `top` likeliest tokens there. The numbers are those of [`Model::log_likelihoods_of_ids`].
+    ///
+    /// # Errors
+    /// When a text is longer than the context or has an id outside the vocabulary, by its place;
+    /// another number of texts than adapter names of this handle.
+    pub fn token_scores(&self, texts: &[Vec<u32>], top: usize) -> Result<Vec<Vec<TokenScore>>> {
+        let snapshot = self.snapshot();
+        snapshot.check_count("texts", texts.len())?;
+        let mut scores = vec![Vec::new(); texts.len()];
+        let mut rows = Vec::new();
+        for (row, ids) in texts.iter().enumerate() {
+            let [context, rest @ ..] = ids.as_slice() else { continue };
+            if rest.is_empty() {
+                self.check_ids("ids", ids).map_err(Error::of_item("texts", row))?;
+                continue;
+            }
+            let text = Text {
+                overlay: Arc::clone(snapshot.row(row)),
+                context: vec![*context],
+                rest: rest.to_vec(),
+            };
+            self.check(&text).map_err(Error::of_item("texts", row))?;
+            rows.push((row, text));
+        }
+        let parts: Vec<Part<'_>> = rows
+            .iter()
+            .map(|(row, text)| {
+                let ids = &texts[*row][..texts[*row].len() - 1];
+                Part { overlay: &text.overlay, ids, end: text.end() }
+            })
+            .collect();
+        let pages = self.pages();
+        let empty = parts.iter().map(|_| pages.text()).collect();
+        self.prefilled(&pages, &parts, empty, &mut |at, from, hidden| {
+            let (row, text) = &rows[at];
+            let snapshot = Snapshot::one(Arc::clone(&text.overlay), snapshot.stop().clone());
+            let mut done = 0;
+            while done < hidden.dim(0)? {
+                let count = (hidden.dim(0)? - done).min(LOGIT_ROWS);
+                let chunk = hidden.narrow(0, done, count)?;
+                let next = &text.rest[from + done..from + done + count];
+                let logits = Rows::Score.during(|| self.logits_of(&chunk, &snapshot))?;
+                let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+                let logits = Values::of(&logits)?;
+                let mut found = vec![TokenScore::default(); count];
+                logits.par_chunks(logits.len() / count).zip(&mut found).zip(next).each(
+                    |((logits, score), token)| {
+                        let sum = math::log_sum_exp(logits);
+                        let likeliest = likeliest_of(logits, top).into_iter();
+                        score.top = likeliest.map(|(id, logit)| (id, logit - sum)).collect();
+                        score.log_probability = logits[*token as usize] - sum;
+                    },
+                );
+                if let Some(odd) = found.iter().find(|score| !score.log_probability.is_finite()) {
+                    return Err(Error::NotFinite { found: odd.log_probability });
+                }
+                scores[*row].extend(found);
+                done += count;
+            }
+            Ok(())
+        })?;
+        Ok(scores)
     }
 
     /// The mean loss of each text: the cross-entropy over its tokens that bear one, in nats a token.

@@ -36,9 +36,13 @@ pub struct EngineHandle {
 
 struct Command {
     request: GenerationRequest,
-    events: Sender<GenerationEvent>,
-    accepted: Sender<Result<RequestId>>,
+    listener: Listener,
+    /// Told whether the request is taken, in place of the listener.
+    accepted: Option<Sender<Result<()>>>,
 }
+
+/// Takes the events of a request, or the reason why it is refused. `false`: nobody wants more.
+type Listener = Box<dyn FnMut(Result<GenerationEvent>) -> bool + Send>;
 
 impl EngineHandle {
     /// Sends a request, and waits until the engine has taken it, a step at most. Its events come
@@ -49,17 +53,50 @@ impl EngineHandle {
     pub fn submit(&self, request: GenerationRequest) -> Result<Receiver<GenerationEvent>> {
         let (events, receiver) = mpsc::channel();
         let (accepted, answer) = mpsc::channel();
-        let gone = || Error::Argument {
+        let listener: Listener = Box::new(move |event| match event {
+            Ok(event) => events.send(event).is_ok(),
+            Err(_) => false,
+        });
+        self.send(request, listener, Some(accepted))?;
+        answer.recv().map_err(|_| self.gone())??;
+        Ok(receiver)
+    }
+
+    /// Sends a request and waits for nothing, as asynchronous callers must. `on_event` is called on
+    /// the engine's thread, so it only hands on: with each event, or once with the error of a
+    /// request that [`GenerationEngine::insert`] refuses. It is dropped after the last. Where it
+    /// answers `false`, the request is dropped.
+    ///
+    /// # Errors
+    /// When the engine's thread has ended by a panic.
+    pub fn submit_to(
+        &self,
+        request: GenerationRequest,
+        on_event: impl FnMut(Result<GenerationEvent>) -> bool + Send + 'static,
+    ) -> Result<()> {
+        self.send(request, Box::new(on_event), None)
+    }
+
+    fn send(
+        &self,
+        request: GenerationRequest,
+        listener: Listener,
+        accepted: Option<Sender<Result<()>>>,
+    ) -> Result<()> {
+        let command = Command { request, listener, accepted };
+        self.commands.send(command).map_err(|_| self.gone())
+    }
+
+    /// No engine answers any more.
+    fn gone(&self) -> Error {
+        Error::Argument {
             field: "engine",
             value: match self.panicked.get() {
                 Some(message) => format!("ended: {message}"),
                 None => "ended".to_owned(),
             },
             expected: "an engine whose thread runs; `spawn` another",
-        };
-        self.commands.send(Command { request, events, accepted }).map_err(|_| gone())?;
-        answer.recv().map_err(|_| gone())??;
-        Ok(receiver)
+        }
     }
 }
 
@@ -87,7 +124,7 @@ struct Served {
 }
 
 struct Open {
-    events: Sender<GenerationEvent>,
+    listener: Listener,
     /// Its answers that have not ended.
     left: BTreeSet<usize>,
 }
@@ -124,7 +161,7 @@ impl Served {
 
     /// Takes a request in. `false`: the engine panicked.
     fn take(&mut self, command: Command) -> bool {
-        let Command { request, events, accepted } = command;
+        let Command { request, mut listener, accepted } = command;
         let answers = request.answers();
         let inserted = match catch_unwind(AssertUnwindSafe(|| self.engine.insert(request))) {
             Ok(inserted) => inserted,
@@ -134,11 +171,21 @@ impl Served {
                 return false;
             }
         };
-        if let Ok(id) = &inserted {
-            self.open.insert(*id, Open { events, left: (0..answers).collect() });
-        }
+        let taken = match inserted {
+            Ok(id) => {
+                self.open.insert(id, Open { listener, left: (0..answers).collect() });
+                Ok(())
+            }
+            Err(error) if accepted.is_none() => {
+                listener(Err(error));
+                return true;
+            }
+            Err(error) => Err(error),
+        };
         // Whoever has stopped waiting is found gone when its first event comes.
-        let _ = accepted.send(inserted);
+        if let Some(accepted) = accepted {
+            let _ = accepted.send(taken);
+        }
         true
     }
 
@@ -149,7 +196,7 @@ impl Served {
             open.left.remove(&event.answer);
         }
         let done = open.left.is_empty();
-        let gone = open.events.send(event).is_err();
+        let gone = !(open.listener)(Ok(event));
         if done || gone {
             self.open.remove(&id);
         }
@@ -168,11 +215,11 @@ impl Served {
         // The engine knows what its answers have cost, if the panic has left it whole.
         let ends = catch_unwind(AssertUnwindSafe(|| self.engine.fail_all(&problem)));
         ends.unwrap_or_default().into_iter().for_each(|event| self.send(event));
-        for (id, open) in self.open.drain() {
+        for (id, mut open) in self.open.drain() {
             for answer in open.left {
                 let reason = FinishReason::Failed(problem.clone());
                 let finish = Finish { reason, usage: TokenUsage::default() };
-                let _ = open.events.send(ended(id, answer, finish));
+                (open.listener)(Ok(ended(id, answer, finish)));
             }
         }
     }

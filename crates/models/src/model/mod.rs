@@ -271,7 +271,8 @@ impl Model {
         self.inner.transposed.contains(weight)
     }
 
-    pub(crate) fn is_end(&self, id: u32) -> bool {
+    /// Whether this token ends an answer.
+    pub fn is_end(&self, id: u32) -> bool {
         self.inner.end_ids.contains(&id)
     }
 
