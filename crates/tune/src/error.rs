@@ -104,6 +104,49 @@ pub enum Error {
         name: String,
     },
 
+    /// The adapter that answers is a copy that is not trained.
+    #[error(
+        "nothing to train: this handle answers with a frozen copy of `{name}`. Load it with \
+         `load_adapter`, and train that"
+    )]
+    Frozen {
+        /// The adapter.
+        name: String,
+    },
+
+    /// The model's own weights are served, and are to be trained.
+    #[error(
+        "the model's own weights are served at {at}, and full fine-tuning moves them in place: \
+         its answers would come from weights between two steps. Stop the server first, train on a \
+         model that is loaded a second time, or train an adapter, which goes on beside the server"
+    )]
+    Served {
+        /// The address.
+        at: String,
+    },
+
+    /// The model's own weights are in training, and are to be served.
+    #[error(
+        "the model's own weights are in training, and a server would answer from weights between \
+         two steps. Serve the model when the run has ended"
+    )]
+    InTraining,
+
+    /// An adapter that was trained on another base than this model.
+    #[error(
+        "the adapter in `{}` was trained on `{base}`, and this model is `{model}`: on another base \
+         it answers nonsense. Serve it with its own base; if the two are the same under two names, \
+         say so (`any_base`)", path.display()
+    )]
+    OtherBase {
+        /// Its folder.
+        path: PathBuf,
+        /// The base that its files name.
+        base: String,
+        /// The model.
+        model: String,
+    },
+
     /// A folder holds no adapter.
     #[error(
         "no adapter here: looked for {}{}",

@@ -28,6 +28,7 @@ use tunebook_models::{Matrix, Model, Overlay, Weight};
 use crate::adapters;
 use crate::adapters::modules_to_save::{module_of, part_of};
 use crate::adapters::registry::{Generation, Registry};
+use crate::adapters::served::check_not_served;
 use crate::adapters::target::TargetModules;
 use crate::error::{Error, Result};
 use crate::train::parameter::{Parameter, Parameters};
@@ -114,7 +115,7 @@ pub trait FullTuning {
     ///
     /// # Errors
     /// A target module that does not exist; weights that are neither f32 nor f16, nor bf16 on a
-    /// GPU.
+    /// GPU; weights that a server answers with.
     fn unfreeze(&self, config: &Full) -> Result<FullInfo>;
 
     /// Makes all weights constants again, with the values that they have now. Adding or choosing an
@@ -124,6 +125,7 @@ pub trait FullTuning {
 
 impl FullTuning for Model {
     fn unfreeze(&self, config: &Full) -> Result<FullInfo> {
+        check_not_served(self)?;
         let weights = FullWeights::new(self, config)?;
         let info = FullInfo {
             modules: weights.parameters.iter().map(|p| module_of(&p.name).to_owned()).collect(),

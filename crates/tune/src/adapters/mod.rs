@@ -11,6 +11,7 @@ pub(crate) mod bottleneck;
 pub(crate) mod checks;
 pub(crate) mod config;
 pub(crate) mod dropout;
+pub(crate) mod frozen;
 pub(crate) mod full;
 pub(crate) mod hooks;
 pub(crate) mod ia3;
@@ -20,6 +21,7 @@ pub(crate) mod prefix_tuning;
 pub(crate) mod prompt_tuning;
 pub(crate) mod registry;
 pub(crate) mod scheduled;
+pub(crate) mod served;
 pub(crate) mod target;
 pub(crate) mod weighted;
 
@@ -441,12 +443,26 @@ fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
         return Err(Error::AdapterNotFound { looked, below: adapters_below(dir) });
     };
     let folder = config_path.parent().unwrap_or(dir);
-    let mut files = AdapterFiles::read(folder)?;
+    let files = AdapterFiles::read(folder)?;
+    fingerprint::check(model, folder)?;
+    add(model, from_files(model, name, files, folder)?)
+}
+
+/// The adapter that files hold. `folder` is theirs, for errors.
+///
+/// # Errors
+/// Tensors that do not fit this model, a configuration that it refuses, or a name that cannot be
+/// used.
+fn from_files(
+    model: &Model,
+    name: &str,
+    mut files: AdapterFiles,
+    folder: &Path,
+) -> Result<Adapter> {
     let tensors_path = folder.join(peft::TENSORS_FILE);
-    text_part::rename(model, &mut files, config_path)?;
+    text_part::rename(model, &mut files, &folder.join(peft::CONFIG_FILE))?;
     in_model::drop_tied_head(model, &mut files, &tensors_path)?;
     in_model::name_tables(model, &mut files, &tensors_path)?;
-    fingerprint::check(model, folder)?;
     // Before anything is built, so that a wrong configuration costs no memory.
     if matches!(files.config, AdapterConfig::AdaLora(_)) {
         files.config.as_type().check_new(model)?; // its masks can leave a file small
@@ -464,7 +480,7 @@ fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
             model.name()
         ));
     }
-    add(model, adapter)
+    Ok(adapter)
 }
 
 impl Adapters for Model {

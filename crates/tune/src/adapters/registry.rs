@@ -46,6 +46,8 @@ impl fmt::Display for Active {
 pub(crate) enum Generation {
     Adapter(Arc<Adapter>),
     Merged(Arc<Adapter>),
+    /// One that is on no model's list and is not trained.
+    Frozen(Arc<Adapter>),
     Full(Arc<FullWeights>),
 }
 
@@ -57,7 +59,9 @@ impl Generation {
 
     fn active(&self) -> Active {
         match self {
-            Self::Adapter(adapter) => Active::Adapter(adapter.name().to_owned()),
+            Self::Adapter(adapter) | Self::Frozen(adapter) => {
+                Active::Adapter(adapter.name().to_owned())
+            }
             Self::Merged(adapter) => Active::Merged(adapter.name().to_owned()),
             Self::Full(_) => Active::Full,
         }
@@ -66,7 +70,7 @@ impl Generation {
     /// The adapter, merged or not.
     pub(crate) fn adapter(&self) -> Option<&Arc<Adapter>> {
         match self {
-            Self::Adapter(adapter) | Self::Merged(adapter) => Some(adapter),
+            Self::Adapter(adapter) | Self::Merged(adapter) | Self::Frozen(adapter) => Some(adapter),
             Self::Full(_) => None,
         }
     }
@@ -110,6 +114,9 @@ pub(crate) fn trained(model: &Model) -> Result<(Arc<Overlay>, Trained)> {
         Some(Generation::Full(weights)) => Trained::Full(Arc::clone(weights)),
         Some(Generation::Merged(adapter)) => {
             return Err(Error::Merged { name: adapter.name().to_owned() });
+        }
+        Some(Generation::Frozen(adapter)) => {
+            return Err(Error::Frozen { name: adapter.name().to_owned() });
         }
         None => {
             return Err(Error::NothingToTrain { resident: Registry::of(model).lock().names() });

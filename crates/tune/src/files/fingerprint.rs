@@ -1,4 +1,4 @@
-//! What an adapter remembers of the tokenizer and chat template that it was trained with, in a file
+//! What an adapter remembers of the base, tokenizer and chat template that it was trained with, in a file
 //! of our own beside PEFT's two (which PEFT does not look at).
 //!
 //! The same weights under another tokenizer or template answer gibberish, or worse, almost well. So
@@ -12,19 +12,29 @@ use tunebook_models::Model;
 
 use crate::error::{Error, Result};
 use crate::files::atomic;
+use crate::record;
 
 /// The name of the file.
 pub(crate) const FILE: &str = "tunebook.json";
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Fingerprint {
+    /// The base's weights as they were in memory. The same base in other numbers has another one.
+    #[serde(default)]
+    base: Option<String>,
     tokenizer: String,
     chat_template: Option<String>,
 }
 
 impl Fingerprint {
     fn of(model: &Model) -> Result<Self> {
+        Ok(Self { base: Some(record::fingerprint::base(model)?), ..Self::of_text(model)? })
+    }
+
+    /// Without the base's weights.
+    fn of_text(model: &Model) -> Result<Self> {
         Ok(Self {
+            base: None,
             tokenizer: model.tokenizer().fingerprint()?,
             chat_template: model.chat_template().map(|template| template.fingerprint()),
         })
@@ -40,20 +50,37 @@ pub(crate) fn write(model: &Model, folder: &Path) -> Result<()> {
     atomic::write_files(folder, &[(FILE, text.as_bytes())])
 }
 
+fn read(path: &Path) -> Result<Option<Fingerprint>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&atomic::read(path)?).map(Some).map_err(|error| Error::AdapterFile {
+        path: path.to_path_buf(),
+        problem: format!("expected the fingerprints of tokenizer and chat template, found {error}"),
+    })
+}
+
+/// Whether the file says that the adapter was trained on exactly these weights.
+///
+/// # Errors
+/// The file is not what it should be.
+pub(crate) fn is_of_base(model: &Model, folder: &Path) -> Result<bool> {
+    let saved = read(&folder.join(FILE))?.and_then(|saved| saved.base);
+    Ok(match saved {
+        Some(saved) => saved == record::fingerprint::base(model)?,
+        None => false,
+    })
+}
+
 /// Compares the file with this model, if there is one.
 ///
 /// # Errors
 /// The tokenizer or the chat template is another one, or the file is not what it should be.
 pub(crate) fn check(model: &Model, folder: &Path) -> Result<()> {
     let path = folder.join(FILE);
-    if !path.exists() {
-        return Ok(());
-    }
+    let Some(saved) = read(&path)? else { return Ok(()) };
     let problem = |problem: String| Error::AdapterFile { path: path.clone(), problem };
-    let saved: Fingerprint = serde_json::from_slice(&atomic::read(&path)?).map_err(|error| {
-        problem(format!("expected the fingerprints of tokenizer and chat template, found {error}"))
-    })?;
-    let here = Fingerprint::of(model)?;
+    let here = Fingerprint::of_text(model)?;
     if saved.tokenizer != here.tokenizer {
         return Err(problem(format!(
             "the adapter was trained with another tokenizer (fingerprint {}, this model's is {}): it would read other texts than it is given. Load it on \

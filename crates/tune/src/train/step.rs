@@ -8,6 +8,7 @@ use tunebook_models::{Dropout, Model};
 
 use crate::adapters::registry;
 use crate::adapters::scheduled::Scheduled;
+use crate::adapters::served::TrainedWeights;
 use crate::batch::Batch;
 use crate::cost::memory::GpuRoom;
 use crate::error::{Error, Result};
@@ -76,6 +77,8 @@ pub struct Stepper {
     /// Known once for all batches; `None` on the CPU.
     gpu_room: Option<GpuRoom>,
     loss_scale: Option<LossScale>,
+    /// Keeps a server from answering with weights that the steps move.
+    _moved: Option<TrainedWeights>,
     steps: usize,
 }
 
@@ -97,9 +100,14 @@ impl Stepper {
         args.validate()?;
         tunebook_ops::cpu::keep_freed_memory();
         let (overlay, trained) = registry::trained(model)?;
-        if let Trained::Full(_) = &trained {
-            fingerprint::forget_base(model); // its weights are about to change
-        }
+        let moved = match &trained {
+            Trained::Full(_) => {
+                let moved = TrainedWeights::hold(model)?;
+                fingerprint::forget_base(model); // its weights are about to change
+                Some(moved)
+            }
+            Trained::Adapter(_) => None,
+        };
         let scheduled = trained.scheduled(total_steps);
         let parameters = trained.parameters();
         Ok(Self {
@@ -115,6 +123,7 @@ impl Stepper {
                 total_steps,
             ),
             scheduled,
+            _moved: moved,
             checkpointed_blocks: None,
             loss_scale: args.fp16.then(|| LossScale::new(args.fp16_init_scale)),
             args: args.clone(),
