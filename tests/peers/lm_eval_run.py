@@ -1,7 +1,8 @@
 """lm-evaluation-harness on rows of a file.
 
-    lm_eval_run.py MODEL_FOLDER ROWS.jsonl FOLDER KIND BATCH_SIZE > ANSWER
+    lm_eval_run.py MODEL ROWS.jsonl FOLDER KIND BATCH_SIZE > ANSWER
 
+MODEL is a folder for the backend `hf`, or NAME=URL of a server's completions for `local-completions`.
 ROWS has objects {"prompt": .., "choices": [..], "answer": index}; KIND is `choice` (multiple choice by
 log-likelihood) or `generate` (answers up to the end of a line, exact match). FOLDER takes the task's file.
 The answer is one object: {"secs": .., "results": {..}, "rows": [..]}, the model's loading not in the time.
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
 
 model, rows, folder, kind, batch_size = sys.argv[1:]
@@ -38,7 +40,13 @@ else:
 # YAML is a superset of JSON.
 (Path(folder) / f"rows_{kind}.yaml").write_text(json.dumps(task))
 
-lm = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=int(batch_size))
+name, _, url = model.partition("=")
+if url.startswith("http"):
+    lm = LocalCompletionsAPI(
+        base_url=url, model=name, tokenizer_backend="remote", batch_size=int(batch_size), max_length=1024
+    )
+else:
+    lm = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=int(batch_size))
 manager = TaskManager(include_path=folder, include_defaults=False)
 start = time.monotonic()
 found = simple_evaluate(

@@ -50,12 +50,16 @@ mod own {
         Config as ModelConfig, DEFAULT_MODEL, Digits, EngineConfig, EngineHandle,
         Error as ModelError, Finish, FinishReason, GenerationConfig, GenerationEngine,
         GenerationEvent, GenerationRequest, Gguf, GgufArray, GgufType, GgufValue, LogLikelihood,
-        Message, Model, Quantization, RequestId, TextLoss, TokenUsage, TokenizedText, Tokenizer,
-        models_dir,
+        Message, Model, Quantization, RequestId, TextLoss, TokenScore, TokenUsage, TokenizedText,
+        Tokenizer, models_dir,
     };
     pub use tunebook_progress::{
         Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, input, interrupt,
         password, progress, stream,
+    };
+    pub use tunebook_serve::{
+        Access, AccessLog, AdapterSource, AdapterStatus, ApiKey, Error as ServeError, Limits,
+        Serve, Server, ServerConfig,
     };
     pub use tunebook_tune::{
         Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,

@@ -801,3 +801,47 @@ fn choices_are_scored_as_continuations_are_and_the_unlikely_ones_cut_short() {
     let empty = Choices { prompt: vec![1], answers: vec![vec![]] };
     assert!(model.score_choices(&[empty], 0.0).is_err());
 }
+
+#[test]
+fn the_scores_of_a_text_are_its_log_likelihoods() {
+    let model = load("llama3");
+    let texts = [vec![5u32, 9, 33, 7, 70, 41], vec![3, 3, 9], vec![8], vec![]];
+    let found = model.token_scores(&texts, 4).unwrap();
+    assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [5, 2, 0, 0]);
+    for (ids, scores) in texts.iter().zip(&found).take(2) {
+        for (at, score) in scores.iter().enumerate() {
+            let pair = (ids[..=at].to_vec(), ids[at + 1..at + 2].to_vec());
+            let expected = model.log_likelihoods_of_ids(&[pair]).unwrap().remove(0);
+            assert_eq!(score.log_probability.to_bits(), expected.tokens[0].to_bits());
+            assert_eq!(score.top.len(), 4);
+            assert!(score.top.is_sorted_by(|a, b| a.1 >= b.1));
+            assert_eq!(score.top[0].1 == score.log_probability, expected.is_greedy);
+        }
+    }
+    let error = model.token_scores(&[vec![1], vec![1, 1_000_000]], 0).unwrap_err().to_string();
+    assert!(error.contains("texts[1]"), "{error}");
+}
+
+#[test]
+fn whoever_does_not_wait_is_told_of_everything() {
+    let engine = engine(&load("llama3"), EngineConfig::default()).spawn();
+    let config = GenerationConfig { max_new_tokens: 6, ignore_eos: true, ..Default::default() };
+    let ask = |prompt: Vec<u32>, most: usize| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut seen = 0;
+        let on_event = move |event: tunebook_models::Result<GenerationEvent>| {
+            seen += 1;
+            sender.send(event).is_ok() && seen < most
+        };
+        engine.submit_to(GenerationRequest::new(prompt, &config), on_event).unwrap();
+        receiver
+    };
+    let whole: Vec<GenerationEvent> = ask(vec![5, 6], 99).iter().map(Result::unwrap).collect();
+    assert_eq!(whole.len(), 6);
+    let finish = whole[5].finish.as_ref().unwrap();
+    assert_eq!(finish.reason, FinishReason::Length);
+    // Who wants no more gets no more.
+    assert_eq!(ask(vec![5, 6], 2).iter().count(), 2);
+    let refused: Vec<_> = ask(Vec::new(), 99).iter().collect();
+    assert!(matches!(&refused[..], [Err(error)] if error.to_string().contains("prompt")));
+}

@@ -3,7 +3,8 @@
 use tunebook_models::Projection;
 use tunebook_tune::peft::{CONFIG_FILE, TENSORS_FILE};
 use tunebook_tune::{
-    Active, Adapters, Error, Example, Full, FullTuning, Lora, Trainer, TrainingArgs,
+    Active, Adapters, Error, Example, FrozenAdapter, Full, FullTuning, Lora, Stepper, Trainer,
+    TrainingArgs,
 };
 
 use crate::common::*;
@@ -414,4 +415,48 @@ fn another_tokenizer_or_template_is_refused() {
         .or_else(|_| std::fs::remove_file(dir.path().join("tunebook.json")))
         .unwrap();
     other.load_adapter(dir.path(), "one").unwrap();
+}
+
+#[test]
+fn a_frozen_adapter_is_what_it_was_whatever_happens_to_its_source() {
+    let model = tiny();
+    model.load_adapter(golden("weighted/one"), "a").unwrap();
+    let frozen = FrozenAdapter::of_resident(&model, "a", "served").unwrap();
+    let handle = model.with_overlay(frozen.overlay());
+    let ids = [40, 41, 42];
+    let before = logits(&handle, &ids);
+    assert_eq!(before, logits(&model.with_adapter("a").unwrap(), &ids));
+    // The same files are the same generation, under any name.
+    let read = FrozenAdapter::read(&model, "b", golden("weighted/one")).unwrap();
+    assert_eq!(read.fingerprint(), frozen.fingerprint());
+    let two = FrozenAdapter::read(&model, "b", golden("weighted/two")).unwrap();
+    assert_ne!(two.fingerprint(), frozen.fingerprint());
+    assert_eq!(tunebook_tune::answering_fingerprint(&handle).unwrap(), frozen.fingerprint());
+    model.delete_adapter("a").unwrap();
+    assert_eq!(logits(&handle, &ids), before);
+    assert!(model.adapters().is_empty(), "it is on no list");
+    assert_eq!(handle.active_adapter().as_deref(), Some("served"));
+    let error = Stepper::new(&handle, &TrainingArgs::default(), 1).unwrap_err().to_string();
+    assert!(error.contains("frozen copy of `served`"), "{error}");
+    assert!(FrozenAdapter::of(&model, "none").unwrap().is_none(), "the base answers");
+}
+
+#[test]
+fn an_adapter_of_another_base_is_frozen_only_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    model.add_adapter("one", lora(1)).unwrap();
+    let folder = model.save_adapter("one", dir.path()).unwrap();
+    let path = folder.join("adapter_config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["base_model_name_or_path"] = "another/base".into();
+    std::fs::write(path, config.to_string()).unwrap();
+    // The fingerprint of the weights says that the name is of no account.
+    FrozenAdapter::read(&model, "one", &folder).unwrap();
+    std::fs::remove_file(folder.join("tunebook.json")).unwrap();
+    let error = FrozenAdapter::read(&model, "one", &folder).unwrap_err().to_string();
+    assert!(error.contains("trained on `another/base`"), "{error}");
+    let read = FrozenAdapter::read_for_any_base(&model, "one", &folder).unwrap();
+    assert!(read.warnings().iter().any(|warning| warning.contains("another/base")));
 }

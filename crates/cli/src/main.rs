@@ -1,0 +1,49 @@
+//! The program `tunebook`: what is done without a notebook.
+//!
+//! Standard output has what was asked for, standard error everything else. Exit code 1: it failed,
+//! and said why; 2: the arguments are wrong.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a program for the terminal
+
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Fine-tuned language models outside of a notebook.
+#[derive(Debug, Parser)]
+#[command(name = "tunebook", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model and its adapters over OpenAI's HTTP interface.
+    Serve(Box<serve::Arguments>),
+}
+
+fn main() -> ExitCode {
+    let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
+    match serve::run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_hold_together() {
+        Arguments::command().debug_assert();
+    }
+}

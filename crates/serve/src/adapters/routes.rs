@@ -1,0 +1,89 @@
+//! vLLM's routes to load and unload adapters, with its bodies.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Response, StatusCode};
+use serde_json::json;
+
+use crate::adapters::{self, Change, Swap};
+use crate::api_error::{ApiError, ApiResult};
+use crate::app::App;
+use crate::router::{body_of, json_response};
+
+/// `POST /v1/load_lora_adapter`: `lora_name`, `lora_path`, `load_inplace`, `expected_generation`.
+pub(crate) async fn load(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> ApiResult<Response<Body>> {
+    check_allowed(&app)?;
+    let mut fields = body_of(&app, request).await?;
+    let name = fields.required_text("lora_name", "the adapter's name")?;
+    let path = fields.required_text("lora_path", "its folder below the adapter root")?;
+    let inplace = fields.flag("load_inplace")?.unwrap_or(false);
+    let expected = fields.text("expected_generation")?;
+    fields.neutral("base_model_name", &[app.adapters.base().name.clone().into()])?;
+    fields.neutral("is_3d_lora_weight", &[false.into()])?;
+    fields.end()?;
+    // One at a time, so that memory holds one copy more than is served.
+    let _turn = app.loading.acquire().await;
+    let app = Arc::clone(&app);
+    // Done also when the client leaves meanwhile: `/v1/models` says what is.
+    let change = tokio::task::spawn_blocking(move || -> ApiResult<Change> {
+        let begun = Instant::now();
+        let Some(root) = &app.root else { return Err(not_allowed()) };
+        let folder = root.resolve(&path)?;
+        let adapter = adapters::read(&app.model, &name, &folder, app.config.any_base)?;
+        let swap = match (&expected, inplace) {
+            (Some(expected), _) => Swap::From(expected),
+            (None, true) => Swap::Always,
+            (None, false) => Swap::New,
+        };
+        let change = app.adapters.put(adapter, Some(folder), swap)?;
+        app.metrics.swapped(begun.elapsed());
+        Ok(change)
+    });
+    let Change { served, replaced } =
+        change.await.map_err(|error| ApiError::engine(error.to_string()))??;
+    let message = format!("Success: LoRA adapter '{}' added successfully.", served.name);
+    let warnings = served.adapter.as_ref().map(|adapter| adapter.warnings().to_vec());
+    Ok(json_response(&json!({
+        "object": "adapter", "message": message, "id": served.name,
+        "generation": served.generation, "replaced": replaced, "warnings": warnings,
+    })))
+}
+
+/// `POST /v1/unload_lora_adapter`: `lora_name`, `expected_generation`.
+pub(crate) async fn unload(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> ApiResult<Response<Body>> {
+    check_allowed(&app)?;
+    let mut fields = body_of(&app, request).await?;
+    let name = fields.required_text("lora_name", "the adapter's name")?;
+    let expected = fields.text("expected_generation")?;
+    fields.ignore(&["lora_int_id"]);
+    fields.end()?;
+    let change =
+        tokio::task::spawn_blocking(move || app.adapters.remove(&name, expected.as_deref()));
+    let served = change.await.map_err(|error| ApiError::engine(error.to_string()))??;
+    let message = format!("Success: LoRA adapter '{}' removed successfully.", served.name);
+    Ok(json_response(&json!({
+        "object": "adapter", "message": message, "id": served.name,
+        "generation": served.generation, "deleted": true,
+    })))
+}
+
+fn check_allowed(app: &App) -> ApiResult<()> {
+    if app.config.allow_adapter_changes { Ok(()) } else { Err(not_allowed()) }
+}
+
+fn not_allowed() -> ApiError {
+    ApiError::new(
+        StatusCode::FORBIDDEN,
+        "adapter_changes_off",
+        "this server's adapters are not changed over HTTP; start it with `--allow-adapter-changes` and `--adapter-root` to allow it",
+    )
+}

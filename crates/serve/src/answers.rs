@@ -1,0 +1,176 @@
+//! Answers on their way: requests to the engine, and their events as they come.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tunebook_models::{
+    FinishReason, GenerationConfig, GenerationEvent, GenerationRequest, Result as ModelResult,
+};
+use tunebook_progress::Stop;
+
+use crate::adapters::Served;
+use crate::api_error::{ApiError, ApiResult};
+use crate::app::{App, InFlight, refused, stopping};
+use crate::metrics::Timing;
+
+/// Prompts to answer, all of them checked.
+#[derive(Debug)]
+pub(crate) struct Prompts {
+    pub(crate) served: Arc<Served>,
+    pub(crate) ids: Vec<Vec<u32>>,
+    pub(crate) config: GenerationConfig,
+}
+
+impl Prompts {
+    /// How many answers there will be.
+    pub(crate) fn choices(&self) -> usize {
+        self.ids.len() * self.config.num_return_sequences
+    }
+}
+
+/// A place in the queue, and the time until which the answers may take.
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _in_flight: InFlight,
+    pub(crate) deadline: Instant,
+}
+
+impl Place {
+    /// # Errors
+    /// Too many answers for one request (400) or at a time (429); the server is stopping (503).
+    pub(crate) fn take(app: &Arc<App>, choices: usize) -> ApiResult<Self> {
+        let in_flight = InFlight::begin(app)?;
+        let limits = &app.config.limits;
+        let room = app.config.engine.max_batch_size + limits.max_queue;
+        let most = limits.max_choices.min(room);
+        if choices > most {
+            let message = format!(
+                "the request asks for {choices} answers (prompts times `n`), expected at most {most}; divide it"
+            );
+            return Err(ApiError::field("too_many_choices", "prompt", message));
+        }
+        let permit = Arc::clone(&app.room).try_acquire_many_owned(choices as u32).map_err(|_| {
+            app.metrics.refused();
+            let message = format!(
+                "{room} answers are on their way or wait, the most that there may be; try again later"
+            );
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
+        })?;
+        let now = Instant::now();
+        // A limit beyond what a clock can say is none.
+        let far = Duration::from_secs(365 * 24 * 3600);
+        let deadline = now + limits.deadline.min(far);
+        Ok(Self { _permit: permit, _in_flight: in_flight, deadline })
+    }
+
+    /// The deadline has passed.
+    pub(crate) fn exceeded(&self, app: &App) -> ApiError {
+        let limit = app.config.limits.deadline;
+        let message = format!("the answer has taken longer than {limit:?}, the server's limit");
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "deadline_exceeded", message)
+    }
+}
+
+/// Answers on their way. Dropping them ends them: the engine frees their places before its next step.
+pub(crate) struct Answers {
+    app: Arc<App>,
+    served: Arc<Served>,
+    events: UnboundedReceiver<(usize, ModelResult<GenerationEvent>)>,
+    stop: Stop,
+    /// One for each choice; `None`: it has ended.
+    open: Vec<Option<Timing>>,
+    each: usize,
+    ignore_eos: bool,
+    place: Place,
+}
+
+impl Answers {
+    /// Hands the prompts to the engine.
+    ///
+    /// # Errors
+    /// The engine has ended.
+    pub(crate) fn begin(app: &Arc<App>, prompts: Prompts, place: Place) -> ApiResult<Self> {
+        let (sender, events) = mpsc::unbounded_channel();
+        let stop = Stop::new();
+        let each = prompts.config.num_return_sequences;
+        let open = (0..prompts.choices()).map(|_| Some(Timing::begin())).collect();
+        app.metrics.begin(&prompts.served.name, prompts.choices());
+        let served = Arc::clone(&prompts.served);
+        let ignore_eos = prompts.config.ignore_eos;
+        // From here on dropping it counts them out again.
+        let this =
+            Self { app: Arc::clone(app), served, events, stop, open, each, ignore_eos, place };
+        for (number, ids) in prompts.ids.into_iter().enumerate() {
+            let request = GenerationRequest::new(ids, &prompts.config)
+                .with_overlay(Arc::clone(&prompts.served.overlay))
+                .with_stop(&this.stop)
+                .with_number(number);
+            let sender = sender.clone();
+            let hand_on = move |event| sender.send((number, event)).is_ok();
+            app.engine
+                .submit_to(request, hand_on)
+                .map_err(|error| ApiError::engine(error.to_string()))?;
+        }
+        Ok(this)
+    }
+
+    /// The next event and the number of its choice; `None` after the last.
+    ///
+    /// # Errors
+    /// The deadline has passed, the engine has failed, or the server stops.
+    pub(crate) async fn next(&mut self) -> ApiResult<Option<(usize, GenerationEvent)>> {
+        if self.open.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let deadline = self.place.deadline.into();
+        let Ok(next) = tokio::time::timeout_at(deadline, self.events.recv()).await else {
+            return Err(self.place.exceeded(&self.app));
+        };
+        let Some((prompt, event)) = next else {
+            return Err(ApiError::engine("the engine has ended, and this server with it"));
+        };
+        let event = event.map_err(|error| refused("prompt", &error))?;
+        let choice = prompt * self.each + event.answer;
+        let Some(timing) = self.open.get_mut(choice) else { return Ok(None) };
+        if let (Some(timing), true) = (timing.as_mut(), event.token.is_some()) {
+            self.app.metrics.token(&self.served.name, timing);
+        }
+        if let Some(finish) = &event.finish {
+            if let Some(timing) = timing.take() {
+                self.app.metrics.end(&self.served.name, &timing, finish, event.answer == 0);
+            }
+            match &finish.reason {
+                FinishReason::Failed(problem) => return Err(ApiError::engine(problem)),
+                FinishReason::Interrupted => return Err(stopping()),
+                _ => {}
+            }
+        }
+        Ok(Some((choice, event)))
+    }
+
+    /// Whether an event's token is the one that has ended the answer, which is no part of its text.
+    pub(crate) fn is_end(&self, event: &GenerationEvent) -> bool {
+        let stopped = event.finish.as_ref().is_some_and(|end| end.reason == FinishReason::Stop);
+        stopped && !self.ignore_eos && event.token.is_some_and(|token| self.app.model.is_end(token))
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.stop.stop();
+        for timing in self.open.iter().flatten() {
+            self.app.metrics.cancel(&self.served.name, timing);
+        }
+    }
+}
+
+/// OpenAI's word for the end of an answer.
+pub(crate) fn finish_reason(reason: &FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Length | FinishReason::Context => "length",
+        _ => "stop",
+    }
+}

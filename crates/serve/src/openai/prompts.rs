@@ -1,0 +1,81 @@
+//! The prompts of a completion: a text, ids, or a list of either.
+
+use serde_json::Value;
+
+use crate::api_error::{ApiError, ApiResult};
+use crate::fields::shown;
+
+const EXPECTED: &str = "a text, a list of token ids, or a list of texts or of lists of token ids";
+
+/// One prompt as it was given.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// The prompts of `prompt`.
+///
+/// # Errors
+/// Something else, by its place: `prompt[2]`.
+pub(crate) fn read(value: Value) -> ApiResult<Vec<Prompt>> {
+    let items = match value {
+        Value::String(text) => return Ok(vec![Prompt::Text(text)]),
+        Value::Array(items) => items,
+        other => return Err(ApiError::value("prompt", &shown(&other), EXPECTED)),
+    };
+    match items.first() {
+        None => Err(ApiError::value("prompt", "an empty list", EXPECTED)),
+        Some(Value::Number(_)) => Ok(vec![Prompt::Ids(ids_of(&Value::Array(items), "prompt")?)]),
+        Some(_) => {
+            let one = |(number, item): (usize, Value)| match item {
+                Value::String(text) => Ok(Prompt::Text(text)),
+                other => ids_of(&other, &format!("prompt[{number}]")).map(Prompt::Ids),
+            };
+            items.into_iter().enumerate().map(one).collect()
+        }
+    }
+}
+
+/// Token ids.
+pub(crate) fn ids_of(value: &Value, at: &str) -> ApiResult<Vec<u32>> {
+    let Value::Array(items) = value else {
+        return Err(ApiError::value(at, &shown(value), "a list of token ids"));
+    };
+    let id = |(number, item): (usize, &Value)| {
+        let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| ApiError::value(&format!("{at}[{number}]"), &shown(item), "a token id"))
+    };
+    items.iter().enumerate().map(id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn all_forms_are_read() {
+        let text = |text: &str| Prompt::Text(text.to_owned());
+        for (value, prompts) in [
+            (json!("a"), vec![text("a")]),
+            (json!([1, 2]), vec![Prompt::Ids(vec![1, 2])]),
+            (json!(["a", "b"]), vec![text("a"), text("b")]),
+            (json!([[1], [2, 3]]), vec![Prompt::Ids(vec![1]), Prompt::Ids(vec![2, 3])]),
+        ] {
+            assert_eq!(read(value).unwrap(), prompts);
+        }
+        for (value, param) in [
+            (json!({}), "prompt"),
+            (json!([]), "prompt"),
+            (json!([1, -2]), "prompt[1]"),
+            (json!([1, 2.5]), "prompt[1]"),
+            (json!([1, 4_294_967_296u64]), "prompt[1]"),
+            (json!(["a", 3]), "prompt[1]"),
+            (json!([[1], ["a"]]), "prompt[1][0]"),
+        ] {
+            assert_eq!(read(value.clone()).unwrap_err().param.as_deref(), Some(param), "{value}");
+        }
+    }
+}

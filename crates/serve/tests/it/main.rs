@@ -1,0 +1,11 @@
+//! Servers as their clients see them: over HTTP, with the 2-layer Llama of `tests/golden/lora_tiny`.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)] // the helpers of tests are tests
+
+mod adapters;
+mod chat;
+mod completions;
+mod lifecycle;
+mod limits;
+mod lm_eval;
+mod support;
