@@ -59,6 +59,8 @@ pub struct Limits {
     pub max_adapters: usize,
     /// For the head of a request and for its body. Default 10 s.
     pub read_timeout: Duration,
+    /// For a client to take some bytes of its answer. Default 30 s.
+    pub write_timeout: Duration,
     /// From the acceptance of a request to the end of its answer. Default 10 min.
     pub deadline: Duration,
     /// For running answers after a stop. Default 30 s.
@@ -77,6 +79,7 @@ impl Default for Limits {
             max_queue: 256,
             max_adapters: 16,
             read_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
             deadline: Duration::from_secs(600),
             grace: Duration::from_secs(30),
         }

@@ -1,5 +1,5 @@
-//! The fields of a request's JSON object, read one by one. What nobody has read is refused by name,
-//! so that no wish of a client is dropped in silence.
+//! The fields of a request's JSON object, read one by one. A field that nobody has read is refused
+//! by name, so that no wish of a client is dropped in silence.
 
 use std::ops::RangeInclusive;
 

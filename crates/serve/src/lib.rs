@@ -34,6 +34,7 @@ mod scoring;
 mod server;
 mod stream;
 mod tokenize;
+mod write_limit;
 
 pub use adapters::AdapterStatus;
 pub use adapters::source::AdapterSource;

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::Limits;
+use crate::write_limit::WriteLimit;
 
 /// More header fields than any client sends.
 const MAX_HEADERS: usize = 100;
@@ -50,12 +51,13 @@ async fn serve(
 ) {
     // Tokens are small, and each is waited for.
     let _ = stream.set_nodelay(true);
+    let stream = WriteLimit::new(TokioIo::new(stream), limits.write_timeout);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.read_timeout)
         .max_buf_size(limits.max_header_bytes)
         .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(stream, TowerToHyperService::new(router));
     tokio::pin!(connection);
     tokio::select! {
         // A client that breaks off is none of our concern.

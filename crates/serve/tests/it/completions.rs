@@ -168,7 +168,8 @@ fn sampling_is_the_models_own() {
         ),
     ] {
         let config = GenerationConfig { max_new_tokens: 16, ..config };
-        let expected = service.model.completions(&[prompt.clone()], &config).unwrap().remove(0);
+        let expected =
+            service.model.completions(std::slice::from_ref(&prompt), &config).unwrap().remove(0);
         let mut body = json!({ "model": "model", "prompt": "Once", "max_tokens": 16 });
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let answer = service.complete(&body);

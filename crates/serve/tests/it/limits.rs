@@ -240,3 +240,20 @@ fn slow_clients_are_given_up() {
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
 }
+
+#[test]
+fn a_client_that_does_not_read_loses_its_place() {
+    let limits = Limits { write_timeout: Duration::from_millis(300), ..Default::default() };
+    let config = ServerConfig { limits, ..Default::default() };
+    let service = Service::of(model_with_context(200_000), &config);
+    let mut body = endless();
+    // More than the buffers of both ends hold.
+    body["max_tokens"] = 190_000.into();
+    body["logprobs"] = 20.into();
+    let client = service.send("/v1/completions", &body);
+    wait_for("the answer", Duration::from_secs(10), || running(&service) == 1.0);
+    wait_for("a free place", Duration::from_secs(40), || running(&service) == 0.0);
+    let ended = service.server.metrics();
+    assert!(ended.contains("finished_reason=\"abort\""), "it was broken off: {ended}");
+    drop(client);
+}
