@@ -29,6 +29,9 @@ use crate::pass::kv_cache::{Pages, TextCache};
 use crate::pass::overlay::Overlay;
 use crate::pass::snapshot::Snapshot;
 
+/// How often pages of overlays that are gone are looked for.
+const FORGETS_AFTER_STEPS: usize = 64;
+
 /// How an [`GenerationEngine`] works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -237,6 +240,7 @@ pub struct GenerationEngine {
     answers: Vec<Answer>,
     next_id: u64,
     cached: usize,
+    steps: usize,
     error: Option<Error>,
     base: Arc<Overlay>,
 }
@@ -258,6 +262,7 @@ impl GenerationEngine {
             answers: Vec::new(),
             next_id: 0,
             cached: 0,
+            steps: 0,
             error: None,
             base: Arc::default(),
         }
@@ -336,7 +341,9 @@ impl GenerationEngine {
                 self.error = Some(error);
             }
         }
-        if self.is_empty() {
+        // An engine that is never empty must forget, too.
+        self.steps = self.steps.wrapping_add(1);
+        if self.is_empty() || self.steps.is_multiple_of(FORGETS_AFTER_STEPS) {
             self.prefix.forget_gone();
         }
         events
@@ -788,4 +795,41 @@ pub(super) fn check(model: &Model, prompt: &[u32], overlay: &Overlay) -> Result<
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::layers::{Linear, Projection as _};
+
+    #[test]
+    fn pages_of_an_overlay_that_is_gone_go_while_others_are_answered() {
+        let folder = "../../tests/golden/logits/llama3";
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let model = Model::load(folder, &Device::Cpu).unwrap();
+        let mut engine = GenerationEngine::new(&model, EngineConfig::default());
+        let config = |max_new_tokens| GenerationConfig {
+            max_new_tokens,
+            ignore_eos: true,
+            ..GenerationConfig::default()
+        };
+        let long = FORGETS_AFTER_STEPS + 20;
+        engine.insert(GenerationRequest::new([5u32, 6], &config(long))).unwrap();
+        let mut overlay = Overlay::default();
+        let slot = &model.slots()[0];
+        let weight = slot.base().weight().clone();
+        overlay.put_projection(slot, Arc::new(Linear::new(weight, slot.base().bias()))).unwrap();
+        let prompt: Vec<u32> = (0..2 * PAGE as u32).map(|i| i % 50).collect();
+        let request = GenerationRequest::new(prompt, &config(1)).with_overlay(Arc::new(overlay));
+        engine.insert(request).unwrap();
+        engine.step();
+        assert!(engine.prefix.len() > 0, "its pages are kept");
+        for _ in 0..FORGETS_AFTER_STEPS {
+            engine.step();
+        }
+        assert!(!engine.is_empty(), "the other answer goes on");
+        assert_eq!(engine.prefix.len(), 0);
+    }
 }

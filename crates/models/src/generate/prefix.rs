@@ -223,6 +223,12 @@ impl PrefixCache {
         });
     }
 
+    /// How many pages are kept.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.pages.len()
+    }
+
     fn make_room(&mut self) {
         while self.pages.len() >= self.capacity.max(1) {
             let oldest = self

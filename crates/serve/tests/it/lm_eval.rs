@@ -22,7 +22,7 @@ fn prompts() -> Vec<String> {
 #[test]
 #[ignore = "long"]
 fn lm_eval_finds_the_models_own_log_likelihoods_and_answers() {
-    let Some(python) = Python::peers("lm_eval") else { return };
+    let Some(python) = Python::peers("lm_eval, tenacity") else { return };
     let model = Model::load(DEFAULT_MODEL, &Device::Cpu).unwrap();
     let server = model.serve("127.0.0.1:0").unwrap();
     let dir = tempfile::tempdir().unwrap();
