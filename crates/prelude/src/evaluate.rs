@@ -65,7 +65,8 @@ fn example(text: TrainingText) -> EvalExample {
         TrainingText::Conversation(turns) => {
             let mut messages: Vec<_> = turns.into_iter().map(message).collect();
             // One that training would learn, too.
-            let is_answer = |message: &tunebook_models::Message| message.role == "assistant" && message.train;
+            let is_answer =
+                |message: &tunebook_models::Message| message.role == "assistant" && message.train;
             let last = messages.iter().rposition(is_answer);
             let answer = last.map(|last| {
                 messages.truncate(last + 1);
