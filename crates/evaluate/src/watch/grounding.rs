@@ -481,7 +481,9 @@ fn facts_of(text: &str, is_source: bool) -> Vec<(Fact, Value)> {
         .filter_map(|parts| Some((parts.get(0)?.range(), days(&parts))))
         .filter(|(_, days)| !days.is_empty())
         .collect();
-    for (place, days) in dates {
+    for (mut place, days) in dates {
+        // The dot of `14 March.` ends the sentence; that of `14 Mar.` may as well.
+        place.end -= usize::from(text[place.clone()].ends_with('.'));
         take(&mut left, FactKind::Date, place, Value::Date(days));
     }
     let ids: Vec<Range<usize>> = ID
