@@ -325,7 +325,7 @@ impl ComparisonViews for Comparison {
         table.note(format!(
             "{units} {unit}. Tests: {}; corrected for {} (loss and perplexity are one). A true difference of the \
              size \"smallest shown\" is found four times in five.",
-            tests.join(", "),
+            tests.join("; "),
             self.tests()
         ))
     }
