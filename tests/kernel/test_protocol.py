@@ -323,6 +323,26 @@ class Statics(WithKernel):
         self.assertEqual(self.run_ok("HERE.with(|n| { n.set(n.get() + 1); n.get() })").text, "41")
 
 
+class Closures(WithKernel):
+    """A closure lives in its cell, and takes nothing with it."""
+
+    def test_a_closure_is_used_in_its_cell(self):
+        self.run_ok("let k: i32 = 3;")
+        result = self.run_ok("let add = |x: i32| x + k;\nlet sum: i32 = add(2);\nsum")
+        self.assertEqual(result.text, "5")
+        self.assertIn("the closure `add` lives in this cell only", result.stderr)
+        self.assertEqual(self.run_ok("(k, sum)").text, "(3, 5)")
+        result = self.run_ok("let mut seen: Vec<i32> = vec![];\nlet mut see = |x: i32| {\n    seen.push(x);\n};\nsee(1);\nsee(2);\nseen.len()")
+        self.assertEqual(result.text, "2")
+        self.assertEqual(self.run_ok("seen").text, "[1, 2]")
+        self.assertIn("`add`", error_of(self.kernel.execute("add(1)"))["evalue"])
+        wrong = error_of(self.kernel.execute("let more = |x: i32| x + k;\nmore(missing)"))
+        self.assertIn("cannot find value `missing`", wrong["evalue"])
+        boxed = self.run_ok("let kept: Box<dyn Fn(i32) -> i32> = Box::new(|x| x + 1);")
+        self.assertNotIn("closure", boxed.stderr)
+        self.assertEqual(self.run_ok("kept(1)").text, "2")
+
+
 class Kept(WithKernel):
     """A cell that fails keeps what was there before, also under the names that it would have given new values."""
 

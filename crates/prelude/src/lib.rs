@@ -28,6 +28,14 @@ pub use tunebook_progress as progress;
 pub use tunebook_serve as serve;
 pub use tunebook_tune as tune;
 
+/// Hands on what it gets. The kernel puts a `let` of closures into it, which evcxr would otherwise
+/// keep for the next cell.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! within_cell {
+    ($($tokens:tt)*) => { $($tokens)* };
+}
+
 mod compare;
 mod course;
 mod evaluate;

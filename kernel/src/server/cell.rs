@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use ra_ap_syntax::ast::{self, AstNode, HasName};
 use ra_ap_syntax::{Edition, SourceFile, SyntaxElement, SyntaxKind, SyntaxNode, TextSize};
 
+use crate::layout::PRELUDE;
+
 /// Whether a cell can be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completeness {
@@ -173,7 +175,8 @@ pub(crate) fn only_calls(code: &str, items: &[String]) -> bool {
 /// A top-level `let` whose variables have no whole type written.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UntypedLet {
-    /// Where the statement ends in the code, as a byte offset.
+    /// Where the statement stands in the code, as byte offsets.
+    start: usize,
     end: usize,
     /// The variables, and whether they are mutable.
     variables: Vec<(String, bool)>,
@@ -211,16 +214,19 @@ pub(crate) fn untyped_lets(code: &str) -> Vec<UntypedLet> {
             .filter(|(name, _)| !name.starts_with(char::is_uppercase))
             .collect();
         if !variables.is_empty() {
-            let end = usize::from(statement.syntax().text_range().end()) - PREFIX.len();
-            lets.push(UntypedLet { end, variables });
+            let range = statement.syntax().text_range();
+            let [start, end] =
+                [range.start(), range.end()].map(|place| usize::from(place) - PREFIX.len());
+            lets.push(UntypedLet { start, end, variables });
         }
     }
     lets
 }
 
 /// The code with the types written in: each variable is bound once more, with its type, behind its
-/// `let`, on the same line. A type that cannot be written (a closure's) is left out; evcxr explains
-/// what to do then.
+/// `let`, on the same line. A type that cannot be written is left out; evcxr explains what to do
+/// then. A `let` of closures goes through a macro of the prelude, where evcxr does not see it: it
+/// would keep them for the next cell, which cannot be.
 pub(crate) fn with_types(
     code: &str,
     lets: &[UntypedLet],
@@ -235,9 +241,39 @@ pub(crate) fn with_types(
                 bindings.push_str(&format!(" let {mutable}{name}: {type_name} = {name};"));
             }
         }
+        if closures(statement, types).next().is_some() {
+            out.insert_str(statement.end, " }");
+            out.insert_str(statement.start, &format!("{PRELUDE}::within_cell! {{ "));
+            continue;
+        }
         out.insert_str(statement.end, &bindings);
     }
     out
+}
+
+/// The variables of a `let`, if all of them are closures.
+fn closures<'a>(
+    statement: &'a UntypedLet,
+    types: &HashMap<String, String>,
+) -> impl Iterator<Item = &'a str> {
+    let is_closure = |name: &String| types.get(name).is_some_and(|ty| ty.starts_with("{closure"));
+    let all = statement.variables.iter().all(|(name, _)| is_closure(name));
+    statement.variables.iter().filter(move |_| all).map(|(name, _)| name.as_str())
+}
+
+/// The closures that a cell defines, which live in it alone.
+pub(crate) fn local_closures<'a>(
+    lets: &'a [UntypedLet],
+    types: &'a HashMap<String, String>,
+) -> impl Iterator<Item = &'a str> {
+    lets.iter().flat_map(|statement| closures(statement, types))
+}
+
+/// The code with its closures kept from evcxr, and nothing else changed.
+pub(crate) fn with_local_closures(code: &str, types: &HashMap<String, String>) -> String {
+    let mut closures = types.clone();
+    closures.retain(|_, ty| ty.starts_with("{closure"));
+    with_types(code, &untyped_lets(code), &closures)
 }
 
 /// An `impl` that follows no named item of its cell.
@@ -547,7 +583,15 @@ mod tests {
         assert_eq!(
             typed,
             ":dep x = \"1\"\nlet (mut p, q) = pair(); let mut p: i32 = p; let q: std::vec::Vec<f32> = q;\n\
-             let f = |a: i32| a; p"
+             tunebook::within_cell! { let f = |a: i32| a; } p"
+        );
+        let lets = untyped_lets(code);
+        let types =
+            HashMap::from([("f".to_owned(), "{closure@cell/src/lib.rs:1:2: 3:4}".to_owned())]);
+        assert_eq!(local_closures(&lets, &types).collect::<Vec<_>>(), ["f"]);
+        assert_eq!(
+            with_local_closures(code, &types),
+            ":dep x = \"1\"\nlet (mut p, q) = pair();\ntunebook::within_cell! { let f = |a: i32| a; } p"
         );
     }
 

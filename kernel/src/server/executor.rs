@@ -251,6 +251,20 @@ impl Executor {
         self.running.publish("stream", json!({"name": "stderr", "text": text}));
     }
 
+    /// Says, once for each, that a closure lives in its cell alone.
+    fn tell_closures<'a>(&self, closures: impl Iterator<Item = &'a str>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in closures {
+            if told.insert(format!("closure {name}")) {
+                let text = format!(
+                    "[kernel] the closure `{name}` lives in this cell only, as its type has no name. A function does \
+                     not: `fn {name}(..) {{ .. }}`, or `let {name}: Box<dyn Fn(..) -> ..> = Box::new(..);`\n"
+                );
+                self.running.publish("stream", json!({"name": "stderr", "text": text}));
+            }
+        }
+    }
+
     /// Says, once for each, that a static starts anew in every cell.
     fn tell_statics(&self, code: &str) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -287,11 +301,11 @@ impl Executor {
         };
         let named = cell::with_modules_of_statics(&cell::with_named_impls(code, &impls));
         let lets = cell::untyped_lets(&named);
-        let typed = if lets.is_empty() {
-            named
-        } else {
-            cell::with_types(&named, &lets, &self.types(context, &named))
+        let types = match lets.is_empty() {
+            true => HashMap::new(),
+            false => self.types(context, &named),
         };
+        let typed = cell::with_types(&named, &lets, &types);
         let mut callbacks = EvalCallbacks {
             input_reader: &|asked| {
                 let prompt = self.running.prompt();
@@ -311,6 +325,7 @@ impl Executor {
                 let again = cell::taken_again(kept);
                 drop(known);
                 self.take_again(context, &again);
+                self.tell_closures(cell::local_closures(&lets, &types));
                 Ok(outputs)
             }
             // The error may lie in a type that was written in, and its place is that of the changed
@@ -318,7 +333,8 @@ impl Executor {
             Err(evcxr::Error::CompilationErrors(_))
                 if typed != code && !self.running.is_interrupted() =>
             {
-                context.execute_with_callbacks(code, &mut callbacks)
+                let apart = cell::with_local_closures(code, &types);
+                context.execute_with_callbacks(&apart, &mut callbacks)
             }
             result => result,
         }
