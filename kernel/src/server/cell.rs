@@ -242,8 +242,9 @@ pub(crate) fn with_types(
             }
         }
         if closures(statement, types).next().is_some() {
-            out.insert_str(statement.end, " }");
-            out.insert_str(statement.start, &format!("{PRELUDE}::within_cell! {{ "));
+            // With a semicolon, so that it is no value of the cell.
+            out.insert_str(statement.end, " );");
+            out.insert_str(statement.start, &format!("{PRELUDE}::within_cell!( "));
             continue;
         }
         out.insert_str(statement.end, &bindings);
@@ -583,7 +584,7 @@ mod tests {
         assert_eq!(
             typed,
             ":dep x = \"1\"\nlet (mut p, q) = pair(); let mut p: i32 = p; let q: std::vec::Vec<f32> = q;\n\
-             tunebook::within_cell! { let f = |a: i32| a; } p"
+             tunebook::within_cell!( let f = |a: i32| a; ); p"
         );
         let lets = untyped_lets(code);
         let types =
@@ -591,7 +592,7 @@ mod tests {
         assert_eq!(local_closures(&lets, &types).collect::<Vec<_>>(), ["f"]);
         assert_eq!(
             with_local_closures(code, &types),
-            ":dep x = \"1\"\nlet (mut p, q) = pair();\ntunebook::within_cell! { let f = |a: i32| a; } p"
+            ":dep x = \"1\"\nlet (mut p, q) = pair();\ntunebook::within_cell!( let f = |a: i32| a; ); p"
         );
     }
 
