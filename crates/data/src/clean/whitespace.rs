@@ -130,7 +130,6 @@ fn push_words(out: &mut String, line: &str) {
     let (mut at, mut begun) = (0, false);
     while at < line.len() {
         let end = memchr::memchr2(b' ', b'\t', &bytes[at..]).map_or(line.len(), |next| at + next);
-        // One space between two words is the usual, so that several go at once would gain nothing.
         if end > at {
             if std::mem::replace(&mut begun, true) {
                 out.push(' ');

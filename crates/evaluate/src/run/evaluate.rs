@@ -177,10 +177,7 @@ impl Work<'_> {
     fn rows(&self) -> Vec<RowResult> {
         let mut first: HashMap<String, usize> = HashMap::new();
         let mut same_as = |row: usize| {
-            // What is asked and expected, not the columns beside it.
-            let EvalExample { prompt, references, choices, .. } = &self.examples[row];
-            let asked = serde_json::to_vec(&(prompt, references, choices)).unwrap_or_default();
-            let first = *first.entry(key(&[&asked])).or_insert(row);
+            let first = *first.entry(key(&[&self.examples[row].asked()])).or_insert(row);
             (first < row).then(|| self.numbers[first])
         };
         let row = |(row, (example, prepared)): (usize, (&EvalExample, &Prepared))| RowResult {
@@ -263,10 +260,7 @@ impl Work<'_> {
             settings.extend(unusual(generation));
         }
         let mut all = xxhash_rust::xxh3::Xxh3::new();
-        for EvalExample { prompt, references, choices, .. } in self.examples {
-            let asked = serde_json::to_vec(&(prompt, references, choices));
-            all.update(&asked.unwrap_or_default());
-        }
+        self.examples.iter().for_each(|example| all.update(&example.asked()));
         settings.insert("rows".to_owned(), format!("{:08x}", all.digest128() as u32));
         settings
     }

@@ -75,6 +75,11 @@ impl EvalExample {
         }
     }
 
+    /// What is asked and expected, without the columns beside it, as bytes to compare and to hash.
+    pub(crate) fn asked(&self) -> Vec<u8> {
+        serde_json::to_vec(&(&self.prompt, &self.references, &self.choices)).unwrap_or_default()
+    }
+
     /// Whether there is something to answer.
     pub(crate) fn asks(&self) -> bool {
         match &self.prompt {

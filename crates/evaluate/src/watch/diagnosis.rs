@@ -201,11 +201,10 @@ impl Curve<'_> {
         }
         let apart = evaluations.div_ceil(MOST_LOOKS);
         let looks = (FEWEST_EVALS..evaluations).filter(|n| (evaluations - n).is_multiple_of(apart));
-        let mut findings: Vec<(Finding, f64)> = Vec::new();
-        for n in looks.chain([evaluations]) {
-            let curve = self.up_to(n);
-            findings.push((curve.finding(), curve.best().map_or(f64::NAN, |(_, best)| best)));
-        }
+        let lowest = |curve: &Self| curve.best().map_or(f64::NAN, |(_, best)| best);
+        let mut findings: Vec<(Finding, f64)> =
+            looks.map(|n| self.up_to(n)).map(|curve| (curve.finding(), lowest(&curve))).collect();
+        findings.push((now, lowest(self)));
         let (mut settled, mut lowest) = findings[0];
         for pair in findings.windows(2) {
             let [(before, _), (finding, best)] = [pair[0], pair[1]];
