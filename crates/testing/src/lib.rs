@@ -1,4 +1,5 @@
-//! Test helpers of the workspace: Python peers, random numbers, an allocator that counts.
+//! Test helpers of the workspace: Python peers, random numbers, an allocator that counts, a client of
+//! streamed answers.
 //!
 //! The crate is a development dependency only. Its functions fail a test by panicking, as the
 //! test's own assertions do.
@@ -9,6 +10,7 @@
 pub mod allocator;
 mod peers;
 mod random;
+pub mod sse;
 
 pub use peers::Python;
 pub use random::Random;

@@ -18,7 +18,7 @@ usage: cargo xtask COMMAND
                                   (built apart; never run on one so far)
   test [--long]                   everything that a change must pass;
                                   --long adds slow tests and fails on skips
-  bench train|generate|cells|data|judge [CASE...] [--json FILE]
+  bench train|generate|serve|cells|data|judge [CASE...] [--json FILE]
                                   compare with the peer in one run
   setup                           the set-up alone (for a machine that goes offline later)
   features [--check]              renew crates/workspace-hack after a change of dependencies";
@@ -49,6 +49,8 @@ pub(crate) enum Bench {
     Train,
     /// Generated text, compared with llama.cpp, transformers and mistral.rs.
     Generate,
+    /// Answers over HTTP, compared with llama.cpp and mistral.rs.
+    Serve,
     /// Kernel start and cells, compared with the stock kernel.
     Cells,
     /// Cleaning and deduplication, compared with datasets and datatrove.
@@ -124,17 +126,19 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> 
             let which = match words.next().as_deref() {
                 Some("train") => Bench::Train,
                 Some("generate") => Bench::Generate,
+                Some("serve") => Bench::Serve,
                 Some("cells") => Bench::Cells,
                 Some("data") => Bench::Data,
                 Some("judge") => Bench::Judge,
                 Some(other) => {
                     return Err(usage(format!(
-                        "there is no bench `{other}`; there are: train, generate, cells, data, judge"
+                        "there is no bench `{other}`; there are: train, generate, serve, cells, data, judge"
                     )));
                 }
                 None => {
                     return Err(usage(
-                        "`bench` needs one of: train, generate, cells, data, judge".to_owned(),
+                        "`bench` needs one of: train, generate, serve, cells, data, judge"
+                            .to_owned(),
                     ));
                 }
             };
@@ -279,7 +283,7 @@ mod tests {
         assert_eq!(refusal("run a.ipynb --kernel"), "--kernel needs a value");
         assert_eq!(
             refusal("bench gpu"),
-            "there is no bench `gpu`; there are: train, generate, cells, data, judge"
+            "there is no bench `gpu`; there are: train, generate, serve, cells, data, judge"
         );
         assert_eq!(
             refusal("lab --port many"),

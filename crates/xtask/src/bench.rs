@@ -3,6 +3,7 @@
 pub(crate) mod machine;
 pub(crate) mod peer;
 pub(crate) mod rows;
+pub(crate) mod seat;
 pub(crate) mod side;
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::arguments::Bench;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::setup::Setup;
-use crate::{bench_cells, bench_data, bench_generate, bench_judge, bench_train};
+use crate::{bench_cells, bench_data, bench_generate, bench_judge, bench_serve, bench_train};
 
 /// Threads of each side.
 pub(crate) const THREADS: usize = 2;
@@ -38,13 +39,14 @@ pub(crate) fn run(
         Bench::Generate => {
             setup.ensure_fetched()?;
             setup.ensure_peers()?;
-            // A peer that cannot be had is missing from the rows, which say why.
-            for peer in [setup.ensure_llama_cpp(), setup.ensure_mistral_rs()] {
-                if let Err(error) = peer {
-                    println!("{error}");
-                }
-            }
+            ensure_engines(setup);
             bench_generate::run(setup, cases, json.as_deref())
+        }
+        Bench::Serve => {
+            setup.ensure_fetched()?;
+            setup.ensure_peers()?;
+            ensure_engines(setup);
+            bench_serve::run(setup, cases, json.as_deref())
         }
         Bench::Data => {
             setup.ensure_peers()?;
@@ -59,6 +61,36 @@ pub(crate) fn run(
             bench_cells::run(setup, cases, json.as_deref())
         }
     }
+}
+
+/// llama.cpp and mistral.rs. One that cannot be had is missing from the rows, which say why.
+fn ensure_engines(setup: &Setup) {
+    for peer in [setup.ensure_llama_cpp(), setup.ensure_mistral_rs()] {
+        if let Err(error) = peer {
+            println!("{error}");
+        }
+    }
+}
+
+/// The cases of these names; all of them where there is no name.
+///
+/// # Errors
+/// A name that no case has.
+pub(crate) fn choose<C>(
+    cases: &'static [C],
+    name_of: impl Fn(&C) -> &'static str,
+    names: &[String],
+) -> Result<Vec<&'static C>> {
+    if names.is_empty() {
+        return Ok(cases.iter().collect());
+    }
+    let find = |name: &String| {
+        cases.iter().find(|case| name_of(case) == name).ok_or_else(|| {
+            let known: Vec<_> = cases.iter().map(&name_of).collect();
+            Error::Usage(format!("there is no case `{name}`; there are: {}", known.join(", ")))
+        })
+    };
+    names.iter().map(find).collect()
 }
 
 /// Builds our side for the CPU, an example of a package.
@@ -81,4 +113,22 @@ pub(crate) fn program(setup: &Setup, example: &str) -> Command {
     let mut command = process::command(folder.join(example));
     command.env("RAYON_NUM_THREADS", THREADS.to_string());
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_case_lists_those_that_exist() {
+        const CASES: &[&str] = &["first", "second"];
+        let chosen = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            choose(CASES, |case| case, &names)
+        };
+        let error = chosen(&["first", "third"]).err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some("there is no case `third`; there are: first, second"));
+        assert_eq!(chosen(&["second"]).ok(), Some(vec![&"second"]));
+        assert_eq!(chosen(&[]).map(|cases| cases.len()).ok(), Some(2));
+    }
 }

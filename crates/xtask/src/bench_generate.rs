@@ -17,9 +17,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use case::{CASES, Case, OURS, PEERS};
-use measure::{Measured, Seat};
+use measure::Measured;
 
-use crate::bench::rows::write;
+use crate::bench::rows::{line, write};
+use crate::bench::seat::Seat;
 use crate::bench::side::Side;
 use crate::bench::{self, THREADS, machine, peer};
 use crate::error::{Error, Result};
@@ -35,7 +36,7 @@ const PROGRAM: &str = "bench_generate";
 /// An unknown case; cases that failed, when the others are done: our side ended early, or a side
 /// did not generate as many tokens as it was asked for.
 pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
-    let chosen = choose(cases)?;
+    let chosen = bench::choose(CASES, |case| case.name, cases)?;
     let python = peer::python(setup)?;
     let peer_model = peer::model(setup, &python)?;
     bench::build(setup, "tunebook-tune", PROGRAM)?;
@@ -108,62 +109,4 @@ fn start(setup: &Setup, python: &Path, files: &Files, cases: &[&Case]) -> Result
         seats.push(Seat::new(peer.name, side));
     }
     Ok(seats)
-}
-
-fn choose(names: &[String]) -> Result<Vec<&'static Case>> {
-    if names.is_empty() {
-        return Ok(CASES.iter().collect());
-    }
-    let find = |name: &String| {
-        CASES.iter().find(|case| case.name == name).ok_or_else(|| {
-            let known: Vec<_> = CASES.iter().map(|case| case.name).collect();
-            Error::Usage(format!("there is no case `{name}`; there are: {}", known.join(", ")))
-        })
-    };
-    names.iter().map(find).collect()
-}
-
-/// A row for the screen.
-fn line(row: &Value) -> String {
-    let of = |key: &str| row[key].as_f64().map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
-    let metric = row["metric"].as_str().unwrap_or_default();
-    let mut line = format!(
-        "  {metric:24} ours {:>9}   peer {:>9}   ratio {:>6}",
-        of("ours"),
-        of("peer"),
-        of("ratio")
-    );
-    if row["limit"].is_number() {
-        line.push_str(&format!("   limit {:>9}", of("limit")));
-    }
-    if let Some(reason) = row["reason"].as_str() {
-        line.push_str(&format!("   ({reason})"));
-    }
-    line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unknown_case_lists_those_that_exist() {
-        let error = choose(&["decode".to_owned()]).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(error.contains("`decode`") && error.contains("short-answers"), "{error}");
-        assert_eq!(choose(&[]).map(|cases| cases.len()).ok(), Some(CASES.len()));
-    }
-
-    #[test]
-    fn a_line_holds_what_its_row_has() {
-        let row = json!({
-            "metric": "tokens_per_s", "ours": 50.0, "peer": null, "ratio": null, "limit": 140.25,
-            "reason": "llama_cpp_python is not there",
-        });
-        let expected = "  tokens_per_s             ours     50.00   peer         -   ratio      -   \
-                        limit    140.25   (llama_cpp_python is not there)";
-        assert_eq!(line(&row), expected);
-        let row = json!({"metric": "seconds", "ours": 2.0, "peer": 4.0, "ratio": 0.5});
-        let expected = "  seconds                  ours      2.00   peer      4.00   ratio   0.50";
-        assert_eq!(line(&row), expected);
-    }
 }

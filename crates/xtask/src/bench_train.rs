@@ -43,7 +43,7 @@ struct Bench<'a> {
 /// An unknown case; cases that failed, when the others are done: a side ended early, or two sides
 /// do not compute the same loss.
 pub(crate) fn run(setup: &Setup, cases: &[String], json: Option<&Path>) -> Result<()> {
-    let chosen = choose(cases)?;
+    let chosen = bench::choose(CASES, |case| case.name, cases)?;
     let python = peer::python(setup)?;
     let peer_model = peer::model(setup, &python)?;
     let gguf = setup.base_model_file();
@@ -81,19 +81,6 @@ impl Bench<'_> {
     }
 }
 
-fn choose(names: &[String]) -> Result<Vec<&'static Case>> {
-    if names.is_empty() {
-        return Ok(CASES.iter().collect());
-    }
-    let find = |name: &String| {
-        CASES.iter().find(|case| case.name == name).ok_or_else(|| {
-            let known: Vec<_> = CASES.iter().map(|case| case.name).collect();
-            Error::Usage(format!("there is no case `{name}`; there are: {}", known.join(", ")))
-        })
-    };
-    names.iter().map(find).collect()
-}
-
 fn show(case: &Case, measured: &Measured) {
     println!("{}", case.name);
     for row in &measured.rows {
@@ -125,13 +112,6 @@ fn show(case: &Case, measured: &Measured) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_unknown_case_lists_those_that_exist() {
-        let error = choose(&["lora".to_owned()]).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(error.contains("`lora`") && error.contains("lora-4x128-f32"), "{error}");
-        assert_eq!(choose(&[]).map(|cases| cases.len()).ok(), Some(CASES.len()));
-    }
 
     #[test]
     fn the_cases_stand_in_the_table_s_order() {

@@ -10,6 +10,7 @@ mod bench_cells;
 mod bench_data;
 mod bench_generate;
 mod bench_judge;
+mod bench_serve;
 mod bench_train;
 mod error;
 mod features;

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::case::{Case, Kind, LONG, NEW, OURS, PEERS, PROMPT};
 use crate::bench::rows::row;
-use crate::bench::side::{Side, median, number};
+use crate::bench::seat::Seat;
+use crate::bench::side::{median, number};
 use crate::error::{Error, Result};
 
 /// What a case came to.
@@ -23,43 +24,6 @@ impl Measured {
             "reason": reason,
         })];
         Self { rows, about: json!({"case": case.name, "reason": reason}) }
-    }
-}
-
-/// A side, or why it is not there.
-pub(crate) struct Seat {
-    name: &'static str,
-    side: std::result::Result<Side, String>,
-}
-
-impl Seat {
-    /// A side that has started, or the reason why not.
-    pub(crate) fn new(name: &'static str, side: std::result::Result<Side, String>) -> Self {
-        Self { name, side }
-    }
-
-    /// One answer. A side that fails once is gone, with its reason.
-    fn ask(&mut self, request: &Value) -> std::result::Result<Value, String> {
-        let side = self.side.as_mut().map_err(|reason| reason.clone())?;
-        let answer = side.ask(&request.to_string()).map_err(|error| error.to_string());
-        if let Err(reason) = &answer {
-            self.side = Err(reason.clone());
-        }
-        answer
-    }
-
-    /// Ends it; peak memory and versions.
-    pub(crate) fn end(mut self) -> Value {
-        let end = self.ask(&json!({"do": "end"}));
-        json!({"side": self.name, "end": end.unwrap_or_else(|reason| json!({"reason": reason}))})
-    }
-
-    /// A number that it told when it was ready.
-    fn told(&self, key: &str) -> Result<f64> {
-        match &self.side {
-            Ok(side) => number(&side.ready, key),
-            Err(reason) => Err(Error::Other(reason.clone())),
-        }
     }
 }
 

@@ -58,7 +58,7 @@ impl Environment {
         Self { module, ..self }
     }
 
-    /// Compiles a package with these arguments of CMake, and installs no dependencies of it.
+    /// Compiles a package with these arguments of CMake.
     pub(super) fn compiled(self, cmake: &'static str) -> Self {
         Self { cmake: Some(cmake), ..self }
     }
@@ -111,9 +111,11 @@ impl Step for Environment {
         }
         let mut pip = process::command(self.python());
         pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"]);
-        pip.arg("--require-hashes");
+        // The file names every package. pip 23 looks for newer ones all the same where one is wanted
+        // with an extra, and then misses their hashes.
+        pip.args(["--require-hashes", "--no-deps"]);
         if let Some(arguments) = self.cmake {
-            pip.arg("--no-deps").env("CMAKE_ARGS", arguments);
+            pip.env("CMAKE_ARGS", arguments);
         }
         process::run(
             pip.arg("--requirement").arg(&self.requirements),
