@@ -38,6 +38,7 @@ pub use families::llama::LlamaConfig;
 pub use families::phi3::Phi3Config;
 pub use families::{Family, known_architectures};
 pub use generate::choices::{ChoiceScore, Choices};
+pub use generate::divergence::Divergence;
 pub use generate::engine::{
     EngineConfig, Finish, FinishReason, GenerationEngine, GenerationEvent, GenerationRequest,
     RequestId, TokenUsage,

@@ -5,6 +5,7 @@
 
 pub(crate) mod choices;
 pub(crate) mod config;
+pub(crate) mod divergence;
 pub(crate) mod engine;
 mod prefix;
 mod sampler;
