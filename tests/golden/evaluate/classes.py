@@ -1,9 +1,10 @@
-"""A thousand sets of labels and of confidences, and what scikit-learn says about them."""
+"""A thousand sets of labels and of confidences, and what scikit-learn and cleanlab say about them."""
 
 import random
 import warnings
 
 import numpy
+from cleanlab.filter import find_label_issues
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, classification_report, confusion_matrix, log_loss
 
@@ -85,6 +86,29 @@ def probability_sets():
         yield [hundredths, truth, compact.number(brier), compact.number(loss)]
 
 
+def label_issue_sets():
+    """Probabilities in hundredths, the given classes; the rows whose class is wrong, least likely first."""
+    rng = random.Random(4)
+    for _ in range(SETS):
+        classes, rows = rng.randint(2, 5), rng.randint(6, 30)
+        wrong, sharp = rng.choice([0.0, 0.1, 0.3]), rng.choice([1, 3, 8])
+        hundredths, given = [], []
+        for _ in range(rows):
+            true = rng.randrange(classes)
+            weights = [rng.random() + (sharp * rng.random() if label == true else 0) for label in range(classes)]
+            whole = [int(100 * weight / sum(weights)) for weight in weights]
+            whole[true] += 100 - sum(whole)
+            hundredths.append(whole)
+            given.append(rng.randrange(classes) if rng.random() < wrong else true)
+        given[:classes] = range(classes)  # each class has a row
+        options = dict(filter_by="confident_learning", return_indices_ranked_by="self_confidence", n_jobs=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = find_label_issues(numpy.array(given), numpy.array(hundredths) / 100, **options)
+        yield [hundredths, given, sorted(map(int, found)), [hundredths[row][given[row]] for row in found]]
+
+
 def write():
+    compact.write("label_issues.json", list(label_issue_sets()))
     compact.write("classes.json", list(label_sets()))
     compact.write("calibration.json", {"confidences": list(confidence_sets()), "probabilities": list(probability_sets())})

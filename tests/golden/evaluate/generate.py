@@ -1,8 +1,8 @@
 """Golden values of tunebook-evaluate: text metrics, reports of classifiers, intervals and tests.
 
 Writes beside itself `pairs.json` (answers and references), `sacrebleu.json`, `rouge.json` and `squad.json` (their
-scores), `stems.json` (of NLTK's stemmer), `classes.json` and `calibration.json` (scikit-learn), `intervals.json`
-(scipy and statsmodels). The same versions write the same bytes.
+scores), `stems.json` (of NLTK's stemmer), `classes.json` and `calibration.json` (scikit-learn), `label_issues.json`
+(cleanlab), `intervals.json` (scipy and statsmodels). The same versions write the same bytes.
 
     pip install -r requirements.txt && python generate.py [text_metrics] [classes] [intervals]
 """

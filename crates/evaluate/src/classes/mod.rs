@@ -1,11 +1,12 @@
 //! Classifiers: answers from a closed set of labels.
 //!
 //! [`class_report`] and [`confusion`] compare predicted labels with the true ones; [`reliability`],
-//! [`brier_score`] and [`log_loss`] ask whether a classifier's probabilities can be believed. All
+//! [`brier_score`] and [`log_loss`] ask whether a classifier's probabilities can be believed. These
 //! equal scikit-learn's, for which a label that is never predicted or never true counts 0
-//! (`zero_division=0`).
+//! (`zero_division=0`). [`label_issues`] finds labels that are probably wrong, as cleanlab does.
 
 mod confusion;
+mod label_issues;
 mod probability;
 mod reliability;
 mod report;
@@ -15,6 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 use crate::{Error, Result};
 
 pub use confusion::{Confusion, confusion};
+pub use label_issues::{LabelIssue, label_issues};
 pub use probability::{brier_score, log_loss};
 pub use reliability::{Reliability, ReliabilityBin, reliability};
 pub use report::{ClassAverage, ClassReport, ClassScores, class_report};

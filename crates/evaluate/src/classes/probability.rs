@@ -58,7 +58,7 @@ pub fn log_loss(probabilities: &[Vec<f64>], truth: &[usize]) -> Result<f64> {
     Ok(probabilities.iter().zip(truth).map(row).sum::<f64>() / truth.len() as f64)
 }
 
-fn check(probabilities: &[Vec<f64>], truth: &[usize]) -> Result<()> {
+pub(super) fn check(probabilities: &[Vec<f64>], truth: &[usize]) -> Result<()> {
     check_rows("probabilities", truth.len(), probabilities.len())?;
     for (row, (probabilities, &truth)) in probabilities.iter().zip(truth).enumerate() {
         let refuse = |what, value: String, expected| Error::Value { what, row, value, expected };

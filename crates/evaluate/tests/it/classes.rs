@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 use tunebook_evaluate::Error;
-use tunebook_evaluate::classes::{brier_score, class_report, confusion, log_loss, reliability};
+use tunebook_evaluate::classes::{
+    brier_score, class_report, confusion, label_issues, log_loss, reliability,
+};
 
 use crate::golden::{close, read};
 
@@ -91,4 +93,35 @@ fn rows_that_do_not_fit_are_refused() {
     assert!(brier_score(&[vec![0.5, 0.5]], &[2]).is_err());
     let error = log_loss(&[vec![0.5, 0.4]], &[0]).unwrap_err();
     assert_eq!(error.to_string(), "the sum of the probabilities of row 0 is 0.9, expected 1");
+}
+
+/// Hundredths, the given classes, the rows that are issues, the hundredths of their classes by rank.
+type LabelIssues = (Vec<Vec<u32>>, Vec<usize>, Vec<usize>, Vec<u32>);
+
+#[test]
+fn label_issues_equal_cleanlabs() {
+    let cases: Vec<LabelIssues> = read("label_issues.json");
+    assert_eq!(cases.len(), 1000);
+    let mut all = 0;
+    for (hundredths, given, rows, ranked) in cases {
+        let probabilities: Vec<Vec<f64>> = hundredths
+            .iter()
+            .map(|row| row.iter().map(|&whole| f64::from(whole) / 100.0).collect())
+            .collect();
+        let issues = label_issues(&probabilities, &given).unwrap();
+        let confidences: Vec<u32> =
+            issues.iter().map(|issue| (100.0 * issue.confidence).round() as u32).collect();
+        let mut found: Vec<usize> = issues.iter().map(|issue| issue.row).collect();
+        found.sort_unstable();
+        assert_eq!((&found, &confidences), (&rows, &ranked), "{hundredths:?} {given:?}");
+        all += rows.len();
+    }
+    assert!(all > 1000, "{all} issues in all sets");
+}
+
+#[test]
+fn labels_out_of_range_are_refused() {
+    let error = label_issues(&[vec![0.5, 0.5]], &[2]).unwrap_err().to_string();
+    assert!(error.contains('2'), "{error}");
+    assert!(matches!(label_issues(&[], &[]), Err(Error::TooFewRows { .. })));
 }
