@@ -38,4 +38,8 @@ pub use run::evaluate::{evaluate, evaluate_with};
 pub use run::evaluation::{Classification, Evaluation, RowResult, Score, SliceScores};
 pub use run::example::{EvalExample, EvalPrompt, IntoExamples, List};
 pub use watch::diagnosis::{Diagnosis, Finding};
+pub use watch::forgetting::{Drift, Forgetting, ForgettingArgs, forgetting, forgetting_with};
 pub use watch::grounding::{Fact, FactKind, unsupported};
+pub use watch::memorisation::{Canary, Exposure, Extraction, Recited, extraction};
+pub use watch::passages::{Passage, PassageIndex};
+pub use watch::style::{AnswerForm, FormIssue, FormKind};

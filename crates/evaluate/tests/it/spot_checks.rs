@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tunebook_evaluate::statistics::wilson;
-use tunebook_evaluate::{Fact, unsupported};
+use tunebook_evaluate::{AnswerForm, PassageIndex, unsupported};
 
 /// Prompts and answers of gsm8k, if `TUNEBOOK_DATA` has them.
 fn gsm8k() -> Option<Vec<(String, String)>> {
@@ -67,35 +67,29 @@ fn planted(answer: &str, random: &mut Random) -> String {
     [&lines[..at], &[sentence.as_str()], &lines[at..]].concat().join("\n")
 }
 
-#[test]
-fn planted_facts_are_found_and_real_answers_are_not() {
-    let Some(pairs) = gsm8k() else { return };
+/// Three sets of 200 real answers, 60 of them with something planted: whoever fits a threshold does so on
+/// the first. Each set's precision and recall are at least 0.95, and at least 0.9 with 95 % confidence.
+fn planted_are_found(
+    pairs: &[(String, String)],
+    plant: impl Fn(&str, &mut Random) -> String,
+    finds: impl Fn(&str, &str, &str) -> Vec<String>,
+) {
     for (set, offset) in [("fitted on", 0), ("first", 2000), ("second", 4000)] {
         let mut random = Random(ChaCha8Rng::seed_from_u64(offset as u64));
         let (mut hit, mut missed, mut alarms) = (0, 0, 0);
-        let show = |what: &str, answer: &str, facts: &[Fact]| {
-            if std::env::var_os("SHOW_WRONG").is_some() {
-                println!(
-                    "{what}: {:?} in {answer:?}",
-                    facts.iter().map(|f| &f.text).collect::<Vec<_>>()
-                );
-            }
-        };
         for (row, (prompt, answer)) in pairs[offset..offset + 200].iter().enumerate() {
             let is_planted = row % 10 < 3;
-            let text = if is_planted { planted(answer, &mut random) } else { answer.clone() };
-            let facts = unsupported(&text, &[prompt, answer]);
-            match (is_planted, facts.is_empty()) {
-                (true, false) => hit += 1,
-                (true, true) => {
-                    show("missed", &text, &facts);
-                    missed += 1;
-                }
-                (false, false) => {
-                    show("alarm", &text, &facts);
-                    alarms += 1;
-                }
-                (false, true) => {}
+            let text = if is_planted { plant(answer, &mut random) } else { answer.clone() };
+            let found = finds(&text, prompt, answer);
+            let count = match (is_planted, found.is_empty()) {
+                (true, false) => &mut hit,
+                (true, true) => &mut missed,
+                (false, false) => &mut alarms,
+                (false, true) => continue,
+            };
+            *count += 1;
+            if is_planted == found.is_empty() && std::env::var_os("SHOW_WRONG").is_some() {
+                println!("planted: {is_planted}; {found:?} in {text:?}");
             }
         }
         let (precision, recall) =
@@ -107,8 +101,79 @@ fn planted_facts_are_found_and_real_answers_are_not() {
             low(missed)
         );
         assert!(precision >= 0.95 && low(alarms) >= 0.9, "{set}: {alarms} false alarms");
-        assert!(recall >= 0.95 && low(missed) >= 0.85, "{set}: {missed} missed");
+        assert!(recall >= 0.95 && low(missed) >= 0.9, "{set}: {missed} missed");
     }
+}
+
+#[test]
+fn planted_facts_are_found_and_real_answers_are_not() {
+    let Some(pairs) = gsm8k() else { return };
+    planted_are_found(&pairs, planted, |text, prompt, answer| {
+        unsupported(text, &[prompt, answer]).into_iter().map(|fact| fact.text).collect()
+    });
+}
+
+/// Words of a passage that no two problems share by chance; fitted on the first set.
+const LEARNED: usize = 12;
+
+#[test]
+fn planted_passages_are_found_and_what_all_problems_say_is_not() {
+    let Some(pairs) = gsm8k() else { return };
+    let training: Vec<&String> = pairs[6500..].iter().map(|(_, answer)| answer).collect();
+    let index = PassageIndex::new(&training);
+    let plant = |answer: &str, random: &mut Random| {
+        let long: Vec<&&String> =
+            training.iter().filter(|text| text.split_whitespace().count() >= 30).collect();
+        let from = long[random.below(long.len())];
+        let words: Vec<&str> = from.split_whitespace().collect();
+        let count = 14 + random.below(10);
+        let at = random.below(words.len() - count);
+        let passage = words[at..at + count].join(" ");
+        let lines: Vec<&str> = answer.split('\n').collect();
+        let at = random.below(lines.len());
+        [&lines[..at], &[passage.as_str()], &lines[at..]].concat().join("\n")
+    };
+    let long = |text: &str, sources: &[&str]| {
+        index.longest_copy(text, sources).filter(|found| found.words >= LEARNED)
+    };
+    // The references do not help the real answers here: they are their own.
+    planted_are_found(&pairs, plant, |text, prompt, _| {
+        long(text, &[prompt]).map(|found| found.text).into_iter().collect()
+    });
+    // The control: what rows that were not trained on have in common with those that were.
+    let held_out = &pairs[5000..5500];
+    let alike =
+        held_out.iter().filter(|(prompt, answer)| long(answer, &[prompt]).is_some()).count();
+    println!("{alike} of 500 held-out answers have {LEARNED} words of a training row");
+    assert!(alike <= 10, "{alike} of 500");
+}
+
+#[test]
+fn planted_markup_is_found_and_real_answers_have_none() {
+    let Some(pairs) = gsm8k() else { return };
+    let completions: Vec<&String> = pairs[6500..].iter().map(|(_, answer)| answer).collect();
+    let form = AnswerForm::of(&completions);
+    let plant = |answer: &str, random: &mut Random| {
+        let words: Vec<&str> = answer.split(' ').collect();
+        // One within a line.
+        let within: Vec<usize> = (0..words.len()).filter(|at| !words[*at].contains('\n')).collect();
+        let at = within[random.below(within.len())];
+        let (before, word, after) = (words[..at].join(" "), words[at], words[at + 1..].join(" "));
+        match random.below(5) {
+            0 => format!("{before} `{word}` {after}"),
+            1 => format!("```\n{answer}\n```"),
+            2 => format!("{before} **{word}** {after}"),
+            3 => format!("{answer}\nUser: and what then?"),
+            _ => format!("{before} <b>{word}</b> {after}"),
+        }
+    };
+    planted_are_found(&pairs, plant, |text, _, _| {
+        form.issues(text).into_iter().map(|issue| issue.text).collect()
+    });
+    let alarms = pairs[5000..5500].iter().filter(|(_, answer)| !form.issues(answer).is_empty());
+    let alarms = alarms.count();
+    println!("{alarms} of 500 real answers are said to have another form");
+    assert!(alarms <= 10, "{alarms} of 500");
 }
 
 /// The control: right answers against their prompts alone.
