@@ -8,7 +8,6 @@
 //! An answer does not depend on the company: whatever else is computed with it, its greedy tokens
 //! are the same, bit for bit (on the CPU).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -21,6 +20,7 @@ use tunebook_progress::Stop;
 use crate::error::{Error, Result};
 use crate::generate::GenerationConfig;
 use crate::generate::prefix::{Found, PrefixCache, Walk};
+use crate::generate::queue::{Queue, Waiting, in_turns};
 use crate::generate::sampler::{Choice, Sampler};
 use crate::generate::text_stream::TextStream;
 use crate::model::Model;
@@ -35,8 +35,8 @@ const FORGETS_AFTER_STEPS: usize = 64;
 /// How an [`GenerationEngine`] works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// The most answers at a time; more requests wait until one has ended. A request for more than
-    /// these answers is answered when no other is.
+    /// The most answers at a time; more requests wait until one has ended, and overlays take turns.
+    /// A request for more than these answers is answered when no other is.
     pub max_batch_size: usize,
     /// The most prompt tokens that one step computes.
     pub prefill_chunk_size: usize,
@@ -96,6 +96,13 @@ impl GenerationRequest {
 /// The number of a request within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(u64);
+
+#[cfg(test)]
+impl RequestId {
+    pub(super) fn for_tests(number: u64) -> Self {
+        Self(number)
+    }
+}
 
 /// Why an answer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,7 +243,7 @@ pub struct GenerationEngine {
     config: EngineConfig,
     pages: Pages,
     prefix: PrefixCache,
-    waiting: VecDeque<(RequestId, GenerationRequest, Arc<Overlay>)>,
+    waiting: Queue,
     answers: Vec<Answer>,
     next_id: u64,
     cached: usize,
@@ -258,7 +265,7 @@ impl GenerationEngine {
             config,
             pages,
             prefix: PrefixCache::new(capacity),
-            waiting: VecDeque::new(),
+            waiting: Queue::default(),
             answers: Vec::new(),
             next_id: 0,
             cached: 0,
@@ -295,14 +302,14 @@ impl GenerationEngine {
         self.model.check_ids("GenerationConfig.logit_bias", &biased)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back((id, request, overlay));
+        self.waiting.push(Waiting { id, request, overlay });
         Ok(id)
     }
 
     /// Drops a request and its answers. `false`: it has ended already.
     pub fn remove(&mut self, id: RequestId) -> bool {
         let before = self.waiting.len() + self.answers.len();
-        self.waiting.retain(|(waiting, ..)| *waiting != id);
+        self.waiting.retain(|waiting| waiting.id != id);
         self.answers.retain(|answer| answer.id != id);
         before > self.waiting.len() + self.answers.len()
     }
@@ -345,6 +352,7 @@ impl GenerationEngine {
         self.steps = self.steps.wrapping_add(1);
         if self.is_empty() || self.steps.is_multiple_of(FORGETS_AFTER_STEPS) {
             self.prefix.forget_gone();
+            self.waiting.forget_gone();
         }
         events
     }
@@ -361,7 +369,7 @@ impl GenerationEngine {
             self.end_all(&FinishReason::Interrupted, events);
             return Ok(());
         }
-        self.waiting.retain(|(id, request, _)| {
+        self.waiting.retain(|Waiting { id, request, .. }| {
             let stopped = request.stop.requested();
             if stopped {
                 never_begun(*id, request, &FinishReason::Interrupted, events);
@@ -394,21 +402,26 @@ impl GenerationEngine {
         while !self.answers.is_empty() {
             self.end(0, reason.clone(), None, events);
         }
-        for (id, request, _) in std::mem::take(&mut self.waiting) {
+        for Waiting { id, request, .. } in self.waiting.take_all() {
             never_begun(id, &request, reason, events);
         }
     }
 
     /// Lets requests begin while there is room.
     fn admit(&mut self, events: &mut Vec<GenerationEvent>) {
-        while let Some((_, request, _)) = self.waiting.front() {
+        loop {
             let coming = |answer: &Answer| if answer.forked { 1 } else { answer.request.answers() };
             let begun: usize = self.answers.iter().map(coming).sum();
-            let count = begun + request.answers();
+            let of = |overlay: &Arc<Overlay>| -> usize {
+                let own = self.answers.iter().filter(|answer| Arc::ptr_eq(&answer.overlay, overlay));
+                own.map(coming).sum()
+            };
+            let Some(next) = self.waiting.next(of) else { break };
+            let count = begun + self.waiting.get(next).map_or(0, |next| next.request.answers());
             if count > self.config.max_batch_size && !self.answers.is_empty() {
                 break;
             }
-            let Some((id, request, overlay)) = self.waiting.pop_front() else { break };
+            let Some(Waiting { id, request, overlay }) = self.waiting.take(next) else { break };
             let room = self.model.config().max_position_embeddings
                 - overlay.positions_before()
                 - request.prompt.len();
@@ -448,11 +461,14 @@ impl GenerationEngine {
         self.prefix.check(self.model.weights_version());
         // The places of the answers in this pass, and how many inputs of each.
         let mut chosen: Vec<(usize, usize)> = Vec::new();
-        for index in 0..self.answers.len() {
+        // Many long prompts for one overlay do not keep those for another waiting.
+        let begun = self.answers.iter().enumerate().filter(|(_, answer)| answer.in_prefill());
+        let begun = begun.map(|(index, answer)| (index, Arc::as_ptr(&answer.overlay) as usize));
+        for index in in_turns(begun) {
             if room == 0 {
                 break;
             }
-            if !self.answers[index].in_prefill() || !self.look_up(index) {
+            if !self.look_up(index) {
                 continue;
             }
             let answer = &self.answers[index];

@@ -8,6 +8,7 @@ pub(crate) mod config;
 pub(crate) mod divergence;
 pub(crate) mod engine;
 mod prefix;
+mod queue;
 mod sampler;
 pub(crate) mod score;
 pub(crate) mod service;

@@ -437,6 +437,47 @@ fn an_engine_that_is_idle_holds_no_overlay() {
     }
 }
 
+/// Two overlays: the first floods the engine, then the second asks once. The requests in the order
+/// in which they end; the second overlay's is the last number.
+fn flooded(prompt_tokens: u32, config: EngineConfig) -> Vec<usize> {
+    let model = load("llama3");
+    let overlays = [0, 1].map(|_| in_first_slot(&model, |base| Arc::<Linear>::clone(base)));
+    let mut engine = engine(&model, config);
+    let config = GenerationConfig { max_new_tokens: 4, ignore_eos: true, ..Default::default() };
+    let mut ids = Vec::new();
+    for number in 0..=16u32 {
+        // None begins as another does.
+        let prompt: Vec<u32> = (0..prompt_tokens).map(|at| (number * 7 + at) % 50).collect();
+        let overlay = Arc::clone(&overlays[usize::from(number == 16)]);
+        let request = GenerationRequest::new(prompt, &config).with_overlay(overlay);
+        ids.push(engine.insert(request).unwrap());
+    }
+    let mut ended = Vec::new();
+    while !engine.is_empty() {
+        let ends = engine.step().into_iter().filter(|event| event.finish.is_some());
+        ended.extend(ends.map(|event| ids.iter().position(|id| *id == event.id).unwrap()));
+    }
+    ended
+}
+
+#[test]
+fn a_flood_for_one_overlay_does_not_keep_another_waiting() {
+    // Two places: the second overlay's request has one of the first two that are free.
+    let ended = flooded(3, EngineConfig { max_batch_size: 2, ..Default::default() });
+    assert_eq!(ended.len(), 17);
+    let place = ended.iter().position(|request| *request == 16).unwrap();
+    assert!(place < 4, "it was answered after {place} others: {ended:?}");
+}
+
+#[test]
+fn long_prompts_for_one_overlay_do_not_keep_another_waiting() {
+    // All have places; a step computes the inputs of one prompt.
+    let config = EngineConfig { prefill_chunk_size: 40, ..Default::default() };
+    let ended = flooded(40, config);
+    let place = ended.iter().position(|request| *request == 16).unwrap();
+    assert!(place < 2, "it was answered after {place} others: {ended:?}");
+}
+
 #[test]
 fn a_removed_request_gives_everything_back_at_any_step() {
     let model = load("llama3");
