@@ -22,6 +22,7 @@ pub use adapters::full::{Full, FullInfo, FullTuning};
 pub use adapters::ia3::Ia3;
 pub use adapters::lora::linear::LoraLinear;
 pub use adapters::lora::{Lora, LoraInit};
+pub use adapters::mix::AdapterMix;
 pub use adapters::prefix_tuning::{PrefixInit, PrefixTuning};
 pub use adapters::prompt_tuning::{PromptTuning, PromptTuningInit};
 pub use adapters::served::ServedWeights;

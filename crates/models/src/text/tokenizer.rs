@@ -13,6 +13,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
@@ -44,6 +45,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     pad: Option<u32>,
     unk: Option<u32>,
+    fingerprint: OnceLock<String>,
 }
 
 /// A token of a text.
@@ -63,7 +65,7 @@ impl Tokenizer {
     pub fn from_gguf(file: &Gguf, digits: Digits) -> Result<Self> {
         let GgufTokenizer { inner, prefix, bos, eos, pad, unk } =
             GgufTokenizer::read(file, digits)?;
-        Ok(Self { inner, prefix, bos, eos, pad, unk })
+        Ok(Self { inner, prefix, bos, eos, pad, unk, fingerprint: OnceLock::new() })
     }
 
     /// From `tokenizer.json`, with the names of the special tokens from the text of a
@@ -92,7 +94,7 @@ impl Tokenizer {
         };
         let (bos, eos, pad, unk) =
             (id("bos_token"), id("eos_token"), id("pad_token"), id("unk_token"));
-        Ok(Self { inner, prefix: None, bos, eos, pad, unk })
+        Ok(Self { inner, prefix: None, bos, eos, pad, unk, fingerprint: OnceLock::new() })
     }
 
     /// Token ids of `text`. Special tokens written in it are recognised; none is added.
@@ -196,6 +198,9 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer refuses the text that it is tried on.
     pub fn fingerprint(&self) -> Result<String> {
+        if let Some(known) = self.fingerprint.get() {
+            return Ok(known.clone());
+        }
         // No blanks before digits: see [`Digits`].
         const PROBE: &str = "Hello, world! It's 42 °C – naïve café\n\tdef f(x): return x_1 ** 2  # 日本語 😀 <|im_end|></s>";
         let mut vocabulary: Vec<(u32, String)> =
@@ -210,7 +215,7 @@ impl Tokenizer {
         for id in self.encode(PROBE)? {
             hash.update(id.to_le_bytes());
         }
-        Ok(short_hash(hash))
+        Ok(self.fingerprint.get_or_init(|| short_hash(hash)).clone())
     }
 
     /// The token that begins a text.

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tunebook_models::{Model, Overlay};
 
+use crate::adapters::body::AdapterTensor;
 use crate::adapters::config::AdapterConfig;
+use crate::adapters::hooks::Hooks;
 use crate::adapters::registry::{Generation, Registry};
 use crate::adapters::{self, Adapter, check_name, model_key};
 use crate::error::{Error, Result};
@@ -34,6 +36,8 @@ pub struct FrozenAdapter {
     adapter: Arc<Adapter>,
     overlay: Arc<Overlay>,
     fingerprint: String,
+    /// Of the model that it is for.
+    registry: Weak<Registry>,
 }
 
 impl FrozenAdapter {
@@ -120,12 +124,28 @@ impl FrozenAdapter {
         let owner = Arc::new(Generation::Frozen(Arc::clone(&adapter)));
         let overlay = Arc::new(adapter.hooks().overlay(model)?.owned_by(owner));
         let fingerprint = answering(&model.with_overlay(Arc::clone(&overlay)))?;
-        Ok(Self { adapter, overlay, fingerprint })
+        let registry = Arc::downgrade(&Registry::of(model));
+        Ok(Self { adapter, overlay, fingerprint, registry })
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         self.adapter.name()
+    }
+
+    /// The same adapter under another name.
+    ///
+    /// # Errors
+    /// A name that cannot be used.
+    pub fn with_name(&self, name: &str) -> Result<Self> {
+        check_name(name)?;
+        let adapter = Adapter { name: name.to_owned(), ..Adapter::clone(&self.adapter) };
+        Ok(Self { adapter: Arc::new(adapter), ..self.clone() })
+    }
+
+    /// Whether it is for this model, and not for one that was loaded apart.
+    pub fn is_of(&self, model: &Model) -> bool {
+        self.registry.ptr_eq(&Arc::downgrade(&Registry::of(model)))
     }
 
     /// What it puts into the model.
@@ -144,6 +164,18 @@ impl FrozenAdapter {
     /// Its configuration.
     pub fn config(&self) -> AdapterConfig {
         self.adapter.config()
+    }
+
+    /// The memory that its tensors take.
+    pub fn size_bytes(&self) -> usize {
+        let size =
+            |tensor: &AdapterTensor| tensor.var.elem_count() * tensor.var.dtype().size_in_bytes();
+        self.adapter.tensors().iter().map(size).sum()
+    }
+
+    /// What it puts into the model.
+    pub(crate) fn hooks(&self) -> Hooks {
+        self.adapter.hooks()
     }
 
     /// What was odd about its files.

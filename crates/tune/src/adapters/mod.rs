@@ -16,6 +16,7 @@ pub(crate) mod full;
 pub(crate) mod hooks;
 pub(crate) mod ia3;
 pub(crate) mod lora;
+pub(crate) mod mix;
 pub(crate) mod modules_to_save;
 pub(crate) mod prefix_tuning;
 pub(crate) mod prompt_tuning;

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tunebook_models::{Model, Overlay};
 
 use crate::adapters::Adapter;
+use crate::adapters::frozen::FrozenAdapter;
 use crate::adapters::full::FullWeights;
+use crate::adapters::mix;
 use crate::error::{Error, Result};
 use crate::train::trained::Trained;
 
@@ -48,6 +50,8 @@ pub(crate) enum Generation {
     Merged(Arc<Adapter>),
     /// One that is on no model's list and is not trained.
     Frozen(Arc<Adapter>),
+    /// Several of those, each with a weight.
+    Mix(Arc<[(FrozenAdapter, f64)]>),
     Full(Arc<FullWeights>),
 }
 
@@ -62,16 +66,17 @@ impl Generation {
             Self::Adapter(adapter) | Self::Frozen(adapter) => {
                 Active::Adapter(adapter.name().to_owned())
             }
+            Self::Mix(parts) => Active::Adapter(mix::description(parts)),
             Self::Merged(adapter) => Active::Merged(adapter.name().to_owned()),
             Self::Full(_) => Active::Full,
         }
     }
 
-    /// The adapter, merged or not.
+    /// The one adapter, merged or not.
     pub(crate) fn adapter(&self) -> Option<&Arc<Adapter>> {
         match self {
             Self::Adapter(adapter) | Self::Merged(adapter) | Self::Frozen(adapter) => Some(adapter),
-            Self::Full(_) => None,
+            Self::Mix(_) | Self::Full(_) => None,
         }
     }
 }
@@ -117,6 +122,9 @@ pub(crate) fn trained(model: &Model) -> Result<(Arc<Overlay>, Trained)> {
         }
         Some(Generation::Frozen(adapter)) => {
             return Err(Error::Frozen { name: adapter.name().to_owned() });
+        }
+        Some(Generation::Mix(parts)) => {
+            return Err(Error::Frozen { name: mix::description(parts) });
         }
         None => {
             return Err(Error::NothingToTrain { resident: Registry::of(model).lock().names() });

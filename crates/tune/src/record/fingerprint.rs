@@ -74,6 +74,13 @@ pub fn answering(model: &Model) -> Result<String> {
         all.0.update(&[0]);
     }
     let generation = Generation::of(&model.overlay());
+    if let Some(Generation::Mix(parts)) = generation.as_deref() {
+        all.0.update(b"mix");
+        for (adapter, weight) in parts.iter() {
+            all.0.update(adapter.fingerprint().as_bytes());
+            all.0.update(&weight.to_le_bytes());
+        }
+    }
     if let Some(generation) = generation.as_deref()
         && let Some(adapter) = generation.adapter()
     {

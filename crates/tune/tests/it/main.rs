@@ -21,6 +21,7 @@ mod full;
 mod golden_run;
 mod invariants;
 mod mixed_batch;
+mod mixes;
 mod peers;
 mod peers_layers;
 mod preflight;
