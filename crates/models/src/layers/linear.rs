@@ -102,6 +102,11 @@ impl Linear {
         self.weight.matrix()
     }
 
+    /// Whether the weight has never been trained in place, so that it still is what was loaded.
+    pub fn is_as_loaded(&self) -> bool {
+        !self.weight.is_shared()
+    }
+
     /// The weight as an operation of this pass takes it, `[out, in]`.
     pub fn matrix_in(&self, context: &Context<'_>) -> Matrix {
         context.weight(&self.weight)

@@ -1,6 +1,7 @@
 //! Weights: the tensors that a decoder was loaded with.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use candle_core::{Tensor, Var};
@@ -14,6 +15,8 @@ pub struct Weight {
     index: usize,
     name: String,
     values: RwLock<Matrix>,
+    /// A variable has had its memory.
+    shared: AtomicBool,
 }
 
 impl Weight {
@@ -24,7 +27,12 @@ impl Weight {
 
     /// A model's weight of that index, under Hugging Face's name for it.
     pub(crate) fn at(index: usize, name: impl Into<String>, values: impl Into<Matrix>) -> Self {
-        Self { index, name: name.into(), values: RwLock::new(values.into()) }
+        Self {
+            index,
+            name: name.into(),
+            values: RwLock::new(values.into()),
+            shared: AtomicBool::new(false),
+        }
     }
 
     /// Its place in the model's list.
@@ -61,8 +69,14 @@ impl Weight {
             });
         }
         self.check_shape(var)?;
+        self.shared.store(true, Ordering::Relaxed);
         self.fill(var.as_detached_tensor().into());
         Ok(())
+    }
+
+    /// Whether a variable has had its memory, so that its values may change without notice.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::Relaxed)
     }
 
     /// # Errors
@@ -102,7 +116,9 @@ mod tests {
     fn a_weight_shares_the_memory_of_the_variable_that_trains_it() {
         let weight = Weight::new("w", Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap());
         let var = Var::from_tensor(&weight.get()).unwrap();
+        assert!(!weight.is_shared());
         weight.share(&var).unwrap();
+        assert!(weight.is_shared());
         var.set(&Tensor::new(&[3f32, 4.], &Device::Cpu).unwrap()).unwrap();
         assert!(!weight.get().track_op());
         assert_eq!(weight.get().to_vec1::<f32>().unwrap(), [3., 4.]);

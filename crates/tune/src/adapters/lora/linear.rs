@@ -1,6 +1,6 @@
 //! A projection with a LoRA update beside it; see [`Lora`] for the formula.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor, Var};
 use tunebook_models::{Context, Linear, LowRank, Matrix, Mode, Projection};
@@ -25,6 +25,16 @@ pub struct LoraLinear {
     initial: Option<(Tensor, Tensor)>,
     scaling: f64,
     lora_dropout: f64,
+    known: Mutex<Option<KnownNorms>>,
+}
+
+/// The lengths of rows that DoRA divides by, and the A and B that they are of. Computing them takes
+/// longer than a step of many answers (docs/measurements.md, "Serving").
+#[derive(Debug)]
+struct KnownNorms {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    norms: Tensor,
 }
 
 impl LoraLinear {
@@ -92,6 +102,7 @@ impl LoraLinear {
             initial,
             scaling,
             lora_dropout: config.lora_dropout,
+            known: Mutex::default(),
         })
     }
 
@@ -162,7 +173,7 @@ impl LoraLinear {
         context: &Context<'_>,
     ) -> tunebook_models::Result<Tensor> {
         let matrix = self.base.matrix_in(context);
-        let lengths = self.lengths(a, b, magnitude)?.to_dtype(x.dtype())?;
+        let lengths = self.lengths(a, b, magnitude, context)?.to_dtype(x.dtype())?;
         let y = match mask {
             None => ops::lora_linear(x, &matrix, None, a, b, self.scaling, None)?
                 .broadcast_mul(&lengths)?,
@@ -182,9 +193,41 @@ impl LoraLinear {
 
     /// DoRA's factor of each row, `[out]`: its length by that of the row with the update. The length
     /// is a constant: the paper takes it so, which saves its gradient.
-    fn lengths(&self, a: &Tensor, b: &Tensor, magnitude: &Tensor) -> candle_core::Result<Tensor> {
+    fn lengths(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        magnitude: &Tensor,
+        context: &Context<'_>,
+    ) -> candle_core::Result<Tensor> {
+        // On a GPU the comparison would wait for the device.
+        let fixed = context.mode() == Mode::default() && self.base.is_as_loaded();
+        let norms = match fixed && a.device().is_cpu() {
+            true => self.known_norms(a, b)?,
+            false => self.norms(a, b)?,
+        };
+        magnitude / norms
+    }
+
+    fn norms(&self, a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
         let delta = (b.detach().matmul(&a.detach())? * self.scaling)?;
-        magnitude / row_norms(&(self.base.weight().to_dtype(DType::F32)? + delta)?)?
+        row_norms(&(self.base.weight().to_dtype(DType::F32)? + delta)?)
+    }
+
+    /// [`LoraLinear::norms`], computed where A or B is another than the last time.
+    fn known_norms(&self, a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
+        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let (a_values, b_values) = (values(a)?, values(b)?);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(KnownNorms { a, b, norms }) = &*known
+            && *a == a_values
+            && *b == b_values
+        {
+            return Ok(norms.clone());
+        }
+        let norms = self.norms(a, b)?;
+        *known = Some(KnownNorms { a: a_values, b: b_values, norms: norms.clone() });
+        Ok(norms)
     }
 
     /// `scaling · x·Aᵀ·Bᵀ`: `[.., in]` -> `[.., out]`.
@@ -231,7 +274,8 @@ impl Projection for LoraLinear {
         if let Some(bias) = &bias {
             y = y.broadcast_sub(bias)?;
         }
-        let lengths = self.lengths(&a, &b, &context.value(magnitude))?.to_dtype(y.dtype())?;
+        let magnitude = context.value(magnitude);
+        let lengths = self.lengths(&a, &b, &magnitude, context)?.to_dtype(y.dtype())?;
         y = y.broadcast_mul(&lengths)?;
         Ok(Some(match &bias {
             Some(bias) => y.broadcast_add(bias)?,
@@ -293,4 +337,56 @@ fn uniform(shape: (usize, usize), seed: u64, name: &str, device: &Device) -> Res
     let values: Vec<f32> =
         (0..shape.0 * shape.1).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect();
     Ok(Tensor::from_vec(values, shape, device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tunebook_models::{Model, Overlay};
+
+    use super::*;
+
+    /// DoRA's output must be the formula's, of the values as they are now; returns it.
+    fn assert_follows(dora: &LoraLinear, x: &Tensor) -> Vec<f32> {
+        let values = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let expected = values(ops::linear(x, &dora.merged().unwrap().weight(), None).unwrap());
+        let overlay = Overlay::default();
+        let context = Context::new(&overlay, Mode::default());
+        let y = ops::linear(x, &dora.base.matrix_in(&context), None).unwrap();
+        let updated = dora.update(x, &y, &context).unwrap().unwrap();
+        for found in [dora.forward(x, &context).unwrap(), updated].map(values) {
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+            }
+        }
+        expected
+    }
+
+    #[test]
+    fn doras_lengths_follow_whatever_changes() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lora_tiny/model");
+        let model = Model::load(folder, &Device::Cpu).unwrap();
+        let slot = &model.slots()[0];
+        let base = Arc::clone(slot.base());
+        let config = Lora { r: 2, use_dora: true, init_lora_weights: false, ..Default::default() };
+        let dora = LoraLinear::new(slot.path(), Arc::clone(&base), &config).unwrap();
+        let tensor =
+            |rows, columns, seed| uniform((rows, columns), seed, "test", &Device::Cpu).unwrap();
+        let (input, output) = (base.in_features(), base.out_features());
+        let x = tensor(3, input, 1);
+        let first = assert_follows(&dora, &x);
+        assert_eq!(assert_follows(&dora, &x), first, "and again");
+        dora.lora_b().set(&tensor(output, 2, 2)).unwrap();
+        let second = assert_follows(&dora, &x);
+        dora.lora_a().set(&tensor(2, input, 3)).unwrap();
+        let third = assert_follows(&dora, &x);
+        assert!(first != second && second != third);
+        // The base is trained in place.
+        let weight = format!("{}.weight", slot.path());
+        let weight = model.weights().into_iter().find(|w| w.name().ends_with(&weight)).unwrap();
+        let var = Var::from_tensor(&weight.get()).unwrap();
+        weight.share(&var).unwrap();
+        assert_follows(&dora, &x);
+        var.set(&tensor(output, input, 4)).unwrap();
+        assert_ne!(assert_follows(&dora, &x), third);
+    }
 }
