@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use tunebook_evaluate::{Forgetting, ForgettingArgs, forgetting_with};
+use tunebook_evaluate::{
+    EvalExample, EvaluationArgs, Forgetting, ForgettingArgs, evaluate_with, forgetting_with,
+};
 use tunebook_models::{DEFAULT_MODEL, DType, Device, Model, TokenizedText};
 use tunebook_testing::Python;
 use tunebook_tune::{Adapters as _, Full, FullTuning as _, Lora, Trainer, TrainingArgs};
@@ -50,7 +52,47 @@ fn an_adapter_is_measured_whatever_is_active() {
     let text = found.to_string();
     assert!(text.starts_with("forgetting ") && text.contains("on 6 general texts"), "{text}");
     let again: Forgetting = serde_json::from_str(&serde_json::to_string(&found).unwrap()).unwrap();
-    assert_eq!(again, found);
+    // JSON's numbers may differ in their last digit.
+    assert_eq!(again.to_string(), found.to_string());
+}
+
+#[test]
+fn the_strength_of_an_adapter_trades_what_it_learned_for_what_it_forgot() {
+    let model = tuned();
+    let found = |weight: f64| {
+        let part = model.with_adapter_weights(&[("other", weight)]).unwrap();
+        forgetting_with(&part, &model.base(), &few()).unwrap()
+    };
+    let none = found(0.0);
+    assert_eq!((none.loss, none.forgetting), (none.base_loss, 0.0), "the base, bit for bit");
+    let whole =
+        forgetting_with(&model.with_adapter("other").unwrap(), &model.base(), &few()).unwrap();
+    assert_eq!(found(1.0), whole, "the adapter, bit for bit");
+    let divergences: Vec<f64> =
+        [0.0, 0.25, 0.5, 1.0].map(|weight| found(weight).drift.unwrap().kl).into();
+    assert!(divergences.is_sorted() && divergences[1] > 0.0, "{divergences:?}");
+    let error = model.with_adapter_weights(&[("none", 1.0)]).unwrap_err().to_string();
+    assert!(error.contains("none"), "{error}");
+}
+
+#[test]
+fn answers_of_another_strength_are_not_taken_for_these() {
+    let (model, folder) = (tuned(), tempfile::tempdir().unwrap());
+    let rows =
+        [EvalExample::new("Where is parcel 1?", "At the depot."), EvalExample::new("a", "b")];
+    let args = EvaluationArgs {
+        metrics: Vec::new(),
+        output_dir: Some(folder.path().into()),
+        ..EvaluationArgs::default()
+    };
+    let judged = |weight: f64| {
+        let part = model.with_adapter_weights(&[("other", weight)]).unwrap();
+        evaluate_with(&part, &rows, &args).unwrap()
+    };
+    let (half, whole) = (judged(0.5), judged(1.0));
+    assert_ne!(half.fingerprint, whole.fingerprint);
+    assert_ne!(half.value("loss"), whole.value("loss"));
+    assert_ne!(half.active, whole.active);
 }
 
 #[test]

@@ -35,6 +35,8 @@ use serde::{Deserialize, Serialize};
 use tunebook_models::{Model, Overlay};
 
 use crate::adapters::config::AdapterConfig;
+use crate::adapters::frozen::FrozenAdapter;
+use crate::adapters::mix::AdapterMix;
 use crate::adapters::modules_to_save::OwnWeights;
 use crate::adapters::scheduled::Scheduled;
 use crate::adapters::weighted::CombinationType;
@@ -124,6 +126,15 @@ pub trait Adapters {
     /// # Errors
     /// There is none.
     fn enable_adapters(&self) -> Result<()>;
+
+    /// A handle on the same weights that answers with the base plus each adapter's change of it times a
+    /// weight: an adapter in part (`&[("support", 0.5)]`), or several at once. Nothing is trained or
+    /// merged for it, adapters of different types may be mixed, and it keeps them as they are now.
+    /// Weight 0 is the base and weight 1 the adapter, bit for bit.
+    ///
+    /// # Errors
+    /// As [`AdapterMix::new`]; no adapter of one of the names.
+    fn with_adapter_weights(&self, adapters: &[(&str, f64)]) -> Result<Model>;
 
     /// Removes an adapter. If it was the active one, the base is back to work.
     ///
@@ -529,6 +540,14 @@ impl Adapters for Model {
 
     fn with_adapter(&self, name: &str) -> Result<Model> {
         Ok(self.with_overlay(registry::overlay(self, name)?))
+    }
+
+    fn with_adapter_weights(&self, adapters: &[(&str, f64)]) -> Result<Model> {
+        let part = |(name, weight): &(&str, f64)| {
+            Ok((FrozenAdapter::of_resident(self, name, name)?, *weight))
+        };
+        let parts = adapters.iter().map(part).collect::<Result<Vec<_>>>()?;
+        Ok(self.with_overlay(AdapterMix::new(self, &parts)?.overlay()))
     }
 
     fn disable_adapters(&self) {
