@@ -1,7 +1,11 @@
 //! Our side of `cargo xtask bench judge`: a model is judged on held-out messages of banking77,
 //! trained on the others, and judged again, as a user would do it.
 //!
-//! `bench_judge MODEL TRAIN_CSV slice|full [r=16] [epochs=3] [learning_rate=1e-3] [before=200] [save=DIR] [full_tuning]`
+//! `bench_judge MODEL TRAIN_CSV slice|full [r=16] [epochs=3] [learning_rate=1e-3] [before=200] [save=DIR] [full_tuning]
+//! [all_linear] [clean_labels]`
+//!
+//! With `clean_labels` the rows whose label looks wrong to the model after its first epoch are left out of
+//! the later ones; the held-out rows are judged as they are.
 //!
 //! Every line of the output is JSON; the last one has the result.
 
@@ -14,7 +18,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use tunebook_data::{Dataset, Split};
-use tunebook_evaluate::{EvalExample, Evaluation, EvaluationArgs, evaluate_with};
+use tunebook_evaluate::{EvalExample, Evaluation, EvaluationArgs, evaluate_with, forgetting};
 use tunebook_models::{DType, Device, Message, Model};
 use tunebook_tune::{
     Adapters, EvalStrategy, Example, Full, FullTuning, Lora, LrScheduler, StepRecord, Trainer,
@@ -48,6 +52,8 @@ struct Options {
     before: usize,
     save: Option<String>,
     full_tuning: bool,
+    all_linear: bool,
+    clean_labels: bool,
 }
 
 fn options(slice: bool, words: &[String]) -> Result<Options> {
@@ -55,8 +61,16 @@ fn options(slice: bool, words: &[String]) -> Result<Options> {
         true => (8, 2, 2e-3),
         false => (16, 3, 1e-3),
     };
-    let mut options =
-        Options { r, epochs, learning_rate, before: BEFORE, save: None, full_tuning: false };
+    let mut options = Options {
+        r,
+        epochs,
+        learning_rate,
+        before: BEFORE,
+        save: None,
+        full_tuning: false,
+        all_linear: !slice,
+        clean_labels: false,
+    };
     for word in words {
         match word.split_once('=') {
             Some(("r", r)) => options.r = r.parse()?,
@@ -65,8 +79,13 @@ fn options(slice: bool, words: &[String]) -> Result<Options> {
             Some(("before", rows)) => options.before = rows.parse()?,
             Some(("save", dir)) => options.save = Some(dir.to_owned()),
             None if word == "full_tuning" => options.full_tuning = true,
+            None if word == "all_linear" => options.all_linear = true,
+            None if word == "clean_labels" => options.clean_labels = true,
             _ => return Err(format!("no option `{word}`").into()),
         }
+    }
+    if options.clean_labels && options.epochs < 2 {
+        return Err("clean_labels needs two epochs or more".into());
     }
     Ok(options)
 }
@@ -98,11 +117,11 @@ fn run() -> Result<()> {
         ..Default::default()
     };
     let asked = |text: &str| vec![Message::system(INSTRUCTION), Message::user(text)];
-    let judged: Vec<EvalExample> = held_out
-        .iter()
-        .map(|(text, label)| EvalExample::conversation(asked(text), label))
-        .collect();
-    let examples: Vec<Example> = train
+    let questions = |rows: &[(String, String)]| -> Vec<EvalExample> {
+        rows.iter().map(|(text, label)| EvalExample::conversation(asked(text), label)).collect()
+    };
+    let judged = questions(&held_out);
+    let mut examples: Vec<Example> = train
         .iter()
         .map(|(text, label)| {
             let mut turns = asked(text);
@@ -110,7 +129,8 @@ fn run() -> Result<()> {
             Example::conversation(turns)
         })
         .collect();
-    let model = Model::load_as(model, Some(DType::BF16), &Device::Cpu)?;
+    let file = model;
+    let model = Model::load_as(file, Some(DType::BF16), &Device::Cpu)?;
     println!(
         "{}",
         json!({"train": examples.len(), "held_out": judged.len(), "labels": args.labels.len()})
@@ -127,10 +147,9 @@ fn run() -> Result<()> {
             &Lora {
                 r: options.r,
                 lora_alpha: 2.0 * options.r as f64,
-                target_modules: if slice {
-                    ["q_proj", "v_proj"].into()
-                } else {
-                    "all-linear".into()
+                target_modules: match options.all_linear {
+                    true => "all-linear".into(),
+                    false => ["q_proj", "v_proj"].into(),
                 },
                 ..Default::default()
             },
@@ -146,14 +165,31 @@ fn run() -> Result<()> {
         ..Default::default()
     };
     let start = Instant::now();
-    Trainer::new(&model, &training)
-        .with_callback(move |step: &StepRecord| {
-            if step.step.is_multiple_of(50) {
-                let secs = start.elapsed().as_secs_f64();
-                println!("{}", json!({"step": step.step, "loss": step.loss, "secs": secs}));
-            }
-        })
-        .train(&examples)?;
+    let mut suspected = 0;
+    if options.clean_labels {
+        let first =
+            TrainingArgs { epochs: 1, lr_scheduler: LrScheduler::Constant, ..training.clone() };
+        train_on(&model, &first, &examples, start)?;
+        let known = EvaluationArgs { label_margin: 4.0, ..args.clone() };
+        let issues = evaluate_with(&model, &questions(&train), &known)?.label_issues()?;
+        for issue in issues.iter().take(20) {
+            let (text, label) = &train[issue.row];
+            let suggested = &args.labels[issue.suggested];
+            println!("{}", json!({"text": text, "label": label, "suggested": suggested}));
+        }
+        suspected = issues.len();
+        let wrong: BTreeSet<usize> = issues.into_iter().map(|issue| issue.row).collect();
+        let mut row = 0;
+        examples.retain(|_| {
+            row += 1;
+            !wrong.contains(&(row - 1))
+        });
+        println!("{}", json!({"suspected": suspected, "secs": start.elapsed().as_secs_f64()}));
+        let rest = TrainingArgs { epochs: options.epochs - 1, warmup_ratio: 0.0, ..training };
+        train_on(&model, &rest, &examples, start)?;
+    } else {
+        train_on(&model, &training, &examples, start)?;
+    }
     let training_secs = start.elapsed().as_secs_f64();
     match &options.save {
         Some(dir) if options.full_tuning => model.save_pretrained(dir).map(drop)?,
@@ -163,6 +199,11 @@ fn run() -> Result<()> {
     let after = evaluate_with(&model, &judged, &args)?;
     let comparison = evaluate_with(&model, &few, &args)?.compare(&before)?;
     let verdict = comparison.scores.iter().find(|score| score.metric.name == "accuracy");
+    let base = match options.full_tuning {
+        true => Model::load_as(file, Some(DType::BF16), &Device::Cpu)?,
+        false => model.base(),
+    };
+    let forgotten = forgetting(&model, &base)?;
     let interval = |evaluation: &Evaluation| {
         let interval = evaluation.score("accuracy").and_then(|score| score.interval);
         interval.map(|interval| [interval.low, interval.high])
@@ -178,9 +219,29 @@ fn run() -> Result<()> {
             "interval_after": interval(&after),
             "macro_f1": after.classification.as_ref().map(|c| c.report.macro_average.f1),
             "verdict": verdict.map(|score| score.verdict.to_string()),
+            "suspected_labels": suspected,
+            "forgetting": forgotten,
             "training_secs": training_secs,
             "evaluation_secs": after.secs,
         })
     );
+    Ok(())
+}
+
+/// Trains, with a line of output every fifty steps.
+fn train_on(
+    model: &Model,
+    args: &TrainingArgs,
+    examples: &[Example],
+    start: Instant,
+) -> Result<()> {
+    Trainer::new(model, args)
+        .with_callback(move |step: &StepRecord| {
+            if step.step.is_multiple_of(50) {
+                let secs = start.elapsed().as_secs_f64();
+                println!("{}", json!({"step": step.step, "loss": step.loss, "secs": secs}));
+            }
+        })
+        .train(examples)?;
     Ok(())
 }

@@ -32,7 +32,7 @@ mod own {
         Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
     };
     pub use tunebook_evaluate::classes::{
-        ClassAverage, ClassReport, ClassScores, Confusion, Reliability, ReliabilityBin,
+        ClassAverage, ClassReport, ClassScores, Confusion, LabelIssue, Reliability, ReliabilityBin, label_issues,
     };
     pub use tunebook_evaluate::metric::{
         Bleu, BleuTokenizer, Chrf, Contains, DistinctN, EditDistance, ExactMatch, JsonSchema,
@@ -41,13 +41,16 @@ mod own {
     };
     pub use tunebook_evaluate::statistics::Interval;
     pub use tunebook_evaluate::{
-        AnswerEnd, ChangedRow, Classification, ComparedScore, Comparison, Diagnosis,
-        Error as EvaluateError, EvalExample, EvalPrompt, Evaluation, EvaluationArgs, Finding,
-        IntoExamples, RowResult, Score, SliceScores, Verdict, evaluate, evaluate_with,
+        AnswerEnd, AnswerForm, Canary, ChangedRow, Classification, ComparedScore, Comparison,
+        Diagnosis, Drift, Error as EvaluateError, EvalExample, EvalPrompt, Evaluation,
+        EvaluationArgs, Exposure, Extraction, Fact, FactKind, Finding, Forgetting, ForgettingArgs,
+        FormIssue, FormKind, IntoExamples, Passage, PassageIndex, Recited, RowResult, Score,
+        SliceScores, Verdict, evaluate, evaluate_with, extraction, forgetting, forgetting_with,
+        unsupported,
     };
     pub use tunebook_models::{
-        BestDevice, ChatTemplate, ChatTokenizer, ChoiceScore, Choices, Completion,
-        Config as ModelConfig, DEFAULT_MODEL, Digits, EngineConfig, EngineHandle,
+        AnswerFormat, AnswerGrammar, BestDevice, ChatTemplate, ChatTokenizer, ChoiceScore, Choices, Completion,
+        Config as ModelConfig, DEFAULT_MODEL, Digits, Divergence, EngineConfig, EngineHandle,
         Error as ModelError, Finish, FinishReason, GenerationConfig, GenerationEngine,
         GenerationEvent, GenerationRequest, Gguf, GgufArray, GgufType, GgufValue, LogLikelihood,
         Message, Model, Quantization, RequestId, TextLoss, TokenScore, TokenUsage, TokenizedText,
@@ -58,13 +61,13 @@ mod own {
         password, progress, stream,
     };
     pub use tunebook_serve::{
-        Access, AccessLog, AdapterSource, AdapterStatus, ApiKey, Error as ServeError, Limits,
-        Serve, Server, ServerConfig,
+        Access, AccessLog, AdapterSource, AdapterStatus, ApiKey, Error as ServeError, EventLog,
+        Limits, ModelStatus, Serve, Server, ServerConfig, ServerStatus, Watch, WeakServer,
     };
     pub use tunebook_tune::{
-        Active, AdaLora, AdapterConfig, AdapterInfo, Adapters, BASE, Bias, Bottleneck,
+        Active, AdaLora, AdapterConfig, AdapterInfo, AdapterMix, Adapters, BASE, Bias, Bottleneck,
         BottleneckInit, Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy,
-        Example, ExampleSets, Fingerprints, Full, FullInfo, FullTuning, Ia3, IntoSets, Lora,
+        Example, ExampleSets, Fingerprints, FrozenAdapter, Full, FullInfo, FullTuning, Ia3, IntoSets, Lora,
         LoraInit, LrPoint, LrRange, LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan,
         PrefixInit, PrefixTuning, Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run,
         RunLog, RunRecord, SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules,

@@ -10,9 +10,10 @@ mod tensor;
 use polars::prelude::{DataFrame, Series};
 use tunebook_charts::{Figure, Table};
 use tunebook_data::{Audit, CleanReport, Dataset, Profile, Splits};
-use tunebook_evaluate::{Comparison, Diagnosis, Evaluation};
+use tunebook_evaluate::{Comparison, Diagnosis, Evaluation, Extraction, Forgetting};
 use tunebook_models::{Model, Tensor};
 use tunebook_progress::MimeBundle;
+use tunebook_serve::Server;
 use tunebook_tune::{AdapterInfo, FullInfo, LrRange, Preflight, Run, TrainingSummary};
 
 use crate::history::LrCurve as _;
@@ -43,6 +44,9 @@ without_lifetimes!(
     Evaluation,
     Comparison,
     Diagnosis,
+    Server,
+    Forgetting,
+    Extraction,
     crate::StrategyComparison,
     crate::Report,
 );
@@ -77,6 +81,10 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(MimeBundle::text(format!("{model:?}")).html(model.summary().html()))
     } else if let Some(diagnosis) = value.as_ref::<Diagnosis>() {
         Some(MimeBundle::text(diagnosis.to_string()))
+    } else if let Some(forgetting) = value.as_ref::<Forgetting>() {
+        Some(MimeBundle::text(forgetting.to_string()))
+    } else if let Some(extraction) = value.as_ref::<Extraction>() {
+        Some(MimeBundle::text(extraction.to_string()))
     } else if let Some(info) = value.as_ref::<AdapterInfo>() {
         Some(MimeBundle::text(info.to_string()).html(summary::adapter(info).html()))
     } else if let Some(adapters) = value.as_ref::<Vec<AdapterInfo>>() {
@@ -95,6 +103,8 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(MimeBundle::text(preflight.to_string()).html(model::preflight(preflight).html()))
     } else if let Some(summary) = value.as_ref::<TrainingSummary>() {
         Some(MimeBundle::text(summary.to_string()).html(model::training(summary).html()))
+    } else if let Some(server) = value.as_ref::<Server>() {
+        Some(crate::live_server::bundle(&server.status()))
     } else if let Some(info) = value.as_ref::<FullInfo>() {
         Some(MimeBundle::text(info.to_string()))
     } else {
