@@ -251,6 +251,12 @@ pub enum Error {
     /// The tokenizer refused.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A format of answers that cannot be kept.
+    #[error("the answer's format cannot be kept: {problem}")]
+    Format {
+        /// Why.
+        problem: String,
+    },
     /// The Hugging Face hub did not give a file.
     #[error(transparent)]
     Hub(tunebook_hub::Error),

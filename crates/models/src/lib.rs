@@ -43,6 +43,7 @@ pub use generate::engine::{
     EngineConfig, Finish, FinishReason, GenerationEngine, GenerationEvent, GenerationRequest,
     RequestId, TokenUsage,
 };
+pub use generate::format::{AnswerFormat, AnswerGrammar};
 pub use generate::score::{LogLikelihood, TextLoss, TokenScore};
 pub use generate::service::EngineHandle;
 pub use generate::{Completion, GenerationConfig};

@@ -34,7 +34,9 @@ impl AnswerEnd {
             FinishReason::Stop => Some(Self::Stop),
             FinishReason::Length => Some(Self::Length),
             FinishReason::Context => Some(Self::Context),
-            FinishReason::Interrupted | FinishReason::Failed(_) => None,
+            FinishReason::Interrupted | FinishReason::Misformed(_) | FinishReason::Failed(_) => {
+                None
+            }
         }
     }
 }

@@ -447,7 +447,9 @@ impl Work<'_> {
                 *count += usize::from(event.token.is_some());
                 tokens += usize::from(event.token.is_some());
                 let Some(finish) = event.finish else { continue };
-                if let FinishReason::Failed(problem) = finish.reason {
+                if let FinishReason::Failed(problem) | FinishReason::Misformed(problem) =
+                    finish.reason
+                {
                     answers.append(std::mem::take(&mut lines))?;
                     return Err(Error::Row { row: self.numbers[new[*at].0], problem });
                 }

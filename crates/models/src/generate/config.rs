@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::generate::format::AnswerFormat;
 
 /// The most answers to one prompt.
 const MOST_ANSWERS: usize = 65_536;
@@ -39,6 +40,9 @@ pub struct GenerationConfig {
     pub seed: u64,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// The format that answers must have: tokens that do not fit are ruled out. An answer is whole
+    /// unless it ends by `max_new_tokens`, by the context or by a stop text.
+    pub format: Option<AnswerFormat>,
     /// The most answers that are generated at a time; more prompts wait until one has ended.
     pub batch_size: usize,
 }
@@ -58,6 +62,7 @@ impl Default for GenerationConfig {
             ignore_eos: false,
             seed: 42,
             stop: Vec::new(),
+            format: None,
             batch_size: 32,
         }
     }
@@ -125,6 +130,13 @@ impl GenerationConfig {
                 "texts of at least one character",
             );
         }
+        if self.ignore_eos && self.format.is_some() {
+            return refuse(
+                "GenerationConfig.ignore_eos",
+                "true".to_owned(),
+                "false with a `format`, as nothing can follow an answer that is whole",
+            );
+        }
         Ok(())
     }
 
@@ -183,6 +195,14 @@ mod tests {
             (
                 GenerationConfig { stop: vec![String::new()], ..base.clone() },
                 "`GenerationConfig.stop` is an empty text",
+            ),
+            (
+                GenerationConfig {
+                    ignore_eos: true,
+                    format: Some(AnswerFormat::JsonObject),
+                    ..base.clone()
+                },
+                "`GenerationConfig.ignore_eos` is true",
             ),
         ] {
             let error = config.validate().unwrap_err().to_string();

@@ -19,6 +19,7 @@ use tunebook_progress::Stop;
 
 use crate::error::{Error, Result};
 use crate::generate::GenerationConfig;
+use crate::generate::format::AnswerGrammar;
 use crate::generate::prefix::{Found, PrefixCache, Walk};
 use crate::generate::queue::{Queue, Waiting, in_turns};
 use crate::generate::sampler::{Choice, Sampler};
@@ -60,13 +61,14 @@ pub struct GenerationRequest {
     stop: Stop,
     /// Added to the seed, so that equal prompts of one call get different samples.
     number: usize,
+    grammar: Option<AnswerGrammar>,
 }
 
 impl GenerationRequest {
     /// A prompt as token ids. `batch_size` of the config has no meaning here.
     pub fn new(prompt: impl Into<Vec<u32>>, config: &GenerationConfig) -> Self {
         let (prompt, config) = (prompt.into(), config.clone());
-        Self { prompt, config, overlay: None, stop: Stop::never(), number: 0 }
+        Self { prompt, config, overlay: None, stop: Stop::never(), number: 0, grammar: None }
     }
 
     /// Answered by this overlay, not by the one that the engine's model has when it is inserted.
@@ -79,6 +81,13 @@ impl GenerationRequest {
     #[must_use]
     pub fn with_stop(self, stop: &Stop) -> Self {
         Self { stop: stop.clone(), ..self }
+    }
+
+    /// With the `format` of the config, made ready by [`Model::answer_grammar`]: the engine would
+    /// else do it when the request comes in, and its other answers would wait.
+    #[must_use]
+    pub fn with_grammar(self, grammar: Option<AnswerGrammar>) -> Self {
+        Self { grammar, ..self }
     }
 
     /// How many answers it asks for.
@@ -115,6 +124,8 @@ pub enum FinishReason {
     Context,
     /// Its work was asked to stop.
     Interrupted,
+    /// Its format could not be kept any further, and why.
+    Misformed(String),
     /// It could not go on, and why.
     Failed(String),
 }
@@ -279,9 +290,9 @@ impl GenerationEngine {
     ///
     /// # Errors
     /// When the prompt is empty, has an id outside the vocabulary or leaves no room in the context;
-    /// when a setting is out of range; when the engine's handle has an overlay for each text and the
-    /// request none.
-    pub fn insert(&mut self, request: GenerationRequest) -> Result<RequestId> {
+    /// when a setting is out of range or the format cannot be kept; when the engine's handle has an
+    /// overlay for each text and the request none.
+    pub fn insert(&mut self, mut request: GenerationRequest) -> Result<RequestId> {
         let snapshot = self.model.snapshot();
         let overlay = match &request.overlay {
             Some(overlay) => overlay,
@@ -300,6 +311,9 @@ impl GenerationEngine {
         request.config.validate()?;
         let biased: Vec<u32> = request.config.logit_bias.keys().copied().collect();
         self.model.check_ids("GenerationConfig.logit_bias", &biased)?;
+        if let (None, Some(format)) = (&request.grammar, &request.config.format) {
+            request.grammar = Some(self.model.answer_grammar(format)?);
+        }
         let id = RequestId(self.next_id);
         self.next_id += 1;
         self.waiting.push(Waiting { id, request, overlay });
@@ -413,7 +427,8 @@ impl GenerationEngine {
             let coming = |answer: &Answer| if answer.forked { 1 } else { answer.request.answers() };
             let begun: usize = self.answers.iter().map(coming).sum();
             let of = |overlay: &Arc<Overlay>| -> usize {
-                let own = self.answers.iter().filter(|answer| Arc::ptr_eq(&answer.overlay, overlay));
+                let own =
+                    self.answers.iter().filter(|answer| Arc::ptr_eq(&answer.overlay, overlay));
                 own.map(coming).sum()
             };
             let Some(next) = self.waiting.next(of) else { break };
@@ -453,6 +468,7 @@ impl GenerationEngine {
         let config = &request.config;
         let number = request.number.wrapping_mul(config.num_return_sequences).wrapping_add(answer);
         Sampler::new(config, number, &request.prompt, self.model.config().vocab_size)
+            .with_format(request.grammar.as_ref())
     }
 
     /// Computes the next chunk of prompts.
@@ -693,7 +709,7 @@ impl GenerationEngine {
         answer.ids.push(choice.id);
         let (limit, by_context) = answer.limit;
         let reason = match () {
-            () if answer.stream.stopped => Some(FinishReason::Stop),
+            () if answer.stream.stopped || choice.whole => Some(FinishReason::Stop),
             () if answer.stream.ids.len() < limit => None,
             () if by_context => Some(FinishReason::Context),
             () => Some(FinishReason::Length),
@@ -715,7 +731,10 @@ impl GenerationEngine {
 
     /// Ends an answer that cannot go on.
     fn fail(&mut self, index: usize, error: Error, events: &mut Vec<GenerationEvent>) {
-        let reason = FinishReason::Failed(error.to_string());
+        let reason = match &error {
+            Error::Format { .. } => FinishReason::Misformed(error.to_string()),
+            error => FinishReason::Failed(error.to_string()),
+        };
         self.error = Some(error);
         self.end(index, reason, None, events);
     }

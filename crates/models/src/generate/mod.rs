@@ -7,6 +7,7 @@ pub(crate) mod choices;
 pub(crate) mod config;
 pub(crate) mod divergence;
 pub(crate) mod engine;
+pub(crate) mod format;
 mod prefix;
 mod queue;
 mod sampler;
@@ -73,6 +74,7 @@ pub(crate) fn generate(
     on_text: OnText<'_>,
 ) -> Result<Vec<Completion>> {
     config.validate()?;
+    let grammar = config.format.as_ref().map(|format| model.answer_grammar(format)).transpose()?;
     let snapshot = model.snapshot();
     snapshot.check_count(list.unwrap_or("prompt"), prompts.len())?;
     let mut engine = GenerationEngine::new(
@@ -93,7 +95,8 @@ pub(crate) fn generate(
     for (number, prompt) in prompts.iter().enumerate() {
         let request = GenerationRequest::new(prompt.as_slice(), config)
             .with_overlay(Arc::clone(snapshot.row(number)))
-            .with_number(number);
+            .with_number(number)
+            .with_grammar(grammar.clone());
         let id = engine.insert(request).map_err(|error| match list {
             Some(list) => Error::of_item(list, number)(error),
             None => error,
@@ -120,7 +123,7 @@ pub(crate) fn generate(
                 answer.top_logprobs.push(event.top_logprobs);
             }
             if let Some(finish) = event.finish {
-                if let (FinishReason::Failed(_), Some(error)) =
+                if let (FinishReason::Failed(_) | FinishReason::Misformed(_), Some(error)) =
                     (&finish.reason, engine.take_error())
                 {
                     return Err(error);

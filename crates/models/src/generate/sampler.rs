@@ -6,15 +6,18 @@ use tunebook_ops::cpu::math;
 
 use crate::error::{Error, Result};
 use crate::generate::config::GenerationConfig;
+use crate::generate::format::{AnswerGrammar, FormatState};
 
-/// Chooses the tokens of one answer, as transformers does: bias, penalty, temperature, `top_k`,
-/// `top_p`, `min_p`, in this order.
+/// Chooses the tokens of one answer, as transformers does: bias, penalty, format, temperature,
+/// `top_k`, `top_p`, `min_p`, in this order.
 pub(super) struct Sampler {
     /// `None`: the likeliest token each time.
     draw: Option<LogitsProcessor>,
     config: GenerationConfig,
     /// Whether each token of the vocabulary has occurred; empty without a penalty.
     seen: Vec<bool>,
+    /// The format that the answer must have.
+    format: Option<FormatState>,
 }
 
 /// A token that was chosen.
@@ -25,6 +28,8 @@ pub(super) struct Choice {
     pub(super) log_probability: f32,
     /// The likeliest tokens and what the model gave them.
     pub(super) top: Vec<(u32, f32)>,
+    /// The answer has its format with this token, and nothing can follow.
+    pub(super) whole: bool,
 }
 
 impl Sampler {
@@ -48,7 +53,12 @@ impl Sampler {
             let seed = config.seed.wrapping_add(answer as u64);
             LogitsProcessor::from_sampling(seed, Sampling::All { temperature })
         });
-        Self { draw, config: config.clone(), seen }
+        Self { draw, config: config.clone(), seen, format: None }
+    }
+
+    /// Chooses among the tokens that fit a format.
+    pub(super) fn with_format(self, grammar: Option<&AnswerGrammar>) -> Self {
+        Self { format: grammar.map(FormatState::new), ..self }
     }
 
     pub(super) fn next(&mut self, logits: &[f32]) -> Result<Choice> {
@@ -64,10 +74,14 @@ impl Sampler {
             .into_iter()
             .map(|(id, logit)| (id, logit - log_sum))
             .collect();
-        let changes = !self.seen.is_empty() || !self.config.logit_bias.is_empty();
+        let changes =
+            !self.seen.is_empty() || !self.config.logit_bias.is_empty() || self.format.is_some();
         let id = if changes || self.draw.is_some() {
             let mut changed = logits.to_vec();
             self.process(&mut changed);
+            if let Some(format) = &mut self.format {
+                format.rule_out(&mut changed)?;
+            }
             match &mut self.draw {
                 None => likeliest(&changed),
                 Some(draw) => {
@@ -81,7 +95,8 @@ impl Sampler {
         if let Some(seen) = self.seen.get_mut(id as usize) {
             *seen = true;
         }
-        Ok(Choice { id, log_probability: logits[id as usize] - log_sum, top })
+        let whole = self.format.as_mut().map_or(Ok(false), |format| format.take(id))?;
+        Ok(Choice { id, log_probability: logits[id as usize] - log_sum, top, whole })
     }
 
     /// The bias, then the penalty.

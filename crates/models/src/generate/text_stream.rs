@@ -158,6 +158,7 @@ mod tests {
     fn sentencepiece() -> Tokenizer {
         let mut tokens: Vec<String> = ["</s>", "▁Hello", "▁world", "▁", "a"].map(Into::into).into();
         tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+        tokens.push("▁▁▁".to_owned());
         let decoder = json!({"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"},
@@ -195,6 +196,26 @@ mod tests {
         }
         text.push_str(stream.finish(tokenizer).unwrap());
         text
+    }
+
+    #[test]
+    fn the_bytes_of_tokens_in_a_row_are_their_text() {
+        for tokenizer in [sentencepiece(), byte_level(&["😀 é".as_bytes(), b"  ", b"\n\t"])] {
+            let mut random = Random::new(7);
+            for _ in 0..200 {
+                let ids: Vec<u32> =
+                    (0..12).map(|_| 1 + random.below(tokenizer.vocab_size() - 1) as u32).collect();
+                let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
+                // Bytes that are no characters are replaced one by one, or as a whole.
+                let Ok(text) = String::from_utf8(bytes) else { continue };
+                let decoded = tokenizer.decode(&ids).unwrap();
+                let before = text.len() - decoded.len();
+                assert!(before <= 1 && text.ends_with(&decoded), "{text:?} and {decoded:?}");
+            }
+        }
+        let tokenizer = sentencepiece();
+        let bytes = |id| String::from_utf8(tokenizer.token_bytes(id)).unwrap();
+        assert_eq!([bytes(1), bytes(3), bytes(4), bytes(261)], [" Hello", " ", "a", "   "]);
     }
 
     #[test]

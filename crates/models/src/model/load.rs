@@ -1,7 +1,7 @@
 //! Loading a model: from a GGUF file, or from a folder in Hugging Face's layout.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use candle_core::{DType, Device};
 use serde_json::Value as Json;
@@ -214,6 +214,7 @@ impl Model {
                 memory_bytes,
                 activations: keep.activations(device),
                 extensions: Mutex::default(),
+                format_vocabulary: OnceLock::new(),
             }),
             view: View::Active,
             stop: Stop::cell(),

@@ -9,13 +9,15 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use candle_core::{DType, Device};
 use tunebook_progress::Stop;
 
 use crate::config::Config;
+use crate::error::Result;
 use crate::families::decoder::Decoder;
+use crate::generate::format::FormatVocabulary;
 use crate::hooks::past_key_values::PastKeyValues;
 use crate::hooks::residual::Residual;
 use crate::layers::{Slot, Weight};
@@ -80,6 +82,8 @@ struct Inner {
     /// How often weights have changed in place.
     version: AtomicU64,
     extensions: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    /// Made for the first answer that must have a format.
+    format_vocabulary: OnceLock<FormatVocabulary>,
 }
 
 impl Model {
@@ -274,6 +278,19 @@ impl Model {
     /// Whether this token ends an answer.
     pub fn is_end(&self, id: u32) -> bool {
         self.inner.end_ids.contains(&id)
+    }
+
+    /// Its tokens as the formats of answers see them.
+    ///
+    /// # Errors
+    /// No token ends an answer.
+    pub(crate) fn format_vocabulary(&self) -> Result<&FormatVocabulary> {
+        let Inner { config, tokenizer, end_ids, format_vocabulary, .. } = &*self.inner;
+        if let Some(known) = format_vocabulary.get() {
+            return Ok(known);
+        }
+        let new = FormatVocabulary::new(tokenizer, config.vocab_size, end_ids)?;
+        Ok(format_vocabulary.get_or_init(|| new))
     }
 
     /// The type of the weights; of quantised ones, the type that they are dequantised to.

@@ -2,5 +2,6 @@
 
 pub(crate) mod chat_template;
 pub(crate) mod conversation;
+mod token_bytes;
 pub(crate) mod tokenizer;
 mod turns;

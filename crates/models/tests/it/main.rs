@@ -12,6 +12,7 @@ mod conversations;
 mod damaged;
 mod engine;
 mod families;
+mod format;
 mod hooks;
 mod peers;
 mod pretrained;
