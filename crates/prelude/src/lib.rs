@@ -42,6 +42,7 @@ mod evaluate;
 mod history;
 mod judge;
 mod live;
+mod live_server;
 pub mod prelude;
 mod rank_map;
 mod report;

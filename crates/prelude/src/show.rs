@@ -8,8 +8,9 @@ use std::any::TypeId;
 use std::fmt::Debug;
 
 use tunebook_progress::{MimeBundle, result};
+use tunebook_serve::Server;
 
-use crate::views;
+use crate::{live_server, views};
 
 /// Longer plain values are cut: an output of megabytes helps nobody and stalls the front end.
 const MAX_CHARS: usize = 50_000;
@@ -97,8 +98,13 @@ impl<'a> Value<'a> {
 
 fn show(id: TypeId, pointer: *const (), debug: &dyn Debug) {
     // A cell that ends in a statement's `()` shows nothing.
-    if id != TypeId::of::<()>() {
-        result(bundle(Value { id, pointer, debug }));
+    if id == TypeId::of::<()>() {
+        return;
+    }
+    let value = Value { id, pointer, debug };
+    match value.as_ref::<Server>() {
+        Some(server) => live_server::show(server), // and goes on showing it
+        None => result(bundle(value)),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::adapters::Served;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::{App, InFlight, refused, stopping};
 use crate::metrics::Timing;
+use crate::shares::Share;
 
 /// Prompts to answer, all of them checked.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ impl Prompts {
 /// A place in the queue, and the time until which the answers may take.
 pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
+    _share: Share,
     _in_flight: InFlight,
     pub(crate) deadline: Instant,
 }
@@ -41,10 +43,11 @@ pub(crate) struct Place {
 impl Place {
     /// # Errors
     /// Too many answers for one request (400) or at a time (429); the server is stopping (503).
-    pub(crate) fn take(app: &Arc<App>, choices: usize) -> ApiResult<Self> {
+    pub(crate) fn take(app: &Arc<App>, prompts: &Prompts) -> ApiResult<Self> {
         let in_flight = InFlight::begin(app)?;
         let limits = &app.config.limits;
         let room = app.config.engine.max_batch_size + limits.max_queue;
+        let choices = prompts.choices();
         let most = limits.max_choices.min(room);
         if choices > most {
             let message = format!(
@@ -52,18 +55,28 @@ impl Place {
             );
             return Err(ApiError::field("too_many_choices", "prompt", message));
         }
-        let permit = Arc::clone(&app.room).try_acquire_many_owned(choices as u32).map_err(|_| {
+        let full = |message: String| {
             app.metrics.refused();
-            let message = format!(
-                "{room} answers are on their way or wait, the most that there may be; try again later"
-            );
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
+        };
+        let label = prompts.served.label();
+        let share = Share::take(app, label, choices).map_err(|own| {
+            full(format!(
+                "{own} answers of `{label}` are on their way or wait, and the places that are left are kept for other models; \
+                 try again later"
+            ))
+        })?;
+        let permit = Arc::clone(&app.room).try_acquire_many_owned(choices as u32).map_err(|_| {
+            full(format!(
+                "{} answers are on their way or wait, the most that there may be; try again later",
+                app.most_answers()
+            ))
         })?;
         let now = Instant::now();
         // A limit beyond what a clock can say is none.
         let far = Duration::from_secs(365 * 24 * 3600);
         let deadline = now + limits.deadline.min(far);
-        Ok(Self { _permit: permit, _in_flight: in_flight, deadline })
+        Ok(Self { _permit: permit, _share: share, _in_flight: in_flight, deadline })
     }
 
     /// The deadline has passed.
@@ -97,7 +110,7 @@ impl Answers {
         let stop = Stop::new();
         let each = prompts.config.num_return_sequences;
         let open = (0..prompts.choices()).map(|_| Some(Timing::begin())).collect();
-        app.metrics.begin(&prompts.served.name, prompts.choices());
+        app.metrics.begin(prompts.served.label(), prompts.choices());
         let served = Arc::clone(&prompts.served);
         let ignore_eos = prompts.config.ignore_eos;
         // From here on dropping it counts them out again.
@@ -136,11 +149,11 @@ impl Answers {
         let choice = prompt * self.each + event.answer;
         let Some(timing) = self.open.get_mut(choice) else { return Ok(None) };
         if let (Some(timing), true) = (timing.as_mut(), event.token.is_some()) {
-            self.app.metrics.token(&self.served.name, timing);
+            self.app.metrics.token(self.served.label(), timing);
         }
         if let Some(finish) = &event.finish {
             if let Some(timing) = timing.take() {
-                self.app.metrics.end(&self.served.name, &timing, finish, event.answer == 0);
+                self.app.metrics.end(self.served.label(), &timing, finish, event.answer == 0);
             }
             match &finish.reason {
                 FinishReason::Failed(problem) => return Err(ApiError::engine(problem)),
@@ -162,7 +175,7 @@ impl Drop for Answers {
     fn drop(&mut self) {
         self.stop.stop();
         for timing in self.open.iter().flatten() {
-            self.app.metrics.cancel(&self.served.name, timing);
+            self.app.metrics.cancel(self.served.label(), timing);
         }
     }
 }

@@ -102,6 +102,7 @@ impl From<Error> for ApiError {
             Error::AdapterExists { .. } => bad("adapter_exists", "lora_name"),
             Error::BaseName { .. } => bad("adapter_name", "lora_name"),
             Error::TooManyAdapters { .. } => bad("too_many_adapters", "lora_name"),
+            Error::AdapterMemory { .. } => bad("adapter_memory", "lora_path"),
             Error::AdapterPath { .. } => bad("adapter_path", "lora_path"),
             Error::Tune(tunebook_tune::Error::AdapterName { .. }) => {
                 bad("adapter_name", "lora_name")

@@ -9,11 +9,13 @@ use tokio::sync::{Notify, Semaphore};
 use tunebook_models::{EngineHandle, Error as ModelError, Model};
 use tunebook_tune::ServedWeights;
 
+use crate::adapters::loader::Loader;
 use crate::adapters::root::AdapterRoot;
-use crate::adapters::{AdapterTable, Served};
+use crate::adapters::{AdapterTable, Served, mix};
 use crate::api_error::{ApiError, ApiResult};
 use crate::config::ServerConfig;
 use crate::metrics::Metrics;
+use crate::shares::Shares;
 
 /// A running server, as its handlers see it.
 pub(crate) struct App {
@@ -26,10 +28,12 @@ pub(crate) struct App {
     pub(crate) config: ServerConfig,
     /// The answers that may be on their way or wait.
     pub(crate) room: Arc<Semaphore>,
+    /// Who has how much of that room.
+    pub(crate) shares: Shares,
     /// One text to be scored at a time: scoring takes all cores.
     pub(crate) scoring: Semaphore,
-    /// One adapter is read at a time.
-    pub(crate) loading: Semaphore,
+    /// Where adapters are read and copied.
+    pub(crate) loader: Loader,
     /// Only this machine reaches it.
     pub(crate) loopback: bool,
     pub(crate) drain: Drain,
@@ -43,6 +47,7 @@ pub(crate) struct Parts {
     pub(crate) model: Model,
     pub(crate) engine: EngineHandle,
     pub(crate) adapters: AdapterTable,
+    pub(crate) loader: Loader,
     pub(crate) root: Option<AdapterRoot>,
     pub(crate) config: ServerConfig,
     pub(crate) loopback: bool,
@@ -51,7 +56,7 @@ pub(crate) struct Parts {
 
 impl App {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { model, engine, adapters, root, config, loopback, weights } = parts;
+        let Parts { model, engine, adapters, loader, root, config, loopback, weights } = parts;
         let room = config.engine.max_batch_size + config.limits.max_queue;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -61,8 +66,9 @@ impl App {
             root,
             metrics: Metrics::default(),
             room: Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS))),
+            shares: Shares::default(),
             scoring: Semaphore::new(1),
-            loading: Semaphore::new(1),
+            loader,
             loopback,
             drain: Drain::default(),
             weights: Mutex::new(Some(weights)),
@@ -84,14 +90,20 @@ impl App {
 
     /// What a request's `model` names.
     pub(crate) fn find(&self, model: &str) -> ApiResult<Arc<Served>> {
-        self.adapters.find(model).ok_or_else(|| {
-            let shown: String = model.chars().take(100).collect();
-            let known = self.adapters.known().join("`, `");
-            let message = format!("the model `{shown}` does not exist; there are `{known}`");
-            let param = Some("model".to_owned());
-            let error = ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message);
-            ApiError { param, ..error }
-        })
+        if let Some(served) = self.adapters.find(model) {
+            return Ok(served);
+        }
+        match mix::parse(model) {
+            Some(parts) => self.adapters.mix(&self.model, "model", &parts?),
+            None => Err(self.adapters.unknown("model", model)),
+        }
+    }
+
+    /// Tells the event log.
+    pub(crate) fn tell(&self, event: &str) {
+        if let Some(log) = &self.config.event_log {
+            (log.0)(event);
+        }
     }
 
     /// How many tokens a prompt of `served` may have.

@@ -29,12 +29,33 @@ pub struct ServerConfig {
     /// Keeps the names of adapters and their folders over restarts. Adapters that were swapped in
     /// from memory have no folder and are not in it.
     pub state_file: Option<PathBuf>,
+    /// A folder whose adapters are served as they come and go.
+    pub watch: Option<Watch>,
     /// What it refuses.
     pub limits: Limits,
     /// How the engine works.
     pub engine: EngineConfig,
     /// Told of every request when it is answered.
     pub access_log: Option<AccessLog>,
+    /// Told what the watch has loaded, unloaded and refused.
+    pub event_log: Option<EventLog>,
+}
+
+/// A folder whose adapters are served, each under its own folder's name: loaded when it is whole,
+/// replaced when it has changed, unloaded when it is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// The folder, in which each adapter has a folder of its own. Links out of it are refused.
+    pub folder: PathBuf,
+    /// The time between two looks.
+    pub interval: Duration,
+}
+
+impl Watch {
+    /// A look at `folder` every second.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into(), interval: Duration::from_secs(1) }
+    }
 }
 
 /// The most of everything that a request may bring or take.
@@ -57,6 +78,9 @@ pub struct Limits {
     pub max_queue: usize,
     /// Adapters beside the base. Default 16.
     pub max_adapters: usize,
+    /// Memory of all adapters together, in bytes; `None`: any. Requests that were accepted before a
+    /// swap keep what they are answered by for their time.
+    pub max_adapter_bytes: Option<usize>,
     /// For the head of a request and for its body. Default 10 s.
     pub read_timeout: Duration,
     /// For a client to take some bytes of its answer. Default 30 s.
@@ -78,6 +102,7 @@ impl Default for Limits {
             max_choices: 128,
             max_queue: 256,
             max_adapters: 16,
+            max_adapter_bytes: None,
             read_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
             deadline: Duration::from_secs(600),
@@ -125,6 +150,9 @@ impl ServerConfig {
                 return refuse(field, "0".to_owned(), "at least 1");
             }
         }
+        if self.watch.as_ref().is_some_and(|watch| watch.interval.is_zero()) {
+            return refuse("Watch.interval", "0 s".to_owned(), "a time above 0");
+        }
         if max_queue > u32::MAX as usize / 2 {
             return refuse("Limits.max_queue", max_queue.to_string(), "at most 2147483647");
         }
@@ -145,6 +173,16 @@ pub struct Access {
     pub status: u16,
     /// From the request's head to the head of the answer.
     pub time: Duration,
+}
+
+/// Told of what happens without a request, a line each.
+#[derive(Clone)]
+pub struct EventLog(pub Arc<dyn Fn(&str) + Send + Sync>);
+
+impl fmt::Debug for EventLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EventLog")
+    }
 }
 
 /// Told of every request. It is called on a thread that serves others, too, so it must not wait.

@@ -45,6 +45,10 @@ pub enum Error {
     #[error("the server cannot start: {0}")]
     Start(std::io::Error),
 
+    /// An adapter was being read or copied.
+    #[error("the thread that loads adapters panicked; what was served is served still")]
+    LoaderPanicked,
+
     /// The server has stopped.
     #[error("this server has stopped; start another with `model.serve(..)`")]
     Stopped,
@@ -95,6 +99,22 @@ pub enum Error {
         "{limit} adapters are served already, the most that there may be; unload one first (`Limits.max_adapters`)"
     )]
     TooManyAdapters {
+        /// The limit.
+        limit: usize,
+    },
+
+    /// No memory for another adapter.
+    #[error(
+        "`{name}` takes {size} bytes and the adapters that are served take {resident}, expected at most {limit} together; \
+         unload one first (`Limits.max_adapter_bytes`)"
+    )]
+    AdapterMemory {
+        /// The adapter.
+        name: String,
+        /// What it takes.
+        size: usize,
+        /// What the others take.
+        resident: usize,
         /// The limit.
         limit: usize,
     },

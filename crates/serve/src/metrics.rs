@@ -55,8 +55,54 @@ struct OfModel {
     whole: Histogram,
 }
 
+/// The seconds before the running one over which the speed is taken.
+const RECENT_SECONDS: u64 = 5;
+
+/// Tokens of the last seconds.
+#[derive(Debug)]
+struct Recent {
+    since: Instant,
+    /// The number of a second, and its tokens.
+    seconds: [(u64, u64); RECENT_SECONDS as usize + 1],
+}
+
+impl Recent {
+    fn add(&mut self) {
+        let now = self.since.elapsed().as_secs();
+        let place = (now % (RECENT_SECONDS + 1)) as usize;
+        if let Some(second) = self.seconds.get_mut(place) {
+            *second = (now, if second.0 == now { second.1 + 1 } else { 1 });
+        }
+    }
+
+    /// Tokens per second over the whole seconds before this one.
+    fn per_s(&self) -> f64 {
+        let now = self.since.elapsed().as_secs();
+        let span = now.saturating_sub(RECENT_SECONDS)..now;
+        let seconds = (span.end - span.start).max(1);
+        let tokens = self.seconds.iter().filter(|(second, _)| span.contains(second));
+        tokens.map(|(_, tokens)| *tokens as f64).sum::<f64>() / seconds as f64
+    }
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self { since: Instant::now(), seconds: [(0, 0); RECENT_SECONDS as usize + 1] }
+    }
+}
+
+/// Counts of one base or adapter.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) waiting: u64,
+    pub(crate) running: u64,
+    pub(crate) answered: u64,
+    pub(crate) tokens: u64,
+}
+
 #[derive(Debug, Default)]
 struct All {
+    recent: Recent,
     models: BTreeMap<String, OfModel>,
     requests: BTreeMap<(&'static str, u16), u64>,
     refused: u64,
@@ -102,6 +148,7 @@ impl Metrics {
     /// An answer has a token.
     pub(crate) fn token(&self, model: &str, timing: &mut Timing) {
         let now = Instant::now();
+        self.lock().recent.add();
         self.of(model, |of| {
             of.generation_tokens += 1;
             match timing.last_token.replace(now) {
@@ -164,6 +211,27 @@ impl Metrics {
         self.lock().models.values().fold((0, 0, 0), |(waiting, running, tokens), of| {
             (waiting + of.waiting, running + of.running, tokens + of.generation_tokens)
         })
+    }
+
+    /// Tokens per second, of late.
+    pub(crate) fn tokens_per_s(&self) -> f64 {
+        self.lock().recent.per_s()
+    }
+
+    /// The requests that were refused as the queue was full.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.lock().refused
+    }
+
+    /// By the names that requests were for.
+    pub(crate) fn counts(&self) -> BTreeMap<String, Counts> {
+        let counts = |of: &OfModel| Counts {
+            waiting: of.waiting,
+            running: of.running,
+            answered: of.ended.values().sum(),
+            tokens: of.generation_tokens,
+        };
+        self.lock().models.iter().map(|(name, of)| (name.clone(), counts(of))).collect()
     }
 
     /// Everything as text.

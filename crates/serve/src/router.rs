@@ -67,7 +67,7 @@ async fn health(State(app): State<Arc<App>>) -> ApiResult<Response<Body>> {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response<Body> {
-    let text = app.metrics.text(app.adapters.all().len());
+    let text = app.metrics.text(app.adapters.len());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

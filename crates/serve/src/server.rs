@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
@@ -12,15 +12,18 @@ use tunebook_models::{GenerationEngine, Model};
 use tunebook_progress::Stop;
 use tunebook_tune::{Adapters, FrozenAdapter, ServedWeights};
 
+use crate::adapters::loader::Loader;
 use crate::adapters::root::AdapterRoot;
 use crate::adapters::source::AdapterSource;
 use crate::adapters::state::StateFile;
-use crate::adapters::{self, AdapterStatus, AdapterTable, Swap};
+use crate::adapters::watch::Watcher;
+use crate::adapters::{AdapterStatus, AdapterTable, Origin, Swap};
 use crate::app::{App, Parts};
 use crate::config::ServerConfig;
 use crate::error::{Error, Result};
 use crate::listener;
 use crate::router::router;
+use crate::status::ServerStatus;
 
 /// Threads for HTTP. The engine has threads of its own.
 const HTTP_THREADS: usize = 2;
@@ -38,6 +41,26 @@ struct Inner {
     closing: watch::Sender<bool>,
     /// `None`: it has stopped.
     runtime: Mutex<Option<Runtime>>,
+    begun: Instant,
+    /// How long it has run, once it has stopped.
+    ended: OnceLock<Duration>,
+}
+
+/// A handle on a [`Server`] that does not keep it alive.
+#[derive(Clone)]
+pub struct WeakServer(Weak<Inner>);
+
+impl WeakServer {
+    /// The server, if another handle is there.
+    pub fn upgrade(&self) -> Option<Server> {
+        self.0.upgrade().map(Server)
+    }
+}
+
+impl fmt::Debug for WeakServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakServer")
+    }
 }
 
 /// Serving a model.
@@ -93,7 +116,8 @@ impl Server {
         let folders = state.as_ref().map(StateFile::read).transpose()?.unwrap_or_default();
         let app = Arc::new(App::new(Parts {
             engine: GenerationEngine::new(&base, config.engine.clone()).spawn(),
-            adapters: AdapterTable::new(&base, name, config.limits.max_adapters, state)?,
+            adapters: AdapterTable::new(&base, name, &config.limits, state)?,
+            loader: Loader::start()?,
             model: base,
             root,
             config: config.clone(),
@@ -101,9 +125,17 @@ impl Server {
             weights,
         }));
         for (name, folder) in folders {
-            let adapter = adapters::read(&app.model, &name, &folder, config.any_base)?;
-            app.adapters.put(adapter, Some(folder), Swap::Always)?;
+            let adapter = AdapterSource::Folder(folder.clone()).load(&app, &name)?;
+            app.adapters.put(adapter, Origin::Folder(folder), Swap::Always)?;
         }
+        let watcher = config.watch.as_ref().map(Watcher::new).transpose()?;
+        let looking = Arc::clone(&app);
+        let watcher = app.loader.run(move || {
+            Ok(watcher.map(|mut watcher| {
+                watcher.look(&looking); // what is there is served from the first request on
+                watcher
+            }))
+        })?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(HTTP_THREADS)
             .max_blocking_threads(WORK_THREADS)
@@ -119,8 +151,12 @@ impl Server {
         let accept =
             listener::accept(listener, router(Arc::clone(&app)), config.limits.clone(), closed);
         runtime.spawn(accept);
+        if let Some(watcher) = watcher {
+            runtime.spawn(watcher.run(Arc::clone(&app), closing.subscribe()));
+        }
         let runtime = Mutex::new(Some(runtime));
-        Ok(Self(Arc::new(Inner { app, address: bound, closing, runtime })))
+        let (begun, ended) = (Instant::now(), OnceLock::new());
+        Ok(Self(Arc::new(Inner { app, address: bound, closing, runtime, begun, ended })))
     }
 
     /// Where it listens.
@@ -179,26 +215,35 @@ impl Server {
         self.check_running()?;
         let begun = Instant::now();
         let Inner { app, .. } = &*self.0;
-        let (adapter, folder) = match source {
-            AdapterSource::Handle(handle) => {
-                if !handle.shares_weights_with(&app.model) {
-                    return Err(Error::OtherModel);
-                }
-                let adapter = FrozenAdapter::of(&handle, name)?;
-                (adapter.ok_or_else(|| Error::NoAdapter { name: name.to_owned() })?, None)
-            }
-            AdapterSource::Resident(resident) => {
-                (FrozenAdapter::of_resident(&app.model, &resident, name)?, None)
-            }
+        let (source, origin) = match source {
             AdapterSource::Folder(folder) => {
                 let folder = absolute(&folder);
-                let any_base = app.config.any_base;
-                (adapters::read(&app.model, name, &folder, any_base)?, Some(folder))
+                (AdapterSource::Folder(folder.clone()), Origin::Folder(folder))
             }
+            source => (source, Origin::Memory),
         };
-        let change = app.adapters.put(adapter, folder, swap)?;
+        let adapter = source.load(app, name)?;
+        let change = app.adapters.put(adapter, origin, swap)?;
         app.metrics.swapped(begun.elapsed());
         Ok(change.served.generation.clone())
+    }
+
+    /// The adapter that a name points to, to be swapped in again later; that takes no time, as it is in
+    /// memory.
+    ///
+    /// ```no_run
+    /// # fn f(server: tunebook_serve::Server, run: tunebook_tune::Run) -> tunebook_serve::Result<()> {
+    /// let before = server.adapter("support");
+    /// server.swap("support", &run)?;
+    /// // … the answers are worse …
+    /// if let Some(before) = before {
+    ///     server.swap("support", &before)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn adapter(&self, name: &str) -> Option<FrozenAdapter> {
+        self.0.app.adapters.find(name)?.adapter().cloned()
     }
 
     /// Takes an adapter's name out. Requests that were accepted before are answered by it.
@@ -209,9 +254,21 @@ impl Server {
         self.0.app.adapters.remove(name, None).map(|_| ())
     }
 
+    /// What it does now.
+    pub fn status(&self) -> ServerStatus {
+        let Inner { app, begun, ended, .. } = &*self.0;
+        let uptime = ended.get().copied().unwrap_or_else(|| begun.elapsed());
+        ServerStatus::of(app, self.url(), uptime)
+    }
+
+    /// A handle that does not keep the server alive.
+    pub fn downgrade(&self) -> WeakServer {
+        WeakServer(Arc::downgrade(&self.0))
+    }
+
     /// What it has done, in Prometheus' text format, as `/metrics` gives it.
     pub fn metrics(&self) -> String {
-        self.0.app.metrics.text(self.0.app.adapters.all().len())
+        self.0.app.metrics.text(self.0.app.adapters.len())
     }
 
     /// Whether it takes requests.
@@ -226,7 +283,7 @@ impl Server {
     /// Ends the answers that have begun, refuses new requests meanwhile, and closes the address.
     /// Answers that take longer than [`Limits::grace`](crate::Limits::grace) are broken off: `false`.
     pub fn stop(&self) -> bool {
-        let Inner { app, closing, runtime, .. } = &*self.0;
+        let Inner { app, closing, runtime, begun, ended, .. } = &*self.0;
         app.drain.begin();
         let Some(runtime) = runtime.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return true;
@@ -243,6 +300,7 @@ impl Server {
         // The last bytes of what has been answered.
         runtime.shutdown_timeout(Duration::from_millis(200));
         app.release_weights();
+        ended.get_or_init(|| begun.elapsed());
         all
     }
 }

@@ -23,6 +23,10 @@ impl AdapterRoot {
         }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// The folder that a client names, from the root on or as a whole path. Symbolic links count as
     /// what they point to, in the folder as well.
     ///

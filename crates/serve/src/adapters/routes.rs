@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{Response, StatusCode};
 use serde_json::json;
 
-use crate::adapters::{self, Change, Swap};
+use crate::adapters::{self, Change, Origin, Swap};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::router::{body_of, json_response};
@@ -27,28 +27,25 @@ pub(crate) async fn load(
     fields.neutral("base_model_name", &[app.adapters.base().name.clone().into()])?;
     fields.neutral("is_3d_lora_weight", &[false.into()])?;
     fields.end()?;
-    // One at a time, so that memory holds one copy more than is served.
-    let _turn = app.loading.acquire().await;
-    let app = Arc::clone(&app);
+    let Some(root) = app.root.clone() else { return Err(not_allowed()) };
+    let loading = Arc::clone(&app);
     // Done also when the client leaves meanwhile: `/v1/models` says what is.
-    let change = tokio::task::spawn_blocking(move || -> ApiResult<Change> {
-        let begun = Instant::now();
-        let Some(root) = &app.root else { return Err(not_allowed()) };
+    let change = app.loader.run_async(move || {
+        let (app, begun) = (loading, Instant::now());
         let folder = root.resolve(&path)?;
-        let adapter = adapters::read(&app.model, &name, &folder, app.config.any_base)?;
+        let adapter = adapters::read(&app.model, &name, &folder, &app.config)?;
         let swap = match (&expected, inplace) {
             (Some(expected), _) => Swap::From(expected),
             (None, true) => Swap::Always,
             (None, false) => Swap::New,
         };
-        let change = app.adapters.put(adapter, Some(folder), swap)?;
+        let change = app.adapters.put(adapter, Origin::Folder(folder), swap)?;
         app.metrics.swapped(begun.elapsed());
         Ok(change)
     });
-    let Change { served, replaced } =
-        change.await.map_err(|error| ApiError::engine(error.to_string()))??;
+    let Change { served, replaced } = change.await?;
     let message = format!("Success: LoRA adapter '{}' added successfully.", served.name);
-    let warnings = served.adapter.as_ref().map(|adapter| adapter.warnings().to_vec());
+    let warnings = served.adapter().map(|adapter| adapter.warnings().to_vec());
     Ok(json_response(&json!({
         "object": "adapter", "message": message, "id": served.name,
         "generation": served.generation, "replaced": replaced, "warnings": warnings,

@@ -8,7 +8,7 @@ use axum::http::Response;
 use serde_json::{Value, json};
 use tunebook_models::{GenerationEvent, TokenUsage};
 
-use crate::adapters::now;
+use crate::adapters::{mix, now};
 use crate::answers::{Answers, Place, Prompts, finish_reason};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::{App, refused};
@@ -25,7 +25,7 @@ pub(crate) async fn chat_completions(
 ) -> ApiResult<Response<Body>> {
     let fields = body_of(&app, request).await?;
     let (prompts, sampling, with_logprobs) = app.blocking(|app| read(app, fields)).await?;
-    let place = Place::take(&app, prompts.choices())?;
+    let place = Place::take(&app, &prompts)?;
     let reply = Reply {
         id: app.new_id("chatcmpl"),
         created: now(),
@@ -45,7 +45,7 @@ pub(crate) async fn chat_completions(
 }
 
 fn read(app: &App, mut fields: Fields) -> ApiResult<(Prompts, Sampling, bool)> {
-    let served = app.find(&fields.required_text("model", "a name of `/v1/models`")?)?;
+    let served = mix::asked(app, &mut fields)?;
     let messages = fields.take("messages");
     let messages = messages.ok_or_else(|| fields.missing("messages", "a list of messages"))?;
     let messages = messages::read(messages)?;

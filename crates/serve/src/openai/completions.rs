@@ -8,7 +8,7 @@ use axum::http::Response;
 use serde_json::{Value, json};
 use tunebook_models::GenerationEvent;
 
-use crate::adapters::now;
+use crate::adapters::{mix, now};
 use crate::answers::{Answers, Place, Prompts, finish_reason};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::{App, refused};
@@ -37,7 +37,7 @@ pub(crate) async fn completions(
 ) -> ApiResult<Response<Body>> {
     let fields = body_of(&app, request).await?;
     let Asked { prompts, sampling, logprobs, echo } = app.blocking(|app| read(app, fields)).await?;
-    let place = Place::take(&app, prompts.choices())?;
+    let place = Place::take(&app, &prompts)?;
     let mut before = vec![Vec::new(); echo.len()];
     if let (Some(top), false) = (logprobs, echo.is_empty()) {
         let work = scoring::score(&app, &prompts.served, &prompts.ids, top);
@@ -79,7 +79,7 @@ pub(crate) async fn completions(
 }
 
 fn read(app: &App, mut fields: Fields) -> ApiResult<Asked> {
-    let served = app.find(&fields.required_text("model", "a name of `/v1/models`")?)?;
+    let served = mix::asked(app, &mut fields)?;
     let prompt = fields.take("prompt").ok_or_else(|| fields.missing("prompt", "a text or ids"))?;
     let given = prompts::read(prompt)?;
     let mut sampling = sampling::read(app, &mut fields)?;

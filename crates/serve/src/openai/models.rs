@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::Response;
 use serde_json::{Value, json};
 
-use crate::adapters::Served;
+use crate::adapters::{Kind, Served};
 use crate::api_error::ApiResult;
 use crate::app::App;
 use crate::router::json_response;
@@ -29,7 +29,8 @@ pub(crate) async fn one(
 }
 
 fn card(app: &App, served: &Served) -> Value {
-    let parent = served.adapter.as_ref().map(|_| &app.adapters.base().name);
+    let is_base = matches!(served.kind, Kind::Base);
+    let parent = (!is_base).then(|| &app.adapters.base().name);
     json!({
         "id": served.name,
         "object": "model",
@@ -39,6 +40,7 @@ fn card(app: &App, served: &Served) -> Value {
         "parent": parent,
         "max_model_len": app.prompt_room(served),
         "generation": served.generation,
-        "adapter": served.adapter.as_ref().map(|adapter| adapter.config().to_string()),
+        "adapter": served.adapter().map(|adapter| adapter.config().to_string()),
+        "size_bytes": served.size_bytes(),
     })
 }

@@ -5,7 +5,12 @@
 mod adapters;
 mod chat;
 mod completions;
+mod fairness;
 mod lifecycle;
 mod limits;
 mod lm_eval;
+mod memory;
+mod mixes;
+mod robustness;
 mod support;
+mod watch;
