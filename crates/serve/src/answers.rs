@@ -7,7 +7,8 @@ use axum::http::StatusCode;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tunebook_models::{
-    FinishReason, GenerationConfig, GenerationEvent, GenerationRequest, Result as ModelResult,
+    AnswerGrammar, FinishReason, GenerationConfig, GenerationEvent, GenerationRequest,
+    Result as ModelResult,
 };
 use tunebook_progress::Stop;
 
@@ -15,6 +16,7 @@ use crate::adapters::Served;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::{App, InFlight, refused, stopping};
 use crate::metrics::Timing;
+use crate::openai::sampling::Sampling;
 use crate::shares::Share;
 
 /// Prompts to answer, all of them checked.
@@ -23,13 +25,43 @@ pub(crate) struct Prompts {
     pub(crate) served: Arc<Served>,
     pub(crate) ids: Vec<Vec<u32>>,
     pub(crate) config: GenerationConfig,
+    /// The config's format, ready for the engine.
+    grammar: Option<AnswerGrammar>,
 }
 
 impl Prompts {
+    /// # Errors
+    /// A format that cannot be kept.
+    pub(crate) fn new(
+        app: &App,
+        served: Arc<Served>,
+        ids: Vec<Vec<u32>>,
+        sampling: &Sampling,
+    ) -> ApiResult<Self> {
+        let config = sampling.config.clone();
+        let grammar = config.format.as_ref().map(|format| app.model.answer_grammar(format));
+        let grammar =
+            grammar.transpose().map_err(|error| refused(sampling.format_field, &error))?;
+        Ok(Self { served, ids, config, grammar })
+    }
+
     /// How many answers there will be.
     pub(crate) fn choices(&self) -> usize {
         self.ids.len() * self.config.num_return_sequences
     }
+}
+
+/// # Errors
+/// More answers than one request may ask for, or than there is ever room for.
+pub(crate) fn check_choices(app: &App, choices: usize) -> ApiResult<()> {
+    let most = app.config.limits.max_choices.min(app.most_answers());
+    if choices <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "the request asks for {choices} answers (prompts times `n`), expected at most {most}; divide it"
+    );
+    Err(ApiError::field("too_many_choices", "prompt", message))
 }
 
 /// A place in the queue, and the time until which the answers may take.
@@ -41,20 +73,13 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// For as many answers as [`check_choices`] lets through.
+    ///
     /// # Errors
-    /// Too many answers for one request (400) or at a time (429); the server is stopping (503).
+    /// Too many answers at a time (429); the server is stopping (503).
     pub(crate) fn take(app: &Arc<App>, prompts: &Prompts) -> ApiResult<Self> {
         let in_flight = InFlight::begin(app)?;
-        let limits = &app.config.limits;
-        let room = app.config.engine.max_batch_size + limits.max_queue;
         let choices = prompts.choices();
-        let most = limits.max_choices.min(room);
-        if choices > most {
-            let message = format!(
-                "the request asks for {choices} answers (prompts times `n`), expected at most {most}; divide it"
-            );
-            return Err(ApiError::field("too_many_choices", "prompt", message));
-        }
         let full = |message: String| {
             app.metrics.refused();
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
@@ -75,7 +100,7 @@ impl Place {
         let now = Instant::now();
         // A limit beyond what a clock can say is none.
         let far = Duration::from_secs(365 * 24 * 3600);
-        let deadline = now + limits.deadline.min(far);
+        let deadline = now + app.config.limits.deadline.min(far);
         Ok(Self { _permit: permit, _share: share, _in_flight: in_flight, deadline })
     }
 
@@ -120,6 +145,7 @@ impl Answers {
             let request = GenerationRequest::new(ids, &prompts.config)
                 .with_overlay(Arc::clone(&prompts.served.overlay))
                 .with_stop(&this.stop)
+                .with_grammar(prompts.grammar.clone())
                 .with_number(number);
             let sender = sender.clone();
             let hand_on = move |event| sender.send((number, event)).is_ok();
@@ -157,6 +183,9 @@ impl Answers {
             }
             match &finish.reason {
                 FinishReason::Failed(problem) => return Err(ApiError::engine(problem)),
+                FinishReason::Misformed(problem) => {
+                    return Err(ApiError::field("format_refused", "response_format", problem));
+                }
                 FinishReason::Interrupted => return Err(stopping()),
                 _ => {}
             }

@@ -4,9 +4,11 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::Error;
+use crate::reply::text_of;
 
 /// The result of a handler.
 pub(crate) type ApiResult<T> = std::result::Result<T, ApiError>;
@@ -59,16 +61,40 @@ impl ApiError {
     }
 
     /// `{"error": {"message", "type", "param", "code"}}`
-    pub(crate) fn body(&self) -> Value {
-        json!({ "error": {
-            "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
-        } })
+    pub(crate) fn body(&self) -> ErrorBody {
+        ErrorBody {
+            error: ErrorDetail {
+                message: self.message.clone(),
+                kind: self.kind(),
+                param: self.param.clone(),
+                code: self.code,
+            },
+        }
     }
+}
+
+/// OpenAI's error body.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct ErrorDetail {
+    /// What is wrong, what was expected, what to do.
+    message: String,
+    /// A group of codes, such as `invalid_request_error`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The field that it is about.
+    param: Option<String>,
+    /// Stays the same from version to version.
+    code: &'static str,
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {
-        let mut response = Response::new(Body::from(self.body().to_string()));
+        let mut response = Response::new(Body::from(text_of(&self.body())));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

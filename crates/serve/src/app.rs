@@ -57,7 +57,7 @@ pub(crate) struct Parts {
 impl App {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { model, engine, adapters, loader, root, config, loopback, weights } = parts;
-        let room = config.engine.max_batch_size + config.limits.max_queue;
+        let room = most_answers(&config);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             model,
@@ -76,6 +76,11 @@ impl App {
             ids: AtomicU64::new(since.as_micros() as u64),
             config,
         }
+    }
+
+    /// The most answers that may be on their way or wait.
+    pub(crate) fn most_answers(&self) -> usize {
+        most_answers(&self.config)
     }
 
     /// A new name: `chatcmpl-…`.
@@ -124,11 +129,16 @@ impl App {
     }
 }
 
+fn most_answers(config: &ServerConfig) -> usize {
+    config.engine.max_batch_size + config.limits.max_queue
+}
+
 /// A prompt or setting that the model refuses.
 pub(crate) fn refused(param: &str, error: &ModelError) -> ApiError {
     let code = match error {
         ModelError::ContextLength { .. } => "context_length_exceeded",
         ModelError::NoChatTemplate { .. } => "no_chat_template",
+        ModelError::Format { .. } => "format_refused",
         _ => "invalid_value",
     };
     ApiError::field(code, param, error.to_string())

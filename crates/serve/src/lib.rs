@@ -29,6 +29,8 @@ mod fields;
 mod listener;
 mod metrics;
 mod openai;
+mod openapi;
+mod reply;
 mod router;
 mod scoring;
 mod server;

@@ -174,7 +174,7 @@ impl Metrics {
             FinishReason::Stop => "stop",
             FinishReason::Length | FinishReason::Context => "length",
             FinishReason::Interrupted => "abort",
-            FinishReason::Failed(_) => "error",
+            FinishReason::Failed(_) | FinishReason::Misformed(_) => "error",
         };
         self.of(model, |of| {
             Self::leave(of, timing, reason);

@@ -12,7 +12,8 @@ use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::adapters::routes as adapter_routes;
 use crate::api_error::{ApiError, ApiResult};
@@ -20,12 +21,15 @@ use crate::app::{App, stopping};
 use crate::config::Access;
 use crate::fields::Fields;
 use crate::openai::{chat, completions, models};
-use crate::tokenize;
+use crate::reply::text_of;
+use crate::{openapi, tokenize};
 
 /// All paths, for counting.
-const ROUTES: [&str; 11] = [
+const ROUTES: [&str; 13] = [
+    "/docs",
     "/health",
     "/metrics",
+    "/openapi.json",
     "/tokenize",
     "/detokenize",
     "/tokenizer_info",
@@ -43,6 +47,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi::json))
+        .route("/docs", get(openapi::page))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/tokenizer_info", get(tokenize::tokenizer_info))
@@ -59,14 +65,27 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-async fn health(State(app): State<Arc<App>>) -> ApiResult<Response<Body>> {
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Health {
+    /// `ok`
+    status: &'static str,
+}
+
+/// Whether the server takes requests. Needs no key.
+#[utoipa::path(get, path = "/health", tag = "Server", responses((status = 200, body = Health)))]
+pub(crate) async fn health(State(app): State<Arc<App>>) -> ApiResult<Response<Body>> {
     match app.drain.is_stopping() {
         true => Err(stopping()),
-        false => Ok(json_response(&json!({ "status": "ok" }))),
+        false => Ok(json_response(&Health { status: "ok" })),
     }
 }
 
-async fn metrics(State(app): State<Arc<App>>) -> Response<Body> {
+/// What the server has done, in Prometheus' text format.
+#[utoipa::path(
+    get, path = "/metrics", tag = "Server",
+    responses((status = 200, body = String, content_type = "text/plain"))
+)]
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response<Body> {
     let text = app.metrics.text(app.adapters.len());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
@@ -132,7 +151,8 @@ fn check_host(app: &App, request: &Request) -> ApiResult<()> {
 
 fn check_key(app: &App, request: &Request) -> ApiResult<()> {
     let Some(key) = &app.config.api_key else { return Ok(()) };
-    if request.uri().path() == "/health" {
+    // The description is the same for every server, and a browser's first request has no key.
+    if matches!(request.uri().path(), "/health" | "/docs" | "/openapi.json") {
         return Ok(());
     }
     let given = request.headers().get(AUTHORIZATION).map_or(b"".as_slice(), HeaderValue::as_bytes);
@@ -178,6 +198,6 @@ async fn read_body(app: &App, body: Body) -> ApiResult<Bytes> {
     })
 }
 
-pub(crate) fn json_response(value: &Value) -> Response<Body> {
-    ([(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+pub(crate) fn json_response(value: &impl Serialize) -> Response<Body> {
+    ([(CONTENT_TYPE, "application/json")], text_of(value)).into_response()
 }

@@ -13,7 +13,12 @@ use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::router::{body_of, json_response};
 
-/// `POST /v1/load_lora_adapter`: `lora_name`, `lora_path`, `load_inplace`, `expected_generation`.
+/// Loads an adapter, or replaces one.
+#[utoipa::path(
+    post, path = "/v1/load_lora_adapter", tag = "Adapters",
+    request_body = crate::openapi::LoadRequest,
+    responses((status = 200, body = crate::openapi::LoadAnswer))
+)]
 pub(crate) async fn load(
     State(app): State<Arc<App>>,
     request: Request,
@@ -52,7 +57,12 @@ pub(crate) async fn load(
     })))
 }
 
-/// `POST /v1/unload_lora_adapter`: `lora_name`, `expected_generation`.
+/// Removes an adapter. Requests that were accepted before are answered by it.
+#[utoipa::path(
+    post, path = "/v1/unload_lora_adapter", tag = "Adapters",
+    request_body = crate::openapi::UnloadRequest,
+    responses((status = 200, body = crate::openapi::UnloadAnswer))
+)]
 pub(crate) async fn unload(
     State(app): State<Arc<App>>,
     request: Request,

@@ -5,20 +5,86 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::Response;
-use serde_json::{Value, json};
-use tunebook_models::{GenerationEvent, TokenUsage};
+use serde::Serialize;
+use serde_json::json;
+use tunebook_models::GenerationEvent;
+use utoipa::ToSchema;
 
-use crate::adapters::{mix, now};
-use crate::answers::{Answers, Place, Prompts, finish_reason};
+use crate::adapters::mix;
+use crate::answers::{Answers, Place, Prompts, check_choices, finish_reason};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::{App, refused};
 use crate::fields::Fields;
-use crate::openai::logprobs::{self, Scored};
+use crate::openai::logprobs::{self, Scored, TokenLogprob};
 use crate::openai::messages;
+use crate::openai::prompts::check_length;
 use crate::openai::sampling::{self, Sampling};
-use crate::router::{body_of, json_response};
-use crate::stream::{self, Chunks};
+use crate::reply::{self, Envelope, Head, Part, Reply};
+use crate::router::body_of;
 
+/// A choice of a whole chat answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ChatChoice {
+    index: usize,
+    message: ChatMessage,
+    /// `null` unless asked for.
+    logprobs: Option<ChatLogprobs>,
+    #[schema(value_type = crate::openapi::FinishWord)]
+    finish_reason: &'static str,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct ChatMessage {
+    /// `assistant`
+    role: &'static str,
+    content: String,
+    /// Always `null`.
+    refusal: Option<String>,
+}
+
+/// A choice of a chunk of a chat answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ChatChunkChoice {
+    index: usize,
+    delta: ChatDelta,
+    logprobs: Option<ChatLogprobs>,
+    /// `null` until the last chunk of the choice.
+    #[schema(value_type = Option<crate::openapi::FinishWord>)]
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Debug, Default, Serialize, ToSchema)]
+struct ChatDelta {
+    /// `assistant`, in the first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+/// The log-probabilities of an answer's tokens, without the one that ended it.
+#[derive(Debug, Serialize, ToSchema)]
+struct ChatLogprobs {
+    content: Vec<TokenLogprob>,
+    /// Always `null`.
+    refusal: Option<Vec<TokenLogprob>>,
+}
+
+impl ChatLogprobs {
+    fn new(content: Vec<TokenLogprob>) -> Self {
+        Self { content, refusal: None }
+    }
+}
+
+/// Answers a conversation.
+#[utoipa::path(
+    post, path = "/v1/chat/completions", tag = "OpenAI",
+    request_body = crate::openapi::ChatRequest,
+    responses((status = 200, content(
+        (Envelope<ChatChoice> = "application/json"),
+        ("text/event-stream", item_schema = crate::openapi::ChatEvent),
+    ), description = "The answer. With `stream`, one `data:` line for each chunk, then `data: [DONE]`; an error ends the stream in place of it."))
+)]
 pub(crate) async fn chat_completions(
     State(app): State<Arc<App>>,
     request: Request,
@@ -26,22 +92,10 @@ pub(crate) async fn chat_completions(
     let fields = body_of(&app, request).await?;
     let (prompts, sampling, with_logprobs) = app.blocking(|app| read(app, fields)).await?;
     let place = Place::take(&app, &prompts)?;
-    let reply = Reply {
-        id: app.new_id("chatcmpl"),
-        created: now(),
-        model: prompts.served.name.clone(),
-        generation: prompts.served.generation.clone(),
-        choices: prompts.choices(),
-        with_logprobs,
-        include_usage: sampling.include_usage,
-        usage: Usage::default(),
-        app: Arc::clone(&app),
-    };
+    let kinds = ["chatcmpl", "chat.completion", "chat.completion.chunk"];
+    let head = Head::new(&app, &prompts, sampling.include_usage, kinds);
     let answers = Answers::begin(&app, prompts, place)?;
-    match sampling.stream {
-        true => Ok(stream::respond(answers, reply)),
-        false => Ok(json_response(&reply.whole(answers).await?)),
-    }
+    reply::respond(ChatReply { head, with_logprobs }, answers, sampling.stream).await
 }
 
 fn read(app: &App, mut fields: Fields) -> ApiResult<(Prompts, Sampling, bool)> {
@@ -59,7 +113,6 @@ fn read(app: &App, mut fields: Fields) -> ApiResult<(Prompts, Sampling, bool)> {
     sampling.config.top_logprobs = top;
     let most = fields.count("max_completion_tokens", 1)?;
     let most = most.or(fields.count("max_tokens", 1)?);
-    fields.neutral("response_format", &[json!({ "type": "text" })])?;
     fields.neutral("tools", &[json!([])])?;
     fields.neutral("tool_choice", &[json!("none"), json!("auto")])?;
     fields.neutral("parallel_tool_calls", &[json!(true), json!(false)])?;
@@ -67,165 +120,82 @@ fn read(app: &App, mut fields: Fields) -> ApiResult<(Prompts, Sampling, bool)> {
     fields.neutral("store", &[json!(false)])?;
     fields.neutral("service_tier", &[json!("auto"), json!("default")])?;
     fields.end()?;
+    check_choices(app, sampling.config.num_return_sequences)?;
     let ids = app.model.chat_tokenizer().tokenize_prompt(&messages);
     let ids = ids.map_err(|error| refused("messages", &error))?;
     check_length(app, &served, "messages", ids.len())?;
     let room = app.config.limits.max_completion_tokens.unwrap_or(usize::MAX);
     // The engine ends an answer with the context.
     sampling.config.max_new_tokens = most.unwrap_or(usize::MAX).min(room);
-    let config = sampling.config.clone();
-    Ok((Prompts { served, ids: vec![ids], config }, sampling, with_logprobs))
+    let prompts = Prompts::new(app, served, vec![ids], &sampling)?;
+    Ok((prompts, sampling, with_logprobs))
 }
 
-/// # Errors
-/// A prompt that leaves no room for a token, or is longer than the server's limit.
-pub(super) fn check_length(
-    app: &App,
-    served: &crate::adapters::Served,
-    param: &str,
-    tokens: usize,
-) -> ApiResult<()> {
-    let limit = app.config.limits.max_prompt_tokens.unwrap_or(usize::MAX);
-    let context = app.model.config().max_position_embeddings;
-    let room = context.saturating_sub(served.overlay.positions_before() + 1).min(limit);
-    if tokens > room {
-        let message =
-            format!("the prompt has {tokens} tokens, expected at most {room}; shorten it");
-        return Err(ApiError::field("context_length_exceeded", param, message));
-    }
-    Ok(())
-}
-
-/// What a request has cost.
-#[derive(Debug, Default)]
-pub(super) struct Usage {
-    prompt: usize,
-    cached: usize,
-    completion: usize,
-}
-
-impl Usage {
-    /// Of one answer. A prompt counts once, with the first answer to it.
-    pub(super) fn add(&mut self, usage: &TokenUsage, first: bool) {
-        if first {
-            self.prompt += usage.prompt_tokens;
-            self.cached += usage.cached_tokens;
-        }
-        self.completion += usage.completion_tokens;
-    }
-
-    pub(super) fn value(&self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": { "cached_tokens": self.cached },
-        })
-    }
-}
-
-/// What all chunks of an answer have in common.
-struct Reply {
-    id: String,
-    created: u64,
-    model: String,
-    generation: String,
-    choices: usize,
+struct ChatReply {
+    head: Head,
     with_logprobs: bool,
-    include_usage: bool,
-    usage: Usage,
-    app: Arc<App>,
 }
 
-impl Reply {
-    /// The log-probability of an event's token; the one that ends an answer is no part of it.
-    fn scored(&self, event: &GenerationEvent, end: bool) -> Option<Value> {
-        let id = event.token.filter(|_| self.with_logprobs && !end)?;
-        let (log_probability, top) = (Some(event.log_probability), event.top_logprobs.clone());
-        let scored = Scored { id, log_probability, top };
-        Some(logprobs::of_chat(self.app.model.tokenizer(), &scored))
+impl Reply for ChatReply {
+    type Choice = ChatChoice;
+    type ChunkChoice = ChatChunkChoice;
+    type Score = TokenLogprob;
+
+    fn head(&mut self) -> &mut Head {
+        &mut self.head
     }
 
-    fn chunk(&self, choices: Value) -> Value {
-        let mut chunk = json!({
-            "id": self.id, "object": "chat.completion.chunk", "created": self.created,
-            "model": self.model, "system_fingerprint": self.generation, "choices": choices,
-        });
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
+    fn scored(&self, event: &GenerationEvent, end: bool) -> Option<TokenLogprob> {
+        // The token that ends an answer is no part of it.
+        let scored = Scored::of(event).filter(|_| self.with_logprobs && !end)?;
+        Some(logprobs::of_chat(self.head.app.model.tokenizer(), &scored))
+    }
+
+    fn before(&self, _choice: usize) -> Part<TokenLogprob> {
+        Part::begin(String::new(), Vec::new())
+    }
+
+    fn choice(&mut self, index: usize, part: Part<TokenLogprob>) -> ChatChoice {
+        ChatChoice {
+            index,
+            message: ChatMessage { role: "assistant", content: part.text, refusal: None },
+            logprobs: self.with_logprobs.then(|| ChatLogprobs::new(part.scores)),
+            finish_reason: part.finish_reason,
         }
-        chunk
     }
 
-    /// The whole answer at once.
-    async fn whole(mut self, mut answers: Answers) -> ApiResult<Value> {
-        let mut texts = vec![String::new(); self.choices];
-        let mut scores: Vec<Vec<Value>> = vec![Vec::new(); self.choices];
-        let mut ends = vec!["stop"; self.choices];
-        while let Some((choice, event)) = answers.next().await? {
-            texts[choice].push_str(&event.text);
-            scores[choice].extend(self.scored(&event, answers.is_end(&event)));
-            if let Some(finish) = &event.finish {
-                ends[choice] = finish_reason(&finish.reason);
-                self.usage.add(&finish.usage, event.answer == 0);
-            }
-        }
-        let choice = |(index, ((text, scores), end)): (usize, ((String, Vec<Value>), &str))| {
-            let scores = self.with_logprobs.then(|| json!({ "content": scores, "refusal": null }));
-            json!({
-                "index": index,
-                "message": { "role": "assistant", "content": text, "refusal": null },
-                "logprobs": scores,
-                "finish_reason": end,
-            })
-        };
-        let all = texts.into_iter().zip(scores).zip(ends).enumerate();
-        let choices: Vec<Value> = all.map(choice).collect();
-        Ok(json!({
-            "id": self.id, "object": "chat.completion", "created": self.created,
-            "model": self.model, "system_fingerprint": self.generation, "choices": choices,
-            "usage": self.usage.value(),
-        }))
-    }
-}
-
-impl Chunks for Reply {
-    fn begin(&mut self) -> Vec<Value> {
+    fn begin(&mut self) -> Vec<Envelope<ChatChunkChoice>> {
         let first = |index| {
-            let delta = json!({ "role": "assistant", "content": "" });
-            let choice =
-                json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null });
-            self.chunk(json!([choice]))
+            let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
+            self.head.chunk(ChatChunkChoice { index, delta, logprobs: None, finish_reason: None })
         };
-        (0..self.choices).map(first).collect()
+        (0..self.head.choices).map(first).collect()
     }
 
-    fn event(&mut self, choice: usize, event: &GenerationEvent, end: bool) -> Vec<Value> {
+    fn event(
+        &mut self,
+        index: usize,
+        event: &GenerationEvent,
+        end: bool,
+    ) -> Vec<Envelope<ChatChunkChoice>> {
         let mut chunks = Vec::new();
         let score = self.scored(event, end);
         if !event.text.is_empty() || score.is_some() {
-            let score = score.map(|score| json!({ "content": [score], "refusal": null }));
-            chunks.push(self.chunk(json!([{
-                "index": choice, "delta": { "content": event.text },
-                "logprobs": score, "finish_reason": null,
-            }])));
+            chunks.push(self.head.chunk(ChatChunkChoice {
+                index,
+                delta: ChatDelta { role: None, content: Some(event.text.clone()) },
+                logprobs: score.map(|score| ChatLogprobs::new(vec![score])),
+                finish_reason: None,
+            }));
         }
         if let Some(finish) = &event.finish {
-            self.usage.add(&finish.usage, event.answer == 0);
-            chunks.push(self.chunk(json!([{
-                "index": choice, "delta": {}, "logprobs": null,
-                "finish_reason": finish_reason(&finish.reason),
-            }])));
+            chunks.push(self.head.chunk(ChatChunkChoice {
+                index,
+                delta: ChatDelta::default(),
+                logprobs: None,
+                finish_reason: Some(finish_reason(&finish.reason)),
+            }));
         }
         chunks
-    }
-
-    fn finish(&mut self) -> Vec<Value> {
-        if !self.include_usage {
-            return Vec::new();
-        }
-        let mut chunk = self.chunk(json!([]));
-        chunk["usage"] = self.usage.value();
-        vec![chunk]
     }
 }

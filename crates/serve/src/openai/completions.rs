@@ -5,21 +5,35 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::Response;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tunebook_models::GenerationEvent;
+use utoipa::ToSchema;
 
-use crate::adapters::{mix, now};
-use crate::answers::{Answers, Place, Prompts, finish_reason};
-use crate::api_error::{ApiError, ApiResult};
-use crate::app::{App, refused};
+use crate::adapters::mix;
+use crate::answers::{Answers, Place, Prompts, check_choices, finish_reason};
+use crate::api_error::ApiResult;
+use crate::app::App;
 use crate::fields::Fields;
-use crate::openai::chat::{Usage, check_length};
-use crate::openai::logprobs::{self, Scored};
-use crate::openai::prompts::{self, Prompt};
+use crate::openai::logprobs::{self, CompletionLogprobs, Scored};
+use crate::openai::prompts;
 use crate::openai::sampling::{self, Sampling};
-use crate::router::{body_of, json_response};
+use crate::reply::{self, Envelope, Head, Part, Reply};
+use crate::router::body_of;
 use crate::scoring;
-use crate::stream::{self, Chunks};
+
+/// A choice of a completion, or of a chunk of one.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TextChoice {
+    index: usize,
+    /// With `echo` it begins with the prompt.
+    text: String,
+    /// `null` unless asked for.
+    logprobs: Option<CompletionLogprobs>,
+    /// `null` until the last chunk of the choice.
+    #[schema(value_type = Option<crate::openapi::FinishWord>)]
+    finish_reason: Option<&'static str>,
+}
 
 /// What only this endpoint says.
 struct Asked {
@@ -31,6 +45,15 @@ struct Asked {
     echo: Vec<String>,
 }
 
+/// Continues prompts.
+#[utoipa::path(
+    post, path = "/v1/completions", tag = "OpenAI",
+    request_body = crate::openapi::CompletionRequest,
+    responses((status = 200, content(
+        (Envelope<TextChoice> = "application/json"),
+        ("text/event-stream", item_schema = crate::openapi::CompletionEvent),
+    ), description = "The answers. With `stream`, one `data:` line for each chunk, then `data: [DONE]`; an error ends the stream in place of it."))
+)]
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,
     request: Request,
@@ -56,26 +79,12 @@ pub(crate) async fn completions(
         }
     }
     let each = prompts.config.num_return_sequences;
-    let reply = Reply {
-        id: app.new_id("cmpl"),
-        created: now(),
-        model: prompts.served.name.clone(),
-        generation: prompts.served.generation.clone(),
-        choices: prompts.choices(),
-        each,
-        logprobs,
-        echo,
-        before,
-        offsets: vec![0; prompts.choices()],
-        include_usage: sampling.include_usage,
-        usage: Usage::default(),
-        app: Arc::clone(&app),
-    };
+    let offsets = vec![0; prompts.choices()];
+    let kinds = ["cmpl", "text_completion", "text_completion"];
+    let head = Head::new(&app, &prompts, sampling.include_usage, kinds);
     let answers = Answers::begin(&app, prompts, place)?;
-    match sampling.stream {
-        true => Ok(stream::respond(answers, reply)),
-        false => Ok(json_response(&reply.whole(answers).await?)),
-    }
+    let reply = CompletionReply { head, each, logprobs, echo, before, offsets };
+    reply::respond(reply, answers, sampling.stream).await
 }
 
 fn read(app: &App, mut fields: Fields) -> ApiResult<Asked> {
@@ -93,56 +102,17 @@ fn read(app: &App, mut fields: Fields) -> ApiResult<Asked> {
     fields.neutral("suffix", &[json!("")])?;
     fields.end()?;
     // Before they are tokenised, as each of them takes memory.
-    if given.len() * n > app.config.limits.max_choices {
-        let most = app.config.limits.max_choices;
-        let message = format!(
-            "the request asks for {} answers (prompts times `n`), expected at most {most}; divide it",
-            given.len() * n
-        );
-        return Err(ApiError::field("too_many_choices", "prompt", message));
-    }
-    let several = given.len() > 1;
-    let tokenizer = app.model.tokenizer();
-    let (mut ids, mut texts) = (Vec::new(), Vec::new());
-    for (number, prompt) in given.into_iter().enumerate() {
-        let at = if several { format!("prompt[{number}]") } else { "prompt".to_owned() };
-        let (tokens, text) = match prompt {
-            Prompt::Text(text) => {
-                let tokens = match special {
-                    true => tokenizer.encode_with_special_tokens(&text),
-                    false => tokenizer.encode(&text),
-                };
-                (tokens.map_err(|error| refused(&at, &error))?, text)
-            }
-            Prompt::Ids(ids) => {
-                app.model.check_ids("prompt", &ids).map_err(|error| refused(&at, &error))?;
-                let text = if echo { tokenizer.decode(&ids) } else { Ok(String::new()) };
-                (ids, text.map_err(|error| refused(&at, &error))?)
-            }
-        };
-        if tokens.is_empty() {
-            return Err(ApiError::value(&at, "empty", "at least one token"));
-        }
-        check_length(app, &served, &at, tokens.len())?;
-        ids.push(tokens);
-        if echo {
-            texts.push(text);
-        }
-    }
+    check_choices(app, given.len() * n)?;
+    let (ids, texts) = prompts::tokenize(app, &served, given, special, echo)?;
     let room = app.config.limits.max_completion_tokens.unwrap_or(usize::MAX);
     sampling.config.max_new_tokens = most.min(room);
     sampling.config.top_logprobs = logprobs.unwrap_or(0);
-    let config = sampling.config.clone();
-    Ok(Asked { prompts: Prompts { served, ids, config }, sampling, logprobs, echo: texts })
+    let prompts = Prompts::new(app, served, ids, &sampling)?;
+    Ok(Asked { prompts, sampling, logprobs, echo: texts })
 }
 
-/// What all chunks of an answer have in common.
-struct Reply {
-    id: String,
-    created: u64,
-    model: String,
-    generation: String,
-    choices: usize,
+struct CompletionReply {
+    head: Head,
     /// Answers to each prompt.
     each: usize,
     logprobs: Option<usize>,
@@ -152,110 +122,69 @@ struct Reply {
     before: Vec<Vec<Scored>>,
     /// Where each choice's next token begins.
     offsets: Vec<usize>,
-    include_usage: bool,
-    usage: Usage,
-    app: Arc<App>,
 }
 
-impl Reply {
-    fn object(&self, choices: Value) -> Value {
-        json!({
-            "id": self.id, "object": "text_completion", "created": self.created,
-            "model": self.model, "system_fingerprint": self.generation, "choices": choices,
-        })
-    }
-
-    fn chunk(&self, choices: Value) -> Value {
-        let mut chunk = self.object(choices);
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
-    }
-
-    /// The token of an event. The one that ends an answer is among them, as with vLLM: who asks for
-    /// one token gets the log-probability of one.
-    fn scored(&self, event: &GenerationEvent) -> Option<Scored> {
-        let id = event.token.filter(|_| self.logprobs.is_some())?;
-        let (log_probability, top) = (Some(event.log_probability), event.top_logprobs.clone());
-        Some(Scored { id, log_probability, top })
-    }
-
-    fn lists(&mut self, choice: usize, tokens: &[Scored]) -> Option<Value> {
-        let (top, app) = (self.logprobs?, Arc::clone(&self.app));
+impl CompletionReply {
+    fn lists(&mut self, choice: usize, tokens: &[Scored]) -> Option<CompletionLogprobs> {
+        let (top, app) = (self.logprobs?, Arc::clone(&self.head.app));
         let offset = self.offsets.get_mut(choice)?;
         Some(logprobs::of_completion(app.model.tokenizer(), tokens, top, offset))
     }
-
-    /// The whole answer at once.
-    async fn whole(mut self, mut answers: Answers) -> ApiResult<Value> {
-        let prompt = |choice: usize| choice / self.each;
-        let text = |choice| self.echo.get(prompt(choice)).cloned().unwrap_or_default();
-        let before = |choice| self.before.get(prompt(choice)).cloned().unwrap_or_default();
-        let mut texts: Vec<String> = (0..self.choices).map(text).collect();
-        let mut scores: Vec<Vec<Scored>> = (0..self.choices).map(before).collect();
-        let mut ends = vec!["stop"; self.choices];
-        while let Some((choice, event)) = answers.next().await? {
-            texts[choice].push_str(&event.text);
-            scores[choice].extend(self.scored(&event));
-            if let Some(finish) = &event.finish {
-                ends[choice] = finish_reason(&finish.reason);
-                self.usage.add(&finish.usage, event.answer == 0);
-            }
-        }
-        let mut choices = Vec::new();
-        for (index, ((text, scores), end)) in texts.iter().zip(&scores).zip(ends).enumerate() {
-            let lists = self.lists(index, scores);
-            choices.push(json!({
-                "index": index, "text": text, "logprobs": lists, "finish_reason": end,
-            }));
-        }
-        let mut object = self.object(choices.into());
-        object["usage"] = self.usage.value();
-        Ok(object)
-    }
 }
 
-impl Chunks for Reply {
-    fn begin(&mut self) -> Vec<Value> {
+impl Reply for CompletionReply {
+    type Choice = TextChoice;
+    type ChunkChoice = TextChoice;
+    type Score = Scored;
+
+    fn head(&mut self) -> &mut Head {
+        &mut self.head
+    }
+
+    fn scored(&self, event: &GenerationEvent, _end: bool) -> Option<Scored> {
+        // The token that ends an answer is among them, as with vLLM: who asks for one token gets the
+        // log-probability of one.
+        Scored::of(event).filter(|_| self.logprobs.is_some())
+    }
+
+    fn before(&self, choice: usize) -> Part<Scored> {
+        let prompt = choice / self.each;
+        let text = self.echo.get(prompt).cloned().unwrap_or_default();
+        Part::begin(text, self.before.get(prompt).cloned().unwrap_or_default())
+    }
+
+    fn choice(&mut self, index: usize, part: Part<Scored>) -> TextChoice {
+        let logprobs = self.lists(index, &part.scores);
+        TextChoice { index, text: part.text, logprobs, finish_reason: Some(part.finish_reason) }
+    }
+
+    fn begin(&mut self) -> Vec<Envelope<TextChoice>> {
         if self.echo.is_empty() {
             return Vec::new();
         }
-        let mut chunks = Vec::new();
-        for choice in 0..self.choices {
-            let prompt = choice / self.each;
-            let before = self.before.get(prompt).cloned().unwrap_or_default();
-            let lists = self.lists(choice, &before);
-            let text = self.echo.get(prompt).cloned().unwrap_or_default();
-            chunks.push(self.chunk(json!([{
-                "index": choice, "text": text, "logprobs": lists, "finish_reason": null,
-            }])));
-        }
-        chunks
+        let choices = self.head.choices;
+        let first = |index| {
+            let Part { text, scores, .. } = self.before(index);
+            let logprobs = self.lists(index, &scores);
+            self.head.chunk(TextChoice { index, text, logprobs, finish_reason: None })
+        };
+        (0..choices).map(first).collect()
     }
 
-    fn event(&mut self, choice: usize, event: &GenerationEvent, _end: bool) -> Vec<Value> {
-        let score = self.scored(event);
+    fn event(
+        &mut self,
+        index: usize,
+        event: &GenerationEvent,
+        end: bool,
+    ) -> Vec<Envelope<TextChoice>> {
+        let score = self.scored(event, end);
         let finish = event.finish.as_ref();
-        if let Some(finish) = finish {
-            self.usage.add(&finish.usage, event.answer == 0);
-        }
         if event.text.is_empty() && score.is_none() && finish.is_none() {
             return Vec::new();
         }
-        let lists = score.and_then(|score| self.lists(choice, &[score]));
-        vec![self.chunk(json!([{
-            "index": choice, "text": event.text, "logprobs": lists,
-            "finish_reason": finish.map(|finish| finish_reason(&finish.reason)),
-        }]))]
-    }
-
-    fn finish(&mut self) -> Vec<Value> {
-        if !self.include_usage {
-            return Vec::new();
-        }
-        let mut chunk = self.chunk(json!([]));
-        chunk["usage"] = self.usage.value();
-        vec![chunk]
+        let logprobs = score.and_then(|score| self.lists(index, &[score]));
+        let finish_reason = finish.map(|finish| finish_reason(&finish.reason));
+        let text = event.text.clone();
+        vec![self.head.chunk(TextChoice { index, text, logprobs, finish_reason })]
     }
 }

@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
+use crate::adapters::Served;
 use crate::api_error::{ApiError, ApiResult};
+use crate::app::{App, refused};
 use crate::fields::shown;
 
 const EXPECTED: &str = "a text, a list of token ids, or a list of texts or of lists of token ids";
@@ -47,6 +49,68 @@ pub(crate) fn ids_of(value: &Value, at: &str) -> ApiResult<Vec<u32>> {
         id.ok_or_else(|| ApiError::value(&format!("{at}[{number}]"), &shown(item), "a token id"))
     };
     items.iter().enumerate().map(id).collect()
+}
+
+/// The ids of prompts, and with `echo` their texts. `special`: a text gets the tokens that the
+/// tokenizer adds.
+///
+/// # Errors
+/// A prompt that is empty or too long, or an id outside the vocabulary, by its place.
+pub(crate) fn tokenize(
+    app: &App,
+    served: &Served,
+    prompts: Vec<Prompt>,
+    special: bool,
+    echo: bool,
+) -> ApiResult<(Vec<Vec<u32>>, Vec<String>)> {
+    let several = prompts.len() > 1;
+    let tokenizer = app.model.tokenizer();
+    let (mut ids, mut texts) = (Vec::new(), Vec::new());
+    for (number, prompt) in prompts.into_iter().enumerate() {
+        let at = if several { format!("prompt[{number}]") } else { "prompt".to_owned() };
+        let (tokens, text) = match prompt {
+            Prompt::Text(text) => {
+                let tokens = match special {
+                    true => tokenizer.encode_with_special_tokens(&text),
+                    false => tokenizer.encode(&text),
+                };
+                (tokens.map_err(|error| refused(&at, &error))?, text)
+            }
+            Prompt::Ids(ids) => {
+                app.model.check_ids("prompt", &ids).map_err(|error| refused(&at, &error))?;
+                let text = if echo { tokenizer.decode(&ids) } else { Ok(String::new()) };
+                (ids, text.map_err(|error| refused(&at, &error))?)
+            }
+        };
+        if tokens.is_empty() {
+            return Err(ApiError::value(&at, "empty", "at least one token"));
+        }
+        check_length(app, served, &at, tokens.len())?;
+        ids.push(tokens);
+        if echo {
+            texts.push(text);
+        }
+    }
+    Ok((ids, texts))
+}
+
+/// # Errors
+/// A prompt that leaves no room for a token, or is longer than the server's limit.
+pub(crate) fn check_length(
+    app: &App,
+    served: &Served,
+    param: &str,
+    tokens: usize,
+) -> ApiResult<()> {
+    let limit = app.config.limits.max_prompt_tokens.unwrap_or(usize::MAX);
+    let context = app.model.config().max_position_embeddings;
+    let room = context.saturating_sub(served.overlay.positions_before() + 1).min(limit);
+    if tokens > room {
+        let message =
+            format!("the prompt has {tokens} tokens, expected at most {room}; shorten it");
+        return Err(ApiError::field("context_length_exceeded", param, message));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tunebook_models::GenerationConfig;
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::{App, refused};
 use crate::fields::{Fields, shown};
+use crate::openai::format;
 
 /// OpenAI's limit.
 const MOST_BIASES: usize = 1024;
@@ -20,6 +21,8 @@ const LONGEST_STOP_BYTES: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Sampling {
     pub(crate) config: GenerationConfig,
+    /// The field that asks for the config's format.
+    pub(crate) format_field: &'static str,
     pub(crate) stream: bool,
     /// A last chunk with the usage.
     pub(crate) include_usage: bool,
@@ -33,6 +36,7 @@ pub(crate) fn read(app: &App, fields: &mut Fields) -> ApiResult<Sampling> {
         Some(seed) => seed as u64,
         None => RandomState::new().hash_one(0), // another one for each request
     };
+    let (format, format_field) = format::read(fields)?;
     let config = GenerationConfig {
         temperature: fields.number("temperature", 0.0..=100.0)?.unwrap_or(1.0),
         top_p: fields.number("top_p", 1e-6..=1.0)?.unwrap_or(1.0),
@@ -45,8 +49,13 @@ pub(crate) fn read(app: &App, fields: &mut Fields) -> ApiResult<Sampling> {
         stop: stops(fields)?,
         logit_bias: logit_bias(app, fields)?,
         seed,
+        format,
         ..default
     };
+    if config.ignore_eos && config.format.is_some() {
+        let expected = format!("false with `{format_field}`, as nothing follows a whole answer");
+        return Err(ApiError::value("ignore_eos", "true", &expected));
+    }
     let stream = fields.flag("stream")?.unwrap_or(false);
     let include_usage = match fields.take("stream_options") {
         None => false,
@@ -67,7 +76,7 @@ pub(crate) fn read(app: &App, fields: &mut Fields) -> ApiResult<Sampling> {
         fields.neutral(penalty, &[json!(0), json!(0.0)])?;
     }
     fields.ignore(&["user", "metadata", "safety_identifier", "prompt_cache_key"]);
-    Ok(Sampling { config, stream, include_usage })
+    Ok(Sampling { config, format_field, stream, include_usage })
 }
 
 fn stops(fields: &mut Fields) -> ApiResult<Vec<String>> {

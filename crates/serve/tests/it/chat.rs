@@ -107,11 +107,7 @@ fn wrong_requests_get_400_and_the_field() {
             "messages[1].role",
         ),
         (json!({ "tools": [{ "type": "function" }] }), "unsupported_field", "tools"),
-        (
-            json!({ "response_format": { "type": "json_object" } }),
-            "unsupported_field",
-            "response_format",
-        ),
+        (json!({ "response_format": { "type": "json" } }), "invalid_value", "response_format.type"),
         (json!({ "top_logprobs": 2 }), "invalid_value", "top_logprobs"),
         (json!({ "max_completion_tokens": 0 }), "invalid_value", "max_completion_tokens"),
         (json!({ "echo": true }), "unsupported_field", "echo"),

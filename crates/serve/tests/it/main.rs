@@ -5,12 +5,16 @@
 mod adapters;
 mod chat;
 mod completions;
+mod conformance;
 mod fairness;
+mod formats;
 mod lifecycle;
 mod limits;
 mod lm_eval;
 mod memory;
 mod mixes;
+mod peers;
 mod robustness;
+mod soak;
 mod support;
 mod watch;
