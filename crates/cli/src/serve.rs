@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tunebook_models::{BestDevice as _, DType, Device, EngineConfig, Model, Quantization};
-use tunebook_serve::{Access, AccessLog, ApiKey, Limits, Server, ServerConfig};
+use tunebook_serve::{Access, AccessLog, ApiKey, EventLog, Limits, Server, ServerConfig, Watch};
 
 /// How the base's weights are kept in memory.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -53,6 +53,9 @@ pub(crate) struct Arguments {
     /// Lets clients load and unload adapters.
     #[arg(long, requires = "adapter_root")]
     allow_adapter_changes: bool,
+    /// A folder whose adapters are served as they come, change and go.
+    #[arg(long, value_name = "DIR")]
+    watch: Option<PathBuf>,
     /// Serves adapters whose files name another base, too.
     #[arg(long)]
     any_base: bool,
@@ -68,6 +71,9 @@ pub(crate) struct Arguments {
     /// Adapters beside the base.
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_adapters)]
     max_adapters: usize,
+    /// Megabytes of memory for all adapters together [default: any number].
+    #[arg(long, value_name = "MB")]
+    max_adapter_mb: Option<usize>,
     /// Tokens of a prompt [default: what the context holds].
     #[arg(long, value_name = "N")]
     max_prompt_tokens: Option<usize>,
@@ -109,6 +115,9 @@ impl Arguments {
             max_completion_tokens: self.max_completion_tokens,
             max_queue: self.max_queue,
             max_adapters: self.max_adapters,
+            max_adapter_bytes: self
+                .max_adapter_mb
+                .map(|megabytes| megabytes.saturating_mul(1_000_000)),
             deadline: Duration::from_secs(self.deadline),
             grace: Duration::from_secs(self.grace),
             ..Default::default()
@@ -121,6 +130,7 @@ impl Arguments {
             adapter_root: self.adapter_root.clone(),
             any_base: self.any_base,
             state_file: self.state_file.clone(),
+            watch: self.watch.as_ref().map(Watch::new),
             limits,
             engine: EngineConfig {
                 max_batch_size: self.max_batch_size,
@@ -128,6 +138,7 @@ impl Arguments {
                 ..Default::default()
             },
             access_log: self.access_log.then(|| AccessLog(Arc::new(log))),
+            event_log: Some(EventLog(Arc::new(|event| eprintln!("{event}")))),
         })
     }
 

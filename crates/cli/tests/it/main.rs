@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -117,6 +120,133 @@ fn a_killed_server_comes_back_with_its_adapters() {
     assert_eq!(generations(&Running::start(&arguments)), before);
 }
 
+/// What a server must have after its end: what it has confirmed, or that and the change that was on its
+/// way.
+#[derive(Default)]
+struct Confirmed {
+    names: BTreeMap<String, String>,
+    on_its_way: Option<BTreeMap<String, String>>,
+}
+
+/// Answers are given, and names change, until the process is killed.
+#[test]
+fn a_server_killed_under_load_comes_back_with_what_it_has_confirmed() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["one", "two"] {
+        let to = root.path().join(name);
+        std::fs::create_dir(&to).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(golden("weighted").join(name).join(file), to.join(file)).unwrap();
+        }
+    }
+    let state = root.path().join("state.json");
+    let (folder, state) = (root.path().to_str().unwrap(), state.to_str().unwrap());
+    let arguments = ["--adapter-root", folder, "--allow-adapter-changes", "--state-file", state];
+    let confirmed = Mutex::new(Confirmed::default());
+    for round in 0..3 {
+        let mut running = Running::start(&arguments);
+        let found: BTreeMap<String, String> = running
+            .models()
+            .iter()
+            .skip(1)
+            .map(|m| (m["id"].as_str().unwrap().into(), m["generation"].as_str().unwrap().into()))
+            .collect();
+        let mut known = confirmed.lock().unwrap();
+        let may_be = known.on_its_way.take();
+        assert!(
+            found == known.names || Some(&found) == may_be.as_ref(),
+            "{found:?}: round {round}"
+        );
+        known.names = found;
+        drop(known);
+        let (answers, changes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let url = running.url.clone();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let body = json!({ "model": "model", "prompt": "Hello", "max_tokens": 20 });
+                    while ureq::post(format!("{url}/completions")).send_json(&body).is_ok() {
+                        answers.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for turn in 0.. {
+                    let name = ["a", "b", "c"][turn % 3];
+                    let unloads =
+                        turn % 5 == 4 && confirmed.lock().unwrap().names.contains_key(name);
+                    let path = ["one", "two"][turn / 3 % 2];
+                    let (route, body) = match unloads {
+                        true => ("unload_lora_adapter", json!({ "lora_name": name })),
+                        false => (
+                            "load_lora_adapter",
+                            json!({ "lora_name": name, "lora_path": path, "load_inplace": true }),
+                        ),
+                    };
+                    let answered = ureq::post(format!("{url}/{route}")).send_json(&body);
+                    let generation = answered.ok().and_then(|mut answer| {
+                        let answer: Value = answer.body_mut().read_json().ok()?;
+                        Some(answer["generation"].as_str()?.to_owned())
+                    });
+                    let mut known = confirmed.lock().unwrap();
+                    let mut next = known.names.clone();
+                    match (unloads, &generation) {
+                        (true, _) => drop(next.remove(name)),
+                        (false, Some(generation)) => {
+                            drop(next.insert(name.into(), generation.clone()))
+                        }
+                        // What it would have been is known from the other folder's name alone.
+                        (false, None) => drop(next.insert(name.into(), path.into())),
+                    }
+                    match generation {
+                        Some(_) => known.names = next,
+                        None => {
+                            known.on_its_way = Some(next);
+                            return;
+                        }
+                    }
+                    changes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            std::thread::sleep(Duration::from_millis(400 + 150 * round));
+            running.signal("-KILL");
+        });
+        assert_eq!(running.wait(), None, "killed");
+        assert!(answers.into_inner() > 5 && changes.into_inner() > 3);
+        // The generation of the change that was not confirmed, from the folder that it names.
+        let mut known = confirmed.lock().unwrap();
+        if let Some(next) = &mut known.on_its_way {
+            for (name, generation) in next.iter_mut().filter(|(_, g)| *g == "one" || *g == "two") {
+                let offline =
+                    Running::start(&["--adapter", &format!("{name}={folder}/{generation}")]);
+                *generation = offline.models()[1]["generation"].as_str().unwrap().to_owned();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_watched_folder_is_served() {
+    let root = tempfile::tempdir().unwrap();
+    let put = |name: &str| {
+        let temporary = root.path().join(format!(".{name}.tmp"));
+        std::fs::create_dir(&temporary).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(golden("weighted/one").join(file), temporary.join(file)).unwrap();
+        }
+        std::fs::rename(temporary, root.path().join(name)).unwrap();
+    };
+    let running = Running::start(&["--watch", root.path().to_str().unwrap()]);
+    assert_eq!(running.models().len(), 1);
+    put("support");
+    let begun = Instant::now();
+    while running.models().len() < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it is not loaded");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(running.models()[1]["id"], "support");
+}
+
 #[test]
 fn wrong_arguments_are_said() {
     let fails = |arguments: &[&str]| {
@@ -130,6 +260,7 @@ fn wrong_arguments_are_said() {
         (vec!["--adapter", "a=x", "--adapter", "a=y"], 1, "given twice"),
         (vec!["--adapter", "a=/none"], 1, "/none"),
         (vec!["--api-key-file", "/none"], 1, "cannot read the key file `/none`"),
+        (vec!["--watch", "/none"], 1, "/none"),
         (vec!["--max-batch-size", "0"], 1, "`EngineConfig.max_batch_size` is 0"),
     ] {
         let (found, text) = fails(&arguments);
