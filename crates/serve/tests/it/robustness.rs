@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tunebook_models::EngineConfig;
+use tunebook_models::{DEFAULT_MODEL, Device, EngineConfig, Model};
 use tunebook_serve::{Limits, ServerConfig};
-use tunebook_tune::FrozenAdapter;
+use tunebook_tune::{Adapters as _, FrozenAdapter, Lora};
 
 use crate::support::*;
 
@@ -218,4 +218,54 @@ fn a_swap_of_an_adapter_in_memory_takes_no_time() {
     let other = Service::with(&ServerConfig::default());
     let error = other.server.swap("a", &before).unwrap_err();
     assert!(matches!(error, tunebook_serve::Error::OtherModel), "{error}");
+}
+
+/// From disk, over HTTP and by the handle; from the model; and of one that is in memory.
+#[test]
+fn swaps_of_smollms_adapters_are_quick() {
+    let model = Model::load(DEFAULT_MODEL, &Device::Cpu).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    for (name, init_seed) in [("one", 1), ("two", 2)] {
+        let lora = Lora {
+            r: 16,
+            init_lora_weights: false,
+            init_seed,
+            target_modules: "all-linear".into(),
+            ..Default::default()
+        };
+        model.add_adapter(name, &lora).unwrap();
+        model.save_adapter(name, root.path()).unwrap();
+    }
+    let config = ServerConfig {
+        allow_adapter_changes: true,
+        adapter_root: Some(root.path().to_path_buf()),
+        ..Default::default()
+    };
+    let service = Service::of(model, &config);
+    let Service { server, .. } = &service;
+    let in_memory = ["one", "two"].map(|name| server.adapter(name).unwrap());
+    let megabytes = in_memory[0].size_bytes() as f64 / 1e6;
+    let time = |what: &str, limit: Duration, swap: &dyn Fn(&str, usize)| {
+        let mut times: Vec<Duration> = (0..10)
+            .map(|turn| {
+                let begun = Instant::now();
+                swap(["one", "two"][turn % 2], turn % 2);
+                begun.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        let (median, longest) = (times[5], times[9]);
+        eprintln!("{what}, {megabytes:.1} MB: {median:.2?} (median of 10), {longest:.2?} at most");
+        assert!(median < limit, "{what}: {times:?}");
+    };
+    let half = Duration::from_millis(500);
+    time("from disk over HTTP", half, &|name, _| {
+        let body = json!({ "lora_name": "a", "lora_path": name, "load_inplace": true });
+        service.answer(LOAD, &body);
+    });
+    time("from disk", half, &|name, _| drop(server.swap("a", root.path().join(name)).unwrap()));
+    time("from the model", half, &|name, _| drop(server.swap("a", name).unwrap()));
+    time("in memory", Duration::from_millis(1), &|_, index| {
+        server.swap("a", &in_memory[index]).unwrap();
+    });
 }
