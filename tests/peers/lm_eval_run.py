@@ -2,9 +2,10 @@
 
     lm_eval_run.py MODEL ROWS.jsonl FOLDER KIND BATCH_SIZE > ANSWER
 
-MODEL is a folder for the backend `hf`, or NAME=URL of a server's completions for `local-completions`.
-ROWS has objects {"prompt": .., "choices": [..], "answer": index}; KIND is `choice` (multiple choice by
-log-likelihood) or `generate` (answers up to the end of a line, exact match). FOLDER takes the task's file.
+MODEL is a folder for the backend `hf`, or NAME=URL of a server's completions (`local-completions`), for
+KIND `chat` of its chat completions (`local-chat-completions`). ROWS has objects {"prompt": .., "choices": [..],
+"answer": index}; KIND is `choice` (multiple choice by log-likelihood), `generate` (answers up to the end of a
+line, exact match) or `chat` (the same, asked through the model's chat template). FOLDER takes the task's file.
 The answer is one object: {"secs": .., "results": {..}, "rows": [..]}, the model's loading not in the time.
 """
 
@@ -15,11 +16,11 @@ from pathlib import Path
 
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.openai_completions import LocalCompletionsAPI
+from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
 
 model, rows, folder, kind, batch_size = sys.argv[1:]
-METRICS = {"choice": ["acc", "acc_norm"], "generate": ["exact_match"]}[kind]
+METRICS = ["acc", "acc_norm"] if kind == "choice" else ["exact_match"]
 task = {
     "task": f"rows_{kind}",
     "dataset_path": "json",
@@ -41,7 +42,9 @@ else:
 (Path(folder) / f"rows_{kind}.yaml").write_text(json.dumps(task))
 
 name, _, url = model.partition("=")
-if url.startswith("http"):
+if kind == "chat" and url.startswith("http"):
+    lm = LocalChatCompletion(base_url=url, model=name)
+elif url.startswith("http"):
     lm = LocalCompletionsAPI(
         base_url=url, model=name, tokenizer_backend="remote", batch_size=int(batch_size), max_length=1024
     )
@@ -50,10 +53,11 @@ else:
 manager = TaskManager(include_path=folder, include_defaults=False)
 start = time.monotonic()
 found = simple_evaluate(
-    model=lm, tasks=[task["task"]], task_manager=manager, log_samples=True, bootstrap_iters=0, verbosity="ERROR"
+    model=lm, tasks=[task["task"]], task_manager=manager, log_samples=True, bootstrap_iters=0, verbosity="ERROR",
+    apply_chat_template=kind == "chat",
 )
 secs = time.monotonic() - start
 samples = sorted(found["samples"][task["task"]], key=lambda sample: sample["doc_id"])
-answers = [[response if kind == "generate" else response[0] for response in sample["filtered_resps"]] for sample in samples]
+answers = [[response[0] if kind == "choice" else response for response in sample["filtered_resps"]] for sample in samples]
 results = {name.split(",")[0]: value for name, value in found["results"][task["task"]].items()}
 print(json.dumps({"secs": secs, "results": {name: results[name] for name in METRICS}, "rows": answers}))
