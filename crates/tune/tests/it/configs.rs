@@ -201,5 +201,6 @@ fn training_and_generation() {
         num_return_sequences: 2,
         top_logprobs: 5,
         ignore_eos: true,
+        format: None,
     });
 }
