@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tunebook_charts::{Cell, Table};
 use tunebook_progress::sink::Place;
 use tunebook_progress::{Display, MimeBundle, display, escape_html, result};
-use tunebook_serve::{Server, ServerStatus, WeakServer};
+use tunebook_serve::{Server, ServerState, ServerStatus, WeakServer};
 
 /// The pause between two redraws.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -38,7 +38,9 @@ fn follow(shown: &Display, server: &WeakServer) {
         std::thread::sleep(PAUSE);
         let now = server.upgrade().map(|server| server.status());
         match (now, last.as_mut()) {
-            (Some(now), _) if !now.running => return shown.update(bundle(&now)),
+            (Some(now), _) if now.state == ServerState::Stopped => {
+                return shown.update(bundle(&now));
+            }
             (Some(now), Some(last)) => {
                 if !is_idle(last, &now) || drawn.elapsed() >= IDLE_PAUSE {
                     shown.update(bundle(&now));
@@ -46,7 +48,11 @@ fn follow(shown: &Display, server: &WeakServer) {
                 }
             }
             (None, Some(last)) => {
-                last.running = false;
+                // What was on its way was broken off with the last handle.
+                last.state = ServerState::Stopped;
+                for model in &mut last.models {
+                    (model.waiting, model.on_their_way) = (0, 0);
+                }
                 return shown.update(bundle(last));
             }
             (_, None) => return,
@@ -64,7 +70,11 @@ fn is_idle(before: &ServerStatus, now: &ServerStatus) -> bool {
 /// The strip in both forms.
 pub(crate) fn bundle(status: &ServerStatus) -> MimeBundle {
     let head = head(status);
-    let (state, color) = if status.running { ("serving", "#2e9e5b") } else { ("stopped", "#888") };
+    let (state, color) = match status.state {
+        ServerState::Serving => ("serving", "#2e9e5b"),
+        ServerState::Stopping => ("stopping", "#d98a1f"),
+        ServerState::Stopped => ("stopped", "#888"),
+    };
     // No color is set but for the dot's, so that text is read on light and dark pages.
     let mut html = format!(
         "<div style=\"border:1px solid rgba(128,128,128,.45);border-radius:6px;padding:6px 10px;max-width:60em\">\
@@ -83,7 +93,8 @@ pub(crate) fn bundle(status: &ServerStatus) -> MimeBundle {
 
 fn head(status: &ServerStatus) -> Vec<String> {
     let mut parts = Vec::new();
-    if status.running {
+    let has_ended = status.state == ServerState::Stopped;
+    if !has_ended {
         parts.push(format!("{} on their way", status.on_their_way));
         parts.push(format!("{} waiting", status.waiting));
         let taken = status.on_their_way + status.waiting;
@@ -94,14 +105,15 @@ fn head(status: &ServerStatus) -> Vec<String> {
     if status.refused > 0 {
         parts.push(format!("{} refused", status.refused));
     }
-    let word = if status.running { "up" } else { "was up" };
+    let word = if has_ended { "was up" } else { "up" };
     parts.push(format!("{word} {}", clock(status.uptime)));
     parts
 }
 
 fn models(status: &ServerStatus) -> Table {
+    // What changes comes first: a narrow page shows the first columns.
     let columns =
-        ["model", "generation", "adapter", "MB", "on their way", "waiting", "answered", "tokens"];
+        ["model", "on their way", "waiting", "answered", "tokens", "generation", "adapter", "MB"];
     let mut table = Table::new(columns);
     for model in &status.models {
         let number = |number: u64| Cell::Right(number.to_string());
@@ -112,13 +124,13 @@ fn models(status: &ServerStatus) -> Table {
         let generation = model.generation.as_deref().unwrap_or_default();
         table.row([
             Cell::from(model.name.as_str()),
-            Cell::from(generation.get(..8).unwrap_or(generation)),
-            Cell::from(model.adapter.as_str()),
-            Cell::Right(size),
             number(model.on_their_way),
             number(model.waiting),
             number(model.answered),
             number(model.tokens),
+            Cell::from(generation.get(..8).unwrap_or(generation)),
+            Cell::from(model.adapter.as_str()),
+            Cell::Right(size),
         ]);
     }
     table
@@ -154,6 +166,7 @@ mod tests {
         let now = shown(&server);
         let html = now.get("text/html").and_then(|html| html.as_str()).unwrap_or_default();
         for text in [html, now.plain()] {
+            assert!(text.contains("0.0 tokens/s") && !text.contains("-0.0"), "{text}");
             for part in [&server.url(), "serving", "support", &generation[..8], "LoRA", "waiting"] {
                 assert!(text.contains(part), "{part} is not in\n{text}");
             }

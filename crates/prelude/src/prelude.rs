@@ -32,7 +32,8 @@ mod own {
         Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
     };
     pub use tunebook_evaluate::classes::{
-        ClassAverage, ClassReport, ClassScores, Confusion, LabelIssue, Reliability, ReliabilityBin, label_issues,
+        ClassAverage, ClassReport, ClassScores, Confusion, LabelIssue, Reliability, ReliabilityBin,
+        label_issues,
     };
     pub use tunebook_evaluate::metric::{
         Bleu, BleuTokenizer, Chrf, Contains, DistinctN, EditDistance, ExactMatch, JsonSchema,
@@ -49,12 +50,12 @@ mod own {
         unsupported,
     };
     pub use tunebook_models::{
-        AnswerFormat, AnswerGrammar, BestDevice, ChatTemplate, ChatTokenizer, ChoiceScore, Choices, Completion,
-        Config as ModelConfig, DEFAULT_MODEL, Digits, Divergence, EngineConfig, EngineHandle,
-        Error as ModelError, Finish, FinishReason, GenerationConfig, GenerationEngine,
-        GenerationEvent, GenerationRequest, Gguf, GgufArray, GgufType, GgufValue, LogLikelihood,
-        Message, Model, Quantization, RequestId, TextLoss, TokenScore, TokenUsage, TokenizedText,
-        Tokenizer, models_dir,
+        AnswerFormat, AnswerGrammar, BestDevice, ChatTemplate, ChatTokenizer, ChoiceScore, Choices,
+        Completion, Config as ModelConfig, DEFAULT_MODEL, Digits, Divergence, EngineConfig,
+        EngineHandle, Error as ModelError, Finish, FinishReason, GenerationConfig,
+        GenerationEngine, GenerationEvent, GenerationRequest, Gguf, GgufArray, GgufType, GgufValue,
+        LogLikelihood, Message, Model, Quantization, RequestId, TextLoss, TokenScore, TokenUsage,
+        TokenizedText, Tokenizer, models_dir,
     };
     pub use tunebook_progress::{
         Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, input, interrupt,
@@ -62,16 +63,18 @@ mod own {
     };
     pub use tunebook_serve::{
         Access, AccessLog, AdapterSource, AdapterStatus, ApiKey, Error as ServeError, EventLog,
-        Limits, ModelStatus, Serve, Server, ServerConfig, ServerStatus, Watch, WeakServer,
+        Limits, ModelStatus, Serve, Server, ServerConfig, ServerState, ServerStatus, Watch,
+        WeakServer,
     };
     pub use tunebook_tune::{
         Active, AdaLora, AdapterConfig, AdapterInfo, AdapterMix, Adapters, BASE, Bias, Bottleneck,
         BottleneckInit, Callback, CombinationType, Error as TuneError, EvalRecord, EvalStrategy,
-        Example, ExampleSets, Fingerprints, FrozenAdapter, Full, FullInfo, FullTuning, Ia3, IntoSets, Lora,
-        LoraInit, LrPoint, LrRange, LrRangeTest, LrScheduler, MeasureResult, Metric, Optim, Plan,
-        PrefixInit, PrefixTuning, Preflight, PromptTuning, PromptTuningInit, ReductionFactor, Run,
-        RunLog, RunRecord, SaveStrategy, Schedule, StepRecord, StopReason, Strategy, TargetModules,
-        TensorBoard, TokenizedExample, TokenizedSet, Trainer, TrainingArgs, TrainingSummary,
+        Example, ExampleSets, Fingerprints, FrozenAdapter, Full, FullInfo, FullTuning, Ia3,
+        IntoSets, Lora, LoraInit, LrPoint, LrRange, LrRangeTest, LrScheduler, MeasureResult,
+        Metric, Optim, Plan, PrefixInit, PrefixTuning, Preflight, PromptTuning, PromptTuningInit,
+        ReductionFactor, Run, RunLog, RunRecord, SaveStrategy, Schedule, StepRecord, StopReason,
+        Strategy, TargetModules, TensorBoard, TokenizedExample, TokenizedSet, Trainer,
+        TrainingArgs, TrainingSummary,
     };
 
     pub use crate::compare::side_by_side;

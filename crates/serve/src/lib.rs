@@ -46,4 +46,4 @@ pub use api_key::ApiKey;
 pub use config::{Access, AccessLog, EventLog, Limits, ServerConfig, Watch};
 pub use error::{Error, Result};
 pub use server::{Serve, Server, WeakServer};
-pub use status::{ModelStatus, ServerStatus};
+pub use status::{ModelStatus, ServerState, ServerStatus};

@@ -81,7 +81,7 @@ impl Recent {
         let span = now.saturating_sub(RECENT_SECONDS)..now;
         let seconds = (span.end - span.start).max(1);
         let tokens = self.seconds.iter().filter(|(second, _)| span.contains(second));
-        tokens.map(|(_, tokens)| *tokens as f64).sum::<f64>() / seconds as f64
+        tokens.map(|(_, tokens)| *tokens).sum::<u64>() as f64 / seconds as f64
     }
 }
 

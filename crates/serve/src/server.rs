@@ -257,8 +257,7 @@ impl Server {
     /// What it does now.
     pub fn status(&self) -> ServerStatus {
         let Inner { app, begun, ended, .. } = &*self.0;
-        let uptime = ended.get().copied().unwrap_or_else(|| begun.elapsed());
-        ServerStatus::of(app, self.url(), uptime)
+        ServerStatus::of(app, self.url(), *begun, ended.get().copied())
     }
 
     /// A handle that does not keep the server alive.

@@ -1,11 +1,23 @@
 //! What a server does at a moment, for those who look at it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::app::App;
 use crate::metrics::Counts;
+
+/// Whether a server takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerState {
+    /// It takes requests.
+    Serving,
+    /// It ends the answers that it has begun, and takes no more.
+    Stopping,
+    /// It has ended.
+    Stopped,
+}
 
 /// A server at a moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -13,8 +25,8 @@ use crate::metrics::Counts;
 pub struct ServerStatus {
     /// The address for OpenAI's clients.
     pub url: String,
-    /// Whether it takes requests.
-    pub running: bool,
+    /// Whether it takes requests, or has taken its last.
+    pub state: ServerState,
     /// Since it was started.
     pub uptime: Duration,
     /// Answers that wait for their first token.
@@ -56,7 +68,8 @@ pub struct ModelStatus {
 }
 
 impl ServerStatus {
-    pub(crate) fn of(app: &App, url: String, uptime: Duration) -> Self {
+    /// `ended`: how long it has run, if it has stopped.
+    pub(crate) fn of(app: &App, url: String, begun: Instant, ended: Option<Duration>) -> Self {
         let mut counts = app.metrics.counts();
         let mut models: Vec<ModelStatus> = Vec::new();
         for served in std::iter::once(app.adapters.base()).chain(&app.adapters.all()) {
@@ -73,8 +86,12 @@ impl ServerStatus {
         let (waiting, on_their_way, tokens) = app.metrics.load();
         Self {
             url,
-            running: !app.drain.is_stopping(),
-            uptime,
+            state: match (ended, app.drain.is_stopping()) {
+                (Some(_), _) => ServerState::Stopped,
+                (None, true) => ServerState::Stopping,
+                (None, false) => ServerState::Serving,
+            },
+            uptime: ended.unwrap_or_else(|| begun.elapsed()),
             waiting,
             on_their_way,
             room: app.config.engine.max_batch_size + app.config.limits.max_queue,

@@ -1,6 +1,8 @@
 //! What has gone wrong with other servers, and what must never: clients that leave, adapters that do
 //! not belong, caches of others.
 
+#![allow(clippy::print_stderr)] // what was measured
+
 use std::fs;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};

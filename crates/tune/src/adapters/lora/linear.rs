@@ -348,10 +348,10 @@ mod tests {
     /// DoRA's output must be the formula's, of the values as they are now; returns it.
     fn assert_follows(dora: &LoraLinear, x: &Tensor) -> Vec<f32> {
         let values = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let expected = values(ops::linear(x, &dora.merged().unwrap().weight(), None).unwrap());
+        let expected = values(ops::linear(x, dora.merged().unwrap().weight(), None).unwrap());
         let overlay = Overlay::default();
         let context = Context::new(&overlay, Mode::default());
-        let y = ops::linear(x, &dora.base.matrix_in(&context), None).unwrap();
+        let y = ops::linear(x, dora.base.matrix_in(&context), None).unwrap();
         let updated = dora.update(x, &y, &context).unwrap().unwrap();
         for found in [dora.forward(x, &context).unwrap(), updated].map(values) {
             for (found, expected) in found.iter().zip(&expected) {
