@@ -250,6 +250,9 @@ fn formats_that_cannot_be_kept_are_refused_with_the_reason() {
         (schema(json!({ "x-guidance": { "lenient": true }, "not": {} })), "`"),
         (schema(json!(3)), "a number, expected a schema"),
         (AnswerFormat::Regex("(".to_owned()), ""),
+        (AnswerFormat::Regex("a".repeat(40_000)), "40000 bytes, expected at most 32768"),
+        (AnswerFormat::Choice(vec!["a".repeat(100); 400]), "40000 bytes"),
+        (schema(json!({ "const": "a".repeat(200_000) })), "expected at most 131072"),
         (AnswerFormat::Choice(Vec::new()), "no text to choose"),
         (AnswerFormat::Lark("start: other".to_owned()), "other"),
     ] {
@@ -280,6 +283,14 @@ fn formats_beyond_all_measure_do_no_harm() {
         AnswerFormat::Regex("(.*a.{20}){3}".to_owned()),
         AnswerFormat::Regex(letters),
         AnswerFormat::Lark("start: a\na: \"x\" a | a \"x\" | \"\"".to_owned()),
+        AnswerFormat::Lark(
+            (0..1200).fold("start: T0".to_owned(), |text, number| {
+                format!("{text}\nT{number}: T{} \"x\"", number + 1)
+            }) + "\nT1200: \"a\"",
+        ),
+        AnswerFormat::JsonSchema(json!({ "enum": (0..9000).collect::<Vec<u32>>() })),
+        AnswerFormat::JsonSchema(json!({ "type": "number", "minimum": 1e308, "maximum": 1e308 })),
+        AnswerFormat::JsonSchema(json!({ "$ref": "#" })),
     ] {
         let begun = Instant::now();
         let config =
@@ -305,20 +316,18 @@ fn formats_beyond_all_measure_do_no_harm() {
 #[test]
 fn schemas_that_refer_to_each_other_in_a_long_chain_do_no_harm() {
     let model = model();
-    let chain = |length: usize| {
+    let chain = |length: usize, bare: bool| {
         let mut defs = serde_json::Map::new();
         for number in 0..length {
             let next = json!({ "$ref": format!("#/$defs/d{}", number + 1) });
-            let properties = json!({ "a": next });
-            defs.insert(
-                format!("d{number}"),
-                json!({ "type": "object", "properties": properties }),
-            );
+            let schema = if bare { next } else { json!({ "items": next }) };
+            defs.insert(format!("d{number}"), schema);
         }
         defs.insert(format!("d{length}"), json!({ "type": "null" }));
         AnswerFormat::JsonSchema(json!({ "$defs": defs, "$ref": "#/$defs/d0" }))
     };
-    model.answer_grammar(&chain(2400)).unwrap();
-    let error = model.answer_grammar(&chain(2600)).unwrap_err().to_string();
+    model.answer_grammar(&chain(3500, true)).unwrap();
+    model.answer_grammar(&chain(2400, false)).unwrap();
+    let error = model.answer_grammar(&chain(2600, false)).unwrap_err().to_string();
     assert!(error.contains("expected at most 5000"), "{error}");
 }

@@ -20,10 +20,16 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 pub(crate) use vocabulary::FormatVocabulary;
 
+/// Of a schema as JSON. What a format takes to compile grows faster than its text.
+const MOST_SCHEMA_BYTES: usize = 128 << 10;
+/// Of an expression, a grammar, or all choices.
+const MOST_TEXT_BYTES: usize = 32 << 10;
 /// Schemas within a schema. Whoever compiles one goes as deep as they refer to each other.
 const MOST_SCHEMAS: usize = 5000;
-/// Of the thread that compiles a grammar: enough for [`MOST_SCHEMAS`], each in the one before.
-const STACK_BYTES: usize = 512 << 20;
+/// Of the thread that compiles a grammar, for each schema: each may stand in the one before.
+const STACK_BYTES_PER_SCHEMA: usize = 64 << 10;
+/// The same without any.
+const STACK_BYTES: usize = 8 << 20;
 /// Between two parts of JSON. Without a limit a model may write blanks until its answer is full.
 const WHITESPACE: &str = r"[ \n\r\t]{1,32}";
 
@@ -79,7 +85,7 @@ impl Model {
     /// A schema, expression or grammar that cannot be kept, with the reason; a model without a
     /// token that ends an answer.
     pub fn answer_grammar(&self, format: &AnswerFormat) -> Result<AnswerGrammar> {
-        let grammar = top_level(format).map_err(|problem| Error::Format { problem })?;
+        let (grammar, schemas) = top_level(format).map_err(|problem| Error::Format { problem })?;
         let vocabulary = self.format_vocabulary()?;
         // As deep as the schema is, on a stack that is made for it.
         let compile = || {
@@ -87,7 +93,8 @@ impl Model {
             Matcher::new(parser)
         };
         let compiled = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+            let stack = STACK_BYTES + schemas * STACK_BYTES_PER_SCHEMA;
+            let thread = std::thread::Builder::new().stack_size(stack);
             let compile = || catch_unwind(AssertUnwindSafe(compile));
             let Ok(running) = thread.spawn_scoped(scope, compile) else { return None };
             running.join().ok().and_then(std::result::Result::ok)
@@ -102,7 +109,8 @@ impl Model {
     }
 }
 
-fn top_level(format: &AnswerFormat) -> std::result::Result<TopLevelGrammar, String> {
+/// The grammar of a format, and how many schemas it has, one within another.
+fn top_level(format: &AnswerFormat) -> std::result::Result<(TopLevelGrammar, usize), String> {
     let by_schema = |mut schema: Value| {
         if let Value::Object(keywords) = &mut schema {
             let options = json!({ "whitespace_pattern": WHITESPACE });
@@ -110,13 +118,23 @@ fn top_level(format: &AnswerFormat) -> std::result::Result<TopLevelGrammar, Stri
         }
         TopLevelGrammar::from_json_schema(schema)
     };
-    Ok(match format {
+    let (bytes, most) = match format {
+        AnswerFormat::JsonObject => (0, 0),
+        AnswerFormat::JsonSchema(schema) => (schema.to_string().len(), MOST_SCHEMA_BYTES),
+        AnswerFormat::Regex(text) | AnswerFormat::Lark(text) => (text.len(), MOST_TEXT_BYTES),
+        AnswerFormat::Choice(texts) => (texts.iter().map(String::len).sum(), MOST_TEXT_BYTES),
+    };
+    if bytes > most {
+        return Err(format!("it has {bytes} bytes, expected at most {most}"));
+    }
+    let mut schemas = 0;
+    let grammar = match format {
         AnswerFormat::JsonObject => by_schema(json!({ "type": "object" })),
         AnswerFormat::JsonSchema(schema) => {
-            let count = keywords::check(schema, "#")?;
-            if count > MOST_SCHEMAS {
+            schemas = keywords::check(schema, "#")?;
+            if schemas > MOST_SCHEMAS {
                 return Err(format!(
-                    "the schema holds {count} schemas, expected at most {MOST_SCHEMAS}"
+                    "the schema holds {schemas} schemas, expected at most {MOST_SCHEMAS}"
                 ));
             }
             by_schema(schema.clone())
@@ -131,7 +149,8 @@ fn top_level(format: &AnswerFormat) -> std::result::Result<TopLevelGrammar, Stri
             TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
         }
         AnswerFormat::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
-    })
+    };
+    Ok((grammar, schemas))
 }
 
 /// The first lines of what llguidance says.
@@ -139,6 +158,10 @@ fn failed(problem: &str) -> Error {
     const MOST_CHARACTERS: usize = 400;
     let problem = problem.split("<non-verbose/>").next().unwrap_or_default();
     let problem = problem.split("<backtrace>").next().unwrap_or_default();
+    if problem.starts_with("NoExtension") {
+        let problem = "no answer is of this format, or none that the model has tokens for";
+        return Error::Format { problem: problem.to_owned() };
+    }
     let mut short: String = problem.trim().chars().take(MOST_CHARACTERS).collect();
     if short.len() < problem.trim().len() {
         short.push('…');
