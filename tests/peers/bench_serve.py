@@ -5,8 +5,8 @@
 MODEL is a GGUF file, ADAPTERS the folder with the four LoRAs `bench-0` .. that `crates/serve/examples/bench_serve.rs` writes. Each line of
 JSON on standard input is answered with one, as that program does: `{"do": "load", "clients": 8, "adapters": 4, "secs": 10}` answers so
 many clients for so long, with the base or with adapters in turn, and tells `secs`, `tokens` and the times to the first token (`first_ms`)
-and from one to the next (`between_ms`); `{"do": "end"}` is answered with the peak memory and versions. A peer that cannot be had here
-answers `{"reason": ".."}`.
+and from one to the next (`between_ms`), or why it `cannot`; `{"do": "end"}` is answered with the peak memory and versions. A peer that
+cannot be had here answers `{"reason": ".."}`.
 """
 
 import argparse
@@ -29,10 +29,13 @@ def prompt(number):
     return f"{number} parcels are late, a customer writes, and the clerk who has to answer says:"
 
 
-def percentiles(times):
-    times = sorted(times) or [0.0]
-    at = lambda share: times[round(share * (len(times) - 1))] * 1e3
-    return {"p50": at(0.5), "p99": at(0.99)}
+def answer_of(secs, tokens, first, between):
+    def percentiles(times):
+        times = sorted(times) or [0.0]
+        at = lambda share: times[round(share * (len(times) - 1))] * 1e3
+        return {"p50": at(0.5), "p99": at(0.99)}
+
+    return {"secs": secs, "tokens": tokens, "first_ms": percentiles(first), "between_ms": percentiles(between)}
 
 
 class LlamaCpp(bench_generate.LlamaCpp):
@@ -46,6 +49,8 @@ class LlamaCpp(bench_generate.LlamaCpp):
         return list(ids[: self.llama.llama_tokenize(vocabulary, text, len(text), ids, 64, True, True)])
 
     def load(self, clients, adapters, secs):
+        if adapters:
+            return {"cannot": "llama.cpp answers a whole batch with the same adapters"}
         begun, first, between, tokens = time.perf_counter(), [], [], 0
         while time.perf_counter() - begun < secs:
             prompts = [{"ids": self.ids(prompt(self.asked + i + 1))} for i in range(clients)]
@@ -61,7 +66,7 @@ class LlamaCpp(bench_generate.LlamaCpp):
                 before, now = now, time.perf_counter()
                 between.append(now - before)
                 tokens += clients
-        return sum(between), tokens, first, between
+        return answer_of(sum(between), tokens, first, between)
 
 
 class MistralRs:
@@ -86,7 +91,11 @@ class MistralRs:
         return self.runners[adapters]
 
     def load(self, clients, adapters, secs):
-        runner, handing, failed = self.runner(adapters > 0), threading.Lock(), []
+        try:
+            runner = self.runner(adapters > 0)
+        except ValueError as error:
+            return {"cannot": str(error)}
+        handing, failed = threading.Lock(), []
         begun, first, between, tokens = time.perf_counter(), [], [], []
         end = begun + secs
 
@@ -126,7 +135,7 @@ class MistralRs:
             thread.join()
         if failed:
             raise failed[0]
-        return secs, len(tokens), first, between
+        return answer_of(secs, len(tokens), first, between)
 
 
 def main() -> None:
@@ -155,8 +164,7 @@ def main() -> None:
             request = json.loads(line)
             if request["do"] == "end":
                 break
-            secs, tokens, first, between = peer.load(request["clients"], request["adapters"], request["secs"])
-            answer({"secs": secs, "tokens": tokens, "first_ms": percentiles(first), "between_ms": percentiles(between)})
+            answer(peer.load(request["clients"], request["adapters"], request["secs"]))
         versions = {kind.package: importlib.metadata.version(kind.package), "python": sys.version.split()[0]}
         answer({"peak_rss_mb": peak_rss_mb(), "versions": versions})
     except Exception as error:

@@ -14,7 +14,9 @@ pub(crate) struct Case {
 pub(crate) const TURNS: usize = 3;
 
 /// How long the clients of a side ask in one turn.
-pub(crate) const SECS: f64 = 10.0;
+pub(crate) const SECS: f64 = 6.0;
+/// The same for mistral.rs, which takes its clients' first prompts one after the other.
+pub(crate) const LONG_SECS: f64 = 30.0;
 
 /// All cases, in the table's order.
 pub(crate) const CASES: &[Case] = &[

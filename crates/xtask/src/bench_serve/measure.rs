@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::case::{Case, SECS, TURNS};
+use super::case::{Case, LONG_SECS, SECS, TURNS};
 use crate::bench::rows::row;
 use crate::bench::seat::Seat;
 use crate::bench::side::{median, number};
@@ -51,7 +51,11 @@ struct Taken {
 
 impl Taken {
     fn new(name: &str, clients: usize, adapters: usize) -> Self {
-        let request = json!({"do": "load", "clients": clients, "adapters": adapters, "secs": SECS});
+        Self::of_secs(SECS, name, clients, adapters)
+    }
+
+    fn of_secs(secs: f64, name: &str, clients: usize, adapters: usize) -> Self {
+        let request = json!({"do": "load", "clients": clients, "adapters": adapters, "secs": secs});
         Self { name: name.to_owned(), request, answers: Ok(Vec::new()) }
     }
 
@@ -67,6 +71,13 @@ impl Taken {
             }
         }
         match seat.ask(&self.request) {
+            // It goes on with other requests.
+            Ok(answer) if answer["cannot"].is_string() => {
+                self.answers = Err(answer["cannot"].as_str().unwrap_or_default().to_owned());
+            }
+            Ok(answer) if answer["tokens"] == 0 => {
+                self.answers = Err(format!("no token came in {} s", self.request["secs"]));
+            }
             Ok(answer) => answers.push(answer),
             Err(reason) => self.answers = Err(reason),
         }
@@ -125,11 +136,7 @@ impl Seats {
         let &Case { clients, adapters, .. } = case;
         let mut ours = Taken::new("ours", clients, adapters);
         let mut llama_cpp = Taken::new("llama.cpp", clients, adapters);
-        let mut mistralrs = Taken::new("mistral.rs", clients, adapters);
-        if adapters > 0 {
-            let reason = "llama.cpp answers a whole batch with the same adapters";
-            llama_cpp.answers = Err(reason.to_owned());
-        }
+        let mut mistralrs = Taken::of_secs(LONG_SECS, "mistral.rs", clients, adapters);
         let mut one_client = Taken::new("ours, one client", 1, adapters);
         let mut base = Taken::new("ours, the base", clients, 0);
         for turn in 0..TURNS {
