@@ -27,6 +27,8 @@ pub(crate) struct Prompts {
     pub(crate) config: GenerationConfig,
     /// The config's format, ready for the engine.
     grammar: Option<AnswerGrammar>,
+    /// The field that asks for it.
+    format_field: &'static str,
 }
 
 impl Prompts {
@@ -40,9 +42,9 @@ impl Prompts {
     ) -> ApiResult<Self> {
         let config = sampling.config.clone();
         let grammar = config.format.as_ref().map(|format| app.model.answer_grammar(format));
-        let grammar =
-            grammar.transpose().map_err(|error| refused(sampling.format_field, &error))?;
-        Ok(Self { served, ids, config, grammar })
+        let format_field = sampling.format_field;
+        let grammar = grammar.transpose().map_err(|error| refused(format_field, &error))?;
+        Ok(Self { served, ids, config, grammar, format_field })
     }
 
     /// How many answers there will be.
@@ -122,6 +124,7 @@ pub(crate) struct Answers {
     open: Vec<Option<Timing>>,
     each: usize,
     ignore_eos: bool,
+    format_field: &'static str,
     place: Place,
 }
 
@@ -138,9 +141,10 @@ impl Answers {
         app.metrics.begin(prompts.served.label(), prompts.choices());
         let served = Arc::clone(&prompts.served);
         let ignore_eos = prompts.config.ignore_eos;
+        let format_field = prompts.format_field;
+        let app = Arc::clone(app);
         // From here on dropping it counts them out again.
-        let this =
-            Self { app: Arc::clone(app), served, events, stop, open, each, ignore_eos, place };
+        let this = Self { app, served, events, stop, open, each, ignore_eos, format_field, place };
         for (number, ids) in prompts.ids.into_iter().enumerate() {
             let request = GenerationRequest::new(ids, &prompts.config)
                 .with_overlay(Arc::clone(&prompts.served.overlay))
@@ -149,7 +153,8 @@ impl Answers {
                 .with_number(number);
             let sender = sender.clone();
             let hand_on = move |event| sender.send((number, event)).is_ok();
-            app.engine
+            let engine = &this.app.engine;
+            engine
                 .submit_to(request, hand_on)
                 .map_err(|error| ApiError::engine(error.to_string()))?;
         }
@@ -184,7 +189,7 @@ impl Answers {
             match &finish.reason {
                 FinishReason::Failed(problem) => return Err(ApiError::engine(problem)),
                 FinishReason::Misformed(problem) => {
-                    return Err(ApiError::field("format_refused", "response_format", problem));
+                    return Err(ApiError::field("format_refused", self.format_field, problem));
                 }
                 FinishReason::Interrupted => return Err(stopping()),
                 _ => {}

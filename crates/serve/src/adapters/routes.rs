@@ -6,18 +6,44 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Response, StatusCode};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::adapters::{self, Change, Origin, Swap};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::router::{body_of, json_response};
 
+/// An adapter that was loaded.
+#[derive(Debug, Serialize, ToSchema)]
+struct Loaded {
+    /// `adapter`
+    object: &'static str,
+    message: String,
+    /// The `model` of requests.
+    id: String,
+    generation: String,
+    /// The generation that the name pointed to.
+    replaced: Option<String>,
+    warnings: Option<Vec<String>>,
+}
+
+/// An adapter that was removed.
+#[derive(Debug, Serialize, ToSchema)]
+struct Unloaded {
+    /// `adapter`
+    object: &'static str,
+    message: String,
+    id: String,
+    generation: String,
+    deleted: bool,
+}
+
 /// Loads an adapter, or replaces one.
 #[utoipa::path(
     post, path = "/v1/load_lora_adapter", tag = "Adapters",
     request_body = crate::openapi::LoadRequest,
-    responses((status = 200, body = crate::openapi::LoadAnswer))
+    responses((status = 200, body = Loaded))
 )]
 pub(crate) async fn load(
     State(app): State<Arc<App>>,
@@ -50,18 +76,21 @@ pub(crate) async fn load(
     });
     let Change { served, replaced } = change.await?;
     let message = format!("Success: LoRA adapter '{}' added successfully.", served.name);
-    let warnings = served.adapter().map(|adapter| adapter.warnings().to_vec());
-    Ok(json_response(&json!({
-        "object": "adapter", "message": message, "id": served.name,
-        "generation": served.generation, "replaced": replaced, "warnings": warnings,
-    })))
+    Ok(json_response(&Loaded {
+        object: "adapter",
+        message,
+        id: served.name.clone(),
+        generation: served.generation.clone(),
+        replaced,
+        warnings: served.adapter().map(|adapter| adapter.warnings().to_vec()),
+    }))
 }
 
 /// Removes an adapter. Requests that were accepted before are answered by it.
 #[utoipa::path(
     post, path = "/v1/unload_lora_adapter", tag = "Adapters",
     request_body = crate::openapi::UnloadRequest,
-    responses((status = 200, body = crate::openapi::UnloadAnswer))
+    responses((status = 200, body = Unloaded))
 )]
 pub(crate) async fn unload(
     State(app): State<Arc<App>>,
@@ -77,10 +106,13 @@ pub(crate) async fn unload(
         tokio::task::spawn_blocking(move || app.adapters.remove(&name, expected.as_deref()));
     let served = change.await.map_err(|error| ApiError::engine(error.to_string()))??;
     let message = format!("Success: LoRA adapter '{}' removed successfully.", served.name);
-    Ok(json_response(&json!({
-        "object": "adapter", "message": message, "id": served.name,
-        "generation": served.generation, "deleted": true,
-    })))
+    Ok(json_response(&Unloaded {
+        object: "adapter",
+        message,
+        id: served.name.clone(),
+        generation: served.generation.clone(),
+        deleted: true,
+    }))
 }
 
 fn check_allowed(app: &App) -> ApiResult<()> {

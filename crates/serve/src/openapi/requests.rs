@@ -307,27 +307,3 @@ pub(crate) struct UnloadRequest {
     /// Ignored.
     lora_int_id: Option<Value>,
 }
-
-/// An adapter that was loaded.
-#[derive(ToSchema)]
-pub(crate) struct LoadAnswer {
-    /// `adapter`
-    object: String,
-    message: String,
-    id: String,
-    generation: String,
-    /// The generation that the name pointed to.
-    replaced: Option<String>,
-    warnings: Option<Vec<String>>,
-}
-
-/// An adapter that was removed.
-#[derive(ToSchema)]
-pub(crate) struct UnloadAnswer {
-    /// `adapter`
-    object: String,
-    message: String,
-    id: String,
-    generation: String,
-    deleted: bool,
-}

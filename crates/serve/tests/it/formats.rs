@@ -92,6 +92,14 @@ fn a_format_that_cannot_be_kept_is_the_requests_fault() {
     asked["response_format"] = Value::Null;
     let refused = service.refusal(CHAT, &asked);
     assert_eq!(refused, (400, "format_refused".to_owned(), "structured_outputs".to_owned()));
+    // Some show only while they are kept.
+    let endless = json!({ "$ref": "#" });
+    let refused = service.refusal(CHAT, &format(endless.clone()));
+    assert_eq!(refused, (400, "format_refused".to_owned(), "response_format".to_owned()));
+    let mut asked = body("model", json!({ "structured_outputs": { "json": endless } }));
+    asked["response_format"] = Value::Null;
+    let refused = service.refusal(CHAT, &asked);
+    assert_eq!(refused, (400, "format_refused".to_owned(), "structured_outputs".to_owned()));
     // The server goes on.
     service.answer(CHAT, &body("model", json!({})));
 }
