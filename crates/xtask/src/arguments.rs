@@ -265,6 +265,10 @@ mod tests {
             words("bench generate").unwrap(),
             Command::Bench { which: Bench::Generate, cases: vec![], json: None }
         );
+        assert_eq!(
+            words("bench serve clients-8").unwrap(),
+            Command::Bench { which: Bench::Serve, cases: vec!["clients-8".into()], json: None }
+        );
         assert_eq!(words("features --check").unwrap(), Command::Features { check: true });
     }
 
