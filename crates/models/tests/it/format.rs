@@ -316,18 +316,30 @@ fn formats_beyond_all_measure_do_no_harm() {
 #[test]
 fn schemas_that_refer_to_each_other_in_a_long_chain_do_no_harm() {
     let model = model();
-    let chain = |length: usize, bare: bool| {
+    let chain = |length: usize, link: fn(Value) -> Value| {
         let mut defs = serde_json::Map::new();
         for number in 0..length {
             let next = json!({ "$ref": format!("#/$defs/d{}", number + 1) });
-            let schema = if bare { next } else { json!({ "items": next }) };
-            defs.insert(format!("d{number}"), schema);
+            defs.insert(format!("d{number}"), link(next));
         }
         defs.insert(format!("d{length}"), json!({ "type": "null" }));
         AnswerFormat::JsonSchema(json!({ "$defs": defs, "$ref": "#/$defs/d0" }))
     };
-    model.answer_grammar(&chain(3500, true)).unwrap();
-    model.answer_grammar(&chain(2400, false)).unwrap();
-    let error = model.answer_grammar(&chain(2600, false)).unwrap_err().to_string();
+    model.answer_grammar(&chain(3500, |next| next)).unwrap();
+    model.answer_grammar(&chain(2400, |next| json!({ "items": next }))).unwrap();
+    model.answer_grammar(&chain(2000, |next| json!({ "properties": { "a": next } }))).unwrap();
+    model
+        .answer_grammar(&chain(1800, |next| json!({ "patternProperties": { "a": next } })))
+        .unwrap();
+    for link in [
+        |next| json!({ "allOf": [next], "minItems": 1 }),
+        |next| json!({ "anyOf": [next, { "type": "array" }] }),
+        |next| json!({ "oneOf": [next, false], "minItems": 1 }),
+    ] {
+        // Whether it can be kept or not.
+        let _ = model.answer_grammar(&chain(1600, link));
+    }
+    let error = model.answer_grammar(&chain(2600, |next| json!({ "items": next }))).unwrap_err();
+    let error = error.to_string();
     assert!(error.contains("expected at most 5000"), "{error}");
 }
