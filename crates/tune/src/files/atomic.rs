@@ -46,13 +46,14 @@ pub(crate) fn sync_folder(dir: &Path) -> Result<()> {
     flushed.map_err(|source| Error::Io { action: "write", path: dir.to_path_buf(), source })
 }
 
-/// Reads a whole file.
+/// Reads a whole file. Whatever else has a name is refused before it is opened: a pipe would be
+/// waited for.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io {
-        action: "read",
-        path: path.to_path_buf(),
-        source,
-    })
+    let bytes = std::fs::metadata(path).and_then(|found| match found.is_file() {
+        true => std::fs::read(path),
+        false => Err(std::io::Error::other("it is a pipe, device or folder, expected a file")),
+    });
+    bytes.map_err(|source| Error::Io { action: "read", path: path.to_path_buf(), source })
 }
 
 #[cfg(test)]
@@ -67,6 +68,18 @@ mod tests {
         write_files(&inner, &[("x", b"3"), ("y", b"4")]).unwrap();
         assert_eq!(std::fs::read(inner.join("x")).unwrap(), b"3");
         assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("adapter_model.safetensors");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let (sender, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(read(&pipe).unwrap_err().to_string()));
+        let error = done.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits");
+        assert!(error.contains("adapter_model.safetensors") && error.contains("pipe"), "{error}");
     }
 
     #[test]
