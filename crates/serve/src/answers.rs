@@ -1,6 +1,7 @@
 //! Answers on their way: requests to the engine, and their events as they come.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
@@ -14,7 +15,8 @@ use tunebook_progress::Stop;
 
 use crate::adapters::Served;
 use crate::api_error::{ApiError, ApiResult};
-use crate::app::{App, InFlight, refused, stopping};
+use crate::app::{App, refused};
+use crate::drain::stopping;
 use crate::metrics::Timing;
 use crate::openai::sampling::Sampling;
 use crate::shares::Share;
@@ -66,21 +68,44 @@ pub(crate) fn check_choices(app: &App, choices: usize) -> ApiResult<()> {
     Err(ApiError::field("too_many_choices", "prompt", message))
 }
 
-/// A place in the queue, and the time until which the answers may take.
+/// Places in the queue, one for each answer, until the last of them has ended.
+struct Places {
+    held: Mutex<Option<(OwnedSemaphorePermit, Share)>>,
+    /// Answers that have not ended.
+    open: AtomicUsize,
+}
+
+impl Places {
+    fn free(&self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// An answer has ended, whether its client has read it or not.
+    fn ended(&self) {
+        if self.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.free();
+        }
+    }
+}
+
+/// A request's places in the queue, and the time until which the answers may take.
 pub(crate) struct Place {
-    _permit: OwnedSemaphorePermit,
-    _share: Share,
-    _in_flight: InFlight,
+    places: Arc<Places>,
     pub(crate) deadline: Instant,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.free();
+    }
 }
 
 impl Place {
     /// For as many answers as [`check_choices`] lets through.
     ///
     /// # Errors
-    /// Too many answers at a time (429); the server is stopping (503).
+    /// Too many answers at a time (429).
     pub(crate) fn take(app: &Arc<App>, prompts: &Prompts) -> ApiResult<Self> {
-        let in_flight = InFlight::begin(app)?;
         let choices = prompts.choices();
         let full = |message: String| {
             app.metrics.refused();
@@ -103,7 +128,9 @@ impl Place {
         // A limit beyond what a clock can say is none.
         let far = Duration::from_secs(365 * 24 * 3600);
         let deadline = now + app.config.limits.deadline.min(far);
-        Ok(Self { _permit: permit, _share: share, _in_flight: in_flight, deadline })
+        let held = Mutex::new(Some((permit, share)));
+        let places = Arc::new(Places { held, open: AtomicUsize::new(choices) });
+        Ok(Self { places, deadline })
     }
 
     /// The deadline has passed.
@@ -138,6 +165,7 @@ impl Answers {
         let stop = Stop::new();
         let each = prompts.config.num_return_sequences;
         let open = (0..prompts.choices()).map(|_| Some(Timing::begin())).collect();
+        app.join_removed();
         app.metrics.begin(prompts.served.label(), prompts.choices());
         let served = Arc::clone(&prompts.served);
         let ignore_eos = prompts.config.ignore_eos;
@@ -152,13 +180,27 @@ impl Answers {
                 .with_grammar(prompts.grammar.clone())
                 .with_number(number);
             let sender = sender.clone();
-            let hand_on = move |event| sender.send((number, event)).is_ok();
+            let (places, deadline) = (Arc::clone(&this.place.places), this.place.deadline);
+            // A client that does not read keeps neither the places nor the engine.
+            let hand_on = move |event: ModelResult<GenerationEvent>| {
+                if event.as_ref().is_ok_and(|event| event.finish.is_some()) {
+                    places.ended();
+                } else if Instant::now() >= deadline {
+                    places.free();
+                    return false;
+                }
+                sender.send((number, event)).is_ok()
+            };
             let engine = &this.app.engine;
             engine
                 .submit_to(request, hand_on)
                 .map_err(|error| ApiError::engine(error.to_string()))?;
         }
         Ok(this)
+    }
+
+    pub(crate) fn app(&self) -> Arc<App> {
+        Arc::clone(&self.app)
     }
 
     /// The next event and the number of its choice; `None` after the last.
@@ -169,8 +211,10 @@ impl Answers {
         if self.open.iter().all(Option::is_none) {
             return Ok(None);
         }
-        let deadline = self.place.deadline.into();
-        let Ok(next) = tokio::time::timeout_at(deadline, self.events.recv()).await else {
+        let deadline = self.place.deadline;
+        let next = tokio::time::timeout_at(deadline.into(), self.events.recv()).await;
+        // What is there already comes before a deadline that has passed.
+        let Some(next) = next.ok().filter(|_| Instant::now() < deadline) else {
             return Err(self.place.exceeded(&self.app));
         };
         let Some((prompt, event)) = next else {

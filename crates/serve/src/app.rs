@@ -1,11 +1,12 @@
 //! What all handlers share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tunebook_models::{EngineHandle, Error as ModelError, Model};
 use tunebook_tune::ServedWeights;
 
@@ -14,8 +15,20 @@ use crate::adapters::root::AdapterRoot;
 use crate::adapters::{AdapterTable, Served, mix};
 use crate::api_error::{ApiError, ApiResult};
 use crate::config::ServerConfig;
+use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::shares::Shares;
+
+/// Requests that are read or tokenised at a time.
+const READERS: usize = 4;
+/// The fewest requests that may be read or wait for it.
+const LEAST_READING: usize = 64;
+
+/// A token for words that a vocabulary lacks stands for as many bytes as there are.
+const LEAST_TOKEN_BYTES: usize = 64;
+
+/// The label of mixes ([`Served::label`]).
+const MIXES: &str = "adapter mix";
 
 /// A running server, as its handlers see it.
 pub(crate) struct App {
@@ -26,10 +39,16 @@ pub(crate) struct App {
     pub(crate) root: Option<AdapterRoot>,
     pub(crate) metrics: Metrics,
     pub(crate) config: ServerConfig,
+    /// No token of a text has more bytes, so that a text's length bounds its tokens from below.
+    pub(crate) longest_token_bytes: usize,
     /// The answers that may be on their way or wait.
     pub(crate) room: Arc<Semaphore>,
     /// Who has how much of that room.
     pub(crate) shares: Shares,
+    /// The requests that may be read or wait for it.
+    reading: Semaphore,
+    /// Those that are read now.
+    readers: Arc<Semaphore>,
     /// One text to be scored at a time: scoring takes all cores.
     pub(crate) scoring: Semaphore,
     /// Where adapters are read and copied.
@@ -59,7 +78,12 @@ impl App {
         let Parts { model, engine, adapters, loader, root, config, loopback, weights } = parts;
         let room = most_answers(&config);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // As the vocabulary writes them, which is no shorter than what they stand for.
+        let tokens = (0..model.tokenizer().vocab_size() as u32)
+            .filter_map(|id| model.tokenizer().id_to_token(id).map(|token| token.len()));
+        let longest_token_bytes = tokens.max().unwrap_or(0).max(LEAST_TOKEN_BYTES);
         Self {
+            longest_token_bytes,
             model,
             engine,
             adapters,
@@ -67,6 +91,8 @@ impl App {
             metrics: Metrics::default(),
             room: Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS))),
             shares: Shares::default(),
+            reading: Semaphore::new(room.clamp(LEAST_READING, Semaphore::MAX_PERMITS)),
+            readers: Arc::new(Semaphore::new(READERS)),
             scoring: Semaphore::new(1),
             loader,
             loopback,
@@ -111,6 +137,19 @@ impl App {
         }
     }
 
+    /// Keeps no counts of its own for an adapter that is gone.
+    pub(crate) fn join_removed(&self) {
+        let served = |name: &str| name == MIXES || self.adapters.find(name).is_some();
+        // The base, mixes and what was joined before have names, too.
+        self.metrics.join_removed(self.adapters.len() + 3, served);
+    }
+
+    /// What the server has done, in Prometheus' text format.
+    pub(crate) fn metrics_text(&self) -> String {
+        self.join_removed();
+        self.metrics.text(self.adapters.len())
+    }
+
     /// How many tokens a prompt of `served` may have.
     pub(crate) fn prompt_room(&self, served: &Served) -> usize {
         let context = self.model.config().max_position_embeddings;
@@ -118,14 +157,43 @@ impl App {
         self.config.limits.max_prompt_tokens.map_or(room, |most| room.min(most))
     }
 
-    /// Runs work that takes long on a thread for it.
+    /// Runs work that takes long on a thread for it. Work that has not begun when its caller leaves
+    /// is never begun.
     pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> ApiResult<T> + Send + 'static,
     ) -> ApiResult<T> {
         let app = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || tunebook_progress::quiet(|| work(&app)));
-        done.await.map_err(|error| ApiError::engine(error.to_string()))?
+        let mut task = JoinSet::new(); // it takes its tasks back when it is dropped
+        task.spawn_blocking(move || tunebook_progress::quiet(|| work(&app)));
+        match task.join_next().await {
+            Some(Ok(done)) => done,
+            Some(Err(error)) => Err(ApiError::engine(error.to_string())),
+            None => Err(ApiError::engine("the work has not been done")),
+        }
+    }
+
+    /// The same for work on a request that has no place yet: a few at a time, so that the others'
+    /// work goes on, and the rest wait in their order.
+    ///
+    /// # Errors
+    /// Too many wait (429); what the work says.
+    pub(crate) async fn reading<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> ApiResult<T> + Send + 'static,
+    ) -> ApiResult<T> {
+        let Ok(_waits) = self.reading.try_acquire() else {
+            self.metrics.refused();
+            let message = "too many requests wait to be read; try again later";
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message));
+        };
+        let turn = Arc::clone(&self.readers).acquire_owned().await;
+        // Held by the work, which ends by itself only.
+        let work = move |app: &Self| {
+            let _turn = turn;
+            work(app)
+        };
+        self.blocking(work).await
     }
 }
 
@@ -142,67 +210,4 @@ pub(crate) fn refused(param: &str, error: &ModelError) -> ApiError {
         _ => "invalid_value",
     };
     ApiError::field(code, param, error.to_string())
-}
-
-/// Counts the requests that are being answered, for a stop that lets them end.
-#[derive(Debug, Default)]
-pub(crate) struct Drain {
-    stopping: AtomicBool,
-    in_flight: AtomicUsize,
-    ended: Notify,
-}
-
-impl Drain {
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
-    }
-
-    /// From now on, new requests are refused.
-    pub(crate) fn begin(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
-    }
-
-    /// Until no request is being answered.
-    pub(crate) async fn done(&self) {
-        loop {
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
-            if self.in_flight.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            ended.await;
-        }
-    }
-}
-
-/// A request that is being answered.
-pub(crate) struct InFlight(Arc<App>);
-
-impl InFlight {
-    /// # Errors
-    /// The server is stopping.
-    pub(crate) fn begin(app: &Arc<App>) -> ApiResult<Self> {
-        // Counted before the look, so that a stop between the two waits for it.
-        app.drain.in_flight.fetch_add(1, Ordering::SeqCst);
-        let this = Self(Arc::clone(app));
-        match app.drain.is_stopping() {
-            true => Err(stopping()),
-            false => Ok(this),
-        }
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        if self.0.drain.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.drain.ended.notify_waiters();
-        }
-    }
-}
-
-pub(crate) fn stopping() -> ApiError {
-    let message =
-        "this server is stopping: it ends the answers that it has begun and takes no more";
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message)
 }

@@ -24,6 +24,7 @@ mod api_error;
 mod api_key;
 mod app;
 mod config;
+mod drain;
 mod error;
 mod fields;
 mod listener;

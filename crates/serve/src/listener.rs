@@ -1,6 +1,8 @@
 //! Connections: accepted, limited, and closed when the server stops.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -15,23 +17,31 @@ use crate::write_limit::WriteLimit;
 /// More header fields than any client sends.
 const MAX_HEADERS: usize = 100;
 
-/// Accepts connections until `closing` says so.
+/// After `closing`, a connection that has had nothing to write for so long is closed.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Accepts connections until `closing` says so, and ends with the last of them.
 pub(crate) async fn accept(
     listener: TcpListener,
     router: Router,
     limits: Limits,
     mut closing: watch::Receiver<bool>,
 ) {
-    let room = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
+    let most = u32::try_from(limits.max_connections).unwrap_or(u32::MAX);
+    let most = most.min(u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
+    let room = Arc::new(Semaphore::new(most as usize));
     loop {
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = closing.wait_for(|closing| *closing) => return,
+        let next = async {
+            let place = Arc::clone(&room).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
+            _ = closing.wait_for(|closing| *closing) => break,
         };
         let Ok((stream, _)) = accepted else {
             // No descriptor is left, or the client has gone already.
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
         let (router, limits, closing) = (router.clone(), limits.clone(), closing.clone());
@@ -40,6 +50,8 @@ pub(crate) async fn accept(
             drop(place);
         });
     }
+    drop(listener);
+    let _ = room.acquire_many(most).await;
 }
 
 /// Serves one connection until it closes.
@@ -51,7 +63,8 @@ async fn serve(
 ) {
     // Tokens are small, and each is waited for.
     let _ = stream.set_nodelay(true);
-    let stream = WriteLimit::new(TokioIo::new(stream), limits.write_timeout);
+    let stream = WriteLimit::new(TokioIo::new(stream), limits.write_timeout, limits.deadline);
+    let behind = stream.behind();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.read_timeout)
@@ -65,5 +78,8 @@ async fn serve(
         _ = closing.wait_for(|closing| *closing) => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    // All that was answered is written; who says nothing, or has not said all, is not waited for.
+    while tokio::time::timeout(QUIET, connection.as_mut()).await.is_err()
+        && behind.load(Ordering::Relaxed)
+    {}
 }

@@ -1,6 +1,6 @@
 //! What a server has done, as Prometheus' text format
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats>). Names mean what vLLM's of the same
-//! name mean; `model` is the base's or adapter's name.
+//! name mean; `model` is the base's or adapter's name, `adapter mix`, or `removed adapters`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,6 +26,13 @@ impl Histogram {
         let secs = time.as_secs_f64();
         self.counts[BOUNDS.partition_point(|bound| *bound < secs)] += 1;
         self.sum += secs;
+    }
+
+    fn join(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
+        }
+        self.sum += other.sum;
     }
 
     fn write(&self, out: &mut String, name: &str, labels: &str) {
@@ -54,6 +61,24 @@ struct OfModel {
     between_tokens: Histogram,
     whole: Histogram,
 }
+
+impl OfModel {
+    /// Adds the counts of a name that is gone, of which nothing waits or runs.
+    fn join(&mut self, gone: &Self) {
+        self.prompt_tokens += gone.prompt_tokens;
+        self.cached_tokens += gone.cached_tokens;
+        self.generation_tokens += gone.generation_tokens;
+        for (reason, count) in &gone.ended {
+            *self.ended.entry(reason).or_default() += count;
+        }
+        self.first_token.join(&gone.first_token);
+        self.between_tokens.join(&gone.between_tokens);
+        self.whole.join(&gone.whole);
+    }
+}
+
+/// The name that removed adapters are counted under: those who name them may do so without end.
+const REMOVED: &str = "removed adapters";
 
 /// The seconds before the running one over which the speed is taken.
 const RECENT_SECONDS: u64 = 5;
@@ -143,6 +168,24 @@ impl Metrics {
     /// Answers were accepted.
     pub(crate) fn begin(&self, model: &str, choices: usize) {
         self.of(model, |of| of.waiting += choices as u64);
+    }
+
+    /// Counts the names that are served no more as one, once their answers have ended. They are
+    /// looked for when there are more names than the `expected`.
+    pub(crate) fn join_removed(&self, expected: usize, served: impl Fn(&str) -> bool) {
+        let mut all = self.lock();
+        if all.models.len() <= expected {
+            return;
+        }
+        let mut removed = all.models.remove(REMOVED).unwrap_or_default();
+        all.models.retain(|name, of| {
+            let stays = of.waiting + of.running > 0 || served(name);
+            if !stays {
+                removed.join(of);
+            }
+            stays
+        });
+        all.models.insert(REMOVED.to_owned(), removed);
     }
 
     /// An answer has a token.

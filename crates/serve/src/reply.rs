@@ -142,9 +142,9 @@ pub(crate) struct Part<S> {
     pub(crate) finish_reason: &'static str,
 }
 
-impl<S> Part<S> {
-    pub(crate) fn begin(text: String, scores: Vec<S>) -> Self {
-        Self { text, scores, finish_reason: "stop" }
+impl<S> Default for Part<S> {
+    fn default() -> Self {
+        Self { text: String::new(), scores: Vec::new(), finish_reason: "stop" }
     }
 }
 
@@ -162,9 +162,6 @@ pub(crate) trait Reply: Send + Sized + 'static {
     /// The log-probability of an event's token, where it is asked for. `end`: the token is the one
     /// that has ended the answer.
     fn scored(&self, event: &GenerationEvent, end: bool) -> Option<Self::Score>;
-
-    /// What stands before the first token of a whole answer.
-    fn before(&self, choice: usize) -> Part<Self::Score>;
 
     /// A whole answer's choice.
     fn choice(&mut self, index: usize, part: Part<Self::Score>) -> Self::Choice;
@@ -191,10 +188,10 @@ pub(crate) async fn respond<R: Reply>(
     stream: bool,
 ) -> ApiResult<Response<Body>> {
     if stream {
-        return Ok(stream::respond(answers, Chunks(reply)));
+        return stream::respond(answers, Chunks(reply)).await;
     }
     let choices = reply.head().choices;
-    let mut parts: Vec<_> = (0..choices).map(|choice| reply.before(choice)).collect();
+    let mut parts: Vec<_> = (0..choices).map(|_| Part::default()).collect();
     while let Some((choice, event)) = answers.next().await? {
         let part = &mut parts[choice];
         part.text.push_str(&event.text);
@@ -204,10 +201,15 @@ pub(crate) async fn respond<R: Reply>(
         }
         reply.head().count(&event);
     }
-    let numbered = parts.into_iter().enumerate();
-    let choices = numbered.map(|(index, part)| reply.choice(index, part)).collect();
-    let head = reply.head();
-    Ok(json_response(&head.envelope(head.object, choices, Some(Some(head.usage.clone())))))
+    let app = Arc::clone(&reply.head().app);
+    // With log-probabilities it may be large.
+    app.blocking(move |_| {
+        let numbered = parts.into_iter().enumerate();
+        let choices = numbered.map(|(index, part)| reply.choice(index, part)).collect();
+        let head = reply.head();
+        Ok(json_response(&head.envelope(head.object, choices, Some(Some(head.usage.clone())))))
+    })
+    .await
 }
 
 /// The chunks of a reply, as texts.

@@ -17,8 +17,9 @@ use utoipa::ToSchema;
 
 use crate::adapters::routes as adapter_routes;
 use crate::api_error::{ApiError, ApiResult};
-use crate::app::{App, stopping};
+use crate::app::App;
 use crate::config::Access;
+use crate::drain::{self, Accepted, stopping};
 use crate::fields::Fields;
 use crate::openai::{chat, completions, models};
 use crate::reply::text_of;
@@ -62,6 +63,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), record))
+        .layer(middleware::from_fn(drain::keep))
         .with_state(app)
 }
 
@@ -86,7 +88,7 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> ApiResult<Response<Bo
     responses((status = 200, body = String, content_type = "text/plain"))
 )]
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response<Body> {
-    let text = app.metrics.text(app.adapters.len());
+    let text = app.metrics_text();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
@@ -136,7 +138,9 @@ fn check_host(app: &App, request: &Request) -> ApiResult<()> {
     if !app.loopback || app.config.api_key.is_some() {
         return Ok(());
     }
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    // One that is no text is nobody's name, and not the same as none.
+    let host = request.headers().get(HOST).map_or(Some(""), |host| host.to_str().ok());
+    let host = host.unwrap_or("?");
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -156,8 +160,9 @@ fn check_key(app: &App, request: &Request) -> ApiResult<()> {
         return Ok(());
     }
     let given = request.headers().get(AUTHORIZATION).map_or(b"".as_slice(), HeaderValue::as_bytes);
-    match given.strip_prefix(b"Bearer ") {
-        Some(given) if key.is(given) => Ok(()),
+    // The scheme's letters may be of either case (RFC 9110, 11.1).
+    match given.split_at_checked(b"Bearer ".len()) {
+        Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"Bearer ") && key.is(given) => Ok(()),
         _ => {
             let message =
                 "the header `Authorization: Bearer` with this server's key is missing or wrong";
@@ -169,7 +174,8 @@ fn check_key(app: &App, request: &Request) -> ApiResult<()> {
 /// The JSON object of a request's body.
 ///
 /// # Errors
-/// Another content type (415), too large (413), too slow (408), or no JSON object (400).
+/// Another content type (415), too large (413), too slow (408), no JSON object (400), too many
+/// requests at a time (429), or the server is stopping (503).
 pub(crate) async fn body_of(app: &Arc<App>, request: Request) -> ApiResult<Fields> {
     let json = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let json = json.map(|kind| kind.split(';').next().unwrap_or_default().trim());
@@ -178,8 +184,12 @@ pub(crate) async fn body_of(app: &Arc<App>, request: Request) -> ApiResult<Field
         let message = "expected the header `Content-Type: application/json`";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", message));
     }
+    let accepted = request.extensions().get::<Accepted>().cloned();
     let bytes = read_body(app, request.into_body()).await?;
-    app.blocking(move |_| Fields::parse(&bytes)).await
+    if let Some(accepted) = accepted {
+        accepted.begin(app)?;
+    }
+    app.reading(move |_| Fields::parse(&bytes)).await
 }
 
 async fn read_body(app: &App, body: Body) -> ApiResult<Bytes> {

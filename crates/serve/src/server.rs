@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tunebook_models::{GenerationEngine, Model};
 use tunebook_progress::Stop;
 use tunebook_tune::{Adapters, FrozenAdapter, ServedWeights};
@@ -40,10 +41,17 @@ struct Inner {
     address: SocketAddr,
     closing: watch::Sender<bool>,
     /// `None`: it has stopped.
-    runtime: Mutex<Option<Runtime>>,
+    runtime: Mutex<Option<Running>>,
     begun: Instant,
     /// How long it has run, once it has stopped.
     ended: OnceLock<Duration>,
+}
+
+/// What a server runs on.
+struct Running {
+    runtime: Runtime,
+    /// Ends with the last connection.
+    accepting: JoinHandle<()>,
 }
 
 /// A handle on a [`Server`] that does not keep it alive.
@@ -150,11 +158,11 @@ impl Server {
         };
         let accept =
             listener::accept(listener, router(Arc::clone(&app)), config.limits.clone(), closed);
-        runtime.spawn(accept);
+        let accepting = runtime.spawn(accept);
         if let Some(watcher) = watcher {
             runtime.spawn(watcher.run(Arc::clone(&app), closing.subscribe()));
         }
-        let runtime = Mutex::new(Some(runtime));
+        let runtime = Mutex::new(Some(Running { runtime, accepting }));
         let (begun, ended) = (Instant::now(), OnceLock::new());
         Ok(Self(Arc::new(Inner { app, address: bound, closing, runtime, begun, ended })))
     }
@@ -249,8 +257,9 @@ impl Server {
     /// Takes an adapter's name out. Requests that were accepted before are answered by it.
     ///
     /// # Errors
-    /// No adapter of that name.
+    /// No adapter of that name, or the server has stopped.
     pub fn remove(&self, name: &str) -> Result<()> {
+        self.check_running()?;
         self.0.app.adapters.remove(name, None).map(|_| ())
     }
 
@@ -267,7 +276,7 @@ impl Server {
 
     /// What it has done, in Prometheus' text format, as `/metrics` gives it.
     pub fn metrics(&self) -> String {
-        self.0.app.metrics.text(self.0.app.adapters.len())
+        self.0.app.metrics_text()
     }
 
     /// Whether it takes requests.
@@ -284,19 +293,21 @@ impl Server {
     pub fn stop(&self) -> bool {
         let Inner { app, closing, runtime, begun, ended, .. } = &*self.0;
         app.drain.begin();
-        let Some(runtime) = runtime.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let running = runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Running { runtime, accepting }) = running else {
             return true;
         };
-        let grace = app.config.limits.grace;
         let (sender, done) = std::sync::mpsc::channel();
-        let waiting = Arc::clone(app);
+        let (waiting, close) = (Arc::clone(app), closing.clone());
         runtime.spawn(async move {
             waiting.drain.done().await;
+            close.send_replace(true);
+            // The last bytes of what has been answered.
+            let _ = accepting.await;
             let _ = sender.send(());
         });
-        let all = done.recv_timeout(grace).is_ok();
+        let all = done.recv_timeout(app.config.limits.grace).is_ok();
         closing.send_replace(true);
-        // The last bytes of what has been answered.
         runtime.shutdown_timeout(Duration::from_millis(200));
         app.release_weights();
         ended.get_or_init(|| begun.elapsed());
@@ -308,7 +319,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.app.drain.begin();
         self.closing.send_replace(true);
-        if let Some(runtime) = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let running = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Running { runtime, .. }) = running {
             // Whatever is on its way is broken off; nothing is waited for.
             runtime.shutdown_background();
         }

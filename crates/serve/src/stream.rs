@@ -11,6 +11,8 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream;
 
 use crate::answers::Answers;
+use crate::api_error::ApiResult;
+use crate::app::App;
 use crate::reply::{Chunks, Reply, text_of};
 
 /// A comment keeps a connection open on which no token comes for so long.
@@ -24,8 +26,16 @@ struct State<R> {
 }
 
 /// Sends chunks as they come, then `[DONE]`; an error ends the stream in place of it.
-pub(crate) fn respond<R: Reply>(answers: Answers, mut chunks: Chunks<R>) -> Response<Body> {
-    let ready = chunks.begin().into();
+///
+/// # Errors
+/// The first chunks cannot be made.
+pub(crate) async fn respond<R: Reply>(
+    answers: Answers,
+    mut chunks: Chunks<R>,
+) -> ApiResult<Response<Body>> {
+    // With a prompt's log-probabilities they may be large.
+    let begin = move |_: &App| Ok((chunks.begin().into(), chunks));
+    let (ready, chunks) = answers.app().blocking(begin).await?;
     let state = State { answers: Some(answers), chunks, ready };
     let events = stream::unfold(state, |mut state| async move {
         loop {
@@ -50,5 +60,5 @@ pub(crate) fn respond<R: Reply>(answers: Answers, mut chunks: Chunks<R>) -> Resp
             }
         }
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }

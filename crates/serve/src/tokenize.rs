@@ -12,8 +12,11 @@ use crate::api_error::{ApiError, ApiResult};
 use crate::app::{App, refused};
 use crate::fields::Fields;
 use crate::openai::messages;
-use crate::openai::prompts::ids_of;
+use crate::openai::prompts::{check_size, ids_of};
 use crate::router::{body_of, json_response};
+
+/// Texts of so many of the longest tokens are tokenised for models with a smaller context, too.
+const LEAST_TOKENS: usize = 4096;
 
 /// The tokens of a text or a conversation.
 #[derive(Debug, Serialize, ToSchema)]
@@ -70,18 +73,24 @@ pub(crate) async fn tokenize(
     let generation = fields.flag("add_generation_prompt")?.unwrap_or(true);
     let with_texts = fields.flag("return_token_strs")?.unwrap_or(false);
     fields.end()?;
-    app.blocking(move |app| {
+    app.reading(move |app| {
         let tokenizer = app.model.tokenizer();
+        // A text that is to be cut to the context may be longer than it.
+        let room = app.model.config().max_position_embeddings.max(LEAST_TOKENS);
         let tokens = match (prompt, messages) {
-            (Some(prompt), None) => match special.unwrap_or(true) {
-                true => tokenizer.encode_with_special_tokens(&prompt),
-                false => tokenizer.encode(&prompt),
+            (Some(prompt), None) => {
+                check_size(app, room, "prompt", &prompt)?;
+                match special.unwrap_or(true) {
+                    true => tokenizer.encode_with_special_tokens(&prompt),
+                    false => tokenizer.encode(&prompt),
+                }
+                .map_err(|error| refused("prompt", &error))?
             }
-            .map_err(|error| refused("prompt", &error))?,
             (None, Some(messages)) => {
                 let messages = messages::read(messages)?;
                 let text = app.model.chat_tokenizer().render(&messages, generation);
                 let text = text.map_err(|error| refused("messages", &error))?;
+                check_size(app, room, "messages", &text)?;
                 // The template writes what begins a conversation.
                 let ids = match special.unwrap_or(false) {
                     true => tokenizer.encode_with_special_tokens(&text),
@@ -117,7 +126,7 @@ pub(crate) async fn detokenize(
     let mut fields = body_for_model(&app, request).await?;
     let tokens = fields.take("tokens").ok_or_else(|| fields.missing("tokens", "a list of ids"))?;
     fields.end()?;
-    app.blocking(move |app| {
+    app.reading(move |app| {
         let ids = ids_of(&tokens, "tokens")?;
         app.model.check_ids("tokens", &ids).map_err(|error| refused("tokens", &error))?;
         let text = app.model.tokenizer().decode(&ids);

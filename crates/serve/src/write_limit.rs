@@ -1,35 +1,57 @@
 //! A connection whose peer must read: one that takes nothing for too long is closed. Its answer would
 //! else hold a place in the queue for as long as it likes.
 
-use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::io::{ErrorKind, IoSlice, Result};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::{Sleep, sleep};
 
-/// A connection with a limit on the time of a write.
+/// A connection with a limit on the time of a write, and of all writes until the peer has taken
+/// everything: one that takes a byte now and then is closed, too.
 pub(crate) struct WriteLimit<S> {
     inner: S,
     limit: Duration,
+    whole_limit: Duration,
     /// Since the peer has not taken what there was.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Since the peer has not taken everything.
+    whole: Option<Pin<Box<Sleep>>>,
+    behind: Arc<AtomicBool>,
 }
 
 impl<S> WriteLimit<S> {
-    pub(crate) fn new(inner: S, limit: Duration) -> Self {
-        Self { inner, limit, waiting: None }
+    pub(crate) fn new(inner: S, limit: Duration, whole_limit: Duration) -> Self {
+        let behind = Arc::default();
+        Self { inner, limit, whole_limit, waiting: None, whole: None, behind }
+    }
+
+    /// Whether something is written that the peer has not taken.
+    pub(crate) fn behind(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.behind)
     }
 
     fn limited<T>(&mut self, cx: &mut Context<'_>, done: Poll<Result<T>>) -> Poll<Result<T>> {
         if done.is_ready() {
             self.waiting = None;
-            return done;
+        } else {
+            self.behind.store(true, Ordering::Relaxed);
+            let limit = self.limit;
+            let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(limit)));
+            if waiting.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(ErrorKind::TimedOut.into()));
+            }
+            let limit = self.whole_limit;
+            self.whole.get_or_insert_with(|| Box::pin(sleep(limit)));
         }
-        let limit = self.limit;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(limit)));
-        waiting.as_mut().poll(cx).map(|()| Err(Error::from(ErrorKind::TimedOut)))
+        match self.whole.as_mut().map(|whole| whole.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(Err(ErrorKind::TimedOut.into())),
+            _ => done,
+        }
     }
 }
 
@@ -68,6 +90,11 @@ impl<S: Write + Unpin> Write for WriteLimit<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let done = Pin::new(&mut self.inner).poll_flush(cx);
+        if done.is_ready() {
+            // Only asked for when all is written.
+            self.whole = None;
+            self.behind.store(false, Ordering::Relaxed);
+        }
         self.limited(cx, done)
     }
 

@@ -17,7 +17,7 @@ use crate::app::{App, refused};
 use crate::fields::Fields;
 use crate::openai::logprobs::{self, Scored, TokenLogprob};
 use crate::openai::messages;
-use crate::openai::prompts::check_length;
+use crate::openai::prompts::{check_length, check_size, room};
 use crate::openai::sampling::{self, Sampling};
 use crate::reply::{self, Envelope, Head, Part, Reply};
 use crate::router::body_of;
@@ -90,7 +90,7 @@ pub(crate) async fn chat_completions(
     request: Request,
 ) -> ApiResult<Response<Body>> {
     let fields = body_of(&app, request).await?;
-    let (prompts, sampling, with_logprobs) = app.blocking(|app| read(app, fields)).await?;
+    let (prompts, sampling, with_logprobs) = app.reading(|app| read(app, fields)).await?;
     let place = Place::take(&app, &prompts)?;
     let kinds = ["chatcmpl", "chat.completion", "chat.completion.chunk"];
     let head = Head::new(&app, &prompts, sampling.include_usage, kinds);
@@ -121,7 +121,11 @@ fn read(app: &App, mut fields: Fields) -> ApiResult<(Prompts, Sampling, bool)> {
     fields.neutral("service_tier", &[json!("auto"), json!("default")])?;
     fields.end()?;
     check_choices(app, sampling.config.num_return_sequences)?;
-    let ids = app.model.chat_tokenizer().tokenize_prompt(&messages);
+    let text = app.model.chat_tokenizer().render(&messages, true);
+    let text = text.map_err(|error| refused("messages", &error))?;
+    check_size(app, room(app, &served), "messages", &text)?;
+    // The template itself writes the token that begins a text.
+    let ids = app.model.tokenizer().encode(&text);
     let ids = ids.map_err(|error| refused("messages", &error))?;
     check_length(app, &served, "messages", ids.len())?;
     let room = app.config.limits.max_completion_tokens.unwrap_or(usize::MAX);
@@ -149,10 +153,6 @@ impl Reply for ChatReply {
         // The token that ends an answer is no part of it.
         let scored = Scored::of(event).filter(|_| self.with_logprobs && !end)?;
         Some(logprobs::of_chat(self.head.app.model.tokenizer(), &scored))
-    }
-
-    fn before(&self, _choice: usize) -> Part<TokenLogprob> {
-        Part::begin(String::new(), Vec::new())
     }
 
     fn choice(&mut self, index: usize, part: Part<TokenLogprob>) -> ChatChoice {

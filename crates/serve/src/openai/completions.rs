@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::adapters::mix;
 use crate::answers::{Answers, Place, Prompts, check_choices, finish_reason};
-use crate::api_error::ApiResult;
+use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::fields::Fields;
 use crate::openai::logprobs::{self, CompletionLogprobs, Scored};
@@ -34,6 +34,9 @@ pub(crate) struct TextChoice {
     #[schema(value_type = Option<crate::openapi::FinishWord>)]
     finish_reason: Option<&'static str>,
 }
+
+/// The most scores of prompts that an answer may repeat: about 35 MB.
+const MOST_ECHOED: usize = 1 << 19;
 
 /// What only this endpoint says.
 struct Asked {
@@ -59,7 +62,7 @@ pub(crate) async fn completions(
     request: Request,
 ) -> ApiResult<Response<Body>> {
     let fields = body_of(&app, request).await?;
-    let Asked { prompts, sampling, logprobs, echo } = app.blocking(|app| read(app, fields)).await?;
+    let Asked { prompts, sampling, logprobs, echo } = app.reading(|app| read(app, fields)).await?;
     let place = Place::take(&app, &prompts)?;
     let mut before = vec![Vec::new(); echo.len()];
     if let (Some(top), false) = (logprobs, echo.is_empty()) {
@@ -67,19 +70,25 @@ pub(crate) async fn completions(
         let Ok(scores) = tokio::time::timeout_at(place.deadline.into(), work).await else {
             return Err(place.exceeded(&app));
         };
-        for ((before, ids), scores) in before.iter_mut().zip(&prompts.ids).zip(scores?) {
-            let first =
-                ids.first().map(|id| Scored { id: *id, log_probability: None, top: vec![] });
-            let rest = ids.iter().skip(1).zip(scores).map(|(id, score)| Scored {
+        for (((before, ids), text), scores) in
+            before.iter_mut().zip(&prompts.ids).zip(&echo).zip(scores?)
+        {
+            let scores = scores.into_iter().map(|score| (Some(score.log_probability), score.top));
+            let scores = std::iter::once((None, vec![])).chain(scores);
+            let tokens = logprobs::chars_of(app.model.tokenizer(), ids, text);
+            let tokens = ids.iter().zip(tokens).zip(scores);
+            let scored = |((id, chars), (log_probability, top)): ((&u32, usize), _)| Scored {
                 id: *id,
-                log_probability: Some(score.log_probability),
-                top: score.top,
-            });
-            *before = first.into_iter().chain(rest).collect();
+                log_probability,
+                top,
+                chars,
+            };
+            *before = tokens.map(scored).collect();
         }
     }
     let each = prompts.config.num_return_sequences;
-    let offsets = vec![0; prompts.choices()];
+    let begins = |choice: usize| echo.get(choice / each).map_or(0, |text| text.chars().count());
+    let offsets = (0..prompts.choices()).map(begins).collect();
     let kinds = ["cmpl", "text_completion", "text_completion"];
     let head = Head::new(&app, &prompts, sampling.include_usage, kinds);
     let answers = Answers::begin(&app, prompts, place)?;
@@ -104,11 +113,28 @@ fn read(app: &App, mut fields: Fields) -> ApiResult<Asked> {
     // Before they are tokenised, as each of them takes memory.
     check_choices(app, given.len() * n)?;
     let (ids, texts) = prompts::tokenize(app, &served, given, special, echo)?;
+    if let (Some(top), true) = (logprobs, echo) {
+        check_echo(ids.iter().map(Vec::len).sum(), n, top)?;
+    }
     let room = app.config.limits.max_completion_tokens.unwrap_or(usize::MAX);
     sampling.config.max_new_tokens = most.min(room);
     sampling.config.top_logprobs = logprobs.unwrap_or(0);
     let prompts = Prompts::new(app, served, ids, &sampling)?;
     Ok(Asked { prompts, sampling, logprobs, echo: texts })
+}
+
+/// # Errors
+/// More scores than an answer may repeat.
+fn check_echo(tokens: usize, n: usize, top: usize) -> ApiResult<()> {
+    let scores = tokens.saturating_mul(n).saturating_mul(top + 1);
+    if scores <= MOST_ECHOED {
+        return Ok(());
+    }
+    let message = format!(
+        "the answer would repeat {scores} scores of the prompt ({tokens} tokens, times `n` {n}, times `logprobs` {top} and 1), \
+         expected at most {MOST_ECHOED}; divide the request or lower `n` or `logprobs`"
+    );
+    Err(ApiError::field("invalid_value", "logprobs", message))
 }
 
 struct CompletionReply {
@@ -126,9 +152,18 @@ struct CompletionReply {
 
 impl CompletionReply {
     fn lists(&mut self, choice: usize, tokens: &[Scored]) -> Option<CompletionLogprobs> {
-        let (top, app) = (self.logprobs?, Arc::clone(&self.head.app));
+        let (top, app) = (self.logprobs?, &self.head.app);
         let offset = self.offsets.get_mut(choice)?;
         Some(logprobs::of_completion(app.model.tokenizer(), tokens, top, offset))
+    }
+
+    /// The prompt of a choice, with `echo`.
+    fn before(&self, choice: usize) -> Option<(&str, Option<CompletionLogprobs>)> {
+        let prompt = choice / self.each;
+        let (text, tokens) = (self.echo.get(prompt)?, self.before.get(prompt)?);
+        let tokenizer = self.head.app.model.tokenizer();
+        let lists = |top| logprobs::of_completion(tokenizer, tokens, top, &mut 0);
+        Some((text, self.logprobs.map(lists)))
     }
 }
 
@@ -147,28 +182,24 @@ impl Reply for CompletionReply {
         Scored::of(event).filter(|_| self.logprobs.is_some())
     }
 
-    fn before(&self, choice: usize) -> Part<Scored> {
-        let prompt = choice / self.each;
-        let text = self.echo.get(prompt).cloned().unwrap_or_default();
-        Part::begin(text, self.before.get(prompt).cloned().unwrap_or_default())
-    }
-
     fn choice(&mut self, index: usize, part: Part<Scored>) -> TextChoice {
-        let logprobs = self.lists(index, &part.scores);
-        TextChoice { index, text: part.text, logprobs, finish_reason: Some(part.finish_reason) }
+        let after = self.lists(index, &part.scores);
+        let (text, logprobs) = match self.before(index) {
+            Some((text, before)) => {
+                (text.to_owned() + &part.text, before.zip(after).map(|(b, after)| b.and(after)))
+            }
+            None => (part.text, after),
+        };
+        TextChoice { index, text, logprobs, finish_reason: Some(part.finish_reason) }
     }
 
     fn begin(&mut self) -> Vec<Envelope<TextChoice>> {
-        if self.echo.is_empty() {
-            return Vec::new();
-        }
-        let choices = self.head.choices;
         let first = |index| {
-            let Part { text, scores, .. } = self.before(index);
-            let logprobs = self.lists(index, &scores);
-            self.head.chunk(TextChoice { index, text, logprobs, finish_reason: None })
+            let (text, logprobs) = self.before(index)?;
+            let text = text.to_owned();
+            Some(self.head.chunk(TextChoice { index, text, logprobs, finish_reason: None }))
         };
-        (0..choices).map(first).collect()
+        (0..self.head.choices).filter_map(first).collect()
     }
 
     fn event(

@@ -12,14 +12,40 @@ pub(crate) struct Scored {
     pub(crate) log_probability: Option<f32>,
     /// The likeliest there.
     pub(crate) top: Vec<(u32, f32)>,
+    /// The characters that it has added to the text: none while one is not complete, or where the
+    /// text leaves the token out.
+    pub(crate) chars: usize,
 }
 
 impl Scored {
     /// An event's token, if it has one.
     pub(crate) fn of(event: &GenerationEvent) -> Option<Self> {
         let (log_probability, top) = (Some(event.log_probability), event.top_logprobs.clone());
-        event.token.map(|id| Self { id, log_probability, top })
+        let chars = event.text.chars().count();
+        event.token.map(|id| Self { id, log_probability, top, chars })
     }
+}
+
+/// How many characters of a prompt's text each of its tokens adds. A text lacks special tokens that
+/// are not written in it, and a character belongs to the token that begins it.
+pub(crate) fn chars_of(tokenizer: &Tokenizer, ids: &[u32], text: &str) -> Vec<usize> {
+    let special = tokenizer.special_tokens();
+    let mut rest = text.as_bytes();
+    let chars = |id: &u32| {
+        let token = tokenizer.token_bytes(*id);
+        // A SentencePiece tokenizer sets a blank before a text.
+        let found = [token.as_slice(), token.strip_prefix(b" ").unwrap_or(&token)];
+        let found = found.into_iter().find(|token| rest.starts_with(token));
+        let added = match found {
+            Some(found) => found,
+            None if tokenizer.id_to_token(*id).is_some_and(|name| special.contains(&name)) => b"",
+            // The tokenizer has written it in another way.
+            None => rest.get(..token.len()).unwrap_or(rest),
+        };
+        rest = &rest[added.len()..];
+        added.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
+    };
+    ids.iter().map(chars).collect()
 }
 
 /// JSON has no infinity.
@@ -82,9 +108,9 @@ pub(crate) struct CompletionLogprobs {
 
 /// `logprobs` of a completion. `offset` is where the first token's text begins, and is moved behind
 /// the last.
-pub(crate) fn of_completion(
+pub(crate) fn of_completion<'a>(
     tokenizer: &Tokenizer,
-    tokens: &[Scored],
+    tokens: impl IntoIterator<Item = &'a Scored>,
     top: usize,
     offset: &mut usize,
 ) -> CompletionLogprobs {
@@ -92,7 +118,7 @@ pub(crate) fn of_completion(
     for scored in tokens {
         let text = text_of(tokenizer, scored.id);
         lists.text_offset.push(*offset);
-        *offset += text.chars().count();
+        *offset += scored.chars;
         lists.token_logprobs.push(scored.log_probability.map(number));
         lists.top_logprobs.push(match scored.log_probability {
             Some(own) if top > 0 => {
@@ -108,4 +134,15 @@ pub(crate) fn of_completion(
         lists.tokens.push(text);
     }
     lists
+}
+
+impl CompletionLogprobs {
+    /// With those of the tokens that come after.
+    pub(crate) fn and(mut self, after: Self) -> Self {
+        self.tokens.extend(after.tokens);
+        self.token_logprobs.extend(after.token_logprobs);
+        self.top_logprobs.extend(after.top_logprobs);
+        self.text_offset.extend(after.text_offset);
+        self
+    }
 }

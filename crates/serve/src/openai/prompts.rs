@@ -70,6 +70,7 @@ pub(crate) fn tokenize(
         let at = if several { format!("prompt[{number}]") } else { "prompt".to_owned() };
         let (tokens, text) = match prompt {
             Prompt::Text(text) => {
+                check_size(app, room(app, served), &at, &text)?;
                 let tokens = match special {
                     true => tokenizer.encode_with_special_tokens(&text),
                     false => tokenizer.encode(&text),
@@ -77,6 +78,7 @@ pub(crate) fn tokenize(
                 (tokens.map_err(|error| refused(&at, &error))?, text)
             }
             Prompt::Ids(ids) => {
+                check_length(app, served, &at, ids.len())?;
                 app.model.check_ids("prompt", &ids).map_err(|error| refused(&at, &error))?;
                 let text = if echo { tokenizer.decode(&ids) } else { Ok(String::new()) };
                 (ids, text.map_err(|error| refused(&at, &error))?)
@@ -94,6 +96,13 @@ pub(crate) fn tokenize(
     Ok((ids, texts))
 }
 
+/// How many tokens a prompt may have, so that there is room for one more.
+pub(crate) fn room(app: &App, served: &Served) -> usize {
+    let limit = app.config.limits.max_prompt_tokens.unwrap_or(usize::MAX);
+    let context = app.model.config().max_position_embeddings;
+    context.saturating_sub(served.overlay.positions_before() + 1).min(limit)
+}
+
 /// # Errors
 /// A prompt that leaves no room for a token, or is longer than the server's limit.
 pub(crate) fn check_length(
@@ -102,12 +111,26 @@ pub(crate) fn check_length(
     param: &str,
     tokens: usize,
 ) -> ApiResult<()> {
-    let limit = app.config.limits.max_prompt_tokens.unwrap_or(usize::MAX);
-    let context = app.model.config().max_position_embeddings;
-    let room = context.saturating_sub(served.overlay.positions_before() + 1).min(limit);
+    let room = room(app, served);
     if tokens > room {
         let message =
             format!("the prompt has {tokens} tokens, expected at most {room}; shorten it");
+        return Err(ApiError::field("context_length_exceeded", param, message));
+    }
+    Ok(())
+}
+
+/// Before a text is tokenised, which takes hundreds of bytes of memory for each of its own.
+///
+/// # Errors
+/// A text that cannot have as few tokens as there is room for, each as long as they come.
+pub(crate) fn check_size(app: &App, room: usize, param: &str, text: &str) -> ApiResult<()> {
+    let most = room.saturating_mul(app.longest_token_bytes);
+    if text.len() > most {
+        let message = format!(
+            "the text has {} bytes, more than {room} tokens can have ({most}); shorten it",
+            text.len()
+        );
         return Err(ApiError::field("context_length_exceeded", param, message));
     }
     Ok(())

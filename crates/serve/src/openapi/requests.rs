@@ -13,7 +13,8 @@ use utoipa::ToSchema;
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChatRequest {
-    /// A name of `/v1/models`, or `name@` and the beginning of a generation.
+    /// A name of `/v1/models`, `name@` and the beginning of a generation, or a mix of adapters by
+    /// weight: `support:0.7+poet:0.3`.
     model: String,
     #[schema(min_items = 1)]
     messages: Vec<RequestMessage>,
@@ -44,7 +45,8 @@ pub(crate) struct ChatRequest {
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CompletionRequest {
-    /// A name of `/v1/models`, or `name@` and the beginning of a generation.
+    /// A name of `/v1/models`, `name@` and the beginning of a generation, or a mix of adapters by
+    /// weight: `support:0.7+poet:0.3`.
     model: String,
     prompt: PromptField,
     /// Begins the answer with the prompt, and its log-probabilities with the prompt's.

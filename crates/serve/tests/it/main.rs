@@ -8,6 +8,7 @@ mod completions;
 mod conformance;
 mod fairness;
 mod formats;
+mod hostile;
 mod lifecycle;
 mod limits;
 mod lm_eval;
