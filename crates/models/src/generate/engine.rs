@@ -202,6 +202,11 @@ impl Answer {
         self.computed() < self.prefill
     }
 
+    /// How many of the inputs that are computed as a prompt are not yet.
+    fn left_to_prefill(&self) -> usize {
+        self.prefill.saturating_sub(self.computed())
+    }
+
     /// Inputs `from..from + count`, as a pass takes them.
     fn tokens_from(&self, from: usize, count: usize) -> Tokens<'_> {
         let to = from + count;
@@ -450,7 +455,7 @@ impl GenerationEngine {
                 cache: self.pages.text(),
                 walk: None,
                 cached: 0,
-                sampler: self.sampler(&request, 0),
+                sampler: self.sampler(&request, 0).with_format(request.grammar.as_ref()),
                 stream: TextStream::new(&request.config.stop),
                 completion: 0,
                 forked: false,
@@ -468,7 +473,6 @@ impl GenerationEngine {
         let config = &request.config;
         let number = request.number.wrapping_mul(config.num_return_sequences).wrapping_add(answer);
         Sampler::new(config, number, &request.prompt, self.model.config().vocab_size)
-            .with_format(request.grammar.as_ref())
     }
 
     /// Computes the next chunk of prompts.
@@ -477,20 +481,37 @@ impl GenerationEngine {
         self.prefix.check(self.model.weights_version());
         // The places of the answers in this pass, and how many inputs of each.
         let mut chosen: Vec<(usize, usize)> = Vec::new();
-        // Many long prompts for one overlay do not keep those for another waiting.
+        // Long prompts for one overlay do not keep those for another waiting: the first prompt of
+        // each overlay has its share of the room, and what is left goes to them, then to others.
         let begun = self.answers.iter().enumerate().filter(|(_, answer)| answer.in_prefill());
         let begun = begun.map(|(index, answer)| (index, Arc::as_ptr(&answer.overlay) as usize));
-        for index in in_turns(begun) {
+        let (order, overlays) = in_turns(begun);
+        let (first, others) = order.split_at(overlays);
+        for (place, index) in first.iter().enumerate() {
             if room == 0 {
                 break;
             }
-            if !self.look_up(index) {
-                continue;
+            if self.look_up(*index) {
+                let share = room.div_ceil(first.len() - place);
+                let count = self.answers[*index].left_to_prefill().min(share);
+                chosen.push((*index, count));
+                room -= count;
             }
-            let answer = &self.answers[index];
-            let count = (answer.prefill - answer.computed()).min(room);
-            chosen.push((index, count));
-            room -= count;
+        }
+        for (index, count) in &mut chosen {
+            let more = (self.answers[*index].left_to_prefill() - *count).min(room);
+            *count += more;
+            room -= more;
+        }
+        for index in others {
+            if room == 0 {
+                break;
+            }
+            if self.look_up(*index) {
+                let count = self.answers[*index].left_to_prefill().min(room);
+                chosen.push((*index, count));
+                room -= count;
+            }
         }
         if chosen.is_empty() {
             return Ok(());
@@ -526,7 +547,7 @@ impl GenerationEngine {
                     cache: first.cache.clone(),
                     walk: None,
                     cached: first.cached,
-                    sampler: self.sampler(&first.request, answer),
+                    sampler: self.sampler(&first.request, answer).with_format_of(&first.sampler),
                     stream: first.stream.clone(),
                     completion: 0,
                     forked: true,
@@ -839,6 +860,34 @@ mod tests {
     use super::*;
     use crate::layers::{Linear, Projection as _};
 
+    /// An overlay that is not the base's, though it does the same.
+    fn other(model: &Model) -> Arc<Overlay> {
+        let mut overlay = Overlay::default();
+        let slot = &model.slots()[0];
+        let weight = slot.base().weight().clone();
+        overlay.put_projection(slot, Arc::new(Linear::new(weight, slot.base().bias()))).unwrap();
+        Arc::new(overlay)
+    }
+
+    #[test]
+    fn a_long_prompt_leaves_a_share_of_the_step_to_other_overlays() {
+        let folder = "../../tests/golden/logits/llama3";
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let model = Model::load(folder, &Device::Cpu).unwrap();
+        let engine = EngineConfig { prefill_chunk_size: 16, ..EngineConfig::default() };
+        let mut engine = GenerationEngine::new(&model, engine);
+        let config = GenerationConfig { max_new_tokens: 1, ..GenerationConfig::default() };
+        let long = |from: u32| GenerationRequest::new(vec![from; 56], &config);
+        let first = engine.insert(long(1)).unwrap();
+        engine.insert(long(2)).unwrap();
+        let short = GenerationRequest::new([5u32; 6], &config).with_overlay(other(&model));
+        let short = engine.insert(short).unwrap();
+        // What the short prompt leaves goes to the first of the long ones: 10 tokens, then 16 each.
+        let ended: Vec<Vec<RequestId>> =
+            (0..4).map(|_| engine.step().iter().map(|event| event.id).collect()).collect();
+        assert_eq!(ended, [vec![short], vec![], vec![], vec![first]]);
+    }
+
     #[test]
     fn pages_of_an_overlay_that_is_gone_go_while_others_are_answered() {
         let folder = "../../tests/golden/logits/llama3";
@@ -852,12 +901,8 @@ mod tests {
         };
         let long = FORGETS_AFTER_STEPS + 20;
         engine.insert(GenerationRequest::new([5u32, 6], &config(long))).unwrap();
-        let mut overlay = Overlay::default();
-        let slot = &model.slots()[0];
-        let weight = slot.base().weight().clone();
-        overlay.put_projection(slot, Arc::new(Linear::new(weight, slot.base().bias()))).unwrap();
         let prompt: Vec<u32> = (0..2 * PAGE as u32).map(|i| i % 50).collect();
-        let request = GenerationRequest::new(prompt, &config(1)).with_overlay(Arc::new(overlay));
+        let request = GenerationRequest::new(prompt, &config(1)).with_overlay(other(&model));
         engine.insert(request).unwrap();
         engine.step();
         assert!(engine.prefix.len() > 0, "its pages are kept");

@@ -16,7 +16,7 @@ pub(super) struct Waiting {
     pub(super) overlay: Arc<Overlay>,
 }
 
-/// When an overlay had a place last. The weak pointer keeps the address from other overlays.
+/// When an overlay had a place last, or came. The weak pointer keeps the address from other overlays.
 struct Turn {
     overlay: Weak<Overlay>,
     number: u64,
@@ -45,6 +45,12 @@ impl Queue {
     }
 
     pub(super) fn push(&mut self, waiting: Waiting) {
+        // One that had no turn yet is as old as its first request: else ever new ones would keep
+        // all others waiting.
+        let number = self.clock;
+        self.turns
+            .entry(address(&waiting.overlay))
+            .or_insert_with(|| Turn { overlay: Arc::downgrade(&waiting.overlay), number });
         self.waiting.push_back(waiting);
     }
 
@@ -97,8 +103,8 @@ impl Queue {
 }
 
 /// Items in turns: the first of each overlay, in the order in which they come, then the second of
-/// each.
-pub(super) fn in_turns(items: impl IntoIterator<Item = (usize, usize)>) -> Vec<usize> {
+/// each. The number of overlays, and so of first ones, goes with them.
+pub(super) fn in_turns(items: impl IntoIterator<Item = (usize, usize)>) -> (Vec<usize>, usize) {
     let mut counts: HashMap<usize, usize> = HashMap::new();
     let mut ranked: Vec<(usize, usize)> = items
         .into_iter()
@@ -109,7 +115,7 @@ pub(super) fn in_turns(items: impl IntoIterator<Item = (usize, usize)>) -> Vec<u
         })
         .collect();
     ranked.sort_by_key(|(rank, _)| *rank); // stable
-    ranked.into_iter().map(|(_, item)| item).collect()
+    (ranked.into_iter().map(|(_, item)| item).collect(), counts.len())
 }
 
 #[cfg(test)]
@@ -142,6 +148,24 @@ mod tests {
     }
 
     #[test]
+    fn ever_new_overlays_do_not_keep_the_others_waiting() {
+        let base = Arc::default();
+        let mut queue = queue(&[&base, &base]);
+        assert_eq!(queue.take(0).unwrap().id, RequestId::for_tests(0));
+        let mut served = Vec::new();
+        for number in 10..20 {
+            for number in [number, number + 100] {
+                let request = GenerationRequest::new([1u32], &GenerationConfig::default());
+                let id = RequestId::for_tests(number);
+                queue.push(Waiting { id, request, overlay: Arc::default() });
+            }
+            let next = queue.next(|_| 0).unwrap();
+            served.push(queue.take(next).unwrap().id);
+        }
+        assert_eq!(served[..2], [1, 10].map(RequestId::for_tests));
+    }
+
+    #[test]
     fn the_overlay_with_the_fewest_answers_comes_first() {
         let (a, b) = (Arc::default(), Arc::default());
         let queue = queue(&[&a, &b]);
@@ -152,6 +176,7 @@ mod tests {
 
     #[test]
     fn items_come_by_their_rank_within_their_overlay() {
-        assert_eq!(in_turns([(0, 7), (1, 7), (2, 7), (3, 8), (4, 8)]), [0, 3, 1, 4, 2]);
+        let items = [(0, 7), (1, 7), (2, 7), (3, 8), (4, 8)];
+        assert_eq!(in_turns(items), (vec![0, 3, 1, 4, 2], 2));
     }
 }

@@ -61,6 +61,11 @@ impl Sampler {
         Self { format: grammar.map(FormatState::new), ..self }
     }
 
+    /// Chooses as another answer to the same prompt does, which has chosen nothing yet.
+    pub(super) fn with_format_of(self, other: &Self) -> Self {
+        Self { format: other.format.clone(), ..self }
+    }
+
     pub(super) fn next(&mut self, logits: &[f32]) -> Result<Choice> {
         let log_sum = math::log_sum_exp(logits);
         // A logit that is no number, or infinite, makes the sum such.

@@ -201,6 +201,32 @@ impl Model {
             self.check(&text).map_err(Error::of_item("texts", row))?;
             rows.push((row, text));
         }
+        // Keys and values stay for as many texts as one pass takes.
+        let pages = self.pages();
+        let mut rows = rows.as_slice();
+        while !rows.is_empty() {
+            let mut tokens = 0;
+            let fit = rows.iter().take_while(|(_, text)| {
+                tokens += text.rest.len();
+                tokens <= CHUNK
+            });
+            let (group, later) = rows.split_at(fit.count().max(1));
+            rows = later;
+            self.score_tokens(texts, group, top, &pages, &mut scores)?;
+        }
+        Ok(scores)
+    }
+
+    /// Scores all tokens of some texts but their first ones, each text by its number.
+    fn score_tokens(
+        &self,
+        texts: &[Vec<u32>],
+        rows: &[(usize, Text)],
+        top: usize,
+        pages: &Pages,
+        scores: &mut [Vec<TokenScore>],
+    ) -> Result<()> {
+        let stop = self.snapshot().stop().clone();
         let parts: Vec<Part<'_>> = rows
             .iter()
             .map(|(row, text)| {
@@ -208,11 +234,10 @@ impl Model {
                 Part { overlay: &text.overlay, ids, end: text.end() }
             })
             .collect();
-        let pages = self.pages();
         let empty = parts.iter().map(|_| pages.text()).collect();
-        self.prefilled(&pages, &parts, empty, &mut |at, from, hidden| {
+        self.prefilled(pages, &parts, empty, &mut |at, from, hidden| {
             let (row, text) = &rows[at];
-            let snapshot = Snapshot::one(Arc::clone(&text.overlay), snapshot.stop().clone());
+            let snapshot = Snapshot::one(Arc::clone(&text.overlay), stop.clone());
             let mut done = 0;
             while done < hidden.dim(0)? {
                 let count = (hidden.dim(0)? - done).min(LOGIT_ROWS);
@@ -238,7 +263,7 @@ impl Model {
             }
             Ok(())
         })?;
-        Ok(scores)
+        Ok(())
     }
 
     /// The mean loss of each text: the cross-entropy over its tokens that bear one, in nats a token.

@@ -145,7 +145,7 @@ fn any_object_expressions_choices_and_grammars_are_kept() {
     for text in ended(&model, &sampled(AnswerFormat::Regex(regex.to_owned()))) {
         assert!(whole.is_match(&text), "{text}");
     }
-    let choices = ["refund", "a \"quoted\" one\n", "né", "refunds"].map(str::to_owned);
+    let choices = ["refund", "a \"quoted\" one\n", "né", "\u{7f}\\", "refunds"].map(str::to_owned);
     for text in ended(&model, &sampled(AnswerFormat::Choice(choices.to_vec()))) {
         assert!(choices.contains(&text), "{text}");
     }
@@ -250,7 +250,17 @@ fn formats_that_cannot_be_kept_are_refused_with_the_reason() {
         (schema(json!({ "x-guidance": { "lenient": true }, "not": {} })), "`"),
         (schema(json!(3)), "a number, expected a schema"),
         (AnswerFormat::Regex("(".to_owned()), ""),
-        (AnswerFormat::Regex("a".repeat(40_000)), "40000 bytes, expected at most 32768"),
+        (AnswerFormat::Regex("a?".repeat(10_000)), "20000 bytes, expected at most 4096"),
+        (AnswerFormat::Lark("a".repeat(40_000)), "40000 bytes, expected at most 32768"),
+        (schema(json!({ "pattern": "a?".repeat(2000) })), "4000 bytes in one pattern"),
+        (
+            schema(json!({ "anyOf": vec![json!({ "pattern": "a?".repeat(1000) }); 9] })),
+            "18000 bytes in its patterns, expected at most 16384",
+        ),
+        (AnswerFormat::Lark(format!("start: /{}/", "a?".repeat(10_000))), "too big"),
+        (schema(json!({ "type": "integer", "maximum": 1e19 })), "`#/maximum` is"),
+        (schema(json!({ "const": 9_007_199_254_740_993_u64 })), "`#/const` is 9007199254740993"),
+        (schema(json!({ "type": "object", "minProperties": 2 })), "`#/minProperties` is 2"),
         (AnswerFormat::Choice(vec!["a".repeat(100); 400]), "40000 bytes"),
         (schema(json!({ "const": "a".repeat(200_000) })), "expected at most 131072"),
         (AnswerFormat::Choice(Vec::new()), "no text to choose"),

@@ -22,8 +22,14 @@ pub(crate) use vocabulary::FormatVocabulary;
 
 /// Of a schema as JSON. What a format takes to compile grows faster than its text.
 const MOST_SCHEMA_BYTES: usize = 128 << 10;
-/// Of an expression, a grammar, or all choices.
+/// Of a grammar, or of all choices.
 const MOST_TEXT_BYTES: usize = 32 << 10;
+/// Of an expression. What it takes for a token grows as its square: a few megabytes for this much.
+const MOST_REGEX_BYTES: usize = 4 << 10;
+/// Of an expression in a schema, and of all of them.
+const MOST_PATTERN_BYTES: usize = 2 << 10;
+/// See [`MOST_PATTERN_BYTES`].
+const MOST_PATTERNS_BYTES: usize = 16 << 10;
 /// Schemas within a schema. Whoever compiles one goes as deep as they refer to each other.
 const MOST_SCHEMAS: usize = 5000;
 /// Of the thread that compiles a grammar, for each schema: each may stand in the one before.
@@ -88,10 +94,8 @@ impl Model {
         let (grammar, schemas) = top_level(format).map_err(|problem| Error::Format { problem })?;
         let vocabulary = self.format_vocabulary()?;
         // As deep as the schema is, on a stack that is made for it.
-        let compile = || {
-            let parser = vocabulary.factory().create_parser(grammar);
-            Matcher::new(parser)
-        };
+        let lark = matches!(format, AnswerFormat::Lark(_));
+        let compile = || vocabulary.compile(grammar, lark);
         let compiled = std::thread::scope(|scope| {
             let stack = STACK_BYTES + schemas * STACK_BYTES_PER_SCHEMA;
             let thread = std::thread::Builder::new().stack_size(stack);
@@ -100,10 +104,8 @@ impl Model {
             running.join().ok().and_then(std::result::Result::ok)
         });
         match compiled {
-            Some(matcher) if matcher.is_error() => {
-                Err(failed(&matcher.get_error().unwrap_or_default()))
-            }
-            Some(matcher) => Ok(AnswerGrammar(Arc::new(matcher))),
+            Some(Ok(matcher)) => Ok(AnswerGrammar(Arc::new(matcher))),
+            Some(Err(problem)) => Err(failed(&problem)),
             None => Err(failed("it could not be compiled")),
         }
     }
@@ -121,7 +123,8 @@ fn top_level(format: &AnswerFormat) -> std::result::Result<(TopLevelGrammar, usi
     let (bytes, most) = match format {
         AnswerFormat::JsonObject => (0, 0),
         AnswerFormat::JsonSchema(schema) => (schema.to_string().len(), MOST_SCHEMA_BYTES),
-        AnswerFormat::Regex(text) | AnswerFormat::Lark(text) => (text.len(), MOST_TEXT_BYTES),
+        AnswerFormat::Regex(text) => (text.len(), MOST_REGEX_BYTES),
+        AnswerFormat::Lark(text) => (text.len(), MOST_TEXT_BYTES),
         AnswerFormat::Choice(texts) => (texts.iter().map(String::len).sum(), MOST_TEXT_BYTES),
     };
     if bytes > most {
@@ -131,11 +134,18 @@ fn top_level(format: &AnswerFormat) -> std::result::Result<(TopLevelGrammar, usi
     let grammar = match format {
         AnswerFormat::JsonObject => by_schema(json!({ "type": "object" })),
         AnswerFormat::JsonSchema(schema) => {
-            schemas = keywords::check(schema, "#")?;
-            if schemas > MOST_SCHEMAS {
-                return Err(format!(
-                    "the schema holds {schemas} schemas, expected at most {MOST_SCHEMAS}"
-                ));
+            let size = keywords::check(schema, "#")?;
+            schemas = size.schemas;
+            for (what, found, most) in [
+                ("schemas", schemas, MOST_SCHEMAS),
+                ("bytes in one pattern", size.longest_pattern, MOST_PATTERN_BYTES),
+                ("bytes in its patterns", size.patterns, MOST_PATTERNS_BYTES),
+            ] {
+                if found > most {
+                    return Err(format!(
+                        "the schema holds {found} {what}, expected at most {most}"
+                    ));
+                }
             }
             by_schema(schema.clone())
         }
@@ -144,8 +154,9 @@ fn top_level(format: &AnswerFormat) -> std::result::Result<(TopLevelGrammar, usi
             return Err("there is no text to choose".to_owned());
         }
         AnswerFormat::Choice(texts) => {
-            // Lark writes texts as JSON does.
-            let texts: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
+            // Lark writes texts as JSON does, but for a character that JSON leaves as it is.
+            let literal = |text: &String| json!(text).to_string().replace('\u{7f}', r"\u007f");
+            let texts: Vec<String> = texts.iter().map(literal).collect();
             TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
         }
         AnswerFormat::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
@@ -169,7 +180,9 @@ fn failed(problem: &str) -> Error {
     Error::Format { problem: short }
 }
 
-/// How far an answer has come in its format.
+/// How far an answer has come in its format. Clones share what they have found out of the format's
+/// expressions.
+#[derive(Clone)]
 pub(super) struct FormatState(Matcher);
 
 impl FormatState {

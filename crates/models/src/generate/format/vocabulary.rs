@@ -4,14 +4,26 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use llguidance::ParserFactory;
-use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Logger, Matcher, ParserFactory};
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::text::tokenizer::Tokenizer;
 
 /// Longer tokens have no place in llguidance's tree.
 const LONGEST_TOKEN_BYTES: usize = 1000;
+/// What the expressions of a format may take before the first token. The largest known schemas take
+/// half of it.
+const INITIAL_FUEL: u64 = 1_000_000;
+/// The same of a Lark grammar, whose expressions may be of others, so that a short text says a long
+/// one. What they take for a token grows as the square of this.
+const LARK_FUEL: u64 = 20_000;
+/// What they may take for one token.
+const STEP_FUEL: u64 = 50_000;
+/// States of the expressions of a format, each about a kilobyte: as many as an answer of a full
+/// context has characters.
+const MOST_STATES: usize = 50_000;
 
 /// What compiles formats for the tokens of one model.
 pub(crate) struct FormatVocabulary(ParserFactory);
@@ -19,7 +31,11 @@ pub(crate) struct FormatVocabulary(ParserFactory);
 impl FormatVocabulary {
     /// # Errors
     /// No token ends an answer.
-    pub(crate) fn new(tokenizer: &Tokenizer, vocab_size: usize, ends: &[u32]) -> Result<Self> {
+    pub(crate) fn new(
+        tokenizer: &Tokenizer,
+        vocab_size: usize,
+        ends: &[u32],
+    ) -> Result<Self, Error> {
         let refuse = |problem: &str| Error::Format { problem: problem.to_owned() };
         let ends: Vec<u32> =
             ends.iter().copied().filter(|id| (*id as usize) < vocab_size).collect();
@@ -49,7 +65,11 @@ impl FormatVocabulary {
             let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, *end), &words);
             let tokens: TokEnv = Arc::new(ApproximateTokEnv::new(trie.with_eos_tokens(&ends)));
             let mut factory = ParserFactory::new_simple(&tokens)?;
-            factory.quiet().limits_mut().verbose_errors = false;
+            let limits = factory.quiet().limits_mut();
+            limits.verbose_errors = false;
+            limits.initial_lexer_fuel = INITIAL_FUEL;
+            limits.step_lexer_fuel = STEP_FUEL;
+            limits.max_lexer_states = MOST_STATES;
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(factory)
         }));
         match made {
@@ -58,8 +78,26 @@ impl FormatVocabulary {
         }
     }
 
-    pub(super) fn factory(&self) -> &ParserFactory {
-        &self.0
+    /// Compiles a grammar, and what may come first.
+    ///
+    /// # Errors
+    /// What llguidance says.
+    pub(super) fn compile(&self, grammar: TopLevelGrammar, lark: bool) -> Result<Matcher, String> {
+        let factory = &self.0;
+        let limits = match lark {
+            true => ParserLimits { initial_lexer_fuel: LARK_FUEL, ..factory.limits().clone() },
+            false => factory.limits().clone(),
+        };
+        let parser = factory.create_parser_from_init_ext(
+            GrammarInit::Serialized(grammar),
+            Logger::new(0, 0),
+            InferenceCapabilities::default(),
+            limits,
+        );
+        let mut matcher = Matcher::new(parser);
+        // Expressions that are too large for the first token fail here, where no answer waits.
+        matcher.compute_mask().map_err(|error| error.to_string())?;
+        Ok(matcher)
     }
 }
 
