@@ -59,7 +59,8 @@ pub(crate) struct Arguments {
     /// Serves adapters whose files name another base, too.
     #[arg(long)]
     any_base: bool,
-    /// Keeps the adapters' names over restarts. Adapters given here come before those in it.
+    /// Keeps over restarts what clients have loaded. Adapters given with `--adapter` come before it,
+    /// and are not in it.
     #[arg(long, value_name = "FILE")]
     state_file: Option<PathBuf>,
     /// Answers at a time.
@@ -122,6 +123,12 @@ impl Arguments {
             grace: Duration::from_secs(self.grace),
             ..Default::default()
         };
+        let mut adapters = BTreeMap::new();
+        for (name, folder) in &self.adapters {
+            if adapters.insert(name.clone(), folder.clone()).is_some() {
+                return Err(format!("`--adapter {name}=…` is given twice").into());
+            }
+        }
         Ok(ServerConfig {
             model_name: self.model_name.clone(),
             api_key,
@@ -129,6 +136,7 @@ impl Arguments {
             allow_adapter_changes: self.allow_adapter_changes,
             adapter_root: self.adapter_root.clone(),
             any_base: self.any_base,
+            adapters,
             state_file: self.state_file.clone(),
             watch: self.watch.as_ref().map(Watch::new),
             limits,
@@ -168,12 +176,6 @@ fn log(access: &Access) {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let config = arguments.config()?;
     config.validate()?; // before a model is loaded
-    let mut names = BTreeMap::new();
-    for (name, _) in &arguments.adapters {
-        if names.insert(name, ()).is_some() {
-            return Err(format!("`--adapter {name}=…` is given twice").into());
-        }
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // From here on a signal is waited for, also while the model is loaded.
     let (mut interrupt, mut terminate) = runtime.block_on(async {
@@ -184,9 +186,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     })?;
     let model = arguments.model()?;
     let server = Server::start(&model, &arguments.bind, &config)?;
-    for (name, path) in &arguments.adapters {
-        server.swap(name, path.clone())?;
-    }
     println!("{}", server.url());
     eprintln!("serving `{}` at {}", server.model_name(), server.url());
     server.adapters().iter().for_each(|adapter| eprintln!("  {adapter}"));

@@ -11,8 +11,9 @@ use tunebook_models::{EngineHandle, Error as ModelError, Model};
 use tunebook_tune::ServedWeights;
 
 use crate::adapters::loader::Loader;
+use crate::adapters::mix::{self, Keep};
 use crate::adapters::root::AdapterRoot;
-use crate::adapters::{AdapterTable, Served, mix};
+use crate::adapters::{AdapterTable, Served};
 use crate::api_error::{ApiError, ApiResult};
 use crate::config::ServerConfig;
 use crate::drain::Drain;
@@ -119,14 +120,30 @@ impl App {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// What a request's `model` names.
+    /// What a request's `model` names, to be answered with.
     pub(crate) fn find(&self, model: &str) -> ApiResult<Arc<Served>> {
-        if let Some(served) = self.adapters.find(model) {
-            return Ok(served);
+        self.named(model, Keep::Yes)
+    }
+
+    /// The same, to be told of.
+    pub(crate) fn describe(&self, model: &str) -> ApiResult<Arc<Served>> {
+        self.named(model, Keep::No)
+    }
+
+    fn named(&self, model: &str, keep: Keep) -> ApiResult<Arc<Served>> {
+        match (self.adapters.find(model), mix::parse(model)) {
+            (Some(served), _) => Ok(served),
+            (None, Some(parts)) => self.adapters.mix(&self.model, "model", &parts?, keep),
+            (None, None) => Err(self.adapters.unknown("model", model)),
         }
-        match mix::parse(model) {
-            Some(parts) => self.adapters.mix(&self.model, "model", &parts?),
-            None => Err(self.adapters.unknown("model", model)),
+    }
+
+    /// Whether a request's `model` names anything; nothing is built for it.
+    pub(crate) fn check_model(&self, model: &str) -> ApiResult<()> {
+        match (self.adapters.find(model), mix::parse(model)) {
+            (Some(_), _) => Ok(()),
+            (None, Some(parts)) => self.adapters.parts("model", &parts?).map(drop),
+            (None, None) => Err(self.adapters.unknown("model", model)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a server is told when it starts.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,8 +27,10 @@ pub struct ServerConfig {
     pub adapter_root: Option<PathBuf>,
     /// Serves adapters whose files name another base, too.
     pub any_base: bool,
-    /// Keeps the names of adapters and their folders over restarts. Adapters that were swapped in
-    /// from memory have no folder and are not in it.
+    /// Folders of adapters to serve from the start on, by name.
+    pub adapters: BTreeMap<String, PathBuf>,
+    /// Keeps the names of adapters and their folders over restarts: of those that were loaded while
+    /// the server ran. `adapters` come before it and are not in it, nor is what came from memory.
     pub state_file: Option<PathBuf>,
     /// A folder whose adapters are served as they come and go.
     pub watch: Option<Watch>,
@@ -37,7 +40,7 @@ pub struct ServerConfig {
     pub engine: EngineConfig,
     /// Told of every request when it is answered.
     pub access_log: Option<AccessLog>,
-    /// Told what the watch has loaded, unloaded and refused.
+    /// Told what the watch has loaded, unloaded and refused, and what of the state file is not served.
     pub event_log: Option<EventLog>,
 }
 

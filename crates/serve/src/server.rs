@@ -16,7 +16,7 @@ use tunebook_tune::{Adapters, FrozenAdapter, ServedWeights};
 use crate::adapters::loader::Loader;
 use crate::adapters::root::AdapterRoot;
 use crate::adapters::source::AdapterSource;
-use crate::adapters::state::StateFile;
+use crate::adapters::state::State;
 use crate::adapters::watch::Watcher;
 use crate::adapters::{AdapterStatus, AdapterTable, Origin, Swap};
 use crate::app::{App, Parts};
@@ -100,16 +100,17 @@ impl Serve for Model {
 }
 
 impl Server {
-    /// Serves the base of a model at an address, and the adapters of the state file. As long as it
+    /// Serves the base of a model at an address, the adapters that `config` gives, and those of the
+    /// state file; an entry there that cannot be served is told to the event log. As long as it
     /// runs, full fine-tuning of the model is refused; adapters are trained beside it.
     ///
     /// # Errors
-    /// A setting that cannot work, an address that is taken or that other machines reach without
-    /// `public`, weights that are in training, or a state file that cannot be read.
+    /// A setting that cannot work, an adapter in `config` that cannot be served, an address that is
+    /// taken or that other machines reach without `public`, weights that are in training, or a state
+    /// file that cannot be read.
     pub fn start(model: &Model, address: &str, config: &ServerConfig) -> Result<Self> {
         config.validate()?;
         let root = config.adapter_root.as_deref().map(AdapterRoot::new).transpose()?;
-        let state = config.state_file.as_deref().map(StateFile::new);
         let listen = |source| Error::Listen { address: address.to_owned(), source };
         let socket = TcpListener::bind(address).map_err(listen)?;
         let bound = socket.local_addr().map_err(listen)?;
@@ -121,7 +122,7 @@ impl Server {
         let weights = ServedWeights::hold(model, &format!("http://{bound}"))?;
         let base = model.base().with_stop(&Stop::never());
         let name = config.model_name.clone().unwrap_or_else(|| model_name(model));
-        let folders = state.as_ref().map(StateFile::read).transpose()?.unwrap_or_default();
+        let state = State::read(config.state_file.as_deref())?;
         let app = Arc::new(App::new(Parts {
             engine: GenerationEngine::new(&base, config.engine.clone()).spawn(),
             adapters: AdapterTable::new(&base, name, &config.limits, state)?,
@@ -132,10 +133,7 @@ impl Server {
             loopback,
             weights,
         }));
-        for (name, folder) in folders {
-            let adapter = AdapterSource::Folder(folder.clone()).load(&app, &name)?;
-            app.adapters.put(adapter, Origin::Folder(folder), Swap::Always)?;
-        }
+        serve_folders(&app, config)?;
         let watcher = config.watch.as_ref().map(Watcher::new).transpose()?;
         let looking = Arc::clone(&app);
         let watcher = app.loader.run(move || {
@@ -341,6 +339,28 @@ impl fmt::Debug for Server {
         }
         self.adapters().iter().try_for_each(|adapter| write!(f, "\n  {adapter}"))
     }
+}
+
+/// Serves the adapters that whoever starts the server gives, then those of the state file.
+///
+/// # Errors
+/// One of the former cannot be served.
+fn serve_folders(app: &Arc<App>, config: &ServerConfig) -> Result<()> {
+    for (name, folder) in &config.adapters {
+        let folder = absolute(folder);
+        let adapter = AdapterSource::Folder(folder.clone()).load(app, name)?;
+        app.adapters.put(adapter, Origin::Start(folder), Swap::Always)?;
+    }
+    for (name, folder) in app.adapters.unserved() {
+        let adapter = AdapterSource::Folder(folder.clone()).load(app, &name);
+        let put = |adapter| app.adapters.put(adapter, Origin::Folder(folder), Swap::Always);
+        if let Err(error) = adapter.and_then(put) {
+            app.tell(&format!(
+                "state file: `{name}` is not served, and stays in the file: {error}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The last part of a model's path or hub id: no client writes a path.

@@ -52,7 +52,7 @@ pub(crate) struct TokenizerInfo {
 async fn body_for_model(app: &Arc<App>, request: Request) -> ApiResult<Fields> {
     let mut fields = body_of(app, request).await?;
     if let Some(model) = fields.text("model")? {
-        app.find(&model)?;
+        app.check_model(&model)?;
     }
     Ok(fields)
 }

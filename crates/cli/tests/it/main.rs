@@ -120,6 +120,33 @@ fn a_killed_server_comes_back_with_its_adapters() {
     assert_eq!(generations(&Running::start(&arguments)), before);
 }
 
+/// Those of `--adapter` are there as long as the argument is.
+#[test]
+fn the_state_file_keeps_what_clients_have_loaded() {
+    let root = tempfile::tempdir().unwrap();
+    let state = root.path().join("state.json");
+    let (weighted, state) = (golden("weighted"), state.to_str().unwrap());
+    let folder = weighted.to_str().unwrap();
+    let arguments = ["--adapter-root", folder, "--allow-adapter-changes", "--state-file", state];
+    let given = format!("given={folder}/one");
+    let running = Running::start(&[&arguments[..], &["--adapter", &given]].concat());
+    running.post("/load_lora_adapter", &json!({ "lora_name": "mine", "lora_path": "two" }));
+    assert_eq!(running.models().len(), 3);
+    drop(running);
+    let ids = |running: Running| -> Vec<Value> {
+        running.models().iter().map(|model| model["id"].clone()).collect()
+    };
+    assert_eq!(ids(Running::start(&arguments)), ["model", "mine"]);
+    // A folder that is lost is no reason not to start.
+    std::fs::write(state, json!({ "adapters": { "mine": "/none" } }).to_string()).unwrap();
+    let mine = format!("mine={folder}/two");
+    assert_eq!(
+        ids(Running::start(&[&arguments[..], &["--adapter", &mine]].concat())),
+        ["model", "mine"]
+    );
+    assert_eq!(ids(Running::start(&arguments)), ["model"]);
+}
+
 /// What a server must have after its end: what it has confirmed, or that and the change that was on its
 /// way.
 #[derive(Default)]

@@ -2,13 +2,13 @@
 //! llama.cpp has it.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
-use tunebook_models::Model;
+use tunebook_models::{Model, Overlay};
 use tunebook_tune::{AdapterMix, FrozenAdapter};
 
-use crate::adapters::{AdapterTable, Kind, Served, now};
+use crate::adapters::{AdapterTable, Kind, Origin, Served, now};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
 use crate::fields::{Fields, shown};
@@ -26,15 +26,60 @@ pub(crate) type Parts = Vec<(String, f64)>;
 /// Generations and weights, in an order of their own.
 type Key = Vec<(String, u64)>;
 
-/// The mixes that were asked for last, the latest one at the end.
+/// What mixes of one key share. Their names may differ, as one generation may have several.
+#[derive(Clone, Debug)]
+struct Built {
+    generation: String,
+    overlay: Arc<Overlay>,
+    created: u64,
+}
+
+/// Whether a mix that is built is kept for the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Yes,
+    No,
+}
+
+/// The mixes that were answered with last, the latest one at the end.
 #[derive(Debug, Default)]
-pub(crate) struct Mixes(Mutex<Vec<(Key, Arc<Served>)>>);
+pub(crate) struct Mixes(Mutex<Vec<(Key, Built)>>);
 
 impl Mixes {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Key, Built)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Forgets mixes with a generation that `is_served` does not know, which would keep its memory.
     pub(crate) fn retain(&self, is_served: impl Fn(&str) -> bool) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|(key, _)| key.iter().all(|(generation, _)| is_served(generation)));
+        self.lock().retain(|(key, _)| key.iter().all(|(generation, _)| is_served(generation)));
+    }
+
+    fn find(&self, key: &Key, keep: Keep) -> Option<Built> {
+        let mut kept = self.lock();
+        let place = kept.iter().position(|(of, _)| of == key)?;
+        if keep == Keep::Yes {
+            kept[place..].rotate_left(1);
+            return kept.last().map(|(_, built)| built.clone());
+        }
+        kept.get(place).map(|(_, built)| built.clone())
+    }
+
+    /// Keeps a mix whose parts are served still, and returns the one to answer with: somebody may
+    /// have built it meanwhile.
+    fn keep(&self, key: Key, built: Built, is_served: impl Fn(&str) -> bool) -> Built {
+        let mut kept = self.lock();
+        if let Some((_, other)) = kept.iter().find(|(of, _)| *of == key) {
+            return other.clone();
+        }
+        // Under the lock: a name that goes from here on forgets its mixes after this.
+        if key.iter().all(|(generation, _)| is_served(generation)) {
+            if kept.len() >= KEPT {
+                kept.remove(0);
+            }
+            kept.push((key, built.clone()));
+        }
+        built
     }
 }
 
@@ -51,7 +96,7 @@ pub(crate) fn asked(app: &App, fields: &mut Fields) -> ApiResult<Arc<Served>> {
             format!("`lora` is given, expected it with the base (`model: \"{base}\"`) only");
         return Err(ApiError::field("invalid_value", "lora", message));
     }
-    app.adapters.mix(&app.model, "lora", &of_list(app, lora)?)
+    app.adapters.mix(&app.model, "lora", &of_list(app, lora)?, Keep::Yes)
 }
 
 /// The parts of `support:0.7+poet:0.3`; `None`: it does not look like a mix. A name without a weight
@@ -105,21 +150,22 @@ fn of_list(app: &App, lora: Value) -> ApiResult<Parts> {
 }
 
 impl AdapterTable {
-    /// The mix of these adapters, each as it is now. `param` is the field that asks for it.
+    /// The adapters of a mix, each as it is now, with their weights but for those of weight 0.
+    /// `param` is the field that asks for it.
     ///
     /// # Errors
-    /// No such adapter (404); too many of them, the base or a name twice, a weight out of range, or
-    /// an adapter without a weighted form (400).
-    pub(crate) fn mix(&self, model: &Model, param: &str, parts: &Parts) -> ApiResult<Arc<Served>> {
+    /// No such adapter (404); too many of them, the base or a name twice, or a weight out of range
+    /// (400).
+    pub(crate) fn parts(&self, param: &str, parts: &Parts) -> ApiResult<Vec<(Arc<Served>, f64)>> {
         if parts.len() > MOST_PARTS {
             let expected = format!("at most {MOST_PARTS}");
             return Err(ApiError::value(param, &format!("a mix of {}", parts.len()), &expected));
         }
         let mut names = BTreeSet::new();
-        let mut adapters: Vec<(FrozenAdapter, f64)> = Vec::with_capacity(parts.len());
+        let mut found = Vec::with_capacity(parts.len());
         for (name, weight) in parts {
             let served = self.find(name).ok_or_else(|| self.unknown(param, name))?;
-            let Kind::Adapter(adapter) = &served.kind else {
+            let Kind::Adapter(_) = &served.kind else {
                 let found = format!("a mix with the base `{}`", served.name);
                 return Err(ApiError::value(param, &found, "adapters: the base is always in it"));
             };
@@ -133,45 +179,61 @@ impl AdapterTable {
                 return Err(ApiError::value(param, &found, &expected));
             }
             if *weight != 0.0 {
-                adapters.push((adapter.clone(), *weight));
+                found.push((served, *weight));
             }
         }
+        Ok(found)
+    }
+
+    /// The mix of these adapters: the base where there is none of them, and an adapter itself where it
+    /// is alone with weight 1.
+    ///
+    /// # Errors
+    /// As [`AdapterTable::parts`]; an adapter without a weighted form (400).
+    pub(crate) fn mix(
+        &self,
+        model: &Model,
+        param: &str,
+        parts: &Parts,
+        keep: Keep,
+    ) -> ApiResult<Arc<Served>> {
+        let parts = self.parts(param, parts)?;
+        match &*parts {
+            [] => return Ok(Arc::clone(self.base())),
+            [(served, 1.0)] => return Ok(Arc::clone(served)),
+            _ => {}
+        }
         let mut key: Key =
-            adapters.iter().map(|(a, w)| (a.fingerprint().to_owned(), w.to_bits())).collect();
+            parts.iter().map(|(part, w)| (part.generation.clone(), w.to_bits())).collect();
         key.sort_unstable();
-        let mut kept = self.mixes.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = kept.iter().position(|(of, _)| *of == key) {
-            let found = kept.remove(place);
-            let served = Arc::clone(&found.1);
-            kept.push(found);
-            return Ok(served);
-        }
-        let mix = AdapterMix::new(model, &adapters)
-            .map_err(|error| ApiError::field("mix_refused", param, error.to_string()))?;
-        let served = Arc::new(Served {
-            name: match adapters.is_empty() {
-                true => self.base().name.clone(),
-                false => description(&adapters),
-            },
-            generation: mix.fingerprint().to_owned(),
-            overlay: mix.overlay(),
-            kind: if adapters.is_empty() { Kind::Base } else { Kind::Mix },
-            folder: None,
-            watched: false,
-            created: now(),
-        });
-        if kept.len() >= KEPT {
-            kept.remove(0);
-        }
-        kept.push((key, Arc::clone(&served)));
-        Ok(served)
+        let built = match self.mixes.find(&key, keep) {
+            Some(built) => built,
+            None => {
+                let built = build(model, param, &parts)?;
+                match keep {
+                    Keep::Yes => self.mixes.keep(key, built, |of| self.is_served(of)),
+                    Keep::No => built,
+                }
+            }
+        };
+        let Built { generation, overlay, created } = built;
+        let (name, kind, origin) = (description(&parts), Kind::Mix, Origin::Memory);
+        Ok(Arc::new(Served { name, generation, overlay, kind, origin, created }))
     }
 }
 
+fn build(model: &Model, param: &str, parts: &[(Arc<Served>, f64)]) -> ApiResult<Built> {
+    let adapter = |(part, weight): &(Arc<Served>, f64)| Some((part.adapter()?.clone(), *weight));
+    let adapters: Vec<(FrozenAdapter, f64)> = parts.iter().filter_map(adapter).collect();
+    let mix = AdapterMix::new(model, &adapters)
+        .map_err(|error| ApiError::field("mix_refused", param, error.to_string()))?;
+    Ok(Built { generation: mix.fingerprint().to_owned(), overlay: mix.overlay(), created: now() })
+}
+
 /// `support:0.7+poet:0.3`
-fn description(adapters: &[(FrozenAdapter, f64)]) -> String {
-    let part = |(adapter, weight): &(FrozenAdapter, f64)| format!("{}:{weight}", adapter.name());
-    adapters.iter().map(part).collect::<Vec<_>>().join("+")
+fn description(parts: &[(Arc<Served>, f64)]) -> String {
+    let part = |(part, weight): &(Arc<Served>, f64)| format!("{}:{weight}", part.name);
+    parts.iter().map(part).collect::<Vec<_>>().join("+")
 }
 
 #[cfg(test)]
@@ -189,5 +251,25 @@ mod tests {
             let error = parse(wrong).unwrap().unwrap_err();
             assert_eq!((error.code, error.param.as_deref()), ("invalid_value", Some("model")));
         }
+    }
+
+    #[test]
+    fn a_mix_of_what_is_served_no_more_is_not_kept() {
+        let mixes = Mixes::default();
+        let key = |generation: &str| vec![(generation.to_owned(), 0), ("other".to_owned(), 0)];
+        let built = |generation: &str| {
+            let (generation, overlay) = (generation.to_owned(), Arc::default());
+            Built { generation, overlay, created: 0 }
+        };
+        mixes.keep(key("gone"), built("a"), |generation| generation != "gone");
+        assert!(mixes.find(&key("gone"), Keep::Yes).is_none());
+        mixes.keep(key("here"), built("b"), |_| true);
+        // Of two who build one at a time both answer with the first.
+        assert_eq!(mixes.keep(key("here"), built("c"), |_| true).generation, "b");
+        mixes.keep(key("too"), built("d"), |_| true);
+        assert!(mixes.find(&key("here"), Keep::No).is_some());
+        assert_eq!(mixes.lock().last().unwrap().0, key("too"), "a look is no use");
+        assert!(mixes.find(&key("here"), Keep::Yes).is_some());
+        assert_eq!(mixes.lock().last().unwrap().0, key("here"));
     }
 }

@@ -15,7 +15,8 @@ pub(crate) mod watch;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
@@ -24,7 +25,7 @@ use tunebook_models::{Model, Overlay};
 use tunebook_tune::{FrozenAdapter, answering_fingerprint};
 
 use crate::adapters::mix::Mixes;
-use crate::adapters::state::StateFile;
+use crate::adapters::state::{Folders, State};
 use crate::api_error::ApiError;
 use crate::config::{Limits, ServerConfig};
 use crate::error::{Error, Result};
@@ -37,10 +38,7 @@ pub(crate) struct Served {
     pub(crate) generation: String,
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) kind: Kind,
-    /// Where it was read from.
-    pub(crate) folder: Option<PathBuf>,
-    /// It was found in the watched folder, and goes when it goes there.
-    pub(crate) watched: bool,
+    pub(crate) origin: Origin,
     /// When it came, in seconds of Unix time.
     pub(crate) created: u64,
 }
@@ -67,6 +65,16 @@ impl Served {
         match self.kind {
             Kind::Mix => "adapter mix",
             Kind::Base | Kind::Adapter(_) => &self.name,
+        }
+    }
+
+    /// Where it was read from.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match &self.origin {
+            Origin::Memory => None,
+            Origin::Start(folder) | Origin::Folder(folder) | Origin::Watched(folder) => {
+                Some(folder)
+            }
         }
     }
 
@@ -111,7 +119,7 @@ pub(crate) struct Change {
 /// When a name may be given to another generation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Swap<'a> {
-    /// It must be free.
+    /// It must be free, or have this very adapter from there.
     New,
     /// Whoever has it.
     Always,
@@ -128,10 +136,11 @@ pub(crate) struct AdapterTable {
     /// Held for the time of one look, or of one assignment.
     names: RwLock<Arc<Names>>,
     /// Held for a whole change, so that the state file has the changes in their order.
-    changing: Mutex<()>,
+    state: Mutex<State>,
+    /// How often the names have changed.
+    changes: AtomicU64,
     mixes: Mixes,
     limits: Limits,
-    state: Option<StateFile>,
 }
 
 impl AdapterTable {
@@ -143,20 +152,24 @@ impl AdapterTable {
         model: &Model,
         base_name: String,
         limits: &Limits,
-        state: Option<StateFile>,
+        state: State,
     ) -> Result<Self> {
         let base = Served {
             name: base_name,
             generation: answering_fingerprint(model)?,
             overlay: model.overlay(),
             kind: Kind::Base,
-            folder: None,
-            watched: false,
+            origin: Origin::Memory,
             created: now(),
         };
-        let (names, changing, mixes) = (RwLock::default(), Mutex::default(), Mixes::default());
-        let limits = limits.clone();
-        Ok(Self { base: Arc::new(base), names, changing, mixes, limits, state })
+        Ok(Self {
+            base: Arc::new(base),
+            names: RwLock::default(),
+            state: Mutex::new(state),
+            changes: AtomicU64::new(0),
+            mixes: Mixes::default(),
+            limits: limits.clone(),
+        })
     }
 
     pub(crate) fn base(&self) -> &Arc<Served> {
@@ -165,6 +178,25 @@ impl AdapterTable {
 
     fn names(&self) -> Arc<Names> {
         Arc::clone(&self.names.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn changing(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often the names have changed: what was refused for them may be tried again.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// The entries of the state file that no name stands for.
+    pub(crate) fn unserved(&self) -> Folders {
+        self.changing().unserved.clone()
+    }
+
+    /// Whether a name points to this generation.
+    pub(crate) fn is_served(&self, generation: &str) -> bool {
+        self.names().values().any(|served| served.generation == generation)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -181,7 +213,7 @@ impl AdapterTable {
             name: served.name.clone(),
             generation: served.generation.clone(),
             adapter: served.adapter().map(|a| a.config().to_string()).unwrap_or_default(),
-            folder: served.folder.clone(),
+            folder: served.folder().map(Path::to_path_buf),
             size_bytes: served.size_bytes(),
         };
         self.names().values().map(status).collect()
@@ -232,39 +264,31 @@ impl AdapterTable {
         if name == self.base.name {
             return Err(Error::BaseName { name });
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.changing();
         let mut names = Names::clone(&self.names());
         let old = names.get(&name).cloned();
         let found = old.as_ref().map(|old| old.generation.clone());
         check(&name, found.as_deref(), swap)?;
-        let (folder, watched) = match origin {
-            Origin::Memory => (None, false),
-            Origin::Folder(folder) => (Some(folder), false),
-            Origin::Watched(folder) => (Some(folder), true),
-        };
+        let watched = origin.is_watched();
+        let same = old.as_ref().filter(|old| old.generation == adapter.fingerprint());
+        if let Some(old) = same
+            && old.origin == origin
+        {
+            return Ok(Change { served: Arc::clone(old), replaced: None });
+        }
+        // What the prompts of this generation have computed stays in use.
+        let adapter = same.and_then(|old| old.adapter().cloned()).unwrap_or(adapter);
         let served = Arc::new(Served {
             name: name.clone(),
             generation: adapter.fingerprint().to_owned(),
             overlay: adapter.overlay(),
             kind: Kind::Adapter(adapter),
-            folder,
-            watched,
+            origin,
             created: now(),
         });
         match &old {
-            // What its prompts have computed stays in use.
-            Some(old)
-                if old.generation == served.generation
-                    && old.folder == served.folder
-                    && old.watched == served.watched =>
-            {
-                return Ok(Change { served: Arc::clone(old), replaced: None });
-            }
             // The watch takes nobody's name.
-            Some(old)
-                if watched && !old.watched
-                    || matches!(swap, Swap::New) && old.generation != served.generation =>
-            {
+            Some(old) if watched && !old.origin.is_watched() || matches!(swap, Swap::New) => {
                 let generation = old.generation.clone();
                 return Err(Error::AdapterExists { name, generation });
             }
@@ -277,8 +301,8 @@ impl AdapterTable {
         let resident: usize = others.map(|(_, served)| served.size_bytes()).sum();
         let size = served.size_bytes();
         check_memory(&name, size, resident, self.limits.max_adapter_bytes)?;
-        names.insert(name, Arc::clone(&served));
-        self.publish(names)?;
+        names.insert(name.clone(), Arc::clone(&served));
+        self.publish(&mut state, names, (!watched).then_some(&name))?;
         Ok(Change { served, replaced: found })
     }
 
@@ -288,7 +312,7 @@ impl AdapterTable {
     /// No adapter of that name, another generation than expected, or the state file cannot be
     /// written.
     pub(crate) fn remove(&self, name: &str, expected: Option<&str>) -> Result<Arc<Served>> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.changing();
         let mut names = Names::clone(&self.names());
         let Some(old) = names.remove(name) else {
             let served = names.keys().cloned().collect();
@@ -297,7 +321,7 @@ impl AdapterTable {
         if let Some(expected) = expected {
             check(name, Some(&old.generation), Swap::From(expected))?;
         }
-        self.publish(names)?;
+        self.publish(&mut state, names, Some(name))?;
         Ok(old)
     }
 
@@ -306,39 +330,48 @@ impl AdapterTable {
     /// # Errors
     /// The state file cannot be written.
     pub(crate) fn remove_watched(&self, name: &str, generation: &str) -> Result<bool> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.changing();
         let mut names = Names::clone(&self.names());
         match names.remove(name) {
-            Some(old) if old.watched && old.generation == generation => {
-                self.publish(names).map(|()| true)
+            Some(old) if old.origin.is_watched() && old.generation == generation => {
+                self.publish(&mut state, names, None).map(|()| true)
             }
             _ => Ok(false),
         }
     }
 
-    /// The file first: what it cannot keep is not said to be done.
-    fn publish(&self, names: Names) -> Result<()> {
-        if let Some(state) = &self.state {
-            let folder = |(name, served): (&String, &Arc<Served>)| {
-                // The watch finds its own again.
-                Some((name.clone(), served.folder.clone().filter(|_| !served.watched)?))
-            };
-            state.write(&names.iter().filter_map(folder).collect())?;
-        }
-        let names = Arc::new(names);
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&names);
-        self.mixes.retain(|generation| names.values().any(|s| s.generation == generation));
+    /// The file first: what it cannot keep is not said to be done. `changed` is the name whose entry
+    /// in the file is replaced.
+    fn publish(&self, state: &mut State, names: Names, changed: Option<&str>) -> Result<()> {
+        let folder = |(name, served): (&String, &Arc<Served>)| match &served.origin {
+            Origin::Folder(folder) => Some((name.clone(), folder.clone())),
+            // Who starts the server gives its own again, and the watch finds its own again.
+            Origin::Memory | Origin::Start(_) | Origin::Watched(_) => None,
+        };
+        state.write(names.iter().filter_map(folder).collect(), changed)?;
+        *self.names.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(names);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.mixes.retain(|generation| self.is_served(generation));
         Ok(())
     }
 }
 
 /// Where an adapter comes from.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Memory,
+    /// A folder that was given when the server was started.
+    Start(PathBuf),
+    /// A folder that was named while it runs, as the state file keeps it.
     Folder(PathBuf),
-    /// A folder in the one that is watched.
+    /// A folder in the one that is watched: the adapter goes when it goes there.
     Watched(PathBuf),
+}
+
+impl Origin {
+    fn is_watched(&self) -> bool {
+        matches!(self, Self::Watched(_))
+    }
 }
 
 /// # Errors

@@ -49,9 +49,14 @@ impl AdapterRoot {
         for entry in entries {
             let entry = entry.map_err(|_| refuse("cannot be read"))?.path();
             // A link to nothing is as good as no file.
-            if entry.canonicalize().is_ok_and(|file| !file.starts_with(&self.0)) {
-                let name = entry.file_name().unwrap_or_default().to_string_lossy();
+            let Ok(file) = entry.canonicalize() else { continue };
+            let name = entry.file_name().unwrap_or_default().to_string_lossy();
+            if !file.starts_with(&self.0) {
                 return Err(refuse(&format!("holds `{name}`, a link out of the adapter root")));
+            }
+            // Who reads a pipe waits for its writer.
+            if !file.is_file() && !file.is_dir() {
+                return Err(refuse(&format!("holds `{name}`, expected files and folders only")));
             }
         }
         Ok(folder)
@@ -89,5 +94,16 @@ mod tests {
         let error = at.resolve("linked").unwrap_err().to_string();
         assert!(error.contains("`adapter_config.json`, a link out of"), "{error}");
         assert!(AdapterRoot::new(&outside.join("secret")).is_err());
+    }
+
+    #[test]
+    fn pipes_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("a")).unwrap();
+        let pipe = root.path().join("a/adapter_model.safetensors");
+        assert!(std::process::Command::new("mkfifo").arg(pipe).status().unwrap().success());
+        let at = AdapterRoot::new(root.path()).unwrap();
+        let error = at.resolve("a").unwrap_err().to_string();
+        assert!(error.contains("`adapter_model.safetensors`, expected files"), "{error}");
     }
 }

@@ -14,16 +14,55 @@ pub(crate) type Folders = BTreeMap<String, PathBuf>;
 
 /// A file that is always whole: the former or the new one.
 #[derive(Clone, Debug)]
-pub(crate) struct StateFile(PathBuf);
+struct StateFile(PathBuf);
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct State {
+struct Content {
     adapters: Folders,
 }
 
+/// The state file of a server, if it has one.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    file: Option<StateFile>,
+    /// Its entries that are not served: they cannot be read now, or there is no room. They stay in it
+    /// until their name is given anew.
+    pub(crate) unserved: Folders,
+}
+
+impl State {
+    /// All entries of a file, of which none is served yet.
+    ///
+    /// # Errors
+    /// As [`StateFile::read`].
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self> {
+        let file = path.map(StateFile::new);
+        let unserved = file.as_ref().map(StateFile::read).transpose()?.unwrap_or_default();
+        Ok(Self { file, unserved })
+    }
+
+    /// Writes what is served; the entry of the name that has `changed` goes.
+    ///
+    /// # Errors
+    /// As [`StateFile::write`]; nothing has changed then.
+    pub(crate) fn write(&mut self, served: Folders, changed: Option<&str>) -> Result<()> {
+        let mut unserved = self.unserved.clone();
+        if let Some(changed) = changed {
+            unserved.remove(changed);
+        }
+        if let Some(file) = &self.file {
+            let mut all = unserved.clone();
+            all.extend(served);
+            file.write(&all)?;
+        }
+        self.unserved = unserved;
+        Ok(())
+    }
+}
+
 impl StateFile {
-    pub(crate) fn new(path: &Path) -> Self {
+    fn new(path: &Path) -> Self {
         Self(path.to_path_buf())
     }
 
@@ -35,10 +74,10 @@ impl StateFile {
     ///
     /// # Errors
     /// It cannot be read, or is not what [`StateFile::write`] writes.
-    pub(crate) fn read(&self) -> Result<Folders> {
+    fn read(&self) -> Result<Folders> {
         match fs::read(&self.0) {
             Ok(bytes) => {
-                let state: State = serde_json::from_slice(&bytes).map_err(|error| {
+                let state: Content = serde_json::from_slice(&bytes).map_err(|error| {
                     self.failed(format!(
                         "expected `{{\"adapters\": {{name: folder}}}}`, found {error}; repair it or move it away"
                     ))
@@ -52,8 +91,8 @@ impl StateFile {
 
     /// # Errors
     /// It cannot be written. The former one is there still.
-    pub(crate) fn write(&self, adapters: &Folders) -> Result<()> {
-        let state = State { adapters: adapters.clone() };
+    fn write(&self, adapters: &Folders) -> Result<()> {
+        let state = Content { adapters: adapters.clone() };
         let text = serde_json::to_string_pretty(&state).map_err(|error| self.failed(error))? + "\n";
         let mut name = self.0.file_name().unwrap_or_default().to_owned();
         name.push(".new");

@@ -31,14 +31,24 @@ type Signature = BTreeMap<String, (u64, Option<SystemTime>, u64)>;
 #[derive(Debug, Default)]
 struct Seen {
     signature: Signature,
-    /// This signature was tried, whatever came of it.
-    tried: bool,
+    tried: Tried,
     /// Looks since its folder was there last.
     missing: u32,
     /// The generation that it was loaded as.
     loaded: Option<String>,
     /// The code of the refusal that was reported.
     reported: Option<&'static str>,
+}
+
+/// Whether the files of a look were tried.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Tried {
+    #[default]
+    No,
+    /// Whatever came of it, it is the files' doing.
+    Yes,
+    /// They were refused for what was served when the names had changed so many times.
+    At(u64),
 }
 
 /// What the watch knows of its folder.
@@ -131,23 +141,37 @@ impl Watcher {
         let seen = self.seen.entry(name.to_owned()).or_default();
         let same = seen.signature == signature && !signature.is_empty();
         if seen.signature != signature {
-            (seen.signature, seen.tried) = (signature, false);
+            (seen.signature, seen.tried) = (signature, Tried::No);
         }
         let folder = match folder {
             Ok(folder) => folder,
             Err(error) => return seen.report(name, error, app),
         };
-        if seen.tried || !(same || is_quiet(&seen.signature, quiet)) {
+        let changes = app.adapters.changes(); // before the table is asked
+        let tried = match seen.tried {
+            Tried::No => false,
+            Tried::Yes => true,
+            Tried::At(then) => then == changes,
+        };
+        if tried || !(same || is_quiet(&seen.signature, quiet)) {
             return;
         }
         match load(name, &folder, seen, app) {
             Ok(Read::Served(told)) => {
-                (seen.tried, seen.reported) = (true, None);
+                (seen.tried, seen.reported) = (Tried::Yes, None);
                 told.iter().for_each(|told| app.tell(told));
             }
             Ok(Read::Again) => {}
             Err(error) => {
-                seen.tried = true;
+                seen.tried = match &error {
+                    Error::TooManyAdapters { .. }
+                    | Error::AdapterMemory { .. }
+                    | Error::AdapterExists { .. }
+                    | Error::Generation { .. } => Tried::At(changes),
+                    // The file system, or the state file's, may come back.
+                    Error::Tune(tunebook_tune::Error::Io { .. }) | Error::State { .. } => Tried::No,
+                    _ => Tried::Yes,
+                };
                 seen.report(name, error, app);
             }
         }

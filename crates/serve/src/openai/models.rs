@@ -67,13 +67,13 @@ pub(crate) async fn one(
 ) -> ApiResult<Response<Body>> {
     let wrong = |error: PathRejection| ApiError::field("invalid_value", "model", error.body_text());
     let Path(model) = model.map_err(wrong)?;
-    let served = app.find(&model)?;
-    Ok(json_response(&card(&app, &served)))
+    // A mix is built for it, and nobody else's is forgotten for that.
+    app.blocking(move |app| Ok(json_response(&card(app, &*app.describe(&model)?)))).await
 }
 
 fn card(app: &App, served: &Served) -> ModelCard {
     let is_base = matches!(served.kind, Kind::Base);
-    let folder = served.folder.as_ref().map(|folder| folder.to_string_lossy().into_owned());
+    let folder = served.folder().map(|folder| folder.to_string_lossy().into_owned());
     ModelCard {
         id: served.name.clone(),
         object: "model",

@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tunebook_models::Completion;
-use tunebook_serve::{Error, Limits, Serve, ServerConfig};
+use tunebook_serve::{Error, EventLog, Limits, Serve, ServerConfig};
 use tunebook_tune::{Adapters, FrozenAdapter, Full, FullTuning, Lora, Stepper, TrainingArgs};
 
 use crate::support::*;
@@ -448,4 +449,91 @@ fn weights_that_are_served_are_not_trained() {
     assert!(error.contains("in training"), "{error}");
     drop(stepper);
     model.serve("127.0.0.1:0").unwrap();
+}
+
+/// A read of a pipe waits for a writer, and adapters are read one by one.
+#[test]
+fn a_pipe_in_an_adapters_folder_stops_nothing() {
+    let root = adapter_root();
+    let service = Service::with_adapters(root.path());
+    copy_folder(&root.path().join("one"), &root.path().join("pipe"));
+    let pipe = root.path().join("pipe/adapter_model.safetensors");
+    fs::remove_file(&pipe).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert_eq!(service.refusal(LOAD, &load("a", "pipe")).1, "adapter_path");
+    let error = service.server.swap("a", root.path().join("pipe")).unwrap_err().to_string();
+    assert!(error.contains("adapter_model.safetensors"), "{error}");
+    service.answer(LOAD, &load("a", "one"));
+}
+
+#[test]
+fn a_name_is_taken_by_the_same_adapter_elsewhere_only_in_place() {
+    let root = adapter_root();
+    copy_folder(&root.path().join("one"), &root.path().join("copy"));
+    let service = Service::with_adapters(root.path());
+    let prompt = "A prompt of more than a page of the prefix cache, for all. ".repeat(2);
+    let ask = || service.complete(&request("a", &prompt, 4));
+    let loaded = service.answer(LOAD, &load("a", "one"));
+    ask();
+    assert_eq!(service.answer(LOAD, &load("a", "one"))["generation"], loaded["generation"]);
+    assert_eq!(service.refusal(LOAD, &load("a", "copy")).1, "adapter_exists");
+    assert!(service.server.adapters()[0].folder.as_ref().unwrap().ends_with("one"));
+    service.answer(LOAD, &with(load("a", "copy"), json!({ "load_inplace": true })));
+    assert!(service.server.adapters()[0].folder.as_ref().unwrap().ends_with("copy"));
+    let cached = &ask()["usage"]["prompt_tokens_details"]["cached_tokens"];
+    assert!(cached.as_u64().unwrap() > 0, "the generation is the same");
+}
+
+#[test]
+fn a_start_does_not_depend_on_the_folders_of_the_state_file() {
+    let root = adapter_root();
+    copy_folder(&root.path().join("two"), &root.path().join("three"));
+    let state = root.path().join("state.json");
+    let events: Arc<Mutex<Vec<String>>> = Arc::default();
+    let told = Arc::clone(&events);
+    let log = move |event: &str| told.lock().unwrap().push(event.to_owned());
+    let config = ServerConfig {
+        allow_adapter_changes: true,
+        adapter_root: Some(root.path().to_path_buf()),
+        state_file: Some(state.clone()),
+        event_log: Some(EventLog(Arc::new(log))),
+        limits: Limits { max_adapters: 3, ..Default::default() },
+        ..Default::default()
+    };
+    let names = |service: &Service| -> Vec<String> {
+        service.server.adapters().into_iter().map(|adapter| adapter.name).collect()
+    };
+    let stated = || -> Vec<String> {
+        let state: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+        state["adapters"].as_object().unwrap().keys().cloned().collect()
+    };
+    let service = Service::with(&config);
+    for (name, path) in [("a", "three"), ("b", "three"), ("c", "two")] {
+        service.answer(LOAD, &load(name, path));
+    }
+    drop(service);
+    fs::rename(root.path().join("three"), root.path().join("away")).unwrap();
+    // `a` is given anew, `b` has lost its folder, and `c` has no room.
+    let one = root.path().join("one");
+    let given = ["a", "x", "y"].map(|name| (name.to_owned(), one.clone())).into();
+    let starting = ServerConfig { adapters: given, ..config.clone() };
+    let service = Service::with(&starting);
+    assert_eq!(names(&service), ["a", "x", "y"]);
+    assert_eq!(service.server.adapters()[0].folder.as_ref(), Some(&one));
+    let events = events.lock().unwrap();
+    let [b, c] = &events[..] else { panic!("{events:?}") };
+    assert!(b.contains("state file: `b` is not served") && b.contains("three"), "{b}");
+    assert!(c.contains("state file: `c` is not served") && c.contains("3 adapters"), "{c}");
+    assert_eq!(stated(), ["b", "c"], "what is given at the start is not in it");
+    drop((service, events));
+    // Without `--adapter`, and once the folder is back.
+    fs::rename(root.path().join("away"), root.path().join("three")).unwrap();
+    let service = Service::with(&config);
+    assert_eq!(names(&service), ["b", "c"]);
+    service.answer(UNLOAD, &json!({ "lora_name": "b" }));
+    assert_eq!(stated(), ["c"]);
+    // What is given must be there.
+    let none = BTreeMap::from([("a".to_owned(), root.path().join("none"))]);
+    let broken = ServerConfig { adapters: none, ..config };
+    assert!(model().serve_with("127.0.0.1:0", &broken).unwrap_err().to_string().contains("none"));
 }

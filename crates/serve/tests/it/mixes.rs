@@ -218,3 +218,49 @@ fn a_mix_follows_its_parts() {
     service.server.remove("a").unwrap();
     assert_eq!(service.refusal(PATH, &request("a:0.7+two:0.3", "Hello", 4)).0, 404);
 }
+
+/// One generation may have several names, as clients of several people do.
+#[test]
+fn a_mix_has_the_name_that_it_is_asked_for_by() {
+    let service = service();
+    service.server.swap("uno", golden("weighted").join("one")).unwrap();
+    for (model, other) in [("one:0.5", "uno:0.5"), ("one:0.7+two:0.3", "two:0.3+uno:0.7")] {
+        let answers = [model, other].map(|model| service.complete(&request(model, "Hello", 4)));
+        assert_eq!([&answers[0]["model"], &answers[1]["model"]], [model, other]);
+        assert_eq!(answers[0]["system_fingerprint"], answers[1]["system_fingerprint"]);
+        assert_eq!(service.get_json(&format!("/v1/models/{other}"))["id"], other);
+    }
+    // One adapter with the weight 1 is that adapter: its turn in the queue and its counts, too.
+    let counts = || {
+        let metrics = service.server.metrics();
+        let of = |label: &str| metrics.contains(&format!("{{model=\"{label}\"}}"));
+        (of("uno"), of("adapter mix"))
+    };
+    assert_eq!(counts(), (false, true));
+    let answer = service.complete(&request("uno:1+two:0", "Hello", 4));
+    assert_eq!((answer["model"].as_str(), counts()), (Some("uno"), (true, true)));
+}
+
+#[test]
+fn nobody_forgets_anothers_mix_for_a_look() {
+    let service = service();
+    let prompt = "A prompt of more than a page of the prefix cache, for all. ".repeat(2);
+    let ask = || service.complete(&request("one:0.7+two:0.3", &prompt, 4));
+    let first = ask();
+    for number in 0..40 {
+        let model = format!("one:0.7{number}");
+        let card = service.get_json(&format!("/v1/models/{model}"));
+        assert_eq!(card["id"], model.trim_end_matches('0'), "{card}");
+        let tokens = service.answer("/tokenize", &json!({ "model": model, "prompt": "Hello" }));
+        assert!(tokens["count"].as_u64().unwrap() > 0);
+    }
+    let again = ask();
+    let cached = &again["usage"]["prompt_tokens_details"]["cached_tokens"];
+    assert!(cached.as_u64().unwrap() > 0, "it is kept");
+    assert_eq!(first["choices"], again["choices"]);
+    // What there is not is told all the same.
+    let unknown = json!({ "model": "one:0.5+none:0.5", "prompt": "Hello" });
+    assert_eq!(service.refusal("/tokenize", &unknown).0, 404);
+    assert_eq!(service.get("/v1/models/one:0.5+none:0.5").0, 404);
+    assert_eq!(service.get("/v1/models/one:0.5+prefix:0.5").0, 400);
+}

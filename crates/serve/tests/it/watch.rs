@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tunebook_serve::{EventLog, ServerConfig, Watch};
+use tunebook_serve::{EventLog, Limits, ServerConfig, Watch};
 use tunebook_tune::FrozenAdapter;
 
 use crate::support::*;
@@ -274,4 +274,52 @@ fn a_restart_finds_what_is_there_then() {
 fn model_server_error(config: &ServerConfig) -> String {
     use tunebook_serve::Serve as _;
     model().serve_with("127.0.0.1:0", config).unwrap_err().to_string()
+}
+
+#[test]
+fn what_had_no_room_or_no_name_comes_once_it_has() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        copy_folder(&one(), &root.path().join(name));
+    }
+    let events = Arc::default();
+    let limits = Limits { max_adapters: 1, ..Default::default() };
+    let service = Service::with(&ServerConfig { limits, ..config(root.path(), &events) });
+    let watched = Watched { service, root, events };
+    let first = fingerprint(&watched.service, &one());
+    wait_for("the word", Duration::from_secs(10), || !watched.told("b").is_empty());
+    watched.several_looks();
+    assert_eq!((watched.generation("b"), watched.told("b").len()), (None, 1));
+    fs::remove_dir_all(watched.path("a")).unwrap();
+    watched.wait_for("b", Some(&first));
+    // The name is somebody else's, who gives it up.
+    fs::remove_dir_all(watched.path("b")).unwrap();
+    watched.wait_for("b", None);
+    watched.service.server.swap("mine", two()).unwrap();
+    rename_into(watched.root.path(), &one(), "mine");
+    wait_for("the word", Duration::from_secs(10), || !watched.told("mine").is_empty());
+    watched.several_looks();
+    assert_eq!(watched.told("mine").len(), 1);
+    watched.service.server.remove("mine").unwrap();
+    watched.wait_for("mine", Some(&first));
+}
+
+#[test]
+fn a_request_takes_no_name_from_the_watch() {
+    let root = tempfile::tempdir().unwrap();
+    copy_folder(&one(), &root.path().join("a"));
+    let events = Arc::default();
+    let service = Service::with(&ServerConfig {
+        allow_adapter_changes: true,
+        adapter_root: Some(root.path().to_path_buf()),
+        ..config(root.path(), &events)
+    });
+    let watched = Watched { service, root, events };
+    let first = fingerprint(&watched.service, &one());
+    watched.wait_for("a", Some(&first));
+    let load = json!({ "lora_name": "a", "lora_path": "a" });
+    let refused = watched.service.refusal("/v1/load_lora_adapter", &load);
+    assert_eq!(refused.1, "adapter_exists");
+    fs::remove_dir_all(watched.path("a")).unwrap();
+    watched.wait_for("a", None);
 }
