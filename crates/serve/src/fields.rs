@@ -101,12 +101,7 @@ impl Fields {
         range: RangeInclusive<i64>,
     ) -> ApiResult<Option<i64>> {
         let Some(value) = self.take(field) else { return Ok(None) };
-        // Some clients write whole numbers with a point. Beyond 2^53 these are not exact.
-        let whole = |number: f64| {
-            (number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0)
-                .then_some(number as i64)
-        };
-        let number = value.as_i64().or_else(|| whole(value.as_f64()?));
+        let number = whole(&value);
         // What is beyond i64 is beyond every upper limit that is.
         let number = number.or_else(|| value.as_u64().map(|_| i64::MAX));
         match number.filter(|number| range.contains(number)) {
@@ -118,6 +113,15 @@ impl Fields {
                 };
                 self.wrong(field, &value, &expected)
             }
+        }
+    }
+
+    /// A whole number of 64 bits, with a sign or without one.
+    pub(crate) fn seed(&mut self, field: &str) -> ApiResult<Option<u64>> {
+        let Some(value) = self.take(field) else { return Ok(None) };
+        match value.as_u64().or_else(|| whole(&value).map(|number| number as u64)) {
+            Some(number) => Ok(Some(number)),
+            None => self.wrong(field, &value, "a whole number from -2^63 to 2^64 - 1"),
         }
     }
 
@@ -162,6 +166,14 @@ impl Fields {
             }
         }
     }
+}
+
+/// A whole number. Some clients write them with a point; beyond 2^53 these are not exact.
+fn whole(value: &Value) -> Option<i64> {
+    let exact = |number: f64| {
+        (number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0).then_some(number as i64)
+    };
+    value.as_i64().or_else(|| exact(value.as_f64()?))
 }
 
 /// A value for an error message.
@@ -214,6 +226,22 @@ mod tests {
         assert_eq!(all.text("h").unwrap(), None);
         assert_eq!(all.count("i", 0).unwrap(), Some(i64::MAX as usize));
         all.end().unwrap();
+    }
+
+    #[test]
+    fn seeds_have_all_of_their_64_bits() {
+        let mut all = fields(json!({
+            "a": u64::MAX, "b": (1u64 << 63) + 5, "c": -1, "d": 7.0, "e": 2e19, "f": 1.5,
+        }));
+        assert_eq!(all.seed("a").unwrap(), Some(u64::MAX));
+        assert_eq!(all.seed("b").unwrap(), Some((1 << 63) + 5));
+        assert_eq!(all.seed("c").unwrap(), Some(u64::MAX));
+        assert_eq!(all.seed("d").unwrap(), Some(7));
+        for field in ["e", "f"] {
+            let error = all.seed(field).unwrap_err();
+            assert!(error.message.ends_with("from -2^63 to 2^64 - 1"), "{}", error.message);
+        }
+        assert_eq!(all.seed("none").unwrap(), None);
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub(crate) struct Sampling {
 pub(crate) fn read(app: &App, fields: &mut Fields) -> ApiResult<Sampling> {
     let most = app.config.engine.max_batch_size as i64;
     let default = GenerationConfig::default();
-    let seed = match fields.integer("seed", i64::MIN..=i64::MAX)? {
-        Some(seed) => seed as u64,
+    let seed = match fields.seed("seed")? {
+        Some(seed) => seed,
         None => RandomState::new().hash_one(0), // another one for each request
     };
     let (format, format_field) = format::read(fields)?;
