@@ -121,23 +121,22 @@ fn a_client_that_reads_slowly_loses_its_place_at_the_deadline() {
 
 #[test]
 fn an_answer_that_its_client_has_not_read_takes_no_place() {
-    let limits = Limits { max_queue: 0, ..Default::default() };
+    let limits =
+        Limits { max_queue: 0, write_timeout: Duration::from_secs(200), ..Default::default() };
     let engine = EngineConfig { max_batch_size: 1, ..Default::default() };
     let config = ServerConfig { limits, engine, ..Default::default() };
     let service = Service::of(model_with_context(30_000), &config);
     let body = json!({
-        "model": "model", "prompt": "Go", "max_tokens": 20_000, "temperature": 0,
+        "model": "model", "prompt": "Go", "max_tokens": 12_000, "temperature": 0,
         "ignore_eos": true, "stream": true, "logprobs": 20,
     });
     let client = service.send(PATH, &body);
     let short = json!({ "model": "model", "prompt": "a", "max_tokens": 1 });
-    let begun = Instant::now();
     wait_for("the answer", Duration::from_secs(10), || {
         service.metric("tunebook_num_requests_running") == 1.0
     });
     // It is written down for its client, who reads nothing.
-    wait_for("a free place", Duration::from_secs(25), || service.post(PATH, &short).0 == 200);
-    assert!(begun.elapsed() < Duration::from_secs(25)); // below the time that a write may take
+    wait_for("a free place", Duration::from_secs(90), || service.post(PATH, &short).0 == 200);
     drop(client);
 }
 
@@ -146,12 +145,12 @@ fn an_answer_that_its_client_has_not_read_takes_no_place() {
 fn a_stop_waits_for_the_last_byte() {
     let service = Service::of(model_with_context(30_000), &ServerConfig::default());
     let body = json!({
-        "model": "model", "prompt": "Go", "max_tokens": 20_000, "temperature": 0,
+        "model": "model", "prompt": "Go", "max_tokens": 2_500, "n": 8, "temperature": 1,
         "ignore_eos": true, "logprobs": 20,
     });
     let mut client = service.send(PATH, &body);
-    wait_for("the answer", Duration::from_secs(20), || {
-        service.metric("tunebook_request_success_total") == 1.0
+    wait_for("the answer", Duration::from_secs(90), || {
+        service.metric("tunebook_request_success_total") == 8.0
     });
     // Both ends' buffers are full by then.
     std::thread::sleep(Duration::from_millis(500));
