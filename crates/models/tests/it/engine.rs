@@ -864,6 +864,19 @@ fn the_scores_of_a_text_are_its_log_likelihoods() {
 }
 
 #[test]
+fn texts_of_more_tokens_than_a_pass_has_are_scored_as_each_alone() {
+    let model = load("llama3");
+    let text = |row: u32| (0..40 + row * 8).map(|at| (at * (row + 3) + row) % 60).collect();
+    let texts: Vec<Vec<u32>> = (0..10).map(text).collect();
+    assert!(texts.iter().map(Vec::len).sum::<usize>() > 700);
+    let found = model.token_scores(&texts, 2).unwrap();
+    for (text, found) in texts.into_iter().zip(found) {
+        assert_eq!(found.len(), text.len() - 1);
+        assert_eq!(model.token_scores(&[text], 2).unwrap(), [found]);
+    }
+}
+
+#[test]
 fn whoever_does_not_wait_is_told_of_everything() {
     let engine = engine(&load("llama3"), EngineConfig::default()).spawn();
     let config = GenerationConfig { max_new_tokens: 6, ignore_eos: true, ..Default::default() };
