@@ -158,6 +158,18 @@ fn any_object_expressions_choices_and_grammars_are_kept() {
 }
 
 #[test]
+fn as_many_choices_as_are_taken_are_kept() {
+    let model = model();
+    let choices: Vec<String> = (0..1900).map(|number| format!("{number}")).collect();
+    for text in ended(&model, &sampled(AnswerFormat::Choice(choices.clone()))) {
+        assert!(choices.contains(&text), "{text}");
+    }
+    let more = (0..1901).map(|number| format!("{number}")).collect();
+    let error = model.answer_grammar(&AnswerFormat::Choice(more)).unwrap_err().to_string();
+    assert!(error.contains("1901 choices, expected at most 1900"), "{error}");
+}
+
+#[test]
 fn others_in_the_batch_say_the_same_bits() {
     let model = model();
     let plain = GenerationConfig { max_new_tokens: 40, ignore_eos: true, ..Default::default() };

@@ -32,6 +32,8 @@ const MOST_PATTERN_BYTES: usize = 2 << 10;
 const MOST_PATTERNS_BYTES: usize = 16 << 10;
 /// Schemas within a schema. Whoever compiles one goes as deep as they refer to each other.
 const MOST_SCHEMAS: usize = 5000;
+/// Choices. llguidance ends an answer that has more than 2000 ways to go on.
+const MOST_CHOICES: usize = 1900;
 /// Of the thread that compiles a grammar, for each schema: each may stand in the one before.
 const STACK_BYTES_PER_SCHEMA: usize = 64 << 10;
 /// The same without any.
@@ -150,6 +152,10 @@ fn top_level(format: &AnswerFormat) -> std::result::Result<(TopLevelGrammar, usi
             by_schema(schema.clone())
         }
         AnswerFormat::Regex(regex) => TopLevelGrammar::from_regex(regex),
+        AnswerFormat::Choice(texts) if texts.len() > MOST_CHOICES => {
+            let found = texts.len();
+            return Err(format!("there are {found} choices, expected at most {MOST_CHOICES}"));
+        }
         AnswerFormat::Choice(texts) if texts.iter().all(String::is_empty) => {
             return Err("there is no text to choose".to_owned());
         }
