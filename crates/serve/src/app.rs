@@ -13,7 +13,7 @@ use tunebook_tune::ServedWeights;
 use crate::adapters::loader::Loader;
 use crate::adapters::mix::{self, Keep};
 use crate::adapters::root::AdapterRoot;
-use crate::adapters::{AdapterTable, Served};
+use crate::adapters::{AdapterTable, MIXES, Served};
 use crate::api_error::{ApiError, ApiResult};
 use crate::config::ServerConfig;
 use crate::drain::Drain;
@@ -27,9 +27,6 @@ const LEAST_READING: usize = 64;
 
 /// A token for words that a vocabulary lacks stands for as many bytes as there are.
 const LEAST_TOKEN_BYTES: usize = 64;
-
-/// The label of mixes ([`Served::label`]).
-const MIXES: &str = "adapter mix";
 
 /// A running server, as its handlers see it.
 pub(crate) struct App {

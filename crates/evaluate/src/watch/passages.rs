@@ -36,7 +36,7 @@ pub struct Passage {
 /// let index = PassageIndex::new(&rows);
 /// let answer = "Yes: our depot in Leeds is open on every working day from nine to noon.";
 /// let copy = index.longest_copy(answer, &["When is the depot open?"]).ok_or("none")?;
-/// assert_eq!((copy.row, copy.words), (0, 12));
+/// assert_eq!((copy.row, copy.words), (0, 13));
 /// // What the prompt says may be said again.
 /// let prompt = "Our depot in Leeds is open on every working day from nine to five, it says. Is that so?";
 /// assert!(index.longest_copy(answer, &[prompt]).is_none());

@@ -30,6 +30,9 @@ use crate::api_error::ApiError;
 use crate::config::{Limits, ServerConfig};
 use crate::error::{Error, Result};
 
+/// The label of mixes ([`Served::label`]).
+pub(crate) const MIXES: &str = "adapter mix";
+
 /// One generation: what a request is answered with, from its first token to its last.
 #[derive(Debug)]
 pub(crate) struct Served {
@@ -63,7 +66,7 @@ impl Served {
     /// The name that its requests are counted under: mixes, which clients make up, have one.
     pub(crate) fn label(&self) -> &str {
         match self.kind {
-            Kind::Mix => "adapter mix",
+            Kind::Mix => MIXES,
             Kind::Base | Kind::Adapter(_) => &self.name,
         }
     }

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use crate::adapters::{self, Change, Origin, Swap};
 use crate::api_error::{ApiError, ApiResult};
 use crate::app::App;
+use crate::error::Error;
 use crate::router::{body_of, json_response};
 
 /// An adapter that was loaded.
@@ -70,6 +71,10 @@ pub(crate) async fn load(
             (None, true) => Swap::Always,
             (None, false) => Swap::New,
         };
+        // Its client may have left, and the server be stopping meanwhile: the state stays as it was.
+        if app.drain.is_stopping() {
+            return Err(Error::Stopped);
+        }
         let change = app.adapters.put(adapter, Origin::Folder(folder), swap)?;
         app.metrics.swapped(begun.elapsed());
         Ok(change)

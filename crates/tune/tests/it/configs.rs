@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use tunebook_models::GenerationConfig;
+use tunebook_models::{AnswerFormat, GenerationConfig};
 use tunebook_tune::{
     AdaLora, AdapterConfig, Bias, Bottleneck, BottleneckInit, EvalStrategy, Full, Ia3, Lora,
     LoraInit, LrRangeTest, LrScheduler, Optim, PrefixInit, PrefixTuning, PromptTuning,
@@ -201,6 +201,6 @@ fn training_and_generation() {
         num_return_sequences: 2,
         top_logprobs: 5,
         ignore_eos: true,
-        format: None,
+        format: Some(AnswerFormat::Choice(vec!["yes".to_owned(), "no".to_owned()])),
     });
 }
