@@ -93,8 +93,8 @@ fn adapters_are_served_and_signals_end_it() {
     }
 }
 
-#[test]
-fn a_killed_server_comes_back_with_its_adapters() {
+/// A folder with the adapters `one` and `two`.
+fn adapter_root() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     for name in ["one", "two"] {
         let to = root.path().join(name);
@@ -103,6 +103,12 @@ fn a_killed_server_comes_back_with_its_adapters() {
             std::fs::copy(golden("weighted").join(name).join(file), to.join(file)).unwrap();
         }
     }
+    root
+}
+
+#[test]
+fn a_killed_server_comes_back_with_its_adapters() {
+    let root = adapter_root();
     let state = root.path().join("state.json");
     let (folder, state) = (root.path().to_str().unwrap(), state.to_str().unwrap());
     let arguments = ["--adapter-root", folder, "--allow-adapter-changes", "--state-file", state];
@@ -158,14 +164,7 @@ struct Confirmed {
 /// Answers are given, and names change, until the process is killed.
 #[test]
 fn a_server_killed_under_load_comes_back_with_what_it_has_confirmed() {
-    let root = tempfile::tempdir().unwrap();
-    for name in ["one", "two"] {
-        let to = root.path().join(name);
-        std::fs::create_dir(&to).unwrap();
-        for file in ["adapter_config.json", "adapter_model.safetensors"] {
-            std::fs::copy(golden("weighted").join(name).join(file), to.join(file)).unwrap();
-        }
-    }
+    let root = adapter_root();
     let state = root.path().join("state.json");
     let (folder, state) = (root.path().to_str().unwrap(), state.to_str().unwrap());
     let arguments = ["--adapter-root", folder, "--allow-adapter-changes", "--state-file", state];
