@@ -1,8 +1,6 @@
 //! Labels that are probably wrong, by confident learning (Northcutt et al. 2021,
 //! <https://doi.org/10.1613/jair.1.12125>).
 
-use std::cmp::Ordering;
-
 use serde::{Deserialize, Serialize};
 
 use super::check_rows;
@@ -73,10 +71,7 @@ pub fn label_issues(probabilities: &[Vec<f64>], given: &[usize]) -> Result<Vec<L
     };
     let mut issues: Vec<LabelIssue> =
         probabilities.iter().zip(given).enumerate().filter_map(issue).collect();
-    issues.sort_by(|a, b| {
-        let order = a.confidence.partial_cmp(&b.confidence).unwrap_or(Ordering::Equal);
-        order.then(a.row.cmp(&b.row))
-    });
+    issues.sort_by(|a, b| a.confidence.total_cmp(&b.confidence).then(a.row.cmp(&b.row)));
     Ok(issues)
 }
 

@@ -92,7 +92,7 @@ impl fmt::Display for Forgetting {
         }
         write!(
             f,
-            " on {} general texts (loss {:.4}, the base's {:.4}, p = {:.2})",
+            " on {} general texts (loss {:.4}, the base's {:.4}, p = {})",
             self.texts,
             self.loss,
             self.base_loss,
