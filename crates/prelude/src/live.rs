@@ -336,6 +336,8 @@ mod tests {
             tokens: 100,
             label_tokens: 40,
             secs: 0.5,
+            memory_bytes: None,
+            rows: Vec::new(),
             ranks: Vec::new(),
         }
     }

@@ -90,6 +90,8 @@ fn curve(kind: usize, seed: u64) -> (Vec<StepRecord>, Vec<EvalRecord>) {
             tokens: 100,
             label_tokens: 50,
             secs: 0.1,
+            memory_bytes: None,
+            rows: Vec::new(),
             ranks: Vec::new(),
         })
         .collect();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use tunebook_models::Model;
+use tunebook_models::{Device, Model, gpu_memory};
 
 /// Activations that are kept between the passes may take so many tenths of the size of the weights
 /// in f32 before blocks are run again instead. (Of SmolLM2-135M at 1 x 2048 tokens all blocks'
@@ -80,6 +80,15 @@ pub(crate) fn peak_bytes() -> Option<u64> {
 /// The resident memory of this process now, in bytes.
 pub(crate) fn resident_bytes() -> Option<u64> {
     status("VmRSS:")
+}
+
+/// What is in use now, in bytes: the resident memory of this process; on a GPU the device's, of all
+/// processes.
+pub(crate) fn bytes_in_use(device: &Device) -> Option<u64> {
+    if device.is_cpu() {
+        return resident_bytes();
+    }
+    gpu_memory(device).map(|(free, total)| total.saturating_sub(free))
 }
 
 /// Resets the counter of [`peak_bytes`]. Where the system refuses it, the counter keeps the peak of

@@ -44,6 +44,14 @@ pub struct StepRecord {
     pub label_tokens: usize,
     /// Wall-clock time of the step.
     pub secs: f64,
+    /// Memory in use after this step, in bytes: the resident memory of this process; on a GPU the
+    /// device's, of all processes. `None` where the system or the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Which training examples it took, by their numbers in the set, counted from 0. Empty in
+    /// records of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<usize>,
     /// The rank of each of the modules in [`Plan::rank_modules`] after this step. Empty unless
     /// AdaLoRA moves them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -213,13 +213,16 @@ impl Run {
             .rows("records.evals")?
             .map(|row| eval_record(row, &state.metric_columns))
             .collect::<Option<Vec<_>>>();
-        let (Some(steps), Some(evals)) = (steps, evals) else {
+        let (Some(mut steps), Some(evals)) = (steps, evals) else {
             return Err(damaged(
                 "its records have another number of columns than expected".to_owned(),
             ));
         };
         if steps.len() != taken {
             return Err(damaged(format!("holds {} steps, expected {taken}", steps.len())));
+        }
+        for (exact, step) in steps.iter_mut().zip(record.steps) {
+            (exact.memory_bytes, exact.rows) = (step.memory_bytes, step.rows);
         }
         (record.steps, record.evals) = (steps, evals); // exact, unlike those of the JSON
         let best =
@@ -361,6 +364,9 @@ fn step_record(row: Vec<f64>, ranks: usize) -> Option<StepRecord> {
         tokens: tokens as usize,
         label_tokens: label_tokens as usize,
         secs,
+        // Whole numbers, which JSON keeps.
+        memory_bytes: None,
+        rows: Vec::new(),
         ranks: of_modules.iter().map(|rank| *rank as usize).collect(),
     })
 }

@@ -29,6 +29,7 @@ use crate::batch::example_sets::{ExampleSets, IntoSets, Measure, Measured};
 use crate::batch::packing::Rows;
 use crate::batch::tokenize;
 use crate::batch::{Example, TokenizedSet};
+use crate::cost::memory;
 use crate::cost::preflight;
 use crate::cost::summary::{self, TrainingSummary};
 use crate::error::{Error, Result};
@@ -443,6 +444,8 @@ impl Trainer {
                 tokens: batches.iter().map(|batch| batch.tokens).sum(),
                 label_tokens: batches.iter().map(|batch| batch.label_tokens).sum(),
                 secs: started.elapsed().as_secs_f64(),
+                memory_bytes: memory::bytes_in_use(model.device()),
+                rows: batches.iter().flat_map(|batch| batch.rows.iter().copied()).collect(),
                 ranks: stepper.ranks(),
             };
             run.record.steps.push(record.clone());

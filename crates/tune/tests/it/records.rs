@@ -28,6 +28,7 @@ fn assert_same(found: &RunRecord, expected: &RunRecord) {
     for (a, b) in found.steps.iter().zip(&expected.steps) {
         assert!(close(a.loss, b.loss) && close(a.grad_norm, b.grad_norm) && close(a.secs, b.secs));
         assert_eq!((a.step, a.tokens, &a.ranks), (b.step, b.tokens, &b.ranks));
+        assert_eq!((a.memory_bytes, &a.rows), (b.memory_bytes, &b.rows));
     }
     for (a, b) in found.evals.iter().zip(&expected.evals) {
         assert!(close(a.loss, b.loss) && a.metrics.keys().eq(b.metrics.keys()));
@@ -82,6 +83,32 @@ fn a_record_goes_through_json_whole_and_stands_in_every_checkpoint() {
     let loaded = Run::load(&folder).unwrap();
     assert_eq!(loaded.steps, run.steps, "exact");
     assert_eq!(loaded.fingerprints, run.fingerprints);
+}
+
+/// Each step says which examples it took, an epoch takes each once, and records of versions that did
+/// not say it are still read.
+#[test]
+fn steps_name_their_rows_and_their_memory() {
+    let model = tiny();
+    model.add_adapter("a", Lora::default()).unwrap();
+    let args = TrainingArgs { epochs: 2, gradient_accumulation_steps: 2, ..args() };
+    let run = Trainer::new(&model, &args).train(&pairs(12)).unwrap();
+    let (first, second) = run.steps.split_at(run.plan.steps_per_epoch);
+    for epoch in [first, second] {
+        let mut rows: Vec<usize> = epoch.iter().flat_map(|step| step.rows.clone()).collect();
+        rows.sort_unstable();
+        assert_eq!(rows, (0..12).collect::<Vec<_>>());
+    }
+    assert!(run.steps.iter().any(|step| step.rows != run.steps[0].rows));
+    if cfg!(target_os = "linux") {
+        let memory = |step: &StepRecord| step.memory_bytes.is_some_and(|bytes| bytes > 1 << 20);
+        assert!(run.steps.iter().all(memory), "{:?}", run.steps[0]);
+    }
+    let mut old = serde_json::to_value(&run.steps[0]).unwrap();
+    let fields = old.as_object_mut().unwrap();
+    assert!(fields.remove("memory_bytes").is_some() && fields.remove("rows").is_some());
+    let old: StepRecord = serde_json::from_value(old).unwrap();
+    assert_eq!((old.memory_bytes, old.rows.len(), old.loss), (None, 0, run.steps[0].loss));
 }
 
 #[test]
