@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::error::Result;
+use tunebook_models::Model;
+
+use crate::error::{Error, Result};
 use crate::record::run_record::RunRecord;
 use crate::record::{EvalRecord, Plan, StepRecord};
 
@@ -12,6 +14,12 @@ use crate::record::{EvalRecord, Plan, StepRecord};
 pub trait Callback: Send {
     /// Before the first step.
     fn on_start(&mut self, _plan: &Plan) -> Result<()> {
+        Ok(())
+    }
+
+    /// Before the first step, after [`Callback::on_start`]: the record with all that is known of
+    /// the run by then, and the handle that is trained.
+    fn on_begin(&mut self, _run: &RunRecord, _model: &Model) -> Result<()> {
         Ok(())
     }
 
@@ -45,6 +53,9 @@ pub trait Callback: Send {
     fn on_end(&mut self, _run: &RunRecord) -> Result<()> {
         Ok(())
     }
+
+    /// When an error ends the run; the record is that up to the last whole step.
+    fn on_fail(&mut self, _run: &RunRecord, _error: &Error) {}
 }
 
 /// A closure is a callback that sees each optimizer step.

@@ -345,7 +345,10 @@ impl Trainer {
             stepper.restore(&from.state)?;
         }
         run.state = Arc::default(); // the stepper has it; held here, too, the next step would have to copy it
-        self.tell(|callback| callback.on_start(&run.plan))?;
+        self.tell(|callback| {
+            callback.on_start(&run.plan)?;
+            callback.on_begin(&run.record, model)
+        })?;
 
         let secs_before = run.secs;
         let ended = self.steps(model, &args, &sets, &mut stepper, &mut run, output_dir);
@@ -356,6 +359,10 @@ impl Trainer {
             Err(error) if error.is_interruption() => Some(StopReason::Interrupted),
             Err(error) => {
                 run.record.stopped = Some(StopReason::Failed);
+                let _ = self.tell(|callback| {
+                    callback.on_fail(&run.record, &error);
+                    Ok(())
+                });
                 self.keep(run, &stepper, &error, output_dir);
                 return Err(error);
             }
