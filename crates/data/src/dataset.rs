@@ -12,6 +12,7 @@ use crate::error::{DataError, Result};
 use crate::key;
 use crate::read::shape::RowShape;
 use crate::read::table::{Reject, rejected_frame};
+use crate::split::Split;
 use crate::text::{counted, excerpt};
 
 /// Names of columns with the class of a text.
@@ -53,6 +54,8 @@ pub struct Dataset {
     rejected: DataFrame,
     shape: Arc<RowShape>,
     cleaning: Option<Arc<Cleaned>>,
+    /// The split that it is a side of.
+    split: Option<Arc<Split>>,
 }
 
 /// The report of [`Dataset::clean`] and the rows that it dropped.
@@ -119,7 +122,14 @@ impl Dataset {
         rejected: DataFrame,
         shape: RowShape,
     ) -> Self {
-        Self { frame, source: source.into(), rejected, shape: Arc::new(shape), cleaning: None }
+        Self {
+            frame,
+            source: source.into(),
+            rejected,
+            shape: Arc::new(shape),
+            cleaning: None,
+            split: None,
+        }
     }
 
     /// The same set with other rows. The lines kept aside at reading stay with it.
@@ -134,6 +144,16 @@ impl Dataset {
         dropped: DataFrame,
     ) -> Self {
         Self { frame, cleaning: Some(Arc::new(Cleaned { report, dropped })), ..self.clone() }
+    }
+
+    /// The same rows as a side of a split.
+    pub(crate) fn of_split(self, split: &Arc<Split>) -> Self {
+        Self { split: Some(Arc::clone(split)), ..self }
+    }
+
+    /// The settings of the split that the rows are a side of; `None` for a set that was not split.
+    pub fn split_settings(&self) -> Option<&Split> {
+        self.split.as_deref()
     }
 
     /// The number of rows.

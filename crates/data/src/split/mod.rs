@@ -9,6 +9,7 @@ pub(crate) mod audit;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use polars::prelude::*;
 use rayon::prelude::*;
@@ -220,7 +221,10 @@ impl Split {
                 return Err(self.empty_side(dataset, side)?);
             }
         }
-        Ok([dataset.take(&train)?, dataset.take(&validation)?, dataset.take(&test)?])
+        let settings = Arc::new(self.clone());
+        let side =
+            |rows: &[IdxSize]| -> Result<Dataset> { Ok(dataset.take(rows)?.of_split(&settings)) };
+        Ok([side(&train)?, side(&validation)?, side(&test)?])
     }
 
     /// The error of a side without a row.

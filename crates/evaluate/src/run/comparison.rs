@@ -108,6 +108,12 @@ pub struct Comparison {
     pub name: String,
     /// The model that it is compared with.
     pub other: String,
+    /// The fingerprint of this model's answers, by content ([`Evaluation::fingerprint`]).
+    #[serde(default)]
+    pub fingerprint: String,
+    /// The other model's.
+    #[serde(default)]
+    pub other_fingerprint: String,
     /// One entry a score.
     pub scores: Vec<ComparedScore>,
     /// Rows that this model has right and the other has not, by metric; for metrics of hits.
@@ -219,6 +225,8 @@ impl Evaluation {
         Ok(Comparison {
             name: name(self),
             other: name(other),
+            fingerprint: self.fingerprint.clone(),
+            other_fingerprint: other.fingerprint.clone(),
             scores,
             newly_right,
             newly_wrong,
