@@ -1,0 +1,1 @@
+//! What made an adapter, and what comes next: the registry of runs.
