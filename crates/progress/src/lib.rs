@@ -45,6 +45,7 @@ mod bar;
 mod bundle;
 pub mod channel;
 mod display;
+pub mod files;
 pub mod interrupt;
 pub mod questions;
 mod quiet;

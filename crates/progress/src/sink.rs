@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::bundle::MimeBundle;
 use crate::channel::{Frame, Message, NONCE_VAR};
+use crate::files::Files;
 
 /// Where outputs go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub(crate) struct Sink {
     err: Box<dyn Write + Send>,
     /// Whether the last text written to `out` did not end in a newline.
     mid_line: bool,
+    /// Where outputs are kept, too.
+    files: Option<Files>,
 }
 
 impl Sink {
@@ -62,12 +65,22 @@ impl Sink {
         out: Box<dyn Write + Send>,
         err: Box<dyn Write + Send>,
     ) -> Self {
-        Self { place, out, err, mid_line: false }
+        Self { place, out, err, mid_line: false, files: None }
     }
 
     /// The place that the sink writes to.
     pub(crate) fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Keeps outputs as files, too, from now on.
+    pub(crate) fn keep(&mut self, files: Files) {
+        self.files = Some(files);
+    }
+
+    /// Where outputs are kept, too.
+    pub(crate) fn files(&mut self) -> Option<&mut Files> {
+        self.files.as_mut()
     }
 
     /// Shows a new output. Nothing is reported back: an output that cannot be shown must not stop
@@ -142,6 +155,15 @@ impl Sink {
     }
 
     fn show(&mut self, message: Message, bundle: &MimeBundle) {
+        if let Some(files) = &mut self.files {
+            let id = match &message {
+                Message::Display { id, .. } | Message::Update { id, .. } => Some(id.as_str()),
+                Message::Result { .. } | Message::Clear { .. } => None,
+            };
+            if let Err(error) = files.write(id, bundle) {
+                let _ = writeln!(self.err, "note: an output is not kept: {error}");
+            }
+        }
         match &self.place {
             Place::Channel { nonce } => {
                 let frame = Frame::Message(message).encode(nonce);
