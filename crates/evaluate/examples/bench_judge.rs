@@ -130,7 +130,9 @@ fn run() -> Result<()> {
         })
         .collect();
     let file = model;
-    let model = Model::load_as(file, Some(DType::BF16), &Device::Cpu)?;
+    // Full fine-tuning on a processor takes weights in f32.
+    let dtype = if options.full_tuning { DType::F32 } else { DType::BF16 };
+    let model = Model::load_as(file, Some(dtype), &Device::Cpu)?;
     println!(
         "{}",
         json!({"train": examples.len(), "held_out": judged.len(), "labels": args.labels.len()})
@@ -200,7 +202,7 @@ fn run() -> Result<()> {
     let comparison = evaluate_with(&model, &few, &args)?.compare(&before)?;
     let verdict = comparison.scores.iter().find(|score| score.metric.name == "accuracy");
     let base = match options.full_tuning {
-        true => Model::load_as(file, Some(DType::BF16), &Device::Cpu)?,
+        true => Model::load_as(file, Some(dtype), &Device::Cpu)?,
         false => model.base(),
     };
     let forgotten = forgetting(&model, &base)?;
