@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for the terminal
 
+mod registry;
 mod serve;
 
 use std::process::ExitCode;
@@ -23,11 +24,16 @@ struct Arguments {
 enum Command {
     /// Serve a model and its adapters over OpenAI's HTTP interface.
     Serve(Box<serve::Arguments>),
+    /// Look at a registry of runs, and keep it in order.
+    Registry(registry::Arguments),
 }
 
 fn main() -> ExitCode {
-    let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
-    match serve::run(&arguments) {
+    let done = match Arguments::parse().command {
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Registry(arguments) => registry::run(&arguments),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

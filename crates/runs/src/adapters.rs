@@ -1,0 +1,203 @@
+//! Adapters by content: `adapters/ID/` holds PEFT's files, and ID is a hash of them, so that saving
+//! twice is saving once. `adapters/ID.jsonl` says where they come from.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tunebook_models::Model;
+use tunebook_tune::peft::AdapterFiles;
+use tunebook_tune::{Adapters as _, FrozenAdapter, answering_fingerprint};
+
+use crate::disk;
+use crate::error::{Error, Result};
+
+/// The folder of all adapters.
+pub(crate) const FOLDER: &str = "adapters";
+
+/// A line of `adapters/ID.jsonl`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Line {
+    /// It was saved, by a run or by hand.
+    Saved {
+        /// Its type and settings in a few words.
+        config: String,
+        base_model: Option<String>,
+        /// The fingerprint of the base's weights.
+        base: Option<String>,
+        /// Fingerprints of what answers with it: from memory, and as a server reads the files.
+        answering: Vec<String>,
+        bytes: u64,
+        #[serde(flatten)]
+        origin: Origin,
+    },
+    /// Its files were collected as garbage.
+    Removed { at: f64 },
+}
+
+/// Where an adapter comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The run that has trained it.
+    #[serde(default)]
+    pub run: Option<String>,
+    /// The adapter that the run went on from.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// When it was saved, in seconds of Unix time.
+    pub at: f64,
+}
+
+/// What is known of an adapter.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Kept {
+    pub(crate) config: String,
+    pub(crate) base_model: Option<String>,
+    pub(crate) base: Option<String>,
+    pub(crate) bytes: u64,
+    pub(crate) saved: Option<f64>,
+    pub(crate) removed: Option<f64>,
+    pub(crate) origins: Vec<Origin>,
+    pub(crate) answering: BTreeSet<String>,
+    pub(crate) file_bytes: u64,
+}
+
+impl Kept {
+    /// # Errors
+    /// The file cannot be read. A damaged line is left out.
+    pub(crate) fn read(root: &Path, id: &str) -> Result<Self> {
+        let mut kept = Self::default();
+        let Some(bytes) = disk::read(&record_path(root, id))? else { return Ok(kept) };
+        kept.file_bytes = bytes.len() as u64;
+        for line in disk::lines(&bytes).0 {
+            match serde_json::from_slice(line) {
+                Ok(Line::Saved { config, base_model, base, answering, bytes, origin }) => {
+                    (kept.config, kept.base_model, kept.base) = (config, base_model, base);
+                    (kept.bytes, kept.saved, kept.removed) = (bytes, Some(origin.at), None);
+                    kept.answering.extend(answering);
+                    kept.origins.push(origin);
+                }
+                Ok(Line::Removed { at }) => kept.removed = Some(at),
+                Err(_) => {}
+            }
+        }
+        Ok(kept)
+    }
+}
+
+pub(crate) fn folder(root: &Path, id: &str) -> PathBuf {
+    root.join(FOLDER).join(id)
+}
+
+fn record_path(root: &Path, id: &str) -> PathBuf {
+    root.join(FOLDER).join(format!("{id}.jsonl"))
+}
+
+/// Saves the adapter of this name on the model, unless it is there already, and says where it comes
+/// from. Gives its id.
+///
+/// # Errors
+/// No adapter of that name, or files that cannot be written.
+pub(crate) fn save(root: &Path, model: &Model, name: &str, origin: Origin) -> Result<String> {
+    let all = root.join(FOLDER);
+    disk::create_dir(&all)?;
+    let temporary = all.join(format!(".{}.tmp", disk::new_id()?));
+    let saved = save_from(root, model, name, origin, &temporary);
+    let _ = fs::remove_dir_all(&temporary); // of this call alone; gone if all went well
+    saved
+}
+
+fn save_from(
+    root: &Path,
+    model: &Model,
+    name: &str,
+    origin: Origin,
+    temporary: &Path,
+) -> Result<String> {
+    let written = model.save_adapter(name, temporary)?;
+    let (id, bytes) = content(&written)?;
+    let config = AdapterFiles::read(&written)?.config.to_string();
+    let as_served = FrozenAdapter::read_for_any_base(model, "adapter", &written)?;
+    let in_memory = answering_fingerprint(&model.with_adapter(name)?)?;
+    let line = Line::Saved {
+        config,
+        base_model: Some(model.name().to_owned()),
+        base: base_of(&written)?,
+        answering: BTreeSet::from([as_served.fingerprint().to_owned(), in_memory])
+            .into_iter()
+            .collect(),
+        bytes,
+        origin,
+    };
+    let _store = lock(root)?;
+    let folder = folder(root, &id);
+    if !folder.exists() {
+        fs::rename(&written, &folder).map_err(disk::io("write", &folder))?;
+    }
+    disk::add_line(&record_path(root, &id), &line)?;
+    Ok(id)
+}
+
+/// The fingerprint of the base's weights, which stands beside PEFT's files.
+fn base_of(folder: &Path) -> Result<Option<String>> {
+    let Some(bytes) = disk::read(&folder.join("tunebook.json"))? else { return Ok(None) };
+    let json: serde_json::Value = serde_json::from_slice(&bytes)?;
+    Ok(json["base"].as_str().map(str::to_owned))
+}
+
+/// Held while adapters come and go and aliases change.
+pub(crate) fn lock(root: &Path) -> Result<disk::Lock> {
+    disk::Lock::take(&root.join(".lock"))
+}
+
+/// The hash of all files of a folder, as 32 hexadecimal digits, and their length.
+///
+/// # Errors
+/// A file cannot be read, or a folder is among them.
+pub(crate) fn content(folder: &Path) -> Result<(String, u64)> {
+    let mut hash = Sha256::new();
+    let mut all = 0;
+    for name in disk::names(folder)? {
+        let path = folder.join(&name);
+        let bytes = fs::read(&path).map_err(disk::io("read", &path))?;
+        for part in [name.as_bytes(), bytes.as_slice()] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        all += bytes.len() as u64;
+    }
+    Ok((disk::hex(&hash.finalize())[..32].to_owned(), all))
+}
+
+/// # Errors
+/// The files of an adapter are gone, or are not those that were saved.
+pub(crate) fn check(root: &Path, id: &str) -> Result<()> {
+    let folder = folder(root, id);
+    let problem = |problem: String| Err(Error::File { path: folder.clone(), problem });
+    if !folder.is_dir() {
+        return problem("is gone: the adapter was collected as garbage, or removed by hand".into());
+    }
+    match content(&folder)?.0 {
+        found if found == id => Ok(()),
+        found => problem(format!(
+            "holds other files than were saved (their hash is {found}): it was changed by hand"
+        )),
+    }
+}
+
+/// Removes the files of an adapter; what is known of it stays. The store's lock must be held.
+///
+/// # Errors
+/// The files are not those that were saved, or cannot be removed.
+pub(crate) fn remove(root: &Path, id: &str) -> Result<()> {
+    check(root, id)?;
+    let folder = folder(root, id);
+    // Not half of it under its own name, if this process is killed.
+    let going = root.join(FOLDER).join(format!(".{id}.gone"));
+    fs::rename(&folder, &going).map_err(disk::io("remove", &folder))?;
+    fs::remove_dir_all(&going).map_err(disk::io("remove", &going))?;
+    disk::add_line(&record_path(root, id), &Line::Removed { at: disk::now() })
+}

@@ -1,0 +1,446 @@
+//! Aliases: names whose adapter changes by promotion and comes back by rollback.
+//!
+//! `aliases/NAME.jsonl` has one line a generation, and none is ever changed. `serving/NAME` is a link
+//! to the files of the last one, switched by one rename, for a server that watches `serving/`
+//! (`tunebook serve --watch registry/serving`). The link follows the lines: it is put right when
+//! the registry is opened, should a process have been killed between the two.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tunebook_evaluate::{ComparedScore, Comparison, Verdict};
+
+use crate::adapters::{self, Kept};
+use crate::data::short;
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::registry::Registry;
+
+/// The folder of all aliases.
+pub(crate) const FOLDER: &str = "aliases";
+/// The folder that a server watches.
+pub(crate) const SERVING: &str = "serving";
+/// The files of what is served, in there: a watching server follows no link out of its folder.
+const FILES: &str = ".adapters";
+
+/// How an adapter became a generation of an alias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromotionKind {
+    /// By a paired evaluation that it won.
+    Promoted,
+    /// By somebody's word, without such an evaluation.
+    Forced,
+    /// It was served before, and came back.
+    RolledBack,
+}
+
+impl PromotionKind {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Promoted => "promoted",
+            Self::Forced => "forced",
+            Self::RolledBack => "rolled_back",
+        }
+    }
+}
+
+/// One generation of an alias.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Counted from 1.
+    pub generation: u64,
+    /// The adapter.
+    pub adapter: String,
+    /// How it came.
+    pub kind: PromotionKind,
+    /// Of a promotion: the generation that a rollback goes to.
+    #[serde(default)]
+    pub previous: Option<u64>,
+    /// Of a rollback: the generation that is back.
+    #[serde(default)]
+    pub restores: Option<u64>,
+    /// Why it was forced.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The evaluation that it won.
+    #[serde(default)]
+    pub comparison: Option<ComparisonRecord>,
+    /// When, in seconds of Unix time.
+    pub at: f64,
+}
+
+/// A comparison without its rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ComparisonRecord {
+    /// What was promoted, by the name that it had then.
+    pub name: String,
+    /// What it was compared with.
+    pub other: String,
+    /// The fingerprint of its answers.
+    pub fingerprint: String,
+    /// The other's.
+    pub other_fingerprint: String,
+    /// The scores of both.
+    pub scores: Vec<ComparedScore>,
+}
+
+impl fmt::Display for ComparisonRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "against {}", self.other)?;
+        for score in &self.scores {
+            let ComparedScore { metric, value, other, adjusted_p_value, verdict, .. } = score;
+            let name = &metric.name;
+            write!(f, "; {name} {value:.4}, was {other:.4}: {verdict} (p {adjusted_p_value:.3})")?;
+        }
+        Ok(())
+    }
+}
+
+impl Generation {
+    /// The generation that stands here, in its first form: of a rollback the one that it restores.
+    fn first_form(&self) -> u64 {
+        self.restores.unwrap_or(self.generation)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {}: adapter {}", self.generation, short(&self.adapter))?;
+        match (self.kind, &self.comparison) {
+            (PromotionKind::Promoted, Some(comparison)) => write!(f, ", promoted {comparison}"),
+            (PromotionKind::Promoted, None) => f.write_str(", promoted"),
+            (PromotionKind::Forced, _) => {
+                let reason = self.reason.as_deref().unwrap_or_default();
+                write!(f, ", FORCED without a paired evaluation: {reason}")
+            }
+            (PromotionKind::RolledBack, _) => {
+                write!(f, ", rolled back to generation {}", self.first_form())
+            }
+        }
+    }
+}
+
+/// The generations of an alias in order, and the length of its file.
+pub(crate) fn history(root: &Path, alias: &str) -> Result<(Vec<Generation>, u64)> {
+    let bytes = disk::read(&path(root, alias))?.unwrap_or_default();
+    let all = disk::lines(&bytes).0.filter_map(|line| serde_json::from_slice(line).ok());
+    Ok((all.collect(), bytes.len() as u64))
+}
+
+fn path(root: &Path, alias: &str) -> PathBuf {
+    root.join(FOLDER).join(format!("{alias}.jsonl"))
+}
+
+/// An alias as it was when it was looked at. A change is made only if it is still so (compare-and-swap):
+/// of two people who change one alias at once, the second is told.
+#[derive(Debug, Clone)]
+pub struct Alias {
+    registry: Registry,
+    name: String,
+    history: Vec<Generation>,
+}
+
+impl Alias {
+    /// # Errors
+    /// A name that cannot be used.
+    pub(crate) fn look(registry: &Registry, name: &str) -> Result<Self> {
+        let problem = if name.is_empty() {
+            Some("is empty")
+        } else if !name.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '_') {
+            Some("has a character that cannot stand in a folder's name on every system")
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(Error::Name { what: "alias", name: name.to_owned(), problem });
+        }
+        let (history, _) = history(registry.root(), name)?;
+        Ok(Self { registry: registry.clone(), name: name.to_owned(), history })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The number of its generation; 0 before the first promotion.
+    pub fn generation(&self) -> u64 {
+        self.history.last().map_or(0, |last| last.generation)
+    }
+
+    /// The adapter that it stands for.
+    pub fn adapter(&self) -> Option<&str> {
+        self.history.last().map(|last| last.adapter.as_str())
+    }
+
+    /// All its generations, the first first.
+    pub fn history(&self) -> &[Generation] {
+        &self.history
+    }
+
+    /// Lets the alias stand for another adapter, if a comparison on the same rows says that it is
+    /// better: at least one score better, none worse. The comparison must be of this adapter's
+    /// answers with those of the adapter that it takes the place of; for the first generation the
+    /// other may be any, as a rule the base. `adapter` is an id, the beginning of one, or a run's id
+    /// or name.
+    ///
+    /// # Errors
+    /// A comparison that shows no such thing or is of other models, an alias that somebody has changed
+    /// meanwhile, an adapter whose files are gone, or files that cannot be written. The alias stays
+    /// as it is then.
+    pub fn promote(&self, adapter: &str, comparison: &Comparison) -> Result<Generation> {
+        let adapter = self.registry.resolve_adapter(adapter)?;
+        self.check_better(&adapter, comparison)?;
+        let comparison = ComparisonRecord {
+            name: comparison.name.clone(),
+            other: comparison.other.clone(),
+            fingerprint: comparison.fingerprint.clone(),
+            other_fingerprint: comparison.other_fingerprint.clone(),
+            scores: comparison.scores.clone(),
+        };
+        self.change(Generation {
+            generation: self.generation() + 1,
+            adapter,
+            kind: PromotionKind::Promoted,
+            previous: self.history.last().map(Generation::first_form),
+            restores: None,
+            reason: None,
+            comparison: Some(comparison),
+            at: disk::now(),
+        })
+    }
+
+    /// The same without an evaluation, for a reason that the registry keeps and tells.
+    ///
+    /// # Errors
+    /// No reason; else as [`Alias::promote`].
+    pub fn promote_forced(&self, adapter: &str, reason: &str) -> Result<Generation> {
+        let adapter = self.registry.resolve_adapter(adapter)?;
+        if reason.trim().is_empty() {
+            return Err(self.refuse(&adapter, "no reason is given".into(), "Say why"));
+        }
+        self.check_other(&adapter)?;
+        self.change(Generation {
+            generation: self.generation() + 1,
+            adapter,
+            kind: PromotionKind::Forced,
+            previous: self.history.last().map(Generation::first_form),
+            restores: None,
+            reason: Some(reason.to_owned()),
+            comparison: None,
+            at: disk::now(),
+        })
+    }
+
+    /// Goes back to the generation before. Once more goes one further back.
+    ///
+    /// # Errors
+    /// There is none before; else as [`Alias::promote`].
+    pub fn rollback(&self) -> Result<Generation> {
+        let numbered = |number: u64| self.history.iter().find(|of| of.generation == number);
+        let before = self
+            .history
+            .last()
+            .and_then(|last| numbered(last.first_form()))
+            .and_then(|standing| numbered(standing.previous?));
+        let Some(before) = before else {
+            let (alias, generation) = (self.name.clone(), self.generation());
+            return Err(Error::NothingBefore { alias, generation });
+        };
+        self.change(Generation {
+            generation: self.generation() + 1,
+            adapter: before.adapter.clone(),
+            kind: PromotionKind::RolledBack,
+            previous: None,
+            restores: Some(before.generation),
+            reason: None,
+            comparison: None,
+            at: disk::now(),
+        })
+    }
+
+    fn refuse(&self, adapter: &str, problem: String, advice: &'static str) -> Error {
+        let (alias, adapter) = (self.name.clone(), short(adapter).to_owned());
+        Error::Refused { alias, adapter, problem, advice }
+    }
+
+    fn check_other(&self, adapter: &str) -> Result<()> {
+        match self.adapter() == Some(adapter) {
+            true => Err(self.refuse(adapter, "it stands for this adapter already".into(), "")),
+            false => Ok(()),
+        }
+    }
+
+    fn check_better(&self, adapter: &str, comparison: &Comparison) -> Result<()> {
+        self.check_other(adapter)?;
+        let root = self.registry.root();
+        if !Kept::read(root, adapter)?.answering.contains(&comparison.fingerprint) {
+            let problem = format!(
+                "the comparison is of `{}`, whose answers have the fingerprint {}, and not of this \
+                 adapter",
+                comparison.name,
+                short(&comparison.fingerprint)
+            );
+            let advice = "Evaluate the adapter, and what is served, on the same rows";
+            return Err(self.refuse(adapter, problem, advice));
+        }
+        if let Some(served) = self.history.last()
+            && !Kept::read(root, &served.adapter)?.answering.contains(&comparison.other_fingerprint)
+        {
+            let problem = format!(
+                "the comparison is with `{}`, and not with generation {}, the adapter {}",
+                comparison.other,
+                served.generation,
+                short(&served.adapter)
+            );
+            let advice = "Compare with what is served";
+            return Err(self.refuse(adapter, problem, advice));
+        }
+        let of = |verdict: Verdict| -> Vec<&str> {
+            let scores = comparison.scores.iter().filter(|score| score.verdict == verdict);
+            scores.map(|score| score.metric.name.as_str()).collect()
+        };
+        let (better, worse) = (of(Verdict::Better), of(Verdict::Worse));
+        let problem = match (better.as_slice(), worse.as_slice()) {
+            ([], []) => format!("the rows show no difference ({comparison:?})"),
+            (_, [_, ..]) => format!("it is worse in {} ({comparison:?})", worse.join(", ")),
+            ([_, ..], []) => return Ok(()),
+        };
+        let advice = "Evaluate on more rows, or force it for a reason (`promote_forced`)";
+        Err(self.refuse(adapter, problem, advice))
+    }
+
+    /// Adds a generation, if the alias is as it was, and switches what is served.
+    fn change(&self, next: Generation) -> Result<Generation> {
+        let root = self.registry.root();
+        let _store = adapters::lock(root)?;
+        let (now, _) = history(root, &self.name)?;
+        let found = now.last().map_or(0, |last| last.generation);
+        if found != self.generation() {
+            let expected = self.generation();
+            return Err(Error::Conflict { alias: self.name.clone(), expected, found });
+        }
+        adapters::check(root, &next.adapter)?;
+        // What can fail of the switch is done before it is decided.
+        provide(root, &next.adapter)?;
+        disk::create_dir(&root.join(FOLDER))?;
+        disk::add_line(&path(root, &self.name), &next)?;
+        switch(root, &self.name, &next.adapter)?;
+        Ok(next)
+    }
+}
+
+impl fmt::Display for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.history.last() {
+            None => write!(f, "{}: nothing was promoted yet", self.name),
+            Some(last) => write!(f, "{}, {last}", self.name),
+        }
+    }
+}
+
+/// Puts the files of an adapter where a server finds them: as other names of the same files, or as
+/// copies where the file system has no such names.
+fn provide(root: &Path, adapter: &str) -> Result<()> {
+    let all = root.join(SERVING).join(FILES);
+    let folder = all.join(adapter);
+    if folder.is_dir() && adapters::content(&folder)?.0 == adapter {
+        return Ok(());
+    }
+    disk::create_dir(&all)?;
+    let temporary = all.join(format!(".{}.tmp", disk::new_id()?));
+    let filled = (|| {
+        disk::create_dir(&temporary)?;
+        let from = adapters::folder(root, adapter);
+        for name in disk::names(&from)? {
+            let (old, new) = (from.join(&name), temporary.join(&name));
+            fs::hard_link(&old, &new)
+                .or_else(|_| fs::copy(&old, &new).map(drop))
+                .map_err(disk::io("write", &new))?;
+        }
+        if folder.exists() {
+            let changed = all.join(format!(".{}.tmp", disk::new_id()?));
+            fs::rename(&folder, &changed).map_err(disk::io("replace", &folder))?;
+            fs::remove_dir_all(&changed).map_err(disk::io("remove", &changed))?;
+        }
+        fs::rename(&temporary, &folder).map_err(disk::io("write", &folder))
+    })();
+    if filled.is_err() {
+        let _ = fs::remove_dir_all(&temporary); // the error that matters is the one returned
+    }
+    filled
+}
+
+/// Lets `serving/ALIAS` point to an adapter that is provided: one rename, so that it always points
+/// to one.
+fn switch(root: &Path, alias: &str, adapter: &str) -> Result<()> {
+    let serving = root.join(SERVING);
+    let link = serving.join(alias);
+    let temporary = serving.join(format!(".{alias}.{}.tmp", disk::new_id()?));
+    let target = Path::new(FILES).join(adapter);
+    std::os::unix::fs::symlink(&target, &temporary).map_err(disk::io("write", &temporary))?;
+    fs::rename(&temporary, &link).map_err(|error| {
+        let _ = fs::remove_file(&temporary); // the error that matters is the one returned
+        disk::io("write", &link)(error)
+    })
+}
+
+/// The adapter that `serving/ALIAS` points to.
+pub(crate) fn served(root: &Path, alias: &str) -> Option<String> {
+    let target = fs::read_link(root.join(SERVING).join(alias)).ok()?;
+    target.file_name()?.to_str().map(str::to_owned)
+}
+
+/// All aliases by name.
+pub(crate) fn names(root: &Path) -> Result<Vec<String>> {
+    let files = disk::names(&root.join(FOLDER))?;
+    Ok(files.iter().filter_map(|file| file.strip_suffix(".jsonl")).map(str::to_owned).collect())
+}
+
+/// Lets every link point to the last generation of its alias.
+pub(crate) fn put_right(root: &Path) -> Result<()> {
+    let wrong = || -> Result<Vec<(String, String)>> {
+        let mut wrong = Vec::new();
+        for alias in names(root)? {
+            if let Some(last) = history(root, &alias)?.0.pop()
+                && served(root, &alias).as_deref() != Some(last.adapter.as_str())
+            {
+                wrong.push((alias, last.adapter));
+            }
+        }
+        Ok(wrong)
+    };
+    if wrong()?.is_empty() {
+        return Ok(());
+    }
+    let _store = adapters::lock(root)?; // a promotion that goes on is waited for
+    for (alias, adapter) in wrong()? {
+        if adapters::folder(root, &adapter).is_dir() {
+            provide(root, &adapter)?;
+            switch(root, &alias, &adapter)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the provided files of adapters that no alias stands for.
+pub(crate) fn tidy_served(root: &Path) -> Result<()> {
+    let serving = root.join(SERVING);
+    let mut now = Vec::new();
+    for alias in names(root)? {
+        now.extend(served(root, &alias));
+    }
+    for name in disk::names(&serving.join(FILES))? {
+        if !now.contains(&name) {
+            let folder = serving.join(FILES).join(&name);
+            // What is not the files of this adapter is not ours.
+            if adapters::content(&folder).is_ok_and(|found| found.0 == name) {
+                fs::remove_dir_all(&folder).map_err(disk::io("remove", &folder))?;
+            }
+        }
+    }
+    Ok(())
+}

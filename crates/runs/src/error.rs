@@ -1,0 +1,135 @@
+//! What can go wrong with a registry, each with what was expected, what was found and what to do.
+
+use std::path::PathBuf;
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("could not {action} `{}`: {source}", path.display())]
+    Io {
+        /// `read`, `write` …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+
+    /// The index could not be read or written.
+    #[error(
+        "the index `{}`: {source}. It holds only what the registry's files say: where it is damaged, \
+         delete it", path.display()
+    )]
+    Index {
+        /// Its file.
+        path: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+
+    /// A file of the registry says something that cannot be used.
+    #[error("`{}`: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        problem: String,
+    },
+
+    /// Nothing has this name.
+    #[error("no {what} `{name}` in this registry; {}", known_or(known, what))]
+    NotFound {
+        /// `run`, `adapter`, `alias`.
+        what: &'static str,
+        /// The name asked for.
+        name: String,
+        /// Some that there are.
+        known: Vec<String>,
+    },
+
+    /// A name or the beginning of an id stands for several.
+    #[error("`{name}` may be any of these {what}s: {}; give more of the id", found.join(", "))]
+    Ambiguous {
+        /// `run`, `adapter`.
+        what: &'static str,
+        /// The name asked for.
+        name: String,
+        /// Their ids.
+        found: Vec<String>,
+    },
+
+    /// A name cannot be used.
+    #[error("the {what} `{name}` {problem}; use letters, digits, `-` and `_`")]
+    Name {
+        /// `alias`.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+
+    /// An adapter was not promoted. Nothing has changed.
+    #[error("`{adapter}` does not become `{alias}`, which stays as it is: {problem}. {advice}")]
+    Refused {
+        /// The alias.
+        alias: String,
+        /// The adapter.
+        adapter: String,
+        /// Why.
+        problem: String,
+        /// What to do.
+        advice: &'static str,
+    },
+
+    /// Somebody else has changed an alias. Nothing has changed here.
+    #[error(
+        "`{alias}` is at generation {found}, and was to be changed from generation {expected}: \
+         somebody has changed it meanwhile. Look at it again (`registry.alias(\"{alias}\")`)"
+    )]
+    Conflict {
+        /// The alias.
+        alias: String,
+        /// The generation that the change was meant for; 0: none.
+        expected: u64,
+        /// The generation found.
+        found: u64,
+    },
+
+    /// An alias has no generation before.
+    #[error("`{alias}` has no generation before its {generation}. to go back to")]
+    NothingBefore {
+        /// The alias.
+        alias: String,
+        /// Its generation; 0: none.
+        generation: u64,
+    },
+
+    /// An adapter, model or run.
+    #[error(transparent)]
+    Tune(#[from] tunebook_tune::Error),
+
+    /// A data set.
+    #[error(transparent)]
+    Data(#[from] tunebook_data::DataError),
+
+    /// A frame.
+    #[error(transparent)]
+    Polars(#[from] polars::error::PolarsError),
+
+    /// A record that is no JSON.
+    #[error("a record cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+fn known_or(known: &[String], what: &str) -> String {
+    match known {
+        [] => format!("there is no {what} yet"),
+        _ => format!("there are, among others: {}", known.join(", ")),
+    }
+}

@@ -1,0 +1,172 @@
+//! Adapters that nothing refers to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use rusqlite::Connection;
+
+use crate::adapters;
+use crate::aliases;
+use crate::data::short;
+use crate::disk;
+use crate::error::Result;
+use crate::registry::Registry;
+use crate::summary::Summary;
+
+/// The tag of runs whose adapters stay.
+const KEEP: &str = "keep";
+
+/// The settings of [`Registry::gc`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct GarbageArgs {
+    /// Only says what would be removed. The default is true.
+    pub dry_run: bool,
+    /// Adapters that were saved less than these seconds ago stay: somebody may be about to evaluate
+    /// them. The default is a week.
+    pub min_age_secs: f64,
+}
+
+impl Default for GarbageArgs {
+    fn default() -> Self {
+        Self { dry_run: true, min_age_secs: 7.0 * 24.0 * 3600.0 }
+    }
+}
+
+/// An adapter that nothing refers to.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct GarbageItem {
+    /// Its id.
+    pub adapter: String,
+    /// The run that has trained it.
+    pub run: Option<String>,
+    /// The size of its files.
+    pub bytes: u64,
+    /// Why its files are left where they are, although nothing refers to them.
+    pub left: Option<String>,
+}
+
+/// What [`Registry::gc`] has found.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Garbage {
+    /// The adapters that nothing refers to.
+    pub items: Vec<GarbageItem>,
+    /// Adapters that stay.
+    pub kept: usize,
+    /// Whether the items were removed; else it was a dry run.
+    pub removed: bool,
+}
+
+impl Garbage {
+    /// The bytes of all that is removed, or would be.
+    pub fn bytes(&self) -> u64 {
+        self.items.iter().filter(|item| item.left.is_none()).map(|item| item.bytes).sum()
+    }
+}
+
+impl fmt::Display for Garbage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for GarbageItem { adapter, run, bytes, left } in &self.items {
+            let run = run.as_ref().map(|run| format!(" of run {run}")).unwrap_or_default();
+            write!(f, "{}{run}, {:.1} MB", short(adapter), *bytes as f64 / 1e6)?;
+            match left {
+                Some(why) => writeln!(f, ": left, {why}")?,
+                None => writeln!(f)?,
+            }
+        }
+        let verb = if self.removed { "were removed" } else { "would be removed (dry run)" };
+        let count = self.items.iter().filter(|item| item.left.is_none()).count();
+        let megabytes = self.bytes() as f64 / 1e6;
+        write!(f, "{count} adapters, {megabytes:.1} MB, {verb}; {} stay", self.kept)
+    }
+}
+
+/// What the index says of all adapters.
+struct Known {
+    /// With the time of their saving and their size.
+    adapters: BTreeMap<String, (f64, u64)>,
+    /// Each adapter's runs and parents.
+    origins: Vec<(String, Option<String>, Option<String>)>,
+    /// Of all generations of all aliases, and of runs with the tag `keep`.
+    referred: BTreeSet<String>,
+    /// Runs without an end, and their parents.
+    open: Vec<(String, Option<String>)>,
+}
+
+/// See [`Registry::gc`]: an adapter stays if it is or was a generation of an alias, if its run has the
+/// tag `keep`, if it is young, if a run that goes on has it as its parent, or if it is the parent, at
+/// any distance, of one that stays.
+pub(crate) fn collect(registry: &Registry, args: &GarbageArgs) -> Result<Garbage> {
+    let root = registry.root();
+    // Nothing is saved or promoted meanwhile. A dry run needs no lock, nor a disk to write it on.
+    let _store = if args.dry_run { None } else { Some(adapters::lock(root)?) };
+    let known = registry.index().ask(known)?;
+    let young = disk::now() - args.min_age_secs;
+    let mut stays: BTreeSet<String> = known.referred;
+    stays.extend(known.adapters.iter().filter(|(_, at)| at.0 > young).map(|(id, _)| id.clone()));
+    for (run, parent) in known.open {
+        if Summary::is_running(&registry.run_folder(&run)) {
+            stays.extend(parent);
+        }
+    }
+    loop {
+        let parents = known.origins.iter().filter(|(adapter, ..)| stays.contains(adapter));
+        let more: Vec<String> = parents
+            .filter_map(|(_, _, parent)| parent.clone())
+            .filter(|parent| !stays.contains(parent))
+            .collect();
+        if more.is_empty() {
+            break;
+        }
+        stays.extend(more);
+    }
+    let run_of = |id: &str| {
+        let mut origins = known.origins.iter().filter(|(adapter, ..)| adapter == id);
+        origins.find_map(|(_, run, _)| run.clone())
+    };
+    let mut items = Vec::new();
+    for (adapter, (_, bytes)) in &known.adapters {
+        if stays.contains(adapter) {
+            continue;
+        }
+        let left = match args.dry_run {
+            true => adapters::check(root, adapter),
+            false => adapters::remove(root, adapter),
+        };
+        items.push(GarbageItem {
+            adapter: adapter.clone(),
+            run: run_of(adapter),
+            bytes: *bytes,
+            left: left.err().map(|error| error.to_string()),
+        });
+    }
+    if !args.dry_run {
+        aliases::tidy_served(root)?;
+        registry.touch()?;
+    }
+    let kept = known.adapters.keys().filter(|id| stays.contains(*id)).count();
+    Ok(Garbage { items, kept, removed: !args.dry_run })
+}
+
+fn known(connection: &Connection) -> rusqlite::Result<Known> {
+    let mut rows =
+        connection.prepare("SELECT id, saved, bytes FROM adapters WHERE removed IS NULL")?;
+    let adapters = rows.query_map([], |row| {
+        let (at, bytes): (Option<f64>, i64) = (row.get(1)?, row.get(2)?);
+        Ok((row.get(0)?, (at.unwrap_or(0.0), bytes as u64)))
+    })?;
+    let adapters = adapters.collect::<rusqlite::Result<_>>()?;
+    let mut rows = connection.prepare("SELECT adapter, run, parent FROM origins")?;
+    let origins = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let origins = origins.collect::<rusqlite::Result<_>>()?;
+    let mut rows = connection.prepare(
+        "SELECT adapter FROM promotions UNION SELECT r.adapter FROM runs r \
+         JOIN tags t ON t.run = r.id WHERE t.tag = ?1 AND r.adapter IS NOT NULL",
+    )?;
+    let referred = rows.query_map([KEEP], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut rows = connection.prepare("SELECT id, parent FROM runs WHERE state = 'unfinished'")?;
+    let open = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let open = open.collect::<rusqlite::Result<_>>()?;
+    Ok(Known { adapters, origins, referred, open })
+}

@@ -1,0 +1,365 @@
+//! A run as it is recorded: a callback of the trainer that writes the run's folder.
+//!
+//! Nothing here ends a run. Where a line cannot be written the run goes on, the user is told once
+//! from where on something is missing, and the next line that can be written says how many are.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tunebook_models::Model;
+use tunebook_progress::stream;
+use tunebook_tune::{Callback, EvalRecord, RunRecord, StepRecord, Strategy, answering_fingerprint};
+
+use crate::adapters::{self, Origin};
+use crate::data::{DataRecord, RunData};
+use crate::disk::{self, LineFile};
+use crate::error::Result;
+use crate::registry::{ROWS, Registry};
+use crate::summary::{Begin, End, FORMAT, LOG, Line, MANIFEST, Measured, Summary};
+
+/// Steps are flushed to the disk at most so often: a killed process loses none, a machine without
+/// power those of this time.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Records a run: a [`Callback`] for
+/// [`Trainer::with_callback`](tunebook_tune::Trainer::with_callback). Clones are the same recorder, so
+/// that one can be kept and asked for the run's id. A trainer that trains again with the same recorder
+/// records another run; one that resumes a run goes on in its folder.
+#[derive(Clone)]
+pub struct Recorder(Arc<Mutex<Recording>>);
+
+struct Recording {
+    registry: Registry,
+    name: String,
+    data: Option<RunData>,
+    parent: Option<String>,
+    tags: Vec<String>,
+    /// The run's id.
+    id: Option<String>,
+    /// It is a run of an earlier process that goes on.
+    going_on: bool,
+    log: Option<LineFile>,
+    flushed: Instant,
+    /// Lines that could not be written since the last one that was.
+    lost: usize,
+    adapter: Option<String>,
+    /// From the beginning to the end of a run.
+    model: Option<Model>,
+    warnings: Vec<String>,
+}
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let recording = self.lock();
+        f.debug_struct("Recorder")
+            .field("name", &recording.name)
+            .field("id", &recording.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Recorder {
+    pub(crate) fn new(registry: &Registry, name: &str) -> Self {
+        Self(Arc::new(Mutex::new(Recording {
+            registry: registry.clone(),
+            name: name.to_owned(),
+            data: None,
+            parent: None,
+            tags: Vec::new(),
+            id: None,
+            going_on: false,
+            log: None,
+            flushed: Instant::now(),
+            lost: 0,
+            adapter: None,
+            model: None,
+            warnings: Vec::new(),
+        })))
+    }
+
+    pub(crate) fn going_on(registry: &Registry, id: String) -> Self {
+        let recorder = Self::new(registry, &id);
+        {
+            let mut recording = recorder.lock();
+            (recording.id, recording.going_on) = (Some(id), true);
+        }
+        recorder
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recording> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the data, for [`Registry::why`] and [`Registry::adapters_touched_by`]: `&split`,
+    /// `&dataset`, `(&train, &validation)`, or a [`RunData`] with an id column.
+    #[must_use]
+    pub fn with_data(self, data: impl Into<RunData>) -> Self {
+        self.lock().data = Some(data.into());
+        self
+    }
+
+    /// Names the adapter that the run goes on from, by id. Without it the adapter that is active when
+    /// the run begins is looked for among those of the registry, by its answers.
+    #[must_use]
+    pub fn with_parent(self, adapter: &str) -> Self {
+        self.lock().parent = Some(adapter.to_owned());
+        self
+    }
+
+    /// Adds a tag.
+    #[must_use]
+    pub fn with_tag(self, tag: &str) -> Self {
+        self.lock().tags.push(tag.to_owned());
+        self
+    }
+
+    /// The run's id; empty before a run has begun.
+    pub fn id(&self) -> String {
+        self.lock().id.clone().unwrap_or_default()
+    }
+
+    /// The id of the adapter that the run has trained; `None` before its end, or where none could be
+    /// saved.
+    pub fn adapter(&self) -> Option<String> {
+        self.lock().adapter.clone()
+    }
+
+    /// What is not recorded, and why.
+    pub fn warnings(&self) -> Vec<String> {
+        self.lock().warnings.clone()
+    }
+}
+
+impl Recording {
+    /// Tells the user, once for each text.
+    fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            stream(&format!("registry: {warning}\n"));
+            self.warnings.push(warning);
+        }
+    }
+
+    /// Writes a line, and before it how many are missing.
+    fn line(&mut self, line: &impl Serialize, flush: bool) {
+        let Some(log) = &mut self.log else {
+            self.lost += 1;
+            return;
+        };
+        let flush = flush || self.flushed.elapsed() >= FLUSH;
+        let lost = self.lost;
+        let written = (|| -> std::io::Result<()> {
+            if lost > 0 {
+                let problem = "they could not be written".to_owned();
+                let missing = serde_json::to_vec(&Line::Missing { lines: lost, problem })?;
+                log.add(&missing, false)?;
+            }
+            log.add(&serde_json::to_vec(line)?, flush)
+        })();
+        match written {
+            Ok(()) => {
+                if flush {
+                    self.flushed = Instant::now();
+                }
+                if lost > 0 {
+                    self.lost = 0;
+                    self.warn(format!(
+                        "recorded again; {lost} lines of `{}` are missing",
+                        self.name
+                    ));
+                }
+            }
+            Err(error) => {
+                self.lost += 1;
+                if self.lost == 1 {
+                    let name = &self.name;
+                    self.warn(format!(
+                        "the run `{name}` goes on, and is not recorded from here on: {LOG} could not \
+                         be written ({error}). What is there so far stays"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Makes the run's folder and writes its first line.
+    fn begin(&mut self, run: &RunRecord, model: &Model) -> Result<()> {
+        let root = self.registry.root().to_path_buf();
+        if self.going_on || (run.plan.done_steps > 0 && self.id.is_some()) {
+            let folder = self.registry.run_folder(self.id.as_deref().unwrap_or_default());
+            self.log = None; // the lock of a run that has failed
+            self.parent = Summary::read(&folder)?.parent;
+            self.log = Some(LineFile::own(&folder.join(LOG))?);
+            let done_steps = run.plan.done_steps;
+            self.line(&Line::Resume { at: disk::now(), done_steps }, true);
+            self.going_on = false;
+            return Ok(());
+        }
+        self.adapter = None;
+        self.log = None;
+        let id = disk::new_id()?;
+        self.id = Some(id.clone());
+        let data = self.data.clone().map(|data| data.record());
+        if let Some((record, rows)) = &data {
+            self.keep_rows(&root, record, rows);
+        }
+        let parent = self.parent(run, model);
+        self.parent.clone_from(&parent);
+        let folder = self.registry.run_folder(&id);
+        disk::create_dir(&folder)?;
+        self.log = Some(LineFile::own(&folder.join(LOG))?);
+        let mut record = serde_json::to_value(run)?;
+        (record["steps"], record["evals"]) = (json!([]), json!([]));
+        let begin = Begin {
+            format: FORMAT,
+            run: id,
+            name: self.name.clone(),
+            started: disk::now(),
+            tags: self.tags.clone(),
+            parent,
+            data: data.map(|(record, _)| record),
+            record,
+        };
+        self.line(&Line::Begin(Box::new(begin)), true);
+        self.registry.touch()
+    }
+
+    /// The ids of the training rows, once for all runs on the same rows.
+    fn keep_rows(&mut self, root: &Path, record: &DataRecord, rows: &str) {
+        let folder = root.join(ROWS);
+        let path = folder.join(format!("{}.txt", record.rows));
+        if path.exists() {
+            return;
+        }
+        let written =
+            disk::create_dir(&folder).and_then(|()| disk::write_whole(&path, rows.as_bytes()));
+        if let Err(error) = written {
+            let name = &self.name;
+            self.warn(format!(
+                "which rows `{name}` was trained on is not recorded ({error}): \
+                 `adapters_touched_by` does not find its adapter"
+            ));
+        }
+    }
+
+    /// The adapter that the run goes on from: the one that is named, or the one that answers now.
+    fn parent(&mut self, run: &RunRecord, model: &Model) -> Option<String> {
+        if let Some(parent) = self.parent.take() {
+            return match self.registry.resolve_adapter(&parent) {
+                Ok(parent) => Some(parent),
+                Err(error) => {
+                    self.warn(format!("the parent is recorded as it was given: {error}"));
+                    Some(parent)
+                }
+            };
+        }
+        let Strategy::Adapter(_) = &run.strategy else { return None };
+        let fingerprint = answering_fingerprint(model).ok()?;
+        self.registry.adapter_answering(&fingerprint).ok().flatten()
+    }
+
+    /// Saves the adapter and writes the last line, the manifest and the row of the index.
+    fn end(&mut self, run: &RunRecord, state: &str, error: Option<String>) {
+        if let Some(model) = self.model.take()
+            && matches!(run.strategy, Strategy::Adapter(_))
+            && state != "failed"
+        {
+            let (id, parent) = (self.id.clone(), self.parent.clone());
+            let origin = Origin { run: id, parent, at: disk::now() };
+            match adapters::save(self.registry.root(), &model, &run.adapter, origin) {
+                Ok(adapter) => {
+                    self.line(&Line::Adapter { adapter: adapter.clone() }, true);
+                    self.adapter = Some(adapter);
+                }
+                Err(error) => {
+                    let adapter = &run.adapter;
+                    self.warn(format!(
+                        "the adapter `{adapter}` is not in the registry ({error}); it is on the \
+                         model: save it (`model.save_adapter`) or add it when there is room \
+                         (`registry.add_adapter`)"
+                    ));
+                }
+            }
+        }
+        self.line(
+            &Line::End(End {
+                state: state.to_owned(),
+                steps: run.steps.len(),
+                secs: run.secs,
+                stopped: run.stopped,
+                loaded_step: run.loaded_step,
+                error,
+                ended: disk::now(),
+            }),
+            true,
+        );
+        if self.log.take().is_some() {
+            let written = self.manifest().and_then(|()| self.registry.touch());
+            if let Err(error) = written {
+                let name = &self.name;
+                self.warn(format!("`{name}` is recorded without a manifest: {error}"));
+            }
+        }
+        // The next run is another one.
+        self.parent = None;
+    }
+
+    fn manifest(&self) -> Result<()> {
+        let id = self.id.as_deref().unwrap_or_default();
+        let folder = self.registry.run_folder(id);
+        let log = disk::read(&folder.join(LOG))?.unwrap_or_default();
+        let manifest: Value = json!({
+            "format": FORMAT,
+            "run": id,
+            "files": { LOG: { "bytes": log.len(), "sha256": disk::sha256(&log) } },
+            "adapter": self.adapter,
+        });
+        disk::write_whole(&folder.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)
+    }
+}
+
+impl Callback for Recorder {
+    fn on_begin(&mut self, run: &RunRecord, model: &Model) -> tunebook_tune::Result<()> {
+        let mut recording = self.lock();
+        recording.model = Some(model.clone());
+        recording.lost = 0;
+        if let Err(error) = recording.begin(run, model) {
+            let name = &recording.name;
+            let warning = match recording.log {
+                Some(_) => format!("`{name}` is recorded, and not in the index: {error}"),
+                None => format!("the run `{name}` goes on, and is not recorded: {error}"),
+            };
+            recording.warn(warning);
+        }
+        Ok(())
+    }
+
+    fn on_step(&mut self, record: &StepRecord) -> tunebook_tune::Result<()> {
+        self.lock().line(&Measured::Step(record), false);
+        Ok(())
+    }
+
+    fn on_eval(&mut self, record: &EvalRecord) -> tunebook_tune::Result<()> {
+        self.lock().line(&Measured::Eval(record), true);
+        Ok(())
+    }
+
+    fn on_save(&mut self, step: usize, folder: &Path) -> tunebook_tune::Result<()> {
+        // Its name alone: the registry may be read on another machine.
+        let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.lock().line(&Line::Save { step, folder }, true);
+        Ok(())
+    }
+
+    fn on_end(&mut self, run: &RunRecord) -> tunebook_tune::Result<()> {
+        let state = if run.stopped.is_none() { "finished" } else { "stopped" };
+        self.lock().end(run, state, None);
+        Ok(())
+    }
+
+    fn on_fail(&mut self, run: &RunRecord, error: &tunebook_tune::Error) {
+        self.lock().end(run, "failed", Some(error.to_string()));
+    }
+}

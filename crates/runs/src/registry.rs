@@ -1,0 +1,445 @@
+//! The registry: a folder of runs, adapters, evaluations and aliases, with an index beside them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use polars::prelude::*;
+use rusqlite::{Connection, OptionalExtension as _, params};
+use tunebook_data::Row;
+use tunebook_evaluate::{Comparison, Evaluation};
+use tunebook_models::Model;
+use tunebook_tune::RunRecord;
+
+use crate::adapters::{self, Origin};
+use crate::aliases::{self, Alias, Generation};
+use crate::compare::{self, RunComparison};
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::evaluations;
+use crate::garbage::{self, Garbage, GarbageArgs};
+use crate::index::Index;
+use crate::recorder::Recorder;
+use crate::summary::{self, LOG, NOTES, Said};
+use crate::table;
+use crate::touched::{self, Touched};
+use crate::verify::{self, Damage};
+use crate::why::{self, Why};
+
+/// The folder of all runs.
+pub(crate) const RUNS: &str = "runs";
+/// The folder of the ids of training rows.
+pub(crate) const ROWS: &str = "rows";
+/// Names shown where one is not found.
+const SHOWN: usize = 8;
+
+/// A folder that remembers runs. Cheap to clone; any number of processes may have it open.
+///
+/// ```no_run
+/// use tunebook_models::{Device, Model};
+/// use tunebook_runs::Registry;
+/// use tunebook_tune::{Example, Trainer, TrainingArgs};
+/// # fn f(model: Model, data: tunebook_data::Splits) -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::open("registry")?;
+/// let record = registry.record("support v1").with_data(&data);
+/// let trainer = Trainer::new(&model, &TrainingArgs::default()).with_callback(record.clone());
+/// # let examples: Vec<Example> = Vec::new();
+/// trainer.train(&examples)?;
+/// println!("{}", registry.runs()?);
+/// println!("{}", registry.why(&record.id())?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    root: PathBuf,
+    index: Index,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Registry({})", self.0.root.display())
+    }
+}
+
+impl Registry {
+    /// Opens the registry in a folder, which is made if need be. One that cannot be written to can be
+    /// read.
+    ///
+    /// # Errors
+    /// There is no folder, and none can be made.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::open_in(folder.as_ref())
+    }
+
+    fn open_in(root: &Path) -> Result<Self> {
+        if !root.is_dir() {
+            disk::create_dir(root)?;
+        }
+        // On a disk that cannot be written the links stay as they are, which is all one can do.
+        let _ = disk::create_dir(&root.join(aliases::SERVING));
+        let _ = aliases::put_right(root);
+        Ok(Self(Arc::new(Inner { root: root.to_path_buf(), index: Index::new(root) })))
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.0.root
+    }
+
+    pub(crate) fn index(&self) -> &Index {
+        &self.0.index
+    }
+
+    pub(crate) fn run_folder(&self, run: &str) -> PathBuf {
+        self.0.root.join(RUNS).join(run)
+    }
+
+    /// What was odd about the index: it was damaged, or cannot be written.
+    pub fn warnings(&self) -> Vec<String> {
+        self.0.index.warnings()
+    }
+
+    /// A callback that records a run under this name, for
+    /// [`Trainer::with_callback`](tunebook_tune::Trainer::with_callback). Keep a clone of it, which
+    /// knows the run's id.
+    pub fn record(&self, name: &str) -> Recorder {
+        Recorder::new(self, name)
+    }
+
+    /// A callback that records a run that goes on after its process has ended: in the folder of the
+    /// run with this id or name.
+    ///
+    /// # Errors
+    /// No such run.
+    pub fn record_on(&self, run: &str) -> Result<Recorder> {
+        Ok(Recorder::going_on(self, self.resolve_run(run)?))
+    }
+
+    /// All runs, the newest first: a polars frame.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn runs(&self) -> Result<DataFrame> {
+        table::runs(self)
+    }
+
+    /// The record of a run with all its steps and evaluations, for curves.
+    ///
+    /// # Errors
+    /// No such run, or one whose first line is lost.
+    pub fn run(&self, run: &str) -> Result<RunRecord> {
+        let folder = self.run_folder(&self.resolve_run(run)?);
+        summary::record(&folder)?.ok_or_else(|| Error::File {
+            path: folder.join(LOG),
+            problem: "has no line that says how the run began".to_owned(),
+        })
+    }
+
+    /// Some runs side by side: what differs in their settings, and their metrics. Ids, beginnings of
+    /// ids, or names.
+    ///
+    /// # Errors
+    /// No such run.
+    pub fn compare(&self, runs: &[&str]) -> Result<RunComparison> {
+        compare::compare(self, None, runs)
+    }
+
+    /// The same beside a baseline, from which the metrics' differences are taken.
+    ///
+    /// # Errors
+    /// No such run.
+    pub fn compare_with(&self, baseline: &str, runs: &[&str]) -> Result<RunComparison> {
+        compare::compare(self, Some(baseline), runs)
+    }
+
+    /// Where an adapter comes from: rows, their cleaning and split, base, parent adapter, run,
+    /// evaluations, promotions. `what` is an adapter's id, a run's id or name, or an alias.
+    ///
+    /// # Errors
+    /// Nothing of that name.
+    pub fn why(&self, what: &str) -> Result<Why> {
+        why::why(self, what)
+    }
+
+    /// The adapters that were trained on a row, or go on from one that was. The row is looked for as it
+    /// is, and as each run's cleaning makes it.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn adapters_touched_by(&self, row: &Row) -> Result<Touched> {
+        touched::by_row(self, row)
+    }
+
+    /// The adapters that were trained on rows with this value in an id column
+    /// ([`RunData::with_id_column`](crate::RunData::with_id_column)), or go on from one that was.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn adapters_touched_by_id(&self, column: &str, value: &str) -> Result<Touched> {
+        touched::by_id(self, column, value)
+    }
+
+    /// Adds a note to a run.
+    ///
+    /// # Errors
+    /// No such run, or a file that cannot be written.
+    pub fn note(&self, run: &str, text: &str) -> Result<()> {
+        self.say(run, &Said::Note { text: text.to_owned(), at: disk::now() })
+    }
+
+    /// Adds a tag to a run. The adapter of a run with the tag `keep` is never garbage.
+    ///
+    /// # Errors
+    /// No such run, or a file that cannot be written.
+    pub fn tag(&self, run: &str, tag: &str) -> Result<()> {
+        self.say(run, &Said::Tag { tag: tag.to_owned() })
+    }
+
+    /// Takes a tag away.
+    ///
+    /// # Errors
+    /// No such run, or a file that cannot be written.
+    pub fn untag(&self, run: &str, tag: &str) -> Result<()> {
+        self.say(run, &Said::Untag { tag: tag.to_owned() })
+    }
+
+    fn say(&self, run: &str, line: &Said) -> Result<()> {
+        let folder = self.run_folder(&self.resolve_run(run)?);
+        disk::add_line(&folder.join(NOTES), line)?;
+        self.touch()
+    }
+
+    /// Adds an evaluation, and gives its id. It belongs to the adapter that has answered, by the
+    /// fingerprint of its answers. Its scores and settings are kept, and none of the rows' texts.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn add_evaluation(&self, evaluation: &Evaluation) -> Result<String> {
+        let id = evaluations::add(self.root(), evaluation)?;
+        self.touch()?;
+        Ok(id)
+    }
+
+    /// Saves an adapter of a model that no recorded run has trained, and gives its id. The same adapter
+    /// has the same id.
+    ///
+    /// # Errors
+    /// No adapter of that name on the model, or files that cannot be written.
+    pub fn add_adapter(&self, model: &Model, name: &str) -> Result<String> {
+        let origin = Origin { run: None, parent: None, at: disk::now() };
+        let id = adapters::save(self.root(), model, name, origin)?;
+        self.touch()?;
+        Ok(id)
+    }
+
+    /// The folder with an adapter's files, for
+    /// [`load_adapter`](tunebook_tune::Adapters::load_adapter) and servers. An adapter's id or its
+    /// beginning, an alias, or a run's id or name.
+    ///
+    /// # Errors
+    /// No such adapter, or one whose files were collected as garbage.
+    pub fn adapter_folder(&self, adapter: &str) -> Result<PathBuf> {
+        let id = self.resolve_adapter(adapter)?;
+        adapters::check(self.root(), &id)?;
+        Ok(adapters::folder(self.root(), &id))
+    }
+
+    /// The folder in which each alias is a link to the files of its adapter: what a server watches
+    /// (`tunebook serve --watch`, [`ServerConfig.watch`]).
+    ///
+    /// [`ServerConfig.watch`]: https://docs.rs/tunebook-serve
+    pub fn serving_folder(&self) -> PathBuf {
+        self.root().join(aliases::SERVING)
+    }
+
+    /// An alias as it is now; one without a generation if nothing was promoted to it.
+    ///
+    /// # Errors
+    /// A name that cannot be used.
+    pub fn alias(&self, name: &str) -> Result<Alias> {
+        Alias::look(self, name)
+    }
+
+    /// All aliases as they are now.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn aliases(&self) -> Result<Vec<Alias>> {
+        aliases::names(self.root())?.iter().map(|name| self.alias(name)).collect()
+    }
+
+    /// [`Alias::promote`] of the alias as it is now.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn promote(
+        &self,
+        alias: &str,
+        adapter: &str,
+        comparison: &Comparison,
+    ) -> Result<Generation> {
+        self.changed(self.alias(alias)?.promote(adapter, comparison)?)
+    }
+
+    /// [`Alias::promote_forced`] of the alias as it is now.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn promote_forced(&self, alias: &str, adapter: &str, reason: &str) -> Result<Generation> {
+        self.changed(self.alias(alias)?.promote_forced(adapter, reason)?)
+    }
+
+    /// [`Alias::rollback`] of the alias as it is now.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn rollback(&self, alias: &str) -> Result<Generation> {
+        self.changed(self.alias(alias)?.rollback()?)
+    }
+
+    fn changed(&self, generation: Generation) -> Result<Generation> {
+        self.touch()?;
+        Ok(generation)
+    }
+
+    /// The adapters that nothing refers to. They are removed only if the arguments say so.
+    ///
+    /// # Errors
+    /// Files that cannot be read or removed.
+    pub fn gc(&self, args: &GarbageArgs) -> Result<Garbage> {
+        garbage::collect(self, args)
+    }
+
+    /// What is damaged: files whose hashes are not those of their manifests, lines that cannot be
+    /// read.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn verify(&self) -> Result<Vec<Damage>> {
+        verify::verify(self)
+    }
+
+    /// Makes the index again, from the files alone.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn rebuild(&self) -> Result<()> {
+        self.index().rebuild()
+    }
+
+    /// All that the index holds, as text: of two indexes of the same files it is the same.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn dump(&self) -> Result<String> {
+        self.index().dump()
+    }
+
+    /// Brings the index up to date for those who read it with other programs.
+    pub(crate) fn touch(&self) -> Result<()> {
+        self.index().ask(|_| Ok(()))
+    }
+
+    /// The id of the run that is meant by an id, the beginning of one (four digits or more), or a name.
+    ///
+    /// # Errors
+    /// None, or several.
+    pub fn resolve_run(&self, run: &str) -> Result<String> {
+        let found = self.index().ask(|connection| ids(connection, "runs", run))?;
+        let found = match found.is_empty() {
+            true => self
+                .index()
+                .ask(|connection| texts(connection, "SELECT id FROM runs WHERE name = ?1", run))?,
+            false => found,
+        };
+        self.one(
+            "run",
+            run,
+            found,
+            "SELECT name || ' (' || id || ')' FROM runs ORDER BY started DESC LIMIT ?1",
+        )
+    }
+
+    /// The id of the adapter that is meant by an id, the beginning of one (four digits or more), an
+    /// alias, or a run's id or name.
+    ///
+    /// # Errors
+    /// None, or several.
+    pub fn resolve_adapter(&self, adapter: &str) -> Result<String> {
+        let found = self.index().ask(|connection| {
+            let by_id = ids(connection, "adapters", adapter)?;
+            if !by_id.is_empty() {
+                return Ok(by_id);
+            }
+            let sql =
+                "SELECT adapter FROM promotions WHERE alias = ?1 ORDER BY generation DESC LIMIT 1";
+            texts(connection, sql, adapter)
+        })?;
+        if found.is_empty()
+            && let Ok(run) = self.resolve_run(adapter)
+        {
+            let of_run = self.index().ask(|connection| {
+                let sql = "SELECT adapter FROM runs WHERE id = ?1 AND adapter IS NOT NULL";
+                texts(connection, sql, &run)
+            })?;
+            return self.one("adapter", adapter, of_run, "SELECT id FROM adapters LIMIT ?1");
+        }
+        self.one("adapter", adapter, found, "SELECT id FROM adapters LIMIT ?1")
+    }
+
+    fn one(
+        &self,
+        what: &'static str,
+        name: &str,
+        mut found: Vec<String>,
+        others: &str,
+    ) -> Result<String> {
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => {
+                let known = self.index().ask(|connection| {
+                    let mut rows = connection.prepare(others)?;
+                    rows.query_map([SHOWN as i64], |row| row.get(0))?.collect()
+                })?;
+                Err(Error::NotFound { what, name: name.to_owned(), known })
+            }
+            _ => {
+                found.truncate(SHOWN);
+                Err(Error::Ambiguous { what, name: name.to_owned(), found })
+            }
+        }
+    }
+
+    /// The adapter whose answers have this fingerprint.
+    pub(crate) fn adapter_answering(&self, fingerprint: &str) -> Result<Option<String>> {
+        self.index().ask(|connection| {
+            let sql =
+                "SELECT adapter FROM answering WHERE fingerprint = ?1 ORDER BY adapter LIMIT 1";
+            connection.query_row(sql, [fingerprint], |row| row.get(0)).optional()
+        })
+    }
+}
+
+/// Ids that are this one, or begin so.
+fn ids(connection: &Connection, table: &str, name: &str) -> rusqlite::Result<Vec<String>> {
+    let is_id = name.len() >= 4 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_id {
+        return Ok(Vec::new());
+    }
+    let sql = format!("SELECT id FROM {table} WHERE substr(id, 1, ?2) = ?1");
+    let mut rows = connection.prepare(&sql)?;
+    rows.query_map(params![name, name.len() as i64], |row| row.get(0))?.collect()
+}
+
+/// The first column of all rows.
+pub(crate) fn texts(
+    connection: &Connection,
+    sql: &str,
+    parameter: &str,
+) -> rusqlite::Result<Vec<String>> {
+    let mut rows = connection.prepare(sql)?;
+    rows.query_map([parameter], |row| row.get(0))?.collect()
+}
