@@ -1,9 +1,10 @@
 //! Writes every kind of figure into one HTML page, to be looked at: `cargo run -p tunebook-charts
-//! --example gallery -- FILE`.
+//! --example gallery -- FILE [PLOTLY_JS]`. With a file of plotly.js the figures are drawn by it, else
+//! their HTML forms are shown. The page is dark in a browser that asks for dark pages.
 
 use tunebook_charts::{
-    Bar, Cell, HeatMap, Line, LineChart, LossPoint, Sample, Table, bar_chart, histogram,
-    line_chart, loss_curve,
+    Bar, Cell, Figure, HeatMap, Line, LineChart, LossChart, LossPoint, Panel, ParetoChart,
+    ParetoPoint, Sample, Table, bar_chart, histogram, line_chart, loss_curve,
 };
 
 fn run(steps: usize, overfit: f64) -> Vec<LossPoint> {
@@ -31,7 +32,89 @@ fn wobble(i: i32) -> f64 {
     if i % 2 == 0 { 0.1 } else { -0.1 }
 }
 
+/// A long run that overfits, with small multiples.
+fn curves() -> Figure {
+    let points = run(2000, 0.9);
+    let over = |get: &dyn Fn(f64) -> f64| -> Vec<(f64, f64)> {
+        (1..=2000).map(|step| (f64::from(step), get(f64::from(step) / 2000.0))).collect()
+    };
+    let panel = |name: &str, line: Line| Panel { y_label: name.into(), lines: vec![line] };
+    let noise = |t: f64| ((t * 2000.0 * 7919.0) as i64 % 101) as f64 / 101.0;
+    let panels = [
+        panel("gradient norm", Line::smoothed("", over(&|t| 0.4 + (-6.0 * t).exp() + noise(t)))),
+        panel("learning rate", Line::new("", over(&|t| 2e-4 * (1.0 - t).min(20.0 * t)))),
+        panel("tokens/s", Line::smoothed("", over(&|t| 2200.0 + 300.0 * noise(t)))),
+        panel("memory (GB)", Line::new("", over(&|t| 1.21 + 0.02 * (40.0 * t).min(1.0)))),
+    ];
+    let rows =
+        |step: usize| format!("learning rate 2.0e-4, rows {}, {}, 17, 230", step % 97, step % 89);
+    let hover: Vec<(usize, String)> = (1..=2000).map(|step| (step, rows(step))).collect();
+    let verdict = "overfitting since step 1000: validation loss 1.340 there, 2.010 now; early stopping would have \
+                   kept step 1000";
+    LossChart { points, verdict: verdict.into(), gap: Some(1.05) }.with_panels(&panels, &hover)
+}
+
+/// Four runs over each other.
+fn overlay() -> Figure {
+    let line = |(i, name): (usize, &str)| {
+        let points = run(400, 0.3 * i as f64);
+        let shift = 0.12 * i as f64;
+        let of = |get: &dyn Fn(&LossPoint) -> Option<f64>| -> Vec<(f64, f64)> {
+            points.iter().filter_map(|p| Some((p.step as f64, get(p)? + shift))).collect()
+        };
+        let validation = of(&|point| point.validation);
+        let best = validation.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+        Line {
+            dashed: Line::smoothed("", of(&|point| point.train)).points,
+            note: best.map(|best| (best, String::new())),
+            ..Line::new(format!("{name} (best 1.34 at step 264)"), validation).marked()
+        }
+    };
+    let names = ["LoRA r = 8, 2e-4", "LoRA r = 8, 5e-5", "IA3 5e-3", "full fine-tuning 2e-5"];
+    LineChart {
+        title: "Loss of several runs".into(),
+        subtitle: "marks: validation, the best step ringed; dashed: training (smoothed)".into(),
+        x_label: "step".into(),
+        y_label: "loss per token (nats)".into(),
+        lines: names.into_iter().enumerate().map(line).collect(),
+        whole_x: true,
+        ..LineChart::default()
+    }
+    .figure()
+}
+
+fn pareto() -> Figure {
+    let point = |(i, name): (usize, &str)| {
+        let t = i as f64 / 7.0;
+        let (x, y) = (0.01 + 0.4 * t * t, 0.5 + 0.3 * (t * 1.4).sin());
+        ParetoPoint {
+            x_interval: Some((x - 0.015, x + 0.02)),
+            y_interval: Some((y - 0.03, y + 0.03)),
+            ..ParetoPoint::new(name, x, y)
+        }
+    };
+    let names = [
+        "LoRA 5e-5, step 100",
+        "LoRA 5e-5, step 200",
+        "LoRA 5e-5, step 300",
+        "LoRA 2e-4, step 100",
+        "LoRA 2e-4, step 200",
+        "replay of 20 %",
+        "full 2e-5",
+        "full 2e-4",
+    ];
+    ParetoChart {
+        title: "accuracy against forgetting".into(),
+        x_label: "forgetting (nats a token)".into(),
+        y_label: "accuracy".into(),
+        points: names.into_iter().enumerate().map(point).collect(),
+        ..ParetoChart::default()
+    }
+    .figure()
+}
+
 fn main() -> std::io::Result<()> {
+    let script = std::env::args().nth(2);
     let path = std::env::args().nth(1).unwrap_or_else(|| "gallery.html".into());
     let lengths = |scale: f64| {
         (0..600).map(move |i| (scale * (0.3 + ((i * 37 % 100) as f64 / 40.0).powi(2))).round())
@@ -58,6 +141,15 @@ fn main() -> std::io::Result<()> {
         Cell::from("the same words as row 17"),
     ]);
     let figures = [
+        curves(),
+        LossChart {
+            points: run(120, 0.0),
+            verdict: "learning; lowest validation loss 1.115 at step 120".into(),
+            gap: Some(0.21),
+        }
+        .figure(),
+        overlay(),
+        pareto(),
         loss_curve(&run(120, 0.0)),
         loss_curve(&run(2000, 0.9)),
         loss_curve(&run(12, 0.0)),
@@ -114,13 +206,26 @@ fn main() -> std::io::Result<()> {
         ),
     ];
     let mut page = String::from(
-        "<!doctype html><meta charset=utf-8><body style='font-family:sans-serif;background:#ddd'>\n",
+        "<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'><style>\
+         body{font-family:sans-serif;background:#fff;color:#222}\
+         @media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}</style><body>\n",
     );
-    for figure in &figures {
+    if let Some(script) = &script {
+        page.push_str(&format!("<script src='{script}'></script>\n"));
+    }
+    for (at, figure) in figures.iter().enumerate() {
+        if script.is_some() {
+            let json = figure.plotly().to_string().replace("</", "<\\/");
+            page.push_str(&format!(
+                "<div id=f{at}></div><script>{{const f={json};\
+                 Plotly.newPlot('f{at}',f.data,f.layout,{{...f.config,responsive:true}})}}</script>\n"
+            ));
+            continue;
+        }
         let bundle = figure.bundle();
         page.push_str(bundle.get("text/html").and_then(|html| html.as_str()).unwrap_or_default());
         page.push_str("<br><br>\n");
     }
-    page.push_str(&format!("<div style='background:#fff'>{}</div>", table.html()));
+    page.push_str(&table.html());
     std::fs::write(path, page)
 }

@@ -11,6 +11,10 @@ use serde_json::Value;
 use tunebook_progress::{MimeBundle, escape_html};
 
 use crate::palette::{GRID, GROUND, INK, QUIET};
+use crate::svg::{WIDTH, wrapped};
+
+/// The room above plotly's plots, in pixels: for the title, and for buttons in a narrow page.
+const TOP: usize = 52;
 
 /// A chart. Its value in a cell is shown as a picture; [`Figure::save_svg`] writes it to a file.
 #[derive(Clone)]
@@ -19,11 +23,25 @@ pub struct Figure {
     plotly: Value,
     svg: String,
     text: String,
+    tips: Vec<Tip>,
+}
+
+/// What a pointer over a strip of the picture is told, its ends in the picture's pixels.
+#[derive(Clone)]
+pub(crate) struct Tip {
+    pub(crate) left: f64,
+    pub(crate) right: f64,
+    pub(crate) text: String,
 }
 
 impl Figure {
     pub(crate) fn new(title: &str, plotly: Value, svg: String, text: String) -> Self {
-        Self { title: title.to_owned(), plotly, svg, text }
+        Self { title: title.to_owned(), plotly, svg, text, tips: Vec::new() }
+    }
+
+    /// With strips that tell something, from left to right.
+    pub(crate) fn with_tips(self, tips: Vec<Tip>) -> Self {
+        Self { tips, ..self }
     }
 
     /// The figure as plotly's JSON (`data`, `layout`, `config`).
@@ -43,15 +61,30 @@ impl Figure {
 
     /// All forms, for a front end to choose from. The HTML form holds the SVG in the page itself
     /// (as an image, which front ends show in notebooks they do not trust, too), so it needs no
-    /// network and no script.
+    /// network and no script. Over it lie strips with titles where a pointer is told something.
     pub fn bundle(&self) -> MimeBundle {
-        let image = format!(
+        let mut html = format!(
             "<img alt=\"{}\" style=\"max-width:100%;background:#fff\" src=\"data:image/svg+xml,{}\"/>",
             escape_html(&format!("{}. {}", self.title, self.text)),
             percent_encoded(&self.svg)
         );
+        if !self.tips.is_empty() {
+            let share = |pixels: f64| format!("{:.2}%", 100.0 * pixels / WIDTH);
+            let strip = |tip: &Tip| {
+                format!(
+                    "<span title=\"{}\" style=\"position:absolute;top:0;bottom:0;left:{};width:{}\"></span>",
+                    escape_html(&tip.text),
+                    share(tip.left),
+                    share(tip.right - tip.left)
+                )
+            };
+            let strips: String = self.tips.iter().map(strip).collect();
+            html = format!(
+                "<div style=\"position:relative;display:inline-block;max-width:100%\">{html}{strips}</div>"
+            );
+        }
         MimeBundle::text(self.text.clone())
-            .html(image)
+            .html(html)
             .with("application/vnd.plotly.v1+json", self.plotly.clone())
             .with("image/svg+xml", self.svg.clone())
     }
@@ -116,20 +149,19 @@ pub(crate) fn plotly_json(data: Vec<Box<dyn Trace>>, layout: Layout) -> Value {
         config: Configuration,
     }
     let config = Configuration::new().display_logo(false);
-    serde_json::to_value(Form { data, layout, config }).expect(
+    let mut figure = serde_json::to_value(Form { data, layout, config }).expect(
         "plotly's structs have the names of fields as keys, and JSON knows all their values",
-    )
+    );
+    // At the bottom, where it takes the room that it needs, in a narrow page several rows. The crate
+    // has no setter for that.
+    figure["layout"]["legend"]["yref"] = "container".into();
+    figure
 }
 
 /// The layout that all charts share.
 pub(crate) fn plotly_layout(title: &str, x_axis: Axis, y_axis: Axis) -> Layout {
     Layout::new()
-        .title(
-            Title::with_text(plotly_text(title))
-                .x(0.02)
-                .x_anchor(Anchor::Left)
-                .font(Font::new().size(16).color(INK)),
-        )
+        .title(plotly_title(plotly_text(title)))
         .x_axis(x_axis)
         .y_axis(y_axis)
         .paper_background_color(GROUND)
@@ -139,12 +171,37 @@ pub(crate) fn plotly_layout(title: &str, x_axis: Axis, y_axis: Axis) -> Layout {
             Legend::new()
                 .orientation(Orientation::Horizontal)
                 .x(0.0)
-                .y(1.02)
+                .y(0.0)
                 .y_anchor(Anchor::Bottom),
         )
-        .margin(Margin::new().left(64).right(72).top(72).bottom(56))
+        .margin(Margin::new().left(64).right(72).top(TOP).bottom(56))
         .height(400)
         .auto_size(true)
+}
+
+/// A layout of this height with lines under its title. Plotly breaks no lines itself; these fit into
+/// a narrow page.
+pub(crate) fn with_subtitle(layout: Layout, title: &str, subtitle: &str, height: usize) -> Layout {
+    let lines = wrapped(subtitle, 60);
+    if lines.is_empty() {
+        return layout;
+    }
+    let shown: Vec<String> = lines.iter().map(|line| plotly_text(line)).collect();
+    let text = format!(
+        "{}<br><span style=\"font-size:12px;color:{QUIET}\">{}</span>",
+        plotly_text(title),
+        shown.join("<br>")
+    );
+    let more = 16 * lines.len();
+    layout
+        .title(plotly_title(text).y_anchor(Anchor::Top).y(1.0 - 16.0 / (height + more) as f64))
+        .margin(Margin::new().left(64).right(72).top(TOP + more).bottom(56))
+        .height(height + more)
+}
+
+/// A title that begins at the left.
+fn plotly_title(text: String) -> Title {
+    Title::with_text(text).x(0.02).x_anchor(Anchor::Left).font(Font::new().size(16).color(INK))
 }
 
 /// An axis with its label.

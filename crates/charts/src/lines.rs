@@ -1,20 +1,22 @@
 //! Lines over a common x axis, each with its last value written beside it.
 
-use plotly::common::{Font, HoverInfo, Line as Stroke, Marker, Mode};
-use plotly::layout::{Annotation, AxisType, HoverMode};
+use std::collections::BTreeMap;
+
+use plotly::common::{DashType, Font, HoverInfo, Line as Stroke, Marker, Mode};
+use plotly::layout::{Annotation, AxisType, HoverMode, Shape, ShapeLine, ShapeType};
 use plotly::{Scatter, Trace};
 use serde_json::Value;
 
 use crate::axis::{Axis, number};
-use crate::figure::{Figure, plotly_axis, plotly_json, plotly_layout, plotly_text};
+use crate::figure::{Figure, plotly_axis, plotly_json, plotly_layout, plotly_text, with_subtitle};
 use crate::palette;
-use crate::svg::{Anchor, Area, Canvas, WIDTH};
+use crate::svg::{Anchor, Area, Canvas, SUBTITLE_CHARS, WIDTH, legend_height, wrapped};
 
 /// A drawn line has at most this many points: two per pixel column are all one can see.
 const MAX_POINTS: usize = 1200;
 
 /// Points as (x, y).
-type Points = Vec<(f64, f64)>;
+pub(crate) type Points = Vec<(f64, f64)>;
 
 /// One line of a chart.
 ///
@@ -33,7 +35,9 @@ pub struct Line {
     pub marks: bool,
     /// Values that scatter around the line, drawn faintly behind it in its colour.
     pub behind: Vec<(f64, f64)>,
-    /// A point worth a note, with the note.
+    /// A second line that belongs to it, drawn thin and dashed in its colour.
+    pub dashed: Vec<(f64, f64)>,
+    /// A point worth a note, with the note. An empty one leaves the point's ring alone.
     pub note: Option<((f64, f64), String)>,
 }
 
@@ -77,9 +81,22 @@ pub fn line_chart(title: &str, x_label: &str, y_label: &str, lines: &[Line]) -> 
         y_label: y_label.to_owned(),
         lines: lines.to_vec(),
         whole_x: lines.iter().all(whole),
-        log_x: false,
+        ..LineChart::default()
     }
     .figure()
+}
+
+/// A distance between two lines, drawn upright between them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gap {
+    /// Where it stands.
+    pub x: f64,
+    /// One end of it.
+    pub from: f64,
+    /// The other end.
+    pub to: f64,
+    /// What is written beside it.
+    pub label: String,
 }
 
 /// A chart of lines.
@@ -87,6 +104,8 @@ pub fn line_chart(title: &str, x_label: &str, y_label: &str, lines: &[Line]) -> 
 pub struct LineChart {
     /// The title.
     pub title: String,
+    /// What the chart shows, in a sentence under its title.
+    pub subtitle: String,
     /// What x is, with its unit.
     pub x_label: String,
     /// What y is, with its unit.
@@ -97,6 +116,8 @@ pub struct LineChart {
     pub whole_x: bool,
     /// Draws x by its logarithm (learning rates). Values that are not above 0 are left out.
     pub log_x: bool,
+    /// A distance that is marked.
+    pub gap: Option<Gap>,
 }
 
 impl LineChart {
@@ -106,131 +127,153 @@ impl LineChart {
     }
 
     fn svg(&self) -> String {
-        let height = 400.0;
-        let (top, bottom) = (64.0, height - 56.0);
-        let shown: Vec<(Points, Points)> = self
-            .lines
-            .iter()
-            .map(|line| (self.scaled(&line.points), self.scaled(&line.behind)))
-            .collect();
-        let all = || shown.iter().flat_map(|(points, behind)| points.iter().chain(behind)).copied();
-        let y = Axis::over(all().map(|point| point.1), 5.0, false, bottom, top).padded(0.06);
-        // Long labels of y need more room beside its name.
-        let longest = y.ticks().iter().map(|(_, label)| label.len()).max().unwrap_or(0);
-        let left = 68.0 + 7.0 * longest.saturating_sub(4) as f64;
-        let area = Area { left, right: WIDTH - 72.0, top, bottom };
-        let whole = self.whole_x || self.log_x;
-        let x = Axis::over(all().map(|point| point.0), 7.0, whole, area.left, area.right);
-        let x = if self.log_x { x.of_powers() } else { x };
-
-        let mut canvas = Canvas::new(&self.title, height);
-        canvas.axes(area, &x, &y, &self.x_label, &self.y_label);
-        let place = |points: &[(f64, f64)]| {
-            points.iter().map(|&(px, py)| (x.at(px), y.at(py))).collect::<Vec<_>>()
-        };
-        for (i, (_, behind)) in shown.iter().enumerate() {
-            canvas.polyline(&place(behind), palette::series(i), 1.0, 0.3);
-        }
-        let mut ends = Vec::new();
-        for (i, ((points, _), line)) in shown.iter().zip(&self.lines).enumerate() {
-            let color = palette::series(i);
-            let placed = place(points);
-            canvas.polyline(&placed, color, 2.2, 1.0);
-            if line.marks && placed.len() <= 60 || placed.len() == 1 {
-                placed
-                    .iter()
-                    .for_each(|&(cx, cy)| canvas.circle(cx, cy, 3.5, palette::GROUND, color));
-            }
-            if let (Some(&(_, value)), Some(&(_, py))) = (points.last(), placed.last()) {
-                ends.push((py, number(value), color));
-            }
-            if let Some(((nx, ny), note)) = &line.note
-                && nx.is_finite()
-                && ny.is_finite()
-            {
-                let (cx, cy) = (x.at(if self.log_x { nx.log10() } else { *nx }), y.at(*ny));
-                canvas.circle(cx, cy, 6.0, "none", color);
-                let anchor =
-                    if cx > (area.left + area.right) / 2.0 { Anchor::End } else { Anchor::Start };
-                canvas.text(cx, (cy - 14.0).max(area.top + 10.0), note, 12.0, color, anchor, true);
-            }
-        }
-        for (py, value, color) in apart(ends, 15.0, area.bottom) {
-            canvas.text(area.right + 8.0, py + 4.0, &value, 12.0, color, Anchor::Start, true);
-        }
-        if all().next().is_none() {
-            let middle = ((area.left + area.right) / 2.0, (area.top + area.bottom) / 2.0);
-            canvas.text(
-                middle.0,
-                middle.1,
-                "no values yet",
-                13.0,
-                palette::QUIET,
-                Anchor::Middle,
-                false,
-            );
-        }
+        let shown: Vec<Drawn> = self.lines.iter().map(|line| Drawn::of(line, self.log_x)).collect();
+        let all = || shown.iter().flat_map(Drawn::all);
         let entries: Vec<(&str, &str)> = self
             .lines
             .iter()
             .enumerate()
             .map(|(i, line)| (line.name.as_str(), palette::series(i)))
             .collect();
-        canvas.legend(area.left, 48.0, &entries);
+        let y = |bottom, top| Axis::over(all().map(|p| p.1), 5.0, false, bottom, top).padded(0.06);
+        // Long labels of y need more room beside its name.
+        let longest = y(1.0, 0.0).ticks().iter().map(|(_, label)| label.len()).max().unwrap_or(0);
+        let left = 68.0 + 7.0 * longest.saturating_sub(4) as f64;
+        let subtitle = wrapped(&self.subtitle, SUBTITLE_CHARS);
+        let head = 17.0 * subtitle.len() as f64;
+        let top = 64.0 + head + legend_height(left, &entries);
+        let bottom = top + 280.0;
+        let area = Area { left, right: WIDTH - 72.0, top, bottom };
+        let y = y(bottom, top);
+        let whole = self.whole_x || self.log_x;
+        let x = Axis::over(all().map(|point| point.0), 7.0, whole, area.left, area.right);
+        let x = if self.log_x { x.of_powers() } else { x };
+
+        let mut canvas = Canvas::new(&self.title, bottom + 56.0);
+        canvas.subtitle(&subtitle);
+        canvas.axes(area, &x, &y, &self.x_label, &self.y_label);
+        if let Some(gap) = &self.gap {
+            draw_gap(&mut canvas, gap, (&x, &y), self.log_x);
+        }
+        draw(&mut canvas, area, (&x, &y), &self.lines, &shown, self.log_x);
+        canvas.legend(area.left, 48.0 + head, &entries);
         canvas.finish()
     }
 
-    /// What is drawn of some points.
-    fn scaled(&self, points: &[(f64, f64)]) -> Points {
-        if !self.log_x {
-            return decimated(&finite(points));
+    fn plotly(&self) -> Value {
+        let mut form = PlotlyLines { log_x: self.log_x, ..PlotlyLines::default() };
+        form.lines(&self.lines, "y", 280.0, &BTreeMap::new());
+        if let Some(gap) = &self.gap {
+            form.gap(gap);
         }
-        let logs: Points = points.iter().map(|(x, y)| (x.log10(), *y)).collect();
-        decimated(&finite(&logs))
+        let x_axis = plotly_axis(&self.x_label);
+        let x_axis = if self.log_x { x_axis.type_(AxisType::Log) } else { x_axis };
+        let layout = plotly_layout(&self.title, x_axis, plotly_axis(&self.y_label));
+        let layout = with_subtitle(layout, &self.title, &self.subtitle, 400)
+            .hover_mode(HoverMode::XUnified)
+            .annotations(form.annotations)
+            .shapes(form.shapes);
+        plotly_json(form.traces, layout)
     }
 
-    fn plotly(&self) -> Value {
-        let mut traces: Vec<Box<dyn Trace>> = Vec::new();
+    fn text(&self) -> String {
+        let mut text = self.title.clone();
+        if !self.subtitle.is_empty() {
+            text = format!("{text}\n{}", self.subtitle);
+        }
+        for line in &self.lines {
+            text = format!("{text}\n{}", line.text());
+        }
+        match &self.gap {
+            Some(gap) => format!("{text}\n{}", gap.label),
+            None => text,
+        }
+    }
+}
+
+impl Line {
+    /// Its name, its first and its last value, its note and its course.
+    pub(crate) fn text(&self) -> String {
+        let points = finite(&self.points);
+        let (Some(first), Some(last)) = (points.first(), points.last()) else {
+            return format!("{}: no values yet", self.name);
+        };
+        let note = self.note.as_ref().filter(|(_, note)| !note.is_empty());
+        let note = note.map(|(_, note)| format!(", {note}")).unwrap_or_default();
+        let (first, last) = (number(first.1), number(last.1));
+        format!("{}: {first} → {last}{note}  {}", self.name, sparkline(&points, 40))
+    }
+}
+
+/// Behind notes over lines.
+const VEIL: &str = "rgba(255,255,255,0.8)";
+
+/// What lines are in plotly's form.
+#[derive(Default)]
+pub(crate) struct PlotlyLines {
+    pub(crate) log_x: bool,
+    pub(crate) traces: Vec<Box<dyn Trace>>,
+    pub(crate) annotations: Vec<Annotation>,
+    pub(crate) shapes: Vec<Shape>,
+}
+
+impl PlotlyLines {
+    /// Where plotly places annotations and shapes: on a logarithmic axis by the logarithm.
+    fn placed(&self, x: f64) -> f64 {
+        if self.log_x { x.log10() } else { x }
+    }
+
+    /// Adds lines on a y axis (`y`, `y2`) that is about so many pixels high. `hover` has what is
+    /// shown of a value behind a line, by the bits of its x.
+    pub(crate) fn lines(
+        &mut self,
+        lines: &[Line],
+        axis: &str,
+        height: f64,
+        hover: &BTreeMap<u64, String>,
+    ) {
+        let on_axis = |trace: Box<Scatter<f64, f64>>| match axis {
+            "y" => trace, // its default
+            _ => trace.y_axis(axis),
+        };
         let coordinates = |points: &[(f64, f64)]| {
-            let points = decimated(&finite(points));
-            let (x, y): (Vec<f64>, Vec<f64>) = points.into_iter().unzip();
+            let (x, y): (Vec<f64>, Vec<f64>) = drawn(points).into_iter().unzip();
             (x, y.into_iter().map(rounded).collect::<Vec<f64>>())
         };
-        // On a logarithmic axis plotly places annotations by the logarithm.
-        let placed = |x: f64| if self.log_x { x.log10() } else { x };
-        let mut annotations = Vec::new();
-        for (i, line) in self.lines.iter().enumerate() {
+        let mut ends = Vec::new();
+        for (i, line) in lines.iter().enumerate() {
             let color = palette::series(i);
             if !line.behind.is_empty() {
                 let (x, y) = coordinates(&line.behind);
+                let texts: Vec<String> =
+                    x.iter().filter_map(|x| Some(plotly_text(hover.get(&x.to_bits())?))).collect();
+                let says = texts.len() == x.len() && !texts.is_empty();
+                let trace = Scatter::new(x, y)
+                    .mode(Mode::Lines)
+                    .show_legend(false)
+                    .line(Stroke::new().color(color).width(1.0))
+                    .opacity(0.3);
+                let trace = match says {
+                    true => trace
+                        .name("this step")
+                        .hover_text_array(texts)
+                        .hover_template("%{y}<br>%{hovertext}"),
+                    false => trace.hover_info(HoverInfo::Skip),
+                };
+                self.traces.push(on_axis(trace));
+            }
+            if !line.dashed.is_empty() {
+                let (x, y) = coordinates(&line.dashed);
                 let trace = Scatter::new(x, y)
                     .mode(Mode::Lines)
                     .show_legend(false)
                     .hover_info(HoverInfo::Skip)
-                    .line(Stroke::new().color(color).width(1.0))
-                    .opacity(0.3);
-                traces.push(trace);
+                    .line(Stroke::new().color(color).width(1.3).dash(DashType::Dash));
+                self.traces.push(on_axis(trace));
             }
             let (x, y) = coordinates(&line.points);
-            let note = |text: String, x: f64, y: f64| {
-                Annotation::new().x(placed(x)).y(y).text(text).font(Font::new().color(color))
-            };
             if let (Some(&x), Some(&y)) = (x.last(), y.last()) {
-                annotations.push(
-                    note(number(y), x, y)
-                        .show_arrow(false)
-                        .x_anchor(plotly::common::Anchor::Left)
-                        .x_shift(8.0),
-                );
-            }
-            if let Some(((x, y), text)) = &line.note {
-                annotations.push(
-                    note(plotly_text(text), *x, rounded(*y))
-                        .show_arrow(true)
-                        .arrow_color(color)
-                        .ax(0)
-                        .ay(-32),
-                );
+                ends.push((y, number(y), (x, color)));
             }
             let marks = line.marks || x.len() == 1;
             let trace = Scatter::new(x, y)
@@ -238,35 +281,202 @@ impl LineChart {
                 .name(plotly_text(&line.name))
                 .line(Stroke::new().color(color).width(2.2))
                 .marker(Marker::new().size(7));
-            traces.push(trace);
+            self.traces.push(on_axis(trace));
         }
-        let x_axis = plotly_axis(&self.x_label);
-        let x_axis = if self.log_x { x_axis.type_(AxisType::Log) } else { x_axis };
-        let layout = plotly_layout(&self.title, x_axis, plotly_axis(&self.y_label))
-            .hover_mode(HoverMode::XUnified)
-            .annotations(annotations);
-        plotly_json(traces, layout)
+        for (line, color) in lines.iter().zip((0..).map(palette::series)) {
+            if let Some(((x, y), text)) = &line.note {
+                self.note((*x, rounded(*y)), text, axis, color, on_axis);
+            }
+        }
+        self.ends(lines, ends, axis, height);
     }
 
-    fn text(&self) -> String {
-        let mut text = self.title.clone();
-        for line in &self.lines {
-            let points = finite(&line.points);
-            let (Some(first), Some(last)) = (points.first(), points.last()) else {
-                text.push_str(&format!("\n{}: no values yet", line.name));
-                continue;
-            };
-            let note = line.note.as_ref().map(|(_, note)| format!(", {note}")).unwrap_or_default();
-            text.push_str(&format!(
-                "\n{}: {} → {}{note}  {}",
-                line.name,
-                number(first.1),
-                number(last.1),
-                sparkline(&points, 40)
-            ));
+    /// A ring around a point, and its note.
+    fn note(
+        &mut self,
+        (x, y): (f64, f64),
+        text: &str,
+        axis: &str,
+        color: &'static str,
+        on_axis: impl Fn(Box<Scatter<f64, f64>>) -> Box<Scatter<f64, f64>>,
+    ) {
+        let ring = Marker::new()
+            .size(13)
+            .color("rgba(0,0,0,0)")
+            .line(Stroke::new().color(color).width(2.0));
+        let ring = Scatter::new(vec![x], vec![y])
+            .mode(Mode::Markers)
+            .show_legend(false)
+            .hover_info(HoverInfo::Skip)
+            .marker(ring);
+        self.traces.push(on_axis(ring));
+        if !text.is_empty() {
+            let note = Annotation::new().x(self.placed(x)).y(y).y_ref(axis);
+            self.annotations.push(
+                note.text(plotly_text(text))
+                    .font(Font::new().color(color))
+                    .background_color(VEIL)
+                    .show_arrow(true)
+                    .arrow_color(color)
+                    .ax(0)
+                    .ay(-32),
+            );
         }
-        text
     }
+
+    /// The last values, moved apart where they would overlap.
+    fn ends(
+        &mut self,
+        lines: &[Line],
+        ends: Vec<(f64, String, (f64, &'static str))>,
+        axis: &str,
+        height: f64,
+    ) {
+        let all = lines.iter().flat_map(|line| line.points.iter().chain(&line.behind));
+        let all = all.chain(lines.iter().flat_map(|line| &line.dashed));
+        let values = all.map(|point| point.1).filter(|value| value.is_finite());
+        let scale = Axis::over(values, 5.0, false, height, 0.0).padded(0.06);
+        let labels =
+            ends.into_iter().map(|(y, text, (x, color))| (scale.at(y), text, (x, y, color)));
+        for (place, text, (x, y, color)) in apart(labels.collect(), 15.0, height) {
+            self.annotations.push(
+                Annotation::new()
+                    .x(self.placed(x))
+                    .y(y)
+                    .y_ref(axis)
+                    .text(text)
+                    .font(Font::new().color(color))
+                    .show_arrow(false)
+                    .x_anchor(plotly::common::Anchor::Left)
+                    .x_shift(11.0)
+                    .y_shift((scale.at(y) - place).round()),
+            );
+        }
+    }
+
+    /// A gap, and what is written beside it.
+    pub(crate) fn gap(&mut self, gap: &Gap) {
+        let x = self.placed(gap.x);
+        let (from, to) = (rounded(gap.from), rounded(gap.to));
+        if !(x.is_finite() && from.is_finite() && to.is_finite()) {
+            return;
+        }
+        let line = ShapeLine::new().color(palette::QUIET).width(1.5);
+        self.shapes
+            .push(Shape::new().shape_type(ShapeType::Line).x0(x).x1(x).y0(from).y1(to).line(line));
+        self.annotations.push(
+            Annotation::new()
+                .x(x)
+                .y((from + to) / 2.0)
+                .text(plotly_text(&gap.label))
+                .font(Font::new().color(palette::QUIET))
+                .background_color(VEIL)
+                .show_arrow(false)
+                .x_anchor(plotly::common::Anchor::Right)
+                .x_shift(-6.0),
+        );
+    }
+}
+
+/// What is drawn of a line.
+pub(crate) struct Drawn {
+    points: Points,
+    behind: Points,
+    dashed: Points,
+}
+
+impl Drawn {
+    /// On a logarithmic axis by the logarithm of x.
+    pub(crate) fn of(line: &Line, log_x: bool) -> Self {
+        let scaled = |points: &Points| -> Points {
+            if !log_x {
+                return drawn(points);
+            }
+            drawn(&points.iter().map(|(x, y)| (x.log10(), *y)).collect::<Points>())
+        };
+        Self {
+            points: scaled(&line.points),
+            behind: scaled(&line.behind),
+            dashed: scaled(&line.dashed),
+        }
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.points.iter().chain(&self.behind).chain(&self.dashed).copied()
+    }
+}
+
+/// The lines within an area, the last value of each beside its end.
+pub(crate) fn draw(
+    canvas: &mut Canvas,
+    area: Area,
+    (x, y): (&Axis, &Axis),
+    lines: &[Line],
+    shown: &[Drawn],
+    log_x: bool,
+) {
+    let place = |points: &[(f64, f64)]| {
+        points.iter().map(|&(px, py)| (x.at(px), y.at(py))).collect::<Vec<_>>()
+    };
+    for (i, line) in shown.iter().enumerate() {
+        canvas.polyline(&place(&line.behind), palette::series(i), 1.0, 0.3);
+        canvas.dashes(&place(&line.dashed), palette::series(i), 1.3);
+    }
+    let (mut ends, mut notes) = (Vec::new(), Vec::new());
+    for (i, (Drawn { points, .. }, line)) in shown.iter().zip(lines).enumerate() {
+        let color = palette::series(i);
+        let placed = place(points);
+        canvas.polyline(&placed, color, 2.2, 1.0);
+        if line.marks && placed.len() <= 60 || placed.len() == 1 {
+            placed.iter().for_each(|&(cx, cy)| canvas.circle(cx, cy, 3.5, palette::GROUND, color));
+        }
+        if let (Some(&(_, value)), Some(&(_, py))) = (points.last(), placed.last()) {
+            ends.push((py, number(value), color));
+        }
+        if let Some(((nx, ny), note)) = &line.note
+            && nx.is_finite()
+            && ny.is_finite()
+        {
+            notes.push((x.at(if log_x { nx.log10() } else { *nx }), y.at(*ny), note, color));
+        }
+    }
+    // Over all lines.
+    for (cx, cy, note, color) in notes {
+        canvas.circle(cx, cy, 6.0, "none", color);
+        let anchor = if cx > (area.left + area.right) / 2.0 { Anchor::End } else { Anchor::Start };
+        if !note.is_empty() {
+            canvas.note(cx, (cy - 14.0).max(area.top + 10.0), note, color, anchor);
+        }
+    }
+    for (py, value, color) in apart(ends, 15.0, area.bottom) {
+        canvas.text(area.right + 10.0, py + 4.0, &value, 12.0, color, Anchor::Start, true);
+    }
+    if shown.iter().all(|line| line.all().next().is_none()) {
+        let middle = ((area.left + area.right) / 2.0, (area.top + area.bottom) / 2.0);
+        let (at, y) = middle;
+        canvas.text(at, y, "no values yet", 13.0, palette::QUIET, Anchor::Middle, false);
+    }
+}
+
+/// A gap with its label, which stands to its left where it is long enough, else under it.
+pub(crate) fn draw_gap(canvas: &mut Canvas, gap: &Gap, (x, y): (&Axis, &Axis), log_x: bool) {
+    let at = x.at(if log_x { gap.x.log10() } else { gap.x });
+    let (from, to) = (y.at(gap.from), y.at(gap.to));
+    if !(at.is_finite() && from.is_finite() && to.is_finite()) {
+        return;
+    }
+    canvas.line((at, from), (at, to), palette::QUIET, 1.5, false);
+    for end in [from, to] {
+        canvas.line((at - 5.0, end), (at + 5.0, end), palette::QUIET, 1.5, false);
+    }
+    let middle = (from + to) / 2.0;
+    let place = if (from - to).abs() >= 24.0 { middle + 4.0 } else { from.max(to) + 16.0 };
+    canvas.note(at - 9.0, place, &gap.label, palette::QUIET, Anchor::End);
+}
+
+/// What of these points is drawn.
+fn drawn(points: &[(f64, f64)]) -> Points {
+    decimated(&finite(points))
 }
 
 fn finite(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
@@ -274,17 +484,21 @@ fn finite(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 }
 
 /// Six digits: what a tooltip shows, without the noise that makes saved notebooks large.
-fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
-/// At most [`MAX_POINTS`] points: of each run of neighbours the lowest and the highest, so that
-/// spikes stay, and the two ends.
-fn decimated(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    if points.len() <= MAX_POINTS {
+fn decimated(points: &[(f64, f64)]) -> Points {
+    thinned(points, MAX_POINTS)
+}
+
+/// At most `most` points: of each run of neighbours the lowest and the highest, so that spikes
+/// stay, and the two ends.
+pub(crate) fn thinned(points: &[(f64, f64)], most: usize) -> Points {
+    if points.len() <= most {
         return points.to_vec();
     }
-    let run = points.len().div_ceil(MAX_POINTS / 2 - 1);
+    let run = points.len().div_ceil(most / 2 - 1);
     let inner = &points[1..points.len() - 1];
     let mut kept = vec![points[0]];
     for run in inner.chunks(run) {
@@ -369,7 +583,7 @@ mod tests {
         let points = vec![(0.0, 9.0), (1e-5, 3.0), (1e-3, 2.0), (1e-1, 5.0)];
         let chart =
             LineChart { lines: vec![Line::new("loss", points)], log_x: true, ..Default::default() };
-        assert_eq!(chart.scaled(&chart.lines[0].points).len(), 3, "0 has no logarithm");
+        assert_eq!(Drawn::of(&chart.lines[0], true).points.len(), 3, "0 has no logarithm");
         let svg = chart.svg();
         for label in [">1e-5<", ">1e-4<", ">0.001<", ">0.01<", ">0.1<"] {
             assert!(svg.contains(label), "{label}: {svg}");

@@ -10,6 +10,17 @@ use crate::palette::{GRID, GROUND, INK, QUIET};
 /// The width of every picture, in pixels: a notebook's column.
 pub(crate) const WIDTH: f64 = 720.0;
 
+/// The height of a line under the title.
+const SUBTITLE_LINE: f64 = 17.0;
+/// The height of a row of the legend.
+const LEGEND_ROW: f64 = 18.0;
+/// About how many characters a line under the title has, in a narrow page, too.
+pub(crate) const SUBTITLE_CHARS: usize = 96;
+
+/// Where the picture is made smaller, its text is less so. (In an image the width is that of the
+/// image.)
+const NARROW: &str = "<style>@media(max-width:560px){text{font-size:15px}}</style>";
+
 /// Where text is anchored.
 #[derive(Clone, Copy)]
 pub(crate) enum Anchor {
@@ -38,7 +49,8 @@ impl Canvas {
     pub(crate) fn new(title: &str, height: f64) -> Self {
         let mut canvas = Self { body: String::new(), height, title: title.to_owned() };
         canvas.rect(0.0, 0.0, WIDTH, height, GROUND, 1.0);
-        canvas.text(16.0, 24.0, title, 15.0, INK, Anchor::Start, true);
+        let shown = shortened(title, WIDTH - 32.0, 15.5);
+        canvas.text(16.0, 24.0, &shown, 15.0, INK, Anchor::Start, true);
         canvas
     }
 
@@ -91,6 +103,22 @@ impl Canvas {
         width: f64,
         opacity: f64,
     ) {
+        self.course("", points, color, width, opacity);
+    }
+
+    /// A polyline of dashes.
+    pub(crate) fn dashes(&mut self, points: &[(f64, f64)], color: &str, width: f64) {
+        self.course(" stroke-dasharray=\"5 3\"", points, color, width, 0.9);
+    }
+
+    fn course(
+        &mut self,
+        attributes: &str,
+        points: &[(f64, f64)],
+        color: &str,
+        width: f64,
+        opacity: f64,
+    ) {
         if points.len() < 2 {
             return;
         }
@@ -99,7 +127,7 @@ impl Canvas {
         let _ = writeln!(
             self.body,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"{width}\" stroke-opacity=\"{opacity}\" \
-             stroke-linejoin=\"round\"/>",
+             stroke-linejoin=\"round\"{attributes}/>",
             path.join(" ")
         );
     }
@@ -124,6 +152,20 @@ impl Canvas {
         anchor: Anchor,
         bold: bool,
     ) {
+        self.text_with("", (x, y), text, size, color, anchor, bold);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the attributes of one text element")]
+    fn text_with(
+        &mut self,
+        attributes: &str,
+        (x, y): (f64, f64),
+        text: &str,
+        size: f64,
+        color: &str,
+        anchor: Anchor,
+        bold: bool,
+    ) {
         let anchor = match anchor {
             Anchor::Start => "",
             Anchor::Middle => " text-anchor=\"middle\"",
@@ -132,28 +174,32 @@ impl Canvas {
         let weight = if bold { " font-weight=\"600\"" } else { "" };
         let _ = writeln!(
             self.body,
-            "<text x=\"{}\" y=\"{}\" font-size=\"{size}\" fill=\"{color}\"{anchor}{weight}>{}</text>",
+            "<text x=\"{}\" y=\"{}\" font-size=\"{size}\" fill=\"{color}\"{anchor}{weight}{attributes}>{}</text>",
             px(x),
             px(y),
             clean(text)
         );
     }
 
+    /// A bold text over lines: a rim in the ground's colour keeps it readable.
+    pub(crate) fn note(&mut self, x: f64, y: f64, text: &str, color: &str, anchor: Anchor) {
+        let rim = format!(" paint-order=\"stroke\" stroke=\"{GROUND}\" stroke-width=\"4\"");
+        self.text_with(&rim, (x, y), text, 12.0, color, anchor, true);
+    }
+
+    /// Lines of text under the title. Gives the pixels that they take.
+    pub(crate) fn subtitle(&mut self, lines: &[String]) -> f64 {
+        for (i, line) in lines.iter().enumerate() {
+            let y = 43.0 + SUBTITLE_LINE * i as f64;
+            self.text(16.0, y, line, 12.0, QUIET, Anchor::Start, false);
+        }
+        SUBTITLE_LINE * lines.len() as f64
+    }
+
     /// The grid, the ticks and the labels of both axes.
     pub(crate) fn axes(&mut self, area: Area, x: &Axis, y: &Axis, x_label: &str, y_label: &str) {
-        for (value, label) in y.ticks() {
-            let at = y.at(value);
-            self.line((area.left, at), (area.right, at), GRID, 1.0, false);
-            self.text(area.left - 8.0, at + 4.0, &label, 12.0, QUIET, Anchor::End, false);
-        }
-        for (value, label) in x.ticks() {
-            let at = x.at(value);
-            self.line((at, area.bottom), (at, area.bottom + 4.0), QUIET, 1.0, false);
-            self.text(at, area.bottom + 18.0, &label, 12.0, QUIET, Anchor::Middle, false);
-        }
-        self.line((area.left, area.bottom), (area.right, area.bottom), QUIET, 1.0, false);
-        let middle = (area.left + area.right) / 2.0;
-        self.text(middle, area.bottom + 38.0, x_label, 12.0, QUIET, Anchor::Middle, false);
+        self.y_ticks(area, y);
+        self.x_ticks(area, x, x_label);
         let middle = (area.top + area.bottom) / 2.0;
         let _ = writeln!(
             self.body,
@@ -163,25 +209,90 @@ impl Canvas {
         );
     }
 
-    /// A row of swatches with names, from `x` to the right.
-    pub(crate) fn legend(&mut self, x: f64, y: f64, entries: &[(&str, &str)]) {
-        let mut at = x;
-        for (name, color) in entries {
-            self.rect(at, y - 9.0, 14.0, 9.0, color, 1.0);
-            self.text(at + 19.0, y, name, 12.0, INK, Anchor::Start, false);
-            at += 19.0 + text_width(name, 12.0) + 20.0;
+    /// The grid of y with its labels.
+    pub(crate) fn y_ticks(&mut self, area: Area, y: &Axis) {
+        for (value, label) in y.ticks() {
+            let at = y.at(value);
+            self.line((area.left, at), (area.right, at), GRID, 1.0, false);
+            self.text(area.left - 8.0, at + 4.0, &label, 12.0, QUIET, Anchor::End, false);
         }
+    }
+
+    /// The x axis with its ticks and labels.
+    pub(crate) fn x_ticks(&mut self, area: Area, x: &Axis, x_label: &str) {
+        for (value, label) in x.ticks() {
+            let at = x.at(value);
+            self.line((at, area.bottom), (at, area.bottom + 4.0), QUIET, 1.0, false);
+            self.text(at, area.bottom + 18.0, &label, 12.0, QUIET, Anchor::Middle, false);
+        }
+        self.line((area.left, area.bottom), (area.right, area.bottom), QUIET, 1.0, false);
+        let middle = (area.left + area.right) / 2.0;
+        self.text(middle, area.bottom + 38.0, x_label, 12.0, QUIET, Anchor::Middle, false);
+    }
+
+    /// Rows of swatches with names, from `x` to the right as far as there is room. Gives the pixels
+    /// that rows after the first take.
+    pub(crate) fn legend(&mut self, x: f64, y: f64, entries: &[(&str, &str)]) -> f64 {
+        let (mut at, mut row) = (x, 0.0);
+        for (name, color) in entries {
+            let name = shortened(name, WIDTH - x - 35.0, 12.0);
+            let width = 19.0 + text_width(&name, 12.0);
+            if at > x && at + width > WIDTH - 16.0 {
+                (at, row) = (x, row + LEGEND_ROW);
+            }
+            self.rect(at, y + row - 9.0, 14.0, 9.0, color, 1.0);
+            self.text(at + 19.0, y + row, &name, 12.0, INK, Anchor::Start, false);
+            at += width + 20.0;
+        }
+        row
     }
 
     pub(crate) fn finish(self) -> String {
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{0}\" viewBox=\"0 0 {WIDTH} {0}\" \
-             role=\"img\" font-family=\"Helvetica, Arial, sans-serif\">\n<title>{1}</title>\n{2}</svg>\n",
+             role=\"img\" font-family=\"Helvetica, Arial, sans-serif\">\n<title>{1}</title>\n{NARROW}\n{2}</svg>\n",
             self.height,
             clean(&self.title),
             self.body
         )
     }
+}
+
+/// What [`Canvas::legend`] gives.
+pub(crate) fn legend_height(x: f64, entries: &[(&str, &str)]) -> f64 {
+    Canvas::new("", 0.0).legend(x, 0.0, entries)
+}
+
+/// A text cut to about so many pixels.
+pub(crate) fn shortened(text: &str, width: f64, size: f64) -> String {
+    if text_width(text, size) <= width {
+        return text.to_owned();
+    }
+    let (mut kept, mut taken) = (String::new(), text_width("…", size));
+    for c in text.chars() {
+        taken += text_width(c.encode_utf8(&mut [0; 4]), size);
+        if taken > width {
+            break;
+        }
+        kept.push(c);
+    }
+    kept.push('…');
+    kept
+}
+
+/// A text in lines of at most so many characters, broken between words.
+pub(crate) fn wrapped(text: &str, most: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= most => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// About how wide a text is drawn. Sans-serif letters are a little over half as wide as high.
@@ -202,4 +313,28 @@ fn clean(text: &str) -> String {
 fn px(value: f64) -> String {
     let text = format!("{value:.1}");
     text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_wrapped_and_shortened() {
+        assert_eq!(wrapped("one two  three", 7), ["one two", "three"]);
+        assert!(wrapped("", 7).is_empty());
+        assert_eq!(shortened("short", 100.0, 12.0), "short");
+        let long = shortened(&"long ".repeat(20), 100.0, 12.0);
+        assert!(long.ends_with('…') && text_width(&long, 12.0) <= 100.0, "{long}");
+    }
+
+    #[test]
+    fn a_legend_takes_the_rows_that_it_needs() {
+        let names: Vec<String> = (0..8).map(|i| format!("run {i} with a long name")).collect();
+        let entries: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "#000")).collect();
+        assert_eq!(legend_height(68.0, &entries[..2]), 0.0);
+        assert_eq!(legend_height(68.0, &entries), 2.0 * LEGEND_ROW);
+        let endless = "x".repeat(500);
+        assert_eq!(legend_height(68.0, &[("a", "#000"), (&endless, "#000")]), LEGEND_ROW);
+    }
 }

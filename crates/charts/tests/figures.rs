@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 use tunebook_charts::{
-    Bar, Cell, Figure, HeatMap, Line, LineChart, LossPoint, Sample, Table, bar_chart, histogram,
-    line_chart, loss_curve,
+    Bar, Cell, Figure, HeatMap, Line, LineChart, LossChart, LossPoint, Panel, ParetoChart,
+    ParetoPoint, Sample, Table, bar_chart, histogram, line_chart, loss_curve,
 };
 
 fn run(steps: usize) -> Vec<LossPoint> {
@@ -40,7 +40,7 @@ fn a_loss_curve_in_all_its_forms() {
 fn a_long_run_is_smoothed_and_its_lowest_validation_loss_noted() {
     let figure = loss_curve(&run(6000));
     insta::assert_snapshot!(figure.text());
-    assert!(figure.svg().contains("lowest"));
+    assert!(figure.svg().contains("best"));
     let json = figure.plotly().to_string();
     assert!(json.len() < 100_000, "{} bytes", json.len());
     assert!(figure.svg().len() < 60_000, "{} bytes", figure.svg().len());
@@ -68,6 +68,108 @@ fn runs_without_values_or_with_wild_ones_are_drawn_too() {
             .text()
             .contains("not finite")
     );
+}
+
+/// A run with its verdict, its gap and small multiples under it.
+fn curves(steps: usize) -> Figure {
+    let over = |get: &dyn Fn(f64) -> f64| -> Vec<(f64, f64)> {
+        (1..=steps).map(|step| (step as f64, get(step as f64 / steps as f64))).collect()
+    };
+    let panel = |name: &str, get: &dyn Fn(f64) -> f64| Panel {
+        y_label: name.to_owned(),
+        lines: vec![Line::smoothed(name, over(get))],
+    };
+    let spike = |t: f64| if (0.5..0.5 + 1.0 / steps as f64).contains(&t) { 40.0 } else { 1.0 + t };
+    let panels = [panel("gradient norm", &spike), panel("learning rate", &|t| 2e-4 * (1.0 - t))];
+    let hover: Vec<(usize, String)> =
+        (1..=steps).map(|step| (step, format!("rows {step}, 0"))).collect();
+    LossChart {
+        points: run(steps),
+        verdict: "overfitting since step 8: validation loss 1.270 there, 1.440 now".to_owned(),
+        gap: Some(0.8),
+    }
+    .with_panels(&panels, &hover)
+}
+
+#[test]
+fn a_run_with_small_multiples_in_all_its_forms() {
+    let figure = curves(12);
+    well_formed(figure.svg());
+    insta::assert_snapshot!("curves-text", figure.text());
+    insta::assert_snapshot!("curves-svg", figure.svg());
+    insta::assert_json_snapshot!("curves-plotly", figure.plotly());
+}
+
+/// All panels of a long run show the same steps, spikes included, with the rows of each.
+#[test]
+fn small_multiples_of_a_long_run_are_thinned_alike() {
+    let figure = curves(20_000);
+    let (json, svg) = (figure.plotly().to_string(), figure.svg());
+    assert!(json.len() < 150_000, "{} bytes", json.len());
+    assert!(svg.len() < 120_000, "{} bytes", svg.len());
+    let traces = figure.plotly()["data"].as_array().unwrap();
+    let raw: Vec<&Value> =
+        traces.iter().filter(|trace| trace["opacity"] == serde_json::json!(0.3)).collect();
+    assert_eq!(raw.len(), 3, "loss, gradient norm, learning rate");
+    let steps = |trace: &Value| trace["x"].as_array().unwrap().clone();
+    assert!(steps(raw[0]) == steps(raw[1]) && steps(raw[0]) == steps(raw[2]));
+    assert!((300..=1000).contains(&steps(raw[0]).len()), "{}", steps(raw[0]).len());
+    assert!(raw[1]["y"].as_array().unwrap().contains(&serde_json::json!(40.0)));
+    let rows = raw[0]["hovertext"].as_array().unwrap();
+    for (step, rows) in steps(raw[0]).iter().zip(rows) {
+        assert_eq!(rows.as_str().unwrap(), format!("rows {}, 0", step.as_f64().unwrap()));
+    }
+}
+
+/// The HTML form has a title for each strip of some pixels, none of which overlaps another.
+#[test]
+fn a_pointer_is_told_the_rows_of_a_step() {
+    for (steps, most) in [(12, 12), (20_000, 160)] {
+        let bundle = curves(steps).bundle();
+        let html = bundle.get("text/html").and_then(Value::as_str).unwrap();
+        let strips: Vec<&str> = html.split("<span title=\"").skip(1).collect();
+        assert!((12..=most).contains(&strips.len()), "{} strips", strips.len());
+        for strip in &strips {
+            let step = strip.trim_start_matches("step ").split(':').next().unwrap();
+            let rows = format!(", rows {}, 0\"", step.replace(',', ""));
+            assert!(strip.contains(&rows), "{rows}: {strip}");
+        }
+        let share = |strip: &str, of: &str| -> f64 {
+            strip.split(of).nth(1).unwrap().split('%').next().unwrap().parse().unwrap()
+        };
+        for pair in strips.windows(2) {
+            let end = share(pair[0], "left:") + share(pair[0], "width:");
+            assert!(end <= share(pair[1], "left:") + 0.02, "{pair:?}");
+        }
+        assert!(share(strips[strips.len() - 1], "left:") < 91.0);
+    }
+}
+
+/// The first, second and fourth are on the frontier; the third is beaten by the second.
+#[test]
+fn a_pareto_chart_in_all_its_forms() {
+    let point = |name: &str, x: f64, y: f64, half: f64| ParetoPoint {
+        x_interval: Some((x - half, x + half)),
+        y_interval: Some((y - half, y + half)),
+        ..ParetoPoint::new(name, x, y)
+    };
+    let figure = ParetoChart {
+        title: "accuracy against forgetting".to_owned(),
+        x_label: "forgetting (nats a token)".to_owned(),
+        y_label: "accuracy".to_owned(),
+        points: vec![
+            point("LoRA 5e-5", 0.01, 0.55, 0.01),
+            point("LoRA 2e-4", 0.06, 0.74, 0.02),
+            point("full 2e-4", 0.31, 0.73, 0.04),
+            point("replay 20 %", 0.2, 0.76, 0.02),
+        ],
+        ..ParetoChart::default()
+    }
+    .figure();
+    well_formed(figure.svg());
+    insta::assert_snapshot!("pareto-text", figure.text());
+    insta::assert_snapshot!("pareto-svg", figure.svg());
+    insta::assert_json_snapshot!("pareto-plotly", figure.plotly());
 }
 
 #[test]
@@ -162,6 +264,8 @@ fn well_formed(svg: &str) {
             "/svg>",
             "title>",
             "/title>",
+            "style>",
+            "/style>",
             "rect ",
             "line ",
             "polyline ",
@@ -180,12 +284,27 @@ fn names_from_data_stay_text_in_every_form() {
         histogram(EVIL, EVIL, &[Sample::new(EVIL, [1.0, 2.0, 3.0])]),
         bar_chart(EVIL, EVIL, &[Bar::new(EVIL, 1.0)]),
         line_chart(EVIL, EVIL, EVIL, &[Line::over_steps(EVIL, [1.0, 2.0])]),
+        ParetoChart {
+            title: EVIL.to_owned(),
+            x_label: EVIL.to_owned(),
+            y_label: EVIL.to_owned(),
+            points: vec![ParetoPoint::new(EVIL, 1.0, 2.0)],
+            ..ParetoChart::default()
+        }
+        .figure(),
+        LossChart { points: run(30), verdict: EVIL.to_owned(), gap: Some(0.1) }.with_panels(
+            &[Panel { y_label: EVIL.to_owned(), lines: vec![Line::over_steps(EVIL, [1.0, 2.0])] }],
+            &(1..=30).map(|step| (step, EVIL.to_owned())).collect::<Vec<_>>(),
+        ),
     ];
     for figure in figures {
         well_formed(figure.svg());
         let bundle = figure.bundle();
         let html = bundle.get("text/html").and_then(Value::as_str).unwrap_or_default();
-        assert_eq!(html.matches('<').count(), 1, "one image, nothing else: {html}");
+        let ours = ["<img ", "<div ", "</div>", "<span ", "</span>"];
+        let tags = ours.iter().map(|tag| html.matches(tag).count()).sum::<usize>();
+        assert_eq!(html.matches('<').count(), tags, "{html}");
+        assert_eq!(html.matches("<img ").count(), 1, "{html}");
         assert!(!figure.plotly().to_string().contains("<script"));
     }
     let mut table = Table::new([EVIL]).caption(EVIL).note(EVIL);
