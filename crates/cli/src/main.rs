@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for the terminal
 
+mod export;
 mod registry;
 mod serve;
 
@@ -24,6 +25,8 @@ struct Arguments {
 enum Command {
     /// Serve a model and its adapters over OpenAI's HTTP interface.
     Serve(Box<serve::Arguments>),
+    /// Write a notebook as a crate that does the same outside Jupyter.
+    Export(export::Arguments),
     /// Look at a registry of runs, and keep it in order.
     Registry(registry::Arguments),
 }
@@ -31,6 +34,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
     };
     match done {

@@ -1,0 +1,141 @@
+//! The manifest of an exported crate, and cargo's configuration for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use toml::{Table, Value};
+
+use crate::program::Uses;
+use crate::{Error, Options};
+
+/// The package's name: one that cargo takes, whatever the notebook is called.
+pub(crate) fn package_name(notebook: &str) -> String {
+    let stem = notebook.strip_suffix(".ipynb").unwrap_or(notebook);
+    let words = stem.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let words: Vec<String> = words.map(str::to_ascii_lowercase).collect();
+    format!("notebook-{}", if words.is_empty() { "exported".to_owned() } else { words.join("-") })
+}
+
+/// The text of `Cargo.toml`. The profile is the checkout's, so that compiled dependencies are shared.
+pub(crate) fn manifest(package: &str, uses: &Uses, options: &Options) -> Result<String, Error> {
+    let checkout = &options.checkout;
+    let mut text = format!(
+        "# Written by `tunebook export` from {}.\n\n[package]\nname = {package:?}\nversion = \
+         \"0.1.0\"\nedition = \"2024\"\npublish = false\n\n[dependencies]\n",
+        options.notebook
+    );
+    let parsed = |text: &str, file| {
+        text.parse::<Table>().map_err(|error| Error::Checkout { file, reason: error.to_string() })
+    };
+    let workspace = match uses.needs_checkout() {
+        true => parsed(&checkout.manifest, "Cargo.toml")?,
+        false => Table::new(),
+    };
+    if uses.tunebook {
+        text.push_str(&format!("tunebook = {{ path = {:?} }}\n", checkout.prelude));
+    }
+    let wanted = [("clap", uses.flags), ("tokio", uses.awaits || uses.tokio)];
+    for (name, _) in wanted.into_iter().filter(|(_, is_used)| *is_used) {
+        let version = workspace
+            .get("workspace")
+            .and_then(|workspace| workspace.get("dependencies")?.get(name))
+            .ok_or_else(|| Error::Checkout {
+                file: "Cargo.toml",
+                reason: format!("[workspace.dependencies] has no `{name}`"),
+            })?;
+        text.push_str(&format!("{name} = {version}\n"));
+    }
+    text.push_str("\n[workspace]\n");
+    if let Some(profile) = workspace.get("profile").and_then(|profile| profile.get("dev")) {
+        let lock = parsed(&checkout.lock, "Cargo.lock")?;
+        text.push_str(&profile_text(profile, &reached(&lock, uses), package));
+    }
+    Ok(text)
+}
+
+/// The profile, without what it says of packages that the crate does not have; cargo would warn.
+/// The crate's own arithmetic is checked, as it is in a cell.
+fn profile_text(profile: &Value, reached: &BTreeSet<String>, package: &str) -> String {
+    let mut text = "\n# The checkout's profile: with another, everything would be compiled anew.\n\
+                    [profile.dev]\n"
+        .to_owned();
+    let mut packages = BTreeMap::new();
+    for (name, value) in profile.as_table().into_iter().flatten() {
+        if name == "package" {
+            packages.extend(value.as_table().into_iter().flatten());
+        } else {
+            text.push_str(&format!("{name} = {value}\n"));
+        }
+    }
+    text.push_str("\n[profile.dev.package]\n");
+    for (name, value) in packages.into_iter().filter(|(name, _)| reached.contains(*name)) {
+        text.push_str(&format!("{name} = {value}\n"));
+    }
+    text.push_str(&format!("{package} = {{ overflow-checks = true }} # as in a cell\n"));
+    text
+}
+
+/// The packages that the crate depends on, by the lock file.
+fn reached(lock: &Table, uses: &Uses) -> BTreeSet<String> {
+    let packages = lock.get("package").and_then(Value::as_array);
+    let packages: Vec<&Value> = packages.into_iter().flatten().collect();
+    let mut pending = Vec::new();
+    for (name, is_used) in
+        [("tunebook", uses.tunebook), ("clap", uses.flags), ("tokio", uses.awaits || uses.tokio)]
+    {
+        if is_used {
+            pending.push(name.to_owned());
+        }
+    }
+    let mut found = BTreeSet::new();
+    while let Some(name) = pending.pop() {
+        if !found.insert(name.clone()) {
+            continue;
+        }
+        let is_it = |one: &&&Value| one.get("name").and_then(Value::as_str) == Some(&name);
+        for package in packages.iter().filter(is_it) {
+            let dependencies = package.get("dependencies").and_then(Value::as_array);
+            for dependency in dependencies.into_iter().flatten().filter_map(Value::as_str) {
+                // "name", or "name version".
+                pending.extend(dependency.split(' ').next().map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
+/// The text of `.cargo/config.toml`: target and flags of the checkout, and its folder of artefacts.
+pub(crate) fn config(checkout: &crate::Checkout) -> Result<String, Error> {
+    let file = ".cargo/config.toml";
+    let table: Table = checkout
+        .config
+        .parse()
+        .map_err(|error: toml::de::Error| Error::Checkout { file, reason: error.to_string() })?;
+    let mut text =
+        "# As in the checkout, so that what it has compiled is used.\n[build]\n".to_owned();
+    for (name, value) in table.get("build").and_then(Value::as_table).into_iter().flatten() {
+        if name != "target-dir" {
+            text.push_str(&format!("{name} = {value}\n"));
+        }
+    }
+    if let Some(target) = &checkout.target_dir {
+        text.push_str(&format!("target-dir = {}\n", Value::from(target.as_str())));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_notebook_gives_a_name_that_cargo_takes() {
+        for (notebook, package) in [
+            ("00_start_here.ipynb", "notebook-00-start-here"),
+            ("My Test (2).ipynb", "notebook-my-test-2"),
+            ("テスト.ipynb", "notebook-exported"),
+            ("tunebook.ipynb", "notebook-tunebook"),
+        ] {
+            assert_eq!(package_name(notebook), package);
+        }
+    }
+}

@@ -1,0 +1,609 @@
+//! The cells as one program.
+
+use std::collections::BTreeMap;
+
+use proc_macro2::TokenStream;
+use quote::ToTokens as _;
+use syn::Item;
+
+use crate::cell::{self, Code, Piece};
+use crate::names::{self, Leaves, Variable};
+use crate::notebook::{Cell, CodeCell};
+use crate::parameters::{self, Parameter};
+use crate::scopes::{CellScope, Placed, Scopes};
+use crate::support::MODULE;
+use crate::{Options, Refusal};
+
+/// Tags of cells that are left out.
+const SKIP: &str = "skip-export";
+const EXERCISES: [&str; 2] = ["exercise", "solution"];
+const RAISES: &str = "raises-exception";
+/// papermill's tags.
+const PARAMETERS: [&str; 2] = ["parameters", "injected-parameters"];
+
+/// What the program needs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Uses {
+    pub(crate) tunebook: bool,
+    pub(crate) tokio: bool,
+    /// Whether a cell waits for a future.
+    pub(crate) awaits: bool,
+    /// Whether there are parameters.
+    pub(crate) flags: bool,
+}
+
+impl Uses {
+    pub(crate) fn needs_checkout(&self) -> bool {
+        self.tunebook || self.tokio || self.awaits || self.flags
+    }
+}
+
+/// A notebook that can be a program.
+pub(crate) struct Program {
+    attributes: Vec<String>,
+    root: Vec<Placed>,
+    sections: Vec<Section>,
+    parameters: Vec<Parameter>,
+    uses: Uses,
+}
+
+enum Section {
+    Text(String),
+    Cell { number: usize, scope: CellScope, body: String },
+}
+
+/// A cell that is exported, read.
+struct Loaded {
+    cell: CodeCell,
+    code: Code,
+}
+
+impl Loaded {
+    fn is(&self, tag: &str) -> bool {
+        self.cell.tags.contains(tag)
+    }
+
+    fn statements(&self) -> impl Iterator<Item = &Piece> {
+        self.code.pieces.iter().filter(|piece| piece.item().is_none())
+    }
+
+    fn refuse(&self, line: Option<usize>, reason: impl Into<String>) -> Refusal {
+        Refusal { cell: self.cell.number, line, reason: reason.into() }
+    }
+}
+
+enum Read {
+    Text(String),
+    Code(Loaded),
+    /// The variables and the items of a cell that is left out, and its tag.
+    LeftOut {
+        number: usize,
+        tag: &'static str,
+        variables: Vec<String>,
+        items: Vec<String>,
+    },
+}
+
+impl Program {
+    pub(crate) fn new(
+        cells: Vec<Cell>,
+        options: &Options,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, Vec<Refusal>> {
+        let mut refusals = Vec::new();
+        let mut all = Vec::new();
+        for cell in cells {
+            match cell {
+                Cell::Text(text) => all.push(Read::Text(text)),
+                Cell::Code(cell) => match read(cell, options, notes) {
+                    Ok(read) => all.push(read),
+                    Err(refusal) => refusals.push(refusal),
+                },
+            }
+        }
+        // What later cells use of one that cannot be read is not known.
+        if !refusals.is_empty() {
+            return Err(refusals);
+        }
+        refusals.extend(left_out_but_used(&all));
+        let mut program = Self {
+            attributes: Vec::new(),
+            root: Vec::new(),
+            sections: Vec::new(),
+            parameters: Vec::new(),
+            uses: Uses::default(),
+        };
+        let mut scopes = Scopes::default();
+        for at in 0..all.len() {
+            match &all[at] {
+                Read::Text(text) => program.sections.push(Section::Text(text.clone())),
+                Read::LeftOut { .. } => {}
+                Read::Code(loaded) => {
+                    let later = |name: &str| is_used(&all[at + 1..], name);
+                    match program.cell(loaded, &mut scopes, later) {
+                        Ok(()) => {}
+                        Err(refusal) => refusals.push(refusal),
+                    }
+                }
+            }
+        }
+        if !refusals.is_empty() {
+            refusals.sort_by_key(|refusal| refusal.cell);
+            return Err(refusals);
+        }
+        program.root = scopes.root;
+        notes.extend(statics(&all));
+        Ok(program)
+    }
+
+    /// What the program needs.
+    pub(crate) fn uses(&self) -> Uses {
+        self.uses.clone()
+    }
+
+    /// The flags.
+    pub(crate) fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    fn cell(
+        &mut self,
+        loaded: &Loaded,
+        scopes: &mut Scopes,
+        later: impl Fn(&str) -> bool,
+    ) -> Result<(), Refusal> {
+        let Loaded { cell, code } = loaded;
+        for piece in &code.pieces {
+            if let Some(Item::ExternCrate(item)) = piece.item() {
+                let name = item.ident.to_string();
+                if !["alloc", "core", "std", "tunebook"].contains(&name.as_str()) {
+                    return Err(loaded.refuse(
+                        Some(piece.line),
+                        format!("`extern crate {name}`: the crate has no such dependency"),
+                    ));
+                }
+            }
+            let words = names::words(piece.statement.to_token_stream());
+            self.uses.tunebook |= words.iter().any(|word| word == "tunebook");
+            self.uses.tokio |= words.iter().any(|word| word == "tokio");
+        }
+        for attribute in &code.attributes {
+            if !self.attributes.contains(attribute) {
+                self.attributes.push(attribute.clone());
+            }
+        }
+        let scope = scopes.cell(cell.number, code)?;
+        let is_parameters = PARAMETERS.iter().any(|tag| loaded.is(tag));
+        let texts = match is_parameters {
+            true => self.parameter_texts(loaded)?,
+            false => loaded.statements().map(|piece| piece.text.clone()).collect(),
+        };
+        let body = self.body(loaded, texts, later)?;
+        self.sections.push(Section::Cell { number: cell.number, scope, body });
+        Ok(())
+    }
+
+    /// The statements of a cell of parameters, with the flags in them.
+    fn parameter_texts(&mut self, loaded: &Loaded) -> Result<Vec<String>, Refusal> {
+        let mut texts = Vec::new();
+        for piece in loaded.statements() {
+            let (parameter, text) = parameters::read(piece)
+                .map_err(|reason| loaded.refuse(Some(piece.line), reason))?;
+            texts.push(text);
+            match self.parameters.iter_mut().find(|known| known.name == parameter.name) {
+                // Injected ones are the defaults then.
+                Some(known) if known.of == parameter.of => {
+                    known.default = parameter.default;
+                }
+                Some(known) => {
+                    return Err(loaded.refuse(
+                        Some(piece.line),
+                        format!("the parameter `{}` has been of type {}", known.name, known.of),
+                    ));
+                }
+                None => self.parameters.push(parameter),
+            }
+        }
+        self.uses.flags |= !self.parameters.is_empty();
+        Ok(texts)
+    }
+
+    /// The statements of a cell, indented.
+    fn body(
+        &mut self,
+        loaded: &Loaded,
+        mut texts: Vec<String>,
+        later: impl Fn(&str) -> bool,
+    ) -> Result<String, Refusal> {
+        let code = &loaded.code;
+        let may_fail = loaded.is(RAISES);
+        let mut variables: Vec<Variable> = Vec::new();
+        let (mut awaits, mut returns) = (None, None);
+        for (piece, text) in loaded.statements().zip(&mut texts) {
+            for variable in names::variables(&piece.statement) {
+                variables.retain(|other| other.name != variable.name);
+                variables.push(variable);
+            }
+            let leaves = names::leaves(&piece.statement);
+            if leaves.awaits {
+                awaits = awaits.or(Some(piece.line));
+            }
+            if leaves.returns_in_macro {
+                return Err(loaded.refuse(
+                    Some(piece.line),
+                    "a `return` among the arguments of a macro cannot be followed; write it outside",
+                ));
+            }
+            if !leaves.returns.is_empty() {
+                returns = returns.or(Some(piece.line));
+                *text = with_returns(piece, &leaves, may_fail);
+            }
+        }
+        let statements = join(loaded, &texts);
+        variables.retain(|variable| later(&variable.name));
+        let list = variables.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
+        let (values, pattern) = tuples(&variables);
+
+        const OK: &str = "::std::result::Result::Ok";
+        const SOME: &str = "::std::option::Option::Some";
+        if may_fail {
+            if !variables.is_empty() {
+                return Err(loaded.refuse(
+                    None,
+                    format!(
+                        "it may fail (`{RAISES}`), and later cells use its variables: {list}; \
+                         define them in a cell of their own"
+                    ),
+                ));
+            }
+            if awaits.is_some() {
+                return Err(loaded.refuse(
+                    awaits,
+                    format!("a cell tagged `{RAISES}` cannot wait for a future; use a function"),
+                ));
+            }
+            return Ok(format!("{MODULE}::may_fail(|| {{\n{statements}    {OK}(())\n    }});\n"));
+        }
+        self.uses.awaits |= awaits.is_some();
+        Ok(match (awaits.is_some(), returns.is_some()) {
+            (false, false) => {
+                let tail = indented(code.tail.trim_end());
+                return Ok(format!("{statements}{}", line_of(&tail)));
+            }
+            (true, false) => format!(
+                "let {pattern} = {MODULE}::block_on(async {{\n{statements}    \
+                 ::std::result::Result::<_, {MODULE}::Failed>::Ok({values})\n    }})?;\n"
+            ),
+            (awaits, true) => {
+                let (begin, end) = if awaits {
+                    (format!("{MODULE}::block_on(async {{"), "})?")
+                } else {
+                    let of = format!(
+                        "::std::result::Result<::std::option::Option<_>, {MODULE}::Failed>"
+                    );
+                    (format!("(|| -> {of} {{"), "})()?")
+                };
+                let typed = if awaits {
+                    format!("::std::result::Result::<_, {MODULE}::Failed>::Ok({SOME}({values}))")
+                } else {
+                    format!("{OK}({SOME}({values}))")
+                };
+                let (before, behind) = if variables.is_empty() {
+                    ("let _: ::std::option::Option<()> =".to_owned(), String::new())
+                } else {
+                    let missed = format!("{MODULE}::without({list:?})");
+                    (
+                        format!("let {SOME}({pattern}) ="),
+                        format!(" else {{ return ::std::result::Result::Err({missed}) }}"),
+                    )
+                };
+                format!("{before} {begin}\n{statements}    {typed}\n    {end}{behind};\n")
+            }
+        })
+    }
+
+    /// The text of `main.rs`.
+    pub(crate) fn main(&self, options: &Options) -> String {
+        let mut text = format!(
+            "//! {} as a program. Written by `tunebook export`.\n//!\n//! Build it in this folder \
+             (`cargo build`), and start it where the notebook's paths begin: in the folder\n//! that \
+             the kernel starts in. What cells show is printed and kept as files under `out/`.\n\n\
+             // The cells are as they were written; the compiler's advice about them would be noise.\n\
+             #![allow(dead_code, non_local_definitions, unreachable_code, unused_assignments)]\n\
+             #![allow(unused_imports, unused_macros, unused_mut, unused_parens, unused_variables)]\n",
+            options.notebook
+        );
+        for attribute in &self.attributes {
+            text.push_str(attribute);
+            text.push('\n');
+        }
+        text.push_str(&format!("\nmod {MODULE};\n\nuse {MODULE}::EvcxrDisplay as _;\n"));
+        let mut by_cell: BTreeMap<usize, Vec<&Placed>> = BTreeMap::new();
+        for placed in &self.root {
+            by_cell.entry(placed.cell).or_default().push(placed);
+        }
+        for (number, items) in by_cell {
+            text.push_str(&format!("\n// %% items of [{number}]\n"));
+            let (macros, others): (Vec<&Placed>, Vec<&Placed>) =
+                items.into_iter().partition(|placed| is_rules(&placed.item));
+            for placed in macros.into_iter().chain(others) {
+                text.push_str(&item_text(placed));
+            }
+        }
+        let flags = match self.parameters.is_empty() {
+            true => String::new(),
+            false => format!("notebook_flags: &{MODULE}::Flags"),
+        };
+        text.push_str(&format!(
+            "\nfn main() -> ::std::process::ExitCode {{\n    {MODULE}::run(notebook_cells)\n}}\n\n\
+             fn notebook_cells({flags}) -> ::std::result::Result<(), {MODULE}::Failed> {{\n"
+        ));
+        let mut open = 0;
+        for section in &self.sections {
+            match section {
+                Section::Text(words) => {
+                    text.push_str("\n    // %% [markdown]\n");
+                    for line in words.trim_end().lines() {
+                        text.push_str(format!("    // {line}").trim_end());
+                        text.push('\n');
+                    }
+                }
+                Section::Cell { number, scope, body } => {
+                    text.push_str(&format!("\n    // %% [{number}]\n"));
+                    if scope.opens {
+                        text.push_str("    { // Names are defined anew from here on.\n");
+                        open += 1;
+                    }
+                    for placed in &scope.items {
+                        text.push_str(&line_of(&indented(item_text(placed).trim_end())));
+                    }
+                    if !body.trim().is_empty() {
+                        text.push_str(&format!("    {MODULE}::cell({number});\n{}", line_of(body)));
+                    }
+                }
+            }
+        }
+        text.push_str("\n    ::std::result::Result::Ok(())\n");
+        text.push_str(&"    }\n".repeat(open));
+        text.push_str("}\n");
+        text
+    }
+}
+
+fn is_rules(item: &Item) -> bool {
+    matches!(item, Item::Macro(item) if item.ident.is_some())
+}
+
+/// An item with its comments, as the cell has it.
+fn item_text(placed: &Placed) -> String {
+    let again = if placed.is_again { "// Again, with the names that are new here.\n" } else { "" };
+    if placed.text.is_empty() {
+        return String::new();
+    }
+    format!("{again}{}{}\n", placed.leading.trim_start_matches([' ', '\n']), placed.text)
+}
+
+/// Text as lines of the function, whose first begins with four spaces.
+fn line_of(text: &str) -> String {
+    let text = text.trim_matches('\n');
+    if text.trim().is_empty() {
+        return String::new();
+    }
+    let text = text.trim_end();
+    if text.starts_with(' ') { format!("{text}\n") } else { format!("    {text}\n") }
+}
+
+/// Reads a cell, or notes that it is left out.
+fn read(cell: CodeCell, options: &Options, notes: &mut Vec<String>) -> Result<Read, Refusal> {
+    let number = cell.number;
+    let exercise = EXERCISES.into_iter().find(|tag| cell.tags.contains(*tag));
+    let tag = match cell.tags.contains(SKIP) {
+        true => Some(SKIP),
+        false => exercise.filter(|_| !options.with_exercises),
+    };
+    let read = Code::read(&cell.source);
+    if let Some(tag) = tag {
+        notes.push(format!("cell {number}: left out, as it is tagged `{tag}`"));
+        let code = read.unwrap_or_default();
+        let statements = code.pieces.iter().filter(|piece| piece.item().is_none());
+        let variables = statements.flat_map(|piece| names::variables(&piece.statement));
+        let items = code.pieces.iter().filter_map(Piece::item);
+        return Ok(Read::LeftOut {
+            number,
+            tag,
+            variables: variables.map(|variable| variable.name).collect(),
+            items: items.flat_map(|item| names::defined_by(&item)).collect(),
+        });
+    }
+    match read {
+        Ok(code) => {
+            for command in &code.dropped {
+                notes.push(format!("cell {number}: `{command}` is left out"));
+            }
+            Ok(Read::Code(Loaded { cell, code }))
+        }
+        Err((_, reason)) if cell.tags.contains(RAISES) => {
+            notes.push(format!("cell {number}: left out, as it is to fail: {reason}"));
+            Ok(Read::LeftOut { number, tag: RAISES, variables: vec![], items: vec![] })
+        }
+        Err((line, reason)) => Err(Refusal { cell: number, line, reason }),
+    }
+}
+
+/// Whether cells use a variable before they define one of its name.
+fn is_used(cells: &[Read], name: &str) -> bool {
+    first_use(cells, name, false).is_some()
+}
+
+/// The first cell that uses a name before it is defined; items count, too, if asked.
+fn first_use(cells: &[Read], name: &str, in_items: bool) -> Option<usize> {
+    for read in cells {
+        let Read::Code(loaded) = read else { continue };
+        for piece in &loaded.code.pieces {
+            if let Some(item) = piece.item() {
+                if !in_items {
+                    continue;
+                }
+                if names::defined_by(&item).iter().any(|defined| defined == name) {
+                    return None;
+                }
+                if names::used_by_item(&item).contains(name) {
+                    return Some(loaded.cell.number);
+                }
+                continue;
+            }
+            let used = match in_items {
+                true => names::free_in(&piece.statement),
+                false => names::used_by(&piece.statement),
+            };
+            if used.contains(name) {
+                return Some(loaded.cell.number);
+            }
+            if names::variables(&piece.statement).iter().any(|variable| variable.name == name) {
+                return None;
+            }
+        }
+    }
+    None
+}
+
+/// Cells that use what a left out cell defines.
+fn left_out_but_used(all: &[Read]) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let defines = |name: &String| {
+        all.iter().any(|read| match read {
+            Read::Code(loaded) => loaded
+                .code
+                .pieces
+                .iter()
+                .filter_map(Piece::item)
+                .any(|item| names::defined_by(&item).contains(name)),
+            _ => false,
+        })
+    };
+    for (at, read) in all.iter().enumerate() {
+        let Read::LeftOut { number, tag, variables, items } = read else { continue };
+        let lost = variables.iter().chain(items.iter().filter(|name| !defines(name)));
+        for name in lost {
+            if let Some(cell) = first_use(&all[at + 1..], name, true) {
+                let way_out =
+                    if EXERCISES.contains(tag) { ", or use --with-exercises" } else { "" };
+                refusals.push(Refusal {
+                    cell,
+                    line: None,
+                    reason: format!(
+                        "it uses `{name}` of cell {number}, which is left out (`{tag}`); tag this \
+                         cell, too{way_out}"
+                    ),
+                });
+                break;
+            }
+        }
+    }
+    refusals
+}
+
+/// Notes about statics that keep their values from cell to cell.
+fn statics(all: &[Read]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for read in all {
+        let Read::Code(loaded) = read else { continue };
+        for item in loaded.code.pieces.iter().filter_map(Piece::item) {
+            let changes = match &item {
+                Item::Static(item) => {
+                    matches!(item.mutability, syn::StaticMutability::Mut(_))
+                        || names::words(item.ty.to_token_stream()).iter().any(|word| {
+                            word.starts_with("Atomic")
+                                || ["Cell", "Mutex", "RefCell", "RwLock", "UnsafeCell"]
+                                    .contains(&word.as_str())
+                        })
+                }
+                Item::Macro(item) => item.ident.is_none(),
+                _ => false,
+            };
+            for name in names::defined_by(&item).iter().filter(|_| changes) {
+                notes.push(format!(
+                    "cell {}: the static `{name}` keeps its value from cell to cell; in the \
+                     notebook it starts anew in each",
+                    loaded.cell.number
+                ));
+            }
+        }
+    }
+    notes
+}
+
+/// The tuple of variables, as values and as a pattern.
+fn tuples(variables: &[Variable]) -> (String, String) {
+    let values: String = variables.iter().map(|one| format!("{}, ", one.name)).collect();
+    let pattern: String = variables
+        .iter()
+        .map(|one| format!("{}{}, ", if one.is_mut { "mut " } else { "" }, one.name))
+        .collect();
+    (format!("({})", values.trim_end()), format!("({})", pattern.trim_end()))
+}
+
+/// The statement with `return`s that leave the closure or block which the cell is put into.
+fn with_returns(piece: &Piece, leaves: &Leaves, may_fail: bool) -> String {
+    let mut text = piece.text.clone();
+    let mut returns = leaves.returns.clone();
+    returns.sort_by_key(|(range, _)| std::cmp::Reverse(range.start));
+    for (range, value) in returns {
+        match value {
+            Some(_) if may_fail => {}
+            Some(value) => {
+                text.insert(value.end - piece.start, ')');
+                text.insert_str(value.start - piece.start, &format!("{MODULE}::left("));
+            }
+            None => {
+                let of = match may_fail {
+                    true => "::std::result::Result::Ok(())",
+                    false => "::std::result::Result::Ok(::std::option::Option::None)",
+                };
+                text.insert_str(range.end - piece.start, &format!(" {of}"));
+            }
+        }
+    }
+    text
+}
+
+/// The statements with their comments, indented; the value of the last expression is shown.
+fn join(loaded: &Loaded, texts: &[String]) -> String {
+    let last = loaded.code.pieces.len();
+    let mut joined = String::new();
+    let mut texts = texts.iter();
+    for (at, piece) in loaded.code.pieces.iter().enumerate() {
+        if piece.item().is_some() {
+            continue;
+        }
+        let Some(text) = texts.next() else { break };
+        let leading = indented(&piece.leading);
+        joined.push_str(if joined.is_empty() { leading.trim_start() } else { &leading });
+        let shown = at + 1 == last && piece.is_value();
+        let text = if shown { format!("({text}).evcxr_display();") } else { text.clone() };
+        joined.push_str(&indented(&text));
+        joined.push_str(&piece.trailing);
+    }
+    line_of(&joined)
+}
+
+/// The text with four more spaces before each line but the first, and those within literals.
+fn indented(text: &str) -> String {
+    let literals = match text.parse::<TokenStream>() {
+        Ok(tokens) => cell::long_literals(tokens, text, 0),
+        // Comments only.
+        Err(_) => Vec::new(),
+    };
+    let mut out = String::with_capacity(text.len());
+    let mut position = 0;
+    for line in text.split_inclusive('\n') {
+        let is_within =
+            literals.iter().any(|range| range.contains(&position) && range.start < position);
+        if position > 0 && !is_within && !line.trim().is_empty() {
+            out.push_str("    ");
+        }
+        out.push_str(line);
+        position += line.len();
+    }
+    out
+}
