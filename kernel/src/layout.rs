@@ -27,6 +27,11 @@ pub(crate) const TEMPLATE_VAR: &str = "TUNEBOOK_TEMPLATE";
 /// The features that the prelude is built with, set by `cargo xtask lab --cuda`; none as a rule.
 pub(crate) const FEATURES_VAR: &str = "TUNEBOOK_FEATURES";
 
+/// The folder of the toolchain, with `bin/rustc` in it, that the kernelspec of a workshop kit
+/// (`cargo xtask dist`) names. A kit has compiled crates and no sources of the dependencies: rustc
+/// compiles the cells there, and cargo, which would compile everything anew, is never called.
+pub(crate) const KIT_TOOLCHAIN_VAR: &str = "TUNEBOOK_KIT_TOOLCHAIN";
+
 /// The crate that the cells link to.
 pub(crate) const PRELUDE: &str = "tunebook";
 
@@ -118,6 +123,11 @@ pub(crate) fn cell_manifest(root: &Path) -> String {
 /// The features of [`FEATURES_VAR`].
 pub(crate) fn features() -> Option<String> {
     std::env::var(FEATURES_VAR).ok().filter(|features| !features.is_empty())
+}
+
+/// The folder of [`KIT_TOOLCHAIN_VAR`]; none outside a kit.
+pub(crate) fn kit_toolchain() -> Option<PathBuf> {
+    std::env::var_os(KIT_TOOLCHAIN_VAR).filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
 /// The dependency on the prelude, as evcxr's `:dep` takes it.

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::layout;
+
 /// The toolchain.
 #[derive(Clone, Debug)]
 pub(crate) struct Toolchain {
@@ -38,8 +40,11 @@ impl Toolchain {
     }
 }
 
-/// The tool that rustup would run, else the one on the PATH.
+/// The tool of the kit's toolchain, else the one that rustup would run, else the one on the PATH.
 fn tool(name: &str, dir: &Path) -> PathBuf {
+    if let Some(toolchain) = layout::kit_toolchain() {
+        return toolchain.join("bin").join(name);
+    }
     output(Command::new("rustup").args(["which", name]).current_dir(dir))
         .ok()
         .map(|path| PathBuf::from(path.trim()))

@@ -33,6 +33,11 @@ pub(crate) fn warm(layout: &Layout) -> Result<()> {
         eprintln!("The kernel is warm.");
         return Ok(());
     }
+    ensure!(
+        layout::kit_toolchain().is_none(),
+        "this workshop kit is not as it was made: its crates or its Rust have changed. Unpack it \
+         anew and run ./install.sh"
+    );
     let start = Instant::now();
     eprintln!(
         "Warming the kernel up: building what the cells link to (minutes the first time) ..."

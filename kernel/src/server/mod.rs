@@ -16,9 +16,10 @@ mod requests;
 mod running;
 mod stdin;
 
+use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, ensure};
@@ -61,8 +62,9 @@ pub(crate) fn run(connection_file: &Path) -> Result<()> {
     let toolchain = Toolchain::of(&layout.project)?;
     let session = Session::reserve(&layout)?;
     let nonce = nonce()?;
-    let listener = listen(&session)?;
-    set_environment(&session, &toolchain, &nonce)?;
+    let socket = socket_path(session.dir())?;
+    let listener = listen(&session, &socket)?;
+    set_environment(&session, &toolchain, &nonce, &socket)?;
     // Paths in a notebook start at the repository, wherever the notebook lies.
     std::env::set_current_dir(&layout.project)
         .with_context(|| format!("cannot work in {}", layout.project.display()))?;
@@ -211,25 +213,34 @@ fn end_with_parent() {
 }
 
 /// The socket by which the child reaches the server, in a directory that is ours alone.
-fn listen(session: &Session) -> Result<UnixListener> {
+fn listen(session: &Session, socket: &Path) -> Result<UnixListener> {
     std::fs::set_permissions(session.dir(), std::fs::Permissions::from_mode(0o700))?;
-    let listener =
-        UnixListener::bind(socket_path(session)?).context("cannot open the display channel")?;
-    Ok(listener)
+    UnixListener::bind(socket).context("cannot open the display channel")
 }
 
-/// The socket's path, which the system wants short (108 bytes).
-fn socket_path(session: &Session) -> Result<std::path::PathBuf> {
-    let path = session.dir().join("child.sock");
-    ensure!(
-        path.as_os_str().len() < 100,
-        "the project's path is too long for a socket ({}): move the project to a shorter one",
-        path.display()
-    );
-    Ok(path)
+/// The system takes 108 bytes for a socket's path.
+const SOCKET_PATH_BYTES: usize = 100;
+
+/// The path of the socket in `dir`: through a descriptor of this process where the path itself is
+/// too long for a socket.
+fn socket_path(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("child.sock");
+    if path.as_os_str().len() < SOCKET_PATH_BYTES {
+        return Ok(path);
+    }
+    // Open as long as this process: the child connects through it.
+    let descriptor = std::fs::File::open(dir)
+        .with_context(|| format!("cannot open {}", dir.display()))?
+        .into_raw_fd();
+    Ok(format!("/proc/{}/fd/{descriptor}/child.sock", std::process::id()).into())
 }
 
-fn set_environment(session: &Session, toolchain: &Toolchain, nonce: &str) -> Result<()> {
+fn set_environment(
+    session: &Session,
+    toolchain: &Toolchain,
+    nonce: &str,
+    socket: &Path,
+) -> Result<()> {
     let dir = session.dir();
     let bin = dir.join("bin");
     std::fs::create_dir_all(&bin)?;
@@ -249,7 +260,7 @@ fn set_environment(session: &Session, toolchain: &Toolchain, nonce: &str) -> Res
         (shim::DIR_VAR, dir.into()),
         (shim::CARGO_VAR, toolchain.cargo.clone().into()),
         (shim::RUSTC_VAR, toolchain.rustc.clone().into()),
-        (SOCKET_VAR, socket_path(session)?.into()),
+        (SOCKET_VAR, socket.into()),
         (NONCE_VAR, nonce.into()),
     ]);
     for (name, value) in variables {
@@ -319,6 +330,26 @@ async fn receive<S: SocketRecv>(
             // A broken socket fails again at once.
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn the_socket_of_a_long_path_is_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["short".to_owned(), "long".repeat(40)] {
+            let dir = dir.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            let path = socket_path(&dir).unwrap();
+            let _listener = UnixListener::bind(&path).unwrap();
+            assert!(dir.join("child.sock").exists());
+            UnixStream::connect(&path).unwrap();
         }
     }
 }

@@ -28,7 +28,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use self::record::{Kind, RECORD_VAR, compile, record};
-use crate::layout::PRELUDE;
+use crate::layout::{self, PRELUDE};
 
 /// The kernel's directory (a clone of the template).
 pub(crate) const DIR_VAR: &str = "TUNEBOOK_KERNEL_DIR";
@@ -132,9 +132,15 @@ fn cargo(args: &[OsString]) -> Result<ExitCode> {
             println!("{{}}");
             Ok(ExitCode::SUCCESS)
         }
+        _ if layout::kit_toolchain().is_some() => bail!(NOT_IN_A_KIT),
         _ => exec(&real, args),
     }
 }
+
+/// The answer of a workshop kit where cargo would be asked.
+const NOT_IN_A_KIT: &str = "this is a workshop kit, in which cells use `tunebook` and the standard \
+    library. Other crates (`:dep`) and other settings of the compiler (`:opt`, `:offline`) need a full \
+    set-up: clone the repository and run `cargo xtask lab`";
 
 fn is_validation_of_prelude() -> bool {
     let manifest =

@@ -25,10 +25,10 @@ use super::rewrite::{
     without_keeping,
 };
 use super::{
-    COMPILER_FILE, DIR_VAR, MISSED_FILE, PROBE_FILE, QUICK_FILE, STOP_FILE, TYPES_FILE,
-    UNUSED_FILE, has_prelude, only_prelude, var,
+    COMPILER_FILE, DIR_VAR, MISSED_FILE, NOT_IN_A_KIT, PROBE_FILE, QUICK_FILE, STOP_FILE,
+    TYPES_FILE, UNUSED_FILE, has_prelude, only_prelude, var,
 };
-use crate::layout::{RECORDS, TEMPLATE_VAR};
+use crate::layout::{self, RECORDS, TEMPLATE_VAR};
 
 pub(super) const RECORD_VAR: &str = "TUNEBOOK_RECORD";
 const RECORD_FILE: &str = "rustc.json";
@@ -150,7 +150,8 @@ pub(super) fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<Exit
     };
     let code = match recorded {
         Some(recorded) => again(&recorded, kind, &dir, &probed)?,
-        _ => {
+        None if layout::kit_toolchain().is_some() => bail!(NOT_IN_A_KIT),
+        None => {
             // Cargo's messages are not read here, so a variable that the cell moves would fail it.
             if kind == Kind::Build {
                 fs::write(&source, without_keeping(&text, |_| true))?;
