@@ -168,6 +168,24 @@ pub enum DataError {
         expected: &'static str,
     },
 
+    /// A replay takes more old rows than there are.
+    #[error(
+        "a share of {share} of replayed rows takes {needed} old rows beside {new} new ones, and there \
+         are {old}: use a share of at most {most}, or more old rows"
+    )]
+    Replay {
+        /// The share as given.
+        share: f64,
+        /// New rows.
+        new: usize,
+        /// Old rows that the share takes.
+        needed: usize,
+        /// Old rows that there are.
+        old: usize,
+        /// The largest share that they suffice for.
+        most: f64,
+    },
+
     /// A split would leave one side without a row.
     #[error(
         "a hold-out of {fraction} with seed {seed} leaves no row for {side} (rows: {rows}, distinct prompts: {prompts}). \

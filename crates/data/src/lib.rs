@@ -7,6 +7,8 @@
 //!   ([`Dataset::report`]).
 //! - [`Split`]: a hold-out by hash, which appended rows never reshuffle; [`Splits::audit`] looks
 //!   for leaks.
+//! - [`Dataset::with_replay`] and [`Dataset::without_overlap`]: new data for a model that is trained
+//!   further.
 //! - [`Profile`]: lengths, languages, duplicates, markup and personal data of a set.
 //! - [`TrainingText`]: the conversation or text of each row for training
 //!   ([`Dataset::conversations`]).
@@ -39,6 +41,7 @@ mod key;
 mod near;
 mod profile;
 mod read;
+mod replay;
 mod split;
 mod stream;
 mod text;
@@ -60,6 +63,7 @@ pub use profile::{Profile, TokenCount, WorstRow};
 pub use read::ReadOptions;
 pub use read::shape::RowShape;
 pub use split::audit::{Audit, LabelLeak, Overlap, OverlapKind};
+pub use split::overlap::WithoutOverlap;
 pub use split::{Split, Splits};
 pub use stream::{Scan, Streamed};
 pub use training_text::TrainingText;

@@ -6,6 +6,7 @@
 //! words (case, spaces and the punctuation of prose aside), so copies of one prompt are always on one side.
 
 pub(crate) mod audit;
+pub(crate) mod overlap;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

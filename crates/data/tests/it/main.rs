@@ -21,5 +21,6 @@ mod personal_data;
 mod profile;
 mod read;
 mod real_data;
+mod replay;
 mod split;
 mod stream;
