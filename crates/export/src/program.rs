@@ -308,9 +308,10 @@ impl Program {
             "//! {} as a program. Written by `tunebook export`.\n//!\n//! Build it in this folder \
              (`cargo build`), and start it where the notebook's paths begin: in the folder\n//! that \
              the kernel starts in. What cells show is printed and kept as files under `out/`.\n\n\
-             // The cells are as they were written; the compiler's advice about them would be noise.\n\
-             #![allow(dead_code, non_local_definitions, unreachable_code, unused_assignments)]\n\
-             #![allow(unused_imports, unused_macros, unused_mut, unused_parens, unused_variables)]\n",
+             // The cells are as they were written: of the compiler's advice only a `Result` that \
+             nobody looks at counts.\n\
+             #![allow(nonstandard_style, non_local_definitions, unused)]\n\
+             #![warn(unused_must_use)]\n",
             options.notebook
         );
         for attribute in &self.attributes {
@@ -577,7 +578,11 @@ fn join(loaded: &Loaded, texts: &[String]) -> String {
             continue;
         }
         let Some(text) = texts.next() else { break };
-        let leading = indented(&piece.leading);
+        let mut leading = indented(&piece.leading);
+        // What follows the last line break is the statement's own place.
+        if leading.rsplit_once('\n').is_some_and(|(_, rest)| rest.trim().is_empty()) {
+            leading.push_str("    ");
+        }
         joined.push_str(if joined.is_empty() { leading.trim_start() } else { &leading });
         let shown = at + 1 == last && piece.is_value();
         let text = if shown { format!("({text}).evcxr_display();") } else { text.clone() };

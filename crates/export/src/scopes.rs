@@ -57,6 +57,8 @@ pub(crate) struct Scopes {
 struct Held {
     cell: usize,
     of: BTreeSet<String>,
+    /// The words of its written type.
+    typed: BTreeSet<String>,
 }
 
 #[derive(Clone)]
@@ -387,13 +389,16 @@ impl Scopes {
         Ok(again.into_values().collect())
     }
 
-    /// Marks the variables that may hold values of types that are defined anew.
+    /// Marks the variables that may hold values of types that are defined anew. One that is of
+    /// another's type, whose name the notebook takes, is lost to the kernel only if its `let` names
+    /// the type.
     fn lose(&mut self, number: usize, types: &BTreeSet<String>) {
-        if types.is_empty() {
-            return;
-        }
         // Also by way of functions that make such values, and of other variables.
-        let mut reach = types.clone();
+        let (own, others): (BTreeSet<String>, BTreeSet<String>) = types
+            .iter()
+            .cloned()
+            .partition(|name| self.live.iter().any(|item| item.names.contains(name)));
+        let mut reach = own;
         loop {
             let before = reach.len();
             for item in &self.live {
@@ -402,7 +407,7 @@ impl Scopes {
                 }
             }
             for (name, held) in &self.variables {
-                if !held.of.is_disjoint(&reach) {
+                if !held.of.is_disjoint(&reach) || !held.typed.is_disjoint(&others) {
                     reach.insert(name.clone());
                 }
             }
@@ -434,10 +439,13 @@ impl Scopes {
 
     fn statement(&mut self, number: usize, statement: &Stmt) {
         let free = names::free_in(statement);
-        let mut of = names::used_by(statement);
-        if let Stmt::Local(local) = statement {
-            of.extend(names::words(local.pat.to_token_stream()));
-        }
+        let of = names::used_by(statement);
+        let typed: BTreeSet<String> = match statement {
+            Stmt::Local(syn::Local { pat: syn::Pat::Type(typed), .. }) => {
+                names::words(typed.ty.to_token_stream()).into_iter().collect()
+            }
+            _ => BTreeSet::new(),
+        };
         let bound = names::variables(statement);
         // `lines.push(S)` puts into `lines` what it names.
         if bound.is_empty() {
@@ -451,7 +459,8 @@ impl Scopes {
         self.used.extend(free.into_iter().filter(|name| !variables.contains_key(name)));
         for variable in bound {
             self.lost.remove(&variable.name);
-            self.variables.insert(variable.name, Held { cell: number, of: of.clone() });
+            self.variables
+                .insert(variable.name, Held { cell: number, of: of.clone(), typed: typed.clone() });
         }
     }
 }

@@ -63,6 +63,10 @@ fn each_refusal_names_its_cell_its_line_and_the_reason() {
             "cell 3, line 1: `f` is a variable, too",
         ),
         (
+            &["use a::*;\nlet t: T = make();", "struct T;", "t"],
+            "cell 3, line 1: `t` of cell 1 may hold a value of the former `T`",
+        ),
+        (
             &["tag skip-export: let a = 1;", "a + 1"],
             "cell 2: it uses `a` of cell 1, which is left out",
         ),
