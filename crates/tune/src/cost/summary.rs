@@ -17,7 +17,7 @@ use crate::cost::flops::Loads;
 use crate::cost::memory;
 use crate::error::Result;
 use crate::train::args::TrainingArgs;
-use crate::train::optim;
+use crate::train::{optim, regularisation};
 
 /// What a run will train and take. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,7 +36,8 @@ pub struct TrainingSummary {
     pub weights_bytes: u64,
     /// The gradients of what is trained.
     pub gradients_bytes: u64,
-    /// The optimizer's state.
+    /// The optimizer's state, and a copy of what is trained where the arguments take one (`l2_sp`,
+    /// `kl_coef`).
     pub optimizer_bytes: u64,
     /// What the blocks keep for the backward pass of the largest batch.
     pub activations_bytes: u64,
@@ -128,12 +129,18 @@ pub(crate) fn count(model: &Model, args: &TrainingArgs, sets: &Sets) -> Result<T
     let tokens = longest * args.batch_size.min(rows.len());
 
     let labels = Loads::new(set, rows, false).most_labels(args.batch_size);
-    let logits = ops::logits_held(labels, model.config().vocab_size);
+    let vocab = model.config().vocab_size;
+    let compared = match args.kl_coef > 0.0 {
+        true => regularisation::numbers_held(labels, vocab),
+        false => 0,
+    };
+    let logits = ops::logits_held(labels, vocab) + compared;
+    let start = if args.keeps_start(&trained) { 4.0 } else { 0.0 };
 
     let blocks = model.num_blocks();
     let in_graph = blocks - parameters.first_block().unwrap_or(blocks);
     let checkpointed_blocks =
-        args.checkpointed_blocks(model, tokens, args.gpu_room(model, &parameters)).min(in_graph);
+        args.checkpointed_blocks(model, tokens, args.gpu_room(model, &trained)).min(in_graph);
     let kept = memory::block_numbers(model) * (in_graph - checkpointed_blocks)
         + model.config().hidden_size * checkpointed_blocks;
 
@@ -152,7 +159,7 @@ pub(crate) fn count(model: &Model, args: &TrainingArgs, sets: &Sets) -> Result<T
         all_parameters: model.parameter_count() + beside,
         weights_bytes: model.memory_bytes() + f32s(beside),
         gradients_bytes: f32s(trainable_parameters),
-        optimizer_bytes: (numbers * optim::bytes_per_number(args.optim)) as u64,
+        optimizer_bytes: (numbers * (optim::bytes_per_number(args.optim) + start)) as u64,
         activations_bytes: f32s(tokens * kept),
         logits_bytes: f32s(logits),
         largest_batch_tokens: tokens,

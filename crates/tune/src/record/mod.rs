@@ -38,6 +38,10 @@ pub struct StepRecord {
     /// The gradient overflowed at that scale, and nothing was changed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// Mean KL(base ‖ trained) per loss-bearing token, in nats, before its coefficient and before the
+    /// update; `None` without [`TrainingArgs::kl_coef`](crate::TrainingArgs::kl_coef).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
     /// Tokens that went through the model, padding left out.
     pub tokens: usize,
     /// Tokens that bore a loss.

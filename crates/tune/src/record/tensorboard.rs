@@ -99,13 +99,14 @@ impl TensorBoard {
 
 impl Callback for TensorBoard {
     fn on_step(&mut self, record: &StepRecord) -> Result<()> {
-        let scalars = [
+        let mut scalars = vec![
             ("train/loss", record.loss),
             ("train/learning_rate", record.learning_rate),
             ("train/grad_norm", record.grad_norm),
             ("train/epoch", record.epoch),
             ("train/tokens_per_second", record.tokens as f64 / record.secs.max(1e-9)),
         ];
+        scalars.extend(record.kl.map(|kl| ("train/kl", kl)));
         self.scalars(record.step, &scalars)
     }
 

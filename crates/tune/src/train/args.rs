@@ -24,8 +24,8 @@ use tunebook_models::Model;
 use crate::cost::memory::{self, GpuRoom};
 use crate::error::{Error, Result};
 use crate::train::optim::{self, AdamWConfig, Optim};
-use crate::train::parameter::Parameters;
 use crate::train::schedule::LrScheduler;
+use crate::train::trained::Trained;
 
 /// When the validation set is worked through, besides the end of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -104,6 +104,21 @@ pub struct TrainingArgs {
     pub label_smoothing_factor: f64,
     /// Noise on the embeddings in training (NEFTune): 5 is usual. Default none.
     pub neftune_noise_alpha: Option<f64>,
+    /// L2-SP ([Li et al. 2018](https://arxiv.org/abs/1802.01483)) against forgetting: each step draws
+    /// the trained tensors towards their values before the run's first step by this times the learning
+    /// rate, decoupled from AdamW's moments as `weight_decay` is, norms and biases included. A number
+    /// that Adam drives one way ends about 1/`l2_sp` from its start at most, so 10 to 1000 have an
+    /// effect. For a new LoRA the start is its random A and a B of zeros, so it draws towards the base;
+    /// an adapter that is trained further is drawn towards what it was. Takes a copy of what is
+    /// trained, 4 bytes a number, which checkpoints hold, too. Default 0.
+    pub l2_sp: f64,
+    /// KL to the base against forgetting: this times the mean KL(base ‖ trained) over the loss-bearing
+    /// tokens of the training rows is added to the loss (distillation, [Li and Hoiem
+    /// 2016](https://arxiv.org/abs/1606.09282)). The loss that is reported stays the cross-entropy. For
+    /// an adapter the base is the model without it, whose forward pass each step takes besides; for
+    /// full fine-tuning it is a copy of the trained weights from before the first step, 4 bytes a
+    /// number, which checkpoints hold, too. 0.1 to 10 are usual. Default 0.
+    pub kl_coef: f64,
     /// LoRA's B, and DoRA's lengths, learn so many times as fast as A ([LoRA+, Hayou et al.
     /// 2024](https://arxiv.org/abs/2402.12354)); 8 to 16 are usual. Default `None`: as fast.
     pub loraplus_lr_ratio: Option<f64>,
@@ -190,6 +205,8 @@ impl Default for TrainingArgs {
             max_grad_norm: 1.0,
             label_smoothing_factor: 0.0,
             neftune_noise_alpha: None,
+            l2_sp: 0.0,
+            kl_coef: 0.0,
             loraplus_lr_ratio: None,
             group_by_length: false,
             packing: false,
@@ -251,6 +268,8 @@ impl TrainingArgs {
             ("TrainingArgs.max_grad_norm", self.max_grad_norm),
             ("TrainingArgs.early_stopping_threshold", self.early_stopping_threshold),
             ("TrainingArgs.neftune_noise_alpha", self.neftune_noise_alpha.unwrap_or(0.0)),
+            ("TrainingArgs.l2_sp", self.l2_sp),
+            ("TrainingArgs.kl_coef", self.kl_coef),
         ];
         for (field, value) in not_negative {
             require(
@@ -266,6 +285,14 @@ impl TrainingArgs {
             ratio,
             ratio.is_finite() && ratio > 0.0,
             "a finite number above 0 (8 to 16 are usual)",
+        )?;
+        let pull = self.l2_sp * rate * ratio.max(1.0);
+        require(
+            "TrainingArgs.l2_sp",
+            self.l2_sp,
+            pull <= 1.0,
+            "at most 1 / learning_rate (and 1 / loraplus_lr_ratio of that), which goes all the way back \
+             in one step",
         )?;
         let eps = self.adam_epsilon;
         require(
@@ -410,14 +437,22 @@ impl TrainingArgs {
 
     /// What a run may take of a GPU's memory, the budget or else nearly all there is, and what of
     /// it is for what it trains. `None` on the CPU.
-    pub(crate) fn gpu_room(&self, model: &Model, trained: &Parameters) -> Option<GpuRoom> {
+    pub(crate) fn gpu_room(&self, model: &Model, trained: &Trained) -> Option<GpuRoom> {
         if model.device().is_cpu() {
             return None;
         }
         let all = tunebook_models::gpu_memory(model.device()).map(|(_, total)| total / 20 * 19);
         let most = self.memory_budget.into_iter().chain(all).min()?;
-        let each = 4.0 + 4.0 + optim::bytes_per_number(self.optim);
-        Some(GpuRoom { most, trained: (trained.elem_count() as f64 * each) as u64 })
+        let start = if self.keeps_start(trained) { 4.0 } else { 0.0 };
+        let each = 4.0 + 4.0 + optim::bytes_per_number(self.optim) + start;
+        let numbers = trained.parameters().elem_count() as f64;
+        Some(GpuRoom { most, trained: (numbers * each) as u64 })
+    }
+
+    /// Whether a run keeps a copy of what is trained from before its first step.
+    pub(crate) fn keeps_start(&self, trained: &Trained) -> bool {
+        let moves_the_base = matches!(trained, Trained::Full(_));
+        self.l2_sp > 0.0 || (self.kl_coef > 0.0 && moves_the_base)
     }
 
     pub(crate) fn eval_is_due(
@@ -556,6 +591,9 @@ mod tests {
                 TrainingArgs { neftune_noise_alpha: Some(-5.0), ..base.clone() },
                 "`TrainingArgs.neftune_noise_alpha` is -5",
             ),
+            (TrainingArgs { l2_sp: -1.0, ..base.clone() }, "`TrainingArgs.l2_sp` is -1"),
+            (TrainingArgs { l2_sp: 6000.0, ..base.clone() }, "`TrainingArgs.l2_sp` is 6000"),
+            (TrainingArgs { kl_coef: f64::NAN, ..base.clone() }, "`TrainingArgs.kl_coef` is NaN"),
             (
                 TrainingArgs { early_stopping_threshold: -0.1, ..base.clone() },
                 "`TrainingArgs.early_stopping_threshold` is -0.1",

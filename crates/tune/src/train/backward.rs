@@ -24,6 +24,7 @@ use tunebook_ops::tape::{self, Passed};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::train::parameter::{Gradients, Parameters, Part};
+use crate::train::regularisation::{BaseView, ToBase};
 use crate::train::rng::Stream;
 
 /// What does not change from batch to batch.
@@ -39,6 +40,18 @@ pub(crate) struct Segments<'a> {
     pub(crate) label_smoothing: f64,
     /// Noise on the embeddings.
     pub(crate) noise: Option<Noise>,
+    /// A penalty on what moves away from the base.
+    pub(crate) to_base: Option<&'a ToBase>,
+}
+
+/// The summed losses of a batch, scalars that are left where they were computed: to read one is to
+/// wait for the device.
+pub(crate) struct Losses {
+    /// The cross-entropy.
+    pub(crate) loss: Tensor,
+    /// KL(base ‖ trained) before its coefficient; `None` without such a penalty, and where no position
+    /// bears a loss.
+    pub(crate) kl: Option<Tensor>,
 }
 
 /// NEFTune ([Jain et al. 2023](https://arxiv.org/abs/2310.05914)): uniform noise of size
@@ -72,8 +85,8 @@ struct Segment {
 }
 
 impl Segments<'_> {
-    /// The summed loss of a batch, a scalar that is left where it was computed: to read it is to
-    /// wait for the device. Adds the gradient of `weight` · that sum to `gradients`.
+    /// The summed losses of a batch. Adds the gradient of `weight` · (loss + coefficient · KL) to
+    /// `gradients`.
     ///
     /// # Errors
     /// A failing operation, or the user's wish to stop, which is looked for between blocks. Nothing
@@ -83,7 +96,12 @@ impl Segments<'_> {
         batch: &Batch,
         weight: f64,
         gradients: &mut Gradients,
-    ) -> Result<Tensor> {
+    ) -> Result<Losses> {
+        // While there are no activations yet.
+        let base = match self.to_base {
+            Some(to_base) => to_base.view(batch)?.map(|view| (to_base, view)),
+            None => None,
+        };
         let (model, blocks) = (self.model, self.model.num_blocks());
         let first = self.parameters.first_block().unwrap_or(blocks);
         let (front, embedding) =
@@ -120,7 +138,7 @@ impl Segments<'_> {
             }
         }
 
-        let (loss, gradient) = self.head(&x, batch, weight, gradients, &pass)?;
+        let (losses, gradient) = self.head(&x, batch, base, weight, gradients, &pass)?;
         drop(x);
         let mut gradient = Some(gradient);
 
@@ -147,7 +165,7 @@ impl Segments<'_> {
         // A block may cut the graph: everything below it has no gradient either, which the check of
         // step one reports.
         let Some(gradient) = gradient.filter(|_| front.is_some() || embedding.is_some()) else {
-            return Ok(loss);
+            return Ok(losses);
         };
         let gradient = gradient.tensor(model.device())?;
         if let Some(index) = front {
@@ -163,7 +181,7 @@ impl Segments<'_> {
             let rows = rows.to_dtype(table.var.dtype())?;
             gradients.add_rows(index, table.var.as_tensor(), &batch.ids.flatten_all()?, &rows)?;
         }
-        Ok(loss)
+        Ok(losses)
     }
 
     /// Moves the gradients of the parameters in some part of the model to the others.
@@ -181,29 +199,44 @@ impl Segments<'_> {
         Ok(())
     }
 
-    /// The summed loss, and the gradient of `weight` times it with respect to the last block's
+    /// The summed losses, and the gradient of `weight` times them with respect to the last block's
     /// output. Adds those of the head's own tensors.
     fn head(
         &self,
         x: &Tensor,
         batch: &Batch,
+        base: Option<(&ToBase, BaseView)>,
         weight: f64,
         gradients: &mut Gradients,
         pass: &Pass<'_>,
-    ) -> Result<(Tensor, Passed)> {
+    ) -> Result<(Losses, Passed)> {
+        // A tied head is the embedding table.
+        let mut collect = |found: &mut tape::Gradients| {
+            self.collect(found, gradients, |part| matches!(part, Part::Head | Part::Embedding))
+        };
         let x = leaf(x)?;
         let recorder = Tape::record();
-        let sum = summed_loss(self.model, &x, batch, self.label_smoothing, pass)?;
+        let hidden = final_hidden(self.model, &x, pass)?;
+        let sum = summed_loss(self.model, &hidden, batch, self.label_smoothing, pass)?;
+        let (mut total, mut kl) = (sum.clone(), None);
+        if let Some((to_base, view)) = base {
+            let hidden = hidden.index_select(&view.positions, 0)?;
+            let found =
+                to_base.divergence(&view, &hidden, weight, (self.model, pass), &mut collect)?;
+            // Its gradient is known already; a product with it has it.
+            let penalty = (hidden.to_dtype(DType::F32)? * found.gradient)?.sum_all()?;
+            total = (total + penalty)?;
+            kl = Some(found.sum.detach());
+        }
         let tape = recorder.stop();
         let weight = Tensor::new(weight as f32, x.device())?;
-        let mut found = tape.backward(&sum, &weight)?;
-        // A tied head is the embedding table.
-        self.collect(&mut found, gradients, |part| matches!(part, Part::Head | Part::Embedding))?;
+        let mut found = tape.backward(&total, &weight)?;
+        collect(&mut found)?;
         let gradient = match found.pass_on(&x) {
             Some(gradient) => gradient,
             None => Passed::Tensor(x.zeros_like()?), // no position of this batch bears a loss
         };
-        Ok((sum.detach(), gradient))
+        Ok((Losses { loss: sum.detach(), kl }, gradient))
     }
 }
 
@@ -212,11 +245,33 @@ pub(crate) fn loss(model: &Model, batch: &Batch) -> Result<f64> {
     let snapshot = model.snapshot();
     let positions = positions(model, batch, &snapshot)?;
     let pass = Pass::new(&snapshot, &positions);
-    let mut x = model.put_virtual_tokens(&model.embed(&batch.ids, &pass)?, &pass)?;
+    let hidden = hidden_in(model, batch, &pass)?;
+    Ok(f64::from(summed_loss(model, &hidden, batch, 0.0, &pass)?.to_scalar::<f32>()?))
+}
+
+/// What the head is given of a batch, without gradients.
+///
+/// # Shapes
+/// -> `[b·t, hid]`.
+pub(crate) fn hidden_states(model: &Model, batch: &Batch) -> Result<Tensor> {
+    let snapshot = model.snapshot();
+    let positions = positions(model, batch, &snapshot)?;
+    hidden_in(model, batch, &Pass::new(&snapshot, &positions))
+}
+
+fn hidden_in(model: &Model, batch: &Batch, pass: &Pass<'_>) -> Result<Tensor> {
+    let mut x = model.put_virtual_tokens(&model.embed(&batch.ids, pass)?, pass)?;
     for block in 0..model.num_blocks() {
-        x = model.block_forward(block, &x, &pass)?;
+        x = model.block_forward(block, &x, pass)?;
     }
-    Ok(f64::from(summed_loss(model, &x, batch, 0.0, &pass)?.to_scalar::<f32>()?))
+    final_hidden(model, &x, pass)
+}
+
+/// # Shapes
+/// `x` `[b, n + t, hid]`, of which the first n positions are what stands before the tokens ->
+/// `[b·t, hid]`.
+fn final_hidden(model: &Model, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    Ok(model.final_norm(&model.drop_virtual_tokens(x, pass)?, pass)?.flatten(0, 1)?)
 }
 
 fn positions(model: &Model, batch: &Batch, snapshot: &Snapshot) -> Result<Positions> {
@@ -228,18 +283,15 @@ fn positions(model: &Model, batch: &Batch, snapshot: &Snapshot) -> Result<Positi
 }
 
 /// # Shapes
-/// `x` `[b, n + t, hid]`, of which the first n positions are what stands before the tokens -> a
-/// scalar.
+/// `hidden` `[b·t, hid]` -> a scalar.
 fn summed_loss(
     model: &Model,
-    x: &Tensor,
+    hidden: &Tensor,
     batch: &Batch,
     smoothing: f64,
     pass: &Pass<'_>,
 ) -> Result<Tensor> {
-    // [b, n + t, hid] -> [b, t, hid] -> [b·t, hid]
-    let hidden = model.final_norm(&model.drop_virtual_tokens(x, pass)?, pass)?.flatten(0, 1)?;
-    let (sum, count) = model.cross_entropy(&hidden, &batch.labels, pass)?;
+    let (sum, count) = model.cross_entropy(hidden, &batch.labels, pass)?;
     if smoothing == 0.0 || count == 0 {
         return Ok(sum);
     }
@@ -256,7 +308,8 @@ fn summed_loss(
     let labelled = batch.labels.iter().enumerate().filter(|(_, label)| **label != ops::IGNORE);
     let (rows, labels): (Vec<u32>, Vec<u32>) =
         labelled.map(|(row, label)| (row as u32, *label as u32)).unzip();
-    let (rows, labels) = (Tensor::new(rows, x.device())?, Tensor::new(labels, x.device())?);
+    let device = hidden.device();
+    let (rows, labels) = (Tensor::new(rows, device)?, Tensor::new(labels, device)?);
     // [n, hid]
     let hidden = hidden.index_select(&rows, 0)?.to_dtype(DType::F32)?;
     let head = model.head(pass);

@@ -7,7 +7,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `trainer_state.json` | the [`RunRecord`] and the checksum of the next file |
-//! | `training_state.safetensors` | trained tensors, AdamW's moments, AdaLoRA's importances and ranks, and the records, all exact |
+//! | `training_state.safetensors` | trained tensors, AdamW's moments, AdaLoRA's importances and ranks, what the tensors were before the first step where the run needs it, and the records, all exact |
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter for PEFT and `load_adapter` (an adapter not named `default` in its subfolder) |
 //!
 //! The order of the rows and the dropout masks follow from the seed and the step, so no generator's
@@ -49,6 +49,7 @@ use crate::record::run_record::RunRecord;
 use crate::record::{EvalRecord, StepRecord};
 use crate::train::loss_scale::LossScale;
 use crate::train::optim::{AdamW, Saved};
+use crate::train::regularisation::Start;
 use crate::train::run::{Best, Run};
 use crate::train::step::RunState;
 use crate::train::trained::Weights;
@@ -224,6 +225,11 @@ impl Run {
         for (exact, step) in steps.iter_mut().zip(record.steps) {
             (exact.memory_bytes, exact.rows) = (step.memory_bytes, step.rows);
         }
+        if let Ok(kls) = tensors.rows("records.kl") {
+            for (step, kl) in steps.iter_mut().zip(kls.flatten()) {
+                step.kl = (!kl.is_nan()).then_some(kl);
+            }
+        }
         (record.steps, record.evals) = (steps, evals); // exact, unlike those of the JSON
         let best =
             state.best_step.map(|step| Arc::new(Best { step, weights: tensors.weights("best.") }));
@@ -233,6 +239,7 @@ impl Run {
             (taken - skipped) as u64,
             tensors.saved("optimizer."),
         );
+        let start = tensors.saved("start.").f32s;
         let id = state.run;
         let state = RunState {
             steps: taken,
@@ -240,6 +247,7 @@ impl Run {
             weights: tensors.weights("weights."),
             scheduled: (ranks > 0).then(|| Arc::new(tensors.saved("scheduled."))),
             loss_scale: state.loss_scale,
+            start: (!start.is_empty()).then(|| Start::saved(start)).transpose()?,
         };
         Ok(Self { id, record, best, state: Arc::new(state) })
     }
@@ -255,6 +263,9 @@ impl Run {
             entries.extend(best.weights.entries("best.")?);
         }
         entries.extend(self.state.optimizer.entries("optimizer."));
+        if let Some(start) = &self.state.start {
+            entries.extend(start.entries("start."));
+        }
         let scheduled = self.state.scheduled.as_deref();
         for (name, values) in scheduled.iter().flat_map(|saved| &saved.f32s) {
             entries.push(Entry::new(
@@ -268,6 +279,11 @@ impl Run {
         }
         let shape = [self.steps.len(), STEP_COLUMNS + self.plan.rank_modules.len()];
         entries.push(Entry::new("records.steps", &shape, Data::F64(&steps)));
+        // Columns that other runs do not have.
+        let kls: Vec<f64> = self.steps.iter().map(|step| step.kl.unwrap_or(f64::NAN)).collect();
+        if kls.iter().any(|kl| !kl.is_nan()) {
+            entries.push(Entry::new("records.kl", &[kls.len(), 1], Data::F64(&kls)));
+        }
         let shape = [self.evals.len(), EVAL_COLUMNS + names.len()];
         entries.push(Entry::new("records.evals", &shape, Data::F64(&evals)));
 
@@ -361,6 +377,7 @@ fn step_record(row: Vec<f64>, ranks: usize) -> Option<StepRecord> {
         grad_norm,
         loss_scale: (!loss_scale.is_nan()).then_some(loss_scale),
         skipped: skipped != 0.0,
+        kl: None, // a tensor of its own
         tokens: tokens as usize,
         label_tokens: label_tokens as usize,
         secs,

@@ -9,6 +9,7 @@ pub(crate) mod lr_range;
 pub(crate) mod optim;
 pub(crate) mod output_dir;
 pub(crate) mod parameter;
+pub(crate) mod regularisation;
 pub(crate) mod rng;
 pub(crate) mod run;
 pub(crate) mod schedule;

@@ -68,6 +68,14 @@ const SECOND: &str = ".exp_avg_sq";
 /// Behind the name of a moment in 8 bits.
 const ABSMAX: &str = ".absmax";
 
+impl AdamWConfig {
+    /// How many times as fast as the others this one learns (LoRA+).
+    pub(crate) fn lr_ratio(&self, parameter: &Parameter) -> f64 {
+        let is_fast = parameter.name.ends_with("lora_B") || parameter.var.rank() == 1;
+        if is_fast { self.loraplus_lr_ratio } else { 1.0 }
+    }
+}
+
 /// The two moments of one tensor.
 #[derive(Debug, Clone)]
 enum Moments {
@@ -125,17 +133,10 @@ impl AdamW {
         scale: f64,
     ) -> Result<()> {
         self.steps += 1;
-        let slow = Update::new(&self.config, self.steps, learning_rate, scale);
-        let fast = Update::new(
-            &self.config,
-            self.steps,
-            learning_rate * self.config.loraplus_lr_ratio,
-            scale,
-        );
         for (parameter, gradient) in parameters.iter().zip(gradients.iter()) {
             let Some(gradient) = gradient else { continue };
-            let is_fast = parameter.name.ends_with("lora_B") || parameter.var.rank() == 1;
-            let rate = if is_fast { fast } else { slow };
+            let rate = learning_rate * self.config.lr_ratio(parameter);
+            let rate = Update::new(&self.config, self.steps, rate, scale);
             let update = if decays(&parameter.name) { rate } else { Update { keep: 1.0, ..rate } };
             let moments = match self.moments.get_mut(&parameter.name) {
                 Some(moments) => moments,

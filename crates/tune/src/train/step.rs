@@ -20,6 +20,7 @@ use crate::train::backward::{Noise, Segments};
 use crate::train::loss_scale::LossScale;
 use crate::train::optim::{AdamW, Saved};
 use crate::train::parameter::{self, Gradients, Parameters, clip_coefficient};
+use crate::train::regularisation::{Start, ToBase};
 use crate::train::schedule::Schedule;
 use crate::train::trained::{Trained, Weights};
 
@@ -36,6 +37,9 @@ pub struct StepOutcome {
     pub loss_scale: Option<f64>,
     /// The gradient overflowed at that scale, and nothing was changed.
     pub skipped: bool,
+    /// Mean KL(base ‖ trained) per loss-bearing token, before its coefficient and before the update;
+    /// `None` without [`TrainingArgs::kl_coef`].
+    pub kl: Option<f64>,
 }
 
 /// A run between two steps. The data order and the dropout masks follow from the arguments and the
@@ -49,6 +53,8 @@ pub(crate) struct RunState {
     /// Of the adapter's own schedule, if it has one.
     pub(crate) scheduled: Option<Arc<Saved>>,
     pub(crate) loss_scale: Option<LossScale>,
+    /// What the tensors were before the first step, if the arguments ask for it.
+    pub(crate) start: Option<Start>,
 }
 
 impl fmt::Debug for RunState {
@@ -77,6 +83,8 @@ pub struct Stepper {
     /// Known once for all batches; `None` on the CPU.
     gpu_room: Option<GpuRoom>,
     loss_scale: Option<LossScale>,
+    start: Option<Start>,
+    to_base: Option<ToBase>,
     /// Keeps a server from answering with weights that the steps move.
     _moved: Option<TrainedWeights>,
     steps: usize,
@@ -110,9 +118,13 @@ impl Stepper {
         };
         let scheduled = trained.scheduled(total_steps);
         let parameters = trained.parameters();
-        Ok(Self {
+        let start = match args.keeps_start(&trained) {
+            true => Some(Start::of(&parameters)?),
+            false => None,
+        };
+        let mut stepper = Self {
             model: model.with_overlay(overlay),
-            gpu_room: args.gpu_room(model, &parameters),
+            gpu_room: args.gpu_room(model, &trained),
             parameters,
             trained,
             optimizer: Arc::new(AdamW::new(args.adamw())),
@@ -127,8 +139,24 @@ impl Stepper {
             checkpointed_blocks: None,
             loss_scale: args.fp16.then(|| LossScale::new(args.fp16_init_scale)),
             args: args.clone(),
+            start,
+            to_base: None,
             steps: 0,
-        })
+        };
+        stepper.hold_base()?;
+        Ok(stepper)
+    }
+
+    /// Holds on to the base that the arguments compare with.
+    fn hold_base(&mut self) -> Result<()> {
+        if self.args.kl_coef > 0.0 {
+            let moved = match &self.trained {
+                Trained::Full(_) => self.start.as_ref(),
+                Trained::Adapter(_) => None,
+            };
+            self.to_base = Some(ToBase::new(&self.model, moved, self.args.kl_coef)?);
+        }
+        Ok(())
     }
 
     /// One step on these batches together: the loss is the mean over all their loss-bearing tokens,
@@ -146,7 +174,7 @@ impl Stepper {
 
     /// [`Stepper::step`] with a learning rate that is not the schedule's.
     pub(crate) fn step_at(&mut self, batches: &[Batch], learning_rate: f64) -> Result<StepOutcome> {
-        let (losses, mut gradients) = self.losses_and_gradients(batches)?;
+        let (mut losses, kls, mut gradients) = self.losses_and_gradients(batches)?;
         let label_tokens = label_tokens(batches);
         if self.steps == 0 {
             self.check_gradients(&gradients)?;
@@ -155,7 +183,11 @@ impl Stepper {
             scheduled.before_clip(self.steps, &self.parameters, &mut gradients)?;
         }
         // Where a step waits for a device.
-        let (grad_norm, losses) = gradients.norm_and(&losses)?;
+        let count = losses.len();
+        losses.extend(kls);
+        let (grad_norm, mut losses) = gradients.norm_and(&losses)?;
+        let kls = losses.split_off(count);
+        let kl = self.to_base.is_some().then(|| kls.iter().sum::<f64>() / label_tokens as f64);
         let loss = self.total(&losses, batches)? / label_tokens as f64;
         let used = self.loss_scale.map(|scale| scale.scale());
         if !grad_norm.is_finite()
@@ -169,6 +201,7 @@ impl Stepper {
                 grad_norm,
                 loss_scale: used,
                 skipped: true,
+                kl,
             });
         }
         if !grad_norm.is_finite() {
@@ -181,6 +214,12 @@ impl Stepper {
         let max_norm = self.args.max_grad_norm;
         let scale = if max_norm > 0.0 { clip_coefficient(grad_norm, max_norm) } else { 1.0 };
         let in_step = self.trained.in_step();
+        if let Some(start) = &self.start
+            && self.args.l2_sp > 0.0
+        {
+            let (rate, config) = (learning_rate * self.args.l2_sp, self.args.adamw());
+            start.pull(&self.parameters, |parameter| rate * config.lr_ratio(parameter))?;
+        }
         Arc::make_mut(&mut self.optimizer).step(
             &self.parameters,
             &gradients,
@@ -196,15 +235,16 @@ impl Stepper {
             scale.took();
         }
         self.steps += 1;
-        Ok(StepOutcome { loss, learning_rate, grad_norm, loss_scale: used, skipped: false })
+        Ok(StepOutcome { loss, learning_rate, grad_norm, loss_scale: used, skipped: false, kl })
     }
 
-    /// The summed loss of the batches and the gradient of their mean loss, without a step.
+    /// The summed loss of the batches and the gradient of their mean loss (with
+    /// [`TrainingArgs::kl_coef`], of that and the penalty), without a step.
     ///
     /// # Errors
     /// As [`Stepper::step`].
     pub fn gradients(&self, batches: &[Batch]) -> Result<(f64, Gradients)> {
-        let (losses, gradients) = self.losses_and_gradients(batches)?;
+        let (losses, _, gradients) = self.losses_and_gradients(batches)?;
         Ok((self.total(&parameter::read(&losses)?, batches)?, gradients))
     }
 
@@ -225,8 +265,12 @@ impl Stepper {
         Ok(losses.iter().sum())
     }
 
-    /// Each batch's summed loss, not read yet, and the gradient of their mean loss.
-    fn losses_and_gradients(&self, batches: &[Batch]) -> Result<(Vec<Tensor>, Gradients)> {
+    /// Each batch's summed loss and its summed KL to the base, if there is one, not read yet, and the
+    /// gradient of their mean loss.
+    fn losses_and_gradients(
+        &self,
+        batches: &[Batch],
+    ) -> Result<(Vec<Tensor>, Vec<Tensor>, Gradients)> {
         let segments = Segments {
             model: &self.model,
             parameters: &self.parameters,
@@ -234,11 +278,12 @@ impl Stepper {
             checkpointed_blocks: 0,
             label_smoothing: self.args.label_smoothing_factor,
             noise: None,
+            to_base: self.to_base.as_ref(),
         };
         let scale = self.loss_scale.map_or(1.0, |scale| scale.scale());
         let weight = scale / label_tokens(batches) as f64;
         let mut gradients = Gradients::new(&self.parameters);
-        let mut losses = Vec::with_capacity(batches.len());
+        let (mut losses, mut kls) = (Vec::with_capacity(batches.len()), Vec::new());
         for (index, batch) in batches.iter().enumerate() {
             let (seed, draw) = (
                 self.args.seed,
@@ -254,12 +299,14 @@ impl Stepper {
             // rayon's would start each loop sooner (600 loops a step, 1.6 % at 4 x 128 tokens),
             // what is allocated must come from one arena of the allocator: two that take turns keep
             // twice the memory.
-            losses.push(segments.loss_and_gradients(batch, weight, &mut gradients)?);
+            let found = segments.loss_and_gradients(batch, weight, &mut gradients)?;
+            losses.push(found.loss);
+            kls.extend(found.kl);
         }
         if self.loss_scale.is_some() {
             gradients.multiply(1.0 / scale)?;
         }
-        Ok((losses, gradients))
+        Ok((losses, kls, gradients))
     }
 
     /// The name of what is trained: the adapter's, or `full fine-tuning`.
@@ -308,6 +355,7 @@ impl Stepper {
             weights,
             scheduled: self.scheduled.as_ref().map(|scheduled| Arc::new(scheduled.state())),
             loss_scale: self.loss_scale,
+            start: self.start.clone(),
         })
     }
 
@@ -316,7 +364,17 @@ impl Stepper {
     /// # Errors
     /// The tensors are not those that are trained here. Nothing has changed then.
     pub(crate) fn restore(&mut self, state: &RunState) -> Result<()> {
+        let kept = state.start.as_ref().filter(|_| self.start.is_some());
+        let kept = kept.map(|start| start.fitting(&self.parameters)).transpose()?;
         self.set_weights(&state.weights)?;
+        if self.start.is_some() {
+            // A run that began without one starts, to this one, where it goes on.
+            self.start = Some(match kept {
+                Some(start) => start,
+                None => Start::of(&self.parameters)?,
+            });
+            self.hold_base()?;
+        }
         self.optimizer = Arc::clone(&state.optimizer);
         let config = self.args.adamw();
         if self.optimizer.config() != config {

@@ -448,6 +448,7 @@ impl Trainer {
                 grad_norm: outcome.grad_norm,
                 loss_scale: outcome.loss_scale,
                 skipped: outcome.skipped,
+                kl: outcome.kl,
                 tokens: batches.iter().map(|batch| batch.tokens).sum(),
                 label_tokens: batches.iter().map(|batch| batch.label_tokens).sum(),
                 secs: started.elapsed().as_secs_f64(),

@@ -166,6 +166,8 @@ fn training_and_generation() {
         max_grad_norm: 0.5,
         label_smoothing_factor: 0.25,
         neftune_noise_alpha: Some(5.0),
+        l2_sp: 1.5,
+        kl_coef: 0.75,
         loraplus_lr_ratio: Some(16.0),
         group_by_length: true,
         packing: true,

@@ -27,6 +27,7 @@ mod peers_layers;
 mod preflight;
 mod qlora;
 mod records;
+mod regularisation;
 mod smollm;
 mod strategies;
 mod summary;
