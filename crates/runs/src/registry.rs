@@ -369,7 +369,19 @@ impl Registry {
     /// # Errors
     /// None, or several.
     pub fn resolve_adapter(&self, adapter: &str) -> Result<String> {
-        let found = self.index().ask(|connection| {
+        const KNOWN: &str = "SELECT id FROM adapters LIMIT ?1";
+        let mut found = self.adapters_named(adapter)?;
+        if found.is_empty()
+            && let Ok(run) = self.resolve_run(adapter)
+        {
+            found.extend(self.adapter_of(&run)?);
+        }
+        self.one("adapter", adapter, found, KNOWN)
+    }
+
+    /// Adapters by id or alias.
+    pub(crate) fn adapters_named(&self, adapter: &str) -> Result<Vec<String>> {
+        self.index().ask(|connection| {
             let by_id = ids(connection, "adapters", adapter)?;
             if !by_id.is_empty() {
                 return Ok(by_id);
@@ -377,17 +389,15 @@ impl Registry {
             let sql =
                 "SELECT adapter FROM promotions WHERE alias = ?1 ORDER BY generation DESC LIMIT 1";
             texts(connection, sql, adapter)
-        })?;
-        if found.is_empty()
-            && let Ok(run) = self.resolve_run(adapter)
-        {
-            let of_run = self.index().ask(|connection| {
-                let sql = "SELECT adapter FROM runs WHERE id = ?1 AND adapter IS NOT NULL";
-                texts(connection, sql, &run)
-            })?;
-            return self.one("adapter", adapter, of_run, "SELECT id FROM adapters LIMIT ?1");
-        }
-        self.one("adapter", adapter, found, "SELECT id FROM adapters LIMIT ?1")
+        })
+    }
+
+    /// The adapter that a run has trained.
+    pub(crate) fn adapter_of(&self, run: &str) -> Result<Option<String>> {
+        self.index().ask(|connection| {
+            let sql = "SELECT adapter FROM runs WHERE id = ?1 AND adapter IS NOT NULL";
+            Ok(texts(connection, sql, run)?.pop())
+        })
     }
 
     fn one(

@@ -39,6 +39,8 @@ pub struct WhyLink {
     pub run: Option<String>,
     /// The run in one line.
     pub run_text: String,
+    /// Other runs that have trained the same adapter, number by number.
+    pub same_of: Vec<String>,
     /// The notes on the run.
     pub notes: Vec<Note>,
     /// The evaluations of the adapter's answers, in the order of time.
@@ -57,12 +59,12 @@ pub struct Why {
 
 /// See [`Registry::why`].
 pub(crate) fn why(registry: &Registry, what: &str) -> Result<Why> {
-    // A run that was stopped or killed has no adapter, and a story all the same.
-    let (adapter, run) = match registry.resolve_adapter(what) {
-        Ok(adapter) => (Some(adapter), None),
-        Err(error) => match registry.resolve_run(what) {
-            Ok(run) => (None, Some(run)),
-            Err(_) => return Err(error),
+    // A run that was killed has no adapter, and a story all the same.
+    let (adapter, run) = match registry.adapters_named(what)?.is_empty() {
+        false => (Some(registry.resolve_adapter(what)?), None),
+        true => match registry.resolve_run(what) {
+            Ok(run) => (registry.adapter_of(&run)?, Some(run)),
+            Err(_) => (Some(registry.resolve_adapter(what)?), None),
         },
     };
     let mut links = vec![link(registry, adapter, run)?];
@@ -122,6 +124,12 @@ fn link(registry: &Registry, adapter: Option<String>, run: Option<String>) -> Re
             .and_then(|run| run.parent.clone())
             .or_else(|| origin.and_then(|origin| origin.parent.clone())),
         run_text: summary.as_ref().map(run_text).unwrap_or_default(),
+        same_of: kept
+            .origins
+            .iter()
+            .filter_map(|origin| origin.run.clone())
+            .filter(|other| Some(other) != run.as_ref())
+            .collect(),
         notes: summary.map(|run| run.notes).unwrap_or_default(),
         run,
         adapter,
@@ -207,6 +215,9 @@ impl fmt::Display for WhyLink {
         match &self.run {
             Some(run) => lines.push(("run", format!("{run}, {}", self.run_text))),
             None => lines.push(("run", "none: saved by hand".to_owned())),
+        }
+        if !self.same_of.is_empty() {
+            lines.push(("", format!("the same adapter: {}", self.same_of.join(", "))));
         }
         for note in &self.notes {
             lines.push(("note", note.text.clone()));

@@ -74,7 +74,7 @@ impl fmt::Debug for WeakServer {
 /// Serving a model.
 pub trait Serve {
     /// Serves the model at an address: the base under the model's name, and each adapter that it has
-    /// now under its own. `127.0.0.1:0` is any free port.
+    /// now under its own, but for a name that a watched folder has. `127.0.0.1:0` is any free port.
     ///
     /// # Errors
     /// As [`Server::start`]; an adapter that cannot be served.
@@ -93,7 +93,10 @@ impl Serve for Model {
     fn serve_with(&self, address: &str, config: &ServerConfig) -> Result<Server> {
         let server = Server::start(self, address, config)?;
         for adapter in self.adapters() {
-            server.swap(&adapter.name, adapter.name.as_str())?;
+            let found = server.0.app.adapters.find(&adapter.name);
+            if !found.is_some_and(|served| served.origin.is_watched()) {
+                server.swap(&adapter.name, adapter.name.as_str())?;
+            }
         }
         Ok(server)
     }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode};
 
 use crate::disk;
@@ -102,7 +103,14 @@ impl Index {
                 let mut rows = rows.query([])?;
                 while let Some(row) = rows.next()? {
                     for column in 0..columns {
-                        text.push_str(&format!("\t{:?}", row.get_ref(column)?));
+                        text.push_str(&match row.get_ref(column)? {
+                            ValueRef::Null => "\t-".to_owned(),
+                            ValueRef::Integer(number) => format!("\t{number}"),
+                            ValueRef::Real(number) => format!("\t{number:?}"),
+                            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => {
+                                format!("\t{:?}", String::from_utf8_lossy(bytes))
+                            }
+                        });
                     }
                     text.push('\n');
                 }

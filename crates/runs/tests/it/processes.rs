@@ -34,6 +34,8 @@ fn writer() {
     let registry = Registry::open(folder).unwrap();
     let model = model_with("support");
     let template = template(&model);
+    let mut ended = template.clone();
+    ended.steps = (0..40).map(|at| template.steps[at % template.steps.len()].clone()).collect();
     let begun = Instant::now();
     let mut number = 0;
     while begun.elapsed().as_secs_f64() < secs {
@@ -48,7 +50,7 @@ fn writer() {
             println!("step {id} {}", at + 1);
         }
         record.on_eval(&template.evals[0]).unwrap();
-        record.on_end(&template).unwrap();
+        record.on_end(&ended).unwrap();
         println!("end {id}");
         registry.note(&id, "a note").unwrap();
         println!("note {id}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tunebook_runs::Registry;
-use tunebook_serve::{Serve as _, Server, ServerConfig, Watch};
+use tunebook_serve::{EventLog, Serve as _, Server, ServerConfig, Watch};
 use tunebook_tune::TrainingArgs;
 
 use crate::common::*;
@@ -16,7 +16,8 @@ fn wait_for(server: &Server, generation: &str) {
     let begun = Instant::now();
     let served = || server.adapters().into_iter().find(|adapter| adapter.name == "support");
     while served().map(|adapter| adapter.generation).as_deref() != Some(generation) {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{generation} is not served");
+        let late = begun.elapsed() > Duration::from_secs(20);
+        assert!(!late, "{generation} is not served, but {:?}", server.adapters());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -40,7 +41,8 @@ fn a_server_follows_promotion_and_rollback_and_loses_no_request() {
     // The base that the notebook has trained on is the one that is served.
     let interval = Duration::from_millis(20);
     let watch = Watch { interval, ..Watch::new(registry.serving_folder()) };
-    let config = ServerConfig { watch: Some(watch), ..Default::default() };
+    let event_log = Some(EventLog(std::sync::Arc::new(|event| println!("{event}"))));
+    let config = ServerConfig { watch: Some(watch), event_log, ..Default::default() };
     let server = two.serve_with("127.0.0.1:0", &config).unwrap();
     wait_for(&server, &first);
 

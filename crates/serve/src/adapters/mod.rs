@@ -372,7 +372,7 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
-    fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         matches!(self, Self::Watched(_))
     }
 }
