@@ -149,7 +149,7 @@ fn of_full_fine_tuning_the_base_is_the_model_as_it_was() {
 #[test]
 fn a_quantised_base_is_compared_with_as_it_answers() {
     let model = Model::load_quantized(tiny_path(), Quantization::Nf4, &Device::Cpu).unwrap();
-    model.add_adapter("a", &lora()).unwrap();
+    model.add_adapter("a", lora()).unwrap();
     check_gradient(&model, &model.base(), "nf4");
 }
 
@@ -185,7 +185,7 @@ fn however_rows_are_put_together_the_gradient_is_the_same() {
 fn bf16_and_f16_come_close_to_f32() {
     let of = |dtype: DType, fp16: bool| {
         let model = Model::load_as(tiny_path(), Some(dtype), &Device::Cpu).unwrap();
-        model.add_adapter("a", &lora()).unwrap();
+        model.add_adapter("a", lora()).unwrap();
         // At a scale at which nothing overflows.
         let args = TrainingArgs { fp16, fp16_init_scale: 64.0, ..penalised(3.0) };
         let mut stepper = Stepper::new(&model, &args, 1).unwrap();
