@@ -1,6 +1,6 @@
 """Executes a notebook headless; `cargo xtask run` calls it in the notebooks' Python environment.
 
-    execute_notebook.py NOTEBOOK --kernel NAME --out DIR --root DIR
+    execute_notebook.py NOTEBOOK --kernel NAME --out DIR --root DIR [--parameter NAME=VALUE]...
 
 Shows each code cell with the time it took, writes the executed notebook and a self-contained HTML page into DIR,
 also when a cell failed, and ends with 1 after naming that cell.
@@ -21,6 +21,8 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+import parameters
 
 # A kernel whose crates have changed compiles them before it answers.
 KERNEL_START_SECS = 1800
@@ -205,9 +207,15 @@ def main():
     arguments.add_argument("--kernel", required=True)
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--root", type=Path, required=True)
+    arguments.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE")
     arguments = arguments.parse_args()
 
     notebook = nbformat.read(arguments.notebook, as_version=4)
+    try:
+        parameters.inject(notebook, arguments.parameter)
+    except parameters.WrongParameter as error:
+        print(error, file=sys.stderr)
+        return 2
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

@@ -10,10 +10,11 @@ usage: cargo xtask COMMAND
 
   lab [--no-browser] [--port N] [--cuda]
                                   set everything up, then open JupyterLab on notebook 00
-  run NOTEBOOK [--kernel NAME] [--out DIR] [--cuda]
+  run NOTEBOOK [-p NAME=VALUE]... [--kernel NAME] [--out DIR] [--cuda]
                                   set everything up, then execute a notebook headless;
                                   the executed notebook and an HTML page go to DIR
                                   (default: out/ in the repository)
+                                  -p: a value for a variable of the cell tagged `parameters`
                                   --cuda: cells compute on an NVIDIA GPU
                                   (built apart; never run on one so far)
   test [--long]                   everything that a change must pass;
@@ -29,7 +30,13 @@ pub(crate) enum Command {
     /// Set up and open JupyterLab.
     Lab { browser: bool, port: Option<u16>, cuda: bool },
     /// Set up and execute one notebook.
-    Run { notebook: PathBuf, kernel: String, out: Option<PathBuf>, cuda: bool },
+    Run {
+        notebook: PathBuf,
+        kernel: String,
+        out: Option<PathBuf>,
+        parameters: Vec<String>,
+        cuda: bool,
+    },
     /// Run the tests.
     Test { long: bool },
     /// Run a benchmark.
@@ -89,15 +96,17 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> 
             Command::Lab { browser, port, cuda }
         }
         "run" => {
-            let (mut notebook, mut kernel, mut out, mut cuda) =
-                (None, "tunebook".to_owned(), None, false);
+            let (mut notebook, mut kernel, mut out, mut parameters, mut cuda) =
+                (None, "tunebook".to_owned(), None, Vec::new(), false);
             while let Some(word) = words.next() {
                 match word.as_str() {
                     "--cuda" => cuda = true,
                     "--kernel" => kernel = words.value("--kernel")?,
                     "--out" => out = Some(words.value("--out")?.into()),
+                    "-p" => parameters.push(words.value("-p")?),
                     other if other.starts_with('-') => {
-                        return Err(unknown("run", other, "--kernel NAME, --out DIR, --cuda"));
+                        let options = "-p NAME=VALUE, --kernel NAME, --out DIR, --cuda";
+                        return Err(unknown("run", other, options));
                     }
                     path if notebook.is_none() => notebook = Some(PathBuf::from(path)),
                     other => {
@@ -110,7 +119,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> 
             let notebook = notebook.ok_or_else(|| {
                 usage("`run` needs a notebook: cargo xtask run notebooks/00….ipynb".to_owned())
             })?;
-            Command::Run { notebook, kernel, out, cuda }
+            Command::Run { notebook, kernel, out, parameters, cuda }
         }
         "test" => {
             let mut long = false;
@@ -240,15 +249,17 @@ mod tests {
                 notebook: "a.ipynb".into(),
                 kernel: "tunebook".into(),
                 out: None,
+                parameters: vec![],
                 cuda: false
             }
         );
         assert_eq!(
-            words("run --kernel=tunebook-stock a.ipynb --out x/y").unwrap(),
+            words("run --kernel=tunebook-stock a.ipynb --out x/y -p epochs=5 -p name=a=b").unwrap(),
             Command::Run {
                 notebook: "a.ipynb".into(),
                 kernel: "tunebook-stock".into(),
                 out: Some("x/y".into()),
+                parameters: vec!["epochs=5".into(), "name=a=b".into()],
                 cuda: false
             }
         );

@@ -58,10 +58,15 @@ fn run(command: Command) -> Result<()> {
             let environment = ensure(&setup, cuda)?;
             lab::open(&setup, browser, port, &environment)
         }
-        Command::Run { notebook, kernel, out, cuda } => {
+        Command::Run { notebook, kernel, out, parameters, cuda } => {
             let setup = Setup::locate()?;
             let out = out.unwrap_or_else(|| setup.root.join("out"));
-            let execution = notebook::Execution { notebook: &notebook, kernel: &kernel, out: &out };
+            let execution = notebook::Execution {
+                notebook: &notebook,
+                kernel: &kernel,
+                out: &out,
+                parameters: &parameters,
+            };
             execution.check()?;
             let environment = ensure(&setup, cuda)?;
             execution.run_with(&setup, &environment)

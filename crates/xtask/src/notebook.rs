@@ -15,6 +15,8 @@ pub(crate) struct Execution<'a> {
     pub kernel: &'a str,
     /// Where the executed notebook and the HTML page go.
     pub out: &'a Path,
+    /// Values for the cell tagged `parameters`, each `name=value`.
+    pub parameters: &'a [String],
 }
 
 impl Execution<'_> {
@@ -47,7 +49,9 @@ impl Execution<'_> {
         let summary = text
             .lines()
             .rev()
-            .find(|line| line.starts_with("cell ") && line.contains(" failed: "))
+            .find(|line| {
+                line.starts_with("cell ") && line.contains(" failed: ") || line.starts_with("-p ")
+            })
             .unwrap_or("could not be executed; the output above says why")
             .to_owned();
         Err(Error::Notebook { notebook: self.notebook.to_path_buf(), summary })
@@ -84,6 +88,8 @@ impl Execution<'_> {
             .arg(absolute(self.out)?)
             .arg("--root")
             .arg(&setup.root)
+            // Joined, as a value may begin with a dash.
+            .args(self.parameters.iter().map(|pair| format!("--parameter={pair}")))
             .current_dir(&setup.root);
         Ok(command)
     }

@@ -272,7 +272,9 @@ impl Tests<'_> {
             let expected = Expected::read(&path)?;
             self.named(&name(&setup.root, &path), || {
                 let out = setup.target.join("tunebook/test-notebooks").join(kernel);
-                expected.judge(Execution { notebook: &path, kernel, out: &out }.run(setup))
+                expected.judge(
+                    Execution { notebook: &path, kernel, out: &out, parameters: &[] }.run(setup),
+                )
             });
         }
         Ok(())
@@ -287,7 +289,7 @@ impl Tests<'_> {
         for path in notebook::in_folder(&setup.root.join("notebooks"))? {
             let out = setup.root.join("out").join(if kernel == "tunebook" { "" } else { kernel });
             self.named(&name(&setup.root, &path), || {
-                Execution { notebook: &path, kernel, out: &out }
+                Execution { notebook: &path, kernel, out: &out, parameters: &[] }
                     .run_with(setup, &[("TUNEBOOK_SCALE", scale.into())])
             });
         }
