@@ -50,12 +50,13 @@ mod seen;
 mod show;
 mod strategies;
 mod summary;
+mod tradeoff;
 mod train;
 #[doc(hidden)]
 pub mod variables;
 mod views;
 
-pub use compare::side_by_side;
+pub use compare::{compare_runs, side_by_side};
 pub use course::{Scale, UnknownScale};
 pub use evaluate::{ComparisonViews, DataFile, EvaluationViews};
 pub use history::{History, LrCurve};
@@ -64,4 +65,5 @@ pub use seen::{See, Seen, SeenToken};
 pub use show::EvcxrDisplay;
 pub use strategies::{Candidate, StrategyComparison, StrategyResult, compare_strategies};
 pub use summary::Summary;
+pub use tradeoff::forgetting_chart;
 pub use train::{DataSets, Examples, LossCurve};

@@ -9,12 +9,13 @@ use std::fmt::Write as _;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use tunebook_charts::{Cell, LossPoint, Table, loss_curve};
+use tunebook_charts::{Cell, LossPoint, Table};
 use tunebook_evaluate::{Diagnosis, Finding};
 use tunebook_progress::sink::Place;
 use tunebook_progress::{Display, MimeBundle, ProgressBar, display, escape_html};
 use tunebook_tune::{Callback, EvalRecord, Plan, Result, Run, RunRecord, StepRecord};
 
+use crate::history::curves;
 use crate::judge::Samples;
 use crate::rank_map::{self, RankMap as _};
 use crate::train::LossCurve;
@@ -28,10 +29,9 @@ const EVALS: usize = 8;
 pub(crate) struct Live {
     screen: Screen,
     points: Vec<LossPoint>,
+    steps: Vec<StepRecord>,
     evals: Vec<EvalRecord>,
     plan: Option<Plan>,
-    first: Option<StepRecord>,
-    last: Option<StepRecord>,
     evaluating: Option<(usize, usize)>,
     /// Tokens and time of the steps seen here.
     tokens: usize,
@@ -58,10 +58,9 @@ impl Live {
         Self {
             screen,
             points: Vec::new(),
+            steps: Vec::new(),
             evals: Vec::new(),
             plan: None,
-            first: None,
-            last: None,
             evaluating: None,
             tokens: 0,
             secs: 0.0,
@@ -78,8 +77,8 @@ impl Live {
 
     /// For a run that goes on: its losses are shown from its first step.
     pub(crate) fn going_on(run: &Run) -> Self {
-        let first = run.steps.first().cloned();
-        Self { points: run.loss_points(), evals: run.evals.clone(), first, ..Self::new() }
+        let (points, steps) = (run.loss_points(), run.steps.clone());
+        Self { points, steps, evals: run.evals.clone(), ..Self::new() }
     }
 
     fn draw(&mut self, now: bool) {
@@ -107,7 +106,7 @@ impl Live {
     /// `step 12/90 · epoch 0.40 · loss 2.113 · learning rate 1.9e-4 · 210 tokens/s · 00:48 left`
     fn status(&self) -> String {
         let total = self.plan.as_ref().map_or(0, |plan| plan.total_steps);
-        let Some(last) = &self.last else {
+        let Some(last) = self.steps.last() else {
             return match self.evaluating {
                 Some((done, rows)) => format!("evaluating {done}/{rows} rows"),
                 None => format!("step 0/{total}"),
@@ -134,29 +133,20 @@ impl Live {
         status
     }
 
-    /// The diagnosis of the losses so far, where there is one to be made.
-    fn diagnosis(&self, points: &[LossPoint]) -> Option<String> {
-        let losses = |get: fn(&LossPoint) -> Option<f64>| -> Vec<(usize, f64)> {
-            points.iter().filter_map(|point| Some((point.step, get(point)?))).collect()
-        };
-        let (train, validation) = (losses(|point| point.train), losses(|point| point.validation));
-        let found = Diagnosis::of_losses(&train, &validation);
-        match found.finding {
-            Finding::TooFewEvaluations { .. } => None,
-            _ => Some(found.to_string()),
-        }
-    }
-
     fn bundle(&self, status: &str, end: Option<&RunRecord>) -> MimeBundle {
         let points = match end {
             Some(run) => run.loss_points(),
             None => self.points.clone(),
         };
-        let figure = loss_curve(&points);
+        let (steps, evals) = end.map_or((&self.steps, &self.evals), |run| (&run.steps, &run.evals));
+        let found = Diagnosis::of(steps, evals);
+        // More evaluations may come.
+        let waits = end.is_none() && matches!(found.finding, Finding::TooFewEvaluations { .. });
+        let diagnosis = (!waits).then(|| found.to_string());
+        let figure = curves(steps, points.clone(), String::new(), found.gap);
         let mut html = String::new();
         let total = self.plan.as_ref().map_or(0, |plan| plan.total_steps);
-        let step =
-            end.map_or(self.last.as_ref().map_or(0, |last| last.step), |run| run.steps.len());
+        let step = steps.last().map_or(0, |last| last.step);
         if end.is_none() {
             let _ = write!(
                 html,
@@ -169,14 +159,13 @@ impl Live {
             "<p style=\"margin:0.4em 0;font-variant-numeric:tabular-nums\">{}</p>",
             escape_html(status)
         );
-        let diagnosis = self.diagnosis(&points);
         if let Some(diagnosis) = &diagnosis {
             let _ = write!(html, "<p style=\"margin:0.4em 0\">{}</p>", escape_html(diagnosis));
         }
         html.push_str(
             figure.bundle().get("text/html").and_then(|image| image.as_str()).unwrap_or_default(),
         );
-        let ranks = match (end, &self.plan, &self.first, &self.last) {
+        let ranks = match (end, &self.plan, steps.first(), steps.last()) {
             (Some(run), ..) => run.rank_map(),
             (None, Some(plan), Some(first), Some(last)) => rank_map::after(plan, first, last),
             _ => None,
@@ -187,7 +176,7 @@ impl Live {
                 bundle.get("text/html").and_then(|image| image.as_str()).unwrap_or_default(),
             );
         }
-        let table = evaluations(end.map_or(&self.evals, |run| &run.evals), &points);
+        let table = evaluations(evals, &points);
         let mut text = status.to_owned();
         if let Some(diagnosis) = diagnosis {
             let _ = write!(text, "\n{diagnosis}");
@@ -233,8 +222,7 @@ impl Callback for Live {
             train: Some(record.loss),
             validation: None,
         });
-        self.first.get_or_insert_with(|| record.clone());
-        self.last = Some(record.clone());
+        self.steps.push(record.clone());
         if let Screen::Bar(Some(bar)) = &self.screen {
             let validation = self
                 .evals
@@ -333,6 +321,7 @@ mod tests {
             grad_norm: 1.0,
             loss_scale: None,
             skipped: false,
+            kl: None,
             tokens: 100,
             label_tokens: 40,
             secs: 0.5,

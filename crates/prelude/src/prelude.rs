@@ -22,8 +22,8 @@ mod others {
 
 mod own {
     pub use tunebook_charts::{
-        Bar, Cell, Figure, HeatMap, Line, LineChart, LossPoint, Sample, Table, bar_chart,
-        histogram, line_chart, loss_curve,
+        Bar, Cell, Figure, Gap, HeatMap, Line, LineChart, LossChart, LossPoint, Panel, Panels,
+        ParetoChart, ParetoPoint, Sample, Table, bar_chart, histogram, line_chart, loss_curve,
     };
     pub use tunebook_data::{
         Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
@@ -77,7 +77,7 @@ mod own {
         TrainingArgs, TrainingSummary,
     };
 
-    pub use crate::compare::side_by_side;
+    pub use crate::compare::{compare_runs, side_by_side};
     pub use crate::course::{Scale, UnknownScale};
     pub use crate::evaluate::{ComparisonViews as _, EvaluationViews as _};
     pub use crate::history::{History as _, LrCurve as _};
@@ -89,6 +89,7 @@ mod own {
         Candidate, StrategyComparison, StrategyResult, compare_strategies,
     };
     pub use crate::summary::Summary as _;
+    pub use crate::tradeoff::forgetting_chart;
     pub use crate::train::{Examples as _, LossCurve as _};
 }
 

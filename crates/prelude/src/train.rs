@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tunebook_charts::{Figure, LossPoint};
+use tunebook_charts::{Figure, LossChart, LossPoint};
 use tunebook_data::{Dataset, Splits, TrainingText, Turn};
 use tunebook_evaluate::Diagnosis;
 use tunebook_models::Message;
@@ -75,7 +75,8 @@ pub(crate) fn message(turn: Turn) -> Message {
 
 /// The loss of a run as a figure.
 pub trait LossCurve {
-    /// Training and validation loss over the steps.
+    /// Training and validation loss over the steps, with the best step, the gap between them and
+    /// the diagnosis in a sentence.
     fn loss_curve(&self) -> Figure;
 
     /// The losses that [`LossCurve::loss_curve`] draws, by step.
@@ -87,7 +88,9 @@ pub trait LossCurve {
 
 impl LossCurve for RunRecord {
     fn loss_curve(&self) -> Figure {
-        tunebook_charts::loss_curve(&self.loss_points())
+        let found = self.diagnosis();
+        let (points, verdict) = (self.loss_points(), found.to_string());
+        LossChart { points, verdict, gap: found.gap }.figure()
     }
 
     fn loss_points(&self) -> Vec<LossPoint> {

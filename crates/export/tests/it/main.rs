@@ -37,10 +37,8 @@ fn options() -> Options {
         notebook: "a test.ipynb".into(),
         with_exercises: false,
         checkout: Checkout {
-            crates: "../crates".into(),
-            manifest: "[workspace]\nmembers = [\"crates/*\"]\nresolver = \"3\"\n\
-                       [workspace.package]\nedition = \"2024\"\n[workspace.lints.clippy]\nall = \"warn\"\n\
-                       [workspace.dependencies]\ntunebook = { path = \"crates/prelude\" }\n\
+            prelude: "../crates/prelude".into(),
+            manifest: "[workspace.dependencies]\n\
                        clap = { version = \"4.6\", default-features = false, features = [\"derive\"] }\n\
                        tokio = { version = \"1\", features = [\"time\"] }\n\
                        [profile.dev]\nopt-level = 2\nrpath = true\n[profile.dev.package]\n\

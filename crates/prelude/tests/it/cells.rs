@@ -107,6 +107,86 @@ fn texts_beside_each_other() {
     insta::assert_snapshot!(table.text());
 }
 
+/// A run's small multiples name the rows of each step, also of a record that has come through JSON;
+/// runs over each other are taken as a notebook holds them.
+#[test]
+fn curves_show_what_a_run_did_and_several_runs_are_drawn_together()
+-> Result<(), Box<dyn std::error::Error>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lora_tiny/model");
+    let model = Model::load(path, &Device::Cpu)?;
+    let pairs: Vec<Example> =
+        (0..8).map(|i| Example::new(format!("{i}"), format!("{}", i * 3))).collect();
+    let train = |name: &str, learning_rate: f64| -> Result<Run, TuneError> {
+        model.add_adapter(name, Lora::default())?;
+        model.set_adapter(name)?;
+        let eval_strategy = EvalStrategy::Steps(2);
+        let args = TrainingArgs { epochs: 4, learning_rate, eval_strategy, ..Default::default() };
+        Trainer::new(&model, &args).train((&pairs, &pairs[..2]))
+    };
+    let (slow, fast) = (train("slow", 1e-4)?, train("fast", 1e-2)?);
+
+    let record: RunRecord = serde_json::from_str(&serde_json::to_string(slow.record())?)?;
+    let figure = record.curves();
+    for part in ["gradient norm: ", "learning rate: ", "tokens/s: ", &slow.diagnosis().to_string()]
+    {
+        assert!(figure.text().contains(part), "{part}: {figure}");
+    }
+    assert_eq!(figure.text().contains("memory (GB): "), cfg!(target_os = "linux"));
+    let bundle = figure.bundle();
+    let html = bundle.get("text/html").and_then(|html| html.as_str()).unwrap_or_default();
+    let rows: Vec<String> = slow.steps[2].rows.iter().map(ToString::to_string).collect();
+    let told = format!("rows {}\"", rows.join(", "));
+    assert!(rows.len() == 4 && html.contains(&told), "{told}");
+    assert_eq!(slow.history()?.column("memory_bytes")?.len(), slow.steps.len());
+
+    let figure = compare_runs(&[("1e-4", &slow), ("1e-2", &fast), ("read", &record)]);
+    let best = fast.best_eval().map_or(0, |eval| eval.step);
+    let named = figure.text().lines().filter(|line| line.contains("(best ")).count();
+    assert_eq!(named, 3, "{figure}");
+    let fast = figure.text().lines().find(|line| line.starts_with("1e-2")).unwrap_or_default();
+    assert!(fast.contains(&format!("at step {best})")), "{figure}");
+    assert_eq!(figure.svg().matches("stroke-dasharray").count(), 3, "a training loss each");
+    Ok(())
+}
+
+/// Points of one metric on the same rows make a chart, others are refused by name.
+#[test]
+fn a_score_is_drawn_against_forgetting() -> Result<(), Box<dyn std::error::Error>> {
+    let point = |name: &str, value: f64, forgetting: f64, signature: &str| {
+        let score = Score {
+            metric: Metric::higher_is_better("accuracy"),
+            value,
+            interval: Some(Interval { low: value - 0.05, high: value + 0.05, level: 0.95 }),
+            rows: 100,
+            clusters: None,
+            signature: signature.to_owned(),
+        };
+        let forgetting = Forgetting {
+            base_loss: 3.0,
+            loss: 3.0 + forgetting,
+            forgetting,
+            interval: None,
+            p_value: 1.0,
+            texts: 40,
+            tokens: 1000,
+            drift: None,
+        };
+        (name.to_owned(), score, forgetting)
+    };
+    let points = [
+        point("LoRA 5e-5", 0.6, 0.02, "rows a"),
+        point("full 2e-4", 0.7, 0.4, "rows a"),
+        point("LoRA 2e-4", 0.75, 0.1, "rows a"),
+    ];
+    let figure = forgetting_chart(&points)?;
+    assert!(figure.text().contains("on the frontier: LoRA 5e-5, LoRA 2e-4"), "{figure}");
+    let other = [&points[..], &[point("IA3", 0.7, 0.0, "rows b")]].concat();
+    let error = forgetting_chart(&other).expect_err("other rows").to_string();
+    assert!(error.contains("`IA3`") && error.contains("rows b"), "{error}");
+    assert!(forgetting_chart(&[])?.text().contains("0 of 0 points"));
+    Ok(())
+}
+
 /// The log of a run is one frame: a row for each step, evaluations beside the steps that they
 /// follow.
 #[test]
