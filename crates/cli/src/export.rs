@@ -76,15 +76,15 @@ fn read_checkout(checkout: &Path, out: &Path) -> Result<Checkout, Box<dyn Error>
         fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
     };
     // Relative where both move together.
-    let prelude = match out.strip_prefix(checkout) {
+    let crates = match out.strip_prefix(checkout) {
         Ok(inside) => {
             let up: PathBuf = inside.iter().map(|_| "..").collect();
-            up.join("crates/prelude")
+            up.join("crates")
         }
-        Err(_) => checkout.join("crates/prelude"),
+        Err(_) => checkout.join("crates"),
     };
     Ok(Checkout {
-        prelude: prelude.to_string_lossy().into_owned(),
+        crates: crates.to_string_lossy().into_owned(),
         manifest: read("Cargo.toml")?,
         lock: read("Cargo.lock")?,
         config: read(".cargo/config.toml")?,

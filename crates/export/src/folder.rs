@@ -1,6 +1,6 @@
 //! The folder of an exported crate. What was not exported is never removed or changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -20,73 +20,88 @@ const CHANGES: &str = "Cargo.lock";
 /// [`Error::Folder`] when the folder holds files that no export wrote, or exported ones that were
 /// changed since; nothing is written then. [`Error::Io`].
 pub fn write(exported: &Exported, folder: &Path) -> Result<(), Error> {
-    let old = earlier(folder)?;
-    let refuse = |reason| Error::Folder { folder: folder.to_owned(), reason };
-    let Some(old) = old else {
+    let refuse = |reason| Err(Error::Folder { folder: folder.to_owned(), reason });
+    let Some(old) = List::read(folder)? else {
         if !is_empty(folder)? {
-            return Err(refuse(
+            return refuse(
                 "it is not empty and no export; choose another folder with --out".to_owned(),
-            ));
+            );
         }
-        return write_files(exported, folder);
+        return write_all(exported, &List::default(), folder);
     };
-    for (name, checksum) in &old {
+    for (name, checksum) in &old.files {
         let path = folder.join(name);
         let changed = match fs::read(&path) {
-            Ok(bytes) => sum(&bytes) != *checksum && name != CHANGES,
+            Ok(bytes) => is_linked(folder, name) || sum(&bytes) != *checksum && name != CHANGES,
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(source) => return Err(Error::Io { path, source }),
         };
         if changed {
-            return Err(refuse(format!(
+            return refuse(format!(
                 "{name} was changed since it was exported; move the folder away or choose another \
                  with --out"
-            )));
+            ));
         }
     }
-    for name in exported.files.keys() {
-        if !old.contains_key(name) && folder.join(name).exists() {
-            return Err(refuse(format!(
+    let new = exported.files.keys().filter(|name| !old.files.contains_key(*name));
+    let new_links = exported.links.keys().filter(|name| !old.links.contains_key(*name));
+    for name in new.chain(new_links) {
+        if folder.join(name).symlink_metadata().is_ok() || is_linked(folder, name) {
+            return refuse(format!(
                 "{name} is no exported file; move it away or choose another folder with --out"
-            )));
+            ));
         }
     }
-    let gone: BTreeSet<_> = old.keys().filter(|name| !exported.files.contains_key(*name)).collect();
-    write_files(exported, folder)?;
-    for name in gone {
-        let path = folder.join(name);
-        match fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::Io { path, source }),
-        }
-    }
-    Ok(())
+    write_all(exported, &old, folder)
 }
 
-/// The files of an earlier export with their checksums; none where there was no export.
-fn earlier(folder: &Path) -> Result<Option<BTreeMap<String, String>>, Error> {
-    let path = folder.join(LIST);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::Io { path, source }),
-    };
-    let damaged = || Error::Folder {
-        folder: folder.to_owned(),
-        reason: format!("{LIST} is damaged; move the folder away or choose another with --out"),
-    };
-    let list: Value = serde_json::from_str(&text).map_err(|_| damaged())?;
-    let files = list["files"].as_object().ok_or_else(damaged)?;
-    let mut read = BTreeMap::new();
-    for (name, checksum) in files {
-        // A list that was tampered with must not lead out of the folder.
-        if name.split('/').any(|part| part.is_empty() || part == "..") {
-            return Err(damaged());
+/// What an export wrote: files with their checksums, and links.
+#[derive(Default)]
+struct List {
+    files: BTreeMap<String, String>,
+    links: BTreeMap<String, String>,
+}
+
+impl List {
+    /// That of an earlier export; none where there was no export.
+    fn read(folder: &Path) -> Result<Option<Self>, Error> {
+        let path = folder.join(LIST);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Io { path, source }),
+        };
+        let list: Value = serde_json::from_str(&text).unwrap_or_default();
+        let part = |name: &str| {
+            let mut read = BTreeMap::new();
+            for (name, value) in list[name].as_object()? {
+                // A list that was tampered with must not lead out of the folder.
+                if name.split('/').any(|part| part.is_empty() || part == "..") {
+                    return None;
+                }
+                read.insert(name.clone(), value.as_str()?.to_owned());
+            }
+            Some(read)
+        };
+        match (part("files"), part("links")) {
+            (Some(files), Some(links)) => Ok(Some(Self { files, links })),
+            _ => Err(Error::Folder {
+                folder: folder.to_owned(),
+                reason: format!(
+                    "{LIST} is damaged; move the folder away or choose another with --out"
+                ),
+            }),
         }
-        read.insert(name.clone(), checksum.as_str().ok_or_else(damaged)?.to_owned());
     }
-    Ok(Some(read))
+}
+
+/// Whether a path in the folder is a link, or leads through one: what it names is not ours.
+fn is_linked(folder: &Path, name: &str) -> bool {
+    let mut path = folder.to_owned();
+    Path::new(name).iter().any(|part| {
+        path.push(part);
+        path.is_symlink()
+    })
 }
 
 fn is_empty(folder: &Path) -> Result<bool, Error> {
@@ -97,14 +112,43 @@ fn is_empty(folder: &Path) -> Result<bool, Error> {
     }
 }
 
-fn write_files(exported: &Exported, folder: &Path) -> Result<(), Error> {
+/// Writes files and links, and removes those of the earlier export that are no part of this one.
+fn write_all(exported: &Exported, old: &List, folder: &Path) -> Result<(), Error> {
     for (name, text) in &exported.files {
         write_file(folder.join(name), text)?;
     }
+    for (name, target) in &exported.links {
+        let path = folder.join(name);
+        // A copy that someone has put in the link's place stays.
+        if path.symlink_metadata().is_ok_and(|meta| !meta.is_symlink())
+            || fs::read_link(&path).is_ok_and(|there| there == Path::new(target))
+        {
+            continue;
+        }
+        remove(&path)?;
+        std::os::unix::fs::symlink(target, &path).map_err(|source| Error::Io { path, source })?;
+    }
+    let gone = old.files.keys().filter(|name| !exported.files.contains_key(*name));
+    let gone_links = old
+        .links
+        .keys()
+        .filter(|name| !exported.links.contains_key(*name) && folder.join(name).is_symlink());
+    for name in gone.chain(gone_links) {
+        remove(&folder.join(name))?;
+    }
     let sums: BTreeMap<_, _> =
         exported.files.iter().map(|(name, text)| (name, sum(text.as_bytes()))).collect();
-    let list = json!({ "written_by": "tunebook export", "files": sums });
+    let list = json!({ "written_by": "tunebook export", "files": sums, "links": exported.links });
     write_file(folder.join(LIST), &format!("{list:#}\n"))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Io { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes a file, unless it holds the text: cargo would compile it again.
@@ -131,6 +175,7 @@ mod tests {
         Exported {
             package: "notebook-a".into(),
             files: files.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect(),
+            links: BTreeMap::new(),
             notes: Vec::new(),
         }
     }
@@ -161,6 +206,40 @@ mod tests {
         let told = write(&third, &folder).unwrap_err().to_string();
         assert!(told.contains("mine.txt is no exported file"), "{told}");
         assert_eq!((read("Cargo.toml"), read("mine.txt")), ("b".into(), "mine".into()));
+    }
+
+    #[test]
+    fn a_link_is_made_and_nothing_behind_it_is_touched() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (folder, checkout) = (temporary.path().join("crate"), temporary.path().join("crates"));
+        fs::create_dir_all(checkout.join("a")).unwrap();
+        fs::write(checkout.join("a/lib.rs"), "a").unwrap();
+        let mut first = exported(&[("Cargo.toml", "a")]);
+        first.links.insert("crates".into(), "../crates".into());
+        write(&first, &folder).unwrap();
+        assert!(folder.join("crates/a/lib.rs").exists());
+        write(&first, &folder).unwrap();
+
+        // Neither a list nor an export reaches through the link.
+        let list = fs::read_to_string(folder.join(LIST)).unwrap();
+        let with = format!("\"files\": {{ \"crates/a/lib.rs\": \"{}\",", sum(b"a"));
+        fs::write(folder.join(LIST), list.replace("\"files\": {", &with)).unwrap();
+        assert!(
+            write(&first, &folder).unwrap_err().to_string().contains("crates/a/lib.rs was changed")
+        );
+        fs::write(folder.join(LIST), list).unwrap();
+        let through = exported(&[("Cargo.toml", "a"), ("crates/new.rs", "n")]);
+        assert!(write(&through, &folder).unwrap_err().to_string().contains("no exported file"));
+
+        // A copy in its place stays.
+        fs::remove_file(folder.join("crates")).unwrap();
+        fs::create_dir(folder.join("crates")).unwrap();
+        write(&first, &folder).unwrap();
+        assert!(!folder.join("crates").is_symlink());
+        fs::remove_dir(folder.join("crates")).unwrap();
+        write(&first, &folder).unwrap();
+        write(&exported(&[("Cargo.toml", "a")]), &folder).unwrap();
+        assert!(!folder.join("crates").is_symlink() && checkout.join("a/lib.rs").exists());
     }
 
     #[test]

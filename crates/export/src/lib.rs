@@ -40,9 +40,9 @@ pub struct Options {
 /// A checkout of the repository.
 #[derive(Clone, Debug, Default)]
 pub struct Checkout {
-    /// The path of the prelude's folder, as the crate's manifest is to name it.
-    pub prelude: String,
-    /// The text of the workspace's `Cargo.toml`, for its profile and its versions.
+    /// Its folder `crates`, to which the exported crate has a link.
+    pub crates: String,
+    /// The text of the workspace's `Cargo.toml`.
     pub manifest: String,
     /// The text of its `Cargo.lock`.
     pub lock: String,
@@ -59,6 +59,8 @@ pub struct Exported {
     pub package: String,
     /// The files' texts, by their path in the crate.
     pub files: BTreeMap<String, String>,
+    /// Links to folders, by their path in the crate.
+    pub links: BTreeMap<String, String>,
     /// What the crate does not do, each with its cell.
     pub notes: Vec<String>,
 }
@@ -152,9 +154,11 @@ pub fn export(text: &str, options: &Options) -> Result<Exported, Error> {
             support::module(&options.notebook, &package, program.parameters(), &uses),
         ),
     ]);
+    let mut links = BTreeMap::new();
     if uses.tunebook {
+        links.insert(manifest::CRATES.to_owned(), options.checkout.crates.clone());
         files.insert(".cargo/config.toml".to_owned(), manifest::config(&options.checkout)?);
         files.insert("Cargo.lock".to_owned(), options.checkout.lock.clone());
     }
-    Ok(Exported { package, files, notes })
+    Ok(Exported { package, files, links, notes })
 }

@@ -15,7 +15,14 @@ pub(crate) fn package_name(notebook: &str) -> String {
     format!("notebook-{}", if words.is_empty() { "exported".to_owned() } else { words.join("-") })
 }
 
-/// The text of `Cargo.toml`. The profile is the checkout's, so that compiled dependencies are shared.
+/// The link to the checkout's folder of this name.
+pub(crate) const CRATES: &str = "crates";
+
+/// The text of `Cargo.toml`.
+///
+/// The crate is the root of a workspace like the checkout's: cargo names what it compiles by paths
+/// from the root, profile and lints, and finds what the checkout has compiled. With the checkout as a
+/// mere dependency it would write another prelude in its place: a dylib's name has no hash.
 pub(crate) fn manifest(package: &str, uses: &Uses, options: &Options) -> Result<String, Error> {
     let checkout = &options.checkout;
     let mut text = format!(
@@ -26,38 +33,65 @@ pub(crate) fn manifest(package: &str, uses: &Uses, options: &Options) -> Result<
     let parsed = |text: &str, file| {
         text.parse::<Table>().map_err(|error| Error::Checkout { file, reason: error.to_string() })
     };
-    let workspace = match uses.needs_checkout() {
+    let root = match uses.needs_checkout() {
         true => parsed(&checkout.manifest, "Cargo.toml")?,
         false => Table::new(),
     };
-    if uses.tunebook {
-        text.push_str(&format!("tunebook = {{ path = {:?} }}\n", checkout.prelude));
-    }
-    let wanted = [("clap", uses.flags), ("tokio", uses.awaits || uses.tokio)];
+    let workspace = root.get("workspace").and_then(Value::as_table);
+    let versions = workspace.and_then(|table| table.get("dependencies")?.as_table());
+    let wanted =
+        [("tunebook", uses.tunebook), ("clap", uses.flags), ("tokio", uses.awaits || uses.tokio)];
     for (name, _) in wanted.into_iter().filter(|(_, is_used)| *is_used) {
-        let version = workspace
-            .get("workspace")
-            .and_then(|workspace| workspace.get("dependencies")?.get(name))
-            .ok_or_else(|| Error::Checkout {
-                file: "Cargo.toml",
-                reason: format!("[workspace.dependencies] has no `{name}`"),
-            })?;
+        let version = versions.and_then(|versions| versions.get(name)).ok_or_else(|| {
+            let reason = format!("[workspace.dependencies] has no `{name}`");
+            Error::Checkout { file: "Cargo.toml", reason }
+        })?;
         text.push_str(&format!("{name} = {version}\n"));
     }
-    text.push_str("\n[workspace]\n");
-    if let Some(profile) = workspace.get("profile").and_then(|profile| profile.get("dev")) {
+    if !uses.tunebook {
+        text.push_str("\n[workspace]\n");
+        return Ok(text);
+    }
+    text.push_str(
+        "\n# As in the checkout, to which `crates` is a link, so that what it has compiled is used.\n\
+         # For a machine without the checkout put a copy in the link's place.\n[workspace]\n",
+    );
+    let kept = |name: &str| !["members", "exclude", "default-members"].contains(&name);
+    let kept: Vec<_> = workspace.into_iter().flatten().filter(|(name, _)| kept(name)).collect();
+    // A value behind a table's head would be the table's.
+    let (tables, values): (Vec<_>, Vec<_>) = kept.into_iter().partition(|(_, one)| one.is_table());
+    for (name, value) in values {
+        text.push_str(&format!("{name} = {value}\n"));
+    }
+    for (name, value) in tables {
+        push_table(&mut text, &format!("workspace.{name}"), value);
+    }
+    if let Some(profile) = root.get("profile").and_then(|profile| profile.get("dev")) {
         let lock = parsed(&checkout.lock, "Cargo.lock")?;
         text.push_str(&profile_text(profile, &reached(&lock, uses), package));
     }
     Ok(text)
 }
 
+/// A table with a line for each of its values; one of tables (`lints`) is a table for each.
+fn push_table(text: &mut String, path: &str, value: &Value) {
+    let Some(table) = value.as_table() else { return };
+    if path == "workspace.lints" {
+        for (name, value) in table {
+            push_table(text, &format!("{path}.{name}"), value);
+        }
+        return;
+    }
+    text.push_str(&format!("\n[{path}]\n"));
+    for (name, value) in table {
+        text.push_str(&format!("{name} = {value}\n"));
+    }
+}
+
 /// The profile, without what it says of packages that the crate does not have; cargo would warn.
 /// The crate's own arithmetic is checked, as it is in a cell.
 fn profile_text(profile: &Value, reached: &BTreeSet<String>, package: &str) -> String {
-    let mut text = "\n# The checkout's profile: with another, everything would be compiled anew.\n\
-                    [profile.dev]\n"
-        .to_owned();
+    let mut text = "\n[profile.dev]\n".to_owned();
     let mut packages = BTreeMap::new();
     for (name, value) in profile.as_table().into_iter().flatten() {
         if name == "package" {
@@ -112,13 +146,19 @@ pub(crate) fn config(checkout: &crate::Checkout) -> Result<String, Error> {
         .map_err(|error: toml::de::Error| Error::Checkout { file, reason: error.to_string() })?;
     let mut text =
         "# As in the checkout, so that what it has compiled is used.\n[build]\n".to_owned();
-    for (name, value) in table.get("build").and_then(Value::as_table).into_iter().flatten() {
-        if name != "target-dir" {
+    let build = table.get("build").and_then(Value::as_table);
+    for (name, value) in build.into_iter().flatten() {
+        if name != "target-dir" && name != "rustflags" {
             text.push_str(&format!("{name} = {value}\n"));
         }
     }
     if let Some(target) = &checkout.target_dir {
         text.push_str(&format!("target-dir = {}\n", Value::from(target.as_str())));
+    }
+    if let Some(flags) = build.and_then(|build| build.get("rustflags")) {
+        // In a folder of the checkout cargo would join these to the checkout's, were they of the
+        // same table: other flags, and everything would be compiled anew.
+        text.push_str(&format!("\n[target.'cfg(all())']\nrustflags = {flags}\n"));
     }
     Ok(text)
 }

@@ -37,8 +37,10 @@ fn options() -> Options {
         notebook: "a test.ipynb".into(),
         with_exercises: false,
         checkout: Checkout {
-            prelude: "../crates/prelude".into(),
-            manifest: "[workspace.dependencies]\n\
+            crates: "../crates".into(),
+            manifest: "[workspace]\nmembers = [\"crates/*\"]\nresolver = \"3\"\n\
+                       [workspace.package]\nedition = \"2024\"\n[workspace.lints.clippy]\nall = \"warn\"\n\
+                       [workspace.dependencies]\ntunebook = { path = \"crates/prelude\" }\n\
                        clap = { version = \"4.6\", default-features = false, features = [\"derive\"] }\n\
                        tokio = { version = \"1\", features = [\"time\"] }\n\
                        [profile.dev]\nopt-level = 2\nrpath = true\n[profile.dev.package]\n\

@@ -44,8 +44,12 @@ fn the_manifest_has_what_the_cells_use() {
         "tokio::time::sleep(std::time::Duration::ZERO).await;",
     ]);
     let manifest = &with_all.files["Cargo.toml"];
+    manifest.parse::<toml::Table>().unwrap();
     for line in [
-        "tunebook = { path = \"../crates/prelude\" }\n",
+        "\n[dependencies]\ntunebook = { path = \"crates/prelude\" }\n",
+        "[workspace]\nresolver = \"3\"\n\n[workspace.dependencies]\n",
+        "\n[workspace.lints.clippy]\nall = \"warn\"\n",
+        "\n[workspace.package]\nedition = \"2024\"\n",
         "clap = { default-features = false, features = [\"derive\"], version = \"4.6\" }\n",
         "tokio = { features = [\"time\"], version = \"1\" }\n",
         "[profile.dev]\nopt-level = 2\nrpath = true\n",
@@ -57,7 +61,13 @@ fn the_manifest_has_what_the_cells_use() {
     }
     assert_eq!(
         with_all.files[".cargo/config.toml"].lines().skip(1).collect::<Vec<_>>(),
-        ["[build]", "rustflags = [\"-Cprefer-dynamic\"]", "target-dir = \"/target\""]
+        [
+            "[build]",
+            "target-dir = \"/target\"",
+            "",
+            "[target.'cfg(all())']",
+            "rustflags = [\"-Cprefer-dynamic\"]",
+        ]
     );
     assert!(with_all.files["Cargo.lock"].contains("polars-lazy"));
     let module = &with_all.files["src/exported_notebook.rs"];
@@ -69,7 +79,7 @@ fn the_manifest_has_what_the_cells_use() {
 
     // A package that is not there would make cargo warn.
     let prelude_only = exported(&["use tunebook::prelude::*;"]);
-    assert!(!prelude_only.files["Cargo.toml"].contains("clap"));
+    assert!(!prelude_only.files["Cargo.toml"].contains("clap_builder"));
 }
 
 #[test]
