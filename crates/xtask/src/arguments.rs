@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::dist::Dist;
 use crate::error::{Error, Result};
 
 /// The text for `cargo xtask`, `--help` and a wrong command line.
@@ -22,6 +23,10 @@ usage: cargo xtask COMMAND
   bench train|generate|serve|cells|data|judge [CASE...] [--json FILE]
                                   compare with the peer in one run
   setup                           the set-up alone (for a machine that goes offline later)
+  dist [--with-toolchain] [--out DIR]
+                                  a kit for machines without a network: kernel, compiled
+                                  crates, Python packages, model and notebooks in one archive
+                                  (default: target/tunebook/dist; see docs/workshop.md)
   features [--check]              renew crates/workspace-hack after a change of dependencies";
 
 /// A parsed command line.
@@ -43,6 +48,8 @@ pub(crate) enum Command {
     Bench { which: Bench, cases: Vec<String>, json: Option<PathBuf> },
     /// Set up only.
     Setup,
+    /// Make a workshop kit.
+    Dist(Dist),
     /// Renew or check the unified features.
     Features { check: bool },
     /// Show the usage.
@@ -169,6 +176,17 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> 
             }
             Command::Setup
         }
+        "dist" => {
+            let mut dist = Dist { out: None, with_toolchain: false };
+            while let Some(word) = words.next() {
+                match word.as_str() {
+                    "--with-toolchain" => dist.with_toolchain = true,
+                    "--out" => dist.out = Some(words.value("--out")?.into()),
+                    other => return Err(unknown("dist", other, "--with-toolchain, --out DIR")),
+                }
+            }
+            Command::Dist(dist)
+        }
         "features" => {
             let mut check = false;
             while let Some(word) = words.next() {
@@ -279,6 +297,10 @@ mod tests {
         assert_eq!(
             words("bench serve clients-8").unwrap(),
             Command::Bench { which: Bench::Serve, cases: vec!["clients-8".into()], json: None }
+        );
+        assert_eq!(
+            words("dist --with-toolchain --out=x").unwrap(),
+            Command::Dist(Dist { out: Some("x".into()), with_toolchain: true })
         );
         assert_eq!(words("features --check").unwrap(), Command::Features { check: true });
     }

@@ -12,6 +12,7 @@ mod bench_generate;
 mod bench_judge;
 mod bench_serve;
 mod bench_train;
+mod dist;
 mod error;
 mod features;
 mod hash;
@@ -53,6 +54,7 @@ fn run(command: Command) -> Result<()> {
         Command::Features { check: true } => features::check(&Setup::locate()?.root),
         Command::Features { check: false } => features::renew(&Setup::locate()?.root),
         Command::Setup => Setup::locate()?.ensure(),
+        Command::Dist(dist) => dist.run(),
         Command::Lab { browser, port, cuda } => {
             let setup = Setup::locate()?;
             let environment = ensure(&setup, cuda)?;

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::prerequisites::{self, Python};
 use crate::process;
 
+pub(crate) use kernel::LAB_SETTINGS;
 pub(crate) use python::Environment;
 
 /// One step of the set-up.

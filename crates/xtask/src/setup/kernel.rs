@@ -85,7 +85,7 @@ impl Kernelspecs {
 
 /// JupyterLab's settings in this environment: it asks nobody for news, and no question about it
 /// lies over the notebook. (A user's own settings win.)
-const LAB_SETTINGS: &str = r#"{
+pub(crate) const LAB_SETTINGS: &str = r#"{
   "@jupyterlab/apputils-extension:notification": { "checkForUpdates": false, "fetchNews": "false" }
 }
 "#;
