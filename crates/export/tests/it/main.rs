@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
 
 mod awkward;
+mod course;
 mod refused;
 mod run;
 mod written;
