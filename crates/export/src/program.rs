@@ -311,6 +311,7 @@ impl Program {
              // The cells are as they were written: of the compiler's advice only a `Result` that \
              nobody looks at counts.\n\
              #![allow(nonstandard_style, non_local_definitions, unused)]\n\
+             #![allow(text_direction_codepoint_in_comment)]\n\
              #![warn(unused_must_use)]\n",
             options.notebook
         );

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
 
+mod export;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
