@@ -67,14 +67,15 @@ pub(crate) fn compare(
     baseline: Option<&str>,
     runs: &[&str],
 ) -> Result<RunComparison> {
+    registry.touch()?;
     let mut ids: Vec<String> = Vec::new();
     for run in baseline.iter().chain(runs) {
-        let id = registry.resolve_run(run)?;
+        let id = registry.run_now(run)?;
         if !ids.contains(&id) {
             ids.push(id);
         }
     }
-    let compared = registry.index().ask(|connection| {
+    let compared = registry.index().look(|connection| {
         ids.iter().map(|id| of_run(connection, id)).collect::<Result<Vec<_>, _>>()
     })?;
     let keys: BTreeSet<&String> = compared.iter().flat_map(|run| run.settings.keys()).collect();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polars::prelude::*;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _};
 use tunebook_data::Row;
 use tunebook_evaluate::{Comparison, Evaluation};
 use tunebook_models::Model;
@@ -348,19 +348,21 @@ impl Registry {
     /// # Errors
     /// None, or several.
     pub fn resolve_run(&self, run: &str) -> Result<String> {
-        let found = self.index().ask(|connection| ids(connection, "runs", run))?;
-        let found = match found.is_empty() {
-            true => self
-                .index()
-                .ask(|connection| texts(connection, "SELECT id FROM runs WHERE name = ?1", run))?,
-            false => found,
-        };
-        self.one(
-            "run",
-            run,
-            found,
-            "SELECT name || ' (' || id || ')' FROM runs ORDER BY started DESC LIMIT ?1",
-        )
+        self.touch()?;
+        self.run_now(run)
+    }
+
+    /// The same in the index as it is.
+    pub(crate) fn run_now(&self, run: &str) -> Result<String> {
+        let found = self.index().look(|connection| {
+            let by_id = ids(connection, "runs", run)?;
+            match by_id.is_empty() {
+                true => texts(connection, "SELECT id FROM runs WHERE name = ?1", run),
+                false => Ok(by_id),
+            }
+        })?;
+        let known = "SELECT name || ' (' || id || ')' FROM runs ORDER BY started DESC, id LIMIT ?1";
+        self.one("run", run, found, known)
     }
 
     /// The id of the adapter that is meant by an id, the beginning of one (four digits or more), an
@@ -369,19 +371,24 @@ impl Registry {
     /// # Errors
     /// None, or several.
     pub fn resolve_adapter(&self, adapter: &str) -> Result<String> {
-        const KNOWN: &str = "SELECT id FROM adapters LIMIT ?1";
+        self.touch()?;
+        self.adapter_now(adapter)
+    }
+
+    /// The same in the index as it is.
+    pub(crate) fn adapter_now(&self, adapter: &str) -> Result<String> {
         let mut found = self.adapters_named(adapter)?;
         if found.is_empty()
-            && let Ok(run) = self.resolve_run(adapter)
+            && let Ok(run) = self.run_now(adapter)
         {
             found.extend(self.adapter_of(&run)?);
         }
-        self.one("adapter", adapter, found, KNOWN)
+        self.one("adapter", adapter, found, "SELECT id FROM adapters ORDER BY id LIMIT ?1")
     }
 
-    /// Adapters by id or alias.
+    /// Adapters by id or alias, in the index as it is.
     pub(crate) fn adapters_named(&self, adapter: &str) -> Result<Vec<String>> {
-        self.index().ask(|connection| {
+        self.index().look(|connection| {
             let by_id = ids(connection, "adapters", adapter)?;
             if !by_id.is_empty() {
                 return Ok(by_id);
@@ -392,9 +399,9 @@ impl Registry {
         })
     }
 
-    /// The adapter that a run has trained.
+    /// The adapter that a run has trained, in the index as it is.
     pub(crate) fn adapter_of(&self, run: &str) -> Result<Option<String>> {
-        self.index().ask(|connection| {
+        self.index().look(|connection| {
             let sql = "SELECT adapter FROM runs WHERE id = ?1 AND adapter IS NOT NULL";
             Ok(texts(connection, sql, run)?.pop())
         })
@@ -410,7 +417,7 @@ impl Registry {
         match found.len() {
             1 => Ok(found.remove(0)),
             0 => {
-                let known = self.index().ask(|connection| {
+                let known = self.index().look(|connection| {
                     let mut rows = connection.prepare(others)?;
                     rows.query_map([SHOWN as i64], |row| row.get(0))?.collect()
                 })?;
@@ -439,9 +446,9 @@ fn ids(connection: &Connection, table: &str, name: &str) -> rusqlite::Result<Vec
     if !is_id {
         return Ok(Vec::new());
     }
-    let sql = format!("SELECT id FROM {table} WHERE substr(id, 1, ?2) = ?1");
-    let mut rows = connection.prepare(&sql)?;
-    rows.query_map(params![name, name.len() as i64], |row| row.get(0))?.collect()
+    // `g` comes after all digits.
+    let sql = format!("SELECT id FROM {table} WHERE id >= ?1 AND id < ?1 || 'g' ORDER BY id");
+    texts(connection, &sql, &name.to_ascii_lowercase())
 }
 
 /// The first column of all rows.

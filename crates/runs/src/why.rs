@@ -59,12 +59,13 @@ pub struct Why {
 
 /// See [`Registry::why`].
 pub(crate) fn why(registry: &Registry, what: &str) -> Result<Why> {
+    registry.touch()?;
     // A run that was killed has no adapter, and a story all the same.
     let (adapter, run) = match registry.adapters_named(what)?.is_empty() {
-        false => (Some(registry.resolve_adapter(what)?), None),
-        true => match registry.resolve_run(what) {
+        false => (Some(registry.adapter_now(what)?), None),
+        true => match registry.run_now(what) {
             Ok(run) => (registry.adapter_of(&run)?, Some(run)),
-            Err(_) => (Some(registry.resolve_adapter(what)?), None),
+            Err(_) => (Some(registry.adapter_now(what)?), None),
         },
     };
     let mut links = vec![link(registry, adapter, run)?];
@@ -92,7 +93,7 @@ fn link(registry: &Registry, adapter: Option<String>, run: Option<String>) -> Re
     let of_run = |of: fn(&Summary) -> &String| summary.as_ref().map(of).filter(|t| known(t));
     let mut evaluations = Vec::new();
     for fingerprint in &kept.answering {
-        let ids = registry.index().ask(|connection| {
+        let ids = registry.index().look(|connection| {
             texts(connection, "SELECT id FROM evaluations WHERE fingerprint = ?1", fingerprint)
         })?;
         for id in ids {

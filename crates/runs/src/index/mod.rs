@@ -85,6 +85,16 @@ impl Index {
         })
     }
 
+    /// Asks the index as it is: for what belongs to one question that has begun with
+    /// [`Index::ask`].
+    pub(crate) fn look<T>(
+        &self,
+        question: impl Fn(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        self.with(&mut open, &|connection| question(connection).map_err(Failure::Sql))
+    }
+
     /// Makes the index again, from the files alone.
     pub(crate) fn rebuild(&self) -> Result<()> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);

@@ -61,6 +61,7 @@ CREATE TABLE IF NOT EXISTS promotions (
 CREATE TABLE IF NOT EXISTS alias_files (
     alias TEXT PRIMARY KEY, file_bytes INTEGER
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS runs_by_name ON runs (name);
 CREATE INDEX IF NOT EXISTS evaluations_by_fingerprint ON evaluations (fingerprint);
 CREATE INDEX IF NOT EXISTS answering_by_adapter ON answering (adapter);
 ";

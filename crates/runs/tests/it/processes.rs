@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tunebook_runs::Registry;
-use tunebook_tune::Callback as _;
+use tunebook_tune::{Adapters as _, Callback as _, Lora};
 
 use crate::common::*;
 
@@ -36,6 +36,9 @@ fn writer() {
     let template = template(&model);
     let mut ended = template.clone();
     ended.steps = (0..40).map(|at| template.steps[at % template.steps.len()].clone()).collect();
+    model.add_adapter("other", &Lora::default()).unwrap();
+    let other = registry.add_adapter(&model, "other").unwrap();
+    model.set_adapter("support").unwrap();
     let begun = Instant::now();
     let mut number = 0;
     while begun.elapsed().as_secs_f64() < secs {
@@ -54,11 +57,10 @@ fn writer() {
         println!("end {id}");
         registry.note(&id, "a note").unwrap();
         println!("note {id}");
-        let adapter = record.adapter().unwrap();
+        let adapter = [record.adapter().unwrap(), other.clone()][number % 2].clone();
         // Somebody else may be quicker, or it stands already.
-        if number % 2 == 0 && registry.promote_forced("support", &adapter, "drill").is_ok() {
-            println!("promoted {id}");
-        } else if registry.alias("support").unwrap().rollback().is_ok() {
+        let promoted = registry.promote_forced("support", &adapter, "drill").is_ok();
+        if promoted || registry.rollback("support").is_ok() {
             println!("promoted {id}");
         }
         let runs = registry.runs().unwrap();
