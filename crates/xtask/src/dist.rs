@@ -250,6 +250,60 @@ fn size(path: &Path) -> Result<u64> {
 mod tests {
     use super::*;
 
+    /// A folder with the installer and what it reads first.
+    fn bare_kit(name: &str, needs: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("kit")).unwrap();
+        std::fs::write(folder.join("kit/needs"), needs).unwrap();
+        std::fs::write(folder.join("kit/rustc.txt"), "rustc 0.0.0\nrelease: 0.0.0\n").unwrap();
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("kit");
+        std::fs::copy(scripts.join("install.sh"), folder.join("install.sh")).unwrap();
+        folder
+    }
+
+    fn refusal(folder: &Path) -> String {
+        let output = process::command("sh")
+            .arg(folder.join("install.sh"))
+            .env_remove("TUNEBOOK_RUST")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(std::fs::read_dir(folder.join("kit")).unwrap().count(), 2, "nothing is written");
+        assert!(!folder.join("target").exists());
+        std::fs::remove_dir_all(folder).unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    #[test]
+    fn the_installer_names_all_that_a_machine_lacks() {
+        let needs = format!(
+            "kit_arch={}\nkit_glibc=99.1\nkit_rust=0.0.0\nkit_pythons='9.9'\nkit_disk_mb=999999999\n",
+            std::env::consts::ARCH
+        );
+        let said = refusal(&bare_kit("lacks", &needs));
+        for part in [
+            "nothing has been installed yet",
+            "glibc 99.1 or newer: found 2.",
+            "MB are free in",
+            "Python, one of 9.9",
+            "rustup toolchain install 0.0.0 --profile minimal",
+            "Then run ./install.sh again.",
+        ] {
+            assert!(said.contains(part), "{part} is not in: {said}");
+        }
+    }
+
+    #[test]
+    fn the_installer_refuses_another_processor_at_once() {
+        let needs =
+            "kit_arch=s390x\nkit_glibc=2.1\nkit_rust=0.0.0\nkit_pythons=3.11\nkit_disk_mb=1\n";
+        let said = refusal(&bare_kit("processor", needs));
+        assert!(
+            said.starts_with("error: this kit is for Linux on s390x; this is Linux on "),
+            "{said}"
+        );
+    }
+
     #[test]
     fn the_name_has_processor_and_compiler() {
         let rust = Rust {

@@ -117,6 +117,13 @@ pub(super) fn add_project(kit: &Kit, root: &Path, template: &Path) -> Result<()>
         .ok_or_else(|| Error::Other(format!("{} is no stamp of the kernel", stamp.display())))?;
     for source in sources {
         kit.copy(&root.join(&source), &source)?;
+        // The times need not be equal here: the kernel, which has just looked, compares those.
+        if !same(&root.join(&source), &template.join(&source), &source)? {
+            return Err(Error::Other(format!(
+                "{} has changed while the kit was made; run the same command again",
+                source.display()
+            )));
+        }
     }
     let inside = Path::new("target/notebook/template");
     kit.write(&inside.join("warm.json"), &stamp)?;
@@ -127,6 +134,15 @@ pub(super) fn add_project(kit: &Kit, root: &Path, template: &Path) -> Result<()>
         kit.copy_folder(&template.join(folder), &inside.join(folder))?;
     }
     Ok(())
+}
+
+/// Whether a source file is as the template has it. Its manifest is another: it has other members.
+fn same(source: &Path, copy: &Path, name: &Path) -> Result<bool> {
+    if name == Path::new("Cargo.toml") {
+        return Ok(true);
+    }
+    let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
+    Ok(read(source)? == read(copy)?)
 }
 
 /// The source files of a stamp, and the stamp of a kit with them: times in whole seconds, and no

@@ -132,7 +132,7 @@ mod tests {
     fn whole_folders_become_places() {
         let text =
             opened().text("/work/kit/crates:/work/kitchen:/my/work/kit:/big/target/x /work/kit");
-        assert_eq!(text, "@KIT@/crates:/work/kitchen:/my@KIT@:@KIT@/x @KIT@");
+        assert_eq!(text, "@KIT@/crates:/work/kitchen:/my/work/kit:@KIT@/x @KIT@");
     }
 
     #[test]
