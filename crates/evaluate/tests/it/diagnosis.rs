@@ -1,5 +1,6 @@
-//! The diagnosis of seeded curves of every kind. Thresholds were set on seeds below 100; these are
-//! judged on others.
+//! The diagnosis of seeded curves of every kind, and of curves of real runs. Thresholds were set on
+//! seeds below 100; these are judged on others. The real ones lie in `tests/curves`, written by
+//! `examples/record_curves.rs`.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -87,6 +88,7 @@ fn curve(kind: usize, seed: u64) -> (Vec<StepRecord>, Vec<EvalRecord>) {
             grad_norm: 1.0,
             loss_scale: None,
             skipped: false,
+            kl: None,
             tokens: 100,
             label_tokens: 50,
             secs: 0.1,
@@ -110,6 +112,31 @@ fn curve(kind: usize, seed: u64) -> (Vec<StepRecord>, Vec<EvalRecord>) {
         })
         .collect();
     (records, evals)
+}
+
+/// A curve of a real run.
+#[derive(serde::Deserialize)]
+struct Recorded {
+    /// What its setting leads to.
+    kind: String,
+    /// The setting.
+    made: String,
+    train: Vec<(usize, f64)>,
+    validation: Vec<(usize, f64)>,
+}
+
+/// The recorded curves by the names of their files.
+fn recorded() -> Vec<(String, Recorded)> {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/curves");
+    let mut files: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    let read = |path: &std::path::PathBuf| {
+        let curve = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        (path.file_stem().unwrap().to_string_lossy().into_owned(), curve)
+    };
+    files.iter().map(read).collect()
 }
 
 fn number(finding: &Finding) -> usize {
@@ -156,6 +183,48 @@ fn curves_of_every_kind_are_told_apart() {
     }
 }
 
+/// Ten runs of which the setting leads to a kind: none is judged as another.
+#[test]
+fn curves_of_real_runs_are_told_apart() {
+    let curves = recorded();
+    assert_eq!(curves.len(), 10);
+    let mut table = vec![[0; 8]; KINDS.len()];
+    let mut wrong = Vec::new();
+    for (name, curve) in &curves {
+        let kind = KINDS.iter().position(|kind| *kind == curve.kind).unwrap();
+        let found = Diagnosis::of_losses(&curve.train, &curve.validation);
+        table[kind][number(&found.finding)] += 1;
+        if number(&found.finding) != kind {
+            wrong.push(format!("{name} ({}): {found}", curve.made));
+        }
+    }
+    println!("real runs: {} of {} wrong", wrong.len(), curves.len());
+    for (kind, row) in KINDS.iter().zip(&table) {
+        println!("{kind:>26} {row:?}");
+        assert!(row.iter().sum::<usize>() > 0, "no run of {kind}");
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// How often the finding changes while a run goes on, once there is one.
+fn changes(name: &str, train: &[(usize, f64)], validation: &[(usize, f64)]) -> usize {
+    let mut findings: Vec<usize> = Vec::new();
+    for n in 1..=validation.len() {
+        let seen = train.partition_point(|(step, _)| *step <= validation[n - 1].0);
+        let finding = Diagnosis::of_losses(&train[..seen], &validation[..n]).finding;
+        if !matches!(finding, Finding::TooFewEvaluations { .. })
+            && findings.last() != Some(&number(&finding))
+        {
+            findings.push(number(&finding));
+        }
+    }
+    let changes = findings.len().saturating_sub(1);
+    if changes > 2 && std::env::var_os("SHOW_WRONG").is_some() {
+        println!("{name}: {findings:?}");
+    }
+    changes
+}
+
 /// Told while a run goes on, the finding changes at most twice once there is one.
 #[test]
 fn the_finding_changes_twice_at_most() {
@@ -163,23 +232,13 @@ fn the_finding_changes_twice_at_most() {
     for (kind, name) in KINDS.iter().enumerate() {
         for seed in 100..140 {
             let (steps, evals) = curve(kind, seed);
-            let mut findings: Vec<usize> = Vec::new();
-            for n in 1..=evals.len() {
-                let until = evals[n - 1].step;
-                let steps = &steps[..until];
-                let finding = Diagnosis::of(steps, &evals[..n]).finding;
-                if !matches!(finding, Finding::TooFewEvaluations { .. })
-                    && findings.last() != Some(&number(&finding))
-                {
-                    findings.push(number(&finding));
-                }
-            }
-            let changes = findings.len().saturating_sub(1);
-            if changes > 2 && std::env::var_os("SHOW_WRONG").is_some() {
-                println!("{name} seed {seed}: {findings:?}");
-            }
-            most = most.max(changes);
+            let train: Vec<_> = steps.iter().map(|step| (step.step, step.loss)).collect();
+            let validation: Vec<_> = evals.iter().map(|eval| (eval.step, eval.loss)).collect();
+            most = most.max(changes(&format!("{name} seed {seed}"), &train, &validation));
         }
+    }
+    for (name, curve) in recorded() {
+        most = most.max(changes(&name, &curve.train, &curve.validation));
     }
     assert!(most <= 2, "{most} changes");
 }
