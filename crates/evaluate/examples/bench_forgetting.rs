@@ -23,10 +23,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::json;
 use tunebook_data::{Dataset, Split};
 use tunebook_evaluate::statistics::Bootstrap;
-use tunebook_evaluate::{
-    EvalExample, EvaluationArgs, ForgettingArgs, evaluate_with, forgetting_with,
-};
-use tunebook_models::{DType, Device, Message, Model, TokenizedText};
+use tunebook_evaluate::{EvalExample, EvaluationArgs, ForgettingArgs, evaluate_with};
+use tunebook_models::{DType, Device, GenerationConfig, Message, Model, TokenizedText};
 use tunebook_tune::{
     Adapters, EvalStrategy, Example, Full, FullTuning, Lora, LrScheduler, Trainer, TrainingArgs,
 };
@@ -93,6 +91,27 @@ fn options(words: &[String]) -> Result<Options> {
     Ok(options)
 }
 
+/// What a model has forgotten, row by row.
+struct Forgotten {
+    /// The change of each general text's mean loss a token.
+    changes: Vec<f64>,
+    /// KL to the base of each of its answers, a token.
+    kls: Vec<f64>,
+}
+
+impl Forgotten {
+    fn none(judge: &Judge) -> Self {
+        Self { changes: vec![0.0; judge.texts.len()], kls: vec![0.0; judge.answers.len()] }
+    }
+
+    fn add_part(&mut self, other: &Self, part: f64) {
+        let ours = self.changes.iter_mut().chain(&mut self.kls);
+        for (sum, found) in ours.zip(other.changes.iter().chain(&other.kls)) {
+            *sum += part * found;
+        }
+    }
+}
+
 /// What every model is judged by.
 struct Judge {
     base: Model,
@@ -101,6 +120,8 @@ struct Judge {
     texts: Vec<TokenizedText>,
     /// The base's losses of the texts.
     before: Vec<Vec<f64>>,
+    /// The base's answers to general prompts.
+    answers: Vec<TokenizedText>,
 }
 
 impl Judge {
@@ -114,32 +135,53 @@ impl Judge {
             ..Default::default()
         };
         let mut texts = Vec::new();
-        for text in ForgettingArgs::default().texts {
-            let ids = base.tokenizer().encode_with_special_tokens(&text)?;
+        let general = ForgettingArgs::default();
+        for text in &general.texts {
+            let ids = base.tokenizer().encode_with_special_tokens(text)?;
             texts.push(TokenizedText { loss_mask: vec![true; ids.len()], ids });
         }
         let before = losses(&base, &texts)?;
-        Ok(Self { base, questions, accuracy, texts, before })
+        let prompt =
+            |prompt: &String| base.chat_tokenizer().tokenize_prompt(&[Message::user(prompt)]);
+        let prompts = general.prompts.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
+        let greedy =
+            GenerationConfig { max_new_tokens: general.max_new_tokens, ..Default::default() };
+        let answers = base.generate_ids(&prompts, &greedy)?.into_iter().zip(prompts);
+        let answers = answers.map(|(answer, prompt)| TokenizedText {
+            loss_mask: (0..prompt.len() + answer.len()).map(|at| at >= prompt.len()).collect(),
+            ids: prompt.into_iter().chain(answer).collect(),
+        });
+        let answers = answers.collect();
+        Ok(Self { base, questions, accuracy, texts, before, answers })
     }
 
-    /// Prints what a model has learned and forgotten; the change of each text's mean loss a token.
-    fn judge(&self, model: &Model, mut line: serde_json::Value) -> Result<Vec<f64>> {
+    /// Prints what a model has learned and forgotten.
+    fn judge(&self, model: &Model, mut line: serde_json::Value) -> Result<Forgotten> {
+        let start = Instant::now();
         let judged = evaluate_with(model, &self.questions, &self.accuracy)?;
         let score = judged.score("accuracy").ok_or("no accuracy")?;
-        let forgotten = forgetting_with(model, &self.base, &ForgettingArgs::default())?;
+        // As `forgetting` has it, but with the base's side computed once.
         let after = losses(model, &self.texts)?;
-        let mean = |row: &[f64]| row[0] / row[1];
+        let mean = |sums: &[f64]| sums[0] / sums[1];
+        let forgotten = Bootstrap::default().paired(&self.before, &after, mean)?;
+        let found = model.divergences(&self.base, &self.answers)?;
+        let (kl, tokens, agreeing) = found.iter().fold((0.0, 0, 0), |all, found| {
+            (all.0 + found.sum, all.1 + found.tokens, all.2 + found.agreeing)
+        });
         let changes: Vec<f64> =
             self.before.iter().zip(&after).map(|(a, b)| mean(b) - mean(a)).collect();
         line["accuracy"] = json!(score.value);
         line["accuracy_interval"] = json!(score.interval.map(|i| [i.low, i.high]));
-        line["forgetting"] = json!(forgotten.forgetting);
-        line["forgetting_interval"] = json!(forgotten.interval.map(|i| [i.low, i.high]));
-        line["kl"] = json!(forgotten.drift.as_ref().map(|drift| drift.kl));
-        line["agreement"] = json!(forgotten.drift.as_ref().map(|drift| drift.agreement));
+        line["forgetting"] = json!(forgotten.difference);
+        line["forgetting_interval"] = json!([forgotten.interval.low, forgotten.interval.high]);
+        line["kl"] = json!(kl / tokens as f64);
+        line["agreement"] = json!(agreeing as f64 / tokens as f64);
+        line["judge_secs"] = json!(start.elapsed().as_secs_f64());
+        line["accuracy_secs"] = json!(judged.secs);
         line["changes"] = json!(changes);
         println!("{line}");
-        Ok(changes)
+        let kls = found.iter().map(|found| found.sum / found.tokens.max(1) as f64).collect();
+        Ok(Forgotten { changes, kls })
     }
 }
 
@@ -168,8 +210,20 @@ fn permutation(differences: &[f64]) -> f64 {
     f64::from(1 + as_large) / f64::from(1 + PERMUTATIONS)
 }
 
-/// The paired tests over the texts that `more` has forgotten more than `less`.
-fn compare(names: [&str; 2], seed: Option<u64>, less: &[f64], more: &[f64]) -> Result<()> {
+/// Paired tests, over the texts and over the base's answers, that `more` has forgotten more than
+/// `less`.
+fn compare(names: [&str; 2], seed: Option<u64>, less: &Forgotten, more: &Forgotten) -> Result<()> {
+    paired_test(names, seed, "loss of general texts", &less.changes, &more.changes)?;
+    paired_test(names, seed, "KL on the base's answers", &less.kls, &more.kls)
+}
+
+fn paired_test(
+    names: [&str; 2],
+    seed: Option<u64>,
+    by: &str,
+    less: &[f64],
+    more: &[f64],
+) -> Result<()> {
     let differences: Vec<f64> = less.iter().zip(more).map(|(a, b)| b - a).collect();
     let rows = |changes: &[f64]| changes.iter().map(|c| vec![*c, 1.0]).collect::<Vec<_>>();
     let paired = Bootstrap::default().paired(&rows(less), &rows(more), |sums| sums[0] / sums[1])?;
@@ -177,9 +231,10 @@ fn compare(names: [&str; 2], seed: Option<u64>, less: &[f64], more: &[f64]) -> R
         "{}",
         json!({
             "test": format!("{} forgets more than {}", names[1], names[0]),
+            "by": by,
             "seed": seed.map_or(json!("mean of all"), |seed| json!(seed)),
-            "texts": differences.len(),
-            "texts_with_more": differences.iter().filter(|difference| **difference > 0.0).count(),
+            "rows": differences.len(),
+            "rows_with_more": differences.iter().filter(|difference| **difference > 0.0).count(),
             "difference": paired.difference,
             "interval": [paired.interval.low, paired.interval.high],
             "p_permutation_one_sided": permutation(&differences),
@@ -260,14 +315,14 @@ fn run() -> Result<()> {
     judge.judge(&judge.base, json!({"strategy": "base"}))?;
     if options.order {
         let names = ["LoRA at 5e-5", "LoRA at 2e-4", "full fine-tuning at 2e-4"];
-        let mut sums: Vec<Vec<f64>> = vec![vec![0.0; judge.texts.len()]; names.len()];
+        let mut means: Vec<Forgotten> = names.iter().map(|_| Forgotten::none(&judge)).collect();
         for seed in 1..=options.seeds {
             let rows = split.train.sample(options.rows, seed)?;
-            let mut changes = Vec::new();
+            let mut forgotten = Vec::new();
             for (name, rate) in [(names[0], 5e-5), (names[1], 2e-4)] {
                 let (model, secs) = adapted("order", &training(rate, seed), &rows)?;
                 let line = json!({"part": "order", "seed": seed, "strategy": name, "secs": secs});
-                changes.push(judge.judge(&model, line)?);
+                forgotten.push(judge.judge(&model, line)?);
                 loaded.delete_adapter("order")?;
             }
             let model = load()?;
@@ -276,19 +331,17 @@ fn run() -> Result<()> {
             Trainer::new(&model, &training(2e-4, seed)).train(&examples(&rows, &labels))?;
             let secs = start.elapsed().as_secs_f64();
             let line = json!({"part": "order", "seed": seed, "strategy": names[2], "secs": secs});
-            changes.push(judge.judge(&model, line)?);
+            forgotten.push(judge.judge(&model, line)?);
             for pair in 0..2 {
                 let names = [names[pair], names[pair + 1]];
-                compare(names, Some(seed), &changes[pair], &changes[pair + 1])?;
+                compare(names, Some(seed), &forgotten[pair], &forgotten[pair + 1])?;
             }
-            for (sum, changes) in sums.iter_mut().zip(&changes) {
-                for (sum, change) in sum.iter_mut().zip(changes) {
-                    *sum += change / options.seeds as f64;
-                }
+            for (mean, found) in means.iter_mut().zip(&forgotten) {
+                mean.add_part(found, 1.0 / options.seeds as f64);
             }
         }
         for pair in 0..2 {
-            compare([names[pair], names[pair + 1]], None, &sums[pair], &sums[pair + 1])?;
+            compare([names[pair], names[pair + 1]], None, &means[pair], &means[pair + 1])?;
         }
     }
     if options.frontier {
