@@ -40,15 +40,15 @@ enum Line {
 
 /// Where an adapter comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The run that has trained it.
     #[serde(default)]
-    pub run: Option<String>,
+    pub(crate) run: Option<String>,
     /// The adapter that the run went on from.
     #[serde(default)]
-    pub parent: Option<String>,
+    pub(crate) parent: Option<String>,
     /// When it was saved, in seconds of Unix time.
-    pub at: f64,
+    pub(crate) at: f64,
 }
 
 /// What is known of an adapter.

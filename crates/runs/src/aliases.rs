@@ -49,7 +49,7 @@ impl PromotionKind {
 
 /// One generation of an alias.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Generation {
+pub struct AliasGeneration {
     /// Counted from 1.
     pub generation: u64,
     /// The adapter.
@@ -99,14 +99,14 @@ impl fmt::Display for ComparisonRecord {
     }
 }
 
-impl Generation {
+impl AliasGeneration {
     /// The generation that stands here, in its first form: of a rollback the one that it restores.
     fn first_form(&self) -> u64 {
         self.restores.unwrap_or(self.generation)
     }
 }
 
-impl fmt::Display for Generation {
+impl fmt::Display for AliasGeneration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "generation {}: adapter {}", self.generation, short(&self.adapter))?;
         match (self.kind, &self.comparison) {
@@ -124,7 +124,7 @@ impl fmt::Display for Generation {
 }
 
 /// The generations of an alias in order, and the length of its file.
-pub(crate) fn history(root: &Path, alias: &str) -> Result<(Vec<Generation>, u64)> {
+pub(crate) fn history(root: &Path, alias: &str) -> Result<(Vec<AliasGeneration>, u64)> {
     let bytes = disk::read(&path(root, alias))?.unwrap_or_default();
     let all = disk::lines(&bytes).0.filter_map(|line| serde_json::from_slice(line).ok());
     Ok((all.collect(), bytes.len() as u64))
@@ -140,7 +140,7 @@ fn path(root: &Path, alias: &str) -> PathBuf {
 pub struct Alias {
     registry: Registry,
     name: String,
-    history: Vec<Generation>,
+    history: Vec<AliasGeneration>,
 }
 
 impl Alias {
@@ -177,7 +177,7 @@ impl Alias {
     }
 
     /// All its generations, the first first.
-    pub fn history(&self) -> &[Generation] {
+    pub fn history(&self) -> &[AliasGeneration] {
         &self.history
     }
 
@@ -191,7 +191,7 @@ impl Alias {
     /// A comparison that shows no such thing or is of other models, an alias that somebody has changed
     /// meanwhile, an adapter whose files are gone, or files that cannot be written. The alias stays
     /// as it is then.
-    pub fn promote(&self, adapter: &str, comparison: &Comparison) -> Result<Generation> {
+    pub fn promote(&self, adapter: &str, comparison: &Comparison) -> Result<AliasGeneration> {
         let adapter = self.registry.resolve_adapter(adapter)?;
         self.check_better(&adapter, comparison)?;
         let comparison = ComparisonRecord {
@@ -201,11 +201,11 @@ impl Alias {
             other_fingerprint: comparison.other_fingerprint.clone(),
             scores: comparison.scores.clone(),
         };
-        self.change(Generation {
+        self.change(AliasGeneration {
             generation: self.generation() + 1,
             adapter,
             kind: PromotionKind::Promoted,
-            previous: self.history.last().map(Generation::first_form),
+            previous: self.history.last().map(AliasGeneration::first_form),
             restores: None,
             reason: None,
             comparison: Some(comparison),
@@ -217,17 +217,17 @@ impl Alias {
     ///
     /// # Errors
     /// No reason; else as [`Alias::promote`].
-    pub fn promote_forced(&self, adapter: &str, reason: &str) -> Result<Generation> {
+    pub fn promote_forced(&self, adapter: &str, reason: &str) -> Result<AliasGeneration> {
         let adapter = self.registry.resolve_adapter(adapter)?;
         if reason.trim().is_empty() {
             return Err(self.refuse(&adapter, "no reason is given".into(), "Say why"));
         }
         self.check_other(&adapter)?;
-        self.change(Generation {
+        self.change(AliasGeneration {
             generation: self.generation() + 1,
             adapter,
             kind: PromotionKind::Forced,
-            previous: self.history.last().map(Generation::first_form),
+            previous: self.history.last().map(AliasGeneration::first_form),
             restores: None,
             reason: Some(reason.to_owned()),
             comparison: None,
@@ -239,7 +239,7 @@ impl Alias {
     ///
     /// # Errors
     /// There is none before; else as [`Alias::promote`].
-    pub fn rollback(&self) -> Result<Generation> {
+    pub fn rollback(&self) -> Result<AliasGeneration> {
         let numbered = |number: u64| self.history.iter().find(|of| of.generation == number);
         let before = self
             .history
@@ -250,7 +250,7 @@ impl Alias {
             let (alias, generation) = (self.name.clone(), self.generation());
             return Err(Error::NothingBefore { alias, generation });
         };
-        self.change(Generation {
+        self.change(AliasGeneration {
             generation: self.generation() + 1,
             adapter: before.adapter.clone(),
             kind: PromotionKind::RolledBack,
@@ -314,7 +314,7 @@ impl Alias {
     }
 
     /// Adds a generation, if the alias is as it was, and switches what is served.
-    fn change(&self, next: Generation) -> Result<Generation> {
+    fn change(&self, next: AliasGeneration) -> Result<AliasGeneration> {
         let root = self.registry.root();
         let _store = adapters::lock(root)?;
         let (now, _) = history(root, &self.name)?;
@@ -329,6 +329,7 @@ impl Alias {
         disk::create_dir(&root.join(FOLDER))?;
         disk::add_line(&path(root, &self.name), &next)?;
         switch(root, &self.name, &next.adapter)?;
+        self.registry.follow();
         Ok(next)
     }
 }

@@ -143,7 +143,7 @@ pub(crate) fn collect(registry: &Registry, args: &GarbageArgs) -> Result<Garbage
     }
     if !args.dry_run {
         aliases::tidy_served(root)?;
-        registry.touch()?;
+        registry.follow();
     }
     let kept = known.adapters.keys().filter(|id| stays.contains(*id)).count();
     Ok(Garbage { items, kept, removed: !args.dry_run })

@@ -12,7 +12,7 @@ use tunebook_models::Model;
 use tunebook_tune::RunRecord;
 
 use crate::adapters::{self, Origin};
-use crate::aliases::{self, Alias, Generation};
+use crate::aliases::{self, Alias, AliasGeneration};
 use crate::compare::{self, RunComparison};
 use crate::disk;
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use crate::recorder::Recorder;
 use crate::summary::{self, LOG, NOTES, Said};
 use crate::table;
 use crate::touched::{self, Touched};
-use crate::verify::{self, Damage};
+use crate::verify::{self, DamagedFile};
 use crate::why::{self, Why};
 
 /// The folder of all runs.
@@ -209,7 +209,8 @@ impl Registry {
     fn say(&self, run: &str, line: &Said) -> Result<()> {
         let folder = self.run_folder(&self.resolve_run(run)?);
         disk::add_line(&folder.join(NOTES), line)?;
-        self.touch()
+        self.follow();
+        Ok(())
     }
 
     /// Adds an evaluation, and gives its id. It belongs to the adapter that has answered, by the
@@ -219,7 +220,7 @@ impl Registry {
     /// A file that cannot be written.
     pub fn add_evaluation(&self, evaluation: &Evaluation) -> Result<String> {
         let id = evaluations::add(self.root(), evaluation)?;
-        self.touch()?;
+        self.follow();
         Ok(id)
     }
 
@@ -231,7 +232,7 @@ impl Registry {
     pub fn add_adapter(&self, model: &Model, name: &str) -> Result<String> {
         let origin = Origin { run: None, parent: None, at: disk::now() };
         let id = adapters::save(self.root(), model, name, origin)?;
-        self.touch()?;
+        self.follow();
         Ok(id)
     }
 
@@ -280,29 +281,29 @@ impl Registry {
         alias: &str,
         adapter: &str,
         comparison: &Comparison,
-    ) -> Result<Generation> {
-        self.changed(self.alias(alias)?.promote(adapter, comparison)?)
+    ) -> Result<AliasGeneration> {
+        self.alias(alias)?.promote(adapter, comparison)
     }
 
     /// [`Alias::promote_forced`] of the alias as it is now.
     ///
     /// # Errors
     /// See there.
-    pub fn promote_forced(&self, alias: &str, adapter: &str, reason: &str) -> Result<Generation> {
-        self.changed(self.alias(alias)?.promote_forced(adapter, reason)?)
+    pub fn promote_forced(
+        &self,
+        alias: &str,
+        adapter: &str,
+        reason: &str,
+    ) -> Result<AliasGeneration> {
+        self.alias(alias)?.promote_forced(adapter, reason)
     }
 
     /// [`Alias::rollback`] of the alias as it is now.
     ///
     /// # Errors
     /// See there.
-    pub fn rollback(&self, alias: &str) -> Result<Generation> {
-        self.changed(self.alias(alias)?.rollback()?)
-    }
-
-    fn changed(&self, generation: Generation) -> Result<Generation> {
-        self.touch()?;
-        Ok(generation)
+    pub fn rollback(&self, alias: &str) -> Result<AliasGeneration> {
+        self.alias(alias)?.rollback()
     }
 
     /// The adapters that nothing refers to. They are removed only if the arguments say so.
@@ -318,7 +319,7 @@ impl Registry {
     ///
     /// # Errors
     /// Files that cannot be read.
-    pub fn verify(&self) -> Result<Vec<Damage>> {
+    pub fn verify(&self) -> Result<Vec<DamagedFile>> {
         verify::verify(self)
     }
 
@@ -338,7 +339,13 @@ impl Registry {
         self.index().dump()
     }
 
-    /// Brings the index up to date for those who read it with other programs.
+    /// Brings the index up to date after a change, for those who read it with other programs. The
+    /// change is made, whatever becomes of the index: the next question tells.
+    pub(crate) fn follow(&self) {
+        let _ = self.touch();
+    }
+
+    /// Brings the index up to date.
     pub(crate) fn touch(&self) -> Result<()> {
         self.index().ask(|_| Ok(()))
     }

@@ -108,7 +108,7 @@ struct Kind<'a> {
 
 /// A note on a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Note {
+pub struct RunNote {
     /// When, in seconds of Unix time.
     pub at: f64,
     /// The text.
@@ -147,7 +147,7 @@ pub(crate) struct Summary {
     /// The metric that the run is judged by.
     pub(crate) judged_by: String,
     pub(crate) tags: BTreeSet<String>,
-    pub(crate) notes: Vec<Note>,
+    pub(crate) notes: Vec<RunNote>,
     /// The whole `begin` line.
     pub(crate) begin: Option<Begin>,
     pub(crate) error: Option<String>,
@@ -279,7 +279,7 @@ impl Summary {
 
     fn notes_line(&mut self, line: &[u8]) {
         match serde_json::from_slice(line) {
-            Ok(Said::Note { text, at }) => self.notes.push(Note { at, text }),
+            Ok(Said::Note { text, at }) => self.notes.push(RunNote { at, text }),
             Ok(Said::Tag { tag }) => drop(self.tags.insert(tag)),
             Ok(Said::Untag { tag }) => drop(self.tags.remove(&tag)),
             Err(_) => self.damaged += 1,

@@ -14,21 +14,21 @@ use crate::summary::{LOG, MANIFEST, Summary};
 /// A file that is not as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Damage {
+pub struct DamagedFile {
     /// The file, from the registry's folder on.
     pub path: PathBuf,
     /// What was expected and what was found.
     pub problem: String,
 }
 
-impl fmt::Display for Damage {
+impl fmt::Display for DamagedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`: {}", self.path.display(), self.problem)
     }
 }
 
 /// See [`Registry::verify`].
-pub(crate) fn verify(registry: &Registry) -> Result<Vec<Damage>> {
+pub(crate) fn verify(registry: &Registry) -> Result<Vec<DamagedFile>> {
     let root = registry.root();
     let mut found = Vec::new();
     for id in disk::names(&root.join(RUNS))? {
@@ -37,19 +37,20 @@ pub(crate) fn verify(registry: &Registry) -> Result<Vec<Damage>> {
         let summary = Summary::read(&folder)?;
         if summary.damaged > 0 && !Summary::is_running(&folder) {
             let problem = format!("{} lines cannot be read", summary.damaged);
-            found.push(Damage { path: path.join(LOG), problem });
+            found.push(DamagedFile { path: path.join(LOG), problem });
         }
         if let Some(manifest) = disk::read(&folder.join(MANIFEST))? {
             let log = disk::read(&folder.join(LOG))?.unwrap_or_default();
             found.extend(
-                differing(&manifest, &log).map(|problem| Damage { path: path.join(LOG), problem }),
+                differing(&manifest, &log)
+                    .map(|problem| DamagedFile { path: path.join(LOG), problem }),
             );
         }
     }
     for id in disk::names(&root.join(adapters::FOLDER))? {
         let folder = adapters::folder(root, &id);
         if folder.is_dir() && adapters::content(&folder).ok().is_none_or(|found| found.0 != id) {
-            found.push(Damage {
+            found.push(DamagedFile {
                 path: PathBuf::from(adapters::FOLDER).join(&id),
                 problem: "holds other files than were saved: their hash is not its name".to_owned(),
             });

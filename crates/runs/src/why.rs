@@ -4,12 +4,12 @@
 use std::fmt;
 
 use crate::adapters::Kept;
-use crate::aliases::Generation;
+use crate::aliases::AliasGeneration;
 use crate::data::{DataRecord, short};
 use crate::error::Result;
 use crate::evaluations::EvaluationRecord;
 use crate::registry::{Registry, texts};
-use crate::summary::{Note, Summary};
+use crate::summary::{RunNote, Summary};
 
 /// Parents further back are not told.
 const DEEPEST: usize = 32;
@@ -42,11 +42,11 @@ pub struct WhyLink {
     /// Other runs that have trained the same adapter, number by number.
     pub same_of: Vec<String>,
     /// The notes on the run.
-    pub notes: Vec<Note>,
+    pub notes: Vec<RunNote>,
     /// The evaluations of the adapter's answers, in the order of time.
     pub evaluations: Vec<EvaluationRecord>,
     /// The generations that it was or is: the alias, the generation, whether it stands now.
-    pub promotions: Vec<(String, Generation, bool)>,
+    pub promotions: Vec<(String, AliasGeneration, bool)>,
 }
 
 /// Where an adapter comes from: the adapter, then its parent, and so on.

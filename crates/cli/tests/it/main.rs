@@ -296,3 +296,72 @@ fn wrong_arguments_are_said() {
         assert!(text.contains(says), "{arguments:?}: {text}");
     }
 }
+
+/// A registry with two runs, as files.
+fn registry() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let put = |path: String, text: &str| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let adapter = |digit: &str| digit.repeat(32);
+    for (run, name, rate) in [("aaaa00000001", "one", 0.1), ("bbbb00000002", "two", 0.2)] {
+        let begin = json!({
+            "kind": "begin", "format": 1, "run": run, "name": name, "started": 1.0,
+            "record": { "base_model": "tiny", "args": { "learning_rate": rate, "seed": 7 } },
+        });
+        let adapter = json!({ "kind": "adapter", "adapter": adapter(&run[..1]) });
+        put(format!("runs/{run}/log.jsonl"), &format!("{begin}\n{adapter}\n"));
+        let saved = json!({
+            "kind": "saved", "config": "LoRA r=4", "answering": [], "bytes": 0, "at": 1.0, "run": run,
+        });
+        put(
+            format!("adapters/{}.jsonl", &adapter["adapter"].as_str().unwrap()),
+            &saved.to_string(),
+        );
+    }
+    root
+}
+
+#[test]
+fn a_registry_is_looked_at() {
+    let root = registry();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
+        let output =
+            command.args(["registry", "--registry"]).arg(root.path()).args(arguments).output();
+        let output = output.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    for (arguments, words) in [
+        (&["rebuild"][..], &["2 runs"][..]),
+        (&["runs"], &["aaaa00000001", "one", "unfinished", "two"]),
+        (&["runs", "--all"], &["base_model", "tiny"]),
+        (
+            &["compare", "one", "bbbb"],
+            &["args.learning_rate", "0.1", "0.2", "2 settings are the same"],
+        ),
+        (&["why", "two"], &["bbbbbbbbbbbb", "run         bbbb00000002", "promotion   none"]),
+        (&["gc"], &["0 adapters", "dry run", "2 stay"]),
+        (&["verify"], &["as they were written"]),
+    ] {
+        let (code, told, error) = run(arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {error}");
+        assert!(words.iter().all(|word| told.contains(word)), "{arguments:?}: {told}");
+    }
+    let log = root.path().join("runs/bbbb00000002/log.jsonl");
+    let whole = std::fs::read_to_string(&log).unwrap();
+    std::fs::write(&log, &whole[..whole.len() - 2]).unwrap();
+    let (code, told, _) = run(&["verify"]);
+    assert!(code == Some(1) && told.contains("1 lines cannot be read"), "{told}");
+    let (code, _, error) = run(&["why", "three"]);
+    assert!(code == Some(1) && error.contains("no adapter `three`"), "{error}");
+    let (code, _, error) = run(&["rollback", "support"]);
+    assert!(code == Some(1) && error.contains("no generation before"), "{error}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
+    let output = command.args(["registry", "--registry", "/none", "runs"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!Path::new("/none").exists());
+}

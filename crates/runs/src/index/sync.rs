@@ -7,7 +7,7 @@ use std::path::Path;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use crate::adapters::{self, Kept};
-use crate::aliases::{self, Generation};
+use crate::aliases::{self, AliasGeneration};
 use crate::disk;
 use crate::error::Result;
 use crate::evaluations::{self, EvaluationRecord};
@@ -269,7 +269,7 @@ fn put_alias(
 ) -> std::result::Result<(), Failure> {
     let (history, file_bytes) = aliases::history(root, alias)?;
     for generation in &history {
-        let Generation { adapter, kind, previous, restores, reason, comparison, at, .. } =
+        let AliasGeneration { adapter, kind, previous, restores, reason, comparison, at, .. } =
             generation;
         let comparison = comparison
             .as_ref()

@@ -29,7 +29,7 @@ fn an_adapter_knows_its_whole_story() {
     assert_eq!(why.links.len(), 2);
     let (child, origin) = (&why.links[0], &why.links[1]);
     assert_eq!(child.parent.as_deref(), Some(parent.as_str()), "found by its answers");
-    assert_eq!(child.answering, [better.fingerprint.clone()]);
+    assert_eq!(child.answering, std::slice::from_ref(&better.fingerprint));
     assert_eq!((child.evaluations.len(), child.promotions.len()), (1, 0));
     assert_eq!((origin.run.as_deref(), origin.parent.as_deref()), (Some(first.as_str()), None));
     assert_eq!((origin.evaluations.len(), origin.promotions.len()), (0, 1));

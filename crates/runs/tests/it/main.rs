@@ -1,11 +1,13 @@
 //! The registry as a notebook, three processes, a killed one and a server use it.
 
-#![allow(clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
+// The helpers of tests are tests, and some say what they have measured.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod common;
 mod disks;
 mod index;
 mod lineage;
+mod page;
 mod processes;
 mod promotion;
 mod recording;

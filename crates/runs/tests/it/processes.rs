@@ -36,7 +36,7 @@ fn writer() {
     let template = template(&model);
     let mut ended = template.clone();
     ended.steps = (0..40).map(|at| template.steps[at % template.steps.len()].clone()).collect();
-    model.add_adapter("other", &Lora::default()).unwrap();
+    model.add_adapter("other", Lora::default()).unwrap();
     let other = registry.add_adapter(&model, "other").unwrap();
     model.set_adapter("support").unwrap();
     let begun = Instant::now();
