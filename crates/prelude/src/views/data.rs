@@ -1,7 +1,9 @@
 //! Data sets and what is said about them.
 
 use tunebook_charts::{Bar, Cell, Figure, Sample, Table, bar_chart, histogram};
-use tunebook_data::{Audit, CleanReport, Dataset, LengthSummary, OverlapKind, Profile, Splits};
+use tunebook_data::{
+    Audit, CleanReport, Dataset, LengthSummary, OverlapKind, Profile, Splits, WithoutOverlap,
+};
 use tunebook_progress::MimeBundle;
 
 use super::frame;
@@ -204,6 +206,22 @@ pub(super) fn audit(audit: &Audit) -> MimeBundle {
         html.push_str(&frame::table(&pairs).caption("The pairs").html());
     }
     MimeBundle::text(audit.to_string()).html(html)
+}
+
+pub(super) fn without_overlap(found: &WithoutOverlap) -> MimeBundle {
+    let text = found.to_string();
+    let mut table =
+        Table::new(["overlap", "rows kept out"]).caption(text.lines().next().unwrap_or_default());
+    for kind in OverlapKind::ALL {
+        table.row([Cell::from(kind.name()), found.count(kind).into()]);
+    }
+    let mut html = table.html();
+    let dropped = found.dropped();
+    if dropped.height() > 0 {
+        let shown = frame::table(&dropped.head(Some(ROWS)));
+        html.push_str(&shown.caption("Rows that were dropped (dropped())").html());
+    }
+    MimeBundle::text(text).html(html)
 }
 
 /// A figure's HTML form.

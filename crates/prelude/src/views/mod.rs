@@ -9,7 +9,7 @@ mod tensor;
 
 use polars::prelude::{DataFrame, Series};
 use tunebook_charts::{Figure, Table};
-use tunebook_data::{Audit, CleanReport, Dataset, Profile, Splits};
+use tunebook_data::{Audit, CleanReport, Dataset, Profile, Splits, WithoutOverlap};
 use tunebook_evaluate::{Comparison, Diagnosis, Evaluation, Extraction, Forgetting};
 use tunebook_models::{Model, Tensor};
 use tunebook_progress::MimeBundle;
@@ -33,6 +33,7 @@ without_lifetimes!(
     crate::Seen,
     Profile,
     Audit,
+    WithoutOverlap,
     Model,
     AdapterInfo,
     Vec<AdapterInfo>,
@@ -77,6 +78,8 @@ pub(crate) fn view(value: &Value<'_>) -> Option<MimeBundle> {
         Some(data::profile(profile))
     } else if let Some(audit) = value.as_ref::<Audit>() {
         Some(data::audit(audit))
+    } else if let Some(found) = value.as_ref::<WithoutOverlap>() {
+        Some(data::without_overlap(found))
     } else if let Some(model) = value.as_ref::<Model>() {
         Some(MimeBundle::text(format!("{model:?}")).html(model.summary().html()))
     } else if let Some(diagnosis) = value.as_ref::<Diagnosis>() {
@@ -145,6 +148,7 @@ mod tests {
             shown(&clean.dropped()),
             shown(&splits),
             shown(&audit),
+            shown(&dataset.without_overlap(&dataset).expect("searched")),
             shown(&dataset.profile()),
         ];
         for bundle in &bundles {
