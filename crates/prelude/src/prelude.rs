@@ -29,7 +29,7 @@ mod own {
         Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
         LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Pii, Profile, Quality,
         ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits, StepReport,
-        Streamed, Survivor, TrainingText, Turn, WorstRow, validate_openai_chat,
+        Streamed, Survivor, TrainingText, Turn, WithoutOverlap, WorstRow, validate_openai_chat,
     };
     pub use tunebook_evaluate::classes::{
         ClassAverage, ClassReport, ClassScores, Confusion, LabelIssue, Reliability, ReliabilityBin,
