@@ -48,7 +48,7 @@ impl PromotionKind {
 }
 
 /// One generation of an alias.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct AliasGeneration {
     /// Counted from 1.
     pub generation: u64,
@@ -123,6 +123,12 @@ impl fmt::Display for AliasGeneration {
     }
 }
 
+impl fmt::Debug for AliasGeneration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// The generations of an alias in order, and the length of its file.
 pub(crate) fn history(root: &Path, alias: &str) -> Result<(Vec<AliasGeneration>, u64)> {
     let bytes = disk::read(&path(root, alias))?.unwrap_or_default();
@@ -136,7 +142,7 @@ fn path(root: &Path, alias: &str) -> PathBuf {
 
 /// An alias as it was when it was looked at. A change is made only if it is still so (compare-and-swap):
 /// of two people who change one alias at once, the second is told.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Alias {
     registry: Registry,
     name: String,
@@ -340,6 +346,12 @@ impl fmt::Display for Alias {
             None => write!(f, "{}: nothing was promoted yet", self.name),
             Some(last) => write!(f, "{}, {last}", self.name),
         }
+    }
+}
+
+impl fmt::Debug for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -47,7 +47,7 @@ pub struct GarbageItem {
 }
 
 /// What [`Registry::gc`] has found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Garbage {
     /// The adapters that nothing refers to.
@@ -79,6 +79,12 @@ impl fmt::Display for Garbage {
         let count = self.items.iter().filter(|item| item.left.is_none()).count();
         let megabytes = self.bytes() as f64 / 1e6;
         write!(f, "{count} adapters, {megabytes:.1} MB, {verb}; {} stay", self.kept)
+    }
+}
+
+impl fmt::Debug for Garbage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -31,7 +31,7 @@ pub struct TouchedAdapter {
 }
 
 /// The answer to: which adapters saw this row?
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Touched {
     /// The adapters, those that were trained on the row first.
@@ -70,6 +70,12 @@ impl fmt::Display for Touched {
             write!(f, "\nnot known, as they do not name their rows: {}", list(&self.unknown))?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for Touched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -50,7 +50,7 @@ pub struct WhyLink {
 }
 
 /// Where an adapter comes from: the adapter, then its parent, and so on.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Why {
     /// The adapter that was asked for is the first.
@@ -173,6 +173,12 @@ impl fmt::Display for Why {
             link.fmt(f)?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
