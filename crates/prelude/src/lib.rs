@@ -25,6 +25,7 @@ pub use tunebook_data as data;
 pub use tunebook_evaluate as evaluation;
 pub use tunebook_models as models;
 pub use tunebook_progress as progress;
+pub use tunebook_runs as runs;
 pub use tunebook_serve as serve;
 pub use tunebook_tune as tune;
 

@@ -61,6 +61,11 @@ mod own {
         Display, MimeBundle, Progress, ProgressBar, Stop, clear, display, input, interrupt,
         password, progress, stream,
     };
+    pub use tunebook_runs::{
+        Alias, AliasGeneration, ComparisonRecord, DamagedFile, DataRecord, Error as RegistryError,
+        EvaluationRecord, Garbage, GarbageArgs, GarbageItem, PromotionKind, Recorder, Registry,
+        RunComparison, RunData, RunNote, SetRecord, Touched, TouchedAdapter, Why, WhyLink, row_id,
+    };
     pub use tunebook_serve::{
         Access, AccessLog, AdapterSource, AdapterStatus, ApiKey, Error as ServeError, EventLog,
         Limits, ModelStatus, Serve, Server, ServerConfig, ServerState, ServerStatus, Watch,
