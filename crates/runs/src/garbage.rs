@@ -133,7 +133,8 @@ pub(crate) fn collect(registry: &Registry, args: &GarbageArgs) -> Result<Garbage
     };
     let mut items = Vec::new();
     for (adapter, (_, bytes)) in &known.adapters {
-        if stays.contains(adapter) {
+        // Files that were never copied here are nobody's garbage.
+        if stays.contains(adapter) || !adapters::folder(root, adapter).is_dir() {
             continue;
         }
         let left = match args.dry_run {

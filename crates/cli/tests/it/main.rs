@@ -314,11 +314,11 @@ fn registry() -> tempfile::TempDir {
         let adapter = json!({ "kind": "adapter", "adapter": adapter(&run[..1]) });
         put(format!("runs/{run}/log.jsonl"), &format!("{begin}\n{adapter}\n"));
         let saved = json!({
-            "kind": "saved", "config": "LoRA r=4", "answering": [], "bytes": 0, "at": 1.0, "run": run,
+            "kind": "saved", "config": "LoRA r=4", "answering": [], "bytes": 0, "at": 9e9, "run": run,
         });
         put(
             format!("adapters/{}.jsonl", &adapter["adapter"].as_str().unwrap()),
-            &saved.to_string(),
+            &format!("{saved}\n"),
         );
     }
     root
