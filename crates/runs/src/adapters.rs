@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -148,6 +149,22 @@ fn base_of(folder: &Path) -> Result<Option<String>> {
     Ok(json["base"].as_str().map(str::to_owned))
 }
 
+/// Removes what processes have left half written that were killed, if nobody has touched it for so long.
+pub(crate) fn tidy(root: &Path, for_so_long: Duration) -> Result<()> {
+    let all = root.join(FOLDER);
+    let entries = fs::read_dir(&all).into_iter().flatten().flatten(); // there may be none yet
+    for path in entries.map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let ours = name.starts_with('.') && (name.ends_with(".tmp") || name.ends_with(".gone"));
+        let changed = fs::metadata(&path).and_then(|found| found.modified());
+        let old = changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > for_so_long));
+        if ours && old {
+            fs::remove_dir_all(&path).map_err(disk::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Held while adapters come and go and aliases change.
 pub(crate) fn lock(root: &Path) -> Result<disk::Lock> {
     disk::Lock::take(&root.join(".lock"))
@@ -200,4 +217,24 @@ pub(crate) fn remove(root: &Path, id: &str) -> Result<()> {
     fs::rename(&folder, &going).map_err(disk::io("remove", &folder))?;
     fs::remove_dir_all(&going).map_err(disk::io("remove", &going))?;
     disk::add_line(&record_path(root, id), &Line::Removed { at: disk::now() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_process_has_left_goes_when_it_is_old() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = |name: &str| root.path().join(FOLDER).join(name);
+        for name in [".0a1b.tmp", ".0a1b.gone", "0a1b", ".mine"] {
+            fs::create_dir_all(folder(name)).unwrap();
+        }
+        tidy(root.path(), Duration::from_secs(60)).unwrap();
+        assert!(folder(".0a1b.tmp").exists(), "somebody may be writing it");
+        std::thread::sleep(Duration::from_millis(20));
+        tidy(root.path(), Duration::from_millis(1)).unwrap();
+        assert!(!folder(".0a1b.tmp").exists() && !folder(".0a1b.gone").exists());
+        assert!(folder("0a1b").exists() && folder(".mine").exists());
+    }
 }

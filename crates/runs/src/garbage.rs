@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -15,6 +16,9 @@ use crate::summary::Summary;
 
 /// The tag of runs whose adapters stay.
 const KEEP: &str = "keep";
+
+/// A folder that was half written so long ago is a killed process's.
+const LEFT_OVER: Duration = Duration::from_secs(24 * 3600);
 
 /// The settings of [`Registry::gc`].
 #[derive(Debug, Clone, PartialEq)]
@@ -150,6 +154,7 @@ pub(crate) fn collect(registry: &Registry, args: &GarbageArgs) -> Result<Garbage
     }
     if !args.dry_run {
         aliases::tidy_served(root)?;
+        adapters::tidy(root, LEFT_OVER)?;
         registry.follow();
     }
     let kept = known.adapters.keys().filter(|id| stays.contains(*id)).count();

@@ -139,6 +139,8 @@ pub(crate) struct Summary {
     pub(crate) parent: Option<String>,
     pub(crate) adapter: Option<String>,
     pub(crate) data: Option<DataRecord>,
+    /// The training set's fingerprint, by the data or by the trainer.
+    pub(crate) dataset: Option<String>,
     pub(crate) total_steps: usize,
     pub(crate) steps: usize,
     pub(crate) loss: Option<f64>,
@@ -235,6 +237,9 @@ impl Summary {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         self.base_model = text(&record["base_model"]);
         self.base = text(&record["fingerprints"]["base"]);
+        let by_trainer = record["fingerprints"]["dataset"].as_str().map(str::to_owned);
+        let by_data = begin.data.as_ref().map(|data| data.train.fingerprint.clone());
+        self.dataset = by_data.or(by_trainer);
         self.strategy = match serde_json::from_value(record["strategy"].clone()) {
             Ok(Strategy::Adapter(config)) => config.to_string(),
             Ok(Strategy::Full(_)) => "full fine-tuning".to_owned(),

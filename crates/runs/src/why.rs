@@ -3,6 +3,9 @@
 
 use std::fmt;
 
+use serde_json::Value;
+use tunebook_data::Split;
+
 use crate::adapters::Kept;
 use crate::aliases::AliasGeneration;
 use crate::data::{DataRecord, short};
@@ -164,6 +167,18 @@ fn run_text(run: &Summary) -> String {
     text
 }
 
+/// The settings that a split has: `fraction 0.12, seed 42, group "customer"`.
+fn split_text(split: &Split) -> String {
+    let settings = serde_json::to_value(split).unwrap_or_default();
+    let set = |value: &&Value| !matches!(value, Value::Null | Value::Bool(false));
+    let fields = settings.as_object().into_iter().flatten();
+    let texts: Vec<String> = fields
+        .filter(|(_, value)| set(value) && value.as_f64() != Some(0.0))
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    texts.join(", ")
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, link) in self.links.iter().enumerate() {
@@ -209,7 +224,7 @@ impl fmt::Display for WhyLink {
                 lines.push(("cleaning", cleaning));
                 let split = match &data.train.split {
                     None => "none known".to_owned(),
-                    Some(split) => serde_json::to_string(split).unwrap_or_default(),
+                    Some(split) => split_text(split),
                 };
                 lines.push(("split", split));
             }

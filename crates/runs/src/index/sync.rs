@@ -151,7 +151,7 @@ fn put_run(
         run.base_model,
         run.base,
         run.strategy,
-        run.data.as_ref().map(|data| &data.train.fingerprint),
+        run.dataset,
         run.data.as_ref().map(|data| &data.rows),
         run.parent,
         run.adapter,

@@ -37,7 +37,7 @@ fn an_adapter_knows_its_whole_story() {
     for word in [
         "rows of",
         "strip_html",
-        "\"seed\":3",
+        "fraction 0.3, seed 3",
         "lora_tiny",
         "support v2",
         "which goes on from",
@@ -100,6 +100,8 @@ fn a_deletion_request_finds_all_who_saw_the_row() {
 #[test]
 fn only_what_nothing_refers_to_is_garbage() {
     let (_dir, registry) = registry();
+    let all = GarbageArgs { dry_run: false, min_age_secs: 0.0 };
+    assert!(registry.gc(&all).unwrap().items.is_empty(), "of nothing");
     let steps = |steps: usize| TrainingArgs { max_steps: Some(steps), ..args() };
     let (_, served, _) = run_with(&registry, "served", &steps(2));
     let (_, before, model) = run_with(&registry, "before", &steps(3));
