@@ -73,7 +73,8 @@ pub struct Diagnosis {
 
 impl Diagnosis {
     /// The diagnosis of these records, in the order of their steps. A finding holds when two
-    /// evaluations in a row show it, and a plateau until a loss falls again clearly.
+    /// evaluations in a row show it, and a plateau or overfitting until the validation loss is
+    /// clearly lower than it was then.
     pub fn of(steps: &[StepRecord], evals: &[EvalRecord]) -> Self {
         let train = steps.iter().filter(|step| !step.skipped).map(|step| (step.step, step.loss));
         let validation = evals.iter().map(|eval| (eval.step, eval.loss));
@@ -196,7 +197,7 @@ impl Curve<'_> {
     fn settled(&self) -> Finding {
         let now = self.finding();
         let evaluations = self.eval.len();
-        if evaluations <= FEWEST_EVALS || matches!(now, Finding::Divergence { .. }) {
+        if evaluations <= FEWEST_EVALS {
             return now;
         }
         let apart = evaluations.div_ceil(MOST_LOOKS);
@@ -208,12 +209,22 @@ impl Curve<'_> {
         let (mut settled, mut lowest) = findings[0];
         for pair in findings.windows(2) {
             let [(before, _), (finding, best)] = [pair[0], pair[1]];
-            // A plateau that a loss has hardly left goes on.
-            let goes_on = matches!(settled, Finding::Plateau { .. })
-                && finding == Finding::Learning
-                && best > (1.0 - 2.0 * SMALL) * lowest;
-            let is_plain =
-                matches!(finding, Finding::Overfitting { rise, .. } if rise > 4.0 * SMALL * best);
+            let goes_on = match (settled, finding) {
+                // A plateau that a loss has hardly left goes on.
+                (Finding::Plateau { .. }, Finding::Learning) => best > (1.0 - 4.0 * SMALL) * lowest,
+                // Whatever carried over once has done so.
+                (Finding::Overfitting { .. }, Finding::NothingCarriesOver) => true,
+                // Overfitting goes on without a loss that is lower than before.
+                (Finding::Overfitting { .. }, Finding::Learning | Finding::Plateau { .. }) => {
+                    best > (1.0 - SMALL) * lowest
+                }
+                _ => false,
+            };
+            let is_plain = match finding {
+                Finding::Overfitting { rise, .. } => rise > 4.0 * SMALL * best,
+                Finding::Divergence { .. } => true,
+                _ => false,
+            };
             if finding.is_like(&settled) {
                 settled = finding;
             } else if (is_plain || finding.is_like(&before)) && !goes_on {
@@ -262,15 +273,17 @@ impl Curve<'_> {
             .collect()
     }
 
-    /// The noise of the validation loss, by its third differences, which a parabola has not.
+    /// The noise of the validation loss, by its later third differences, which a parabola has not.
     fn noise(&self) -> f64 {
         let third =
             |four: &[(usize, f64)]| four[0].1 - 3.0 * four[1].1 + 3.0 * four[2].1 - four[3].1;
-        let mut bends: Vec<f64> = self.eval.windows(4).map(|four| third(four).abs()).collect();
+        let bends: Vec<f64> = self.eval.windows(4).map(|four| third(four).abs()).collect();
         // Of a few, all may be the curve's own.
         if bends.len() < 4 {
             return 0.0;
         }
+        // The later ones: while the loss falls fast, it is not smooth on the scale of evaluations.
+        let mut bends = bends[(bends.len() / 2).min(bends.len() - 4)..].to_vec();
         bends.sort_by(f64::total_cmp);
         // A quarter of a normal variable's values is smaller than 0.32 of its deviation, and a third
         // difference has twenty times the variance. The larger ones are the curve's own.
@@ -373,12 +386,15 @@ impl Curve<'_> {
     fn flat_since(&self, noise: f64) -> Option<usize> {
         let count = (self.eval.len() / 3).max(3);
         let from = self.eval.len().checked_sub(count + 1)?;
-        let (before, after) = (self.eval[from].1, &self.eval[from + 1..]);
-        let lowest = after.iter().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
+        let (before, losses) = (self.eval[from].1, &self.eval[from..]);
+        let half = losses.len() / 2;
+        let mean = |of: &[(usize, f64)]| of.iter().map(|(_, loss)| loss).sum::<f64>() / half as f64;
+        let fall = mean(&losses[..half]) - mean(&losses[losses.len() - half..]);
+        let error = noise * (2.0 / half as f64).sqrt();
         let train = self.train_in(self.eval[from].0, usize::MAX);
         let half = train.len() / 2;
         let (first, second) = (Mean::of(&train[..half])?, Mean::of(&train[half..])?);
-        let flat = before - lowest < (2.0 * noise).max(0.01 * before);
+        let flat = fall < error.max(0.01 * before);
         (flat && !first.is_above(&second, 0.03)).then_some(self.eval[from].0)
     }
 }
