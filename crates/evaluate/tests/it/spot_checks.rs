@@ -1,9 +1,12 @@
 //! Spot checks on planted cases: facts that nothing supports, among real answers.
 
+use std::time::Instant;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tunebook_evaluate::statistics::wilson;
 use tunebook_evaluate::{AnswerForm, PassageIndex, unsupported};
+use tunebook_models::{Device, GenerationConfig, Model};
 
 /// Prompts and answers of gsm8k, if `TUNEBOOK_DATA` has them.
 fn gsm8k() -> Option<Vec<(String, String)>> {
@@ -195,4 +198,37 @@ fn right_answers_raise_few_alarms() {
     }
     println!("{alarms} of 500 right answers have a fact that their prompt does not support");
     assert!(alarms <= 10, "{alarms} of 500");
+}
+
+/// The checks of 500 answers, in the time that generating them takes. An answer takes as long as one of
+/// forty of the small model that notebooks start with.
+#[test]
+#[ignore = "needs the base model; a minute"]
+fn checks_take_a_twentieth_of_generating_at_most() {
+    let Some(pairs) = gsm8k() else { return };
+    let Ok(model) = Model::load("SmolLM2-135M-Instruct", &Device::Cpu) else {
+        tunebook_testing::skip("no SmolLM2-135M-Instruct in the cache");
+        return;
+    };
+    let asked: Vec<String> = pairs[..40].iter().map(|(prompt, _)| prompt.clone()).collect();
+    let config = GenerationConfig { max_new_tokens: 96, ..Default::default() };
+    let start = Instant::now();
+    let generated = model.chat_batch(&asked, &config).unwrap();
+    let generating = start.elapsed().as_secs_f64() / asked.len() as f64 * 500.0;
+
+    let trained: Vec<&String> = pairs[500..].iter().map(|(_, answer)| answer).collect();
+    let start = Instant::now();
+    let (index, form) = (PassageIndex::new(&trained), AnswerForm::of(&trained));
+    let mut found = 0;
+    for (row, (prompt, reference)) in pairs[..500].iter().enumerate() {
+        let answer = &generated[row % generated.len()];
+        found += unsupported(answer, &[prompt, reference]).len() + form.issues(answer).len();
+        found += usize::from(index.longest_copy(answer, &[prompt]).is_some());
+    }
+    let checking = start.elapsed().as_secs_f64();
+    println!(
+        "500 answers: {generating:.1} s generated, {checking:.2} s checked ({:.2} %), {found} findings",
+        100.0 * checking / generating
+    );
+    assert!(found > 0 && checking < generating / 20.0, "{checking} of {generating} s");
 }
