@@ -1,6 +1,6 @@
 //! Notebooks in, crates out.
 
-#![allow(clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
+#![allow(clippy::panic, clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
 
 mod awkward;
 mod course;
