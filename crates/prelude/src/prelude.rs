@@ -17,11 +17,6 @@ pub use polars::prelude::*;
 mod others {
     pub use candle_core::{D, DType, Device, Module, Shape, Tensor, Var};
     pub use plotly::{self, Layout, Plot};
-    // Without the feature of their format polars does not hand these on (see the workspace's manifest).
-    pub use polars_io::prelude::{
-        CsvReadOptions, CsvReader, CsvWriter, JsonFormat, JsonReader, JsonWriter, ParquetReader,
-        ParquetWriter, SerReader, SerWriter,
-    };
     pub use {candle_core, candle_nn, candle_transformers, polars, serde_json, tokenizers};
 }
 
