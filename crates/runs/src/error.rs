@@ -29,7 +29,7 @@ pub enum Error {
         /// Its file.
         path: PathBuf,
         /// The cause.
-        source: rusqlite::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 
     /// A file of the registry says something that cannot be used.

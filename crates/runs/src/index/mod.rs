@@ -136,7 +136,7 @@ impl Index {
         open: &mut MutexGuard<'_, Option<Open>>,
         work: &dyn Fn(&mut Connection) -> std::result::Result<T, Failure>,
     ) -> Result<T> {
-        let sql = |source| Error::Index { path: self.path(), source };
+        let sql = |error: rusqlite::Error| Error::Index { path: self.path(), source: error.into() };
         let failed = match self.connect(open).and_then(|open| work(&mut open.connection)) {
             Ok(done) => return Ok(done),
             Err(Failure::Other(error)) => return Err(error),
