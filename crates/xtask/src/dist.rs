@@ -54,7 +54,7 @@ impl Dist {
         let setup = Setup::locate()?;
         setup.ensure()?;
         let start = Instant::now();
-        let rust = Rust::ask()?;
+        let rust = Rust::ask(&setup.root)?;
         let name = name(&rust, self.with_toolchain);
         let folder = setup.target.join("tunebook/dist");
         let kit = Kit::new(&folder.join(&name))?;
@@ -64,7 +64,7 @@ impl Dist {
         let records = self.records(&setup, &template)?;
         println!("kit: compiled crates, sources, notebooks, base model");
         files::add_project(&kit, &setup.root, &template)?;
-        files::add_artefacts(&kit, &template, &setup.triple, &records)?;
+        files::add_artefacts(&kit, &template, &setup.triple)?;
         self.add_records(&kit, &setup, &rust, &records)?;
         kit.link(&setup.kernel_binary(), Path::new("kit/bin/tunebook-kernel"))?;
         let model = setup.base_model_file();
@@ -105,24 +105,21 @@ impl Dist {
         Ok(())
     }
 
-    /// The recorded command lines of the template; a kernel writes one with its first cell.
+    /// The recorded command lines of the template. A kernel writes two with its first cell: evcxr
+    /// compiles a line of its own before the prelude is there.
     fn records(&self, setup: &Setup, template: &Path) -> Result<Vec<PathBuf>> {
         let folder = template.join("records");
-        let there = || files::with_ending(&folder, ".json");
-        if there()?.is_empty() {
-            process::run(
-                process::command(setup.python())
-                    .arg(setup.root.join("crates/xtask/kit/first_cell.py"))
-                    .args([&setup.root, &setup.target.join("tunebook/python")])
-                    .env("TUNEBOOK_CACHE", &setup.cache),
-                "running a first cell",
-            )?;
-        }
-        let records = there()?;
+        process::run(
+            process::command(setup.python())
+                .arg(setup.root.join("crates/xtask/kit/first_cell.py"))
+                .args([&setup.root, &setup.target.join("tunebook/python")])
+                .env("TUNEBOOK_CACHE", &setup.cache),
+            "running a first cell",
+        )?;
+        let records = files::with_ending(&folder, ".json")?;
         if records.is_empty() {
             return Err(Error::Other(format!(
-                "the kernel has kept no command line of the compiler in {}; run a notebook by \
-                 `cargo xtask run notebooks/00_start_here.ipynb`, then the same command again",
+                "the kernel has kept no command line of the compiler in {}",
                 folder.display()
             )));
         }
@@ -161,8 +158,12 @@ struct Rust {
 }
 
 impl Rust {
-    fn ask() -> Result<Self> {
-        let ask = |args: &[&str]| process::capture(process::command("rustc").args(args), "rustc");
+    /// The one that compiles in `folder`.
+    fn ask(folder: &Path) -> Result<Self> {
+        let ask = |args: &[&str]| {
+            let mut rustc = process::command("rustc");
+            process::capture(rustc.args(args).current_dir(folder), "rustc")
+        };
         Ok(Self { version: ask(&["-vV"])?, sysroot: ask(&["--print", "sysroot"])?.trim().into() })
     }
 
@@ -222,10 +223,11 @@ fn pack(kit: &Kit, name: &str, out: &Path) -> Result<PathBuf> {
     let archive = out.join(format!("{name}.tar.xz"));
     println!("kit: packing {} (minutes)", archive.display());
     let part = out.join(format!("{name}.part"));
+    // A tenth larger than `-6`, in a tenth of its time (docs/workshop.md).
     let mut tar = Command::new("tar");
     tar.args(["--create", "--format=gnu"])
         .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"])
-        .args(["--use-compress-program", "xz -6 -T0", "--file"])
+        .args(["--use-compress-program", "xz -1 -T0", "--file"])
         .arg(&part)
         .arg("--directory")
         .arg(kit.folder.parent().unwrap_or(&kit.folder))

@@ -171,15 +171,15 @@ pub(super) fn compile(real: &Path, args: &[OsString], kind: Kind) -> Result<Exit
             command
                 .args(&build)
                 .env("RUSTC_WRAPPER", std::env::current_exe()?)
-                .env(RECORD_VAR, serde_json::to_string(&(record_file.clone(), key))?);
+                .env(RECORD_VAR, serde_json::to_string(&(&record_file, &key))?);
             if kind == Kind::Check {
                 command.stdout(Stdio::null());
             }
             let status = command.status().context("cannot run cargo")?;
-            let recorded = read();
-            if let Some(recorded) = &recorded
-                && status.success()
-            {
+            let recorded = read().filter(|recorded| recorded.key == key);
+            // Also where the code does not compile, such as evcxr's first of each kernel: the
+            // compiler was called, so all that it links to is there.
+            if let Some(recorded) = &recorded {
                 shared::write(recorded, &dir)?;
             }
             match (kind, recorded) {

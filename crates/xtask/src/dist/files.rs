@@ -1,8 +1,8 @@
 //! The files of a kit.
 //!
 //! A cell is compiled by rustc alone, against `libtunebook.so`. Of a crate that is within that library
-//! rustc reads the metadata (`.rmeta`); its machine code (`.rlib`) and its sources it does not, nor
-//! what cargo keeps of builds. Crates with macros are libraries that rustc loads (`.so`).
+//! rustc reads the metadata (`.rmeta`), not its machine code (`.rlib`), its sources, or what cargo
+//! keeps of builds. Crates with macros are libraries that rustc loads (`.so`).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -117,8 +117,8 @@ pub(super) fn add_project(kit: &Kit, root: &Path, template: &Path) -> Result<()>
         .ok_or_else(|| Error::Other(format!("{} is no stamp of the kernel", stamp.display())))?;
     for source in sources {
         kit.copy(&root.join(&source), &source)?;
-        // The times need not be equal here: the kernel, which has just looked, compares those.
-        if !same(&root.join(&source), &template.join(&source), &source)? {
+        // Manifest and lock file are others in the template: it has other members.
+        if source.starts_with("crates") && !same(&root.join(&source), &template.join(&source))? {
             return Err(Error::Other(format!(
                 "{} has changed while the kit was made; run the same command again",
                 source.display()
@@ -136,13 +136,10 @@ pub(super) fn add_project(kit: &Kit, root: &Path, template: &Path) -> Result<()>
     Ok(())
 }
 
-/// Whether a source file is as the template has it. Its manifest is another: it has other members.
-fn same(source: &Path, copy: &Path, name: &Path) -> Result<bool> {
-    if name == Path::new("Cargo.toml") {
-        return Ok(true);
-    }
+/// Whether two files have the same content.
+fn same(one: &Path, other: &Path) -> Result<bool> {
     let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
-    Ok(read(source)? == read(copy)?)
+    Ok(read(one)? == read(other)?)
 }
 
 /// The source files of a stamp, and the stamp of a kit with them: times in whole seconds, and no
@@ -160,35 +157,33 @@ fn kit_stamp(text: &str) -> Option<(Vec<PathBuf>, String)> {
     Some((sources, stamp.to_string()))
 }
 
-/// The compiled crates that the recorded command lines read.
-pub(super) fn add_artefacts(
-    kit: &Kit,
-    template: &Path,
-    triple: &str,
-    records: &[PathBuf],
-) -> Result<()> {
-    let mut commands = String::new();
-    for record in records {
-        commands += &std::fs::read_to_string(record).map_err(Error::io("read", record))?;
-    }
+/// The compiled crates that rustc reads for a cell.
+pub(super) fn add_artefacts(kit: &Kit, template: &Path, triple: &str) -> Result<()> {
     let from = target(template);
     let to = Path::new("target/notebook/template/cell/target");
-    for folder in [format!("{triple}/debug/deps"), "debug/deps".to_owned()] {
-        for file in files_in(&from.join(&folder))? {
-            if is_read(&file.to_string_lossy(), &commands) {
-                let inside = Path::new(&folder).join(&file);
-                kit.link(&from.join(&inside), &to.join(&inside))?;
+    let of_cells = PathBuf::from(triple).join("debug/deps");
+    // What runs within the compiler: of that, only the libraries with macros.
+    let of_compiler = PathBuf::from("debug/deps");
+    for folder in [of_cells, of_compiler] {
+        let files = files_in(&from.join(&folder))?;
+        for file in &files {
+            let macros = file.extension().is_some_and(|extension| extension == "so");
+            if macros || (folder.starts_with(triple) && is_read(file, &files)) {
+                kit.link(&from.join(&folder).join(file), &to.join(&folder).join(file))?;
             }
         }
     }
     Ok(())
 }
 
-/// Whether rustc reads the artefact for a cell: by its kind, or because a command line names it.
-fn is_read(name: &str, commands: &str) -> bool {
-    name.ends_with(".rmeta")
-        || name.ends_with(".so")
-        || (name.ends_with(".rlib") && commands.contains(&format!("/{name}")))
+/// Whether rustc reads the artefact, among these, of a crate that is within the prelude's library:
+/// its metadata, which stand in the `.rlib` where cargo asks for no file of their own.
+fn is_read(file: &Path, among: &[PathBuf]) -> bool {
+    match file.extension().and_then(|extension| extension.to_str()) {
+        Some("rmeta") => true,
+        Some("rlib") => !among.contains(&file.with_extension("rmeta")),
+        _ => false,
+    }
 }
 
 /// What compiles cells: rustc, its libraries, the standard library and the linker. Cargo does not.
@@ -290,12 +285,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kit_has_what_rustc_reads_for_a_cell() {
-        let commands = r#"["--extern","tunebook=@KERNEL@/deps/libtunebook.rlib"]"#;
-        let read = ["libserde-0123.rmeta", "libtunebook.so", "libtunebook.rlib", "libderive-01.so"];
-        assert!(read.iter().all(|name| is_read(name, commands)));
-        let not = ["libserde-0123.rlib", "serde-0123.d", "libbook.rlib", "libllguidance-01.a"];
-        assert!(!not.iter().any(|name| is_read(name, commands)));
+    fn a_kit_has_each_crates_metadata_once() {
+        let files = ["liba-01.rlib", "liba-01.rmeta", "libb-02.rlib", "libb-02.a", "a-01.d"]
+            .map(PathBuf::from);
+        let read: Vec<_> = files.iter().filter(|file| is_read(file, &files)).collect();
+        assert_eq!(read, [Path::new("liba-01.rmeta"), Path::new("libb-02.rlib")]);
     }
 
     #[test]
