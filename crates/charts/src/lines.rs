@@ -273,7 +273,7 @@ impl PlotlyLines {
             }
             let (x, y) = coordinates(&line.points);
             if let (Some(&x), Some(&y)) = (x.last(), y.last()) {
-                ends.push((y, number(y), (x, color)));
+                ends.push((y, end_label(y), (x, color)));
             }
             let marks = line.marks || x.len() == 1;
             let trace = Scatter::new(x, y)
@@ -431,7 +431,7 @@ pub(crate) fn draw(
             placed.iter().for_each(|&(cx, cy)| canvas.circle(cx, cy, 3.5, palette::GROUND, color));
         }
         if let (Some(&(_, value)), Some(&(_, py))) = (points.last(), placed.last()) {
-            ends.push((py, number(value), color));
+            ends.push((py, end_label(value), color));
         }
         if let Some(((nx, ny), note)) = &line.note
             && nx.is_finite()
@@ -455,6 +455,14 @@ pub(crate) fn draw(
         let middle = ((area.left + area.right) / 2.0, (area.top + area.bottom) / 2.0);
         let (at, y) = middle;
         canvas.text(at, y, "no values yet", 13.0, palette::QUIET, Anchor::Middle, false);
+    }
+}
+
+/// The value at a line's end, short: `2.0e-4`, not `0.0002000`.
+fn end_label(value: f64) -> String {
+    match value.abs() {
+        magnitude if magnitude > 0.0 && magnitude < 0.01 => format!("{value:.1e}"),
+        _ => number(value),
     }
 }
 
