@@ -174,7 +174,7 @@ fn lowest(points: &[(f64, f64)]) -> Option<(f64, f64)> {
 fn gap(validation: &[(f64, f64)], gap: Option<f64>) -> Option<Gap> {
     let (&(x, to), gap) = (validation.last()?, gap?);
     let label = format!("gap {}", number(gap));
-    (to.is_finite() && gap.is_finite()).then(|| Gap { x, from: to - gap, to, label })
+    (to.is_finite() && gap.is_finite()).then_some(Gap { x, from: to - gap, to, label })
 }
 
 impl Line {

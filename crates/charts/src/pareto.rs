@@ -13,6 +13,9 @@ use crate::lines::rounded;
 use crate::palette;
 use crate::svg::{Anchor, Area, Canvas, SUBTITLE_CHARS, WIDTH, shortened, text_width, wrapped};
 
+/// The lower and the upper end of an interval.
+type Ends = Option<(f64, f64)>;
+
 /// A checkpoint or a strategy by two scores.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ParetoPoint {
@@ -313,7 +316,7 @@ impl ParetoChart {
                 members.iter().map(|at| rounded(get(&self.points[*at]))).collect()
             };
             let color = palette::series(usize::from(is_frontier));
-            let errors = |get: fn(&ParetoPoint) -> (f64, Option<(f64, f64)>)| {
+            let errors = |get: fn(&ParetoPoint) -> (f64, Ends)| {
                 let ends = |side: fn(f64, (f64, f64)) -> f64| -> Vec<f64> {
                     let end = |at: &usize| {
                         let (value, interval) = get(&self.points[*at]);
