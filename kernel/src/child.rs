@@ -87,19 +87,19 @@ fn run(socket: &std::path::Path, nonce: &str) -> Result<()> {
     while let Some(line) =
         questions::read_line(&mut *instructions).context("cannot read evcxr's instruction")?
     {
-        let mut words = line.split(' ');
-        let (Some("LOAD_AND_RUN"), Some(path), Some(function)) =
-            (words.next(), words.next(), words.next())
-        else {
-            // An answer for which no cell waits any more.
-            continue;
-        };
+        // Anything else is an answer for which no cell waits any more.
+        let Some((path, function)) = cell_to_run(&line) else { continue };
         FLAG.reset();
         writeln!(run, "{RUNS}").context("the kernel is gone")?;
         store = load_and_run(path, function, store)?;
         end_of_cell(nonce)?;
     }
     Ok(())
+}
+
+/// The library and the function of evcxr's instruction. The path may hold spaces.
+fn cell_to_run(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("LOAD_AND_RUN ")?.rsplit_once(' ')
 }
 
 /// Takes evcxr's pipe away from standard input, which is empty from then on: code of a cell that
@@ -168,4 +168,16 @@ fn end_of_cell(nonce: &str) -> Result<()> {
     // SAFETY: descriptor 1 is the server's socket; it is not closed by the drop.
     let mut out = ManuallyDrop::new(unsafe { File::from_raw_fd(1) });
     out.write_all(&Frame::End.encode(nonce)).context("the kernel is gone")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cells_path_may_hold_spaces() {
+        let cell = cell_to_run("LOAD_AND_RUN /my work/cell/libctx.so run_user_code_1");
+        assert_eq!(cell, Some(("/my work/cell/libctx.so", "run_user_code_1")));
+        assert_eq!(cell_to_run("an answer of the user"), None);
+    }
 }

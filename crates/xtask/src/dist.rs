@@ -80,10 +80,12 @@ impl Dist {
         for (from, to) in SCRIPTS {
             kit.copy(&setup.root.join("crates/xtask/kit").join(from), Path::new(to))?;
         }
-        kit.copy(
-            &setup.root.join("crates/xtask/python/execute_notebook.py"),
-            Path::new("kit/execute_notebook.py"),
-        )?;
+        for name in ["execute_notebook.py", "parameters.py"] {
+            kit.copy(
+                &setup.root.join("crates/xtask/python").join(name),
+                &Path::new("kit").join(name),
+            )?;
+        }
         kit.write(Path::new("kit/lab_settings.json"), setup::LAB_SETTINGS)?;
         kit.write(Path::new("kit/rustc.txt"), &rust.version)?;
         kit.write(Path::new("kit/needs"), &needs(&rust, glibc))?;
