@@ -172,6 +172,7 @@ if command -v flock >/dev/null 2>&1; then
         exit 1
     fi
 fi
+rm -rf kit/trial.* # of a run that was killed
 step() { echo "[$1/3] $2"; }
 failed() {
     echo "error: $1" >&2
