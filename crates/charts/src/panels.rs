@@ -48,7 +48,7 @@ pub struct Panel {
 ///     ..Panels::default()
 /// }
 /// .figure();
-/// assert!(figure.text().contains("learning rate: 0.00020 → 0"));
+/// assert!(figure.text().contains("learning rate: 0.0002000 → 0"));
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Panels {

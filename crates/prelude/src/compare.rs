@@ -31,7 +31,7 @@ pub fn side_by_side(columns: &[&str], texts: &[&[String]]) -> Table {
 ///
 /// ```no_run
 /// use tunebook::prelude::*;
-/// # fn f(model: Model, split: Splits) -> Result<(), TuneError> {
+/// # fn f(model: Model, split: Splits) -> Result<(), Box<dyn std::error::Error>> {
 /// let args = TrainingArgs { eval_strategy: EvalStrategy::Steps(10), ..Default::default() };
 /// let slow = Trainer::new(&model, &TrainingArgs { learning_rate: 5e-5, ..args.clone() });
 /// let fast = Trainer::new(&model, &TrainingArgs { learning_rate: 2e-4, ..args });
