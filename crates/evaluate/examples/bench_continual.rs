@@ -10,6 +10,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod banking77;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::process::ExitCode;
@@ -19,14 +21,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::json;
 use tunebook_data::{Dataset, Split};
-use tunebook_evaluate::{EvalExample, Evaluation, EvaluationArgs, evaluate_with};
-use tunebook_models::{DType, Device, Message, Model};
+use tunebook_evaluate::{EvalExample, Evaluation, evaluate_with};
+use tunebook_models::{DType, Device, Model};
 use tunebook_tune::{Adapters, EvalStrategy, Example, Lora, LrScheduler, Trainer, TrainingArgs};
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
-
-/// What stands before each message.
-const INSTRUCTION: &str = "Name the intent.";
 
 fn main() -> ExitCode {
     match run() {
@@ -64,19 +63,8 @@ fn options(words: &[String]) -> Result<Options> {
     Ok(options)
 }
 
-fn asked(text: &str) -> Vec<Message> {
-    vec![Message::system(INSTRUCTION), Message::user(text)]
-}
-
 fn examples(data: &Dataset) -> Vec<Example> {
-    data.rows()
-        .into_iter()
-        .map(|row| {
-            let mut turns = asked(&row.prompt);
-            turns.push(Message::assistant(row.completion));
-            Example::conversation(turns)
-        })
-        .collect()
+    data.rows().into_iter().map(|row| banking77::answered(&row.prompt, &row.completion)).collect()
 }
 
 /// The rows of some intents, of both sides of a split.
@@ -111,19 +99,12 @@ fn run() -> Result<()> {
     let labels: BTreeSet<String> = data.completions().into_iter().collect();
     let labels: Vec<String> = labels.into_iter().collect();
     let model = Model::load_as(file, Some(DType::BF16), &Device::Cpu)?;
-    let accuracy = EvaluationArgs {
-        metrics: Vec::new(),
-        labels: labels.clone(),
-        // The likeliest is asked for, not how likely the others are.
-        label_margin: 0.0,
-        output_dir: None,
-        ..Default::default()
-    };
+    let accuracy = banking77::accuracy(labels.clone());
     let judged = |model: &Model, held_out: &Dataset| -> Result<Evaluation> {
         let questions: Vec<EvalExample> = held_out
             .rows()
             .into_iter()
-            .map(|row| EvalExample::conversation(asked(&row.prompt), &row.completion))
+            .map(|row| banking77::question(&row.prompt, &row.completion))
             .collect();
         Ok(evaluate_with(model, &questions, &accuracy)?)
     };

@@ -13,6 +13,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod banking77;
+
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::process::ExitCode;
@@ -31,8 +33,6 @@ use tunebook_tune::{
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// What stands before each message.
-const INSTRUCTION: &str = "Name the intent.";
 /// Random signs of the permutation test.
 const PERMUTATIONS: u32 = 100_000;
 
@@ -126,14 +126,7 @@ struct Judge {
 
 impl Judge {
     fn new(base: Model, questions: Vec<EvalExample>, labels: &BTreeSet<String>) -> Result<Self> {
-        let accuracy = EvaluationArgs {
-            metrics: Vec::new(),
-            labels: labels.iter().cloned().collect(),
-            // The likeliest is asked for, not how likely the others are.
-            label_margin: 0.0,
-            output_dir: None,
-            ..Default::default()
-        };
+        let accuracy = banking77::accuracy(labels.iter().cloned());
         let mut texts = Vec::new();
         let general = ForgettingArgs::default();
         for text in &general.texts {
@@ -244,10 +237,6 @@ fn paired_test(
     Ok(())
 }
 
-fn asked(text: &str) -> Vec<Message> {
-    vec![Message::system(INSTRUCTION), Message::user(text)]
-}
-
 /// The rows for training: messages with their instruction, and general rows as they are.
 fn examples(data: &Dataset, labels: &BTreeSet<String>) -> Vec<Example> {
     data.rows()
@@ -256,9 +245,7 @@ fn examples(data: &Dataset, labels: &BTreeSet<String>) -> Vec<Example> {
             if !labels.contains(&row.completion) {
                 return Example::new(row.prompt, row.completion);
             }
-            let mut turns = asked(&row.prompt);
-            turns.push(Message::assistant(row.completion));
-            Example::conversation(turns)
+            banking77::answered(&row.prompt, &row.completion)
         })
         .collect()
 }
@@ -278,7 +265,7 @@ fn run() -> Result<()> {
         .sample(options.held_out, 0)?
         .rows()
         .into_iter()
-        .map(|row| EvalExample::conversation(asked(&row.prompt), &row.completion))
+        .map(|row| banking77::question(&row.prompt, &row.completion))
         .collect();
     let load = || Model::load_as(file, Some(DType::F32), &Device::Cpu);
     // Adapters come and go beside it; as the base it answers without any.

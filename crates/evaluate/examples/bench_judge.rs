@@ -11,6 +11,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod banking77;
+
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::process::ExitCode;
@@ -19,7 +21,7 @@ use std::time::Instant;
 use serde_json::json;
 use tunebook_data::{Dataset, Split};
 use tunebook_evaluate::{EvalExample, Evaluation, EvaluationArgs, evaluate_with, forgetting};
-use tunebook_models::{DType, Device, Message, Model};
+use tunebook_models::{DType, Device, Model};
 use tunebook_tune::{
     Adapters, EvalStrategy, Example, Full, FullTuning, Lora, LrScheduler, StepRecord, Trainer,
     TrainingArgs,
@@ -27,8 +29,6 @@ use tunebook_tune::{
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// What stands before each message. Short, since each row pays for it.
-const INSTRUCTION: &str = "Name the intent.";
 /// The share of the rows in the case that takes minutes: 1,500 of 10,003.
 const SLICE: f64 = 0.15;
 /// Rows that the untrained model is judged on at most, unless `before=` says otherwise. To it all labels are equally likely, so each
@@ -108,27 +108,13 @@ fn run() -> Result<()> {
     };
     let (train, held_out) = (pairs(&split.train), pairs(&split.validation));
     let labels: BTreeSet<&String> = train.iter().map(|(_, label)| label).collect();
-    let args = EvaluationArgs {
-        metrics: Vec::new(),
-        labels: labels.into_iter().cloned().collect(),
-        // The likeliest is asked for, not how likely the others are.
-        label_margin: 0.0,
-        output_dir: None,
-        ..Default::default()
-    };
-    let asked = |text: &str| vec![Message::system(INSTRUCTION), Message::user(text)];
+    let args = banking77::accuracy(labels.into_iter().cloned());
     let questions = |rows: &[(String, String)]| -> Vec<EvalExample> {
-        rows.iter().map(|(text, label)| EvalExample::conversation(asked(text), label)).collect()
+        rows.iter().map(|(text, label)| banking77::question(text, label)).collect()
     };
     let judged = questions(&held_out);
-    let mut examples: Vec<Example> = train
-        .iter()
-        .map(|(text, label)| {
-            let mut turns = asked(text);
-            turns.push(Message::assistant(label));
-            Example::conversation(turns)
-        })
-        .collect();
+    let mut examples: Vec<Example> =
+        train.iter().map(|(text, label)| banking77::answered(text, label)).collect();
     let file = model;
     // Full fine-tuning on a processor takes weights in f32.
     let dtype = if options.full_tuning { DType::F32 } else { DType::BF16 };
