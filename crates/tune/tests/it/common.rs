@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tunebook_models::{Device, Model, Tensor};
 use tunebook_tune::peft::{CONFIG_FILE, TENSORS_FILE};
-use tunebook_tune::{Adapters, Batch, Example, TokenizedExample};
+use tunebook_tune::{Adapters, Batch, Example, Lora, TokenizedExample};
 
 /// `tests/golden/…` of the repository.
 pub(crate) fn golden(path: &str) -> PathBuf {
@@ -91,4 +91,15 @@ pub(crate) fn copy_of_adapter(case: &str) -> tempfile::TempDir {
 /// Loads it as `a`; the error as a text.
 pub(crate) fn load_copy(model: &Model, dir: &Path) -> Result<(), String> {
     model.load_adapter(dir, "a").map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// A LoRA on all linear layers that has an effect from the start.
+pub(crate) fn random_lora() -> Lora {
+    Lora {
+        r: 3,
+        lora_alpha: 5.0,
+        target_modules: "all-linear".into(),
+        init_lora_weights: false,
+        ..Default::default()
+    }
 }

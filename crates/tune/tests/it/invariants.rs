@@ -13,16 +13,6 @@ use tunebook_tune::{
 
 use crate::common::*;
 
-fn lora() -> Lora {
-    Lora {
-        r: 3,
-        lora_alpha: 5.0,
-        target_modules: "all-linear".into(),
-        init_lora_weights: false,
-        ..Default::default()
-    }
-}
-
 fn pairs(count: usize) -> Vec<Example> {
     let words = ["red", "green", "a blue one", "7", "yes, and no", "é", "what?", "ok"];
     (0..count)
@@ -58,7 +48,7 @@ fn losses(run: &Run) -> Vec<f64> {
 fn a_new_adapter_changes_nothing() {
     let model = tiny();
     let before = logits(&model, &[1, 20, 30, 40, 50]);
-    model.add_adapter("new", &Lora { init_lora_weights: true, ..lora() }).unwrap();
+    model.add_adapter("new", &Lora { init_lora_weights: true, ..random_lora() }).unwrap();
     assert_eq!(logits(&model, &[1, 20, 30, 40, 50]), before);
 }
 
@@ -69,7 +59,7 @@ proptest! {
     fn merged_is_unmerged(r in 1usize..6, alpha in 0.5f64..20.0, use_rslora: bool, seed: u64, ids in prop::collection::vec(0u32..259, 1..20)) {
         let model = tiny();
         let base = logits(&model, &ids);
-        let config = Lora { r, lora_alpha: alpha, use_rslora, init_seed: seed, ..lora() };
+        let config = Lora { r, lora_alpha: alpha, use_rslora, init_seed: seed, ..random_lora() };
         model.add_adapter("a", &config).unwrap();
         let unmerged = logits(&model, &ids);
         model.merge_adapter("a").unwrap();
@@ -89,7 +79,7 @@ proptest! {
     #[test]
     fn padding_and_neighbours_change_neither_loss_nor_gradient(seed: u64, count in 2usize..5) {
         let model = tiny();
-        model.add_adapter("a", &Lora { init_seed: seed, ..lora() }).unwrap();
+        model.add_adapter("a", &Lora { init_seed: seed, ..random_lora() }).unwrap();
         let set = tokenized(&model, &pairs(count));
         let stepper = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
         let rows: Vec<_> = set.examples.iter().collect();
@@ -114,7 +104,7 @@ proptest! {
 fn micro_batches_are_one_large_batch() {
     let run = |batch_size, gradient_accumulation_steps| {
         let model = tiny();
-        model.add_adapter("a", lora()).unwrap();
+        model.add_adapter("a", random_lora()).unwrap();
         let args = TrainingArgs {
             epochs: 2,
             batch_size,
@@ -143,7 +133,7 @@ fn micro_batches_are_one_large_batch() {
 fn every_trainable_tensor_gets_a_gradient_and_no_frozen_one_changes() {
     let model = tiny();
     let before = base_weights(&model);
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let set = tokenized(&model, &pairs(4));
     let rows: Vec<_> = set.examples.iter().collect();
     let stepper = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
@@ -187,7 +177,7 @@ fn blocks_without_an_adapter_pass_gradients_on_or_need_none() {
             .collect::<std::collections::BTreeMap<_, _>>()
     };
     // B is zero, so that one block's adapter changes nothing for the other.
-    let config = Lora { init_lora_weights: true, ..lora() };
+    let config = Lora { init_lora_weights: true, ..random_lora() };
     let both = gradients(&config);
     for block in [0, 1] {
         let one = gradients(&Lora { layers_to_transform: Some(vec![block]), ..config.clone() });
@@ -201,7 +191,7 @@ fn blocks_without_an_adapter_pass_gradients_on_or_need_none() {
 #[test]
 fn a_new_adapter_starts_as_pefts_does() {
     let model = tiny();
-    model.add_adapter("a", &Lora { r: 16, init_lora_weights: true, ..lora() }).unwrap();
+    model.add_adapter("a", &Lora { r: 16, init_lora_weights: true, ..random_lora() }).unwrap();
     let stepper = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
     let mut seen = Vec::new();
     for parameter in stepper.parameters().iter() {
@@ -229,7 +219,7 @@ fn a_new_adapter_starts_as_pefts_does() {
 fn one_seed_is_one_run() {
     let run = |seed, gradient_checkpointing| {
         let model = tiny();
-        model.add_adapter("a", &Lora { lora_dropout: 0.2, ..lora() }).unwrap();
+        model.add_adapter("a", &Lora { lora_dropout: 0.2, ..random_lora() }).unwrap();
         let args = TrainingArgs {
             seed,
             gradient_checkpointing,
@@ -249,7 +239,7 @@ fn one_seed_is_one_run() {
 #[test]
 fn dropout_is_for_training_only() {
     let model = tiny();
-    model.add_adapter("a", &Lora { lora_dropout: 0.5, ..lora() }).unwrap();
+    model.add_adapter("a", &Lora { lora_dropout: 0.5, ..random_lora() }).unwrap();
     let loss = |trainer: &Trainer| trainer.evaluate(&pairs(4)).unwrap().loss;
     let trainer = Trainer::new(&model, &TrainingArgs::default());
     let before = (loss(&trainer), logits(&model, &[1, 2, 3]));
@@ -265,7 +255,7 @@ fn dropout_is_for_training_only() {
 #[test]
 fn inference_builds_no_graph() {
     let model = tiny();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
     assert!(!model.forward(&ids).unwrap().track_op());
     Trainer::new(&model, &TrainingArgs { max_steps: Some(1), ..Default::default() })
@@ -297,7 +287,7 @@ fn stopped_and_resumed_is_never_stopped() {
     };
     let model = || {
         let model = tiny();
-        model.add_adapter("a", &Lora { lora_dropout: 0.1, ..lora() }).unwrap();
+        model.add_adapter("a", &Lora { lora_dropout: 0.1, ..random_lora() }).unwrap();
         model
     };
     let (train, validation) = (pairs(13), pairs(3));
@@ -333,7 +323,7 @@ fn stopped_and_resumed_is_never_stopped() {
 fn a_run_goes_on_only_as_itself() {
     let args = TrainingArgs::default();
     let model = tiny();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let stopped = Trainer::new(&model, &args).with_callback(StopAfter(1)).train(&pairs(9)).unwrap();
     interrupt::reset();
     let resume = |args: TrainingArgs, rows| {
@@ -342,7 +332,7 @@ fn a_run_goes_on_only_as_itself() {
     let error = resume(TrainingArgs { learning_rate: 1e-3, seed: 1, ..args.clone() }, 9);
     assert!(error.contains("learning_rate, seed"), "{error}");
     assert!(resume(args.clone(), 8).contains("training set"));
-    model.add_adapter("b", lora()).unwrap();
+    model.add_adapter("b", random_lora()).unwrap();
     assert!(resume(args, 9).contains("`a`, and `b` is active"));
 }
 
@@ -375,7 +365,7 @@ impl Callback for Seen {
 #[test]
 fn records_come_in_order() {
     let model = tiny();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let seen = |args: TrainingArgs| {
         let seen = Seen::default();
         Trainer::new(&model, &args)
@@ -407,7 +397,7 @@ fn records_come_in_order() {
 #[test]
 fn evaluation_is_the_mean_over_label_tokens_whatever_the_batches() {
     let model = tiny();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let loss = |eval_batch_size| {
         let args = TrainingArgs { eval_batch_size, ..Default::default() };
         let record = Trainer::new(&model, &args).evaluate(&pairs(7)).unwrap();
@@ -423,7 +413,7 @@ fn evaluation_is_the_mean_over_label_tokens_whatever_the_batches() {
 #[test]
 fn training_learns() {
     let model = tiny();
-    model.add_adapter("a", &Lora { r: 8, init_lora_weights: true, ..lora() }).unwrap();
+    model.add_adapter("a", &Lora { r: 8, init_lora_weights: true, ..random_lora() }).unwrap();
     let args = TrainingArgs { epochs: 30, learning_rate: 2e-2, ..Default::default() };
     let run = Trainer::new(&model, &args).train((&pairs(8), &pairs(8))).unwrap();
     let (first, last) = (run.steps[0].loss, run.recent_loss(2).unwrap());
@@ -435,7 +425,7 @@ fn training_learns() {
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_names_the_rows() {
     let model = tiny();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let before = tensors(&model);
     let parameters = Stepper::new(&model, &TrainingArgs::default(), 1).unwrap();
     let poisoned = parameters.parameters().iter().next().unwrap().var.clone();
@@ -457,7 +447,7 @@ fn what_cannot_be_trained_is_refused() {
     };
     let args = TrainingArgs::default();
     assert!(fit(&args, &pairs(2)).contains("add_adapter"));
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     assert!(fit(&args, &[]).contains("training set is empty"));
     assert!(
         fit(&TrainingArgs { epochs: 0, ..args.clone() }, &pairs(2))
@@ -489,7 +479,7 @@ fn what_was_due_when_stopped_is_done_on_resuming() {
     let args =
         TrainingArgs { batch_size: 2, eval_strategy: EvalStrategy::Steps(2), ..Default::default() };
     let model = tiny();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let trainer = || Trainer::new(&model, &args);
     let stopped = trainer().with_callback(StopAfter(2)).train((&pairs(4), &pairs(2))).unwrap();
     interrupt::reset();
@@ -510,7 +500,7 @@ fn early_stopping_stops_and_the_best_weights_come_back() {
         ..Default::default()
     };
     let model = tiny();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let trainer = Trainer::new(&model, &args);
     let (train, validation) = (pairs(4), &pairs(16)[8..]);
     let run = trainer.train((&train, validation)).unwrap();
@@ -538,7 +528,7 @@ fn a_log_holds_every_record() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("logs/run.jsonl");
     let model = tiny();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     let log = tunebook_tune::RunLog::append(&path).unwrap();
     let args = TrainingArgs { epochs: 1, ..Default::default() };
     let run = Trainer::new(&model, &args).with_callback(log).train((&pairs(8), &pairs(2))).unwrap();

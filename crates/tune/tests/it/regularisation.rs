@@ -16,16 +16,6 @@ fn rows(count: usize) -> Vec<Example> {
     (0..count).map(|i| Example::new(format!("{i}"), format!("{} {}", i * 7 % 11, i * 3))).collect()
 }
 
-fn lora() -> Lora {
-    Lora {
-        r: 3,
-        lora_alpha: 5.0,
-        target_modules: "all-linear".into(),
-        init_lora_weights: false,
-        ..Default::default()
-    }
-}
-
 fn with_adapter(config: impl Into<AdapterConfig>) -> Model {
     let model = tiny();
     let config: AdapterConfig = config.into();
@@ -127,9 +117,9 @@ fn check_gradient(model: &Model, base: &Model, what: &str) {
 #[test]
 fn the_penalty_s_gradient_is_the_slope_of_the_divergence() {
     // DoRA is none of them: its norms count as constants, so its gradients are no slopes.
-    let with_norms = Lora { modules_to_save: vec!["norm".to_owned()], ..lora() };
+    let with_norms = Lora { modules_to_save: vec!["norm".to_owned()], ..random_lora() };
     for (what, config) in [
-        ("lora", AdapterConfig::from(lora())),
+        ("lora", AdapterConfig::from(random_lora())),
         ("lora and norms", with_norms.into()),
         ("prompt tuning", PromptTuning { num_virtual_tokens: 3, ..Default::default() }.into()),
         ("prefix tuning", PrefixTuning { num_virtual_tokens: 3, ..Default::default() }.into()),
@@ -149,13 +139,13 @@ fn of_full_fine_tuning_the_base_is_the_model_as_it_was() {
 #[test]
 fn a_quantised_base_is_compared_with_as_it_answers() {
     let model = Model::load_quantized(tiny_path(), Quantization::Nf4, &Device::Cpu).unwrap();
-    model.add_adapter("a", lora()).unwrap();
+    model.add_adapter("a", random_lora()).unwrap();
     check_gradient(&model, &model.base(), "nf4");
 }
 
 #[test]
 fn however_rows_are_put_together_the_gradient_is_the_same() {
-    let model = with_adapter(lora());
+    let model = with_adapter(random_lora());
     let examples = tokenized(&model, 6);
     let gradients = |args: TrainingArgs, batches: &[Batch]| {
         let (loss, gradients) = Stepper::new(&model, &args, 1).unwrap().gradients(batches).unwrap();
@@ -185,7 +175,7 @@ fn however_rows_are_put_together_the_gradient_is_the_same() {
 fn bf16_and_f16_come_close_to_f32() {
     let of = |dtype: DType, fp16: bool| {
         let model = Model::load_as(tiny_path(), Some(dtype), &Device::Cpu).unwrap();
-        model.add_adapter("a", lora()).unwrap();
+        model.add_adapter("a", random_lora()).unwrap();
         // At a scale at which nothing overflows.
         let args = TrainingArgs { fp16, fp16_init_scale: 64.0, ..penalised(3.0) };
         let mut stepper = Stepper::new(&model, &args, 1).unwrap();
@@ -213,7 +203,7 @@ fn course(run: &Run) -> Vec<(u64, u64, Option<u64>)> {
 #[test]
 fn a_penalised_adapter_stays_nearer_to_the_base() {
     let run = |kl_coef: f64| {
-        let model = with_adapter(Lora { init_lora_weights: true, ..lora() });
+        let model = with_adapter(Lora { init_lora_weights: true, ..random_lora() });
         let args = TrainingArgs {
             max_steps: Some(30),
             learning_rate: 1e-2,
@@ -239,7 +229,7 @@ fn a_penalised_adapter_stays_nearer_to_the_base() {
 #[test]
 fn l2_sp_draws_each_tensor_towards_its_first_value_beside_adams_step() {
     let three_steps = |l2_sp: f64| {
-        let model = with_adapter(lora());
+        let model = with_adapter(random_lora());
         let args = TrainingArgs {
             l2_sp,
             learning_rate: 1e-2,
@@ -291,7 +281,7 @@ fn saved(dir: &Path) -> TrainingArgs {
 fn a_run_that_goes_on_is_drawn_to_where_it_began() {
     for full in [false, true] {
         let model = || match full {
-            false => with_adapter(lora()),
+            false => with_adapter(random_lora()),
             true => {
                 let model = tiny();
                 model.unfreeze(&Full::default()).unwrap();
@@ -323,7 +313,7 @@ fn the_table_before_a_run_counts_the_copy_and_the_compared_logits() {
         let numbers = found.trainable_parameters as u64;
         (found.optimizer_bytes / numbers, found.logits_bytes)
     };
-    let (adapter, full) = (with_adapter(lora()), tiny());
+    let (adapter, full) = (with_adapter(random_lora()), tiny());
     full.unfreeze(&Full::default()).unwrap();
     let drawn = TrainingArgs { l2_sp: 1.0, ..Default::default() };
     let plain = summary(&adapter, &penalised(0.0));
