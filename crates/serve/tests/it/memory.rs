@@ -75,8 +75,8 @@ fn rss_mb() -> f64 {
 }
 
 /// Swaps adapters 350 times, by turns over HTTP, from a folder and from memory, with answers in
-/// between. Resident memory after the first 50 swaps, and after each 50 more.
-fn swapped(model: Model) -> Vec<f64> {
+/// between. Resident memory after the first 50 swaps, and after each 50 more, and an adapter's size.
+fn swapped(model: Model) -> (Vec<f64>, f64) {
     let root = tempfile::tempdir().unwrap();
     for name in ["one", "two"] {
         let lora = Lora {
@@ -118,27 +118,33 @@ fn swapped(model: Model) -> Vec<f64> {
             rss.push(rss_mb());
         }
     }
-    eprintln!("resident after each 50 swaps: {rss:.1?} MB");
-    rss
+    let adapter_mb = service.server.adapters()[0].size_bytes as f64 / 1024.0 / 1024.0;
+    eprintln!("resident after each 50 swaps: {rss:.1?} MB, an adapter: {adapter_mb:.1} MB");
+    (rss, adapter_mb)
 }
 
-fn assert_flat(rss: &[f64]) {
+/// An allocator may keep what was given back once, for instance in a second thread's arena: a step of
+/// an adapter's size. Whatever leaks one adapter in 200 swaps is over this limit.
+fn assert_flat(rss: &[f64], adapter_mb: f64) {
+    let limit = f64::max(0.02 * rss[0], 1.5 * adapter_mb);
     for now in &rss[1..] {
-        let change = now / rss[0] - 1.0;
-        assert!(change < 0.02, "{:.1} % more than after 50 swaps: {rss:.1?} MB", change * 100.0);
+        let more = now - rss[0];
+        assert!(more < limit, "{more:.1} MB more than after 50 swaps, limit {limit:.1}: {rss:.1?}");
     }
 }
 
 #[test]
 fn memory_is_flat_over_300_swaps() {
     let folder = tempfile::tempdir().unwrap();
-    assert_flat(&swapped(random_model(folder.path())));
+    let (rss, adapter_mb) = swapped(random_model(folder.path()));
+    assert_flat(&rss, adapter_mb);
 }
 
 #[test]
 #[ignore = "takes minutes; part of `cargo xtask test --long`"]
 fn memory_of_smollm_is_flat_over_300_swaps() {
-    assert_flat(&swapped(Model::load(DEFAULT_MODEL, &Device::Cpu).unwrap()));
+    let (rss, adapter_mb) = swapped(Model::load(DEFAULT_MODEL, &Device::Cpu).unwrap());
+    assert_flat(&rss, adapter_mb);
 }
 
 #[test]
