@@ -32,6 +32,7 @@ pub use adapters::{Active, AdapterInfo, Adapters, BASE};
 pub use batch::example_sets::{
     ExampleSets, IntoSets, Judge, Measure, Measured, Observer, OneSet, TwoSets,
 };
+pub use batch::run_rows::RunRows;
 pub use batch::tokenize::tokenize_example;
 pub use batch::{Batch, Example, TokenizedExample, TokenizedSet};
 pub use cost::summary::TrainingSummary;
@@ -52,4 +53,5 @@ pub use train::parameter::{Gradients, Parameter, Parameters, Part, clip_coeffici
 pub use train::run::Run;
 pub use train::schedule::{LrScheduler, Schedule};
 pub use train::step::{StepOutcome, Stepper};
+pub use train::trained::moved_before;
 pub use train::trainer::{MeasureResult, Trainer};

@@ -8,6 +8,7 @@
 pub(crate) mod collate;
 pub(crate) mod example_sets;
 pub(crate) mod packing;
+pub(crate) mod run_rows;
 pub(crate) mod tokenize;
 
 use candle_core::{Device, Tensor};

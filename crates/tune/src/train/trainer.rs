@@ -27,6 +27,7 @@ use crate::adapters::registry;
 use crate::batch::collate::{self, Sets};
 use crate::batch::example_sets::{ExampleSets, IntoSets, Measure, Measured};
 use crate::batch::packing::Rows;
+use crate::batch::run_rows::RunRows;
 use crate::batch::tokenize;
 use crate::batch::{Example, TokenizedSet};
 use crate::cost::memory;
@@ -245,6 +246,16 @@ impl Trainer {
     pub fn summary<Kind>(&self, sets: impl IntoSets<Kind>) -> Result<TrainingSummary> {
         self.args.validate()?;
         summary::count(&self.model, &self.args, &self.sets(&sets.into_sets())?)
+    }
+
+    /// The rows of [`Trainer::train`] on these sets, step by step, without taking one: for an engine
+    /// that is to take the same steps.
+    ///
+    /// # Errors
+    /// As [`Trainer::summary`].
+    pub fn rows<Kind>(&self, sets: impl IntoSets<Kind>) -> Result<RunRows> {
+        self.args.validate()?;
+        RunRows::new(&self.model, &self.args, self.sets(&sets.into_sets())?)
     }
 
     /// A short run whose learning rate rises from step to step, to see where the loss falls and
