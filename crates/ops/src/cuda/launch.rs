@@ -19,7 +19,8 @@ use half::bf16;
 use super::geometry::{
     ATTENTION_ROWS, ATTENTION_THREADS, ByColumns, ELEMENT_THREADS, ROW_THREADS, element_blocks,
 };
-use super::{Attended, gate_kernel, unproven_is_enabled};
+use super::proven::is_used;
+use super::{Attended, Kernel, count_launch, gate_kernel};
 use crate::Gate;
 use crate::attention::Sizes;
 
@@ -40,16 +41,12 @@ impl Number for bf16 {
     const NAME: &'static str = "bf16";
 }
 
-/// The device, when the kernels are allowed and all tensors are there in one of the types.
-fn device(tensors: &[&Tensor]) -> Option<CudaDevice> {
+/// The device, when the kernel is used for the tensors' type and all are there in it.
+fn device(kernel: Kernel, tensors: &[&Tensor]) -> Option<CudaDevice> {
     let first = tensors.first()?;
     let fits = |t: &&Tensor| t.dtype() == first.dtype() && t.device().same_device(first.device());
     match first.device() {
-        Device::Cuda(device)
-            if unproven_is_enabled()
-                && matches!(first.dtype(), DType::F32 | DType::BF16)
-                && tensors.iter().all(fits) =>
-        {
+        Device::Cuda(device) if is_used(kernel, first.dtype()) && tensors.iter().all(fits) => {
             Some(device.clone())
         }
         _ => None,
@@ -104,6 +101,7 @@ macro_rules! launch {
         // SAFETY: the arguments are those of the kernel's signature, and the grid covers its
         // buffers and no more.
         unsafe { arguments.launch(config) }.w()?;
+        count_launch();
     }};
 }
 
@@ -123,7 +121,7 @@ macro_rules! of_type {
 
 /// See [`crate::rms_norm`].
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Option<Tensor>> {
-    let Some(device) = device(&[x, w]) else { return Ok(None) };
+    let Some(device) = device(Kernel::RmsNorm, &[x, w]) else { return Ok(None) };
     of_type!(x.dtype(), rms_norm_of(&device, x, w, eps as f32)).map(Some)
 }
 
@@ -151,12 +149,12 @@ fn rms_norm_of<T: Number>(device: &CudaDevice, x: &Tensor, w: &Tensor, eps: f32)
 
 /// The gradient of `x`.
 pub fn rms_norm_backward(x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64) -> Result<Option<Tensor>> {
-    norm("rms_norm_backward", [x, w, dy], eps)
+    norm(Kernel::RmsNorm, "rms_norm_backward", [x, w, dy], eps)
 }
 
 /// See [`crate::layer_norm`].
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Option<Tensor>> {
-    norm("layer_norm", [x, w, b], eps)
+    norm(Kernel::LayerNorm, "layer_norm", [x, w, b], eps)
 }
 
 /// The gradient of `x`.
@@ -166,13 +164,13 @@ pub fn layer_norm_backward(
     dy: &Tensor,
     eps: f64,
 ) -> Result<Option<Tensor>> {
-    norm("layer_norm_backward", [x, w, dy], eps)
+    norm(Kernel::LayerNorm, "layer_norm_backward", [x, w, dy], eps)
 }
 
 /// A kernel over the rows of `x` that reads `w` and one tensor more.
-fn norm(kernel: &str, inputs: [&Tensor; 3], eps: f64) -> Result<Option<Tensor>> {
-    let Some(device) = device(&inputs) else { return Ok(None) };
-    of_type!(inputs[0].dtype(), norm_of(&device, kernel, inputs, eps as f32)).map(Some)
+fn norm(kernel: Kernel, name: &str, inputs: [&Tensor; 3], eps: f64) -> Result<Option<Tensor>> {
+    let Some(device) = device(kernel, &inputs) else { return Ok(None) };
+    of_type!(inputs[0].dtype(), norm_of(&device, name, inputs, eps as f32)).map(Some)
 }
 
 fn norm_of<T: Number>(
@@ -207,7 +205,7 @@ fn norm_of<T: Number>(
 
 /// See [`crate::gated`].
 pub fn gated(gate: &Tensor, up: &Tensor, how: Gate) -> Result<Option<Tensor>> {
-    let Some(device) = device(&[gate, up]) else { return Ok(None) };
+    let Some(device) = device(Kernel::Gated, &[gate, up]) else { return Ok(None) };
     of_type!(gate.dtype(), gated_of(&device, gate, up, how)).map(Some)
 }
 
@@ -238,7 +236,7 @@ pub fn gated_backward(
     dy: &Tensor,
     how: Gate,
 ) -> Result<Option<[Tensor; 2]>> {
-    let Some(device) = device(&[gate, up, dy]) else { return Ok(None) };
+    let Some(device) = device(Kernel::Gated, &[gate, up, dy]) else { return Ok(None) };
     of_type!(gate.dtype(), gated_backward_of(&device, gate, up, dy, how)).map(Some)
 }
 
@@ -283,7 +281,7 @@ pub fn rope(
 ) -> Result<Option<Tensor>> {
     let angles_fit =
         [cos, sin].iter().all(|angles| angles.dtype() == DType::F32 && angles.device().is_cuda());
-    let Some(device) = device(&[x]).filter(|_| angles_fit) else { return Ok(None) };
+    let Some(device) = device(Kernel::Rope, &[x]).filter(|_| angles_fit) else { return Ok(None) };
     of_type!(x.dtype(), rope_of(&device, x, cos, sin, positions, direction)).map(Some)
 }
 
@@ -345,8 +343,10 @@ pub fn attention(
     sizes: Sizes,
 ) -> Result<Option<(Tensor, Tensor)>> {
     let Sizes { b, t, h, d, .. } = sizes;
-    let fits = q.dtype() == DType::BF16 && (d == 64 || d == 128);
-    let Some(device) = device(&[q, k, v]).filter(|_| fits) else { return Ok(None) };
+    let fits = d == 64 || d == 128;
+    let Some(device) = device(Kernel::Attention, &[q, k, v]).filter(|_| fits) else {
+        return Ok(None);
+    };
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let mut y = uninit::<bf16>(&device, b * t * h * d)?;
     let mut log_sums = uninit::<f32>(&device, b * h * t)?;
@@ -387,7 +387,7 @@ pub fn attention(
 pub fn attention_backward(attended: Attended, dy: &Tensor) -> Result<Option<[Tensor; 3]>> {
     let Attended { inputs: [q, k, v], y, log_sums, first, scale, sizes } = attended;
     let Sizes { b, t, s, h, hkv, d } = sizes;
-    let Some(device) = device(&[q, k, v, y, dy]) else { return Ok(None) };
+    let Some(device) = device(Kernel::Attention, &[q, k, v, y, dy]) else { return Ok(None) };
     let (shapes, [q, k, v]) =
         ([q, k, v].map(Tensor::shape), [q.contiguous()?, k.contiguous()?, v.contiguous()?]);
     let mut along = uninit::<f32>(&device, b * h * t)?;
@@ -487,7 +487,7 @@ pub fn attention_backward(attended: Attended, dy: &Tensor) -> Result<Option<[Ten
 
 /// The loss of each row of a chunk of logits, `[c]`, which are overwritten by their gradient.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Option<Tensor>> {
-    let Some(device) = device(&[logits]) else { return Ok(None) };
+    let Some(device) = device(Kernel::CrossEntropy, &[logits]) else { return Ok(None) };
     of_type!(logits.dtype(), cross_entropy_of(&device, logits, targets)).map(Some)
 }
 
@@ -531,7 +531,7 @@ pub fn add_product(
     right_transposed: bool,
 ) -> Result<bool> {
     let contiguous = [left, right].iter().all(|tensor| tensor.is_contiguous());
-    if device(&[y, left, right]).filter(|_| contiguous).is_none() {
+    if device(Kernel::LowRank, &[y, left, right]).filter(|_| contiguous).is_none() {
         return Ok(false);
     }
     of_type!(y.dtype(), add_product_of(y, left, right, right_transposed)).map(|()| true)
@@ -573,7 +573,9 @@ where
         with::<T, _>(right, |right| {
             // SAFETY: the sizes are those of the three matrices.
             with::<T, _>(left, |left| unsafe { blas.gemm(config, &right, &left, &mut sum) }.w())
-        })
+        })?;
+        count_launch();
+        Ok(())
     }))
 }
 

@@ -1,11 +1,14 @@
 //! Kernels of our own for NVIDIA GPUs, and products through cuBLAS that add to what is there.
 //!
-//! **None of this has run on a GPU yet**, so none of it is used unless [`enable_unproven`] (or
-//! `TUNEBOOK_CUDA_KERNELS=unproven` in the environment) asks for it; without it a GPU takes the
-//! compositions of [`crate::device`] alone. What has been done without a GPU: the kernels compile
-//! with nvcc, and the same sources, compiled as C++ with a stand-in for CUDA's words
-//! (`kernels/shim.h`), agree with [`crate::naive`] on the CPU (`tests.rs`). The tests whose names
-//! begin with `gpu_` compare on a GPU; `cargo xtask test --long` runs them where there is one.
+//! **None of this has run on a GPU yet**, so [`PROVEN`] is empty and none of it is used unless
+//! [`allow`] (or `TUNEBOOK_CUDA_KERNELS=unproven` in the environment) asks for it; without it a GPU
+//! takes the compositions of [`crate::device`] alone. What has been done without a GPU: the kernels
+//! compile with nvcc, without spills (each source has a table of its kernels' registers, shared
+//! memory and occupancy, which `cargo xtask test --long` holds against ptxas), and the same sources,
+//! compiled as C++ with a stand-in for CUDA's words (`kernels/shim.h`), agree with [`crate::naive`]
+//! on the CPU (`tests.rs`). The tests whose names begin with `gpu_` compare on a GPU; `cargo xtask
+//! test --long` runs them where there is one, and `cargo xtask gpu-kit` takes the same comparisons
+//! ([`checks`]) to a machine that has one.
 //!
 //! | kernel | types | limits |
 //! |---|---|---|
@@ -17,8 +20,7 @@
 //!
 //! Every function answers `None` where it does not apply, and the caller composes.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Tensor;
 
@@ -28,9 +30,11 @@ use crate::attention::Sizes;
 
 #[cfg(not(feature = "cuda"))]
 mod absent;
+pub mod checks;
 pub mod geometry;
 #[cfg(feature = "cuda")]
 mod launch;
+pub mod proven;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +42,7 @@ mod tests;
 pub use absent::*;
 #[cfg(feature = "cuda")]
 pub use launch::*;
+pub use proven::{Allowed, Kernel, PROVEN, Proof, allow, allowed};
 
 /// What the forward pass of attention had and gave.
 #[derive(Clone, Copy, Debug)]
@@ -66,19 +71,15 @@ fn gate_kernel(how: Gate) -> &'static str {
     }
 }
 
-static ENABLED: AtomicBool = AtomicBool::new(false);
+static LAUNCHES: AtomicU64 = AtomicU64::new(0);
 
-/// Lets GPUs use the kernels of this module, which have never run on one. For tests, and for those
-/// who want to find out.
-pub fn enable_unproven(on: bool) {
-    ENABLED.store(on, Ordering::Relaxed);
+/// How many kernels of this module, and products of cuBLAS in their stead, have been handed to a
+/// GPU: a comparison that launches none compares the compositions with themselves.
+pub fn launches() -> u64 {
+    LAUNCHES.load(Ordering::Relaxed)
 }
 
-/// Whether the kernels of this module are used on GPUs.
-pub fn unproven_is_enabled() -> bool {
-    static ASKED: OnceLock<bool> = OnceLock::new();
-    ENABLED.load(Ordering::Relaxed)
-        || *ASKED.get_or_init(|| {
-            std::env::var("TUNEBOOK_CUDA_KERNELS").is_ok_and(|value| value == "unproven")
-        })
+#[cfg(feature = "cuda")]
+fn count_launch() {
+    LAUNCHES.fetch_add(1, Ordering::Relaxed);
 }

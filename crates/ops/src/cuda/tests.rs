@@ -10,11 +10,12 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use half::bf16;
 
+use super::checks::{self, CHECKS, Check, attention_cases};
 use super::geometry::{
     ATTENTION_ROWS, ATTENTION_THREADS, ELEMENT_THREADS, ROW_THREADS, element_blocks,
 };
 use crate::tests::numbers;
-use crate::{Attention, Gate, naive};
+use crate::{Gate, naive};
 
 /// The kernels as a library, compiled once; `None` without a C++ compiler.
 fn library() -> Option<usize> {
@@ -361,19 +362,6 @@ fn cross_entropy_kernel() -> Result<()> {
     Ok(())
 }
 
-/// Sizes that leave no tile whole, fewer queries than keys, groups of heads, packed rows and
-/// padding.
-fn attention_cases() -> Vec<([usize; 6], Attention)> {
-    let how = |d: usize| Attention { scale: 1. / (d as f32).sqrt(), ..Default::default() };
-    vec![
-        // b, t, s, h, hkv, d
-        ([1, 70, 70, 2, 1, 64], how(64)),
-        ([2, 33, 100, 2, 2, 64], Attention { starts: Some(vec![0, 70]), ..how(64) }),
-        ([1, 129, 129, 2, 1, 64], Attention { segments: Some(vec![vec![40, 50]]), ..how(64) }),
-        ([1, 66, 66, 2, 1, 128], Attention { window: Some(20), ..how(128) }),
-    ]
-}
-
 #[test]
 fn attention_kernels() -> Result<()> {
     let _alone = alone();
@@ -411,7 +399,7 @@ fn attention_kernels() -> Result<()> {
     ) else {
         return Ok(());
     };
-    for ([b, t, s, h, hkv, d], how) in attention_cases() {
+    for ([b, t, s, h, hkv, d], how) in attention_cases().into_iter().take(4) {
         let [q, k, v, dy] = [(t, h, 1), (s, hkv, 2), (s, hkv, 3), (t, h, 4)]
             .map(|(n, heads, seed)| numbers(&[b, n, heads, d], seed).to_dtype(DType::BF16));
         let (q, k, v, dy) = ((q? * 4.)?, k?, v?, dy?);
@@ -501,129 +489,77 @@ fn attention_kernels() -> Result<()> {
     Ok(())
 }
 
+/// The comparisons that a GPU is put through, on the CPU: in f32 its fused forms, in the other types
+/// the composed ones.
 #[test]
-fn kernels_are_off_until_asked_for() {
-    assert!(!super::unproven_is_enabled());
-    super::enable_unproven(true);
-    assert!(super::unproven_is_enabled());
-    super::enable_unproven(false);
+fn every_check_passes_on_the_cpu() -> Result<()> {
+    for check in CHECKS {
+        for dtype in checks::TYPES {
+            hold(check, dtype, check.run(&Device::Cpu, dtype)?);
+        }
+    }
+    Ok(())
+}
+
+/// A check that cannot fail would prove nothing.
+#[test]
+fn a_wrong_number_is_a_large_difference() -> Result<()> {
+    let right = numbers(&[100], 1);
+    let off = |by: f64| checks::difference(&right.affine(1., by)?, &right);
+    assert!(off(0.)? == 0. && off(0.1)? > 0.09, "{} {}", off(0.)?, off(0.1)?);
+    let mut values = right.to_vec1::<f32>()?;
+    values[50] = f32::NAN;
+    let found = checks::difference(&Tensor::new(values, &Device::Cpu)?, &right)?;
+    let difference = checks::Difference { of: "value".to_owned(), found, allowed: 1. };
+    assert!(!difference.is_small(), "a NaN passes");
+    Ok(())
+}
+
+fn hold(check: &Check, dtype: DType, differences: Vec<checks::Difference>) {
+    assert!(differences.len() > 1, "{check:?}: no gradient");
+    for difference in differences {
+        assert!(difference.is_small(), "{check:?} in {dtype:?}: {difference:?}");
+    }
 }
 
 /// On a GPU. Never run yet: no machine with one was at hand.
 #[cfg(feature = "cuda")]
 mod gpu {
+    use super::super::{Allowed, allow, launches};
     use super::*;
-    use crate::{Tape, attention, cross_entropy, gated, layer_norm, lora_linear, rms_norm, rope};
 
-    /// The value and gradients on the GPU, composed or (with `unproven`) by our kernels, against
-    /// the plain form in f32 on the CPU.
-    fn compare(
-        vars: &[Tensor],
-        dtype: DType,
-        form: impl Fn(&[Tensor]) -> Result<Tensor>,
-        plain: impl Fn(&[Tensor]) -> Result<Tensor>,
-    ) -> Result<()> {
-        let gpu = Device::new_cuda_with_stream(0).expect("a GPU");
-        let vars: Vec<Tensor> = vars.iter().map(|v| v.to_dtype(dtype)).collect::<Result<_>>()?;
-        let y = plain(&vars.iter().map(|v| v.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?)?;
-        let dy = numbers(y.dims(), 77).to_dtype(DType::BF16)?;
-        let (right, gradients) = oracle(&vars.iter().collect::<Vec<_>>(), &dy, plain);
-        for unproven in [false, true] {
-            super::super::enable_unproven(unproven);
-            let vars: Vec<Var> = vars
-                .iter()
-                .map(|v| Var::from_tensor(&v.to_device(&gpu)?))
-                .collect::<Result<_>>()?;
-            let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-            let tape = Tape::record();
-            let y = form(&tensors)?;
-            let mut found = tape.stop().backward(&y, &dy.to_device(&gpu)?.to_dtype(y.dtype())?)?;
-            let list = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-            // f32 products may use TF32 there.
-            let tolerance = if dtype == DType::BF16 { 0.03 } else { 2e-3 };
-            close(&format!("value, unproven {unproven}"), &list(&y)?, &right, tolerance);
-            for (i, (tensor, right)) in tensors.iter().zip(&gradients).enumerate() {
-                let gradient = found.remove(tensor)?.expect("a gradient");
-                close(
-                    &format!("gradient {i}, unproven {unproven}"),
-                    &list(&gradient)?,
-                    right,
-                    tolerance,
-                );
+    #[test]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn gpu_composed_operations() -> Result<()> {
+        let _alone = alone();
+        let gpu = Device::new_cuda_with_stream(0)?;
+        let before = launches();
+        allow(Allowed::None);
+        for check in CHECKS {
+            for dtype in checks::TYPES {
+                hold(check, dtype, check.run(&gpu, dtype)?);
             }
         }
-        super::super::enable_unproven(false);
+        assert_eq!(launches(), before, "a kernel took part");
+        allow(Allowed::Proven);
         Ok(())
     }
 
     #[test]
     #[ignore = "needs an NVIDIA GPU"]
-    fn gpu_rows_and_elements() -> Result<()> {
-        let gpu = Device::new_cuda_with_stream(0).expect("a GPU");
-        for dtype in TYPES {
-            let w = numbers(&[300], 1).to_dtype(dtype)?;
-            let (there, here) = (w.to_device(&gpu)?, w.to_dtype(DType::F32)?);
-            let x = numbers(&[2, 5, 300], 2);
-            let norm = |v: &[Tensor]| rms_norm(&v[0], &there, 1e-5);
-            compare(std::slice::from_ref(&x), dtype, norm, |v| {
-                naive::rms_norm(&v[0], &here, 1e-5)
-            })?;
-            let (b_there, b_here) = (there.affine(2., 1.)?, here.affine(2., 1.)?);
-            let norm = |v: &[Tensor]| layer_norm(&v[0], &there, &b_there, 1e-5);
-            let plain = |v: &[Tensor]| naive::layer_norm(&v[0], &here, &b_here, 1e-5);
-            compare(std::slice::from_ref(&x), dtype, norm, plain)?;
-            let pair = [(x.clone() * 4.)?, numbers(&[2, 5, 300], 3)];
-            for how in [Gate::Silu, Gate::Gelu, Gate::GeluTanh] {
-                let plain = |v: &[Tensor]| naive::gated(&v[0], &v[1], how);
-                compare(&pair, dtype, |v| gated(&v[0], &v[1], how), plain)?;
-            }
-            let (cos, sin) = (numbers(&[8, 50], 5), numbers(&[8, 50], 6));
-            let positions = Tensor::new(&[[0u32, 1, 2, 3, 4], [7, 6, 5, 4, 3]], &Device::Cpu)?;
-            let (c, s, p) =
-                (cos.to_device(&gpu)?, sin.to_device(&gpu)?, positions.to_device(&gpu)?);
-            let turn = |v: &[Tensor]| rope(&v[0], &c, &s, &p);
-            let plain =
-                |v: &[Tensor]| naive::rope(&v[0].reshape((2, 5, 3, 100))?, &cos, &sin, &positions);
-            compare(std::slice::from_ref(&x), dtype, turn, plain)?;
-        }
-        Ok(())
-    }
-
-    #[test]
-    #[ignore = "needs an NVIDIA GPU"]
-    fn gpu_products_and_loss() -> Result<()> {
-        let gpu = Device::new_cuda_with_stream(0).expect("a GPU");
-        for dtype in TYPES {
-            let w = numbers(&[48, 64], 1).to_dtype(dtype)?;
-            let (there, here) = (w.to_device(&gpu)?, w.to_dtype(DType::F32)?);
-            let vars = [numbers(&[2, 9, 64], 2), numbers(&[8, 64], 3), numbers(&[48, 8], 4)];
-            let low = |v: &[Tensor]| lora_linear(&v[0], &there, None, &v[1], &v[2], 0.5, None);
-            let plain =
-                |v: &[Tensor]| naive::lora_linear(&v[0], &here, None, &v[1], &v[2], 0.5, None);
-            compare(&vars, dtype, low, plain)?;
-            let labels: Vec<i64> =
-                (0..30).map(|i| if i % 4 == 0 { -100 } else { i * 3 % 48 }).collect();
-            let loss = |v: &[Tensor]| Ok(cross_entropy(&v[0], &there, &labels)?.0);
-            let plain = |v: &[Tensor]| Ok(naive::cross_entropy(&v[0], &here, &labels)?.0);
-            compare(&[numbers(&[30, 64], 5)], dtype, loss, plain)?;
-        }
-        Ok(())
-    }
-
-    #[test]
-    #[ignore = "needs an NVIDIA GPU"]
-    fn gpu_attention() -> Result<()> {
-        for ([b, t, s, h, hkv, d], how) in attention_cases() {
-            let vars = [
-                numbers(&[b, t, h, d], 1),
-                numbers(&[b, s, hkv, d], 2),
-                numbers(&[b, s, hkv, d], 3),
-            ];
-            for dtype in TYPES {
-                let fused = |v: &[Tensor]| attention(&v[0], &v[1], &v[2], &how);
-                compare(&vars, dtype, fused, |v| naive::attention(&v[0], &v[1], &v[2], &how))?;
+    fn gpu_kernels() -> Result<()> {
+        let _alone = alone();
+        let gpu = Device::new_cuda_with_stream(0)?;
+        allow(Allowed::All);
+        for check in CHECKS {
+            let Some(kernel) = check.kernel else { continue };
+            for dtype in checks::TYPES.into_iter().filter(|dtype| kernel.takes(*dtype)) {
+                let before = launches();
+                hold(check, dtype, check.run(&gpu, dtype)?);
+                assert!(launches() > before, "{check:?} in {dtype:?}: no kernel took part");
             }
         }
+        allow(Allowed::Proven);
         Ok(())
     }
 }

@@ -1,4 +1,24 @@
 // Kernels with one thread for each element: gated activation and rotary embedding. NEVER RUN ON A GPU YET.
+//
+// What ptxas 13.0 makes of this file for sm_90; nothing is spilled, no kernel has a stack. Blocks and warps are those that a
+// multiprocessor holds at a time, of 64 warps at most. `cargo xtask test --long` holds the table against nvcc.
+//
+// | kernel | threads | registers | shared bytes | blocks | warps |
+// |---|---|---|---|---|---|
+// | gelu_backward_bf16 | 256 | 15 | 0 | 8 | 64 |
+// | gelu_backward_f32 | 256 | 17 | 0 | 8 | 64 |
+// | gelu_bf16 | 256 | 15 | 0 | 8 | 64 |
+// | gelu_f32 | 256 | 16 | 0 | 8 | 64 |
+// | gelu_tanh_backward_bf16 | 256 | 16 | 0 | 8 | 64 |
+// | gelu_tanh_backward_f32 | 256 | 16 | 0 | 8 | 64 |
+// | gelu_tanh_bf16 | 256 | 16 | 0 | 8 | 64 |
+// | gelu_tanh_f32 | 256 | 16 | 0 | 8 | 64 |
+// | rope_bf16 | 256 | 24 | 0 | 8 | 64 |
+// | rope_f32 | 256 | 24 | 0 | 8 | 64 |
+// | silu_backward_bf16 | 256 | 16 | 0 | 8 | 64 |
+// | silu_backward_f32 | 256 | 16 | 0 | 8 | 64 |
+// | silu_bf16 | 256 | 16 | 0 | 8 | 64 |
+// | silu_f32 | 256 | 16 | 0 | 8 | 64 |
 #include "common.cuh"
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }

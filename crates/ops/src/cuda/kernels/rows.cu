@@ -1,4 +1,20 @@
 // Kernels with one block for each row: normalisation and cross-entropy. NEVER RUN ON A GPU YET.
+//
+// What ptxas 13.0 makes of this file for sm_90; nothing is spilled, no kernel has a stack. Blocks and warps are those that a
+// multiprocessor holds at a time, of 64 warps at most. `cargo xtask test --long` holds the table against nvcc.
+//
+// | kernel | threads | registers | shared bytes | blocks | warps |
+// |---|---|---|---|---|---|
+// | cross_entropy_bf16 | 256 | 22 | 128 | 8 | 64 |
+// | cross_entropy_f32 | 256 | 22 | 128 | 8 | 64 |
+// | layer_norm_backward_bf16 | 256 | 22 | 128 | 8 | 64 |
+// | layer_norm_backward_f32 | 256 | 22 | 128 | 8 | 64 |
+// | layer_norm_bf16 | 256 | 19 | 128 | 8 | 64 |
+// | layer_norm_f32 | 256 | 20 | 128 | 8 | 64 |
+// | rms_norm_backward_bf16 | 256 | 20 | 128 | 8 | 64 |
+// | rms_norm_backward_f32 | 256 | 20 | 128 | 8 | 64 |
+// | rms_norm_bf16 | 256 | 15 | 128 | 8 | 64 |
+// | rms_norm_f32 | 256 | 16 | 128 | 8 | 64 |
 #include "common.cuh"
 
 // y = x / sqrt(mean(x²) + eps) · w
