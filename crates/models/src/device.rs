@@ -2,7 +2,7 @@
 
 use std::sync::Once;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use crate::error::{Error, Result};
 
@@ -37,6 +37,33 @@ pub fn gpu_memory(device: &Device) -> Option<(u64, u64)> {
 /// does not say.
 #[cfg(not(feature = "cuda"))]
 pub fn gpu_memory(_: &Device) -> Option<(u64, u64)> {
+    None
+}
+
+/// The number type of [`Model::load`](crate::Model::load) on a device: bf16 on a GPU that computes in
+/// it (NVIDIA's since Ampere, compute capability 8.0), f32 elsewhere. What is trained is f32
+/// everywhere. f16 has to be asked for: its gradients need a scale (`TrainingArgs::fp16`).
+pub fn default_dtype(device: &Device) -> DType {
+    dtype_of(capability(device))
+}
+
+fn dtype_of(capability: Option<(i32, i32)>) -> DType {
+    match capability {
+        Some((major, _)) if major >= 8 => DType::BF16,
+        _ => DType::F32,
+    }
+}
+
+/// The compute capability of an NVIDIA GPU; `None` of other devices, and where the driver does not
+/// say.
+#[cfg(feature = "cuda")]
+fn capability(device: &Device) -> Option<(i32, i32)> {
+    let Device::Cuda(device) = device else { return None };
+    device.cuda_stream().context().compute_capability().ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn capability(_: &Device) -> Option<(i32, i32)> {
     None
 }
 
@@ -107,11 +134,20 @@ fn open(ordinal: usize) -> Result<Device> {
     })
 }
 
-#[cfg(all(test, not(feature = "cuda")))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn models_are_bf16_where_the_gpu_computes_in_it() {
+        let of = |major, minor| dtype_of(Some((major, minor)));
+        assert_eq!([of(8, 0), of(8, 6), of(9, 0), of(12, 0)], [DType::BF16; 4]);
+        assert_eq!([of(6, 1), of(7, 0), of(7, 5)], [DType::F32; 3]);
+        assert_eq!(default_dtype(&Device::Cpu), DType::F32);
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
     fn a_gpu_that_this_build_cannot_use_is_refused_with_the_remedy() {
         assert!(Device::best().unwrap().is_cpu());
         let error = Device::gpu(1).unwrap_err().to_string();

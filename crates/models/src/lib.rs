@@ -29,7 +29,7 @@ mod weights;
 
 pub use candle_core::{DType, Device, Tensor};
 pub use config::Config;
-pub use device::{BestDevice, gpu_memory};
+pub use device::{BestDevice, default_dtype, gpu_memory};
 pub use error::{Error, Result};
 pub use families::falcon::FalconConfig;
 pub use families::gemma::GemmaConfig;

@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 use serde_json::Value as Json;
 
 use crate::config::{self, Config};
+use crate::device::default_dtype;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::families::decoder::Parts;
@@ -25,7 +26,8 @@ use tunebook_progress::Stop;
 
 /// Loading.
 impl Model {
-    /// Loads a model as f32. `name_or_path` is a GGUF file, a folder with `config.json`,
+    /// Loads a model as f32; on a GPU that computes in bf16, as bf16
+    /// ([`default_dtype`](crate::default_dtype)). `name_or_path` is a GGUF file, a folder with `config.json`,
     /// `tokenizer.json` and safetensors files, the name of a model in the cache
     /// (`SmolLM2-135M-Instruct` after `cargo xtask lab`), or a repository of the Hugging Face hub
     /// (`owner/name` or `owner/name@revision`), which is fetched.
@@ -35,7 +37,7 @@ impl Model {
     /// known, tensors are missing, the memory does not suffice, or the hub refuses. The error names
     /// the file and the part of it.
     pub fn load(name_or_path: impl AsRef<Path>, device: &Device) -> Result<Self> {
-        Self::load_as(name_or_path, Some(DType::F32), device)
+        Self::load_as(name_or_path, Some(default_dtype(device)), device)
     }
 
     /// The same with weights of another type; `None` keeps that of the file (f32 for a quantised
@@ -212,6 +214,7 @@ impl Model {
                 version: Default::default(),
                 parameter_count,
                 memory_bytes,
+                keep,
                 activations: keep.activations(device),
                 extensions: Mutex::default(),
                 format_vocabulary: OnceLock::new(),
