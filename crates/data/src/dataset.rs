@@ -10,6 +10,7 @@ use crate::clean::report::{CleanReport, dropped_frame};
 use crate::columns::{COMPLETION, PROMPT};
 use crate::error::{DataError, Result};
 use crate::key;
+use crate::pipeline::{Pipeline, PipelineStep};
 use crate::read::shape::RowShape;
 use crate::read::table::{Reject, rejected_frame};
 use crate::split::Split;
@@ -56,6 +57,8 @@ pub struct Dataset {
     cleaning: Option<Arc<Cleaned>>,
     /// The split that it is a side of.
     split: Option<Arc<Split>>,
+    /// `None`: how the rows came about is not known.
+    pipeline: Option<Arc<Pipeline>>,
 }
 
 /// The report of [`Dataset::clean`] and the rows that it dropped.
@@ -129,12 +132,33 @@ impl Dataset {
             shape: Arc::new(shape),
             cleaning: None,
             split: None,
+            pipeline: None,
         }
     }
 
-    /// The same set with other rows. The lines kept aside at reading stay with it.
+    /// The same set with other rows. The lines kept aside at reading stay with it; how the rows came
+    /// about is for the caller to say.
     pub(crate) fn with_frame(&self, frame: DataFrame) -> Self {
-        Self { frame, ..self.clone() }
+        Self { frame, pipeline: None, ..self.clone() }
+    }
+
+    /// The same set, whose rows came about so.
+    pub(crate) fn made_by(self, pipeline: Pipeline) -> Self {
+        Self { pipeline: Some(Arc::new(pipeline)), ..self }
+    }
+
+    /// The same set as the result of a step on `before`; `None`: a step that no pipeline can name.
+    pub(crate) fn after(self, before: &Self, step: Option<PipelineStep>) -> Self {
+        let pipeline = before.pipeline.as_deref().zip(step);
+        let pipeline = pipeline.map(|(before, step)| Arc::new(before.clone().with(step)));
+        Self { pipeline, ..self }
+    }
+
+    /// How the rows came about: the file that they were read from and the steps since. `None` for
+    /// rows that did not come from a file alone: a frame, a list in a program, the rows that an audit
+    /// left over.
+    pub fn pipeline(&self) -> Option<&Pipeline> {
+        self.pipeline.as_deref()
     }
 
     pub(crate) fn with_cleaning(
@@ -143,7 +167,9 @@ impl Dataset {
         report: CleanReport,
         dropped: DataFrame,
     ) -> Self {
-        Self { frame, cleaning: Some(Arc::new(Cleaned { report, dropped })), ..self.clone() }
+        let steps = report.steps.iter().map(|step| step.step.clone()).collect();
+        let cleaning = Some(Arc::new(Cleaned { report, dropped }));
+        Self { frame, cleaning, ..self.clone() }.after(self, Some(PipelineStep::Clean(steps)))
     }
 
     /// The same rows as a side of a split.
@@ -216,7 +242,8 @@ impl Dataset {
 
     /// The first `rows` rows.
     pub fn head(&self, rows: usize) -> Self {
-        self.with_frame(self.frame.head(Some(rows)))
+        let head = self.with_frame(self.frame.head(Some(rows)));
+        head.after(self, Some(PipelineStep::Head { rows }))
     }
 
     /// `rows` rows chosen by the seed, in their order here (all rows when there are fewer). A
@@ -234,7 +261,8 @@ impl Dataset {
         order.truncate(rows);
         let mut chosen: Vec<IdxSize> = order.into_iter().map(|(_, row)| row).collect();
         chosen.sort_unstable();
-        self.take(&chosen)
+        let step = PipelineStep::Sample { rows, seed };
+        Ok(self.take(&chosen)?.after(self, Some(step)))
     }
 
     /// The rows of `self`, then those of `other`. Columns that only one of them has are filled with
@@ -266,7 +294,9 @@ impl Dataset {
         let frame = upper.vstack(&lower.select(names)?)?;
         let rejected = self.rejected.vstack(&other.rejected)?;
         let source = format!("{} + {}", self.source, other.source);
-        Ok(Self::assemble(frame, &source, rejected, RowShape::clone(&self.shape)))
+        let both = Self::assemble(frame, &source, rejected, RowShape::clone(&self.shape));
+        let step = other.pipeline().map(|other| PipelineStep::Concat(Box::new(other.clone())));
+        Ok(both.after(self, step))
     }
 
     pub(crate) fn take(&self, rows: &[IdxSize]) -> Result<Self> {

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
+use crate::pipeline::{Pipeline, PipelineStep};
 
 impl Dataset {
     /// These rows with rows of `old` among them, which make up `share` of the result: data of an
@@ -66,6 +67,8 @@ impl Dataset {
         let mut order: Vec<(u64, IdxSize)> = (0..together.len()).map(place).collect();
         order.sort_unstable();
         let order: Vec<IdxSize> = order.into_iter().map(|(_, row)| row).collect();
-        together.take(&order)
+        let replay =
+            |old: &Pipeline| PipelineStep::Replay { share, seed, old: Box::new(old.clone()) };
+        Ok(together.take(&order)?.after(self, old.pipeline().map(replay)))
     }
 }

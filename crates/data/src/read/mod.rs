@@ -26,6 +26,7 @@ use tunebook_progress::{ProgressBar, interrupt};
 
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
+use crate::pipeline::Pipeline;
 use crate::read::input::{Format, Input, other_format};
 use crate::read::jsonl::Limits;
 use crate::read::shape::RowShape;
@@ -160,7 +161,12 @@ fn read(given: &Path, options: &ReadOptions) -> Result<Dataset> {
         parts.into_iter().for_each(|part| table.push(part, &input.name));
         Ok(())
     })?;
-    finish(table, given, shape)
+    let rows = finish(table, given, shape)?;
+    // What is no UTF-8 could not be written down.
+    Ok(match given.to_str() {
+        Some(path) => rows.made_by(Pipeline::new(path, options)),
+        None => rows,
+    })
 }
 
 /// The pairs of a frame, by the shape that its columns have.

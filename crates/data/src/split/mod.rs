@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
+use crate::pipeline::{PipelineStep, SplitSide};
 use crate::text::{counted, excerpt};
 use crate::{key, near};
 
@@ -164,7 +165,8 @@ impl Split {
     fn apply(&self, dataset: &Dataset) -> Result<Splits> {
         let sides = self.sides(dataset)?;
         let with_test = self.test > 0.0;
-        let [train, validation, test] = self.take(dataset, &sides, with_test)?;
+        let step = |side| PipelineStep::Side { side, split: self.clone() };
+        let [train, validation, test] = self.take(dataset, &sides, with_test, &step)?;
         Ok(Splits { train, validation, test: with_test.then_some(test) })
     }
 
@@ -196,13 +198,22 @@ impl Split {
                     .iter()
                     .map(|&of| if of == fold { Side::Validation } else { Side::Train })
                     .collect();
-                let [train, validation, _] = self.take(dataset, &sides, false)?;
+                let split = self.clone();
+                let step = |side| PipelineStep::Fold { fold, folds: k, side, split: split.clone() };
+                let [train, validation, _] = self.take(dataset, &sides, false, &step)?;
                 Ok(Splits::new(train, validation))
             })
             .collect()
     }
 
-    fn take(&self, dataset: &Dataset, sides: &[Side], with_test: bool) -> Result<[Dataset; 3]> {
+    /// The rows of each side; `step` says how a side came about.
+    fn take(
+        &self,
+        dataset: &Dataset,
+        sides: &[Side],
+        with_test: bool,
+        step: &dyn Fn(SplitSide) -> PipelineStep,
+    ) -> Result<[Dataset; 3]> {
         let rows = |side: Side| -> Vec<IdxSize> {
             sides
                 .iter()
@@ -223,9 +234,14 @@ impl Split {
             }
         }
         let settings = Arc::new(self.clone());
-        let side =
-            |rows: &[IdxSize]| -> Result<Dataset> { Ok(dataset.take(rows)?.of_split(&settings)) };
-        Ok([side(&train)?, side(&validation)?, side(&test)?])
+        let side = |rows: &[IdxSize], side: SplitSide| -> Result<Dataset> {
+            Ok(dataset.take(rows)?.of_split(&settings).after(dataset, Some(step(side))))
+        };
+        Ok([
+            side(&train, SplitSide::Train)?,
+            side(&validation, SplitSide::Validation)?,
+            side(&test, SplitSide::Test)?,
+        ])
     }
 
     /// The error of a side without a row.
@@ -441,6 +457,23 @@ impl Splits {
     /// Two sides, without a test.
     pub fn new(train: Dataset, validation: Dataset) -> Self {
         Self { train, validation, test: None }
+    }
+
+    /// One side.
+    ///
+    /// # Errors
+    /// A test, where the split has none.
+    pub fn side(self, side: SplitSide) -> Result<Dataset> {
+        match (side, self.test) {
+            (SplitSide::Train, _) => Ok(self.train),
+            (SplitSide::Validation, _) => Ok(self.validation),
+            (SplitSide::Test, Some(test)) => Ok(test),
+            (SplitSide::Test, None) => Err(DataError::Setting {
+                field: "the test fraction",
+                value: 0.0,
+                expected: "a number above 0, as the test side is asked for",
+            }),
+        }
     }
 
     /// Each side with its name, in the order `train`, `validation`, `test`.

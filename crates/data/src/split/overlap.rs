@@ -8,6 +8,7 @@ use polars::prelude::*;
 use crate::clean::report::{DroppedRow, dropped_frame};
 use crate::dataset::Dataset;
 use crate::error::Result;
+use crate::pipeline::PipelineStep;
 use crate::split::audit::{Overlap, OverlapKind};
 use crate::text::{counted, excerpt};
 
@@ -62,7 +63,8 @@ impl Dataset {
                 }
             }
             if of_row.iter().all(Option::is_none) {
-                break rows;
+                let held_out = held_out.pipeline().cloned().map(Box::new);
+                break rows.after(self, held_out.map(PipelineStep::WithoutOverlap));
             }
             let mut rest = Vec::with_capacity(staying.len());
             for (row, found) in staying.iter().zip(of_row) {

@@ -26,6 +26,7 @@ use crate::pass::snapshot::Snapshot;
 use crate::text::chat_template::ChatTemplate;
 use crate::text::conversation::ChatTokenizer;
 use crate::text::tokenizer::Tokenizer;
+use crate::weights::{Keep, Quantization};
 use tunebook_ops::Matrix;
 
 /// A language model with its tokenizer and chat template.
@@ -78,6 +79,7 @@ struct Inner {
     end_ids: Vec<u32>,
     parameter_count: usize,
     memory_bytes: u64,
+    keep: Keep,
     activations: DType,
     /// How often weights have changed in place.
     version: AtomicU64,
@@ -301,6 +303,23 @@ impl Model {
     /// Whether any of its matrices are kept in quantised blocks.
     pub fn is_quantized(&self) -> bool {
         self.inner.weights.iter().any(|weight| weight.matrix().is_quantized())
+    }
+
+    /// How its matrices were quantised on loading ([`Model::load_quantized`]); `None`: they were not.
+    pub fn quantization(&self) -> Option<Quantization> {
+        match self.inner.keep {
+            Keep::As(_) => None,
+            Keep::Quantized(quantization) => Some(quantization),
+        }
+    }
+
+    /// The type of plain numbers that it was loaded as, whatever full fine-tuning has made of its
+    /// weights since; `None`: quantised ([`Model::quantization`]).
+    pub fn loaded_dtype(&self) -> Option<DType> {
+        match self.inner.keep {
+            Keep::As(dtype) => Some(dtype),
+            Keep::Quantized(_) => None,
+        }
     }
 
     /// The type of activations: f32 on the CPU beside weights in bf16, whose products round to bf16

@@ -29,6 +29,7 @@ pub(crate) mod weighted;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde::{Deserialize, Serialize};
@@ -284,6 +285,8 @@ pub(crate) struct Adapter {
     warnings: Vec<String>,
     /// See [`Adapter::in_step`] and [`Adapter::between_steps`].
     steps: Arc<RwLock<()>>,
+    /// Its numbers are others than its configuration gives.
+    moved: Arc<AtomicBool>,
 }
 
 impl Adapter {
@@ -301,6 +304,16 @@ impl Adapter {
 
     pub(crate) fn config(&self) -> AdapterConfig {
         self.body.config()
+    }
+
+    /// Its numbers are no more those that its configuration gives.
+    pub(crate) fn set_moved(&self) {
+        self.moved.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been trained, loaded or made of others.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// To be held while its tensors are moved from one step to the next.
@@ -383,7 +396,8 @@ fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
     config.validate()?;
     let body = config.as_type().build(model)?;
     let own = Arc::new(OwnWeights::new(model, &config, &body.modules())?);
-    Ok(Adapter { name: name.to_owned(), body, own, warnings: Vec::new(), steps: Arc::default() })
+    let (steps, moved) = (Arc::default(), Arc::default());
+    Ok(Adapter { name: name.to_owned(), body, own, warnings: Vec::new(), steps, moved })
 }
 
 /// Adds an adapter and makes it the active one.
@@ -483,6 +497,7 @@ fn from_files(
     let mut adapter = build(model, name, files.config.clone())?;
     adapter.body.fill(&files.tensors)?;
     adapter.own.tensors().try_for_each(|tensor| tensor.fill(&files.tensors))?;
+    adapter.set_moved();
     adapter.warnings.clone_from(&files.warnings);
     if let Some(base) = &files.base_model_name_or_path
         && model_key(base) != model_key(model.name())

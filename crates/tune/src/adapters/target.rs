@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 /// The projections an adapter goes to. Made with `.into()` from an array of names, a `Vec`, or one
 /// string (a regular expression, or `"all-linear"`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a list of names, a regular expression or all-linear")]
 pub enum TargetModules {
     /// Names that a path ends in, or whole paths.
     Names(Vec<String>),

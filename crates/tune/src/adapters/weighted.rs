@@ -129,6 +129,7 @@ pub(super) fn combine(
         layer.lora_a().set(&a)?;
         layer.lora_b().set(&b)?;
     }
+    adapter.set_moved();
     Ok(adapter)
 }
 

@@ -169,6 +169,7 @@ impl Stepper {
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepOutcome> {
         // A skipped step does not count for the schedule, as in `transformers`.
         let skipped = self.loss_scale.map_or(0, |scale| scale.skipped());
+        self.trained.set_moved(&self.model);
         self.step_at(batches, self.schedule.learning_rate(self.steps - skipped))
     }
 

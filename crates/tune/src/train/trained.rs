@@ -1,6 +1,6 @@
 //! What a run trains: an adapter, or the model's own weights.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLockWriteGuard};
 
 use candle_core::Tensor;
@@ -9,6 +9,7 @@ use tunebook_models::tensor_file::{Data, Entry};
 
 use crate::adapters::Adapter;
 use crate::adapters::full::FullWeights;
+use crate::adapters::registry;
 use crate::adapters::scheduled::Scheduled;
 use crate::error::{Error, Result};
 use crate::files::peft::AdapterFiles;
@@ -21,6 +22,27 @@ use crate::train::parameter::Parameters;
 pub(crate) enum Trained {
     Adapter(Arc<Adapter>),
     Full(Arc<FullWeights>),
+}
+
+/// Whether a run has trained the model's own weights; lives in the model.
+#[derive(Default)]
+struct BaseMoved(AtomicBool);
+
+/// What a run that begins now does not begin with as its configuration says: the adapter or the
+/// model's weights, where they were trained, loaded or combined before. `None`: nothing of that.
+///
+/// # Errors
+/// Nothing to train.
+pub fn moved_before(model: &Model) -> Result<Option<String>> {
+    if model.extension::<BaseMoved>().0.load(Ordering::Relaxed) {
+        return Ok(Some("the model's own weights".to_owned()));
+    }
+    Ok(match registry::trained(model)?.1 {
+        Trained::Adapter(adapter) if adapter.is_moved() => {
+            Some(format!("the adapter `{}`", adapter.name()))
+        }
+        _ => None,
+    })
 }
 
 /// The name of a run that trains the model's own weights. No adapter can have it: there is a blank
@@ -79,6 +101,14 @@ impl Trained {
         match self {
             Self::Adapter(adapter) => Some(adapter.in_step()),
             Self::Full(_) => None,
+        }
+    }
+
+    /// To be called before the first step of a run.
+    pub(crate) fn set_moved(&self, model: &Model) {
+        match self {
+            Self::Adapter(adapter) => adapter.set_moved(),
+            Self::Full(_) => model.extension::<BaseMoved>().0.store(true, Ordering::Relaxed),
         }
     }
 

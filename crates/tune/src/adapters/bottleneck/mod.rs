@@ -74,7 +74,7 @@ fn init_seed() -> u64 {
 
 /// The hidden size divided by the number of units: one number, or some for each block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number, or a map of blocks to numbers")]
 pub enum ReductionFactor {
     /// The same in all blocks.
     All(f64),
