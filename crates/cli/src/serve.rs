@@ -153,7 +153,7 @@ impl Arguments {
     fn model(&self) -> tunebook_models::Result<Model> {
         let device = Device::best()?;
         match self.weights {
-            Weights::F32 => Model::load(&self.base, &device),
+            Weights::F32 => Model::load_as(&self.base, Some(DType::F32), &device),
             Weights::Bf16 => Model::load_as(&self.base, Some(DType::BF16), &device),
             Weights::Stored => Model::load_quantized(&self.base, Quantization::Stored, &device),
             Weights::Nf4 => Model::load_quantized(&self.base, Quantization::Nf4, &device),

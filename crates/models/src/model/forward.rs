@@ -19,7 +19,8 @@ use tunebook_ops::{self as ops, Matrix};
 
 /// Whole passes, each by one snapshot of who answers.
 impl Model {
-    /// Logits at every position of the text.
+    /// Logits at every position of the text, in f32 whatever the model computes in; `ids` may lie on
+    /// any device. So a cell that reads them is the same for every model and device.
     ///
     /// # Shapes
     /// `ids` `[b, t]` u32 -> `[b, t, vocab]`.
@@ -27,7 +28,8 @@ impl Model {
     /// # Errors
     /// When `t` exceeds the context or an id the vocabulary; another number of rows than overlays.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        self.through(ids, |hidden, pass| self.logits(&hidden, pass))
+        let logits = self.through(ids, |hidden, pass| self.logits(&hidden, pass))?;
+        Ok(logits.to_dtype(DType::F32)?)
     }
 
     /// The residual stream after the last block and the final norm, at every position of the text.
@@ -46,6 +48,7 @@ impl Model {
         ids: &Tensor,
         end: impl FnOnce(Tensor, &Pass<'_>) -> Result<T>,
     ) -> Result<T> {
+        let ids = &ids.to_device(self.device())?;
         let (b, t) = ids.dims2()?;
         let snapshot = self.snapshot();
         snapshot.check_count("ids", b)?;

@@ -339,6 +339,11 @@ fn weights_keep_the_files_type_or_are_converted() {
             model.memory_bytes()
         );
     }
+    // On a GPU, too, where activations have 16 bits, a cell reads f32.
+    let half = Model::load_as(&path, Some(DType::F16), &Device::Cpu).unwrap();
+    assert_eq!(half.activation_dtype(), DType::F16);
+    let ids = tunebook_models::Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
+    assert_eq!(half.forward(&ids).unwrap().dtype(), DType::F32);
     let error = Model::load_as(&path, Some(DType::U8), &Device::Cpu).unwrap_err().to_string();
     assert!(error.contains("U8") && error.contains("BF16"), "{error}");
 }
