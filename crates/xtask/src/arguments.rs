@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::dist::Dist;
 use crate::error::{Error, Result};
+use crate::gpu_kit::GpuKit;
 
 /// The text for `cargo xtask`, `--help` and a wrong command line.
 pub(crate) const USAGE: &str = "\
@@ -27,6 +28,11 @@ usage: cargo xtask COMMAND
                                   a kit for machines without a network: kernel, compiled
                                   crates, Python packages, model and notebooks in one archive
                                   (default: target/tunebook/dist; see docs/workshop.md)
+  gpu-kit [--arch 90] [--out DIR]
+                                  a kit that proves the code for GPUs on a machine with one
+                                  (default: target/tunebook/gpu-kit; see docs/gpu.md)
+                                  --try: every part in small on this CPU
+                                  --read result.json: its table into docs/measurements.md
   features [--check]              renew crates/workspace-hack after a change of dependencies";
 
 /// A parsed command line.
@@ -50,6 +56,8 @@ pub(crate) enum Command {
     Setup,
     /// Make a workshop kit.
     Dist(Dist),
+    /// Make, run or read a kit for a machine with a GPU.
+    GpuKit(GpuKit),
     /// Renew or check the unified features.
     Features { check: bool },
     /// Show the usage.
@@ -187,6 +195,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> 
             }
             Command::Dist(dist)
         }
+        "gpu-kit" => Command::GpuKit(gpu_kit(&mut words)?),
         "features" => {
             let mut check = false;
             while let Some(word) = words.next() {
@@ -201,6 +210,37 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> 
         other => return Err(usage(format!("there is no command `{other}`"))),
     };
     Ok(parsed)
+}
+
+/// The words after `gpu-kit`. `--run` and `--part` are for the kit itself.
+fn gpu_kit(words: &mut Words) -> Result<GpuKit> {
+    const OPTIONS: &str = "--arch N, --out DIR, --try, --read FILE";
+    let (mut arch, mut out, mut tries) = ("90".to_owned(), None, false);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--arch" => arch = words.value("--arch")?,
+            "--out" => out = Some(words.value("--out")?.into()),
+            "--try" => tries = true,
+            "--read" => return Ok(GpuKit::Read(words.value("--read")?.into())),
+            "--run" => {
+                let kit = words.value("--run")?.into();
+                let parts = std::iter::from_fn(|| words.next()).collect();
+                return Ok(GpuKit::Run { kit, parts });
+            }
+            "--part" => {
+                let name = words.value("--part")?;
+                let kit = words.next().unwrap_or_else(|| ".".to_owned()).into();
+                return Ok(GpuKit::Part { name, kit });
+            }
+            other => return Err(unknown("gpu-kit", other, OPTIONS)),
+        }
+    }
+    if !arch.bytes().all(|digit| digit.is_ascii_digit()) || arch.len() < 2 {
+        return Err(usage(format!(
+            "--arch takes a compute capability without its dot, such as 90 for 9.0, not `{arch}`"
+        )));
+    }
+    Ok(if tries { GpuKit::Try { out } } else { GpuKit::Build { arch, out } })
 }
 
 /// The words that remain; `--option=value` counts as two.
@@ -302,6 +342,14 @@ mod tests {
             words("dist --with-toolchain --out=x").unwrap(),
             Command::Dist(Dist { out: Some("x".into()), with_toolchain: true })
         );
+        assert_eq!(
+            words("gpu-kit --arch 80 --out x").unwrap(),
+            Command::GpuKit(GpuKit::Build { arch: "80".into(), out: Some("x".into()) })
+        );
+        assert_eq!(
+            words("gpu-kit --run kit a b").unwrap(),
+            Command::GpuKit(GpuKit::Run { kit: "kit".into(), parts: vec!["a".into(), "b".into()] })
+        );
         assert_eq!(words("features --check").unwrap(), Command::Features { check: true });
     }
 
@@ -316,6 +364,10 @@ mod tests {
         assert_eq!(
             refusal("run a.ipynb b.ipynb"),
             "`run` takes one notebook; `b.ipynb` is one too many"
+        );
+        assert_eq!(
+            refusal("gpu-kit --arch 9.0"),
+            "--arch takes a compute capability without its dot, such as 90 for 9.0, not `9.0`"
         );
         assert_eq!(refusal("run a.ipynb --kernel"), "--kernel needs a value");
         assert_eq!(

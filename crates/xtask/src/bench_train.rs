@@ -7,13 +7,13 @@
 //! other ([`gpu`]). Every step is one of the trainer's default path. A case that this machine or
 //! this build cannot run has a row whose ratio is null and whose `reason` says why.
 
-mod card;
-mod case;
-mod gpu;
-mod measure;
-mod random_model;
+pub(crate) mod card;
+pub(crate) mod case;
+pub(crate) mod gpu;
+pub(crate) mod measure;
+pub(crate) mod random_model;
 mod sft;
-mod shape;
+pub(crate) mod shape;
 
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,7 @@
 //! knows its artefacts by absolute paths, has no part in it. `kit/install.sh` makes the Python
 //! environment and writes the paths of the machine that it runs on.
 
-mod files;
+pub(crate) mod files;
 mod paths;
 
 use std::path::{Path, PathBuf};

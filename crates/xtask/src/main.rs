@@ -15,6 +15,7 @@ mod bench_train;
 mod dist;
 mod error;
 mod features;
+mod gpu_kit;
 mod hash;
 mod lab;
 mod notebook;
@@ -55,6 +56,7 @@ fn run(command: Command) -> Result<()> {
         Command::Features { check: false } => features::renew(&Setup::locate()?.root),
         Command::Setup => Setup::locate()?.ensure(),
         Command::Dist(dist) => dist.run(),
+        Command::GpuKit(kit) => kit.run(),
         Command::Lab { browser, port, cuda } => {
             let setup = Setup::locate()?;
             let environment = ensure(&setup, cuda)?;

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::features;
+use crate::gpu_kit;
 use crate::notebook::{self, Execution};
 use crate::process;
 use crate::report::{self, Part, Report};
@@ -204,6 +205,8 @@ impl Tests<'_> {
         let words = ["build", "--package", "tunebook", "--features", "cuda"];
         let mut command = with_gpu(cargo(setup, &words));
         self.one(|| process::run(&mut command, "cargo build --features cuda"));
+        self.named("the kernels' registers and shared memory", || gpu_kit::check_kernels(setup));
+        self.named("the GPU kit", || gpu_kit::check(setup));
         if !toolkit.has_gpu() {
             self.report.not_run.push("the tests of the CUDA code: no GPU".to_owned());
             return;
@@ -213,6 +216,8 @@ impl Tests<'_> {
             "--no-fail-fast",
             "--color=never",
             "--package",
+            "tunebook-ops",
+            "--package",
             "tunebook-models",
             "--package",
             "tunebook-tune",
@@ -220,7 +225,7 @@ impl Tests<'_> {
         let mut command = cargo(setup, &words);
         command.args([
             "--features",
-            "tunebook-models/cuda,tunebook-tune/cuda",
+            "tunebook-ops/cuda,tunebook-models/cuda,tunebook-tune/cuda",
             "--",
             "--include-ignored",
             "gpu_",

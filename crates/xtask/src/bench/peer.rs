@@ -22,9 +22,14 @@ pub(crate) fn python(setup: &Setup) -> Result<PathBuf> {
 
 /// A script of `tests/peers`, quiet, with so many threads.
 pub(crate) fn script(setup: &Setup, python: &Path, name: &str, threads: usize) -> Command {
+    script_in(&setup.root.join("tests/peers"), python, name, threads)
+}
+
+/// The same from a copy of that folder.
+pub(crate) fn script_in(folder: &Path, python: &Path, name: &str, threads: usize) -> Command {
     let mut command = process::command(python);
     command
-        .arg(setup.root.join("tests/peers").join(name))
+        .arg(folder.join(name))
         .env("OMP_NUM_THREADS", threads.to_string())
         .env("TRANSFORMERS_VERBOSITY", "error")
         .env("PYTHONWARNINGS", "ignore")

@@ -34,7 +34,7 @@ const PEAKS: [(&str, f64); 8] = [
 
 /// One card.
 #[derive(Debug, Clone)]
-pub(super) struct Card {
+pub(crate) struct Card {
     /// As `nvidia-smi` names it: the first of `CUDA_VISIBLE_DEVICES`, else 0.
     id: String,
     name: String,
@@ -46,7 +46,7 @@ impl Card {
     ///
     /// # Errors
     /// Why there is none, in words for a row.
-    pub(super) fn find() -> std::result::Result<Self, String> {
+    pub(crate) fn find() -> std::result::Result<Self, String> {
         if let Some(reason) = machine::no_cuda_device() {
             return Err(reason);
         }
@@ -62,13 +62,18 @@ impl Card {
         Ok(Self { id, name, driver: fields.next().unwrap_or_default() })
     }
 
+    /// As the driver has it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// For whoever reads the figures later.
-    pub(super) fn about(&self) -> Value {
+    pub(crate) fn about(&self) -> Value {
         json!({"card": self.name, "driver": self.driver, "peak_bf16_flops": self.peak_flops()})
     }
 
     /// Its peak speed, where its data sheet is known.
-    pub(super) fn peak_flops(&self) -> Option<f64> {
+    pub(crate) fn peak_flops(&self) -> Option<f64> {
         peak_of(&self.name)
     }
 
@@ -76,7 +81,7 @@ impl Card {
     ///
     /// # Errors
     /// When `nvidia-smi` cannot be started or says nothing.
-    pub(super) fn watch(&self) -> Result<Watch> {
+    pub(crate) fn watch(&self) -> Result<Watch> {
         let mut child = query(&self.id, "memory.used")
             .arg(format!("--loop-ms={EVERY_MS}"))
             .stdin(Stdio::null())
@@ -102,7 +107,7 @@ fn peak_of(name: &str) -> Option<f64> {
 }
 
 /// The most of a card's memory that was taken since the watch began.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     child: Option<Child>,
     /// In MiB.
     before: u64,
@@ -139,7 +144,7 @@ impl Watch {
     ///
     /// # Errors
     /// When nothing was seen: a peak of nothing would be a figure.
-    pub(super) fn end(mut self) -> Result<f64> {
+    pub(crate) fn end(mut self) -> Result<f64> {
         self.stop();
         match self.most.load(Ordering::Relaxed) {
             0 => Err(Error::Other(

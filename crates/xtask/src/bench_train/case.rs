@@ -3,7 +3,7 @@
 use super::shape::{LLAMA_1B, LLAMA_7B, Method, Shape};
 
 /// One row of the table.
-pub(super) struct Case {
+pub(crate) struct Case {
     /// Its name on the command line.
     pub name: &'static str,
     /// The work.
@@ -11,7 +11,7 @@ pub(super) struct Case {
 }
 
 /// How a case is measured.
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Optimizer steps on random tokens, the sides taking turns.
     Steps(Steps),
     /// Peak memory of one row of tokens at growing lengths.
@@ -26,7 +26,7 @@ pub(super) enum Kind {
 }
 
 /// Optimizer steps on one card, in bf16.
-pub(super) struct Gpu {
+pub(crate) struct Gpu {
     /// The model, with random weights.
     pub shape: Shape,
     /// The trained parts.
@@ -43,7 +43,7 @@ pub(super) struct Gpu {
 }
 
 /// A Python peer on the card.
-pub(super) struct GpuPeer {
+pub(crate) struct GpuPeer {
     /// Added to the metrics' names; empty for the first comparison.
     pub suffix: &'static str,
     /// The environment that has what it needs.
@@ -54,7 +54,7 @@ pub(super) struct GpuPeer {
 
 /// A Python environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Packages {
+pub(crate) enum Packages {
     /// transformers and PEFT.
     Peft,
     /// AdapterHub's package, which pins an older transformers.
@@ -62,7 +62,7 @@ pub(super) enum Packages {
 }
 
 /// Steps of several sides on the same batches.
-pub(super) struct Steps {
+pub(crate) struct Steps {
     /// Rows of a batch.
     pub rows: usize,
     /// Tokens of a row.
@@ -79,7 +79,7 @@ pub(super) struct Steps {
 }
 
 /// A side that our program is compared with.
-pub(super) struct Other {
+pub(crate) struct Other {
     /// Added to the metrics' names; empty for the first comparison.
     pub suffix: &'static str,
     /// Whether it is the Python peer or our own program with other options.
@@ -105,7 +105,7 @@ const ROUNDED: f64 = 1e-2;
 const EXACT: f64 = 1e-3;
 
 /// All cases, in the table's order.
-pub(super) const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case {
         name: "lora-4x128-f32",
         kind: Kind::Steps(Steps {

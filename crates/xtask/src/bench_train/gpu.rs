@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::card::Card;
 use super::case::{Case, Gpu, GpuPeer, Packages};
-use super::measure::{Measured, without};
+use super::measure::{Measured, batches, without};
 use super::shape::{Method, TINY};
 use super::{Bench, random_model};
-use crate::bench::rows::row;
+use crate::bench::rows::{row, write};
 use crate::bench::side::{Side, median, number};
 use crate::bench::{THREADS, peer};
 use crate::error::{Error, Result};
@@ -35,31 +35,47 @@ const FIRST_LOSS: [f64; 2] = [5e-3, 1e-5];
 const LATER_LOSS: f64 = 5e-2;
 
 /// Where a case runs.
-enum Place {
-    /// With the variables that a CUDA build is made with and runs with.
-    Card(Card, Vec<(&'static str, OsString)>),
+pub(crate) enum Place {
+    /// On a card.
+    Card(Card),
     /// To try it out.
     Cpu,
+}
+
+/// The programs of a case and the folders of its files: the repository's, or those of a GPU kit.
+pub(crate) struct Programs {
+    /// Our side, and the words before its own arguments.
+    pub ours: (PathBuf, Vec<&'static str>),
+    /// The variables that our side runs with.
+    pub environment: Vec<(&'static str, OsString)>,
+    /// `tests/golden`.
+    pub golden: PathBuf,
+    /// Where models and batches are written.
+    pub work: PathBuf,
+    /// `tests/peers`.
+    pub peers: PathBuf,
+    /// The Python with the packages, or the reason why there is none.
+    pub python: Box<dyn Fn(Packages) -> std::result::Result<PathBuf, String>>,
 }
 
 impl Place {
     fn device(&self) -> &'static str {
         match self {
-            Self::Card(..) => "cuda",
+            Self::Card(_) => "cuda",
             Self::Cpu => "cpu",
         }
     }
 
     fn dtype(&self) -> &'static str {
         match self {
-            Self::Card(..) => "bf16",
+            Self::Card(_) => "bf16",
             Self::Cpu => "f32",
         }
     }
 
     fn first_loss(&self) -> f64 {
         match self {
-            Self::Card(..) => FIRST_LOSS[0],
+            Self::Card(_) => FIRST_LOSS[0],
             Self::Cpu => FIRST_LOSS[1],
         }
     }
@@ -99,98 +115,131 @@ impl Bench<'_> {
         build.args(["build", "--quiet", "--package", "tunebook-tune", "--features", "cuda"]);
         cuda::set(&mut build, &environment);
         process::run(build.args(["--example", "bench_train"]), "building the bench for CUDA")?;
-        self.gpu_at(case.name, what, &Place::Card(card, environment))
+        let program = self.setup.cuda_target().join(&self.setup.triple);
+        let programs = self.programs(program, environment);
+        measure(case.name, what, &Place::Card(card), &programs)
     }
 
     /// The case in small, on the CPU.
     fn tiny(&self, case: &Case, what: &Gpu) -> Result<Measured> {
-        let tiny = Gpu { shape: TINY, batches: &[TINY_BATCH], steps: 2, most_mb: None, ..*what };
-        self.gpu_at(&format!("{}-tiny-on-the-cpu", case.name), &tiny, &Place::Cpu)
+        let programs = self.programs(self.setup.target.join(&self.setup.triple), Vec::new());
+        in_small(case.name, what, &programs)
     }
 
-    fn gpu_at(&self, name: &str, what: &Gpu, place: &Place) -> Result<Measured> {
-        let golden = self.setup.root.join("tests/golden");
-        let model = random_model::ensure(&self.setup.target, &golden, &what.shape)?;
-        let mut rows = Vec::new();
-        let mut batches = Vec::new();
-        for &(count, length) in what.batches {
-            println!("{name}: {count} x {length} tokens, {} steps each", what.steps);
-            let ids =
-                self.ids_of(what.shape.vocab_size as u64, count, length, WARM_UP + what.steps)?;
-            let files = [model.as_path(), ids.as_path()];
-            let mut done = vec![self.side(
-                place,
-                "ours",
-                "",
-                what.steps,
-                &mut self.ours(place, what, files),
-            )?];
-            for peer in what.peers {
-                let python = self.python_of(peer.packages)?;
-                let mut command = self.peer(place, &python, what, peer, files);
-                let name = format!("{:?} {}", peer.packages, peer.options.join(" "));
-                done.push(self.side(
-                    place,
-                    name.trim_end(),
-                    peer.suffix,
-                    what.steps,
-                    &mut command,
-                )?);
-            }
-            check_losses(name, place, &done)?;
-            let only = what.batches.len() == 1;
-            let batch = if only { String::new() } else { format!("_{count}x{length}") };
-            rows.extend(figures(name, what, place, &batch, (count, length), &done));
-            batches.push(about(what, (count, length), &done));
+    fn programs(&self, built: PathBuf, environment: Vec<(&'static str, OsString)>) -> Programs {
+        let (python, setup) = (self.python.clone(), self.setup.clone());
+        Programs {
+            ours: (built.join("debug/examples/bench_train"), Vec::new()),
+            environment,
+            golden: self.setup.root.join("tests/golden"),
+            work: self.setup.target.clone(),
+            peers: self.setup.root.join("tests/peers"),
+            python: Box::new(move |packages| match packages {
+                Packages::Peft => Ok(python.clone()),
+                Packages::AdapterHub => {
+                    setup.ensure_adapterhub().map_err(|error| error.to_string())
+                }
+            }),
         }
-        let card = match place {
-            Place::Card(card, _) => card.about(),
-            Place::Cpu => json!("none: tried out on the CPU, in small"),
-        };
-        let about =
-            json!({"case": name, "shape": what.shape.name, "card": card, "batches": batches});
-        Ok(Measured { rows, about })
     }
+}
 
-    /// Runs one side to its end.
-    fn side(
-        &self,
-        place: &Place,
-        name: &str,
-        suffix: &'static str,
-        steps: usize,
-        command: &mut Command,
-    ) -> Result<Done> {
-        let watch = match place {
-            Place::Card(card, _) => Some(card.watch()?),
-            Place::Cpu => None,
-        };
-        let mut side = Side::start(name, command)?;
-        let (mut secs, mut losses) = (Vec::new(), Vec::new());
-        for step in 0..WARM_UP + steps {
-            let answer = side.ask("step")?;
-            losses.push(number(&answer, "loss")?);
-            if step >= WARM_UP {
-                secs.push(number(&answer, "secs")?);
-            }
+/// The case in small, on the CPU.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn in_small(name: &str, what: &Gpu, programs: &Programs) -> Result<Measured> {
+    let tiny = Gpu { shape: TINY, batches: &[TINY_BATCH], steps: 2, most_mb: None, ..*what };
+    measure(&format!("{name}-tiny-on-the-cpu"), &tiny, &Place::Cpu, programs)
+}
+
+/// Every batch of a case, for our program and the peers that are there.
+///
+/// # Errors
+/// A side that ends early, sides that do not compute the same thing, a file that cannot be written.
+pub(crate) fn measure(
+    name: &str,
+    what: &Gpu,
+    place: &Place,
+    programs: &Programs,
+) -> Result<Measured> {
+    let model = random_model::ensure(&programs.work, &programs.golden, &what.shape)?;
+    let mut rows = Vec::new();
+    let mut about_batches = Vec::new();
+    let mut missing = Vec::new();
+    for &(count, length) in what.batches {
+        println!("{name}: {count} x {length} tokens, {} steps each", what.steps);
+        let steps = WARM_UP + what.steps;
+        let vocabulary = what.shape.vocab_size as u64;
+        let ids = programs
+            .work
+            .join("tunebook")
+            .join(format!("bench-{vocabulary}-{count}x{length}x{steps}.json"));
+        write(&ids, &batches(vocabulary, count, length, steps))?;
+        let files = [model.as_path(), ids.as_path()];
+        let mut ours = programs.ours(place, what, files);
+        let mut done = vec![side(place, "ours", "", what.steps, &mut ours)?];
+        for peer in what.peers {
+            let name = format!("{:?} {}", peer.packages, peer.options.join(" "));
+            let python = match (programs.python)(peer.packages) {
+                Ok(python) => python,
+                Err(reason) => {
+                    missing.push(format!("{}: {reason}", name.trim_end()));
+                    continue;
+                }
+            };
+            let mut command = programs.peer(place, &python, what, peer, files);
+            done.push(side(place, name.trim_end(), peer.suffix, what.steps, &mut command)?);
         }
-        let end = side.end()?;
-        println!("  {name}: {:.3} s a step", median(&secs));
-        let peak_mb = watch.map(super::card::Watch::end).transpose()?;
-        Ok(Done { name: name.to_owned(), suffix, secs, losses, peak_mb, end })
+        check_losses(name, place, &done)?;
+        let only = what.batches.len() == 1;
+        let batch = if only { String::new() } else { format!("_{count}x{length}") };
+        rows.extend(figures(name, what, place, &batch, (count, length), &done));
+        about_batches.push(about(what, (count, length), &done));
     }
+    let card = match place {
+        Place::Card(card) => card.about(),
+        Place::Cpu => json!("none: tried out on the CPU, in small"),
+    };
+    let about = json!({
+        "case": name, "shape": what.shape.name, "card": card, "batches": about_batches, "missing": missing,
+    });
+    Ok(Measured { rows, about })
+}
 
+/// Runs one side to its end.
+fn side(
+    place: &Place,
+    name: &str,
+    suffix: &'static str,
+    steps: usize,
+    command: &mut Command,
+) -> Result<Done> {
+    let watch = match place {
+        Place::Card(card) => Some(card.watch()?),
+        Place::Cpu => None,
+    };
+    let mut side = Side::start(name, command)?;
+    let (mut secs, mut losses) = (Vec::new(), Vec::new());
+    for step in 0..WARM_UP + steps {
+        let answer = side.ask("step")?;
+        losses.push(number(&answer, "loss")?);
+        if step >= WARM_UP {
+            secs.push(number(&answer, "secs")?);
+        }
+    }
+    let end = side.end()?;
+    println!("  {name}: {:.3} s a step", median(&secs));
+    let peak_mb = watch.map(super::card::Watch::end).transpose()?;
+    Ok(Done { name: name.to_owned(), suffix, secs, losses, peak_mb, end })
+}
+
+impl Programs {
     fn ours(&self, place: &Place, what: &Gpu, [model, ids]: [&Path; 2]) -> Command {
-        let folder = match place {
-            Place::Card(..) => self.setup.cuda_target(),
-            Place::Cpu => self.setup.target.clone(),
-        };
-        let program = folder.join(&self.setup.triple).join("debug/examples/bench_train");
-        let mut command = process::command(program);
-        if let Place::Card(_, environment) = place {
-            cuda::set(&mut command, environment);
-        }
+        let mut command = process::command(&self.ours.0);
+        cuda::set(&mut command, &self.environment);
         command
+            .args(&self.ours.1)
             .args([model, ids])
             .arg(format!("--device={}", place.device()))
             .arg(format!("--dtype={}", place.dtype()))
@@ -208,7 +257,7 @@ impl Bench<'_> {
         of: &GpuPeer,
         [model, ids]: [&Path; 2],
     ) -> Command {
-        let mut command = peer::script(self.setup, python, "bench_train.py", THREADS);
+        let mut command = peer::script_in(&self.peers, python, "bench_train.py", THREADS);
         command
             .arg("serve")
             .args([model, ids])
@@ -219,13 +268,6 @@ impl Bench<'_> {
             .args(of.options)
             .stderr(Stdio::inherit());
         command
-    }
-
-    fn python_of(&self, packages: Packages) -> Result<PathBuf> {
-        match packages {
-            Packages::Peft => Ok(self.python.clone()),
-            Packages::AdapterHub => self.setup.ensure_adapterhub(),
-        }
     }
 }
 
@@ -276,7 +318,7 @@ fn figures(
     let speed = |side: &Done| (count * length) as f64 / median(&side.secs);
     let (flops, _) = what.shape.flops_per_token(what.method, length);
     let peak = match place {
-        Place::Card(card, _) => card.peak_flops(),
+        Place::Card(card) => card.peak_flops(),
         Place::Cpu => None,
     };
     let mut rows = Vec::new();

@@ -18,7 +18,7 @@ const WARM_UP: usize = 2;
 const VOCABULARY: u64 = 49152;
 
 /// The result of a case.
-pub(super) struct Measured {
+pub(crate) struct Measured {
     /// One object for each metric.
     pub rows: Vec<Value>,
     /// How it came about: every step's time, losses, versions.
@@ -283,7 +283,7 @@ fn ceiling_key(what: &Steps) -> &'static str {
 }
 
 /// The same pseudo-random ids for all sides (SplitMix64): `[step][row][position]`.
-fn batches(vocabulary: u64, rows: usize, length: usize, steps: usize) -> Value {
+pub(super) fn batches(vocabulary: u64, rows: usize, length: usize, steps: usize) -> Value {
     let mut state = 42u64;
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -5,8 +5,9 @@
 //! same everywhere, and both sides load the same one.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Map, json};
 
@@ -24,7 +25,7 @@ fn deviation(shape: &Shape) -> f32 {
 ///
 /// # Errors
 /// A file that cannot be written: the largest model takes 13.5 GB.
-pub(super) fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<PathBuf> {
+pub(crate) fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<PathBuf> {
     let folder = target.join("tunebook/random-models").join(shape.name);
     if folder.join("config.json").is_file() {
         return Ok(folder);
@@ -32,7 +33,7 @@ pub(super) fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<Path
     println!("writing random weights of the shape {} into {}, once", shape.name, folder.display());
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     // Our loader wants a tokenizer in the folder of the weights; no text is trained on.
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
         let from = golden.join("lora_tiny/model").join(name);
         std::fs::copy(&from, folder.join(name)).map_err(Error::io("copy", &from))?;
     }
@@ -44,55 +45,100 @@ pub(super) fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<Path
     Ok(folder)
 }
 
-/// One safetensors file: the length of the header, the header, the values.
+/// One safetensors file: the length of the header, the header, the values. All cores draw numbers,
+/// a tensor each at a time.
 fn weights(path: &Path, shape: &Shape) -> std::io::Result<()> {
     let tensors = shape.tensors();
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut at = 0;
+    let mut places = Vec::with_capacity(tensors.len());
     for (name, dims) in &tensors {
         let end = at + 2 * dims.iter().product::<usize>();
         header.insert(
             name.clone(),
             json!({"dtype": "BF16", "shape": dims, "data_offsets": [at, end]}),
         );
+        places.push(at);
         at = end;
     }
     let header = serde_json::Value::Object(header).to_string();
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    let mut file = File::create(path)?;
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header.as_bytes())?;
-    for (name, dims) in &tensors {
-        let count = dims.iter().product();
-        match dims.len() {
-            1 => (0..count).try_for_each(|_| file.write_all(&bf16(1.0)))?,
-            _ => random(&mut file, name, count, deviation(shape) * 3f32.sqrt())?,
+    let start = 8 + header.len();
+    let next = &AtomicUsize::new(0);
+    let (tensors, places) = (&tensors, &places);
+    let work = move || -> std::io::Result<()> {
+        let mut file = File::options().write(true).open(path)?;
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((name, dims)) = tensors.get(index) else { return Ok(()) };
+            let largest = (dims.len() > 1).then(|| deviation(shape) * 3f32.sqrt());
+            file.seek(SeekFrom::Start((start + places[index]) as u64))?;
+            values(&mut file, name, dims.iter().product(), largest)?;
         }
-    }
-    file.into_inner()?.sync_all()
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        all.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(_) => Err(std::io::Error::other("a thread that writes weights ended early")),
+        })
+    })
 }
 
-/// Numbers between ±`largest`.
-fn random(file: &mut impl Write, name: &str, count: usize, largest: f32) -> std::io::Result<()> {
-    // FNV-1a of the name, then SplitMix64.
-    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+/// Numbers between ±`largest`, or ones, from the file's place on.
+fn values(
+    file: &mut impl Write,
+    name: &str,
+    count: usize,
+    largest: Option<f32>,
+) -> std::io::Result<()> {
+    const NUMBERS: usize = 1 << 20;
+    let mut random = Random::new(name);
     let mut left = count;
+    let mut bytes = Vec::with_capacity(2 * NUMBERS.min(count));
     while left > 0 {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        // Four numbers of 16 bits each.
-        for part in 0..left.min(4) {
-            let unit = f32::from((z >> (16 * part)) as u16) / 32767.5 - 1.0;
-            file.write_all(&bf16(unit * largest))?;
+        bytes.clear();
+        let numbers = left.min(NUMBERS);
+        match largest {
+            None => (0..numbers).for_each(|_| bytes.extend(bf16(1.0))),
+            Some(largest) => random.fill(&mut bytes, numbers, largest),
         }
-        left -= left.min(4);
+        file.write_all(&bytes)?;
+        left -= numbers;
     }
     Ok(())
+}
+
+/// FNV-1a of a tensor's name, then SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn new(name: &str) -> Self {
+        Self(name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }))
+    }
+
+    fn fill(&mut self, bytes: &mut Vec<u8>, count: usize, largest: f32) {
+        let mut left = count;
+        while left > 0 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^= z >> 31;
+            // Four numbers of 16 bits each.
+            for part in 0..left.min(4) {
+                let unit = f32::from((z >> (16 * part)) as u16) / 32767.5 - 1.0;
+                bytes.extend(bf16(unit * largest));
+            }
+            left -= left.min(4);
+        }
+    }
 }
 
 /// Cut off, not rounded: no value is better than another here.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 /// A Llama model, by config.json's names.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// The name of its folder.
     pub name: &'static str,
     pub hidden_size: usize,
@@ -18,7 +18,7 @@ pub(super) struct Shape {
 }
 
 /// TinyLlama's, 1.1 B parameters.
-pub(super) const LLAMA_1B: Shape = Shape {
+pub(crate) const LLAMA_1B: Shape = Shape {
     name: "llama-1.1b",
     hidden_size: 2048,
     intermediate_size: 5632,
@@ -30,7 +30,7 @@ pub(super) const LLAMA_1B: Shape = Shape {
 };
 
 /// Llama 2's, 6.7 B parameters.
-pub(super) const LLAMA_7B: Shape = Shape {
+pub(crate) const LLAMA_7B: Shape = Shape {
     name: "llama-7b",
     hidden_size: 4096,
     intermediate_size: 11008,
@@ -42,7 +42,7 @@ pub(super) const LLAMA_7B: Shape = Shape {
 };
 
 /// For trying out a case without a GPU.
-pub(super) const TINY: Shape = Shape {
+pub(crate) const TINY: Shape = Shape {
     name: "llama-tiny",
     hidden_size: 64,
     intermediate_size: 160,
@@ -55,7 +55,7 @@ pub(super) const TINY: Shape = Shape {
 
 /// The trained parts and the method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
+pub(crate) enum Method {
     /// LoRA of this rank on every projection of the blocks.
     Lora { r: usize },
     /// AdapterHub's `seq_bn`: a bottleneck of a sixteenth of the hidden size after each

@@ -214,7 +214,7 @@ fn is_of_compiler(file: &str, triple: &str) -> bool {
 }
 
 /// The newest version of glibc, as (major, minor), whose symbols a program or library asks for.
-pub(super) fn newest_glibc(bytes: &[u8]) -> (u32, u32) {
+pub(crate) fn newest_glibc(bytes: &[u8]) -> (u32, u32) {
     const MARK: &[u8] = b"GLIBC_";
     let mut newest = (0, 0);
     let mut at = 0;

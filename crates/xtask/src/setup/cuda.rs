@@ -74,7 +74,7 @@ impl Toolkit {
     }
 
     /// The value of `CUDA_HOME`.
-    fn home(&self) -> PathBuf {
+    pub(crate) fn home(&self) -> PathBuf {
         self.system.clone().unwrap_or_else(|| self.folder.join("nvidia/cu13"))
     }
 
@@ -125,19 +125,7 @@ impl Toolkit {
     /// The wheels, unpacked into one folder.
     fn install(&self) -> Result<()> {
         self.stamp.clear()?;
-        let mut pip = process::command(&self.python);
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-input",
-            "--no-deps",
-            "--require-hashes",
-            "--upgrade",
-        ])
-        .args(["--quiet", "--target"])
-        .arg(&self.folder);
+        let mut pip = self.pip(&self.folder);
         for list in &self.requirements {
             pip.arg("--requirement").arg(list);
         }
@@ -150,6 +138,50 @@ impl Toolkit {
             }
         }
         self.stamp.set()
+    }
+
+    /// The folders with CUDA's own libraries of the pinned versions, which are fetched where they are
+    /// not there: for a look at their symbols, on machines that cannot run them.
+    ///
+    /// # Errors
+    /// When they cannot be fetched.
+    pub(crate) fn ensure_library_wheels(&self, setup: &Setup) -> Result<Vec<PathBuf>> {
+        let list = setup.root.join("crates/xtask/cuda/libraries.txt");
+        let pins = std::fs::read(&list).map_err(Error::io("read", &list))?;
+        let folder = setup.target.join("tunebook/cuda-libraries");
+        let stamp = Stamp::new(
+            &setup.stamps(),
+            "cuda-libraries",
+            hash::of_parts([pins, folder.as_os_str().as_encoded_bytes().to_vec()]),
+        );
+        if !stamp.is_valid() {
+            println!("fetching CUDA's libraries (about 500 MB)");
+            stamp.clear()?;
+            let mut pip = self.pip(&folder);
+            pip.arg("--requirement").arg(&list);
+            process::run(&mut pip, "fetching CUDA's libraries").map_err(with_network_remedy)?;
+            stamp.set()?;
+        }
+        let lib = |home: PathBuf| [home.join("lib"), home.join("lib64")];
+        Ok([lib(folder.join("nvidia/cu13")), lib(self.home())].concat())
+    }
+
+    /// pip, about to install wheels into a folder.
+    fn pip(&self, folder: &Path) -> Command {
+        let mut pip = process::command(&self.python);
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-deps",
+            "--require-hashes",
+            "--upgrade",
+        ])
+        .args(["--quiet", "--target"])
+        .arg(folder);
+        pip
     }
 
     /// A folder with the libraries under the names that the linker looks for: the real ones where
