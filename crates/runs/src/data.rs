@@ -52,6 +52,25 @@ impl From<&RunData> for RunData {
 }
 
 impl RunData {
+    pub(crate) fn new(train: Dataset, validation: Option<Dataset>, test: Option<Dataset>) -> Self {
+        Self { train, validation, test, id_columns: Vec::new() }
+    }
+
+    /// The training rows.
+    pub fn train(&self) -> &Dataset {
+        &self.train
+    }
+
+    /// The validation rows.
+    pub fn validation(&self) -> Option<&Dataset> {
+        self.validation.as_ref()
+    }
+
+    /// The test rows, which a run does not read.
+    pub fn test(&self) -> Option<&Dataset> {
+        self.test.as_ref()
+    }
+
     /// The same with a column whose values are remembered as hashes beside the rows: a customer's
     /// number, by which [`Registry::adapters_touched_by_id`](crate::Registry::adapters_touched_by_id)
     /// finds all adapters that saw rows of this customer.
@@ -164,7 +183,7 @@ impl fmt::Display for SetRecord {
 }
 
 /// A registry says nothing of the machine that it was written on.
-fn without_place(source: &str) -> &str {
+pub(crate) fn without_place(source: &str) -> &str {
     let path = Path::new(source);
     let name = path.file_name().and_then(|name| name.to_str());
     if path.is_absolute() { name.unwrap_or(source) } else { source }

@@ -1,6 +1,6 @@
 //! What can go wrong with a registry, each with what was expected, what was found and what to do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -38,6 +38,28 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What was expected and what was found.
+        problem: String,
+    },
+
+    /// A recipe says something that cannot be used.
+    #[error("{}: {problem}", place(path, *line, key))]
+    Recipe {
+        /// Its file.
+        path: PathBuf,
+        /// The line, counted from 1; `None`: it is not in the file.
+        line: Option<u64>,
+        /// The key, with those above it: `training.learning_rate`. Empty: the whole file.
+        key: String,
+        /// What was expected and what was found.
+        problem: String,
+    },
+
+    /// A run has done what a recipe cannot say.
+    #[error("the run `{run}` has no recipe: {problem}")]
+    NoRecipe {
+        /// Its id or name.
+        run: String,
+        /// What that is.
         problem: String,
     },
 
@@ -114,6 +136,10 @@ pub enum Error {
     #[error(transparent)]
     Tune(#[from] tunebook_tune::Error),
 
+    /// A base model.
+    #[error(transparent)]
+    Model(#[from] tunebook_models::Error),
+
     /// A data set.
     #[error(transparent)]
     Data(#[from] tunebook_data::DataError),
@@ -125,6 +151,17 @@ pub enum Error {
     /// A record that is no JSON.
     #[error("a record cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+fn place(path: &Path, line: Option<u64>, key: &str) -> String {
+    let mut place = format!("`{}`", path.display());
+    if let Some(line) = line {
+        place.push_str(&format!(", line {line}"));
+    }
+    if !key.is_empty() {
+        place.push_str(&format!(", `{key}`"));
+    }
+    place
 }
 
 fn known_or(known: &[String], what: &str) -> String {

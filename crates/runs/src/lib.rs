@@ -7,6 +7,7 @@
 //! ```text
 //! registry/
 //!   runs/ID/log.jsonl        begin, step, eval, save, adapter, end: written by the run
+//!   runs/ID/recipe.yaml      data, model, strategy and arguments
 //!   runs/ID/notes.jsonl      notes and tags: written by anybody
 //!   runs/ID/manifest.json    hashes, when the run has ended
 //!   rows/HASH.txt            ids of training rows
@@ -20,6 +21,7 @@
 //!
 //! - [`Registry::record`] gives the callback that records a run, [`Registry::runs`] the table of all,
 //!   [`Registry::compare`] what differs between some.
+//! - [`Registry::recipe`] gives a run's [`Recipe`], one YAML file, which `tunebook train` reads.
 //! - [`Registry::why`] tells where an adapter comes from, [`Registry::adapters_touched_by`] which
 //!   adapters saw a row.
 //! - [`Registry::promote`] lets an alias stand for another adapter if a paired evaluation says that it
@@ -33,8 +35,11 @@ mod data;
 mod disk;
 mod error;
 mod evaluations;
+mod examples;
 mod garbage;
 mod index;
+mod judge;
+mod recipe;
 mod recorder;
 mod registry;
 mod summary;
@@ -48,7 +53,12 @@ pub use compare::RunComparison;
 pub use data::{DataRecord, RunData, SetRecord, row_id};
 pub use error::{Error, Result};
 pub use evaluations::EvaluationRecord;
+pub use examples::{evaluation_examples, message, training_examples};
 pub use garbage::{Garbage, GarbageArgs, GarbageItem};
+pub use judge::{Samples, answer_measures};
+pub use recipe::{
+    DataRecipe, ModelDtype, ModelRecipe, Recipe, RecipeArgs, StrategyRecipe, TrainedRecipe, to_yaml,
+};
 pub use recorder::Recorder;
 pub use registry::Registry;
 pub use summary::RunNote;

@@ -16,9 +16,10 @@ use tunebook_tune::{Callback, EvalRecord, RunRecord, StepRecord, Strategy, answe
 use crate::adapters::{self, Origin};
 use crate::data::{DataRecord, RunData};
 use crate::disk::{self, LineFile};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::recipe::Recipe;
 use crate::registry::{ROWS, Registry};
-use crate::summary::{Begin, End, FORMAT, LOG, Line, MANIFEST, Measured, Summary};
+use crate::summary::{Begin, End, FORMAT, LOG, Line, MANIFEST, Measured, RECIPE, Summary};
 
 /// Steps are flushed to the disk at most so often: a killed process loses none, a machine without
 /// power those of this time.
@@ -37,6 +38,8 @@ struct Recording {
     data: Option<RunData>,
     parent: Option<String>,
     tags: Vec<String>,
+    /// The recipe that the run is of.
+    recipe: Option<Recipe>,
     /// The run's id.
     id: Option<String>,
     /// It is a run of an earlier process that goes on.
@@ -69,6 +72,7 @@ impl Recorder {
             data: None,
             parent: None,
             tags: Vec::new(),
+            recipe: None,
             id: None,
             going_on: false,
             log: None,
@@ -109,6 +113,14 @@ impl Recorder {
         self
     }
 
+    /// Names the recipe that the run is of, so that it is recorded as it was written. A run that does
+    /// something else than this recipe is recorded with its own.
+    #[must_use]
+    pub fn with_recipe(self, recipe: &Recipe) -> Self {
+        self.lock().recipe = Some(recipe.clone());
+        self
+    }
+
     /// Adds a tag.
     #[must_use]
     pub fn with_tag(self, tag: &str) -> Self {
@@ -125,6 +137,24 @@ impl Recorder {
     /// saved.
     pub fn adapter(&self) -> Option<String> {
         self.lock().adapter.clone()
+    }
+
+    /// The recipe of the run that is recorded: its data, model, strategy and arguments.
+    ///
+    /// # Errors
+    /// No run has begun; the run does what no recipe can say, by name.
+    pub fn recipe(&self) -> Result<Recipe> {
+        let (registry, id) = {
+            let recording = self.lock();
+            (recording.registry.clone(), recording.id.clone())
+        };
+        match id {
+            Some(id) => registry.recipe_in(&id),
+            None => {
+                let problem = "it has not begun".to_owned();
+                Err(Error::NoRecipe { run: self.lock().name.clone(), problem })
+            }
+        }
     }
 
     /// What is not recorded, and why.
@@ -193,7 +223,8 @@ impl Recording {
             self.parent = Summary::read(&folder)?.parent;
             self.log = Some(LineFile::own(&folder.join(LOG))?);
             let done_steps = run.plan.done_steps;
-            self.line(&Line::Resume { at: disk::now(), done_steps }, true);
+            let no_recipe = Self::amended(&folder, run);
+            self.line(&Line::Resume { at: disk::now(), done_steps, no_recipe }, true);
             self.going_on = false;
             return Ok(());
         }
@@ -210,6 +241,7 @@ impl Recording {
         let folder = self.registry.run_folder(&id);
         disk::create_dir(&folder)?;
         self.log = Some(LineFile::own(&folder.join(LOG))?);
+        let no_recipe = self.keep_recipe(&folder, run, model).err();
         let mut record = serde_json::to_value(run)?;
         (record["steps"], record["evals"]) = (json!([]), json!([]));
         let begin = Begin {
@@ -220,10 +252,35 @@ impl Recording {
             tags: self.tags.clone(),
             parent,
             data: data.map(|(record, _)| record),
+            no_recipe,
             record,
         };
         self.line(&Line::Begin(Box::new(begin)), true);
         self.registry.touch()
+    }
+
+    /// Writes the run's recipe beside its log.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn keep_recipe(&self, folder: &Path, run: &RunRecord, model: &Model) -> Result<(), String> {
+        let made = Recipe::of_run(&self.name, run, self.data.as_ref(), model)?;
+        let given = self.recipe.as_ref().filter(|given| given.describes(&made, run));
+        let written = given.unwrap_or(&made).write(folder.join(RECIPE));
+        written.map_err(|error| format!("it could not be written ({error})"))
+    }
+
+    /// Why a run that goes on is no more what its recipe says; `None`: it is.
+    fn amended(folder: &Path, run: &RunRecord) -> Option<String> {
+        let begin = Summary::read(folder).ok()?.begin?;
+        let recipe = Recipe::read(folder.join(RECIPE)).ok()?;
+        let steps = run.plan.done_steps;
+        if !recipe.has_args(run) {
+            return Some(format!("it went on after step {steps} with other arguments"));
+        }
+        let train = &begin.record["fingerprints"]["train"];
+        (*train != run.fingerprints.train.as_str())
+            .then(|| format!("it went on after step {steps} with other training rows"))
     }
 
     /// The ids of the training rows, once for all runs on the same rows.
@@ -309,13 +366,15 @@ impl Recording {
     fn manifest(&self) -> Result<()> {
         let id = self.id.as_deref().unwrap_or_default();
         let folder = self.registry.run_folder(id);
-        let log = disk::read(&folder.join(LOG))?.unwrap_or_default();
-        let manifest: Value = json!({
-            "format": FORMAT,
-            "run": id,
-            "files": { LOG: { "bytes": log.len(), "sha256": disk::sha256(&log) } },
-            "adapter": self.adapter,
-        });
+        let mut files = serde_json::Map::new();
+        for name in [LOG, RECIPE] {
+            if let Some(bytes) = disk::read(&folder.join(name))? {
+                let file = json!({ "bytes": bytes.len(), "sha256": disk::sha256(&bytes) });
+                files.insert(name.to_owned(), file);
+            }
+        }
+        let manifest: Value =
+            json!({ "format": FORMAT, "run": id, "files": files, "adapter": self.adapter });
         disk::write_whole(&folder.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)
     }
 }

@@ -19,8 +19,9 @@ use crate::error::{Error, Result};
 use crate::evaluations;
 use crate::garbage::{self, Garbage, GarbageArgs};
 use crate::index::Index;
+use crate::recipe::Recipe;
 use crate::recorder::Recorder;
-use crate::summary::{self, LOG, NOTES, Said};
+use crate::summary::{self, LOG, NOTES, RECIPE, Said, Summary};
 use crate::table;
 use crate::touched::{self, Touched};
 use crate::verify::{self, DamagedFile};
@@ -124,6 +125,51 @@ impl Registry {
     /// Files that cannot be read.
     pub fn runs(&self) -> Result<DataFrame> {
         table::runs(self)
+    }
+
+    /// The recipe of a run: its data, model, strategy and arguments, for
+    /// [`Recipe::write`] and for `tunebook train`.
+    ///
+    /// # Errors
+    /// No such run; one that does what no recipe can say, by name; one from before runs had recipes.
+    pub fn recipe(&self, run: &str) -> Result<Recipe> {
+        self.recipe_in(&self.resolve_run(run)?)
+    }
+
+    /// The recipe of the run with this id.
+    pub(crate) fn recipe_in(&self, id: &str) -> Result<Recipe> {
+        let folder = self.run_folder(id);
+        let summary = Summary::read(&folder)?;
+        let none = |problem: String| {
+            Err(Error::NoRecipe { run: format!("{} ({id})", summary.name), problem })
+        };
+        if let Some(problem) = &summary.no_recipe {
+            return none(problem.clone());
+        }
+        let path = folder.join(RECIPE);
+        if !path.exists() {
+            return none("it was recorded before runs had recipes".to_owned());
+        }
+        Recipe::read(path)
+    }
+
+    /// The newest run of this recipe that has not come to its end, by id.
+    pub(crate) fn unfinished_of(&self, recipe: &Recipe) -> Result<Option<String>> {
+        let text = recipe.to_yaml()?;
+        let mut newest: Option<(f64, String)> = None;
+        for id in disk::names(&self.root().join(RUNS))? {
+            let folder = self.run_folder(&id);
+            let found = disk::read(&folder.join(RECIPE))?;
+            if found.as_deref() != Some(text.as_bytes()) || Summary::is_running(&folder) {
+                continue;
+            }
+            let summary = Summary::read(&folder)?;
+            let open = summary.state != "finished" && summary.no_recipe.is_none();
+            if open && newest.as_ref().is_none_or(|(started, _)| *started <= summary.started) {
+                newest = Some((summary.started, id));
+            }
+        }
+        Ok(newest.map(|(_, id)| id))
     }
 
     /// The record of a run with all its steps and evaluations, for curves.

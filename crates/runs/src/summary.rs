@@ -15,6 +15,8 @@ use crate::error::Result;
 pub(crate) const LOG: &str = "log.jsonl";
 /// What was said of it later, by anybody: notes and tags.
 pub(crate) const NOTES: &str = "notes.jsonl";
+/// What was asked for, if a recipe can say it.
+pub(crate) const RECIPE: &str = "recipe.yaml";
 /// Hashes of what the run has written, once it has ended.
 pub(crate) const MANIFEST: &str = "manifest.json";
 
@@ -28,7 +30,13 @@ pub(crate) enum Line {
     /// The first.
     Begin(Box<Begin>),
     /// The run went on from these many steps; what was logged of later ones is void.
-    Resume { at: f64, done_steps: usize },
+    Resume {
+        at: f64,
+        done_steps: usize,
+        /// Why the run is no more what its recipe says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        no_recipe: Option<String>,
+    },
     /// A checkpoint, by its folder's name.
     Save { step: usize, folder: String },
     /// So many lines could not be written before this one.
@@ -54,6 +62,10 @@ pub(crate) struct Begin {
     pub(crate) parent: Option<String>,
     #[serde(default)]
     pub(crate) data: Option<DataRecord>,
+    /// Why the run has no recipe; `None`: it has one beside its log, or is of a time when none was
+    /// written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) no_recipe: Option<String>,
     /// The [`RunRecord`] without steps and evaluations.
     pub(crate) record: Value,
 }
@@ -153,6 +165,8 @@ pub(crate) struct Summary {
     /// The whole `begin` line.
     pub(crate) begin: Option<Begin>,
     pub(crate) error: Option<String>,
+    /// Why there is no recipe, if the run said so.
+    pub(crate) no_recipe: Option<String>,
     /// Lines that cannot be read.
     pub(crate) damaged: usize,
     /// Lines that the run could not write.
@@ -210,7 +224,8 @@ impl Summary {
             "eval" => self.eval(serde_json::from_slice(line).ok()?),
             _ => match serde_json::from_slice(line).ok()? {
                 Line::Begin(begin) => self.begin(*begin),
-                Line::Resume { done_steps, .. } => {
+                Line::Resume { done_steps, no_recipe, .. } => {
+                    self.no_recipe = self.no_recipe.take().or(no_recipe);
                     (self.steps, self.state) = (done_steps, "unfinished".to_owned());
                     self.evals.retain(|eval| eval.step <= done_steps);
                 }
@@ -233,6 +248,7 @@ impl Summary {
         self.tags.extend(begin.tags.iter().cloned());
         self.parent.clone_from(&begin.parent);
         self.data.clone_from(&begin.data);
+        self.no_recipe.clone_from(&begin.no_recipe);
         let record = &begin.record;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         self.base_model = text(&record["base_model"]);

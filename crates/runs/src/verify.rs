@@ -9,7 +9,7 @@ use crate::adapters;
 use crate::disk;
 use crate::error::Result;
 use crate::registry::{RUNS, Registry};
-use crate::summary::{LOG, MANIFEST, Summary};
+use crate::summary::{LOG, MANIFEST, RECIPE, Summary};
 
 /// A file that is not as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,11 +40,13 @@ pub(crate) fn verify(registry: &Registry) -> Result<Vec<DamagedFile>> {
             found.push(DamagedFile { path: path.join(LOG), problem });
         }
         if let Some(manifest) = disk::read(&folder.join(MANIFEST))? {
-            let log = disk::read(&folder.join(LOG))?.unwrap_or_default();
-            found.extend(
-                differing(&manifest, &log)
-                    .map(|problem| DamagedFile { path: path.join(LOG), problem }),
-            );
+            for name in [LOG, RECIPE] {
+                let bytes = disk::read(&folder.join(name))?.unwrap_or_default();
+                found.extend(
+                    differing(&manifest, name, &bytes)
+                        .map(|problem| DamagedFile { path: path.join(name), problem }),
+                );
+            }
         }
     }
     for id in disk::names(&root.join(adapters::FOLDER))? {
@@ -60,12 +62,12 @@ pub(crate) fn verify(registry: &Registry) -> Result<Vec<DamagedFile>> {
 }
 
 /// A run that went on has a longer log than its last manifest.
-fn differing(manifest: &[u8], log: &[u8]) -> Option<String> {
+fn differing(manifest: &[u8], name: &str, found: &[u8]) -> Option<String> {
     let manifest: Value = serde_json::from_slice(manifest).ok()?;
-    let file = &manifest["files"][LOG];
+    let file = &manifest["files"][name];
     let (bytes, hash) = (file["bytes"].as_u64()? as usize, file["sha256"].as_str()?);
-    match log.get(..bytes) {
-        None => Some(format!("has {} bytes, expected {bytes} or more", log.len())),
+    match found.get(..bytes) {
+        None => Some(format!("has {} bytes, expected {bytes} or more", found.len())),
         Some(part) if disk::sha256(part) != hash => {
             Some(format!("its first {bytes} bytes are not those of its manifest"))
         }

@@ -1,0 +1,161 @@
+//! A recipe's file: what it says, checked, with the place of what is wrong.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::Spanned;
+use tunebook_tune::{Strategy, TrainingArgs};
+
+use super::node::{Kind, Node, NodeError, unknown};
+use super::{Recipe, StrategyRecipe, VERSION};
+use crate::disk;
+use crate::error::{Error, Result};
+
+const KEYS: [&str; 6] = ["version", "name", "data", "model", "strategy", "training"];
+
+pub(super) fn read(path: &Path, overrides: &[String]) -> Result<Recipe> {
+    let text = std::fs::read_to_string(path).map_err(disk::io("read", path))?;
+    parse(path, &text, overrides)
+}
+
+/// # Errors
+/// As [`Recipe::read_with`].
+pub(super) fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Recipe> {
+    let refuse = |error: NodeError| Error::Recipe {
+        path: path.to_path_buf(),
+        line: (error.line > 0).then_some(error.line),
+        key: error.keys.join("."),
+        problem: error.problem,
+    };
+    let mut root = document(text).map_err(refuse)?;
+    for given in overrides {
+        put(&mut root, given).map_err(refuse)?;
+    }
+    let recipe = recipe(&root).map_err(refuse)?;
+    check(&recipe).map_err(|error| refuse(found_at(error, &root)))?;
+    Ok(recipe)
+}
+
+pub(super) fn document(text: &str) -> Result<Node, NodeError> {
+    // The words that only YAML 1.1 takes for true and false (`no`, `on`) are texts.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let read = serde_saphyr::from_str_with_options::<Spanned<Kind>>(text, options);
+    let found = read.map_err(|error| {
+        let line = error.location().map_or(0, |at| at.line());
+        let problem = format!("no YAML that can be read: {}", error.without_snippet());
+        NodeError { line, ..NodeError::new(problem) }
+    })?;
+    Ok(Node { line: found.referenced.line(), kind: found.value })
+}
+
+/// Puts `training.learning_rate=1e-4` in.
+fn put(root: &mut Node, given: &str) -> Result<(), NodeError> {
+    let Some((key, value)) = given.split_once('=') else {
+        let problem =
+            format!("expected a key, `=` and a value such as training.epochs=1, found `{given}`");
+        return Err(NodeError::new(problem));
+    };
+    let keys: Vec<&str> = key.trim().split('.').collect();
+    let at = |problem: String| NodeError {
+        line: 0,
+        keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        problem,
+    };
+    let mut value = document(value).map_err(|error| at(error.problem))?;
+    forget_lines(&mut value);
+    root.put(&keys, value).map_err(|until| at(format!("`{until}` is no map that has keys")))
+}
+
+/// What is not in the file has no line.
+fn forget_lines(node: &mut Node) {
+    node.line = 0;
+    match &mut node.kind {
+        Kind::List(items) => items.iter_mut().for_each(forget_lines),
+        Kind::Map(entries) => entries.iter_mut().for_each(|(_, value)| forget_lines(value)),
+        _ => {}
+    }
+}
+
+/// A recipe whose values are of the right types.
+pub(super) fn recipe(root: &Node) -> Result<Recipe, NodeError> {
+    let Kind::Map(entries) = &root.kind else {
+        let problem = format!("expected a map with the keys {}", KEYS.join(", "));
+        return Err(NodeError::new(problem));
+    };
+    if let Some((key, node)) = entries.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
+        return Err(NodeError::new(unknown("key", key, &KEYS)).below(key, node.line));
+    }
+    // First, as another version may have other keys.
+    let version = section::<Option<u32>>(root, "version")?.flatten().unwrap_or(VERSION);
+    if version != VERSION {
+        let problem = format!("the version is {version}, and this program reads {VERSION}");
+        return Err(NodeError::new(problem).below("version", line(root, "version")));
+    }
+    let strategy = root.entry("strategy").ok_or_else(|| missing("strategy"))?;
+    let strategy = StrategyRecipe::read(strategy.clone())
+        .map_err(|error| error.below("strategy", strategy.line))?;
+    Ok(Recipe {
+        version,
+        name: section::<Option<String>>(root, "name")?.flatten(),
+        data: needed(root, "data")?,
+        model: needed(root, "model")?,
+        strategy,
+        training: section::<Option<TrainingArgs>>(root, "training")?.flatten().unwrap_or_default(),
+    })
+}
+
+fn missing(key: &str) -> NodeError {
+    NodeError::new(format!("the key `{key}` is missing"))
+}
+
+fn needed<T: DeserializeOwned>(root: &Node, key: &str) -> Result<T, NodeError> {
+    section(root, key)?.ok_or_else(|| missing(key))
+}
+
+fn section<T: DeserializeOwned>(root: &Node, key: &str) -> Result<Option<T>, NodeError> {
+    let read = |node: &Node| T::deserialize(node).map_err(|error| error.below(key, node.line));
+    root.entry(key).map(read).transpose()
+}
+
+fn line(root: &Node, key: &str) -> u64 {
+    root.entry(key).map_or(0, |node| node.line)
+}
+
+/// What the types alone do not say.
+fn check(recipe: &Recipe) -> Result<(), NodeError> {
+    let at = |keys: &[&str], problem: String| NodeError {
+        line: 0,
+        keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        problem,
+    };
+    let of = |section: &'static str| {
+        move |error: tunebook_tune::Error| match error {
+            tunebook_tune::Error::Config { field, value, expected } => {
+                let key = field.rsplit('.').next().unwrap_or(field);
+                at(&[section, key], format!("is {value}, expected {expected}"))
+            }
+            other => at(&[section], other.to_string()),
+        }
+    };
+    recipe.training.validate().map_err(of("training"))?;
+    if let Strategy::Adapter(config) = &recipe.strategy.config {
+        config.validate().map_err(of("strategy"))?;
+    }
+    if let Some((key, problem)) = recipe.data.problem() {
+        return Err(at(&["data", key], problem.to_owned()));
+    }
+    if let Some((key, problem)) = recipe.model.problem() {
+        return Err(at(&["model", key], problem.to_owned()));
+    }
+    Ok(())
+}
+
+/// The error with the line of its last key that the file has.
+fn found_at(mut error: NodeError, root: &Node) -> NodeError {
+    let mut node = root;
+    for key in &error.keys {
+        let Some(below) = node.entry(key) else { break };
+        (error.line, node) = (below.line, below);
+    }
+    error
+}
