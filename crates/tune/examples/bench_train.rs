@@ -29,7 +29,7 @@ use tunebook_tune::{
 };
 
 fn main() -> ExitCode {
-    match run() {
+    match run(std::env::args().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench_train: {error}");
@@ -124,8 +124,9 @@ impl Options {
     }
 }
 
-fn run() -> Result<()> {
-    let options = Options::read(std::env::args().skip(1))?;
+/// Also a part of the GPU kit's program.
+pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
+    let options = Options::read(arguments)?;
     let [model, ids] = options.paths.as_slice() else { return Err("needs MODEL and IDS".into()) };
     ops::compose(options.naive);
     let device = if options.cuda { Device::gpu(0)? } else { Device::Cpu };

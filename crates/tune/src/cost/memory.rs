@@ -36,6 +36,14 @@ pub(crate) struct GpuRoom {
     pub(crate) trained: u64,
 }
 
+/// What a run may take of a GPU's memory, in bytes: the budget, but no more than 19 twentieths of
+/// what is free and of what the run has on the card already (`here`). Other processes' memory, and
+/// that of other models, is not its own. `None` where neither is known.
+pub(crate) fn gpu_most(budget: Option<u64>, card: Option<(u64, u64)>, here: u64) -> Option<u64> {
+    let free = card.map(|(free, total)| free.saturating_add(here).min(total) / 20 * 19);
+    budget.into_iter().chain(free).min()
+}
+
 /// The same on a GPU.
 pub(crate) fn blocks_to_run_again_within(model: &Model, tokens: usize, room: GpuRoom) -> usize {
     let least = blocks_to_run_again(model, tokens);
@@ -135,6 +143,23 @@ mod tests {
         assert_eq!(within(of(0)), 0);
         assert_eq!(within(of(0) - 1), 2, "one block fewer and one more at work is no gain");
         assert_eq!(within(0), 2);
+    }
+
+    #[test]
+    fn a_run_may_take_what_is_free_on_the_card_and_what_it_has_there() {
+        const GB: u64 = 1_000_000_000;
+        let most = |budget, free, total, here| gpu_most(budget, Some((free, total)), here);
+        // Alone on the card: nearly all of it.
+        assert_eq!(most(None, 66 * GB, 80 * GB, 14 * GB), Some(76 * GB));
+        // Beside a process that has half of it.
+        assert_eq!(most(None, 26 * GB, 80 * GB, 14 * GB), Some(38 * GB));
+        // A budget holds where it is smaller, and cannot make a card larger.
+        assert_eq!(most(Some(24 * GB), 66 * GB, 80 * GB, 14 * GB), Some(24 * GB));
+        assert_eq!(most(Some(200 * GB), 66 * GB, 80 * GB, 14 * GB), Some(76 * GB));
+        // What is here was counted too high.
+        assert_eq!(most(None, 70 * GB, 80 * GB, 20 * GB), Some(76 * GB));
+        assert_eq!(gpu_most(Some(24 * GB), None, 14 * GB), Some(24 * GB));
+        assert_eq!(gpu_most(None, None, 14 * GB), None);
     }
 
     #[test]

@@ -139,7 +139,10 @@ pub(crate) fn measure(model: &Model, args: &TrainingArgs, sets: &Sets) -> Result
     let again = rehearsal.again(tokens, chosen);
     let room = memory::available_bytes().unwrap_or(0) + memory::resident_bytes().unwrap_or(0);
     let limit = budget.unwrap_or(room / 10 * 9) as f64;
-    let fits = !known || budget.is_some() || predicted(tokens, again) <= limit;
+    let fits = match on_gpu {
+        Some(gpu) => predicted(tokens, again) <= gpu.most as f64,
+        None => !known || budget.is_some() || predicted(tokens, again) <= limit,
+    };
     let clean = if fits { Some(rehearsal.measure(&longest, chosen)?) } else { None };
     let mut timed = Vec::new();
     for part in TIMED {

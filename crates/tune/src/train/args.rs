@@ -92,8 +92,8 @@ pub struct TrainingArgs {
     pub optim: Optim,
     /// Dynamic loss scaling, for a model in f16 (`Model::load_as(.., Some(DType::F16), ..)`), by
     /// the rule of torch's `GradScaler`: a step whose gradient overflows is skipped and the scale
-    /// halved; 2000 good steps in a row double it. What is trained is f32 either way. Default
-    /// false.
+    /// halved; 2000 good steps in a row double it. What is trained is f32 either way. bf16, which
+    /// [`Model::load`] takes on a GPU that computes in it, needs no scale. Default false.
     pub fp16: bool,
     /// The first scale. Default 65536.
     pub fp16_init_scale: f64,
@@ -166,8 +166,8 @@ pub struct TrainingArgs {
     /// Keep only each block's input from the forward pass and run the block again before its
     /// backward pass: less memory, about a third more time. Default false: as many blocks as the
     /// activations of a batch need to stay within twice the size of the weights in f32, so none for
-    /// batches of usual length and some for long rows. The losses are the same, bit for bit, either
-    /// way.
+    /// batches of usual length and some for long rows; on a GPU also as many as the run needs to fit
+    /// into what the card has free. The losses are the same, bit for bit, either way.
     pub gradient_checkpointing: bool,
     /// How many blocks are run again, the first ones; `Some(0)`: none, whatever it takes. Default
     /// (`None`): what `gradient_checkpointing` says.
@@ -441,11 +441,15 @@ impl TrainingArgs {
         if model.device().is_cpu() {
             return None;
         }
-        let all = tunebook_models::gpu_memory(model.device()).map(|(_, total)| total / 20 * 19);
-        let most = self.memory_budget.into_iter().chain(all).min()?;
+        // What was freed is the driver's again once the device has come to an end of its work.
+        let _ = model.device().synchronize();
+        let numbers = trained.parameters().elem_count() as f64;
+        // Full fine-tuning has f32 ones in the stead of the model's weights.
+        let here = model.memory_bytes().max((4.0 * numbers) as u64);
+        let card = tunebook_models::gpu_memory(model.device());
+        let most = memory::gpu_most(self.memory_budget, card, here)?;
         let start = if self.keeps_start(trained) { 4.0 } else { 0.0 };
         let each = 4.0 + 4.0 + optim::bytes_per_number(self.optim) + start;
-        let numbers = trained.parameters().elem_count() as f64;
         Some(GpuRoom { most, trained: (numbers * each) as u64 })
     }
 
