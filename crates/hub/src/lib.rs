@@ -16,22 +16,34 @@
 //! checksum is wrong does not stay in the cache. Another process that fetches the same file is waited
 //! for. Stop ends a transfer.
 //!
+//! [`Hub::upload`] makes a commit of a folder's files.
+//!
 //! Without a connection, what an earlier call fetched will do: the names of all files of a commit are
 //! kept beside it (`.tunebook/COMMIT.txt` in the repository's folder of the cache), so that a part of
 //! them is not taken for the whole.
 
 mod bar;
 mod explain;
+mod id;
 mod names;
 mod repository;
+mod token;
 mod transfer;
+mod upload;
 mod verify;
 
 use std::path::Path;
 
 use hf_hub::Cache;
 
+pub use id::is_repository;
 pub use repository::Repository;
+pub use upload::{
+    UploadArgs, UploadContent, UploadError, UploadFile, UploadState, Uploaded, UploadedFile,
+    folder_files,
+};
+
+use token::Token;
 
 /// The result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -69,7 +81,7 @@ pub enum Kind {
 pub struct Hub {
     cache: Cache,
     endpoint: Option<String>,
-    token: Option<String>,
+    token: Option<Token>,
     offline: bool,
 }
 
@@ -87,7 +99,7 @@ impl Hub {
         // Kept beside the folder of the cache, unless that was moved by itself.
         let home = Cache::from_env();
         Self {
-            token: set("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(|| home.token()),
+            token: set("HF_TOKEN").or_else(|| home.token()).map(Token::new),
             endpoint: set("HF_ENDPOINT").map(|endpoint| endpoint.trim_end_matches('/').to_owned()),
             offline: set("HF_HUB_OFFLINE").is_some_and(on),
             cache,
@@ -109,7 +121,7 @@ impl Hub {
 
     /// Says who asks. The token is shown to the endpoint alone, not to hosts that it redirects to.
     pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
+        self.token = Some(Token::new(token));
         self
     }
 

@@ -10,6 +10,7 @@ use hf_hub::{Repo, RepoType};
 
 use crate::bar::Bar;
 use crate::explain::{Failure, explained};
+use crate::id::split_revision;
 use crate::names;
 use crate::transfer::Transfer;
 use crate::verify::verify;
@@ -34,7 +35,8 @@ pub struct Repository {
 
 impl Repository {
     pub(crate) fn open(hub: &Hub, kind: Kind, given: &str) -> Result<Self> {
-        let (id, revision) = given.split_once('@').unwrap_or((given, "main"));
+        let (id, revision) = split_revision(given);
+        let revision = revision.unwrap_or("main");
         let kind = match kind {
             Kind::Model => RepoType::Model,
             Kind::Dataset => RepoType::Dataset,
@@ -70,7 +72,7 @@ impl Repository {
                 failed("HF_HUB_OFFLINE is set and it was never fetched".to_owned())
             });
         }
-        let transfer = Transfer::new(hub.endpoint.as_deref(), hub.token.as_deref());
+        let transfer = Transfer::new(hub.endpoint.as_deref(), hub.token.as_ref());
         let info = match again(|| transfer.info(&repo)) {
             Ok(info) => info,
             // No connection: what an earlier call fetched will do.

@@ -20,7 +20,9 @@ use tunebook_progress::{interrupt, stream};
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+use crate::token::Token;
+
+pub(crate) const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const AUTHORIZATION: &str = "authorization";
 const COMMIT: &str = "x-repo-commit";
 const CONTENT_RANGE: &str = "content-range";
@@ -28,12 +30,12 @@ const ETAG: &str = "etag";
 const LINKED_ETAG: &str = "x-linked-etag";
 const LOCATION: &str = "location";
 const RANGE: &str = "range";
-const MAX_REDIRECTS: usize = 10;
-const CONNECT_TIME: Duration = Duration::from_secs(30);
+pub(crate) const MAX_REDIRECTS: usize = 10;
+pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(30);
 /// A server that sends nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How often Stop is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 /// A transfer by another process is told of when it has been waited for so long.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 const BUFFER_BYTES: usize = 64 << 10;
@@ -47,7 +49,7 @@ type Result<T> = std::result::Result<T, ApiError>;
 pub(crate) struct Transfer {
     agent: Agent,
     endpoint: String,
-    token: Option<String>,
+    token: Option<Token>,
 }
 
 /// The part of the answers that says what a file is.
@@ -58,7 +60,7 @@ struct Described {
 }
 
 impl Transfer {
-    pub(crate) fn new(endpoint: Option<&str>, token: Option<&str>) -> Self {
+    pub(crate) fn new(endpoint: Option<&str>, token: Option<&Token>) -> Self {
         let config = Agent::config_builder()
             .max_redirects(0)
             .timeout_connect(Some(CONNECT_TIME))
@@ -67,7 +69,7 @@ impl Transfer {
         Self {
             agent: config.into(),
             endpoint: endpoint.unwrap_or(DEFAULT_ENDPOINT).trim_end_matches('/').to_owned(),
-            token: token.map(str::to_owned),
+            token: token.cloned(),
         }
     }
 
@@ -197,7 +199,7 @@ impl Transfer {
             if let Some(token) = &self.token
                 && origin(&url).is_some_and(|to| Some(to) == origin(&self.endpoint))
             {
-                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+                request = request.header(AUTHORIZATION, token.bearer());
             }
             let response = apart(move || request.call())?.map_err(Box::new)?;
             each(&response);
@@ -219,7 +221,7 @@ fn header<'a>(response: &'a Response<Body>, name: &'static str) -> Result<&'a st
 }
 
 /// Scheme, host and port: `https://example.org:443`.
-fn origin(url: &str) -> Option<String> {
+pub(crate) fn origin(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?', '#', '\\']).next()?;
     // A name and a password before the host.
@@ -239,7 +241,7 @@ fn origin(url: &str) -> Option<String> {
 }
 
 /// The address that a redirect leads to.
-fn target(from: &str, location: &str) -> Option<String> {
+pub(crate) fn target(from: &str, location: &str) -> Option<String> {
     let (scheme, rest) = from.split_once("://")?;
     if location.starts_with("//") {
         return Some(format!("{scheme}:{location}"));

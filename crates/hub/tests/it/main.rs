@@ -7,6 +7,8 @@ mod environment;
 mod fetching;
 mod peers;
 mod server;
+mod uploading;
+mod uploads;
 
 use server::{Server, State};
 

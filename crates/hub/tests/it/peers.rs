@@ -3,9 +3,11 @@
 
 use std::path::Path;
 
-use tunebook_hub::{Hub, Kind};
+use tunebook_hub::{Hub, Kind, UploadArgs, folder_files};
 use tunebook_testing::Python;
 
+use crate::server::{Server, State};
+use crate::uploads::Uploads;
 use crate::{NEW, OLD, serve, weights};
 
 fn python() -> Option<Python> {
@@ -77,4 +79,42 @@ for revision in ['main', 'v1']:
     let hub = hub.offline(false).endpoint(&server.address);
     hub.open(Kind::Model, "owner/tiny").unwrap().get("model.safetensors").unwrap();
     assert_eq!(server.log().len(), before + 1);
+}
+
+/// The server speaks as Python's client expects, and what we send is what Python sends.
+#[test]
+fn python_makes_the_same_commit() {
+    let Some(python) = python() else { return };
+    let script = "
+import sys
+from huggingface_hub import CommitOperationAdd, HfApi
+api = HfApi()
+api.create_repo('owner/made', private=True)
+head = api.model_info('owner/made', revision='main').sha
+operations = [CommitOperationAdd('README.md', sys.argv[1] + '/README.md'),
+              CommitOperationAdd('adapter_model.safetensors', sys.argv[1] + '/adapter_model.safetensors')]
+made = api.create_commit('owner/made', operations, commit_message='Upload with tunebook', parent_commit=head)
+print(made.oid)
+";
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("README.md"), "hello\n").unwrap();
+    std::fs::write(folder.path().join("adapter_model.safetensors"), weights(1)).unwrap();
+    let serve = || {
+        let uploads = Uploads { token: Some("hf_secret"), ..Default::default() };
+        Server::start(State { uploads, ..Default::default() })
+    };
+    let (theirs, ours) = (serve(), serve());
+    let script = script.replace("sys.argv[1]", &format!("{:?}", folder.path()));
+    let variables = [("HF_ENDPOINT", theirs.address.as_str()), ("HF_TOKEN", "hf_secret")];
+    let told = run(&python, folder.path().join("home").as_path(), &variables, &script);
+    let files = folder_files(folder.path()).unwrap().0;
+    let files: Vec<_> = files.into_iter().filter(|file| !file.path.starts_with("home")).collect();
+    let args = UploadArgs { private: true, ..Default::default() };
+    let hub = Hub::new(folder.path().join("hub")).endpoint(&ours.address).token("hf_secret");
+    let uploaded = hub.upload("owner/made", &files, &args).unwrap();
+    assert_eq!(told.trim(), uploaded.commit);
+    let (theirs, ours) = (theirs.state.lock().unwrap(), ours.state.lock().unwrap());
+    assert_eq!(theirs.uploads.lines, ours.uploads.lines);
+    assert_eq!(theirs.uploads.made, ours.uploads.made);
+    assert_eq!(theirs.uploads.stored, ours.uploads.stored);
 }

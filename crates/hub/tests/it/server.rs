@@ -1,12 +1,15 @@
 //! A server that speaks the hub's interface: the list of files, `resolve` with its headers,
-//! redirects to where the bytes are, ranges. It keeps a log, and can break off, lie and refuse.
+//! redirects to where the bytes are, ranges; uploads are in [`crate::uploads`]. It keeps a log, and can
+//! break off, lie and refuse.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
+
+use crate::uploads::{self, Uploads};
 
 /// How the server behaves; may be changed while it runs.
 #[derive(Default)]
@@ -33,6 +36,18 @@ pub(crate) struct State {
     pub log: Vec<String>,
     /// The `Authorization` of each request that had one.
     pub shown: Vec<String>,
+    /// The repository that is written to.
+    pub uploads: Uploads,
+}
+
+/// What is asked.
+pub(crate) struct Request {
+    pub method: String,
+    pub path: String,
+    pub query: String,
+    /// With names in lower case.
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
 }
 
 /// Names of large files end so.
@@ -67,7 +82,9 @@ impl Server {
 }
 
 fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
-    let lines: Vec<String> = BufReader::new(stream.try_clone().unwrap())
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let lines: Vec<String> = reader
+        .by_ref()
         .lines()
         .map_while(|line| line.ok().filter(|line| !line.is_empty()))
         .collect();
@@ -97,6 +114,32 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
         // Whoever asked may be gone.
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     };
+    let length = header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    if method == "PUT" && state.uploads.cuts > 0 {
+        state.uploads.cuts -= 1;
+        // The rest is never read.
+        let _ = reader.read_exact(&mut vec![0; length / 2]);
+        return;
+    }
+    let mut body = vec![0; length];
+    if reader.read_exact(&mut body).is_err() {
+        return;
+    }
+    let headers = lines[1..].iter().filter_map(|line| line.split_once(':'));
+    let request = Request {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        query: target.split_once('?').map(|(_, query)| query.to_owned()).unwrap_or_default(),
+        headers: headers.map(|(k, v)| (k.to_ascii_lowercase(), v.trim().to_owned())).collect(),
+        body,
+    };
+    match uploads::answer(&request, &mut state.uploads, address) {
+        Some(uploads::Reply::Answer(status, headers, body)) => {
+            return send(status, &headers, body.as_bytes(), body.len());
+        }
+        Some(uploads::Reply::Nothing) => return,
+        None => {}
+    }
     let mut refuse = |status: u16| send(status, &[], b"", 0);
     if let Some(status) = state.status {
         return refuse(status);

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use tunebook_hub::is_repository;
 
 use super::hub;
 use super::safetensors::{INDEX, SINGLE};
@@ -158,16 +159,6 @@ fn looks_like_a_path(name: &str) -> bool {
         || is_pickle(Path::new(name))
 }
 
-/// `owner/name`, with `@revision` if need be.
-fn is_repository(name: &str) -> bool {
-    let repository = name.split_once('@').map_or(name, |(repository, _)| repository);
-    let word = |part: &str| {
-        !part.is_empty()
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    repository.split_once('/').is_some_and(|(owner, name)| word(owner) && word(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,8 +176,6 @@ mod tests {
                 "{name}: {error}"
             );
         }
-        assert!(is_repository("org/name") && is_repository("org/name@v1.0"));
-        assert!(!is_repository("a/b/c") && !is_repository("name"));
     }
 
     #[test]
