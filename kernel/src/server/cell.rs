@@ -123,6 +123,27 @@ pub(crate) fn items(code: &str) -> Vec<String> {
         .collect()
 }
 
+/// The variables that a cell's top level and its functions' names define, also where it does not
+/// parse as a whole.
+pub(crate) fn defined(code: &str) -> Vec<String> {
+    let parsed = parse(&blank_commands(code));
+    let mut names = Vec::new();
+    for statement in statements(&parsed.tree()) {
+        match statement {
+            ast::Stmt::LetStmt(statement) => {
+                let Some(pattern) = statement.pat() else { continue };
+                let bound = pattern.syntax().descendants().filter_map(ast::IdentPat::cast);
+                names.extend(bound.filter_map(|one| Some(one.name()?.text().to_string())));
+            }
+            ast::Stmt::Item(ast::Item::Fn(function)) => {
+                names.extend(function.name().map(|name| name.text().to_string()));
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
 /// Whether the cell only calls what has been compiled before (a library's functions), so that
 /// optimising it would cost more than it could save: no loop, closure, iterator or function of the
 /// notebook's own is in it.
@@ -569,6 +590,14 @@ mod tests {
         );
         assert_eq!(names("let Some(x) = o else { return; };"), [("x".to_owned(), false)]);
         assert_eq!(names("let = 3"), []);
+    }
+
+    #[test]
+    fn a_cell_says_what_it_defines() {
+        let names = defined(
+            ":dep é\nlet (a, mut b) = f(); { let c = 1; } fn d() { let e = 1; }\nlet g: u8 = x",
+        );
+        assert_eq!(names, ["a", "b", "d", "g"]);
     }
 
     #[test]

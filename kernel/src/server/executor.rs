@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 use tunebook_progress::channel::escape;
 
+use super::advice::{End, Gone, Notebook};
 use super::cell::{self, LooseImpl};
 use super::failure::Failure;
 use super::message;
@@ -64,6 +65,8 @@ pub(crate) struct Known {
     pub(crate) variables: Vec<(String, String)>,
     /// The `impl`s that were run apart from their types.
     pub(crate) impls: Vec<LooseImpl>,
+    /// Variables that are not there, though a cell seems to define them.
+    pub(crate) gone: Gone,
 }
 
 /// Everything that running a cell takes.
@@ -164,7 +167,16 @@ impl Executor {
         let does_not_compile = matches!(&result, Err(evcxr::Error::CompilationErrors(_)));
         let failure = match &result {
             Ok(_) => Failure::of_outcome(&outcome),
-            Err(error) => Some(Failure::of_evcxr(error, &outcome, code, execution_count, oom)),
+            Err(error) => {
+                let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                let notebook = Notebook { code, variables: &known.variables, gone: &known.gone };
+                Some(Failure::of_evcxr(error, &outcome, &notebook, execution_count, oom))
+            }
+        };
+        let end = match &result {
+            Err(evcxr::Error::SubprocessTerminated(_)) => End::Died,
+            _ if failure.is_some() => End::Failed,
+            _ => End::Worked,
         };
         if let Ok(outputs) = result
             && !outputs.content_by_mime_type.is_empty()
@@ -186,7 +198,7 @@ impl Executor {
                 self.tell_left_out(&outcome);
             }
         }
-        self.remember(context, code, failure.is_none());
+        self.remember(context, code, execution_count, end);
         failure
     }
 
@@ -369,13 +381,17 @@ impl Executor {
             .unwrap_or_default()
     }
 
-    fn remember(&self, context: &CommandContext, code: &str, worked: bool) {
+    fn remember(&self, context: &CommandContext, code: &str, execution_count: u32, end: End) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut *known;
+        let before = std::mem::take(&mut known.variables);
         known.variables = context
             .variables_and_types()
             .map(|(name, ty)| (name.to_owned(), ty.to_owned()))
             .collect();
-        if worked {
+        let defined = cell::defined(code);
+        known.gone.note(execution_count, &before, &known.variables, &defined, end);
+        if end == End::Worked {
             known.items.extend(cell::items(code));
         }
     }
@@ -386,11 +402,15 @@ impl Executor {
                 "status": "ok", "execution_count": execution_count, "payload": [], "user_expressions": {},
             }),
             Some(failure) => {
-                let error = json!({
+                let mut content = json!({
                     "ename": failure.ename, "evalue": failure.evalue, "traceback": failure.traceback,
                 });
-                self.running.publish("error", error.clone());
-                let mut content = error;
+                self.running.publish("error", content.clone());
+                if let Some(fold) = &failure.fold {
+                    let display = json!({"data": fold.bundle(), "metadata": {}, "transient": {}});
+                    self.running.publish("display_data", display);
+                }
+                content["traceback"] = failure.whole_traceback().into();
                 content["status"] = "error".into();
                 content["execution_count"] = execution_count.into();
                 content

@@ -5,7 +5,11 @@ use std::ops::Range;
 use ariadne::{Color, ColorGenerator, Label, Report, ReportKind, Source};
 use evcxr::{CompilationError, Error, Theme};
 
+use super::advice::{self, Advice, Fold, Notebook};
 use super::running::Outcome;
+
+/// The title of the compiler's text.
+const COMPILER: &str = "What the compiler says";
 
 /// A cell's failure.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,13 +17,36 @@ pub(crate) struct Failure {
     pub(crate) ename: String,
     pub(crate) evalue: String,
     pub(crate) traceback: Vec<String>,
+    /// What a front end folds away below the traceback.
+    pub(crate) fold: Option<Fold>,
 }
 
 impl Failure {
     fn new(ename: &str, evalue: String, more: Vec<String>) -> Self {
         let mut traceback = vec![format!("\x1b[31m{ename}\x1b[0m: {evalue}")];
         traceback.extend(more);
-        Self { ename: ename.to_owned(), evalue, traceback }
+        Self { ename: ename.to_owned(), evalue, traceback, fold: None }
+    }
+
+    /// The traceback with all that the fold hides, for whoever sees no displays: the reply to the
+    /// request, which nbclient's exception quotes.
+    pub(crate) fn whole_traceback(&self) -> Vec<String> {
+        let fold = self.fold.iter().flat_map(Fold::lines);
+        self.traceback.iter().cloned().chain(fold).collect()
+    }
+
+    /// Puts advice above the text, which is folded away.
+    fn advised(mut self, advice: &[Advice], code: &str) -> Self {
+        if advice.is_empty() {
+            return self;
+        }
+        let mut lines: Vec<String> = Vec::new();
+        for one in advice {
+            lines.extend(one.lines(code));
+        }
+        let text = std::mem::replace(&mut self.traceback, lines);
+        self.fold = Some(Fold::new(COMPILER, text));
+        self
     }
 
     /// The failure that the cell's code reported, though evcxr took it for a success.
@@ -48,7 +75,7 @@ impl Failure {
     pub(crate) fn of_evcxr(
         error: &Error,
         outcome: &Outcome,
-        code: &str,
+        notebook: &Notebook,
         execution_count: u32,
         oom: bool,
     ) -> Self {
@@ -56,7 +83,9 @@ impl Failure {
             Error::CompilationErrors(_) | Error::Message(_) if outcome.compiler_stopped => {
                 Self::interrupted()
             }
-            Error::CompilationErrors(errors) => Self::of_compiler(errors, code, execution_count),
+            Error::CompilationErrors(errors) => {
+                Self::of_compiler(errors, notebook, execution_count)
+            }
             Error::SubprocessTerminated(text) => {
                 let status =
                     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);
@@ -95,7 +124,9 @@ impl Failure {
             Error::Message(text) => {
                 let mut lines = text.lines().map(str::to_owned);
                 let first = lines.next().unwrap_or_default();
-                Self::new("Error", first, lines.collect())
+                let advice: Vec<Advice> =
+                    advice::of_message(text, notebook.code).into_iter().collect();
+                Self::new("Error", first, lines.collect()).advised(&advice, notebook.code)
             }
         }
     }
@@ -130,14 +161,15 @@ impl Failure {
     }
 
     /// All errors of the compiler as one, in its colours.
-    fn of_compiler(errors: &[CompilationError], code: &str, execution_count: u32) -> Self {
+    fn of_compiler(errors: &[CompilationError], notebook: &Notebook, execution_count: u32) -> Self {
         let mut traceback = Vec::new();
         for error in errors {
-            traceback.extend(report(error, code, execution_count));
+            traceback.extend(report(error, notebook.code, execution_count));
         }
         traceback.extend(way_out(errors.iter().map(CompilationError::message)));
         let evalue = errors.first().map(CompilationError::message).unwrap_or_default();
-        Self { ename: "CompileError".into(), evalue, traceback }
+        let failure = Self { ename: "CompileError".into(), evalue, traceback, fold: None };
+        failure.advised(&advice::advise(errors, notebook), notebook.code)
     }
 }
 
@@ -276,7 +308,7 @@ fn with_few_colours(line: &str) -> String {
     out + rest
 }
 
-fn without_colours(text: &str) -> String {
+pub(super) fn without_colours(text: &str) -> String {
     let mut parts = text.split('\x1b');
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |out, part| out + part.split_once('m').map_or("", |(_, rest)| rest))
@@ -309,6 +341,7 @@ fn tail(stderr: &[u8]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::advice::Gone;
     use super::*;
 
     #[test]
@@ -374,29 +407,31 @@ mod tests {
 
     #[test]
     fn a_dead_process_is_told_from_a_killed_one() {
+        let gone = Gone::default();
+        let empty = Notebook { code: "", variables: &[], gone: &gone };
         let error = Error::SubprocessTerminated(
             "Subprocess terminated with status: signal: 6 (SIGABRT)".into(),
         );
-        let failure = Failure::of_evcxr(&error, &Outcome::default(), "", 1, false);
+        let failure = Failure::of_evcxr(&error, &Outcome::default(), &empty, 1, false);
         assert_eq!(failure.evalue, "the process of the cells ended: signal: 6 (SIGABRT)");
-        let aborted = Failure::of_evcxr(&error, &Outcome::default(), "", 1, true);
+        let aborted = Failure::of_evcxr(&error, &Outcome::default(), &empty, 1, true);
         assert_eq!(aborted.ename, "ProcessDied", "another process was ended for want of memory");
         let killed = Error::SubprocessTerminated(
             "Subprocess terminated with status: signal: 9 (SIGKILL)".into(),
         );
         assert_eq!(
-            Failure::of_evcxr(&killed, &Outcome::default(), "", 1, true).ename,
+            Failure::of_evcxr(&killed, &Outcome::default(), &empty, 1, true).ename,
             "OutOfMemory"
         );
         assert_eq!(
-            Failure::of_evcxr(&killed, &Outcome::default(), "", 1, false).ename,
+            Failure::of_evcxr(&killed, &Outcome::default(), &empty, 1, false).ename,
             "ProcessDied"
         );
         let refused = Outcome {
             stderr: b"memory allocation of 99 bytes failed\n".to_vec(),
             ..Outcome::default()
         };
-        let failure = Failure::of_evcxr(&error, &refused, "", 1, false);
+        let failure = Failure::of_evcxr(&error, &refused, &empty, 1, false);
         assert_eq!(failure.ename, "OutOfMemory");
         assert!(failure.evalue.contains("refused 99 bytes"), "{failure:?}");
     }

@@ -4,6 +4,7 @@
 //! in a child process whose output another thread takes ([`pump`]). `kernel_info` is answered
 //! before any of that is ready.
 
+mod advice;
 mod cell;
 mod executor;
 mod failure;

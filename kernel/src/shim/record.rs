@@ -22,7 +22,7 @@ use super::path_deps::{self, PathDeps};
 use super::probe::{probe_answer, with_probes};
 use super::rewrite::{
     is_moved_before_storing, keep_primary_spans, moved_before_keeping, rewrite, unused,
-    without_keeping,
+    without_definitions_place, without_keeping,
 };
 use super::{
     COMPILER_FILE, DIR_VAR, MISSED_FILE, NOT_IN_A_KIT, PROBE_FILE, QUICK_FILE, STOP_FILE,
@@ -314,6 +314,7 @@ fn ask(command: &mut Command, probed: &[(usize, String)]) -> Result<Answer> {
         if is_moved_before_storing(&message) {
             keep_primary_spans(&mut message);
         }
+        without_definitions_place(&mut message);
         messages.push(message);
     }
     Ok(Answer { status: child.wait()?, messages, types, failed_otherwise })

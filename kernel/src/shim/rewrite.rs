@@ -291,6 +291,20 @@ pub(super) fn keep_primary_spans(message: &mut Value) {
     message["children"] = json!([]);
 }
 
+/// Leaves out where the function is defined whose call an error is about ("function defined here"). If
+/// it is a function of the cell, and the call the cell's last expression, evcxr would take this note for
+/// the error.
+pub(super) fn without_definitions_place(message: &mut Value) {
+    let Some(children) = message["children"].as_array_mut() else { return };
+    for child in children {
+        let is_place = child["level"] == "note"
+            && child["message"].as_str().is_some_and(|text| text.ends_with("defined here"));
+        if is_place {
+            child["spans"] = json!([]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -493,5 +507,14 @@ mod tests {
         // An error of the cell's own keeps all that it says.
         assert!(!is_moved_before_storing(&error("E0382", shown, store)));
         assert!(!is_moved_before_storing(&error("E0308", store, shown)));
+    }
+
+    #[test]
+    fn the_place_of_a_definition_is_left_out() {
+        let note = |text: &str| json!({"level": "note", "message": text, "spans": [1]});
+        let mut message = json!({"children": [note("function defined here"), note("taken here")]});
+        without_definitions_place(&mut message);
+        let spans = message["children"].as_array().unwrap().iter().map(|child| &child["spans"]);
+        assert_eq!(spans.collect::<Vec<_>>(), [&json!([]), &json!([1])]);
     }
 }
