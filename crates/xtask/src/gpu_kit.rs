@@ -245,7 +245,7 @@ pub(crate) fn check_kernels(setup: &Setup) -> Result<()> {
 }
 
 /// For `cargo xtask test --long`: every part in small on the CPU; a kit, the symbols that it needs;
-/// and, where there is no GPU, that each part says so.
+/// and that every part passes on this machine's GPU or, where there is none, says so.
 ///
 /// # Errors
 /// The first of these that is not so.
@@ -255,7 +255,16 @@ pub(crate) fn check(setup: &Setup) -> Result<()> {
     let needs = symbols::needs(&kit.join("bin/gpu_kit"))?;
     check_symbols(setup, &needs)?;
     let toolkit = setup.ensure_cuda_toolkit()?;
-    if toolkit.has_gpu() { Ok(()) } else { check_without_device(&kit, &needs) }
+    if !toolkit.has_gpu() {
+        return check_without_device(&kit, &needs);
+    }
+    let libraries = toolkit.ensure_library_wheels(setup)?;
+    let mut command = process::command(kit.join("run.sh"));
+    command.env("TUNEBOOK_KIT_LIBRARIES", std::env::join_paths(libraries).unwrap_or_default());
+    if let Some(python) = setup.peers_python() {
+        command.env("TUNEBOOK_KIT_PYTHON", python);
+    }
+    process::run(&mut command, "the kit on this machine's GPU")
 }
 
 /// Every symbol is in a library of CUDA 13.0, of the C and C++ runtime or of Rust.
