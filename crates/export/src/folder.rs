@@ -7,7 +7,7 @@ use std::{fs, io};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Error, Exported};
+use crate::{Error, Exported, Files};
 
 /// The file that lists what an export wrote, with checksums.
 const LIST: &str = ".tunebook-export.json";
@@ -20,6 +20,26 @@ const CHANGES: &str = "Cargo.lock";
 /// [`Error::Folder`] when the folder holds files that no export wrote, or exported ones that were
 /// changed since; nothing is written then. [`Error::Io`].
 pub fn write(exported: &Exported, folder: &Path) -> Result<(), Error> {
+    let bytes = |(name, text): (&String, &String)| (name.clone(), text.clone().into_bytes());
+    let files = exported.files.iter().map(bytes).collect();
+    write_parts(&Parts { files: &files, links: &exported.links }, folder)
+}
+
+/// Writes files to `folder`, in place of an earlier export. Other files stay.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_files(files: &Files, folder: &Path) -> Result<(), Error> {
+    write_parts(&Parts { files, links: &BTreeMap::new() }, folder)
+}
+
+/// What a folder is to hold.
+struct Parts<'a> {
+    files: &'a Files,
+    links: &'a BTreeMap<String, String>,
+}
+
+fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
     let refuse = |reason| Err(Error::Folder { folder: folder.to_owned(), reason });
     let Some(old) = List::read(folder)? else {
         if !is_empty(folder)? {
@@ -113,11 +133,11 @@ fn is_empty(folder: &Path) -> Result<bool, Error> {
 }
 
 /// Writes files and links, and removes those of the earlier export that are no part of this one.
-fn write_all(exported: &Exported, old: &List, folder: &Path) -> Result<(), Error> {
-    for (name, text) in &exported.files {
-        write_file(folder.join(name), text)?;
+fn write_all(exported: &Parts<'_>, old: &List, folder: &Path) -> Result<(), Error> {
+    for (name, bytes) in exported.files {
+        write_file(folder.join(name), bytes)?;
     }
-    for (name, target) in &exported.links {
+    for (name, target) in exported.links {
         let path = folder.join(name);
         // A copy that someone has put in the link's place stays.
         if path.symlink_metadata().is_ok_and(|meta| !meta.is_symlink())
@@ -137,9 +157,9 @@ fn write_all(exported: &Exported, old: &List, folder: &Path) -> Result<(), Error
         remove(&folder.join(name))?;
     }
     let sums: BTreeMap<_, _> =
-        exported.files.iter().map(|(name, text)| (name, sum(text.as_bytes()))).collect();
+        exported.files.iter().map(|(name, bytes)| (name, sum(bytes))).collect();
     let list = json!({ "written_by": "tunebook export", "files": sums, "links": exported.links });
-    write_file(folder.join(LIST), &format!("{list:#}\n"))
+    write_file(folder.join(LIST), format!("{list:#}\n").as_bytes())
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
@@ -151,14 +171,14 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Writes a file, unless it holds the text: cargo would compile it again.
-fn write_file(path: PathBuf, text: &str) -> Result<(), Error> {
-    if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+/// Writes a file, unless it holds this already: cargo would compile it again.
+fn write_file(path: PathBuf, bytes: &[u8]) -> Result<(), Error> {
+    if fs::read(&path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
     let written = match path.parent() {
-        Some(parent) => fs::create_dir_all(parent).and_then(|()| fs::write(&path, text)),
-        None => fs::write(&path, text),
+        Some(parent) => fs::create_dir_all(parent).and_then(|()| fs::write(&path, bytes)),
+        None => fs::write(&path, bytes),
     };
     written.map_err(|source| Error::Io { path, source })
 }

@@ -1,4 +1,5 @@
-//! A notebook as a Cargo crate that does the same outside Jupyter.
+//! A notebook as a Cargo crate that does the same outside Jupyter; a recipe as the files of an engine
+//! that trains on many cards ([`cluster`]).
 //!
 //! Text in, files out: [`export`] reads the text of a notebook and writes nothing; [`folder::write`]
 //! puts the files where they belong. The cells' own text is kept, comments included, so that a person
@@ -14,6 +15,7 @@
 //! - What a Rust program cannot say is refused with the cell's number ([`Refusal`]).
 
 mod cell;
+pub mod cluster;
 pub mod folder;
 mod manifest;
 mod names;
@@ -25,6 +27,9 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fmt;
+
+/// Files by their path in a folder.
+pub type Files = BTreeMap<String, Vec<u8>>;
 
 /// What an export needs to know beside the notebook.
 #[derive(Clone, Debug)]

@@ -1,8 +1,9 @@
-//! Notebooks in, crates out.
+//! Notebooks in, crates out; recipes in, the files of other engines out.
 
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
 
 mod awkward;
+mod cluster;
 mod course;
 mod refused;
 mod run;

@@ -1,0 +1,78 @@
+//! Why a recipe does not go to a cluster, or come back.
+
+use std::path::PathBuf;
+
+use super::{Engine, Unmapped};
+
+/// The result of everything in this module.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The engine has no option for some of what the recipe says.
+    #[error("{engine} has nothing for {} of this recipe:\n{}", count(.unmapped), list(.unmapped))]
+    Unmapped {
+        /// The engine.
+        engine: Engine,
+        /// All of them.
+        unmapped: Vec<Unmapped>,
+    },
+    /// Data that a provider would refuse.
+    #[error("a provider would refuse the data: {problem}")]
+    Hosted {
+        /// Which rule, and where it is broken.
+        problem: String,
+    },
+    /// A file says something that cannot be used.
+    #[error("{}: {problem}", .path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was expected, what was found, and what to do.
+        problem: String,
+    },
+    /// No card has this name.
+    #[error("no card `{name}` is known, expected one of {}", known.join(", "))]
+    Card {
+        /// The name.
+        name: String,
+        /// Those that are.
+        known: Vec<&'static str>,
+    },
+    /// A file cannot be read or written.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The recipe or the registry.
+    #[error(transparent)]
+    Runs(#[from] tunebook_runs::Error),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] tunebook_data::DataError),
+    /// The base model.
+    #[error(transparent)]
+    Model(#[from] tunebook_models::Error),
+    /// What is trained.
+    #[error(transparent)]
+    Tune(#[from] tunebook_tune::Error),
+    /// JSON that cannot be read or written.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+fn count(unmapped: &[Unmapped]) -> String {
+    match unmapped.len() {
+        1 => "one option".to_owned(),
+        more => format!("{more} options"),
+    }
+}
+
+fn list(unmapped: &[Unmapped]) -> String {
+    unmapped.iter().map(|option| format!("  {option}")).collect::<Vec<_>>().join("\n")
+}

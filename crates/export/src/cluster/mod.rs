@@ -1,0 +1,370 @@
+//! A recipe for engines that train on many cards: TRL's command and Axolotl, with accelerate's profiles
+//! and a task for SkyPilot around them; and the data for hosted models.
+//!
+//! An engine gets the rows as token ids with their labels, in the order of our steps, so that template,
+//! masks, cuts and order cannot differ, and the initial weights of the adapter. [`unmapped`] names what
+//! it has no option for, and [`export`] writes nothing then. [`plan`] says what a run takes before it is
+//! paid for, [`import_run`] brings it back into the registry.
+//!
+//! ```no_run
+//! use tunebook_export::cluster::{self, Engine, ExportOptions};
+//! use tunebook_runs::Recipe;
+//! let recipe = Recipe::read("recipe.yaml")?;
+//! let options = ExportOptions { gpus: 8, ..ExportOptions::new(Engine::Trl) };
+//! let folder = cluster::export(&recipe, &options)?;
+//! tunebook_export::folder::write_files(&folder.files, "out/cluster".as_ref())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod cards;
+mod error;
+mod hosted;
+mod import;
+mod launch;
+mod mapped;
+mod model;
+mod plan;
+mod prices;
+mod strategy;
+mod tokens;
+mod training;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tunebook_models::{Device, Model};
+use tunebook_runs::{ModelDtype, Recipe, RunData, training_examples};
+use tunebook_tune::{Adapters as _, ExampleSets, Fingerprints, RunRows, Strategy, Trainer};
+
+pub use cards::{CARDS, Card};
+pub use error::{Error, Result};
+pub use hosted::{HostedData, hosted};
+pub use import::{Imported, import_run};
+pub use mapped::Unmapped;
+pub use plan::{CardPlan, ClusterPlan, plan};
+pub use prices::{HostedPrice, Prices};
+
+use crate::Files;
+
+/// The folder that an engine writes to, beside its file.
+pub(crate) const OUT: &str = "out";
+/// The folder with the adapter as it is before the first step.
+pub(crate) const INITIAL: &str = "initial";
+/// What the export was made of, for [`import_run`].
+pub(crate) const MANIFEST: &str = "tunebook.json";
+
+/// An engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// `trl sft`.
+    Trl,
+    /// `axolotl train`.
+    Axolotl,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Trl => "TRL",
+            Self::Axolotl => "Axolotl",
+        })
+    }
+}
+
+/// How a model is shared out among cards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerate {
+    /// PyTorch's fully sharded data parallel, second version.
+    Fsdp2,
+    /// DeepSpeed's ZeRO, stage 3.
+    Zero3,
+}
+
+/// What an export needs to know beside the recipe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExportOptions {
+    /// The engine.
+    pub engine: Engine,
+    /// How the model is shared out; `None`: each card has all of it.
+    pub accelerate: Option<Accelerate>,
+    /// How many cards there are.
+    pub gpus: usize,
+    /// Which ones, by SkyPilot's name.
+    pub gpu: String,
+    /// Whether a task for SkyPilot is written.
+    pub sky: bool,
+    /// The base model for the engine, a repository or a folder, where the recipe's is a file or a name
+    /// that only this machine knows. It has to be the same model.
+    pub base: Option<String>,
+}
+
+impl ExportOptions {
+    /// One card, an H100.
+    pub fn new(engine: Engine) -> Self {
+        Self { engine, accelerate: None, gpus: 1, gpu: "H100".to_owned(), sky: false, base: None }
+    }
+}
+
+/// What the options of an engine depend on beside the recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunShape {
+    /// Optimizer steps of the run.
+    pub total_steps: usize,
+    /// Optimizer steps of an epoch.
+    pub steps_per_epoch: usize,
+    /// Blocks of the model.
+    pub blocks: usize,
+    /// Tokens of the longest row.
+    pub longest: usize,
+    /// Whether there are validation rows.
+    pub validates: bool,
+    /// How often the engine goes through the rows that are written.
+    pub passes: usize,
+    /// Whether the initial weights of an adapter are written.
+    pub initial: bool,
+}
+
+/// The files of an export, and what is different there.
+#[derive(Debug, Clone)]
+pub struct ClusterExport {
+    /// The files, by their path in the folder.
+    pub files: Files,
+    /// What does not go there as it goes here.
+    pub notes: Vec<String>,
+    /// The command that trains, in the folder.
+    pub command: String,
+}
+
+/// What an engine has no option for, without a look at the data; with a `shape` all of it.
+pub fn unmapped(
+    recipe: &Recipe,
+    options: &ExportOptions,
+    shape: Option<&RunShape>,
+) -> Vec<Unmapped> {
+    model::recipe(recipe, shape, options).unmapped
+}
+
+/// A recipe's model with what is trained on it, its rows, and the rows of its steps.
+pub(crate) struct Prepared {
+    pub(crate) model: Model,
+    pub(crate) data: RunData,
+    pub(crate) rows: RunRows,
+}
+
+impl Prepared {
+    /// # Errors
+    /// A model, data or strategy that cannot be used.
+    pub(crate) fn new(recipe: &Recipe) -> Result<Self> {
+        let data = recipe.data.load()?;
+        let model = recipe.model.load(&Device::Cpu)?;
+        recipe.strategy.add_to(&model)?;
+        let trainer = Trainer::new(&model, &recipe.training);
+        let mut rows = trainer.rows(examples(&data))?;
+        rows.fingerprints.dataset = Some(data.train().fingerprint());
+        Ok(Self { model, data, rows })
+    }
+
+    pub(crate) fn trainer(&self, recipe: &Recipe) -> Trainer {
+        Trainer::new(&self.model, &recipe.training)
+    }
+
+    fn shape(&self) -> RunShape {
+        let sets = [Some(&self.rows.train), self.rows.validation.as_ref()];
+        RunShape {
+            total_steps: self.rows.steps.len(),
+            steps_per_epoch: self.rows.steps_per_epoch,
+            blocks: self.model.num_blocks(),
+            longest: sets.iter().flatten().map(|set| set.longest()).max().unwrap_or(0),
+            validates: self.rows.validation.is_some(),
+            passes: 1,
+            initial: false,
+        }
+    }
+}
+
+/// The sets of a run as a trainer takes them.
+pub(crate) fn examples(data: &RunData) -> ExampleSets {
+    let validation = data.validation().map(training_examples).unwrap_or_default();
+    ExampleSets::new(training_examples(data.train()), validation)
+}
+
+/// The files with which another engine trains as the recipe says.
+///
+/// # Errors
+/// [`Error::Unmapped`] with all options that the engine does not have, before anything long is done
+/// where that is possible; data, a model or a strategy that cannot be used.
+pub fn export(recipe: &Recipe, options: &ExportOptions) -> Result<ClusterExport> {
+    check(unmapped(recipe, options, None), options)?;
+    let prepared = Prepared::new(recipe)?;
+    let mut shape = prepared.shape();
+    let adapter = matches!(recipe.strategy.config, Strategy::Adapter(_));
+    // A checkpoint of shards, which both profiles would go on from, cannot be written here.
+    shape.initial = adapter && options.accelerate.is_none();
+    let per_step = recipe.training.batch_size * recipe.training.gradient_accumulation_steps;
+    let train = tokens::of_steps(&prepared.rows, per_step, options.engine);
+    shape.passes = train.passes;
+
+    let mut mapped = model::recipe(recipe, Some(&shape), options);
+    check(std::mem::take(&mut mapped.unmapped), options)?;
+    model::of_run(&shape, options, &mut mapped);
+    mapped.notes.extend(train.note);
+    if adapter && !shape.initial {
+        mapped.note(
+            "the adapter begins with the engine's own random weights: losses differ from the second \
+             step on",
+        );
+    }
+    if recipe.training.label_smoothing_factor > 0.0 {
+        mapped.note("losses that it reports have the label smoothing in them, evaluations too");
+    }
+
+    let mut files = Files::new();
+    let mut put = |name: &str, text: String| drop(files.insert(name.to_owned(), text.into_bytes()));
+    put("data/train.jsonl", tokens::readable(prepared.data.train()));
+    put(&format!("{}/train.jsonl", tokens::FOLDER), train.lines);
+    let mut order = json!({ "train": train.order });
+    if let Some(validation) = &prepared.rows.validation {
+        let readable = prepared.data.validation().map(tokens::readable).unwrap_or_default();
+        put("data/validation.jsonl", readable);
+        let tokens = tokens::of_set(&validation.examples, options.engine);
+        put(&format!("{}/validation.jsonl", tokens::FOLDER), tokens.lines);
+        order["validation"] = tokens.order.into();
+    }
+    put("data/order.json", format!("{order}\n"));
+
+    let command = launch::command(options);
+    let settings = Value::Object(mapped.settings);
+    let head = format!("# {} of `tunebook export`: {command}\n", options.engine);
+    put("train.yaml", head + &tunebook_runs::to_yaml(&settings));
+    match (options.engine, options.accelerate) {
+        (_, None) => {}
+        (Engine::Trl, Some(profile)) => {
+            let precision = match recipe.model.dtype {
+                ModelDtype::Float32 => "no",
+                ModelDtype::Bfloat16 => "bf16",
+                ModelDtype::Float16 => "fp16",
+            };
+            let profile = launch::accelerate(profile, options, precision);
+            put(launch::ACCELERATE, tunebook_runs::to_yaml(&profile));
+        }
+        (Engine::Axolotl, Some(Accelerate::Zero3)) => {
+            put(launch::DEEPSPEED, format!("{:#}\n", launch::deepspeed_zero3()));
+        }
+        (Engine::Axolotl, Some(Accelerate::Fsdp2)) => {}
+    }
+    let name = recipe.name.clone().unwrap_or_else(|| recipe.strategy.adapter_name.clone());
+    if options.sky {
+        put("sky.yaml", tunebook_runs::to_yaml(&launch::sky(&name, options)));
+    }
+    let eight_bit = recipe.training.optim == tunebook_tune::Optim::AdamW8bit;
+    let quantized = recipe.model.quantization.is_some();
+    put("requirements.txt", launch::requirements(options, quantized, eight_bit));
+    put("verify.py", include_str!("verify.py").to_owned());
+    put("recipe.yaml", recipe.to_yaml()?);
+    if shape.initial {
+        initial(&prepared.model, &recipe.strategy.adapter_name, &settings, &mut files)?;
+    }
+    let manifest = Manifest {
+        engine: options.engine,
+        recipe: sum(recipe.to_yaml()?.as_bytes()),
+        total_steps: shape.total_steps,
+        fingerprints: prepared.rows.fingerprints.clone(),
+        data: files
+            .iter()
+            .filter(|(name, _)| name.starts_with("data/"))
+            .map(|(name, bytes)| (name.clone(), sum(bytes)))
+            .collect(),
+    };
+    let text = format!("{:#}\n", serde_json::to_value(&manifest)?);
+    files.insert(MANIFEST.to_owned(), text.into_bytes());
+    Ok(ClusterExport { files, notes: mapped.notes, command })
+}
+
+/// What an export was made of.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) engine: Engine,
+    /// SHA-256 of `recipe.yaml`.
+    pub(crate) recipe: String,
+    pub(crate) total_steps: usize,
+    pub(crate) fingerprints: Fingerprints,
+    /// SHA-256 of the files of the data.
+    pub(crate) data: std::collections::BTreeMap<String, String>,
+}
+
+pub(crate) fn sum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn check(unmapped: Vec<Unmapped>, options: &ExportOptions) -> Result<()> {
+    match unmapped.as_slice() {
+        [] => Ok(()),
+        _ => Err(Error::Unmapped { engine: options.engine, unmapped }),
+    }
+}
+
+/// The adapter as it is before the first step, as a checkpoint at step 0.
+fn initial(model: &Model, name: &str, settings: &Value, files: &mut Files) -> Result<()> {
+    let folder = Temporary::new()?;
+    let written = model.save_adapter(name, &folder.0)?;
+    let io = |source| Error::Io { path: written.clone(), source };
+    for entry in std::fs::read_dir(&written).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path, source })?;
+        files.insert(format!("{INITIAL}/{name}"), bytes);
+    }
+    // What `transformers` wants of a folder to go on from: settings as in the engine's file, and a state
+    // of its own that it takes for granted.
+    let no = |key: &str| (key.to_owned(), Value::Bool(false));
+    let control: serde_json::Map<String, Value> = [
+        no("should_epoch_stop"),
+        no("should_evaluate"),
+        no("should_log"),
+        no("should_save"),
+        no("should_training_stop"),
+    ]
+    .into_iter()
+    .collect();
+    let mut state = json!({
+        "epoch": 0.0,
+        "global_step": 0,
+        "log_history": [],
+        "stateful_callbacks": { "TrainerControl": { "args": control, "attributes": {} } },
+        "train_batch_size": settings["per_device_train_batch_size"],
+    });
+    for key in ["eval_steps", "logging_steps", "max_steps", "save_steps"] {
+        if let Some(value) = settings.get(key) {
+            state[key] = value.clone();
+        }
+    }
+    let state = format!("{state:#}\n").into_bytes();
+    files.insert(format!("{INITIAL}/trainer_state.json"), state);
+    Ok(())
+}
+
+/// A folder that goes with its value.
+pub(crate) struct Temporary(pub(crate) std::path::PathBuf);
+
+impl Temporary {
+    pub(crate) fn new() -> Result<Self> {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tunebook-export-{}-{count}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path)
+            .map_err(|source| Error::Io { path: path.clone(), source })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0); // of this process alone
+    }
+}

@@ -1,0 +1,175 @@
+//! The base model and the data of a recipe, in TRL's and Axolotl's names.
+
+use std::path::Path;
+
+use tunebook_models::Quantization;
+use tunebook_runs::{DataRecipe, ModelDtype, ModelRecipe, Recipe};
+
+use super::mapped::Mapped;
+use super::strategy::strategy;
+use super::training::training;
+use super::{Accelerate, Engine, ExportOptions, RunShape};
+
+/// All of a recipe. Without a `shape` only what can be refused without reading the data is.
+pub(super) fn recipe(recipe: &Recipe, shape: Option<&RunShape>, options: &ExportOptions) -> Mapped {
+    let Recipe { version: _, name: _, data, model, strategy: trained, training: args } = recipe;
+    let mut out = Mapped::default();
+    self::model(model, options, &mut out);
+    self::data(data, options, &mut out);
+    strategy(trained, options, &mut out);
+    training(args, shape, options, &mut out);
+    out
+}
+
+fn model(model: &ModelRecipe, options: &ExportOptions, out: &mut Mapped) {
+    let ModelRecipe { name_or_path, revision, dtype, quantization } = model;
+    let trl = options.engine == Engine::Trl;
+    let (base, revision) = match &options.base {
+        Some(base) => (base.clone(), None),
+        None => (name_or_path.clone(), revision.clone()),
+    };
+    let path = Path::new(&base);
+    if path.is_file() || base.ends_with(".gguf") {
+        out.refuse(
+            "model.name_or_path",
+            &base,
+            "transformers' trainer takes no GGUF file: name the same model as a repository or as a \
+             folder (`model.save_pretrained` writes one) with --base",
+        );
+    } else if !path.is_dir() && base.split('/').count() != 2 {
+        out.refuse(
+            "model.name_or_path",
+            &base,
+            "a name in this machine's cache: name the same model as a repository (`owner/name`) or as \
+             a folder with --base",
+        );
+    } else if path.is_dir() {
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        out.set(if trl { "model_name_or_path" } else { "base_model" }, whole.display().to_string());
+        out.refuse_if(
+            options.sky,
+            "--sky",
+            whole.display(),
+            "the base model is a folder of this machine, which a cluster does not have: name a \
+             repository of the hub with --base",
+        );
+    } else {
+        out.set(if trl { "model_name_or_path" } else { "base_model" }, base);
+    }
+    if let Some(revision) = revision {
+        out.set(if trl { "model_revision" } else { "revision_of_model" }, revision);
+    }
+    let (torch, bf16, fp16) = match dtype {
+        ModelDtype::Float32 => ("float32", false, false),
+        ModelDtype::Bfloat16 => ("bfloat16", true, false),
+        ModelDtype::Float16 => ("float16", false, true),
+    };
+    if trl {
+        out.set("dtype", torch);
+    } else if !bf16 && !fp16 {
+        out.set("float32", true);
+        out.set("tf32", false);
+    }
+    out.set("bf16", bf16);
+    out.set("fp16", fp16);
+    match quantization {
+        None => {}
+        Some(Quantization::Nf4) => {
+            out.set("load_in_4bit", true);
+            match options.engine {
+                Engine::Trl => out.set("bnb_4bit_quant_type", "nf4"),
+                Engine::Axolotl => out.set("adapter", "qlora"),
+            }
+            out.refuse_if(
+                options.accelerate.is_some(),
+                "model.quantization",
+                "nf4",
+                "blocks of 4 bits are not sharded the same way everywhere: leave --accelerate out, or \
+                 train a LoRA over bfloat16",
+            );
+        }
+        Some(other @ Quantization::Stored) => out.refuse(
+            "model.quantization",
+            format!("{other:?}").to_lowercase(),
+            "the engine does not train over GGUF's blocks: choose nf4, or none",
+        ),
+    }
+}
+
+/// The rows are read, cleaned and split here, and written as they are trained on.
+fn data(data: &DataRecipe, options: &ExportOptions, out: &mut Mapped) {
+    let DataRecipe {
+        path: _,
+        shape: _,
+        files: _,
+        steps: _,
+        split: _,
+        train_steps: _,
+        validation_steps: _,
+        validation: _,
+    } = data;
+    match options.engine {
+        Engine::Trl => {
+            out.set("dataset_name", super::tokens::FOLDER);
+            out.set("dataset_train_split", "train");
+            out.set("dataset_test_split", "validation");
+            out.set("dataset_kwargs", serde_json::json!({ "skip_prepare_dataset": true }));
+            out.set("max_length", serde_json::Value::Null);
+            out.set("shuffle_dataset", false);
+            out.set("train_sampling_strategy", "sequential");
+        }
+        Engine::Axolotl => {
+            let set = |file: &str| {
+                let path = format!("{}/{file}.jsonl", super::tokens::FOLDER);
+                serde_json::json!([{
+                    "path": path, "ds_type": "json", "split": "train", "type": null,
+                }])
+            };
+            out.set("datasets", set("train"));
+            out.set("test_datasets", set("validation"));
+            out.set("val_set_size", 0.0);
+            out.set("dataset_prepared_path", "prepared");
+            out.set("curriculum_sampling", true);
+            out.set("shuffle_merged_datasets", false);
+            out.set("sample_packing", false);
+            out.set("pad_to_sequence_len", false);
+        }
+    }
+}
+
+/// What only the whole export knows.
+pub(super) fn of_run(shape: &RunShape, options: &ExportOptions, out: &mut Mapped) {
+    out.set("output_dir", super::OUT);
+    out.set("max_steps", shape.total_steps);
+    out.set("logging_steps", 1);
+    match options.engine {
+        Engine::Trl => {
+            out.set("num_train_epochs", 1);
+            out.set("packing", false);
+            out.set("report_to", "none");
+            if shape.initial {
+                out.set("resume_from_checkpoint", super::INITIAL);
+            }
+        }
+        Engine::Axolotl => {
+            out.set("num_epochs", shape.passes);
+            out.set("sequence_len", shape.longest);
+            if !shape.validates {
+                out.settings.shift_remove("test_datasets");
+            }
+            if shape.initial {
+                out.set("lora_model_dir", super::INITIAL);
+            }
+            match options.accelerate {
+                None => {}
+                Some(Accelerate::Fsdp2) => {
+                    out.set("fsdp_version", 2);
+                    let again = out.settings.get("gradient_checkpointing") == Some(&true.into());
+                    out.set("gradient_checkpointing", false);
+                    out.set("fsdp_config", super::launch::fsdp2_of_axolotl(again));
+                }
+                Some(Accelerate::Zero3) => out.set("deepspeed", super::launch::DEEPSPEED),
+            }
+        }
+    }
+}

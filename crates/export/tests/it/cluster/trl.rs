@@ -1,0 +1,151 @@
+//! TRL itself on what is exported to it. Runs where `TUNEBOOK_PEERS` names a Python environment that
+//! has it (`tests/peers/requirements.txt`), and says so where it does not.
+
+use std::path::Path;
+use std::process::Command;
+
+use tunebook_export::cluster::import_run;
+use tunebook_models::{Device, Model, Tensor};
+use tunebook_runs::{RecipeArgs, Registry};
+use tunebook_testing::Python;
+use tunebook_tune::Adapters as _;
+
+use super::{export, recipe, text, tiny, trl, written};
+
+const IDS: [u32; 12] = [1, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 250];
+
+fn python() -> Option<Python> {
+    Python::peers("torch, transformers, peft, trl, datasets, accelerate, yaml")
+}
+
+fn succeeds(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{error}");
+    said
+}
+
+/// `trl sft --config train.yaml` on the CPU, as it would be typed.
+fn train(python: &Python, folder: &Path) {
+    let mut command = python.command();
+    command.args(["-m", "trl.cli.main", "sft", "--config", "train.yaml"]);
+    command.current_dir(folder).env("CUDA_VISIBLE_DEVICES", "").env("HF_HUB_OFFLINE", "1");
+    command.env("HF_HOME", folder.join("hf")).env("OMP_NUM_THREADS", "1");
+    succeeds(&mut command);
+}
+
+fn relative(found: &[f32], expected: &[f32]) -> f64 {
+    let largest = expected.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    let error = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+    f64::from(error / largest)
+}
+
+fn logits(model: &Model) -> Vec<f32> {
+    let ids = Tensor::new(&[IDS], &Device::Cpu).unwrap();
+    model.forward(&ids).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn trl_takes_the_same_steps_and_its_run_comes_back() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path());
+    let out = written(&recipe, &trl(), folder.path());
+    let said = succeeds(python.command().arg(out.join("verify.py")).current_dir(folder.path()));
+    assert!(said.contains("26 rows have the same tokens"), "{said}");
+    train(&python, &out);
+
+    let registry = Registry::open(folder.path().join("registry")).unwrap();
+    let imported = import_run(&out, &registry).unwrap();
+    let here = recipe
+        .train(&RecipeArgs { out: folder.path().join("here"), ..RecipeArgs::default() })
+        .unwrap();
+    let (theirs, ours) = (&imported.record, here.run.record());
+    assert_eq!((theirs.steps.len(), ours.steps.len()), (12, 12));
+    let mut largest: f64 = 0.0;
+    for (theirs, ours) in theirs.steps.iter().zip(&ours.steps) {
+        let error = (theirs.loss - ours.loss).abs() / ours.loss;
+        eprintln!("step {}: {:.6} there, {:.6} here", ours.step, theirs.loss, ours.loss);
+        largest = largest.max(error);
+    }
+    assert!(largest < 1e-3, "losses differ by {largest}");
+    assert!(ours.steps[11].loss < 0.9 * ours.steps[0].loss, "nothing was learned");
+    eprintln!("largest relative difference of a loss: {largest:.1e}");
+    for (theirs, ours) in theirs.evals.iter().zip(&ours.evals) {
+        let error = (theirs.loss - ours.loss).abs() / ours.loss;
+        assert!(theirs.step == ours.step && error < 0.02, "{theirs:?} {ours:?}");
+    }
+
+    // Its adapter here, and in PEFT.
+    let model = Model::load(tiny(), &Device::Cpu).unwrap();
+    let base = logits(&model);
+    model.load_adapter(out.join("out"), "theirs").unwrap();
+    let found = logits(&model);
+    let ids = serde_json::to_string(&IDS).unwrap();
+    let said = python
+        .run("peft_adapter.py", &["logits", &tiny(), out.join("out").to_str().unwrap(), &ids]);
+    let expected: Vec<f32> = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let error = relative(&found, &expected);
+    eprintln!("largest relative difference of a logit: {error:.1e}");
+    assert!(error < 1e-4, "logits differ by {error}");
+    assert!(relative(&found, &base) > 1e-2, "the adapter does nothing");
+    let kept = registry.adapter_folder(imported.adapter.as_deref().unwrap()).unwrap();
+    model.load_adapter(kept, "kept").unwrap();
+    assert_eq!(logits(&model), found);
+}
+
+#[test]
+fn the_first_token_that_differs_is_shown() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let out = written(&recipe(folder.path()), &trl(), folder.path());
+    let other = folder.path().join("other.jinja");
+    std::fs::write(
+        &other,
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}",
+    )
+    .unwrap();
+    let mut command = python.command();
+    let output =
+        command.arg(out.join("verify.py")).arg("--chat-template").arg(&other).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("token 5: ours is") && said.contains("'\\n'"), "{said}");
+    assert!(said.contains("26 of 26 rows differ"), "{said}");
+}
+
+/// Every key of the file is one that the command knows, and of the type that it expects.
+#[test]
+fn trl_parses_every_form_of_the_file() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let base = recipe(folder.path());
+    let mut full = base.clone();
+    full.strategy = tunebook_runs::StrategyRecipe::new(tunebook_tune::Full::default());
+    let mut more = base.clone();
+    more.training.lr_scheduler =
+        tunebook_tune::LrScheduler::WarmupStableDecay { num_decay_steps: 2 };
+    more.training.label_smoothing_factor = 0.1;
+    more.training.neftune_noise_alpha = Some(5.0);
+    more.training.load_best_model_at_end = true;
+    more.training.save_total_limit = Some(2);
+    more.training.learning_rate = 1e-5;
+    more.training.adam_epsilon = 1e-8;
+    let script = "import json, sys, trl\n\
+        from trl.scripts.sft import make_parser\n\
+        for path in sys.argv[1:]:\n    \
+            _, args, model, _ = make_parser().parse_args_and_config(['--config', path, '--use_cpu', 'true'])\n    \
+            print(json.dumps([args.learning_rate, args.adam_epsilon, args.lr_scheduler_kwargs, args.max_length]))\n";
+    let mut paths = Vec::new();
+    for (at, recipe) in [base, full, more].iter().enumerate() {
+        let path = folder.path().join(format!("{at}.yaml"));
+        std::fs::write(&path, text(&export(recipe, &trl()), "train.yaml")).unwrap();
+        paths.push(path);
+    }
+    let said = succeeds(python.command().arg("-c").arg(script).args(&paths));
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with('[')).collect();
+    assert_eq!(lines[0], "[0.005, 1e-08, null, null]");
+    assert_eq!(lines[2], r#"[1e-05, 1e-08, {"num_decay_steps": 2, "decay_type": "linear"}, null]"#);
+    assert_eq!(lines.len(), 3);
+}
