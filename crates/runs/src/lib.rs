@@ -30,6 +30,7 @@
 
 mod adapters;
 mod aliases;
+mod card;
 mod compare;
 mod data;
 mod disk;
@@ -49,6 +50,7 @@ mod verify;
 mod why;
 
 pub use aliases::{Alias, AliasGeneration, ComparisonRecord, PromotionKind};
+pub use card::{Benchmark, CardArgs, CardError, License, ModelCard, hub_name};
 pub use compare::RunComparison;
 pub use data::{DataRecord, RunData, SetRecord, row_id};
 pub use error::{Error, Result};

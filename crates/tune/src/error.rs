@@ -160,6 +160,15 @@ pub enum Error {
         below: Vec<PathBuf>,
     },
 
+    /// A repository of the Hugging Face hub holds no adapter that can be loaded.
+    #[error("no adapter in `{repository}` on the hub: {problem}")]
+    NotOnHub {
+        /// The repository.
+        repository: String,
+        /// What it lacks, and what to do.
+        problem: String,
+    },
+
     /// The two arguments of `load_adapter` in the wrong order.
     #[error(
         "`load_adapter(\"{dir}\", \"{name}\")`: the place comes first, then the name; \

@@ -3,6 +3,7 @@
 // The helpers of tests are tests, and some say what they have measured.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+mod card;
 mod common;
 mod disks;
 mod index;

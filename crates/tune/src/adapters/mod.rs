@@ -44,6 +44,7 @@ use crate::adapters::weighted::CombinationType;
 use crate::error::{Error, Result};
 use crate::files::fingerprint;
 use crate::files::gguf;
+use crate::files::hub;
 use crate::files::in_model;
 use crate::files::peft::{self, AdapterFiles, StoredTensor};
 use crate::files::text_part;
@@ -212,6 +213,9 @@ pub trait Adapters {
     /// there is none and for `default`, from `dir`, and makes it the active one. The arguments stand in
     /// PEFT's order: the place, then the name. An adapter of a model that reads pictures, too, goes to
     /// the text model by its text part.
+    ///
+    /// Where there is no such folder, `owner/name` or `owner/name@revision` is a repository of the
+    /// Hugging Face hub. The adapter's files alone are fetched, once.
     ///
     /// # Errors
     /// No adapter there (the error names those that lie below), the two arguments in the wrong order,
@@ -461,6 +465,8 @@ fn load(model: &Model, dir: &Path, name: &str) -> Result<AdapterInfo> {
     check_order(dir, name)?;
     check_name(name)?;
     Registry::of(model).lock().check_free(name)?;
+    let fetched = if hub::is_meant(dir) { Some(hub::fetch(dir, name)?) } else { None };
+    let dir = fetched.as_deref().unwrap_or(dir);
     let mut looked = vec![dir.to_path_buf(), dir.join(name)];
     // Where `save_adapter` writes it comes first: another one may be in the other place.
     looked.sort_by_key(|folder| *folder != peft::folder(dir, name));

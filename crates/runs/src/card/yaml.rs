@@ -1,0 +1,58 @@
+//! YAML of a card: strings in double quotes, so that none is read as something else (`no`, `1e3`, a
+//! date), whichever version of YAML the reader has.
+
+use std::fmt::Write as _;
+
+/// A string as YAML and JSON have it.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            // What a reader may refuse as it stands, or take for the end of a line.
+            '\0'..'\u{20}' | '\u{7f}'..='\u{a0}' => {
+                let _ = write!(quoted, "\\x{:02X}", u32::from(c)); // a string takes all
+            }
+            '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fff0}'..='\u{ffff}' => {
+                let _ = write!(quoted, "\\u{:04X}", u32::from(c));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// A number, as text where it is none that YAML has.
+pub(crate) fn number(value: f64) -> String {
+    if value.is_finite() { format!("{value:?}") } else { quoted(&value.to_string()) }
+}
+
+/// `key:` with a list of strings below; nothing if there are none.
+pub(crate) fn list(yaml: &mut String, key: &str, values: &[String]) {
+    if values.is_empty() {
+        return;
+    }
+    let _ = writeln!(yaml, "{key}:");
+    for value in values {
+        let _ = writeln!(yaml, "- {}", quoted(value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_string_is_one_line() {
+        assert_eq!(quoted("a\"b\\c\n--- #x: y"), "\"a\\\"b\\\\c\\n--- #x: y\"");
+        assert_eq!(quoted("\u{7}\u{85}\u{2028}é🦀"), "\"\\x07\\x85\\u2028é🦀\"");
+        assert_eq!(
+            (number(0.5), number(1.0), number(f64::NAN)),
+            ("0.5".into(), "1.0".into(), "\"NaN\"".into())
+        );
+    }
+}
