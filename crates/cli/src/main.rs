@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for the terminal
 
 mod export;
+mod push;
 mod registry;
 mod serve;
 
@@ -27,6 +28,8 @@ enum Command {
     Serve(Box<serve::Arguments>),
     /// Write a notebook as a crate that does the same outside Jupyter.
     Export(export::Arguments),
+    /// Upload an adapter or a model to the Hugging Face hub, with a card.
+    Push(Box<push::Arguments>),
     /// Look at a registry of runs, and keep it in order.
     Registry(registry::Arguments),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
+        Command::Push(arguments) => push::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
     };
     match done {

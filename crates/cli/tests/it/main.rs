@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
 
 mod export;
+mod push;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
