@@ -188,13 +188,13 @@ impl Api {
                     request = request.header("content-type", *content_type);
                 }
                 let bytes = UploadContent::Bytes(Arc::clone(bytes));
-                Some(Watched::new(bytes.open(0, bytes.size()?)?, &watch, None))
+                Some(Watched::boxed(bytes.open(0, bytes.size()?)?, &watch, None))
             }
             Payload::Part { content, start, length, bar } => {
                 request = request.header("content-length", *length);
                 bar.set(*start);
                 let bar = Some(Arc::clone(bar));
-                Some(Watched::new(content.open(*start, *length)?, &watch, bar))
+                Some(Watched::boxed(content.open(*start, *length)?, &watch, bar))
             }
         };
         // The address may hold a signature: no error repeats it.
@@ -296,7 +296,7 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(
+    fn boxed(
         body: Box<dyn Read + Send>,
         watch: &Arc<Watch>,
         bar: Option<Arc<ProgressBar>>,
