@@ -76,20 +76,23 @@ pub fn import_run(folder: &Path, registry: &Registry) -> Result<Imported> {
     let mut notes = Vec::new();
     let name = &recipe.strategy.adapter_name;
     let out = folder.join(OUT);
-    let strategy = match &recipe.strategy.config {
-        Strategy::Full(_) => {
-            notes.push(format!(
-                "full fine-tuning: the weights stay in {}, a registry holds adapters",
-                out.display()
-            ));
-            recipe.strategy.config.clone()
-        }
-        Strategy::Adapter(config) => {
-            adapter(folder, &out, config, &prepared.model, name)?;
-            recipe.strategy.config.clone()
-        }
+    let record = record(&recipe, &prepared, &manifest, &state)?;
+    let load = || match &recipe.strategy.config {
+        Strategy::Full(_) => Ok(()),
+        Strategy::Adapter(config) => adapter(folder, &out, config, &prepared.model, name),
     };
-    let record = record(&recipe, &prepared, strategy, &manifest, &state)?;
+    load()?; // refused before anything is recorded
+    match &recipe.strategy.config {
+        Strategy::Full(_) => notes.push(format!(
+            "full fine-tuning: the weights stay in {}, a registry holds adapters",
+            out.display()
+        )),
+        Strategy::Adapter(_) => {
+            // A run begins with the new adapter of its recipe.
+            prepared.model.delete_adapter(name)?;
+            recipe.strategy.add_to(&prepared.model)?;
+        }
+    }
     if record.steps.len() < state.global_step {
         notes.push(format!(
             "{} of {} steps were logged (`logging_steps` is 1 in what was exported)",
@@ -110,8 +113,8 @@ pub fn import_run(folder: &Path, registry: &Registry) -> Result<Imported> {
     let recorder =
         registry.record(&title).with_data(&prepared.data).with_tag("imported").with_tag(&engine);
     let mut callback = recorder.clone();
-    // Without an adapter: the run began with a new one, so that it has no parent.
-    callback.on_begin(&record, &prepared.model.base())?;
+    callback.on_begin(&record, &prepared.model)?;
+    load()?;
     record.steps.iter().try_for_each(|step| callback.on_step(step))?;
     record.evals.iter().try_for_each(|eval| callback.on_eval(eval))?;
     callback.on_end(&record)?;
@@ -238,10 +241,10 @@ fn adapter(
 fn record(
     recipe: &Recipe,
     prepared: &Prepared,
-    strategy: Strategy,
     manifest: &Manifest,
     state: &TrainerState,
 ) -> Result<RunRecord> {
+    let strategy = recipe.strategy.config.clone();
     let rows = &prepared.rows;
     let number =
         |entry: &BTreeMap<String, Value>, key: &str| entry.get(key).and_then(Value::as_f64);

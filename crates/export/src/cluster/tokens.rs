@@ -26,13 +26,12 @@ pub(super) struct Tokens {
 
 /// The rows of all steps, one after the other.
 ///
-/// The last step of an epoch may have fewer rows. Where another epoch follows, the engine would take
-/// the rest from it: TRL gets rows without labels, which add nothing to a loss; Axolotl drops such rows,
-/// so that it gets one epoch's rows, as often as there are epochs.
+/// The last step of an epoch may have fewer rows, and the engine would take the rest from the next one,
+/// or on several cards from the first. TRL gets rows without labels, which add nothing to a loss;
+/// Axolotl drops such rows, so that it gets one epoch's rows, as often as there are epochs.
 pub(super) fn of_steps(rows: &RunRows, rows_per_step: usize, engine: Engine) -> Tokens {
-    let short = |steps: &[Vec<usize>]| steps.iter().any(|step| step.len() < rows_per_step);
-    let (last, before) = rows.steps.split_last().map_or((None, &[][..]), |(l, b)| (Some(l), b));
-    let uneven = short(before);
+    let before_the_last = rows.steps.split_last().map_or(&[][..], |(_, before)| before);
+    let uneven = before_the_last.iter().any(|step| step.len() < rows_per_step);
     let mut tokens = Tokens { lines: String::new(), order: Vec::new(), passes: 1, note: None };
     let mut steps = rows.steps.as_slice();
     if uneven && engine == Engine::Axolotl {
@@ -44,7 +43,6 @@ pub(super) fn of_steps(rows: &RunRows, rows_per_step: usize, engine: Engine) -> 
              order {epochs} times, in place of an order for each epoch"
         ));
     }
-    let only_last_is_short = last.is_some_and(|last| last.len() < rows_per_step) && !uneven;
     for step in steps {
         for row in step {
             for index in &rows.rows[*row] {
@@ -53,8 +51,8 @@ pub(super) fn of_steps(rows: &RunRows, rows_per_step: usize, engine: Engine) -> 
                 tokens.order.push(example.row as i64);
             }
         }
-        let fills = engine == Engine::Trl && !only_last_is_short;
-        for _ in step.len()..if fills { rows_per_step } else { 0 } {
+        let filled = if engine == Engine::Trl { rows_per_step } else { step.len() };
+        for _ in step.len()..filled {
             line(&mut tokens.lines, &[0, 0], &[-100, -100], engine);
             tokens.order.push(-1);
         }

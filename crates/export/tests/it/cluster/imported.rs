@@ -72,6 +72,8 @@ fn the_run_the_adapter_and_its_origin_are_in_the_registry() {
     // The last step of the first epoch has one row.
     assert_eq!(record.steps[3].rows.len(), 1);
     assert_eq!(record.stopped, None);
+    let recipe = tunebook_runs::Recipe::read(out.join("recipe.yaml")).unwrap();
+    assert_eq!(registry.recipe(&run).unwrap(), recipe);
 
     let adapter = adapter.unwrap();
     let why = registry.why(&adapter).unwrap().to_string();
