@@ -9,6 +9,7 @@ mod export;
 mod push;
 mod registry;
 mod serve;
+mod train;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Train what a recipe says.
+    Train(train::Arguments),
     /// Serve a model and its adapters over OpenAI's HTTP interface.
     Serve(Box<serve::Arguments>),
     /// Write a notebook as a crate that does the same outside Jupyter.
@@ -36,6 +39,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Command::Train(arguments) => train::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),

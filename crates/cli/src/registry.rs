@@ -35,6 +35,11 @@ enum Command {
         #[arg(long, value_name = "RUN")]
         baseline: Option<String>,
     },
+    /// Print a run's recipe, which `tunebook train` reads.
+    Recipe {
+        /// An id, the beginning of an id, or a name.
+        run: String,
+    },
     /// Tell where an adapter comes from.
     Why {
         /// An adapter's id, an alias, or a run's id or name.
@@ -110,6 +115,7 @@ fn command(registry: &Registry, command: &Command) -> Result<(), Box<dyn Error>>
             println!("{}\n\n{}", text(&compared.settings())?, text(&compared.metrics())?);
             println!("\n{} settings are the same", compared.same_settings());
         }
+        Command::Recipe { run } => print!("{}", registry.recipe(run)?.to_yaml()?),
         Command::Why { what } => println!("{}", registry.why(what)?),
         Command::Gc { delete, min_age_days } => {
             let min_age_secs = min_age_days * 24.0 * 3600.0;

@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::*;
 use tunebook_charts::{Cell, Figure, HeatMap, Line, LineChart, Table};
-use tunebook_data::{Dataset, TrainingText};
+use tunebook_data::Dataset;
 use tunebook_evaluate::{
-    ChangedRow, Comparison, Error, EvalExample, EvalPrompt, Evaluation, IntoExamples, RowResult,
-    Score,
+    ChangedRow, Comparison, Error, EvalExample, Evaluation, IntoExamples, RowResult, Score,
 };
+use tunebook_runs::evaluation_examples;
 
-use crate::train::{DataSets, message};
+use crate::train::DataSets;
 
 /// Labels up to which the confusion table is drawn whole.
 const DRAWN_LABELS: usize = 40;
@@ -24,17 +23,7 @@ pub struct DataFile;
 
 impl IntoExamples<DataSets> for &Dataset {
     fn into_examples(self) -> Result<Vec<EvalExample>, Error> {
-        let columns = columns(self);
-        let row = |(row, text): (usize, TrainingText)| {
-            let mut example = example(text);
-            for (name, values) in &columns {
-                if let Some(value) = &values[row] {
-                    example.columns.insert(name.clone(), value.clone());
-                }
-            }
-            example
-        };
-        Ok(self.conversations().into_iter().enumerate().map(row).collect())
+        Ok(evaluation_examples(self))
     }
 }
 
@@ -55,47 +44,6 @@ impl IntoExamples<DataFile> for &PathBuf {
     fn into_examples(self) -> Result<Vec<EvalExample>, Error> {
         self.as_path().into_examples()
     }
-}
-
-/// A row as a prompt and its right answer: the last turn of the assistant, what stands before it is
-/// asked. Of a plain text only the loss is measured.
-fn example(text: TrainingText) -> EvalExample {
-    match text {
-        TrainingText::Text(text) => EvalExample::text("", text),
-        TrainingText::Conversation(turns) => {
-            let mut messages: Vec<_> = turns.into_iter().map(message).collect();
-            // One that training would learn, too.
-            let is_answer =
-                |message: &tunebook_models::Message| message.role == "assistant" && message.train;
-            let last = messages.iter().rposition(is_answer);
-            let answer = last.map(|last| {
-                messages.truncate(last + 1);
-                messages.pop().map(|message| message.content).unwrap_or_default()
-            });
-            let mut example = EvalExample::conversation(messages, "");
-            example.references = answer.into_iter().collect();
-            if let EvalPrompt::Conversation(turns) = &mut example.prompt {
-                turns.iter_mut().for_each(|turn| turn.train = false);
-            }
-            example
-        }
-    }
-}
-
-/// The columns that are not the texts themselves, as text.
-fn columns(data: &Dataset) -> Vec<(String, Vec<Option<String>>)> {
-    const TEXTS: [&str; 5] = ["prompt", "completion", "messages", "turns", "system"];
-    let texts = |column: &Column| -> Option<(String, Vec<Option<String>>)> {
-        let name = column.name().to_string();
-        let is_value = column.dtype().is_primitive() || column.dtype().is_string();
-        if TEXTS.contains(&name.as_str()) || !is_value {
-            return None;
-        }
-        let text = column.cast(&DataType::String).ok()?;
-        let values = text.str().ok()?.iter().map(|value| value.map(str::to_owned)).collect();
-        Some((name, values))
-    };
-    data.frame().columns().iter().filter_map(texts).collect()
 }
 
 /// Tables and figures of an evaluation.

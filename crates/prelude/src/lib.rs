@@ -41,7 +41,6 @@ mod compare;
 mod course;
 mod evaluate;
 mod history;
-mod judge;
 mod live;
 mod live_server;
 pub mod prelude;

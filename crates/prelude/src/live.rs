@@ -13,10 +13,10 @@ use tunebook_charts::{Cell, LossPoint, Table};
 use tunebook_evaluate::{Diagnosis, Finding};
 use tunebook_progress::sink::Place;
 use tunebook_progress::{Display, MimeBundle, ProgressBar, display, escape_html};
+use tunebook_runs::Samples;
 use tunebook_tune::{Callback, EvalRecord, Plan, Result, Run, RunRecord, StepRecord};
 
 use crate::history::curves;
-use crate::judge::Samples;
 use crate::rank_map::{self, RankMap as _};
 use crate::train::LossCurve;
 

@@ -27,9 +27,10 @@ mod own {
     };
     pub use tunebook_data::{
         Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
-        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Pii, Profile, Quality,
-        ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split, Splits, StepReport,
-        Streamed, Survivor, TrainingText, Turn, WithoutOverlap, WorstRow, validate_openai_chat,
+        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Pii, Pipeline, PipelineStep,
+        Profile, Quality, ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split,
+        SplitSide, Splits, StepReport, Streamed, Survivor, TrainingText, Turn, WithoutOverlap,
+        WorstRow, validate_openai_chat,
     };
     pub use tunebook_evaluate::classes::{
         ClassAverage, ClassReport, ClassScores, Confusion, LabelIssue, Reliability, ReliabilityBin,
@@ -62,9 +63,11 @@ mod own {
         password, progress, stream,
     };
     pub use tunebook_runs::{
-        Alias, AliasGeneration, ComparisonRecord, DamagedFile, DataRecord, Error as RegistryError,
-        EvaluationRecord, Garbage, GarbageArgs, GarbageItem, PromotionKind, Recorder, Registry,
-        RunComparison, RunData, RunNote, SetRecord, Touched, TouchedAdapter, Why, WhyLink, row_id,
+        Alias, AliasGeneration, ComparisonRecord, DamagedFile, DataRecipe, DataRecord,
+        Error as RegistryError, EvaluationRecord, Garbage, GarbageArgs, GarbageItem, ModelDtype,
+        ModelRecipe, PromotionKind, Recipe, RecipeArgs, Recorder, Registry, RunComparison, RunData,
+        RunNote, SetRecord, StrategyRecipe, Touched, TouchedAdapter, TrainedRecipe, Why, WhyLink,
+        row_id,
     };
     pub use tunebook_serve::{
         Access, AccessLog, AdapterSource, AdapterStatus, ApiKey, Error as ServeError, EventLog,

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use tunebook_charts::{Figure, LossChart, LossPoint};
-use tunebook_data::{Dataset, Splits, TrainingText, Turn};
+use tunebook_data::{Dataset, Splits};
 use tunebook_evaluate::Diagnosis;
-use tunebook_models::Message;
+use tunebook_runs::{Samples, answer_measures, training_examples};
 use tunebook_tune::{Example, ExampleSets, IntoSets, RunRecord};
 
-use crate::judge::{self, Samples};
 use crate::live::Live;
 
 /// The [`Kind`](IntoSets) of the data crate's sets: a [`Trainer`](tunebook_tune::Trainer) takes
@@ -27,7 +26,7 @@ impl IntoSets<DataSets> for &Splits {
             return sets;
         }
         let (train, validation) = (self.train.clone(), self.validation.clone());
-        sets.judged_by(Box::new(move |args| judge::measures(args, &train, &validation, samples)))
+        sets.judged_by(Box::new(move |args| answer_measures(args, &train, &validation, samples)))
     }
 }
 
@@ -55,22 +54,8 @@ pub trait Examples {
 
 impl Examples for Dataset {
     fn examples(&self) -> Vec<Example> {
-        self.conversations().into_iter().map(example).collect()
+        training_examples(self)
     }
-}
-
-fn example(text: TrainingText) -> Example {
-    match text {
-        TrainingText::Text(text) => Example::text(text),
-        TrainingText::Conversation(turns) => {
-            Example::conversation(turns.into_iter().map(message).collect())
-        }
-    }
-}
-
-pub(crate) fn message(turn: Turn) -> Message {
-    let train = turn.train != Some(false);
-    Message { train, ..Message::new(turn.role.as_str(), turn.content) }
 }
 
 /// The loss of a run as a figure.

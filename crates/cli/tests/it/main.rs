@@ -4,6 +4,7 @@
 
 mod export;
 mod push;
+mod train;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

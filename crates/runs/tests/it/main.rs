@@ -11,6 +11,7 @@ mod lineage;
 mod page;
 mod processes;
 mod promotion;
+mod recipe;
 mod recording;
 mod serving;
 mod speed;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 /// How the learning rate moves after the warm-up (`lr_scheduler_type` of `transformers`).
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum LrScheduler {
     /// Half a cosine from the base learning rate to 0.

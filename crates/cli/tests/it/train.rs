@@ -1,0 +1,70 @@
+//! `tunebook train`, and `tunebook registry recipe`.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn tunebook(dir: &Path, words: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
+    command.current_dir(dir).args(words).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn recipe(dir: &Path) -> String {
+    let rows = (0..20)
+        .map(|i| format!("{{\"prompt\": \"Where is {i}?\", \"completion\": \"At {i}.\"}}\n"));
+    fs::write(dir.join("tickets.jsonl"), rows.collect::<String>()).unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/lora_tiny/model");
+    format!(
+        "data: {{path: tickets.jsonl, split: {{fraction: 0.3}}}}\n\
+         model: {{name_or_path: {:?}}}\n\
+         strategy: {{type: lora, adapter_name: support, r: 2}}\n\
+         training: {{max_steps: 2}}\n",
+        model.display().to_string()
+    )
+}
+
+#[test]
+fn a_recipe_is_trained_recorded_and_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("small.yaml"), recipe(dir)).unwrap();
+    let words = ["train", "small.yaml", "training.learning_rate=1e-3", "--registry", "registry"];
+    let done = tunebook(dir, &words);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let said = text(&done.stdout);
+    assert!(said.contains("support: 2 of 2 steps"), "{said}");
+    assert!(said.contains("written to out/support"), "{said}");
+    assert!(dir.join("out/support/adapter_config.json").is_file());
+    assert!(text(&done.stderr).contains("step 2/2, loss "), "{}", text(&done.stderr));
+
+    let printed = tunebook(dir, &["registry", "--registry", "registry", "recipe", "small"]);
+    assert!(printed.status.success(), "{}", text(&printed.stderr));
+    let printed = text(&printed.stdout);
+    assert!(printed.contains("\n  learning_rate: 0.001\n"), "{printed}");
+    assert!(printed.contains("\n  path: tickets.jsonl\n"), "{printed}");
+
+    // The whole recipe gives the same run, under the same name.
+    fs::write(dir.join("whole.yaml"), &printed).unwrap();
+    let again = tunebook(dir, &["train", "whole.yaml", "--registry", "again", "name=small"]);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    let losses = |said: &str| {
+        said.split(", ").find(|part| part.contains("training loss")).map(str::to_owned)
+    };
+    assert_eq!(losses(&text(&again.stdout)), losses(&said));
+}
+
+#[test]
+fn a_wrong_recipe_is_refused_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("wrong.yaml"), recipe(dir).replace("max_steps", "max_step")).unwrap();
+    let done = tunebook(dir, &["train", "wrong.yaml"]);
+    assert_eq!(done.status.code(), Some(1));
+    let expected = "error: `wrong.yaml`, line 4, `training.max_step`: there is no key `max_step` here; did \
+                    you mean `max_steps`?\n";
+    assert_eq!(text(&done.stderr), expected);
+}
