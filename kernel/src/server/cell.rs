@@ -425,8 +425,11 @@ pub(crate) fn told_unused(
     let tell = |(what, line): &(String, String)| {
         let number =
             code.lines().position(|own| !own.trim().is_empty() && own.trim() == line.trim())? + 1;
+        let is_last = code.trim_end().ends_with(line.trim());
         let way_out = if what.contains("Result`") {
             " If it is an error, nobody sees it: write `?` behind it, or `let _ =` before it."
+        } else if is_last {
+            " Without the `;` the cell shows it."
         } else {
             ""
         };
@@ -436,6 +439,25 @@ pub(crate) fn told_unused(
         ))
     };
     unused.iter().filter_map(tell).collect()
+}
+
+/// What is said about a cell that ends with `value;`: it does nothing, as the semicolon keeps the value
+/// from being shown.
+pub(crate) fn not_shown(code: &str) -> Option<String> {
+    let parsed = parse(&blank_commands(code));
+    if !parsed.errors().is_empty() {
+        return None;
+    }
+    let last = top_level(&parsed.tree()).pop()?;
+    let expression = ast::ExprStmt::cast(last)?.expr()?;
+    let is_place = match &expression {
+        ast::Expr::PathExpr(path) => !path.syntax().text().to_string().contains("::"),
+        ast::Expr::FieldExpr(_) => true,
+        _ => false,
+    };
+    let value = expression.syntax().text().to_string();
+    is_place
+        .then(|| format!("[kernel] `{value};` shows nothing. Without the `;` the cell shows it.\n"))
 }
 
 /// Macros that define statics.
@@ -761,6 +783,22 @@ mod tests {
         let told = told_unused("let x = 1;\n  save();", 3, &unused("save();"));
         assert!(told[0].contains("cell 3, line 2: `save();`. If it is an error"), "{told:?}");
         assert!(told_unused("let x = 1;", 3, &unused("of_an_earlier_cell();")).is_empty());
+    }
+
+    #[test]
+    fn a_value_that_a_semicolon_hides_is_told() {
+        for code in ["x;", "let x = 1;\nx.y ;  ", ":help\nx;\n// done\n"] {
+            assert!(not_shown(code).is_some(), "{code}");
+        }
+        for code in ["x", "f();", "x = 1;", "let y = x;", "a::B;", "x; y()", "x; }", ""] {
+            assert_eq!(not_shown(code), None, "{code}");
+        }
+        let told = told_unused(
+            "x.len();",
+            1,
+            &[("unused return value of `len` that must be used".into(), "x.len();".into())],
+        );
+        assert!(told[0].ends_with("Without the `;` the cell shows it.\n"), "{told:?}");
     }
 
     #[test]

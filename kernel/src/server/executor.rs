@@ -166,7 +166,16 @@ impl Executor {
         let oom = killed_for_memory() > killed_before;
         let does_not_compile = matches!(&result, Err(evcxr::Error::CompilationErrors(_)));
         let failure = match &result {
-            Ok(_) => Failure::of_outcome(&outcome),
+            Ok(_) => {
+                // The place of a panic is one of the generated code.
+                let source = match outcome.panicked {
+                    true => {
+                        fs::read_to_string(self.dir.join("cell/src/lib.rs")).unwrap_or_default()
+                    }
+                    false => String::new(),
+                };
+                Failure::of_outcome(&outcome, code, &source)
+            }
             Err(error) => {
                 let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                 let notebook = Notebook { code, variables: &known.variables, gone: &known.gone };
@@ -196,6 +205,7 @@ impl Executor {
             self.tell_unused(code, execution_count);
             if failure.is_none() {
                 self.tell_left_out(&outcome);
+                self.tell_not_shown(code);
             }
         }
         self.remember(context, code, execution_count, end);
@@ -222,6 +232,13 @@ impl Executor {
         let Ok(unused) = fs::read(self.dir.join(shim::UNUSED_FILE)) else { return };
         let unused: Vec<(String, String)> = serde_json::from_slice(&unused).unwrap_or_default();
         for text in cell::told_unused(code, execution_count, &unused) {
+            self.running.publish("stream", json!({"name": "stderr", "text": text}));
+        }
+    }
+
+    /// Says that a `;` keeps a value from being shown.
+    fn tell_not_shown(&self, code: &str) {
+        if let Some(text) = cell::not_shown(code) {
             self.running.publish("stream", json!({"name": "stderr", "text": text}));
         }
     }

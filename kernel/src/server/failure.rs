@@ -5,8 +5,12 @@ use std::ops::Range;
 use ariadne::{Color, ColorGenerator, Label, Report, ReportKind, Source};
 use evcxr::{CompilationError, Error, Theme};
 
-use super::advice::{self, Advice, Fold, Notebook};
+use super::advice::{self, Advice, Fold, Notebook, runtime};
 use super::running::Outcome;
+
+/// What takes less memory.
+const LESS: &str = "Less at a time takes less: a smaller `batch_size`, `gradient_checkpointing: true`, fewer rows, \
+                    a smaller model.";
 
 /// The title of the compiler's text.
 const COMPILER: &str = "What the compiler says";
@@ -49,8 +53,9 @@ impl Failure {
         self
     }
 
-    /// The failure that the cell's code reported, though evcxr took it for a success.
-    pub(crate) fn of_outcome(outcome: &Outcome) -> Option<Self> {
+    /// The failure that the cell's `code` reported, though evcxr took it for a success. `source` is the
+    /// generated code, of a cell that panicked.
+    pub(crate) fn of_outcome(outcome: &Outcome, code: &str, source: &str) -> Option<Self> {
         const KEPT: &str =
             "Variables of earlier cells are kept, except those that this cell had moved.";
         if let Some(text) = &outcome.error {
@@ -59,12 +64,19 @@ impl Failure {
             } else {
                 "Error"
             };
-            return Some(Self::new(ename, text.clone(), vec![KEPT.into()]));
+            let mut more: Vec<String> = Vec::new();
+            more.extend(runtime::of_error(text).map(str::to_owned));
+            more.push(KEPT.into());
+            return Some(Self::new(ename, text.clone(), more));
         }
         if outcome.panicked {
             let (message, place) = panic_message(&String::from_utf8_lossy(&outcome.stderr));
             let mut more = Vec::new();
-            more.extend(place.map(|place| format!("at {place}")));
+            let own = place.as_deref().and_then(|place| {
+                advice::own_line(runtime::line_of_panic(place, source, code)?, code)
+            });
+            more.extend(own.or_else(|| place.map(|place| format!("at {place}"))));
+            more.extend(runtime::of_panic(&message));
             more.push(KEPT.into());
             return Some(Self::new("Panic", message, more));
         }
@@ -107,6 +119,9 @@ impl Failure {
                 };
                 let ename = if oom { "OutOfMemory" } else { "ProcessDied" };
                 let mut more = tail(&outcome.stderr);
+                if oom {
+                    more.push(LESS.into());
+                }
                 more.push(
                     "All variables are lost; functions, types and imports are kept. Run the cells again."
                         .into(),
@@ -335,7 +350,7 @@ fn refused_allocation(stderr: &[u8]) -> Option<u64> {
 
 fn tail(stderr: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<&str> = text.lines().collect();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.contains("RUST_BACKTRACE")).collect();
     lines[lines.len().saturating_sub(5)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
@@ -348,7 +363,7 @@ mod tests {
     fn a_panic_says_what_and_where() {
         let stderr = b"before\n\nthread '<unnamed>' (17) panicked at cell/src/lib.rs:9:1:\nrank is 0\nnote: run with\n";
         let outcome = Outcome { panicked: true, stderr: stderr.to_vec(), ..Outcome::default() };
-        let failure = Failure::of_outcome(&outcome).expect("a failure");
+        let failure = Failure::of_outcome(&outcome, "", "").expect("a failure");
         assert_eq!((failure.ename.as_str(), failure.evalue.as_str()), ("Panic", "rank is 0"));
         assert!(
             failure.traceback.iter().any(|line| line == "at cell/src/lib.rs:9:1"),
@@ -389,8 +404,11 @@ mod tests {
     #[test]
     fn a_failed_question_mark_is_an_error() {
         let outcome = Outcome { error: Some("no such file".into()), ..Outcome::default() };
-        assert_eq!(Failure::of_outcome(&outcome).expect("a failure").evalue, "no such file");
-        assert_eq!(Failure::of_outcome(&Outcome::default()), None);
+        assert_eq!(
+            Failure::of_outcome(&outcome, "", "").expect("a failure").evalue,
+            "no such file"
+        );
+        assert_eq!(Failure::of_outcome(&Outcome::default(), "", ""), None);
     }
 
     #[test]

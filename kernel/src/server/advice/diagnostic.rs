@@ -43,6 +43,9 @@ pub(super) struct Diagnostic {
     pub(super) notes: Vec<String>,
     /// The line of the cell, from 1, on which `spot` begins.
     pub(super) line: usize,
+    /// That line, and how many characters of it stand before `spot`.
+    own_line: String,
+    own_column: usize,
 }
 
 impl Diagnostic {
@@ -51,11 +54,11 @@ impl Diagnostic {
     pub(super) fn read(error: &CompilationError, code: &str) -> Option<Self> {
         let mut messages = error.spanned_messages().iter().filter(|message| message.is_primary);
         let place = messages.find_map(|message| message.span);
-        Self::of_json(&error.json, code, place.map(|span| span.start_line))
+        Self::of_json(&error.json, code, place.map(|span| (span.start_line, span.start_column)))
     }
 
-    /// `known_line` is the line in the cell if evcxr has found it.
-    pub(super) fn of_json(json: &Value, code: &str, known_line: Option<usize>) -> Option<Self> {
+    /// `known` is the place in the cell, line and column from 1, if evcxr has found it.
+    pub(super) fn of_json(json: &Value, code: &str, known: Option<(usize, usize)>) -> Option<Self> {
         if json["level"] != "error" {
             return None;
         }
@@ -64,8 +67,16 @@ impl Diagnostic {
         let message = json["message"].as_str()?;
         // The end that the parser points at may be in what evcxr has written.
         let bracket = message.contains("delimiter").then(|| unmatched(code)).flatten();
-        let line = bracket.map(|(_, line)| line).or(known_line);
+        let line = bracket.map(|(_, line)| line).or(known.map(|(line, _)| line));
         let line = line.or_else(|| line_of(&spot.line, code))?;
+        // evcxr may have put the pieces of a line on several ones.
+        let own = known.and_then(|(line, column)| {
+            Some((code.lines().nth(line.checked_sub(1)?)?.to_owned(), column.checked_sub(1)?))
+        });
+        let (own_line, own_column) = match own {
+            Some(own) => own,
+            None => (spot.line.clone(), usize::try_from(spot.begin.1).ok()?.checked_sub(1)?),
+        };
         let others = spans().filter(|span| span["is_primary"] != true).filter_map(place).collect();
         let mut found = Self {
             code: json["code"]["code"].as_str().unwrap_or_default().to_owned(),
@@ -73,6 +84,8 @@ impl Diagnostic {
             spot,
             others,
             line,
+            own_line,
+            own_column,
             ..Self::default()
         };
         for child in json["children"].as_array().into_iter().flatten() {
@@ -139,10 +152,9 @@ impl Diagnostic {
         if self.spot.text.contains('\n') {
             return None;
         }
-        let column = usize::try_from(self.spot.begin.1).ok()?.checked_sub(1)?;
-        let before = self.spot.line.chars().take(column).collect();
-        let after = self.spot.line.chars().skip(column + self.spot.text.chars().count()).collect();
-        Some((before, after))
+        let behind = self.own_column + self.spot.text.chars().count();
+        let before = self.own_line.chars().take(self.own_column).collect();
+        Some((before, self.own_line.chars().skip(behind).collect()))
     }
 
     /// The name before the brackets that the place stands in: `words` of `words[-1]`.

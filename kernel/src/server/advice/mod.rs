@@ -17,6 +17,7 @@ mod moves;
 mod names;
 mod numbers;
 mod results;
+pub(super) mod runtime;
 mod syntax;
 mod types;
 mod unknown_types;
@@ -131,18 +132,24 @@ impl Advice {
     /// The lines that a front end shows: the cause, the learner's own line, the step.
     pub(crate) fn lines(&self, code: &str) -> Vec<String> {
         const RED: &str = "\x1b[31m";
-        const BOLD: &str = "\x1b[1m";
         const PLAIN: &str = "\x1b[0m";
-        let own = self.line.checked_sub(1).and_then(|index| code.lines().nth(index));
-        match own {
-            Some(own) => vec![
-                format!("{RED}Line {}{PLAIN}: {}", self.line, self.cause),
-                format!("{BOLD}{:>5} | {}{PLAIN}", self.line, own.trim_end()),
-                self.step.clone(),
-            ],
+        match own_line(self.line, code) {
+            Some(own) => {
+                vec![
+                    format!("{RED}Line {}{PLAIN}: {}", self.line, self.cause),
+                    own,
+                    self.step.clone(),
+                ]
+            }
             None => vec![format!("{RED}Error{PLAIN}: {}", self.cause), self.step.clone()],
         }
     }
+}
+
+/// A line of the cell as it is shown under its error.
+pub(crate) fn own_line(number: usize, code: &str) -> Option<String> {
+    let own = code.lines().nth(number.checked_sub(1)?)?;
+    Some(format!("\x1b[1m{number:>5} | {}\x1b[0m", own.trim_end()))
 }
 
 /// Code as it is quoted in a sentence: short, on one line.

@@ -5,7 +5,7 @@ use super::{Kind, Notebook, Said, a, quoted};
 
 pub(super) const KINDS: &[Kind] = &[
     Kind { name: "value of a Result", codes: &["E0308"], advise: value_wanted },
-    Kind { name: "method of a Result", codes: &["E0599", "E0609"], advise: method_wanted },
+    Kind { name: "method of a Result", codes: &["E0599", "E0609", "E0624"], advise: method_wanted },
     Kind { name: "? in a function", codes: &["E0277"], advise: no_result_returned },
     Kind { name: "? without a Result", codes: &["E0277"], advise: nothing_to_open },
 ];
@@ -58,19 +58,27 @@ fn opened(value: &str) -> String {
 
 fn method_wanted(error: &Diagnostic, _: &Notebook) -> Said {
     // "method not found in `std::result::Result<Dataset, DataError>`", or the message of a field.
-    let quoted_type = match error.code.as_str() {
-        "E0609" => error.name(1)?,
-        _ => error.spot.label.strip_prefix("method not found in ")?.trim_matches('`'),
+    let type_name = match error.code.as_str() {
+        "E0609" => short_type(error.name(1)?),
+        // A private method of the same name hides that there is none.
+        "E0624" => {
+            let help = error.help("consider using `Option::expect` to unwrap the `")?;
+            format!("Option<{}>", short_type(help.message.split('`').nth(3)?))
+        }
+        _ => {
+            let label = error.spot.label.strip_prefix("method not found in ")?;
+            short_type(label.trim_matches('`'))
+        }
     };
-    let type_name = short_type(quoted_type);
     let (outer, within) = held(&type_name)?;
     let wanted = match error.code.as_str() {
         "E0609" => format!("`.{}`", error.name(0)?),
         _ => format!("`.{}( )`", error.spot.text),
     };
     let receiver = error.receiver();
-    let what =
-        receiver.as_deref().map_or("what stands before it".to_owned(), |name| format!("`{name}`"));
+    let what = receiver
+        .as_deref()
+        .map_or_else(|| format!("what stands before {wanted}"), |name| format!("`{name}`"));
     if outer == "Option" {
         let step = match &receiver {
             Some(name) => format!(

@@ -50,6 +50,14 @@ impl Error {
         self.push("spans", value)
     }
 
+    /// The place right behind `text`.
+    fn behind(self, text: &str, nth: usize) -> Self {
+        let mut value = span(self.cell, text, nth, "", true);
+        value["column_start"] = value["column_end"].clone();
+        value["text"][0]["highlight_start"] = value["text"][0]["highlight_end"].clone();
+        self.push("spans", value)
+    }
+
     fn other(self, text: &str, nth: usize, label: &str) -> Self {
         let value = span(self.cell, text, nth, label, false);
         self.push("spans", value)
@@ -130,6 +138,9 @@ fn cases() -> Vec<Case> {
         ("method of a Result", "`split.test` is an `Option`: there may be no `Dataset`", "`split.test.as_ref().ok_or(\"there is none\")?`",
          e("split.test.height()", "E0599", "no method named `height` found for enum `Option<T>` in the current scope")
             .at("height", 0, "method not found in `Option<tunebook::prelude::Dataset>`")),
+        ("method of a Result", "`split.test` is an `Option`: there may be no `Dataset`", "`split.test.as_ref()",
+         e("split.test.len()", "E0624", "method `len` is private").at("len", 0, "private method")
+            .insert("consider using `Option::expect` to unwrap the `tunebook::prelude::Dataset` value, panicking if the value is an `Option::None`", "test", 0, true, ".expect(\"REASON\")")),
         ("? in a function", "returns an `i32`", "`-> Result<i32, Box<dyn std::error::Error>>`",
          e("fn g() -> i32 { \"5\".parse()? }", "E0277", "the `?` operator can only be used in a function that returns `Result`")
             .at("?", 0, "cannot use the `?` operator in a function that returns `i32`")),
@@ -229,7 +240,7 @@ fn cases() -> Vec<Case> {
          e("println!(\"{}\", words)", "E0277", "`Vec<String>` doesn't implement `std::fmt::Display`").at("words", 0, "")),
         ("loop over a number", "nothing to loop over", "`0..3`",
          e("for i in 3 { }", "E0277", "`{integer}` is not an iterator").at("3", 0, "")),
-        ("lent", "`model` is handed over", "Write `&model`",
+        ("lent", "a `&Model` is expected", "Lend it: write `&model`",
          e("evaluate(model, 1)?", "E0308", "mismatched types").at("model", 0, "expected `&Model`, found `Model`").insert(BORROW, "model", 0, false, "&")),
         ("matched text", "`name` is a `String`", "`match name.as_str()`",
          e("match name { \"a\" => 1 }", "E0308", "mismatched types").at("\"a\"", 0, "expected `String`, found `&str`")
@@ -253,7 +264,10 @@ fn cases() -> Vec<Case> {
         ("converted", "must become a `TargetModules`", "`[\"q\"].into()`",
          e("Lora { target_modules: [\"q\"] }", "E0308", "mismatched types").at("[\"q\"]", 0, "expected `TargetModules`, found `[&str; 1]`")
             .insert("call `Into::into` on this expression to convert `[&str; 1]` into `TargetModules`", "[\"q\"]", 0, true, ".into()")),
-        ("Some", "(`Option`)", "`Some(3)`",
+        ("append", "another list", "`push( … )`",
+         e("words.append(x)", "E0308", "mismatched types").at("x", 0, "expected `&mut Vec<String>`, found `String`").other("append", 0, "arguments to this method are incorrect")
+            .change("you might have meant to use `push`", "append", 0, "push")),
+        ("Some", "an `Option` is expected", "`Some(3)`",
          e("A { max_steps: 3 }", "E0308", "mismatched types").at("3", 0, "expected `Option<usize>`, found integer")
             .help("try wrapping the expression in `Some`")),
         ("value of return", "without `return`", "`5` alone",
@@ -267,6 +281,12 @@ fn cases() -> Vec<Case> {
         ("unknown type", "what the list will hold", "`let v: Vec<String> = …`",
          e("let v = vec![];", "E0282", "type annotations needed for `Vec<_>`").at("v", 0, "")
             .insert("consider giving `v` an explicit type, where the placeholders `_` are specified", "v", 0, true, ": Vec<_>")),
+        ("unknown type", "what `collect` is to make", "`let v: Vec<_> = …`",
+         e("let v = words.iter().collect();", "E0283", "type annotations needed").at("v", 0, "").other("collect", 0, "type must be known at this point")
+            .insert("consider giving `v` an explicit type", "v", 0, true, ": Vec<_>")),
+        ("unknown type", "the type of the sum", "`let v: f64 = …`",
+         e("let v = words.iter().sum();", "E0283", "type annotations needed").at("v", 0, "").other("sum", 0, "type must be known at this point")
+            .insert("consider giving `v` an explicit type", "v", 0, true, ": /* Type */")),
         ("unknown type", "the closure's `x`", "`|x: f64|`",
          e("let f = |x| x + 1;", "E0284", "type annotations needed").at("x", 0, "")
             .insert("consider giving this closure parameter an explicit type", "x", 0, true, ": /* Type */")),
@@ -281,7 +301,7 @@ fn cases() -> Vec<Case> {
         ("quotes", "for one letter", "`\"abc\"`",
          e("let s = 'abc';", "", "character literal may only contain one codepoint").at("'abc'", 0, "")),
         ("quotes", "no f-strings", "format!",
-         e("let s = f\"abc\";", "", "expected `;`, found `\"abc\"`").at("\"abc\"", 0, "").insert("add `;` here", "f", 0, true, ";")),
+         e("let s = f\"abc\";", "", "expected `;`, found `\"abc\"`").behind("f", 0).insert("add `;` here", "f", 0, true, ";")),
         ("Python's line", "this is Python", "use tunebook::prelude::*;",
          e("import os", "", "expected `;`, found keyword `fn`").at("import os", 0, "")),
         ("Python's line", "between braces", "`for i in 0..3 { … }`",
@@ -299,7 +319,7 @@ fn cases() -> Vec<Case> {
         ("bracket", "the `[` of line 2 is never closed", "`]`",
          e("let a = 1;\nlet v = vec![1, 2;", "", "mismatched closing delimiter: `}`").at("[", 0, "unclosed delimiter")),
         ("semicolon", "no `;` at its end", "`let x = 5;`",
-         e("let x = 5\nprintln!(\"{x}\");", "", "expected `;`, found `println`").at("5", 0, "").insert("add `;` here", "5", 0, true, ";")),
+         e("let x = 5\nprintln!(\"{x}\");", "", "expected `;`, found `println`").behind("5", 0).insert("add `;` here", "5", 0, true, ";")),
         ("parameter without type", "`a` has no type", "`a: f64`",
          e("fn add(a, b) { a }", "", "expected one of `:`, `@`, or `|`, found `,`").at(",", 0, "").insert("if this is a parameter name, give it a type", "a", 1, true, ": TypeName")),
         ("println without text", "a text with `{}`", "`println!(\"{name}\")`",

@@ -24,15 +24,22 @@ fn lent(error: &Diagnostic, _: &Notebook) -> Said {
             .contains(&help.message.as_str())
     })?;
     let mended = error.mended(help)?;
-    let spot = quoted(&error.spot.text);
     let cause = match error.mismatch() {
         Some((expected, found)) if expected.starts_with('&') && !found.starts_with('&') => {
-            format!("{spot} is handed over, and only lent is expected: {}.", a(&expected))
+            format!(
+                "{} is expected, and {} is {}.",
+                a(&expected),
+                quoted(&error.spot.text),
+                a(&found)
+            )
         }
         Some(_) => return None,
-        None => format!("{spot} is handed over, and only lent is expected."),
+        None => format!(
+            "{} is given away, and a reference (`&`) is expected.",
+            quoted(&error.spot.text)
+        ),
     };
-    Some((cause, format!("Write {}.", quoted(&mended))))
+    Some((cause, format!("Lend it: write {}.", quoted(&mended))))
 }
 
 fn text(error: &Diagnostic, _: &Notebook) -> Said {
@@ -154,7 +161,7 @@ fn some(error: &Diagnostic, _: &Notebook) -> Said {
     error.help("try wrapping the expression in `Some`")?;
     let spot = error.spot.text.trim();
     Some((
-        format!("{} may be there or not (`Option`), so it is wrapped.", quoted(spot)),
+        format!("an `Option` is expected, a value or none, and {} is a value.", quoted(spot)),
         format!("Write {}, or `None`.", quoted(&format!("Some({spot})"))),
     ))
 }
@@ -189,7 +196,9 @@ fn returned(error: &Diagnostic, _: &Notebook) -> Said {
 /// `words.append("c")`.
 fn appended(error: &Diagnostic, _: &Notebook) -> Said {
     let is_append = error.others.iter().any(|place| place.text == "append");
-    (is_append && error.spot.label == "types differ in mutability").then(|| {
+    let is_element = error.spot.label == "types differ in mutability"
+        || error.help("you might have meant to use `push`").is_some();
+    (is_append && is_element).then(|| {
         (
             "`append` takes all elements of another list.".into(),
             "One element is added by `push( … )`.".into(),

@@ -44,6 +44,19 @@ fn unknown(error: &Diagnostic, _: &Notebook) -> Said {
     if !is_name(name) {
         return None;
     }
+    let made_by = |name: &str| error.others.iter().any(|place| place.text == name);
+    if made_by("collect") {
+        return Some((
+            "what `collect` is to make is not known.".into(),
+            format!("Write it behind the name: `let {name}: Vec<_> = …` for a list."),
+        ));
+    }
+    if made_by("sum") || made_by("product") {
+        return Some((
+            "the type of the sum is not known.".into(),
+            format!("Write the type of what is added behind the name: `let {name}: f64 = …`."),
+        ));
+    }
     // `: Vec<T>`, `: Option<T>`, `: Result<F, _>`, `: /* Type */`; places that are to be filled in.
     let outer = write.trim_start_matches(':').trim().split('<').next().unwrap_or_default();
     let (cause, example) = match outer {
