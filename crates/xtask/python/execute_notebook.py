@@ -94,11 +94,12 @@ def collect_late_output(client, cell):
 
 
 def reason_of(error, cell):
-    """Why a cell failed, as the kernel shows it."""
-    for output in cell.outputs:
+    """Why a cell failed, as the kernel shows it, with the compiler's text that a page folds away."""
+    for index, output in enumerate(cell.outputs):
         if output.output_type == "error":
             trace = ANSI.sub("", "\n".join(output.traceback)).strip()
-            return trace or f"{output.ename}: {output.evalue}"
+            folded = [o.data.get("text/plain", "") for o in cell.outputs[index:] if o.output_type == "display_data"]
+            return "\n\n".join([trace or f"{output.ename}: {output.evalue}", *folded])
     return str(error)
 
 
