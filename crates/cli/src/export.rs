@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tunebook_export::{Checkout, Options};
 
+use crate::cluster;
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The notebook.
+    /// A notebook, or a recipe (YAML).
+    #[arg(value_name = "FILE")]
     notebook: PathBuf,
-    /// The crate's folder [default: out/export/NOTEBOOK].
+    /// The folder to write [default: out/export/ and the file's name].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Exports the cells tagged `exercise` and `solution`, too.
@@ -21,11 +24,20 @@ pub(crate) struct Arguments {
     /// notebook, else the one that this program was built in].
     #[arg(long, value_name = "DIR")]
     checkout: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: cluster::ExportArguments,
 }
 
-/// Writes the crate, and says how to build and start it.
+/// Writes the crate or the engine's folder, and says what to do with it.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let notebook = &arguments.notebook;
+    let is_notebook = notebook.extension().is_some_and(|extension| extension == "ipynb");
+    if !is_notebook {
+        return cluster::export(notebook, arguments.out.as_deref(), &arguments.cluster);
+    }
+    if arguments.cluster.to.is_some() {
+        return Err("--to takes a recipe (YAML): a notebook becomes a crate".into());
+    }
     let text =
         fs::read_to_string(notebook).map_err(|error| format!("{}: {error}", notebook.display()))?;
     let name = notebook.file_name().unwrap_or_default().to_string_lossy().into_owned();

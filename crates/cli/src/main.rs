@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for the terminal
 
+mod cluster;
 mod export;
 mod push;
 mod registry;
@@ -29,8 +30,12 @@ enum Command {
     Train(train::Arguments),
     /// Serve a model and its adapters over OpenAI's HTTP interface.
     Serve(Box<serve::Arguments>),
-    /// Write a notebook as a crate that does the same outside Jupyter.
-    Export(export::Arguments),
+    /// Write a notebook as a crate, or a recipe for another engine.
+    Export(Box<export::Arguments>),
+    /// Tell what a recipe takes on named cards: tokens, steps, hours, memory.
+    Plan(cluster::PlanArguments),
+    /// Bring the run of another engine back into a registry.
+    ImportRun(cluster::ImportArguments),
     /// Upload an adapter or a model to the Hugging Face hub, with a card.
     Push(Box<push::Arguments>),
     /// Look at a registry of runs, and keep it in order.
@@ -42,6 +47,8 @@ fn main() -> ExitCode {
         Command::Train(arguments) => train::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
+        Command::Plan(arguments) => cluster::plan(&arguments),
+        Command::ImportRun(arguments) => cluster::import(&arguments),
         Command::Push(arguments) => push::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
     };

@@ -176,10 +176,8 @@ fn write_file(path: PathBuf, bytes: &[u8]) -> Result<(), Error> {
     if fs::read(&path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    let written = match path.parent() {
-        Some(parent) => fs::create_dir_all(parent).and_then(|()| fs::write(&path, bytes)),
-        None => fs::write(&path, bytes),
-    };
+    let written = fs::create_dir_all(tunebook_disk::folder_of(&path))
+        .and_then(|()| tunebook_disk::write(&path, bytes));
     written.map_err(|source| Error::Io { path, source })
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)] // the helpers of tests are tests
 
+mod cluster;
 mod export;
 mod push;
 mod train;

@@ -54,7 +54,7 @@ fn recipe(folder: &Path) -> Recipe {
 }
 
 fn recipe_of(data: &str) -> Recipe {
-    Recipe {
+    let mut recipe = Recipe {
         version: 1,
         name: Some("squares".to_owned()),
         data: DataRecipe::new(data),
@@ -75,7 +75,9 @@ fn recipe_of(data: &str) -> Recipe {
             eval_strategy: EvalStrategy::Steps(4),
             ..Default::default()
         },
-    }
+    };
+    recipe.strategy.adapter_name = "squares".to_owned();
+    recipe
 }
 
 fn export(recipe: &Recipe, options: &ExportOptions) -> ClusterExport {
