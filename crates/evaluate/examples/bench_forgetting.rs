@@ -2,7 +2,11 @@
 //! messages of banking77, and judged by its accuracy on held-out ones and by the loss of general text.
 //!
 //! `bench_forgetting MODEL BANKING77_CSV GSM8K_JSONL [part=order|frontier|both] [seeds=3] [rows=300]
-//! [epochs=2] [held_out=200] [rate=2e-3] [l2_sp=30,100] [kl_coef=0.3,3]`
+//! [epochs=2] [held_out=200] [texts=0] [lora_alpha=32] [rate=2e-3] [l2_sp=30,100]
+//! [kl_coef=0.3,3]`
+//!
+//! The general texts are those that `forgetting` has and the last `texts` of GSM8K, which are never
+//! trained on.
 //!
 //! - `order`: LoRA at 5e-5, LoRA at 2e-4 and full fine-tuning at 2e-4, for each seed, and paired tests
 //!   over the general texts that each of the three forgets more than the one before.
@@ -53,6 +57,8 @@ struct Options {
     rows: usize,
     epochs: usize,
     held_out: usize,
+    texts: usize,
+    lora_alpha: f64,
     rate: f64,
     l2_sp: Vec<f64>,
     kl_coef: Vec<f64>,
@@ -66,6 +72,8 @@ fn options(words: &[String]) -> Result<Options> {
         rows: 300,
         epochs: 2,
         held_out: 200,
+        texts: 0,
+        lora_alpha: 32.0,
         rate: 2e-3,
         l2_sp: vec![30.0, 100.0],
         kl_coef: vec![0.3, 3.0],
@@ -82,6 +90,8 @@ fn options(words: &[String]) -> Result<Options> {
             Some(("rows", rows)) => options.rows = rows.parse()?,
             Some(("epochs", epochs)) => options.epochs = epochs.parse()?,
             Some(("held_out", rows)) => options.held_out = rows.parse()?,
+            Some(("texts", texts)) => options.texts = texts.parse()?,
+            Some(("lora_alpha", alpha)) => options.lora_alpha = alpha.parse()?,
             Some(("rate", rate)) => options.rate = rate.parse()?,
             Some(("l2_sp", list)) => options.l2_sp = numbers(list)?,
             Some(("kl_coef", list)) => options.kl_coef = numbers(list)?,
@@ -125,11 +135,16 @@ struct Judge {
 }
 
 impl Judge {
-    fn new(base: Model, questions: Vec<EvalExample>, labels: &BTreeSet<String>) -> Result<Self> {
+    fn new(
+        base: Model,
+        questions: Vec<EvalExample>,
+        labels: &BTreeSet<String>,
+        more_texts: &[String],
+    ) -> Result<Self> {
         let accuracy = banking77::accuracy(labels.iter().cloned());
         let mut texts = Vec::new();
         let general = ForgettingArgs::default();
-        for text in &general.texts {
+        for text in general.texts.iter().chain(more_texts) {
             let ids = base.tokenizer().encode_with_special_tokens(text)?;
             texts.push(TokenizedText { loss_mask: vec![true; ids.len()], ids });
         }
@@ -258,6 +273,11 @@ fn run() -> Result<()> {
     let options = options(rest)?;
     let data = Dataset::read_keys(banking, "text", "category")?;
     let general = Dataset::read_keys(general, "question", "answer")?;
+    let mut rows = general.rows();
+    let texts = rows.split_off(rows.len().saturating_sub(options.texts));
+    let texts: Vec<String> =
+        texts.iter().map(|row| format!("{}\n{}", row.prompt, row.completion)).collect();
+    let general = general.head(rows.len());
     let split = data.split(&Split::holdout(0.13).stratify_by("completion").seed(42))?;
     let labels: BTreeSet<String> = data.completions().into_iter().collect();
     let questions: Vec<EvalExample> = split
@@ -270,7 +290,7 @@ fn run() -> Result<()> {
     let load = || Model::load_as(file, Some(DType::F32), &Device::Cpu);
     // Adapters come and go beside it; as the base it answers without any.
     let loaded = load()?;
-    let judge = Judge::new(loaded.base(), questions, &labels)?;
+    let judge = Judge::new(loaded.base(), questions, &labels, &texts)?;
     let training = |learning_rate: f64, seed: u64| TrainingArgs {
         epochs: options.epochs,
         batch_size: 16,
@@ -283,7 +303,7 @@ fn run() -> Result<()> {
     };
     let lora = Lora {
         r: 8,
-        lora_alpha: 16.0,
+        lora_alpha: options.lora_alpha,
         target_modules: ["q_proj", "v_proj"].into(),
         ..Default::default()
     };
