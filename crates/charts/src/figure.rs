@@ -103,13 +103,7 @@ impl Figure {
 /// # Errors
 /// The file cannot be written; what stood there stands there still.
 pub fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let written = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary); // never made, or of no use
-    }
-    written
+    tunebook_disk::write(path, text.as_bytes())
 }
 
 impl fmt::Debug for Figure {

@@ -4,13 +4,13 @@
 //! memory. The hashes of a profile go to temporary files.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use tunebook_disk::WholeFile;
 
 use crate::clean::Cleaning;
 use crate::clean::report::{CleanReport, EXAMPLES, StepReport};
@@ -322,7 +322,7 @@ impl SeenHashes {
 
 /// Files that appear together at the end.
 struct OutputFiles {
-    files: Vec<(PathBuf, PathBuf, Option<BufWriter<File>>)>,
+    files: Vec<(PathBuf, BufWriter<WholeFile>)>,
 }
 
 impl OutputFiles {
@@ -332,20 +332,16 @@ impl OutputFiles {
         let mut files = Vec::new();
         for name in names {
             let path = folder.join(name);
-            let temporary = write::temporary(&path);
-            let file = BufWriter::with_capacity(1 << 20, File::create(&temporary).map_err(io)?);
-            files.push((path, temporary, Some(file)));
+            let file = WholeFile::create(&path).map_err(io)?;
+            files.push((path, BufWriter::with_capacity(1 << 20, file)));
         }
         Ok(Self { files })
     }
 
     fn rows(&mut self, file: usize, rows: &Dataset) -> Result<()> {
-        let (path, _, file) = &mut self.files[file];
+        let (path, file) = &mut self.files[file];
         let io = |source| DataError::Io { action: "write", path: path.clone(), source };
-        match file {
-            Some(file) => write::lines(rows.frame_ref(), file).map_err(io),
-            None => Ok(()),
-        }
+        write::lines(rows.frame_ref(), file).map_err(io)
     }
 
     /// Rows of any columns; their numbers are counted from the first row of the scan.
@@ -359,32 +355,22 @@ impl OutputFiles {
                 rows.i64()?.iter().map(|row| row.map(|row| row + first as i64)).collect::<Vec<_>>();
             frame.with_column(Column::new("row".into(), rows))?;
         }
-        let (path, _, file) = &mut self.files[file];
+        let (path, file) = &mut self.files[file];
         let io = |source| DataError::Io { action: "write", path: path.clone(), source };
-        match file {
-            Some(file) => write::lines(&frame, file).map_err(io),
-            None => Ok(()),
-        }
+        write::lines(&frame, file).map_err(io)
     }
 
-    fn finish(mut self) -> Result<()> {
-        for (path, temporary, file) in &mut self.files {
+    fn finish(self) -> Result<()> {
+        let mut whole = Vec::new();
+        for (path, file) in self.files {
             let io = |source| DataError::Io { action: "write", path: path.clone(), source };
-            if let Some(mut file) = file.take() {
-                file.flush().map_err(io)?;
-            }
-            std::fs::rename(&*temporary, &*path).map_err(io)?;
+            let file = file.into_inner().map_err(|error| io(error.into_error()))?;
+            file.sync_all().map_err(io)?;
+            whole.push((path, file));
         }
-        self.files.clear();
+        for (path, file) in whole {
+            file.put().map_err(|source| DataError::Io { action: "write", path, source })?;
+        }
         Ok(())
-    }
-}
-
-impl Drop for OutputFiles {
-    fn drop(&mut self) {
-        for (_, temporary, _) in &self.files {
-            // What was not finished is not left behind.
-            let _ = std::fs::remove_file(temporary);
-        }
     }
 }

@@ -15,10 +15,8 @@ pub(crate) fn keep(repository: &Path, commit: &str, names: &[String]) {
         return;
     }
     let lines: Vec<String> = names.iter().map(|name| format!("{name}\n")).collect();
-    let part = file.with_extension(format!("{}.tmp", std::process::id()));
     let _ = std::fs::create_dir_all(file.parent().unwrap_or(repository))
-        .and_then(|()| std::fs::write(&part, lines.concat()))
-        .and_then(|()| std::fs::rename(&part, &file));
+        .and_then(|()| tunebook_disk::write(&file, lines.concat().as_bytes()));
 }
 
 /// The names, if an earlier call kept them.

@@ -82,20 +82,7 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
 
 /// Writes a file so that it is there whole or not at all.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}.tmp", new_id()?));
-    let written = (|| {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary); // the error that matters is the one returned
-    }
-    written.map_err(io("write", path))
+    tunebook_disk::write(path, bytes).map_err(io("write", path))
 }
 
 /// Held by one process at a time, until it is dropped.
@@ -246,15 +233,5 @@ mod tests {
         assert!(LineFile::own(&path).unwrap_err().to_string().contains("another process"));
         drop(own);
         assert!(!is_locked(&path));
-    }
-
-    #[test]
-    fn a_file_is_replaced_as_a_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("manifest.json");
-        write_whole(&path, b"one").unwrap();
-        write_whole(&path, b"two").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"two");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -9,6 +9,7 @@ use polars::prelude::*;
 use polars_io::prelude::ParquetWriter;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
+use tunebook_disk::{WholeFile, folder_of, sync_folder};
 
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
@@ -158,23 +159,11 @@ pub(crate) fn whole(
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(io)?;
     }
-    let temporary = temporary(path);
     let written = (|| {
-        let mut file = BufWriter::with_capacity(1 << 20, std::fs::File::create(&temporary)?);
+        let mut file = BufWriter::with_capacity(1 << 20, WholeFile::create(path)?);
         write(&mut file)?;
-        file.into_inner().map_err(|error| error.into_error())?.sync_all()?;
-        std::fs::rename(&temporary, path)
+        file.into_inner().map_err(|error| error.into_error())?.put()?;
+        sync_folder(folder_of(path))
     })();
-    if written.is_err() {
-        // Best effort: the first error is the one to report.
-        let _ = std::fs::remove_file(&temporary);
-    }
     written.map_err(io)
-}
-
-/// A temporary name in the folder of the file, unique to this process.
-pub(crate) fn temporary(path: &Path) -> std::path::PathBuf {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    temporary.into()
 }

@@ -3,7 +3,6 @@
 //! with `model.safetensors.index.json`.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use crate::pass::overlay::Overlay;
 use crate::pass::{Context, Mode};
 use crate::weights::safetensors::{INDEX, SINGLE};
 use crate::weights::tensor_file::{self, Data, Entry};
+use tunebook_disk::WholeFile;
 use tunebook_ops::Matrix;
 use tunebook_progress::interrupt;
 
@@ -257,8 +257,9 @@ pub(crate) fn goes_on() -> std::io::Result<()> {
 }
 
 /// A file that is flushed to the disk as it is written, so that its end does not wait for all of it.
+/// Dropped before [`Synced::put`] it is gone.
 pub(crate) struct Synced {
-    file: File,
+    file: WholeFile,
     unsynced: usize,
 }
 
@@ -267,11 +268,12 @@ impl Synced {
     const MOST_BYTES: usize = 64 << 20;
 
     pub(crate) fn create(path: &Path) -> std::io::Result<Self> {
-        Ok(Self { file: File::create(path)?, unsynced: 0 })
+        Ok(Self { file: WholeFile::create(path)?, unsynced: 0 })
     }
 
-    pub(crate) fn sync_all(&self) -> std::io::Result<()> {
-        self.file.sync_all()
+    /// Puts it in its place, flushed.
+    pub(crate) fn put(self) -> std::io::Result<()> {
+        self.file.put()
     }
 }
 
@@ -293,19 +295,13 @@ impl Write for Synced {
 
 /// A file that is written and flushed under another name. Dropped, it is gone.
 struct Prepared {
-    temporary: PathBuf,
+    file: Synced,
     path: PathBuf,
 }
 
 impl Prepared {
     fn put(self) -> Result<()> {
-        std::fs::rename(&self.temporary, &self.path).map_err(Error::write(&self.path))
-    }
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.temporary); // never made, of no use, or renamed
+        self.file.put().map_err(Error::write(&self.path))
     }
 }
 
@@ -313,16 +309,14 @@ fn prepare(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<Synced>) -> std::io::Result<()>,
 ) -> Result<Prepared> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let file = Prepared { temporary, path: path.to_owned() };
     let written = (|| {
-        let mut out = BufWriter::with_capacity(1 << 20, Synced::create(&file.temporary)?);
+        let mut out = BufWriter::with_capacity(1 << 20, Synced::create(path)?);
         fill(&mut out)?;
-        out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
+        let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        file.file.sync_all()?;
+        Ok(file)
     })();
-    written.map_err(Error::write(path))?;
-    Ok(file)
+    Ok(Prepared { file: written.map_err(Error::write(path))?, path: path.to_owned() })
 }
 
 /// Writes a file under another name, flushes it and renames it: whole or as it was before.
@@ -384,7 +378,7 @@ fn is_weights(name: &str) -> bool {
 /// The header of a safetensors file.
 fn header(path: &Path) -> Option<Value> {
     const MOST_BYTES: u64 = 100_000_000; // what the format allows
-    let mut file = File::open(path).ok()?;
+    let mut file = std::fs::File::open(path).ok()?;
     let mut length = [0; 8];
     file.read_exact(&mut length).ok()?;
     let length = Some(u64::from_le_bytes(length)).filter(|length| *length <= MOST_BYTES)?;

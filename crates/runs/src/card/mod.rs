@@ -85,7 +85,13 @@ pub enum CardError {
 
     /// The registry.
     #[error(transparent)]
-    Registry(#[from] Error),
+    Registry(Box<Error>),
+}
+
+impl From<Error> for CardError {
+    fn from(error: Error) -> Self {
+        Self::Registry(Box::new(error))
+    }
 }
 
 /// The field of an error that the base's card on the hub may help with.

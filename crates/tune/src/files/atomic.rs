@@ -1,9 +1,9 @@
-//! Files that are whole or not there: written under a temporary name, flushed to the disk, then
-//! renamed.
+//! Several files of one folder that are whole or not there ([`tunebook_disk`]), and reading them.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+
+use tunebook_disk::WholeFile;
 
 use crate::error::{Error, Result};
 
@@ -16,34 +16,27 @@ pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
         move |source| Error::Io { action, path, source }
     };
     std::fs::create_dir_all(dir).map_err(io("create", dir))?;
-    let temporary: Vec<_> = files
-        .iter()
-        .map(|(name, _)| dir.join(format!(".{name}.{}.tmp", std::process::id())))
-        .collect();
-    let written = (|| {
-        for ((_, bytes), path) in files.iter().zip(&temporary) {
-            let mut file = File::create(path).map_err(io("create", path))?;
-            file.write_all(bytes).map_err(io("write", path))?;
-            file.sync_all().map_err(io("write", path))?;
-        }
-        for ((name, _), path) in files.iter().zip(&temporary) {
-            let target = dir.join(name);
-            std::fs::rename(path, &target).map_err(io("write", &target))?;
-        }
-        sync_folder(dir)
-    })();
-    if written.is_err() {
-        for path in &temporary {
-            let _ = std::fs::remove_file(path); // gone already, or never made
-        }
+    let mut whole = Vec::new();
+    for (name, bytes) in files {
+        let path = dir.join(name);
+        let mut file = WholeFile::create(&path).map_err(io("create", &path))?;
+        file.write_all(bytes).map_err(io("write", &path))?;
+        file.sync_all().map_err(io("write", &path))?;
+        whole.push((path, file));
     }
-    written
+    for (path, file) in whole {
+        file.put().map_err(io("write", &path))?;
+    }
+    sync_folder(dir)
 }
 
 /// Flushes a folder's list of names, in which renames live.
 pub(crate) fn sync_folder(dir: &Path) -> Result<()> {
-    let flushed = File::open(dir).and_then(|folder| folder.sync_all());
-    flushed.map_err(|source| Error::Io { action: "write", path: dir.to_path_buf(), source })
+    tunebook_disk::sync_folder(dir).map_err(|source| Error::Io {
+        action: "write",
+        path: dir.to_path_buf(),
+        source,
+    })
 }
 
 /// Reads a whole file. Whatever else has a name is refused before it is opened: a pipe would be

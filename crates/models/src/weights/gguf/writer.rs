@@ -167,28 +167,19 @@ pub(crate) fn write_file(
         let size = elements / entry.kind.block_size() * entry.kind.type_size();
         offset = (offset + size).next_multiple_of(ALIGNMENT);
     }
-    let temporary = path.with_extension(format!("gguf.{}.tmp", std::process::id()));
-    let written = (|| -> Result<()> {
-        let file = Synced::create(&temporary).map_err(Error::write(&temporary))?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        let header = header(metadata, entries);
-        let io = Error::write(path);
-        let begun = out.write_all(&header).and_then(|()| pad(&mut out, header.len()));
-        begun.map_err(io)?;
-        for entry in entries {
-            tunebook_progress::interrupt::check()?;
-            let bytes = bytes(entry, config)?;
-            let put = out.write_all(&bytes).and_then(|()| pad(&mut out, bytes.len()));
-            put.map_err(Error::write(path))?;
-        }
-        let file = out.into_inner().map_err(|error| Error::write(path)(error.into_error()))?;
-        file.sync_all().map_err(Error::write(path))?;
-        std::fs::rename(&temporary, path).map_err(Error::write(path))
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary); // never made, or of no use
+    let file = Synced::create(path).map_err(Error::write(path))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let header = header(metadata, entries);
+    let begun = out.write_all(&header).and_then(|()| pad(&mut out, header.len()));
+    begun.map_err(Error::write(path))?;
+    for entry in entries {
+        tunebook_progress::interrupt::check()?;
+        let bytes = bytes(entry, config)?;
+        let put = out.write_all(&bytes).and_then(|()| pad(&mut out, bytes.len()));
+        put.map_err(Error::write(path))?;
     }
-    written
+    let file = out.into_inner().map_err(|error| Error::write(path)(error.into_error()))?;
+    file.put().map_err(Error::write(path))
 }
 
 fn metadata(name: &str, config: &Config, kind: GgufType) -> Vec<(String, Value)> {
