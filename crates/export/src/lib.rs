@@ -17,6 +17,7 @@
 mod cell;
 pub mod cluster;
 pub mod folder;
+mod later;
 mod manifest;
 mod names;
 mod notebook;

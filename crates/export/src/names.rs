@@ -79,10 +79,85 @@ pub(crate) fn used_by_item(item: &Item) -> BTreeSet<String> {
     names
 }
 
+/// Where a statement uses a name that is none of its paths' first parts: `.name` for a method, or the
+/// last part of a path, `~name` for one that a pattern binds. A trait, an `impl` or a `const` of a
+/// later cell can give such a name another meaning.
+pub(crate) fn marks_in(statement: &Stmt) -> BTreeSet<String> {
+    let mut uses = Uses::default();
+    uses.visit_stmt(statement);
+    uses.marks()
+}
+
+/// As [`marks_in`], of an item.
+pub(crate) fn marks_in_item(item: &Item) -> BTreeSet<String> {
+    let mut uses = Uses::default();
+    uses.visit_item(item);
+    uses.marks()
+}
+
+/// The mark of a method, or of an item within a type.
+pub(crate) fn method_mark(name: &str) -> String {
+    format!(".{name}")
+}
+
+/// The mark of a name that patterns bind.
+pub(crate) fn pattern_mark(name: &str) -> String {
+    format!("~{name}")
+}
+
+/// The name without the sign of a mark.
+pub(crate) fn unmarked(name: &str) -> &str {
+    name.trim_start_matches(['.', '~'])
+}
+
+/// The names that code takes from the root of the crate (`crate::a`, `super::a`, `self::a`).
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rooted {
+    pub(crate) names: BTreeSet<String>,
+    /// Whether some are not named: `crate::*`, `crate::{…}`.
+    pub(crate) any: bool,
+}
+
+/// Looks for paths from the root, those among the arguments of macros included.
+pub(crate) fn rooted(tokens: TokenStream) -> Rooted {
+    let mut found = Rooted::default();
+    // Whether a root stands before, and how many colons since.
+    let (mut is_after_root, mut colons) = (false, 0);
+    for token in tokens {
+        match token {
+            TokenTree::Ident(name) if is_root(&name.to_string()) => {
+                (is_after_root, colons) = (true, 0);
+                continue;
+            }
+            TokenTree::Ident(name) if is_after_root && colons == 2 => {
+                found.names.insert(name.to_string());
+            }
+            TokenTree::Punct(punct) if is_after_root && punct.as_char() == ':' => {
+                colons += 1;
+                continue;
+            }
+            TokenTree::Punct(punct) if is_after_root && colons == 2 && punct.as_char() == '*' => {
+                found.any = true;
+            }
+            TokenTree::Group(group) => {
+                found.any |= is_after_root && colons == 2;
+                let within = rooted(group.stream());
+                found.names.extend(within.names);
+                found.any |= within.any;
+            }
+            _ => {}
+        }
+        is_after_root = false;
+    }
+    found
+}
+
 #[derive(Default)]
 struct Uses {
     used: BTreeSet<String>,
     bound: BTreeSet<String>,
+    /// Methods, and the last parts of paths.
+    called: BTreeSet<String>,
 }
 
 impl Uses {
@@ -90,10 +165,20 @@ impl Uses {
         self.used.difference(&self.bound).cloned().collect()
     }
 
+    fn marks(self) -> BTreeSet<String> {
+        let called = self.called.iter().map(|name| method_mark(name));
+        called.chain(self.bound.iter().map(|name| pattern_mark(name))).collect()
+    }
+
     fn tokens(&mut self, tokens: TokenStream) {
-        let mut dots = 0;
+        let (mut dots, mut colons) = (0, 0);
         let mut quote = false;
         for token in tokens {
+            if let TokenTree::Ident(name) = &token
+                && (dots == 1 || colons == 2)
+            {
+                self.called.insert(name.to_string());
+            }
             match token {
                 // Neither a field nor a method, nor a lifetime; but the end of a range.
                 TokenTree::Ident(name) if dots != 1 && !quote => {
@@ -107,13 +192,17 @@ impl Uses {
                     dots += 1;
                     continue;
                 }
+                TokenTree::Punct(punct) if punct.as_char() == ':' => {
+                    (dots, colons, quote) = (0, colons + 1, false);
+                    continue;
+                }
                 TokenTree::Punct(punct) if punct.as_char() == '\'' => {
                     quote = true;
                     continue;
                 }
                 _ => {}
             }
-            (dots, quote) = (0, false);
+            (dots, colons, quote) = (0, 0, false);
         }
     }
 
@@ -145,7 +234,23 @@ impl<'ast> Visit<'ast> for Uses {
         if let Some(name) = segments.find(|name| !is_root(name)) {
             self.used.insert(name);
         }
+        if let Some(last) = path.segments.last().filter(|_| path.segments.len() > 1) {
+            self.called.insert(last.ident.to_string());
+        }
         visit::visit_path(self, path);
+    }
+
+    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        self.called.insert(call.method.to_string());
+        visit::visit_expr_method_call(self, call);
+    }
+
+    // `<u8>::max`
+    fn visit_expr_path(&mut self, path: &'ast syn::ExprPath) {
+        if path.qself.is_some() {
+            self.called.extend(path.path.segments.last().map(|last| last.ident.to_string()));
+        }
+        visit::visit_expr_path(self, path);
     }
 
     fn visit_pat_ident(&mut self, pattern: &'ast syn::PatIdent) {
@@ -201,6 +306,13 @@ pub(crate) struct Import {
     pub(crate) name: Option<String>,
     /// The `use` of this name alone.
     pub(crate) text: String,
+}
+
+impl Import {
+    /// Whether it is `use …::*`.
+    pub(crate) fn is_all(&self) -> bool {
+        self.text.ends_with("*;")
+    }
 }
 
 /// The names of a `use`, one by one.

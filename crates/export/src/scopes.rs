@@ -17,7 +17,8 @@ use syn::{Item, Stmt};
 
 use crate::Refusal;
 use crate::cell::{Code, Piece};
-use crate::names;
+use crate::later::{Earlier, methods_of_impl};
+use crate::names::{self, Import, method_mark, pattern_mark, unmarked};
 
 /// The items of a cell, where its statements stand.
 #[derive(Default)]
@@ -46,8 +47,11 @@ pub(crate) struct Scopes {
     pub(crate) root: Vec<Placed>,
     is_open: bool,
     live: Vec<Live>,
-    /// The names that cells have used so far.
+    /// The names of items that stand in blocks, which no path from the root finds.
+    in_blocks: BTreeSet<String>,
+    /// The names and marks that cells have used so far, and those that statements have.
     used: BTreeSet<String>,
+    by_statements: BTreeSet<String>,
     /// What each variable may hold: the names that its statements use.
     variables: BTreeMap<String, Held>,
     /// Variables that may hold a value of a type that was defined anew: the type, and the cell.
@@ -65,6 +69,8 @@ struct Held {
 struct Live {
     placed: Placed,
     names: Vec<String>,
+    /// What else changes its meaning where the item is known.
+    marks: Vec<String>,
     uses: BTreeSet<String>,
     /// The tokens, without comments.
     key: String,
@@ -76,9 +82,16 @@ impl Live {
     fn new(cell: usize, piece: &Piece, item: Item, follows: Option<String>) -> Self {
         let mut bare = item.clone();
         without_docs(&mut bare);
+        let names = names::defined_by(&item);
+        let is_pattern = match &item {
+            Item::Const(_) | Item::Static(_) => true,
+            Item::Struct(item) => matches!(item.fields, syn::Fields::Unit),
+            _ => false,
+        };
         Self {
-            names: names::defined_by(&item),
-            uses: names::used_by_item(&item),
+            marks: names.iter().filter(|_| is_pattern).map(|name| pattern_mark(name)).collect(),
+            names,
+            uses: &names::used_by_item(&item) | &names::marks_in_item(&item),
             key: bare.to_token_stream().to_string(),
             placed: Placed {
                 cell,
@@ -125,7 +138,7 @@ impl Live {
             return false;
         };
         impl_header(new) == impl_header(former)
-            && (new.trait_.is_some() || methods(new).intersection(&methods(former)).count() > 0)
+            && (new.trait_.is_some() || !methods_of_impl(new).is_disjoint(&methods_of_impl(former)))
     }
 }
 
@@ -151,16 +164,6 @@ fn impl_header(item: &syn::ItemImpl) -> String {
     header.items.clear();
     header.attrs.clear();
     header.to_token_stream().to_string().trim_end_matches(['{', '}', ' ']).to_owned()
-}
-
-fn methods(item: &syn::ItemImpl) -> BTreeSet<String> {
-    let name = |item: &syn::ImplItem| match item {
-        syn::ImplItem::Const(item) => Some(item.ident.to_string()),
-        syn::ImplItem::Fn(item) => Some(item.sig.ident.to_string()),
-        syn::ImplItem::Type(item) => Some(item.ident.to_string()),
-        _ => None,
-    };
-    item.items.iter().filter_map(name).collect()
 }
 
 /// The names that an `impl` is of: those of its type and its trait.
@@ -202,12 +205,16 @@ impl Scopes {
 
         let defined: BTreeSet<String> =
             new.iter().flat_map(|(_, item)| item.names.iter().cloned()).collect();
+        self.mark_later(&defined, &mut new).map_err(|(line, reason)| refuse(line, reason))?;
+        let marks: BTreeSet<String> =
+            new.iter().flat_map(|(_, item)| item.marks.iter().cloned()).collect();
         let known = |name: &String| self.live.iter().any(|old| old.names.contains(name));
         let anew: BTreeSet<String> = defined
             .iter()
             .filter(|name| {
                 known(name) || self.used.contains(*name) && !self.variables.contains_key(*name)
             })
+            .chain(marks.iter().filter(|mark| self.used.contains(*mark)))
             .cloned()
             .collect();
         let mut scope = CellScope::default();
@@ -219,7 +226,10 @@ impl Scopes {
                 if let Some(name) = item
                     .names
                     .iter()
-                    .find(|name| anew.contains(*name) && self.variables.contains_key(*name))
+                    .find(|name| {
+                        self.variables.contains_key(*name)
+                            && (anew.contains(*name) || anew.contains(&pattern_mark(name)))
+                    })
                     .filter(|_| item.is_value())
                 {
                     return Err(refuse(
@@ -228,14 +238,32 @@ impl Scopes {
                     ));
                 }
             }
-            let line = new.iter().find(|(_, item)| item.names.iter().any(|n| anew.contains(n)));
+            let line = new.iter().find(|(_, item)| {
+                item.names.iter().chain(&item.marks).any(|name| anew.contains(name))
+            });
             let line = line.map_or(1, |(line, _)| *line);
             let again =
                 self.defined_again(number, &anew, &new).map_err(|reason| refuse(line, reason))?;
+            self.in_blocks.extend(defined.iter().cloned());
+            self.in_blocks.extend(again.iter().flat_map(|item| item.names.iter().cloned()));
+            for item in &again {
+                self.refuse_rooted(&item.placed.item).map_err(|reason| {
+                    refuse(
+                        line,
+                        format!("`{}` is defined once more with it: {reason}", item.called()),
+                    )
+                })?;
+            }
             scope.items.extend(again.iter().map(|item| item.placed.clone()));
             self.live.extend(again);
         }
         new.extend(same.into_iter().filter(|(_, item)| !self.has(item)));
+        if self.is_open {
+            self.in_blocks.extend(defined);
+            for (line, item) in &new {
+                self.refuse_rooted(&item.placed.item).map_err(|reason| refuse(*line, reason))?;
+            }
+        }
         for (_, item) in new {
             if self.is_open {
                 scope.items.push(item.placed.clone());
@@ -249,9 +277,69 @@ impl Scopes {
         scope.items.sort_by_key(|placed| !matches!(placed.item, Item::Macro(_)));
         for piece in code.pieces.iter().filter(|piece| piece.item().is_none()) {
             self.refuse_lost(&piece.statement).map_err(|reason| refuse(piece.line, reason))?;
+            self.refuse_rooted(&piece.statement).map_err(|reason| refuse(piece.line, reason))?;
             self.statement(number, &piece.statement);
         }
+        if code.pieces.last().is_some_and(Piece::is_value) {
+            let shown = method_mark("evcxr_display");
+            self.by_statements.insert(shown.clone());
+            self.used.insert(shown);
+        }
         Ok(scope)
+    }
+
+    /// Refuses an `impl` that would act on earlier cells, and marks the methods of traits that may
+    /// take the place of others.
+    fn mark_later(
+        &self,
+        defined: &BTreeSet<String>,
+        new: &mut [(usize, Live)],
+    ) -> Result<(), (usize, String)> {
+        let earlier = Earlier {
+            items: self.live.iter().map(|item| &item.placed.item).collect(),
+            by_statements: &self.by_statements,
+            used: &self.used,
+        };
+        for (line, item) in new.iter() {
+            if let Item::Impl(of) = &item.placed.item
+                && let Some(reason) = earlier.acts(of, defined)
+            {
+                return Err((*line, format!("`{}` {reason}", item.called())));
+            }
+        }
+        let impls: Vec<syn::ItemImpl> = new
+            .iter()
+            .filter_map(|(_, item)| match &item.placed.item {
+                Item::Impl(of) => Some(of.clone()),
+                _ => None,
+            })
+            .collect();
+        for (_, item) in new {
+            if let Item::Trait(of) = &item.placed.item {
+                let shadowed = earlier.shadowed_by(of, &impls, defined);
+                item.marks.extend(shadowed.iter().map(|name| method_mark(name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a path from the root to an item that stands in a block.
+    fn refuse_rooted(&self, code: &impl quote::ToTokens) -> Result<(), String> {
+        if self.in_blocks.is_empty() {
+            return Ok(());
+        }
+        let tokens = code.to_token_stream();
+        let mut rooted = names::rooted(tokens.clone());
+        if rooted.any {
+            rooted.names.extend(names::words(tokens));
+        }
+        match rooted.names.intersection(&self.in_blocks).next() {
+            None => Ok(()),
+            Some(name) => Err(format!(
+                "a path begins at the root (`crate::`, `self::`, `super::`), where the program does \
+                 not have `{name}`, as names are defined anew before it: write `{name}` without that"
+            )),
+        }
     }
 
     fn has(&self, item: &Live) -> bool {
@@ -339,8 +427,19 @@ impl Scopes {
                 if dead.contains(&at) || again.contains_key(&at) || old.uses.is_disjoint(&changed) {
                     continue;
                 }
-                let name = old.uses.intersection(&changed).next().cloned().unwrap_or_default();
+                let name = old.uses.intersection(&changed).next().map_or("", |name| unmarked(name));
                 match &old.placed.item {
+                    Item::Use(item) if names::imports(item).iter().any(Import::is_all) => {
+                        if by_use_only {
+                            continue;
+                        }
+                        return Err(format!(
+                            "`{name}` is defined anew, and `{}` of cell {} takes all names from it, \
+                             which an export cannot follow: name them one by one",
+                            old.placed.text.trim(),
+                            old.placed.cell
+                        ));
+                    }
                     Item::Impl(item) if impl_subjects(item).is_disjoint(&types) => {
                         if by_use_only {
                             continue;
@@ -377,6 +476,7 @@ impl Scopes {
                 break;
             }
         }
+        self.refuse_two_traits(&types)?;
         if !by_use_only {
             self.lose(number, &types);
         }
@@ -387,6 +487,33 @@ impl Scopes {
             !dead.contains(&(at - 1))
         });
         Ok(again.into_values().collect())
+    }
+
+    /// Refuses a trait that is defined anew and was one of a type that stays: the type would have the
+    /// methods of both traits.
+    fn refuse_two_traits(&self, types: &BTreeSet<String>) -> Result<(), String> {
+        let is_trait = |name: &String| {
+            types.contains(name)
+                && self.live.iter().any(|old| {
+                    matches!(&old.placed.item, Item::Trait(item)
+                        if item.ident == name && !item.items.is_empty())
+                })
+        };
+        for old in &self.live {
+            let Item::Impl(item) = &old.placed.item else { continue };
+            let Some((_, path, _)) = &item.trait_ else { continue };
+            let name = path.segments.last().map(|last| last.ident.to_string()).unwrap_or_default();
+            let of = names::words(item.self_ty.to_token_stream());
+            if is_trait(&name) && !of.iter().any(|word| types.contains(word)) {
+                return Err(format!(
+                    "the trait `{name}` is defined anew, and `{}` of cell {} is for a type that \
+                     stays, which would have the methods of both: give the new trait another name",
+                    old.called(),
+                    old.placed.cell
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Marks the variables that may hold values of types that are defined anew. One that is of
@@ -456,7 +583,11 @@ impl Scopes {
             }
         }
         let variables = &self.variables;
-        self.used.extend(free.into_iter().filter(|name| !variables.contains_key(name)));
+        let marks = names::marks_in(statement);
+        let used: BTreeSet<String> =
+            free.into_iter().filter(|name| !variables.contains_key(name)).chain(marks).collect();
+        self.by_statements.extend(used.iter().cloned());
+        self.used.extend(used);
         for variable in bound {
             self.lost.remove(&variable.name);
             self.variables

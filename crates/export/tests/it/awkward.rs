@@ -207,4 +207,23 @@ pub(crate) const AWKWARD: &[(&[&str], &[&str])] = &[
         &["let sizes = (Some(1), 2);", "struct Some;\nstd::mem::size_of_val(&Some)", "sizes"],
         &["0", "(Some(1), 2)"],
     ),
+    // A constant or a trait of a later cell, and earlier cells that mean something else.
+    (
+        &[
+            "let bound = match 2 { limit if limit > 1 => \"any\", _ => \"none\" };\n\
+             fn is_limit(k: u8) -> bool { match k { limit => true, #[allow(unreachable_patterns)] _ => false } }\n\
+             (bound, is_limit(2))",
+            "const limit: u8 = 3;\n(limit, is_limit(2))",
+        ],
+        &["(\"any\", true)", "(3, false)"],
+    ),
+    (
+        &[
+            "trait Go { fn go(&self) -> u8; }\nimpl Go for u16 { fn go(&self) -> u8 { 1 } }\n\
+             fn start() -> u8 { 5u16.go() }\n(start(), 5u16.go())",
+            "trait GoByValue { fn go(self) -> u8; }\nimpl GoByValue for u16 { fn go(self) -> u8 { 2 } }",
+            "(start(), 5u16.go())",
+        ],
+        &["(1, 1)", "(2, 2)"],
+    ),
 ];

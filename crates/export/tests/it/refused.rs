@@ -2,7 +2,7 @@
 
 use tunebook_export::export;
 
-use crate::{notebook, options, refusals};
+use crate::{exported, notebook, options, refusals};
 
 #[test]
 fn each_refusal_names_its_cell_its_line_and_the_reason() {
@@ -133,4 +133,150 @@ fn a_type_that_is_defined_anew_with_nothing_left_of_the_old_one_is_not_refused()
     ] {
         export(&notebook(cells), &options()).unwrap_or_else(|error| panic!("{cells:?}: {error}"));
     }
+}
+
+#[test]
+fn an_item_that_would_act_on_earlier_cells_is_refused() {
+    for (cells, expected) in [
+        (
+            &[
+                "trait T { fn foo(&self) -> i32 { 1 } }\nimpl T for i32 {}",
+                "fn f() -> i32 { 5.foo() }",
+                "trait T { fn foo(&self) -> i32 { 2 } }\nimpl T for i32 {}",
+            ][..],
+            "cell 3, line 1: the trait `T` is defined anew, and `impl T for i32` of cell 1 is for a type",
+        ),
+        (
+            &[
+                "fn k() -> i32 { 1 }\ntrait T { fn foo(&self) -> i32 { k() } }\nimpl T for i32 {}",
+                "fn f() -> i32 { 5.foo() }",
+                "fn k() -> i32 { 2 }",
+            ],
+            "cell 3, line 1: the trait `T` is defined anew",
+        ),
+        (
+            &[
+                "struct S;\ntrait D { fn name(&self) -> &str { \"trait\" } }\nimpl D for S {}",
+                "S.name()",
+                "impl S { fn name(&self) -> &str { \"own\" } }",
+            ],
+            "cell 3, line 1: `impl S` gives `name` another meaning",
+        ),
+        (
+            &[
+                "#[derive(Clone)]\nstruct S;\nfn make() -> S { S }",
+                "let s = make();\nlet t = s.clone();",
+                "1;\nimpl S { fn clone(&self) -> u8 { 1 } }",
+            ],
+            "cell 3, line 2: `impl S` gives `clone` another meaning",
+        ),
+        (
+            &[
+                "#[derive(Debug)]\nstruct S;\nS",
+                "impl S { fn evcxr_display(&self) { println!(\"own\") } }",
+            ],
+            "cell 2, line 1: `impl S` gives `evcxr_display` another meaning",
+        ),
+        (
+            &[
+                "trait B { fn len(self) -> usize; }",
+                "vec![1].len()",
+                "impl B for Vec<i32> { fn len(self) -> usize { 7 } }",
+            ],
+            "cell 3, line 1: `impl B for Vec < i32 >` gives `len` another meaning",
+        ),
+        (
+            &["struct G(i32);", "drop(G(1));", "impl Drop for G { fn drop(&mut self) {} }"],
+            "cell 3, line 1: `impl Drop for G` would act on values that earlier cells have dropped",
+        ),
+    ] {
+        let told = refusals(cells);
+        assert!(told.len() == 1 && told[0].starts_with(expected), "{cells:?}\n{told:#?}");
+    }
+}
+
+#[test]
+fn an_impl_that_no_earlier_call_can_mean_is_not_refused() {
+    for cells in [
+        &["struct G(i32);", "impl Drop for G { fn drop(&mut self) {} }", "drop(G(1));"][..],
+        &[
+            "trait Area { fn area(&self) -> f64; }\nstruct A;\nstruct B;",
+            "impl Area for A { fn area(&self) -> f64 { 1.0 } }\nA.area()",
+            "impl Area for B { fn area(&self) -> f64 { 2.0 } }\nB.area()",
+            "impl Area for f64 { fn area(&self) -> f64 { *self } }\n2.0.area()",
+        ],
+        &[
+            "struct Stack(Vec<u8>);\nlet stack = Stack(Vec::new());\nlet mut all = vec![1];\nall.push(2);",
+            "impl Stack { fn new() -> Self { Stack(Vec::new()) } fn push(&mut self, x: u8) {} }",
+            "impl Default for Stack { fn default() -> Self { Self::new() } }",
+            "impl std::fmt::Display for Stack { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> \
+             std::fmt::Result { write!(f, \"stack\") } }",
+            "Stack::new().to_string()",
+        ],
+        &[
+            "let total: i32 = [1, 2].iter().sum();",
+            "trait Stats { fn sum(&self) -> u8; }\nimpl Stats for [u8] { fn sum(&self) -> u8 { 3 } }",
+            "[1u8][..].sum()",
+        ],
+    ] {
+        export(&notebook(cells), &options()).unwrap_or_else(|error| panic!("{cells:?}: {error}"));
+    }
+}
+
+#[test]
+fn paths_from_the_root_and_all_names_of_a_module_are_refused_where_names_are_new() {
+    for (cells, expected) in [
+        (
+            &["fn g() -> i32 { 1 }", "fn f() -> i32 { crate::g() }", "\nfn g() -> i32 { 2 }"][..],
+            "cell 3, line 2: `fn f` is defined once more with it: a path begins at the root",
+        ),
+        (
+            &["fn g() -> i32 { 1 }", "fn g() -> i32 { 2 }", "crate::g()"],
+            "cell 3, line 1: a path begins at the root",
+        ),
+        (
+            &["fn g() {}", "fn g() -> i32 { 2 }", "println!(\"{}\", self::g());"],
+            "cell 3, line 1: a path begins at the root",
+        ),
+        (
+            &[
+                "mod m { pub fn g() {} }",
+                "use crate::m::g;",
+                "g()",
+                "mod m { pub fn g() -> u8 { 2 } }",
+            ],
+            "cell 4, line 1: `item g` is defined once more with it",
+        ),
+        (
+            &[
+                "fn g() {}",
+                "fn g() -> u8 { 2 }",
+                "mod m { use super::*; pub fn f() -> u8 { g() } }",
+            ],
+            "cell 3, line 1: a path begins at the root (`crate::`, `self::`, `super::`), where the \
+             program does not have `g`",
+        ),
+        (
+            &[
+                "mod m { pub fn g() {} }",
+                "use m::*;",
+                "fn f() { g() }",
+                "mod m { pub fn g() { println!() } }",
+            ],
+            "cell 4, line 1: `m` is defined anew, and `use m::*;` of cell 2 takes all names from it",
+        ),
+        (
+            &["enum C { R = 1 }\nuse C::*;", "fn f() -> i32 { R as i32 }", "enum C { R = 2 }"],
+            "cell 3, line 1: `C` is defined anew, and `use C::*;` of cell 1",
+        ),
+        (
+            &["let limit = 1;\nlimit", "const limit: i32 = 3;"],
+            "cell 2, line 1: `limit` is a variable, too",
+        ),
+    ] {
+        let told = refusals(cells);
+        assert!(told.len() == 1 && told[0].starts_with(expected), "{cells:?}\n{told:#?}");
+    }
+    // What is at the root is found there.
+    exported(&["fn a() {}", "fn b() {}", "fn a() -> u8 { 1 }", "crate::b()"]);
 }
