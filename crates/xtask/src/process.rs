@@ -159,7 +159,8 @@ fn forward(
     kept
 }
 
-fn start_error(command: &Command, source: std::io::Error) -> Error {
+/// That a program could not be started.
+pub(crate) fn start_error(command: &Command, source: std::io::Error) -> Error {
     Error::Start { program: command.get_program().to_string_lossy().into_owned(), source }
 }
 

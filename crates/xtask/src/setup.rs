@@ -9,6 +9,7 @@ mod crates;
 pub(crate) mod cuda;
 mod kernel;
 mod prelude;
+mod progress;
 mod python;
 
 use std::path::{Path, PathBuf};
@@ -17,9 +18,13 @@ use std::time::Instant;
 use crate::error::{Error, Result};
 use crate::prerequisites::{self, Python};
 use crate::process;
+use progress::Progress;
 
 pub(crate) use kernel::LAB_SETTINGS;
 pub(crate) use python::Environment;
+
+/// Work, in seconds of one core, from which on a set-up says how long it will take.
+const ANNOUNCED: f64 = 60.0;
 
 /// One step of the set-up.
 trait Step {
@@ -29,8 +34,14 @@ trait Step {
     fn what(&self) -> String;
     /// Whether there is nothing to do, found out quickly.
     fn is_done(&self) -> bool;
+    /// What it will take: seconds of one core, or of waiting times two.
+    fn secs(&self) -> f64;
+    /// Whether it counts its own work in the bar.
+    fn compiles(&self) -> bool {
+        false
+    }
     /// Does it, showing progress. Safe to call again after it was cut short.
-    fn run(&self) -> Result<()>;
+    fn run(&self, progress: &Progress) -> Result<()>;
 }
 
 /// A machine on which everything is in place, and where it is.
@@ -207,14 +218,30 @@ impl Setup {
 
     fn steps(&self, steps: &[&dyn Step]) -> Result<()> {
         let all = steps.len();
-        for (number, step) in (1..).zip(steps) {
+        let done: Vec<bool> = steps.iter().map(|step| step.is_done()).collect();
+        let secs: Vec<f64> = steps
+            .iter()
+            .zip(&done)
+            .map(|(step, done)| if *done { 0.0 } else { step.secs() })
+            .collect();
+        let progress = Progress::new(secs.iter().sum());
+        if secs.iter().sum::<f64>() >= ANNOUNCED {
+            println!(
+                "This takes about {} on this machine. Stopped, it goes on where it was when you start it again.",
+                progress::about(progress.expected())
+            );
+        }
+        for (number, ((step, done), secs)) in (1..).zip(steps.iter().zip(done).zip(secs)) {
             let start = Instant::now();
-            if step.is_done() {
+            if done {
                 println!("[{number}/{all}] {}: there", step.name());
                 continue;
             }
             println!("[{number}/{all}] {}: {}", step.name(), step.what());
-            step.run()?;
+            step.run(&progress)?;
+            if !step.compiles() {
+                progress.add(secs);
+            }
             println!("[{number}/{all}] {}: done in {}", step.name(), duration(start.elapsed()));
         }
         Ok(())

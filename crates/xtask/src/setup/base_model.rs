@@ -13,6 +13,7 @@ use crate::process;
 use crate::stamp::write_atomically;
 
 use super::crates::with_network_remedy;
+use super::progress::Progress;
 use super::{Setup, Step};
 
 const NAME: &str = "SmolLM2-135M-Instruct";
@@ -54,7 +55,11 @@ impl Step for BaseModel {
         Verified::of(&self.file).is_some_and(|verified| verified.is_recorded())
     }
 
-    fn run(&self) -> Result<()> {
+    fn secs(&self) -> f64 {
+        40.0
+    }
+
+    fn run(&self, _: &Progress) -> Result<()> {
         if !self.file.exists() {
             self.fetch()?;
         }

@@ -7,6 +7,7 @@ use crate::hash;
 use crate::process;
 use crate::stamp::Stamp;
 
+use super::progress::Progress;
 use super::{Setup, Step};
 
 /// Fetches what `Cargo.lock` names.
@@ -47,7 +48,11 @@ impl Step for Fetch {
         self.stamp.is_valid()
     }
 
-    fn run(&self) -> Result<()> {
+    fn secs(&self) -> f64 {
+        60.0
+    }
+
+    fn run(&self, _: &Progress) -> Result<()> {
         self.stamp.clear()?;
         // Crates that are there already need no network.
         if process::capture(self.fetch().arg("--offline"), "cargo fetch").is_err() {

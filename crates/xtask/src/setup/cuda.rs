@@ -19,6 +19,7 @@ use crate::process;
 use crate::stamp::Stamp;
 
 use super::crates::with_network_remedy;
+use super::progress::Progress;
 use super::{Setup, Step};
 
 /// The libraries that candle's `cuda` feature links to: the name that the linker looks for, and the
@@ -297,7 +298,11 @@ impl Step for Toolkit {
             && self.target.exists()
     }
 
-    fn run(&self) -> Result<()> {
+    fn secs(&self) -> f64 {
+        240.0
+    }
+
+    fn run(&self, _: &Progress) -> Result<()> {
         if self.system.is_none() {
             self.install()?;
         }

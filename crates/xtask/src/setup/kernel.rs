@@ -12,6 +12,7 @@ use crate::hash;
 use crate::process;
 use crate::stamp::Stamp;
 
+use super::progress::{Build, Progress, Weights};
 use super::{Setup, Step};
 
 /// Builds the kernel.
@@ -29,6 +30,11 @@ impl Kernel {
             binary: setup.kernel_binary(),
         }
     }
+
+    fn build(&self) -> Build {
+        let target = self.binary.parent().unwrap_or(&self.target).to_path_buf();
+        Build { weights: Weights::of("kernel"), target }
+    }
 }
 
 impl Step for Kernel {
@@ -40,7 +46,7 @@ impl Step for Kernel {
         if self.binary.exists() {
             "bringing it up to date".to_owned()
         } else {
-            "compiling it, rust-analyzer included (about 8 minutes on 2 cores)".to_owned()
+            "compiling it, rust-analyzer included".to_owned()
         }
     }
 
@@ -49,14 +55,21 @@ impl Step for Kernel {
         false
     }
 
-    fn run(&self) -> Result<()> {
-        process::run(
-            process::cargo(&self.root)
-                .args(["build", "--locked", "--package", "tunebook-kernel", "--target-dir"])
-                .arg(&self.target)
-                .env("RUSTFLAGS", ""),
-            "building the kernel",
-        )
+    fn secs(&self) -> f64 {
+        self.build().left()
+    }
+
+    fn compiles(&self) -> bool {
+        true
+    }
+
+    fn run(&self, progress: &Progress) -> Result<()> {
+        let mut cargo = process::cargo(&self.root);
+        cargo
+            .args(["build", "--locked", "--package", "tunebook-kernel", "--target-dir"])
+            .arg(&self.target)
+            .env("RUSTFLAGS", "");
+        progress.compile(&mut cargo, &self.build(), "building the kernel")
     }
 }
 
@@ -121,7 +134,11 @@ impl Step for Kernelspecs {
             })
     }
 
-    fn run(&self) -> Result<()> {
+    fn secs(&self) -> f64 {
+        2.0
+    }
+
+    fn run(&self, _: &Progress) -> Result<()> {
         self.stamp.clear()?;
         process::run(
             process::command(&self.binary)

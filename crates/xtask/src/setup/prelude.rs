@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::process;
 use crate::stamp::Stamp;
 
+use super::progress::{Build, Progress, Weights};
 use super::{Setup, Step};
 
 /// Warms the kernel: compiles the prelude and lays out the template that each kernel is cloned
@@ -38,6 +39,11 @@ impl Warm {
         self.library.exists()
     }
 
+    fn build(&self) -> Build {
+        let target = self.library.parent().map(std::path::Path::to_path_buf).unwrap_or_default();
+        Build { weights: Weights::of("prelude"), target }
+    }
+
     /// The prelude of a CUDA build.
     pub(super) fn with(self, environment: Vec<(&'static str, OsString)>) -> Self {
         Self { environment, ..self }
@@ -53,8 +59,7 @@ impl Step for Warm {
         if self.stamp.is_valid() || self.library.exists() {
             "bringing it up to date".to_owned()
         } else {
-            "compiling polars, candle and our crates for the cells (about 18 minutes on 2 cores)"
-                .to_owned()
+            "compiling polars, candle and our crates for the cells".to_owned()
         }
     }
 
@@ -62,16 +67,22 @@ impl Step for Warm {
         false
     }
 
-    fn run(&self) -> Result<()> {
-        process::run(
-            process::command(&self.binary)
-                .arg("warm")
-                .arg("--project")
-                .arg(&self.root)
-                .current_dir(&self.root)
-                .envs(self.environment.iter().map(|(name, value)| (*name, value))),
-            "warming the kernel",
-        )?;
+    fn secs(&self) -> f64 {
+        self.build().left()
+    }
+
+    fn compiles(&self) -> bool {
+        true
+    }
+
+    fn run(&self, progress: &Progress) -> Result<()> {
+        let mut warm = process::command(&self.binary);
+        warm.arg("warm")
+            .arg("--project")
+            .arg(&self.root)
+            .current_dir(&self.root)
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)));
+        progress.compile(&mut warm, &self.build(), "warming the kernel")?;
         self.stamp.set()
     }
 }

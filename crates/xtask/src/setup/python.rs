@@ -9,6 +9,7 @@ use crate::process;
 use crate::stamp::Stamp;
 
 use super::crates::with_network_remedy;
+use super::progress::Progress;
 use super::{Setup, Step};
 
 /// A virtual environment.
@@ -94,7 +95,12 @@ impl Step for Environment {
         self.stamp.is_valid() && self.has(self.module)
     }
 
-    fn run(&self) -> Result<()> {
+    fn secs(&self) -> f64 {
+        // The peers' environments take far longer, and are no part of a first set-up.
+        100.0
+    }
+
+    fn run(&self, _: &Progress) -> Result<()> {
         self.stamp.clear()?;
         if !self.requirements.is_file() {
             return Err(Error::Other(format!(
