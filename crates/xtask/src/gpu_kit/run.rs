@@ -401,7 +401,8 @@ fn own_group(command: &mut Command) {
 fn own_group(_: &mut Command) {}
 
 fn end_group(child: &mut Child) {
-    let kill = format!("kill -9 -- -{}", child.id());
+    // Without `--`, which dash takes for a number.
+    let kill = format!("kill -9 -{}", child.id());
     let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
     let _ = child.kill();
     let _ = child.wait();
@@ -436,11 +437,15 @@ mod tests {
     #[test]
     fn a_part_that_takes_too_long_keeps_what_it_found() {
         let start = Instant::now();
-        // The sleep is a child of the shell and holds the pipe open.
-        let (ended, lines) = shell("echo one; sleep 60; echo two", Duration::from_millis(400));
+        let left = std::env::temp_dir().join(format!("xtask-left-{}", std::process::id()));
+        // A child of the shell, which holds the pipe open and must end with it.
+        let script = format!("echo one; (sleep 2; touch {}) & sleep 60; echo two", left.display());
+        let (ended, lines) = shell(&script, Duration::from_millis(400));
         assert!(matches!(ended, Ended::Late));
         assert_eq!(lines, ["one"]);
         assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_secs(3).saturating_sub(start.elapsed()));
+        assert!(!left.exists(), "what the part started went on");
     }
 
     #[test]
