@@ -38,7 +38,7 @@ const DROPPED: [&str; 25] = [
 ];
 
 /// Macros that define statics, which are items.
-const STATICS: [&str; 2] = ["lazy_static", "thread_local"];
+pub(crate) const STATICS: [&str; 2] = ["lazy_static", "thread_local"];
 
 /// The code of a cell.
 #[derive(Default)]
@@ -121,9 +121,20 @@ impl Parse for Parsed {
 }
 
 impl Code {
+    /// Reads a cell that is left out: its commands and those of a shell do not matter.
+    pub(crate) fn read_left_out(source: &str) -> Result<Self, Unread> {
+        let is_command = |line: &str| {
+            let line = line.trim_start();
+            line.starts_with([':', '!', '%']) && !line.starts_with("::") && !line.starts_with("![")
+        };
+        let lines = source.split('\n').map(|line| if is_command(line) { "" } else { line });
+        Self::read(&lines.collect::<Vec<_>>().join("\n"))
+    }
+
     /// Reads a cell.
     pub(crate) fn read(source: &str) -> Result<Self, Unread> {
         let (code, dropped) = without_commands(source)?;
+        not_too_deep(&code)?;
         let parsed: Parsed = syn::parse_str(&code).map_err(|error| {
             let line = error.span().start().line;
             (Some(line.max(1)), format!("the code cannot be read: {error}"))
@@ -133,7 +144,7 @@ impl Code {
         for attribute in &parsed.attributes {
             let range = attribute.span().byte_range();
             // `//!` belongs to nothing in a cell.
-            if !attribute.path().is_ident("doc") {
+            if code[range.clone()].starts_with('#') {
                 read.attributes.push(code[range.clone()].to_owned());
                 position = range.end;
             }
@@ -158,6 +169,54 @@ impl Code {
     }
 }
 
+/// How many brackets may stand within each other, and how many words in one expression.
+const DEPTH: usize = 200;
+const LENGTH: usize = 5000;
+
+/// Refuses code that would overflow the stack: the parser and what reads its tree call themselves.
+fn not_too_deep(code: &str) -> Result<(), Unread> {
+    // What cannot be read is told by the parser.
+    let Ok(tokens) = code.parse::<TokenStream>() else { return Ok(()) };
+    let mut line = 1;
+    if is_too_deep(tokens, 0, &mut line) {
+        let reason = format!(
+            "the code cannot be read: more than {DEPTH} brackets within each other, or {LENGTH} \
+             words in one expression; put parts of it in variables"
+        );
+        return Err((Some(line), reason));
+    }
+    Ok(())
+}
+
+fn is_too_deep(tokens: TokenStream, depth: usize, line: &mut usize) -> bool {
+    if depth > DEPTH {
+        return true;
+    }
+    let mut length = 0;
+    for token in tokens {
+        length += 1;
+        match &token {
+            TokenTree::Punct(punct) if [',', ';'].contains(&punct.as_char()) => length = 0,
+            TokenTree::Group(group) => {
+                *line = group.span_open().start().line;
+                if is_too_deep(group.stream(), depth + 1, line) {
+                    return true;
+                }
+                // A statement may end with it.
+                if group.delimiter() == proc_macro2::Delimiter::Brace {
+                    length = 0;
+                }
+            }
+            _ => {}
+        }
+        if length > LENGTH {
+            *line = token.span().start().line;
+            return true;
+        }
+    }
+    false
+}
+
 /// What stands behind a statement on its line.
 fn trailing(between: &str) -> &str {
     if between.contains("/*") {
@@ -169,8 +228,9 @@ fn trailing(between: &str) -> &str {
     }
 }
 
-/// Comments between statements, `//!` as a plain comment.
+/// Comments between statements, `//!` and `/*!` as plain ones.
 fn comments(text: &str) -> String {
+    let text = &text.replace("/*!", "/*");
     let plain = |line: &str| match line.trim_start().strip_prefix("//!") {
         Some(rest) => format!("{}//{rest}", &line[..line.len() - line.trim_start().len()]),
         None => line.to_owned(),

@@ -14,15 +14,16 @@ const LIST: &str = ".tunebook-export.json";
 /// Cargo drops from it what the crate does not need.
 const CHANGES: &str = "Cargo.lock";
 
-/// Writes the crate to `folder`, in place of an earlier export. Other files stay.
+/// Writes the crate to `folder`, in place of an earlier export of the same notebook. Other files stay.
+/// `from` says which notebook it is, among others of its name: its path.
 ///
 /// # Errors
-/// [`Error::Folder`] when the folder holds files that no export wrote, or exported ones that were
-/// changed since; nothing is written then. [`Error::Io`].
-pub fn write(exported: &Exported, folder: &Path) -> Result<(), Error> {
+/// [`Error::Folder`] when the folder holds the export of another notebook, files that no export wrote,
+/// or exported ones that were changed since; nothing is written then. [`Error::Io`].
+pub fn write(exported: &Exported, from: &str, folder: &Path) -> Result<(), Error> {
     let bytes = |(name, text): (&String, &String)| (name.clone(), text.clone().into_bytes());
     let files = exported.files.iter().map(bytes).collect();
-    write_parts(&Parts { files: &files, links: &exported.links }, folder)
+    write_parts(&Parts { from: Some(from), files: &files, links: &exported.links }, folder)
 }
 
 /// Writes files to `folder`, in place of an earlier export. Other files stay.
@@ -30,17 +31,21 @@ pub fn write(exported: &Exported, folder: &Path) -> Result<(), Error> {
 /// # Errors
 /// As [`write`].
 pub fn write_files(files: &Files, folder: &Path) -> Result<(), Error> {
-    write_parts(&Parts { files, links: &BTreeMap::new() }, folder)
+    write_parts(&Parts { from: None, files, links: &BTreeMap::new() }, folder)
 }
 
 /// What a folder is to hold.
 struct Parts<'a> {
+    from: Option<&'a str>,
     files: &'a Files,
     links: &'a BTreeMap<String, String>,
 }
 
 fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
     let refuse = |reason| Err(Error::Folder { folder: folder.to_owned(), reason });
+    if is_linked(folder, LIST) {
+        return refuse(format!("{LIST} is a link; move it away or choose another folder with --out"));
+    }
     let Some(old) = List::read(folder)? else {
         if !is_empty(folder)? {
             return refuse(
@@ -49,10 +54,22 @@ fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
         }
         return write_all(exported, &List::default(), folder);
     };
-    for (name, checksum) in &old.files {
+    if let (Some(from), Some(other)) = (exported.from, &old.from)
+        && from != other
+    {
+        return refuse(format!(
+            "it is the export of {other}; move it away or choose another folder with --out"
+        ));
+    }
+    for name in old.files.keys().chain(old.before.keys()) {
         let path = folder.join(name);
+        let wrote = |bytes: &[u8]| {
+            let sum = sum(bytes);
+            old.files.get(name) == Some(&sum) || old.before.get(name) == Some(&sum)
+        };
         let changed = match fs::read(&path) {
-            Ok(bytes) => is_linked(folder, name) || sum(&bytes) != *checksum && name != CHANGES,
+            _ if is_linked(folder, name) => true,
+            Ok(bytes) => name != CHANGES && !wrote(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(source) => return Err(Error::Io { path, source }),
         };
@@ -63,7 +80,8 @@ fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
             ));
         }
     }
-    let new = exported.files.keys().filter(|name| !old.files.contains_key(*name));
+    let known = |name: &String| old.files.contains_key(name) || old.before.contains_key(name);
+    let new = exported.files.keys().filter(|name| !known(name));
     let new_links = exported.links.keys().filter(|name| !old.links.contains_key(*name));
     for name in new.chain(new_links) {
         if folder.join(name).symlink_metadata().is_ok() || is_linked(folder, name) {
@@ -78,7 +96,11 @@ fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
 /// What an export wrote: files with their checksums, and links.
 #[derive(Default)]
 struct List {
+    /// The notebook.
+    from: Option<String>,
     files: BTreeMap<String, String>,
+    /// The files of the export before, where one has not come to its end.
+    before: BTreeMap<String, String>,
     links: BTreeMap<String, String>,
 }
 
@@ -94,6 +116,9 @@ impl List {
         let list: Value = serde_json::from_str(&text).unwrap_or_default();
         let part = |name: &str| {
             let mut read = BTreeMap::new();
+            if name == "before" && list[name].is_null() {
+                return Some(read);
+            }
             for (name, value) in list[name].as_object()? {
                 // A list that was tampered with must not lead out of the folder.
                 if name.split('/').any(|part| part.is_empty() || part == "..") {
@@ -103,8 +128,11 @@ impl List {
             }
             Some(read)
         };
-        match (part("files"), part("links")) {
-            (Some(files), Some(links)) => Ok(Some(Self { files, links })),
+        let from = list["from"].as_str().map(str::to_owned);
+        match (part("files"), part("before"), part("links")) {
+            (Some(files), Some(before), Some(links)) => {
+                Ok(Some(Self { from, files, before, links }))
+            }
             _ => Err(Error::Folder {
                 folder: folder.to_owned(),
                 reason: format!(
@@ -112,6 +140,21 @@ impl List {
                 ),
             }),
         }
+    }
+}
+
+impl List {
+    fn write(&self, folder: &Path) -> Result<(), Error> {
+        let mut list = json!({
+            "written_by": "tunebook export", "files": self.files, "links": self.links,
+        });
+        if let Some(from) = &self.from {
+            list["from"] = json!(from);
+        }
+        if !self.before.is_empty() {
+            list["before"] = json!(self.before);
+        }
+        write_file(folder.join(LIST), format!("{list:#}\n").as_bytes())
     }
 }
 
@@ -134,6 +177,20 @@ fn is_empty(folder: &Path) -> Result<bool, Error> {
 
 /// Writes files and links, and removes those of the earlier export that are no part of this one.
 fn write_all(exported: &Parts<'_>, old: &List, folder: &Path) -> Result<(), Error> {
+    let sums = exported.files.iter().map(|(name, bytes)| (name.clone(), sum(bytes)));
+    let mut list = List {
+        from: exported.from.map(str::to_owned),
+        files: sums.collect(),
+        before: old.before.clone(),
+        links: old.links.clone(),
+    };
+    // First, so that an export that breaks off can be done again.
+    list.before.extend(old.files.clone());
+    list.links.extend(exported.links.clone());
+    let written = old.files == list.files && old.before.is_empty() && old.links == list.links;
+    if !written {
+        list.write(folder)?;
+    }
     for (name, bytes) in exported.files {
         write_file(folder.join(name), bytes)?;
     }
@@ -148,7 +205,7 @@ fn write_all(exported: &Parts<'_>, old: &List, folder: &Path) -> Result<(), Erro
         remove(&path)?;
         std::os::unix::fs::symlink(target, &path).map_err(|source| Error::Io { path, source })?;
     }
-    let gone = old.files.keys().filter(|name| !exported.files.contains_key(*name));
+    let gone = list.before.keys().filter(|name| !exported.files.contains_key(*name));
     let gone_links = old
         .links
         .keys()
@@ -156,10 +213,9 @@ fn write_all(exported: &Parts<'_>, old: &List, folder: &Path) -> Result<(), Erro
     for name in gone.chain(gone_links) {
         remove(&folder.join(name))?;
     }
-    let sums: BTreeMap<_, _> =
-        exported.files.iter().map(|(name, bytes)| (name, sum(bytes))).collect();
-    let list = json!({ "written_by": "tunebook export", "files": sums, "links": exported.links });
-    write_file(folder.join(LIST), format!("{list:#}\n").as_bytes())
+    list.before.clear();
+    list.links = exported.links.clone();
+    list.write(folder)
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
@@ -181,7 +237,8 @@ fn write_file(path: PathBuf, bytes: &[u8]) -> Result<(), Error> {
     written.map_err(|source| Error::Io { path, source })
 }
 
-fn sum(bytes: &[u8]) -> String {
+/// The checksum (SHA-256) in hexadecimal.
+pub(crate) fn sum(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -203,11 +260,11 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let folder = temporary.path().join("crate");
         let first = exported(&[("Cargo.toml", "a"), ("Cargo.lock", "l"), ("src/old.rs", "o")]);
-        write(&first, &folder).unwrap();
+        write(&first, "a.ipynb", &folder).unwrap();
         fs::write(folder.join("mine.txt"), "mine").unwrap();
         fs::write(folder.join("Cargo.lock"), "shorter").unwrap();
         let second = exported(&[("Cargo.toml", "b"), ("Cargo.lock", "l"), ("src/new.rs", "n")]);
-        write(&second, &folder).unwrap();
+        write(&second, "a.ipynb", &folder).unwrap();
         let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
         assert_eq!(
             (read("Cargo.toml"), read("Cargo.lock"), read("mine.txt")),
@@ -216,12 +273,12 @@ mod tests {
         assert!(folder.join("src/new.rs").exists() && !folder.join("src/old.rs").exists());
 
         fs::write(folder.join("src/new.rs"), "changed").unwrap();
-        let told = write(&first, &folder).unwrap_err().to_string();
+        let told = write(&first, "a.ipynb", &folder).unwrap_err().to_string();
         assert!(told.contains("src/new.rs was changed since it was exported"), "{told}");
         assert_eq!(read("Cargo.toml"), "b");
         fs::write(folder.join("src/new.rs"), "n").unwrap();
         let third = exported(&[("Cargo.toml", "c"), ("mine.txt", "ours")]);
-        let told = write(&third, &folder).unwrap_err().to_string();
+        let told = write(&third, "a.ipynb", &folder).unwrap_err().to_string();
         assert!(told.contains("mine.txt is no exported file"), "{told}");
         assert_eq!((read("Cargo.toml"), read("mine.txt")), ("b".into(), "mine".into()));
     }
@@ -234,29 +291,29 @@ mod tests {
         fs::write(checkout.join("a/lib.rs"), "a").unwrap();
         let mut first = exported(&[("Cargo.toml", "a")]);
         first.links.insert("crates".into(), "../crates".into());
-        write(&first, &folder).unwrap();
+        write(&first, "a.ipynb", &folder).unwrap();
         assert!(folder.join("crates/a/lib.rs").exists());
-        write(&first, &folder).unwrap();
+        write(&first, "a.ipynb", &folder).unwrap();
 
         // Neither a list nor an export reaches through the link.
         let list = fs::read_to_string(folder.join(LIST)).unwrap();
         let with = format!("\"files\": {{ \"crates/a/lib.rs\": \"{}\",", sum(b"a"));
         fs::write(folder.join(LIST), list.replace("\"files\": {", &with)).unwrap();
         assert!(
-            write(&first, &folder).unwrap_err().to_string().contains("crates/a/lib.rs was changed")
+            write(&first, "a.ipynb", &folder).unwrap_err().to_string().contains("crates/a/lib.rs was changed")
         );
         fs::write(folder.join(LIST), list).unwrap();
         let through = exported(&[("Cargo.toml", "a"), ("crates/new.rs", "n")]);
-        assert!(write(&through, &folder).unwrap_err().to_string().contains("no exported file"));
+        assert!(write(&through, "a.ipynb", &folder).unwrap_err().to_string().contains("no exported file"));
 
         // A copy in its place stays.
         fs::remove_file(folder.join("crates")).unwrap();
         fs::create_dir(folder.join("crates")).unwrap();
-        write(&first, &folder).unwrap();
+        write(&first, "a.ipynb", &folder).unwrap();
         assert!(!folder.join("crates").is_symlink());
         fs::remove_dir(folder.join("crates")).unwrap();
-        write(&first, &folder).unwrap();
-        write(&exported(&[("Cargo.toml", "a")]), &folder).unwrap();
+        write(&first, "a.ipynb", &folder).unwrap();
+        write(&exported(&[("Cargo.toml", "a")]), "a.ipynb", &folder).unwrap();
         assert!(!folder.join("crates").is_symlink() && checkout.join("a/lib.rs").exists());
     }
 
@@ -264,7 +321,7 @@ mod tests {
     fn a_folder_that_is_no_export_stays_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("notes.txt"), "mine").unwrap();
-        let told = write(&exported(&[("Cargo.toml", "a")]), folder.path()).unwrap_err().to_string();
+        let told = write(&exported(&[("Cargo.toml", "a")]), "a.ipynb", folder.path()).unwrap_err().to_string();
         assert!(told.contains("not empty and no export"), "{told}");
         assert!(!folder.path().join("Cargo.toml").exists());
         fs::write(folder.path().join(LIST), "{\"files\": {\"../other\": \"0\"}}").unwrap();

@@ -18,6 +18,7 @@ mod cell;
 pub mod cluster;
 pub mod folder;
 mod later;
+mod macros;
 mod manifest;
 mod names;
 mod notebook;
@@ -145,6 +146,28 @@ fn list(refusals: &[Refusal]) -> String {
 /// # Errors
 /// [`Error::NotANotebook`], and [`Error::Refused`] with all cells that cannot be exported.
 pub fn export(text: &str, options: &Options) -> Result<Exported, Error> {
+    let no_notebook =
+        |reason| Error::NotANotebook { notebook: options.notebook.clone(), reason };
+    // Deep expressions are deep calls, and the stack of whoever calls is not known.
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let thread = thread
+            .spawn_scoped(scope, || export_here(text, options))
+            .map_err(|error| no_notebook(format!("no thread to read it: {error}")))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Enough for the deepest code that is read ([`cell`]).
+const STACK_BYTES: usize = 256 << 20;
+
+/// A file's name for a comment.
+fn one_line(name: &str) -> String {
+    name.replace(|c: char| c.is_control() || ['\u{2028}', '\u{2029}'].contains(&c), " ")
+}
+
+fn export_here(text: &str, options: &Options) -> Result<Exported, Error> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let cells = notebook::read(text)
         .map_err(|reason| Error::NotANotebook { notebook: options.notebook.clone(), reason })?;
     let mut notes = Vec::new();

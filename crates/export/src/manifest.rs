@@ -5,14 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::{Table, Value};
 
 use crate::program::Uses;
-use crate::{Error, Options};
+use crate::{Error, Options, folder};
 
 /// The package's name: one that cargo takes, whatever the notebook is called.
 pub(crate) fn package_name(notebook: &str) -> String {
     let stem = notebook.strip_suffix(".ipynb").unwrap_or(notebook);
     let words = stem.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-    let words: Vec<String> = words.map(str::to_ascii_lowercase).collect();
-    format!("notebook-{}", if words.is_empty() { "exported".to_owned() } else { words.join("-") })
+    let mut words: Vec<String> = words.map(str::to_ascii_lowercase).collect();
+    // Cargo takes no letters but those of ASCII: without them two notebooks would have one name.
+    if words.is_empty() || stem.contains(|c: char| !c.is_ascii() && c.is_alphanumeric()) {
+        words.push(folder::sum(stem.as_bytes())[..8].to_owned());
+    }
+    format!("notebook-{}", words.join("-"))
 }
 
 /// The link to the checkout's folder of this name.
@@ -28,7 +32,7 @@ pub(crate) fn manifest(package: &str, uses: &Uses, options: &Options) -> Result<
     let mut text = format!(
         "# Written by `tunebook export` from {}.\n\n[package]\nname = {package:?}\nversion = \
          \"0.1.0\"\nedition = \"2024\"\npublish = false\n\n[dependencies]\n",
-        options.notebook
+        crate::one_line(&options.notebook)
     );
     let parsed = |text: &str, file| {
         text.parse::<Table>().map_err(|error| Error::Checkout { file, reason: error.to_string() })
@@ -172,7 +176,9 @@ mod tests {
         for (notebook, package) in [
             ("00_start_here.ipynb", "notebook-00-start-here"),
             ("My Test (2).ipynb", "notebook-my-test-2"),
-            ("テスト.ipynb", "notebook-exported"),
+            ("テスト.ipynb", "notebook-1c7f9d0f"),
+            ("größe.ipynb", "notebook-gr-e-0"),
+            ("...ipynb", "notebook-0"),
             ("tunebook.ipynb", "notebook-tunebook"),
         ] {
             assert_eq!(package_name(notebook), package);

@@ -6,8 +6,11 @@
 use std::collections::BTreeSet;
 
 use proc_macro2::{TokenStream, TokenTree};
+use quote::ToTokens as _;
 use syn::visit::{self, Visit};
 use syn::{Expr, Item, Pat, Stmt, UseTree};
+
+use crate::cell::STATICS;
 
 /// A variable that a `let` of a cell defines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -390,6 +393,49 @@ fn statics(tokens: TokenStream) -> Vec<String> {
     };
     let found = words.iter().enumerate().filter(|(_, word)| *word == "static");
     found.filter_map(|(at, _)| after(at)).cloned().collect()
+}
+
+/// The statics of an item, and of the functions in it, whose values may change.
+pub(crate) fn changing_statics(item: &Item) -> Vec<String> {
+    let mut found = Statics::default();
+    found.visit_item(item);
+    found.0
+}
+
+#[derive(Default)]
+struct Statics(Vec<String>);
+
+impl<'ast> Visit<'ast> for Statics {
+    fn visit_item_static(&mut self, item: &'ast syn::ItemStatic) {
+        if matches!(item.mutability, syn::StaticMutability::Mut(_)) || !is_plain(&item.ty) {
+            self.0.push(item.ident.to_string());
+        }
+        visit::visit_item_static(self, item);
+    }
+
+    fn visit_macro(&mut self, mac: &'ast syn::Macro) {
+        let name = mac.path.segments.last().map(|last| last.ident.to_string());
+        if name.is_some_and(|name| STATICS.contains(&name.as_str())) {
+            self.0.extend(statics(mac.tokens.clone()));
+        }
+    }
+
+    fn visit_item_macro(&mut self, item: &'ast syn::ItemMacro) {
+        if item.ident.is_none() {
+            self.visit_macro(&item.mac);
+        }
+    }
+}
+
+/// Whether the values of a type cannot change in a static: others may have a `Cell` within.
+fn is_plain(of: &syn::Type) -> bool {
+    const PLAIN: [&str; 3] = ["Option", "String", "Vec"];
+    words(of.to_token_stream()).iter().all(|word| {
+        // Not the length of a list, which is a constant.
+        !word.starts_with(char::is_uppercase)
+            || !word.contains(char::is_lowercase)
+            || PLAIN.contains(&word.as_str())
+    })
 }
 
 /// How a cell's own level leaves it.

@@ -46,13 +46,16 @@ pub(crate) fn read(text: &str) -> Result<Vec<Cell>, String> {
         if source.trim().is_empty() {
             continue;
         }
-        if cell["cell_type"] == "code" {
-            number += 1;
-            let tags = cell["metadata"]["tags"].as_array().into_iter().flatten();
-            let tags = tags.filter_map(Value::as_str).map(str::to_owned).collect();
-            read.push(Cell::Code(CodeCell { number, source, tags }));
-        } else {
-            read.push(Cell::Text(source));
+        match cell["cell_type"].as_str() {
+            Some("code") => {
+                number += 1;
+                let tags = cell["metadata"]["tags"].as_array().into_iter().flatten();
+                let tags = tags.filter_map(Value::as_str).map(str::to_owned).collect();
+                read.push(Cell::Code(CodeCell { number, source, tags }));
+            }
+            Some("markdown" | "raw") => read.push(Cell::Text(source)),
+            Some(other) => return Err(format!("a cell's `cell_type` is {other:?}")),
+            None => return Err("a cell has no `cell_type`".to_owned()),
         }
     }
     Ok(read)

@@ -28,6 +28,17 @@ pub(crate) struct Parameter {
     pub(crate) help: String,
 }
 
+/// The name of a parameter without what its flag does not have.
+pub(crate) fn flag_name(name: &str) -> String {
+    name.trim_start_matches("r#").replace('_', "").to_lowercase()
+}
+
+/// Whether a parameter is a secret by its name, whose value a help text does not show.
+pub(crate) fn is_secret(name: &str) -> bool {
+    let words = ["key", "passwd", "password", "secret", "token"];
+    name.to_lowercase().split('_').any(|word| words.contains(&word))
+}
+
 /// Reads a statement of the cell: the parameter, and the statement with the flag before the
 /// notebook's value.
 ///
@@ -38,7 +49,7 @@ pub(crate) fn read(piece: &Piece) -> Result<(Parameter, String), String> {
     let Stmt::Local(local) = &piece.statement else { return Err(FORM.to_owned()) };
     let (variable, of, value) = names::simple_let(local).ok_or(FORM)?;
     let name = variable.name;
-    if OWN_FLAGS.contains(&name.as_str()) {
+    if OWN_FLAGS.contains(&flag_name(&name).as_str()) {
         return Err(format!("the flag --{name} is the program's own; rename the parameter"));
     }
     let of = match of {

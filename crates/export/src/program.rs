@@ -1,12 +1,13 @@
 //! The cells as one program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proc_macro2::TokenStream;
 use quote::ToTokens as _;
 use syn::Item;
 
 use crate::cell::{self, Code, Piece};
+use crate::macros;
 use crate::names::{self, Leaves, Variable};
 use crate::notebook::{Cell, CodeCell};
 use crate::parameters::{self, Parameter};
@@ -21,6 +22,12 @@ const RAISES: &str = "raises-exception";
 /// papermill's tags.
 const PARAMETERS: [&str; 2] = ["parameters", "injected-parameters"];
 
+/// The variable of the program that takes those of a cell.
+const KEPT: &str = "exported_notebook_kept";
+
+/// Names that the program has itself.
+const OWN: [&str; 4] = [MODULE, KEPT, "notebook_cells", "notebook_flags"];
+
 /// What the program needs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Uses {
@@ -28,6 +35,8 @@ pub(crate) struct Uses {
     pub(crate) tokio: bool,
     /// Whether a cell waits for a future.
     pub(crate) awaits: bool,
+    /// Whether a cell that leaves early or waits has variables that live on.
+    pub(crate) keeps: bool,
     /// Whether there are parameters.
     pub(crate) flags: bool,
 }
@@ -75,13 +84,23 @@ impl Loaded {
 enum Read {
     Text(String),
     Code(Loaded),
-    /// The variables and the items of a cell that is left out, and its tag.
+    /// What a cell that is left out defines, and its tag.
     LeftOut {
         number: usize,
         tag: &'static str,
         variables: Vec<String>,
-        items: Vec<String>,
+        items: Vec<Item>,
     },
+}
+
+impl Read {
+    /// The items of a cell that is exported.
+    fn items(&self) -> Vec<Item> {
+        match self {
+            Self::Code(loaded) => loaded.code.pieces.iter().filter_map(Piece::item).collect(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl Program {
@@ -113,6 +132,8 @@ impl Program {
             parameters: Vec::new(),
             uses: Uses::default(),
         };
+        let items: Vec<Item> = all.iter().flat_map(Read::items).collect();
+        let defining = macros::that_define(items.iter());
         let mut scopes = Scopes::default();
         for at in 0..all.len() {
             match &all[at] {
@@ -120,10 +141,10 @@ impl Program {
                 Read::LeftOut { .. } => {}
                 Read::Code(loaded) => {
                     let later = |name: &str| is_used(&all[at + 1..], name);
-                    match program.cell(loaded, &mut scopes, later) {
-                        Ok(()) => {}
-                        Err(refusal) => refusals.push(refusal),
-                    }
+                    let result = refuse_own_names(loaded)
+                        .and_then(|()| refuse_defining(loaded, &defining))
+                        .and_then(|()| program.cell(loaded, &mut scopes, later));
+                    refusals.extend(result.err());
                 }
             }
         }
@@ -201,7 +222,21 @@ impl Program {
                         format!("the parameter `{}` has been of type {}", known.name, known.of),
                     ));
                 }
-                None => self.parameters.push(parameter),
+                None => {
+                    let flag = parameters::flag_name(&parameter.name);
+                    let known = self.parameters.iter().map(|one| &one.name);
+                    if let Some(other) = known.into_iter().find(|one| parameters::flag_name(one) == flag)
+                    {
+                        return Err(loaded.refuse(
+                            Some(piece.line),
+                            format!(
+                                "the parameters `{other}` and `{}` have the same flag; rename one",
+                                parameter.name
+                            ),
+                        ));
+                    }
+                    self.parameters.push(parameter);
+                }
             }
         }
         self.uses.flags |= !self.parameters.is_empty();
@@ -218,12 +253,17 @@ impl Program {
         let code = &loaded.code;
         let may_fail = loaded.is(RAISES);
         let mut variables: Vec<Variable> = Vec::new();
+        let statements = loaded.statements().map(|piece| &piece.statement);
+        for variable in statements.flat_map(names::variables) {
+            variables.retain(|other| other.name != variable.name);
+            variables.push(variable);
+        }
+        let count = variables.len();
+        variables.retain(|variable| later(&variable.name));
+        // Variables that no later cell names live on in the notebook: a server, a guard.
+        let lives_on = variables.len() < count;
         let (mut awaits, mut returns) = (None, None);
         for (piece, text) in loaded.statements().zip(&mut texts) {
-            for variable in names::variables(&piece.statement) {
-                variables.retain(|other| other.name != variable.name);
-                variables.push(variable);
-            }
             let leaves = names::leaves(&piece.statement);
             if leaves.awaits {
                 awaits = awaits.or(Some(piece.line));
@@ -236,16 +276,16 @@ impl Program {
             }
             if !leaves.returns.is_empty() {
                 returns = returns.or(Some(piece.line));
-                *text = with_returns(piece, &leaves, may_fail);
+                *text = with_returns(piece, &leaves, may_fail && !lives_on);
             }
         }
         let statements = join(loaded, &texts);
-        variables.retain(|variable| later(&variable.name));
         let list = variables.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
         let (values, pattern) = tuples(&variables);
 
         const OK: &str = "::std::result::Result::Ok";
         const SOME: &str = "::std::option::Option::Some";
+        const NONE: &str = "::std::option::Option::None";
         if may_fail {
             if !variables.is_empty() {
                 return Err(loaded.refuse(
@@ -262,44 +302,63 @@ impl Program {
                     format!("a cell tagged `{RAISES}` cannot wait for a future; use a function"),
                 ));
             }
-            return Ok(format!("{MODULE}::may_fail(|| {{\n{statements}    {OK}(())\n    }});\n"));
+            if !lives_on {
+                return Ok(format!("{MODULE}::may_fail(|| {{\n{statements}    {OK}(())\n    }});\n"));
+            }
+            self.uses.keeps = true;
+            return Ok(format!(
+                "let {KEPT} = ::std::cell::Cell::new({NONE}::<()>);\n    {MODULE}::may_fail(|| \
+                 {MODULE}::keep(&{KEPT}, async {{\n{statements}    {KEPT}.set({SOME}(()));\n    \
+                 ::std::future::pending().await\n    }}).map(|_| ()));\n"
+            ));
         }
         self.uses.awaits |= awaits.is_some();
-        Ok(match (awaits.is_some(), returns.is_some()) {
-            (false, false) => {
-                let tail = indented(code.tail.trim_end());
-                return Ok(format!("{statements}{}", line_of(&tail)));
-            }
-            (true, false) => format!(
+        let (awaits, returns) = (awaits.is_some(), returns.is_some());
+        if !awaits && !returns {
+            let tail = indented(code.tail.trim_end());
+            return Ok(format!("{statements}{}", line_of(&tail)));
+        }
+        let result = format!("::std::result::Result::<_, {MODULE}::Failed>");
+        if !returns && !lives_on {
+            return Ok(format!(
                 "let {pattern} = {MODULE}::block_on(async {{\n{statements}    \
-                 ::std::result::Result::<_, {MODULE}::Failed>::Ok({values})\n    }})?;\n"
+                 {result}::Ok({values})\n    }})?;\n"
+            ));
+        }
+        let of = format!("::std::result::Result<::std::option::Option<_>, {MODULE}::Failed>");
+        self.uses.keeps |= lives_on;
+        let (begin, last, end) = match (lives_on, awaits) {
+            (true, awaits) => (
+                format!(
+                    "{MODULE}::{}(&{KEPT}, async {{",
+                    if awaits { "block_on_and_keep" } else { "keep" }
+                ),
+                format!(
+                    "{KEPT}.set({SOME}({values}));\n    ::std::future::pending::<{of}>().await"
+                ),
+                "})?",
             ),
-            (awaits, true) => {
-                let (begin, end) = if awaits {
-                    (format!("{MODULE}::block_on(async {{"), "})?")
-                } else {
-                    let of = format!(
-                        "::std::result::Result<::std::option::Option<_>, {MODULE}::Failed>"
-                    );
-                    (format!("(|| -> {of} {{"), "})()?")
-                };
-                let typed = if awaits {
-                    format!("::std::result::Result::<_, {MODULE}::Failed>::Ok({SOME}({values}))")
-                } else {
-                    format!("{OK}({SOME}({values}))")
-                };
-                let (before, behind) = if variables.is_empty() {
-                    ("let _: ::std::option::Option<()> =".to_owned(), String::new())
-                } else {
-                    let missed = format!("{MODULE}::without({list:?})");
-                    (
-                        format!("let {SOME}({pattern}) ="),
-                        format!(" else {{ return ::std::result::Result::Err({missed}) }}"),
-                    )
-                };
-                format!("{before} {begin}\n{statements}    {typed}\n    {end}{behind};\n")
-            }
-        })
+            (false, true) => (
+                format!("{MODULE}::block_on(async {{"),
+                format!("{result}::Ok({SOME}({values}))"),
+                "})?",
+            ),
+            (false, false) => (format!("(|| -> {of} {{"), format!("{OK}({SOME}({values}))"), "})()?"),
+        };
+        let (before, behind) = if variables.is_empty() {
+            ("let _: ::std::option::Option<()> =".to_owned(), String::new())
+        } else {
+            let missed = format!("{MODULE}::without({list:?})");
+            (
+                format!("let {SOME}({pattern}) ="),
+                format!(" else {{ return ::std::result::Result::Err({missed}) }}"),
+            )
+        };
+        let slot = match lives_on {
+            true => format!("let {KEPT} = ::std::cell::Cell::new({NONE});\n    "),
+            false => String::new(),
+        };
+        Ok(format!("{slot}{before} {begin}\n{statements}    {last}\n    {end}{behind};\n"))
     }
 
     /// The text of `main.rs`.
@@ -313,7 +372,7 @@ impl Program {
              #![allow(nonstandard_style, non_local_definitions, unused)]\n\
              #![allow(text_direction_codepoint_in_comment)]\n\
              #![warn(unused_must_use)]\n",
-            options.notebook
+            crate::one_line(&options.notebook)
         );
         for attribute in &self.attributes {
             text.push_str(attribute);
@@ -403,24 +462,32 @@ fn read(cell: CodeCell, options: &Options, notes: &mut Vec<String>) -> Result<Re
         true => Some(SKIP),
         false => exercise.filter(|_| !options.with_exercises),
     };
-    let read = Code::read(&cell.source);
     if let Some(tag) = tag {
         notes.push(format!("cell {number}: left out, as it is tagged `{tag}`"));
-        let code = read.unwrap_or_default();
+        let code = Code::read_left_out(&cell.source).unwrap_or_else(|(_, reason)| {
+            // Nor could the kernel.
+            notes.push(format!("cell {number}: taken to define nothing: {reason}"));
+            Code::default()
+        });
         let statements = code.pieces.iter().filter(|piece| piece.item().is_none());
         let variables = statements.flat_map(|piece| names::variables(&piece.statement));
-        let items = code.pieces.iter().filter_map(Piece::item);
         return Ok(Read::LeftOut {
             number,
             tag,
             variables: variables.map(|variable| variable.name).collect(),
-            items: items.flat_map(|item| names::defined_by(&item)).collect(),
+            items: code.pieces.iter().filter_map(Piece::item).collect(),
         });
     }
-    match read {
+    match Code::read(&cell.source) {
         Ok(code) => {
             for command in &code.dropped {
                 notes.push(format!("cell {number}: `{command}` is left out"));
+            }
+            if cell.tags.contains(RAISES) {
+                notes.push(format!(
+                    "cell {number}: it may fail as it runs (`{RAISES}`); if it is to fail as it is \
+                     compiled, the crate cannot be built: tag it `{SKIP}`"
+                ));
             }
             Ok(Read::Code(Loaded { cell, code }))
         }
@@ -430,6 +497,39 @@ fn read(cell: CodeCell, options: &Options, notes: &mut Vec<String>) -> Result<Re
         }
         Err((line, reason)) => Err(Refusal { cell: number, line, reason }),
     }
+}
+
+/// Refuses names that the program has itself.
+fn refuse_own_names(loaded: &Loaded) -> Result<(), Refusal> {
+    for piece in &loaded.code.pieces {
+        let mut defined: Vec<String> =
+            names::variables(&piece.statement).into_iter().map(|one| one.name).collect();
+        defined.extend(piece.item().iter().flat_map(names::defined_by));
+        if let Some(name) = defined.iter().find(|name| OWN.contains(&name.as_str())) {
+            return Err(loaded.refuse(
+                Some(piece.line),
+                format!("the program has a `{name}` of its own; give this one another name"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a macro that defines something where it is called.
+fn refuse_defining(loaded: &Loaded, defining: &BTreeSet<String>) -> Result<(), Refusal> {
+    for piece in loaded.statements() {
+        if let Some(name) = macros::defines_here(&piece.statement, defining) {
+            return Err(loaded.refuse(
+                Some(piece.line),
+                format!(
+                    "what `{name}!` defines here is gone after the cell in the notebook, and would \
+                     not be in a program: write it without the macro, or put the call in a block \
+                     (`{{ … }}`)"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Whether cells use a variable before they define one of its name.
@@ -472,58 +572,75 @@ fn first_use(cells: &[Read], name: &str, in_items: bool) -> Option<usize> {
 /// Cells that use what a left out cell defines.
 fn left_out_but_used(all: &[Read]) -> Vec<Refusal> {
     let mut refusals = Vec::new();
-    let defines = |name: &String| {
-        all.iter().any(|read| match read {
-            Read::Code(loaded) => loaded
-                .code
-                .pieces
-                .iter()
-                .filter_map(Piece::item)
-                .any(|item| names::defined_by(&item).contains(name)),
-            _ => false,
-        })
-    };
     for (at, read) in all.iter().enumerate() {
         let Read::LeftOut { number, tag, variables, items } = read else { continue };
-        let lost = variables.iter().chain(items.iter().filter(|name| !defines(name)));
-        for name in lost {
-            if let Some(cell) = first_use(&all[at + 1..], name, true) {
-                let way_out =
-                    if EXERCISES.contains(tag) { ", or use --with-exercises" } else { "" };
-                refusals.push(Refusal {
-                    cell,
-                    line: None,
-                    reason: format!(
-                        "it uses `{name}` of cell {number}, which is left out (`{tag}`); tag this \
-                         cell, too{way_out}"
-                    ),
-                });
-                break;
-            }
+        let before: Vec<Item> = all[..at].iter().flat_map(Read::items).collect();
+        let mut lost = missing(&before, items);
+        lost.extend(variables.iter().map(|name| (name.clone(), name.clone())));
+        let way_out = if EXERCISES.contains(tag) { ", or use --with-exercises" } else { "" };
+        for (name, of) in lost {
+            let Some(cell) = first_use(&all[at + 1..], &name, true) else { continue };
+            let by = if name == of { String::new() } else { format!(" by way of `{name}`") };
+            refusals.push(Refusal {
+                cell,
+                line: None,
+                reason: format!(
+                    "it uses `{of}` of cell {number}{by}, which is left out (`{tag}`); tag this cell, \
+                     too{way_out}"
+                ),
+            });
+            break;
         }
     }
     refusals
 }
 
-/// Notes about statics that keep their values from cell to cell.
+/// The names that a left out cell gives a meaning: those of its items, and those of earlier items
+/// that use one of these, each with the name that it is about.
+fn missing(before: &[Item], items: &[Item]) -> BTreeMap<String, String> {
+    let mut lost = BTreeMap::new();
+    for item in items {
+        for name in names::defined_by(item) {
+            let former = before.iter().rev().find(|one| names::defined_by(one).contains(&name));
+            // The same once more changes nothing.
+            if former.is_none_or(|former| !is_same(former, item, &name)) {
+                lost.insert(name.clone(), name);
+            }
+        }
+    }
+    loop {
+        let before_len = lost.len();
+        for item in before {
+            let used = names::used_by_item(item);
+            let Some(of) = used.iter().find_map(|name| lost.get(name)).cloned() else { continue };
+            for name in names::defined_by(item) {
+                lost.entry(name).or_insert_with(|| of.clone());
+            }
+        }
+        if lost.len() == before_len {
+            return lost;
+        }
+    }
+}
+
+/// Whether two items give a name the same meaning.
+fn is_same(one: &Item, other: &Item, name: &str) -> bool {
+    if let (Item::Use(one), Item::Use(other)) = (one, other) {
+        let of = |item: &syn::ItemUse| {
+            names::imports(item).into_iter().find(|import| import.name.as_deref() == Some(name))
+        };
+        return of(one) == of(other);
+    }
+    one.to_token_stream().to_string() == other.to_token_stream().to_string()
+}
+
+/// Notes about statics that keep their values from cell to cell, those within functions included.
 fn statics(all: &[Read]) -> Vec<String> {
     let mut notes = Vec::new();
     for read in all {
         let Read::Code(loaded) = read else { continue };
-        for item in loaded.code.pieces.iter().filter_map(Piece::item) {
-            let changes = match &item {
-                Item::Static(item) => {
-                    matches!(item.mutability, syn::StaticMutability::Mut(_))
-                        || names::words(item.ty.to_token_stream()).iter().any(|word| {
-                            word.starts_with("Atomic")
-                                || ["Cell", "Mutex", "RefCell", "RwLock", "UnsafeCell"]
-                                    .contains(&word.as_str())
-                        })
-                }
-                Item::Macro(item) => item.ident.is_none(),
-                _ => false,
-            };
-            for name in names::defined_by(&item).iter().filter(|_| changes) {
+        for item in read.items() {
+            for name in names::changing_statics(&item) {
                 notes.push(format!(
                     "cell {}: the static `{name}` keeps its value from cell to cell; in the \
                      notebook it starts anew in each",

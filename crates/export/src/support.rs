@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::parameters::Parameter;
+use crate::parameters::{Parameter, is_secret};
 use crate::program::Uses;
 
 /// The module's name.
@@ -15,6 +15,8 @@ const RUN_WITH_FLAGS: &str = include_str!("support/run_with_flags.rs.txt");
 const SHOW: &str = include_str!("support/show.rs.txt");
 const SHOW_BY_DEBUG: &str = include_str!("support/show_by_debug.rs.txt");
 const RUNTIME: &str = include_str!("support/runtime.rs.txt");
+const KEEP: &str = include_str!("support/keep.rs.txt");
+const RUNTIME_KEEP: &str = include_str!("support/runtime_keep.rs.txt");
 
 /// The module's text.
 pub(crate) fn module(
@@ -33,6 +35,7 @@ pub(crate) fn module(
         text.push_str(&RUN_WITH_FLAGS.replace("@NAME@", &format!("{package:?}")));
         for parameter in parameters {
             let Parameter { name, of, default, help } = parameter;
+            let default = if is_secret(name) { "the notebook's" } else { default };
             let help = format!("{help} [default: {default}]");
             let _ = write!(
                 text,
@@ -47,6 +50,12 @@ pub(crate) fn module(
     text.push_str(if uses.tunebook { SHOW } else { SHOW_BY_DEBUG });
     if uses.awaits {
         text.push_str(RUNTIME);
+    }
+    if uses.keeps {
+        text.push_str(KEEP);
+        if uses.awaits {
+            text.push_str(RUNTIME_KEEP);
+        }
     }
     text
 }

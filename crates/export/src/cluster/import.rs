@@ -181,8 +181,8 @@ fn same(folder: &Path, manifest: &Manifest, prepared: &Prepared) -> Result<()> {
     Err(refuse(
         folder,
         format!(
-            "{what} of its recipe is not what it was at the export (another fingerprint): bring the \
-             files back, or the registry would name the wrong origin"
+            "{what}: not what the export had (another fingerprint): bring the files back, or the registry \
+             would name the wrong origin"
         ),
     ))
 }

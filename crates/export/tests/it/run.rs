@@ -10,7 +10,7 @@ use crate::{exported, program};
 
 /// Compiles a crate that needs nothing but the standard library.
 fn compile(exported: &Exported, folder: &Path) {
-    tunebook_export::folder::write(exported, folder).unwrap();
+    tunebook_export::folder::write(exported, "a test.ipynb", folder).unwrap();
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc)
         .args(["--edition", "2024", "-Dwarnings", "-o"])

@@ -22,7 +22,7 @@ fn engine_ran(folder: &Path, steps: usize, config: &Lora) {
     let mut history: Vec<_> = (1..=steps)
         .map(|step| {
             json!({
-                "epoch": step as f64 / 12.0, "grad_norm": 1.0, "learning_rate": 1e-3,
+                "epoch": step as f64 / 12.0, "grad_norm": (step > 1).then_some(1.0), "learning_rate": 1e-3,
                 "loss": 6.0 - 0.1 * step as f64, "step": step,
             })
         })
@@ -72,6 +72,7 @@ fn the_run_the_adapter_and_its_origin_are_in_the_registry() {
     // The last step of the first epoch has one row.
     assert_eq!(record.steps[3].rows.len(), 1);
     assert_eq!(record.stopped, None);
+    assert!(record.steps[0].grad_norm.is_nan() && record.steps[1].grad_norm == 1.0);
     let recipe = tunebook_runs::Recipe::read(out.join("recipe.yaml")).unwrap();
     assert_eq!(registry.recipe(&run).unwrap(), recipe);
 
@@ -149,7 +150,7 @@ fn what_is_not_the_exports_is_refused() {
             let text = fs::read_to_string(&rows).unwrap().replace("it is 4", "it is 5");
             fs::write(rows, text).unwrap();
         },
-        "the training rows of its recipe is not what it was",
+        "the training rows: not what the export had",
     );
     let Fixture { _folder, out, registry } = fixture(12, &Lora { r: 3, ..lora() });
     let error = import_run(&out, &registry).unwrap_err().to_string();

@@ -37,8 +37,8 @@ fn more_work_takes_longer_and_more_cards_share_it() {
     let mut longer = base.clone();
     longer.training.epochs = 6;
     let twice = of(&longer, 1, None);
-    // Evaluations are every four steps, and at the end.
-    assert!((twice.flops / one.flops - 2.0).abs() < 1e-9, "{} {}", twice.flops, one.flops);
+    // But for the padding, which the order of the rows changes.
+    assert!((twice.flops / one.flops - 2.0).abs() < 0.05, "{} {}", twice.flops, one.flops);
     assert!(twice.cards[0].hours > 1.9 * one.cards[0].hours);
     let shared = of(&base, 2, Some(Accelerate::Fsdp2));
     assert!(shared.cards[0].hours < 0.6 * one.cards[0].hours);

