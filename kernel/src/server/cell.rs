@@ -456,8 +456,12 @@ pub(crate) fn not_shown(code: &str) -> Option<String> {
         _ => false,
     };
     let value = expression.syntax().text().to_string();
-    is_place
-        .then(|| format!("[kernel] `{value};` shows nothing. Without the `;` the cell shows it.\n"))
+    is_place.then(|| {
+        format!(
+            "[kernel] `{value};` shows nothing: the `;` throws the value away. Without it the cell \
+             shows it.\n"
+        )
+    })
 }
 
 /// Macros that define statics.

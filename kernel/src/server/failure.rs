@@ -213,7 +213,8 @@ fn report(error: &CompilationError, code: &str, execution_count: u32) -> Vec<Str
     {
         let mut text = Vec::new();
         if report.write(ariadne::sources([(name.clone(), code)]), &mut text).is_ok() {
-            let lines = String::from_utf8_lossy(&text).lines().map(with_few_colours).collect();
+            let text = String::from_utf8_lossy(&text);
+            let lines = text.lines().map(|line| with_few_colours(&of_the_theme(line))).collect();
             return with_notes(lines, &error.rendered());
         }
     }
@@ -291,7 +292,8 @@ fn unicode_report(error: &CompilationError, code: &str, name: &str) -> Option<Ve
     }
     let mut text = Vec::new();
     report.finish().write((name, Source::from(code)), &mut text).ok()?;
-    Some(String::from_utf8_lossy(&text).lines().map(with_few_colours).collect())
+    let text = String::from_utf8_lossy(&text);
+    Some(text.lines().map(|line| with_few_colours(&of_the_theme(line))).collect())
 }
 
 /// How many characters stand before a line and a column, both counted from 1.
@@ -299,6 +301,29 @@ fn character(code: &str, line: usize, column: usize) -> Option<usize> {
     let before = code.split_inclusive('\n').take(line.checked_sub(1)?);
     let before: usize = before.map(|line| line.chars().count()).sum();
     Some((before + column.checked_sub(1)?).min(code.chars().count()))
+}
+
+/// The line in colours that a front end's theme has: the report's are made for one page, a light or a
+/// dark one. Its greys become the text's own colour.
+fn of_the_theme(line: &str) -> String {
+    const BEGIN: &str = "\x1b[38;5;";
+    const GREYS: u8 = 232;
+    /// Blue, magenta, cyan, green.
+    const COLOURS: [u8; 4] = [34, 35, 36, 32];
+    let mut parts = line.split(BEGIN);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let known =
+            part.split_once('m').and_then(|(number, rest)| Some((number.parse::<u8>().ok()?, rest)));
+        match known {
+            Some((number, rest)) if number < GREYS => {
+                out += &format!("\x1b[{}m{rest}", COLOURS[usize::from(number) % COLOURS.len()]);
+            }
+            Some((_, rest)) => out += &format!("\x1b[0m{rest}"),
+            None => out += part,
+        }
+    }
+    out
 }
 
 /// The line without the colour changes that change nothing: the report sets the colour for each
@@ -421,6 +446,15 @@ mod tests {
         );
         assert_eq!(with_few_colours("plain"), "plain");
         assert_eq!(with_few_colours("\x1b[1"), "\x1b[1");
+    }
+
+    #[test]
+    fn colours_are_the_themes() {
+        assert_eq!(
+            of_the_theme("\x1b[31mE\x1b[0m \x1b[38;5;246m│\x1b[0m \x1b[38;5;201mx\x1b[0m"),
+            "\x1b[31mE\x1b[0m \x1b[0m│\x1b[0m \x1b[35mx\x1b[0m"
+        );
+        assert_eq!(of_the_theme("plain"), "plain");
     }
 
     #[test]

@@ -27,7 +27,8 @@ impl Fold {
         let text = without_colours(&self.lines.join("\n"));
         let html = format!(
             "<details><summary style=\"cursor: pointer; opacity: 0.75\">{}</summary>\
-             <pre style=\"margin: 0.4em 0 0 1em; overflow-x: auto; white-space: pre\">{}</pre></details>",
+             <pre style=\"margin: 0.4em 0 0 1em; overflow-x: auto; line-height: 1.25; font-size: 0.9em; \
+             font-family: var(--jp-code-font-family, monospace), monospace; white-space: pre\">{}</pre></details>",
             escaped(&self.title),
             escaped(&text),
         );

@@ -88,6 +88,17 @@ fn missing_variable(error: &Diagnostic, notebook: &Notebook) -> Said {
             format!("Write `let {name} = …;`."),
         ));
     }
+    // A constant of the standard library: `PI`.
+    let imports = error.helps.iter().filter(|help| help.message.starts_with("consider importing"));
+    let mut imports = imports.flat_map(|help| &help.writes);
+    let is_constant = name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let import = imports.find(|write| write.starts_with("use std::f64::"));
+    if let Some(import) = import.filter(|_| is_constant) {
+        return Some((
+            format!("`{name}` is there, but not under its short name."),
+            format!("Write `{import}` at the top of the cell."),
+        ));
+    }
     let similar =
         error.helps.iter().find(|help| help.message.contains("with a similar name exists"));
     let similar = similar.and_then(|help| help.change.as_ref()).map(|(_, name)| name.as_str());
@@ -179,9 +190,17 @@ fn missing_type(error: &Diagnostic, _: &Notebook) -> Said {
     }
     let imports = error.helps.iter().find(|help| help.message.starts_with("consider importing"));
     if let Some(help) = imports {
+        // Of several, only where it is clear which one is meant.
         let uses = |begin: &str| help.writes.iter().find(|write| write.starts_with(begin));
-        let import = uses("use std::collections::").or_else(|| uses("use std::"));
-        let import = import.or_else(|| help.writes.first().filter(|_| help.writes.len() == 1))?;
+        let import = match name {
+            "HashMap" | "HashSet" | "BTreeMap" | "BTreeSet" | "VecDeque" => {
+                uses("use std::collections::")
+            }
+            "Arc" | "Mutex" | "RwLock" => uses("use std::sync::"),
+            "Duration" | "Instant" => uses("use std::time::"),
+            "Path" | "PathBuf" => uses("use std::path::"),
+            _ => help.writes.first().filter(|_| help.writes.len() == 1),
+        }?;
         return Some((
             format!("`{name}` is there, but not under its short name."),
             format!("Write `{import}` at the top of the cell."),
@@ -212,9 +231,15 @@ pub(super) fn is_close(a: &str, b: &str) -> bool {
     short.get(same + skip..).unwrap_or_default() == long.get(same + 1..).unwrap_or_default()
 }
 
-fn missing_crate(error: &Diagnostic, _: &Notebook) -> Said {
+fn missing_crate(error: &Diagnostic, notebook: &Notebook) -> Said {
     let rest = error.spot.label.strip_prefix("use of unresolved module or unlinked crate `")?;
     let name = rest.split('`').next()?;
+    if notebook.has_variable(name) {
+        return Some((
+            format!("`{name}` is a variable: what it has stands behind a point."),
+            format!("Write `{name}.` in place of `{name}::`."),
+        ));
+    }
     if let Some(help) = error.help("consider importing this module") {
         let import = help.writes.first()?;
         return Some((

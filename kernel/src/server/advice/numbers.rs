@@ -203,8 +203,10 @@ fn number_added(error: &Diagnostic, _: &Notebook) -> Said {
 fn not_printable(error: &Diagnostic, _: &Notebook) -> Said {
     let (type_name, form) = error.message.split_once(" doesn't implement `")?;
     let type_name = short_type(type_name.trim_matches('`'));
+    let printed = error.around_spot().is_some_and(|(before, _)| before.contains("!("));
     match short_type(form.trim_end_matches('`')).as_str() {
-        "Display" => {
+        // Not the error of a `?`, which must have a text, too.
+        "Display" if printed => {
             let spot = error.spot.text.trim_matches(['{', '}']);
             let step = if is_name(spot) && error.spot.text.starts_with('{') {
                 format!("Write `{{{spot}:?}}`, or put `{spot}` alone on the cell's last line.")

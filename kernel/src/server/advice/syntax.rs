@@ -71,7 +71,8 @@ fn line_of_python(error: &Diagnostic, notebook: &Notebook) -> Said {
     let python = |ours: &str| Some(("this is Python.".to_owned(), ours.to_owned()));
     match first {
         "import" | "from"
-            if line.len() > first.len() + 1 && line.as_bytes()[first.len()] == b' ' =>
+            if line[first.len()..].starts_with(' ')
+                && line[first.len() + 1..].starts_with(|c: char| c.is_alphabetic()) =>
         {
             python("In Rust: `use tunebook::prelude::*;`, which brings all that the notebooks use.")
         }

@@ -92,6 +92,19 @@ impl Error {
         self.push("children", json!({"level": "help", "message": message, "spans": [value]}))
     }
 
+    /// Proposals to write one of these at the cell's beginning.
+    fn choices(self, message: &str, writes: &[&str]) -> Self {
+        let spans: Vec<Value> = writes
+            .iter()
+            .map(|write| {
+                let mut value = span(self.cell, "", 0, "", true);
+                value["suggested_replacement"] = (*write).into();
+                value
+            })
+            .collect();
+        self.push("children", json!({"level": "help", "message": message, "spans": spans}))
+    }
+
     fn read(&self) -> Option<Diagnostic> {
         Diagnostic::of_json(&self.json, self.cell, None)
     }
@@ -174,6 +187,9 @@ fn cases() -> Vec<Case> {
         ("missing crate", "no `torch` as in Python", "`Tensor`",
          e("let t = torch::zeros(3);", "E0433", "cannot find module or crate `torch` in this scope")
             .at("torch", 0, "use of unresolved module or unlinked crate `torch`")),
+        ("missing crate", "`data` is a variable", "`data.`",
+         e("data::len()", "E0433", "cannot find module or crate `data` in this scope")
+            .at("data", 0, "use of unresolved module or unlinked crate `data`")),
         ("missing crate", "no crate or module `rand`", "`:dep rand`",
          e("use rand::Rng;", "E0432", "unresolved import `rand`").at("rand", 0, "use of unresolved module or unlinked crate `rand`")),
         ("missing item", "`tunebook` has no `preludes`", "use tunebook::prelude::*;",
@@ -253,6 +269,8 @@ fn cases() -> Vec<Case> {
         ("condition", "one `=` sets", "`n == 2`",
          e("if n = 2 { }", "E0308", "mismatched types").at("n = 2", 0, "expected `bool`, found `()`")
             .insert("you might have meant to compare for equality", "= 2", 0, false, "=")),
+        ("condition", "`1` is a number", "Write `true`",
+         e("A { packing: 1 }", "E0308", "mismatched types").at("1", 0, "expected `bool`, found integer")),
         ("condition", "`n` is a `usize`", "`n > 0`",
          e("if n { }", "E0308", "mismatched types").at("n", 0, "expected `bool`, found `usize`")),
         ("semicolon behind the value", "the `;` behind its last value", "Leave that last `;`",
@@ -304,6 +322,10 @@ fn cases() -> Vec<Case> {
          e("let s = f\"abc\";", "", "expected `;`, found `\"abc\"`").behind("f", 0).insert("add `;` here", "f", 0, true, ";")),
         ("Python's line", "this is Python", "use tunebook::prelude::*;",
          e("import os", "", "expected `;`, found keyword `fn`").at("import os", 0, "")),
+        ("Python's line", "this is Python", "`fn name(x: f64) -> f64 { … }`",
+         e("def f(x):\n    return x", "", "expected `;`, found `f`").behind("def", 0)),
+        ("Python's line", "a comment begins with `//`", "`//`",
+         e("# counts\n1", "", "expected one of `!` or `[`, found `counts`").at("counts", 0, "")),
         ("Python's line", "between braces", "`for i in 0..3 { … }`",
          e("for i in 0..3:\n    f(i)", "", "expected `{`, found `:`").at(":", 0, "expected `{`")),
         ("Python's word", "`and` is written", "`&&`",
@@ -381,6 +403,23 @@ fn in_doubt_nothing_is_said() {
         e("a + b", "E0277", "cannot add `B` to `A`").at("+", 0, "no implementation for `A + B`"),
         e("*x += 1;", "E0594", "cannot assign to `*x`, which is behind a `&` reference")
             .at("*x += 1", 0, ""),
+        e("f()?", "E0277", "`Mine` doesn't implement `std::fmt::Display`").at(
+            "?",
+            0,
+            "`Mine` cannot be formatted with the default formatter",
+        ),
+        e("from = 3", "E0425", "cannot find type `from` in this scope").at("from", 0, ""),
+        e("let e: Entry = f();", "E0425", "cannot find type `Entry` in this scope")
+            .at("Entry", 0, "")
+            .choices(
+                "consider importing one of these enums",
+                &["use std::collections::hash_map::Entry;\n", "use a::Entry;\n"],
+            ),
+        e("let b: bool = words;", "E0308", "mismatched types").at(
+            "words",
+            0,
+            "expected `bool`, found `Vec<String>`",
+        ),
         e("if a { } else: { }", "", "expected one of `{`").at(":", 0, ""),
         e("use other::Thing;", "E0432", "unresolved import `other::Thing`").at(
             "Thing",

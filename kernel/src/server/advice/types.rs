@@ -97,6 +97,20 @@ fn condition(error: &Diagnostic, _: &Notebook) -> Said {
             format!("Write {}.", quoted(&format!("{left} == {right}"))),
         ));
     }
+    let (before, _) = error.around_spot()?;
+    let before = before.trim_start();
+    let asks = ["if ", "while ", "} else if ", "!"].iter().any(|begin| before.starts_with(begin));
+    if !asks {
+        let ours = match spot {
+            "1" => "`true`",
+            "0" => "`false`",
+            _ => return None,
+        };
+        return Some((
+            format!("`{spot}` is a number, and `true` or `false` is expected."),
+            format!("Write {ours}."),
+        ));
+    }
     let step = match found.as_str() {
         "integer" => "Compare it: `… > 0`.".to_owned(),
         found if super::numbers::is_number(found) => {

@@ -15,7 +15,7 @@ pub(super) const KINDS: &[Kind] = &[
 /// `"5".parse()?`, of which nothing says what to read.
 fn type_to_read(error: &Diagnostic, _: &Notebook) -> Said {
     let of_parse = error.message == "the trait bound `!: FromStr` is not satisfied"
-        || error.notes.iter().any(|note| note.ends_with("as FromStr>::Err == _`"));
+        || error.notes.iter().any(|note| note.contains("FromStr>::Err == _"));
     of_parse.then(|| {
         (
             "nothing says what `parse` is to read from the text.".into(),
