@@ -44,7 +44,9 @@ struct Parts<'a> {
 fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
     let refuse = |reason| Err(Error::Folder { folder: folder.to_owned(), reason });
     if is_linked(folder, LIST) {
-        return refuse(format!("{LIST} is a link; move it away or choose another folder with --out"));
+        return refuse(format!(
+            "{LIST} is a link; move it away or choose another folder with --out"
+        ));
     }
     let Some(old) = List::read(folder)? else {
         if !is_empty(folder)? {
@@ -300,11 +302,19 @@ mod tests {
         let with = format!("\"files\": {{ \"crates/a/lib.rs\": \"{}\",", sum(b"a"));
         fs::write(folder.join(LIST), list.replace("\"files\": {", &with)).unwrap();
         assert!(
-            write(&first, "a.ipynb", &folder).unwrap_err().to_string().contains("crates/a/lib.rs was changed")
+            write(&first, "a.ipynb", &folder)
+                .unwrap_err()
+                .to_string()
+                .contains("crates/a/lib.rs was changed")
         );
         fs::write(folder.join(LIST), list).unwrap();
         let through = exported(&[("Cargo.toml", "a"), ("crates/new.rs", "n")]);
-        assert!(write(&through, "a.ipynb", &folder).unwrap_err().to_string().contains("no exported file"));
+        assert!(
+            write(&through, "a.ipynb", &folder)
+                .unwrap_err()
+                .to_string()
+                .contains("no exported file")
+        );
 
         // A copy in its place stays.
         fs::remove_file(folder.join("crates")).unwrap();
@@ -321,11 +331,67 @@ mod tests {
     fn a_folder_that_is_no_export_stays_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("notes.txt"), "mine").unwrap();
-        let told = write(&exported(&[("Cargo.toml", "a")]), "a.ipynb", folder.path()).unwrap_err().to_string();
+        let told = write(&exported(&[("Cargo.toml", "a")]), "a.ipynb", folder.path())
+            .unwrap_err()
+            .to_string();
         assert!(told.contains("not empty and no export"), "{told}");
         assert!(!folder.path().join("Cargo.toml").exists());
         fs::write(folder.path().join(LIST), "{\"files\": {\"../other\": \"0\"}}").unwrap();
-        let told = write(&exported(&[]), folder.path()).unwrap_err().to_string();
+        let told = write(&exported(&[]), "a.ipynb", folder.path()).unwrap_err().to_string();
         assert!(told.contains("damaged"), "{told}");
+    }
+
+    #[test]
+    fn another_notebooks_export_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&exported(&[("Cargo.toml", "a")]), "p/train.ipynb", folder.path()).unwrap();
+        let told = write(&exported(&[("Cargo.toml", "b")]), "q/train.ipynb", folder.path());
+        let told = told.unwrap_err().to_string();
+        assert!(told.contains("it is the export of p/train.ipynb"), "{told}");
+        assert_eq!(fs::read_to_string(folder.path().join("Cargo.toml")).unwrap(), "a");
+        write(&exported(&[("Cargo.toml", "c")]), "p/train.ipynb", folder.path()).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (folder, outside) = (temporary.path().join("crate"), temporary.path().join("outside"));
+        let crate_ = exported(&[("Cargo.toml", "a"), ("src/main.rs", "m")]);
+        write(&crate_, "a.ipynb", &folder).unwrap();
+        let place = |name: &str| {
+            fs::rename(folder.join(name), temporary.path().join("away")).unwrap();
+            std::os::unix::fs::symlink(&outside, folder.join(name)).unwrap();
+            let told = write(&crate_, "a.ipynb", &folder).unwrap_err().to_string();
+            assert!(!outside.exists(), "{name}");
+            fs::remove_file(folder.join(name)).unwrap();
+            fs::rename(temporary.path().join("away"), folder.join(name)).unwrap();
+            told
+        };
+        assert!(place("src/main.rs").contains("src/main.rs was changed"));
+        assert!(place(LIST).contains(".tunebook-export.json is a link"));
+        write(&crate_, "a.ipynb", &folder).unwrap();
+    }
+
+    #[test]
+    fn an_export_that_broke_off_is_done_again() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("crate");
+        let first = exported(&[("Cargo.toml", "a"), ("src/main.rs", "m"), ("src/old.rs", "o")]);
+        let second =
+            exported(&[("Cargo.toml", "b"), ("src/main.rs/in.rs", "n"), ("src/z.rs", "z")]);
+        write(&first, "a.ipynb", &folder).unwrap();
+        // `src/main.rs` is no folder.
+        write(&second, "a.ipynb", &folder).unwrap_err();
+        assert_eq!(fs::read_to_string(folder.join("Cargo.toml")).unwrap(), "b");
+        write(&first, "a.ipynb", &folder).unwrap();
+        assert_eq!(fs::read_to_string(folder.join("Cargo.toml")).unwrap(), "a");
+        assert!(!fs::read_to_string(folder.join(LIST)).unwrap().contains("before"));
+
+        // The first one, too.
+        let folder = temporary.path().join("other");
+        let odd = exported(&[("Cargo.toml", "b"), ("src", "file"), ("src/main.rs", "m")]);
+        write(&odd, "a.ipynb", &folder).unwrap_err();
+        write(&first, "a.ipynb", &folder).unwrap();
+        assert!(folder.join("src/main.rs").exists());
     }
 }

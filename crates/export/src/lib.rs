@@ -146,8 +146,7 @@ fn list(refusals: &[Refusal]) -> String {
 /// # Errors
 /// [`Error::NotANotebook`], and [`Error::Refused`] with all cells that cannot be exported.
 pub fn export(text: &str, options: &Options) -> Result<Exported, Error> {
-    let no_notebook =
-        |reason| Error::NotANotebook { notebook: options.notebook.clone(), reason };
+    let no_notebook = |reason| Error::NotANotebook { notebook: options.notebook.clone(), reason };
     // Deep expressions are deep calls, and the stack of whoever calls is not known.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(STACK_BYTES);

@@ -176,9 +176,9 @@ mod tests {
         for (notebook, package) in [
             ("00_start_here.ipynb", "notebook-00-start-here"),
             ("My Test (2).ipynb", "notebook-my-test-2"),
-            ("テスト.ipynb", "notebook-1c7f9d0f"),
-            ("größe.ipynb", "notebook-gr-e-0"),
-            ("...ipynb", "notebook-0"),
+            ("テスト.ipynb", "notebook-8a535a3f"),
+            ("größe.ipynb", "notebook-gr-e-d353a267"),
+            ("...ipynb", "notebook-5ec1f7e7"),
             ("tunebook.ipynb", "notebook-tunebook"),
         ] {
             assert_eq!(package_name(notebook), package);

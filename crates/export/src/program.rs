@@ -225,7 +225,8 @@ impl Program {
                 None => {
                     let flag = parameters::flag_name(&parameter.name);
                     let known = self.parameters.iter().map(|one| &one.name);
-                    if let Some(other) = known.into_iter().find(|one| parameters::flag_name(one) == flag)
+                    if let Some(other) =
+                        known.into_iter().find(|one| parameters::flag_name(one) == flag)
                     {
                         return Err(loaded.refuse(
                             Some(piece.line),
@@ -303,7 +304,9 @@ impl Program {
                 ));
             }
             if !lives_on {
-                return Ok(format!("{MODULE}::may_fail(|| {{\n{statements}    {OK}(())\n    }});\n"));
+                return Ok(format!(
+                    "{MODULE}::may_fail(|| {{\n{statements}    {OK}(())\n    }});\n"
+                ));
             }
             self.uses.keeps = true;
             return Ok(format!(
@@ -343,7 +346,9 @@ impl Program {
                 format!("{result}::Ok({SOME}({values}))"),
                 "})?",
             ),
-            (false, false) => (format!("(|| -> {of} {{"), format!("{OK}({SOME}({values}))"), "})()?"),
+            (false, false) => {
+                (format!("(|| -> {of} {{"), format!("{OK}({SOME}({values}))"), "})()?")
+            }
         };
         let (before, behind) = if variables.is_empty() {
             ("let _: ::std::option::Option<()> =".to_owned(), String::new())

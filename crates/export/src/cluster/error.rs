@@ -51,20 +51,37 @@ pub enum Error {
     },
     /// The recipe or the registry.
     #[error(transparent)]
-    Runs(#[from] tunebook_runs::Error),
+    Runs(Box<tunebook_runs::Error>),
     /// The data.
     #[error(transparent)]
-    Data(#[from] tunebook_data::DataError),
+    Data(Box<tunebook_data::DataError>),
     /// The base model.
     #[error(transparent)]
-    Model(#[from] tunebook_models::Error),
+    Model(Box<tunebook_models::Error>),
     /// What is trained.
     #[error(transparent)]
-    Tune(#[from] tunebook_tune::Error),
+    Tune(Box<tunebook_tune::Error>),
     /// JSON that cannot be read or written.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
 }
+
+/// Boxed: they are larger than all others.
+macro_rules! boxed {
+    ($($variant:ident: $error:ty),*) => {
+        $(impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::$variant(Box::new(error))
+            }
+        })*
+    };
+}
+boxed!(
+    Runs: tunebook_runs::Error,
+    Data: tunebook_data::DataError,
+    Model: tunebook_models::Error,
+    Tune: tunebook_tune::Error
+);
 
 fn count(unmapped: &[Unmapped]) -> String {
     match unmapped.len() {

@@ -74,6 +74,39 @@ fn each_refusal_names_its_cell_its_line_and_the_reason() {
             &["tag exercise: fn f() {}", "let g = f;"],
             "cell 2: it uses `f` of cell 1, which is left out (`exercise`); tag this cell, too, or use --with-exercises",
         ),
+        (
+            &["fn f() -> u8 { 1 }", "tag skip-export: fn f() -> u8 { 2 }", "f()"],
+            "cell 3: it uses `f` of cell 2, which is left out",
+        ),
+        (
+            &[
+                "fn f() -> u8 { 1 }\nfn g() -> u8 { f() }",
+                "tag solution: fn f() -> u8 { 2 }",
+                "g()",
+                "fn f() -> u8 { 3 }",
+            ],
+            "cell 3: it uses `f` of cell 2 by way of `g`, which is left out (`solution`)",
+        ),
+        (
+            &["let seed = 1;", "tag skip-export: :dep rand = \"0.9\"\n!ls\nlet seed = 2;", "seed"],
+            "cell 3: it uses `seed` of cell 2, which is left out",
+        ),
+        (
+            &[
+                "macro_rules! make { ($n:ident) => { fn $n() -> u8 { 2 } } }",
+                "fn foo() -> u8 { 1 }",
+                "1;\nmake!(foo);\nfoo()",
+            ],
+            "cell 3, line 2: what `make!` defines here is gone after the cell",
+        ),
+        (
+            &["fn notebook_cells() {}"],
+            "cell 1, line 1: the program has a `notebook_cells` of its own",
+        ),
+        (
+            &["tag parameters: let a_b = 1;\nlet a__b = 2;"],
+            "cell 1, line 2: the parameters `a_b` and `a__b` have the same flag",
+        ),
         (&["tag raises-exception: let a = g()?;", "a"], "cell 1: it may fail (`raises-exception`)"),
         (
             &["tag raises-exception: f().await"],
@@ -109,6 +142,10 @@ fn what_is_no_rust_notebook_is_refused() {
         ("{}", "no `nbformat`"),
         ("{\"nbformat\": 3, \"cells\": []}", "nbformat 3, expected 4"),
         ("{\"nbformat\": 4}", "no `cells`"),
+        (
+            "{\"nbformat\": 4, \"cells\": [{\"source\": \"let a = 1;\"}]}",
+            "a cell has no `cell_type`",
+        ),
         (
             "{\"nbformat\": 4, \"cells\": [], \"metadata\": {\"kernelspec\": {\"language\": \"python\"}}}",
             "its language is python",

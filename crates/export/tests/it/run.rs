@@ -87,7 +87,7 @@ fn a_panic_and_an_error_name_their_cell() {
 #[test]
 fn a_cell_that_waits_gives_its_variables_on() {
     let main = program(&[
-        "let mut a = f().await?;\nlet unused = 1;\nlet b = vec![a];",
+        "let mut a = f().await?;\nlet b = vec![a];",
         "let c = b;\nprintln!(\"{a}\");",
         "if a > 1 { return; }\nlet d = g().await;",
         "d",
@@ -95,7 +95,7 @@ fn a_cell_that_waits_gives_its_variables_on() {
     assert!(
         main.contains(
             "    let (mut a, b,) = exported_notebook::block_on(async {\n    let mut a = f().await?;\n    \
-             let unused = 1;\n    let b = vec![a];\n    \
+             let b = vec![a];\n    \
              ::std::result::Result::<_, exported_notebook::Failed>::Ok((a, b,))\n    })?;\n"
         ),
         "{main}"
@@ -106,4 +106,53 @@ fn a_cell_that_waits_gives_its_variables_on() {
         ) && main.contains("return ::std::result::Result::Ok(::std::option::Option::None); }"),
         "{main}"
     );
+}
+
+const GUARD: &str = "struct Guard(&'static str);\n\
+    impl Drop for Guard { fn drop(&mut self) { println!(\"end of {}\", self.0) } }";
+
+#[test]
+fn variables_of_a_cell_that_leaves_early_live_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let crate_ = exported(&[
+        GUARD,
+        "let server = Guard(\"server\");\nlet moved = Guard(\"moved\");\nif false { return; }\n\
+         drop(moved);\nlet kept = 1;",
+        "let other = Guard(\"other\");\nif kept == 1 { return Ok(()); }",
+        "tag raises-exception: let third = Guard(\"third\");\nif kept == 2 { return; }",
+        "println!(\"used {kept}\");",
+    ]);
+    compile(&crate_, folder.path());
+    let output = start(folder.path(), "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    // One that leaves its cell early has no variables; one that is moved ends where it is.
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["end of moved", "end of other", "used 1"]);
+}
+
+#[test]
+fn variables_of_a_cell_that_waits_live_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut crate_ = exported(&[
+        GUARD,
+        "let server = Guard(\"server\");\nlet moved = Guard(\"moved\");\n\
+         let mut kept = std::future::ready(1).await;\ndrop(moved);",
+        "let other = Guard(\"other\");\nstd::future::ready(1).await;\nif kept == 1 { return; }",
+        "kept += 1;\nprintln!(\"used {kept}\");",
+    ]);
+    // A runtime for futures that are ready.
+    let module = crate_.files.get_mut("src/exported_notebook.rs").unwrap();
+    module.push_str(
+        "mod tokio { pub mod runtime {\n\
+         pub struct Runtime;\nimpl Runtime {\n\
+         pub fn new() -> std::io::Result<Self> { Ok(Self) }\n\
+         pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {\n\
+         let mut context = std::task::Context::from_waker(std::task::Waker::noop());\n\
+         match std::pin::pin!(future).poll(&mut context) {\n\
+         std::task::Poll::Ready(value) => value,\n\
+         std::task::Poll::Pending => panic!(\"it waits\") } } } } }\n",
+    );
+    compile(&crate_, folder.path());
+    let output = start(folder.path(), "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["end of moved", "end of other", "used 2"]);
 }

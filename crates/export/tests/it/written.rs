@@ -1,6 +1,6 @@
 //! The files of a crate.
 
-use crate::{exported, notebook, options, program};
+use crate::{exported, notebook, options, program, refusals};
 use tunebook_export::export;
 
 #[test]
@@ -116,6 +116,8 @@ fn tags_leave_cells_out_and_say_so() {
             "cell 5: left out, as it is to fail: the code cannot be read: expected one of: `for`, \
              parentheses, `fn`, `unsafe`, `extern`, identifier, `::`, `<`, `dyn`, square brackets, \
              `*`, `&`, `!`, `impl`, `_`, lifetime",
+            "cell 6: it may fail as it runs (`raises-exception`); if it is to fail as it is \
+             compiled, the crate cannot be built: tag it `skip-export`",
             "cell 7: `:timing` is left out",
         ]
     );
@@ -137,5 +139,71 @@ fn a_static_whose_value_changes_is_noted() {
             .contains("the static `N` keeps its value from cell to cell")
     );
     assert_eq!(notes("thread_local! { static A: u8 = 1; static B: u8 = 2; }").len(), 2);
-    assert_eq!(notes("static NAMES: [&str; 1] = [\"a\"];"), [""; 0]);
+    assert_eq!(notes("static NAMES: [&str; WIDTH] = [\"a\"];\nconst WIDTH: usize = 1;"), [""; 0]);
+    assert_eq!(notes("static SET: std::sync::OnceLock<u8> = std::sync::OnceLock::new();").len(), 1);
+    // Within a function, too.
+    let found = notes(
+        "fn next() -> usize { static NEXT: AtomicUsize = AtomicUsize::new(0); NEXT.fetch_add(1, SeqCst) }\n\
+         impl S { fn f() { thread_local! { static A: u8 = 1 } } }",
+    );
+    assert!(found.len() == 2 && found[0].contains("the static `NEXT` keeps"), "{found:?}");
+}
+
+#[test]
+fn what_is_left_out_and_cannot_be_read_defines_nothing() {
+    let notes = exported(&["tag exercise: let answer = ???;", "let answer = 1;\nanswer"]).notes;
+    assert_eq!(notes.len(), 2);
+    assert!(notes[1].starts_with("cell 1: taken to define nothing: the code cannot be read"));
+}
+
+#[test]
+fn a_left_out_cell_that_defines_the_same_or_is_overtaken_is_no_matter() {
+    for cells in [
+        &[
+            "use std::fmt::Write;",
+            "tag solution: use std::fmt::{Debug, Write};",
+            "use_it::<dyn Write>()",
+        ][..],
+        &["fn f() -> u8 { 1 }", "tag solution: fn f() -> u8 { 1 }", "f()"],
+        &["tag exercise: fn f() -> u8 { todo!() }", "fn f() -> u8 { 1 }\nf()"],
+    ] {
+        exported(cells);
+    }
+}
+
+#[test]
+fn odd_names_and_attributes_do_no_harm() {
+    let mut with = options();
+    with.notebook = "a\nb = 1\u{2028}.ipynb".into();
+    let text = notebook(&["#![doc = \"about\"]\n/*! inner */\nlet a = 1;\na"]);
+    let crate_ = export(&format!("\u{feff}{text}"), &with).unwrap();
+    crate_.files["Cargo.toml"].parse::<toml::Table>().unwrap();
+    let main = &crate_.files["src/main.rs"];
+    syn::parse_file(main).unwrap_or_else(|error| panic!("{error}\n{main}"));
+    assert!(main.starts_with("//! a b = 1 .ipynb as a program.") && main.contains("\n#![doc = "));
+    assert!(!main.contains("/*!"));
+}
+
+#[test]
+fn deep_expressions_are_read_up_to_a_limit() {
+    let brackets = |count| format!("let x = {}1{};", "(".repeat(count), ")".repeat(count));
+    for code in [
+        brackets(190),
+        format!("let x = {}1;", "-".repeat(4900)),
+        format!("let x = 1{};", "+ 1".repeat(2400)),
+        format!("let x = a{};", ".clone()".repeat(1600)),
+        format!("let x = {}1{};", "vec![".repeat(190), "]".repeat(190)),
+    ] {
+        exported(&["let a = 1;", &code]);
+    }
+    for code in [brackets(3000), format!("let x = {}1;", "-".repeat(20_000))] {
+        let told = refusals(&["let a = 1;", &code]);
+        assert!(told[0].starts_with("cell 2, line 1: the code cannot be read: more than 200"));
+    }
+}
+
+#[test]
+fn a_secret_is_not_in_the_help() {
+    let module = &exported(&["tag parameters: let api_token = \"sk-123\";\nlet n = 7;"]).files["src/exported_notebook.rs"];
+    assert!(!module.contains("sk-123") && module.contains("[default: 7]"), "{module}");
 }

@@ -90,7 +90,7 @@ fn the_run_the_adapter_and_its_origin_are_in_the_registry() {
 
     // It is the adapter that the engine wrote.
     let model = Model::load(tiny(), &Device::Cpu).unwrap();
-    model.add_adapter("engine", &lora()).unwrap();
+    model.add_adapter("engine", lora()).unwrap();
     let ids = tunebook_models::Tensor::new(&[[1u32, 20, 30, 40]], &Device::Cpu).unwrap();
     let logits = |model: &Model| -> Vec<f32> {
         model.forward(&ids).unwrap().flatten_all().unwrap().to_vec1().unwrap()
