@@ -44,6 +44,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let stem = name.strip_suffix(".ipynb").unwrap_or(&name);
     let out = match &arguments.out {
         Some(out) => out.clone(),
+        None if ["", ".", ".."].contains(&stem) => {
+            return Err(format!("`{name}` names no folder; name one with --out").into());
+        }
         None => Path::new("out/export").join(stem),
     };
     let out = std::path::absolute(&out)?;
@@ -57,7 +60,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         checkout: read_checkout(&checkout, &out)?,
     };
     let exported = tunebook_export::export(&text, &options)?;
-    tunebook_export::folder::write(&exported, &out)?;
+    // As the checkout sees it, so that both can move.
+    let (from, root) = (fs::canonicalize(notebook)?, fs::canonicalize(&checkout)?);
+    let from = from.strip_prefix(&root).unwrap_or(&from).to_string_lossy().into_owned();
+    tunebook_export::folder::write(&exported, &from, &out)?;
     for note in &exported.notes {
         eprintln!("note: {note}");
     }

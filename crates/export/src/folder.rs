@@ -72,7 +72,7 @@ fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
         let changed = match fs::read(&path) {
             _ if is_linked(folder, name) => true,
             Ok(bytes) => name != CHANGES && !wrote(&bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) if is_missing(&error) => false,
             Err(source) => return Err(Error::Io { path, source }),
         };
         if changed {
@@ -220,11 +220,14 @@ fn write_all(exported: &Parts<'_>, old: &List, folder: &Path) -> Result<(), Erro
     list.write(folder)
 }
 
+/// There is no such file, or a file stands where its folder would.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Io { path: path.to_owned(), source })
-        }
+        Err(source) if !is_missing(&source) => Err(Error::Io { path: path.to_owned(), source }),
         _ => Ok(()),
     }
 }
