@@ -19,6 +19,12 @@ def error_of(result):
     return errors[0]
 
 
+def whole_error_of(result):
+    """A cell's error with the compiler's text, which the error message itself leaves to a folded display. With colours."""
+    error_of(result)
+    return "\n".join(result.reply["traceback"])
+
+
 class WithKernel(unittest.TestCase):
     """One kernel for the whole class."""
 

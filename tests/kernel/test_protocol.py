@@ -11,7 +11,7 @@ import time
 import unittest
 from contextlib import contextmanager
 
-from case import WithKernel, error_of
+from case import WithKernel, error_of, whole_error_of
 
 
 class Cells(WithKernel):
@@ -96,8 +96,8 @@ class Cells(WithKernel):
         self.assertEqual(self.run_ok("kept + rows as i32").text, "7")
 
     def test_a_use_after_a_move_in_a_cell_says_where_it_went(self):
-        error = error_of(self.kernel.execute("let gone: String = String::new(); drop(gone); gone.len()"))
-        text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error["traceback"]))
+        error = whole_error_of(self.kernel.execute("let gone: String = String::new(); drop(gone); gone.len()"))
+        text = re.sub(r"\x1b\[[0-9;]*m", "", error)
         self.assertIn("value moved here", text)
 
     def test_cells_without_history_are_not_counted(self):
@@ -220,13 +220,13 @@ class Failures(WithKernel):
 
     def test_a_field_that_is_not_there_names_those_that_are(self):
         self.run_ok("#[derive(Default)] struct Plan { pace: u8, weight: u8 }")
-        error = error_of(self.kernel.execute("let plan: Plan = Plan { speed: 1, ..Default::default() };"))
-        self.assertIn("available fields are: `pace`, `weight`", "\n".join(error["traceback"]))
+        error = whole_error_of(self.kernel.execute("let plan: Plan = Plan { speed: 1, ..Default::default() };"))
+        self.assertIn("available fields are: `pace`, `weight`", error)
 
     def test_a_compile_error_is_one_message(self):
-        error = error_of(self.kernel.execute("let n: i32 = \"x\"; nowhere();"))
-        self.assertEqual(error["ename"], "CompileError")
-        text = "\n".join(error["traceback"])
+        result = self.kernel.execute("let n: i32 = \"x\"; nowhere();")
+        self.assertEqual(error_of(result)["ename"], "CompileError")
+        text = whole_error_of(result)
         self.assertIn("nowhere", re.sub(r"\x1b\[[0-9;]*m", "", text))
         self.assertIn("\x1b[", text, "the compiler's colours")
 
@@ -236,8 +236,7 @@ class Failures(WithKernel):
             (':help ééé\nlet größe: u32 = "🦀é";', 2, 18),
             ('let a = "日本語"; let größe: u32 = a;', 1, 33),
         ]:
-            error = error_of(self.kernel.execute(code))
-            text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error["traceback"]))
+            text = re.sub(r"\x1b\[[0-9;]*m", "", whole_error_of(self.kernel.execute(code)))
             self.assertIn("mismatched types", text)
             self.assertRegex(text, rf"cell \d+:{line}:{column} ", text)
             self.assertIn("größe", text)
