@@ -214,10 +214,7 @@ impl Kit {
     fn part(&self, part: &Part, log: &File, report: &mut Report) -> Result<Option<String>> {
         let mut command = match part.by {
             By::Bench(_) => {
-                let program = std::env::current_exe().map_err(|error| {
-                    Error::Other(format!("this program cannot be found: {error}"))
-                })?;
-                let mut command = process::command(program);
+                let mut command = process::command(self.folder.join("bin/xtask"));
                 command.args(["gpu-kit", "--part", part.name]).arg(&self.folder);
                 command
             }
