@@ -392,9 +392,9 @@ mod tests {
 
         // The first one, too.
         let folder = temporary.path().join("other");
-        let odd = exported(&[("Cargo.toml", "b"), ("src", "file"), ("src/main.rs", "m")]);
+        let odd = exported(&[("Cargo.toml", "b"), ("z", "a file"), ("z/in.rs", "no folder")]);
         write(&odd, "a.ipynb", &folder).unwrap_err();
         write(&first, "a.ipynb", &folder).unwrap();
-        assert!(folder.join("src/main.rs").exists());
+        assert!(folder.join("src/main.rs").exists() && !folder.join("z").exists());
     }
 }
