@@ -308,13 +308,14 @@ fn character(code: &str, line: usize, column: usize) -> Option<usize> {
 fn of_the_theme(line: &str) -> String {
     const BEGIN: &str = "\x1b[38;5;";
     const GREYS: u8 = 232;
-    /// Blue, magenta, cyan, green.
-    const COLOURS: [u8; 4] = [34, 35, 36, 32];
+    /// Blue, magenta, green: legible on light and on dark pages.
+    const COLOURS: [u8; 3] = [34, 35, 32];
     let mut parts = line.split(BEGIN);
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let known =
-            part.split_once('m').and_then(|(number, rest)| Some((number.parse::<u8>().ok()?, rest)));
+        let known = part
+            .split_once('m')
+            .and_then(|(number, rest)| Some((number.parse::<u8>().ok()?, rest)));
         match known {
             Some((number, rest)) if number < GREYS => {
                 out += &format!("\x1b[{}m{rest}", COLOURS[usize::from(number) % COLOURS.len()]);
@@ -452,7 +453,7 @@ mod tests {
     fn colours_are_the_themes() {
         assert_eq!(
             of_the_theme("\x1b[31mE\x1b[0m \x1b[38;5;246m│\x1b[0m \x1b[38;5;201mx\x1b[0m"),
-            "\x1b[31mE\x1b[0m \x1b[0m│\x1b[0m \x1b[35mx\x1b[0m"
+            "\x1b[31mE\x1b[0m \x1b[0m│\x1b[0m \x1b[34mx\x1b[0m"
         );
         assert_eq!(of_the_theme("plain"), "plain");
     }

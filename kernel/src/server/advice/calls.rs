@@ -82,9 +82,9 @@ fn missing_constructor(error: &Diagnostic, _: &Notebook) -> Said {
             format!("Write `{owner} {{ …, ..Default::default() }}`, with the fields that you set."),
         ));
     }
-    let similar =
+    let mut similar =
         error.helps.iter().filter_map(|help| help.change.as_ref()).map(|(_, write)| write);
-    if let Some(similar) = similar.filter(|similar| is_close(name, similar)).next() {
+    if let Some(similar) = similar.find(|similar| is_close(name, similar)) {
         return Some((cause, format!("Write `{owner}::{similar}` if that is the one.")));
     }
     let list = error.notes.iter().find(|note| note.starts_with("if you're trying to build a new"));
