@@ -7,6 +7,7 @@ use quote::ToTokens as _;
 use syn::Item;
 
 use crate::cell::{self, Code, Piece};
+use crate::later::{methods_of_impl, methods_of_trait};
 use crate::macros;
 use crate::names::{self, Leaves, Variable};
 use crate::notebook::{Cell, CodeCell};
@@ -544,6 +545,7 @@ fn is_used(cells: &[Read], name: &str) -> bool {
 
 /// The first cell that uses a name before it is defined; items count, too, if asked.
 fn first_use(cells: &[Read], name: &str, in_items: bool) -> Option<usize> {
+    let searched = name;
     for read in cells {
         let Read::Code(loaded) = read else { continue };
         for piece in &loaded.code.pieces {
@@ -551,16 +553,22 @@ fn first_use(cells: &[Read], name: &str, in_items: bool) -> Option<usize> {
                 if !in_items {
                     continue;
                 }
-                if names::defined_by(&item).iter().any(|defined| defined == name) {
+                let is_method = |name: &String| names::method_mark(name) == searched;
+                let defines_method = matches!(&item, Item::Impl(item)
+                    if methods_of_impl(item).iter().any(is_method));
+                if defines_method || names::defined_by(&item).iter().any(|defined| defined == name)
+                {
                     return None;
                 }
-                if names::used_by_item(&item).contains(name) {
+                if names::used_by_item(&item).contains(name)
+                    || names::marks_in_item(&item).contains(name)
+                {
                     return Some(loaded.cell.number);
                 }
                 continue;
             }
             let used = match in_items {
-                true => names::free_in(&piece.statement),
+                true => &names::free_in(&piece.statement) | &names::marks_in(&piece.statement),
                 false => names::used_by(&piece.statement),
             };
             if used.contains(name) {
@@ -581,11 +589,16 @@ fn left_out_but_used(all: &[Read]) -> Vec<Refusal> {
         let Read::LeftOut { number, tag, variables, items } = read else { continue };
         let before: Vec<Item> = all[..at].iter().flat_map(Read::items).collect();
         let mut lost = missing(&before, items);
+        lost.extend(items.iter().flat_map(|item| missing_methods(&before, item)));
         lost.extend(variables.iter().map(|name| (name.clone(), name.clone())));
         let way_out = if EXERCISES.contains(tag) { ", or use --with-exercises" } else { "" };
         for (name, of) in lost {
             let Some(cell) = first_use(&all[at + 1..], &name, true) else { continue };
-            let by = if name == of { String::new() } else { format!(" by way of `{name}`") };
+            let by = if names::unmarked(&name) == of {
+                String::new()
+            } else {
+                format!(" by way of `{name}`")
+            };
             refusals.push(Refusal {
                 cell,
                 line: None,
@@ -626,6 +639,29 @@ fn missing(before: &[Item], items: &[Item]) -> BTreeMap<String, String> {
             return lost;
         }
     }
+}
+
+/// The names that an `impl` of a left out cell gives another meaning: without it a call would not
+/// compile, but where an earlier trait or type has a method of the name.
+fn missing_methods(before: &[Item], item: &Item) -> Vec<(String, String)> {
+    let Item::Impl(of) = item else { return Vec::new() };
+    if of.trait_.as_ref().is_some_and(|(_, path, _)| path.is_ident("Drop")) {
+        let words = names::words(of.self_ty.to_token_stream());
+        return words.first().map(|name| (name.clone(), name.clone())).into_iter().collect();
+    }
+    let has = |other: &Item, name: &String| match other {
+        Item::Impl(other) => methods_of_impl(other).contains(name),
+        Item::Trait(other) => methods_of_trait(other).contains(name),
+        _ => false,
+    };
+    let is_there = before
+        .iter()
+        .any(|other| other.to_token_stream().to_string() == item.to_token_stream().to_string());
+    let methods = methods_of_impl(of).into_iter().filter(|_| !is_there);
+    methods
+        .filter(|name| before.iter().any(|other| has(other, name)))
+        .map(|name| (names::method_mark(&name), name))
+        .collect()
 }
 
 /// Whether two items give a name the same meaning.

@@ -118,10 +118,15 @@ pub fn import_run(folder: &Path, registry: &Registry) -> Result<Imported> {
     record.steps.iter().try_for_each(|step| callback.on_step(step))?;
     record.evals.iter().try_for_each(|eval| callback.on_eval(eval))?;
     callback.on_end(&record)?;
-    if let Some(warning) = recorder.warnings().first() {
-        return Err(refuse(registry.root(), warning.clone()));
+    // A recorder returns no errors.
+    let adapter = recorder.adapter();
+    let is_adapter = matches!(recipe.strategy.config, Strategy::Adapter(_));
+    let warnings = recorder.warnings();
+    if recorder.id().is_empty() || (is_adapter && adapter.is_none()) {
+        return Err(refuse(registry.root(), warnings.join("; ")));
     }
-    Ok(Imported { run: recorder.id(), adapter: recorder.adapter(), record, notes })
+    notes.extend(warnings);
+    Ok(Imported { run: recorder.id(), adapter, record, notes })
 }
 
 fn refuse(path: &Path, problem: String) -> Error {

@@ -88,6 +88,18 @@ fn each_refusal_names_its_cell_its_line_and_the_reason() {
             "cell 3: it uses `f` of cell 2 by way of `g`, which is left out (`solution`)",
         ),
         (
+            &[
+                "struct S;\ntrait D { fn name(&self) -> u8 { 1 } }\nimpl D for S {}",
+                "tag solution: impl S { fn name(&self) -> u8 { 2 } }",
+                "S.name()",
+            ],
+            "cell 3: it uses `name` of cell 2, which is left out (`solution`)",
+        ),
+        (
+            &["struct G;", "tag exercise: impl Drop for G { fn drop(&mut self) {} }", "G;"],
+            "cell 3: it uses `G` of cell 2, which is left out (`exercise`)",
+        ),
+        (
             &["let seed = 1;", "tag skip-export: :dep rand = \"0.9\"\n!ls\nlet seed = 2;", "seed"],
             "cell 3: it uses `seed` of cell 2, which is left out",
         ),

@@ -166,6 +166,12 @@ fn a_left_out_cell_that_defines_the_same_or_is_overtaken_is_no_matter() {
         ][..],
         &["fn f() -> u8 { 1 }", "tag solution: fn f() -> u8 { 1 }", "f()"],
         &["tag exercise: fn f() -> u8 { todo!() }", "fn f() -> u8 { 1 }\nf()"],
+        &[
+            "struct S;\nlet mut all = vec![1];",
+            "tag exercise: impl S { fn push(&self) { todo!() } }",
+            "all.push(2);",
+            "impl S { fn push(&self) {} }\nS.push()",
+        ],
     ] {
         exported(cells);
     }
