@@ -6,6 +6,7 @@ use std::sync::Arc;
 use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::clean::Cleaning;
 use crate::clean::report::{CleanReport, dropped_frame};
 use crate::columns::{COMPLETION, PROMPT};
 use crate::error::{DataError, Result};
@@ -55,6 +56,8 @@ pub struct Dataset {
     rejected: DataFrame,
     shape: Arc<RowShape>,
     cleaning: Option<Arc<Cleaned>>,
+    /// See [`Dataset::cleanings`].
+    cleanings: Arc<Vec<Vec<Cleaning>>>,
     /// The split that it is a side of.
     split: Option<Arc<Split>>,
     /// `None`: how the rows came about is not known.
@@ -131,6 +134,7 @@ impl Dataset {
             rejected,
             shape: Arc::new(shape),
             cleaning: None,
+            cleanings: Arc::new(vec![Vec::new()]),
             split: None,
             pipeline: None,
         }
@@ -167,9 +171,19 @@ impl Dataset {
         report: CleanReport,
         dropped: DataFrame,
     ) -> Self {
-        let steps = report.steps.iter().map(|step| step.step.clone()).collect();
+        let steps: Vec<_> = report.steps.iter().map(|step| step.step.clone()).collect();
         let cleaning = Some(Arc::new(Cleaned { report, dropped }));
-        Self { frame, cleaning, ..self.clone() }.after(self, Some(PipelineStep::Clean(steps)))
+        let mut cleanings = Vec::clone(&self.cleanings);
+        for part in &mut cleanings {
+            let next = Cleaning { steps: steps.clone() };
+            // A second cleaning by the same steps changes nothing.
+            if part.last() != Some(&next) {
+                part.push(next);
+            }
+        }
+        let cleanings = Arc::new(cleanings);
+        let cleaned = Self { frame, cleaning, cleanings, ..self.clone() };
+        cleaned.after(self, Some(PipelineStep::Clean(steps)))
     }
 
     /// The same rows as a side of a split.
@@ -294,7 +308,10 @@ impl Dataset {
         let frame = upper.vstack(&lower.select(names)?)?;
         let rejected = self.rejected.vstack(&other.rejected)?;
         let source = format!("{} + {}", self.source, other.source);
+        let mut cleanings = Vec::clone(&self.cleanings);
+        cleanings.extend(other.cleanings.iter().filter(|of| !self.cleanings.contains(of)).cloned());
         let both = Self::assemble(frame, &source, rejected, RowShape::clone(&self.shape));
+        let both = Self { cleanings: Arc::new(cleanings), ..both };
         let step = other.pipeline().map(|other| PipelineStep::Concat(Box::new(other.clone())));
         Ok(both.after(self, step))
     }
@@ -302,6 +319,21 @@ impl Dataset {
     pub(crate) fn take(&self, rows: &[IdxSize]) -> Result<Self> {
         let indices = IdxCa::from_slice("row".into(), rows);
         Ok(self.with_frame(self.frame.take(&indices)?))
+    }
+
+    /// All cleanings that the rows have been through, in order: one list for each part that the set was
+    /// put together of ([`Dataset::concat`], [`Dataset::with_replay`]). An empty list is a part that was
+    /// not cleaned since it was read.
+    ///
+    /// ```
+    /// use tunebook_data::{Cleaning, Dataset};
+    /// let new = Dataset::from_rows(&[("<b>Hi</b>", "Hello!")]).clean(&Cleaning::standard())?;
+    /// let old = Dataset::from_rows(&[("Bye", "Bye!")]);
+    /// assert_eq!(new.concat(&old)?.cleanings(), [vec![Cleaning::standard()], vec![]]);
+    /// # Ok::<(), tunebook_data::DataError>(())
+    /// ```
+    pub fn cleanings(&self) -> Vec<Vec<Cleaning>> {
+        Vec::clone(&self.cleanings)
     }
 
     /// The report of the cleaning, step by step. Empty for a set that was not cleaned.

@@ -10,7 +10,7 @@ use tunebook_tune::Metric;
 use crate::metric::sums;
 use crate::run::evaluation::{Evaluation, Measure, RowResult, check_cluster, clusters};
 use crate::statistics::{
-    Bootstrap, Interval, cluster_sums, holm, mcnemar_rows, smallest_difference,
+    Bootstrap, Interval, cluster_sums, holm, mcnemar_rows, number_or_nan, smallest_difference,
     smallest_rate_difference,
 };
 use crate::{Error, Result};
@@ -56,10 +56,13 @@ pub struct ComparedScore {
     /// Its name, unit and direction.
     pub metric: Metric,
     /// This model's.
+    #[serde(deserialize_with = "number_or_nan")]
     pub value: f64,
     /// The other model's.
+    #[serde(deserialize_with = "number_or_nan")]
     pub other: f64,
     /// The first less the second.
+    #[serde(deserialize_with = "number_or_nan")]
     pub difference: f64,
     /// The interval of the difference; `None` with fewer than two rows.
     pub interval: Option<Interval>,
@@ -67,9 +70,11 @@ pub struct ComparedScore {
     /// itself), `paired bootstrap`, `none`.
     pub test: String,
     /// The chance of a difference at least as large between equal models.
+    #[serde(deserialize_with = "number_or_nan")]
     pub p_value: f64,
     /// The same, corrected for several tests (Holm), of which the perplexity is none of its own:
     /// it is a function of the loss and has its p-value.
+    #[serde(deserialize_with = "number_or_nan")]
     pub adjusted_p_value: f64,
     /// The smallest true difference that such rows find four times in five; `None`: none.
     pub smallest_difference: Option<f64>,

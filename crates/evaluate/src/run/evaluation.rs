@@ -10,7 +10,7 @@ use tunebook_tune::Metric;
 use crate::classes::{ClassReport, Confusion, Reliability};
 use crate::metric::{self, TextMetric, mean, sums};
 use crate::run::answers::AnswerEnd;
-use crate::statistics::{Bootstrap, Interval, cluster_sums, clustered_rate, wilson};
+use crate::statistics::{Bootstrap, Interval, cluster_sums, clustered_rate, number_or_nan, wilson};
 use crate::{Error, Result};
 
 /// The name of the accuracy among given answers, by the sum of their tokens' log-likelihoods.
@@ -27,6 +27,7 @@ pub struct Score {
     /// Its name, unit and direction.
     pub metric: Metric,
     /// Its value.
+    #[serde(deserialize_with = "number_or_nan")]
     pub value: f64,
     /// Where it would lie with other rows of the same kind; `None` with fewer than two.
     pub interval: Option<Interval>,

@@ -1,6 +1,6 @@
 //! Intervals.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{check_level, distribution};
 use crate::{Error, Result};
@@ -9,11 +9,20 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The lower end.
+    #[serde(deserialize_with = "number_or_nan")]
     pub low: f64,
     /// The upper end.
+    #[serde(deserialize_with = "number_or_nan")]
     pub high: f64,
     /// How often such an interval holds the true value: 0.95.
     pub level: f64,
+}
+
+/// A number that is none is null in JSON.
+pub(crate) fn number_or_nan<'de, D: Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 impl Interval {

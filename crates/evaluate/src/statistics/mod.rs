@@ -24,6 +24,7 @@ use crate::{Error, Result};
 pub use bootstrap::{Bootstrap, PairedBootstrap};
 pub use clusters::cluster_sums;
 pub use holm::holm;
+pub(crate) use interval::number_or_nan;
 pub use interval::{Interval, clustered_rate, wilson};
 pub use mcnemar::{McNemar, mcnemar, mcnemar_rows};
 pub use power::{smallest_difference, smallest_rate_difference};
