@@ -12,8 +12,10 @@ use tunebook_models::Model;
 use tunebook_tune::peft::AdapterFiles;
 use tunebook_tune::{Adapters as _, FrozenAdapter, answering_fingerprint};
 
+use crate::data::without_place;
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::ids;
 
 /// The folder of all adapters.
 pub(crate) const FOLDER: &str = "adapters";
@@ -64,16 +66,20 @@ pub(crate) struct Kept {
     pub(crate) origins: Vec<Origin>,
     pub(crate) answering: BTreeSet<String>,
     pub(crate) file_bytes: u64,
+    /// Lines that cannot be read: a run or a parent may be among them.
+    pub(crate) damaged: usize,
 }
 
 impl Kept {
     /// # Errors
-    /// The file cannot be read. A damaged line is left out.
+    /// The file cannot be read. A damaged line is left out, and counted.
     pub(crate) fn read(root: &Path, id: &str) -> Result<Self> {
         let mut kept = Self::default();
         let Some(bytes) = disk::read(&record_path(root, id))? else { return Ok(kept) };
         kept.file_bytes = bytes.len() as u64;
-        for line in disk::lines(&bytes).0 {
+        let (lines, torn) = disk::lines(&bytes);
+        kept.damaged = usize::from(torn);
+        for line in lines {
             match serde_json::from_slice(line) {
                 Ok(Line::Saved { config, base_model, base, answering, bytes, origin }) => {
                     (kept.config, kept.base_model, kept.base) = (config, base_model, base);
@@ -82,7 +88,7 @@ impl Kept {
                     kept.origins.push(origin);
                 }
                 Ok(Line::Removed { at }) => kept.removed = Some(at),
-                Err(_) => {}
+                Err(_) => kept.damaged += 1,
             }
         }
         Ok(kept)
@@ -90,11 +96,11 @@ impl Kept {
 }
 
 pub(crate) fn folder(root: &Path, id: &str) -> PathBuf {
-    root.join(FOLDER).join(id)
+    root.join(FOLDER).join(ids::adapter_name(id))
 }
 
 fn record_path(root: &Path, id: &str) -> PathBuf {
-    root.join(FOLDER).join(format!("{id}.jsonl"))
+    root.join(FOLDER).join(format!("{}.jsonl", ids::adapter_name(id)))
 }
 
 /// Saves the adapter of this name on the model, unless it is there already, and says where it comes
@@ -119,13 +125,15 @@ fn save_from(
     temporary: &Path,
 ) -> Result<String> {
     let written = model.save_adapter(name, temporary)?;
+    let base_model = without_place(model.name()).to_owned();
+    leave_place_out(&written, model.name(), &base_model)?;
     let (id, bytes) = content(&written)?;
     let config = AdapterFiles::read(&written)?.config.to_string();
     let as_served = FrozenAdapter::read_for_any_base(model, "adapter", &written)?;
     let in_memory = answering_fingerprint(&model.with_adapter(name)?)?;
     let line = Line::Saved {
         config,
-        base_model: Some(model.name().to_owned()),
+        base_model: Some(base_model),
         base: base_of(&written)?,
         answering: BTreeSet::from([as_served.fingerprint().to_owned(), in_memory])
             .into_iter()
@@ -142,6 +150,22 @@ fn save_from(
     Ok(id)
 }
 
+/// PEFT's configuration names the base as it was loaded, which may be a folder of this machine.
+fn leave_place_out(folder: &Path, place: &str, name: &str) -> Result<()> {
+    if place == name {
+        return Ok(());
+    }
+    for file in disk::names(folder)?.iter().filter(|file| file.ends_with(".json")) {
+        let path = folder.join(file);
+        let text = fs::read_to_string(&path).map_err(disk::io("read", &path))?;
+        let (place, name) = (serde_json::to_string(place)?, serde_json::to_string(name)?);
+        if text.contains(&place) {
+            disk::write_whole(&path, text.replace(&place, &name).as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
 /// The fingerprint of the base's weights, which stands beside PEFT's files.
 fn base_of(folder: &Path) -> Result<Option<String>> {
     let Some(bytes) = disk::read(&folder.join("tunebook.json"))? else { return Ok(None) };
@@ -155,7 +179,12 @@ pub(crate) fn tidy(root: &Path, for_so_long: Duration) -> Result<()> {
     let entries = fs::read_dir(&all).into_iter().flatten().flatten(); // there may be none yet
     for path in entries.map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let ours = name.starts_with('.') && (name.ends_with(".tmp") || name.ends_with(".gone"));
+        let id = name.strip_prefix('.').and_then(|name| name.split_once('.'));
+        let ours = match id {
+            Some((id, "tmp")) => id.len() == 12 && ids::is_hex(id),
+            Some((id, "gone")) => ids::is_adapter(id),
+            _ => false,
+        };
         let changed = fs::metadata(&path).and_then(|found| found.modified());
         let old = changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > for_so_long));
         if ours && old {
@@ -179,6 +208,10 @@ pub(crate) fn content(folder: &Path) -> Result<(String, u64)> {
     let mut all = 0;
     for name in disk::names(folder)? {
         let path = folder.join(&name);
+        // Not what a link leads to: it is no part of the adapter.
+        if !fs::symlink_metadata(&path).map_err(disk::io("read", &path))?.is_file() {
+            return Err(Error::File { path, problem: "is no file of an adapter".to_owned() });
+        }
         let bytes = fs::read(&path).map_err(disk::io("read", &path))?;
         for part in [name.as_bytes(), bytes.as_slice()] {
             hash.update((part.len() as u64).to_le_bytes());
@@ -194,6 +227,9 @@ pub(crate) fn content(folder: &Path) -> Result<(String, u64)> {
 pub(crate) fn check(root: &Path, id: &str) -> Result<()> {
     let folder = folder(root, id);
     let problem = |problem: String| Err(Error::File { path: folder.clone(), problem });
+    if !ids::is_adapter(id) {
+        return problem(format!("`{}` is no adapter's id", crate::printable(id)));
+    }
     if !folder.is_dir() {
         return problem("is gone: the adapter was collected as garbage, or removed by hand".into());
     }
@@ -205,12 +241,44 @@ pub(crate) fn check(root: &Path, id: &str) -> Result<()> {
     }
 }
 
+/// # Errors
+/// The folder of an adapter cannot be removed: [`check`] has something against it, or it holds what
+/// its id says nothing of, as hidden files that somebody has put there.
+pub(crate) fn check_removable(root: &Path, id: &str) -> Result<()> {
+    check(root, id)?;
+    let path = folder(root, id);
+    match unhashed(&path)? {
+        None => Ok(()),
+        Some(name) => {
+            let name = crate::printable(&name).into_owned();
+            let problem = format!("holds `{name}` besides the adapter's files: move it elsewhere");
+            Err(Error::File { path, problem })
+        }
+    }
+}
+
+/// Something in a folder that is no part of its [`content`].
+pub(crate) fn unhashed(folder: &Path) -> Result<Option<String>> {
+    if fs::symlink_metadata(folder).map_err(disk::io("read", folder))?.is_symlink() {
+        return Ok(Some("a link to elsewhere".to_owned()));
+    }
+    let hashed = disk::names(folder)?;
+    for entry in fs::read_dir(folder).map_err(disk::io("read", folder))? {
+        let name = entry.map_err(disk::io("read", folder))?.file_name();
+        let name = name.to_string_lossy().into_owned();
+        if hashed.binary_search(&name).is_err() {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
 /// Removes the files of an adapter; what is known of it stays. The store's lock must be held.
 ///
 /// # Errors
-/// The files are not those that were saved, or cannot be removed.
+/// As [`check_removable`]; or they cannot be removed.
 pub(crate) fn remove(root: &Path, id: &str) -> Result<()> {
-    check(root, id)?;
+    check_removable(root, id)?;
     let folder = folder(root, id);
     // Not half of it under its own name, if this process is killed.
     let going = root.join(FOLDER).join(format!(".{id}.gone"));
@@ -227,14 +295,41 @@ mod tests {
     fn what_a_killed_process_has_left_goes_when_it_is_old() {
         let root = tempfile::tempdir().unwrap();
         let folder = |name: &str| root.path().join(FOLDER).join(name);
-        for name in [".0a1b.tmp", ".0a1b.gone", "0a1b", ".mine"] {
+        let (half, gone) = (".0a1b2c3d4e5f.tmp", format!(".{}.gone", "0a".repeat(16)));
+        for name in [half, &gone, "0a1b", ".mine", ".mine.tmp", ".my.notes.gone"] {
             fs::create_dir_all(folder(name)).unwrap();
         }
         tidy(root.path(), Duration::from_secs(60)).unwrap();
-        assert!(folder(".0a1b.tmp").exists(), "somebody may be writing it");
+        assert!(folder(half).exists(), "somebody may be writing it");
         std::thread::sleep(Duration::from_millis(20));
         tidy(root.path(), Duration::from_millis(1)).unwrap();
-        assert!(!folder(".0a1b.tmp").exists() && !folder(".0a1b.gone").exists());
-        assert!(folder("0a1b").exists() && folder(".mine").exists());
+        assert!(!folder(half).exists() && !folder(&gone).exists());
+        for name in ["0a1b", ".mine", ".mine.tmp", ".my.notes.gone"] {
+            assert!(folder(name).exists(), "{name} is no folder of the registry's");
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_put_beside_an_adapter_is_not_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let temporary = root.path().join(FOLDER).join("new");
+        fs::create_dir_all(&temporary).unwrap();
+        fs::write(temporary.join("adapter_model.safetensors"), "weights").unwrap();
+        let id = content(&temporary).unwrap().0;
+        let adapter = folder(root.path(), &id);
+        fs::rename(&temporary, &adapter).unwrap();
+        fs::create_dir_all(adapter.join(".git")).unwrap();
+        let error = remove(root.path(), &id).unwrap_err().to_string();
+        assert!(error.contains("`.git`") && adapter.join(".git").exists(), "{error}");
+        fs::remove_dir(adapter.join(".git")).unwrap();
+        remove(root.path(), &id).unwrap();
+        assert!(!adapter.exists());
+        // A link in the place of a folder.
+        let outside = root.path().join("outside");
+        fs::create_dir_all(&outside).unwrap();
+        fs::write(outside.join("adapter_model.safetensors"), "weights").unwrap();
+        std::os::unix::fs::symlink(&outside, &adapter).unwrap();
+        assert!(remove(root.path(), &id).unwrap_err().to_string().contains("link"));
+        assert!(check(root.path(), "/etc").unwrap_err().to_string().contains("no adapter's id"));
     }
 }

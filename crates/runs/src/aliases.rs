@@ -2,9 +2,11 @@
 //!
 //! `aliases/NAME.jsonl` has one line a generation, and none is ever changed. `serving/NAME` is a link
 //! to the files of the last one, switched by one rename, for a server that watches `serving/`
-//! (`tunebook serve --watch registry/serving`). The link follows the lines: it is put right when
-//! the registry is opened, should a process have been killed between the two.
+//! (`tunebook serve --watch registry/serving`). The link follows the lines: should a process have been
+//! killed between the two, the next change of anything puts it right, and `rebuild`. Where a line
+//! cannot be read nobody knows what is served: nothing is switched then, and nothing collected.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,8 @@ use crate::adapters::{self, Kept};
 use crate::data::short;
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::ids;
+use crate::printable;
 use crate::registry::Registry;
 
 /// The folder of all aliases.
@@ -23,7 +27,9 @@ pub(crate) const FOLDER: &str = "aliases";
 /// The folder that a server watches.
 pub(crate) const SERVING: &str = "serving";
 /// The files of what is served, in there: a watching server follows no link out of its folder.
-const FILES: &str = ".adapters";
+pub(crate) const FILES: &str = ".adapters";
+/// The longest name in bytes: names of files have 255, and a few are for their endings.
+const LONGEST: usize = 200;
 
 /// How an adapter became a generation of an alias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,10 +95,10 @@ pub struct ComparisonRecord {
 
 impl fmt::Display for ComparisonRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "against {}", self.other)?;
+        write!(f, "against {}", printable(&self.other))?;
         for score in &self.scores {
             let ComparedScore { metric, value, other, adjusted_p_value, verdict, .. } = score;
-            let name = &metric.name;
+            let name = printable(&metric.name);
             write!(f, "; {name} {value:.4}, was {other:.4}: {verdict} (p {adjusted_p_value:.3})")?;
         }
         Ok(())
@@ -113,7 +119,7 @@ impl fmt::Display for AliasGeneration {
             (PromotionKind::Promoted, Some(comparison)) => write!(f, ", promoted {comparison}"),
             (PromotionKind::Promoted, None) => f.write_str(", promoted"),
             (PromotionKind::Forced, _) => {
-                let reason = self.reason.as_deref().unwrap_or_default();
+                let reason = printable(self.reason.as_deref().unwrap_or_default());
                 write!(f, ", FORCED without a paired evaluation: {reason}")
             }
             (PromotionKind::RolledBack, _) => {
@@ -129,11 +135,88 @@ impl fmt::Debug for AliasGeneration {
     }
 }
 
-/// The generations of an alias in order, and the length of its file.
-pub(crate) fn history(root: &Path, alias: &str) -> Result<(Vec<AliasGeneration>, u64)> {
+/// The lines of an alias.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// Those that can be read, in order.
+    pub(crate) generations: Vec<AliasGeneration>,
+    /// The length of the file.
+    pub(crate) bytes: u64,
+    /// What is wrong with the first line that is none of the generations.
+    pub(crate) damage: Option<String>,
+}
+
+/// The generations of an alias.
+///
+/// # Errors
+/// The file cannot be read. A damaged line is no error here.
+pub(crate) fn history(root: &Path, alias: &str) -> Result<History> {
     let bytes = disk::read(&path(root, alias))?.unwrap_or_default();
-    let all = disk::lines(&bytes).0.filter_map(|line| serde_json::from_slice(line).ok());
-    Ok((all.collect(), bytes.len() as u64))
+    let mut history = History { bytes: bytes.len() as u64, ..History::default() };
+    // The last line may be whole without its end: a copy that was edited.
+    for (at, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        if line.is_empty() {
+            continue;
+        }
+        let expected = history.generations.last().map_or(1, |last| last.generation + 1);
+        let problem = match serde_json::from_slice::<AliasGeneration>(line) {
+            Err(error) => format!("cannot be read ({error})"),
+            Ok(next) if !ids::is_adapter(&next.adapter) => {
+                format!("names `{}`, which is no adapter's id", printable(&next.adapter))
+            }
+            Ok(next) => {
+                let found = next.generation;
+                history.generations.push(next);
+                if found == expected {
+                    continue;
+                }
+                format!("is generation {found}, expected {expected}")
+            }
+        };
+        history.damage.get_or_insert(format!("its line {} {problem}", at + 1));
+    }
+    Ok(history)
+}
+
+/// # Errors
+/// There is damage.
+fn undamaged(root: &Path, alias: &str, damage: Option<&String>) -> Result<()> {
+    let Some(damage) = damage else { return Ok(()) };
+    let problem = format!(
+        "{damage}. What `{alias}` stands for is not certain: it is not changed, and no adapter is \
+         collected. Bring the file back from a copy; delete the line only if a process was killed \
+         while it wrote it"
+    );
+    Err(Error::File { path: path(root, alias), problem })
+}
+
+/// All adapters that are or were a generation of any alias, whatever the name of its file.
+///
+/// # Errors
+/// A file that cannot be read whole.
+pub(crate) fn referred(root: &Path) -> Result<BTreeSet<String>> {
+    let mut referred = BTreeSet::new();
+    for file in disk::names(&root.join(FOLDER))? {
+        if let Some(alias) = file.strip_suffix(".jsonl") {
+            let history = history(root, alias)?;
+            undamaged(root, alias, history.damage.as_ref())?;
+            referred.extend(history.generations.into_iter().map(|of| of.adapter));
+        }
+    }
+    Ok(referred)
+}
+
+/// What is wrong with the name of an alias.
+fn name_problem(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("is empty")
+    } else if name.len() > LONGEST {
+        Some("is longer than 200 bytes")
+    } else if !name.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '_') {
+        Some("has a character that cannot stand in a folder's name on every system")
+    } else {
+        None
+    }
 }
 
 fn path(root: &Path, alias: &str) -> PathBuf {
@@ -147,24 +230,18 @@ pub struct Alias {
     registry: Registry,
     name: String,
     history: Vec<AliasGeneration>,
+    damage: Option<String>,
 }
 
 impl Alias {
     /// # Errors
     /// A name that cannot be used.
     pub(crate) fn look(registry: &Registry, name: &str) -> Result<Self> {
-        let problem = if name.is_empty() {
-            Some("is empty")
-        } else if !name.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '_') {
-            Some("has a character that cannot stand in a folder's name on every system")
-        } else {
-            None
-        };
-        if let Some(problem) = problem {
+        if let Some(problem) = name_problem(name) {
             return Err(Error::Name { what: "alias", name: name.to_owned(), problem });
         }
-        let (history, _) = history(registry.root(), name)?;
-        Ok(Self { registry: registry.clone(), name: name.to_owned(), history })
+        let History { generations, damage, .. } = history(registry.root(), name)?;
+        Ok(Self { registry: registry.clone(), name: name.to_owned(), history: generations, damage })
     }
 
     /// Its name.
@@ -195,9 +272,10 @@ impl Alias {
     ///
     /// # Errors
     /// A comparison that shows no such thing or is of other models, an alias that somebody has changed
-    /// meanwhile, an adapter whose files are gone, or files that cannot be written. The alias stays
-    /// as it is then.
+    /// meanwhile or whose file is damaged, an adapter whose files are gone, or files that cannot be
+    /// written. The alias stays as it is then, but for [`Error::NotServed`].
     pub fn promote(&self, adapter: &str, comparison: &Comparison) -> Result<AliasGeneration> {
+        self.whole()?;
         let adapter = self.registry.resolve_adapter(adapter)?;
         self.check_better(&adapter, comparison)?;
         let comparison = ComparisonRecord {
@@ -224,6 +302,7 @@ impl Alias {
     /// # Errors
     /// No reason; else as [`Alias::promote`].
     pub fn promote_forced(&self, adapter: &str, reason: &str) -> Result<AliasGeneration> {
+        self.whole()?;
         let adapter = self.registry.resolve_adapter(adapter)?;
         if reason.trim().is_empty() {
             return Err(self.refuse(&adapter, "no reason is given".into(), "Say why"));
@@ -246,6 +325,7 @@ impl Alias {
     /// # Errors
     /// There is none before; else as [`Alias::promote`].
     pub fn rollback(&self) -> Result<AliasGeneration> {
+        self.whole()?;
         let numbered = |number: u64| self.history.iter().find(|of| of.generation == number);
         let before = self
             .history
@@ -266,6 +346,12 @@ impl Alias {
             comparison: None,
             at: disk::now(),
         })
+    }
+
+    /// # Errors
+    /// A line of its file cannot be read.
+    fn whole(&self) -> Result<()> {
+        undamaged(self.registry.root(), &self.name, self.damage.as_ref())
     }
 
     fn refuse(&self, adapter: &str, problem: String, advice: &'static str) -> Error {
@@ -322,20 +408,26 @@ impl Alias {
     /// Adds a generation, if the alias is as it was, and switches what is served.
     fn change(&self, next: AliasGeneration) -> Result<AliasGeneration> {
         let root = self.registry.root();
+        self.registry.put_right();
         let _store = adapters::lock(root)?;
-        let (now, _) = history(root, &self.name)?;
-        let found = now.last().map_or(0, |last| last.generation);
+        let now = history(root, &self.name)?;
+        undamaged(root, &self.name, now.damage.as_ref())?;
+        let found = now.generations.last().map_or(0, |last| last.generation);
         if found != self.generation() {
             let expected = self.generation();
             return Err(Error::Conflict { alias: self.name.clone(), expected, found });
         }
-        adapters::check(root, &next.adapter)?;
         // What can fail of the switch is done before it is decided.
         provide(root, &next.adapter)?;
+        let link = Link::new(root, &self.name, &next.adapter)?;
         disk::create_dir(&root.join(FOLDER))?;
         disk::add_line(&path(root, &self.name), &next)?;
-        switch(root, &self.name, &next.adapter)?;
+        let served = link.put();
         self.registry.follow();
+        if let Err(source) = served {
+            let (alias, generation) = (self.name.clone(), next.generation);
+            return Err(Error::NotServed { alias, generation, source: Box::new(source) });
+        }
         Ok(next)
     }
 }
@@ -343,8 +435,12 @@ impl Alias {
 impl fmt::Display for Alias {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.history.last() {
-            None => write!(f, "{}: nothing was promoted yet", self.name),
-            Some(last) => write!(f, "{}, {last}", self.name),
+            None => write!(f, "{}: nothing was promoted yet", self.name)?,
+            Some(last) => write!(f, "{}, {last}", self.name)?,
+        }
+        match &self.damage {
+            None => Ok(()),
+            Some(damage) => write!(f, "; its file is damaged: {damage}"),
         }
     }
 }
@@ -357,13 +453,21 @@ impl fmt::Debug for Alias {
 
 /// Puts the files of an adapter where a server finds them: as other names of the same files, or as
 /// copies where the file system has no such names.
+///
+/// # Errors
+/// The adapter's files are gone or others, or cannot be written there.
 fn provide(root: &Path, adapter: &str) -> Result<()> {
+    adapters::check(root, adapter)?;
     let all = root.join(SERVING).join(FILES);
+    disk::create_dir(&all)?;
+    if fs::symlink_metadata(&all).map_err(disk::io("read", &all))?.is_symlink() {
+        let problem = "is a link: expected a folder of the registry".to_owned();
+        return Err(Error::File { path: all, problem });
+    }
     let folder = all.join(adapter);
-    if folder.is_dir() && adapters::content(&folder)?.0 == adapter {
+    if is_provided(&folder, adapter) {
         return Ok(());
     }
-    disk::create_dir(&all)?;
     let temporary = all.join(format!(".{}.tmp", disk::new_id()?));
     let filled = (|| {
         disk::create_dir(&temporary)?;
@@ -374,10 +478,10 @@ fn provide(root: &Path, adapter: &str) -> Result<()> {
                 .or_else(|_| fs::copy(&old, &new).map(drop))
                 .map_err(disk::io("write", &new))?;
         }
-        if folder.exists() {
-            let changed = all.join(format!(".{}.tmp", disk::new_id()?));
+        if fs::symlink_metadata(&folder).is_ok() {
+            // What somebody has changed or put there is put aside, not removed.
+            let changed = all.join(format!(".{adapter}.{}.changed", disk::new_id()?));
             fs::rename(&folder, &changed).map_err(disk::io("replace", &folder))?;
-            fs::remove_dir_all(&changed).map_err(disk::io("remove", &changed))?;
         }
         fs::rename(&temporary, &folder).map_err(disk::io("write", &folder))
     })();
@@ -387,18 +491,43 @@ fn provide(root: &Path, adapter: &str) -> Result<()> {
     filled
 }
 
-/// Lets `serving/ALIAS` point to an adapter that is provided: one rename, so that it always points
-/// to one.
-fn switch(root: &Path, alias: &str, adapter: &str) -> Result<()> {
-    let serving = root.join(SERVING);
-    let link = serving.join(alias);
-    let temporary = serving.join(format!(".{alias}.{}.tmp", disk::new_id()?));
-    let target = Path::new(FILES).join(adapter);
-    std::os::unix::fs::symlink(&target, &temporary).map_err(disk::io("write", &temporary))?;
-    fs::rename(&temporary, &link).map_err(|error| {
-        let _ = fs::remove_file(&temporary); // the error that matters is the one returned
-        disk::io("write", &link)(error)
-    })
+/// Whether a folder holds the files of this adapter.
+fn is_provided(folder: &Path, adapter: &str) -> bool {
+    folder.is_dir() && adapters::content(folder).is_ok_and(|found| found.0 == adapter)
+}
+
+/// A link to an adapter that is provided, on its way to `serving/ALIAS`.
+struct Link {
+    temporary: PathBuf,
+    link: PathBuf,
+}
+
+impl Link {
+    /// # Errors
+    /// Something else than a link has the name, or no link can be made.
+    fn new(root: &Path, alias: &str, adapter: &str) -> Result<Self> {
+        let serving = root.join(SERVING);
+        let link = serving.join(alias);
+        if fs::symlink_metadata(&link).is_ok_and(|found| !found.is_symlink()) {
+            let problem = "is no link, as the registry makes them: move it elsewhere".to_owned();
+            return Err(Error::File { path: link, problem });
+        }
+        let temporary = serving.join(format!(".{}.tmp", disk::new_id()?));
+        let target = Path::new(FILES).join(adapter);
+        std::os::unix::fs::symlink(&target, &temporary).map_err(disk::io("write", &temporary))?;
+        Ok(Self { temporary, link })
+    }
+
+    /// One rename, so that `serving/ALIAS` always leads to an adapter.
+    fn put(self) -> Result<()> {
+        fs::rename(&self.temporary, &self.link).map_err(disk::io("write", &self.link))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.temporary); // of no use, or renamed
+    }
 }
 
 /// The adapter that `serving/ALIAS` points to.
@@ -407,36 +536,56 @@ pub(crate) fn served(root: &Path, alias: &str) -> Option<String> {
     target.file_name()?.to_str().map(str::to_owned)
 }
 
-/// All aliases by name.
+/// All aliases by name. A file of another name, as `support (1).jsonl`, is no alias.
 pub(crate) fn names(root: &Path) -> Result<Vec<String>> {
     let files = disk::names(&root.join(FOLDER))?;
-    Ok(files.iter().filter_map(|file| file.strip_suffix(".jsonl")).map(str::to_owned).collect())
+    let names = files.iter().filter_map(|file| file.strip_suffix(".jsonl"));
+    Ok(names.filter(|name| name_problem(name).is_none()).map(str::to_owned).collect())
 }
 
-/// Lets every link point to the last generation of its alias.
-pub(crate) fn put_right(root: &Path) -> Result<()> {
-    let wrong = || -> Result<Vec<(String, String)>> {
-        let mut wrong = Vec::new();
-        for alias in names(root)? {
-            if let Some(last) = history(root, &alias)?.0.pop()
-                && served(root, &alias).as_deref() != Some(last.adapter.as_str())
-            {
-                wrong.push((alias, last.adapter));
-            }
-        }
-        Ok(wrong)
-    };
-    if wrong()?.is_empty() {
-        return Ok(());
+/// The adapter that `serving/ALIAS` ought to lead to, and does not; `Err`: nobody can say.
+pub(crate) fn unserved(root: &Path, alias: &str) -> Result<Option<String>> {
+    let history = history(root, alias)?;
+    undamaged(root, alias, history.damage.as_ref())?;
+    let Some(last) = history.generations.last() else { return Ok(None) };
+    let served = served(root, alias);
+    if served.as_ref() == Some(&last.adapter) {
+        return Ok(None);
+    }
+    if let Some(served) = served
+        && !history.generations.iter().any(|of| of.adapter == served)
+    {
+        let problem = format!(
+            "`{SERVING}/{alias}` leads to the adapter {}, of which it has no line: lines are lost, \
+             or the link is somebody else's. Bring the file back, or remove the link",
+            printable(short(&served))
+        );
+        return Err(Error::File { path: path(root, alias), problem });
+    }
+    Ok(Some(last.adapter.clone()))
+}
+
+/// Lets every link lead to the last generation of its alias. Gives what stands in the way.
+pub(crate) fn put_right(root: &Path) -> Result<Vec<String>> {
+    let names = names(root)?;
+    let is_wrong = |alias: &&String| !matches!(unserved(root, alias), Ok(None));
+    let wrong: Vec<&String> = names.iter().filter(is_wrong).collect();
+    if wrong.is_empty() {
+        return Ok(Vec::new());
     }
     let _store = adapters::lock(root)?; // a promotion that goes on is waited for
-    for (alias, adapter) in wrong()? {
-        if adapters::folder(root, &adapter).is_dir() {
-            provide(root, &adapter)?;
-            switch(root, &alias, &adapter)?;
-        }
+    let mut problems = Vec::new();
+    for alias in wrong {
+        let switched = unserved(root, alias).and_then(|adapter| match adapter {
+            None => Ok(()),
+            Some(adapter) => {
+                provide(root, &adapter)?;
+                Link::new(root, alias, &adapter)?.put()
+            }
+        });
+        problems.extend(switched.err().map(|error| error.to_string()));
     }
-    Ok(())
+    Ok(problems)
 }
 
 /// Removes the provided files of adapters that no alias stands for.
@@ -449,8 +598,9 @@ pub(crate) fn tidy_served(root: &Path) -> Result<()> {
     for name in disk::names(&serving.join(FILES))? {
         if !now.contains(&name) {
             let folder = serving.join(FILES).join(&name);
-            // What is not the files of this adapter is not ours.
-            if adapters::content(&folder).is_ok_and(|found| found.0 == name) {
+            // What is not the files of this adapter, and them alone, is not ours.
+            let alone = || adapters::unhashed(&folder).is_ok_and(|found| found.is_none());
+            if is_provided(&folder, &name) && alone() {
                 fs::remove_dir_all(&folder).map_err(disk::io("remove", &folder))?;
             }
         }

@@ -7,7 +7,6 @@ use polars::prelude::*;
 use rusqlite::Connection;
 use serde_json::Value;
 
-use crate::data::short;
 use crate::error::Result;
 use crate::registry::Registry;
 
@@ -58,7 +57,38 @@ impl fmt::Debug for RunComparison {
 struct Compared {
     label: String,
     settings: BTreeMap<String, String>,
-    metrics: BTreeMap<String, f64>,
+    metrics: BTreeMap<Measure, f64>,
+}
+
+/// A column of the metrics: its name, and what it is of. Two may have one name, as a metric may have
+/// any.
+type Measure = (String, Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Last,
+    Best,
+    Evaluation,
+}
+
+/// The names of columns so far, of which no two may be the same.
+struct Names(BTreeSet<String>);
+
+impl Names {
+    fn new(first: &str) -> Self {
+        Self(BTreeSet::from([first.to_owned()]))
+    }
+
+    /// The name, with a number where there is one of it.
+    fn unique(&mut self, name: &str) -> String {
+        let mut unique = name.to_owned();
+        let mut number = 2;
+        while !self.0.insert(unique.clone()) {
+            unique = format!("{name} ({number})");
+            number += 1;
+        }
+        unique
+    }
 }
 
 /// See [`Registry::compare_with`].
@@ -89,10 +119,11 @@ pub(crate) fn compare(
         "setting".into(),
         differing.iter().map(|key| key.as_str()).collect::<Vec<_>>(),
     )];
+    let mut taken = Names::new("setting");
     for run in &compared {
         let value = |key: &&String| run.settings.get(*key).map(String::as_str);
         let values: Vec<Option<&str>> = differing.iter().map(value).collect();
-        columns.push(Column::new(run.label.as_str().into(), values));
+        columns.push(Column::new(taken.unique(&run.label).into(), values));
     }
     let settings = DataFrame::new(differing.len(), columns)?;
     let same = keys.len() - differing.len();
@@ -102,16 +133,18 @@ pub(crate) fn compare(
 fn metrics(compared: &[Compared], has_baseline: bool) -> Result<DataFrame> {
     let labels: Vec<&str> = compared.iter().map(|run| run.label.as_str()).collect();
     let mut columns = vec![Column::new("run".into(), labels)];
-    let names: BTreeSet<&String> = compared.iter().flat_map(|run| run.metrics.keys()).collect();
-    for name in names {
+    let measures: BTreeSet<&Measure> = compared.iter().flat_map(|run| run.metrics.keys()).collect();
+    let mut taken = Names::new("run");
+    for measure in measures {
+        let name = taken.unique(&measure.0);
         let values: Vec<Option<f64>> =
-            compared.iter().map(|run| run.metrics.get(name).copied()).collect();
+            compared.iter().map(|run| run.metrics.get(measure).copied()).collect();
         let baseline = values.first().copied().flatten().filter(|_| has_baseline);
         columns.push(Column::new(name.as_str().into(), &values));
         if let Some(baseline) = baseline {
             let differences: Vec<Option<f64>> =
                 values.iter().map(|value| value.map(|value| value - baseline)).collect();
-            columns.push(Column::new(format!("Δ {name}").into(), differences));
+            columns.push(Column::new(taken.unique(&format!("Δ {name}")).into(), differences));
         }
     }
     Ok(DataFrame::new(compared.len(), columns)?)
@@ -136,8 +169,10 @@ fn of_run(connection: &Connection, id: &str) -> rusqlite::Result<Compared> {
     let mut rows = rows.query([id])?;
     while let Some(row) = rows.next()? {
         let name: String = row.get(0)?;
-        metrics.insert(format!("best {name}"), row.get(2)?);
-        metrics.insert(name, row.get(1)?);
+        // SQLite has no NaN: it is null there.
+        let (last, best): (Option<f64>, Option<f64>) = (row.get(1)?, row.get(2)?);
+        metrics.extend(best.map(|best| ((format!("best {name}"), Kind::Best), best)));
+        metrics.extend(last.map(|last| ((name, Kind::Last), last)));
     }
     if let Some(adapter) = adapter {
         // The newest stands: `INSERT` in their order in time.
@@ -148,10 +183,12 @@ fn of_run(connection: &Connection, id: &str) -> rusqlite::Result<Compared> {
         let mut rows = rows.query([adapter])?;
         while let Some(row) = rows.next()? {
             let name: String = row.get(0)?;
-            metrics.insert(format!("{name} (evaluation)"), row.get(1)?);
+            let value: Option<f64> = row.get(1)?;
+            let key = (format!("{name} (evaluation)"), Kind::Evaluation);
+            metrics.insert(key, value.unwrap_or(f64::NAN));
         }
     }
-    Ok(Compared { label: format!("{name} ({})", &short(id)[..6]), settings, metrics })
+    Ok(Compared { label: format!("{name} ({})", id.get(..6).unwrap_or(id)), settings, metrics })
 }
 
 /// The leaves of a value by their path, in short names: `args.learning_rate`. A list of plain values

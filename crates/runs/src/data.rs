@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
-use polars::prelude::AnyValue;
+use polars::prelude::{Column, DataType};
 use serde::{Deserialize, Serialize};
 use tunebook_data::{Cleaning, CleaningStep, DataError, Dataset, Row, Split, Splits};
 
 use crate::disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The data of a run, for [`Recorder::with_data`](crate::Recorder::with_data): a split as `&split`, a
 /// training set as `&dataset`, or a training and a validation set as `(&train, &validation)`.
@@ -73,17 +73,21 @@ impl RunData {
 
     /// The same with a column whose values are remembered as hashes beside the rows: a customer's
     /// number, by which [`Registry::adapters_touched_by_id`](crate::Registry::adapters_touched_by_id)
-    /// finds all adapters that saw rows of this customer.
+    /// finds all adapters that saw rows of this customer. A whole number is looked for by its digits,
+    /// without a decimal point.
     ///
     /// # Errors
-    /// The training set has no such column.
+    /// The training set has no such column, or one that holds something else than text, categories,
+    /// whole numbers or booleans: of times and fractions nobody knows how they are written.
     pub fn with_id_column(mut self, column: &str) -> Result<Self> {
         let frame = self.train.frame();
-        if frame.column(column).is_err() {
+        let Ok(values) = frame.column(column) else {
             let names: Vec<&str> = frame.columns().iter().map(|of| of.name().as_str()).collect();
             let found = format!("{names:?}");
             return Err(DataError::NoColumn { column: column.to_owned(), found }.into());
-        }
+        };
+        id_texts(values)
+            .map_err(|problem| Error::IdColumn { column: column.to_owned(), problem })?;
         self.id_columns.push(column.to_owned());
         Ok(self)
     }
@@ -96,14 +100,9 @@ impl RunData {
         }
         let frame = self.train.frame();
         for column in &self.id_columns {
-            let Ok(values) = frame.column(column) else { continue };
-            for value in (0..values.len()).filter_map(|row| values.get(row).ok()) {
-                match value {
-                    AnyValue::Null => {}
-                    AnyValue::String(text) => drop(ids.insert(value_id(column, text))),
-                    other => drop(ids.insert(value_id(column, &other.to_string()))),
-                }
-            }
+            let texts = frame.column(column).map_err(|error| error.to_string()).and_then(id_texts);
+            let texts = texts.unwrap_or_default(); // looked at by `with_id_column`
+            ids.extend(texts.iter().map(|text| value_id(column, text)));
         }
         let mut text: String = ids.into_iter().flat_map(|id| [id, "\n".to_owned()]).collect();
         text.shrink_to_fit();
@@ -145,9 +144,13 @@ pub struct SetRecord {
     pub rows: usize,
     /// Their fingerprint ([`Dataset::fingerprint`]).
     pub fingerprint: String,
-    /// The steps of their cleaning. Empty: none is known.
+    /// The steps of their last cleaning. Empty: none is known.
     #[serde(default)]
     pub cleaning: Vec<CleaningStep>,
+    /// All cleanings of all parts ([`Dataset::cleanings`]). `None`: recorded by a version that named the
+    /// last one only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cleanings: Option<Vec<Vec<Cleaning>>>,
     /// How many rows the cleaning began with.
     #[serde(default)]
     pub rows_before_cleaning: usize,
@@ -163,9 +166,20 @@ impl SetRecord {
             source: set.source().split(" + ").map(without_place).collect::<Vec<_>>().join(" + "),
             rows: set.len(),
             fingerprint: set.fingerprint(),
+            cleanings: Some(set.cleanings()),
             rows_before_cleaning: report.rows_before,
             cleaning: report.steps.into_iter().map(|step| step.step).collect(),
             split: set.split_settings().cloned(),
+        }
+    }
+
+    /// The ways by which its rows may have been cleaned; `None`: it is put together of parts, and does
+    /// not say how these were cleaned.
+    pub(crate) fn ways(&self) -> Option<Vec<Vec<Cleaning>>> {
+        match &self.cleanings {
+            Some(ways) => Some(ways.clone()),
+            None if self.source.contains(" + ") => None,
+            None => Some(vec![vec![Cleaning { steps: self.cleaning.clone() }]]),
         }
     }
 
@@ -208,16 +222,44 @@ pub(crate) fn value_id(column: &str, value: &str) -> String {
     disk::sha256(format!("id\0{column}\0{value}").as_bytes())[..32].to_owned()
 }
 
-/// The ids of a row as it may stand in a training set that was cleaned by these steps: as it is, and
-/// cleaned.
-pub(crate) fn ids_after(row: &Row, steps: &[CleaningStep]) -> BTreeSet<String> {
-    let mut ids = BTreeSet::from([row_id(row)]);
-    let one = Dataset::from_rows(&[(&row.prompt, &row.completion)]);
-    let cleaning = steps.iter().fold(Cleaning::default(), |all, step| all.step(step.clone()));
-    if let Ok(cleaned) = one.clean(&cleaning) {
-        ids.extend(cleaned.rows().iter().map(row_id));
+/// The values of a column that identifies rows, as they are asked for.
+///
+/// # Errors
+/// What the column holds, if that is nothing to ask for.
+fn id_texts(values: &Column) -> Result<Vec<String>, String> {
+    let found = values.dtype();
+    let whole = |number: f64| {
+        // Beyond it neighbours are the same number.
+        let sure = number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0;
+        if sure { Ok(format!("{}", number as i64)) } else { Err(format!("it holds {number}")) }
+    };
+    let failed = |error: polars::error::PolarsError| error.to_string();
+    if found.is_float() {
+        let numbers = values.cast(&DataType::Float64).map_err(failed)?;
+        let numbers = numbers.f64().map_err(failed)?;
+        return numbers.iter().flatten().filter(|number| !number.is_nan()).map(whole).collect();
     }
-    ids
+    let is_text = matches!(found, DataType::String | DataType::Boolean | DataType::Null)
+        || found.is_categorical()
+        || found.is_enum();
+    if !is_text && !found.is_integer() {
+        return Err(format!("its type is {found}"));
+    }
+    let texts = values.cast(&DataType::String).map_err(failed)?;
+    let texts = texts.str().map_err(failed)?;
+    Ok(texts.iter().flatten().map(str::to_owned).collect())
+}
+
+/// The ids of a row as it may stand in a training set that was cleaned in this way: as it is, and after
+/// each cleaning. `None`: it cannot be cleaned so.
+pub(crate) fn ids_after(row: &Row, way: &[Cleaning]) -> Option<BTreeSet<String>> {
+    let mut ids = BTreeSet::from([row_id(row)]);
+    let mut one = Dataset::from_rows(&[(&row.prompt, &row.completion)]);
+    for cleaning in way {
+        one = one.clean(cleaning).ok()?;
+        ids.extend(one.rows().iter().map(row_id));
+    }
+    Some(ids)
 }
 
 #[cfg(test)]
@@ -230,12 +272,69 @@ mod tests {
         let clean = raw.clean(&Cleaning::standard()).unwrap();
         let (record, text) = RunData::from(&clean).record();
         let row = raw.row(0).unwrap();
-        let found = ids_after(&row, &record.train.cleaning);
+        let way = &record.train.ways().unwrap()[0];
+        let found = ids_after(&row, way).unwrap();
         assert!(found.iter().any(|id| text.contains(id.as_str())));
         assert!(!text.contains(&row_id(&row)), "the raw row is another one");
         assert_eq!(record.rows, disk::sha256(text.as_bytes())[..32]);
-        let other = ids_after(&Row::new("Where was it?", "On its way."), &record.train.cleaning);
+        let other = ids_after(&Row::new("Where was it?", "On its way."), way).unwrap();
         assert!(other.iter().all(|id| !text.contains(id.as_str())));
+    }
+
+    #[test]
+    fn an_id_is_found_whatever_the_type_of_its_column() {
+        let rows = Dataset::from_rows(&[("a", "1"), ("b", "2")]);
+        let with = |column: Column| {
+            let mut frame = rows.frame();
+            frame.with_column(column).unwrap();
+            RunData::from(&Dataset::from_frame(frame).unwrap()).with_id_column("id")
+        };
+        let text = |values: &[&str]| Column::new("id".into(), values);
+        let categories = DataType::from_categories(polars::prelude::Categories::global());
+        for (column, value) in [
+            (text(&["x", "4711"]), "4711"),
+            (text(&["x", "4711"]).cast(&categories).unwrap(), "4711"),
+            (Column::new("id".into(), [4711_i64, 2]), "4711"),
+            (Column::new("id".into(), [1e15, f64::NAN]), "1000000000000000"),
+            (Column::new("id".into(), [4711.0_f32, 2.0]), "4711"),
+            (Column::new("id".into(), [Some(true), None]), "true"),
+        ] {
+            let named = format!("{column:?}");
+            let (_, text) = with(column).unwrap().record();
+            assert!(text.contains(&value_id("id", value)), "{named}");
+        }
+        let time = DataType::Datetime(polars::prelude::TimeUnit::Milliseconds, None);
+        for column in [
+            Column::new("id".into(), [0.5, 1.0]),
+            Column::new("id".into(), [1e300, 1.0]),
+            Column::new("id".into(), [1_i64, 2]).cast(&time).unwrap(),
+        ] {
+            let error = with(column).unwrap_err().to_string();
+            assert!(error.contains("the column `id` cannot identify rows"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rows_are_found_as_they_were_before_any_cleaning_of_any_part() {
+        let row = |text: &str| Dataset::from_rows(&[(text, "answer")]);
+        let html = Cleaning::default().strip_html();
+        let spaces = Cleaning::default().normalize_whitespace();
+        let twice = row("<i>one</i>  two").clean(&html).unwrap().clean(&spaces).unwrap();
+        let replayed = row("<b>three</b>").clean(&html).unwrap();
+        let all = twice.with_replay(&replayed, 0.5, 1).unwrap().concat(&row("four")).unwrap();
+        let (record, text) = RunData::from(&all).record();
+        let found = |prompt: &str| {
+            let row = Row::new(prompt, "answer");
+            let ways = record.train.ways().unwrap();
+            let mut ids = ways.iter().flat_map(|way| ids_after(&row, way).unwrap());
+            ids.any(|id| text.contains(&id))
+        };
+        for prompt in ["<i>one</i>  two", "one  two", "one two", "<b>three</b>", "three", "four"] {
+            assert!(found(prompt), "{prompt}");
+        }
+        assert!(!found("<b>five</b>"));
+        let old = SetRecord { cleanings: None, source: "a + b".into(), ..record.train.clone() };
+        assert_eq!(old.ways(), None, "of a time when the parts' cleanings were lost");
     }
 
     #[test]

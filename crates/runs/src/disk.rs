@@ -3,8 +3,9 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -42,8 +43,11 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Reads a file of which there may be none.
+/// Reads a file of which there may be none. What else may have its name, as a pipe, is not opened.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    if length(path)? == 0 {
+        return Ok(path.exists().then(Vec::new));
+    }
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if missing(&error) => Ok(None),
@@ -52,9 +56,16 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// The length of a file; 0 where there is none.
+///
+/// # Errors
+/// It is no file, or cannot be looked at.
 pub(crate) fn length(path: &Path) -> Result<u64> {
     match fs::metadata(path) {
-        Ok(found) => Ok(found.len()),
+        Ok(found) if found.is_file() => Ok(found.len()),
+        Ok(_) => {
+            let problem = "is no file: expected one that the registry has written".to_owned();
+            Err(Error::File { path: path.to_path_buf(), problem })
+        }
         Err(error) if missing(&error) => Ok(0),
         Err(error) => Err(io("read", path)(error)),
     }
@@ -94,8 +105,9 @@ pub(crate) struct Lock {
 impl Lock {
     /// Waits for the lock. Where the file system has none it is held by everybody.
     pub(crate) fn take(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        let file = file.map_err(io("open", path))?;
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(path).map_err(io("open", path))?;
         match file.lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Self { _file: file }),
@@ -104,11 +116,18 @@ impl Lock {
     }
 }
 
-/// Whether a process holds the lock of this file.
+/// Whether a process holds the lock of this file. Any number may ask at once.
 pub(crate) fn is_locked(path: &Path) -> bool {
+    if !path.is_file() {
+        return false;
+    }
     let Ok(file) = File::open(path) else { return false };
-    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
+
+/// Who asks whether a file is locked holds it for a moment: so often and so long that is waited for.
+const MOMENTS: u32 = 20;
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// A file that lines are written to, behind what is there. Others may write to it, too: a line is
 /// written under the file's lock.
@@ -125,7 +144,15 @@ impl LineFile {
     /// The file cannot be opened, or somebody else holds it.
     pub(crate) fn own(path: &Path) -> Result<Self> {
         let file = Self::open(path)?;
-        match file.try_lock() {
+        let mut locked = file.try_lock();
+        for _ in 0..MOMENTS {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(MOMENT);
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(io("lock", path)(error)),
@@ -142,9 +169,11 @@ impl LineFile {
         Ok(Self { file: Self::open(path)?, shared: true })
     }
 
+    /// A link is not followed: it may lead out of the registry.
     fn open(path: &Path) -> Result<File> {
-        let file = OpenOptions::new().create(true).read(true).append(true).open(path);
-        file.map_err(io("open", path))
+        let mut options = OpenOptions::new();
+        options.create(true).read(true).append(true).custom_flags(libc::O_NOFOLLOW);
+        options.open(path).map_err(io("open", path))
     }
 
     /// Adds a line by one write, and waits until it is on the disk if `sync` says so. A line that
@@ -233,5 +262,34 @@ mod tests {
         assert!(LineFile::own(&path).unwrap_err().to_string().contains("another process"));
         drop(own);
         assert!(!is_locked(&path));
+    }
+
+    #[test]
+    fn who_asks_is_no_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        fs::write(&path, "").unwrap();
+        let asking = File::open(&path).unwrap();
+        asking.try_lock_shared().unwrap();
+        assert!(!is_locked(&path), "another who asks");
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| LineFile::own(&path));
+            std::thread::sleep(MOMENT * 3);
+            drop(asking);
+            waits.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn links_and_what_is_no_file_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outside, link) = (dir.path().join("outside"), dir.path().join("log.jsonl"));
+        fs::write(&outside, "mine").unwrap();
+        std::os::unix::fs::symlink(&outside, &link).unwrap();
+        assert!(add_line(&link, &1).is_err() && Lock::take(&link).is_err());
+        assert_eq!(fs::read(&outside).unwrap(), b"mine");
+        assert!(read(dir.path()).unwrap_err().to_string().contains("is no file"));
+        assert_eq!(read(&dir.path().join("none")).unwrap(), None);
+        assert!(!is_locked(dir.path()));
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tunebook_evaluate::{Evaluation, Score};
 
+use crate::data::without_place;
 use crate::disk;
 use crate::error::Result;
 
@@ -43,7 +44,7 @@ impl EvaluationRecord {
         let mut record = Self {
             id: String::new(),
             fingerprint: evaluation.fingerprint.clone(),
-            model: evaluation.model.clone(),
+            model: without_place(&evaluation.model).to_owned(),
             active: evaluation.active.clone(),
             settings: evaluation.settings.clone(),
             scores: evaluation.scores.clone(),

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
@@ -10,8 +11,9 @@ use crate::adapters;
 use crate::aliases;
 use crate::data::short;
 use crate::disk;
-use crate::error::Result;
-use crate::registry::Registry;
+use crate::error::{Error, Result};
+use crate::printable;
+use crate::registry::{RUNS, Registry};
 use crate::summary::Summary;
 
 /// The tag of runs whose adapters stay.
@@ -25,8 +27,8 @@ const LEFT_OVER: Duration = Duration::from_secs(24 * 3600);
 pub struct GarbageArgs {
     /// Only says what would be removed. The default is true.
     pub dry_run: bool,
-    /// Adapters that were saved less than these seconds ago stay: somebody may be about to evaluate
-    /// them. The default is a week.
+    /// Adapters that were saved or brought here less than these seconds ago stay: somebody may be about
+    /// to evaluate them. 0 or more; the default is a week.
     pub min_age_secs: f64,
 }
 
@@ -72,10 +74,11 @@ impl Garbage {
 impl fmt::Display for Garbage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for GarbageItem { adapter, run, bytes, left } in &self.items {
-            let run = run.as_ref().map(|run| format!(" of run {run}")).unwrap_or_default();
+            let run = run.as_ref().map(|run| format!(" of run {}", printable(run)));
+            let run = run.unwrap_or_default();
             write!(f, "{}{run}, {:.1} MB", short(adapter), *bytes as f64 / 1e6)?;
             match left {
-                Some(why) => writeln!(f, ": left, {why}")?,
+                Some(why) => writeln!(f, ": left, {}", printable(why))?,
                 None => writeln!(f)?,
             }
         }
@@ -104,17 +107,57 @@ struct Known {
     open: Vec<(String, Option<String>)>,
 }
 
-/// See [`Registry::gc`]: an adapter stays if it is or was a generation of an alias, if its run has the
-/// tag `keep`, if it is young, if a run that goes on has it as its parent, or if it is the parent, at
-/// any distance, of one that stays.
+/// See [`Registry::gc`]: an adapter stays if it is or was a generation of an alias, if one of its runs
+/// has the tag `keep`, if it is young, if a run that goes on has it as its parent, or if it is the
+/// parent, at any distance, of one that stays.
+///
+/// Before anything is removed all is read again from the files: the index is a copy, and whoever writes
+/// to it would decide.
 pub(crate) fn collect(registry: &Registry, args: &GarbageArgs) -> Result<Garbage> {
+    if args.min_age_secs.is_nan() || args.min_age_secs < 0.0 {
+        let expected = "seconds, 0 or more";
+        return Err(Error::Setting { field: "min_age_secs", value: args.min_age_secs, expected });
+    }
     let root = registry.root();
+    if !args.dry_run {
+        registry.put_right();
+    }
     // Nothing is saved or promoted meanwhile. A dry run needs no lock, nor a disk to write it on.
     let _store = if args.dry_run { None } else { Some(adapters::lock(root)?) };
+    let not_collected = |problem: String| Error::NotCollected { problem };
+    let referred = aliases::referred(root).map_err(|error| not_collected(error.to_string()))?;
+    if !args.dry_run {
+        let unread = registry.index().rebuild()?;
+        if let Some(problem) = unread.into_iter().next() {
+            return Err(not_collected(problem));
+        }
+    }
     let known = registry.index().ask(known)?;
+    for file in disk::names(&root.join(adapters::FOLDER))? {
+        let Some(adapter) = file.strip_suffix(".jsonl") else { continue };
+        if adapters::Kept::read(root, adapter)?.damaged > 0 {
+            return Err(not_collected(format!(
+                "a line of `{}/{file}` cannot be read, and may name a parent. Bring the file back \
+                 from a copy; delete the line only if a process was killed while it wrote it",
+                adapters::FOLDER
+            )));
+        }
+    }
     let young = disk::now() - args.min_age_secs;
     let mut stays: BTreeSet<String> = known.referred;
-    stays.extend(known.adapters.iter().filter(|(_, at)| at.0 > young).map(|(id, _)| id.clone()));
+    stays.extend(referred);
+    for (id, (saved, _)) in &known.adapters {
+        let came = changed(&adapters::folder(root, id));
+        if saved.max(came) > young {
+            stays.insert(id.clone());
+        }
+    }
+    // A line that cannot be read may say `keep`.
+    for run in disk::names(&root.join(RUNS))? {
+        if Summary::notes_damage(&registry.run_folder(&run))? {
+            stays.extend(of_run(&known.origins, &run));
+        }
+    }
     for (run, parent) in known.open {
         if Summary::is_running(&registry.run_folder(&run)) {
             stays.extend(parent);
@@ -142,7 +185,7 @@ pub(crate) fn collect(registry: &Registry, args: &GarbageArgs) -> Result<Garbage
             continue;
         }
         let left = match args.dry_run {
-            true => adapters::check(root, adapter),
+            true => adapters::check_removable(root, adapter),
             false => adapters::remove(root, adapter),
         };
         items.push(GarbageItem {
@@ -161,6 +204,23 @@ pub(crate) fn collect(registry: &Registry, args: &GarbageArgs) -> Result<Garbage
     Ok(Garbage { items, kept, removed: !args.dry_run })
 }
 
+/// The adapters that a run has trained.
+fn of_run<'a>(
+    origins: &'a [(String, Option<String>, Option<String>)],
+    run: &'a str,
+) -> impl Iterator<Item = String> + 'a {
+    let of_it = origins.iter().filter(move |origin| origin.1.as_deref() == Some(run));
+    of_it.map(|(adapter, ..)| adapter.clone())
+}
+
+/// When a folder was changed, in seconds of Unix time: the clock may have been wrong when an adapter was
+/// saved, and one that was brought here is as old as it was there.
+fn changed(folder: &Path) -> f64 {
+    let at = std::fs::metadata(folder).and_then(|found| found.modified()).ok();
+    let since = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
 fn known(connection: &Connection) -> rusqlite::Result<Known> {
     let mut rows =
         connection.prepare("SELECT id, saved, bytes FROM adapters WHERE removed IS NULL")?;
@@ -174,7 +234,8 @@ fn known(connection: &Connection) -> rusqlite::Result<Known> {
     let origins = origins.collect::<rusqlite::Result<_>>()?;
     let mut rows = connection.prepare(
         "SELECT adapter FROM promotions UNION SELECT r.adapter FROM runs r \
-         JOIN tags t ON t.run = r.id WHERE t.tag = ?1 AND r.adapter IS NOT NULL",
+         JOIN tags t ON t.run = r.id WHERE t.tag = ?1 AND r.adapter IS NOT NULL \
+         UNION SELECT o.adapter FROM origins o JOIN tags t ON t.run = o.run WHERE t.tag = ?1",
     )?;
     let referred = rows.query_map([KEEP], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     let mut rows = connection.prepare("SELECT id, parent FROM runs WHERE state = 'unfinished'")?;

@@ -38,8 +38,10 @@ mod error;
 mod evaluations;
 mod examples;
 mod garbage;
+mod ids;
 mod index;
 mod judge;
+mod printable;
 mod recipe;
 mod recorder;
 mod registry;
@@ -58,6 +60,7 @@ pub use evaluations::EvaluationRecord;
 pub use examples::{evaluation_examples, message, training_examples};
 pub use garbage::{Garbage, GarbageArgs, GarbageItem};
 pub use judge::{Samples, answer_measures};
+pub use printable::printable;
 pub use recipe::{
     DataRecipe, ModelDtype, ModelRecipe, Recipe, RecipeArgs, StrategyRecipe, TrainedRecipe, to_yaml,
 };

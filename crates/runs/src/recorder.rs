@@ -11,10 +11,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tunebook_models::Model;
 use tunebook_progress::stream;
-use tunebook_tune::{Callback, EvalRecord, RunRecord, StepRecord, Strategy, answering_fingerprint};
+use tunebook_tune::{
+    Callback, EvalRecord, RunRecord, StepRecord, Strategy, answering_fingerprint, moved_before,
+};
 
 use crate::adapters::{self, Origin};
-use crate::data::{DataRecord, RunData};
+use crate::data::{DataRecord, RunData, without_place};
 use crate::disk::{self, LineFile};
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -48,6 +50,9 @@ struct Recording {
     flushed: Instant,
     /// Lines that could not be written since the last one that was.
     lost: usize,
+    /// The line that says that the run goes on, while it could not be written: without it nobody knows
+    /// of the rows.
+    resume: Option<Vec<u8>>,
     adapter: Option<String>,
     /// From the beginning to the end of a run.
     model: Option<Model>,
@@ -78,6 +83,7 @@ impl Recorder {
             log: None,
             flushed: Instant::now(),
             lost: 0,
+            resume: None,
             adapter: None,
             model: None,
             warnings: Vec::new(),
@@ -181,10 +187,17 @@ impl Recording {
         let flush = flush || self.flushed.elapsed() >= FLUSH;
         let lost = self.lost;
         let written = (|| -> std::io::Result<()> {
-            if lost > 0 {
+            if let Some(resume) = &self.resume {
+                log.add(resume, true)?;
+                self.resume = None;
+                self.lost = self.lost.saturating_sub(1);
+            }
+            if self.lost > 0 {
                 let problem = "they could not be written".to_owned();
-                let missing = serde_json::to_vec(&Line::Missing { lines: lost, problem })?;
+                let missing = serde_json::to_vec(&Line::Missing { lines: self.lost, problem })?;
                 log.add(&missing, false)?;
+                // They are counted, whatever becomes of this line.
+                self.lost = 0;
             }
             log.add(&serde_json::to_vec(line)?, flush)
         })();
@@ -194,7 +207,6 @@ impl Recording {
                     self.flushed = Instant::now();
                 }
                 if lost > 0 {
-                    self.lost = 0;
                     self.warn(format!(
                         "recorded again; {lost} lines of `{}` are missing",
                         self.name
@@ -220,11 +232,18 @@ impl Recording {
         if self.going_on || (run.plan.done_steps > 0 && self.id.is_some()) {
             let folder = self.registry.run_folder(self.id.as_deref().unwrap_or_default());
             self.log = None; // the lock of a run that has failed
-            self.parent = Summary::read(&folder)?.parent;
+            let before = Summary::read(&folder)?;
+            self.parent.clone_from(&before.parent);
             self.log = Some(LineFile::own(&folder.join(LOG))?);
             let done_steps = run.plan.done_steps;
             let no_recipe = Self::amended(&folder, run);
-            self.line(&Line::Resume { at: disk::now(), done_steps, no_recipe }, true);
+            let data = self.other_data(&root, run, &before).map(Box::new);
+            let train = Some(run.fingerprints.train.clone());
+            let line = Line::Resume { at: disk::now(), done_steps, no_recipe, train, data };
+            self.line(&line, true);
+            if self.lost > 0 {
+                self.resume = Some(serde_json::to_vec(&line)?);
+            }
             self.going_on = false;
             return Ok(());
         }
@@ -236,14 +255,22 @@ impl Recording {
         if let Some((record, rows)) = &data {
             self.keep_rows(&root, record, rows);
         }
+        self.registry.put_right();
         let parent = self.parent(run, model);
         self.parent.clone_from(&parent);
+        let goes_on_from = match parent {
+            Some(_) => None,
+            None => moved_before(model).ok().flatten(),
+        };
         let folder = self.registry.run_folder(&id);
         disk::create_dir(&folder)?;
         self.log = Some(LineFile::own(&folder.join(LOG))?);
         let no_recipe = self.keep_recipe(&folder, run, model).err();
         let mut record = serde_json::to_value(run)?;
         (record["steps"], record["evals"]) = (json!([]), json!([]));
+        if let Some(base) = record["base_model"].as_str() {
+            record["base_model"] = json!(without_place(base));
+        }
         let begin = Begin {
             format: FORMAT,
             run: id,
@@ -253,6 +280,9 @@ impl Recording {
             parent,
             data: data.map(|(record, _)| record),
             no_recipe,
+            goes_on_from,
+            later: Vec::new(),
+            rows_unknown: false,
             record,
         };
         self.line(&Line::Begin(Box::new(begin)), true);
@@ -283,11 +313,32 @@ impl Recording {
             .then(|| format!("it went on after step {steps} with other training rows"))
     }
 
+    /// The data of a run that goes on, if its rows are others than before and are named.
+    fn other_data(&mut self, root: &Path, run: &RunRecord, before: &Summary) -> Option<DataRecord> {
+        if run.fingerprints.train == before.train {
+            return None;
+        }
+        let (record, rows) = self.data.clone()?.record();
+        // Rows that have changed under a name that has not: they are not those of the name.
+        let last = before.begin.as_ref().and_then(|begin| begin.last_data());
+        if last.is_some_and(|last| last.rows == record.rows) {
+            let name = &self.name;
+            self.warn(format!(
+                "`{name}` goes on with other rows, and they are not named: record it on with them \
+                 (`registry.record_on(id)?.with_data(&data)`)"
+            ));
+            return None;
+        }
+        self.keep_rows(root, &record, &rows);
+        Some(record)
+    }
+
     /// The ids of the training rows, once for all runs on the same rows.
     fn keep_rows(&mut self, root: &Path, record: &DataRecord, rows: &str) {
         let folder = root.join(ROWS);
         let path = folder.join(format!("{}.txt", record.rows));
-        if path.exists() {
+        // One that was cut short or changed is written again.
+        if disk::read(&path).is_ok_and(|found| found.as_deref() == Some(rows.as_bytes())) {
             return;
         }
         let written =
@@ -383,7 +434,7 @@ impl Callback for Recorder {
     fn on_begin(&mut self, run: &RunRecord, model: &Model) -> tunebook_tune::Result<()> {
         let mut recording = self.lock();
         recording.model = Some(model.clone());
-        recording.lost = 0;
+        (recording.lost, recording.resume) = (0, None);
         if let Err(error) = recording.begin(run, model) {
             let name = &recording.name;
             let warning = match recording.log {

@@ -18,6 +18,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::evaluations;
 use crate::garbage::{self, Garbage, GarbageArgs};
+use crate::ids;
 use crate::index::Index;
 use crate::recipe::Recipe;
 use crate::recorder::Recorder;
@@ -67,7 +68,7 @@ impl fmt::Debug for Registry {
 
 impl Registry {
     /// Opens the registry in a folder, which is made if need be. One that cannot be written to can be
-    /// read.
+    /// read. Nothing is changed in a folder that is there.
     ///
     /// # Errors
     /// There is no folder, and none can be made.
@@ -77,11 +78,10 @@ impl Registry {
 
     fn open_in(root: &Path) -> Result<Self> {
         if !root.is_dir() {
-            disk::create_dir(root)?;
+            for folder in [RUNS, aliases::SERVING] {
+                disk::create_dir(&root.join(folder))?;
+            }
         }
-        // On a disk that cannot be written the links stay as they are, which is all one can do.
-        let _ = disk::create_dir(&root.join(aliases::SERVING));
-        let _ = aliases::put_right(root);
         Ok(Self(Arc::new(Inner { root: root.to_path_buf(), index: Index::new(root) })))
     }
 
@@ -95,7 +95,21 @@ impl Registry {
     }
 
     pub(crate) fn run_folder(&self, run: &str) -> PathBuf {
-        self.0.root.join(RUNS).join(run)
+        self.0.root.join(RUNS).join(ids::run_name(run))
+    }
+
+    /// Whether the folder holds a registry: at least one of the folders of runs, adapters, evaluations
+    /// and aliases.
+    pub fn is_there(&self) -> bool {
+        is_registry(self.root())
+    }
+
+    /// Lets what is served follow the aliases, where a process was killed between the two. On a disk
+    /// that cannot be written nothing changes, which is all one can do.
+    pub(crate) fn put_right(&self) {
+        let problems = aliases::put_right(self.root());
+        let problems = problems.unwrap_or_else(|error| vec![error.to_string()]);
+        problems.into_iter().for_each(|problem| self.index().warn(problem));
     }
 
     /// What was odd about the index: it was damaged, or cannot be written.
@@ -299,7 +313,9 @@ impl Registry {
     ///
     /// [`ServerConfig.watch`]: https://docs.rs/tunebook-serve
     pub fn serving_folder(&self) -> PathBuf {
-        self.root().join(aliases::SERVING)
+        let folder = self.root().join(aliases::SERVING);
+        let _ = disk::create_dir(&folder); // a server that cannot watch it says so
+        folder
     }
 
     /// An alias as it is now; one without a generation if nothing was promoted to it.
@@ -310,12 +326,20 @@ impl Registry {
         Alias::look(self, name)
     }
 
-    /// All aliases as they are now.
+    /// All aliases as they are now. One whose file cannot be read is left out, with a word in
+    /// [`Registry::warnings`].
     ///
     /// # Errors
-    /// Files that cannot be read.
+    /// The folder cannot be read.
     pub fn aliases(&self) -> Result<Vec<Alias>> {
-        aliases::names(self.root())?.iter().map(|name| self.alias(name)).collect()
+        let mut all = Vec::new();
+        for name in aliases::names(self.root())? {
+            match self.alias(&name) {
+                Ok(alias) => all.push(alias),
+                Err(error) => self.index().warn(error.to_string()),
+            }
+        }
+        Ok(all)
     }
 
     /// [`Alias::promote`] of the alias as it is now.
@@ -355,7 +379,8 @@ impl Registry {
     /// The adapters that nothing refers to. They are removed only if the arguments say so.
     ///
     /// # Errors
-    /// Files that cannot be read or removed.
+    /// Files that cannot be read or removed; an age that is no number. Where a line of an alias or of an
+    /// adapter cannot be read nothing is collected ([`Error::NotCollected`]).
     pub fn gc(&self, args: &GarbageArgs) -> Result<Garbage> {
         garbage::collect(self, args)
     }
@@ -369,12 +394,13 @@ impl Registry {
         verify::verify(self)
     }
 
-    /// Makes the index again, from the files alone.
+    /// Makes the index again, from the files alone, and lets what is served follow the aliases.
     ///
     /// # Errors
-    /// Files that cannot be read.
+    /// The index cannot be written.
     pub fn rebuild(&self) -> Result<()> {
-        self.index().rebuild()
+        self.put_right();
+        self.index().rebuild().map(drop)
     }
 
     /// All that the index holds, as text: of two indexes of the same files it is the same.
@@ -399,7 +425,7 @@ impl Registry {
     /// The id of the run that is meant by an id, the beginning of one (four digits or more), or a name.
     ///
     /// # Errors
-    /// None, or several.
+    /// None, or several: also where one run has the name and the id of another begins so.
     pub fn resolve_run(&self, run: &str) -> Result<String> {
         self.touch()?;
         self.run_now(run)
@@ -408,11 +434,11 @@ impl Registry {
     /// The same in the index as it is.
     pub(crate) fn run_now(&self, run: &str) -> Result<String> {
         let found = self.index().look(|connection| {
-            let by_id = ids(connection, "runs", run)?;
-            match by_id.is_empty() {
-                true => texts(connection, "SELECT id FROM runs WHERE name = ?1", run),
-                false => Ok(by_id),
+            let mut found = begin_so(connection, "runs", run)?;
+            if !found.iter().any(|id| id == run) {
+                found.extend(texts(connection, "SELECT id FROM runs WHERE name = ?1", run)?);
             }
+            Ok(once(found))
         })?;
         let known = "SELECT name || ' (' || id || ')' FROM runs ORDER BY started DESC, id LIMIT ?1";
         self.one("run", run, found, known)
@@ -431,24 +457,25 @@ impl Registry {
     /// The same in the index as it is.
     pub(crate) fn adapter_now(&self, adapter: &str) -> Result<String> {
         let mut found = self.adapters_named(adapter)?;
-        if found.is_empty()
+        // The beginning of an adapter's id may be the name of a run.
+        if (found.is_empty() || is_beginning(adapter) && !found.iter().any(|id| id == adapter))
             && let Ok(run) = self.run_now(adapter)
         {
             found.extend(self.adapter_of(&run)?);
         }
-        self.one("adapter", adapter, found, "SELECT id FROM adapters ORDER BY id LIMIT ?1")
+        self.one("adapter", adapter, once(found), "SELECT id FROM adapters ORDER BY id LIMIT ?1")
     }
 
     /// Adapters by id or alias, in the index as it is.
     pub(crate) fn adapters_named(&self, adapter: &str) -> Result<Vec<String>> {
         self.index().look(|connection| {
-            let by_id = ids(connection, "adapters", adapter)?;
-            if !by_id.is_empty() {
-                return Ok(by_id);
+            let mut found = begin_so(connection, "adapters", adapter)?;
+            if !found.iter().any(|id| id == adapter) {
+                let sql = "SELECT adapter FROM promotions WHERE alias = ?1 \
+                     ORDER BY generation DESC LIMIT 1";
+                found.extend(texts(connection, sql, adapter)?);
             }
-            let sql =
-                "SELECT adapter FROM promotions WHERE alias = ?1 ORDER BY generation DESC LIMIT 1";
-            texts(connection, sql, adapter)
+            Ok(once(found))
         })
     }
 
@@ -493,10 +520,28 @@ impl Registry {
     }
 }
 
+/// Whether a folder holds a registry.
+pub(crate) fn is_registry(root: &Path) -> bool {
+    [RUNS, adapters::FOLDER, evaluations::FOLDER, aliases::FOLDER]
+        .iter()
+        .any(|folder| root.join(folder).is_dir())
+}
+
+/// Each once, in order.
+fn once(mut ids: Vec<String>) -> Vec<String> {
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+/// Whether a name may be the beginning of an id.
+fn is_beginning(name: &str) -> bool {
+    name.len() >= 4 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Ids that are this one, or begin so.
-fn ids(connection: &Connection, table: &str, name: &str) -> rusqlite::Result<Vec<String>> {
-    let is_id = name.len() >= 4 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !is_id {
+fn begin_so(connection: &Connection, table: &str, name: &str) -> rusqlite::Result<Vec<String>> {
+    if !is_beginning(name) {
         return Ok(Vec::new());
     }
     // `g` comes after all digits.

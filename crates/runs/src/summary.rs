@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tunebook_tune::{EvalRecord, Metric, RunRecord, StepRecord, StopReason, Strategy};
 
-use crate::data::DataRecord;
+use crate::data::{DataRecord, without_place};
 use crate::disk;
 use crate::error::Result;
+use crate::ids;
 
 /// The run's own lines, by the process that trains.
 pub(crate) const LOG: &str = "log.jsonl";
@@ -19,6 +20,9 @@ pub(crate) const NOTES: &str = "notes.jsonl";
 pub(crate) const RECIPE: &str = "recipe.yaml";
 /// Hashes of what the run has written, once it has ended.
 pub(crate) const MANIFEST: &str = "manifest.json";
+
+/// More missing lines than these are a damaged number.
+const MOST: usize = u32::MAX as usize;
 
 /// The version of the lines.
 pub(crate) const FORMAT: u32 = 1;
@@ -36,6 +40,12 @@ pub(crate) enum Line {
         /// Why the run is no more what its recipe says.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         no_recipe: Option<String>,
+        /// The fingerprint of the training rows; `None`: of a time when it was not written.
+        #[serde(default)]
+        train: Option<String>,
+        /// Where they are others than before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        data: Option<Box<DataRecord>>,
     },
     /// A checkpoint, by its folder's name.
     Save { step: usize, folder: String },
@@ -66,8 +76,24 @@ pub(crate) struct Begin {
     /// written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) no_recipe: Option<String>,
+    /// What was trained before the run and is no adapter of the registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) goes_on_from: Option<String>,
+    /// Rows that the run went on with, from its later lines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) later: Vec<DataRecord>,
+    /// It may have gone on with rows that it does not name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) rows_unknown: bool,
     /// The [`RunRecord`] without steps and evaluations.
     pub(crate) record: Value,
+}
+
+impl Begin {
+    /// The data of the run's last part.
+    pub(crate) fn last_data(&self) -> Option<&DataRecord> {
+        self.later.last().or(self.data.as_ref())
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -167,6 +193,8 @@ pub(crate) struct Summary {
     pub(crate) error: Option<String>,
     /// Why there is no recipe, if the run said so.
     pub(crate) no_recipe: Option<String>,
+    /// The fingerprint of the training rows of the run's last part.
+    pub(crate) train: String,
     /// Lines that cannot be read.
     pub(crate) damaged: usize,
     /// Lines that the run could not write.
@@ -174,6 +202,8 @@ pub(crate) struct Summary {
     pub(crate) log_bytes: u64,
     pub(crate) notes_bytes: u64,
     known: Vec<Metric>,
+    /// A line that cannot be read may have said that the run went on with other rows.
+    may_have_gone_on: bool,
 }
 
 impl Summary {
@@ -191,6 +221,9 @@ impl Summary {
             lines.for_each(|line| summary.log_line(line));
             summary.damaged += usize::from(torn);
         }
+        if let Some(begin) = &mut summary.begin {
+            begin.rows_unknown |= summary.may_have_gone_on;
+        }
         if let Some(notes) = disk::read(&folder.join(NOTES))? {
             summary.notes_bytes = notes.len() as u64;
             let (lines, torn) = disk::lines(&notes);
@@ -206,7 +239,11 @@ impl Summary {
             true => self.step(line),
             false => self.other_line(line),
         };
-        self.damaged += usize::from(read.is_none());
+        if read.is_none() {
+            self.damaged += 1;
+            let measured = ["step", "eval", "save"].map(|kind| format!("{{\"kind\":\"{kind}\""));
+            self.may_have_gone_on |= !measured.iter().any(|of| line.starts_with(of.as_bytes()));
+        }
     }
 
     fn step(&mut self, line: &[u8]) -> Option<()> {
@@ -224,13 +261,17 @@ impl Summary {
             "eval" => self.eval(serde_json::from_slice(line).ok()?),
             _ => match serde_json::from_slice(line).ok()? {
                 Line::Begin(begin) => self.begin(*begin),
-                Line::Resume { done_steps, no_recipe, .. } => {
+                Line::Resume { done_steps, no_recipe, train, data, .. } => {
+                    self.went_on(train, data.map(|data| *data));
                     self.no_recipe = self.no_recipe.take().or(no_recipe);
                     (self.steps, self.state) = (done_steps, "unfinished".to_owned());
                     self.evals.retain(|eval| eval.step <= done_steps);
                 }
                 Line::Save { .. } => {}
-                Line::Missing { lines, .. } => self.missing += lines,
+                Line::Missing { lines, .. } => {
+                    self.missing = self.missing.saturating_add(lines).min(MOST)
+                }
+                Line::Adapter { adapter } if !ids::is_adapter(&adapter) => return None,
                 Line::Adapter { adapter } => self.adapter = Some(adapter),
                 Line::End(end) => {
                     (self.state, self.steps, self.secs) = (end.state, end.steps, end.secs);
@@ -239,6 +280,22 @@ impl Summary {
             },
         }
         Some(())
+    }
+
+    /// Which rows the run went on with. Rows of another fingerprint that are not named are not known.
+    fn went_on(&mut self, train: Option<String>, data: Option<DataRecord>) {
+        let Some(begin) = &mut self.begin else { return };
+        match (train, data) {
+            (Some(train), _) if train == self.train => {}
+            (Some(train), Some(data)) => {
+                begin.later.push(data);
+                self.train = train;
+            }
+            (train, _) => {
+                begin.rows_unknown = true;
+                self.train = train.unwrap_or_default();
+            }
+        }
     }
 
     /// Field by field, so that a line of another version says what it can.
@@ -251,7 +308,8 @@ impl Summary {
         self.no_recipe.clone_from(&begin.no_recipe);
         let record = &begin.record;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        self.base_model = text(&record["base_model"]);
+        self.base_model = without_place(&text(&record["base_model"])).to_owned();
+        self.train = text(&record["fingerprints"]["train"]);
         self.base = text(&record["fingerprints"]["base"]);
         let by_trainer = record["fingerprints"]["dataset"].as_str().map(str::to_owned);
         let by_data = begin.data.as_ref().map(|data| data.train.fingerprint.clone());
@@ -305,6 +363,16 @@ impl Summary {
             Ok(Said::Untag { tag }) => drop(self.tags.remove(&tag)),
             Err(_) => self.damaged += 1,
         }
+    }
+
+    /// Whether a line of a run's notes cannot be read.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn notes_damage(folder: &Path) -> Result<bool> {
+        let notes = disk::read(&folder.join(NOTES))?.unwrap_or_default();
+        let (mut lines, torn) = disk::lines(&notes);
+        Ok(torn || lines.any(|line| serde_json::from_slice::<Said>(line).is_err()))
     }
 
     /// Whether a process writes to the run now.

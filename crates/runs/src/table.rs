@@ -98,7 +98,7 @@ pub(crate) fn runs(registry: &Registry) -> Result<DataFrame> {
         all.push(match *name {
             "started" => {
                 let millis: Vec<Option<i64>> =
-                    values.iter().map(|at| at.map(|at| (at * 1e3) as i64)).collect();
+                    values.iter().map(|at| at.and_then(millis)).collect();
                 let time = DataType::Datetime(TimeUnit::Milliseconds, None);
                 Column::new((*name).into(), millis).cast(&time)?
             }
@@ -106,6 +106,13 @@ pub(crate) fn runs(registry: &Registry) -> Result<DataFrame> {
         });
     }
     Ok(DataFrame::new(height, all)?.select(ORDER)?)
+}
+
+/// A time of the years 0 to 9999: of others, as a wrong clock or a damaged line gives them, there is no
+/// text.
+fn millis(secs: f64) -> Option<i64> {
+    const YEARS: std::ops::Range<f64> = -62_167_219_200.0..253_402_300_800.0;
+    YEARS.contains(&secs).then_some((secs * 1e3) as i64)
 }
 
 fn rows(connection: &Connection) -> rusqlite::Result<(Columns, Vec<Option<String>>)> {

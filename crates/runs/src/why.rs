@@ -4,13 +4,14 @@
 use std::fmt;
 
 use serde_json::Value;
-use tunebook_data::Split;
+use tunebook_data::{Cleaning, CleaningStep, Split};
 
 use crate::adapters::Kept;
 use crate::aliases::AliasGeneration;
-use crate::data::{DataRecord, short};
+use crate::data::{DataRecord, SetRecord, short};
 use crate::error::Result;
 use crate::evaluations::EvaluationRecord;
+use crate::printable;
 use crate::registry::{Registry, texts};
 use crate::summary::{RunNote, Summary};
 
@@ -32,6 +33,11 @@ pub struct WhyLink {
     pub answering: Vec<String>,
     /// The rows, with their cleaning and split; `None` where the run does not name them.
     pub data: Option<DataRecord>,
+    /// Other rows that the run went on with.
+    pub later_data: Vec<DataRecord>,
+    /// What the run says of its rows may not be all: it went on with rows that it does not name, or a
+    /// line of its log cannot be read.
+    pub rows_unknown: bool,
     /// The base's name.
     pub base_model: Option<String>,
     /// The fingerprint of the base's weights.
@@ -92,6 +98,7 @@ fn link(registry: &Registry, adapter: Option<String>, run: Option<String>) -> Re
         Some(run) => Some(Summary::read(&registry.run_folder(run))?),
         None => None,
     };
+    let begin = summary.as_ref().and_then(|run| run.begin.as_ref());
     let known = |text: &String| !text.is_empty();
     let of_run = |of: fn(&Summary) -> &String| summary.as_ref().map(of).filter(|t| known(t));
     let mut evaluations = Vec::new();
@@ -121,6 +128,8 @@ fn link(registry: &Registry, adapter: Option<String>, run: Option<String>) -> Re
         present: adapter.as_ref().is_some_and(|id| crate::adapters::folder(root, id).is_dir()),
         answering: kept.answering.iter().cloned().collect(),
         data: summary.as_ref().and_then(|run| run.data.clone()),
+        later_data: begin.map(|begin| begin.later.clone()).unwrap_or_default(),
+        rows_unknown: begin.is_some_and(|begin| begin.rows_unknown),
         base_model: of_run(|run| &run.base_model).cloned().or_else(|| kept.base_model.clone()),
         base: of_run(|run| &run.base).cloned().or_else(|| kept.base.clone()),
         parent: summary
@@ -165,6 +174,24 @@ fn run_text(run: &Summary) -> String {
         text.push_str(&format!("; tags: {}", tags.join(", ")));
     }
     text
+}
+
+/// The cleaning of a set, and of its parts where they were cleaned in several ways.
+fn cleaning_text(set: &SetRecord) -> String {
+    match set.cleanings.as_deref() {
+        Some(parts) if parts.len() > 1 || parts.iter().any(|part| part.len() > 1) => {
+            let part = |cleanings: &Vec<Cleaning>| {
+                let steps = |of: &Cleaning| {
+                    of.steps.iter().map(CleaningStep::name).collect::<Vec<_>>().join(", ")
+                };
+                let text = cleanings.iter().map(steps).collect::<Vec<_>>().join(", then ");
+                if text.is_empty() { "none".to_owned() } else { text }
+            };
+            parts.iter().map(part).collect::<Vec<_>>().join("; of another part: ")
+        }
+        _ if set.cleaning.is_empty() => "none known".to_owned(),
+        _ => format!("{} ({} rows before it)", set.cleaning_names(), set.rows_before_cleaning),
+    }
 }
 
 /// The settings that a split has: `fraction 0.12, seed 42, group "customer"`.
@@ -213,21 +240,19 @@ impl fmt::Display for WhyLink {
                 let validation = data.validation.as_ref();
                 let held = validation.map(|set| format!("; {} for validation", set.rows));
                 lines.push(("rows", format!("{}{}", data.train, held.unwrap_or_default())));
-                let cleaning = match data.train.cleaning.is_empty() {
-                    true => "none known".to_owned(),
-                    false => format!(
-                        "{} ({} rows before it)",
-                        data.train.cleaning_names(),
-                        data.train.rows_before_cleaning
-                    ),
-                };
-                lines.push(("cleaning", cleaning));
+                lines.push(("cleaning", cleaning_text(&data.train)));
                 let split = match &data.train.split {
                     None => "none known".to_owned(),
                     Some(split) => split_text(split),
                 };
                 lines.push(("split", split));
             }
+        }
+        for data in &self.later_data {
+            lines.push(("later rows", data.train.to_string()));
+        }
+        if self.rows_unknown {
+            lines.push(("rows", "others may have been trained, too: not all is named".to_owned()));
         }
         let base = self.base_model.as_deref().unwrap_or("not known");
         let hash = self.base.as_deref().map(|base| format!(", fingerprint {}", short(base)));
@@ -258,7 +283,7 @@ impl fmt::Display for WhyLink {
             lines.push(("promotion", format!("{alias}{now}, {generation}")));
         }
         let lines: Vec<String> =
-            lines.into_iter().map(|(what, text)| format!("{what:<11} {text}")).collect();
+            lines.iter().map(|(what, text)| format!("{what:<11} {}", printable(text))).collect();
         f.write_str(&lines.join("\n"))
     }
 }

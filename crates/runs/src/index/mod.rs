@@ -1,5 +1,8 @@
 //! The index: an SQLite file with one row for each run, adapter, evaluation and promotion.
 //!
+//! The file says whose it is, by SQLite's application id. One of another program, and one that cannot
+//! be read, is put aside and never changed; in a folder that holds no registry none is made.
+//!
 //! It holds nothing of its own. [`Index::sync`] compares it with the lengths of the registry's files,
 //! which only grow, and reads those again that have changed: so a run that another process has
 //! written, or a folder that was copied here, is in the next table. A file that is damaged or lost is
@@ -10,6 +13,7 @@
 //! SQLite refuses it, and the index takes the journal that is deleted. SQLite before 3.51.3 can lose
 //! a write of two connections in WAL mode, so it is compiled in, and a test asserts its version.
 
+mod owner;
 mod schema;
 mod sync;
 
@@ -23,6 +27,8 @@ use rusqlite::{Connection, ErrorCode};
 
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::index::owner::Owner;
+use crate::registry::is_registry;
 
 /// The name of the file.
 pub(crate) const FILE: &str = "index.sqlite";
@@ -47,6 +53,8 @@ struct Open {
     connection: Connection,
     /// Device and number of the file; `None`: in memory.
     file: Option<(u64, u64)>,
+    /// In memory because there is no registry yet.
+    no_registry: bool,
 }
 
 impl Index {
@@ -63,7 +71,8 @@ impl Index {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn warn(&self, warning: String) {
+    /// Says something once, in [`Registry::warnings`](crate::Registry::warnings).
+    pub(crate) fn warn(&self, warning: String) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         if !warnings.contains(&warning) {
             warnings.push(warning);
@@ -80,7 +89,8 @@ impl Index {
     ) -> Result<T> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         self.with(&mut open, &|connection| {
-            sync::sync(&self.root, connection, false)?;
+            let unread = sync::sync(&self.root, connection, false)?;
+            unread.into_iter().for_each(|problem| self.warn(problem));
             question(connection).map_err(Failure::Sql)
         })
     }
@@ -95,10 +105,13 @@ impl Index {
         self.with(&mut open, &|connection| question(connection).map_err(Failure::Sql))
     }
 
-    /// Makes the index again, from the files alone.
-    pub(crate) fn rebuild(&self) -> Result<()> {
+    /// Makes the index again, from the files alone. Gives what could not be read.
+    pub(crate) fn rebuild(&self) -> Result<Vec<String>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        self.with(&mut open, &|connection| sync::sync(&self.root, connection, true))
+        let unread =
+            self.with(&mut open, &|connection| sync::sync(&self.root, connection, true))?;
+        unread.iter().for_each(|problem| self.warn(problem.clone()));
+        Ok(unread)
     }
 
     /// All that it holds, as text, without the lengths of files.
@@ -144,10 +157,12 @@ impl Index {
         };
         **open = None;
         let failed = if is_damaged(&failed) {
-            self.discard()?;
+            let aside = self.discard()?;
+            let aside = aside.map(|aside| format!("; what was there is `{aside}`"));
             self.warn(format!(
-                "the index `{}` was damaged ({failed}); it was made again from the files",
-                self.path().display()
+                "the index `{}` was damaged ({failed}); it was made again from the files{}",
+                self.path().display(),
+                aside.unwrap_or_default()
             ));
             match self.connect(open).and_then(|open| work(&mut open.connection)) {
                 Ok(done) => return Ok(done),
@@ -165,9 +180,7 @@ impl Index {
              files by each process",
             self.path().display()
         ));
-        let connection = Connection::open_in_memory().map_err(sql)?;
-        connection.execute_batch(schema::CREATE).map_err(sql)?;
-        let open = open.insert(Open { connection, file: None });
+        let open = open.insert(in_memory(false).map_err(sql)?);
         match work(&mut open.connection) {
             Ok(done) => Ok(done),
             Err(Failure::Other(error)) => Err(error),
@@ -185,7 +198,22 @@ impl Index {
         if open.as_ref().is_some_and(|open| open.file.is_some() && open.file != found) {
             **open = None;
         }
+        // A question makes nothing in a folder that somebody has mistyped.
+        let no_registry = !is_registry(&self.root);
+        if open.as_ref().is_some_and(|open| open.no_registry && !no_registry) {
+            **open = None;
+        }
+        if open.is_none() && no_registry {
+            **open = Some(in_memory(true)?);
+        }
         if open.is_none() {
+            if let Err(error) = self.put_others_aside() {
+                // It is not opened: the index is one in memory.
+                let cannot = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+                let error = rusqlite::Error::SqliteFailure(cannot, Some(error.to_string()));
+                return Err(Failure::Sql(error));
+            }
+            let found = file_id(&path);
             // Of several processes that make it at once, one does; on a disk without room none.
             let _one_process = match found {
                 Some(_) => None,
@@ -193,17 +221,56 @@ impl Index {
             };
             let connection = Connection::open(&path)?;
             connection.busy_timeout(PATIENCE)?;
+            // Before WAL, whose file is not the one that says whose it is.
+            if owner::of(&path).is_ok_and(|owner| owner == Owner::Nobody) {
+                connection.pragma_update(None, "application_id", schema::APPLICATION)?;
+            }
             choose_journal(&connection, &self.root)?;
             connection.execute_batch("PRAGMA synchronous = FULL")?;
             prepare(&connection)?;
             let file = file_id(&path);
-            **open = Some(Open { connection, file });
+            **open = Some(Open { connection, file, no_registry: false });
         }
         open.as_mut().ok_or(Failure::Sql(rusqlite::Error::InvalidQuery))
     }
 
-    /// Removes a file that is damaged, unless another process has just done so.
-    fn discard(&self) -> Result<()> {
+    /// Puts a file of another program, or a link to one, aside.
+    fn put_others_aside(&self) -> Result<()> {
+        let path = self.path();
+        let is_others = || owner::of(&path).is_ok_and(|owner| owner == Owner::Others);
+        if !is_others() {
+            return Ok(());
+        }
+        let _one_process = disk::Lock::take(&self.root.join(LOCK))?;
+        if is_others() {
+            let aside = self.put_aside()?;
+            self.warn(format!(
+                "`{}` was a file of another program: it is `{aside}` now, as it was, and the index \
+                 was made from the registry's files",
+                path.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Renames the file and its companions. Gives the file's new name.
+    fn put_aside(&self) -> Result<String> {
+        let name = format!("{FILE}.aside-{}", disk::new_id()?);
+        for ending in [""].iter().chain(&ENDINGS) {
+            let (old, new) = (format!("{FILE}{ending}"), format!("{name}{ending}"));
+            match std::fs::rename(self.root.join(&old), self.root.join(new)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(disk::io("put aside", &self.root.join(old))(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(name)
+    }
+
+    /// Removes an index that is damaged, unless another process has just done so. What does not say
+    /// that it is an index is put aside: its new name.
+    fn discard(&self) -> Result<Option<String>> {
         let _one_process = disk::Lock::take(&self.root.join(LOCK))?;
         let path = self.path();
         let fine = Connection::open(&path).and_then(|connection| {
@@ -211,7 +278,10 @@ impl Index {
             connection.query_row("PRAGMA quick_check", [], |row| row.get::<_, String>(0))
         });
         if fine.is_ok_and(|found| found == "ok") {
-            return Ok(());
+            return Ok(None);
+        }
+        if owner::of(&path).is_ok_and(|owner| owner != Owner::Registry) {
+            return self.put_aside().map(Some);
         }
         let companions = ENDINGS.map(|ending| self.root.join(format!("{FILE}{ending}")));
         for file in companions.into_iter().chain([path]) {
@@ -222,8 +292,15 @@ impl Index {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(None)
     }
+}
+
+/// An index without a file.
+fn in_memory(no_registry: bool) -> rusqlite::Result<Open> {
+    let connection = Connection::open_in_memory()?;
+    connection.execute_batch(schema::CREATE)?;
+    Ok(Open { connection, file: None, no_registry })
 }
 
 /// WAL, where it is safe and SQLite takes it; else the journal that is deleted.
@@ -283,6 +360,7 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
         }
         connection.execute_batch(schema::CREATE)?;
         connection.execute_batch(&format!("PRAGMA user_version = {}", schema::VERSION))?;
+        connection.pragma_update(None, "application_id", schema::APPLICATION)?;
     }
     connection.execute_batch("COMMIT")
 }

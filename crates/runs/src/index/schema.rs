@@ -1,7 +1,10 @@
 //! The tables of the index.
 
 /// Another number makes the index again.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
+
+/// `tnbk`, by which a database says that it is an index of a registry (`PRAGMA application_id`).
+pub(super) const APPLICATION: i32 = 0x746e_626b;
 
 /// All tables, in the order in which they are compared.
 pub(super) const TABLES: [&str; 11] = [

@@ -1,5 +1,5 @@
 //! Brings the index up to date with the registry's files: those that are new or longer are read again
-//! as a whole, and those that are gone go.
+//! as a whole, and those that are gone go. A file that cannot be read costs itself alone.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,6 +11,7 @@ use crate::aliases::{self, AliasGeneration};
 use crate::disk;
 use crate::error::Result;
 use crate::evaluations::{self, EvaluationRecord};
+use crate::ids;
 use crate::index::Failure;
 use crate::summary::{LOG, NOTES, Summary};
 
@@ -20,7 +21,7 @@ type Lengths = BTreeMap<String, (u64, u64)>;
 /// One kind of files, and the tables made of them.
 struct Area {
     /// Where they are.
-    on_disk: fn(&Path) -> Result<Lengths>,
+    on_disk: fn(&Path, &mut Vec<String>) -> Result<Lengths>,
     /// Name and lengths of all that are in the index.
     known: &'static str,
     /// Puts one in, in place of what was there.
@@ -43,33 +44,43 @@ const AREAS: [Area; 4] = [
         ],
     },
     Area {
-        on_disk: |root| files(&root.join(adapters::FOLDER), ".jsonl"),
+        on_disk: |root, unread| {
+            let mut found = files(&root.join(adapters::FOLDER), ".jsonl", unread)?;
+            found.retain(|id, _| ids::is_adapter(id));
+            Ok(found)
+        },
         known: "SELECT id, file_bytes, 0 FROM adapters",
         put: put_adapter,
         tables: &[("adapters", "id"), ("origins", "adapter"), ("answering", "adapter")],
     },
     Area {
-        on_disk: |root| files(&root.join(evaluations::FOLDER), ".json"),
+        on_disk: |root, unread| files(&root.join(evaluations::FOLDER), ".json", unread),
         known: "SELECT id, file_bytes, 0 FROM evaluations",
         put: put_evaluation,
         tables: &[("evaluations", "id"), ("scores", "evaluation")],
     },
     Area {
-        on_disk: |root| files(&root.join(aliases::FOLDER), ".jsonl"),
+        on_disk: |root, unread| {
+            let names = aliases::names(root)?;
+            let mut found = files(&root.join(aliases::FOLDER), ".jsonl", unread)?;
+            found.retain(|name, _| names.contains(name));
+            Ok(found)
+        },
         known: "SELECT alias, file_bytes, 0 FROM alias_files",
         put: put_alias,
         tables: &[("alias_files", "alias"), ("promotions", "alias")],
     },
 ];
 
-/// Brings the index up to date; makes all of it again with `anew`.
+/// Brings the index up to date; makes all of it again with `anew`. Gives what could not be read.
 pub(super) fn sync(
     root: &Path,
     connection: &mut Connection,
     anew: bool,
-) -> std::result::Result<(), Failure> {
+) -> std::result::Result<Vec<String>, Failure> {
+    let mut unread = Vec::new();
     for area in &AREAS {
-        let found = (area.on_disk)(root)?;
+        let found = (area.on_disk)(root, &mut unread)?;
         let known = if anew { Lengths::new() } else { known(connection, area.known)? };
         let changed: Vec<&String> =
             found.iter().filter(|(name, at)| known.get(*name) != Some(at)).map(|f| f.0).collect();
@@ -90,11 +101,14 @@ pub(super) fn sync(
             }
         }
         for name in changed {
-            (area.put)(&transaction, root, name)?;
+            match (area.put)(&transaction, root, name) {
+                Err(Failure::Other(error)) => unread.push(error.to_string()),
+                put => put?,
+            }
         }
         transaction.commit()?;
     }
-    Ok(())
+    Ok(unread)
 }
 
 fn known(connection: &Connection, sql: &str) -> rusqlite::Result<Lengths> {
@@ -106,24 +120,29 @@ fn known(connection: &Connection, sql: &str) -> rusqlite::Result<Lengths> {
     rows.collect()
 }
 
-fn runs(root: &Path) -> Result<Lengths> {
+fn runs(root: &Path, unread: &mut Vec<String>) -> Result<Lengths> {
     let folder = root.join(crate::registry::RUNS);
     let mut found = Lengths::new();
     for id in disk::names(&folder)? {
         let run = folder.join(&id);
-        let lengths = (disk::length(&run.join(LOG))?, disk::length(&run.join(NOTES))?);
-        if lengths != (0, 0) {
-            found.insert(id, lengths);
+        let lengths = || Ok((disk::length(&run.join(LOG))?, disk::length(&run.join(NOTES))?));
+        match lengths() {
+            Ok((0, 0)) => {}
+            Ok(lengths) => drop(found.insert(id, lengths)),
+            Err(error) => unread.push(crate::Error::to_string(&error)),
         }
     }
     Ok(found)
 }
 
-fn files(folder: &Path, ending: &str) -> Result<Lengths> {
+fn files(folder: &Path, ending: &str, unread: &mut Vec<String>) -> Result<Lengths> {
     let mut found = Lengths::new();
     for file in disk::names(folder)? {
         if let Some(name) = file.strip_suffix(ending) {
-            found.insert(name.to_owned(), (disk::length(&folder.join(&file))?, 0));
+            match disk::length(&folder.join(&file)) {
+                Ok(length) => drop(found.insert(name.to_owned(), (length, 0))),
+                Err(error) => unread.push(error.to_string()),
+            }
         }
     }
     Ok(found)
@@ -205,8 +224,18 @@ fn put_adapter(
     root: &Path,
     id: &str,
 ) -> std::result::Result<(), Failure> {
-    let Kept { config, base_model, base, bytes, saved, removed, origins, answering, file_bytes } =
-        Kept::read(root, id)?;
+    let Kept {
+        config,
+        base_model,
+        base,
+        bytes,
+        saved,
+        removed,
+        origins,
+        answering,
+        file_bytes,
+        ..
+    } = Kept::read(root, id)?;
     transaction.execute(
         "INSERT INTO adapters VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![id, config, base_model, base, bytes as i64, saved, removed, file_bytes as i64],
@@ -267,8 +296,8 @@ fn put_alias(
     root: &Path,
     alias: &str,
 ) -> std::result::Result<(), Failure> {
-    let (history, file_bytes) = aliases::history(root, alias)?;
-    for generation in &history {
+    let history = aliases::history(root, alias)?;
+    for generation in &history.generations {
         let AliasGeneration { adapter, kind, previous, restores, reason, comparison, at, .. } =
             generation;
         let comparison = comparison
@@ -292,6 +321,6 @@ fn put_alias(
         )?;
     }
     transaction
-        .execute("INSERT INTO alias_files VALUES (?1, ?2)", params![alias, file_bytes as i64])?;
+        .execute("INSERT INTO alias_files VALUES (?1, ?2)", params![alias, history.bytes as i64])?;
     Ok(())
 }

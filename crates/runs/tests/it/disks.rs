@@ -135,6 +135,50 @@ fn a_log_that_cannot_grow_ends_no_run() {
     assert!(runs.column("steps").unwrap().i64().unwrap().get(0) > Some(0));
 }
 
+/// The line that says how many are missing has room, and the next one has none.
+#[test]
+fn lines_that_are_missing_are_counted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "disks::steps_without_room", "--ignored", "--nocapture"])
+        .env(FOLDER, dir.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&child.stdout).into_owned();
+    assert!(child.status.success(), "{told}{}", String::from_utf8_lossy(&child.stderr));
+    let runs = Registry::open(dir.path()).unwrap().runs().unwrap();
+    assert_eq!(runs.column("missing").unwrap().i64().unwrap().get(0), Some(3), "{told}");
+    assert_eq!(runs.column("steps").unwrap().i64().unwrap().get(0), Some(4), "{told}");
+}
+
+/// The other process of the test above.
+#[test]
+#[ignore = "a process that another test starts"]
+fn steps_without_room() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let registry = Registry::open(folder).unwrap();
+    let mut record = registry.record("small");
+    let model = model_with("support");
+    let template = template(&model);
+    record.on_begin(&template, &model).unwrap();
+    let log = registry.root().join("runs").join(record.id()).join("log.jsonl");
+    let room = |bytes: u64| {
+        let rlim_cur = std::fs::metadata(&log).unwrap().len() + bytes;
+        let limit = libc::rlimit { rlim_cur, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: `limit` outlives the call; a signal that is ignored calls nothing.
+        unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
+        }
+    };
+    let mut step = template.steps[0].clone();
+    for (number, bytes) in [(1, 0), (2, 100), (3, 100), (4, 1 << 20)] {
+        room(bytes);
+        step.step = number;
+        record.on_step(&step).unwrap();
+    }
+}
+
 /// The other process of the test above.
 #[test]
 #[ignore = "a process that another test starts"]

@@ -38,7 +38,7 @@ fn an_adapter_knows_its_whole_story() {
         "rows of",
         "strip_html",
         "fraction 0.3, seed 3",
-        "lora_tiny",
+        "base        model, fingerprint",
         "support v2",
         "which goes on from",
         "support (now), generation 1",

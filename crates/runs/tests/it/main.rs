@@ -5,6 +5,7 @@
 
 mod card;
 mod common;
+mod damage;
 mod disks;
 mod index;
 mod lineage;

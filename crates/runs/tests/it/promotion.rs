@@ -142,14 +142,23 @@ fn the_link_follows_the_lines() {
     registry.promote_forced("support", &long, "second").unwrap();
     fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink(before, &link).unwrap();
-    Registry::open(registry.root()).unwrap();
+    // A question changes nothing, and it is no secret.
+    let registry = Registry::open(registry.root()).unwrap();
+    registry.why("support").unwrap();
+    assert!(fs::read_link(&link).unwrap().ends_with(&short));
+    let found = registry.verify().unwrap();
+    assert!(found.len() == 1 && found[0].path.ends_with("serving/support"), "{found:?}");
+    // The next change of anything does.
+    registry.promote_forced("other", &long, "another").unwrap();
     assert!(fs::read_link(&link).unwrap().ends_with(&long));
-    // A torn line was no promotion.
+    assert_eq!(registry.verify().unwrap(), []);
+    // A torn line was no promotion, or is one that is lost: somebody has to say.
     let path = registry.root().join("aliases/support.jsonl");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, &text[..text.len() - 20]).unwrap();
-    let registry = Registry::open(registry.root()).unwrap();
-    assert_eq!(registry.alias("support").unwrap().adapter(), Some(short.as_str()));
-    assert!(fs::read_link(&link).unwrap().ends_with(&short));
+    assert!(registry.promote_forced("support", &short, "again").is_err());
+    assert!(fs::read_link(&link).unwrap().ends_with(&long));
+    let whole = text.lines().next().unwrap();
+    fs::write(&path, format!("{whole}\n")).unwrap();
     assert_eq!(registry.promote_forced("support", &long, "again").unwrap().generation, 2);
 }

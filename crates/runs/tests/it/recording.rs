@@ -146,6 +146,85 @@ fn a_run_goes_on_in_its_folder() {
     }
 }
 
+/// After `continue_from` with other rows the run has seen these, too.
+#[test]
+fn rows_that_a_run_goes_on_with_are_recorded() {
+    struct Stop;
+    impl Callback for Stop {
+        fn should_stop(&self) -> bool {
+            true
+        }
+    }
+    for named in [true, false] {
+        let (_dir, registry) = registry();
+        let split = split();
+        let others = tunebook_data::Dataset::from_rows(&[("Do you ship?", "Yes."); 8]);
+        let others = others.concat(&split.train).unwrap();
+        let model = model_with("a");
+        let record = registry.record("long").with_data(&split);
+        let trainer = Trainer::new(&model, &args()).with_callback(record.clone());
+        let run = trainer.observed(Stop, |t| t.train(&examples(&split.train))).unwrap();
+        let again = match named {
+            true => registry.record_on("long").unwrap().with_data(&others),
+            false => record.clone(),
+        };
+        let trainer = Trainer::new(&model, &args()).with_callback(again.clone());
+        trainer.continue_from(&run, &examples(&others)).unwrap();
+        assert_eq!(again.id(), record.id());
+        assert_eq!(again.warnings().is_empty(), named, "{:?}", again.warnings());
+        let saw = |prompt: &str, completion: &str| {
+            let row = tunebook_data::Row::new(prompt, completion);
+            registry.adapters_touched_by(&row).unwrap()
+        };
+        let (ship, no) = (saw("Do you ship?", "Yes."), saw("Do you?", "No."));
+        assert_eq!(ship.adapters.len(), if named { 2 } else { 0 }, "the first, too: {ship}");
+        assert_eq!(ship.unknown.is_empty(), named, "{ship}");
+        assert_eq!((no.adapters.len(), no.unknown.is_empty()), (0, named), "{no}");
+        let row = split.train.row(0).unwrap();
+        assert_eq!(saw(&row.prompt, &row.completion).adapters.len(), 2);
+    }
+}
+
+/// Trained on, and the adapter before is none of the registry's.
+#[test]
+fn what_was_trained_elsewhere_is_not_known() {
+    let (_dir, registry) = registry();
+    let model = model_with("a");
+    let split = split();
+    Trainer::new(&model, &args()).train(&examples(&split.train)).unwrap();
+    let record = registry.record("after").with_data(&split);
+    train(&model, &record, &args());
+    let row = tunebook_data::Row::new("Do you?", "No.");
+    let touched = registry.adapters_touched_by(&row).unwrap();
+    assert_eq!(touched.unknown, [(record.id(), "after".to_owned())], "{touched}");
+}
+
+#[test]
+fn no_file_says_where_it_was_written() {
+    let (_dir, registry) = registry();
+    let place = golden("lora_tiny/model");
+    assert!(place.is_absolute());
+    let (_, adapter, model) = run(&registry, "one");
+    registry.add_evaluation(&evaluation(&model)).unwrap();
+    let place = place.parent().unwrap().to_str().unwrap();
+    let mut folders = vec![registry.root().to_path_buf()];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path.ends_with("recipe.yaml") {
+                let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+                assert!(!text.contains(place), "{}", path.display());
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 8);
+    let config = registry.adapter_folder(&adapter).unwrap().join("adapter_config.json");
+    assert!(fs::read_to_string(config).unwrap().contains("\"model\""));
+}
+
 #[test]
 fn a_run_that_goes_on_is_seen_as_running() {
     struct Look(tunebook_runs::Registry, Vec<String>);
