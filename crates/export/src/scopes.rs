@@ -314,7 +314,23 @@ impl Scopes {
                 _ => None,
             })
             .collect();
+        let modules: Vec<String> = earlier
+            .items
+            .iter()
+            .copied()
+            .chain(new.iter().map(|(_, item)| &item.placed.item))
+            .filter(|item| matches!(item, Item::Mod(_)))
+            .flat_map(|item| names::words(item.to_token_stream()))
+            .collect();
         for (_, item) in new {
+            // A constant of a module of the notebook.
+            if let Item::Use(_) = &item.placed.item {
+                let is_const = |name: &&String| {
+                    modules.windows(2).any(|two| two[0] == "const" && two[1] == **name)
+                };
+                let marks = item.names.iter().filter(is_const).map(|name| pattern_mark(name));
+                item.marks.extend(marks.collect::<Vec<_>>());
+            }
             if let Item::Trait(of) = &item.placed.item {
                 let shadowed = earlier.shadowed_by(of, &impls, defined);
                 item.marks.extend(shadowed.iter().map(|name| method_mark(name)));
@@ -406,8 +422,9 @@ impl Scopes {
             .collect();
         // A `use` of a name that came by `*` before mostly names the same.
         let by_use_only = new.iter().all(|(_, item)| {
-            matches!(item.placed.item, Item::Use(_))
-                || !item.names.iter().any(|name| anew.contains(name))
+            !item.marks.iter().any(|mark| anew.contains(mark))
+                && (matches!(item.placed.item, Item::Use(_))
+                    || !item.names.iter().any(|name| anew.contains(name)))
         });
         let mut dead: BTreeSet<usize> = BTreeSet::new();
         for (at, old) in self.live.iter().enumerate() {

@@ -226,4 +226,11 @@ pub(crate) const AWKWARD: &[(&[&str], &[&str])] = &[
         ],
         &["(1, 1)", "(2, 2)"],
     ),
+    (
+        &[
+            "let within = match 2u8 { edge if edge > 1 => \"any\", _ => \"none\" };\nwithin",
+            "mod limits { pub const edge: u8 = 7; }\nuse limits::edge;\nedge",
+        ],
+        &["\"any\"", "7"],
+    ),
 ];

@@ -235,6 +235,21 @@ fn an_item_that_would_act_on_earlier_cells_is_refused() {
             "cell 3, line 1: `impl B for Vec < i32 >` gives `len` another meaning",
         ),
         (
+            &[
+                "struct S;\nimpl S { fn f(&self, k: u8) -> u8 { match k { limit => 1 } } }",
+                "const limit: u8 = 3;",
+            ],
+            "cell 2, line 1: `limit` is defined anew, and `impl S` of cell 1 uses it",
+        ),
+        (
+            &[
+                "struct S;\nimpl S { fn f(&self) -> usize { vec![1].len() } }",
+                "trait B { fn len(self) -> usize; }\n\
+                 impl B for Vec<i32> { fn len(self) -> usize { 7 } }",
+            ],
+            "cell 2, line 1: `len` is defined anew, and `impl S` of cell 1 uses it",
+        ),
+        (
             &["struct G(i32);", "drop(G(1));", "impl Drop for G { fn drop(&mut self) {} }"],
             "cell 3, line 1: `impl Drop for G` would act on values that earlier cells have dropped",
         ),
