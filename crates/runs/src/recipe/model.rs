@@ -62,10 +62,11 @@ impl ModelRecipe {
             ModelDtype::Bfloat16 => DType::BF16,
             ModelDtype::Float16 => DType::F16,
         };
-        Ok(match self.quantization {
-            Some(quantization) => Model::load_quantized(name, quantization, device)?,
-            None => Model::load_as(name, Some(dtype), device)?,
-        })
+        let loaded = match self.quantization {
+            Some(quantization) => Model::load_quantized(name, quantization, device),
+            None => Model::load_as(name, Some(dtype), device),
+        };
+        Ok(loaded.map_err(tunebook_tune::Error::from)?)
     }
 
     /// The recipe of a model that is loaded.

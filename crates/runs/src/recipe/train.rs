@@ -96,7 +96,9 @@ impl Recipe {
         };
         let folder = match &self.strategy.config {
             Strategy::Adapter(_) => model.save_adapter(&self.strategy.adapter_name, &args.out)?,
-            Strategy::Full(_) => model.save_pretrained(&args.out)?,
+            Strategy::Full(_) => {
+                model.save_pretrained(&args.out).map_err(tunebook_tune::Error::from)?
+            }
         };
         let recorded = recorder.map(|recorder| (recorder.id(), recorder.adapter()));
         Ok(TrainedRecipe { run, model, folder, recorded })
