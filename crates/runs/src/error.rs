@@ -123,6 +123,50 @@ pub enum Error {
         found: u64,
     },
 
+    /// An alias has another generation, and the server is not told yet.
+    #[error(
+        "`{alias}` is decided to be generation {generation}, and that is not served yet: {source}. \
+         The next change in the registry tries again, as does `registry.rebuild()`"
+    )]
+    NotServed {
+        /// The alias.
+        alias: String,
+        /// Its generation.
+        generation: u64,
+        /// Why `serving/` could not be changed.
+        source: Box<Error>,
+    },
+
+    /// Adapters were not collected, as nobody can say which of them are needed. Nothing has changed.
+    #[error("nothing is collected: {problem}")]
+    NotCollected {
+        /// What cannot be read.
+        problem: String,
+    },
+
+    /// A setting is out of its range.
+    #[error("`{field}` is {value}, expected {expected}")]
+    Setting {
+        /// Its name.
+        field: &'static str,
+        /// What was given.
+        value: f64,
+        /// The range.
+        expected: &'static str,
+    },
+
+    /// A column cannot identify rows.
+    #[error(
+        "the column `{column}` cannot identify rows: {problem}. Make it a column of text or of whole \
+         numbers"
+    )]
+    IdColumn {
+        /// Its name.
+        column: String,
+        /// Its type, or a value.
+        problem: String,
+    },
+
     /// An alias has no generation before.
     #[error("`{alias}` has no generation before its {generation}. to go back to")]
     NothingBefore {
@@ -163,6 +207,6 @@ fn place(path: &Path, line: Option<u64>, key: &str) -> String {
 fn known_or(known: &[String], what: &str) -> String {
     match known {
         [] => format!("there is no {what} yet"),
-        _ => format!("there are, among others: {}", known.join(", ")),
+        _ => format!("there are, among others: {}", crate::printable(&known.join(", "))),
     }
 }
