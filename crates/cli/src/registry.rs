@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use polars::prelude::{AnyValue, DataFrame};
-use tunebook_runs::{GarbageArgs, Registry};
+use tunebook_runs::{GarbageArgs, Registry, printable};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -90,8 +90,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         );
     }
     let registry = Registry::open(folder)?;
+    if !registry.is_there() {
+        let problem = "has no folder `runs`, `adapters`, `evaluations` or `aliases`";
+        return Err(format!("`{}` is no registry: it {problem}", folder.display()).into());
+    }
     let done = command(&registry, &arguments.command);
-    registry.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    registry.warnings().iter().for_each(|warning| eprintln!("warning: {}", printable(warning)));
     done
 }
 
@@ -149,11 +153,11 @@ fn command(registry: &Registry, command: &Command) -> Result<(), Box<dyn Error>>
 fn text(frame: &DataFrame) -> Result<String, Box<dyn Error>> {
     let mut columns: Vec<Vec<String>> = Vec::new();
     for column in frame.columns() {
-        let mut cells = vec![column.name().to_string()];
+        let mut cells = vec![printable(column.name()).into_owned()];
         for row in 0..column.len() {
             cells.push(match column.get(row)? {
                 AnyValue::Null => "-".to_owned(),
-                AnyValue::String(text) => text.to_owned(),
+                AnyValue::String(text) => printable(text).into_owned(),
                 AnyValue::Float64(number) => format!("{number:.4}"),
                 other => other.to_string(),
             });
