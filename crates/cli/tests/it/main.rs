@@ -363,6 +363,20 @@ fn a_registry_is_looked_at() {
     assert!(code == Some(1) && error.contains("no adapter `three`"), "{error}");
     let (code, _, error) = run(&["rollback", "support"]);
     assert!(code == Some(1) && error.contains("no generation before"), "{error}");
+    let (code, _, error) = run(&["gc", "--min-age-days", "nan", "--delete"]);
+    assert!(code == Some(1) && error.contains("`min_age_secs` is NaN"), "{error}");
+    // A name of somebody else says nothing to the terminal.
+    let name = json!("evil\n\u{1b}[31m").to_string();
+    std::fs::write(&log, whole.replace("\"two\"", &name)).unwrap();
+    let (code, told, _) = run(&["runs"]);
+    assert!(code == Some(0) && told.contains("evil\\n\\u{1b}[31m"), "{told}");
+    // In a folder that is none nothing is made.
+    let other = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
+    let output = command.args(["registry", "--registry"]).arg(other.path()).arg("runs").output();
+    let error = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(error.contains("is no registry"), "{error}");
+    assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
     let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
     let output = command.args(["registry", "--registry", "/none", "runs"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
