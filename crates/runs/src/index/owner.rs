@@ -61,5 +61,5 @@ fn has_tables(path: &Path) -> bool {
         let sql = "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1";
         connection.query_row(sql, [table], |row| row.get::<_, i64>(0)).is_ok_and(|found| found == 1)
     };
-    schema::TABLES.iter().all(|table| there(table))
+    schema::TABLES.iter().all(there)
 }
