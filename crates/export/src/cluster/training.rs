@@ -10,7 +10,7 @@ use tunebook_tune::{EvalStrategy, LrScheduler, Optim, SaveStrategy, TrainingArgs
 use super::mapped::Mapped;
 use super::{Accelerate, Engine, ExportOptions, RunShape};
 
-const NO_METRICS: &str = "its trainer measures the loss alone; bring the adapter back \
+const NO_METRICS: &str = "its trainer measures the loss alone: bring the adapter back \
      (`tunebook import-run`) and evaluate it here";
 
 /// `shape` is `None` as long as the data has not been read: then only what can be refused without it

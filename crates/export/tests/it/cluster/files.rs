@@ -65,10 +65,10 @@ fn masks_leave_out_what_bears_no_loss() {
     let ids = tokens[12]["input_ids"].as_array().unwrap();
     let labels = tokens[12]["labels"].as_array().unwrap();
     assert_eq!(tokens[12]["attention_mask"], json!(vec![1; ids.len()]));
-    // Of the second answer its byte and the end of the turn.
+    // Of the second answer its byte, the end of the turn and the template's line break after it.
     let trained: Vec<&Value> = labels.iter().filter(|label| **label != -100).collect();
-    assert_eq!(trained.len(), 2, "{labels:?}");
-    assert_eq!(trained[1], 2);
+    assert_eq!(trained, [70, 2, 201]);
+    assert_eq!(labels[labels.len() - 3..], ids[ids.len() - 3..]);
 }
 
 #[test]

@@ -61,10 +61,13 @@ fn what_a_provider_would_refuse_is_refused_with_its_place() {
         error.contains("the file of the training set: expected at least 10 examples"),
         "{error}"
     );
-    let mut plain: Vec<String> = (0..12).map(row).collect();
-    plain[4] = r#"{"text": "no roles at all"}"#.to_owned();
+    let mut unasked: Vec<String> = (0..12).map(row).collect();
+    unasked[4] = r#"{"prompt": "", "completion": "answer 4"}"#.to_owned();
+    let error = hosted(&write(&unasked), None).unwrap_err().to_string();
+    assert!(error.contains("row 5 of the training set") && error.contains("not empty"), "{error}");
+    let plain: Vec<String> = (0..12).map(|i| format!(r#"{{"text": "text {i}"}}"#)).collect();
     let error = hosted(&write(&plain), None).unwrap_err().to_string();
-    assert!(error.contains("row 5 of the training set"), "{error}");
+    assert!(error.contains("row 1 of the training set"), "{error}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod unmapped;
 
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
 use tunebook_export::cluster::{self, ClusterExport, Engine, ExportOptions};
 use tunebook_export::folder;
 use tunebook_runs::{DataRecipe, ModelRecipe, Recipe, StrategyRecipe};
@@ -27,7 +28,11 @@ fn tiny() -> String {
 /// Thirteen short rows, one of them a conversation with a turn that is not trained on, in a folder.
 fn rows(folder: &Path) -> String {
     let mut lines: Vec<String> = (0..12)
-        .map(|i| format!(r#"{{"prompt": "what is {i}?", "completion": "it is {}"}}"#, i * i))
+        .map(|i| {
+            let turn = |role, content| json!({ "role": role, "content": content });
+            let (asked, answer) = (format!("what is {i}?"), format!("it is {}", i * i));
+            json!({ "messages": [turn("user", asked), turn("assistant", answer)] }).to_string()
+        })
         .collect();
     lines.push(
         concat!(
