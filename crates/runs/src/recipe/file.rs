@@ -31,7 +31,7 @@ pub(super) fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Rec
     for given in overrides {
         put(&mut root, given).map_err(refuse)?;
     }
-    let recipe = recipe(&root).map_err(refuse)?;
+    let recipe = recipe(&root).map_err(|error| refuse(found_at(error, &root)))?;
     check(&recipe).map_err(|error| refuse(found_at(error, &root)))?;
     Ok(recipe)
 }
@@ -150,11 +150,19 @@ fn check(recipe: &Recipe) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// The error with the line of its last key that the file has.
+/// The error with the line of its last key that the file has; none where the key was put in from
+/// outside.
 fn found_at(mut error: NodeError, root: &Node) -> NodeError {
     let mut node = root;
     for key in &error.keys {
-        let Some(below) = node.entry(key) else { break };
+        let below = match &node.kind {
+            // Items are counted from one.
+            Kind::List(items) => {
+                key.parse().ok().and_then(|at: usize| items.get(at.checked_sub(1)?))
+            }
+            _ => node.entry(key),
+        };
+        let Some(below) = below else { break };
         (error.line, node) = (below.line, below);
     }
     error

@@ -130,7 +130,7 @@ pub(crate) fn write_out_targets(
     }
     *target_modules = written_out(model, modules, given);
     let whole_paths =
-        matches!(target_modules, TargetModules::Names(names) if names.len() == modules.len());
+        matches!(target_modules, TargetModules::Names(names) if names.as_slice() == modules);
     if let Some(blocks) = layers_to_transform.filter(|_| whole_paths) {
         *blocks = None;
     }
