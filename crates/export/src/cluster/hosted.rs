@@ -52,6 +52,7 @@ pub fn hosted(recipe: &Recipe, prices: Option<&Prices>) -> Result<HostedData> {
          there, of `strategy` nothing"
             .to_owned(),
     ];
+    notes.extend(super::unread(recipe, &data));
     let mut costs = Vec::new();
     for (name, price) in prices.into_iter().flat_map(|prices| &prices.hosted) {
         let too_long = price

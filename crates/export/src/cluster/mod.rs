@@ -34,6 +34,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tunebook_data::Dataset;
 use tunebook_models::{Device, Model};
 use tunebook_runs::{ModelDtype, Recipe, RunData, training_examples};
 use tunebook_tune::{Adapters as _, ExampleSets, Fingerprints, RunRows, Strategy, Trainer};
@@ -192,6 +193,19 @@ pub(crate) fn examples(data: &RunData) -> ExampleSets {
     ExampleSets::new(training_examples(data.train()), validation)
 }
 
+/// Rows of the recipe's files that are in none of the sets because they could not be read.
+pub(crate) fn unread(recipe: &Recipe, data: &RunData) -> Vec<String> {
+    // The sides of a split are of one file.
+    let validation = data.validation().filter(|_| recipe.data.validation.is_some());
+    let of = |rows: &Dataset| {
+        let count = rows.rejected().height();
+        let note =
+            || format!("rows of `{}` that cannot be read and are left out: {count}", rows.source());
+        (count > 0).then(note)
+    };
+    [Some(data.train()), validation].into_iter().flatten().filter_map(of).collect()
+}
+
 /// The files with which another engine trains as the recipe says.
 ///
 /// # Errors
@@ -212,6 +226,7 @@ pub fn export(recipe: &Recipe, options: &ExportOptions) -> Result<ClusterExport>
     check(std::mem::take(&mut mapped.unmapped), options)?;
     model::of_run(&shape, options, &mut mapped);
     mapped.notes.extend(train.note);
+    mapped.notes.extend(unread(recipe, &prepared.data));
     if adapter && !shape.initial {
         mapped.note(
             "the adapter begins with the engine's own random weights: losses differ from the second \

@@ -327,6 +327,9 @@ fn evaluations(
         Some(steps) => {
             out.set("eval_strategy", "steps");
             out.set("eval_steps", steps);
+            out.note(
+                "the loss of an evaluation is the mean of its batches' means there, of all labels here",
+            );
             if !shape.total_steps.is_multiple_of(steps) {
                 out.note(format!(
                     "the last evaluation is after step {}, not at the end of the run",

@@ -84,7 +84,8 @@ fn axolotl_drops_rows_without_labels_and_gets_none() {
     let even = export(&even, &axolotl());
     assert_eq!(lines(&text(&even, "data/tokens/train.jsonl")).len(), 39);
     assert!(text(&even, "train.yaml").contains("\nnum_epochs: 1\n"));
-    assert_eq!(even.notes, Vec::<String>::new());
+    assert_eq!(even.notes.len(), 1, "{:?}", even.notes);
+    assert!(even.notes[0].starts_with("the loss of an evaluation"), "{:?}", even.notes);
 }
 
 #[test]
@@ -148,6 +149,27 @@ fn profiles_and_tasks_stand_around_the_engines_file() {
     assert_eq!(config["zero_optimization"]["stage"], 3);
     let fsdp = of(Engine::Axolotl, Accelerate::Fsdp2);
     assert!(text(&fsdp, "train.yaml").contains("fsdp_version: 2\n"));
+}
+
+#[test]
+fn rows_that_cannot_be_read_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mixed.jsonl");
+    let mut lines: Vec<String> = (0..12)
+        .map(|i| json!({ "prompt": format!("what is {i}?"), "completion": "it is" }).to_string())
+        .collect();
+    lines.push(json!({ "messages": [] }).to_string());
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    let mut recipe = recipe_of(path.to_str().unwrap());
+    let hosted = |recipe| tunebook_export::cluster::hosted(recipe, None).unwrap().notes;
+    for notes in [export(&recipe, &trl()).notes, hosted(&recipe)] {
+        let note = notes.iter().find(|note| note.contains("cannot be read")).unwrap();
+        assert!(note.contains("mixed.jsonl") && note.ends_with(": 1"), "{note}");
+    }
+    // Of the two sides of a split once.
+    recipe.data.split = Some(tunebook_data::Split { fraction: 0.3, ..Default::default() });
+    let notes = export(&recipe, &trl()).notes;
+    assert_eq!(notes.iter().filter(|note| note.contains("cannot be read")).count(), 1, "{notes:?}");
 }
 
 #[test]

@@ -72,9 +72,12 @@ fn trl_takes_the_same_steps_and_its_run_comes_back() {
     assert!(largest < 1e-3, "losses differ by {largest}");
     assert!(ours.steps[10].loss < 0.97 * ours.steps[0].loss, "nothing was learned");
     eprintln!("largest relative difference of a loss: {largest:.1e}");
+    // Its evaluations take the mean of the batches' means, ours the mean of all labels.
+    assert_eq!((theirs.evals.len(), ours.evals.len()), (3, 3));
     for (theirs, ours) in theirs.evals.iter().zip(&ours.evals) {
+        eprintln!("evaluation {}: {:.6} there, {:.6} here", ours.step, theirs.loss, ours.loss);
         let error = (theirs.loss - ours.loss).abs() / ours.loss;
-        assert!(theirs.step == ours.step && error < 0.05, "{theirs:?} {ours:?}");
+        assert!(theirs.step == ours.step && error < 1e-3, "{theirs:?} {ours:?}");
     }
 
     // Its adapter here, and in PEFT.
