@@ -63,11 +63,11 @@ mod own {
         password, progress, stream,
     };
     pub use tunebook_runs::{
-        Alias, AliasGeneration, ComparisonRecord, DamagedFile, DataRecipe, DataRecord,
-        Error as RegistryError, EvaluationRecord, Garbage, GarbageArgs, GarbageItem, ModelDtype,
-        ModelRecipe, PromotionKind, Recipe, RecipeArgs, Recorder, Registry, RunComparison, RunData,
-        RunNote, SetRecord, StrategyRecipe, Touched, TouchedAdapter, TrainedRecipe, Why, WhyLink,
-        row_id,
+        Alias, AliasGeneration, Benchmark, CardArgs, CardError, ComparisonRecord, DamagedFile,
+        DataRecipe, DataRecord, Error as RegistryError, EvaluationRecord, Garbage, GarbageArgs,
+        GarbageItem, License, ModelCard, ModelDtype, ModelRecipe, PromotionKind, Recipe,
+        RecipeArgs, Recorder, Registry, RunComparison, RunData, RunNote, SetRecord, StrategyRecipe,
+        Touched, TouchedAdapter, TrainedRecipe, Why, WhyLink, row_id,
     };
     pub use tunebook_serve::{
         Access, AccessLog, AdapterSource, AdapterStatus, ApiKey, Error as ServeError, EventLog,
@@ -80,8 +80,8 @@ mod own {
         Example, ExampleSets, Fingerprints, FrozenAdapter, Full, FullInfo, FullTuning, Ia3,
         IntoSets, Lora, LoraInit, LrPoint, LrRange, LrRangeTest, LrScheduler, MeasureResult,
         Metric, Optim, Plan, PrefixInit, PrefixTuning, Preflight, PromptTuning, PromptTuningInit,
-        ReductionFactor, Run, RunLog, RunRecord, SaveStrategy, Schedule, StepRecord, StopReason,
-        Strategy, TargetModules, TensorBoard, TokenizedExample, TokenizedSet, Trainer,
+        ReductionFactor, Run, RunLog, RunRecord, RunRows, SaveStrategy, Schedule, StepRecord,
+        StopReason, Strategy, TargetModules, TensorBoard, TokenizedExample, TokenizedSet, Trainer,
         TrainingArgs, TrainingSummary,
     };
 
