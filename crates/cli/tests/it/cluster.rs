@@ -15,8 +15,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn recipe(dir: &Path) {
-    let rows = (0..20)
+fn recipe(dir: &Path, rows: usize) {
+    let rows = (0..rows)
         .map(|i| format!("{{\"prompt\": \"Where is {i}?\", \"completion\": \"At {i}.\"}}\n"));
     fs::write(dir.join("tickets.jsonl"), rows.collect::<String>()).unwrap();
     let model = fs::canonicalize(golden("lora_tiny/model")).unwrap();
@@ -34,7 +34,7 @@ fn recipe(dir: &Path) {
 fn a_recipe_is_planned_exported_and_what_does_not_map_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    recipe(dir);
+    recipe(dir, 20);
     let plan = tunebook(dir, &["plan", "small.yaml", "--gpu", "L4", "training.max_steps=3"]);
     let said = text(&plan.stdout);
     assert!(plan.status.success(), "{}", text(&plan.stderr));
@@ -80,7 +80,7 @@ fn a_recipe_is_planned_exported_and_what_does_not_map_is_refused() {
 fn the_data_goes_to_a_provider_with_a_price() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    recipe(dir);
+    recipe(dir, 40);
     fs::write(
         dir.join("prices.toml"),
         "currency = \"EUR\"\n[hosted.small]\nper_million_tokens = 1000.0\n",
@@ -94,4 +94,10 @@ fn the_data_goes_to_a_provider_with_a_price() {
     assert!(said.contains("\nsmall: ") && said.contains(" EUR\n"), "{said}");
     let job = fs::read_to_string(dir.join("out/export/small/job.json")).unwrap();
     assert!(job.contains("\"model\": \"small\""), "{job}");
+
+    recipe(dir, 20); // six of them held out
+    let few = tunebook(dir, &words);
+    let said = text(&few.stderr);
+    assert_eq!(few.status.code(), Some(1), "{said}");
+    assert!(said.contains("the file of the validation set: expected at least 10"), "{said}");
 }
