@@ -51,6 +51,10 @@ mod touched;
 mod verify;
 mod why;
 
+// `serde-saphyr` brings it along with fewer features than the program's `clap`: with two sets of them
+// everything above it would be compiled twice.
+use anstyle as _;
+
 pub use aliases::{Alias, AliasGeneration, ComparisonRecord, PromotionKind};
 pub use card::{Benchmark, CardArgs, CardError, License, ModelCard, hub_name};
 pub use compare::RunComparison;
