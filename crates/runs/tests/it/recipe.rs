@@ -67,7 +67,7 @@ fn recipe(dir: &Path) -> Recipe {
         split: Some(Split::holdout(0.3).seed(3)),
         ..DataRecipe::new(&tickets(dir, "tickets.jsonl", 24))
     };
-    let strategy = StrategyRecipe::new(&lora());
+    let strategy = StrategyRecipe::new(lora());
     Recipe { version: 1, name: None, data, model: tiny(), strategy, training: args() }
 }
 
@@ -210,7 +210,7 @@ fn every_strategy_comes_back() {
     }
     // The tiny model has no biases to train.
     let dir = dir();
-    let strategy = StrategyRecipe::new(&Lora { bias: Bias::All, ..lora() });
+    let strategy = StrategyRecipe::new(Lora { bias: Bias::All, ..lora() });
     let with_bias = Recipe { strategy, ..recipe(dir.path()) };
     assert_eq!(Recipe::from_yaml(&with_bias.to_yaml().unwrap()).unwrap(), with_bias);
 }
