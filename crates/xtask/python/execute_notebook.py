@@ -21,6 +21,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import from_dict
 
 import parameters
 
@@ -137,9 +138,30 @@ class Clock:
         print(f"\r\x1b[K{self.label}   {ending}" if self.live else f"         {ending}", flush=True)
 
 
+class Client(NotebookClient):
+    """Remembers displays themselves. nbclient remembers their places among a cell's outputs, which
+    change when streams are merged; a later update then meets another output, or none."""
+
+    def reset_execution_trackers(self):
+        super().reset_execution_trackers()
+        self.displays = {}
+
+    def output(self, outs, msg, display_id, cell_index):
+        out = super().output(outs, msg, display_id, cell_index)
+        if display_id and out is not None:
+            self.displays.setdefault(display_id, []).append(out)
+        return out
+
+    def _update_display_id(self, display_id, msg):
+        content = msg["content"]
+        for out in self.displays.get(display_id, []):
+            out["data"] = from_dict(content["data"])
+            out["metadata"] = from_dict(content["metadata"])
+
+
 def execute(notebook, kernel, root):
     """Runs the cells; returns None, or (number, cell, reason) of the one that failed."""
-    client = NotebookClient(
+    client = Client(
         notebook,
         kernel_name=kernel,
         timeout=None,
