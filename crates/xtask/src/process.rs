@@ -139,7 +139,8 @@ fn keep(
     Ok((status.success(), kept))
 }
 
-fn forward(
+/// Passes a stream on line by line, those that `is_shown` wants, and returns all of it.
+pub(crate) fn forward(
     stream: impl std::io::Read,
     mut screen: impl Write,
     mut is_shown: impl FnMut(&str) -> bool,

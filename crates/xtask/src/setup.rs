@@ -18,7 +18,7 @@ use std::time::Instant;
 use crate::error::{Error, Result};
 use crate::prerequisites::{self, Python};
 use crate::process;
-use progress::Progress;
+use progress::{Build, Progress};
 
 pub(crate) use kernel::LAB_SETTINGS;
 pub(crate) use python::Environment;
@@ -34,11 +34,13 @@ trait Step {
     fn what(&self) -> String;
     /// Whether there is nothing to do, found out quickly.
     fn is_done(&self) -> bool;
-    /// What it will take: seconds of one core, or of waiting times two.
-    fn secs(&self) -> f64;
-    /// Whether it counts its own work in the bar.
-    fn compiles(&self) -> bool {
-        false
+    /// What it compiles; such a step counts its own work in the bar.
+    fn build(&self) -> Option<Build> {
+        None
+    }
+    /// What it will take if it compiles nothing: seconds of one core, or of waiting times two.
+    fn secs(&self) -> f64 {
+        2.0
     }
     /// Does it, showing progress. Safe to call again after it was cut short.
     fn run(&self, progress: &Progress) -> Result<()>;
@@ -95,7 +97,7 @@ impl Setup {
     /// # Errors
     /// The first step that fails; the steps before it stay done.
     pub(crate) fn ensure(&self) -> Result<()> {
-        self.steps(&[
+        run_all(&[
             &self.fetch_crates(),
             &self.notebook_python(),
             &self.base_model(),
@@ -118,7 +120,7 @@ impl Setup {
                     .to_owned(),
             ));
         }
-        self.steps(&[
+        run_all(&[
             &self.fetch_crates(),
             &self.notebook_python(),
             &self.base_model(),
@@ -136,7 +138,7 @@ impl Setup {
     /// As [`Setup::ensure`].
     pub(crate) fn ensure_cuda_toolkit(&self) -> Result<cuda::Toolkit> {
         let toolkit = self.cuda();
-        self.steps(&[&toolkit])?;
+        run_all(&[&toolkit])?;
         Ok(toolkit)
     }
 
@@ -150,7 +152,7 @@ impl Setup {
     /// # Errors
     /// As [`Setup::ensure`].
     pub(crate) fn ensure_fetched(&self) -> Result<()> {
-        self.steps(&[&self.fetch_crates(), &self.notebook_python(), &self.base_model()])
+        run_all(&[&self.fetch_crates(), &self.notebook_python(), &self.base_model()])
     }
 
     /// The Python packages that the kernel's tests need besides.
@@ -158,7 +160,7 @@ impl Setup {
     /// # Errors
     /// As [`Setup::ensure`].
     pub(crate) fn ensure_test_python(&self) -> Result<()> {
-        self.steps(&[&self.notebook_python(), &self.test_python()])
+        run_all(&[&self.notebook_python(), &self.test_python()])
     }
 
     /// The environment of the Python peers, made when it is not there.
@@ -169,7 +171,7 @@ impl Setup {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }
-        self.steps(&[&self.peers()])
+        run_all(&[&self.peers()])
     }
 
     /// llama.cpp's Python package in the environment of the peers, compiled when it is not there.
@@ -180,7 +182,7 @@ impl Setup {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }
-        self.steps(&[&self.llama_cpp()])
+        run_all(&[&self.llama_cpp()])
     }
 
     /// mistral.rs' Python package in the environment of the peers, when it is not there.
@@ -191,7 +193,7 @@ impl Setup {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }
-        self.steps(&[&self.mistral_rs()])
+        run_all(&[&self.mistral_rs()])
     }
 
     /// The Python of an environment with AdapterHub's package: the one of `TUNEBOOK_ADAPTERHUB`,
@@ -212,39 +214,8 @@ impl Setup {
             "PyTorch and the package `adapters` to compare with, into target/tunebook/adapterhub \
              (several minutes, some gigabytes)",
         );
-        self.steps(&[&environment])?;
+        run_all(&[&environment])?;
         Ok(environment.python())
-    }
-
-    fn steps(&self, steps: &[&dyn Step]) -> Result<()> {
-        let all = steps.len();
-        let done: Vec<bool> = steps.iter().map(|step| step.is_done()).collect();
-        let secs: Vec<f64> = steps
-            .iter()
-            .zip(&done)
-            .map(|(step, done)| if *done { 0.0 } else { step.secs() })
-            .collect();
-        let progress = Progress::new(secs.iter().sum());
-        if secs.iter().sum::<f64>() >= ANNOUNCED {
-            println!(
-                "This takes about {} on this machine. Stopped, it goes on where it was when you start it again.",
-                progress::about(progress.expected())
-            );
-        }
-        for (number, ((step, done), secs)) in (1..).zip(steps.iter().zip(done).zip(secs)) {
-            let start = Instant::now();
-            if done {
-                println!("[{number}/{all}] {}: there", step.name());
-                continue;
-            }
-            println!("[{number}/{all}] {}: {}", step.name(), step.what());
-            step.run(&progress)?;
-            if !step.compiles() {
-                progress.add(secs);
-            }
-            println!("[{number}/{all}] {}: done in {}", step.name(), duration(start.elapsed()));
-        }
-        Ok(())
     }
 
     fn fetch_crates(&self) -> crates::Fetch {
@@ -376,6 +347,46 @@ impl Setup {
     }
 }
 
+/// Does every step that is not done yet.
+///
+/// # Errors
+/// The first step that fails.
+fn run_all(steps: &[&dyn Step]) -> Result<()> {
+    let all = steps.len();
+    let secs: Vec<Option<f64>> = steps
+        .iter()
+        .map(|step| {
+            let secs = || step.build().map_or(step.secs(), |build| build.left());
+            (!step.is_done()).then(secs)
+        })
+        .collect();
+    let total = secs.iter().flatten().sum();
+    let progress = Progress::new(total);
+    if total >= ANNOUNCED {
+        println!(
+            "This takes about {} on this machine. Stopped, it goes on where it was when you start it again.",
+            progress::about(progress.expected())
+        );
+    }
+    let mut changed = false;
+    for (number, (step, secs)) in (1..).zip(steps.iter().zip(secs)) {
+        let start = Instant::now();
+        // A step that ran may have undone one after it: a Python environment that is made anew.
+        if secs.is_none() && (!changed || step.is_done()) {
+            println!("[{number}/{all}] {}: there", step.name());
+            continue;
+        }
+        changed = true;
+        println!("[{number}/{all}] {}: {}", step.name(), step.what());
+        step.run(&progress)?;
+        if step.build().is_none() {
+            progress.add(secs.unwrap_or_default());
+        }
+        println!("[{number}/{all}] {}: done in {}", step.name(), duration(start.elapsed()));
+    }
+    Ok(())
+}
+
 /// The repository: two folders above this crate.
 fn root() -> Result<PathBuf> {
     let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR")
@@ -448,6 +459,45 @@ mod tests {
             path("/home/me/.cache/tunebook")
         );
         assert_eq!(cache_root_from(None, None, None), None);
+    }
+
+    /// Done when the folder has its file; what it does may take another's away.
+    struct Touch<'a> {
+        file: &'a Path,
+        removes: Option<&'a Path>,
+    }
+
+    impl Step for Touch<'_> {
+        fn name(&self) -> &'static str {
+            "touch"
+        }
+
+        fn what(&self) -> String {
+            "a file".to_owned()
+        }
+
+        fn is_done(&self) -> bool {
+            self.file.exists()
+        }
+
+        fn run(&self, _: &Progress) -> Result<()> {
+            if let Some(other) = self.removes {
+                std::fs::remove_file(other).map_err(Error::io("remove", other))?;
+            }
+            std::fs::write(self.file, "").map_err(Error::io("write", self.file))
+        }
+    }
+
+    #[test]
+    fn a_step_that_an_earlier_one_has_undone_is_done_again() {
+        let folder = std::env::temp_dir().join(format!("xtask-steps-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (first, second) = (folder.join("first"), folder.join("second"));
+        std::fs::write(&second, "").unwrap();
+        let remaking = Touch { file: &first, removes: Some(&second) };
+        run_all(&[&remaking, &Touch { file: &second, removes: None }]).unwrap();
+        assert!(first.exists() && second.exists());
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Kernel {
         }
     }
 
-    fn build(&self) -> Build {
+    fn compiled(&self) -> Build {
         let target = self.binary.parent().unwrap_or(&self.target).to_path_buf();
         Build { weights: Weights::of("kernel"), target }
     }
@@ -55,12 +55,8 @@ impl Step for Kernel {
         false
     }
 
-    fn secs(&self) -> f64 {
-        self.build().left()
-    }
-
-    fn compiles(&self) -> bool {
-        true
+    fn build(&self) -> Option<Build> {
+        Some(self.compiled())
     }
 
     fn run(&self, progress: &Progress) -> Result<()> {
@@ -69,7 +65,7 @@ impl Step for Kernel {
             .args(["build", "--locked", "--package", "tunebook-kernel", "--target-dir"])
             .arg(&self.target)
             .env("RUSTFLAGS", "");
-        progress.compile(&mut cargo, &self.build(), "building the kernel")
+        progress.compile(&mut cargo, &self.compiled(), "building the kernel")
     }
 }
 
@@ -132,10 +128,6 @@ impl Step for Kernelspecs {
             && ["tunebook", "tunebook-stock"].iter().all(|name| {
                 self.prefix.join("share/jupyter/kernels").join(name).join("kernel.json").is_file()
             })
-    }
-
-    fn secs(&self) -> f64 {
-        2.0
     }
 
     fn run(&self, _: &Progress) -> Result<()> {

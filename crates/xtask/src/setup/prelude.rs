@@ -39,7 +39,7 @@ impl Warm {
         self.library.exists()
     }
 
-    fn build(&self) -> Build {
+    fn compiled(&self) -> Build {
         let target = self.library.parent().map(std::path::Path::to_path_buf).unwrap_or_default();
         Build { weights: Weights::of("prelude"), target }
     }
@@ -67,12 +67,8 @@ impl Step for Warm {
         false
     }
 
-    fn secs(&self) -> f64 {
-        self.build().left()
-    }
-
-    fn compiles(&self) -> bool {
-        true
+    fn build(&self) -> Option<Build> {
+        Some(self.compiled())
     }
 
     fn run(&self, progress: &Progress) -> Result<()> {
@@ -82,7 +78,7 @@ impl Step for Warm {
             .arg(&self.root)
             .current_dir(&self.root)
             .envs(self.environment.iter().map(|(name, value)| (*name, value)));
-        progress.compile(&mut warm, &self.build(), "warming the kernel")?;
+        progress.compile(&mut warm, &self.compiled(), "warming the kernel")?;
         self.stamp.set()
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -256,7 +256,7 @@ impl Progress {
         };
     }
 
-    /// Passes on what is no progress, and returns the end of it.
+    /// Passes on what is no progress, and returns all that was written.
     fn read(
         &self,
         stream: impl std::io::Read,
@@ -264,35 +264,29 @@ impl Progress {
         before: &BTreeSet<String>,
         terminal: bool,
     ) -> String {
-        let mut kept = String::new();
-        let mut reader = BufReader::new(stream);
-        let mut line = Vec::new();
-        while matches!(reader.read_until(b'\n', &mut line), Ok(n) if n > 0) {
-            let text = String::from_utf8_lossy(&line).into_owned();
-            line.clear();
-            match progress_line(&text) {
-                Line::Compiling(package) => {
-                    let weight = build.weights.get(&package);
-                    let named = build.weights.named.contains_key(&package);
-                    let expected =
-                        if named { !before.contains(&package) } else { before.is_empty() };
-                    self.work().start(&package, weight, expected, Instant::now());
-                    continue;
-                }
-                Line::Finished => {
-                    self.work().finish_running();
-                    continue;
-                }
-                Line::Quiet => continue,
-                Line::Other => {}
+        // The place of the bar is where the next line goes.
+        let clear = || {
+            let _ = terminal.then(|| write!(std::io::stderr(), "\r\x1b[2K"));
+        };
+        let kept = process::forward(stream, std::io::stderr(), |text| match progress_line(text) {
+            Line::Compiling(package) => {
+                let weight = build.weights.get(&package);
+                let named = build.weights.named.contains_key(&package);
+                let expected = if named { !before.contains(&package) } else { before.is_empty() };
+                self.work().start(&package, weight, expected, Instant::now());
+                false
             }
-            let start = if terminal { "\r\x1b[2K" } else { "" };
-            let _ = write!(std::io::stderr(), "{start}{text}");
-            kept.push_str(&text);
-        }
-        if terminal {
-            let _ = write!(std::io::stderr(), "\r\x1b[2K");
-        }
+            Line::Finished => {
+                self.work().finish_running();
+                false
+            }
+            Line::Quiet => false,
+            Line::Other => {
+                clear();
+                true
+            }
+        });
+        clear();
         kept
     }
 }
