@@ -50,6 +50,7 @@ mod table;
 mod touched;
 mod verify;
 mod why;
+mod yaml;
 
 // `serde-saphyr` brings it along with fewer features than the program's `clap`: with two sets of them
 // everything above it would be compiled twice.

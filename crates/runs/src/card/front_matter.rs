@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::yaml::{list, number, quoted};
+use super::yaml::{list, number};
 use super::{Benchmark, CardError, Facts, Measured};
+use crate::yaml::quoted;
 
 /// The lines between `---` and `---`, with both.
 pub(crate) fn write(facts: &Facts<'_>) -> String {

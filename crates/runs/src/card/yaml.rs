@@ -3,28 +3,7 @@
 
 use std::fmt::Write as _;
 
-/// A string as YAML and JSON have it.
-pub(crate) fn quoted(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\t' => quoted.push_str("\\t"),
-            // What a reader may refuse as it stands, or take for the end of a line.
-            '\0'..'\u{20}' | '\u{7f}'..='\u{a0}' => {
-                let _ = write!(quoted, "\\x{:02X}", u32::from(c)); // a string takes all
-            }
-            '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fff0}'..='\u{ffff}' => {
-                let _ = write!(quoted, "\\u{:04X}", u32::from(c));
-            }
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
+use crate::yaml::quoted;
 
 /// A number, as text where it is none that YAML has.
 pub(crate) fn number(value: f64) -> String {

@@ -25,7 +25,6 @@ mod strategy;
 #[cfg(test)]
 mod tests;
 mod train;
-mod yaml;
 
 use std::path::Path;
 
@@ -41,6 +40,7 @@ pub use train::{RecipeArgs, TrainedRecipe};
 use crate::data::RunData;
 use crate::disk;
 use crate::error::Result;
+use crate::yaml;
 
 /// The version of the files that this crate writes, and the newest that it reads.
 const VERSION: u32 = 1;

@@ -216,24 +216,9 @@ pub(super) fn unknown(what: &str, found: &str, known: &[&str]) -> String {
 
 /// The name that differs least, if it is like enough to be meant.
 fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
-    let distances = known.iter().map(|name| (distance(found, name), *name));
+    let distances = known.iter().map(|name| (strsim::levenshtein(found, name), *name));
     let (distance, near) = distances.min_by_key(|(distance, _)| *distance)?;
     (distance <= 1 + near.len().min(found.len()) / 4).then_some(near)
-}
-
-/// Letters to put in, take out or change (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// What a type is called where people read it.

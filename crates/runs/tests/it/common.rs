@@ -8,7 +8,8 @@ use tunebook_evaluate::{EvalExample, Evaluation, EvaluationArgs, evaluate_with};
 use tunebook_models::{Device, Model};
 use tunebook_runs::{Recorder, Registry};
 use tunebook_tune::{
-    Adapters as _, EvalStrategy, Example, Lora, Run, RunRecord, Trainer, TrainingArgs,
+    Adapters as _, Callback, EvalStrategy, Example, Lora, Run, RunRecord, StepRecord, Trainer,
+    TrainingArgs,
 };
 
 pub(crate) fn golden(path: &str) -> PathBuf {
@@ -111,4 +112,18 @@ pub(crate) fn text(frame: &polars::prelude::DataFrame, column: &str, row: usize)
 pub(crate) fn copy(from: &Path, to: &Path) {
     let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
     assert!(status.success());
+}
+
+/// Stops a run after the first of these steps; the second is where it is.
+pub(crate) struct StopAt(pub(crate) usize, pub(crate) usize);
+
+impl Callback for StopAt {
+    fn on_step(&mut self, record: &StepRecord) -> tunebook_tune::Result<()> {
+        self.1 = record.step;
+        Ok(())
+    }
+
+    fn should_stop(&self) -> bool {
+        self.1 >= self.0
+    }
 }

@@ -14,13 +14,12 @@ use tunebook_runs::{
     DataRecipe, ModelDtype, ModelRecipe, Recipe, RecipeArgs, Registry, StrategyRecipe,
 };
 use tunebook_tune::{
-    AdaLora, AdapterConfig, Adapters as _, Bias, Bottleneck, BottleneckInit, Callback,
-    EvalStrategy, Full, Ia3, Lora, LoraInit, LrScheduler, Metric, Optim, PrefixTuning,
-    PromptTuning, PromptTuningInit, ReductionFactor, SaveStrategy, StepRecord, Strategy,
-    TargetModules, Trainer, TrainingArgs,
+    AdaLora, AdapterConfig, Adapters as _, Bias, Bottleneck, BottleneckInit, EvalStrategy, Full,
+    Ia3, Lora, LoraInit, LrScheduler, Metric, Optim, PrefixTuning, PromptTuning, PromptTuningInit,
+    ReductionFactor, SaveStrategy, Strategy, TargetModules, Trainer, TrainingArgs,
 };
 
-use crate::common::{examples, golden, model, model_with};
+use crate::common::{StopAt, examples, golden, model, model_with};
 
 /// A file of tickets, no two alike, with a customer's number and a day.
 fn tickets(dir: &Path, name: &str, rows: usize) -> String {
@@ -522,16 +521,6 @@ fn a_run_of_before_recipes_says_so() {
 
 #[test]
 fn a_run_that_was_interrupted_goes_on() {
-    struct StopAt(usize, usize);
-    impl Callback for StopAt {
-        fn on_step(&mut self, record: &StepRecord) -> tunebook_tune::Result<()> {
-            self.1 = record.step;
-            Ok(())
-        }
-        fn should_stop(&self) -> bool {
-            self.1 >= self.0
-        }
-    }
     let dir = dir();
     let registry = Registry::open(dir.path().join("registry")).unwrap();
     let mut recipe = recipe(dir.path());

@@ -67,16 +67,6 @@ fn a_run_is_written_down_whole() {
 
 #[test]
 fn a_run_that_is_stopped_or_fails_says_so() {
-    struct StopAt(usize, usize);
-    impl Callback for StopAt {
-        fn on_step(&mut self, record: &StepRecord) -> tunebook_tune::Result<()> {
-            self.1 = record.step;
-            Ok(())
-        }
-        fn should_stop(&self) -> bool {
-            self.1 >= self.0
-        }
-    }
     struct FailAt(usize);
     impl Callback for FailAt {
         fn on_step(&mut self, record: &StepRecord) -> tunebook_tune::Result<()> {

@@ -1,4 +1,4 @@
-//! How a recipe is written: block style in the order of the fields, so that equal values have equal
+//! How YAML is written: block style in the order of the fields, so that equal values have equal
 //! texts, by rules that readers of YAML 1.1 (PyYAML) and of YAML 1.2 take for the same.
 
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ const RESERVED: [&str; 11] =
     ["true", "false", "yes", "no", "on", "off", "y", "n", "null", "nan", "inf"];
 
 /// The text of a document.
-pub(super) fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     let mut out = String::new();
     match value {
         Value::Object(map) if !map.is_empty() => entries(&mut out, map, 0, false),
@@ -108,28 +108,27 @@ fn string(text: &str) -> String {
     if starts && !reserved && text.chars().all(plain) { text.to_owned() } else { quoted(text) }
 }
 
-fn quoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
+/// A text in double quotes, which no reader takes for something else.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            // Breaks of lines in YAML 1.1, marks of byte order, and what is no character.
-            '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => {
-                let _ = write!(out, "\\u{:04x}", c as u32);
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            // What a reader may refuse as it stands, or take for the end of a line.
+            '\0'..'\u{20}' | '\u{7f}'..='\u{a0}' => {
+                let _ = write!(quoted, "\\x{:02X}", u32::from(c)); // a string takes all
             }
-            c if c.is_control() => {
-                let _ = write!(out, "\\u{:04x}", c as u32);
+            '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fff0}'..='\u{ffff}' => {
+                let _ = write!(quoted, "\\u{:04X}", u32::from(c));
             }
-            c => out.push(c),
+            c => quoted.push(c),
         }
     }
-    out.push('"');
-    out
+    quoted.push('"');
+    quoted
 }
 
 #[cfg(test)]
