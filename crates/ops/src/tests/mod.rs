@@ -5,24 +5,15 @@ mod quantized;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
+use crate::cuda::checks;
 use crate::{
     Attention, Gate, IGNORE, Tape, add, attention, cross_entropy, gated, layer_norm, linear,
     lora_linear, naive, rms_norm, rope, swiglu,
 };
 
-/// Numbers in −1..1 that depend on the seed.
+/// [`checks::numbers`], as the tests take them.
 pub(crate) fn numbers(shape: &[usize], seed: u64) -> Tensor {
-    let n = shape.iter().product();
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let values: Vec<f32> = (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.
-        })
-        .collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).expect("as many numbers as the shape has")
+    checks::numbers(shape, seed).expect("as many numbers as the shape has")
 }
 
 /// Compares relative to the largest number of `right`.
