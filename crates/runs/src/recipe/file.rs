@@ -23,7 +23,7 @@ pub(super) fn read(path: &Path, overrides: &[String]) -> Result<Recipe> {
 pub(super) fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Recipe> {
     let refuse = |error: NodeError| Error::Recipe {
         path: path.to_path_buf(),
-        line: (error.line > 0).then_some(error.line),
+        line: error.line.filter(|line| *line > 0),
         key: error.keys.join("."),
         problem: error.problem,
     };
@@ -31,7 +31,7 @@ pub(super) fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Rec
     for given in overrides {
         put(&mut root, given).map_err(refuse)?;
     }
-    let recipe = recipe(&root).map_err(|error| refuse(found_at(error, &root)))?;
+    let recipe = recipe(&root).map_err(refuse)?;
     check(&recipe).map_err(|error| refuse(found_at(error, &root)))?;
     Ok(recipe)
 }
@@ -41,7 +41,7 @@ pub(super) fn document(text: &str) -> Result<Node, NodeError> {
     let options = serde_saphyr::options! { strict_booleans: true };
     let read = serde_saphyr::from_str_with_options::<Spanned<Kind>>(text, options);
     let found = read.map_err(|error| {
-        let line = error.location().map_or(0, |at| at.line());
+        let line = error.location().map(|at| at.line());
         let problem = format!("no YAML that can be read: {}", error.without_snippet());
         NodeError { line, ..NodeError::new(problem) }
     })?;
@@ -57,7 +57,7 @@ fn put(root: &mut Node, given: &str) -> Result<(), NodeError> {
     };
     let keys: Vec<&str> = key.trim().split('.').collect();
     let at = |problem: String| NodeError {
-        line: 0,
+        line: None,
         keys: keys.iter().map(|key| (*key).to_owned()).collect(),
         problem,
     };
@@ -124,7 +124,7 @@ fn line(root: &Node, key: &str) -> u64 {
 /// What the types alone do not say.
 fn check(recipe: &Recipe) -> Result<(), NodeError> {
     let at = |keys: &[&str], problem: String| NodeError {
-        line: 0,
+        line: None,
         keys: keys.iter().map(|key| (*key).to_owned()).collect(),
         problem,
     };
@@ -150,20 +150,12 @@ fn check(recipe: &Recipe) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// The error with the line of its last key that the file has; none where the key was put in from
-/// outside.
+/// The error with the line of its last key that the file has.
 fn found_at(mut error: NodeError, root: &Node) -> NodeError {
     let mut node = root;
     for key in &error.keys {
-        let below = match &node.kind {
-            // Items are counted from one.
-            Kind::List(items) => {
-                key.parse().ok().and_then(|at: usize| items.get(at.checked_sub(1)?))
-            }
-            _ => node.entry(key),
-        };
-        let Some(below) = below else { break };
-        (error.line, node) = (below.line, below);
+        let Some(below) = node.entry(key) else { break };
+        (error.line, node) = (Some(below.line), below);
     }
     error
 }

@@ -149,8 +149,8 @@ impl<'de> Deserialize<'de> for Kind {
 /// What is wrong with a document, and where.
 #[derive(Debug)]
 pub(super) struct NodeError {
-    /// The line of the innermost key; 0: not known yet, or not in the file.
-    pub(super) line: u64,
+    /// The line of the innermost key, 0 if it is not in the file; none: not known yet.
+    pub(super) line: Option<u64>,
     /// The keys on the way to it.
     pub(super) keys: Vec<String>,
     pub(super) problem: String,
@@ -158,15 +158,13 @@ pub(super) struct NodeError {
 
 impl NodeError {
     pub(super) fn new(problem: impl Into<String>) -> Self {
-        Self { line: 0, keys: Vec::new(), problem: problem.into() }
+        Self { line: None, keys: Vec::new(), problem: problem.into() }
     }
 
     /// The same as an error below this key.
     pub(super) fn below(mut self, key: &str, line: u64) -> Self {
         self.keys.insert(0, key.to_owned());
-        if self.line == 0 {
-            self.line = line;
-        }
+        self.line.get_or_insert(line);
         self
     }
 }
@@ -373,7 +371,7 @@ impl<'de> EnumAccess<'de> for Choice<'de> {
 
     fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), NodeError> {
         let name: StringDeserializer<NodeError> = self.name.to_owned().into_deserializer();
-        let line = self.content.map_or(0, |content| content.line);
+        let line = self.content.map(|content| content.line);
         let variant = seed.deserialize(name).map_err(|error| NodeError { line, ..error })?;
         Ok((variant, self))
     }
