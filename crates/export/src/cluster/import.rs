@@ -15,7 +15,8 @@ use tunebook_tune::{
 };
 
 use super::error::{Error, Result};
-use super::{INITIAL, MANIFEST, Manifest, OUT, Prepared, Temporary, sum};
+use super::{INITIAL, MANIFEST, Manifest, OUT, Prepared, Temporary};
+use crate::folder::sum;
 
 /// A run that was brought back.
 #[derive(Debug, Clone)]

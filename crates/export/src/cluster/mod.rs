@@ -33,7 +33,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use tunebook_data::Dataset;
 use tunebook_models::{Device, Model};
 use tunebook_runs::{ModelDtype, Recipe, RunData, training_examples};
@@ -48,6 +47,7 @@ pub use plan::{CardPlan, ClusterPlan, plan};
 pub use prices::{HostedPrice, Prices};
 
 use crate::Files;
+use crate::folder::sum;
 
 /// The folder that an engine writes to, beside its file.
 pub(crate) const OUT: &str = "out";
@@ -309,10 +309,6 @@ pub(crate) struct Manifest {
     pub(crate) fingerprints: Fingerprints,
     /// SHA-256 of the files of the data.
     pub(crate) data: std::collections::BTreeMap<String, String>,
-}
-
-pub(crate) fn sum(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn check(unmapped: Vec<Unmapped>, options: &ExportOptions) -> Result<()> {
