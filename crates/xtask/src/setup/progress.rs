@@ -122,11 +122,14 @@ impl Work {
             self.total += weight;
         }
         while self.running.len() >= self.cores.max(1.0) as usize {
-            // The lightest of those under way is the likeliest to be over.
-            let lightest = (0..self.running.len())
-                .min_by(|&a, &b| self.running[a].1.total_cmp(&self.running[b].1))
+            // The one that is furthest, for its weight, is the likeliest to be over.
+            let share = |(_, weight, since): &(String, f64, Instant)| {
+                now.duration_since(*since).as_secs_f64() / weight.max(0.1)
+            };
+            let furthest = (0..self.running.len())
+                .max_by(|&a, &b| share(&self.running[a]).total_cmp(&share(&self.running[b])))
                 .unwrap_or(0);
-            self.done += self.running.remove(lightest).1;
+            self.done += self.running.remove(furthest).1;
         }
         self.running.push((package.to_owned(), weight, now));
     }
@@ -413,6 +416,17 @@ mod tests {
             work.text(begin + Duration::from_secs(60))
                 .contains("] 100 %, about under a minute left")
         );
+    }
+
+    #[test]
+    fn a_heavy_package_ends_when_its_time_is_over() {
+        let (mut work, begin) = work(200.0, 2.0);
+        let at = |secs: u64| begin + Duration::from_secs(secs);
+        work.start("heavy", 40.0, true, at(0));
+        for step in 0..20 {
+            work.start("light", 5.0, true, at(5 * step));
+        }
+        assert!(work.text(at(100)).ends_with("light"), "{}", work.text(at(100)));
     }
 
     #[test]
