@@ -22,17 +22,20 @@
 //! kept beside it (`.tunebook/COMMIT.txt` in the repository's folder of the cache), so that a part of
 //! them is not taken for the whole.
 
-mod bar;
+mod endpoint;
 mod explain;
+mod git_oid;
 mod id;
 mod names;
+mod place;
 mod repository;
+mod said;
 mod token;
 mod transfer;
 mod upload;
 mod verify;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hf_hub::Cache;
 
@@ -43,6 +46,7 @@ pub use upload::{
     folder_files,
 };
 
+use endpoint::Endpoint;
 use token::Token;
 
 /// The result of everything in this crate.
@@ -79,8 +83,8 @@ pub enum Kind {
 /// Where to fetch from, where to keep it, and who asks.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    cache: Cache,
-    endpoint: Option<String>,
+    cache: PathBuf,
+    endpoint: Endpoint,
     token: Option<Token>,
     offline: bool,
 }
@@ -89,10 +93,6 @@ impl Hub {
     /// What the environment says.
     pub fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let cache = match set("HF_HUB_CACHE") {
-            Some(folder) => Cache::new(folder.into()),
-            None => Cache::from_env(),
-        };
         let on = |value: String| {
             matches!(value.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true")
         };
@@ -100,22 +100,22 @@ impl Hub {
         let home = Cache::from_env();
         Self {
             token: set("HF_TOKEN").or_else(|| home.token()).map(Token::new),
-            endpoint: set("HF_ENDPOINT").map(|endpoint| endpoint.trim_end_matches('/').to_owned()),
+            endpoint: set("HF_ENDPOINT").map(Endpoint::new).unwrap_or_default(),
             offline: set("HF_HUB_OFFLINE").is_some_and(on),
-            cache,
+            cache: set("HF_HUB_CACHE").map_or_else(|| home.path().clone(), PathBuf::from),
         }
     }
 
     /// A cache of its own, the folder that Python calls `HF_HUB_CACHE`, with nothing taken from the
     /// environment.
     pub fn new(cache: impl AsRef<Path>) -> Self {
-        let cache = Cache::new(cache.as_ref().to_owned());
-        Self { cache, endpoint: None, token: None, offline: false }
+        let cache = cache.as_ref().to_owned();
+        Self { cache, endpoint: Endpoint::default(), token: None, offline: false }
     }
 
     /// Asks another server.
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
-        self.endpoint = Some(endpoint.into());
+        self.endpoint = Endpoint::new(endpoint.into());
         self
     }
 
@@ -129,6 +129,11 @@ impl Hub {
     pub fn offline(mut self, offline: bool) -> Self {
         self.offline = offline;
         self
+    }
+
+    /// The address of a repository's page, without the name and password that an endpoint may have.
+    pub fn page(&self, repo: &str) -> String {
+        format!("{}/{repo}", self.endpoint)
     }
 
     /// Opens `owner/name` or `owner/name@revision`.

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::id;
+
 /// Where they are kept, in the folder of a repository.
 fn file(repository: &Path, commit: &str) -> PathBuf {
     repository.join(".tunebook").join(format!("{commit}.txt"))
@@ -22,5 +24,5 @@ pub(crate) fn keep(repository: &Path, commit: &str, names: &[String]) {
 /// The names, if an earlier call kept them.
 pub(crate) fn kept(repository: &Path, commit: &str) -> Option<Vec<String>> {
     let text = std::fs::read_to_string(file(repository, commit)).ok()?;
-    Some(text.lines().map(str::to_owned).collect())
+    Some(text.lines().filter(|name| id::is_file(name)).map(str::to_owned).collect())
 }

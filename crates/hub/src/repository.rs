@@ -1,33 +1,29 @@
 //! One repository at one commit.
 
-use std::cell::Cell;
-use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::api::sync::ApiError;
-use hf_hub::{Repo, RepoType};
-
-use crate::bar::Bar;
-use crate::explain::{Failure, explained};
-use crate::id::split_revision;
+use crate::explain::Failure;
+use crate::id;
 use crate::names;
+use crate::place::Place;
+use crate::said::said;
 use crate::transfer::Transfer;
-use crate::verify::verify;
 use crate::{Error, Hub, Kind, Result};
 
 /// How often a transfer is taken up again within one call.
 const TRIES: u32 = 4;
+const UNUSABLE: &str = "the token (HF_TOKEN, or that of `hf auth login`) is none: it has spaces, line \
+    breaks or other letters that no token has";
 
 /// The files of one commit of a repository.
 #[derive(Debug)]
 pub struct Repository {
     hub: Hub,
     given: String,
-    repo: Repo,
+    place: Place,
     /// The repository at the commit.
-    pinned: Repo,
-    commit: String,
+    pinned: Place,
     names: Vec<String>,
     /// None where nobody is asked any more.
     transfer: Option<Transfer>,
@@ -35,24 +31,18 @@ pub struct Repository {
 
 impl Repository {
     pub(crate) fn open(hub: &Hub, kind: Kind, given: &str) -> Result<Self> {
-        let (id, revision) = split_revision(given);
-        let revision = revision.unwrap_or("main");
-        let kind = match kind {
-            Kind::Model => RepoType::Model,
-            Kind::Dataset => RepoType::Dataset,
-        };
-        let at = |revision: &str| Repo::with_revision(id.to_owned(), kind, revision.to_owned());
-        let repo = at(revision);
         let failed = |reason: String| Error {
-            repo: given.to_owned(),
+            repo: said(given, hub.token.as_ref()),
             file: "the list of files".to_owned(),
             reason,
         };
+        let (repository, revision) = id::parse(given).map_err(failed)?;
+        let place = Place::new(kind, repository, revision);
         let fetched = || {
-            let commit = hub.fetched_commit(&repo)?;
-            let names = names::kept(&hub.folder(&repo), &commit).unwrap_or_else(|| {
+            let commit = hub.fetched_commit(&place)?;
+            let names = names::kept(&hub.folder(&place), &commit).unwrap_or_else(|| {
                 let mut names = Vec::new();
-                let folder = hub.snapshot(&repo, &commit);
+                let folder = hub.snapshot(&place, &commit);
                 list(&folder, &folder, &mut names);
                 names.sort();
                 names
@@ -60,9 +50,8 @@ impl Repository {
             Some(Self {
                 hub: hub.clone(),
                 given: given.to_owned(),
-                repo: repo.clone(),
-                pinned: at(&commit),
-                commit,
+                pinned: place.at(&commit),
+                place: place.clone(),
                 names,
                 transfer: None,
             })
@@ -72,30 +61,34 @@ impl Repository {
                 failed("HF_HUB_OFFLINE is set and it was never fetched".to_owned())
             });
         }
-        let transfer = Transfer::new(hub.endpoint.as_deref(), hub.token.as_ref());
-        let info = match again(|| transfer.info(&repo)) {
+        hub.endpoint.check().map_err(failed)?;
+        if hub.token.as_ref().is_some_and(|token| !token.is_usable()) {
+            return Err(failed(UNUSABLE.to_owned()));
+        }
+        let transfer = Transfer::new(&hub.endpoint, hub.token.as_ref());
+        let info = match again(|| transfer.info(&place)) {
             Ok(info) => info,
             // No connection: what an earlier call fetched will do.
-            Err(error) => {
-                let fallback = if Failure::of(&error).passes() { fetched() } else { None };
-                return fallback.ok_or_else(|| failed(explained(&error, hub.token.is_some())));
+            Err(failure) => {
+                let fallback = if failure.passes() { fetched() } else { None };
+                return fallback.ok_or_else(|| failed(failure.explained(hub.token.as_ref())));
             }
         };
-        if info.sha.is_empty() || !info.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            // It becomes the name of a folder.
-            return Err(failed(format!("expected the name of a commit, found `{}`", info.sha)));
+        if !id::is_commit(&info.sha) {
+            let found = said(&info.sha, hub.token.as_ref());
+            return Err(failed(format!("expected the name of a commit, found `{found}`")));
         }
+        let is_told = |name: &String| hub.token.as_ref().is_some_and(|token| token.is_in(name));
         let names = info.siblings.into_iter().map(|sibling| sibling.rfilename);
-        let names: Vec<String> = names.filter(|name| is_below(name)).collect();
-        names::keep(&hub.folder(&repo), &info.sha, &names);
+        let names: Vec<String> = names.filter(|name| id::is_file(name) && !is_told(name)).collect();
+        names::keep(&hub.folder(&place), &info.sha, &names);
         Ok(Self {
             hub: hub.clone(),
             given: given.to_owned(),
             names,
             transfer: Some(transfer),
-            pinned: at(&info.sha),
-            commit: info.sha,
-            repo,
+            pinned: place.at(&info.sha),
+            place,
         })
     }
 
@@ -112,12 +105,12 @@ impl Repository {
 
     /// The folder in the cache where its files stand under their names.
     pub fn folder(&self) -> PathBuf {
-        self.hub.snapshot(&self.repo, &self.commit)
+        self.hub.snapshot(&self.place, self.commit())
     }
 
     /// The commit that it is pinned to.
     pub fn commit(&self) -> &str {
-        &self.commit
+        &self.pinned.revision
     }
 
     /// A file, fetched if it is not in the cache.
@@ -125,8 +118,15 @@ impl Repository {
     /// # Errors
     /// When the hub does not give it, or it arrives damaged.
     pub fn get(&self, name: &str) -> Result<PathBuf> {
-        let failed =
-            |reason: String| Error { repo: self.given.clone(), file: format!("`{name}`"), reason };
+        let token = self.hub.token.as_ref();
+        let failed = |reason: String| Error {
+            repo: said(&self.given, token),
+            file: format!("`{}`", said(name, token)),
+            reason,
+        };
+        if !id::is_file(name) {
+            return Err(failed("it is no name that a file of a repository can have".to_owned()));
+        }
         let path = self.folder().join(name);
         if path.exists() {
             // Another revision may have fetched it.
@@ -141,65 +141,65 @@ impl Repository {
                     .to_owned(),
             ));
         };
-        let size = Rc::new(Cell::new(None));
-        let path = again(|| transfer.fetch(&self.hub.cache, &self.pinned, name, Bar::new(&size)))
-            .map_err(|error| failed(explained(&error, self.hub.token.is_some())))?;
-        verify(&path, size.get()).map_err(failed)?;
+        let folder = self.hub.folder(&self.place);
+        let path = again(|| transfer.fetch(&folder, &self.pinned, name))
+            .map_err(|failure| failed(failure.explained(token)))?;
         self.remember();
         Ok(path)
     }
 
-    /// Notes which commit the revision is, as Python does. The transfer noted the commit itself as if it
-    /// were a branch.
+    /// Notes which commit the revision is, as Python does.
     fn remember(&self) {
-        let refs = self.hub.cache.path().join(self.repo.folder_name()).join("refs");
-        if self.repo.revision() != self.commit {
-            // Neither is more than a help for the next call.
-            let _ = self.hub.cache.repo(self.repo.clone()).create_ref(&self.commit);
+        if self.place.revision == self.pinned.revision {
+            return;
         }
-        let _ = std::fs::remove_file(refs.join(&self.commit));
+        let noted = self.hub.noted(&self.place);
+        // No more than a help for the next call.
+        let _ = noted
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| tunebook_disk::write(&noted, self.commit().as_bytes()));
     }
 }
 
 impl Hub {
-    fn folder(&self, repo: &Repo) -> PathBuf {
-        self.cache.path().join(repo.folder_name())
+    fn folder(&self, place: &Place) -> PathBuf {
+        self.cache.join(place.folder())
     }
 
-    fn snapshot(&self, repo: &Repo, commit: &str) -> PathBuf {
-        self.folder(repo).join("snapshots").join(commit)
+    fn snapshot(&self, place: &Place, commit: &str) -> PathBuf {
+        self.folder(place).join("snapshots").join(commit)
+    }
+
+    /// Where the commit of a branch or tag is noted.
+    fn noted(&self, place: &Place) -> PathBuf {
+        self.folder(place).join("refs").join(&place.revision)
     }
 
     /// The commit that an earlier call fetched, of Python's or of ours. A revision may be a commit.
-    fn fetched_commit(&self, repo: &Repo) -> Option<String> {
-        let noted = self.cache.path().join(repo.folder_name()).join("refs").join(repo.revision());
-        let commit = std::fs::read_to_string(noted)
-            .map_or(repo.revision().to_owned(), |text| text.trim().to_owned());
-        self.snapshot(repo, &commit).is_dir().then_some(commit)
+    fn fetched_commit(&self, place: &Place) -> Option<String> {
+        let commit = std::fs::read_to_string(self.noted(place))
+            .map_or(place.revision.clone(), |text| text.trim().to_owned());
+        let is_there = id::is_commit(&commit) && self.snapshot(place, &commit).is_dir();
+        is_there.then_some(commit)
     }
 }
 
 /// Takes a request up again while the connection is what fails. A transfer goes on where the last
 /// one stopped.
 fn again<T>(
-    mut request: impl FnMut() -> std::result::Result<T, ApiError>,
-) -> std::result::Result<T, ApiError> {
+    mut request: impl FnMut() -> std::result::Result<T, Failure>,
+) -> std::result::Result<T, Failure> {
     let mut tries = 1;
     loop {
         match request() {
-            Err(error) if tries < TRIES && Failure::of(&error).passes() => {
+            Err(failure) if tries < TRIES && failure.passes() => {
                 std::thread::sleep(Duration::from_millis(100 << tries));
                 tries += 1;
             }
             result => return result,
         }
     }
-}
-
-/// A name that cannot lead out of the folder.
-fn is_below(name: &str) -> bool {
-    !name.is_empty()
-        && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn list(folder: &Path, root: &Path, names: &mut Vec<String>) {

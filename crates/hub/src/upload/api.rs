@@ -15,8 +15,10 @@ use ureq::{Agent, SendBody};
 use super::content::UploadContent;
 use super::fault::{Fault, Refusal};
 use crate::Hub;
+use crate::endpoint::{Endpoint, target};
+use crate::said::said;
 use crate::token::Token;
-use crate::transfer::{CONNECT_TIME, DEFAULT_ENDPOINT, LOOK, MAX_REDIRECTS, origin, target};
+use crate::transfer::{CONNECT_TIME, LOOK, MAX_REDIRECTS};
 
 /// The hub may think about a commit for so long; who is silent longer is gone.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -32,7 +34,7 @@ type Result<T> = std::result::Result<T, Fault>;
 /// The endpoint, and who asks.
 pub(crate) struct Api {
     agent: Agent,
-    pub(crate) endpoint: String,
+    pub(crate) endpoint: Endpoint,
     token: Token,
 }
 
@@ -82,7 +84,8 @@ impl Api {
     /// # Errors
     /// There is no token, or none that can be one.
     pub(crate) fn new(hub: &Hub) -> std::result::Result<Self, String> {
-        let endpoint = hub.endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT).trim_end_matches('/');
+        let endpoint = &hub.endpoint;
+        endpoint.check()?;
         let advice = format!(
             "Set HF_TOKEN, or log in (`hf auth login`), with a token that may write: \
              {endpoint}/settings/tokens makes one"
@@ -102,17 +105,17 @@ impl Api {
             .timeout_connect(Some(CONNECT_TIME))
             .timeout_recv_response(Some(SILENCE))
             .build();
-        Ok(Self { agent: config.into(), endpoint: endpoint.to_owned(), token })
+        Ok(Self { agent: config.into(), endpoint: endpoint.clone(), token })
     }
 
     /// A request to the endpoint, of which `path` begins with a slash.
     pub(crate) fn get(&self, path: &str) -> Result<Answer> {
-        let url = format!("{}{path}", self.endpoint);
+        let url = self.endpoint.at(path);
         again(|| self.once("GET", &url, &[], &Payload::Nothing))
     }
 
     pub(crate) fn post(&self, path: &str, value: &Value) -> Result<Answer> {
-        let url = format!("{}{path}", self.endpoint);
+        let url = self.endpoint.at(path);
         again(|| self.once("POST", &url, &[], &Payload::json(value, "application/json")))
     }
 
@@ -128,14 +131,14 @@ impl Api {
         let mut url = url.to_owned();
         for _ in 0..=MAX_REDIRECTS {
             let mut all = headers.to_vec();
-            if self.is_own(&url) {
+            if self.endpoint.owns(&url) {
                 all.push(("authorization".to_owned(), self.token.bearer()));
             }
             match self.send(method, &url, &all, payload)? {
                 Sent::Answer(answer) => return Ok(answer),
                 Sent::Moved(to) => {
                     let next = to.and_then(|to| target(&url, &to));
-                    url = next.filter(|next| self.is_own(next)).ok_or_else(|| {
+                    url = next.filter(|next| self.endpoint.owns(next)).ok_or_else(|| {
                         Fault::Other(
                             "the hub redirects to another host, where nothing is sent: check \
                              HF_ENDPOINT"
@@ -163,9 +166,9 @@ impl Api {
         }
     }
 
-    /// Whether an address is the endpoint's: the same scheme, host and port.
-    pub(crate) fn is_own(&self, url: &str) -> bool {
-        origin(url).is_some_and(|to| Some(to) == origin(&self.endpoint))
+    /// A text of a server, as it may be shown.
+    pub(crate) fn said(&self, text: &str) -> String {
+        said(text, Some(&self.token))
     }
 
     fn send(
@@ -218,33 +221,32 @@ impl Api {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
                 Fault::Other("the hub named an address that is none".to_owned())
             }
-            other => Fault::Transport(self.token.hidden_in(&other.to_string())),
+            other => Fault::Transport(self.said(&other.to_string())),
         })?;
         match answer.status {
             200..300 => {
-                let text = answer.text.map_err(|error| Fault::Transport(error.to_string()))?;
+                let text =
+                    answer.text.map_err(|error| Fault::Transport(self.said(&error.to_string())))?;
                 Ok(Sent::Answer(Answer { etag: answer.etag, text }))
             }
             300..400 => Ok(Sent::Moved(answer.location)),
             status => Err(Fault::Refused(Refusal {
                 status,
                 code: answer.code,
-                message: self.said(answer.message, &answer.text.unwrap_or_default()),
+                message: self.words(answer.message, &answer.text.unwrap_or_default()),
                 pause: answer.pause,
             })),
         }
     }
 
-    /// The hub's own words about a refusal, in one line.
-    fn said(&self, header: Option<String>, body: &str) -> String {
+    /// The hub's own words about a refusal.
+    fn words(&self, header: Option<String>, body: &str) -> String {
         let json: Option<Value> = serde_json::from_str(body).ok();
         let error = json.as_ref().and_then(|json| match &json["error"] {
-            Value::String(text) => Some(text.clone()),
-            _ => json["message"].as_str().map(str::to_owned),
+            Value::String(text) => Some(text.as_str()),
+            _ => json["message"].as_str(),
         });
-        let text = self.token.hidden_in(&error.or(header).unwrap_or_default());
-        let clean = |c: char| if c.is_control() { ' ' } else { c };
-        text.chars().map(clean).take(300).collect::<String>().trim().to_owned()
+        self.said(error.or(header.as_deref()).unwrap_or_default())
     }
 }
 

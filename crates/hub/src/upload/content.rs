@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use tunebook_progress::{ProgressBar, interrupt};
 
 use super::fault::Fault;
-use super::git_oid;
+use crate::git_oid;
 
 /// The bytes of a file to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tunebook_progress::Interrupted;
 
+use crate::endpoint::Endpoint;
+
 /// Why a request failed.
 #[derive(Debug)]
 pub(crate) enum Fault {
@@ -23,7 +25,7 @@ pub(crate) struct Refusal {
     pub(crate) status: u16,
     /// The hub's name for it: `RepoNotFound`.
     pub(crate) code: Option<String>,
-    /// The hub's own words, without the token.
+    /// The hub's own words, as they may be shown.
     pub(crate) message: String,
     /// The pause that the server asks for.
     pub(crate) pause: Option<Duration>,
@@ -70,7 +72,7 @@ impl Fault {
     }
 
     /// The reason in a user's terms, and what to do.
-    pub(crate) fn explained(&self, endpoint: &str) -> String {
+    pub(crate) fn explained(&self, endpoint: &Endpoint) -> String {
         const GOES_ON: &str = "Push again: large files that have arrived are not sent again";
         let refusal = match self {
             Self::Stopped => return Interrupted.to_string(),

@@ -60,7 +60,7 @@ fn batch(
     revision: &str,
     object: &Object<'_>,
 ) -> Result<Option<Value>, Fault> {
-    let url = format!("{}/{repo}.git/info/lfs/objects/batch", api.endpoint);
+    let url = api.endpoint.at(&format!("/{repo}.git/info/lfs/objects/batch"));
     let asked = json!({
         "operation": "upload",
         "transfers": ["basic", "multipart"],
@@ -75,7 +75,7 @@ fn batch(
         return Err(Fault::Refused(Refusal {
             status: error["code"].as_u64().and_then(|code| u16::try_from(code).ok()).unwrap_or(422),
             code: None,
-            message: error["message"].as_str().unwrap_or_default().to_owned(),
+            message: api.said(error["message"].as_str().unwrap_or_default()),
             pause: None,
         }));
     }
@@ -108,7 +108,7 @@ fn transfer(
         let value = json!({ "oid": object.sha256, "size": object.size });
         let payload = Payload::json(&value, JSON);
         // On the endpoint itself, as a rule.
-        again(|| match api.is_own(url) {
+        again(|| match api.endpoint.owns(url) {
             true => api.once("POST", url, &headers(verify), &payload),
             false => api.storage("POST", url, &headers(verify), &payload),
         })?;

@@ -13,7 +13,6 @@ mod api;
 mod base64;
 mod content;
 mod fault;
-mod git_oid;
 mod lfs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +23,9 @@ use self::api::{Api, Payload, TRIES, pause};
 pub use self::content::{UploadContent, UploadFile, folder_files};
 use self::fault::Fault;
 use crate::Hub;
-use crate::id::is_repository;
+use crate::endpoint::quoted;
+use crate::id::{check_revision, is_commit, is_file, is_repository};
+use crate::said::said;
 
 /// Files that one request asks about.
 const ASKED: usize = 256;
@@ -156,14 +157,15 @@ impl Hub {
         args: &UploadArgs,
     ) -> std::result::Result<Uploaded, UploadError> {
         let failed = |what: &str, reason: String| UploadError {
-            repo: repo.to_owned(),
-            what: what.to_owned(),
+            repo: said(repo, self.token.as_ref()),
+            what: said(what, self.token.as_ref()),
             reason,
         };
         if !is_repository(repo) || repo.contains('@') {
             let reason = "it is no name of a repository; expected `owner/name`".to_owned();
             return Err(failed("files", reason));
         }
+        check_revision(&args.revision).map_err(|reason| failed("files", reason))?;
         if self.offline {
             return Err(failed("files", "HF_HUB_OFFLINE is set".to_owned()));
         }
@@ -183,8 +185,8 @@ fn check_names(files: &[UploadFile]) -> std::result::Result<(), String> {
     let mut names = BTreeSet::new();
     for file in files {
         let name = &file.path;
-        let is_part = |part: &str| !matches!(part, "" | "." | "..") && !FORBIDDEN.contains(&part);
-        if !name.split('/').all(is_part) || name.contains(['\\', '\0', '\n']) {
+        if !is_file(name) || name.split('/').any(|part| FORBIDDEN.contains(&part)) {
+            let name = said(name, None);
             return Err(format!("`{name}` is no name that a file of a repository can have"));
         }
         if !names.insert(name) {
@@ -269,6 +271,10 @@ impl Upload<'_> {
     fn head(&self) -> Result<Head, Fault> {
         let found = self.api.get(&self.path("revision"))?.json()?;
         let commit = found["sha"].as_str().unwrap_or_default().to_owned();
+        if !commit.is_empty() && !is_commit(&commit) {
+            let found = self.api.said(&commit);
+            return Err(Fault::Other(format!("expected the name of a commit, found `{found}`")));
+        }
         let private = found["private"].as_bool().unwrap_or(false);
         Ok(Head { commit, private })
     }
@@ -292,7 +298,16 @@ impl Upload<'_> {
                     && self.args.revision == MAIN =>
             {
                 self.create()?;
-                Ok((self.head()?, true))
+                let head = self.head()?;
+                // What was asked for may not be what was done, and somebody else may have made it.
+                match self.args.private && !head.private {
+                    true => Err(Fault::Other(
+                        "it was to be made private, and it is public. Nothing was sent: make it \
+                         private on its page, or remove it there"
+                            .to_owned(),
+                    )),
+                    false => Ok((head, true)),
+                }
             }
             Err(fault) => Err(fault),
         }
@@ -307,13 +322,7 @@ impl Upload<'_> {
         match self.api.post("/api/repos/create", &asked) {
             // Somebody has made it meanwhile, or the answer to us was lost: the look that follows
             // tells.
-            Err(fault) if fault.status() == Some(409) => {
-                let head = self.head()?;
-                match self.args.private && !head.private {
-                    true => Err(Fault::Other("it is there, and public".to_owned())),
-                    false => Ok(()),
-                }
-            }
+            Err(fault) if fault.status() == Some(409) => Ok(()),
             made => made.map(drop),
         }
     }
@@ -399,13 +408,13 @@ impl Upload<'_> {
             content_type: "application/x-ndjson",
         };
         let pr = if self.args.create_pr { "?create_pr=1" } else { "" };
-        let url = format!("{}{}{pr}", self.api.endpoint, self.path("commit"));
+        let url = self.api.endpoint.at(&format!("{}{pr}", self.path("commit")));
         let mut tries = 1;
         loop {
             let fault = match self.api.once("POST", &url, &[], &payload) {
                 Ok(answer) => {
                     let made = answer.json()?;
-                    let text = |name: &str| made[name].as_str().map(str::to_owned);
+                    let text = |name: &str| made[name].as_str().map(|text| self.api.said(text));
                     let commit = text("commitOid").unwrap_or_default();
                     let url = text("commitUrl").unwrap_or_else(|| self.page(&commit));
                     return Ok((commit, url, text("pullRequestUrl")));
@@ -473,20 +482,6 @@ fn plan_file<'a>(
     Ok(Planned { file, size, large, state, oid })
 }
 
-/// A part of an address: a branch's name may have a slash.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                quoted.push(char::from(byte));
-            }
-            byte => quoted.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    quoted
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -507,15 +502,10 @@ mod tests {
             &[".git/config"],
             &["a/.cache/x"],
             &["a\\b"],
+            &["a\u{1b}[2Jb"],
             &["x", "x"],
         ] {
             assert!(check(names).is_err(), "{names:?}");
         }
-    }
-
-    #[test]
-    fn a_branch_is_quoted() {
-        assert_eq!(quoted("refs/pr/1"), "refs%2Fpr%2F1");
-        assert_eq!(quoted("v1.0"), "v1.0");
     }
 }

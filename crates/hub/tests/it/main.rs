@@ -5,6 +5,7 @@
 
 mod environment;
 mod fetching;
+mod hostile;
 mod peers;
 mod server;
 mod uploading;

@@ -32,12 +32,39 @@ pub(crate) struct State {
     pub bytes_at: Option<String>,
     /// The list of files is redirected to this address, of another server.
     pub list_at: Option<String>,
+    /// Names in the list of files that are none.
+    pub more_names: Vec<String>,
+    /// The list of files is this.
+    pub list: Option<String>,
+    /// The list of files is redirected so, word by word.
+    pub list_location: Option<String>,
+    /// Every file has this name.
+    pub etag: Option<String>,
+    /// Every file is of this commit.
+    pub commit: Option<&'static str>,
+    /// Small files arrive with their first letter changed.
+    pub changes: bool,
+    /// How ranges are answered.
+    pub ranges: Ranges,
     /// `METHOD path | range`, in order.
     pub log: Vec<String>,
     /// The `Authorization` of each request that had one.
     pub shown: Vec<String>,
     /// The repository that is written to.
     pub uploads: Uploads,
+}
+
+/// How a request for a part of a file is answered.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(crate) enum Ranges {
+    #[default]
+    Kept,
+    /// By the whole file.
+    Whole,
+    /// By the part from the first byte on, whichever was asked for.
+    FromStart,
+    /// By the part, and a hundred times as much behind it.
+    Endless,
 }
 
 /// What is asked.
@@ -163,13 +190,21 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     if let (true, Some(other)) = (path.starts_with("/api/"), &state.list_at) {
         return send(307, &[("Location", format!("{other}{path}"))], b"", 0);
     }
+    if let (true, Some(location)) = (path.starts_with("/api/"), &state.list_location) {
+        return send(302, &[("Location", location.clone())], b"", 0);
+    }
+    if let (true, Some(list)) = (path.starts_with("/api/"), &state.list) {
+        return send(200, &[], list.as_bytes(), list.len());
+    }
     if let Some(revision) = path.strip_prefix("/api/models/owner/tiny/revision/") {
         let Some(commit) = commit_of(revision) else { return refuse(404) };
         let siblings: Vec<_> = state
             .files
             .keys()
             .filter(|(of, _)| *of == commit)
-            .map(|(_, name)| serde_json::json!({ "rfilename": name }))
+            .map(|(_, name)| (*name).to_owned())
+            .chain(state.more_names.iter().cloned())
+            .map(|name| serde_json::json!({ "rfilename": name }))
             .collect();
         let info = serde_json::json!({ "id": "owner/tiny", "siblings": siblings, "sha": commit })
             .to_string();
@@ -191,6 +226,7 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     let file = path.strip_prefix("/owner/tiny/resolve/").or(cdn).and_then(|rest| {
         let (revision, name) = rest.split_once('/')?;
         let commit = commit_of(revision)?;
+        let name = name.replace("%20", " ");
         let body = state.files.iter().find(|((of, known), _)| *of == commit && *known == name)?.1;
         Some((commit, name, body.clone()))
     });
@@ -210,18 +246,31 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
     if large && state.lies {
         body[100] ^= 1;
     }
-    // Git's own name of a small file is a sha1.
-    let etag = format!("\"{}\"", if large { &sha256 } else { &sha256[..40] });
+    // The name of a small file is git's own.
+    let etag = if large { sha256 } else { git_name(&body) };
+    let etag = state.etag.clone().unwrap_or(format!("\"{etag}\""));
+    if state.changes && !large {
+        body[0] ^= 1;
+    }
     let mut headers = vec![
-        ("X-Repo-Commit", commit.to_owned()),
+        ("X-Repo-Commit", state.commit.unwrap_or(commit).to_owned()),
         ("ETag", etag),
         ("Accept-Ranges", "bytes".to_owned()),
     ];
+    let range = range.filter(|_| state.ranges != Ranges::Whole);
     let Some(range) = range else { return send(200, &headers, &body, body.len()) };
     let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap();
-    let from: usize = from.parse().unwrap();
+    let from: usize = if state.ranges == Ranges::FromStart { 0 } else { from.parse().unwrap() };
+    if from >= body.len() {
+        headers.push(("Content-Range", format!("bytes */{}", body.len())));
+        return send(416, &headers, b"", 0);
+    }
     let to = to.parse().map_or(body.len(), |to: usize| body.len().min(to + 1));
     headers.push(("Content-Range", format!("bytes {from}-{}/{}", to - 1, body.len())));
+    if state.ranges == Ranges::Endless && to - from > 1 {
+        let endless = body.repeat(100);
+        return send(206, &headers, &endless, endless.len());
+    }
     let part = &body[from..to];
     // The question for the size, of one byte, is always answered.
     let breaks = large && state.breaks > 0 && part.len() > 1;
@@ -229,4 +278,16 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
         state.breaks -= 1;
     }
     send(206, &headers, part, if breaks { part.len() / 2 } else { part.len() });
+}
+
+/// What `git hash-object` says of the small files here.
+fn git_name(body: &[u8]) -> String {
+    let name = match body {
+        b"{\"version\": 1}" => "915d838ec059ebfcc4fb15decb53f1d5a1a55e19",
+        b"{\"version\": 2}" => "cdb829c33827a8c3f94748575609b4cf153dd3da",
+        b"{}" => "9e26dfeeb6e641a33dae4961196235bdb965b21b",
+        b"" => "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391",
+        _ => panic!("{body:?}"),
+    };
+    name.to_owned()
 }
