@@ -1,11 +1,18 @@
 //! `tunebook registry`.
 
+mod compare;
+mod show;
+mod table;
+
 use std::error::Error;
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
-use polars::prelude::{AnyValue, DataFrame};
+use polars::prelude::DataFrame;
 use tunebook_runs::{GarbageArgs, Registry, printable};
+
+use table::{aligned, cells, short};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -26,6 +33,14 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Show one run: its recipe's name, losses, adapter and files.
+    Show {
+        /// An id, the beginning of an id, or a name.
+        run: String,
+        /// All steps, with their gradients' norms, tokens and seconds.
+        #[arg(long)]
+        all: bool,
+    },
     /// Show what differs between runs, and their metrics.
     Compare {
         /// Ids, beginnings of ids, or names.
@@ -34,6 +49,9 @@ enum Command {
         /// The run that the others are held against.
         #[arg(long, value_name = "RUN")]
         baseline: Option<String>,
+        /// All settings that differ, whole.
+        #[arg(long)]
+        all: bool,
     },
     /// Print a run's recipe, which `tunebook train` reads.
     Recipe {
@@ -45,7 +63,26 @@ enum Command {
         /// An adapter's id, an alias, or a run's id or name.
         what: String,
     },
-    /// List the adapters that nothing refers to.
+    /// Add tags to a run, or take them away. The adapters of a run with the tag `keep` always stay.
+    Tag {
+        /// An id, the beginning of an id, or a name.
+        run: String,
+        /// The tags.
+        #[arg(required = true, value_parser = NonEmptyStringValueParser::new())]
+        tags: Vec<String>,
+        /// Takes them away.
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Add a note to a run, which `show` and `why` print.
+    Note {
+        /// An id, the beginning of an id, or a name.
+        run: String,
+        /// The note.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        text: String,
+    },
+    /// List the adapters that are no longer needed: earlier states of runs, and those of deleted runs.
     Gc {
         /// Removes them.
         #[arg(long)]
@@ -53,6 +90,20 @@ enum Command {
         /// Adapters younger than this stay.
         #[arg(long, value_name = "DAYS", default_value_t = 7.0)]
         min_age_days: f64,
+        /// Takes results of runs, too, to which no alias, no tag `keep` and no other adapter refers.
+        #[arg(long)]
+        results: bool,
+    },
+    /// Let an alias stand for another adapter by your word, without a paired evaluation.
+    Promote {
+        /// An adapter's id, another alias, or a run's id or name.
+        adapter: String,
+        /// The alias; it is made where there is none.
+        #[arg(long = "to", value_name = "ALIAS")]
+        alias: String,
+        /// Why: the registry keeps it, and `why` tells it.
+        #[arg(long, value_name = "REASON")]
+        force: Option<String>,
     },
     /// Bring the generation of an alias before back.
     Rollback {
@@ -81,6 +132,11 @@ const SHOWN: [&str; 11] = [
     "tags",
 ];
 
+/// What a promotion lacks here. An evaluation that was read from a file cannot be compared with another:
+/// its metrics are code.
+const UNFORCED: &str = "a promotion needs a comparison of two evaluations, which are made in Rust \
+    (`registry.promote`, docs/registry.md). To do without one, say why: --force REASON";
+
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let folder = &arguments.registry;
     // A word that is mistyped makes no folder.
@@ -107,27 +163,47 @@ fn command(registry: &Registry, command: &Command) -> Result<(), Box<dyn Error>>
         }
         Command::Runs { all } => {
             let runs = registry.runs()?;
-            let runs = if *all { runs } else { runs.select(SHOWN)? };
-            println!("{}", text(&runs)?);
+            let rows = if *all { cells(&runs)? } else { overview(&runs)? };
+            println!("{}", aligned(&rows));
         }
-        Command::Compare { runs, baseline } => {
+        Command::Show { run, all } => println!("{}", show::text(registry, run, *all)?),
+        Command::Compare { runs, baseline, all } => {
             let runs: Vec<&str> = runs.iter().map(String::as_str).collect();
             let compared = match baseline {
                 Some(baseline) => registry.compare_with(baseline, &runs)?,
                 None => registry.compare(&runs)?,
             };
-            println!("{}\n\n{}", text(&compared.settings())?, text(&compared.metrics())?);
-            println!("\n{} settings are the same", compared.same_settings());
+            println!("{}", compare::text(&compared, *all)?);
         }
         Command::Recipe { run } => print!("{}", registry.recipe(run)?.to_yaml()?),
         Command::Why { what } => println!("{}", registry.why(what)?),
-        Command::Gc { delete, min_age_days } => {
+        Command::Tag { run, tags, remove } => {
+            let id = registry.resolve_run(run)?;
+            for tag in tags {
+                if *remove { registry.untag(&id, tag)? } else { registry.tag(&id, tag)? }
+            }
+            let tags = cell(&registry.runs()?, &id, "tags").unwrap_or_default();
+            let tags = if tags.is_empty() { "none" } else { &*tags };
+            println!("{id}, tags: {}", printable(tags));
+        }
+        Command::Note { run, text } => {
+            let id = registry.resolve_run(run)?;
+            registry.note(&id, text)?;
+            println!("{id}, noted");
+        }
+        Command::Gc { delete, min_age_days, results } => {
             let min_age_secs = min_age_days * 24.0 * 3600.0;
-            println!("{}", registry.gc(&GarbageArgs { dry_run: !delete, min_age_secs })?);
+            let args = GarbageArgs { dry_run: !delete, min_age_secs, results: *results };
+            println!("{}", registry.gc(&args)?);
+        }
+        Command::Promote { adapter, alias, force } => {
+            let Some(reason) = force else { return Err(UNFORCED.into()) };
+            println!("{alias}, {}", registry.promote_forced(alias, adapter, reason)?);
         }
         Command::Rollback { alias, from } => {
             let alias = registry.alias(alias)?;
-            if let Some(from) = from.filter(|from| *from != alias.generation()) {
+            let is_there = !alias.history().is_empty();
+            if let Some(from) = from.filter(|from| is_there && *from != alias.generation()) {
                 let now = alias.generation();
                 return Err(format!(
                     "`{}` is at generation {now}, expected {from} (--from)",
@@ -149,25 +225,24 @@ fn command(registry: &Registry, command: &Command) -> Result<(), Box<dyn Error>>
     Ok(())
 }
 
-/// A frame as aligned columns, whole.
-fn text(frame: &DataFrame) -> Result<String, Box<dyn Error>> {
-    let mut columns: Vec<Vec<String>> = Vec::new();
-    for column in frame.columns() {
-        let mut cells = vec![printable(column.name()).into_owned()];
-        for row in 0..column.len() {
-            cells.push(match column.get(row)? {
-                AnyValue::Null => "-".to_owned(),
-                AnyValue::String(text) => printable(text).into_owned(),
-                AnyValue::Float64(number) => format!("{number:.4}"),
-                other => other.to_string(),
-            });
-        }
-        let width = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-        columns.push(cells.into_iter().map(|cell| format!("{cell:width$}")).collect());
+/// The columns of the table of runs that fit a terminal: adapters by the beginnings of their ids, with a
+/// word where their files are gone.
+fn overview(runs: &DataFrame) -> Result<table::Rows, Box<dyn Error>> {
+    let mut rows = cells(&runs.select(SHOWN)?)?;
+    let files = cells(&runs.select(["adapter_files"])?)?;
+    let at = SHOWN.iter().position(|name| *name == "adapter").unwrap_or_default();
+    for (row, files) in rows.iter_mut().zip(files).skip(1) {
+        row[at] = match files[0].as_str() {
+            "present" | "-" => short(&row[at]).to_owned(),
+            gone => format!("{} ({gone})", short(&row[at])),
+        };
     }
-    let line = |row: usize| {
-        let cells: Vec<&str> = columns.iter().map(|column| column[row].as_str()).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    Ok((0..=frame.height()).map(line).collect::<Vec<_>>().join("\n"))
+    Ok(rows)
+}
+
+/// A text of the table of runs.
+fn cell(runs: &DataFrame, id: &str, column: &str) -> Option<String> {
+    let ids = runs.column("id").ok()?.str().ok()?;
+    let row = ids.iter().position(|found| found == Some(id))?;
+    runs.column(column).ok()?.str().ok()?.get(row).map(str::to_owned)
 }

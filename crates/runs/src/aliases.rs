@@ -20,7 +20,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::ids;
 use crate::printable;
-use crate::registry::Registry;
+use crate::registry::{ALIAS, Registry};
 
 /// The folder of all aliases.
 pub(crate) const FOLDER: &str = "aliases";
@@ -323,9 +323,13 @@ impl Alias {
     /// Goes back to the generation before. Once more goes one further back.
     ///
     /// # Errors
-    /// There is none before; else as [`Alias::promote`].
+    /// There is no such alias, or no generation before; else as [`Alias::promote`].
     pub fn rollback(&self) -> Result<AliasGeneration> {
         self.whole()?;
+        if self.history.is_empty() {
+            self.registry.touch()?;
+            return Err(self.registry.not_found(ALIAS, &self.name)?);
+        }
         let numbered = |number: u64| self.history.iter().find(|of| of.generation == number);
         let before = self
             .history

@@ -13,6 +13,9 @@ use crate::registry::Registry;
 /// Settings that differ between any two runs and say nothing.
 const OWN: [&str; 4] = ["run", "name", "started", "format"];
 
+/// Types of numbers by torch's names and by candle's.
+const DTYPES: [(&str, &str); 3] = [("float32", "f32"), ("bfloat16", "bf16"), ("float16", "f16")];
+
 /// Runs side by side.
 #[derive(Clone)]
 pub struct RunComparison {
@@ -164,6 +167,12 @@ fn of_run(connection: &Connection, id: &str) -> rusqlite::Result<Compared> {
         flatten("", &value, &mut settings);
     }
     settings.retain(|key, _| !OWN.contains(&key.as_str()));
+    // Runs that were brought back from another engine may have torch's names.
+    if let Some(dtype) = settings.get_mut("dtype")
+        && let Some((_, name)) = DTYPES.iter().find(|(of_torch, _)| of_torch == dtype)
+    {
+        *dtype = (*name).to_owned();
+    }
     let mut metrics = BTreeMap::new();
     let mut rows = connection.prepare("SELECT name, last, best FROM metrics WHERE run = ?1")?;
     let mut rows = rows.query([id])?;

@@ -64,18 +64,32 @@ pub enum Error {
     },
 
     /// Nothing has this name.
-    #[error("no {what} `{name}` in this registry; {}", known_or(known, what))]
+    #[error("no {what} `{}` in this registry; {}", crate::printable(name), near_or(near, known))]
     NotFound {
-        /// `run`, `adapter`, `alias`.
+        /// `run`, `alias`, or `adapter, alias or run`.
         what: &'static str,
         /// The name asked for.
         name: String,
+        /// Those that may have been meant.
+        near: Vec<String>,
         /// Some that there are.
         known: Vec<String>,
     },
 
+    /// A run has trained no adapter, or none that was saved.
+    #[error("the run `{}` has no adapter: {problem}", crate::printable(run))]
+    NoAdapter {
+        /// Its name and id.
+        run: String,
+        /// Why.
+        problem: String,
+    },
+
     /// A name or the beginning of an id stands for several.
-    #[error("`{name}` may be any of these {what}s: {}; give more of the id", found.join(", "))]
+    #[error(
+        "`{}` may be any of these {what}s: {}; give an id, or so much of its beginning that one is left",
+        crate::printable(name), found.join(", ")
+    )]
     Ambiguous {
         /// `run`, `adapter`.
         what: &'static str,
@@ -168,11 +182,11 @@ pub enum Error {
     },
 
     /// An alias has no generation before.
-    #[error("`{alias}` has no generation before its {generation}. to go back to")]
+    #[error("`{alias}` is at generation {generation}, and there is none before it to go back to")]
     NothingBefore {
         /// The alias.
         alias: String,
-        /// Its generation; 0: none.
+        /// Its generation.
         generation: u64,
     },
 
@@ -204,9 +218,10 @@ fn place(path: &Path, line: Option<u64>, key: &str) -> String {
     place
 }
 
-fn known_or(known: &[String], what: &str) -> String {
-    match known {
-        [] => format!("there is no {what} yet"),
-        _ => format!("there are, among others: {}", crate::printable(&known.join(", "))),
+fn near_or(near: &[String], known: &[String]) -> String {
+    match (near, known) {
+        ([], []) => "there are none yet".to_owned(),
+        ([], _) => format!("there are, among others: {}", crate::printable(&known.join(", "))),
+        _ => format!("did you mean {}?", crate::printable(&near.join(" or "))),
     }
 }

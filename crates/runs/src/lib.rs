@@ -41,6 +41,7 @@ mod garbage;
 mod ids;
 mod index;
 mod judge;
+mod names;
 mod printable;
 mod recipe;
 mod recorder;

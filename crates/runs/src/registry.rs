@@ -20,9 +20,10 @@ use crate::evaluations;
 use crate::garbage::{self, Garbage, GarbageArgs};
 use crate::ids;
 use crate::index::Index;
+use crate::names;
 use crate::recipe::Recipe;
 use crate::recorder::Recorder;
-use crate::summary::{self, LOG, NOTES, RECIPE, Said, Summary};
+use crate::summary::{self, FULL_TUNING, LOG, NOTES, RECIPE, Said, Summary};
 use crate::table;
 use crate::touched::{self, Touched};
 use crate::verify::{self, DamagedFile};
@@ -34,6 +35,22 @@ pub(crate) const RUNS: &str = "runs";
 pub(crate) const ROWS: &str = "rows";
 /// Names shown where one is not found.
 const SHOWN: usize = 8;
+
+/// What is looked for by a name, in the words of an error.
+const RUN: &str = "run";
+pub(crate) const ALIAS: &str = "alias";
+const ANY: &str = "adapter, alias or run";
+
+/// Names, and how they are shown.
+const RUN_NAMES: &str =
+    "SELECT name, name || ' (' || id || ')' FROM runs ORDER BY started DESC, id";
+const ALIAS_NAMES: &str = "SELECT DISTINCT alias, alias || ' (alias)' FROM promotions";
+
+/// What a name stands for, by id.
+pub(crate) enum Named {
+    Adapter(String),
+    Run(String),
+}
 
 /// A folder that remembers runs. Cheap to clone; any number of processes may have it open.
 ///
@@ -133,7 +150,8 @@ impl Registry {
         Ok(Recorder::going_on(self, self.resolve_run(run)?))
     }
 
-    /// All runs, the newest first: a polars frame.
+    /// All runs, the newest first: a polars frame. `adapter_files` says whether the files of a run's
+    /// adapter are `present`, were `collected` as garbage, or are `missing`.
     ///
     /// # Errors
     /// Files that cannot be read.
@@ -376,7 +394,9 @@ impl Registry {
         self.alias(alias)?.rollback()
     }
 
-    /// The adapters that nothing refers to. They are removed only if the arguments say so.
+    /// The adapters that are no longer needed: earlier states of runs that went on, and adapters of runs
+    /// whose folders are gone. What a run or somebody has saved as a result stays, but for
+    /// [`GarbageArgs::results`]. They are removed only if the arguments say so.
     ///
     /// # Errors
     /// Files that cannot be read or removed; an age that is no number. Where a line of an alias or of an
@@ -433,41 +453,57 @@ impl Registry {
 
     /// The same in the index as it is.
     pub(crate) fn run_now(&self, run: &str) -> Result<String> {
-        let found = self.index().look(|connection| {
-            let mut found = begin_so(connection, "runs", run)?;
-            if !found.iter().any(|id| id == run) {
-                found.extend(texts(connection, "SELECT id FROM runs WHERE name = ?1", run)?);
-            }
-            Ok(once(found))
-        })?;
-        let known = "SELECT name || ' (' || id || ')' FROM runs ORDER BY started DESC, id LIMIT ?1";
-        self.one("run", run, found, known)
+        let found = self.runs_named(run)?;
+        self.one(RUN, "run", run, found)
     }
 
     /// The id of the adapter that is meant by an id, the beginning of one (four digits or more), an
     /// alias, or a run's id or name.
     ///
     /// # Errors
-    /// None, or several.
+    /// None, or several; a run without an adapter.
     pub fn resolve_adapter(&self, adapter: &str) -> Result<String> {
         self.touch()?;
-        self.adapter_now(adapter)
-    }
-
-    /// The same in the index as it is.
-    pub(crate) fn adapter_now(&self, adapter: &str) -> Result<String> {
-        let mut found = self.adapters_named(adapter)?;
-        // The beginning of an adapter's id may be the name of a run.
-        if (found.is_empty() || is_beginning(adapter) && !found.iter().any(|id| id == adapter))
-            && let Ok(run) = self.run_now(adapter)
-        {
-            found.extend(self.adapter_of(&run)?);
+        match self.named(adapter)? {
+            Named::Adapter(id) => Ok(id),
+            Named::Run(run) => match self.adapter_of(&run)? {
+                Some(id) => Ok(id),
+                None => Err(self.no_adapter(&run)?),
+            },
         }
-        self.one("adapter", adapter, once(found), "SELECT id FROM adapters ORDER BY id LIMIT ?1")
     }
 
-    /// Adapters by id or alias, in the index as it is.
-    pub(crate) fn adapters_named(&self, adapter: &str) -> Result<Vec<String>> {
+    /// An adapter by id, the beginning of one or an alias; else a run by id, the beginning of one or
+    /// name. In the index as it is.
+    ///
+    /// # Errors
+    /// None, or several.
+    pub(crate) fn named(&self, what: &str) -> Result<Named> {
+        let mut adapters = self.adapters_named(what)?;
+        if adapters.is_empty() {
+            let runs = self.runs_named(what)?;
+            return self.one(ANY, "run", what, runs).map(Named::Run);
+        }
+        // The beginning of an adapter's id may be the name of a run.
+        if is_beginning(what) && !adapters.iter().any(|id| id == what) {
+            for run in self.runs_named(what)? {
+                adapters.extend(self.adapter_of(&run)?);
+            }
+        }
+        self.one(ANY, "adapter", what, once(adapters)).map(Named::Adapter)
+    }
+
+    fn runs_named(&self, run: &str) -> Result<Vec<String>> {
+        self.index().look(|connection| {
+            let mut found = begin_so(connection, "runs", run)?;
+            if !found.iter().any(|id| id == run) {
+                found.extend(texts(connection, "SELECT id FROM runs WHERE name = ?1", run)?);
+            }
+            Ok(once(found))
+        })
+    }
+
+    fn adapters_named(&self, adapter: &str) -> Result<Vec<String>> {
         self.index().look(|connection| {
             let mut found = begin_so(connection, "adapters", adapter)?;
             if !found.iter().any(|id| id == adapter) {
@@ -487,27 +523,58 @@ impl Registry {
         })
     }
 
+    /// Why a run has no adapter.
+    fn no_adapter(&self, run: &str) -> Result<Error> {
+        let summary = Summary::read(&self.run_folder(run))?;
+        let problem = match summary.state.as_str() {
+            _ if summary.strategy == FULL_TUNING => {
+                "it has trained the model's own weights, which no registry holds".to_owned()
+            }
+            "finished" | "stopped" => "none was saved".to_owned(),
+            state => format!("its state is `{state}`"),
+        };
+        Ok(Error::NoAdapter { run: format!("{} ({run})", summary.name), problem })
+    }
+
+    /// The only one that was found. `what` was looked for, `found` are runs or adapters.
     fn one(
         &self,
         what: &'static str,
+        kind: &'static str,
         name: &str,
         mut found: Vec<String>,
-        others: &str,
     ) -> Result<String> {
         match found.len() {
             1 => Ok(found.remove(0)),
-            0 => {
-                let known = self.index().look(|connection| {
-                    let mut rows = connection.prepare(others)?;
-                    rows.query_map([SHOWN as i64], |row| row.get(0))?.collect()
-                })?;
-                Err(Error::NotFound { what, name: name.to_owned(), known })
-            }
+            0 => Err(self.not_found(what, name)?),
             _ => {
                 found.truncate(SHOWN);
-                Err(Error::Ambiguous { what, name: name.to_owned(), found })
+                Err(Error::Ambiguous { what: kind, name: name.to_owned(), found })
             }
         }
+    }
+
+    /// What to say of a name that nothing has: the names that are like it, or some that there are.
+    pub(crate) fn not_found(&self, what: &'static str, name: &str) -> Result<Error> {
+        let named = self.index().look(|connection| {
+            let sql = match what {
+                RUN => RUN_NAMES.to_owned(),
+                ALIAS => ALIAS_NAMES.to_owned(),
+                _ => format!("{ALIAS_NAMES} UNION ALL SELECT * FROM ({RUN_NAMES})"),
+            };
+            let mut rows = connection.prepare(&sql)?;
+            let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let mut named: Vec<(String, String)> = rows.collect::<rusqlite::Result<_>>()?;
+            // Adapters alone, which have no names.
+            if named.is_empty() && what == ANY {
+                let ids = texts(connection, "SELECT id FROM adapters WHERE id > ?1 LIMIT 8", "")?;
+                named.extend(ids.into_iter().map(|id| (id.clone(), id)));
+            }
+            Ok(named)
+        })?;
+        let near = names::near(name, &named, SHOWN);
+        let known = named.into_iter().take(SHOWN).map(|(_, label)| label).collect();
+        Ok(Error::NotFound { what, name: name.to_owned(), near, known })
     }
 
     /// The adapter whose answers have this fingerprint.

@@ -21,6 +21,9 @@ pub(crate) const RECIPE: &str = "recipe.yaml";
 /// Hashes of what the run has written, once it has ended.
 pub(crate) const MANIFEST: &str = "manifest.json";
 
+/// The strategy that trains the model's own weights.
+pub(crate) const FULL_TUNING: &str = "full fine-tuning";
+
 /// More missing lines than these are a damaged number.
 const MOST: usize = u32::MAX as usize;
 
@@ -316,7 +319,7 @@ impl Summary {
         self.dataset = by_data.or(by_trainer);
         self.strategy = match serde_json::from_value(record["strategy"].clone()) {
             Ok(Strategy::Adapter(config)) => config.to_string(),
-            Ok(Strategy::Full(_)) => "full fine-tuning".to_owned(),
+            Ok(Strategy::Full(_)) => FULL_TUNING.to_owned(),
             Err(_) => record["strategy"].to_string(),
         };
         self.total_steps = record["plan"]["total_steps"].as_u64().unwrap_or(0) as usize;

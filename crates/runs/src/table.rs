@@ -1,10 +1,12 @@
 //! The table of runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use polars::prelude::*;
 use rusqlite::{Connection, Row};
 
+use crate::adapters;
+use crate::disk;
 use crate::error::Result;
 use crate::registry::Registry;
 use crate::summary::Summary;
@@ -29,11 +31,13 @@ const TEXTS: [&str; 10] = [
     "parent",
     "tags",
 ];
+/// The adapter's place among them.
+const ADAPTER: usize = 7;
 const NUMBERS: [&str; 5] = ["started", "secs", "loss", "eval_loss", "best"];
 const COUNTS: [&str; 7] =
     ["steps", "total_steps", "best_step", "evals", "notes", "missing", "damaged"];
 /// The order in which they are shown.
-const ORDER: [&str; 25] = [
+const ORDER: [&str; 26] = [
     "id",
     "name",
     "state",
@@ -50,6 +54,7 @@ const ORDER: [&str; 25] = [
     "evals",
     "evaluations",
     "adapter",
+    "adapter_files",
     "served_as",
     "parent",
     "base_model",
@@ -63,10 +68,12 @@ const ORDER: [&str; 25] = [
 
 /// See [`Registry::runs`].
 pub(crate) fn runs(registry: &Registry) -> Result<DataFrame> {
-    let (mut columns, best_metric, evaluations, served) = registry.index().ask(|connection| {
+    let (asked, removed) = registry.index().ask(|connection| {
         let (columns, best_metric) = rows(connection)?;
-        Ok((columns, best_metric, evaluations(connection)?, served(connection)?))
+        let asked = (columns, best_metric, evaluations(connection)?, served(connection)?);
+        Ok((asked, removed(connection)?))
     })?;
+    let (mut columns, best_metric, evaluations, served) = asked;
     let [ids, _, states, ..] = columns.texts.as_mut_slice() else {
         return Ok(DataFrame::default());
     };
@@ -78,16 +85,28 @@ pub(crate) fn runs(registry: &Registry) -> Result<DataFrame> {
         }
     }
     let height = ids.len();
-    let adapters = &columns.texts[7];
-    let evaluations: Vec<i64> = adapters
+    let evaluations: Vec<i64> = columns.texts[ADAPTER]
         .iter()
         .map(|id| id.as_ref().and_then(|id| evaluations.get(id)).copied().unwrap_or(0))
         .collect();
-    let served: Vec<Option<&str>> = adapters
+    let served: Vec<Option<&str>> = columns.texts[ADAPTER]
         .iter()
         .map(|id| id.as_ref().and_then(|id| served.get(id)).map(String::as_str))
         .collect();
+    let there: HashSet<String> =
+        disk::names(&registry.root().join(adapters::FOLDER))?.into_iter().collect();
+    let files: Vec<Option<&str>> = columns.texts[ADAPTER]
+        .iter()
+        .map(|id| {
+            id.as_ref().map(|id| match (there.contains(id), removed.contains(id)) {
+                (true, _) => "present",
+                (false, true) => "collected",
+                (false, false) => "missing",
+            })
+        })
+        .collect();
     let mut all = vec![
+        Column::new("adapter_files".into(), files),
         Column::new("best_metric".into(), best_metric),
         Column::new("evaluations".into(), evaluations),
         Column::new("served_as".into(), served),
@@ -145,6 +164,12 @@ fn take<T: rusqlite::types::FromSql>(
         column.push(row.get(first + at)?);
     }
     Ok(())
+}
+
+/// Adapters whose files were collected as garbage.
+fn removed(connection: &Connection) -> rusqlite::Result<HashSet<String>> {
+    let mut rows = connection.prepare("SELECT id FROM adapters WHERE removed IS NOT NULL")?;
+    rows.query_map([], |row| row.get(0))?.collect()
 }
 
 /// How many evaluations each adapter has.

@@ -12,7 +12,7 @@ use crate::data::{DataRecord, SetRecord, short};
 use crate::error::Result;
 use crate::evaluations::EvaluationRecord;
 use crate::printable;
-use crate::registry::{Registry, texts};
+use crate::registry::{Named, Registry, texts};
 use crate::summary::{RunNote, Summary};
 
 /// Parents further back are not told.
@@ -70,12 +70,9 @@ pub struct Why {
 pub(crate) fn why(registry: &Registry, what: &str) -> Result<Why> {
     registry.touch()?;
     // A run that was killed has no adapter, and a story all the same.
-    let (adapter, run) = match registry.adapters_named(what)?.is_empty() {
-        false => (Some(registry.adapter_now(what)?), None),
-        true => match registry.run_now(what) {
-            Ok(run) => (registry.adapter_of(&run)?, Some(run)),
-            Err(_) => (Some(registry.adapter_now(what)?), None),
-        },
+    let (adapter, run) = match registry.named(what)? {
+        Named::Adapter(adapter) => (Some(adapter), None),
+        Named::Run(run) => (registry.adapter_of(&run)?, Some(run)),
     };
     let mut links = vec![link(registry, adapter, run)?];
     while let Some(parent) = links.last().and_then(|link| link.parent.clone())
