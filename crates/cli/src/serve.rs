@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tunebook_models::{BestDevice as _, DType, Device, EngineConfig, Model, Quantization};
 use tunebook_serve::{Access, AccessLog, ApiKey, EventLog, Limits, Server, ServerConfig, Watch};
+use tunebook_tune::adapter_folder;
 
 /// How the base's weights are kept in memory.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -35,8 +36,9 @@ pub(crate) struct Arguments {
     /// How the weights are kept.
     #[arg(long, value_enum, default_value = "f32")]
     weights: Weights,
-    /// An adapter's folder and its name for clients. May be given more than once.
-    #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = adapter)]
+    /// An adapter's name for clients, and its folder or hub id (`owner/name`). May be given more than
+    /// once.
+    #[arg(long = "adapter", value_name = "NAME=PATH_OR_ID", value_parser = adapter)]
     adapters: Vec<(String, PathBuf)>,
     /// Where to listen; port 0 is any free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
@@ -103,7 +105,9 @@ fn adapter(text: &str) -> Result<(String, PathBuf), String> {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => {
             Ok((name.to_owned(), path.into()))
         }
-        _ => Err("expected NAME=PATH, as in support=out/support".to_owned()),
+        _ => {
+            Err("expected NAME=PATH_OR_ID, as in support=out/support or support=owner/name".into())
+        }
     }
 }
 
@@ -174,8 +178,11 @@ fn log(access: &Access) {
 
 /// Serves until SIGINT or SIGTERM, then ends what runs; a second signal ends at once.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let config = arguments.config()?;
+    let mut config = arguments.config()?;
     config.validate()?; // before a model is loaded
+    for (name, place) in &mut config.adapters {
+        *place = adapter_folder(place, name)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // From here on a signal is waited for, also while the model is loaded.
     let (mut interrupt, mut terminate) = runtime.block_on(async {

@@ -37,6 +37,7 @@ pub use batch::tokenize::tokenize_example;
 pub use batch::{Batch, Example, TokenizedExample, TokenizedSet};
 pub use cost::summary::TrainingSummary;
 pub use error::{Error, Result};
+pub use files::hub::adapter_folder;
 pub use files::peft;
 pub use record::callback::Callback;
 pub use record::fingerprint::{Fingerprints, answering as answering_fingerprint};

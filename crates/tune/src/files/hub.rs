@@ -20,6 +20,16 @@ pub(crate) fn is_meant(place: &Path) -> bool {
     is_repository(name) && !FILES.iter().any(|end| name.ends_with(end)) && !place.exists()
 }
 
+/// The folder of an adapter's files, as [`load_adapter`](crate::Adapters::load_adapter) finds it: `place`,
+/// or the folder of the cache with what was fetched, where there is no such folder and `place` is
+/// `owner/name` or `owner/name@revision`. `name` is the adapter's.
+///
+/// # Errors
+/// There is no such repository or no adapter in it, or the hub does not give it.
+pub fn adapter_folder(place: &Path, name: &str) -> Result<PathBuf> {
+    if is_meant(place) { fetch(place, name) } else { Ok(place.to_owned()) }
+}
+
 /// Fetches the adapter `name` of a repository, and returns the folder of its files in the cache. What
 /// is in the cache is not fetched again.
 ///
