@@ -65,5 +65,6 @@ pub use weights::Quantization;
 pub use weights::gguf::adapter::LoraUpdate;
 pub use weights::gguf::writer::GgufType;
 pub use weights::gguf::{Array as GgufArray, Gguf, Value as GgufValue};
+pub use weights::save::check_save_folder;
 pub use weights::source::{DEFAULT_MODEL, models_dir};
 pub use weights::tensor_file;

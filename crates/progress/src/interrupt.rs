@@ -107,13 +107,38 @@ pub fn catch_ctrl_c() {
             unsafe { libc::_exit(130) }
         }
     }
-    // SAFETY: the handler touches atomics only, and the action is fully initialised.
+    handle(libc::SIGINT, on_sigint);
+}
+
+/// Lets the signals by which a machine that is taken back, a scheduler or a closed terminal end a
+/// process (SIGTERM, SIGHUP) ask for a stop, too. They come several times at once, to the process and to
+/// its group, so none of them ends the process. A SIGHUP that is ignored (`nohup`) stays so.
+pub fn catch_termination() {
+    extern "C" fn on_signal(_: libc::c_int) {
+        OWN.request(); // an atomic
+    }
+    handle(libc::SIGTERM, on_signal);
+    // SAFETY: an action that is null is only asked for; the other is written before it is read.
+    let ignored = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut action);
+        action.sa_sigaction == libc::SIG_IGN
+    };
+    if !ignored {
+        handle(libc::SIGHUP, on_signal);
+    }
+}
+
+/// Calls `handler` at a signal. It may do what is allowed in a signal handler.
+fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: the handlers of this module touch atomics only, or end the process with `_exit`, and the
+    // action is fully initialised.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_sigint as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_sigaction = handler as libc::sighandler_t;
         action.sa_flags = libc::SA_RESTART;
         libc::sigemptyset(&mut action.sa_mask);
-        libc::sigaction(libc::SIGINT, &action, std::ptr::null_mut());
+        libc::sigaction(signal, &action, std::ptr::null_mut());
     }
 }
 

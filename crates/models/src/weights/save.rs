@@ -69,7 +69,7 @@ impl Model {
             });
         }
         std::fs::create_dir_all(dir).map_err(Error::write(dir))?;
-        check_own(dir)?;
+        check_save_folder(dir)?;
         self.tell_not_in_weights(dir);
         self.write_weights(dir, max_shard_bytes)?;
         let tokenizer = self.tokenizer().to_json()?;
@@ -327,8 +327,12 @@ fn replace(
     prepare(path, fill)?.put()
 }
 
-/// Refuses a folder with files that would be replaced and that this crate did not write.
-fn check_own(dir: &Path) -> Result<()> {
+/// Refuses a folder in which [`Model::save_pretrained`] would have to replace files that this crate did
+/// not write: for those who ask before hours of training.
+///
+/// # Errors
+/// The folder cannot be read, or holds such a file.
+pub fn check_save_folder(dir: &Path) -> Result<()> {
     let marked = |json: Option<Value>, within: Option<&str>| {
         let json = json.unwrap_or_default();
         !within.map_or(&json, |within| &json[within])[MARK].is_null()
@@ -387,7 +391,7 @@ fn header(path: &Path) -> Option<Value> {
     serde_json::from_slice(&header).ok()
 }
 
-/// Removes weights of the model that was saved in this folder before; [`check_own`] has seen to it
+/// Removes weights of the model that was saved in this folder before; [`check_save_folder`] has seen to it
 /// that they are ours.
 fn remove_others(dir: &Path, written: &[String]) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {

@@ -50,6 +50,13 @@ macro_rules! types {
                 }
             }
 
+            /// The type as a program writes it: `Lora`.
+            pub(crate) fn type_name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => stringify!($variant),)*
+                }
+            }
+
             pub(crate) fn as_type_mut(&mut self) -> &mut dyn AdapterType {
                 match self {
                     $(Self::$variant(config) => config,)*

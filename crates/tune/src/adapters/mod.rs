@@ -387,6 +387,8 @@ impl Adapter {
 fn check_name(name: &str) -> Result<()> {
     let problem = if name.is_empty() {
         "is empty"
+    } else if name.len() > MOST_NAME_BYTES {
+        "has more than 200 bytes, too many for a folder's name"
     } else if !name.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '_') {
         "has a character that cannot stand in a folder's name on every system"
     } else {
@@ -394,6 +396,9 @@ fn check_name(name: &str) -> Result<()> {
     };
     Err(Error::AdapterName { name: name.to_owned(), problem })
 }
+
+/// Of 255 that a file may have, with room for the endings of files beside its folder.
+const MOST_NAME_BYTES: usize = 200;
 
 fn build(model: &Model, name: &str, config: AdapterConfig) -> Result<Adapter> {
     check_name(name)?;
@@ -664,10 +669,10 @@ mod tests {
 
     #[test]
     fn names_must_be_folders_everywhere() {
-        for name in ["", "a/b", "..", "a.b", "a b"] {
+        for name in ["", "a/b", "..", "a.b", "a b", &"a".repeat(201), &"ä".repeat(101)] {
             assert!(check_name(name).is_err(), "{name}");
         }
-        for name in ["default", "support-v2", "ä_1"] {
+        for name in ["default", "support-v2", "ä_1", &"a".repeat(200)] {
             check_name(name).unwrap();
         }
     }

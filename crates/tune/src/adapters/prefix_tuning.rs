@@ -87,6 +87,9 @@ impl Default for PrefixTuning {
     }
 }
 
+/// The most units of the network that makes a prefix.
+const MOST_UNITS: usize = 1 << 20;
+
 impl PrefixTuning {
     /// Refuses what cannot work.
     ///
@@ -94,14 +97,14 @@ impl PrefixTuning {
     /// No position, or a network without units: the field, the value and what is accepted.
     pub fn validate(&self) -> Result<()> {
         checks::virtual_tokens("PrefixTuning.num_virtual_tokens", self.num_virtual_tokens)?;
-        if self.encoder_hidden_size == Some(0) {
-            return Err(Error::Config {
+        match self.encoder_hidden_size {
+            None | Some(1..=MOST_UNITS) => Ok(()),
+            Some(units) => Err(Error::Config {
                 field: "PrefixTuning.encoder_hidden_size",
-                value: "0".to_owned(),
-                expected: "at least 1, or None for the size of a block's keys",
-            });
+                value: units.to_string(),
+                expected: "1 to 1048576, or None for the size of a block's keys",
+            }),
         }
-        Ok(())
     }
 }
 

@@ -55,7 +55,8 @@ impl Sets {
 
     /// Optimizer steps of the whole run.
     pub(crate) fn total_steps(&self, args: &TrainingArgs) -> usize {
-        args.max_steps.unwrap_or(args.epochs * self.steps_per_epoch(args))
+        // Both are less than 2^32, by `TrainingArgs::validate` and by what memory holds.
+        args.max_steps.unwrap_or_else(|| args.epochs.saturating_mul(self.steps_per_epoch(args)))
     }
 
     /// The order of the training rows in `epoch`, counted from 0.

@@ -79,7 +79,7 @@ impl Rows {
     pub(crate) fn order(&self, seed: u64, epoch: usize, group: Option<usize>) -> Vec<usize> {
         let mut order = Stream::new(seed, "shuffle", epoch as u64).permutation(self.len());
         if let Some(batch_size) = group {
-            for stretch in order.chunks_mut(MEGABATCH * batch_size) {
+            for stretch in order.chunks_mut(MEGABATCH.saturating_mul(batch_size)) {
                 stretch.sort_by_key(|row| std::cmp::Reverse(self.lengths[*row]));
             }
             let longest = (0..order.len())

@@ -8,9 +8,13 @@ use crate::batch::TokenizedSet;
 use crate::batch::collate::Sets;
 use crate::batch::packing::Rows;
 use crate::cost::flops::{Loads, Work};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::fingerprint::Fingerprints;
 use crate::train::args::TrainingArgs;
+
+/// The most rows of all steps together, a row of each epoch counted: each is a number in memory here,
+/// and a line of an export.
+const MOST: usize = 1 << 28;
 
 /// The rows of a run ([`Trainer::rows`](crate::Trainer::rows)), before it starts.
 #[derive(Debug, Clone)]
@@ -31,6 +35,9 @@ pub struct RunRows {
     /// Multiply-adds of all forward and backward passes of the training, no block run again, rows
     /// padded to the longest of their micro-batch.
     pub multiply_adds: f64,
+    /// Multiply-adds of the base's forward passes that [`TrainingArgs::kl_coef`] asks for besides; 0
+    /// without it.
+    pub base_multiply_adds: f64,
     /// Multiply-adds of all evaluations.
     pub evaluation_multiply_adds: f64,
     /// Hashes of what the run reads.
@@ -39,11 +46,24 @@ pub struct RunRows {
 
 impl RunRows {
     /// # Errors
-    /// Nothing to train; a device that does not hand its tensors over.
+    /// Nothing to train; more steps than can be listed; a device that does not hand its tensors over.
     pub(crate) fn new(model: &Model, args: &TrainingArgs, sets: Sets) -> Result<Self> {
         let (steps_per_epoch, total_steps) = (sets.steps_per_epoch(args), sets.total_steps(args));
+        let epochs = total_steps.div_ceil(steps_per_epoch);
+        if epochs.saturating_mul(sets.rows.len()) > MOST {
+            let (field, value) = match args.max_steps {
+                Some(steps) => ("TrainingArgs.max_steps", steps),
+                None => ("TrainingArgs.epochs", args.epochs),
+            };
+            return Err(Error::Config {
+                field,
+                value: format!("{value}, with {} training rows", sets.rows.len()),
+                expected: "at most 268435456 rows, those of all epochs counted, where they are listed before \
+                           a run (an export, a plan)",
+            });
+        }
         let mut steps = Vec::with_capacity(total_steps);
-        for epoch in 0..total_steps.div_ceil(steps_per_epoch) {
+        for epoch in 0..epochs {
             let order = sets.order(args, epoch);
             steps.extend(order.chunks(args.rows_per_step()).map(<[usize]>::to_vec));
         }
@@ -52,8 +72,14 @@ impl RunRows {
         let (_, trained) = registry::trained(model)?;
         let work = Work::new(model, &trained.parameters());
         let loads = Loads::new(&sets.train, &sets.rows, false);
-        let micro_batches = steps.iter().flat_map(|step| step.chunks(args.batch_size));
-        let multiply_adds = micro_batches.map(|rows| work.both(&loads.of(rows), 0.0)).sum();
+        let (mut multiply_adds, mut base_multiply_adds) = (0.0, 0.0);
+        for rows in steps.iter().flat_map(|step| step.chunks(args.batch_size)) {
+            let load = loads.of(rows);
+            multiply_adds += work.both(&load, 0.0);
+            if args.kl_coef > 0.0 {
+                base_multiply_adds += work.forward(&load);
+            }
+        }
 
         let due = |step: &usize| args.eval_is_due(*step, steps_per_epoch, total_steps);
         let evaluations = match &sets.validation {
@@ -75,6 +101,7 @@ impl RunRows {
             steps_per_epoch,
             evaluations,
             multiply_adds,
+            base_multiply_adds,
             evaluation_multiply_adds: evaluation * evaluations as f64,
             fingerprints,
         })

@@ -16,13 +16,17 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::full::Full;
+use crate::error::Result;
+use crate::files::peft_config;
 use crate::record::fingerprint::Fingerprints;
 use crate::record::metric::{LOSS, Metric};
 use crate::record::{EvalRecord, Plan, StepRecord};
 use crate::train::args::TrainingArgs;
+use crate::train::difference::Difference;
 
 /// What a run was asked to do, on what, and what it did, up to its last whole step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,6 +82,38 @@ impl<C: Into<AdapterConfig>> From<C> for Strategy {
 impl From<Full> for Strategy {
     fn from(config: Full) -> Self {
         Self::Full(config)
+    }
+}
+
+/// Fields that choose modules: a file spells the choice out. Tensors of other modules do not go into
+/// those that are there, so nothing is missed.
+const CHOICE: [&str; 4] =
+    ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"];
+
+impl Strategy {
+    /// What differs from what a run has trained: fields, or the type itself. `moved`: what is trained
+    /// was trained, loaded or combined before, so that nothing says how it began.
+    pub(crate) fn differences(&self, was: &Self, moved: bool) -> Result<Vec<Difference>> {
+        let of = |strategy: &Self| -> Result<(&'static str, Value)> {
+            Ok(match strategy {
+                Self::Adapter(config) => (config.type_name(), serde_json::to_value(config)?),
+                Self::Full(config) => ("Full", serde_json::to_value(config)?),
+            })
+        };
+        let ((kind, is), (kind_was, was)) = (of(self)?, of(was)?);
+        if kind == kind_was {
+            let mut except = Vec::new();
+            if moved {
+                except.extend(peft_config::OWN);
+                except.extend(CHOICE);
+            }
+            if kind == "AdaLora" {
+                except.push("rank_pattern"); // it moves, and is part of the run's state
+            }
+            return Ok(Difference::all(kind, &was, &is, &except));
+        }
+        let (was, is) = (json!({ "type": kind_was }), json!({ "type": kind }));
+        Ok(Difference::all("strategy", &was, &is, &[]))
     }
 }
 

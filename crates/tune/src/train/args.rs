@@ -18,14 +18,17 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tunebook_models::Model;
 
 use crate::cost::memory::{self, GpuRoom};
 use crate::error::{Error, Result};
+use crate::train::difference::Difference;
 use crate::train::optim::{self, AdamWConfig, Optim};
 use crate::train::schedule::LrScheduler;
 use crate::train::trained::Trained;
+
+/// Of epochs, of steps and of the rows of one: products of two of them are numbers, too.
+const MOST: usize = u32::MAX as usize;
 
 /// When the validation set is worked through, besides the end of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -246,7 +249,15 @@ impl TrainingArgs {
         ];
         for (field, value) in at_least_one {
             require(field, value, value >= 1, "at least 1")?;
+            require(field, value, value <= MOST, "at most 4294967295")?;
         }
+        let accumulation = self.gradient_accumulation_steps;
+        require(
+            "TrainingArgs.gradient_accumulation_steps",
+            accumulation,
+            self.batch_size.checked_mul(accumulation).is_some_and(|rows| rows <= MOST),
+            "a number that `batch_size` times it, the rows of a step, is at most 4294967295",
+        )?;
         let rate = self.learning_rate;
         require(
             "TrainingArgs.learning_rate",
@@ -490,26 +501,33 @@ impl TrainingArgs {
         }
     }
 
-    /// The names of the fields that differ, of those that the course of a run depends on.
-    pub(crate) fn differing(&self, other: &Self) -> Result<Vec<String>> {
-        let same_course = Self {
-            eval_batch_size: self.eval_batch_size,
-            eval_strategy: self.eval_strategy,
-            eval_on_start: self.eval_on_start,
-            save_strategy: self.save_strategy,
-            output_dir: self.output_dir.clone(),
-            save_total_limit: self.save_total_limit,
-            gradient_checkpointing: self.gradient_checkpointing,
-            checkpointed_blocks: self.checkpointed_blocks,
-            memory_budget: self.memory_budget,
-            ..other.clone()
+    /// These arguments with all that the course of a run does not depend on as by default: when it is
+    /// evaluated (unless the evaluations decide how it ends), where it is saved, and how memory is
+    /// saved. A run goes on under arguments of the same course.
+    #[must_use]
+    pub fn course(&self) -> Self {
+        let default = Self::default();
+        let mut course = Self {
+            eval_batch_size: default.eval_batch_size,
+            save_strategy: default.save_strategy,
+            output_dir: default.output_dir,
+            save_total_limit: default.save_total_limit,
+            gradient_checkpointing: default.gradient_checkpointing,
+            checkpointed_blocks: default.checkpointed_blocks,
+            memory_budget: default.memory_budget,
+            ..self.clone()
         };
-        let (ours, theirs) = (serde_json::to_value(self)?, serde_json::to_value(same_course)?);
-        let ours = ours.as_object().into_iter().flatten();
-        let differs = |(field, value): &(&String, &Value)| {
-            !theirs.get(*field).is_some_and(|other| same(value, other))
-        };
-        Ok(ours.filter(differs).map(|(field, _)| field.clone()).collect())
+        if self.early_stopping_patience.is_none() && !self.load_best_model_at_end {
+            course.eval_strategy = default.eval_strategy;
+            course.eval_on_start = default.eval_on_start;
+        }
+        course
+    }
+
+    /// The fields that differ from those that a run had, of those that its course depends on.
+    pub(crate) fn differences(&self, was: &Self) -> Result<Vec<Difference>> {
+        let (was, is) = (serde_json::to_value(was.course())?, serde_json::to_value(self.course())?);
+        Ok(Difference::all("TrainingArgs", &was, &is, &[]))
     }
 
     pub(crate) fn adamw(&self) -> AdamWConfig {
@@ -521,14 +539,6 @@ impl TrainingArgs {
             optim: self.optim,
             loraplus_lr_ratio: self.loraplus_lr_ratio.unwrap_or(1.0),
         }
-    }
-}
-
-/// Equal, but for the last bits that a number may lose on its way through JSON.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a.as_f64(), b.as_f64()) {
-        (Some(a), Some(b)) => (a - b).abs() <= 1e-12 * a.abs(),
-        _ => a == b,
     }
 }
 
@@ -562,6 +572,22 @@ mod tests {
             ),
             (TrainingArgs { max_steps: Some(0), ..base.clone() }, "`TrainingArgs.max_steps` is 0"),
             (TrainingArgs { batch_size: 0, ..base.clone() }, "`TrainingArgs.batch_size` is 0"),
+            (
+                TrainingArgs { epochs: 99_999_999_999, ..base.clone() },
+                "`TrainingArgs.epochs` is 99999999999, expected at most 4294967295",
+            ),
+            (
+                TrainingArgs { max_steps: Some(usize::MAX), ..base.clone() },
+                "`TrainingArgs.max_steps` is 18446744073709551615, expected at most",
+            ),
+            (
+                TrainingArgs {
+                    batch_size: 4,
+                    gradient_accumulation_steps: 1 << 31,
+                    ..base.clone()
+                },
+                "`TrainingArgs.gradient_accumulation_steps` is 2147483648, expected a number that",
+            ),
             (
                 TrainingArgs { learning_rate: f64::NAN, ..base.clone() },
                 "`TrainingArgs.learning_rate` is NaN",

@@ -3,6 +3,7 @@
 pub(crate) mod args;
 pub(crate) mod backward;
 pub(crate) mod checkpoint;
+pub(crate) mod difference;
 mod eight_bit;
 pub(crate) mod loss_scale;
 pub(crate) mod lr_range;

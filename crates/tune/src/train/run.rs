@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tunebook_models::Model;
+
 use crate::error::{Error, Result};
-use crate::record::run_record::RunRecord;
+use crate::record::fingerprint::Fingerprints;
+use crate::record::run_record::{RunRecord, Strategy};
 use crate::train::args::TrainingArgs;
 use crate::train::step::RunState;
-use crate::train::trained::Weights;
+use crate::train::trained::{Weights, moved_before};
 
 /// A [`RunRecord`], whose fields and methods it has, and what
 /// [`Trainer::resume`](crate::Trainer::resume) needs to go on from the last whole step.
@@ -67,29 +70,69 @@ impl Run {
     }
 
     /// # Errors
-    /// The run is of other arguments, another adapter or another training set.
-    pub(crate) fn check_continues(
-        &self,
-        args: &TrainingArgs,
-        adapter: &str,
-        train: &str,
-    ) -> Result<()> {
-        let refuse = |problem: String| Err(Error::Continue { problem });
-        let differing = self.args.differing(args)?;
-        if !differing.is_empty() {
-            return refuse(format!("other arguments than the run's: {}", differing.join(", ")));
+    /// What is to go on now is of another strategy, other arguments, another base, tokenizer or chat
+    /// template, or other rows than this run: all that differs.
+    pub(crate) fn check_continues(&self, now: &Now<'_>) -> Result<()> {
+        let Now { model, args, adapter, strategy, fingerprints } = now;
+        if self.adapter != *adapter {
+            let problem =
+                format!("it trained the adapter `{}`, and `{adapter}` is active", self.adapter);
+            return Err(Error::Continue { problem });
         }
-        if self.adapter != adapter {
-            return refuse(format!(
-                "it trained the adapter `{}`, and `{adapter}` is active",
-                self.adapter
+        let moved = moved_before(model)?.is_some();
+        let mut problems: Vec<String> = Vec::new();
+        let differences = strategy.differences(&self.strategy, moved)?;
+        problems.extend(differences.iter().map(ToString::to_string));
+        problems.extend(args.differences(&self.args)?.iter().map(ToString::to_string));
+        let (was, is) = (&self.fingerprints, fingerprints);
+        // Full fine-tuning moves the base itself.
+        let moves = moved && matches!(strategy, Strategy::Full(_));
+        if was.base != is.base && !moves {
+            let (here, there) = (model.name(), &self.base_model);
+            problems.push(format!(
+                "the weights of the base `{here}` are not the run's (`{there}`, {}): another model, or \
+                 the same in another type of number",
+                self.dtype
             ));
         }
-        if self.fingerprints.train != train {
-            return refuse(
-                "the training set is not the run's: another order or other rows".to_owned(),
+        if was.tokenizer != is.tokenizer {
+            problems.push("the tokenizer is not the run's".to_owned());
+        }
+        if was.chat_template != is.chat_template {
+            problems.push("the chat template is not the run's".to_owned());
+        }
+        if was.train != is.train {
+            problems
+                .push("the training set is not the run's: another order or other rows".to_owned());
+        }
+        // Without evaluations there are no rows to compare.
+        if let (Some(was), Some(is)) = (&was.validation, &is.validation)
+            && was != is
+        {
+            problems.push(
+                "the validation set is not the run's: another order or other rows".to_owned(),
             );
         }
-        Ok(())
+        match problems.as_slice() {
+            [] => Ok(()),
+            _ => Err(Error::Continue {
+                problem: format!(
+                    "{}. Go on with what the run had, or begin a new run, with an `output_dir` of its \
+                     own if it writes checkpoints",
+                    problems.join("; ")
+                ),
+            }),
+        }
     }
+}
+
+/// What is to go on with a run.
+#[derive(Debug)]
+pub(crate) struct Now<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) args: &'a TrainingArgs,
+    /// The name of what is trained.
+    pub(crate) adapter: &'a str,
+    pub(crate) strategy: Strategy,
+    pub(crate) fingerprints: Fingerprints,
 }

@@ -286,10 +286,8 @@ impl Stepper {
         let mut gradients = Gradients::new(&self.parameters);
         let (mut losses, mut kls) = (Vec::with_capacity(batches.len()), Vec::new());
         for (index, batch) in batches.iter().enumerate() {
-            let (seed, draw) = (
-                self.args.seed,
-                (self.steps * self.args.gradient_accumulation_steps + index) as u64,
-            );
+            let first = self.steps.wrapping_mul(self.args.gradient_accumulation_steps);
+            let (seed, draw) = (self.args.seed, first.wrapping_add(index) as u64);
             let noise = self.args.neftune_noise_alpha.map(|alpha| Noise { alpha, seed, draw });
             let positions = batch.ids.elem_count();
             let checkpointed_blocks =

@@ -44,7 +44,7 @@ use crate::train::args::{SaveStrategy, TrainingArgs};
 use crate::train::backward;
 use crate::train::lr_range::{self, LrRange, LrRangeTest};
 use crate::train::output_dir::{self, OutputDir};
-use crate::train::run::{self, Best, Run};
+use crate::train::run::{self, Best, Now, Run};
 use crate::train::step::Stepper;
 
 /// Trains the active adapter of a model, or the model's own weights if they are unfrozen
@@ -187,8 +187,8 @@ impl Trainer {
     /// and data order are put back, so that the result is that of a run never stopped, bit for bit.
     ///
     /// # Errors
-    /// As [`Trainer::train`]; other arguments, another adapter or another training set than the
-    /// run's.
+    /// As [`Trainer::train`]; other arguments, another configuration of what is trained, another base,
+    /// tokenizer or chat template, or other rows than the run's: each with what it was.
     pub fn resume<Kind>(&self, run: &Run, sets: impl IntoSets<Kind>) -> Result<Run> {
         self.run(sets.into_sets(), Some(run))
     }
@@ -199,7 +199,7 @@ impl Trainer {
     /// without the rows that caused it.
     ///
     /// # Errors
-    /// As [`Trainer::train`]; a run of another adapter.
+    /// As [`Trainer::train`]; a run of another adapter, configuration, base, tokenizer or chat template.
     pub fn continue_from<Kind>(&self, run: &Run, sets: impl IntoSets<Kind>) -> Result<Run> {
         self.run_amended(run, sets.into_sets())
     }
@@ -210,6 +210,7 @@ impl Trainer {
         let record = &mut amended.record;
         record.args = self.args.clone();
         record.fingerprints.train = sets.train.fingerprint();
+        record.fingerprints.validation = sets.validation.as_ref().map(|set| set.fingerprint());
         record.plan.total_steps = sets.total_steps(&self.args);
         record.plan.steps_per_epoch = sets.steps_per_epoch(&self.args);
         record.plan.examples = sets.train.examples.len();
@@ -336,7 +337,13 @@ impl Trainer {
         let mut run = match from {
             None => self.begin(id, &args, &sets, preflight, &stepper)?,
             Some(from) => {
-                from.check_continues(&args, stepper.adapter_name(), &sets.train.fingerprint())?;
+                from.check_continues(&Now {
+                    model,
+                    args: &args,
+                    adapter: stepper.adapter_name(),
+                    strategy: stepper.strategy(),
+                    fingerprints: Fingerprints::of(&self.model, &sets, None)?,
+                })?;
                 let mut run = from.clone();
                 run.record.plan.done_steps = from.steps.len();
                 run.record.args = args.clone();

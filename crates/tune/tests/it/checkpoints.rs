@@ -570,3 +570,71 @@ fn a_second_run_in_one_output_dir_is_told_and_disturbs_nothing() {
     let last = Run::last_checkpoint(output_dir(dir.path())).unwrap().unwrap();
     assert_eq!(last.steps.len(), 12);
 }
+
+/// The run of a checkpoint goes on as itself alone, whatever differs and whatever it is called.
+#[test]
+fn a_checkpoint_of_something_else_is_refused_with_what_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = whole(dir.path());
+    let from = Run::load(dir.path().join("run/checkpoint-6")).unwrap();
+    let there = tempfile::tempdir().unwrap();
+    let lora =
+        Lora { r: 3, lora_dropout: 0.1, target_modules: "all-linear".into(), ..Default::default() };
+    let on = |base: Model, config: AdapterConfig| {
+        base.add_adapter("support", &config).unwrap();
+        base
+    };
+    let resume = |model: &Model, args: TrainingArgs, held_out: &[Example]| {
+        Trainer::new(model, &args).resume(&from, (&pairs(), held_out))
+    };
+    let usual = || args(there.path());
+    let refused = |model: Model, args: TrainingArgs, held_out: &[Example], says: &str| {
+        let error = resume(&model, args, held_out).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("begin a new run"), "{error}");
+    };
+    let held_out = &pairs()[..4];
+    for (changed, says) in [
+        (Lora { lora_alpha: 99.0, ..lora.clone() }, "`Lora.lora_alpha` is 99.0, and was 8.0"),
+        (Lora { init_seed: 7, ..lora.clone() }, "`Lora.init_seed` is 7, and was 42"),
+        (Lora { lora_dropout: 0.5, ..lora.clone() }, "`Lora.lora_dropout` is 0.5, and was 0.1"),
+        (Lora { use_rslora: true, ..lora.clone() }, "`Lora.use_rslora` is true, and was false"),
+    ] {
+        refused(on(tiny(), (&changed).into()), usual(), held_out, says);
+    }
+    let ia3 = AdapterConfig::from(tunebook_tune::Ia3::default());
+    refused(on(tiny(), ia3), usual(), held_out, "`strategy.type` is \"Ia3\", and was \"Lora\"");
+    refused(model(), usual(), &pairs()[..5], "the validation set is not the run's");
+
+    // A base of the same shape.
+    let other = tempfile::tempdir().unwrap();
+    let base = tiny();
+    tunebook_tune::FullTuning::unfreeze(&base, &tunebook_tune::Full::default()).unwrap();
+    let short = TrainingArgs { max_steps: Some(2), ..TrainingArgs::default() };
+    Trainer::new(&base, &short).train(&pairs()).unwrap();
+    base.save_pretrained(other.path()).unwrap();
+    let base = Model::load(other.path(), &tunebook_models::Device::Cpu).unwrap();
+    refused(on(base, (&lora).into()), usual(), held_out, "the weights of the base");
+
+    // Evaluations that decide how a run ends are part of it; others are not.
+    let watched = TrainingArgs { eval_strategy: EvalStrategy::Steps(5), ..usual() };
+    let run = resume(&model(), watched, held_out).unwrap();
+    assert_eq!(run.steps.len(), 12);
+    // What was loaded does not say how it began, and need not: the run's tensors take its place.
+    let loaded = tiny();
+    loaded.load_adapter(dir.path().join("run/checkpoint-6"), "support").unwrap();
+    let elsewhere = TrainingArgs { save_strategy: SaveStrategy::No, ..usual() };
+    let run = resume(&loaded, elsewhere, held_out).unwrap();
+    assert!(course(&run, &loaded) == expected);
+}
+
+#[test]
+fn evaluations_that_decide_the_end_are_part_of_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = TrainingArgs { load_best_model_at_end: true, ..args(dir.path()) };
+    Trainer::new(&model(), &args).train((&pairs(), &pairs()[..4])).unwrap();
+    let from = Run::load(dir.path().join("run/checkpoint-6")).unwrap();
+    let other = TrainingArgs { eval_strategy: EvalStrategy::Steps(2), ..args };
+    let error = Trainer::new(&model(), &other).resume(&from, (&pairs(), &pairs()[..4]));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("`TrainingArgs.eval_strategy` is {\"steps\":2}"), "{error}");
+}

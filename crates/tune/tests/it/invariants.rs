@@ -330,7 +330,8 @@ fn a_run_goes_on_only_as_itself() {
         Trainer::new(&model, &args).resume(&stopped, &pairs(rows)).unwrap_err().to_string()
     };
     let error = resume(TrainingArgs { learning_rate: 1e-3, seed: 1, ..args.clone() }, 9);
-    assert!(error.contains("learning_rate, seed"), "{error}");
+    let expected = "`TrainingArgs.learning_rate` is 0.001, and was 0.0002; `TrainingArgs.seed` is 1, and was 42.";
+    assert!(error.contains(expected), "{error}");
     assert!(resume(args.clone(), 8).contains("training set"));
     model.add_adapter("b", random_lora()).unwrap();
     assert!(resume(args, 9).contains("`a`, and `b` is active"));

@@ -179,7 +179,8 @@ impl Bottleneck {
                 "true for one of the two",
             );
         }
-        let above = |factor: f64| factor.is_finite() && factor > 0.0;
+        // A thousand times the hidden size is beyond all that was ever of use.
+        let above = |factor: f64| factor.is_finite() && factor >= 1e-3;
         const FACTOR: &str = "Bottleneck.reduction_factor";
         match &self.reduction_factor {
             ReductionFactor::All(factor) if above(*factor) => {}
@@ -198,7 +199,7 @@ impl Bottleneck {
                 return refuse(
                     FACTOR,
                     other.to_string(),
-                    "finite numbers above 0 (2 to 64 are usual)",
+                    "finite numbers of at least 0.001 (2 to 64 are usual)",
                 );
             }
         }
@@ -344,6 +345,10 @@ mod tests {
             (
                 Bottleneck { reduction_factor: 0.0.into(), ..base.clone() },
                 "`Bottleneck.reduction_factor` is 0",
+            ),
+            (
+                Bottleneck { reduction_factor: 1e-12.into(), ..base.clone() },
+                "`Bottleneck.reduction_factor` is 0.000000000001",
             ),
             (
                 Bottleneck { reduction_factor: f64::NAN.into(), ..base.clone() },
