@@ -27,6 +27,11 @@ impl Token {
         !self.0.is_empty() && text.contains(&self.0)
     }
 
+    pub(crate) fn is_in_bytes(&self, bytes: &[u8]) -> bool {
+        let token = self.0.as_bytes();
+        !token.is_empty() && bytes.windows(token.len()).any(|window| window == token)
+    }
+
     /// A text of somebody else without it, should it be in there.
     pub(crate) fn hidden_in(&self, text: &str) -> String {
         if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "[token]") }

@@ -111,8 +111,12 @@ impl UploadContent {
 /// Hidden names that belong to a repository.
 const WANTED: [&str; 2] = [".eval_results", ".gitattributes"];
 
+/// Folders of a run on its way, which the hub's own `Trainer` leaves out, too: `checkpoint-500`.
+const CHECKPOINT: &str = "checkpoint-";
+
 /// The files of a folder, for [`Hub::upload`](crate::Hub::upload), and the names of what is left out:
-/// hidden files and folders but `.eval_results` and `.gitattributes`, and links to folders.
+/// hidden files and folders but `.eval_results` and `.gitattributes`, links to folders, and folders of
+/// checkpoints. A link to a file is a file here; [`Hub::upload`](crate::Hub::upload) looks where it leads.
 ///
 /// # Errors
 /// A folder that cannot be read, or a name that is no text.
@@ -137,7 +141,10 @@ fn walk(
             return Err(std::io::Error::other(problem));
         };
         let below = format!("{above}{name}");
-        if name.starts_with('.') && !WANTED.contains(&name) || path.is_dir() && path.is_symlink() {
+        let step = name.strip_prefix(CHECKPOINT);
+        let is_checkpoint = step.is_some_and(|step| step.parse::<u64>().is_ok());
+        let is_left_out = path.is_dir() && (path.is_symlink() || is_checkpoint);
+        if name.starts_with('.') && !WANTED.contains(&name) || is_left_out {
             left_out.push(below);
         } else if path.is_dir() {
             walk(&path, &format!("{below}/"), files, left_out)?;
@@ -155,7 +162,15 @@ mod tests {
     #[test]
     fn hidden_files_stay_here() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["b/c.json", "a.txt", ".env", ".git/config", ".eval_results/x.yaml"] {
+        for name in [
+            "b/c.json",
+            "a.txt",
+            ".env",
+            ".git/config",
+            ".eval_results/x.yaml",
+            "checkpoint-5/state.json",
+            "b/checkpoint-final/x.json",
+        ] {
             let path = root.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "x").unwrap();
@@ -164,9 +179,12 @@ mod tests {
         std::os::unix::fs::symlink("/", root.path().join("root")).unwrap();
         let (files, left_out) = folder_files(root.path()).unwrap();
         let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
-        assert_eq!(names, [".eval_results/x.yaml", "a.txt", "b/c.json"]);
+        assert_eq!(
+            names,
+            [".eval_results/x.yaml", "a.txt", "b/c.json", "b/checkpoint-final/x.json"]
+        );
         #[cfg(unix)]
-        assert_eq!(left_out, [".env", ".git", "root"]);
+        assert_eq!(left_out, [".env", ".git", "checkpoint-5", "root"]);
     }
 
     #[test]

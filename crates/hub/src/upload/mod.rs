@@ -12,6 +12,7 @@
 mod api;
 mod base64;
 mod content;
+mod doubts;
 mod fault;
 mod lfs;
 
@@ -32,6 +33,8 @@ const ASKED: usize = 256;
 /// Folders that belong to git and to the cache.
 const FORBIDDEN: [&str; 2] = [".git", ".cache"];
 const MAIN: &str = "main";
+/// So many files that are in doubt are named.
+const SHOWN_DOUBTS: usize = 10;
 
 /// How files are uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct UploadArgs {
     /// The commit that must be the last one of the branch. `None`: the one that is when the upload
     /// begins.
     pub parent_commit: Option<String>,
+    /// Files that are sent although they are links to elsewhere or look like secrets, by their names.
+    pub allowed: Vec<String>,
 }
 
 impl Default for UploadArgs {
@@ -63,6 +68,7 @@ impl Default for UploadArgs {
             private: false,
             create_pr: false,
             parent_commit: None,
+            allowed: Vec::new(),
         }
     }
 }
@@ -156,23 +162,60 @@ impl Hub {
         files: &[UploadFile],
         args: &UploadArgs,
     ) -> std::result::Result<Uploaded, UploadError> {
-        let failed = |what: &str, reason: String| UploadError {
-            repo: said(repo, self.token.as_ref()),
-            what: said(what, self.token.as_ref()),
-            reason,
-        };
-        if !is_repository(repo) || repo.contains('@') {
-            let reason = "it is no name of a repository; expected `owner/name`".to_owned();
-            return Err(failed("files", reason));
-        }
-        check_revision(&args.revision).map_err(|reason| failed("files", reason))?;
+        self.check_upload(repo, files, args)?;
+        let failed = |what: &str, reason: String| self.upload_error(repo, what, reason);
         if self.offline {
             return Err(failed("files", "HF_HUB_OFFLINE is set".to_owned()));
         }
-        check_names(files).map_err(|reason| failed("files", reason))?;
         let api = Api::new(self).map_err(|reason| failed("files", reason))?;
         let upload = Upload { api: &api, repo, args };
         upload.run(files).map_err(|(what, fault)| failed(&what, fault.explained(&api.endpoint)))
+    }
+
+    /// Whether files may be uploaded, as far as that is known without asking the hub.
+    ///
+    /// # Errors
+    /// The repository, the branch or a file has a name that is none, or a file is not sent unless it is
+    /// [allowed](UploadArgs::allowed): a link to what is not among the files, what looks like a secret, a
+    /// JSON file with a place on a computer in it.
+    pub fn check_upload(
+        &self,
+        repo: &str,
+        files: &[UploadFile],
+        args: &UploadArgs,
+    ) -> std::result::Result<(), UploadError> {
+        let failed = |reason: String| self.upload_error(repo, "files", reason);
+        if !is_repository(repo) || repo.contains('@') {
+            let reason = "it is no name of a repository; expected `owner/name`".to_owned();
+            return Err(failed(reason));
+        }
+        check_revision(&args.revision).map_err(failed)?;
+        check_names(files).map_err(failed)?;
+        let mut doubts = doubts::doubts(files, &self.cache, self.token.as_ref())
+            .map_err(|fault| failed(fault.explained(&self.endpoint)))?;
+        doubts.retain(|(name, _)| !args.allowed.contains(name));
+        match doubts.len() {
+            0 => Ok(()),
+            count => {
+                let shown = doubts.iter().take(SHOWN_DOUBTS);
+                let shown: Vec<String> =
+                    shown.map(|(name, why)| format!("`{name}` ({why})")).collect();
+                let more = match count - shown.len() {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                Err(failed(format!(
+                    "nothing is sent, for these are seldom meant to be: {}{more}. Leave them out \
+                     (`--exclude NAME`), or allow each by its name (`allowed`, `--allow NAME`)",
+                    shown.join(", ")
+                )))
+            }
+        }
+    }
+
+    fn upload_error(&self, repo: &str, what: &str, reason: String) -> UploadError {
+        let token = self.token.as_ref();
+        UploadError { repo: said(repo, token), what: said(what, token), reason }
     }
 }
 

@@ -270,6 +270,75 @@ fn what_is_to_be_private_does_not_go_to_a_public_repository() {
 }
 
 #[test]
+fn what_is_made_public_in_spite_of_the_question_gets_nothing() {
+    let server = serve(Uploads { makes_public: true, ..Default::default() });
+    let error = push(&server, &UploadArgs { private: true, ..args() }).unwrap_err();
+    assert!(error.contains("it is public") && error.contains("Nothing was sent"), "{error}");
+    let asked = ["GET /api/models/owner/made/revision/main", "POST /api/repos/create"];
+    let expected = [asked[0], asked[1], asked[0]].map(|line| format!("{line} token"));
+    assert_eq!(log(&server), expected, "no file, and no card");
+}
+
+#[test]
+fn no_word_of_a_server_steers_the_screen() {
+    let words = format!("no {TOKEN} \u{1b}[2J\u{1b}]0;x\u{7}\u{202e} {}", "x".repeat(100_000));
+    let is_clean = |text: &str| {
+        assert!(!text.contains(TOKEN), "{text}");
+        assert!(!text.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
+        assert!(text.len() < 1000, "{text}");
+    };
+    let server = there();
+    server.change(|state| state.uploads.storage_words = Some(words.clone()));
+    let error = push(&server, &args()).unwrap_err();
+    is_clean(&error);
+    assert!(error.contains("422 (`no [token] [2J"), "{error}");
+    let server = there();
+    server.change(|state| state.uploads.told_head = Some(words.clone()));
+    let error = push(&server, &args()).unwrap_err();
+    is_clean(&error);
+    assert!(error.contains("the name of a commit"), "{error}");
+    let server = there();
+    server.change(|state| state.uploads.told = Some(words.clone()));
+    let uploaded = push(&server, &UploadArgs { create_pr: true, ..args() }).unwrap();
+    for text in [&uploaded.commit, &uploaded.url, uploaded.pull_request.as_ref().unwrap()] {
+        is_clean(text);
+    }
+    // Nor is the password of an endpoint shown.
+    let endpoint = server.address.replace("http://", "http://me:PASSWORD@");
+    let hub = Hub::new("/none").endpoint(&endpoint).token("hf_other");
+    let error = hub.upload("owner/made", &files(), &args()).unwrap_err().to_string();
+    assert!(error.contains("settings/tokens") && !error.contains("PASSWORD"), "{error}");
+    let error = Hub::new("/none").endpoint(&endpoint).upload("owner/made", &files(), &args());
+    assert!(!error.unwrap_err().to_string().contains("PASSWORD"));
+    assert!(!hub.page("owner/made").contains("PASSWORD"));
+}
+
+#[test]
+fn what_is_seldom_meant_is_not_sent() {
+    let server = there();
+    let more = [
+        UploadFile::text("prod.env", "KEY=1"),
+        UploadFile::text("sub/notes.txt", &format!("login with {TOKEN}")),
+    ];
+    let files = [&files()[..], &more].concat();
+    let error = push_files(&server, &files, &args()).unwrap_err();
+    for expected in
+        ["`prod.env` (by its name", "`sub/notes.txt` (the token", "--allow", "--exclude"]
+    {
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(log(&server).is_empty());
+    let allowed = vec!["prod.env".to_owned(), "sub/notes.txt".to_owned()];
+    push_files(&server, &files, &UploadArgs { allowed, ..args() }).unwrap();
+    let error = push(&server, &UploadArgs { revision: "../x".to_owned(), ..args() }).unwrap_err();
+    assert!(error.contains("the revision `../x`"), "{error}");
+    for name in ["me/..", "../me", "me/x/y", "me/x@y"] {
+        let error = hub(&server).upload(name, &files, &args()).unwrap_err().to_string();
+        assert!(error.contains("expected `owner/name`"), "{name}: {error}");
+    }
+}
+
+#[test]
 fn a_card_that_the_hub_refuses_is_told_before_anything_is_sent() {
     let server = there();
     let files = [UploadFile::text("README.md", "---\nlicense: none-such\n---\n")];

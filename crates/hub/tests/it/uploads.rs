@@ -41,6 +41,13 @@ pub(crate) struct Uploads {
     pub lost: bool,
     /// Where large files go, if not here.
     pub storage_at: Option<String>,
+    /// A repository that is to be private is made public.
+    pub makes_public: bool,
+    /// The storage refuses with these words.
+    pub storage_words: Option<String>,
+    /// The name and the page of a commit, and the branch's last commit, are these.
+    pub told: Option<String>,
+    pub told_head: Option<String>,
     /// The next request is redirected to this host.
     pub moved_to: Option<String>,
     /// `METHOD path token|-`, in order.
@@ -107,13 +114,14 @@ pub(crate) fn answer(request: &Request, uploads: &mut Uploads, address: &str) ->
         if uploads.exists {
             return refuse(409, "", "You already created this model repo");
         }
-        (uploads.exists, uploads.private) = (true, body()["visibility"] == "private");
+        let private = body()["visibility"] == "private" && !uploads.makes_public;
+        (uploads.exists, uploads.private) = (true, private);
         return answer_json(&json!({ "url": format!("{address}/owner/made") }));
     }
     if !uploads.exists {
         return refuse(404, "RepoNotFound", "Repository not found");
     }
-    let head = commit_name(uploads.commits);
+    let head = uploads.told_head.clone().unwrap_or(commit_name(uploads.commits));
     match request.path.strip_prefix(REPO).unwrap_or(&request.path) {
         "" | "/revision/main" => {
             answer_json(&json!({ "id": "owner/made", "sha": head, "private": uploads.private }))
@@ -137,6 +145,9 @@ pub(crate) fn answer(request: &Request, uploads: &mut Uploads, address: &str) ->
             let object = body()["objects"][0].clone();
             let oid = object["oid"].as_str().unwrap();
             let mut found = json!({ "oid": oid, "size": object["size"] });
+            if let Some(words) = &uploads.storage_words {
+                found["error"] = json!({ "code": 422, "message": words });
+            }
             if !uploads.stored.contains_key(oid) {
                 // Another name of this host is another host.
                 let other = address.replace("127.0.0.1", "localhost");
@@ -233,7 +244,7 @@ fn commit(request: &Request, uploads: &mut Uploads, address: &str) -> Option<Rep
     if std::mem::take(&mut uploads.lost) {
         return Some(Reply::Nothing);
     }
-    let name = commit_name(uploads.commits);
+    let name = uploads.told.clone().unwrap_or(commit_name(uploads.commits));
     answer_json(&json!({
         "success": true,
         "commitOid": name,
