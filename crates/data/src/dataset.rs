@@ -12,24 +12,12 @@ use crate::columns::{COMPLETION, PROMPT};
 use crate::error::{DataError, Result};
 use crate::key;
 use crate::pipeline::{Pipeline, PipelineStep};
+use crate::read::report::ReadReport;
 use crate::read::shape::RowShape;
+use crate::read::source::Source;
 use crate::read::table::{Reject, rejected_frame};
-use crate::split::Split;
+use crate::split::{SideOf, Split};
 use crate::text::{counted, excerpt};
-
-/// Names of columns with the class of a text.
-const LABELS: [&str; 10] = [
-    "label",
-    "labels",
-    "label_text",
-    "category",
-    "class",
-    "intent",
-    "sentiment",
-    "target",
-    "topic",
-    "answer",
-];
 
 /// A pair of a prompt and a completion.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,11 +43,12 @@ pub struct Dataset {
     source: Arc<str>,
     rejected: DataFrame,
     shape: Arc<RowShape>,
+    /// See [`Dataset::read_reports`].
+    reports: Arc<Vec<ReadReport>>,
     cleaning: Option<Arc<Cleaned>>,
     /// See [`Dataset::cleanings`].
     cleanings: Arc<Vec<Vec<Cleaning>>>,
-    /// The split that it is a side of.
-    split: Option<Arc<Split>>,
+    split: Option<Arc<SideOf>>,
     /// `None`: how the rows came about is not known.
     pipeline: Option<Arc<Pipeline>>,
 }
@@ -119,7 +108,9 @@ impl Dataset {
             }
         }
         let frame = if rejects.is_empty() { frame } else { frame.filter(&filled)? };
-        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects), RowShape::PromptCompletion))
+        let shape = RowShape::PromptCompletion;
+        let report = ReadReport::new("frame", &Source::default(), &shape, &frame, &rejects);
+        Ok(Self::assemble(frame, "frame", rejected_frame(&rejects), shape).read_as(report))
     }
 
     pub(crate) fn assemble(
@@ -133,11 +124,17 @@ impl Dataset {
             source: source.into(),
             rejected,
             shape: Arc::new(shape),
+            reports: Arc::default(),
             cleaning: None,
             cleanings: Arc::new(vec![Vec::new()]),
             split: None,
             pipeline: None,
         }
+    }
+
+    /// The same set with the report of its reading.
+    pub(crate) fn read_as(self, report: ReadReport) -> Self {
+        Self { reports: Arc::new(vec![report]), ..self }
     }
 
     /// The same set with other rows. The lines kept aside at reading stay with it; how the rows came
@@ -187,13 +184,17 @@ impl Dataset {
     }
 
     /// The same rows as a side of a split.
-    pub(crate) fn of_split(self, split: &Arc<Split>) -> Self {
+    pub(crate) fn of_split(self, split: &Arc<SideOf>) -> Self {
         Self { split: Some(Arc::clone(split)), ..self }
+    }
+
+    pub(crate) fn side_of(&self) -> Option<&SideOf> {
+        self.split.as_deref()
     }
 
     /// The settings of the split that the rows are a side of; `None` for a set that was not split.
     pub fn split_settings(&self) -> Option<&Split> {
-        self.split.as_deref()
+        self.split.as_deref().map(|of| &of.split)
     }
 
     /// The number of rows.
@@ -223,6 +224,13 @@ impl Dataset {
     /// The shape of the rows in the file.
     pub fn shape(&self) -> &RowShape {
         &self.shape
+    }
+
+    /// What reading made of the files, one report for each source that the set was put together of
+    /// ([`Dataset::concat`], [`Dataset::with_replay`]): which rows and columns are used, and which are
+    /// not. Empty for rows that a program made.
+    pub fn read_reports(&self) -> Vec<ReadReport> {
+        Vec::clone(&self.reports)
     }
 
     /// The rows that could not be used: columns `file`, `line` (from 1; 0 for a whole file),
@@ -311,7 +319,9 @@ impl Dataset {
         let mut cleanings = Vec::clone(&self.cleanings);
         cleanings.extend(other.cleanings.iter().filter(|of| !self.cleanings.contains(of)).cloned());
         let both = Self::assemble(frame, &source, rejected, RowShape::clone(&self.shape));
-        let both = Self { cleanings: Arc::new(cleanings), ..both };
+        let mut reports = Vec::clone(&self.reports);
+        reports.extend(other.reports.iter().filter(|of| !self.reports.contains(of)).cloned());
+        let both = Self { cleanings: Arc::new(cleanings), reports: Arc::new(reports), ..both };
         let step = other.pipeline().map(|other| PipelineStep::Concat(Box::new(other.clone())));
         Ok(both.after(self, step))
     }
@@ -395,17 +405,14 @@ impl fmt::Display for Dataset {
         if *self.shape != RowShape::PromptCompletion {
             write!(f, "\nread as {}", self.shape)?;
         }
-        if let Some(column) = self.label_column() {
-            let name = column.name();
-            let how = match column.dtype() == &DataType::String {
-                true => format!("`Dataset::read_keys(path, \"text\", {:?})`", name.as_str()),
-                false => format!("`ReadOptions::default().template(\"{{text}}\", \"{{{name}}}\")`"),
-            };
-            write!(
-                f,
-                "\nthe column \"{name}\" is no part of the texts; to train it as the answer \
-                       to each text read with {how}"
-            )?;
+        for report in self.reports.iter() {
+            if report.files.len() > 1 {
+                write!(f, "\n{}", report.place())?;
+            }
+            report.write_unused(f)?;
+            if let Some(caution) = report.caution() {
+                write!(f, "\n{caution}")?;
+            }
         }
         let rejected = self.rejected.height();
         if rejected > 0 {
@@ -449,18 +456,6 @@ impl fmt::Debug for Dataset {
 }
 
 impl Dataset {
-    /// The column that looks like the answer to the texts of a set that was read as plain ones.
-    fn label_column(&self) -> Option<&Column> {
-        let is_label = |column: &&Column| {
-            let name = column.name().trim().to_lowercase();
-            LABELS.contains(&name.as_str())
-        };
-        match *self.shape {
-            RowShape::Text => self.frame.columns().iter().find(is_label),
-            _ => None,
-        }
-    }
-
     pub(crate) fn first_rejects(&self, count: usize) -> Vec<Reject> {
         let text = |column: &str, row: usize| {
             let column = self.rejected.column(column).and_then(|column| column.str());

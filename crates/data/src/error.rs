@@ -148,6 +148,22 @@ pub enum DataError {
         found: String,
     },
 
+    /// A split names a column that the rows do not have.
+    #[error(
+        "the split's `{setting}` names the column {column:?}, which is not in {set}: \
+         use one of {found}"
+    )]
+    SplitColumn {
+        /// The setting of [`Split`](crate::Split), by its name.
+        setting: &'static str,
+        /// The column that is asked for.
+        column: String,
+        /// Where the rows are from.
+        set: String,
+        /// The columns that there are.
+        found: String,
+    },
+
     /// A step's setting is out of its range.
     #[error("{step}: {problem}")]
     Step {
@@ -188,7 +204,7 @@ pub enum DataError {
 
     /// A split would leave one side without a row.
     #[error(
-        "a hold-out of {fraction} with seed {seed} leaves no row for {side} (rows: {rows}, distinct prompts: {prompts}). \
+        "a hold-out of {fraction} with seed {seed} leaves no row for {side} (rows: {rows}, distinct prompts: {prompts}{unread}). \
          Use more rows, another fraction, or another seed"
     )]
     EmptySide {
@@ -202,12 +218,14 @@ pub enum DataError {
         rows: usize,
         /// Distinct prompts of the set; copies of one prompt stay together.
         prompts: usize,
+        /// How many rows could not be read and why the first of them, in words; empty if none.
+        unread: String,
     },
 
     /// A split would leave one side without a row, as too few rows may be told apart.
     #[error(
         "a hold-out of {fraction} leaves no row for {side}: {together} stay on one side, which \
-         leaves only {groups} {} to divide (rows: {rows}). {advice}",
+         leaves only {groups} {} to divide (rows: {rows}{unread}). {advice}",
         if *.groups == 1 { "group" } else { "groups" }
     )]
     FewGroups {
@@ -221,6 +239,8 @@ pub enum DataError {
         groups: usize,
         /// Rows of the set.
         rows: usize,
+        /// How many rows could not be read and why the first of them, in words; empty if none.
+        unread: String,
         /// What to do.
         advice: &'static str,
     },

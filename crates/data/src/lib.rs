@@ -5,6 +5,7 @@
 //!   be used are kept aside with file, line and the reason.
 //! - [`Cleaning`]: named steps in order, with a report of the changed and dropped rows
 //!   ([`Dataset::report`]).
+//! - [`ReadReport`], [`DataSummary`]: which rows and columns of the files are used, and which are not.
 //! - [`Split`]: a hold-out by hash, which appended rows never reshuffle; [`Splits::audit`] looks
 //!   for leaks.
 //! - [`Dataset::with_replay`] and [`Dataset::without_overlap`]: new data for a model that is trained
@@ -45,6 +46,7 @@ mod read;
 mod replay;
 mod split;
 mod stream;
+mod summary;
 mod text;
 mod training_text;
 mod turn;
@@ -63,11 +65,13 @@ pub use pipeline::{Pipeline, PipelineStep, SplitSide};
 pub use profile::lengths::LengthSummary;
 pub use profile::{Profile, TokenCount, WorstRow};
 pub use read::ReadOptions;
+pub use read::report::ReadReport;
 pub use read::shape::RowShape;
 pub use split::audit::{Audit, LabelLeak, Overlap, OverlapKind};
 pub use split::overlap::WithoutOverlap;
 pub use split::{Split, Splits};
 pub use stream::{Scan, Streamed};
+pub use summary::DataSummary;
 pub use training_text::TrainingText;
 pub use turn::{Role, Turn};
 pub use write::openai::{OpenAiProblem, validate_openai_chat};

@@ -233,7 +233,7 @@ impl Scan {
 
     /// Hands over the rows, a block at a time.
     fn blocks(&self, each: &mut dyn FnMut(Dataset) -> Result<()>) -> Result<()> {
-        let inputs = source::find(&self.given, self.options.files.as_deref())?;
+        let inputs = source::find(&self.given, self.options.files.as_deref())?.inputs;
         let mut shape = self.options.shape.clone();
         let limits = Limits { block: BLOCK_BYTES, ..Limits::default() };
         let source = self.given.display().to_string();

@@ -9,13 +9,15 @@ use serde_json::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The system message: instructions that hold for the whole conversation.
+    /// The system message: instructions that hold for the whole conversation. In files `system` or
+    /// `developer`.
     System,
-    /// The user.
+    /// The user. In files `user` or `human`.
     User,
-    /// The model.
+    /// The model. In files `assistant`, `gpt`, `model`, `chatgpt`, `bing`, `bard` or, for a call as
+    /// text, `function_call`.
     Assistant,
-    /// The result of a tool call.
+    /// The result of a tool call. In files `tool`, `function`, `observation` or `function_response`.
     Tool,
 }
 
@@ -30,17 +32,26 @@ impl Role {
         }
     }
 
+    /// The names that data sets have for the roles. Any other name makes a row unreadable.
+    const NAMES: [(Self, &[&str]); 4] = [
+        (Self::System, &["system", "developer"]),
+        (Self::User, &["user", "human"]),
+        (
+            Self::Assistant,
+            &["assistant", "gpt", "model", "chatgpt", "bing", "bard", "function_call"],
+        ),
+        (Self::Tool, &["tool", "function", "observation", "function_response"]),
+    ];
+
     /// The role by one of the names that data sets have for it.
     pub(crate) fn of(name: &str) -> Option<Self> {
-        Some(match name {
-            "user" | "human" => Self::User,
-            "assistant" | "gpt" | "model" | "chatgpt" | "bing" | "bard" | "function_call" => {
-                Self::Assistant
-            }
-            "system" | "developer" => Self::System,
-            "tool" | "function" | "observation" | "function_response" => Self::Tool,
-            _ => return None,
-        })
+        Self::NAMES.iter().find(|(_, names)| names.contains(&name)).map(|(role, _)| *role)
+    }
+
+    /// All names of roles, for a message.
+    pub(crate) fn names() -> String {
+        let names: Vec<&str> = Self::NAMES.iter().flat_map(|(_, names)| *names).copied().collect();
+        names.join(", ")
     }
 
     /// The role's name in a prompt that holds several turns.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use polars::prelude::{Column, DataType};
 use serde::{Deserialize, Serialize};
-use tunebook_data::{Cleaning, CleaningStep, DataError, Dataset, Row, Split, Splits};
+use tunebook_data::{Cleaning, CleaningStep, DataError, DataSummary, Dataset, Row, Split, Splits};
 
 use crate::disk;
 use crate::error::{Error, Result};
@@ -69,6 +69,12 @@ impl RunData {
     /// The test rows, which a run does not read.
     pub fn test(&self) -> Option<&Dataset> {
         self.test.as_ref()
+    }
+
+    /// Which rows and columns of the files are used, how many rows each set has, and what is wrong with
+    /// them.
+    pub fn summary(&self) -> DataSummary {
+        DataSummary::of(self.train(), self.validation(), self.test())
     }
 
     /// The same with a column whose values are remembered as hashes beside the rows: a customer's

@@ -67,7 +67,8 @@ fn message(place: &str, turn: &Value) -> Result<Turn, String> {
     };
     let Some(role) = Role::of(name) else {
         return Err(format!(
-            "expected a role such as \"user\" or \"assistant\" in {place}, found \"{}\"",
+            "expected one of the roles {} in {place}, found \"{}\"",
+            Role::names(),
             excerpt(name, 40)
         ));
     };
@@ -226,16 +227,16 @@ pub(crate) fn pair_after<'a>(
 /// The pair of a conversation whose last turn is the answer.
 fn pair_of<'a>(mut said: Vec<Turn>, mut extras: Vec<(Cow<'a, str>, Value)>) -> Pair<'a> {
     let last = said.len() - 1;
-    // A prompt and a completion say all of one question and its answer, unless the file says that
-    // another turn than the answer bears the loss.
+    // A prompt and a completion say all of one question and its answer, unless another role than the
+    // user's asks, or the file says that another turn than the answer bears the loss.
     let flagged = said.iter().any(|turn| turn.bears_loss() != (turn.role == Role::Assistant));
-    if last > 1 || flagged {
+    if last > 1 || flagged || said[0].role != Role::User {
         extras.push((Cow::Borrowed(TURNS), Value::from(said.len())));
         extras.push((Cow::Borrowed(MESSAGES), Value::String(turns_json(&said))));
     }
     let completion = std::mem::take(&mut said[last].content);
     let prompt = match &mut said[..last] {
-        [only] => std::mem::take(&mut only.content),
+        [only] if only.role == Role::User => std::mem::take(&mut only.content),
         earlier => {
             let turns: Vec<String> = earlier
                 .iter()

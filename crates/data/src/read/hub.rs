@@ -7,29 +7,41 @@ use tunebook_hub::{Hub, Kind};
 
 use crate::error::{DataError, Result};
 use crate::read::input::{Format, Input, KINDS, is_below, matcher};
+use crate::read::source::Source;
 
 /// The files of `owner/name` or `owner/name@revision` that hold rows; files in the cache are not
 /// fetched again.
-pub(crate) fn fetch(id: &str, files: Option<&str>) -> Result<Vec<Input>> {
+pub(crate) fn fetch(id: &str, files: Option<&str>) -> Result<Source> {
     fetch_from(&Hub::from_env(), id, files)
 }
 
-pub(crate) fn fetch_from(hub: &Hub, given: &str, files: Option<&str>) -> Result<Vec<Input>> {
+pub(crate) fn fetch_from(hub: &Hub, given: &str, files: Option<&str>) -> Result<Source> {
     let failed = |error: tunebook_hub::Error| match error.is_interruption() {
         true => DataError::Interrupted(tunebook_progress::Interrupted),
         false => DataError::Hub { repo: error.repo, file: error.file, reason: error.reason },
     };
     let repository = hub.open(Kind::Dataset, given).map_err(failed)?;
-    let mut inputs = Vec::new();
-    for name in choose(given, repository.names().to_vec(), files)? {
-        inputs.extend(input(given, &name, repository.get(&name).map_err(failed)?));
+    let names = choose(given, repository.names().to_vec(), files)?;
+    let mut source = Source::default();
+    for name in &names {
+        source.inputs.extend(input(given, name, repository.get(name).map_err(failed)?));
     }
-    Ok(inputs)
+    // The files that a pattern leaves out are left out by the user.
+    if files.is_none() {
+        let other = repository.names().iter().filter(|name| holds_rows(name));
+        source.skipped = other.filter(|name| !names.contains(name)).cloned().collect();
+        source.skipped.sort();
+    }
+    Ok(source)
 }
 
 fn input(repo: &str, name: &str, path: PathBuf) -> Option<Input> {
     let format = Format::of(Path::new(name))?;
     Some(Input { path, name: format!("{repo}/{name}"), format })
+}
+
+fn holds_rows(name: &str) -> bool {
+    is_below(name) && Format::of(Path::new(name)).is_some_and(|format| format != Format::Text)
 }
 
 /// The files that hold rows for training: the files that match the pattern; without a pattern the
@@ -40,9 +52,7 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
         file: "the data".to_owned(),
         reason,
     };
-    names.retain(|name| {
-        is_below(name) && Format::of(Path::new(name)).is_some_and(|format| format != Format::Text)
-    });
+    names.retain(|name| holds_rows(name));
     names.sort();
     let all = names.clone();
     if files.is_some() {
@@ -62,7 +72,8 @@ fn choose(repo: &str, mut names: Vec<String>, files: Option<&str>) -> Result<Vec
             let Some(one) = usual.iter().find(|one| folders.iter().any(|folder| folder == *one))
             else {
                 return Err(problem(format!(
-                    "it has several configurations ({}): name one with ReadOptions::files, such as \"{}/*\"",
+                    "it has several configurations ({}): name one with `ReadOptions::files`, in a recipe \
+                     `data.files`, such as \"{}/*\"",
                     folders.join(", "),
                     folders[0]
                 )));
@@ -103,7 +114,7 @@ fn whole_shards(names: &[String]) -> std::result::Result<(), String> {
         None => Ok(()),
         Some(((front, count), found)) => Err(format!(
             "expected {count} files `{front}-…-of-…`, found {}: the rest was never fetched. Read it once with a \
-             connection, or name the files with ReadOptions::files",
+             connection, or name the files with `ReadOptions::files`, in a recipe `data.files`",
             found.len()
         )),
     }
@@ -211,17 +222,18 @@ mod tests {
     fn the_training_files_are_fetched_once_and_read_offline() {
         let (folder, endpoint) = (tempfile::tempdir().unwrap(), serve(files(), None));
         let hub = hub(&endpoint, folder.path());
-        assert_eq!(names(&fetch_from(&hub, "owner/set", None).unwrap()), TRAIN);
+        assert_eq!(names(&fetch_from(&hub, "owner/set", None).unwrap().inputs), TRAIN);
         assert_eq!(
-            names(&fetch_from(&hub, "owner/set", Some("data/test-*")).unwrap()),
+            names(&fetch_from(&hub, "owner/set", Some("data/test-*")).unwrap().inputs),
             ["data/test-00000-of-00001.jsonl"]
         );
         // Nobody answers there; then nobody is asked.
         let hub = hub.endpoint("http://127.0.0.1:9");
-        assert_eq!(names(&fetch_from(&hub, "owner/set", None).unwrap()), TRAIN);
+        assert_eq!(names(&fetch_from(&hub, "owner/set", None).unwrap().inputs), TRAIN);
         let hub = hub.offline(true);
-        let inputs = fetch_from(&hub, "owner/set", None).unwrap();
+        let Source { inputs, skipped } = fetch_from(&hub, "owner/set", None).unwrap();
         assert_eq!(names(&inputs), TRAIN);
+        assert_eq!(skipped, ["data/test-00000-of-00001.jsonl"]);
         let rows = Dataset::read(&inputs[1].path).unwrap().rows();
         assert_eq!((rows[0].prompt.as_str(), rows[0].completion.as_str()), ("q2", "a2"));
         let error = fetch_from(&hub, "owner/other", None).unwrap_err().to_string();
@@ -239,7 +251,7 @@ mod tests {
         let error = fetch_from(&offline, "owner/set", None).unwrap_err().to_string();
         assert!(error.contains(TRAIN[0]) && error.contains("never fetched"), "{error}");
         assert_eq!(
-            names(&fetch_from(&offline, "owner/set", Some("data/test-*")).unwrap()),
+            names(&fetch_from(&offline, "owner/set", Some("data/test-*")).unwrap().inputs),
             ["data/test-00000-of-00001.jsonl"]
         );
         // One of two shards.
@@ -251,7 +263,7 @@ mod tests {
         let error = fetch_from(&offline, "owner/set", None).unwrap_err().to_string();
         assert!(error.contains("expected 2 files `data/train-…-of-…`, found 1"), "{error}");
         fetch_from(&hub, "owner/set", None).unwrap();
-        assert_eq!(names(&fetch_from(&offline, "owner/set", None).unwrap()), TRAIN);
+        assert_eq!(names(&fetch_from(&offline, "owner/set", None).unwrap().inputs), TRAIN);
     }
 
     #[test]
@@ -261,7 +273,7 @@ mod tests {
         let error = fetch_from(&hub, "owner/set", None).unwrap_err().to_string();
         assert!(error.contains("401") && error.contains("HF_TOKEN"), "{error}");
         let hub = hub.token("secret");
-        assert_eq!(fetch_from(&hub, "owner/set", None).unwrap().len(), 2);
+        assert_eq!(fetch_from(&hub, "owner/set", None).unwrap().inputs.len(), 2);
     }
 
     #[test]

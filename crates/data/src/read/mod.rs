@@ -10,6 +10,7 @@ pub(crate) mod json;
 pub(crate) mod jsonl;
 pub(crate) mod orient;
 pub(crate) mod parquet;
+pub(crate) mod report;
 pub(crate) mod shape;
 pub(crate) mod source;
 pub(crate) mod table;
@@ -29,7 +30,9 @@ use crate::error::{DataError, Result};
 use crate::pipeline::Pipeline;
 use crate::read::input::{Format, Input, other_format};
 use crate::read::jsonl::Limits;
+use crate::read::report::ReadReport;
 use crate::read::shape::RowShape;
+use crate::read::source::Source;
 use crate::read::table::{Part, Sink, Table, rejected_frame};
 
 /// A progress bar is worth it from this size on.
@@ -115,7 +118,7 @@ impl Dataset {
     ///
     /// A row that cannot be used (not UTF-8, not JSON, a field missing or not a text, too many
     /// fields …) does not stop the reading: it is kept in [`Dataset::rejected`] with its file, line
-    /// and the reason.
+    /// and the reason. [`Dataset::read_reports`] says which files, rows and columns are used.
     ///
     /// # Errors
     /// The file is missing, empty, in another format, or holds not a single usable row; or the user
@@ -154,14 +157,14 @@ impl Dataset {
 
 fn read(given: &Path, options: &ReadOptions) -> Result<Dataset> {
     options.check()?;
-    let inputs = source::find(given, options.files.as_deref())?;
+    let found = source::find(given, options.files.as_deref())?;
     let mut table = Table::default();
     let mut shape = options.shape.clone();
-    each(&inputs, &mut shape, Limits::default(), &mut |input, _, parts| {
+    each(&found.inputs, &mut shape, Limits::default(), &mut |input, _, parts| {
         parts.into_iter().for_each(|part| table.push(part, &input.name));
         Ok(())
     })?;
-    let rows = finish(table, given, shape)?;
+    let rows = finish(table, given, &found, shape)?;
     // What is no UTF-8 could not be written down.
     Ok(match given.to_str() {
         Some(path) => rows.made_by(Pipeline::new(path, options)),
@@ -175,10 +178,15 @@ fn frame_rows(frame: &DataFrame, options: &ReadOptions) -> Result<Dataset> {
     let mut table = Table::default();
     let mut shape = options.shape.clone();
     parquet::rows(frame, &mut shape, &mut |part| table.push(part, "frame"));
-    finish(table, Path::new("frame"), shape)
+    finish(table, Path::new("frame"), &Source::default(), shape)
 }
 
-fn finish(table: Table, path: &Path, shape: Option<RowShape>) -> Result<Dataset> {
+fn finish(
+    mut table: Table,
+    path: &Path,
+    found: &Source,
+    shape: Option<RowShape>,
+) -> Result<Dataset> {
     if table.rows == 0 {
         return Err(match table.rejects.first() {
             None => DataError::Empty { path: path.to_owned() },
@@ -189,7 +197,9 @@ fn finish(table: Table, path: &Path, shape: Option<RowShape>) -> Result<Dataset>
                 reason: first.reason.clone(),
                 advice: match shape {
                     None => format!(
-                        ". Known shapes: {}. For others name the columns with ReadOptions",
+                        ". Known shapes: {}. For others name the columns with \
+                         `ReadOptions::columns`, in a recipe `data.shape: {{columns: {{prompt: …, \
+                         completion: …}}}}`",
                         shape::KNOWN
                     ),
                     Some(_) => String::new(),
@@ -198,9 +208,12 @@ fn finish(table: Table, path: &Path, shape: Option<RowShape>) -> Result<Dataset>
         });
     }
     let rejected = rejected_frame(&table.rejects);
+    let rejects = std::mem::take(&mut table.rejects);
     let frame = table.into_frame()?;
     let shape = shape.unwrap_or(RowShape::PromptCompletion);
-    Ok(Dataset::assemble(frame, &path.display().to_string(), rejected, shape))
+    let source = path.display().to_string();
+    let report = ReadReport::new(&source, found, &shape, &frame, &rejects);
+    Ok(Dataset::assemble(frame, &source, rejected, shape).read_as(report))
 }
 
 /// Hands the rows of all files to `sink`, in order, a block at a time where the format allows it.

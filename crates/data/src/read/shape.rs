@@ -40,9 +40,14 @@ pub enum RowShape {
     /// The completion is the last assistant's turn. With one user's turn before it, that is the
     /// prompt; of a longer conversation the earlier turns stand in the prompt, each after the name
     /// of its role, and the column `messages` keeps the turns themselves, which
-    /// [`Dataset::conversations`](crate::Dataset::conversations) gives for training. A system
+    /// [`Dataset::conversations`](crate::Dataset::conversations) gives for training: the chat
+    /// template sees each turn in its role ([`Role`](crate::Role)), a tool's, too. A system
     /// message goes into the column `system`. The `weight` (0 or 1) or `train` of a message is
     /// kept, too.
+    ///
+    /// Unreadable are rows with a role of another name, without an answer, or with a part of the
+    /// answer beside the text (`tool_calls`, `reasoning_content`). Turns after the last answer and
+    /// other keys of a message (`name`, `tool_call_id`) are left out.
     Messages,
     /// `conversations`: a list of `{"from", "value"}`, as ShareGPT. Pairs are made as for
     /// [`RowShape::Messages`].
@@ -214,6 +219,18 @@ impl RowShape {
             }
         }
         None
+    }
+
+    /// Whether a template takes the column of this name; the other shapes take theirs away.
+    pub(crate) fn fills(&self, column: &str) -> bool {
+        let Self::Template { prompt, completion } = self else { return false };
+        let has = |template: &str| {
+            pieces(template)
+                .unwrap_or_default()
+                .iter()
+                .any(|piece| matches!(piece, Piece::Name(name) if *name == column))
+        };
+        has(prompt) || has(completion)
     }
 
     /// The fields under the names that this shape asks for.

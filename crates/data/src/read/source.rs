@@ -10,9 +10,17 @@ use crate::read::input::{Format, Input, KINDS, matcher};
 /// The depth to which a folder is searched.
 const MAX_DEPTH: usize = 32;
 
-/// The files that `given` names, in order. `files` is a pattern over the files of a folder or a
-/// repository.
-pub(crate) fn find(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
+/// The files of a source.
+#[derive(Debug, Default)]
+pub(crate) struct Source {
+    /// The files with rows, in order.
+    pub inputs: Vec<Input>,
+    /// Files that are there, too, and are not read.
+    pub skipped: Vec<String>,
+}
+
+/// The files that `given` names. `files` is a pattern over the files of a folder or a repository.
+pub(crate) fn find(given: &Path, files: Option<&str>) -> Result<Source> {
     let text = given.to_string_lossy();
     if let Some(id) = text.strip_prefix("hf://datasets/") {
         return hub::fetch(id, files);
@@ -20,7 +28,10 @@ pub(crate) fn find(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
     let io = |source| DataError::Io { action: "read", path: given.to_owned(), source };
     match std::fs::metadata(given) {
         Ok(metadata) if metadata.is_dir() => folder(given, files),
-        Ok(_) => Ok(vec![input(given, Format::of(given).unwrap_or(Format::JsonLines))]),
+        Ok(_) => {
+            let format = Format::of(given).unwrap_or(Format::JsonLines);
+            Ok(Source { inputs: vec![input(given, format)], skipped: Vec::new() })
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             if text.contains(['*', '?', '[']) {
                 return pattern(given, &text);
@@ -55,7 +66,7 @@ fn is_repository(text: &str) -> bool {
     word(owner) && word(name) && !revision.is_empty() && Format::of(Path::new(name)).is_none()
 }
 
-fn pattern(given: &Path, text: &str) -> Result<Vec<Input>> {
+fn pattern(given: &Path, text: &str) -> Result<Source> {
     let unusable = |reason: String| DataError::Unusable { path: given.to_owned(), reason };
     let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
     let mut paths: Vec<PathBuf> = glob::glob_with(text, options)
@@ -64,41 +75,43 @@ fn pattern(given: &Path, text: &str) -> Result<Vec<Input>> {
         .filter(|path| path.is_file())
         .collect();
     paths.sort();
-    let inputs: Vec<Input> =
-        chosen(paths.iter().filter_map(|path| Some(input(path, Format::of(path)?))).collect());
-    if inputs.is_empty() {
+    let source = chosen(&paths);
+    if source.inputs.is_empty() {
         return Err(unusable(format!("no file of a known kind matches the pattern ({KINDS})")));
     }
-    Ok(inputs)
+    Ok(source)
 }
 
-fn folder(given: &Path, files: Option<&str>) -> Result<Vec<Input>> {
+fn folder(given: &Path, files: Option<&str>) -> Result<Source> {
     let mut paths = Vec::new();
     walk(given, 0, &mut paths)?;
     paths.sort();
     let wanted =
         matcher(files).map_err(|reason| DataError::Unusable { path: given.to_owned(), reason })?;
-    let inputs: Vec<Input> = paths
-        .iter()
-        .filter(|path| wanted(path.strip_prefix(given).unwrap_or(path)))
-        .filter_map(|path| Some(input(path, Format::of(path)?)))
-        .collect();
-    let inputs = chosen(inputs);
-    if inputs.is_empty() {
+    paths.retain(|path| wanted(path.strip_prefix(given).unwrap_or(path)));
+    let source = chosen(&paths);
+    if source.inputs.is_empty() {
         let which = files.map_or_else(String::new, |files| format!(" that matches \"{files}\""));
         return Err(DataError::Unusable {
             path: given.to_owned(),
             reason: format!("it is a folder without a file of a known kind{which} ({KINDS})"),
         });
     }
-    Ok(inputs)
+    Ok(source)
 }
 
 /// Rows are in data files; where there is none, each text file is a row. A README beside the data
 /// is not data.
-fn chosen(inputs: Vec<Input>) -> Vec<Input> {
-    let data = inputs.iter().any(|input| input.format != Format::Text);
-    inputs.into_iter().filter(|input| !data || input.format != Format::Text).collect()
+fn chosen(paths: &[PathBuf]) -> Source {
+    let data = paths.iter().filter_map(|path| Format::of(path)).any(|of| of != Format::Text);
+    let mut source = Source::default();
+    for path in paths {
+        match Format::of(path).filter(|format| !data || *format != Format::Text) {
+            Some(format) => source.inputs.push(input(path, format)),
+            None => source.skipped.push(path.display().to_string()),
+        }
+    }
+    source
 }
 
 fn walk(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()> {

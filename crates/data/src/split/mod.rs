@@ -19,11 +19,15 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::pipeline::{PipelineStep, SplitSide};
-use crate::text::{counted, excerpt};
+use crate::text::{counted, excerpt, thousands};
 use crate::{key, near};
 
 /// With fewer validation rows the validation loss is mostly noise.
 const FEW_ROWS: usize = 30;
+/// A number of validation rows is far from the one that was asked for from this difference on, and
+/// from this part of it.
+const FAR_ROWS: f64 = 2.0;
+const FAR_SHARE: f64 = 0.25;
 
 /// The settings of a split.
 ///
@@ -36,7 +40,9 @@ const FEW_ROWS: usize = 30;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Split {
-    /// The share of prompts held out for validation, between 0 and 1. The default is 0.12.
+    /// The share of prompts held out for validation, between 0 and 1. The default is 0.12. It is the
+    /// chance of each prompt: of few rows another share may be held out, which [`Splits::caution`]
+    /// says.
     pub fraction: f64,
     /// Another seed holds out other prompts. The default is 42.
     pub seed: u64,
@@ -128,19 +134,24 @@ impl Split {
         key::unit_interval(prompt, self.seed) < self.fraction
     }
 
-    fn check(&self) -> Result<()> {
+    /// Looks at the settings without any rows.
+    ///
+    /// # Errors
+    /// A fraction that is out of its range, by the field's name.
+    pub fn validate(&self) -> Result<()> {
         if !(self.fraction > 0.0 && self.fraction < 1.0) {
             return Err(DataError::Setting {
-                field: "the hold-out fraction",
+                field: "fraction",
                 value: self.fraction,
-                expected: "a number between 0 and 1, 0.12 for 12 %",
+                expected: "the share held out, a number between 0 and 1, 0.12 for 12 %",
             });
         }
         if !(self.test >= 0.0 && self.test + self.fraction < 1.0) {
             return Err(DataError::Setting {
-                field: "the test fraction",
+                field: "test",
                 value: self.test,
-                expected: "a number from 0 on that leaves something for training",
+                expected: "the share held out for a test, a number from 0 on that leaves something \
+                           for training",
             });
         }
         Ok(())
@@ -149,7 +160,7 @@ impl Split {
     /// # Errors
     /// Fractions out of range, or a setting that compares rows with each other.
     pub(crate) fn check_for_scan(&self) -> Result<()> {
-        self.check()?;
+        self.validate()?;
         let settings = [
             ("near_duplicates_together", self.near_duplicates_together),
             ("group", self.group.is_some()),
@@ -166,7 +177,7 @@ impl Split {
         let sides = self.sides(dataset)?;
         let with_test = self.test > 0.0;
         let step = |side| PipelineStep::Side { side, split: self.clone() };
-        let [train, validation, test] = self.take(dataset, &sides, with_test, &step)?;
+        let [train, validation, test] = self.take(dataset, &sides, with_test, true, &step)?;
         Ok(Splits { train, validation, test: with_test.then_some(test) })
     }
 
@@ -187,7 +198,7 @@ impl Split {
                 });
             }
             None => self
-                .places(dataset)?
+                .checked_places(dataset)?
                 .into_iter()
                 .map(|place| ((place * k as f64) as usize).min(k - 1))
                 .collect(),
@@ -200,18 +211,20 @@ impl Split {
                     .collect();
                 let split = self.clone();
                 let step = |side| PipelineStep::Fold { fold, folds: k, side, split: split.clone() };
-                let [train, validation, _] = self.take(dataset, &sides, false, &step)?;
+                let [train, validation, _] = self.take(dataset, &sides, false, false, &step)?;
                 Ok(Splits::new(train, validation))
             })
             .collect()
     }
 
-    /// The rows of each side; `step` says how a side came about.
+    /// The rows of each side; `step` says how a side came about. `by_fraction`: the fraction says how
+    /// many are held out, which folds do not heed.
     fn take(
         &self,
         dataset: &Dataset,
         sides: &[Side],
         with_test: bool,
+        by_fraction: bool,
         step: &dyn Fn(SplitSide) -> PipelineStep,
     ) -> Result<[Dataset; 3]> {
         let rows = |side: Side| -> Vec<IdxSize> {
@@ -233,9 +246,11 @@ impl Split {
                 return Err(self.empty_side(dataset, side)?);
             }
         }
-        let settings = Arc::new(self.clone());
+        let share = Share { rows: dataset.len(), held_out: validation.len() };
+        let of = SideOf { split: self.clone(), share: by_fraction.then_some(share) };
+        let of = Arc::new(of);
         let side = |rows: &[IdxSize], side: SplitSide| -> Result<Dataset> {
-            Ok(dataset.take(rows)?.of_split(&settings).after(dataset, Some(step(side))))
+            Ok(dataset.take(rows)?.of_split(&of).after(dataset, Some(step(side))))
         };
         Ok([
             side(&train, SplitSide::Train)?,
@@ -250,14 +265,24 @@ impl Split {
     /// A column that does not exist.
     fn empty_side(&self, dataset: &Dataset, side: &'static str) -> Result<DataError> {
         let (fraction, rows) = (self.fraction, dataset.len());
+        let unread = match dataset.first_rejects(1).first() {
+            None => String::new(),
+            Some(first) => format!(
+                ", unreadable: {}, of which the first is line {}: {}",
+                thousands(dataset.rejected().height()),
+                first.line,
+                first.reason
+            ),
+        };
         let few = |together: String, groups: usize, advice: &'static str| {
-            Ok(DataError::FewGroups { side, fraction, together, groups, rows, advice })
+            let unread = unread.clone();
+            Ok(DataError::FewGroups { side, fraction, together, groups, rows, unread, advice })
         };
         if let Some(column) = &self.time {
             let times = (0..rows).map(|row| column_text(dataset, column, row));
             let times = times.collect::<Result<HashSet<String>>>()?.len();
-            let advice =
-                "Use a column of finer times, another fraction, or split without `by_time`";
+            let advice = "Use a column of finer times, another fraction, or split without the time (`by_time`, \
+                 in a recipe `data.split.time`)";
             return few(format!("rows of one time in the column {column:?}"), times, advice);
         }
         let deciding = || -> Result<usize> {
@@ -266,7 +291,7 @@ impl Split {
         };
         if let Some(column) = &self.group {
             let advice = "Use a column with more values, another fraction, another seed, or split \
-                          without `group_by`";
+                          without the group (`group_by`, in a recipe `data.split.group`)";
             return few(format!("rows of one value in the column {column:?}"), deciding()?, advice);
         }
         if self.near_duplicates_together {
@@ -275,12 +300,13 @@ impl Split {
             return few("prompts that are nearly the same".to_owned(), deciding()?, advice);
         }
         let prompts = dataset.distinct_prompts();
-        Ok(DataError::EmptySide { side, fraction, seed: self.seed, rows, prompts })
+        Ok(DataError::EmptySide { side, fraction, seed: self.seed, rows, prompts, unread })
     }
 
     /// The side of each row.
     fn sides(&self, dataset: &Dataset) -> Result<Vec<Side>> {
-        self.check()?;
+        self.validate()?;
+        self.check_columns(dataset)?;
         if let Some(column) = &self.time {
             return self.by_border(dataset, column);
         }
@@ -296,6 +322,53 @@ impl Split {
         } else {
             Side::Train
         }
+    }
+
+    /// A caution where the share that was held out is far from the fraction.
+    fn share_caution(&self, share: Share) -> Option<String> {
+        let asked = self.fraction * share.rows as f64;
+        let off = (share.held_out as f64 - asked).abs();
+        if off < FAR_ROWS.max(FAR_SHARE * asked) {
+            return None;
+        }
+        let percent = |part: f64| format!("{:.1} %", 100.0 * part);
+        let why = if self.time.is_some() {
+            "rows of one time stay together"
+        } else if self.group.is_some() {
+            "rows of one group stay together"
+        } else if self.near_duplicates_together || self.stratify.is_some() {
+            "rows of the same or nearly the same prompt stay together"
+        } else {
+            "the side of a row depends on a hash of its prompt, so that added rows move no old one. \
+             Another `seed` holds out another number; `stratify` by a column holds out an even share"
+        };
+        Some(format!(
+            "{} of {} ({}) are held out for validation, where {} was asked: {why}",
+            thousands(share.held_out),
+            counted(share.rows, "row"),
+            percent(share.held_out as f64 / share.rows.max(1) as f64),
+            percent(self.fraction),
+        ))
+    }
+
+    /// # Errors
+    /// A setting names a column that the rows do not have.
+    fn check_columns(&self, dataset: &Dataset) -> Result<()> {
+        let settings = [("group", &self.group), ("stratify", &self.stratify), ("time", &self.time)];
+        for (setting, column) in settings {
+            let Some(column) = column else { continue };
+            if dataset.frame_ref().column(column).is_err() {
+                let (setting, column) = (setting, column.clone());
+                let (set, found) = (dataset.source().to_owned(), names(dataset.frame_ref()));
+                return Err(DataError::SplitColumn { setting, column, set, found });
+            }
+        }
+        Ok(())
+    }
+
+    fn checked_places(&self, dataset: &Dataset) -> Result<Vec<f64>> {
+        self.check_columns(dataset)?;
+        self.places(dataset)
     }
 
     /// A place in [0, 1) for each row: the same for rows that must stay together.
@@ -420,6 +493,36 @@ impl Dataset {
     }
 }
 
+/// The split that a set is a side of.
+#[derive(Debug)]
+pub(crate) struct SideOf {
+    pub split: Split,
+    /// What became of the fraction; `None` for a fold, which does not heed it.
+    pub share: Option<Share>,
+}
+
+/// What a split held out for validation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    /// Rows before the split.
+    pub rows: usize,
+    pub held_out: usize,
+}
+
+/// Cautions about a validation side.
+pub(crate) fn cautions(validation: &Dataset) -> Vec<String> {
+    let rows = validation.len();
+    let few = (rows < FEW_ROWS).then(|| {
+        format!(
+            "{} for validation: the loss on so few is mostly chance. Prefer {FEW_ROWS} or more",
+            counted(rows, "row")
+        )
+    });
+    let of = validation.side_of();
+    let share = of.and_then(|of| of.split.share_caution(of.share?));
+    few.into_iter().chain(share).collect()
+}
+
 /// The side that a row is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -429,10 +532,14 @@ pub(crate) enum Side {
 }
 
 fn the_column<'a>(frame: &'a DataFrame, column: &str) -> Result<&'a Column> {
-    frame.column(column).map_err(|_| {
-        let names: Vec<&str> = frame.get_column_names().iter().map(|name| name.as_str()).collect();
-        DataError::NoColumn { column: column.to_owned(), found: format!("{names:?}") }
-    })
+    frame
+        .column(column)
+        .map_err(|_| DataError::NoColumn { column: column.to_owned(), found: names(frame) })
+}
+
+fn names(frame: &DataFrame) -> String {
+    let names: Vec<&str> = frame.get_column_names().iter().map(|name| name.as_str()).collect();
+    format!("{names:?}")
 }
 
 fn column_text(dataset: &Dataset, column: &str, row: usize) -> Result<String> {
@@ -483,14 +590,11 @@ impl Splits {
         sides
     }
 
-    /// A warning when the validation side is too small for a meaningful loss.
+    /// A warning when the validation side is too small for a meaningful loss, or its share of the
+    /// rows far from the fraction that was asked for.
     pub fn caution(&self) -> Option<String> {
-        (self.validation.len() < FEW_ROWS).then(|| {
-            format!(
-                "{} for validation: the loss on so few is mostly chance. Prefer {FEW_ROWS} or more",
-                counted(self.validation.len(), "row")
-            )
-        })
+        let cautions = cautions(&self.validation);
+        (!cautions.is_empty()).then(|| cautions.join(". "))
     }
 }
 

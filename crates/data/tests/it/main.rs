@@ -22,5 +22,6 @@ mod profile;
 mod read;
 mod real_data;
 mod replay;
+mod report;
 mod split;
 mod stream;
