@@ -8,6 +8,7 @@ use tunebook_data::Dataset;
 use tunebook_evaluate::{
     ChangedRow, Comparison, Error, EvalExample, Evaluation, IntoExamples, RowResult, Score,
 };
+use tunebook_progress::stream;
 use tunebook_runs::evaluation_examples;
 
 use crate::train::DataSets;
@@ -36,6 +37,10 @@ impl IntoExamples<DataFile> for &str {
 impl IntoExamples<DataFile> for &Path {
     fn into_examples(self) -> Result<Vec<EvalExample>, Error> {
         let data = Dataset::read(self).map_err(|error| Error::Rows(error.to_string()))?;
+        // Scores are of the other rows, which the cell says.
+        for report in data.read_reports().iter().filter(|report| report.unreadable > 0) {
+            stream(&format!("{report}\n"));
+        }
         (&data).into_examples()
     }
 }

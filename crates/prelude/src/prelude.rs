@@ -26,11 +26,11 @@ mod own {
         ParetoChart, ParetoPoint, Sample, Table, bar_chart, histogram, line_chart, loss_curve,
     };
     pub use tunebook_data::{
-        Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, Dataset,
-        LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Pii, Pipeline, PipelineStep,
-        Profile, Quality, ReadOptions, Repetition, Role, Row, RowShape, Scan, Shingles, Split,
-        SplitSide, Splits, StepReport, Streamed, Survivor, TrainingText, Turn, WithoutOverlap,
-        WorstRow, validate_openai_chat,
+        Audit, Change as CleanChange, CleanReport, Cleaning, CleaningStep, DataError, DataSummary,
+        Dataset, LabelLeak, LengthSummary, OpenAiProblem, Overlap, OverlapKind, Pii, Pipeline,
+        PipelineStep, Profile, Quality, ReadOptions, ReadReport, Repetition, Role, Row, RowShape,
+        Scan, Shingles, Split, SplitSide, Splits, StepReport, Streamed, Survivor, TrainingText,
+        Turn, WithoutOverlap, WorstRow, validate_openai_chat,
     };
     pub use tunebook_evaluate::classes::{
         ClassAverage, ClassReport, ClassScores, Confusion, LabelIssue, Reliability, ReliabilityBin,

@@ -12,8 +12,14 @@ use super::frame;
 const ROWS: usize = 5;
 
 pub(super) fn dataset(dataset: &Dataset) -> MimeBundle {
-    let mut html =
-        preview(dataset, &format!("{} rows from {}", dataset.len(), dataset.source())).html();
+    let caption = format!("{} rows from {}", dataset.len(), dataset.source());
+    let mut table = preview(dataset, &caption);
+    for report in dataset.read_reports() {
+        for line in report.to_string().lines().map(str::to_owned).chain(report.caution()) {
+            table = table.note(line);
+        }
+    }
+    let mut html = table.html();
     let rejected = dataset.rejected();
     if rejected.height() > 0 {
         let shown = frame::table(&rejected.head(Some(ROWS)))

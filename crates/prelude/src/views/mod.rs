@@ -161,6 +161,16 @@ mod tests {
     }
 
     #[test]
+    fn a_data_set_shows_which_rows_and_columns_are_used() {
+        let frame = df!["text" => ["a", "b"], "label" => ["x", "y"]].expect("a frame");
+        let dataset = Dataset::from_frame_with(frame, &Default::default()).expect("texts");
+        let bundle = shown(&dataset);
+        for said in ["2 used as text", "not used: column label", "to train it as the answer"] {
+            assert!(html(&bundle).contains(said), "{said}: {}", html(&bundle));
+        }
+    }
+
+    #[test]
     fn a_cleaning_shows_its_changes() {
         let raw = Dataset::from_rows(&[("<b>Hi</b>", "Hello"), ("Hi", "Hello"), ("Bye", "")]);
         let report = raw.clean(&Cleaning::standard()).expect("cleaned").report();
