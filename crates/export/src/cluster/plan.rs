@@ -4,11 +4,13 @@
 //! of an engine on PyTorch, not measured on any of these cards; what they assume stands in
 //! [`ClusterPlan::assumptions`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use tunebook_data::DataSummary;
 use tunebook_models::Model;
-use tunebook_runs::{ModelDtype, Recipe};
-use tunebook_tune::TrainingSummary;
+use tunebook_runs::{ModelDtype, Recipe, answer_measures};
+use tunebook_tune::{Strategy, TrainingSummary};
 
 use super::cards::{CARDS, Card};
 use super::prices::Prices;
@@ -29,6 +31,8 @@ const GAPS: f64 = 0.1;
 /// What a recipe takes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterPlan {
+    /// Which rows and columns of the files are used.
+    pub data: DataSummary,
     /// Training rows.
     pub rows: usize,
     /// Optimizer steps.
@@ -73,7 +77,8 @@ pub struct CardPlan {
 /// The base is loaded to count: this machine needs the memory of its weights.
 ///
 /// # Errors
-/// A recipe that cannot be used.
+/// A recipe that cannot be trained; a number of cards that the rows of a step cannot be divided among; a
+/// price of a card that is not known.
 pub fn plan(
     recipe: &Recipe,
     cards: &[Card],
@@ -81,11 +86,20 @@ pub fn plan(
     accelerate: Option<Accelerate>,
     prices: Option<&Prices>,
 ) -> Result<ClusterPlan> {
+    check(recipe, gpus)?;
+    let prices_by_card = prices.map(by_card).transpose()?.unwrap_or_default();
     let prepared = Prepared::new(recipe)?;
+    check_metrics(recipe, &prepared)?;
     let summary = prepared.trainer(recipe).summary(examples(&prepared.data))?;
     let rows = &prepared.rows;
-    let again = if recipe.training.gradient_checkpointing { 4.0 / 3.0 } else { 1.0 };
-    let flops = 2.0 * (rows.multiply_adds * again + rows.evaluation_multiply_adds);
+    let blocks = prepared.model.num_blocks();
+    let run_again = blocks_run_again(recipe, blocks);
+    // Of a forward and a backward pass the forward pass is a third, which those blocks take once more.
+    let again = 1.0 + run_again as f64 / blocks.max(1) as f64 / 3.0;
+    let training = rows.multiply_adds * again + rows.base_multiply_adds;
+    let flops = 2.0 * (training + rows.evaluation_multiply_adds);
+    // The base's own forward pass.
+    let base = if recipe.training.kl_coef > 0.0 { 1.0 } else { 0.0 };
     let micro = recipe.training.batch_size;
     let passes: usize = rows.steps.iter().map(|step| step.len().div_ceil(micro)).sum();
     let half = recipe.model.dtype != ModelDtype::Float32;
@@ -96,11 +110,11 @@ pub fn plan(
         let peak = if half { card.half_flops } else { card.single_flops };
         let compute = flops / (peak * COMPUTE) / gpus as f64;
         // The weights go by forward and backward, and once more where blocks are run again.
-        let each_pass = (weights * (1.0 + again) / (card.bandwidth * BANDWIDTH))
-            .max(BLOCK_SECS * again * prepared.model.num_blocks() as f64);
+        let each_pass = (weights * (1.0 + again + base) / (card.bandwidth * BANDWIDTH))
+            .max(BLOCK_SECS * (again + base / 3.0) * blocks as f64);
         let hours = compute.max(passes as f64 / gpus as f64 * each_pass) / 3600.0;
         let bytes = memory.bytes(gpus, accelerate) as u64;
-        let price = prices.and_then(|prices| prices.gpus.get(card.name));
+        let price = prices_by_card.get(card.name);
         CardPlan {
             card: *card,
             hours,
@@ -110,6 +124,7 @@ pub fn plan(
         }
     };
     Ok(ClusterPlan {
+        data: prepared.data.summary(),
         rows: rows.train.examples.len(),
         steps: rows.steps.len(),
         tokens: rows.tokens(),
@@ -124,10 +139,79 @@ pub fn plan(
     })
 }
 
+/// # Errors
+/// Rows of a step that cannot be divided among the cards, which no engine takes.
+fn check(recipe: &Recipe, gpus: usize) -> Result<()> {
+    recipe.training.validate()?;
+    let rows = recipe.training.batch_size * recipe.training.gradient_accumulation_steps;
+    if gpus > 0 && rows.is_multiple_of(gpus) {
+        return Ok(());
+    }
+    Err(tunebook_tune::Error::Config {
+        field: "--gpus",
+        value: format!("{gpus}, and a step has {rows} rows"),
+        expected: "a number that these rows (training.batch_size · \
+                   training.gradient_accumulation_steps) can be divided by",
+    }
+    .into())
+}
+
+/// # Errors
+/// Metrics that cannot be measured on these rows, for which a training would be refused.
+fn check_metrics(recipe: &Recipe, prepared: &Prepared) -> Result<()> {
+    let (args, data) = (&recipe.training, &prepared.data);
+    let measured: Vec<String> = match data.validation().filter(|rows| !rows.is_empty()) {
+        _ if args.eval_metrics.is_empty() => Vec::new(),
+        Some(validation) => {
+            let measures = answer_measures(args, data.train(), validation, Default::default());
+            let refused = |expected: String| tunebook_tune::Error::EvalMetrics {
+                wanted: args.eval_metrics.join(", "),
+                expected,
+            };
+            measures.map_err(refused)?.into_iter().map(|(metric, _)| metric.name).collect()
+        }
+        None => return Err(tunebook_tune::Error::NoExamples { set: "validation" }.into()),
+    };
+    let known: Vec<String> = std::iter::once("loss".to_owned()).chain(measured).collect();
+    if !known.contains(&args.metric_for_best_model) {
+        let name = args.metric_for_best_model.clone();
+        return Err(tunebook_tune::Error::UnknownMetric { name, known }.into());
+    }
+    let watches = args.load_best_model_at_end || args.early_stopping_patience.is_some();
+    if watches && prepared.rows.validation.is_none() {
+        return Err(tunebook_tune::Error::NoExamples { set: "validation" }.into());
+    }
+    Ok(())
+}
+
+/// The price of an hour by our names of the cards.
+///
+/// # Errors
+/// A card that is not known, whose price would be left out without a word.
+fn by_card(prices: &Prices) -> Result<BTreeMap<&'static str, f64>> {
+    let mut known = BTreeMap::new();
+    for (name, price) in &prices.gpus {
+        known.insert(Card::named(name)?.name, *price);
+    }
+    Ok(known)
+}
+
+/// How many of a model's blocks are run again in the backward pass. What this machine would choose for
+/// want of memory is no engine's choice.
+fn blocks_run_again(recipe: &Recipe, blocks: usize) -> usize {
+    match recipe.training.checkpointed_blocks {
+        Some(again) => again.min(blocks),
+        None if recipe.training.gradient_checkpointing => blocks,
+        None => 0,
+    }
+}
+
 /// What a card holds.
 struct Memory {
+    /// Of a frozen number.
     weight_bytes: f64,
-    parameters: f64,
+    /// Numbers of the base that stay as they are.
+    frozen: f64,
     trained: f64,
     optimizer: f64,
     /// Of one micro-batch.
@@ -149,28 +233,35 @@ impl Memory {
         // PyTorch keeps what the norms and the gate give, too.
         let block = 4 * config.hidden_size + attention + 4 * config.intermediate_size;
         let blocks = model.num_blocks();
-        let kept = if recipe.training.gradient_checkpointing {
-            blocks * config.hidden_size + block
-        } else {
-            blocks * block
-        };
+        let again = blocks_run_again(recipe, blocks);
+        // Of those that are run again one at a time is whole.
+        let whole = (blocks - again + again.min(1)) * block;
+        let kept = again * config.hidden_size + whole;
+        let parameters = model.parameter_count() as f64;
+        let trained = summary.trainable_parameters as f64;
+        // The comparison with the base has logits of its own.
+        let passes = if recipe.training.kl_coef > 0.0 { 2.0 } else { 1.0 };
         Self {
             weight_bytes,
-            parameters: model.parameter_count() as f64,
-            trained: summary.trainable_parameters as f64,
+            // An adapter is not among the base's numbers.
+            frozen: match recipe.strategy.config {
+                Strategy::Adapter(_) => parameters,
+                Strategy::Full(_) => parameters - trained,
+            },
+            trained,
             optimizer: summary.optimizer_bytes as f64,
             activations: tokens * kept as f64 * number,
             // TRL works the logits out a part at a time; Axolotl holds them and their gradient.
-            logits: tokens * config.vocab_size as f64 * 2.0 * number.max(2.0),
+            logits: passes * tokens * config.vocab_size as f64 * 2.0 * number.max(2.0),
         }
     }
 
     fn bytes(&self, gpus: usize, accelerate: Option<Accelerate>) -> f64 {
         let shards = if accelerate.is_some() { gpus as f64 } else { 1.0 };
-        let all = self.parameters * self.weight_bytes;
-        // An adapter is not among the base's numbers, and is kept in f32 with its gradient.
+        let frozen = self.frozen * self.weight_bytes;
+        // In f32, with its gradient.
         let trained = self.trained * 8.0 + self.optimizer;
-        ((all + trained) / shards + self.activations + self.logits) * (1.0 + GAPS) + WORKSPACE
+        ((frozen + trained) / shards + self.activations + self.logits) * (1.0 + GAPS) + WORKSPACE
     }
 }
 
@@ -201,6 +292,7 @@ impl ClusterPlan {
 impl fmt::Display for ClusterPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rows, steps, tokens, label_tokens, flops, .. } = self;
+        writeln!(f, "{}\n", self.data)?;
         writeln!(
             f,
             "{rows} rows, {steps} steps, {tokens} tokens, {label_tokens} of them with a loss"
