@@ -36,6 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         registry: arguments.registry.as_ref().map(Registry::open).transpose()?,
         name: stem,
         device: Device::best()?,
+        on_data: Some(|data| eprintln!("{}", data.summary())),
     };
     // The first Ctrl-C ends the run after a whole step, and what is trained by then is saved.
     interrupt::catch_ctrl_c();

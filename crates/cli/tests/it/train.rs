@@ -40,6 +40,8 @@ fn a_recipe_is_trained_recorded_and_printed() {
     assert!(said.contains("written to out/support"), "{said}");
     assert!(dir.join("out/support/adapter_config.json").is_file());
     assert!(text(&done.stderr).contains("step 2/2, loss "), "{}", text(&done.stderr));
+    let used = "20 rows of tickets.jsonl: 20 used as prompt/completion\n";
+    assert!(text(&done.stderr).starts_with(used), "{}", text(&done.stderr));
 
     let printed = tunebook(dir, &["registry", "--registry", "registry", "recipe", "small"]);
     assert!(printed.status.success(), "{}", text(&printed.stderr));

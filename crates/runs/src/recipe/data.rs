@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tunebook_data::{
-    Dataset, Pipeline, PipelineStep, ReadOptions, RowShape, Split, SplitSide, Splits,
+    DataError, Dataset, Pipeline, PipelineStep, ReadOptions, RowShape, Split, SplitSide, Splits,
 };
 
 use crate::data::{RunData, without_place};
@@ -147,8 +147,21 @@ impl DataRecipe {
         Pipeline { path, shape, files, steps }
     }
 
+    /// The keys to a value that cannot be used, and why.
+    pub(super) fn problem(&self) -> Option<(Vec<&'static str>, String)> {
+        match self.split.as_ref().map(Split::validate) {
+            None | Some(Ok(())) => {}
+            Some(Err(DataError::Setting { field, value, expected })) => {
+                let problem = format!("is {value}, expected {expected}");
+                return Some((vec!["split", field], problem));
+            }
+            Some(Err(other)) => return Some((vec!["split"], other.to_string())),
+        }
+        self.contradiction().map(|(key, problem)| (vec![key], problem.to_owned()))
+    }
+
     /// A key whose value does not go with the others, and why.
-    pub(super) fn problem(&self) -> Option<(&'static str, &'static str)> {
+    fn contradiction(&self) -> Option<(&'static str, &'static str)> {
         if self.split.is_some() && self.validation.is_some() {
             let problem = "there is a `split`, which holds rows out: leave one of the two out";
             return Some(("validation", problem));

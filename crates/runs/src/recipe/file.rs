@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
-use serde_saphyr::Spanned;
+use serde_saphyr::{Spanned, UserMessageFormatter};
 use tunebook_tune::{Strategy, TrainingArgs};
 
 use super::node::{Kind, Node, NodeError, unknown};
@@ -42,7 +42,9 @@ pub(super) fn document(text: &str) -> Result<Node, NodeError> {
     let read = serde_saphyr::from_str_with_options::<Spanned<Kind>>(text, options);
     let found = read.map_err(|error| {
         let line = error.location().map(|at| at.line());
-        let problem = format!("no YAML that can be read: {}", error.without_snippet());
+        // In words for who writes YAML, not for who calls the parser.
+        let said = error.without_snippet().render_with_formatter(&UserMessageFormatter);
+        let problem = format!("no YAML that can be read: {said}");
         NodeError { line, ..NodeError::new(problem) }
     })?;
     Ok(Node { line: found.referenced.line(), kind: found.value })
@@ -141,8 +143,9 @@ fn check(recipe: &Recipe) -> Result<(), NodeError> {
     if let Strategy::Adapter(config) = &recipe.strategy.config {
         config.validate().map_err(of("strategy"))?;
     }
-    if let Some((key, problem)) = recipe.data.problem() {
-        return Err(at(&["data", key], problem.to_owned()));
+    if let Some((keys, problem)) = recipe.data.problem() {
+        let keys: Vec<&str> = std::iter::once("data").chain(keys).collect();
+        return Err(at(&keys, problem));
     }
     if let Some((key, problem)) = recipe.model.problem() {
         return Err(at(&["model", key], problem.to_owned()));

@@ -29,11 +29,19 @@ pub struct RecipeArgs {
     pub name: Option<String>,
     /// The device. Default the CPU.
     pub device: Device,
+    /// Called with the rows before anything is trained, to show [`RunData::summary`]. Default none.
+    pub on_data: Option<fn(&RunData)>,
 }
 
 impl Default for RecipeArgs {
     fn default() -> Self {
-        Self { out: PathBuf::from("out"), registry: None, name: None, device: Device::Cpu }
+        Self {
+            out: PathBuf::from("out"),
+            registry: None,
+            name: None,
+            device: Device::Cpu,
+            on_data: None,
+        }
     }
 }
 
@@ -80,6 +88,9 @@ impl Recipe {
     ) -> Result<TrainedRecipe> {
         let before = self.unfinished()?;
         let data = self.data.load()?;
+        if let Some(show) = args.on_data {
+            show(&data);
+        }
         let model = self.model.load(&args.device)?;
         self.strategy.add_to(&model)?;
         let name = self.name.clone().or_else(|| args.name.clone());

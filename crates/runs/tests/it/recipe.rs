@@ -665,7 +665,21 @@ fn what_is_wrong_is_named_with_its_place() {
             "version: 2\ndata:",
             "`recipe.yaml`, line 1, `version`: the version is 2, and this program reads 1",
         ),
-        ("r: 16", "r: 16\n  r: 8", "`recipe.yaml`, line 11: no YAML that can be read: "),
+        (
+            "r: 16",
+            "r: 16\n  r: 8",
+            "`recipe.yaml`, line 11: no YAML that can be read: duplicate mapping key `r` is not allowed",
+        ),
+        (
+            "split: {fraction: 0.2}",
+            "split: {fraction: 2}",
+            "`recipe.yaml`, line 5, `data.split.fraction`: is 2, expected the share held out",
+        ),
+        (
+            "split: {fraction: 0.2}",
+            "split: {test: 0.9}",
+            "`recipe.yaml`, line 5, `data.split.test`: is 0.9, expected the share held out for a test",
+        ),
         (
             "  name_or_path: S",
             "  revision: main\n  name_or_path: S",
