@@ -12,7 +12,7 @@ use tunebook_models::Model;
 use tunebook_tune::peft::AdapterFiles;
 use tunebook_tune::{Adapters as _, FrozenAdapter, answering_fingerprint};
 
-use crate::data::without_place;
+use crate::card::recorded_name;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::ids;
@@ -125,7 +125,7 @@ fn save_from(
     temporary: &Path,
 ) -> Result<String> {
     let written = model.save_adapter(name, temporary)?;
-    let base_model = without_place(model.name()).to_owned();
+    let base_model = recorded_name(model.name()).to_owned();
     leave_place_out(&written, model.name(), &base_model)?;
     let (id, bytes) = content(&written)?;
     let config = AdapterFiles::read(&written)?.config.to_string();

@@ -16,7 +16,8 @@ use tunebook_tune::{
 };
 
 use crate::adapters::{self, Origin};
-use crate::data::{DataRecord, RunData, without_place};
+use crate::card::recorded_name;
+use crate::data::{DataRecord, RunData};
 use crate::disk::{self, LineFile};
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -269,7 +270,7 @@ impl Recording {
         let mut record = serde_json::to_value(run)?;
         (record["steps"], record["evals"]) = (json!([]), json!([]));
         if let Some(base) = record["base_model"].as_str() {
-            record["base_model"] = json!(without_place(base));
+            record["base_model"] = json!(recorded_name(base));
         }
         let begin = Begin {
             format: FORMAT,

@@ -1,6 +1,7 @@
 //! What a card says of the base: its name on the hub, and its licence.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use tunebook_models::DEFAULT_MODEL;
 
@@ -54,9 +55,18 @@ pub(crate) fn is_identifier(license: &str) -> bool {
 pub fn hub_name(base_model: &str) -> Option<&str> {
     let known = KNOWN.iter().find(|(name, ..)| *name == base_model).map(|(_, hub, _)| *hub);
     // Of a path the owner's folder would be taken for an owner.
-    let is_name =
-        tunebook_hub::is_repository(base_model) && !std::path::Path::new(base_model).exists();
+    let is_name = tunebook_hub::is_repository(base_model) && !Path::new(base_model).exists();
     known.or_else(|| is_name.then(|| base_model.split('@').next()).flatten())
+}
+
+/// The name that a record keeps of a base: of a file or folder its last part. It is asked for while the
+/// base is loaded, as nobody can tell `models/tiny` from a repository of the hub later. And a registry says
+/// nothing of the machine that it was written on.
+pub(crate) fn recorded_name(loaded_by: &str) -> &str {
+    let path = Path::new(loaded_by);
+    let is_place = path.exists() || loaded_by.contains('/') && hub_name(loaded_by).is_none();
+    let last = path.file_name().and_then(|name| name.to_str());
+    last.filter(|_| is_place).unwrap_or(loaded_by)
 }
 
 /// The licence of a base that is known without a look at its card.
@@ -93,6 +103,12 @@ mod tests {
         assert_eq!(hub_name("/home/me/model"), None);
         // A folder beside this crate's manifest, where tests run.
         assert_eq!(hub_name("src/card"), None);
+        assert_eq!(recorded_name("src/card"), "card");
+        assert_eq!(recorded_name("./src/card/"), "card");
+        assert_eq!(recorded_name("/home/me/model"), "model");
+        assert_eq!(recorded_name("../gone/tiny.gguf"), "tiny.gguf");
+        assert_eq!(recorded_name("owner/name@v1"), "owner/name@v1");
+        assert_eq!(recorded_name(DEFAULT_MODEL), DEFAULT_MODEL);
         assert_eq!(known_license(smol), Some(License::new("apache-2.0")));
     }
 }

@@ -31,6 +31,7 @@ pub(crate) fn write(facts: &Facts<'_>) -> String {
     list(&mut yaml, "datasets", &args.datasets);
     let mut tags = vec!["tunebook".to_owned()];
     tags.extend((facts.kind() != "full").then(|| facts.kind().to_owned()));
+    tags.extend(facts.engine().map(str::to_lowercase));
     tags.extend(args.tags.iter().filter(|tag| !tags.contains(tag)).cloned().collect::<Vec<_>>());
     list(&mut yaml, "tags", &tags);
     model_index(&mut yaml, facts);

@@ -15,6 +15,7 @@ mod yaml;
 use tunebook_evaluate::Score;
 use tunebook_tune::RunRecord;
 
+pub(crate) use self::base::recorded_name;
 pub use self::base::{License, hub_name};
 use crate::error::Error;
 use crate::registry::Registry;
@@ -162,6 +163,16 @@ impl Facts<'_> {
                 AdapterConfig::Bottleneck(_) => "bottleneck",
                 _ => "adapter",
             },
+        }
+    }
+
+    /// The engine that has trained it, where that was not this program: its run was imported
+    /// (`tunebook import-run`), and has the engine in the place of a device.
+    fn engine(&self) -> Option<&'static str> {
+        match &*self.run.device {
+            "trl" => Some("TRL"),
+            "axolotl" => Some("Axolotl"),
+            _ => None,
         }
     }
 

@@ -60,7 +60,11 @@ fn introduction(facts: &Facts<'_>) -> String {
     };
     let rows = facts.link.data.as_ref().map_or(facts.run.plan.examples, |data| data.train.rows);
     let (of, rows) = (base_link(facts), count(rows));
-    format!("{} of {of}, trained on {rows} rows with tunebook.", escaped(&what))
+    let with = match facts.engine() {
+        Some(engine) => format!("{engine}, on what tunebook has prepared"),
+        None => "tunebook".to_owned(),
+    };
+    format!("{} of {of}, trained on {rows} rows with {with}.", escaped(&what))
 }
 
 fn usage(facts: &Facts<'_>) -> String {
@@ -190,16 +194,25 @@ fn training(facts: &Facts<'_>) -> String {
     }
     let mut text = table(&["argument", "value"], &rows);
     text.push_str("\nOther arguments that bear on the numbers are tunebook's defaults.\n\n");
-    text.push_str(&format!(
-        "{} of {} steps in {:.0} s ({:.0} tokens/s) on {} in {}, with tunebook {}.",
-        count(facts.summary.steps),
-        count(run.plan.total_steps),
-        facts.summary.secs,
-        run.tokens_per_sec(),
-        escaped(&run.device),
-        escaped(&run.dtype),
-        escaped(&run.version)
-    ));
+    let (done, all) = (count(facts.summary.steps), count(run.plan.total_steps));
+    let (secs, version) = (facts.summary.secs, escaped(&run.version));
+    text.push_str(&match facts.engine() {
+        // It says how long it took, and neither what of that were steps nor on which device.
+        Some(engine) => {
+            let took = if secs > 0.0 { format!(" in {secs:.0} s") } else { String::new() };
+            format!(
+                "{done} of {all} steps{took} with {engine}, in {}; exported to it and recorded from its \
+                 log by tunebook {version}.",
+                escaped(&run.dtype)
+            )
+        }
+        None => format!(
+            "{done} of {all} steps in {secs:.0} s ({:.0} tokens/s) on {} in {}, with tunebook {version}.",
+            run.tokens_per_sec(),
+            escaped(&run.device),
+            escaped(&run.dtype)
+        ),
+    });
     if let Some(loss) = run.recent_loss(run.plan.steps_per_epoch.max(1)) {
         text.push_str(&format!(" Training loss of the last epoch: {loss:.4} nats for each token."));
     }
@@ -330,6 +343,10 @@ fn limits(facts: &Facts<'_>) -> String {
 
 fn ended_early(facts: &Facts<'_>) -> Option<String> {
     let why = match (facts.run.stopped, facts.summary.state.as_str()) {
+        // An engine's log ends, and says no more.
+        (Some(_), _) if facts.engine().is_some() => {
+            "ended before its last step, why is not on record"
+        }
         (Some(StopReason::Interrupted), _) => "was stopped by hand",
         (Some(StopReason::EarlyStopping), _) => "stopped when the validation got no better",
         (Some(StopReason::Callback), _) => "was stopped by a program",

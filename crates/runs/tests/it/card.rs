@@ -5,7 +5,7 @@ use std::process::Command;
 use tunebook_runs::{Benchmark, CardArgs, License, ModelCard, Registry};
 use tunebook_testing::Python;
 
-use crate::common::{evaluation, registry, run};
+use crate::common::{evaluation, model_with, registry, run, split, template};
 
 /// The name of the run, which is nobody else's business.
 const RUN: &str = "inhouse-trial";
@@ -82,6 +82,35 @@ fn a_card_says_what_is_not_known() {
     check_nothing_leaks(&merged);
     assert!(merged.readme().contains("library_name: \"transformers\""));
     assert!(merged.readme().contains("base_model_relation: \"finetune\""));
+}
+
+/// A run that another engine did, as `tunebook import-run` records it.
+#[test]
+fn an_imported_run_is_the_engines() {
+    use tunebook_tune::{Callback as _, StopReason};
+    let (_dir, registry) = registry();
+    let model = model_with("support");
+    let mut record = template(&model);
+    record.device = "trl".to_owned();
+    record.stopped = Some(StopReason::Interrupted);
+    record.steps.iter_mut().for_each(|step| step.secs = 0.0);
+    let mut recorder = registry.record("brought-back").with_data(&split());
+    recorder.on_begin(&record, &model).unwrap();
+    record.steps.iter().try_for_each(|step| recorder.on_step(step)).unwrap();
+    recorder.on_end(&record).unwrap();
+    let card = registry.card("brought-back", &args()).unwrap();
+    let text = card.readme();
+    for expected in [
+        "rows with TRL, on what tunebook has prepared.",
+        "with TRL, in f32; exported to it and recorded from its log by tunebook",
+        "- \"trl\"",
+        "The run ended before its last step, why is not on record, after",
+    ] {
+        assert!(text.contains(expected), "no `{expected}` in\n{text}");
+    }
+    for wrong in ["by hand", "tokens/s", "on trl", "rows with tunebook"] {
+        assert!(!text.contains(wrong), "`{wrong}` in\n{text}");
+    }
 }
 
 #[test]
