@@ -9,9 +9,15 @@ use tunebook_hub::{Hub, Kind, UploadArgs, UploadContent, UploadFile, UploadState
 use tunebook_progress::interrupt;
 use tunebook_runs::{Benchmark, CardArgs, License, ModelCard, Registry, hub_name};
 
-/// PEFT's configuration, which names the base.
+/// The configuration of an adapter, which names the base.
 const CONFIG: &str = "adapter_config.json";
-const BASE: &str = "base_model_name_or_path";
+/// The base's name in it: PEFT's key, AdapterHub's and MLX's.
+const BASES: [&str; 3] = ["base_model_name_or_path", "model_name", "model"];
+/// The tokenizer's place, which is the base's: of prompt tuning.
+const TOKENIZER: &str = "tokenizer_name_or_path";
+/// What a whole model's files say of where they were loaded from. Nobody needs it.
+const LOADED_FROM: [(&str, &str); 2] =
+    [("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")];
 const CARD: &str = "README.md";
 
 #[derive(Debug, Args)]
@@ -31,6 +37,12 @@ pub(crate) struct Arguments {
     /// Shows the files and the card, and sends nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Leaves a file or a folder out. May be given several times.
+    #[arg(long, value_name = "NAME")]
+    exclude: Vec<String>,
+    /// Sends a file that is a link to elsewhere, or looks like a secret. May be given several times.
+    #[arg(long, value_name = "NAME")]
+    allow: Vec<String>,
     /// The commit's message.
     #[arg(long, value_name = "TEXT")]
     message: Option<String>,
@@ -96,10 +108,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     }
     let hub = Hub::from_env();
     let source = Source::find(arguments)?;
-    let (mut files, left_out) = folder_files(&source.folder)
+    let (mut files, mut left_out) = folder_files(&source.folder)
         .map_err(|error| format!("{}: {error}", source.folder.display()))?;
+    leave_out(&mut files, &mut left_out, &arguments.exclude)?;
+    for name in &arguments.allow {
+        if !files.iter().any(|file| file.path == *name) {
+            return Err(format!("--allow `{name}`: there is no such file to send").into());
+        }
+    }
     let has = |files: &[UploadFile], name: &str| files.iter().any(|file| file.path == name);
-    let base = source.base(arguments)?;
+    let base = source.base(arguments, &hub)?;
     let card = match &source.run {
         Some(run) if !arguments.no_card => {
             if has(&files, CARD) {
@@ -123,14 +141,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         )
         .into());
     }
-    if let Some(config) = files.iter_mut().find(|file| file.path == CONFIG) {
-        name_base(config, base.as_deref())?;
+    let given = arguments.base_model.is_some();
+    for file in &mut files {
+        name_base(file, base.as_deref(), given, &source, &hub)?;
     }
     for (name, text) in card.iter().flat_map(ModelCard::files) {
         files.push(UploadFile::text(name, text));
-    }
-    if arguments.dry_run {
-        return show(&files, &left_out, repo);
     }
     let usual = UploadArgs::default();
     let args = UploadArgs {
@@ -138,8 +154,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         revision: branch.map_or(usual.revision, str::to_owned),
         private: arguments.private,
         create_pr: arguments.create_pr,
+        allowed: arguments.allow.clone(),
         ..UploadArgs::default()
     };
+    hub.check_upload(repo, &files, &args)?;
+    if arguments.dry_run {
+        return show(&files, &left_out, &hub.page(repo));
+    }
+    let all = files.iter().map(|file| file.content.size()).sum::<std::io::Result<u64>>()?;
+    let (count, page) = (files.len(), hub.page(repo));
+    let pr = if args.create_pr { ", as a pull request" } else { "" };
+    eprintln!("{count} files, {}, go to {page}, branch {}{pr}", size(all), args.revision);
     let uploaded = hub.upload(repo, &files, &args)?;
     for file in &uploaded.files {
         let state = match file.state {
@@ -195,45 +220,124 @@ impl Source {
     }
 
     /// The base's name on the hub: as it is given, as the run knows it, or as the files do.
-    fn base(&self, arguments: &Arguments) -> Result<Option<String>, Box<dyn Error>> {
+    fn base(&self, arguments: &Arguments, hub: &Hub) -> Result<Option<String>, Box<dyn Error>> {
         if let Some(given) = &arguments.base_model {
-            return Ok(Some(given.clone()));
+            return match tunebook_hub::is_repository(given) && !given.contains('@') {
+                true => Ok(Some(given.clone())),
+                false => Err(format!("--base-model `{given}`: expected OWNER/NAME").into()),
+            };
         }
-        let mut names = Vec::new();
         if let (Some(registry), Some(run)) = (&self.registry, &self.run) {
             let why = registry.why(run)?;
-            names.extend(why.links.first().and_then(|link| link.base_model.clone()));
+            let name = why.links.first().and_then(|link| link.base_model.as_deref());
+            // Where the run names a place, its files know no better.
+            return Ok(name
+                .filter(|name| !self.is_near(name))
+                .and_then(hub_name)
+                .map(str::to_owned));
         }
-        names.extend(config_base(&self.folder));
-        Ok(names.iter().find_map(|name| hub_name(name)).map(str::to_owned))
+        Ok(config_base(&self.folder).and_then(|name| self.on_hub(&name, hub)))
     }
+
+    /// The hub's name of a base that a file names, if it is known to be one: the same letters may be a
+    /// folder of the computer that it was trained on, and a stranger's repository.
+    fn on_hub(&self, name: &str, hub: &Hub) -> Option<String> {
+        let on_hub = hub_name(name).filter(|_| !self.is_near(name))?;
+        let was_fetched = || hub.clone().offline(true).open(Kind::Model, name).is_ok();
+        (on_hub != name || was_fetched()).then(|| on_hub.to_owned())
+    }
+
+    /// Whether a name is a file or folder, seen from here or from a folder that the files lie in.
+    fn is_near(&self, name: &str) -> bool {
+        let roots = [Some(&*self.folder), self.registry.as_ref().map(Registry::root)];
+        let roots = roots.into_iter().flatten().filter_map(|root| root.canonicalize().ok());
+        let is_below = |root: PathBuf| root.ancestors().any(|above| above.join(name).exists());
+        Path::new(name).exists() || roots.into_iter().any(is_below)
+    }
+}
+
+/// Leaves files and folders out that the user names.
+fn leave_out(
+    files: &mut Vec<UploadFile>,
+    left_out: &mut Vec<String>,
+    names: &[String],
+) -> Result<(), Box<dyn Error>> {
+    for name in names {
+        let name = name.trim_end_matches('/');
+        let is_meant = |path: &str| {
+            path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let before = files.len();
+        files.retain(|file| !is_meant(&file.path));
+        if files.len() == before && !left_out.iter().any(|left| is_meant(left)) {
+            return Err(format!("--exclude `{name}`: there is no such file or folder").into());
+        }
+        left_out.push(name.to_owned());
+    }
+    left_out.sort();
+    left_out.dedup();
+    Ok(())
 }
 
 /// The base that an adapter's files name.
 fn config_base(folder: &Path) -> Option<String> {
     let bytes = std::fs::read(folder.join(CONFIG)).ok()?;
     let config: Value = serde_json::from_slice(&bytes).ok()?;
-    config[BASE].as_str().map(str::to_owned)
+    BASES.iter().find_map(|key| config[key].as_str()).map(str::to_owned)
 }
 
-/// Lets the configuration name the base as everybody can load it: what a run has loaded it by may be a
-/// place on this computer.
-fn name_base(config: &mut UploadFile, base: Option<&str>) -> Result<(), Box<dyn Error>> {
-    let UploadContent::File(path) = &config.content else { return Ok(()) };
+/// Lets a configuration, at the top or in a subfolder, name the base as everybody can load it: what a run
+/// has loaded it by may be a place on this computer.
+fn name_base(
+    file: &mut UploadFile,
+    base: Option<&str>,
+    given: bool,
+    source: &Source,
+    hub: &Hub,
+) -> Result<(), Box<dyn Error>> {
+    let UploadContent::File(path) = &file.content else { return Ok(()) };
+    let name = file.path.rsplit('/').next().unwrap_or_default();
+    let loaded_from = LOADED_FROM.iter().find(|(file, _)| *file == name).map(|(_, key)| *key);
+    if name != CONFIG && loaded_from.is_none() {
+        return Ok(());
+    }
     let mut json: Value = serde_json::from_slice(&std::fs::read(path)?)
         .map_err(|error| format!("`{}`: {error}", path.display()))?;
-    let Some(named) = json[BASE].as_str() else { return Ok(()) };
-    let Some(base) = base else {
-        return Err(format!(
-            "{CONFIG} names the base as `{named}`, which nobody else can load: give its name on the \
-             hub (--base-model OWNER/NAME)"
-        )
-        .into());
-    };
-    if named != base {
-        eprintln!("note: {CONFIG} is sent with the base's name on the hub, `{base}`");
-        json[BASE] = Value::from(base);
-        *config = UploadFile::text(CONFIG, &format!("{json:#}\n"));
+    let Some(fields) = json.as_object_mut() else { return Ok(()) };
+    let mut changed = Vec::new();
+    if let Some(key) = loaded_from {
+        let is_place = |name: &str| {
+            name.starts_with(['/', '.', '~']) || name.contains('\\') || source.is_near(name)
+        };
+        if fields.get(key).and_then(Value::as_str).is_some_and(is_place) {
+            fields.remove(key);
+            changed.push(format!("without `{key}`, a place on this computer"));
+        }
+    }
+    let keys = BASES.iter().chain([&TOKENIZER]).filter(|_| name == CONFIG);
+    for key in keys {
+        let Some(named) = fields.get(*key).and_then(Value::as_str) else { continue };
+        // An adapter in a subfolder may have another base.
+        let is_own = |_: &&str| given && file.path == CONFIG;
+        let on_hub = base.filter(is_own).map(str::to_owned).or_else(|| source.on_hub(named, hub));
+        let Some(base) = on_hub.or_else(|| base.map(str::to_owned)) else {
+            return Err(format!(
+                "`{}` names the base as `{named}`. That it is a repository of the hub, and no folder \
+                 of the computer that it was trained on, is not known: give its name on the hub \
+                 (--base-model OWNER/NAME)",
+                file.path
+            )
+            .into());
+        };
+        if named != base {
+            changed.push(format!("with the base's name on the hub, `{base}`"));
+            fields.insert((*key).to_owned(), Value::from(base));
+        }
+    }
+    if !changed.is_empty() {
+        changed.dedup();
+        eprintln!("note: {} is sent {}", file.path, changed.join(" and "));
+        *file = UploadFile::text(&file.path, &format!("{json:#}\n"));
     }
     Ok(())
 }
@@ -275,14 +379,14 @@ fn card(
     Ok(card)
 }
 
-fn show(files: &[UploadFile], left_out: &[String], repo: &str) -> Result<(), Box<dyn Error>> {
+fn show(files: &[UploadFile], left_out: &[String], page: &str) -> Result<(), Box<dyn Error>> {
     let mut all = 0;
     for file in files {
         let bytes = file.content.size().map_err(|error| format!("`{}`: {error}", file.path))?;
         println!("{:>10}  {}", size(bytes), file.path);
         all += bytes;
     }
-    println!("{:>10}  {} files for {repo}; nothing was sent", size(all), files.len());
+    println!("{:>10}  {} files for {page}; nothing was sent", size(all), files.len());
     left_out.iter().for_each(|name| println!("`{name}` stays here"));
     for file in files.iter().filter(|file| file.path == CARD || file.path.starts_with(".eval")) {
         let text = match &file.content {
