@@ -193,7 +193,8 @@ pub(crate) fn examples(data: &RunData) -> ExampleSets {
     ExampleSets::new(training_examples(data.train()), validation)
 }
 
-/// Rows of the recipe's files that are in none of the sets because they could not be read.
+/// Rows of the recipe's files that are in none of the sets because they could not be read, and what is
+/// wrong with the sets.
 pub(crate) fn unread(recipe: &Recipe, data: &RunData) -> Vec<String> {
     // The sides of a split are of one file.
     let validation = data.validation().filter(|_| recipe.data.validation.is_some());
@@ -203,7 +204,8 @@ pub(crate) fn unread(recipe: &Recipe, data: &RunData) -> Vec<String> {
             || format!("rows of `{}` that cannot be read and are left out: {count}", rows.source());
         (count > 0).then(note)
     };
-    [Some(data.train()), validation].into_iter().flatten().filter_map(of).collect()
+    let unread = [Some(data.train()), validation].into_iter().flatten().filter_map(of);
+    unread.chain(data.summary().cautions).collect()
 }
 
 /// The files with which another engine trains as the recipe says.
