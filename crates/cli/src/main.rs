@@ -3,7 +3,9 @@
 //! Standard output has what was asked for, standard error everything else. Exit code 1: it failed,
 //! and said why; 2: the arguments are wrong.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // a program for the terminal
+// First: its `println!` and `eprintln!` are those of all modules.
+#[macro_use]
+mod terminal;
 
 mod cluster;
 mod export;
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
         Command::Push(arguments) => push::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
     };
-    match done {
+    match done.and_then(|()| terminal::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -17,9 +17,13 @@ const SHOWN_EVERY: Duration = Duration::from_secs(2);
 pub(crate) struct Arguments {
     /// The recipe: a YAML file, as a run of a registry writes it.
     recipe: PathBuf,
-    /// The folder that gets the adapter, in a folder of its name, or the model.
+    /// The folder that gets the model, or the adapter: one called `default` (one without a name) in
+    /// the folder itself, any other in a folder of its name below.
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
+    /// Replaces what another recipe, or a notebook, has put there.
+    #[arg(long)]
+    overwrite: bool,
     /// The registry that records the run; it is made where there is none.
     #[arg(long, value_name = "DIR")]
     registry: Option<PathBuf>,
@@ -33,13 +37,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let stem = arguments.recipe.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let args = RecipeArgs {
         out: arguments.out.clone(),
+        overwrite: arguments.overwrite,
         registry: arguments.registry.as_ref().map(Registry::open).transpose()?,
         name: stem,
         device: Device::best()?,
         on_data: Some(|data| eprintln!("{}", data.summary())),
     };
-    // The first Ctrl-C ends the run after a whole step, and what is trained by then is saved.
+    // The first Ctrl-C, and what ends a process on a machine that is taken back, ends the run after a
+    // whole step, and what is trained by then is saved.
     interrupt::catch_ctrl_c();
+    interrupt::catch_termination();
     let trained = recipe.train_watched(&args, Progress::new())?;
     println!("{}", trained.run);
     println!("written to {}", trained.folder.display());

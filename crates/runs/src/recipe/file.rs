@@ -4,12 +4,18 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_saphyr::{Spanned, UserMessageFormatter};
+use tunebook_evaluate::metric::{NAMES, named};
 use tunebook_tune::{Strategy, TrainingArgs};
 
 use super::node::{Kind, Node, NodeError, unknown};
 use super::{Recipe, StrategyRecipe, VERSION};
 use crate::disk;
 use crate::error::{Error, Result};
+
+/// Metrics beside those with a name of their own: of labels by their likelihood, and the one that is
+/// always measured.
+const ACCURACY: &str = "accuracy";
+const LOSS: &str = "loss";
 
 const KEYS: [&str; 6] = ["version", "name", "data", "model", "strategy", "training"];
 
@@ -38,7 +44,9 @@ pub(super) fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Rec
 
 pub(super) fn document(text: &str) -> Result<Node, NodeError> {
     // The words that only YAML 1.1 takes for true and false (`no`, `on`) are texts.
-    let options = serde_saphyr::options! { strict_booleans: true };
+    // So is `010`, which is eight to one reader and ten to the other.
+    let options =
+        serde_saphyr::options! { strict_booleans: true, leading_zero_numbers_as_strings: true };
     let read = serde_saphyr::from_str_with_options::<Spanned<Kind>>(text, options);
     let found = read.map_err(|error| {
         let line = error.location().map(|at| at.line());
@@ -63,7 +71,17 @@ fn put(root: &mut Node, given: &str) -> Result<(), NodeError> {
         keys: keys.iter().map(|key| (*key).to_owned()).collect(),
         problem,
     };
-    let mut value = document(value).map_err(|error| at(error.problem))?;
+    let text = value;
+    let mut value = document(text).map_err(|error| at(error.problem))?;
+    // A letter more at the end changes nothing: the end is in a comment.
+    if document(&format!("{text}x")).is_ok_and(|longer| longer.kind == value.kind) {
+        let problem = format!(
+            "`{}` has a `#`, behind which YAML reads nothing: put the value in quotes, as in \
+             {key}='\"a #b\"'",
+            text.trim()
+        );
+        return Err(at(problem));
+    }
     forget_lines(&mut value);
     root.put(&keys, value).map_err(|until| at(format!("`{until}` is no map that has keys")))
 }
@@ -84,14 +102,14 @@ pub(super) fn recipe(root: &Node) -> Result<Recipe, NodeError> {
         let problem = format!("expected a map with the keys {}", KEYS.join(", "));
         return Err(NodeError::new(problem));
     };
-    if let Some((key, node)) = entries.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
-        return Err(NodeError::new(unknown("key", key, &KEYS)).below(key, node.line));
-    }
     // First, as another version may have other keys.
     let version = section::<Option<u32>>(root, "version")?.flatten().unwrap_or(VERSION);
     if version != VERSION {
         let problem = format!("the version is {version}, and this program reads {VERSION}");
         return Err(NodeError::new(problem).below("version", line(root, "version")));
+    }
+    if let Some((key, node)) = entries.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
+        return Err(NodeError::new(unknown("key", key, &KEYS)).below(key, node.line));
     }
     let strategy = root.entry("strategy").ok_or_else(|| missing("strategy"))?;
     let strategy = StrategyRecipe::read(strategy.clone())
@@ -140,6 +158,9 @@ fn check(recipe: &Recipe) -> Result<(), NodeError> {
         }
     };
     recipe.training.validate().map_err(of("training"))?;
+    if let Some((key, problem)) = metrics_problem(recipe) {
+        return Err(at(&["training", key], problem));
+    }
     if let Strategy::Adapter(config) = &recipe.strategy.config {
         config.validate().map_err(of("strategy"))?;
     }
@@ -151,6 +172,34 @@ fn check(recipe: &Recipe) -> Result<(), NodeError> {
         return Err(at(&["model", key], problem.to_owned()));
     }
     Ok(())
+}
+
+/// A key whose value asks for a metric that no run of the recipe measures, and why.
+fn metrics_problem(recipe: &Recipe) -> Option<(&'static str, String)> {
+    let args = &recipe.training;
+    let known = |name: &str| name == ACCURACY || named(name).is_some();
+    if let Some(name) = args.eval_metrics.iter().find(|name| !known(name)) {
+        let known: Vec<&str> = std::iter::once(ACCURACY).chain(NAMES.iter().copied()).collect();
+        return Some(("eval_metrics", unknown("metric", name, &known)));
+    }
+    let best = &args.metric_for_best_model;
+    if best != LOSS && !args.eval_metrics.contains(best) {
+        let measured: Vec<&str> =
+            std::iter::once(LOSS).chain(args.eval_metrics.iter().map(String::as_str)).collect();
+        let problem =
+            format!("is `{best}`, expected one that is measured: {}", measured.join(", "));
+        return Some(("metric_for_best_model", problem));
+    }
+    if recipe.data.split.is_some() || recipe.data.validation.is_some() {
+        return None;
+    }
+    let needs = "needs validation rows: give `data.split` or `data.validation`".to_owned();
+    let asks = [
+        ("eval_metrics", !args.eval_metrics.is_empty()),
+        ("early_stopping_patience", args.early_stopping_patience.is_some()),
+        ("load_best_model_at_end", args.load_best_model_at_end),
+    ];
+    asks.into_iter().find(|(_, asks)| *asks).map(|(key, _)| (key, needs))
 }
 
 /// The error with the line of its last key that the file has.

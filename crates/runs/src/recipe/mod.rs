@@ -18,6 +18,7 @@
 //! to the folder in which the program runs, as in a cell.
 
 mod data;
+mod destination;
 mod file;
 mod model;
 mod node;
@@ -174,6 +175,16 @@ impl Recipe {
             strategy: StrategyRecipe::of_run(run),
             training: run.args.clone(),
         })
+    }
+
+    /// A hash of all that decides what is trained: not of the name, and not of when the run is evaluated
+    /// and saved.
+    ///
+    /// # Errors
+    /// As [`Recipe::to_yaml`].
+    pub(crate) fn fingerprint(&self) -> Result<String> {
+        let deciding = Self { name: None, training: self.training.course(), ..self.clone() };
+        Ok(disk::sha256(deciding.to_yaml()?.as_bytes()))
     }
 
     /// Whether a run does what this recipe says; `made` is the run's own.

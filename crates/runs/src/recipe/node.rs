@@ -12,13 +12,13 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use serde_saphyr::Spanned;
 
 /// A value and the line of its key; line 0: it was not in the file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
     pub(super) line: u64,
     pub(super) kind: Kind,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Kind {
     Null,
     Bool(bool),
@@ -241,7 +241,7 @@ fn value(found: Unexpected<'_>) -> String {
         Unexpected::Bool(value) => value.to_string(),
         Unexpected::Unsigned(value) => value.to_string(),
         Unexpected::Signed(value) => value.to_string(),
-        Unexpected::Float(value) => value.to_string(),
+        Unexpected::Float(value) => format!("{value:?}"),
         Unexpected::Str(text) => format!("the text {text:?}"),
         Unexpected::Seq => "a list".to_owned(),
         Unexpected::Map => "a map".to_owned(),

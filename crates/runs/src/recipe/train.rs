@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use tunebook_models::{Device, Model};
+use tunebook_progress::interrupt;
 use tunebook_tune::{
     Adapters as _, Callback, ExampleSets, Run, SaveStrategy, StopReason, Strategy, Trainer,
 };
 
 use super::Recipe;
+use super::destination::Destination;
 use crate::data::RunData;
 use crate::error::{Error, Result};
 use crate::examples::training_examples;
@@ -21,8 +23,11 @@ const UNNAMED: &str = "recipe";
 /// Where a recipe is trained, and where the results go.
 #[derive(Debug, Clone)]
 pub struct RecipeArgs {
-    /// The folder that gets the adapter, in a folder of its name, or the model. Default `out`.
+    /// The folder that gets the model, or the adapter: one called `default` itself, any other in a
+    /// folder of its name below. Default `out`.
     pub out: PathBuf,
+    /// Replaces what another recipe, or something else than a recipe, has put there. Default false.
+    pub overwrite: bool,
     /// The registry that records the run. Default none.
     pub registry: Option<Registry>,
     /// What the run is called in the registry where the recipe has no name. Default `recipe`.
@@ -37,6 +42,7 @@ impl Default for RecipeArgs {
     fn default() -> Self {
         Self {
             out: PathBuf::from("out"),
+            overwrite: false,
             registry: None,
             name: None,
             device: Device::Cpu,
@@ -72,7 +78,9 @@ impl Recipe {
     ///
     /// # Errors
     /// Those of reading, cleaning, splitting, loading and training; an `output_dir` with the checkpoints
-    /// of another run, or of this one when it is at its end.
+    /// of another recipe, or of this one when it is at its end. Before anything is trained: an `out` that
+    /// cannot be written to, that gets what another training makes at this moment, or that holds what
+    /// another recipe has trained (see [`RecipeArgs::overwrite`]).
     pub fn train(&self, args: &RecipeArgs) -> Result<TrainedRecipe> {
         self.train_watched(args, Unwatched)
     }
@@ -86,12 +94,14 @@ impl Recipe {
         args: &RecipeArgs,
         callback: impl Callback + 'static,
     ) -> Result<TrainedRecipe> {
+        let destination = Destination::take(self, &args.out, args.overwrite)?;
         let before = self.unfinished()?;
         let data = self.data.load()?;
         if let Some(show) = args.on_data {
             show(&data);
         }
         let model = self.model.load(&args.device)?;
+        destination.check_base(&model)?;
         self.strategy.add_to(&model)?;
         let name = self.name.clone().or_else(|| args.name.clone());
         let name = name.unwrap_or_else(|| UNNAMED.to_owned());
@@ -105,12 +115,17 @@ impl Recipe {
             Some(before) => trainer.resume(before, sets(&data))?,
             None => trainer.train(sets(&data))?,
         };
+        if run.stopped == Some(StopReason::Interrupted) {
+            // The wish to stop is met. What is trained is saved; a second wish ends that, too.
+            interrupt::reset();
+        }
         let folder = match &self.strategy.config {
             Strategy::Adapter(_) => model.save_adapter(&self.strategy.adapter_name, &args.out)?,
             Strategy::Full(_) => {
                 model.save_pretrained(&args.out).map_err(tunebook_tune::Error::from)?
             }
         };
+        destination.mark()?;
         let recorded = recorder.map(|recorder| (recorder.id(), recorder.adapter()));
         Ok(TrainedRecipe { run, model, folder, recorded })
     }
