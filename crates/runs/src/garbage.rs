@@ -269,6 +269,8 @@ impl Known {
                 format!("the result of `{name}` ({run}), to which nothing refers")
             }
             Some((name, _)) => format!("an earlier state of `{name}` ({run})"),
+            // Nothing of the run could be written but its adapter.
+            None if is_result => format!("the result of {run}, to which nothing refers"),
             None => format!("of the run {run}, whose folder is gone"),
         };
         (Some(run), reason)
