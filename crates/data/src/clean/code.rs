@@ -28,7 +28,7 @@ static CODE_START: LazyLock<Regex> = LazyLock::new(|| {
         r"|return\s+[\w.\[(]+[\w.\[\]()]*;?$",
         r"|[\w.$:]+\(.*\)[;,:]?$",
         r"|[\w.\[\]]+\s*(?:[-+*/%|&^]|:)?=\s",
-        r"|\$ |// |//$|/\*|#include|#define|#!|>>> |\.\.\. |@\w+(?:\(.*\))?$|<\?|\{%|\{\{",
+        r"|\$ |//[/!]? |//[/!]?$|/\*|#include|#define|#!|>>> |\.\.\. |@\w+(?:\(.*\))?$|<\?|\{%|\{\{",
         r"|[\x22'][\w ]+[\x22']\s*:\s",
         r")",
     );
@@ -280,6 +280,9 @@ mod tests {
             "}",
             "class A:",
             "\"key\": 1,",
+            "//!   an aside of a module's documentation",
+            "/// The sum.",
+            "///",
         ] {
             assert!(is_code_line(line), "{line}");
         }
