@@ -103,7 +103,7 @@ fn load(folder: &Path, endpoint: &str, repository: &str) -> Result<String, Strin
     let told = |kind: &str| Some(text.split_once(kind)?.1.lines().next()?.to_owned());
     match told("loaded: ") {
         Some(loaded) => Ok(loaded),
-        None => Err(told("refused: ").unwrap_or_else(|| panic!("{text} {errors}"))),
+        None => Err(told("refused: ").ok_or(format!("{text} {errors}")).unwrap()),
     }
 }
 
