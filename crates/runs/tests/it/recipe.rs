@@ -9,14 +9,15 @@ use tunebook_data::{
     Cleaning, CleaningStep, Dataset, Pii, Pipeline, PipelineStep, Quality, RowShape, Shingles,
     Split, SplitSide, Survivor,
 };
-use tunebook_models::{Device, Quantization};
+use tunebook_models::{Device, Model, Quantization};
 use tunebook_runs::{
     DataRecipe, ModelDtype, ModelRecipe, Recipe, RecipeArgs, Registry, StrategyRecipe,
 };
 use tunebook_tune::{
-    AdaLora, AdapterConfig, Adapters as _, Bias, Bottleneck, BottleneckInit, EvalStrategy, Full,
-    Ia3, Lora, LoraInit, LrScheduler, Metric, Optim, PrefixTuning, PromptTuning, PromptTuningInit,
-    ReductionFactor, SaveStrategy, Strategy, TargetModules, Trainer, TrainingArgs,
+    AdaLora, AdapterConfig, Adapters as _, Bias, Bottleneck, BottleneckInit, Callback,
+    EvalStrategy, Full, Ia3, Lora, LoraInit, LrScheduler, Metric, Optim, PrefixTuning,
+    PromptTuning, PromptTuningInit, ReductionFactor, RunRecord, SaveStrategy, StepRecord,
+    StopReason, Strategy, TargetModules, Trainer, TrainingArgs,
 };
 
 use crate::common::{StopAt, examples, golden, model, model_with};
@@ -80,6 +81,7 @@ fn comes_back(dir: &Path, recipe: &Recipe) {
     let registry = Registry::open(dir.join("registry")).unwrap();
     let args = RecipeArgs {
         out: dir.join("out"),
+        overwrite: true, // one after the other
         registry: Some(registry.clone()),
         name: Some("support".to_owned()),
         ..Default::default()
@@ -555,6 +557,205 @@ fn a_run_that_was_interrupted_goes_on() {
     assert_eq!(losses(&alone.run), losses(&whole.run));
 }
 
+/// Fails the test if a run begins.
+struct NoRun;
+
+impl Callback for NoRun {
+    fn on_begin(&mut self, _: &RunRecord, _: &Model) -> tunebook_tune::Result<()> {
+        panic!("a run begins");
+    }
+}
+
+fn out(dir: &Path) -> RecipeArgs {
+    RecipeArgs { out: dir.join("out"), ..Default::default() }
+}
+
+/// Whether a recipe is refused before its first step; gives the error.
+fn refused(recipe: &Recipe, args: &RecipeArgs) -> String {
+    recipe.train_watched(args, NoRun).unwrap_err().to_string()
+}
+
+#[test]
+fn checkpoints_of_another_recipe_are_refused_with_what_differs() {
+    let dir = dir();
+    let mut recipe = recipe(dir.path());
+    recipe.training = TrainingArgs {
+        max_steps: Some(6),
+        save_strategy: SaveStrategy::Steps(2),
+        output_dir: Some(dir.path().join("checkpoints")),
+        ..args()
+    };
+    let args = out(dir.path());
+    recipe.train_watched(&args, StopAt(3, 0)).unwrap();
+    let other = RecipeArgs { out: dir.path().join("other"), ..args.clone() };
+    let with = |change: &dyn Fn(&mut Recipe), says: &str| {
+        let mut changed = recipe.clone();
+        change(&mut changed);
+        let error = refused(&changed, &other);
+        assert!(error.contains(says), "{error}");
+    };
+    let of = |lora: Lora| {
+        move |recipe: &mut Recipe| {
+            recipe.strategy = StrategyRecipe::new(lora.clone());
+        }
+    };
+    with(&of(Lora { lora_alpha: 99.0, ..lora() }), "`Lora.lora_alpha` is 99.0, and was 16.0");
+    with(&of(Lora { init_seed: 7, ..lora() }), "`Lora.init_seed` is 7, and was 42");
+    with(&of(Lora { lora_dropout: 0.5, ..lora() }), "`Lora.lora_dropout` is 0.5, and was 0.0");
+    with(&|recipe| recipe.model.dtype = ModelDtype::Bfloat16, "the weights of the base");
+    with(&|recipe| recipe.training.learning_rate = 1.0, "`TrainingArgs.learning_rate` is 1.0, and");
+    let fewer = |recipe: &mut Recipe| {
+        recipe.data.validation_steps = vec![PipelineStep::Head { rows: 2 }];
+    };
+    with(&fewer, "the validation set is not the run's");
+    with(&|recipe| recipe.data.split = None, "the training set is not the run's");
+    // Itself, saved at other times.
+    recipe.training.save_total_limit = Some(3);
+    assert_eq!(recipe.train(&args).unwrap().run.steps.len(), 6);
+}
+
+#[test]
+fn a_place_that_cannot_hold_the_result_is_refused_before_the_run() {
+    let dir = dir();
+    let recipe = recipe(dir.path());
+    fs::write(dir.path().join("out"), "a file").unwrap();
+    let error = refused(&recipe, &out(dir.path()));
+    assert!(error.contains("could not create") && error.contains("out"), "{error}");
+    fs::remove_file(dir.path().join("out")).unwrap();
+
+    // A folder in which nobody may make a file.
+    let nowhere = RecipeArgs { out: "/proc/self".into(), ..Default::default() };
+    let error = refused(&recipe, &nowhere);
+    assert!(error.contains("could not write into `/proc/self`"), "{error}");
+
+    let mut outside = recipe.clone();
+    outside.strategy.adapter_name = "../outside".to_owned();
+    assert!(refused(&outside, &out(&dir.path().join("in"))).contains("is no name of a folder"));
+    assert!(!dir.path().join("outside").exists() && !dir.path().join("in").exists());
+
+    let mut long = recipe.clone();
+    long.strategy.adapter_name = "a".repeat(300);
+    let error = refused(&long, &out(dir.path()));
+    assert!(error.contains("could not create"), "{error}");
+
+    fs::create_dir_all(dir.path().join("out/adapter_model.safetensors")).unwrap();
+    let error = refused(&recipe, &out(dir.path()));
+    assert!(error.contains("has a folder `adapter_model.safetensors`"), "{error}");
+    let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().collect();
+    assert_eq!(left.len(), 1, "nothing is left of the trial");
+}
+
+#[test]
+fn a_full_fine_tune_never_takes_the_place_of_a_model_that_is_not_its_own() {
+    let dir = dir();
+    let mut full = recipe(dir.path());
+    full.strategy = StrategyRecipe::new(Full::default());
+    // The base as this program writes it, and as somebody else does.
+    let base = tiny().load(&Device::Cpu).unwrap();
+    base.save_pretrained(dir.path().join("base")).unwrap();
+    crate::common::copy(&golden("lora_tiny/model"), &dir.path().join("foreign"));
+    let tensors = fs::read(dir.path().join("base/model.safetensors")).unwrap();
+    full.model = ModelRecipe::new(dir.path().join("base").to_str().unwrap());
+    let at = |name: &str, overwrite| RecipeArgs {
+        out: dir.path().join(name),
+        overwrite,
+        ..Default::default()
+    };
+    let error = refused(&full, &at("base", false));
+    assert!(error.contains("holds the model of another recipe"), "{error}");
+    let error = refused(&full, &at("base", true));
+    assert!(error.contains("is the base model's own folder"), "{error}");
+    let error = refused(&full, &at("foreign", true));
+    assert!(error.contains("which tunebook did not write"), "{error}");
+    assert_eq!(fs::read(dir.path().join("base/model.safetensors")).unwrap(), tensors);
+    // Twice the same recipe is the same result.
+    full.train(&at("tuned", false)).unwrap();
+    full.train(&at("tuned", false)).unwrap();
+    assert_ne!(fs::read(dir.path().join("tuned/model.safetensors")).unwrap(), tensors);
+}
+
+#[test]
+fn the_adapter_of_another_recipe_stays_unless_it_is_to_be_replaced() {
+    let dir = dir();
+    let recipe = recipe(dir.path());
+    let (keeps, replaces) = (out(dir.path()), RecipeArgs { overwrite: true, ..out(dir.path()) });
+    recipe.train(&keeps).unwrap();
+    let tensors = || fs::read(dir.path().join("out/adapter_model.safetensors")).unwrap();
+    let before = tensors();
+    // The same again, under another name.
+    recipe.train(&RecipeArgs { name: Some("again".to_owned()), ..keeps.clone() }).unwrap();
+    assert_eq!(tensors(), before);
+    let mut other = recipe.clone();
+    other.training.learning_rate *= 2.0;
+    let error = refused(&other, &keeps);
+    assert!(error.contains("holds the adapter of another recipe"), "{error}");
+    assert!(error.contains("`--overwrite`"), "{error}");
+    assert_eq!(tensors(), before);
+    // Its own name gives it its own folder.
+    let mut named = other.clone();
+    named.strategy.adapter_name = "named".to_owned();
+    named.train(&keeps).unwrap();
+    other.train(&replaces).unwrap();
+    assert_ne!(tensors(), before);
+    // One that a notebook has put there is nobody's to replace, and what is trained loads.
+    let model = model_with("notebook");
+    model.save_adapter("notebook", dir.path().join("out")).unwrap();
+    let mut notebook = recipe.clone();
+    notebook.strategy.adapter_name = "notebook".to_owned();
+    assert!(refused(&notebook, &keeps).contains("or of none"));
+    let trained = notebook.train(&replaces).unwrap();
+    crate::common::model().load_adapter(trained.folder, "notebook").unwrap();
+}
+
+/// A recipe that is trained while another run goes on.
+struct Meanwhile(Recipe, RecipeArgs, std::sync::Arc<std::sync::Mutex<String>>);
+
+impl Callback for Meanwhile {
+    fn on_step(&mut self, _: &StepRecord) -> tunebook_tune::Result<()> {
+        *self.2.lock().unwrap() = refused(&self.0, &self.1);
+        Ok(())
+    }
+}
+
+#[test]
+fn two_trainings_at_once_do_not_share_a_folder() {
+    let dir = dir();
+    let recipe = recipe(dir.path());
+    let mut other = recipe.clone();
+    other.strategy = StrategyRecipe::new(Lora { r: 2, ..lora() });
+    let told = std::sync::Arc::default();
+    let overwrites = RecipeArgs { overwrite: true, ..out(dir.path()) };
+    let meanwhile = Meanwhile(other, overwrites, std::sync::Arc::clone(&told));
+    recipe.train_watched(&out(dir.path()), meanwhile).unwrap();
+    let told = told.lock().unwrap();
+    assert!(told.contains("of a training that is going on"), "{told}");
+    // No lock is left.
+    recipe.train(&out(dir.path())).unwrap();
+}
+
+/// Asks for a stop, as a signal does.
+struct Signal;
+
+impl Callback for Signal {
+    fn on_step(&mut self, _: &StepRecord) -> tunebook_tune::Result<()> {
+        tunebook_progress::interrupt::request();
+        Ok(())
+    }
+}
+
+#[test]
+fn what_is_trained_until_a_stop_is_saved_whole() {
+    let dir = dir();
+    let mut full = recipe(dir.path());
+    full.strategy = StrategyRecipe::new(Full::default());
+    let trained = full.train_watched(&out(dir.path()), Signal).unwrap();
+    assert_eq!(trained.run.stopped, Some(StopReason::Interrupted));
+    assert_eq!(trained.run.steps.len(), 1);
+    let saved = Model::load(trained.folder, &Device::Cpu).unwrap();
+    let weights = |model: &Model| tunebook_tune::answering_fingerprint(model).unwrap();
+    assert_ne!(weights(&saved), weights(&tiny().load(&Device::Cpu).unwrap()));
+}
+
 const SMALL: &str = "\
 data:
   path: tickets.jsonl
@@ -666,6 +867,45 @@ fn what_is_wrong_is_named_with_its_place() {
             "`recipe.yaml`, line 1, `version`: the version is 2, and this program reads 1",
         ),
         (
+            "data:",
+            "version: 2\nreward: {model: x}\ndata:",
+            "`recipe.yaml`, line 1, `version`: the version is 2, and this program reads 1",
+        ),
+        (
+            "eval_strategy: no",
+            "seed: 010",
+            "`recipe.yaml`, line 14, `training.seed`: expected a whole number of 0 or more, found the text \
+             \"010\"",
+        ),
+        (
+            "eval_strategy: no",
+            "seed: 10.0",
+            "`recipe.yaml`, line 14, `training.seed`: expected a whole number of 0 or more, found 10.0",
+        ),
+        (
+            "eval_strategy: no",
+            "eval_metrics: [exact_mach]",
+            "`recipe.yaml`, line 14, `training.eval_metrics`: there is no metric `exact_mach` here; did \
+             you mean `exact_match`?",
+        ),
+        (
+            "eval_strategy: no",
+            "metric_for_best_model: foo",
+            "`recipe.yaml`, line 14, `training.metric_for_best_model`: is `foo`, expected one that is \
+             measured: loss",
+        ),
+        (
+            "eval_strategy: no",
+            "epochs: 99999999999",
+            "`recipe.yaml`, line 14, `training.epochs`: is 99999999999, expected at most 4294967295",
+        ),
+        (
+            "eval_strategy: no",
+            "gradient_accumulation_steps: 9223372036854775808",
+            "`recipe.yaml`, line 14, `training.gradient_accumulation_steps`: is 9223372036854775808, \
+             expected at most",
+        ),
+        (
             "r: 16",
             "r: 16\n  r: 8",
             "`recipe.yaml`, line 11: no YAML that can be read: duplicate mapping key `r` is not allowed",
@@ -718,6 +958,21 @@ fn what_is_wrong_is_named_with_its_place() {
 }
 
 #[test]
+fn what_is_judged_on_validation_rows_needs_some() {
+    let without = SMALL.replace("  split: {fraction: 0.2}\n", "");
+    for (key, value) in [
+        ("eval_metrics", "[exact_match]"),
+        ("early_stopping_patience", "2"),
+        ("load_best_model_at_end", "true"),
+    ] {
+        let text = without.replace("eval_strategy: no", &format!("{key}: {value}"));
+        let error = Recipe::from_yaml(&text).unwrap_err().to_string();
+        let expected = format!("line 13, `training.{key}`: needs validation rows");
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
 fn values_are_put_in_from_outside() {
     let dir = dir();
     let file = dir.path().join("small.yaml");
@@ -740,7 +995,20 @@ fn values_are_put_in_from_outside() {
     assert_eq!(recipe.training.output_dir, Some(PathBuf::from("out/x")));
     assert_eq!(recipe.data.split.unwrap().seed, 7);
     assert_eq!(recipe.name.as_deref(), Some("other"));
+    // A value in quotes is all of it; so is one with `#` within a word.
+    assert_eq!(put(&["name='#x'"]).unwrap().name.as_deref(), Some("#x"));
+    assert_eq!(put(&["name=a#b"]).unwrap().name.as_deref(), Some("a#b"));
+    assert_eq!(put(&["name="]).unwrap().name, None);
     for (given, expected) in [
+        (
+            "name=#x",
+            "`name`: `#x` has a `#`, behind which YAML reads nothing: put the value in quotes",
+        ),
+        ("name=a #b", "`name`: `a #b` has a `#`"),
+        (
+            "data.split={fraction: 0.2} # a fifth",
+            "`data.split`: `{fraction: 0.2} # a fifth` has a `#`",
+        ),
         (
             "training.learning_rat=1",
             "`training.learning_rat`: there is no key `learning_rat` here; did",
