@@ -302,8 +302,10 @@ impl Upload<'_> {
         Ok(done(made.0, made.1, made.2))
     }
 
+    /// The page of a commit; of the repository where the hub does not name the commit.
     fn page(&self, commit: &str) -> String {
-        format!("{}/{}/commit/{commit}", self.api.endpoint, self.repo)
+        let repository = format!("{}/{}", self.api.endpoint, self.repo);
+        if is_commit(commit) { format!("{repository}/commit/{commit}") } else { repository }
     }
 
     /// An address of the repository, for this branch.

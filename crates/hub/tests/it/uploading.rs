@@ -303,6 +303,10 @@ fn no_word_of_a_server_steers_the_screen() {
     for text in [&uploaded.commit, &uploaded.url, uploaded.pull_request.as_ref().unwrap()] {
         is_clean(text);
     }
+    // Nor is there a page of a commit that it does not name.
+    server.change(|state| state.uploads.told = Some(String::new()));
+    let uploaded = push(&server, &args()).unwrap();
+    assert_eq!(uploaded.url, format!("{}/owner/made", server.address));
     // Nor is the password of an endpoint shown.
     let endpoint = server.address.replace("http://", "http://me:PASSWORD@");
     let hub = Hub::new("/none").endpoint(&endpoint).token("hf_other");

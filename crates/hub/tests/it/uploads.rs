@@ -244,6 +244,9 @@ fn commit(request: &Request, uploads: &mut Uploads, address: &str) -> Option<Rep
     if std::mem::take(&mut uploads.lost) {
         return Some(Reply::Nothing);
     }
+    if uploads.told.as_deref() == Some("") {
+        return answer_json(&json!([]));
+    }
     let name = uploads.told.clone().unwrap_or(commit_name(uploads.commits));
     answer_json(&json!({
         "success": true,
