@@ -1,8 +1,10 @@
 //! The data of a run in a few lines, for people who look before they train: which rows and columns of
 //! the files are used and which are not, how many rows each side has, and what is wrong with them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+
+use rayon::prelude::*;
 
 use crate::dataset::Dataset;
 use crate::key;
@@ -77,23 +79,25 @@ impl DataSummary {
 /// The caution that validation rows are known from training, if any are. Only the same words count
 /// here, which costs a hash for each row; [`Splits::audit`](crate::Splits::audit) looks for more.
 fn leak(train: &Dataset, validation: &Dataset) -> Option<String> {
-    let hashes = |set: &Dataset| -> Vec<(u128, u128)> {
-        let texts = set.pairs().zip(set.id_texts());
-        texts
-            .map(|((_, completion), id)| {
-                (key::text_hash(&key::normalized(id)), key::text_hash(&key::normalized(completion)))
-            })
-            .collect()
+    let hash = |text: &str| key::text_hash(&key::normalized(text));
+    let prompts = |set: &Dataset| -> Vec<u128> {
+        let texts: Vec<&str> = set.id_texts().collect();
+        texts.into_par_iter().with_min_len(1024).map(hash).collect()
     };
-    let mut known: HashMap<u128, Vec<u128>> = HashMap::new();
-    for (prompt, completion) in hashes(train) {
-        known.entry(prompt).or_default().push(completion);
+    let held_out = prompts(validation);
+    let wanted: HashSet<u128> = held_out.iter().copied().collect();
+    // The answers of training to the prompts that are held out.
+    let mut answers: HashMap<u128, HashSet<u128>> = HashMap::new();
+    for (prompt, (_, completion)) in prompts(train).into_iter().zip(train.pairs()) {
+        if wanted.contains(&prompt) {
+            answers.entry(prompt).or_default().insert(hash(completion));
+        }
     }
     let (mut asked, mut answered) = (0, 0);
-    for (prompt, completion) in hashes(validation) {
-        let Some(completions) = known.get(&prompt) else { continue };
+    for (prompt, (_, completion)) in held_out.into_iter().zip(validation.pairs()) {
+        let Some(known) = answers.get(&prompt) else { continue };
         asked += 1;
-        answered += usize::from(completions.contains(&completion));
+        answered += usize::from(known.contains(&hash(completion)));
     }
     (asked > 0).then(|| {
         format!(
