@@ -1,8 +1,9 @@
 //! `tunebook train`, and `tunebook registry recipe`.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn tunebook(dir: &Path, words: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
@@ -69,4 +70,78 @@ fn a_wrong_recipe_is_refused_with_its_place() {
     let expected = "error: `wrong.yaml`, line 4, `training.max_step`: there is no key `max_step` here; did \
                     you mean `max_steps`?\n";
     assert_eq!(text(&done.stderr), expected);
+}
+
+fn started(dir: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
+    command.current_dir(dir).args(words).env("CUDA_VISIBLE_DEVICES", "");
+    command
+}
+
+/// `tunebook train … 2>&1 | true`, `tunebook plan … | head -1`.
+#[test]
+fn a_reader_who_has_gone_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("small.yaml"), recipe(dir)).unwrap();
+    for words in [&["train", "small.yaml"][..], &["plan", "small.yaml"]] {
+        let mut command = started(dir, words);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop((child.stdout.take(), child.stderr.take()));
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{words:?}");
+    }
+    assert!(dir.join("out/support/adapter_config.json").is_file());
+    // What is asked for and does not arrive is a failure.
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = started(dir, &["plan", "small.yaml"]);
+    let done = command.stdout(full).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    let said = text(&done.stderr);
+    assert!(said.contains("error: standard output is not whole"), "{said}");
+}
+
+/// A machine that is taken back sends SIGTERM, some senders more than one.
+#[test]
+fn a_signal_ends_a_run_after_a_whole_step_and_what_is_trained_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let long = recipe(dir).replace("max_steps: 2", "max_steps: 1000000");
+    fs::write(dir.join("long.yaml"), long).unwrap();
+    for signal in ["-TERM", "-HUP", "-INT"] {
+        let out = format!("out{signal}");
+        let mut command = started(dir, &["train", "long.yaml", "--out", &out]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut lines = lines.map(Result::unwrap);
+        assert!(lines.by_ref().any(|line| line.starts_with("step ")), "{signal}");
+        let times = if signal == "-INT" { 1 } else { 3 };
+        for _ in 0..times {
+            let id = child.id().to_string();
+            assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        }
+        let left: Vec<String> = lines.collect();
+        let done = child.wait_with_output().unwrap();
+        assert_eq!(done.status.code(), Some(0), "{signal}: {left:?}");
+        let said = text(&done.stdout);
+        assert!(said.contains("stopped on request after step"), "{signal}: {said}");
+        assert!(dir.join(&out).join("support/adapter_model.safetensors").is_file(), "{signal}");
+    }
+}
+
+#[test]
+fn what_another_recipe_has_trained_stays_unless_it_is_to_be_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("small.yaml"), recipe(dir)).unwrap();
+    assert!(tunebook(dir, &["train", "small.yaml"]).status.success());
+    let other = ["train", "small.yaml", "strategy.r=4"];
+    let done = tunebook(dir, &other);
+    assert_eq!(done.status.code(), Some(1));
+    let said = text(&done.stderr);
+    assert!(said.contains("holds the adapter of another recipe"), "{said}");
+    assert!(!said.contains("step "), "{said}");
+    let done = tunebook(dir, &[&other[..], &["--overwrite"]].concat());
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let config = fs::read_to_string(dir.join("out/support/adapter_config.json")).unwrap();
+    assert!(config.contains("\"r\": 4"), "{config}");
 }
