@@ -4,7 +4,9 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use tunebook_export::cluster::{self, Accelerate, Card, Engine, ExportOptions, HostedData, Prices};
+use tunebook_export::cluster::{
+    self, Accelerate, Card, Engine, EngineRun, ExportOptions, HostedData, Prices,
+};
 use tunebook_export::folder;
 use tunebook_runs::{Recipe, Registry};
 
@@ -78,13 +80,14 @@ pub(crate) fn export(
         Some(out) => out.to_owned(),
         None => Path::new("out/export").join(stem),
     };
+    let from = std::fs::canonicalize(path)?.to_string_lossy().into_owned();
     let engine = match to {
         To::Trl => Engine::Trl,
         To::Axolotl => Engine::Axolotl,
         To::Openai => {
             let prices = arguments.prices.as_ref().map(Prices::read).transpose()?;
             let data = cluster::hosted(&recipe, prices.as_ref())?;
-            folder::write_files(&data.files, &out)?;
+            folder::write_files(&data.files, &from, &out)?;
             say(&data, prices.as_ref());
             println!("{}", out.display());
             return Ok(());
@@ -100,7 +103,7 @@ pub(crate) fn export(
         ..ExportOptions::new(engine)
     };
     let export = cluster::export(&recipe, &options)?;
-    folder::write_files(&export.files, &out)?;
+    folder::write_files(&export.files, &from, &out)?;
     export.notes.iter().for_each(|note| eprintln!("note: {note}"));
     println!("{}", out.display());
     let there = if options.sky { "sky launch sky.yaml" } else { export.command.as_str() };
@@ -160,7 +163,7 @@ pub(crate) fn plan(arguments: &PlanArguments) -> Result<(), Box<dyn Error>> {
 /// `tunebook import-run`.
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
-    /// The folder that `tunebook export` wrote, with what the engine wrote in its `out`.
+    /// The folder that `tunebook export` wrote, with what the engine wrote to its `out`.
     folder: PathBuf,
     /// The registry; it is made where there is none.
     #[arg(long, value_name = "DIR", default_value = "registry")]
@@ -168,8 +171,9 @@ pub(crate) struct ImportArguments {
 }
 
 pub(crate) fn import(arguments: &ImportArguments) -> Result<(), Box<dyn Error>> {
-    let registry = Registry::open(&arguments.registry)?;
-    let imported = cluster::import_run(&arguments.folder, &registry)?;
+    // First the run: no registry is made for one that cannot be used.
+    let run = EngineRun::read(&arguments.folder)?;
+    let imported = run.record(&Registry::open(&arguments.registry)?)?;
     imported.notes.iter().for_each(|note| eprintln!("note: {note}"));
     eprintln!("{}", imported.record);
     match &imported.adapter {

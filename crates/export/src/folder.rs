@@ -1,4 +1,4 @@
-//! The folder of an exported crate. What was not exported is never removed or changed.
+//! The folder of an export. What was not exported is never removed or changed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use crate::{Error, Exported, Files};
 const LIST: &str = ".tunebook-export.json";
 /// Cargo drops from it what the crate does not need.
 const CHANGES: &str = "Cargo.lock";
+/// The folder in which another engine leaves what it has made of the files.
+const RESULTS: &str = crate::cluster::OUT;
 
 /// Writes the crate to `folder`, in place of an earlier export of the same notebook. Other files stay.
 /// `from` says which notebook it is, among others of its name: its path.
@@ -23,22 +25,26 @@ const CHANGES: &str = "Cargo.lock";
 pub fn write(exported: &Exported, from: &str, folder: &Path) -> Result<(), Error> {
     let bytes = |(name, text): (&String, &String)| (name.clone(), text.clone().into_bytes());
     let files = exported.files.iter().map(bytes).collect();
-    write_parts(&Parts { from: Some(from), files: &files, links: &exported.links }, folder)
+    write_parts(&Parts { from, files: &files, links: &exported.links, results: None }, folder)
 }
 
-/// Writes files to `folder`, in place of an earlier export. Other files stay.
+/// Writes files to `folder`, in place of an earlier export of the same recipe. Other files stay. `from` says
+/// which recipe it is, among others of its name: its path.
 ///
 /// # Errors
-/// As [`write`].
-pub fn write_files(files: &Files, folder: &Path) -> Result<(), Error> {
-    write_parts(&Parts { from: None, files, links: &BTreeMap::new() }, folder)
+/// As [`write`]; [`Error::Folder`] also when an engine has left results beside other files than these: they
+/// are those of the export that is there.
+pub fn write_files(files: &Files, from: &str, folder: &Path) -> Result<(), Error> {
+    write_parts(&Parts { from, files, links: &BTreeMap::new(), results: Some(RESULTS) }, folder)
 }
 
 /// What a folder is to hold.
 struct Parts<'a> {
-    from: Option<&'a str>,
+    from: &'a str,
     files: &'a Files,
     links: &'a BTreeMap<String, String>,
+    /// A folder in it that others write to.
+    results: Option<&'static str>,
 }
 
 fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
@@ -56,8 +62,8 @@ fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
         }
         return write_all(exported, &List::default(), folder);
     };
-    if let (Some(from), Some(other)) = (exported.from, &old.from)
-        && from != other
+    if let Some(other) = &old.from
+        && exported.from != other
     {
         return refuse(format!(
             "it is the export of {other}; move it away or choose another folder with --out"
@@ -82,6 +88,15 @@ fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
             ));
         }
     }
+    if let Some(results) = exported.results
+        && old.files != sums(exported.files)
+        && !is_empty(&folder.join(results))?
+    {
+        return refuse(format!(
+            "`{results}` has what an engine made of the export that is there: bring it back (`tunebook \
+             import-run`) and move `{results}` away, or choose another folder with --out"
+        ));
+    }
     let known = |name: &String| old.files.contains_key(name) || old.before.contains_key(name);
     let new = exported.files.keys().filter(|name| !known(name));
     let new_links = exported.links.keys().filter(|name| !old.links.contains_key(*name));
@@ -98,7 +113,7 @@ fn write_parts(exported: &Parts<'_>, folder: &Path) -> Result<(), Error> {
 /// What an export wrote: files with their checksums, and links.
 #[derive(Default)]
 struct List {
-    /// The notebook.
+    /// The notebook or recipe; `None` in lists of recipes' exports of older versions.
     from: Option<String>,
     files: BTreeMap<String, String>,
     /// The files of the export before, where one has not come to its end.
@@ -179,10 +194,9 @@ fn is_empty(folder: &Path) -> Result<bool, Error> {
 
 /// Writes files and links, and removes those of the earlier export that are no part of this one.
 fn write_all(exported: &Parts<'_>, old: &List, folder: &Path) -> Result<(), Error> {
-    let sums = exported.files.iter().map(|(name, bytes)| (name.clone(), sum(bytes)));
     let mut list = List {
-        from: exported.from.map(str::to_owned),
-        files: sums.collect(),
+        from: Some(exported.from.to_owned()),
+        files: sums(exported.files),
         before: old.before.clone(),
         links: old.links.clone(),
     };
@@ -218,6 +232,10 @@ fn write_all(exported: &Parts<'_>, old: &List, folder: &Path) -> Result<(), Erro
     list.before.clear();
     list.links = exported.links.clone();
     list.write(folder)
+}
+
+fn sums(files: &Files) -> BTreeMap<String, String> {
+    files.iter().map(|(name, bytes)| (name.clone(), sum(bytes))).collect()
 }
 
 /// There is no such file, or a file stands where its folder would.

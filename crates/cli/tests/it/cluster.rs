@@ -60,7 +60,21 @@ fn a_recipe_is_planned_exported_and_what_does_not_map_is_refused() {
     // Nothing came back yet.
     let back = tunebook(dir, &["import-run", "there"]);
     assert_eq!(back.status.code(), Some(1));
+    let said = text(&back.stderr);
+    assert!(said.contains("`adapter` is not there, and was lora in the export"), "{said}");
+    let done = tunebook(dir, &["export", "small.yaml", "--to", "trl", "--out", "fresh"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let back = tunebook(dir, &["import-run", "fresh"]);
     assert!(text(&back.stderr).contains("bring the folder that the engine wrote"));
+    assert!(!dir.join("registry").exists(), "a registry was made for nothing");
+
+    // Another recipe of the same name has another folder.
+    fs::create_dir(dir.join("b")).unwrap();
+    fs::copy(dir.join("small.yaml"), dir.join("b/small.yaml")).unwrap();
+    let other = tunebook(dir, &["export", "b/small.yaml", "--to", "trl", "--out", "fresh"]);
+    assert_eq!(other.status.code(), Some(1));
+    let said = text(&other.stderr);
+    assert!(said.contains("it is the export of ") && said.contains("/small.yaml"), "{said}");
 
     for (words, expected) in [
         (&["export", "small.yaml"][..], "name what the recipe is exported to"),
@@ -87,6 +101,10 @@ fn the_data_goes_to_a_provider_with_a_price() {
     )
     .unwrap();
     let words = ["export", "small.yaml", "--to", "openai", "--prices", "prices.toml"];
+    let said = text(&tunebook(dir, &words).stderr);
+    assert!(said.contains("`training.max_steps: 4`") && said.contains("has 7 steps"), "{said}");
+    let small = fs::read_to_string(dir.join("small.yaml")).unwrap();
+    fs::write(dir.join("small.yaml"), small.replace("max_steps: 4", "epochs: 1")).unwrap();
     let done = tunebook(dir, &words);
     let said = text(&done.stderr);
     assert!(done.status.success(), "{said}");

@@ -1,6 +1,6 @@
 //! Why a recipe does not go to a cluster, or come back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Engine, Unmapped};
 
@@ -24,6 +24,17 @@ pub enum Error {
     Hosted {
         /// Which rule, and where it is broken.
         problem: String,
+    },
+    /// A provider counts whole epochs.
+    #[error(
+        "`training.max_steps: {max_steps}`: a provider counts whole epochs, and an epoch has \
+         {steps_per_epoch} steps here: leave it out and set training.epochs"
+    )]
+    HostedSteps {
+        /// The steps of the recipe.
+        max_steps: usize,
+        /// The steps of one epoch.
+        steps_per_epoch: usize,
     },
     /// A file says something that cannot be used.
     #[error("{}: {problem}", .path.display())]
@@ -82,6 +93,10 @@ boxed!(
     Model: tunebook_models::Error,
     Tune: tunebook_tune::Error
 );
+
+pub(super) fn refuse(path: &Path, problem: impl Into<String>) -> Error {
+    Error::File { path: path.to_owned(), problem: problem.into() }
+}
 
 fn count(unmapped: &[Unmapped]) -> String {
     match unmapped.len() {

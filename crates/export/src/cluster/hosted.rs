@@ -5,7 +5,7 @@ use serde_json::json;
 use tunebook_data::Dataset;
 use tunebook_models::{Device, Model};
 use tunebook_runs::{Recipe, RunData, training_examples};
-use tunebook_tune::{Example, tokenize_example};
+use tunebook_tune::{Example, TrainingArgs, tokenize_example};
 
 use super::Temporary;
 use super::error::{Error, Result};
@@ -36,15 +36,15 @@ pub struct HostedData {
 ///
 /// # Errors
 /// Rows that the published rules refuse: fewer than ten, an empty text, an unknown role, no answer at
-/// the end; a model or data that cannot be read.
+/// the end; a number of steps that is no whole number of epochs; a model or data that cannot be read.
 pub fn hosted(recipe: &Recipe, prices: Option<&Prices>) -> Result<HostedData> {
     let data = recipe.data.load()?;
+    let epochs = epochs(&recipe.training, data.train().len())?;
     let mut files = Files::new();
     files.insert("train.jsonl".to_owned(), chat(data.train(), "training")?);
     if let Some(validation) = data.validation().filter(|rows| !rows.is_empty()) {
         files.insert("validation.jsonl".to_owned(), chat(validation, "validation")?);
     }
-    let epochs = recipe.training.epochs;
     let lengths = lengths(recipe, &data)?;
     let (tokens, longest) = (lengths.iter().sum(), lengths.iter().max().copied().unwrap_or(0));
     let mut notes = vec![
@@ -78,6 +78,21 @@ pub fn hosted(recipe: &Recipe, prices: Option<&Prices>) -> Result<HostedData> {
     files.insert("job.json".to_owned(), format!("{job:#}\n").into_bytes());
     let rows = data.train().len();
     Ok(HostedData { files, rows, tokens, longest, epochs, prices: costs, notes })
+}
+
+/// How often the rows are gone through.
+///
+/// # Errors
+/// Steps that end in the midst of an epoch.
+fn epochs(args: &TrainingArgs, rows: usize) -> Result<usize> {
+    let Some(max_steps) = args.max_steps else { return Ok(args.epochs) };
+    let per_step = args.batch_size.saturating_mul(args.gradient_accumulation_steps);
+    let steps_per_epoch = rows.div_ceil(per_step.max(1)).max(1);
+    // Packed rows are fewer, and how many a provider does not know.
+    if args.packing || !max_steps.is_multiple_of(steps_per_epoch) {
+        return Err(Error::HostedSteps { max_steps, steps_per_epoch });
+    }
+    Ok(max_steps / steps_per_epoch)
 }
 
 /// Rows in the chat format, checked.

@@ -10,9 +10,15 @@ pub(super) const DEEPSPEED: &str = "deepspeed_zero3.json";
 /// Accelerate's file for TRL.
 pub(super) const ACCELERATE: &str = "accelerate.yaml";
 
-/// Accelerate's profile, as TRL's own of the same name but for the number of cards and the precision.
-pub(super) fn accelerate(profile: Accelerate, options: &ExportOptions, precision: &str) -> Value {
-    let again = |kind: &str, config: Value| {
+/// Accelerate's profile, as TRL's own of the same name but for the number of cards, the precision and
+/// whether FSDP runs the blocks `again` in the backward pass.
+pub(super) fn accelerate(
+    profile: Accelerate,
+    options: &ExportOptions,
+    precision: &str,
+    again: bool,
+) -> Value {
+    let around = |kind: &str, config: Value| {
         json!({
             "compute_environment": "LOCAL_MACHINE",
             "debug": false,
@@ -30,10 +36,10 @@ pub(super) fn accelerate(profile: Accelerate, options: &ExportOptions, precision
         })
     };
     match profile {
-        Accelerate::Fsdp2 => again(
+        Accelerate::Fsdp2 => around(
             "FSDP",
             json!({
-                "fsdp_activation_checkpointing": false,
+                "fsdp_activation_checkpointing": again,
                 "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
                 "fsdp_cpu_ram_efficient_loading": true,
                 "fsdp_offload_params": false,
@@ -42,7 +48,7 @@ pub(super) fn accelerate(profile: Accelerate, options: &ExportOptions, precision
                 "fsdp_version": 2,
             }),
         ),
-        Accelerate::Zero3 => again(
+        Accelerate::Zero3 => around(
             "DEEPSPEED",
             json!({
                 "deepspeed_multinode_launcher": "standard",
@@ -108,8 +114,13 @@ pub(super) fn sky(name: &str, options: &ExportOptions) -> Value {
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .collect();
+    // SkyPilot takes letters, digits and dashes.
+    let name = match name.trim_matches('-') {
+        "" => "tune".to_owned(),
+        name => format!("tune-{name}"),
+    };
     json!({
-        "name": format!("tune-{}", name.trim_matches('-')),
+        "name": name,
         "workdir": ".",
         "num_nodes": 1,
         "resources": {

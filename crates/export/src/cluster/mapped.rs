@@ -28,6 +28,8 @@ pub(super) struct Mapped {
     pub(super) settings: Map<String, Value>,
     pub(super) unmapped: Vec<Unmapped>,
     pub(super) notes: Vec<String>,
+    /// Whether the blocks are run again in the backward pass.
+    pub(super) again: bool,
 }
 
 impl Mapped {

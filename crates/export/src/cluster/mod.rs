@@ -12,7 +12,7 @@
 //! let recipe = Recipe::read("recipe.yaml")?;
 //! let options = ExportOptions { gpus: 8, ..ExportOptions::new(Engine::Trl) };
 //! let folder = cluster::export(&recipe, &options)?;
-//! tunebook_export::folder::write_files(&folder.files, "out/cluster".as_ref())?;
+//! tunebook_export::folder::write_files(&folder.files, "recipe.yaml", "out/cluster".as_ref())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -25,14 +25,19 @@ mod mapped;
 mod model;
 mod plan;
 mod prices;
+mod record;
+mod result;
 mod strategy;
 mod tokens;
 mod training;
+mod unchanged;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tunebook_data::Dataset;
 use tunebook_models::{Device, Model};
 use tunebook_runs::{ModelDtype, Recipe, RunData, training_examples};
@@ -41,7 +46,7 @@ use tunebook_tune::{Adapters as _, ExampleSets, Fingerprints, RunRows, Strategy,
 pub use cards::{CARDS, Card};
 pub use error::{Error, Result};
 pub use hosted::{HostedData, hosted};
-pub use import::{Imported, import_run};
+pub use import::{EngineRun, Imported, import_run};
 pub use mapped::Unmapped;
 pub use plan::{CardPlan, ClusterPlan, plan};
 pub use prices::{HostedPrice, Prices};
@@ -49,12 +54,16 @@ pub use prices::{HostedPrice, Prices};
 use crate::Files;
 use crate::folder::sum;
 
-/// The folder that an engine writes to, beside its file.
+/// The folder that an engine writes to, beside its file: in a folder for each export.
 pub(crate) const OUT: &str = "out";
 /// The folder with the adapter as it is before the first step.
 pub(crate) const INITIAL: &str = "initial";
 /// What the export was made of, for [`import_run`].
 pub(crate) const MANIFEST: &str = "tunebook.json";
+/// The engine's file.
+pub(crate) const SETTINGS: &str = "train.yaml";
+/// What `transformers` keeps of a run in a checkpoint.
+pub(crate) const STATE: &str = "trainer_state.json";
 
 /// An engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +126,8 @@ pub struct RunShape {
     pub total_steps: usize,
     /// Optimizer steps of an epoch.
     pub steps_per_epoch: usize,
+    /// Training rows.
+    pub rows: usize,
     /// Blocks of the model.
     pub blocks: usize,
     /// Tokens of the longest row.
@@ -161,7 +172,13 @@ impl Prepared {
     /// A model, data or strategy that cannot be used.
     pub(crate) fn new(recipe: &Recipe) -> Result<Self> {
         let data = recipe.data.load()?;
-        let model = recipe.model.load(&Device::Cpu)?;
+        let mut base = recipe.model.clone();
+        if let (Strategy::Full(_), ModelDtype::Bfloat16) = (&recipe.strategy.config, base.dtype) {
+            // All weights are trained as float32, which the CPU does not do beside bfloat16. Rows and
+            // counts are the same.
+            base.dtype = ModelDtype::Float32;
+        }
+        let model = base.load(&Device::Cpu)?;
         recipe.strategy.add_to(&model)?;
         let trainer = Trainer::new(&model, &recipe.training);
         let mut rows = trainer.rows(examples(&data))?;
@@ -178,6 +195,7 @@ impl Prepared {
         RunShape {
             total_steps: self.rows.steps.len(),
             steps_per_epoch: self.rows.steps_per_epoch,
+            rows: self.rows.rows.len(),
             blocks: self.model.num_blocks(),
             longest: sets.iter().flatten().map(|set| set.longest()).max().unwrap_or(0),
             validates: self.rows.validation.is_some(),
@@ -220,12 +238,12 @@ pub fn export(recipe: &Recipe, options: &ExportOptions) -> Result<ClusterExport>
     let adapter = matches!(recipe.strategy.config, Strategy::Adapter(_));
     // A checkpoint of shards, which both profiles would go on from, cannot be written here.
     shape.initial = adapter && options.accelerate.is_none();
-    let per_step = recipe.training.batch_size * recipe.training.gradient_accumulation_steps;
-    let train = tokens::of_steps(&prepared.rows, per_step, options.engine);
-    shape.passes = train.passes;
-
     let mut mapped = model::recipe(recipe, Some(&shape), options);
     check(std::mem::take(&mut mapped.unmapped), options)?;
+    let per_step =
+        recipe.training.batch_size.saturating_mul(recipe.training.gradient_accumulation_steps);
+    let train = tokens::of_steps(&prepared.rows, per_step, options.engine);
+    shape.passes = train.passes;
     model::of_run(&shape, options, &mut mapped);
     mapped.notes.extend(train.note);
     mapped.notes.extend(unread(recipe, &prepared.data));
@@ -252,20 +270,14 @@ pub fn export(recipe: &Recipe, options: &ExportOptions) -> Result<ClusterExport>
         order["validation"] = tokens.order.into();
     }
     put("data/order.json", format!("{order}\n"));
+    put("data/cut.json", format!("{}\n", tokens::cut(&prepared)?));
 
     let command = launch::command(options);
-    let settings = Value::Object(mapped.settings);
-    let head = format!("# {} of `tunebook export`: {command}\n", options.engine);
-    put("train.yaml", head + &tunebook_runs::to_yaml(&settings));
     match (options.engine, options.accelerate) {
         (_, None) => {}
         (Engine::Trl, Some(profile)) => {
-            let precision = match recipe.model.dtype {
-                ModelDtype::Float32 => "no",
-                ModelDtype::Bfloat16 => "bf16",
-                ModelDtype::Float16 => "fp16",
-            };
-            let profile = launch::accelerate(profile, options, precision);
+            let precision = model::Precision::of(recipe).mixed;
+            let profile = launch::accelerate(profile, options, precision, mapped.again);
             put(launch::ACCELERATE, tunebook_runs::to_yaml(&profile));
         }
         (Engine::Axolotl, Some(Accelerate::Zero3)) => {
@@ -283,16 +295,24 @@ pub fn export(recipe: &Recipe, options: &ExportOptions) -> Result<ClusterExport>
     put("verify.py", include_str!("verify.py").to_owned());
     put("recipe.yaml", recipe.to_yaml()?);
     if shape.initial {
-        initial(&prepared.model, &recipe.strategy.adapter_name, &settings, &mut files)?;
+        initial(&prepared.model, &recipe.strategy.adapter_name, &mapped.settings, &mut files)?;
     }
+    let id = id(&mapped.settings, &files);
+    model::of_export(&id, options, &mut mapped);
+    let settings = Value::Object(std::mem::take(&mut mapped.settings));
+    let head = format!("# {} of `tunebook export`: {command}\n", options.engine);
+    let text = head + &tunebook_runs::to_yaml(&settings);
+    files.insert(SETTINGS.to_owned(), text.into_bytes());
     let manifest = Manifest {
         engine: options.engine,
-        recipe: sum(recipe.to_yaml()?.as_bytes()),
+        accelerate: options.accelerate,
+        id,
         total_steps: shape.total_steps,
         fingerprints: prepared.rows.fingerprints.clone(),
-        data: files
+        settings,
+        files: files
             .iter()
-            .filter(|(name, _)| name.starts_with("data/"))
+            .filter(|(name, _)| !unchanged::is_free(name))
             .map(|(name, bytes)| (name.clone(), sum(bytes)))
             .collect(),
     };
@@ -305,12 +325,53 @@ pub fn export(recipe: &Recipe, options: &ExportOptions) -> Result<ClusterExport>
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) engine: Engine,
-    /// SHA-256 of `recipe.yaml`.
-    pub(crate) recipe: String,
+    pub(crate) accelerate: Option<Accelerate>,
+    /// Made of all that an engine reads: exports of the same recipe with the same options share it.
+    pub(crate) id: String,
     pub(crate) total_steps: usize,
     pub(crate) fingerprints: Fingerprints,
-    /// SHA-256 of the files of the data.
-    pub(crate) data: std::collections::BTreeMap<String, String>,
+    /// The settings of the engine's file.
+    pub(crate) settings: Value,
+    /// SHA-256 of the files that a run is made of.
+    pub(crate) files: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    /// # Errors
+    /// The folder is none that an export has written.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(MANIFEST);
+        let Ok(bytes) = std::fs::read(&path) else {
+            let problem =
+                format!("there is no {MANIFEST}: name the folder that `tunebook export` wrote");
+            return Err(error::refuse(folder, problem));
+        };
+        serde_json::from_slice(&bytes).map_err(|error| {
+            error::refuse(
+                &path,
+                format!("it is not what this version writes ({error}): export and train again"),
+            )
+        })
+    }
+
+    /// Where the engine writes to, in the export's folder.
+    pub(crate) fn out(&self) -> PathBuf {
+        Path::new(OUT).join(&self.id)
+    }
+
+    /// The tag of its runs in a registry.
+    pub(crate) fn tag(&self) -> String {
+        format!("export-{}", self.id)
+    }
+}
+
+/// A name for an export, made of its settings and files.
+fn id(settings: &Map<String, Value>, files: &Files) -> String {
+    let mut all = Value::Object(settings.clone()).to_string();
+    for (name, bytes) in files {
+        all.push_str(&format!("\n{name} {}", sum(bytes)));
+    }
+    sum(all.as_bytes())[..12].to_owned()
 }
 
 fn check(unmapped: Vec<Unmapped>, options: &ExportOptions) -> Result<()> {
@@ -321,7 +382,12 @@ fn check(unmapped: Vec<Unmapped>, options: &ExportOptions) -> Result<()> {
 }
 
 /// The adapter as it is before the first step, as a checkpoint at step 0.
-fn initial(model: &Model, name: &str, settings: &Value, files: &mut Files) -> Result<()> {
+fn initial(
+    model: &Model,
+    name: &str,
+    settings: &Map<String, Value>,
+    files: &mut Files,
+) -> Result<()> {
     let folder = Temporary::new()?;
     let written = model.save_adapter(name, &folder.0)?;
     let io = |source| Error::Io { path: written.clone(), source };
@@ -334,7 +400,7 @@ fn initial(model: &Model, name: &str, settings: &Value, files: &mut Files) -> Re
     // What `transformers` wants of a folder to go on from: settings as in the engine's file, and a state
     // of its own that it takes for granted.
     let no = |key: &str| (key.to_owned(), Value::Bool(false));
-    let control: serde_json::Map<String, Value> = [
+    let control: Map<String, Value> = [
         no("should_epoch_stop"),
         no("should_evaluate"),
         no("should_log"),
@@ -348,7 +414,7 @@ fn initial(model: &Model, name: &str, settings: &Value, files: &mut Files) -> Re
         "global_step": 0,
         "log_history": [],
         "stateful_callbacks": { "TrainerControl": { "args": control, "attributes": {} } },
-        "train_batch_size": settings["per_device_train_batch_size"],
+        "train_batch_size": settings.get("per_device_train_batch_size"),
     });
     for key in ["eval_steps", "logging_steps", "max_steps", "save_steps"] {
         if let Some(value) = settings.get(key) {
@@ -356,7 +422,7 @@ fn initial(model: &Model, name: &str, settings: &Value, files: &mut Files) -> Re
         }
     }
     let state = format!("{state:#}\n").into_bytes();
-    files.insert(format!("{INITIAL}/trainer_state.json"), state);
+    files.insert(format!("{INITIAL}/{STATE}"), state);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tunebook_models::Quantization;
 use tunebook_runs::{DataRecipe, ModelDtype, ModelRecipe, Recipe};
+use tunebook_tune::{AdapterConfig, Strategy};
 
 use super::mapped::Mapped;
 use super::strategy::strategy;
@@ -15,6 +16,7 @@ pub(super) fn recipe(recipe: &Recipe, shape: Option<&RunShape>, options: &Export
     let Recipe { version: _, name: _, data, model, strategy: trained, training: args } = recipe;
     let mut out = Mapped::default();
     self::model(model, options, &mut out);
+    precision(recipe, options, &mut out);
     self::data(data, options, &mut out);
     strategy(trained, options, &mut out);
     training(args, shape, options, &mut out);
@@ -22,7 +24,7 @@ pub(super) fn recipe(recipe: &Recipe, shape: Option<&RunShape>, options: &Export
 }
 
 fn model(model: &ModelRecipe, options: &ExportOptions, out: &mut Mapped) {
-    let ModelRecipe { name_or_path, revision, dtype, quantization } = model;
+    let ModelRecipe { name_or_path, revision, dtype: _, quantization } = model;
     let trl = options.engine == Engine::Trl;
     let (base, revision) = match &options.base {
         Some(base) => (base.clone(), None),
@@ -59,19 +61,6 @@ fn model(model: &ModelRecipe, options: &ExportOptions, out: &mut Mapped) {
     if let Some(revision) = revision {
         out.set(if trl { "model_revision" } else { "revision_of_model" }, revision);
     }
-    let (torch, bf16, fp16) = match dtype {
-        ModelDtype::Float32 => ("float32", false, false),
-        ModelDtype::Bfloat16 => ("bfloat16", true, false),
-        ModelDtype::Float16 => ("float16", false, true),
-    };
-    if trl {
-        out.set("dtype", torch);
-    } else if !bf16 && !fp16 {
-        out.set("float32", true);
-        out.set("tf32", false);
-    }
-    out.set("bf16", bf16);
-    out.set("fp16", fp16);
     match quantization {
         None => {}
         Some(Quantization::Nf4) => {
@@ -93,6 +82,112 @@ fn model(model: &ModelRecipe, options: &ExportOptions, out: &mut Mapped) {
             format!("{other:?}").to_lowercase(),
             "the engine does not train over GGUF's blocks: choose nf4, or none",
         ),
+    }
+}
+
+/// The types of number of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Precision {
+    /// Of the weights, in torch's words.
+    weights: &'static str,
+    /// Of the products, in accelerate's words.
+    pub(super) mixed: &'static str,
+}
+
+impl Precision {
+    /// What is trained is float32 here, whatever the base is. An engine keeps an adapter so, but of full
+    /// fine-tuning it trains the weights as they are loaded: torch does not scale losses for float16
+    /// weights, and bfloat16 ones lose small steps.
+    pub(super) fn of(recipe: &Recipe) -> Self {
+        let (weights, mixed) = match recipe.model.dtype {
+            ModelDtype::Float32 => ("float32", "no"),
+            ModelDtype::Bfloat16 => ("bfloat16", "bf16"),
+            ModelDtype::Float16 => ("float16", "fp16"),
+        };
+        match recipe.strategy.config {
+            Strategy::Full(_) => Self { weights: "float32", mixed },
+            Strategy::Adapter(_) => Self { weights, mixed },
+        }
+    }
+}
+
+/// The types of number, and the scaled loss that goes with one of them.
+fn precision(recipe: &Recipe, options: &ExportOptions, out: &mut Mapped) {
+    let Precision { weights, mixed } = Precision::of(recipe);
+    let (dtype, args) = (recipe.model.dtype, &recipe.training);
+    let name = match dtype {
+        ModelDtype::Float32 => "float32",
+        ModelDtype::Bfloat16 => "bfloat16",
+        ModelDtype::Float16 => "float16",
+    };
+    let half = dtype != ModelDtype::Float32;
+    match options.engine {
+        Engine::Trl => out.set("dtype", weights),
+        Engine::Axolotl if half => {}
+        Engine::Axolotl => {
+            out.set("float32", true);
+            out.set("tf32", false);
+        }
+    }
+    out.set("bf16", mixed == "bf16");
+    out.set("fp16", mixed == "fp16");
+    if dtype == ModelDtype::Float16 {
+        out.refuse_if(
+            !args.fp16,
+            "training.fp16",
+            args.fp16,
+            "float16 is trained with a scaled loss there: set it to true, or choose bfloat16",
+        );
+        out.refuse_if(
+            args.fp16 && args.fp16_init_scale != 65536.0,
+            "training.fp16_init_scale",
+            args.fp16_init_scale,
+            "the scale begins at 65536 there and no option changes it: leave it out",
+        );
+    } else if args.fp16 {
+        out.note(format!("training.fp16 is left out: scaling the loss changes nothing in {name}"));
+    }
+    let Strategy::Adapter(config) = &recipe.strategy.config else {
+        out.refuse_if(
+            half && options.engine == Engine::Axolotl,
+            "model.dtype",
+            name,
+            "Axolotl would train the weights in this type, here they are float32: choose float32, or \
+             export to TRL",
+        );
+        return;
+    };
+    if let AdapterConfig::Lora(lora) = &**config
+        && half
+        && !lora.modules_to_save.is_empty()
+    {
+        out.refuse_if(
+            dtype == ModelDtype::Float16,
+            "strategy.modules_to_save",
+            lora.modules_to_save.join(", "),
+            "their copies would be float16 there, for which torch scales no loss: choose bfloat16 or \
+             float32, or leave them out",
+        );
+        if dtype == ModelDtype::Bfloat16 {
+            out.note(
+                "modules_to_save are trained in bfloat16 there, in float32 here: small steps are rounded \
+                 away",
+            );
+        }
+    }
+    if options.engine == Engine::Trl {
+        if recipe.model.quantization == Some(Quantization::Nf4) {
+            out.note(
+                "TRL trains a LoRA over 4 bits in bfloat16, here it is float32: small steps are rounded \
+                 away (not of DoRA's magnitudes)",
+            );
+        }
+        if options.accelerate == Some(Accelerate::Zero3) && half {
+            out.note(format!(
+                "with zero3 TRL trains the adapter in {name}, here it is float32: small steps are rounded \
+                 away"
+            ));
+        }
     }
 }
 
@@ -128,7 +223,6 @@ fn data(data: &DataRecipe, options: &ExportOptions, out: &mut Mapped) {
             out.set("datasets", set("train"));
             out.set("test_datasets", set("validation"));
             out.set("val_set_size", 0.0);
-            out.set("dataset_prepared_path", "prepared");
             out.set("curriculum_sampling", true);
             out.set("shuffle_merged_datasets", false);
             out.set("sample_packing", false);
@@ -139,7 +233,6 @@ fn data(data: &DataRecipe, options: &ExportOptions, out: &mut Mapped) {
 
 /// What only the whole export knows.
 pub(super) fn of_run(shape: &RunShape, options: &ExportOptions, out: &mut Mapped) {
-    out.set("output_dir", super::OUT);
     out.set("max_steps", shape.total_steps);
     out.set("logging_steps", 1);
     match options.engine {
@@ -147,6 +240,8 @@ pub(super) fn of_run(shape: &RunShape, options: &ExportOptions, out: &mut Mapped
             out.set("num_train_epochs", 1);
             out.set("packing", false);
             out.set("report_to", "none");
+            // A loss that is not finite would be logged as 0.
+            out.set("logging_nan_inf_filter", false);
             if shape.initial {
                 out.set("resume_from_checkpoint", super::INITIAL);
             }
@@ -164,12 +259,20 @@ pub(super) fn of_run(shape: &RunShape, options: &ExportOptions, out: &mut Mapped
                 None => {}
                 Some(Accelerate::Fsdp2) => {
                     out.set("fsdp_version", 2);
-                    let again = out.settings.get("gradient_checkpointing") == Some(&true.into());
-                    out.set("gradient_checkpointing", false);
+                    let again = out.again;
                     out.set("fsdp_config", super::launch::fsdp2_of_axolotl(again));
                 }
                 Some(Accelerate::Zero3) => out.set("deepspeed", super::launch::DEEPSPEED),
             }
         }
+    }
+}
+
+/// Where the engine writes to: a folder for each export, so that no run is taken for another's. Axolotl
+/// finds rows that it has prepared by their path alone.
+pub(super) fn of_export(id: &str, options: &ExportOptions, out: &mut Mapped) {
+    out.set("output_dir", format!("{}/{id}", super::OUT));
+    if options.engine == Engine::Axolotl {
+        out.set("dataset_prepared_path", format!("prepared/{id}"));
     }
 }

@@ -7,9 +7,11 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use tunebook_data::{Dataset, TrainingText};
-use tunebook_tune::{RunRows, TokenizedExample};
+use tunebook_runs::training_examples;
+use tunebook_tune::{RunRows, TokenizedExample, TokenizedSet, tokenize_example};
 
-use super::Engine;
+use super::error::Result;
+use super::{Engine, Prepared};
 
 /// The folder of the token files, in which `datasets` finds the two splits by their names.
 pub(super) const FOLDER: &str = "data/tokens";
@@ -68,6 +70,31 @@ pub(super) fn of_set(set: &[TokenizedExample], engine: Engine) -> Tokens {
         tokens.order.push(example.row as i64);
     }
     tokens
+}
+
+/// The rows of each set that are longer than what is trained on: `training.max_length` cuts them off.
+///
+/// # Errors
+/// A row that cannot be tokenised.
+pub(super) fn cut(prepared: &Prepared) -> Result<Value> {
+    let of = |set: &TokenizedSet, rows: &Dataset| -> Result<Vec<usize>> {
+        let mut cut = Vec::new();
+        if set.truncated == 0 {
+            return Ok(cut);
+        }
+        let (rows, longest) = (training_examples(rows), set.longest());
+        for example in set.examples.iter().filter(|example| example.ids.len() == longest) {
+            if tokenize_example(&prepared.model, &rows[example.row])?.ids.len() > longest {
+                cut.push(example.row);
+            }
+        }
+        Ok(cut)
+    };
+    let mut all = json!({ "train": of(&prepared.rows.train, prepared.data.train())? });
+    if let (Some(set), Some(rows)) = (&prepared.rows.validation, prepared.data.validation()) {
+        all["validation"] = json!(of(set, rows)?);
+    }
+    Ok(all)
 }
 
 fn line(out: &mut String, ids: &[u32], labels: &[i64], engine: Engine) {

@@ -36,8 +36,8 @@ pub(super) fn training(
         adam_beta2,
         adam_epsilon,
         optim,
-        fp16,
-        fp16_init_scale,
+        fp16: _, // with the types of number
+        fp16_init_scale: _,
         max_grad_norm,
         label_smoothing_factor,
         neftune_noise_alpha,
@@ -46,16 +46,16 @@ pub(super) fn training(
         loraplus_lr_ratio,
         group_by_length: _, // part of the order in which the rows are written
         packing,
-        max_length: _, // the rows are cut as they are written
-        eval_strategy,
-        eval_on_start,
+        max_length: _,    // the rows are cut as they are written
+        eval_strategy: _, // with the checkpoints, in `evaluations`
+        eval_on_start: _,
         early_stopping_patience,
         early_stopping_threshold,
         eval_metrics,
         eval_metrics_rows,
         metric_for_best_model,
-        load_best_model_at_end,
-        save_strategy,
+        load_best_model_at_end: _,
+        save_strategy: _,
         output_dir: _, // of our own checkpoints; an engine writes to `out` beside its file
         save_total_limit,
         gradient_checkpointing,
@@ -68,7 +68,20 @@ pub(super) fn training(
     let axolotl = to == Engine::Axolotl;
 
     // Batches: the rows of a step stay the same, whatever they are divided into.
-    let rows = batch_size * gradient_accumulation_steps;
+    let rows = batch_size.saturating_mul(*gradient_accumulation_steps);
+    if let Some(shape) = shape {
+        // TRL's steps are filled up to their size.
+        out.refuse_if(
+            rows > shape.rows && !axolotl,
+            "training.batch_size",
+            batch_size,
+            &format!(
+                "a step would have {rows} rows (times training.gradient_accumulation_steps), and there are \
+                 {} in all: set both so that a step has {0} at most, which is the same run",
+                shape.rows
+            ),
+        );
+    }
     let each = match rows.checked_div(options.gpus) {
         Some(each) if rows.is_multiple_of(options.gpus) => each,
         _ => {
@@ -120,12 +133,6 @@ pub(super) fn training(
         "bitsandbytes' 8-bit states are not sharded: use adamw_torch with --accelerate",
     );
     out.set("max_grad_norm", *max_grad_norm);
-    out.refuse_if(
-        *fp16 && *fp16_init_scale != 65536.0,
-        "training.fp16_init_scale",
-        fp16_init_scale,
-        "the scale begins at 65536 there and no option changes it: leave it out",
-    );
 
     // The loss.
     if axolotl {
@@ -177,25 +184,15 @@ pub(super) fn training(
     );
 
     // Evaluations and checkpoints.
-    evaluations(*eval_strategy, *save_strategy, *load_best_model_at_end, args, shape, to, out);
-    if axolotl {
-        out.refuse_if(
-            *eval_on_start,
-            "training.eval_on_start",
-            eval_on_start,
-            "Axolotl has no such option: set it to false, or export to TRL",
-        );
-        if let Some(patience) = early_stopping_patience {
-            out.set("early_stopping_patience", *patience);
-        }
-    } else {
-        out.set("eval_on_start", *eval_on_start);
-        if let Some(patience) = early_stopping_patience {
-            out.refuse(
+    evaluations(args, shape, to, out);
+    if let Some(patience) = early_stopping_patience {
+        match to {
+            Engine::Axolotl => out.set("early_stopping_patience", *patience),
+            Engine::Trl => out.refuse(
                 "training.early_stopping_patience",
                 patience,
                 "`trl sft` takes no callback: leave it out, or export to Axolotl",
-            );
+            ),
         }
     }
     out.refuse_if(
@@ -236,7 +233,12 @@ pub(super) fn training(
         }
         None => *gradient_checkpointing,
     };
-    out.set("gradient_checkpointing", again);
+    out.again = again;
+    let sharded = options.accelerate == Some(Accelerate::Fsdp2);
+    out.set("gradient_checkpointing", again && !sharded);
+    if again && sharded {
+        out.note("with fsdp2 the blocks are run again by FSDP's own checkpointing");
+    }
     if let Some(budget) = memory_budget {
         out.refuse(
             "training.memory_budget",
@@ -245,9 +247,6 @@ pub(super) fn training(
         );
     }
     out.set("seed", *seed);
-    if options.accelerate == Some(Accelerate::Fsdp2) && again {
-        out.note("with fsdp2 the blocks are run again by FSDP's own checkpointing");
-    }
 }
 
 fn schedule(
@@ -306,57 +305,83 @@ fn schedule(
 }
 
 /// Steps take the place of epochs, since the rows of all epochs are one file there.
-fn evaluations(
-    evaluate: EvalStrategy,
-    save: SaveStrategy,
-    load_best: bool,
-    args: &TrainingArgs,
-    shape: Option<&RunShape>,
-    to: Engine,
-    out: &mut Mapped,
-) {
+fn evaluations(args: &TrainingArgs, shape: Option<&RunShape>, to: Engine, out: &mut Mapped) {
     let Some(shape) = shape else { return };
-    let eval_steps = match evaluate {
+    let eval_steps = match args.eval_strategy {
         EvalStrategy::No => None,
         _ if !shape.validates => None,
         EvalStrategy::Epoch => Some(shape.steps_per_epoch.min(shape.total_steps)),
         EvalStrategy::Steps(steps) => Some(steps.min(shape.total_steps)),
     };
-    match eval_steps {
-        None => out.set("eval_strategy", "no"),
-        Some(steps) => {
-            out.set("eval_strategy", "steps");
-            out.set("eval_steps", steps);
-            out.note(
-                "the loss of an evaluation is the mean of its batches' means there, of all labels here",
-            );
-            if !shape.total_steps.is_multiple_of(steps) {
-                out.note(format!(
-                    "the last evaluation is after step {}, not at the end of the run",
-                    shape.total_steps / steps * steps
-                ));
-            }
+    let (load_best, patience) = (args.load_best_model_at_end, args.early_stopping_patience);
+    let Some(eval_steps) = eval_steps else {
+        out.set("eval_strategy", "no");
+        let none = "it watches evaluations, and there are none: give validation rows (`data.validation` \
+                    or `data.split`) and an eval_strategy, or leave it out";
+        out.refuse_if(load_best, "training.load_best_model_at_end", load_best, none);
+        if let (Some(patience), Engine::Axolotl) = (patience, to) {
+            out.refuse("training.early_stopping_patience", patience, none);
         }
+        if to == Engine::Trl {
+            out.set("eval_on_start", false); // nothing to evaluate on, as here
+        }
+        checkpoints(args, shape, None, out);
+        out.set("load_best_model_at_end", false);
+        return;
+    };
+    out.set("eval_strategy", "steps");
+    out.set("eval_steps", eval_steps);
+    out.note(
+        "the loss of an evaluation is the mean of its batches' means there, of all labels here",
+    );
+    if !shape.total_steps.is_multiple_of(eval_steps) {
+        out.note(format!(
+            "the last evaluation is after step {}, not at the end of the run",
+            shape.total_steps / eval_steps * eval_steps
+        ));
     }
-    let best = load_best || (to == Engine::Axolotl && args.early_stopping_patience.is_some());
-    let wanted = match save {
+    match to {
+        Engine::Trl => out.set("eval_on_start", args.eval_on_start),
+        Engine::Axolotl => out.refuse_if(
+            args.eval_on_start,
+            "training.eval_on_start",
+            args.eval_on_start,
+            "Axolotl has no such option: set it to false, or export to TRL",
+        ),
+    }
+    // Axolotl takes early stopping for it, whatever its file says.
+    let stops = to == Engine::Axolotl && patience.is_some();
+    if stops && !load_best {
+        out.note(
+            "with early stopping Axolotl ends with the weights of the best evaluation, here they are those \
+             of the last step",
+        );
+    }
+    if load_best && args.eval_on_start {
+        out.note(
+            "the evaluation before the first step is not among those of which the best is loaded",
+        );
+    }
+    let best = load_best || stops;
+    checkpoints(args, shape, best.then_some(eval_steps), out);
+    out.set("load_best_model_at_end", best);
+    if best {
+        out.set("metric_for_best_model", "loss");
+    }
+}
+
+/// When checkpoints are written; where the `best` is loaded, at each evaluation: it is loaded from one.
+fn checkpoints(args: &TrainingArgs, shape: &RunShape, best: Option<usize>, out: &mut Mapped) {
+    let wanted = match args.save_strategy {
         // `trainer_state.json`, which `import-run` reads, is in checkpoints alone.
         SaveStrategy::No => shape.total_steps,
         SaveStrategy::Epoch => shape.steps_per_epoch.min(shape.total_steps),
         SaveStrategy::Steps(steps) => steps.min(shape.total_steps),
     };
-    let save_steps = match eval_steps {
-        Some(steps) if best && !wanted.is_multiple_of(steps) => {
-            out.note("a checkpoint is written at each evaluation, of which the best is loaded");
-            steps
-        }
-        Some(steps) if best && save == SaveStrategy::No => steps,
-        _ => wanted,
-    };
-    out.set("save_strategy", "steps");
-    out.set("save_steps", save_steps);
-    out.set("load_best_model_at_end", best && eval_steps.is_some());
-    if best && eval_steps.is_some() {
-        out.set("metric_for_best_model", "loss");
+    let steps = best.unwrap_or(wanted);
+    if best.is_some() && steps != wanted && args.save_strategy != SaveStrategy::No {
+        out.note("a checkpoint is written at each evaluation, of which the best is loaded");
     }
+    out.set("save_strategy", "steps");
+    out.set("save_steps", steps);
 }

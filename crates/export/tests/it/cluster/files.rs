@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 use tunebook_export::cluster::{Accelerate, Engine, ExportOptions};
-use tunebook_tune::{ExampleSets, Trainer};
+use tunebook_models::Quantization;
+use tunebook_runs::{ModelDtype, Recipe, StrategyRecipe};
+use tunebook_tune::{EvalStrategy, ExampleSets, Full, Lora, SaveStrategy, Trainer};
 
 use super::{axolotl, export, recipe, recipe_of, rows, text, trl};
 
@@ -91,7 +93,10 @@ fn axolotl_drops_rows_without_labels_and_gets_none() {
 #[test]
 fn the_rows_of_a_step_are_divided_among_the_cards() {
     let folder = tempfile::tempdir().unwrap();
-    let mut recipe = recipe(folder.path());
+    let path = folder.path().join("more.jsonl");
+    let row = |i| json!({ "prompt": format!("what is {i}?"), "completion": "it is" }).to_string();
+    std::fs::write(&path, (0..24).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    let mut recipe = recipe_of(path.to_str().unwrap());
     (recipe.training.batch_size, recipe.training.gradient_accumulation_steps) = (6, 4);
     for (gpus, micro, accumulation) in [(1, 6, 4), (2, 6, 2), (4, 6, 1), (8, 3, 1), (12, 2, 1)] {
         let export = export(&recipe, &ExportOptions { gpus, ..trl() });
@@ -149,6 +154,164 @@ fn profiles_and_tasks_stand_around_the_engines_file() {
     assert_eq!(config["zero_optimization"]["stage"], 3);
     let fsdp = of(Engine::Axolotl, Accelerate::Fsdp2);
     assert!(text(&fsdp, "train.yaml").contains("fsdp_version: 2\n"));
+}
+
+/// The settings of the engine's file, and the notes.
+fn settings(recipe: &Recipe, options: &ExportOptions) -> (Value, Vec<String>) {
+    let export = export(recipe, options);
+    let settings = serde_saphyr::from_str(&text(&export, "train.yaml")).unwrap();
+    (settings, export.notes)
+}
+
+fn noted(notes: &[String], what: &str) -> bool {
+    notes.iter().any(|note| note.contains(what))
+}
+
+#[test]
+fn what_is_trained_is_float32_there_too_or_it_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |dtype, fp16: bool, full: bool| {
+        let mut recipe = recipe(folder.path());
+        (recipe.model.dtype, recipe.training.fp16) = (dtype, fp16);
+        if full {
+            recipe.strategy = StrategyRecipe::new(Full::default());
+        }
+        recipe
+    };
+    for (dtype, fp16, full, weights, mixed, left_out) in [
+        (ModelDtype::Float32, false, false, "float32", "no", false),
+        (ModelDtype::Float32, true, false, "float32", "no", true),
+        (ModelDtype::Bfloat16, false, false, "bfloat16", "bf16", false),
+        (ModelDtype::Bfloat16, true, false, "bfloat16", "bf16", true),
+        (ModelDtype::Float16, true, false, "float16", "fp16", false),
+        (ModelDtype::Float32, false, true, "float32", "no", false),
+        (ModelDtype::Bfloat16, false, true, "float32", "bf16", false),
+        (ModelDtype::Float16, true, true, "float32", "fp16", false),
+    ] {
+        let recipe = of(dtype, fp16, full);
+        let (yaml, notes) = settings(&recipe, &trl());
+        let found = (yaml["dtype"].as_str(), yaml["bf16"] == true, yaml["fp16"] == true);
+        assert_eq!(found, (Some(weights), mixed == "bf16", mixed == "fp16"), "{dtype:?} {full}");
+        assert_eq!(noted(&notes, "training.fp16 is left out"), left_out, "{notes:?}");
+        let sharded = ExportOptions { accelerate: Some(Accelerate::Zero3), ..trl() };
+        let sharded = export(&recipe, &sharded);
+        let profile: Value = serde_saphyr::from_str(&text(&sharded, "accelerate.yaml")).unwrap();
+        assert_eq!(profile["mixed_precision"], mixed, "{dtype:?}");
+        let rounded = !full && mixed != "no";
+        assert_eq!(noted(&sharded.notes, "with zero3 TRL trains the adapter in"), rounded);
+    }
+    let mut quantized = of(ModelDtype::Float32, false, false);
+    quantized.model.quantization = Some(Quantization::Nf4);
+    assert!(noted(&settings(&quantized, &trl()).1, "over 4 bits in bfloat16"));
+    let mut saved = of(ModelDtype::Bfloat16, false, false);
+    saved.strategy =
+        StrategyRecipe::new(Lora { modules_to_save: vec!["norm".into()], ..Lora::default() });
+    assert!(noted(&settings(&saved, &trl()).1, "modules_to_save are trained in bfloat16"));
+}
+
+#[test]
+fn an_evaluation_before_the_first_step_needs_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path());
+    recipe.training.eval_on_start = true;
+    assert_eq!(settings(&recipe, &trl()).0["eval_on_start"], true);
+    recipe.training.eval_strategy = EvalStrategy::No;
+    assert_eq!(settings(&recipe, &trl()).0["eval_on_start"], false);
+    recipe.training.eval_strategy = EvalStrategy::Epoch;
+    recipe.data.validation = None;
+    assert_eq!(settings(&recipe, &trl()).0["eval_on_start"], false);
+}
+
+#[test]
+fn the_best_is_loaded_from_a_checkpoint_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path());
+    recipe.training.eval_strategy = EvalStrategy::Steps(2);
+    recipe.training.save_strategy = SaveStrategy::Steps(4);
+    recipe.training.output_dir = Some("checkpoints".into());
+    assert_eq!(settings(&recipe, &trl()).0["save_steps"], 4);
+    recipe.training.load_best_model_at_end = true;
+    let (yaml, notes) = settings(&recipe, &trl());
+    assert_eq!((&yaml["save_steps"], &yaml["load_best_model_at_end"]), (&json!(2), &json!(true)));
+    assert!(noted(&notes, "a checkpoint is written at each evaluation"), "{notes:?}");
+
+    // Axolotl loads the best where it stops early.
+    recipe.training.load_best_model_at_end = false;
+    assert_eq!(settings(&recipe, &axolotl()).0["load_best_model_at_end"], false);
+    recipe.training.early_stopping_patience = Some(2);
+    let (yaml, notes) = settings(&recipe, &axolotl());
+    assert_eq!((&yaml["save_steps"], &yaml["load_best_model_at_end"]), (&json!(2), &json!(true)));
+    assert!(noted(&notes, "with early stopping Axolotl ends with the weights of the best"));
+}
+
+#[test]
+fn blocks_are_run_again_by_one_of_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe_of(&rows(folder.path()));
+    for again in [false, true] {
+        recipe.training.gradient_checkpointing = again;
+        let fsdp = ExportOptions { accelerate: Some(Accelerate::Fsdp2), ..trl() };
+        let (yaml, notes) = settings(&recipe, &fsdp);
+        assert_eq!(yaml["gradient_checkpointing"], false);
+        assert_eq!(noted(&notes, "by FSDP's own checkpointing"), again);
+        let profile = text(&export(&recipe, &fsdp), "accelerate.yaml");
+        assert!(
+            profile.contains(&format!("fsdp_activation_checkpointing: {again}\n")),
+            "{profile}"
+        );
+        assert_eq!(settings(&recipe, &trl()).0["gradient_checkpointing"], again);
+        let fsdp = ExportOptions { accelerate: Some(Accelerate::Fsdp2), ..axolotl() };
+        let (yaml, _) = settings(&recipe, &fsdp);
+        assert_eq!(yaml["gradient_checkpointing"], false);
+        assert_eq!(yaml["fsdp_config"]["activation_checkpointing"], again);
+    }
+}
+
+#[test]
+fn a_step_of_more_rows_than_there_are_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path());
+    (recipe.training.batch_size, recipe.training.gradient_accumulation_steps) = (100_000_000, 1);
+    let error = tunebook_export::cluster::export(&recipe, &trl()).unwrap_err().to_string();
+    assert!(
+        error.contains("`training.batch_size: 100000000`: a step would have 100000000 rows"),
+        "{error}"
+    );
+    recipe.training.batch_size = 13;
+    assert_eq!(lines(&text(&export(&recipe, &trl()), "data/tokens/train.jsonl")).len(), 39);
+}
+
+#[test]
+fn each_export_has_a_place_of_its_own_for_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path());
+    let out = |recipe: &Recipe, options: &ExportOptions| {
+        let (yaml, _) = settings(recipe, options);
+        yaml["output_dir"].as_str().unwrap().to_owned()
+    };
+    let first = out(&recipe, &trl());
+    assert!(first.starts_with("out/") && first.len() == 16, "{first}");
+    assert_eq!(out(&recipe, &trl()), first);
+    let yaml = settings(&recipe, &axolotl()).0;
+    let (theirs, prepared) = (&yaml["output_dir"], &yaml["dataset_prepared_path"]);
+    let number = |path: &Value| path.as_str().unwrap().split('/').next_back().unwrap().to_owned();
+    assert_eq!((number(theirs), prepared.as_str().unwrap().len()), (number(prepared), 21));
+    assert_ne!(*theirs, json!(first));
+    recipe.training.seed = 7;
+    assert_ne!(out(&recipe, &trl()), first);
+}
+
+#[test]
+fn a_task_has_a_name_that_skypilot_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe_of(&rows(folder.path()));
+    let options = ExportOptions { sky: true, base: Some("owner/tiny".to_owned()), ..trl() };
+    for (name, expected) in [("日本", "tune"), ("-a b-", "tune-a-b"), ("squares", "tune-squares")]
+    {
+        recipe.name = Some(name.to_owned());
+        let sky = text(&export(&recipe, &options), "sky.yaml");
+        assert!(sky.contains(&format!("name: {expected}\n")), "{sky}");
+    }
 }
 
 #[test]

@@ -47,6 +47,28 @@ fn rows_are_written_counted_and_priced() {
 }
 
 #[test]
+fn steps_become_whole_epochs_or_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let prices = prices(folder.path(), PRICES).unwrap();
+    let mut recipe = recipe(folder.path());
+    let all = hosted(&recipe, Some(&prices)).unwrap();
+    // Thirteen rows in steps of 4.
+    recipe.training.max_steps = Some(8);
+    let some = hosted(&recipe, Some(&prices)).unwrap();
+    assert_eq!((all.epochs, some.epochs), (3, 2));
+    assert!((some.prices[0].1 / all.prices[0].1 - 2.0 / 3.0).abs() < 1e-12);
+    let job = String::from_utf8(some.files["job.json"].clone()).unwrap();
+    assert!(job.contains("\"n_epochs\": 2"), "{job}");
+    recipe.training.max_steps = Some(1);
+    let error = hosted(&recipe, None).unwrap_err().to_string();
+    assert!(
+        error.starts_with("`training.max_steps: 1`: a provider counts whole epochs")
+            && error.contains("an epoch has 4 steps here"),
+        "{error}"
+    );
+}
+
+#[test]
 fn what_a_provider_would_refuse_is_refused_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let write = |lines: &[String]| {

@@ -96,8 +96,15 @@ fn text(export: &ClusterExport, file: &str) -> String {
 /// Writes the files of an export into a folder of their own.
 fn written(recipe: &Recipe, options: &ExportOptions, folder: &Path) -> PathBuf {
     let out = folder.join("cluster");
-    folder::write_files(&export(recipe, options).files, &out).unwrap();
+    folder::write_files(&export(recipe, options).files, "recipe.yaml", &out).unwrap();
     out
+}
+
+/// Where an engine writes to, in the folder of an export.
+fn results(folder: &Path) -> PathBuf {
+    let manifest = std::fs::read(folder.join("tunebook.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    folder.join("out").join(manifest["id"].as_str().unwrap())
 }
 
 fn trl() -> ExportOptions {

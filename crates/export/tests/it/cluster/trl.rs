@@ -10,7 +10,7 @@ use tunebook_runs::{RecipeArgs, Registry};
 use tunebook_testing::Python;
 use tunebook_tune::Adapters as _;
 
-use super::{export, recipe, text, tiny, trl, written};
+use super::{export, recipe, results, text, tiny, trl, written};
 
 const IDS: [u32; 12] = [1, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 250];
 
@@ -83,11 +83,11 @@ fn trl_takes_the_same_steps_and_its_run_comes_back() {
     // Its adapter here, and in PEFT.
     let model = Model::load(tiny(), &Device::Cpu).unwrap();
     let base = logits(&model);
-    model.load_adapter(out.join("out"), "theirs").unwrap();
+    model.load_adapter(results(&out), "theirs").unwrap();
     let found = logits(&model);
     let ids = serde_json::to_string(&IDS).unwrap();
-    let said = python
-        .run("peft_adapter.py", &["logits", &tiny(), out.join("out").to_str().unwrap(), &ids]);
+    let said =
+        python.run("peft_adapter.py", &["logits", &tiny(), results(&out).to_str().unwrap(), &ids]);
     let expected: Vec<f32> = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     let error = relative(&found, &expected);
     eprintln!("largest relative difference of a logit: {error:.1e}");
@@ -118,6 +118,40 @@ fn the_first_token_that_differs_is_shown() {
     assert!(said.contains("26 of 26 rows differ"), "{said}");
 }
 
+#[test]
+fn tokens_at_the_end_differ_too_but_for_rows_that_are_cut_off() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path());
+    recipe.training.max_length = Some(36);
+    let out = written(&recipe, &trl(), folder.path());
+    let cut: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("data/cut.json")).unwrap()).unwrap();
+    let rows = cut["train"].as_array().unwrap();
+    assert!((1..13).contains(&rows.len()) && cut["validation"] == cut["train"], "{cut}");
+    let verify = |template: Option<&Path>| {
+        let mut command = python.command();
+        command.arg(out.join("verify.py"));
+        if let Some(template) = template {
+            command.arg("--chat-template").arg(template);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, said) = verify(None);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("({} of them up to", 2 * rows.len())), "{said}");
+
+    let more = folder.path().join("more.jinja");
+    let mut text = std::fs::read_to_string(Path::new(&tiny()).join("chat_template.jinja")).unwrap();
+    text.push_str("<|im_end|>and more");
+    std::fs::write(&more, text).unwrap();
+    let (code, said) = verify(Some(&more));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("ours is no token"), "{said}");
+    assert!(said.contains(&format!("{} of 26 rows differ", 26 - 2 * rows.len())), "{said}");
+}
+
 /// Every key of the file is one that the command knows, and of the type that it expects.
 #[test]
 fn trl_parses_every_form_of_the_file() {
@@ -135,20 +169,25 @@ fn trl_parses_every_form_of_the_file() {
     more.training.save_total_limit = Some(2);
     more.training.learning_rate = 1e-5;
     more.training.adam_epsilon = 1e-8;
+    let mut half = full.clone();
+    half.model.dtype = tunebook_runs::ModelDtype::Bfloat16;
     let script = "import json, sys, trl\n\
         from trl.scripts.sft import make_parser\n\
         for path in sys.argv[1:]:\n    \
             _, args, model, _ = make_parser().parse_args_and_config(['--config', path, '--use_cpu', 'true'])\n    \
-            print(json.dumps([args.learning_rate, args.adam_epsilon, args.lr_scheduler_kwargs, args.max_length]))\n";
+            print(json.dumps([args.learning_rate, args.adam_epsilon, args.lr_scheduler_kwargs, args.max_length, model.dtype, args.mixed_precision, args.logging_nan_inf_filter]))\n";
     let mut paths = Vec::new();
-    for (at, recipe) in [base, full, more].iter().enumerate() {
+    for (at, recipe) in [base, full, more, half].iter().enumerate() {
         let path = folder.path().join(format!("{at}.yaml"));
         std::fs::write(&path, text(&export(recipe, &trl()), "train.yaml")).unwrap();
         paths.push(path);
     }
     let said = succeeds(python.command().arg("-c").arg(script).args(&paths));
     let lines: Vec<&str> = said.lines().filter(|line| line.starts_with('[')).collect();
-    assert_eq!(lines[0], "[0.005, 1e-08, null, null]");
-    assert_eq!(lines[2], r#"[1e-05, 1e-08, {"num_decay_steps": 2, "decay_type": "linear"}, null]"#);
-    assert_eq!(lines.len(), 3);
+    let rest = r#", null, "float32", "no", false]"#;
+    assert_eq!(lines[0], format!("[0.005, 1e-08, null{rest}"));
+    let decay = r#"{"num_decay_steps": 2, "decay_type": "linear"}"#;
+    assert_eq!(lines[2], format!("[1e-05, 1e-08, {decay}{rest}"));
+    assert_eq!(lines[3], r#"[0.005, 1e-08, null, null, "float32", "bf16", false]"#);
+    assert_eq!(lines.len(), 4);
 }

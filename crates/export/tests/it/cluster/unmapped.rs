@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use tunebook_export::cluster::{self, Accelerate, Engine, Error, ExportOptions, RunShape};
 use tunebook_models::Quantization;
-use tunebook_runs::{Recipe, StrategyRecipe};
+use tunebook_runs::{ModelDtype, Recipe, StrategyRecipe};
 use tunebook_tune::{
-    AdaLora, Bias, Bottleneck, Full, Ia3, Lora, LoraInit, LrScheduler, Optim, PrefixTuning,
-    PromptTuning, TrainingArgs,
+    AdaLora, Bias, Bottleneck, EvalStrategy, Full, Ia3, Lora, LoraInit, LrScheduler, Optim,
+    PrefixTuning, PromptTuning, TrainingArgs,
 };
 
 use super::{axolotl, recipe_of, trl};
@@ -15,6 +15,7 @@ use super::{axolotl, recipe_of, trl};
 const SHAPE: RunShape = RunShape {
     total_steps: 12,
     steps_per_epoch: 4,
+    rows: 16,
     blocks: 2,
     longest: 40,
     validates: true,
@@ -90,8 +91,23 @@ fn cases() -> Vec<Case> {
         }),
         training("training.memory_budget", BOTH, |args| args.memory_budget = Some(1 << 31)),
         training("training.checkpointed_blocks", BOTH, |args| args.checkpointed_blocks = Some(1)),
-        training("training.fp16_init_scale", BOTH, |args| {
-            (args.fp16, args.fp16_init_scale) = (true, 1024.0);
+        case("training.fp16_init_scale", BOTH, |recipe| {
+            recipe.model.dtype = ModelDtype::Float16;
+            (recipe.training.fp16, recipe.training.fp16_init_scale) = (true, 1024.0);
+        }),
+        case("training.fp16", BOTH, |recipe| recipe.model.dtype = ModelDtype::Float16),
+        case("model.dtype", AXOLOTL, |recipe| {
+            recipe.model.dtype = ModelDtype::Bfloat16;
+            recipe.strategy = StrategyRecipe::new(Full::default());
+        }),
+        case("strategy.modules_to_save", BOTH, |recipe| {
+            (recipe.model.dtype, recipe.training.fp16) = (ModelDtype::Float16, true);
+            let saved = vec!["lm_head".into()];
+            recipe.strategy = StrategyRecipe::new(Lora { modules_to_save: saved, ..base() });
+        }),
+        training("training.batch_size", TRL, |args| args.batch_size = 100_000_000),
+        training("training.batch_size", TRL, |args| {
+            args.gradient_accumulation_steps = usize::MAX / 2;
         }),
         training("training.lr_scheduler", BOTH, |args| {
             args.lr_scheduler = LrScheduler::WarmupStableDecay { num_decay_steps: 11 };
@@ -192,6 +208,35 @@ fn each_option_that_does_not_map_is_refused_by_its_name() {
             }
         }
     }
+}
+
+#[test]
+fn watching_evaluations_that_there_are_not_is_refused() {
+    let without = RunShape { validates: false, ..SHAPE };
+    let mut recipe = recipe_of("rows.jsonl");
+    recipe.training.load_best_model_at_end = true;
+    let names = |recipe: &Recipe, options: &ExportOptions, shape: &RunShape| -> Vec<String> {
+        let unmapped = cluster::unmapped(recipe, options, Some(shape));
+        unmapped.into_iter().map(|one| one.option).collect()
+    };
+    for options in [trl(), axolotl()] {
+        assert_eq!(names(&recipe, &options, &SHAPE), [""; 0]);
+        assert_eq!(
+            names(&recipe, &options, &without),
+            ["training.load_best_model_at_end"],
+            "{}",
+            options.engine
+        );
+    }
+    recipe.training.load_best_model_at_end = false;
+    recipe.training.early_stopping_patience = Some(1);
+    assert_eq!(names(&recipe, &axolotl(), &without), ["training.early_stopping_patience"]);
+    // An evaluation before the first step is none, here as there.
+    recipe.training.early_stopping_patience = None;
+    recipe.training.eval_on_start = true;
+    assert_eq!(names(&recipe, &axolotl(), &without), [""; 0]);
+    recipe.training.eval_strategy = EvalStrategy::No;
+    assert_eq!(names(&recipe, &axolotl(), &without), [""; 0]);
 }
 
 #[test]
