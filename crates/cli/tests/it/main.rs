@@ -5,6 +5,7 @@
 mod cluster;
 mod export;
 mod push;
+mod registry;
 mod train;
 
 use std::collections::BTreeMap;
@@ -35,7 +36,13 @@ struct Running {
 impl Running {
     /// Started, and its address read.
     fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, |_| {})
+    }
+
+    /// The same, in other surroundings.
+    fn start_with(arguments: &[&str], set: impl Fn(&mut Command)) -> Self {
         let mut command = command();
+        set(&mut command);
         let mut child =
             command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut url = String::new();
@@ -278,6 +285,48 @@ fn a_watched_folder_is_served() {
     assert_eq!(running.models()[1]["id"], "support");
 }
 
+/// From a cache as a download leaves it.
+#[test]
+fn an_adapter_is_served_by_its_name_on_the_hub() {
+    let home = tempfile::tempdir().unwrap();
+    let repository = home.path().join("models--me--support");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = repository.join("snapshots").join(commit);
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::write(repository.join("refs/main"), commit).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(golden("weighted/one").join(file), snapshot.join(file)).unwrap();
+    }
+    let offline = |command: &mut Command| {
+        command
+            .current_dir(home.path())
+            .env("HF_HUB_CACHE", home.path())
+            .env("HF_HUB_OFFLINE", "1");
+    };
+    let running = Running::start_with(&["--adapter", "sup=me/support"], offline);
+    let models = running.models();
+    assert_eq!((models.len(), &models[1]["id"]), (2, &json!("sup")));
+    // The same files in a folder are the same generation, and a folder of that name comes first.
+    let folder = format!("sup={}", golden("weighted/one").display());
+    let by_folder = Running::start(&["--adapter", &folder]);
+    assert_eq!(models[1]["generation"], by_folder.models()[1]["generation"]);
+    let here = home.path().join("me/support");
+    std::fs::create_dir_all(&here).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(golden("weighted/two").join(file), here.join(file)).unwrap();
+    }
+    let here = Running::start_with(&["--adapter", "sup=me/support"], offline);
+    assert_ne!(models[1]["generation"], here.models()[1]["generation"]);
+    // What is neither says both.
+    let mut command = command();
+    offline(&mut command);
+    let output = command.args(["--adapter", "sup=me/other"]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1), "{error}");
+    assert!(error.contains("me/other") && error.contains("no folder of this name"), "{error}");
+}
+
 #[test]
 fn wrong_arguments_are_said() {
     let fails = |arguments: &[&str]| {
@@ -285,7 +334,7 @@ fn wrong_arguments_are_said() {
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     for (arguments, code, says) in [
-        (vec!["--adapter", "support"], 2, "expected NAME=PATH"),
+        (vec!["--adapter", "support"], 2, "expected NAME=PATH_OR_ID"),
         (vec!["--public"], 2, "--api-key-file"),
         (vec!["--allow-adapter-changes"], 2, "--adapter-root"),
         (vec!["--adapter", "a=x", "--adapter", "a=y"], 1, "given twice"),
@@ -298,87 +347,4 @@ fn wrong_arguments_are_said() {
         assert_eq!(found, Some(code), "{arguments:?}: {text}");
         assert!(text.contains(says), "{arguments:?}: {text}");
     }
-}
-
-/// A registry with two runs, as files.
-fn registry() -> tempfile::TempDir {
-    let root = tempfile::tempdir().unwrap();
-    let put = |path: String, text: &str| {
-        let path = root.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    };
-    let adapter = |digit: &str| digit.repeat(32);
-    for (run, name, rate) in [("aaaa00000001", "one", 0.1), ("bbbb00000002", "two", 0.2)] {
-        let begin = json!({
-            "kind": "begin", "format": 1, "run": run, "name": name, "started": 1.0,
-            "record": { "base_model": "tiny", "args": { "learning_rate": rate, "seed": 7 } },
-        });
-        let adapter = json!({ "kind": "adapter", "adapter": adapter(&run[..1]) });
-        put(format!("runs/{run}/log.jsonl"), &format!("{begin}\n{adapter}\n"));
-        let saved = json!({
-            "kind": "saved", "config": "LoRA r=4", "answering": [], "bytes": 0, "at": 9e9, "run": run,
-        });
-        put(
-            format!("adapters/{}.jsonl", &adapter["adapter"].as_str().unwrap()),
-            &format!("{saved}\n"),
-        );
-    }
-    root
-}
-
-#[test]
-fn a_registry_is_looked_at() {
-    let root = registry();
-    let run = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
-        let output =
-            command.args(["registry", "--registry"]).arg(root.path()).args(arguments).output();
-        let output = output.unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (output.status.code(), text(output.stdout), text(output.stderr))
-    };
-    for (arguments, words) in [
-        (&["rebuild"][..], &["2 runs"][..]),
-        (&["runs"], &["aaaa00000001", "one", "unfinished", "two"]),
-        (&["runs", "--all"], &["base_model", "tiny"]),
-        (
-            &["compare", "one", "bbbb"],
-            &["args.learning_rate", "0.1", "0.2", "2 settings are the same"],
-        ),
-        (&["why", "two"], &["bbbbbbbbbbbb", "run         bbbb00000002", "promotion   none"]),
-        (&["gc"], &["0 adapters", "dry run", "2 stay"]),
-        (&["verify"], &["as they were written"]),
-    ] {
-        let (code, told, error) = run(arguments);
-        assert_eq!(code, Some(0), "{arguments:?}: {error}");
-        assert!(words.iter().all(|word| told.contains(word)), "{arguments:?}: {told}");
-    }
-    let log = root.path().join("runs/bbbb00000002/log.jsonl");
-    let whole = std::fs::read_to_string(&log).unwrap();
-    std::fs::write(&log, &whole[..whole.len() - 2]).unwrap();
-    let (code, told, _) = run(&["verify"]);
-    assert!(code == Some(1) && told.contains("1 lines cannot be read"), "{told}");
-    let (code, _, error) = run(&["why", "three"]);
-    assert!(code == Some(1) && error.contains("no adapter `three`"), "{error}");
-    let (code, _, error) = run(&["rollback", "support"]);
-    assert!(code == Some(1) && error.contains("no generation before"), "{error}");
-    let (code, _, error) = run(&["gc", "--min-age-days", "nan", "--delete"]);
-    assert!(code == Some(1) && error.contains("`min_age_secs` is NaN"), "{error}");
-    // A name of somebody else says nothing to the terminal.
-    let name = json!("evil\n\u{1b}[31m").to_string();
-    std::fs::write(&log, whole.replace("\"two\"", &name)).unwrap();
-    let (code, told, _) = run(&["runs"]);
-    assert!(code == Some(0) && told.contains("evil\\n\\u{1b}[31m"), "{told}");
-    // In a folder that is none nothing is made.
-    let other = tempfile::tempdir().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
-    let output = command.args(["registry", "--registry"]).arg(other.path()).arg("runs").output();
-    let error = String::from_utf8(output.unwrap().stderr).unwrap();
-    assert!(error.contains("is no registry"), "{error}");
-    assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
-    let output = command.args(["registry", "--registry", "/none", "runs"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(!Path::new("/none").exists());
 }
