@@ -15,30 +15,30 @@ use tunebook_runs::{Error, GarbageArgs, Registry, Touched, row_id};
 use crate::common::{copy, text};
 
 /// A month before now, in seconds of Unix time.
-fn month_ago() -> f64 {
+pub(crate) fn month_ago() -> f64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     now.as_secs_f64() - 30.0 * 86400.0
 }
 
 /// A registry that is written line by line, without a model.
-struct Hand {
+pub(crate) struct Hand {
     dir: TempDir,
     root: PathBuf,
 }
 
 impl Hand {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("registry");
         fs::create_dir_all(&root).unwrap();
         Self { dir, root }
     }
 
-    fn open(&self) -> Registry {
+    pub(crate) fn open(&self) -> Registry {
         Registry::open(&self.root).unwrap()
     }
 
-    fn add(&self, path: &str, line: &Value) {
+    pub(crate) fn add(&self, path: &str, line: &Value) {
         let path = self.root.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let mut text = fs::read_to_string(&path).unwrap_or_default();
@@ -47,7 +47,7 @@ impl Hand {
     }
 
     /// The files of an adapter, a month old.
-    fn adapter(&self, weights: &str, run: Option<&str>, parent: Option<&str>) -> String {
+    pub(crate) fn adapter(&self, weights: &str, run: Option<&str>, parent: Option<&str>) -> String {
         let mut hash = Sha256::new();
         for part in [b"adapter_model.safetensors", weights.as_bytes()] {
             hash.update((part.len() as u64).to_le_bytes());
@@ -68,11 +68,11 @@ impl Hand {
         id
     }
 
-    fn log(&self, run: &str, line: &Value) {
+    pub(crate) fn log(&self, run: &str, line: &Value) {
         self.add(&format!("runs/{run}/log.jsonl"), line);
     }
 
-    fn begin(&self, run: &str, name: &str, parent: Option<&str>, rows: Option<&str>) {
+    pub(crate) fn begin(&self, run: &str, name: &str, parent: Option<&str>, rows: Option<&str>) {
         let data = rows.map(|rows| self.data(rows));
         self.log(
             run,
@@ -102,7 +102,7 @@ impl Hand {
         })
     }
 
-    fn end(&self, run: &str, adapter: Option<&str>) {
+    pub(crate) fn end(&self, run: &str, adapter: Option<&str>) {
         if let Some(adapter) = adapter {
             self.log(run, &json!({"kind": "adapter", "adapter": adapter}));
         }
@@ -114,14 +114,14 @@ impl Hand {
     }
 
     /// A run that has ended, with an adapter.
-    fn run(&self, run: &str, parent: Option<&str>, rows: Option<&str>) -> String {
+    pub(crate) fn run(&self, run: &str, parent: Option<&str>, rows: Option<&str>) -> String {
         self.begin(run, &format!("run {run}"), parent, rows);
         let adapter = self.adapter(run, Some(run), parent);
         self.end(run, Some(&adapter));
         adapter
     }
 
-    fn generation(&self, alias: &str, number: u64, adapter: &str) -> Value {
+    pub(crate) fn generation(&self, alias: &str, number: u64, adapter: &str) -> Value {
         let line = json!({
             "generation": number, "adapter": adapter, "kind": "forced",
             "previous": (number > 1).then(|| number - 1), "reason": "x", "at": month_ago(),
@@ -146,11 +146,11 @@ impl Hand {
         fs::read_link(self.root.join("serving").join(alias)).unwrap()
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
 
-    fn is_there(&self, adapter: &str) -> bool {
+    pub(crate) fn is_there(&self, adapter: &str) -> bool {
         self.root.join("adapters").join(adapter).is_dir()
     }
 
@@ -159,7 +159,7 @@ impl Hand {
     }
 }
 
-const DELETE: GarbageArgs = GarbageArgs { dry_run: false, min_age_secs: 86400.0 };
+const DELETE: GarbageArgs = GarbageArgs { dry_run: false, min_age_secs: 86400.0, results: true };
 
 fn names(folder: &Path) -> Vec<String> {
     let names = fs::read_dir(folder).unwrap().flatten();

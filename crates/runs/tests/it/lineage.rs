@@ -98,9 +98,9 @@ fn a_deletion_request_finds_all_who_saw_the_row() {
 }
 
 #[test]
-fn only_what_nothing_refers_to_is_garbage() {
+fn of_results_only_what_nothing_refers_to_is_garbage() {
     let (_dir, registry) = registry();
-    let all = GarbageArgs { dry_run: false, min_age_secs: 0.0 };
+    let all = GarbageArgs { dry_run: false, min_age_secs: 0.0, results: true };
     assert!(registry.gc(&all).unwrap().items.is_empty(), "of nothing");
     let steps = |steps: usize| TrainingArgs { max_steps: Some(steps), ..args() };
     let (_, served, _) = run_with(&registry, "served", &steps(2));
@@ -120,7 +120,9 @@ fn only_what_nothing_refers_to_is_garbage() {
 
     let young = registry.gc(&GarbageArgs::default()).unwrap();
     assert!(young.items.is_empty() && young.kept == 6, "{young}");
-    let args = GarbageArgs { min_age_secs: 0.0, ..Default::default() };
+    let args = GarbageArgs { min_age_secs: 0.0, results: true, ..Default::default() };
+    let results = registry.gc(&GarbageArgs { results: false, ..args.clone() }).unwrap();
+    assert!(results.items.is_empty() && results.kept == 6, "{results}");
     let dry = registry.gc(&args).unwrap();
     let names = |garbage: &tunebook_runs::Garbage| {
         let mut names: Vec<String> =
@@ -137,7 +139,7 @@ fn only_what_nothing_refers_to_is_garbage() {
     assert_eq!(names(&done), expected);
     assert!(registry.adapter_folder(&lost).unwrap_err().to_string().contains("garbage"));
     assert!(added.exists(), "what a user has put there is never removed");
-    assert!(done.to_string().contains("1 adapters"), "{done}");
+    assert!(done.to_string().contains("was removed; 5 stay, 1 of them left"), "{done}");
     let folders = std::fs::read_dir(registry.serving_folder().join(".adapters")).unwrap();
     assert_eq!(folders.count(), 1, "what is no longer served is not kept twice");
     // Its story is still there, and it comes back when it is saved again.
