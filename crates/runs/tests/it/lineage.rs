@@ -46,7 +46,13 @@ fn an_adapter_knows_its_whole_story() {
         assert!(story.contains(word), "{word}:\n{story}");
     }
     assert_eq!(registry.why("support").unwrap().links[0], *origin, "by its alias");
-    assert!(registry.why("nothing").unwrap_err().to_string().contains("no adapter `nothing`"));
+    assert!(
+        registry
+            .why("nothing")
+            .unwrap_err()
+            .to_string()
+            .contains("no adapter, alias or run `nothing`")
+    );
     let runs = registry.runs().unwrap();
     let row = (0..2).find(|row| text(&runs, "name", *row) == "support v1").unwrap();
     assert_eq!(text(&runs, "served_as", row), "support@1");
