@@ -80,7 +80,8 @@ impl Recipe {
     /// Those of reading, cleaning, splitting, loading and training; an `output_dir` with the checkpoints
     /// of another recipe, or of this one when it is at its end. Before anything is trained: an `out` that
     /// cannot be written to, that gets what another training makes at this moment, or that holds what
-    /// another recipe has trained (see [`RecipeArgs::overwrite`]).
+    /// another recipe has trained (see [`RecipeArgs::overwrite`]). A run that is stopped before its
+    /// first step; nothing is written then.
     pub fn train(&self, args: &RecipeArgs) -> Result<TrainedRecipe> {
         self.train_watched(args, Unwatched)
     }
@@ -118,6 +119,13 @@ impl Recipe {
         if run.stopped == Some(StopReason::Interrupted) {
             // The wish to stop is met. What is trained is saved; a second wish ends that, too.
             interrupt::reset();
+            if run.steps.is_empty() {
+                return Err(Error::File {
+                    path: args.out.clone(),
+                    problem: "stays as it was: the run was stopped before its first step"
+                        .to_owned(),
+                });
+            }
         }
         let folder = match &self.strategy.config {
             Strategy::Adapter(_) => model.save_adapter(&self.strategy.adapter_name, &args.out)?,

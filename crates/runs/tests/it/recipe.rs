@@ -756,6 +756,28 @@ fn what_is_trained_until_a_stop_is_saved_whole() {
     assert_ne!(weights(&saved), weights(&tiny().load(&Device::Cpu).unwrap()));
 }
 
+/// Asks for a stop before the first step.
+struct Early;
+
+impl Callback for Early {
+    fn on_begin(&mut self, _: &RunRecord, _: &Model) -> tunebook_tune::Result<()> {
+        tunebook_progress::interrupt::request();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_run_that_is_stopped_before_its_first_step_replaces_nothing() {
+    let dir = dir();
+    let recipe = recipe(dir.path());
+    let trained = recipe.train(&out(dir.path())).unwrap();
+    let read = || std::fs::read(trained.folder.join("adapter_model.safetensors")).unwrap();
+    let before = read();
+    let error = recipe.train_watched(&out(dir.path()), Early).err().unwrap().to_string();
+    assert!(error.contains("stopped before its first step"), "{error}");
+    assert_eq!(read(), before);
+}
+
 const SMALL: &str = "\
 data:
   path: tickets.jsonl
