@@ -230,9 +230,9 @@ fn another_adapter_is_refused() {
     );
     refused(
         &|out| {
-            change_json(&results(out).join("adapter_config.json"), |config| {
-                config["base_model_name_or_path"] = json!("evil/other");
-            });
+            let base = format!("\"base_model_name_or_path\": \"{}\"", tiny());
+            let other = "\"base_model_name_or_path\": \"evil/other\"";
+            replace(&results(out).join("adapter_config.json"), &base, other);
         },
         "`base_model_name_or_path` is evil/other, and ",
     );
