@@ -61,7 +61,7 @@ fn a_recipe_is_planned_exported_and_what_does_not_map_is_refused() {
     let back = tunebook(dir, &["import-run", "there"]);
     assert_eq!(back.status.code(), Some(1));
     let said = text(&back.stderr);
-    assert!(said.contains("`adapter` is not there, and was lora in the export"), "{said}");
+    assert!(said.contains("train.yaml: `adam_beta1` is not there, and was 0.9"), "{said}");
     let done = tunebook(dir, &["export", "small.yaml", "--to", "trl", "--out", "fresh"]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     let back = tunebook(dir, &["import-run", "fresh"]);
