@@ -111,6 +111,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (mut files, mut left_out) = folder_files(&source.folder)
         .map_err(|error| format!("{}: {error}", source.folder.display()))?;
     leave_out(&mut files, &mut left_out, &arguments.exclude)?;
+    let is_model = |file: &UploadFile| {
+        let name = file.path.rsplit('/').next().unwrap_or_default();
+        name == CONFIG || name == "config.json" || name.ends_with(".gguf")
+    };
+    if !files.iter().any(is_model) {
+        return Err(format!(
+            "`{}` has neither an adapter ({CONFIG}) nor a model (config.json, a GGUF file): \
+             nothing is sent",
+            source.folder.display()
+        )
+        .into());
+    }
     for name in &arguments.allow {
         if !files.iter().any(|file| file.path == *name) {
             return Err(format!("--allow `{name}`: there is no such file to send").into());

@@ -273,6 +273,7 @@ fn what_is_seldom_meant_is_sent_if_it_is_named() {
     fs::create_dir_all(model.join("checkpoint-5")).unwrap();
     for (name, text) in [
         ("README.md", "# mine\n"),
+        ("config.json", "{}"),
         ("prod.env", "API_KEY=1"),
         ("id_rsa", "x"),
         ("log.txt", TOKEN),
@@ -301,7 +302,7 @@ fn what_is_seldom_meant_is_sent_if_it_is_named() {
         assert!(error.contains(&format!("`{name}` stays here")), "{name}: {error}");
     }
     let sent: Vec<String> = contents(&commits.lock().unwrap()[0]).into_keys().collect();
-    assert_eq!(sent, ["README.md", "id_rsa", "link.txt"]);
+    assert_eq!(sent, ["README.md", "config.json", "id_rsa", "link.txt"]);
     for (wrong, says) in [("--exclude", "no such file or folder"), ("--allow", "no such file")] {
         let (_, error) = told(&push(folder.path(), &address, &[&to[..], &[wrong, "x"]].concat()));
         assert!(error.contains(says), "{error}");
@@ -330,6 +331,10 @@ fn a_folder_is_pushed_as_it_is() {
     fails("", &["model", "--to", "owner/made", "--no-card"], "needs a token");
     fails(&address, &["model", "--to", "made"], "expected OWNER/NAME");
     fails(&address, &["other", "--to", "owner/made"], "no folder `other`");
+    fs::create_dir(folder.path().join("data")).unwrap();
+    fs::write(folder.path().join("data/rows.jsonl"), "{}").unwrap();
+    fs::write(folder.path().join("data/README.md"), "# rows\n").unwrap();
+    fails(&address, &["data", "--to", "owner/made"], "has neither an adapter");
     fs::write(model.join("README.md"), "# mine\n").unwrap();
     fs::write(model.join(".env"), "secret").unwrap();
     let (_, error) = told(&push(folder.path(), &address, &["model", "--to", "owner/made"]));
