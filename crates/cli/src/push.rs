@@ -112,7 +112,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         .map_err(|error| format!("{}: {error}", source.folder.display()))?;
     leave_out(&mut files, &mut left_out, &arguments.exclude)?;
     let is_model = |file: &UploadFile| {
-        let name = file.path.rsplit('/').next().unwrap_or_default();
+        let name = file_name(file);
         name == CONFIG || name == "config.json" || name.ends_with(".gguf")
     };
     if !files.iter().any(is_model) {
@@ -298,6 +298,11 @@ fn config_base(folder: &Path) -> Option<String> {
     BASES.iter().find_map(|key| config[key].as_str()).map(str::to_owned)
 }
 
+/// The last part of a file's path in the repository.
+fn file_name(file: &UploadFile) -> &str {
+    file.path.rsplit('/').next().unwrap_or_default()
+}
+
 /// Lets a configuration, at the top or in a subfolder, name the base as everybody can load it: what a run
 /// has loaded it by may be a place on this computer.
 fn name_base(
@@ -308,7 +313,7 @@ fn name_base(
     hub: &Hub,
 ) -> Result<(), Box<dyn Error>> {
     let UploadContent::File(path) = &file.content else { return Ok(()) };
-    let name = file.path.rsplit('/').next().unwrap_or_default();
+    let name = file_name(file);
     let loaded_from = LOADED_FROM.iter().find(|(file, _)| *file == name).map(|(_, key)| *key);
     if name != CONFIG && loaded_from.is_none() {
         return Ok(());

@@ -2,27 +2,15 @@
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
 use tunebook_hub::{Hub, Kind};
 
 use crate::server::Server;
-use crate::{NEW, OLD, serve, weights};
+use crate::{NEW, OLD, blob_of_weights, error, read, serve, weights};
 
 const NOBODY: &str = "http://127.0.0.1:9";
 
 fn hub(server: &Server, folder: &Path) -> Hub {
     Hub::new(folder.join("hub")).endpoint(&server.address)
-}
-
-fn read(hub: &Hub, id: &str, file: &str) -> Vec<u8> {
-    std::fs::read(hub.open(Kind::Model, id).unwrap().get(file).unwrap()).unwrap()
-}
-
-fn error(hub: &Hub, id: &str, file: &str) -> String {
-    match hub.open(Kind::Model, id) {
-        Ok(repository) => repository.get(file).unwrap_err().to_string(),
-        Err(error) => error.to_string(),
-    }
 }
 
 #[test]
@@ -214,10 +202,7 @@ fn the_token_is_shown_to_the_endpoint_alone() {
 fn another_process_that_fetches_a_file_is_waited_for() {
     let (folder, server) = (tempfile::tempdir().unwrap(), serve());
     let hub = hub(&server, folder.path());
-    let sha256: String =
-        Sha256::digest(weights(2)).iter().map(|byte| format!("{byte:02x}")).collect();
-    let blobs = folder.path().join("hub/models--owner--tiny/blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
+    let (blobs, sha256) = blob_of_weights(folder.path());
     let lock = std::fs::File::create(blobs.join(format!("{sha256}.lock"))).unwrap();
     lock.try_lock().unwrap();
     let reader = std::thread::spawn(move || read(&hub, "owner/tiny", "model.safetensors"));
@@ -254,10 +239,7 @@ fn stop_ends_what_waits_for_the_network() {
     let hub = hub(&server, folder.path());
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = (format!("http://{}", silent.local_addr().unwrap()), silent);
-    let sha256: String =
-        Sha256::digest(weights(2)).iter().map(|byte| format!("{byte:02x}")).collect();
-    let blobs = folder.path().join("hub/models--owner--tiny/blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
+    let (blobs, sha256) = blob_of_weights(folder.path());
     let lock = std::fs::File::create(blobs.join(format!("{sha256}.lock"))).unwrap();
     let hub = match which.as_str() {
         "no answer" => hub.endpoint(&silent.0),

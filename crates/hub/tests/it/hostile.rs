@@ -5,7 +5,7 @@ use std::path::Path;
 use tunebook_hub::{Hub, Kind};
 
 use crate::server::{Ranges, Server};
-use crate::{NEW, OLD, serve, weights};
+use crate::{NEW, OLD, blob_of_weights, read, serve, weights};
 
 const TOKEN: &str = "hf_SECRETTOKEN123";
 
@@ -14,18 +14,11 @@ fn hub(server: &Server, folder: &Path) -> Hub {
 }
 
 fn error(hub: &Hub, id: &str, file: &str) -> String {
-    let error = match hub.open(Kind::Model, id) {
-        Ok(repository) => repository.get(file).unwrap_err().to_string(),
-        Err(error) => error.to_string(),
-    };
+    let error = crate::error(hub, id, file);
     assert!(!error.contains("SECRET"), "{error}");
     assert!(!error.contains(|c: char| c.is_control()), "{error:?}");
     assert!(error.len() < 1000, "{error}");
     error
-}
-
-fn read(hub: &Hub, id: &str, file: &str) -> Vec<u8> {
-    std::fs::read(hub.open(Kind::Model, id).unwrap().get(file).unwrap()).unwrap()
 }
 
 /// All files below a folder.
@@ -200,13 +193,9 @@ fn no_more_bytes_are_taken_than_were_announced() {
 
 #[test]
 fn a_part_that_is_too_long_does_not_stay_in_the_way() {
-    use sha2::{Digest, Sha256};
     let (folder, server) = (tempfile::tempdir().unwrap(), serve());
     let hub = hub(&server, folder.path());
-    let sha256: String =
-        Sha256::digest(weights(2)).iter().map(|byte| format!("{byte:02x}")).collect();
-    let blobs = folder.path().join("hub/models--owner--tiny/blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
+    let (blobs, sha256) = blob_of_weights(folder.path());
     let part = blobs.join(format!("{sha256}.part"));
     std::fs::write(&part, vec![0; 60_000]).unwrap();
     assert_eq!(read(&hub, "owner/tiny", "model.safetensors"), weights(2));

@@ -11,7 +11,11 @@ mod server;
 mod uploading;
 mod uploads;
 
+use std::path::{Path, PathBuf};
+
 use server::{Server, State};
+use sha2::{Digest, Sha256};
+use tunebook_hub::{Hub, Kind};
 
 /// Two commits.
 const OLD: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -40,4 +44,28 @@ fn repository() -> State {
 
 fn serve() -> Server {
     Server::start(repository())
+}
+
+fn read(hub: &Hub, id: &str, file: &str) -> Vec<u8> {
+    std::fs::read(hub.open(Kind::Model, id).unwrap().get(file).unwrap()).unwrap()
+}
+
+/// Why a file does not come.
+fn error(hub: &Hub, id: &str, file: &str) -> String {
+    match hub.open(Kind::Model, id) {
+        Ok(repository) => repository.get(file).unwrap_err().to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The folder of blobs in the cache below `folder`, which it makes, and the name there of the new
+/// commit's weights.
+fn blob_of_weights(folder: &Path) -> (PathBuf, String) {
+    let blobs = folder.join("hub/models--owner--tiny/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    (blobs, sha256(&weights(2)))
 }

@@ -8,7 +8,7 @@ use tunebook_testing::Python;
 
 use crate::server::{Server, State};
 use crate::uploads::Uploads;
-use crate::{NEW, OLD, serve, weights};
+use crate::{NEW, OLD, serve, sha256, weights};
 
 fn python() -> Option<Python> {
     Python::peers("huggingface_hub")
@@ -45,10 +45,7 @@ print(len(report.warnings), sorted(r for repo in report.repos for revision in re
 ";
     let text = run(&python, home.path(), &[("HF_HUB_OFFLINE", "1")], script);
     let lines: Vec<&str> = text.lines().collect();
-    let hash = |bytes: Vec<u8>| {
-        use sha2::Digest;
-        sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    };
+    let hash = |bytes: Vec<u8>| sha256(&bytes);
     assert_eq!(lines[..4], ["2", &hash(weights(2)), "1", &hash(weights(1))]);
     assert!(lines[6].ends_with(NEW), "{text}");
     assert_eq!(lines[7], "0 ['main', 'v1']", "no warnings, and no other branches");

@@ -7,8 +7,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use sha2::{Digest, Sha256};
-
 use crate::uploads::{self, Uploads};
 
 /// How the server behaves; may be changed while it runs.
@@ -231,7 +229,7 @@ fn answer(mut stream: TcpStream, state: &mut State, address: &str) {
         Some((commit, name, body.clone()))
     });
     let Some((commit, name, mut body)) = file else { return refuse(404) };
-    let sha256: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = crate::sha256(&body);
     let large = name.ends_with(LARGE);
     if large && cdn.is_none() {
         let headers = [

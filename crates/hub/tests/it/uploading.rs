@@ -1,14 +1,13 @@
 //! An upload is one commit, or an error that says what to do and leaves the branch as it was.
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tunebook_hub::{
     Hub, UploadArgs, UploadContent, UploadFile, UploadState, Uploaded, folder_files,
 };
 
 use crate::server::{Server, State};
 use crate::uploads::{Uploads, commit_name};
-use crate::weights;
+use crate::{sha256, weights};
 
 const TOKEN: &str = "hf_secretSECRETsecret";
 
@@ -54,10 +53,6 @@ fn push_files(
 
 fn args() -> UploadArgs {
     UploadArgs::default()
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn log(server: &Server) -> Vec<String> {

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::server::Request;
+use crate::sha256;
 
 /// The repository `owner/made`.
 #[derive(Default)]
@@ -179,9 +179,6 @@ pub(crate) fn answer(request: &Request, uploads: &mut Uploads, address: &str) ->
 }
 
 fn storage(rest: &str, request: &Request, uploads: &mut Uploads) -> Option<Reply> {
-    let sha256 = |bytes: &[u8]| -> String {
-        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-    };
     if let Some(part) = rest.strip_prefix("part/") {
         let number: usize = part.parse().unwrap();
         uploads.parts.insert(number, request.body.clone());

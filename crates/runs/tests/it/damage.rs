@@ -113,6 +113,17 @@ impl Hand {
         );
     }
 
+    /// A run `twice` that was stopped and saved, went on, and was saved again: both adapters.
+    pub(crate) fn twice(&self, run: &str, rows: Option<&str>) -> (String, String) {
+        self.begin(run, "twice", None, rows);
+        let [first, second] = ["first", "second"].map(|name| {
+            let adapter = self.adapter(name, Some(run), None);
+            self.end(run, Some(&adapter));
+            adapter
+        });
+        (first, second)
+    }
+
     /// A run that has ended, with an adapter.
     pub(crate) fn run(&self, run: &str, parent: Option<&str>, rows: Option<&str>) -> String {
         self.begin(run, &format!("run {run}"), parent, rows);
@@ -356,11 +367,7 @@ fn nothing_is_collected_while_a_parent_may_be_lost() {
 fn all_adapters_of_a_kept_run_stay() {
     let hand = Hand::new();
     // Stopped, saved, gone on and saved again; of the other the line with the adapter is lost.
-    hand.begin("aaaaaaaaaaa1", "twice", None, None);
-    let first = hand.adapter("first", Some("aaaaaaaaaaa1"), None);
-    hand.end("aaaaaaaaaaa1", Some(&first));
-    let second = hand.adapter("second", Some("aaaaaaaaaaa1"), None);
-    hand.end("aaaaaaaaaaa1", Some(&second));
+    let (first, second) = hand.twice("aaaaaaaaaaa1", None);
     hand.begin("aaaaaaaaaaa2", "lost", None, None);
     let third = hand.adapter("third", Some("aaaaaaaaaaa2"), None);
     let other = hand.run("aaaaaaaaaaa3", None, None);
@@ -505,11 +512,7 @@ fn sorted<'a>(ids: &[&'a String]) -> Vec<&'a str> {
 #[test]
 fn all_adapters_of_a_run_and_their_children_saw_its_rows() {
     let hand = Hand::new();
-    hand.begin("aaaaaaaaaaa1", "twice", None, Some("one"));
-    let first = hand.adapter("first", Some("aaaaaaaaaaa1"), None);
-    hand.end("aaaaaaaaaaa1", Some(&first));
-    let second = hand.adapter("second", Some("aaaaaaaaaaa1"), None);
-    hand.end("aaaaaaaaaaa1", Some(&second));
+    let (first, second) = hand.twice("aaaaaaaaaaa1", Some("one"));
     let child = hand.run("aaaaaaaaaaa2", Some(&first), Some("two"));
     let grandchild = hand.run("aaaaaaaaaaa3", Some(&child), Some("three"));
     let touched = hand.saw("one");

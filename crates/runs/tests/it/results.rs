@@ -18,11 +18,7 @@ fn results_stay_unless_they_are_asked_for() {
     let finished = hand.run("aaaaaaaaaaa1", None, None);
     let by_hand = hand.adapter("by hand", None, None);
     // Stopped, saved, and gone on.
-    hand.begin("aaaaaaaaaaa2", "twice", None, None);
-    let first = hand.adapter("first", Some("aaaaaaaaaaa2"), None);
-    hand.end("aaaaaaaaaaa2", Some(&first));
-    let second = hand.adapter("second", Some("aaaaaaaaaaa2"), None);
-    hand.end("aaaaaaaaaaa2", Some(&second));
+    let (first, second) = hand.twice("aaaaaaaaaaa2", None);
     // Killed between the adapter and its line; of another no line could be written at all.
     hand.begin("aaaaaaaaaaa3", "killed", None, None);
     let killed = hand.adapter("killed", Some("aaaaaaaaaaa3"), None);
@@ -65,11 +61,7 @@ fn results_stay_unless_they_are_asked_for() {
 #[test]
 fn the_adapter_that_the_log_names_last_is_a_result_by_any_clock() {
     let hand = Hand::new();
-    hand.begin("aaaaaaaaaaa1", "twice", None, None);
-    let first = hand.adapter("first", Some("aaaaaaaaaaa1"), None);
-    hand.end("aaaaaaaaaaa1", Some(&first));
-    let second = hand.adapter("second", Some("aaaaaaaaaaa1"), None);
-    hand.end("aaaaaaaaaaa1", Some(&second));
+    let (_, second) = hand.twice("aaaaaaaaaaa1", None);
     let record = hand.path(&format!("adapters/{second}.jsonl"));
     let line = json!({
         "kind": "saved", "config": "LoRA", "answering": [], "bytes": 100, "run": "aaaaaaaaaaa1",
