@@ -86,8 +86,7 @@ pub fn hosted(recipe: &Recipe, prices: Option<&Prices>) -> Result<HostedData> {
 /// Steps that end in the midst of an epoch.
 fn epochs(args: &TrainingArgs, rows: usize) -> Result<usize> {
     let Some(max_steps) = args.max_steps else { return Ok(args.epochs) };
-    let per_step = args.batch_size.saturating_mul(args.gradient_accumulation_steps);
-    let steps_per_epoch = rows.div_ceil(per_step.max(1)).max(1);
+    let steps_per_epoch = rows.div_ceil(args.rows_per_step().max(1)).max(1);
     // Packed rows are fewer, and how many a provider does not know.
     if args.packing || !max_steps.is_multiple_of(steps_per_epoch) {
         return Err(Error::HostedSteps { max_steps, steps_per_epoch });

@@ -240,8 +240,7 @@ pub fn export(recipe: &Recipe, options: &ExportOptions) -> Result<ClusterExport>
     shape.initial = adapter && options.accelerate.is_none();
     let mut mapped = model::recipe(recipe, Some(&shape), options);
     check(std::mem::take(&mut mapped.unmapped), options)?;
-    let per_step =
-        recipe.training.batch_size.saturating_mul(recipe.training.gradient_accumulation_steps);
+    let per_step = recipe.training.rows_per_step();
     let train = tokens::of_steps(&prepared.rows, per_step, options.engine);
     shape.passes = train.passes;
     model::of_run(&shape, options, &mut mapped);

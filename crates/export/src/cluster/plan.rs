@@ -143,7 +143,7 @@ pub fn plan(
 /// Rows of a step that cannot be divided among the cards, which no engine takes.
 fn check(recipe: &Recipe, gpus: usize) -> Result<()> {
     recipe.training.validate()?;
-    let rows = recipe.training.batch_size * recipe.training.gradient_accumulation_steps;
+    let rows = recipe.training.rows_per_step();
     if gpus > 0 && rows.is_multiple_of(gpus) {
         return Ok(());
     }

@@ -26,7 +26,7 @@ pub(super) fn training(
         max_steps: _, // up to the last step
         batch_size,
         eval_batch_size,
-        gradient_accumulation_steps,
+        gradient_accumulation_steps: _, // in the rows of a step
         learning_rate,
         lr_scheduler,
         warmup_ratio: _, // as a number of steps
@@ -68,7 +68,7 @@ pub(super) fn training(
     let axolotl = to == Engine::Axolotl;
 
     // Batches: the rows of a step stay the same, whatever they are divided into.
-    let rows = batch_size.saturating_mul(*gradient_accumulation_steps);
+    let rows = args.rows_per_step();
     if let Some(shape) = shape {
         // TRL's steps are filled up to their size.
         out.refuse_if(

@@ -414,9 +414,9 @@ impl TrainingArgs {
         self.warmup_steps.unwrap_or_else(rounded)
     }
 
-    /// Rows of an optimizer step.
-    pub(crate) fn rows_per_step(&self) -> usize {
-        self.batch_size * self.gradient_accumulation_steps
+    /// Rows of an optimizer step: `batch_size` times `gradient_accumulation_steps`.
+    pub fn rows_per_step(&self) -> usize {
+        self.batch_size.saturating_mul(self.gradient_accumulation_steps)
     }
 
     /// The seed of the row order.
