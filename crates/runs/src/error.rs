@@ -54,6 +54,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// A setting of a recipe does not go with its model.
+    #[error("`{key}`: {problem}")]
+    RecipeKey {
+        /// The key, with those above it: `strategy.target_modules`.
+        key: String,
+        /// What was expected and what was found.
+        problem: String,
+    },
+
     /// A run has done what a recipe cannot say.
     #[error("the run `{run}` has no recipe: {problem}")]
     NoRecipe {

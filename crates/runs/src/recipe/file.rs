@@ -7,8 +7,8 @@ use serde_saphyr::{Spanned, UserMessageFormatter};
 use tunebook_evaluate::metric::{NAMES, named};
 use tunebook_tune::{Strategy, TrainingArgs};
 
-use super::node::{Kind, Node, NodeError, unknown};
-use super::{Recipe, StrategyRecipe, VERSION};
+use super::node::{KEY, Kind, Node, NodeError, unknown};
+use super::{Recipe, StrategyRecipe, VERSION, foreign};
 use crate::disk;
 use crate::error::{Error, Result};
 
@@ -109,7 +109,7 @@ pub(super) fn recipe(root: &Node) -> Result<Recipe, NodeError> {
         return Err(NodeError::new(problem).below("version", line(root, "version")));
     }
     if let Some((key, node)) = entries.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
-        return Err(NodeError::new(unknown("key", key, &KEYS)).below(key, node.line));
+        return Err(NodeError::new(not_ours(key, entries)).below(key, node.line));
     }
     let strategy = root.entry("strategy").ok_or_else(|| missing("strategy"))?;
     let strategy = StrategyRecipe::read(strategy.clone())
@@ -122,6 +122,20 @@ pub(super) fn recipe(root: &Node) -> Result<Recipe, NodeError> {
         strategy,
         training: section::<Option<TrainingArgs>>(root, "training")?.flatten().unwrap_or_default(),
     })
+}
+
+/// What a key at the top is, that no recipe has.
+fn not_ours(key: &str, entries: &[(String, Node)]) -> String {
+    let keys: Vec<&str> = entries.iter().map(|(key, _)| key.as_str()).collect();
+    match foreign::program(&keys) {
+        Some((program, signs)) => format!(
+            "this is a file for {program} (it has {}); a recipe has the keys {}, and docs/recipe.md shows \
+             a whole one",
+            signs.join(", "),
+            KEYS.join(", ")
+        ),
+        None => unknown(KEY, key, &KEYS),
+    }
 }
 
 fn missing(key: &str) -> NodeError {

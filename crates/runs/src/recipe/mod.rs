@@ -20,6 +20,7 @@
 mod data;
 mod destination;
 mod file;
+mod foreign;
 mod model;
 mod node;
 mod strategy;

@@ -11,6 +11,11 @@ use serde::de::{
 use serde::{Deserialize, forward_to_deserialize_any};
 use serde_saphyr::Spanned;
 
+use super::foreign;
+
+/// What an entry of a map is called in an error.
+pub(super) const KEY: &str = "key";
+
 /// A value and the line of its key; line 0: it was not in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
@@ -195,7 +200,7 @@ impl de::Error for NodeError {
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(unknown("key", field, expected))
+        Self::new(unknown(KEY, field, expected))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -203,17 +208,26 @@ impl de::Error for NodeError {
     }
 }
 
-/// What is not known, with the nearest that is, or all.
+/// What is not known, with what may have been meant: another trainer's name for it, the nearest that
+/// is known here, a key of another place; or all that are known.
 pub(super) fn unknown(what: &str, found: &str, known: &[&str]) -> String {
-    let all = || known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    match nearest(found, known) {
-        Some(near) => format!("there is no {what} `{found}` here; did you mean `{near}`?"),
-        None => format!("there is no {what} `{found}` here, expected one of {}", all()),
+    let here = |name: Option<&str>| name.map(|name| format!("`{name}`"));
+    let key = |find: fn(&str) -> Option<String>| if what == KEY { find(found) } else { None };
+    let meant = here(foreign::ours(found, known))
+        .or_else(|| key(foreign::elsewhere))
+        .or_else(|| here(nearest(found, known)))
+        .or_else(|| key(foreign::section));
+    match meant {
+        Some(meant) => format!("there is no {what} `{found}` here; did you mean {meant}?"),
+        None => {
+            let all: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+            format!("there is no {what} `{found}` here, expected one of {}", all.join(", "))
+        }
     }
 }
 
 /// The name that differs least, if it is like enough to be meant.
-fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
     let distances = known.iter().map(|name| (strsim::levenshtein(found, name), *name));
     let (distance, near) = distances.min_by_key(|(distance, _)| *distance)?;
     (distance <= 1 + near.len().min(found.len()) / 4).then_some(near)
@@ -378,8 +392,12 @@ impl<'de> EnumAccess<'de> for Choice<'de> {
 }
 
 impl<'de> Choice<'de> {
-    fn content(self) -> Result<(&'de Node, &'de str), NodeError> {
-        let missing = || NodeError::new(format!("`{}` has settings: write `{0}: …`", self.name));
+    /// What the name holds; `form`: how that is written.
+    fn content(self, form: &str) -> Result<(&'de Node, &'de str), NodeError> {
+        let missing = || {
+            let name = self.name;
+            NodeError::new(format!("`{name}` does not stand alone: write `{{{name}: {form}}}`"))
+        };
         Ok((self.content.ok_or_else(missing)?, self.name))
     }
 }
@@ -398,12 +416,12 @@ impl<'de> VariantAccess<'de> for Choice<'de> {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, NodeError> {
-        let (content, name) = self.content()?;
+        let (content, name) = self.content("…")?;
         seed.deserialize(content).map_err(|error| error.below(name, content.line))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, NodeError> {
-        let (content, name) = self.content()?;
+        let (content, name) = self.content("[…]")?;
         content.deserialize_any(visitor).map_err(|error| error.below(name, content.line))
     }
 
@@ -412,7 +430,7 @@ impl<'de> VariantAccess<'de> for Choice<'de> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, NodeError> {
-        let (content, name) = self.content()?;
+        let (content, name) = self.content("{…}")?;
         content.deserialize_any(visitor).map_err(|error| error.below(name, content.line))
     }
 }

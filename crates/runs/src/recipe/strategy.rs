@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 use tunebook_models::Model;
 use tunebook_tune::{AdapterConfig, Adapters as _, Full, FullTuning as _, RunRecord, Strategy};
 
-use super::node::{Kind, Node, NodeError, unknown};
-use crate::error::Result;
+use super::foreign;
+use super::node::{Kind, Node, NodeError, nearest, unknown};
+use crate::error::{Error, Result};
 
 /// PEFT's name of an adapter that was given none.
 const DEFAULT_NAME: &str = "default";
@@ -50,13 +51,16 @@ impl StrategyRecipe {
     /// Puts the adapter on a model, or unfreezes the weights.
     ///
     /// # Errors
-    /// As [`Adapters::add_adapter`] and [`FullTuning::unfreeze`](tunebook_tune::FullTuning).
+    /// As [`Adapters::add_adapter`] and [`FullTuning::unfreeze`](tunebook_tune::FullTuning); a setting
+    /// that does not go with this model has its key.
     pub fn add_to(&self, model: &Model) -> Result<()> {
         match &self.config {
             Strategy::Adapter(config) => {
-                drop(model.add_adapter_of(&self.adapter_name, (**config).clone())?)
+                model.add_adapter_of(&self.adapter_name, (**config).clone()).map_err(setting)?;
             }
-            Strategy::Full(config) => drop(model.unfreeze(config)?),
+            Strategy::Full(config) => {
+                model.unfreeze(config).map_err(setting)?;
+            }
         }
         Ok(())
     }
@@ -87,6 +91,11 @@ impl StrategyRecipe {
             None if name == FULL => String::new(),
             None => DEFAULT_NAME.to_owned(),
         };
+        // PEFT has the ways to begin and the wish for one in the same key.
+        if let Some((init, line)) = text_of(&node, "init_lora_weights") {
+            let problem = format!("is true or false here; how LoRA begins is `lora_init: {init}`");
+            return Err(NodeError::new(problem).below("init_lora_weights", line));
+        }
         if matches!(node.kind, Kind::Null) {
             node.kind = Kind::Map(Vec::new());
         }
@@ -102,7 +111,10 @@ impl StrategyRecipe {
             "bottleneck" => Strategy::from(AdapterConfig::Bottleneck(config(&node)?)),
             FULL => Strategy::Full(config::<Full>(&node)?),
             other => {
-                let error = NodeError::new(unknown("type", other, &TYPES));
+                let error = NodeError::new(match foreign::strategy(other) {
+                    Some(instead) => format!("there is no type `{other}` here; it is {instead}"),
+                    None => unknown("type", other, &TYPES),
+                });
                 return Err(error.below("type", type_node.line));
             }
         };
@@ -111,6 +123,46 @@ impl StrategyRecipe {
             return Err(NodeError::new(problem).below("adapter_name", line));
         }
         Ok(Self { adapter_name, config })
+    }
+}
+
+/// A refusal in the words of a recipe.
+fn setting(error: tunebook_tune::Error) -> Error {
+    let key = |field: &str| format!("strategy.{}", field.rsplit('.').next().unwrap_or(field));
+    match error {
+        tunebook_tune::Error::Config { field, value, expected } => Error::RecipeKey {
+            key: key(field),
+            problem: format!("is {}, expected {expected}", value.replace("LoraOnly", "lora_only")),
+        },
+        tunebook_tune::Error::UnknownTarget { target, available, example, is_pattern } => {
+            let names: Vec<&str> = available.iter().map(String::as_str).collect();
+            let advice = match (is_pattern, nearest(&target, &names)) {
+                (true, near) => format!(
+                    "a single text is a regular expression over full paths such as `{example}`: \
+                     names stand in a list, as [{}]",
+                    near.or(names.first().copied()).unwrap_or("q_proj")
+                ),
+                (false, Some(near)) => format!("did you mean `{near}`?"),
+                (false, None) => "`all-linear` is all of them".to_owned(),
+            };
+            Error::RecipeKey {
+                key: key("target_modules"),
+                problem: format!(
+                    "`{target}` matches no projection of this model, which has {}; {advice}",
+                    names.join(", ")
+                ),
+            }
+        }
+        other => other.into(),
+    }
+}
+
+/// An entry that is a text, in small letters, and its line.
+fn text_of(node: &Node, key: &str) -> Option<(String, u64)> {
+    let entry = node.entry(key)?;
+    match &entry.kind {
+        Kind::Text(text) => Some((text.to_lowercase(), entry.line)),
+        _ => None,
     }
 }
 
