@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Map, Value};
 use tunebook_disk::WholeFile;
 use tunebook_models::{Model, check_save_folder};
-use tunebook_tune::{Strategy, peft};
+use tunebook_tune::{RunRecord, StopReason, Strategy, peft};
 
 use super::Recipe;
 use crate::disk;
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 /// The file of an adapter's folder that says what it was trained with, and here by which recipe.
 const FILE: &str = "tunebook.json";
 const RECIPE: &str = "recipe";
+const STOPPED: &str = "stopped_after_step";
 /// By which a folder is known to hold an adapter, or a model.
 const MODEL_CONFIG: &str = "config.json";
 /// The tensors of AdapterHub's adapters.
@@ -91,25 +92,50 @@ impl Destination {
         Err(Error::File { path: self.folder.clone(), problem: problem.to_owned() })
     }
 
-    /// Notes in the folder which recipe has filled it.
+    /// Where the result of a run goes that is to be written to `out`: what a run was stopped at takes
+    /// the place of no whole one, and goes into a folder beside it.
+    pub(super) fn of(&self, run: &RunRecord, out: &Path) -> PathBuf {
+        let whole = [peft::CONFIG_FILE, MODEL_CONFIG].map(|name| self.folder.join(name).exists());
+        let is_whole = whole.contains(&true) && !facts(&self.folder).contains_key(STOPPED);
+        match stopped(run) {
+            true if is_whole => {
+                // A path such as `.` has no last part to which something could be added.
+                let out = std::path::absolute(out).unwrap_or_else(|_| out.to_path_buf());
+                let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                out.with_file_name(name + "-stopped")
+            }
+            _ => out.to_path_buf(),
+        }
+    }
+
+    /// Notes in the folder with the result which recipe has filled it, and whether its run was stopped.
     ///
     /// # Errors
     /// It cannot be written.
-    pub(super) fn mark(&self) -> Result<()> {
-        let mut facts = self.facts();
+    pub(super) fn mark(&self, folder: &Path, run: &RunRecord) -> Result<()> {
+        let mut facts = facts(folder);
         facts.insert(RECIPE.to_owned(), Value::String(self.recipe.clone()));
+        facts.remove(STOPPED);
+        if stopped(run) {
+            facts.insert(STOPPED.to_owned(), run.steps.len().into());
+        }
         let text = serde_json::to_string_pretty(&facts)? + "\n";
-        disk::write_whole(&self.folder.join(FILE), text.as_bytes())
+        disk::write_whole(&folder.join(FILE), text.as_bytes())
     }
 
     fn is_of_this_recipe(&self) -> bool {
-        self.facts().get(RECIPE).and_then(Value::as_str) == Some(self.recipe.as_str())
+        facts(&self.folder).get(RECIPE).and_then(Value::as_str) == Some(self.recipe.as_str())
     }
+}
 
-    fn facts(&self) -> Map<String, Value> {
-        let bytes = fs::read(self.folder.join(FILE)).unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default()
-    }
+fn stopped(run: &RunRecord) -> bool {
+    run.stopped == Some(StopReason::Interrupted)
+}
+
+/// What a folder's own file says.
+fn facts(folder: &Path) -> Map<String, Value> {
+    let bytes = fs::read(folder.join(FILE)).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
 /// # Errors

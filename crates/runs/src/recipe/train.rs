@@ -58,7 +58,8 @@ pub struct TrainedRecipe {
     pub run: Run,
     /// The model with what was trained on it.
     pub model: Model,
-    /// Where the adapter or the model was written.
+    /// Where the adapter or the model was written. What a run was stopped at does not replace a whole
+    /// result: where `out` holds one, that is a folder beside it, `out-stopped`.
     pub folder: PathBuf,
     /// The run's id in the registry, and its adapter's.
     pub recorded: Option<(String, Option<String>)>,
@@ -127,13 +128,12 @@ impl Recipe {
                 });
             }
         }
+        let out = destination.of(&run, &args.out);
         let folder = match &self.strategy.config {
-            Strategy::Adapter(_) => model.save_adapter(&self.strategy.adapter_name, &args.out)?,
-            Strategy::Full(_) => {
-                model.save_pretrained(&args.out).map_err(tunebook_tune::Error::from)?
-            }
+            Strategy::Adapter(_) => model.save_adapter(&self.strategy.adapter_name, &out)?,
+            Strategy::Full(_) => model.save_pretrained(&out).map_err(tunebook_tune::Error::from)?,
         };
-        destination.mark()?;
+        destination.mark(&folder, &run)?;
         let recorded = recorder.map(|recorder| (recorder.id(), recorder.adapter()));
         Ok(TrainedRecipe { run, model, folder, recorded })
     }

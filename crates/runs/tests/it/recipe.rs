@@ -16,7 +16,7 @@ use tunebook_runs::{
 use tunebook_tune::{
     AdaLora, AdapterConfig, Adapters as _, Bias, Bottleneck, BottleneckInit, Callback,
     EvalStrategy, Full, Ia3, Lora, LoraInit, LrScheduler, Metric, Optim, PrefixTuning,
-    PromptTuning, PromptTuningInit, ReductionFactor, RunRecord, SaveStrategy, StepRecord,
+    PromptTuning, PromptTuningInit, ReductionFactor, Run, RunRecord, SaveStrategy, StepRecord,
     StopReason, Strategy, TargetModules, Trainer, TrainingArgs,
 };
 
@@ -756,6 +756,48 @@ fn what_is_trained_until_a_stop_is_saved_whole() {
     assert_ne!(weights(&saved), weights(&tiny().load(&Device::Cpu).unwrap()));
 }
 
+#[test]
+fn what_a_run_was_stopped_at_takes_the_place_of_no_whole_result() {
+    let dir = dir();
+    let recipe = recipe(dir.path());
+    let tensors =
+        |folder: &str| fs::read(dir.path().join(folder).join("adapter_model.safetensors"));
+    let stopped = || recipe.train_watched(&out(dir.path()), Signal).unwrap();
+    // Nothing is there, or what a run was stopped at.
+    for _ in 0..2 {
+        assert_eq!(stopped().folder, dir.path().join("out"));
+    }
+    let at_stop = tensors("out").unwrap();
+    recipe.train(&out(dir.path())).unwrap();
+    let whole = tensors("out").unwrap();
+    assert_ne!(whole, at_stop);
+    for _ in 0..2 {
+        assert_eq!(stopped().folder, dir.path().join("out-stopped"));
+        assert_eq!(tensors("out").unwrap(), whole);
+        assert_eq!(tensors("out-stopped").unwrap(), at_stop);
+    }
+}
+
+#[test]
+fn a_stop_leaves_a_checkpoint_of_its_own_step() {
+    let dir = dir();
+    let mut recipe = recipe(dir.path());
+    recipe.training.save_strategy = SaveStrategy::Steps(5);
+    recipe.training.output_dir = Some(dir.path().join("checkpoints"));
+    let whole = {
+        let mut whole = recipe.clone();
+        whole.training.output_dir = Some(dir.path().join("whole"));
+        whole.train(&out(&dir.path().join("other"))).unwrap()
+    };
+    let trained = recipe.train_watched(&out(dir.path()), Signal).unwrap();
+    assert_eq!(trained.run.steps.len(), 1);
+    assert!(!trained.run.record().to_string().contains("resume"), "{}", trained.run.record());
+    let trained = recipe.train(&out(dir.path())).unwrap();
+    assert_eq!(trained.run.plan.done_steps, 1);
+    let losses = |run: &Run| run.steps.iter().map(|step| step.loss).collect::<Vec<_>>();
+    assert_eq!(losses(&trained.run), losses(&whole.run));
+}
+
 /// Asks for a stop before the first step.
 struct Early;
 
@@ -971,12 +1013,78 @@ fn what_is_wrong_is_named_with_its_place() {
         (
             "eval_strategy: no",
             "eval_strategy: steps",
-            "`recipe.yaml`, line 14, `training.eval_strategy`: `steps` has settings: write `steps: …`",
+            "`recipe.yaml`, line 14, `training.eval_strategy`: `steps` does not stand alone: write \
+             `{steps: …}`",
+        ),
+        (
+            "[strip_html, {drop_short: {min_words: 3}}]",
+            "[drop_short]",
+            "`recipe.yaml`, line 4, `data.steps.1.clean.1`: `drop_short` does not stand alone: write \
+             `{drop_short: {…}}`",
         ),
     ] {
         let error = wrong(from, to);
         assert!(error.starts_with(expected), "{error}\nexpected\n{expected}");
     }
+}
+
+#[test]
+fn the_names_of_other_trainers_are_answered_with_those_of_a_recipe() {
+    for (from, to, expected) in [
+        ("learning_rate", "num_train_epochs", "did you mean `epochs`?"),
+        ("learning_rate", "per_device_train_batch_size", "did you mean `batch_size`?"),
+        ("learning_rate", "lora_r", "did you mean `strategy.r`?"),
+        ("learning_rate: 1e-4", "bf16: true", "did you mean `model.dtype: bfloat16`?"),
+        ("learning_rate: 1e-4", "eval_steps: 5", "did you mean `eval_strategy: {steps: 100}`?"),
+        ("eval_strategy: no", "eval_strategy: none", "did you mean `no`?"),
+        ("  r:", "  lora_r:", "did you mean `r`?"),
+        ("  r:", "  epochs:", "did you mean `training.epochs`?"),
+        ("type: lora", "type: qlora", "it is `type: lora` with `model.quantization: nf4`"),
+        ("type: lora", "type: pissa", "it is `type: lora` with `lora_init: pissa`"),
+        ("  r: 16", "  init_lora_weights: PiSSA", "how LoRA begins is `lora_init: pissa`"),
+        ("name_or_path", "base_model", "did you mean `name_or_path`?"),
+        ("  name_or_path", "  dtype: bf16\n  name_or_path", "did you mean `bfloat16`?"),
+        ("  name_or_path", "  load_in_4bit: true\n  name_or_path", "`model.quantization: nf4`?"),
+        ("model:", "learning_rate: 1.0\nmodel:", "did you mean `training.learning_rate`?"),
+    ] {
+        assert!(SMALL.contains(from), "{from}");
+        let error = Recipe::from_yaml(&SMALL.replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{from} -> {to}: {error}");
+    }
+    for (text, program) in [
+        (
+            "base_model: a/b\ndatasets:\n  - path: x\nadapter: lora\n",
+            "Axolotl (it has base_model, ",
+        ),
+        ("model_name_or_path: a/b\ndataset_name: x\nuse_peft: true\n", "TRL or transformers ("),
+        ("model_name_or_path: a\nstage: sft\nfinetuning_type: lora\n", "LLaMA-Factory (it has st"),
+    ] {
+        let error = Recipe::from_yaml(text).unwrap_err().to_string();
+        let expected =
+            format!("line 1, `{}`: this is a file for {program}", &text[..text.find(':').unwrap()]);
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
+fn a_setting_that_does_not_go_with_the_model_is_named_as_in_the_file() {
+    let dir = dir();
+    let mut recipe = recipe(dir.path());
+    for (config, expected) in [
+        (
+            Lora { target_modules: ["q_prj"].into(), ..lora() },
+            "`strategy.target_modules`: `q_prj` matches no projection of this model, which has ",
+        ),
+        (Lora { target_modules: "q_proj".into(), ..lora() }, "names stand in a list, as [q_proj]"),
+        (Lora { r: 500, ..lora() }, "`strategy.r`: is 500 for "),
+    ] {
+        recipe.strategy = StrategyRecipe::new(config);
+        let error = refused(&recipe, &out(dir.path()));
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("into()"), "{error}");
+    }
+    recipe.strategy = StrategyRecipe::new(Lora { target_modules: ["q_prj"].into(), ..lora() });
+    assert!(refused(&recipe, &out(dir.path())).ends_with("did you mean `q_proj`?"));
 }
 
 #[test]

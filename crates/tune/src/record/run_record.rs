@@ -211,7 +211,10 @@ impl fmt::Display for RunRecord {
                 _ => write!(f, ", validation loss {:.4} -> {:.4}", first.loss, last.loss)?,
             }
         }
-        write!(f, ", {:.0} s ({:.0} tokens/s)", self.secs, self.tokens_per_sec())?;
+        // Another engine's run may have no times.
+        if self.secs > 0.0 {
+            write!(f, ", {:.0} s ({:.0} tokens/s)", self.secs, self.tokens_per_sec())?;
+        }
         if let Some(preflight) = &self.plan.preflight {
             write!(f, "; {}", preflight.settings())?;
         }
@@ -227,11 +230,7 @@ impl fmt::Display for RunRecord {
         }
         match self.stopped {
             Some(StopReason::Interrupted) => {
-                write!(
-                    f,
-                    "; stopped on request after step {}, `resume` goes on from there",
-                    self.steps.len()
-                )?;
+                write!(f, "; stopped on request after step {}", self.steps.len())?;
             }
             Some(StopReason::EarlyStopping) => {
                 let what = match self.args.metric_for_best_model.as_str() {

@@ -10,7 +10,7 @@ use tunebook_models::Model;
 
 use crate::error::{Error, Result};
 use crate::record::fingerprint::Fingerprints;
-use crate::record::run_record::{RunRecord, Strategy};
+use crate::record::run_record::{RunRecord, StopReason, Strategy};
 use crate::train::args::TrainingArgs;
 use crate::train::step::RunState;
 use crate::train::trained::{Weights, moved_before};
@@ -51,7 +51,11 @@ impl Deref for Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.record.fmt(f)
+        self.record.fmt(f)?;
+        match self.record.stopped {
+            Some(StopReason::Interrupted) => write!(f, "; `resume` goes on from there"),
+            _ => Ok(()),
+        }
     }
 }
 

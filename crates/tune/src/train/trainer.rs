@@ -385,6 +385,13 @@ impl Trainer {
                 return Err(error);
             }
         };
+        if run.stopped == Some(StopReason::Interrupted)
+            && let Some(output_dir) = output_dir
+            && let Err(error) = self.save_stopped(&run, &stepper, output_dir)
+        {
+            self.keep(run, &stepper, &error, None);
+            return Err(error);
+        }
         if let Some(best) = &run.best
             && run.stopped != Some(StopReason::Interrupted)
         {
@@ -542,6 +549,18 @@ impl Trainer {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         Ok(Run { id, record, best: None, state: Arc::default() })
+    }
+
+    /// Writes the last step of a run that was stopped down, where checkpoints are wanted and the last
+    /// one is of an earlier step.
+    fn save_stopped(&self, run: &Run, stepper: &Stepper, output_dir: &OutputDir) -> Result<()> {
+        let step = run.steps.len();
+        if step == run.plan.done_steps || output_dir.checkpoint(step).exists() {
+            return Ok(());
+        }
+        let files = stepper.adapter_files()?;
+        let folder = output_dir.write(run, self.args.save_total_limit, files.as_ref())?;
+        self.tell(|callback| callback.on_save(step, &folder))
     }
 
     /// Keeps a run that failed for [`Trainer::last_run`], and writes its last whole step down where
