@@ -239,6 +239,7 @@ pub fn export(recipe: &Recipe, options: &ExportOptions) -> Result<ClusterExport>
     // A checkpoint of shards, which both profiles would go on from, cannot be written here.
     shape.initial = adapter && options.accelerate.is_none();
     let mut mapped = model::recipe(recipe, Some(&shape), options);
+    model::same_base(&prepared.model, options, &mut mapped);
     check(std::mem::take(&mut mapped.unmapped), options)?;
     let per_step = recipe.training.rows_per_step();
     let train = tokens::of_steps(&prepared.rows, per_step, options.engine);
@@ -345,6 +346,14 @@ impl Manifest {
                 format!("there is no {MANIFEST}: name the folder that `tunebook export` wrote");
             return Err(error::refuse(folder, problem));
         };
+        // An adapter's folder has a file of this name, too.
+        let is_export =
+            serde_json::from_slice::<Value>(&bytes).is_ok_and(|json| json["engine"].is_string());
+        if !is_export {
+            let problem = "it is no export's: name the folder that `tunebook export` wrote, which has the \
+                           engine's results in it";
+            return Err(error::refuse(&path, problem.to_owned()));
+        }
         serde_json::from_slice(&bytes).map_err(|error| {
             error::refuse(
                 &path,

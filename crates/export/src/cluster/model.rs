@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tunebook_models::Quantization;
+use tunebook_models::{Config, Model, Quantization};
 use tunebook_runs::{DataRecipe, ModelDtype, ModelRecipe, Recipe};
 use tunebook_tune::{AdapterConfig, Strategy};
 
@@ -10,6 +10,9 @@ use super::mapped::Mapped;
 use super::strategy::strategy;
 use super::training::training;
 use super::{Accelerate, Engine, ExportOptions, RunShape};
+
+/// By which a folder is known to hold a model.
+const CONFIG: &str = "config.json";
 
 /// All of a recipe. Without a `shape` only what can be refused without reading the data is.
 pub(super) fn recipe(recipe: &Recipe, shape: Option<&RunShape>, options: &ExportOptions) -> Mapped {
@@ -23,6 +26,70 @@ pub(super) fn recipe(recipe: &Recipe, shape: Option<&RunShape>, options: &Export
     out
 }
 
+/// What is wrong with the place of a base, where it can only be a place.
+fn no_model(path: &Path) -> Option<&'static str> {
+    let is_place = path.is_absolute() || path.starts_with(".") || path.starts_with("..");
+    match (path.is_dir(), path.join("adapter_config.json").exists()) {
+        (false, _) if is_place && !path.is_file() => Some("there is no such folder"),
+        (true, true) if !path.join(CONFIG).exists() => {
+            Some("holds an adapter, and a base is a whole model")
+        }
+        (true, false) if !path.join(CONFIG).exists() => {
+            Some("no folder of a model: `config.json` is missing")
+        }
+        _ => None,
+    }
+}
+
+/// Refuses a folder for `--base` with a model of another shape than the recipe's, and says what nobody
+/// has compared.
+pub(super) fn same_base(ours: &Model, options: &ExportOptions, out: &mut Mapped) {
+    let Some(base) = &options.base else { return };
+    if let Ok(text) = std::fs::read_to_string(Path::new(base).join(CONFIG)) {
+        match Config::from_json(&text, base) {
+            Err(error) => out.refuse("--base", base, &error.to_string()),
+            Ok(theirs) => {
+                if let Some(differs) = differs(&theirs, ours.config()) {
+                    out.refuse(
+                        "--base",
+                        base,
+                        &format!("another model than the recipe's: {differs}"),
+                    );
+                }
+            }
+        }
+    }
+    let file = ours.path().extension().is_some_and(|extension| extension == "gguf");
+    let rounded = match file {
+        true => {
+            ", a GGUF file, whose weights are rounded as it says: losses and answers will differ from its"
+        }
+        false => "",
+    };
+    out.note(format!(
+        "`{base}` is taken for the same model as the recipe's `{}`{rounded}; verify.py compares tokens, \
+         nothing compares weights",
+        ours.name()
+    ));
+}
+
+/// The first size in which two models differ.
+fn differs(theirs: &Config, ours: &Config) -> Option<String> {
+    let sizes = |config: &Config| {
+        [
+            ("vocab_size", config.vocab_size),
+            ("hidden_size", config.hidden_size),
+            ("num_hidden_layers", config.num_hidden_layers),
+            ("num_attention_heads", config.num_attention_heads),
+            ("num_key_value_heads", config.num_key_value_heads),
+            ("intermediate_size", config.intermediate_size),
+        ]
+    };
+    let pairs = sizes(theirs).into_iter().zip(sizes(ours));
+    let differs = pairs.into_iter().find(|(theirs, ours)| theirs != ours);
+    differs.map(|((size, theirs), (_, ours))| format!("{size} is {theirs}, and {ours} there"))
+}
+
 fn model(model: &ModelRecipe, options: &ExportOptions, out: &mut Mapped) {
     let ModelRecipe { name_or_path, revision, dtype: _, quantization } = model;
     let trl = options.engine == Engine::Trl;
@@ -30,23 +97,26 @@ fn model(model: &ModelRecipe, options: &ExportOptions, out: &mut Mapped) {
         Some(base) => (base.clone(), None),
         None => (name_or_path.clone(), revision.clone()),
     };
+    let key = if options.base.is_some() { "--base" } else { "model.name_or_path" };
     let path = Path::new(&base);
-    if path.is_file() || base.ends_with(".gguf") {
+    if let Some(problem) = no_model(path) {
+        out.refuse(key, &base, problem);
+    } else if path.is_file() || base.ends_with(".gguf") {
         out.refuse(
-            "model.name_or_path",
+            key,
             &base,
             "transformers' trainer takes no GGUF file: name the same model as a repository or as a \
              folder (`model.save_pretrained` writes one) with --base",
         );
     } else if !path.is_dir() && base.split('/').count() != 2 {
         out.refuse(
-            "model.name_or_path",
+            key,
             &base,
             "a name in this machine's cache: name the same model as a repository (`owner/name`) or as \
              a folder with --base",
         );
     } else if path.is_dir() {
-        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         out.set(if trl { "model_name_or_path" } else { "base_model" }, whole.display().to_string());
         out.refuse_if(
             options.sky,

@@ -289,6 +289,17 @@ impl ClusterPlan {
     }
 }
 
+/// Hours in the unit that people would say.
+fn time(hours: f64) -> String {
+    match hours * 3600.0 {
+        secs if secs < 1.0 => "below 1 s".to_owned(),
+        secs if secs < 90.0 => format!("{secs:.0} s"),
+        secs if secs < 5400.0 => format!("{:.0} min", secs / 60.0),
+        secs if secs < 172_800.0 => format!("{hours:.1} h"),
+        _ => format!("{:.1} days", hours / 24.0),
+    }
+}
+
 impl fmt::Display for ClusterPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rows, steps, tokens, label_tokens, flops, .. } = self;
@@ -306,16 +317,18 @@ impl fmt::Display for ClusterPlan {
             None => "each with the whole model".to_owned(),
             Some(profile) => format!("the model shared out ({profile:?})").to_lowercase(),
         };
-        writeln!(f, "\n{} card(s), {shared}:", self.gpus)?;
+        let cards =
+            if self.gpus == 1 { "1 card".to_owned() } else { format!("{} cards", self.gpus) };
+        writeln!(f, "\n{cards}, {shared}:")?;
         let price = self.currency.as_deref().unwrap_or("");
-        writeln!(f, "{:<12} {:>10} {:>22} {:>14}", "card", "hours", "memory", price)?;
+        writeln!(f, "{:<12} {:>10} {:>22} {:>14}", "card", "time", "memory", price)?;
         for plan in &self.cards {
             let room = plan.card.memory_bytes as f64 / 1e9;
             let fits = if plan.fits { "" } else { ", too much" };
             let memory = format!("{:.1} of {room:.0} GB{fits}", plan.bytes as f64 / 1e9);
             let price = plan.price.map(|price| format!("{price:.2}")).unwrap_or_default();
-            let line =
-                format!("{:<12} {:>10.3} {memory:>22} {price:>14}", plan.card.name, plan.hours);
+            let time = time(plan.hours);
+            let line = format!("{:<12} {time:>10} {memory:>22} {price:>14}", plan.card.name);
             writeln!(f, "{}", line.trim_end())?;
         }
         for assumption in self.assumptions() {

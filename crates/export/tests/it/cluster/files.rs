@@ -1,12 +1,14 @@
 //! The files of an export.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use tunebook_export::cluster::{Accelerate, Engine, ExportOptions};
 use tunebook_models::Quantization;
 use tunebook_runs::{ModelDtype, Recipe, StrategyRecipe};
 use tunebook_tune::{EvalStrategy, ExampleSets, Full, Lora, SaveStrategy, Trainer};
 
-use super::{axolotl, export, recipe, recipe_of, rows, text, trl};
+use super::{axolotl, export, recipe, recipe_of, rows, text, tiny, trl};
 
 fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -312,6 +314,40 @@ fn a_task_has_a_name_that_skypilot_takes() {
         let sky = text(&export(&recipe, &options), "sky.yaml");
         assert!(sky.contains(&format!("name: {expected}\n")), "{sky}");
     }
+}
+
+#[test]
+fn a_base_is_a_model_of_the_recipe_s_sizes() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe_of(&rows(folder.path()));
+    let of = |base: &Path| {
+        let base = Some(base.to_str().unwrap().to_owned());
+        tunebook_export::cluster::export(&recipe, &ExportOptions { base, ..trl() })
+    };
+    let adapter = folder.path().join("adapter");
+    std::fs::create_dir(&adapter).unwrap();
+    for (base, expected) in [
+        (Path::new("./nowhere"), "there is no such folder"),
+        (adapter.as_path(), "`config.json` is missing"),
+    ] {
+        let error = of(base).unwrap_err().to_string();
+        assert!(error.contains("`--base: ") && error.contains(expected), "{error}");
+    }
+    std::fs::write(adapter.join("adapter_config.json"), "{}").unwrap();
+    assert!(of(&adapter).unwrap_err().to_string().contains("holds an adapter"));
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let config = std::fs::read_to_string(Path::new(&tiny()).join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["num_hidden_layers"] = 7.into();
+    std::fs::write(other.join("config.json"), config.to_string()).unwrap();
+    let error = of(&other).unwrap_err().to_string();
+    assert!(
+        error.contains("another model than the recipe's: num_hidden_layers is 7, and "),
+        "{error}"
+    );
+    let notes = of(Path::new(&tiny())).unwrap().notes;
+    assert!(notes.iter().any(|note| note.contains("is taken for the same model")), "{notes:?}");
 }
 
 #[test]
