@@ -8,7 +8,9 @@ use tunebook_export::cluster::{
     self, Accelerate, Card, Engine, EngineRun, ExportOptions, HostedData, Prices,
 };
 use tunebook_export::folder;
-use tunebook_runs::{Recipe, Registry};
+use tunebook_runs::Registry;
+
+use crate::recipe::{self, Overrides};
 
 /// What a recipe is exported to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -69,13 +71,15 @@ pub(crate) struct ExportArguments {
 /// Writes the folder of a recipe, and says what to do in it.
 pub(crate) fn export(
     path: &Path,
+    overrides: &Overrides,
     out: Option<&Path>,
     arguments: &ExportArguments,
 ) -> Result<(), Box<dyn Error>> {
     let to =
         arguments.to.ok_or("name what the recipe is exported to: --to trl, axolotl or openai")?;
-    let recipe = Recipe::read(path)?;
+    let mut recipe = recipe::read(path, overrides)?;
     let stem = path.file_stem().unwrap_or_default();
+    recipe.name.get_or_insert_with(|| stem.to_string_lossy().into_owned());
     let out = match out {
         Some(out) => out.to_owned(),
         None => Path::new("out/export").join(stem),
@@ -144,13 +148,12 @@ pub(crate) struct PlanArguments {
     /// Your own table of prices, as TOML: what an hour of a card costs.
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
-    /// Values in the place of the recipe's: `training.epochs=1`.
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    overrides: Overrides,
 }
 
 pub(crate) fn plan(arguments: &PlanArguments) -> Result<(), Box<dyn Error>> {
-    let recipe = Recipe::read_with(&arguments.recipe, &arguments.overrides)?;
+    let recipe = recipe::read(&arguments.recipe, &arguments.overrides)?;
     let cards =
         arguments.cards.iter().map(|name| Card::named(name)).collect::<Result<Vec<_>, _>>()?;
     let prices = arguments.prices.as_ref().map(Prices::read).transpose()?;

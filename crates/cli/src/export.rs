@@ -8,6 +8,7 @@ use clap::Args;
 use tunebook_export::{Checkout, Options};
 
 use crate::cluster;
+use crate::recipe::Overrides;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -26,6 +27,8 @@ pub(crate) struct Arguments {
     checkout: Option<PathBuf>,
     #[command(flatten)]
     cluster: cluster::ExportArguments,
+    #[command(flatten)]
+    overrides: Overrides,
 }
 
 /// Writes the crate or the engine's folder, and says what to do with it.
@@ -33,10 +36,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let notebook = &arguments.notebook;
     let is_notebook = notebook.extension().is_some_and(|extension| extension == "ipynb");
     if !is_notebook {
-        return cluster::export(notebook, arguments.out.as_deref(), &arguments.cluster);
+        return cluster::export(
+            notebook,
+            &arguments.overrides,
+            arguments.out.as_deref(),
+            &arguments.cluster,
+        );
     }
     if arguments.cluster.to.is_some() {
         return Err("--to takes a recipe (YAML): a notebook becomes a crate".into());
+    }
+    if let Some(value) = arguments.overrides.first() {
+        return Err(format!(
+            "`{value}` is for a recipe (YAML); the parameters of a notebook are set where it runs: \
+             `cargo xtask run NOTEBOOK -p epochs=5`"
+        )
+        .into());
     }
     let text =
         fs::read_to_string(notebook).map_err(|error| format!("{}: {error}", notebook.display()))?;

@@ -1,7 +1,7 @@
 //! The program `tunebook`: what is done without a notebook.
 //!
 //! Standard output has what was asked for, standard error everything else. Exit code 1: it failed,
-//! and said why; 2: the arguments are wrong.
+//! and said why; 2: the arguments are wrong; 130: a training was stopped on request.
 
 // First: its `println!` and `eprintln!` are those of all modules.
 #[macro_use]
@@ -10,6 +10,7 @@ mod terminal;
 mod cluster;
 mod export;
 mod push;
+mod recipe;
 mod registry;
 mod serve;
 mod train;
@@ -47,15 +48,15 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Train(arguments) => train::run(&arguments),
-        Command::Serve(arguments) => serve::run(&arguments),
-        Command::Export(arguments) => export::run(&arguments),
-        Command::Plan(arguments) => cluster::plan(&arguments),
-        Command::ImportRun(arguments) => cluster::import(&arguments),
-        Command::Push(arguments) => push::run(&arguments),
-        Command::Registry(arguments) => registry::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Export(arguments) => export::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Plan(arguments) => cluster::plan(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::ImportRun(arguments) => cluster::import(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Push(arguments) => push::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Registry(arguments) => registry::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
-    match done.and_then(|()| terminal::finish()) {
-        Ok(()) => ExitCode::SUCCESS,
+    match done.and_then(|code| terminal::finish().map(|()| code)) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

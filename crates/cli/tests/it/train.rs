@@ -72,6 +72,18 @@ fn a_wrong_recipe_is_refused_with_its_place() {
     assert_eq!(text(&done.stderr), expected);
 }
 
+#[test]
+fn rows_beside_the_recipe_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("recipes");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("small.yaml"), recipe(&folder)).unwrap();
+    let done = tunebook(dir.path(), &["train", "recipes/small.yaml"]);
+    assert_eq!(done.status.code(), Some(1));
+    let said = text(&done.stderr);
+    assert!(said.contains("`tickets.jsonl` lies in the recipe's own, recipes"), "{said}");
+}
+
 fn started(dir: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tunebook"));
     command.current_dir(dir).args(words).env("CUDA_VISIBLE_DEVICES", "");
@@ -121,7 +133,11 @@ fn a_signal_ends_a_run_after_a_whole_step_and_what_is_trained_is_saved() {
         }
         let left: Vec<String> = lines.collect();
         let done = child.wait_with_output().unwrap();
-        assert_eq!(done.status.code(), Some(0), "{signal}: {left:?}");
+        assert_eq!(done.status.code(), Some(130), "{signal}: {left:?}");
+        assert!(
+            left.iter().any(|line| line.contains("the recipe wants no checkpoints")),
+            "{left:?}"
+        );
         let said = text(&done.stdout);
         assert!(said.contains("stopped on request after step"), "{signal}: {said}");
         assert!(dir.join(&out).join("support/adapter_model.safetensors").is_file(), "{signal}");
