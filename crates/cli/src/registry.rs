@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use polars::prelude::DataFrame;
-use tunebook_runs::{GarbageArgs, Registry, printable};
+use tunebook_progress::printable;
+use tunebook_runs::{GarbageArgs, Registry};
 
 use table::{aligned, cells, short};
 

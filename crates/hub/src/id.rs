@@ -1,7 +1,9 @@
 //! The names of repositories, revisions, commits and files. All of them become parts of paths in the
 //! cache and of addresses, whoever has given them.
 
-use crate::said::{is_unshown, said};
+use tunebook_progress::is_unseen;
+
+use crate::said::said;
 
 /// The hub's limit.
 const NAME_LETTERS: usize = 96;
@@ -71,7 +73,7 @@ pub(crate) fn check_revision(revision: &str) -> Result<(), String> {
     const FORBIDDEN: [char; 11] = ['\\', ':', '?', '*', '[', '~', '^', '<', '>', '|', '"'];
     let is_part =
         |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
-    let is_letter = |c: char| !is_unshown(c) && !c.is_whitespace() && !FORBIDDEN.contains(&c);
+    let is_letter = |c: char| !is_unseen(c) && !c.is_whitespace() && !FORBIDDEN.contains(&c);
     let is_revision = revision.len() <= REVISION_BYTES
         && !["..", "@{"].iter().any(|pair| revision.contains(pair))
         && revision.split('/').all(is_part)
@@ -97,7 +99,7 @@ pub(crate) fn is_file(name: &str) -> bool {
     let is_part = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= PART_BYTES;
     name.len() <= PATH_BYTES
         && name.split('/').all(is_part)
-        && !name.contains(|c: char| c == '\\' || is_unshown(c))
+        && !name.contains(|c: char| c == '\\' || is_unseen(c))
 }
 
 /// The name of a file's bytes by the header `ETag`; none where it can be no file's name. A weak one has

@@ -1,6 +1,8 @@
 //! Texts of a server, as they may be shown. Whatever a server says passes here before it is in an error
 //! or a result: it may repeat the token, steer the terminal, or be of any length.
 
+use tunebook_progress::is_unseen;
+
 use crate::token::Token;
 
 /// No more of a text is shown.
@@ -12,7 +14,7 @@ const READ: usize = 10_000;
 /// person reads.
 pub(crate) fn said(text: &str, token: Option<&Token>) -> String {
     // Before the token is looked for: a letter that is not seen may stand within it.
-    let seen = |c: char| if is_unshown(c) || is_invisible(c) { ' ' } else { c };
+    let seen = |c: char| if is_unseen(c) { ' ' } else { c };
     let text: String = text.chars().take(READ).map(seen).collect();
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = match token {
@@ -24,20 +26,6 @@ pub(crate) fn said(text: &str, token: Option<&Token>) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
-}
-
-/// Whether a letter steers what shows it, in place of being shown: control characters, and those that
-/// turn the direction of a line.
-pub(crate) fn is_unshown(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn is_invisible(c: char) -> bool {
-    matches!(
-        c,
-        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-            | '\u{e0000}'..='\u{e007f}'
-    )
 }
 
 /// `http://me:password@host` as `http://host`.

@@ -228,7 +228,7 @@ pub(crate) fn check(root: &Path, id: &str) -> Result<()> {
     let folder = folder(root, id);
     let problem = |problem: String| Err(Error::File { path: folder.clone(), problem });
     if !ids::is_adapter(id) {
-        return problem(format!("`{}` is no adapter's id", crate::printable(id)));
+        return problem(format!("`{}` is no adapter's id", tunebook_progress::printable(id)));
     }
     if !folder.is_dir() {
         return problem("is gone: the adapter was collected as garbage, or removed by hand".into());
@@ -250,7 +250,7 @@ pub(crate) fn check_removable(root: &Path, id: &str) -> Result<()> {
     match unhashed(&path)? {
         None => Ok(()),
         Some(name) => {
-            let name = crate::printable(&name).into_owned();
+            let name = tunebook_progress::printable(&name).into_owned();
             let problem = format!("holds `{name}` besides the adapter's files: move it elsewhere");
             Err(Error::File { path, problem })
         }

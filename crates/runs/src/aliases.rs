@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tunebook_evaluate::{ComparedScore, Comparison, Verdict};
+use tunebook_progress::printable;
 
 use crate::adapters::{self, Kept};
 use crate::data::short;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::ids;
-use crate::printable;
 use crate::registry::{ALIAS, Registry};
 
 /// The folder of all aliases.

@@ -73,7 +73,11 @@ pub enum Error {
     },
 
     /// Nothing has this name.
-    #[error("no {what} `{}` in this registry; {}", crate::printable(name), near_or(near, known))]
+    #[error(
+        "no {what} `{}` in this registry; {}",
+        tunebook_progress::printable(name),
+        near_or(near, known)
+    )]
     NotFound {
         /// `run`, `alias`, or `adapter, alias or run`.
         what: &'static str,
@@ -86,7 +90,7 @@ pub enum Error {
     },
 
     /// A run has trained no adapter, or none that was saved.
-    #[error("the run `{}` has no adapter: {problem}", crate::printable(run))]
+    #[error("the run `{}` has no adapter: {problem}", tunebook_progress::printable(run))]
     NoAdapter {
         /// Its name and id.
         run: String,
@@ -97,7 +101,7 @@ pub enum Error {
     /// A name or the beginning of an id stands for several.
     #[error(
         "`{}` may be any of these {what}s: {}; give an id, or so much of its beginning that one is left",
-        crate::printable(name), found.join(", ")
+        tunebook_progress::printable(name), found.join(", ")
     )]
     Ambiguous {
         /// `run`, `adapter`.
@@ -230,7 +234,9 @@ fn place(path: &Path, line: Option<u64>, key: &str) -> String {
 fn near_or(near: &[String], known: &[String]) -> String {
     match (near, known) {
         ([], []) => "there are none yet".to_owned(),
-        ([], _) => format!("there are, among others: {}", crate::printable(&known.join(", "))),
-        _ => format!("did you mean {}?", crate::printable(&near.join(" or "))),
+        ([], _) => {
+            format!("there are, among others: {}", tunebook_progress::printable(&known.join(", ")))
+        }
+        _ => format!("did you mean {}?", tunebook_progress::printable(&near.join(" or "))),
     }
 }

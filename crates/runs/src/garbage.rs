@@ -8,13 +8,13 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::Connection;
+use tunebook_progress::printable;
 
 use crate::adapters;
 use crate::aliases;
 use crate::data::short;
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::printable;
 use crate::registry::{RUNS, Registry};
 use crate::summary::Summary;
 

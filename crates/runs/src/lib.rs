@@ -42,7 +42,6 @@ mod ids;
 mod index;
 mod judge;
 mod names;
-mod printable;
 mod recipe;
 mod recorder;
 mod registry;
@@ -66,7 +65,6 @@ pub use evaluations::EvaluationRecord;
 pub use examples::{evaluation_examples, message, training_examples};
 pub use garbage::{Garbage, GarbageArgs, GarbageItem};
 pub use judge::{Samples, answer_measures};
-pub use printable::printable;
 pub use recipe::{
     DataRecipe, ModelDtype, ModelRecipe, Recipe, RecipeArgs, StrategyRecipe, TrainedRecipe, to_yaml,
 };

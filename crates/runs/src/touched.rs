@@ -9,12 +9,12 @@ use std::fmt;
 
 use rusqlite::Connection;
 use tunebook_data::{Cleaning, Row};
+use tunebook_progress::printable;
 
 use crate::data::{DataRecord, ids_after, short, value_id};
 use crate::disk;
 use crate::error::Result;
 use crate::ids;
-use crate::printable;
 use crate::registry::{ROWS, Registry};
 use crate::summary::Begin;
 use crate::table;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tunebook_progress::printable;
 
 use crate::adapters::{self, Kept};
 use crate::aliases;
@@ -11,7 +12,6 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::evaluations::{self, EvaluationRecord};
 use crate::ids;
-use crate::printable;
 use crate::registry::{ROWS, RUNS, Registry};
 use crate::summary::{LOG, MANIFEST, RECIPE, Summary};
 use crate::touched;

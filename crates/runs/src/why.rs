@@ -5,13 +5,13 @@ use std::fmt;
 
 use serde_json::Value;
 use tunebook_data::{Cleaning, CleaningStep, Split};
+use tunebook_progress::printable;
 
 use crate::adapters::Kept;
 use crate::aliases::AliasGeneration;
 use crate::data::{DataRecord, SetRecord, short};
 use crate::error::Result;
 use crate::evaluations::EvaluationRecord;
-use crate::printable;
 use crate::registry::{Named, Registry, texts};
 use crate::summary::{RunNote, Summary};
 

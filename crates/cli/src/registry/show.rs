@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 
-use tunebook_runs::{Registry, printable};
+use tunebook_progress::printable;
+use tunebook_runs::Registry;
 use tunebook_tune::{EvalRecord, RunRecord, StepRecord};
 
 use super::cell;

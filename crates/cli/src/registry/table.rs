@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use polars::prelude::{AnyValue, DataFrame};
-use tunebook_runs::printable;
+use tunebook_progress::printable;
 
 /// The digits of a hash that are shown, as `tunebook_runs` shows them.
 const DIGITS: usize = 12;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// The text with its control characters, ends of lines and changes of the writing's direction escaped:
-/// a name in a registry that was copied here says nothing to a terminal.
+/// a name that came with a copied folder says nothing to a terminal.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unseen) {
         return Cow::Borrowed(text);
@@ -18,15 +18,19 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(printed)
 }
 
-fn is_unseen(char: char) -> bool {
+/// Whether a letter is not seen where it is shown: control characters, and those that turn the
+/// direction of a line or stand for nothing.
+pub fn is_unseen(char: char) -> bool {
     char.is_control()
         || matches!(
             char,
-            '\u{61c}'
+            '\u{ad}'
+                | '\u{61c}'
                 | '\u{200b}'..='\u{200f}'
                 | '\u{2028}'..='\u{202e}'
                 | '\u{2060}'..='\u{206f}'
                 | '\u{feff}'
+                | '\u{e0000}'..='\u{e007f}'
         )
 }
 
