@@ -20,6 +20,8 @@ const OTHER: f64 = 52.0;
 const BETWEEN: f64 = 28.0;
 /// The least width of a place that tells of a step, in pixels.
 const STRIP: f64 = 4.0;
+/// Values of a chart that differ by a smaller share than this are drawn as one.
+const SAME: f64 = 1e-3;
 /// Above the first panel and below the last in plotly's form, with the legend.
 const MARGINS: f64 = 134.0;
 
@@ -66,6 +68,24 @@ pub struct Panels {
     pub mark: Option<f64>,
     /// What hovering shows besides the values behind the first chart's first line, by x.
     pub hover: Vec<(f64, String)>,
+}
+
+impl Panel {
+    fn values(&self) -> impl Iterator<Item = f64> {
+        let points = self.lines.iter().flat_map(|line| &line.points);
+        points.map(|(_, value)| *value).filter(|value| value.is_finite())
+    }
+}
+
+/// The ends of an axis over values so near one another that only noise would fill the picture; none:
+/// the values' own.
+fn opened(values: impl Iterator<Item = f64>) -> Option<[f64; 2]> {
+    let (min, max) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| {
+        (min.min(value), max.max(value))
+    });
+    let near = min < max && max - min < SAME * min.abs().max(max.abs());
+    let room = 0.1 * min.abs();
+    near.then_some([min - room, max + room])
 }
 
 impl Panels {
@@ -123,7 +143,9 @@ impl Panels {
             shown.iter().map(|lines| lines.iter().flat_map(Drawn::all).collect()).collect();
         let y = |at: usize, bottom: f64, top: f64| {
             let ticks = if at == 0 { 5.0 } else { 2.0 };
-            Axis::over(values[at].iter().map(|p| p.1), ticks, false, bottom, top).padded(0.06)
+            let opened = opened(values[at].iter().map(|p| p.1)).into_iter().flatten();
+            let drawn = values[at].iter().map(|p| p.1).chain(opened);
+            Axis::over(drawn, ticks, false, bottom, top).padded(0.06)
         };
         let labels = (0..values.len()).flat_map(|at| y(at, 1.0, 0.0).ticks());
         let longest = labels.map(|(_, label)| label.len()).max().unwrap_or(0);
@@ -242,11 +264,15 @@ impl Panels {
             let mut values = panel.lines.iter().flat_map(|line| &line.points);
             values.all(|(_, value)| value.abs() < 0.01)
         };
+        let plain = layout["yaxis"].clone();
         for (at, domain) in domains.iter().enumerate() {
             let name = if at == 0 { "yaxis".to_owned() } else { format!("yaxis{}", at + 1) };
-            let mut axis = layout["yaxis"].clone();
+            let mut axis = plain.clone();
             axis["domain"] = domain.to_vec().into();
             axis["anchor"] = "x".into();
+            if let Some(range) = opened(self.panels[at].values()) {
+                axis["range"] = range.to_vec().into();
+            }
             if at > 0 {
                 axis["nticks"] = 4.into();
                 if is_small(&self.panels[at]) {
@@ -300,4 +326,28 @@ fn axis_name(at: usize) -> String {
 /// Four digits, within what a domain may be.
 fn in_range(share: f64) -> f64 {
     (share.clamp(0.0, 1.0) * 1e4).round() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_does_not_fill_a_chart() {
+        assert_eq!(opened([2.0, 1.0].into_iter()), None);
+        assert_eq!(opened([2.0, 2.0].into_iter()), None);
+        let [low, high] = opened([1.25532, 1.25533].into_iter()).unwrap();
+        assert!(low < 1.13 && high > 1.38, "{low} {high}");
+        let panel = |y_label: &str, values: [f64; 2]| Panel {
+            y_label: y_label.into(),
+            lines: vec![Line::over_steps("", values)],
+        };
+        let panels = vec![panel("loss", [3.0, 2.0]), panel("memory, GB", [1.25532, 1.25533])];
+        let figure = Panels { panels, ..Panels::default() };
+        let (svg, _) = figure.svg();
+        assert!(svg.contains(">1.2<") && !svg.contains(">1.2553"), "{svg}");
+        let plotly = figure.plotly();
+        assert_eq!(plotly["layout"]["yaxis"]["range"], serde_json::Value::Null);
+        assert!(plotly["layout"]["yaxis2"]["range"][0].as_f64().unwrap() < 1.13);
+    }
 }
