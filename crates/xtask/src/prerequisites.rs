@@ -11,8 +11,10 @@ use crate::process;
 const RUST: (u32, u32) = (1, 95);
 /// The oldest Python that the pinned packages install on.
 const PYTHON: (u32, u32) = (3, 10);
-/// Disk space of the compiled workspace, the kernel's warm cache and the Python environment.
-const BUILD_BYTES: u64 = 12 << 30;
+/// Disk space of kernel, prelude and the Python environment: 3.8 GB when it was measured.
+pub(crate) const BUILD_BYTES: u64 = 5 << 30;
+/// Of all that and the compiled tests.
+pub(crate) const TEST_BYTES: u64 = 12 << 30;
 /// The base model, and its wheel while it is being unpacked.
 const MODEL_BYTES: u64 = 300 << 20;
 
@@ -57,9 +59,9 @@ pub(crate) struct Space {
     pub needed_bytes: u64,
 }
 
-/// Looks at the machine. `build` and `cache` are where the build and the base model go; what is
-/// there already need not fit again.
-pub(crate) fn look(build: (&Path, bool), cache: (&Path, bool)) -> Found {
+/// Looks at the machine. `build` and `cache` are where the build, of `build_bytes`, and the base model
+/// go; what is there already need not fit again.
+pub(crate) fn look(build: (&Path, bool), build_bytes: u64, cache: (&Path, bool)) -> Found {
     let space = |(folder, there): (&Path, bool), needed: u64| Space {
         folder: folder.to_path_buf(),
         free_bytes: free_bytes(folder),
@@ -74,7 +76,7 @@ pub(crate) fn look(build: (&Path, bool), cache: (&Path, bool)) -> Found {
         c_compiler: process::capture(process::command("cc").arg("--version"), "cc --version")
             .is_ok(),
         python: find_python(),
-        free: vec![space(build, BUILD_BYTES), space(cache, MODEL_BYTES)],
+        free: vec![space(build, build_bytes), space(cache, MODEL_BYTES)],
     }
 }
 
@@ -187,6 +189,55 @@ fn version(text: &str) -> Option<(u32, u32)> {
 
 fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+/// What a build of everything needs beside time, in two sentences for who starts it; nothing where
+/// nothing is compiled.
+pub(crate) fn needs(build: &Path, compiles: bool) -> String {
+    if !compiles {
+        return String::new();
+    }
+    let jobs = std::env::var("CARGO_BUILD_JOBS").ok().and_then(|jobs| jobs.parse().ok());
+    let cores = || std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    says_needs(jobs.unwrap_or_else(cores), free_bytes(build), free_memory(&meminfo))
+}
+
+fn says_needs(jobs: usize, disk: Option<u64>, memory: Option<u64>) -> String {
+    let free = |bytes: Option<u64>| match bytes {
+        Some(bytes) => format!(" ({} free)", gigabytes(bytes)),
+        None => String::new(),
+    };
+    let needed = memory_bytes(jobs);
+    let fewer = match memory {
+        Some(free) if free < needed && jobs > 1 => format!(
+            "CARGO_BUILD_JOBS=1 makes do with {} and takes longer. ",
+            gigabytes(memory_bytes(1))
+        ),
+        _ => String::new(),
+    };
+    format!(
+        "It needs up to {} of disk{} and {} of memory{}. {fewer}",
+        gigabytes(BUILD_BYTES),
+        free(disk),
+        gigabytes(needed),
+        free(memory)
+    )
+}
+
+/// Memory of this many compilers at work. Measured with two: 2.5 GB, of which polars' largest crate
+/// takes 1.7; no more than eight work on large crates at a time.
+fn memory_bytes(jobs: usize) -> u64 {
+    const FIRST: u64 = 1_800_000_000;
+    const OTHER: u64 = 800_000_000;
+    FIRST + (jobs.clamp(1, 8) as u64 - 1) * OTHER
+}
+
+/// The memory that programs may still take.
+fn free_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// The Python to use: `TUNEBOOK_PYTHON`, else the first of `python3` and its versioned names that
@@ -308,6 +359,22 @@ mod tests {
     fn several_lacks_are_named_together() {
         let lines = without(|f| (f.rustc, f.python) = (None, None));
         assert_eq!(lines.len(), 2, "{lines:?}");
+    }
+
+    #[test]
+    fn what_a_build_needs_is_said_beside_what_is_free() {
+        let meminfo = "MemTotal: 24105600 kB\nMemAvailable:   13515300 kB\n";
+        let memory = free_memory(meminfo);
+        assert_eq!(memory, Some(13_839_667_200));
+        let says = says_needs(2, Some(28_000_000_000), memory);
+        assert_eq!(
+            says,
+            "It needs up to 5.4 GB of disk (28.0 GB free) and 2.6 GB of memory (13.8 GB free). "
+        );
+        let says = says_needs(4, None, Some(3_000_000_000));
+        assert!(says.contains("4.2 GB of memory (3.0 GB free)"), "{says}");
+        assert!(says.contains("CARGO_BUILD_JOBS=1 makes do with 1.8 GB"), "{says}");
+        assert!(needs(Path::new("/"), false).is_empty());
     }
 
     #[test]

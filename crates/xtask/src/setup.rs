@@ -67,6 +67,18 @@ impl Setup {
     /// # Errors
     /// [`Error::Prerequisites`] lists what the machine lacks.
     pub(crate) fn locate() -> Result<Self> {
+        Self::locate_for(prerequisites::BUILD_BYTES)
+    }
+
+    /// The same for the tests, which take more disk.
+    ///
+    /// # Errors
+    /// As [`Setup::locate`].
+    pub(crate) fn locate_for_tests() -> Result<Self> {
+        Self::locate_for(prerequisites::TEST_BYTES)
+    }
+
+    fn locate_for(build_bytes: u64) -> Result<Self> {
         let root = root()?;
         // The target directory as cargo's environment and default have it: cargo itself may be what
         // is missing.
@@ -75,6 +87,7 @@ impl Setup {
         let cache = cache_root()?;
         let found = prerequisites::look(
             (&guess, guess.join("tunebook/stamps/warm").exists()),
+            build_bytes,
             (&cache, base_model::path(&cache).exists()),
         );
         let missing = prerequisites::missing(&found);
@@ -97,7 +110,7 @@ impl Setup {
     /// # Errors
     /// The first step that fails; the steps before it stay done.
     pub(crate) fn ensure(&self) -> Result<()> {
-        run_all(&[
+        self.run_all(&[
             &self.fetch_crates(),
             &self.notebook_python(),
             &self.base_model(),
@@ -120,7 +133,7 @@ impl Setup {
                     .to_owned(),
             ));
         }
-        run_all(&[
+        self.run_all(&[
             &self.fetch_crates(),
             &self.notebook_python(),
             &self.base_model(),
@@ -138,7 +151,7 @@ impl Setup {
     /// As [`Setup::ensure`].
     pub(crate) fn ensure_cuda_toolkit(&self) -> Result<cuda::Toolkit> {
         let toolkit = self.cuda();
-        run_all(&[&toolkit])?;
+        self.run_all(&[&toolkit])?;
         Ok(toolkit)
     }
 
@@ -152,7 +165,7 @@ impl Setup {
     /// # Errors
     /// As [`Setup::ensure`].
     pub(crate) fn ensure_fetched(&self) -> Result<()> {
-        run_all(&[&self.fetch_crates(), &self.notebook_python(), &self.base_model()])
+        self.run_all(&[&self.fetch_crates(), &self.notebook_python(), &self.base_model()])
     }
 
     /// The Python packages that the kernel's tests need besides.
@@ -160,7 +173,7 @@ impl Setup {
     /// # Errors
     /// As [`Setup::ensure`].
     pub(crate) fn ensure_test_python(&self) -> Result<()> {
-        run_all(&[&self.notebook_python(), &self.test_python()])
+        self.run_all(&[&self.notebook_python(), &self.test_python()])
     }
 
     /// The environment of the Python peers, made when it is not there.
@@ -171,7 +184,7 @@ impl Setup {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }
-        run_all(&[&self.peers()])
+        self.run_all(&[&self.peers()])
     }
 
     /// llama.cpp's Python package in the environment of the peers, compiled when it is not there.
@@ -182,7 +195,7 @@ impl Setup {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }
-        run_all(&[&self.llama_cpp()])
+        self.run_all(&[&self.llama_cpp()])
     }
 
     /// mistral.rs' Python package in the environment of the peers, when it is not there.
@@ -193,7 +206,7 @@ impl Setup {
         if std::env::var_os("TUNEBOOK_PEERS").is_some() {
             return Ok(()); // the caller's own
         }
-        run_all(&[&self.mistral_rs()])
+        self.run_all(&[&self.mistral_rs()])
     }
 
     /// The Python of an environment with AdapterHub's package: the one of `TUNEBOOK_ADAPTERHUB`,
@@ -214,7 +227,7 @@ impl Setup {
             "PyTorch and the package `adapters` to compare with, into target/tunebook/adapterhub \
              (several minutes, some gigabytes)",
         );
-        run_all(&[&environment])?;
+        self.run_all(&[&environment])?;
         Ok(environment.python())
     }
 
@@ -342,16 +355,26 @@ impl Setup {
         self.target.join("kernel")
     }
 
+    /// Does every step that is not done yet.
+    ///
+    /// # Errors
+    /// The first step that fails.
+    fn run_all(&self, steps: &[&dyn Step]) -> Result<()> {
+        run_all(steps, || {
+            prerequisites::needs(&self.target, steps.iter().any(|s| s.build().is_some()))
+        })
+    }
+
     fn stamps(&self) -> PathBuf {
         self.target.join("tunebook/stamps")
     }
 }
 
-/// Does every step that is not done yet.
+/// Does every step that is not done yet; `needs` is said before those that take long.
 ///
 /// # Errors
 /// The first step that fails.
-fn run_all(steps: &[&dyn Step]) -> Result<()> {
+fn run_all(steps: &[&dyn Step], needs: impl Fn() -> String) -> Result<()> {
     let all = steps.len();
     let secs: Vec<Option<f64>> = steps
         .iter()
@@ -364,8 +387,9 @@ fn run_all(steps: &[&dyn Step]) -> Result<()> {
     let progress = Progress::new(total);
     if total >= ANNOUNCED {
         println!(
-            "This takes about {} on this machine. Stopped, it goes on where it was when you start it again.",
-            progress::about(progress.expected())
+            "This takes about {} on this machine. {}Stopped, it goes on where it was when you start it again.",
+            progress::about(progress.expected()),
+            needs()
         );
     }
     let mut changed = false;
@@ -495,7 +519,7 @@ mod tests {
         let (first, second) = (folder.join("first"), folder.join("second"));
         std::fs::write(&second, "").unwrap();
         let remaking = Touch { file: &first, removes: Some(&second) };
-        run_all(&[&remaking, &Touch { file: &second, removes: None }]).unwrap();
+        run_all(&[&remaking, &Touch { file: &second, removes: None }], String::new).unwrap();
         assert!(first.exists() && second.exists());
         std::fs::remove_dir_all(&folder).unwrap();
     }
