@@ -26,6 +26,7 @@ mod setup;
 mod stamp;
 mod tally;
 mod test;
+mod test_files;
 mod unused;
 
 use std::process::ExitCode;

@@ -93,6 +93,18 @@ pub(crate) fn capture(command: &mut Command, what: &str) -> Result<String> {
     Err(Error::Other(format!("{what} failed ({}):\n{tail}", output.status)))
 }
 
+/// Runs a command quietly, and returns whether it succeeded together with all that it wrote.
+///
+/// # Errors
+/// [`Error::Start`] when the program is not there. A failure is no error here.
+pub(crate) fn output(command: &mut Command) -> Result<(bool, String)> {
+    let output =
+        command.stdin(Stdio::null()).output().map_err(|source| start_error(command, source))?;
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok((output.status.success(), text.concat()))
+}
+
 /// Runs a command, shows both of its streams line by line as they come (of standard error the lines
 /// that `is_shown` wants), and returns whether it succeeded together with all that it wrote.
 ///

@@ -19,10 +19,13 @@ use crate::process;
 use crate::report::{self, Part, Report};
 use crate::setup::{Setup, cuda};
 use crate::tally::{NextestScreen, Outcome, Skip, Tally};
+use crate::test_files;
 use crate::unused;
 
 /// Tests named in the report for their time.
 const SLOWEST: usize = 10;
+/// Files of the kernel's tests that run at a time.
+const TEST_FILES_AT_ONCE: usize = 2;
 
 /// Runs the tests and prints the report.
 ///
@@ -30,7 +33,7 @@ const SLOWEST: usize = 10;
 /// [`Error::Tests`] when something failed; with `long`, when something was skipped, too.
 pub(crate) fn run(long: bool) -> Result<()> {
     let start = Instant::now();
-    let setup = Setup::locate()?;
+    let setup = Setup::locate_for_tests()?;
     let budget = if setup.has_compiled() { report::COMPILED } else { report::COLD };
     let mut tests = Tests { long, setup: &setup, open: None, report: Report::default() };
     if let Err(error) = tests.all() {
@@ -89,7 +92,7 @@ impl Tests<'_> {
 
         self.begin("set-up: kernel and prelude");
         setup.ensure()?;
-        self.protocol();
+        self.protocol()?;
         if self.long {
             self.suite();
         }
@@ -245,18 +248,37 @@ impl Tests<'_> {
     }
 
     /// The installed kernel, spoken to as a Jupyter client does: the `test_*.py` of `tests/kernel`.
-    fn protocol(&mut self) {
+    fn protocol(&mut self) -> Result<()> {
         self.begin("the kernel as a Jupyter client sees it");
-        let mut command = process::command(self.setup.python());
-        command
-            .args(["-m", "unittest", "discover", "--verbose"])
-            .args(["--start-directory", "tests/kernel", "--pattern", "test_*.py"])
-            .env("TUNEBOOK_TEST_OUT", self.setup.target.join("tunebook/kernel-tests"))
-            .current_dir(&self.setup.root);
-        if self.long {
-            command.env("TUNEBOOK_LONG", "1").env("RESTARTS", "20");
+        let (setup, long) = (self.setup, self.long);
+        let command = |file: &Path| {
+            let mut command = process::command(setup.python());
+            command
+                .args([
+                    "-m",
+                    "unittest",
+                    "discover",
+                    "--verbose",
+                    "--start-directory",
+                    "tests/kernel",
+                ])
+                .arg("--pattern")
+                .arg(file.file_name().unwrap_or_default())
+                .env("TUNEBOOK_TEST_OUT", setup.target.join("tunebook/kernel-tests"))
+                .current_dir(&setup.root);
+            if long {
+                command.env("TUNEBOOK_LONG", "1").env("RESTARTS", "20");
+            }
+            command
+        };
+        let files = test_files::in_folder(&setup.root.join("tests/kernel"))?;
+        for (_, outcome) in test_files::run(&files, TEST_FILES_AT_ONCE, command) {
+            match outcome {
+                Ok(outcome) => self.count(outcome),
+                Err(error) => self.failure(&error),
+            }
         }
-        self.runs(&mut command);
+        Ok(())
     }
 
     /// jupyter_kernel_test's suite, test by test, on our kernel and on the stock one.
@@ -358,20 +380,21 @@ impl Tests<'_> {
     fn runs(&mut self, command: &mut Command) {
         let mut screen = NextestScreen::default();
         match process::show_and_keep(command, move |line| screen.is_shown(line)) {
-            Ok((succeeded, text)) => {
-                let outcome = Outcome::of_run(succeeded, &text);
-                let slowest = outcome.slowest(SLOWEST).into_iter().cloned();
-                self.report.slowest.extend(slowest);
-                let name = self.part().name.clone();
-                self.part().tally += outcome.tally;
-                if outcome.tally.failed > 0 {
-                    self.report.failures.push(format!("{name}: {}", outcome.tally));
-                }
-                let skips = outcome.skips.into_iter().map(|skip| (name.clone(), skip));
-                self.report.skips.extend(skips);
-            }
+            Ok((succeeded, text)) => self.count(Outcome::of_run(succeeded, &text)),
             Err(error) => self.failure(&error),
         }
+    }
+
+    fn count(&mut self, outcome: Outcome) {
+        let slowest = outcome.slowest(SLOWEST).into_iter().cloned();
+        self.report.slowest.extend(slowest);
+        let name = self.part().name.clone();
+        self.part().tally += outcome.tally;
+        if outcome.tally.failed > 0 {
+            self.report.failures.push(format!("{name}: {}", outcome.tally));
+        }
+        let skips = outcome.skips.into_iter().map(|skip| (name.clone(), skip));
+        self.report.skips.extend(skips);
     }
 
     /// The whole part skips.
