@@ -32,6 +32,7 @@ usage: cargo xtask COMMAND
                                   a kit that proves the code for GPUs on a machine with one
                                   (default: target/tunebook/gpu-kit; see docs/gpu.md)
                                   --try: every part in small on this CPU
+                                  --check: all that can be proven of a kit without a GPU
                                   --read result.json: its table into docs/measurements.md
   features [--check]              renew crates/workspace-hack after a change of dependencies";
 
@@ -214,13 +215,14 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> 
 
 /// The words after `gpu-kit`. `--run` and `--part` are for the kit itself.
 fn gpu_kit(words: &mut Words) -> Result<GpuKit> {
-    const OPTIONS: &str = "--arch N, --out DIR, --try, --read FILE";
+    const OPTIONS: &str = "--arch N, --out DIR, --try, --check, --read FILE";
     let (mut arch, mut out, mut tries) = ("90".to_owned(), None, false);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--arch" => arch = words.value("--arch")?,
             "--out" => out = Some(words.value("--out")?.into()),
             "--try" => tries = true,
+            "--check" => return Ok(GpuKit::Check),
             "--read" => return Ok(GpuKit::Read(words.value("--read")?.into())),
             "--run" => {
                 let kit = words.value("--run")?.into();
@@ -350,6 +352,7 @@ mod tests {
             words("gpu-kit --run kit a b").unwrap(),
             Command::GpuKit(GpuKit::Run { kit: "kit".into(), parts: vec!["a".into(), "b".into()] })
         );
+        assert_eq!(words("gpu-kit --check").unwrap(), Command::GpuKit(GpuKit::Check));
         assert_eq!(words("features --check").unwrap(), Command::Features { check: true });
     }
 

@@ -40,6 +40,8 @@ pub(crate) enum GpuKit {
     Build { arch: String, out: Option<PathBuf> },
     /// Run every part in small on the CPU, from a build without CUDA.
     Try { out: Option<PathBuf> },
+    /// All that can be proven of a kit without a GPU, as `cargo xtask test --long` does.
+    Check,
     /// Write a result's table into the documentation.
     Read(PathBuf),
     /// In a kit: run these parts of it.
@@ -55,6 +57,11 @@ impl GpuKit {
         match self {
             Self::Run { kit, parts } => run::run(kit, parts),
             Self::Part { name, kit } => run::bench(kit, name),
+            Self::Check => {
+                let setup = Setup::locate()?;
+                check_kernels(&setup)?;
+                check(&setup)
+            }
             Self::Read(file) => read::read(&Setup::locate()?.root, file),
             Self::Build { arch, out } => {
                 let setup = Setup::locate()?;
