@@ -16,11 +16,12 @@ use candle_core::{
 };
 use half::bf16;
 
+use super::count::count_launch;
 use super::geometry::{
     ATTENTION_ROWS, ATTENTION_THREADS, ByColumns, ELEMENT_THREADS, ROW_THREADS, element_blocks,
 };
 use super::proven::is_used;
-use super::{Attended, Kernel, count_launch, gate_kernel};
+use super::{Attended, Kernel, gate_kernel};
 use crate::Gate;
 use crate::attention::Sizes;
 
@@ -101,7 +102,7 @@ macro_rules! launch {
         // SAFETY: the arguments are those of the kernel's signature, and the grid covers its
         // buffers and no more.
         unsafe { arguments.launch(config) }.w()?;
-        count_launch();
+        count_launch(&$name);
     }};
 }
 
@@ -574,7 +575,7 @@ where
             // SAFETY: the sizes are those of the three matrices.
             with::<T, _>(left, |left| unsafe { blas.gemm(config, &right, &left, &mut sum) }.w())
         })?;
-        count_launch();
+        count_launch("add_product");
         Ok(())
     }))
 }

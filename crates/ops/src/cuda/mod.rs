@@ -20,8 +20,6 @@
 //!
 //! Every function answers `None` where it does not apply, and the caller composes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use candle_core::Tensor;
 
 #[cfg(any(test, feature = "cuda"))]
@@ -31,6 +29,7 @@ use crate::attention::Sizes;
 #[cfg(not(feature = "cuda"))]
 mod absent;
 pub mod checks;
+mod count;
 pub mod geometry;
 #[cfg(feature = "cuda")]
 mod launch;
@@ -40,6 +39,7 @@ mod tests;
 
 #[cfg(not(feature = "cuda"))]
 pub use absent::*;
+pub use count::{Launches, launches};
 #[cfg(feature = "cuda")]
 pub use launch::*;
 pub use proven::{Allowed, Kernel, PROVEN, Proof, allow, allowed};
@@ -69,17 +69,4 @@ fn gate_kernel(how: Gate) -> &'static str {
         Gate::Gelu => "gelu",
         Gate::GeluTanh => "gelu_tanh",
     }
-}
-
-static LAUNCHES: AtomicU64 = AtomicU64::new(0);
-
-/// How many kernels of this module, and products of cuBLAS in their stead, have been handed to a
-/// GPU: a comparison that launches none compares the compositions with themselves.
-pub fn launches() -> u64 {
-    LAUNCHES.load(Ordering::Relaxed)
-}
-
-#[cfg(feature = "cuda")]
-fn count_launch() {
-    LAUNCHES.fetch_add(1, Ordering::Relaxed);
 }

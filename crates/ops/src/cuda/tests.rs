@@ -115,18 +115,12 @@ impl Buffer {
     }
 }
 
+/// As the kit compares.
 fn close(what: &str, got: &[f32], right: &Tensor, tolerance: f32) {
-    let right: Vec<f32> = right
-        .flatten_all()
-        .and_then(|t| t.to_dtype(DType::F32))
-        .and_then(|t| t.to_device(&Device::Cpu))
-        .and_then(|t| t.to_vec1())
-        .expect("f32 values");
-    assert_eq!(got.len(), right.len(), "{what}");
-    let size = right.iter().fold(0.05f32, |a, b| a.max(b.abs()));
-    for (i, (x, y)) in got.iter().zip(&right).enumerate() {
-        assert!((x - y).abs() <= tolerance * size, "{what} [{i}]: {x} for {y} (largest {size})");
-    }
+    assert_eq!(got.len(), right.elem_count(), "{what}");
+    let found = Tensor::new(got, &Device::Cpu).and_then(|got| got.reshape(right.shape()));
+    let found = found.and_then(|found| checks::difference(&found, right)).expect(what);
+    assert!(found <= tolerance, "{what}: {found}, allowed {tolerance}");
 }
 
 /// The tolerance of a type: bf16 keeps 8 bits, and the kernels round what they give (attention also
@@ -507,6 +501,19 @@ fn a_wrong_number_is_a_large_difference() -> Result<()> {
     let right = numbers(&[100], 1);
     let off = |by: f64| checks::difference(&right.affine(1., by)?, &right);
     assert!(off(0.)? == 0. && off(0.1)? > 0.09, "{} {}", off(0.)?, off(0.1)?);
+    // Late rows that are a hundred times smaller than the first, as attention's: nothing in their
+    // place is no small difference.
+    let first = (numbers(&[16, 64], 2) * 100.)?;
+    let late = numbers(&[2000, 64], 3);
+    let right_rows = Tensor::cat(&[&first, &late], 0)?;
+    let found = Tensor::cat(&[&first, &(&late * 0.)?], 0)?;
+    let found = checks::difference(&found, &right_rows)?;
+    assert!(found > 0.5, "{found}");
+    // Whatever agrees with nothing at all was not compared.
+    let zeros = right.zeros_like()?;
+    for nothing in [zeros.clone(), (&zeros + 3.)?, zeros.narrow(0, 0, 0)?, zeros.get(0)?] {
+        assert!(checks::difference(&nothing, &nothing).is_err(), "{nothing}");
+    }
     let mut values = right.to_vec1::<f32>()?;
     values[50] = f32::NAN;
     let found = checks::difference(&Tensor::new(values, &Device::Cpu)?, &right)?;
@@ -556,7 +563,8 @@ mod gpu {
             for dtype in checks::TYPES.into_iter().filter(|dtype| kernel.takes(*dtype)) {
                 let before = launches();
                 hold(check, dtype, check.run(&gpu, dtype)?);
-                assert!(launches() > before, "{check:?} in {dtype:?}: no kernel took part");
+                let missing = launches().since(&before).missing(kernel, dtype, 1, 1);
+                assert_eq!(missing, None, "{check:?} in {dtype:?}");
             }
         }
         allow(Allowed::Proven);
