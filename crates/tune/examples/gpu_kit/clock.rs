@@ -6,6 +6,13 @@ use tunebook_models::Device;
 
 use crate::report::Result;
 
+const BATCHES: usize = 5;
+
+/// How often [`seconds`] does its work.
+pub(crate) fn runs(times: usize) -> u64 {
+    (1 + BATCHES * times) as u64
+}
+
 /// The median seconds of a piece of work, after a first time that loads kernels and fills the
 /// allocator. Work is handed over in batches of `times`, and the device waited for after each: one
 /// wait for each launch would be what is measured.
@@ -14,7 +21,6 @@ pub(crate) fn seconds(
     times: usize,
     mut work: impl FnMut() -> Result<()>,
 ) -> Result<f64> {
-    const BATCHES: usize = 5;
     work()?;
     device.synchronize()?;
     let mut found = Vec::with_capacity(BATCHES);

@@ -2,9 +2,11 @@
 //! (against the CPU) and at the sizes of a 7B model (against the composed forms on the device),
 //! with times and the fraction of what the card can do.
 
+use std::rc::Rc;
+
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::{Value, json};
-use tunebook_ops::cuda::checks::{CHECKS, difference};
+use tunebook_ops::cuda::checks::{CHECKS, Check, difference, tolerance};
 use tunebook_ops::cuda::{Allowed, Kernel, allow, launches};
 use tunebook_ops::{
     self as ops, Attention, Gate, Tape, cross_entropy, gated, layer_norm, lora_linear, rms_norm,
@@ -13,7 +15,7 @@ use tunebook_ops::{
 
 use crate::clock;
 use crate::operations::compared;
-use crate::report::{Result, judged, tell};
+use crate::report::{Result, judged, judged_of};
 
 const TYPES: [DType; 2] = [DType::F32, DType::BF16];
 
@@ -24,47 +26,104 @@ struct Ceilings {
     operations: f64,
 }
 
+/// What a card has at most: ten times those of today. Beyond, nothing was computed.
+const MOST: Ceilings = Ceilings { bytes: 80e12, operations: 25e15 };
+
 pub(crate) fn run(device: &Device, tiny: bool) -> Result<()> {
     let ceilings = ceilings(device, tiny)?;
-    tell(
-        "ceilings",
-        None,
-        json!({"bytes_per_s": ceilings.bytes, "bf16_operations_per_s": ceilings.operations}),
-    )?;
-    for check in CHECKS {
-        let Some(kernel) = check.kernel else { continue };
-        for dtype in TYPES.into_iter().filter(|dtype| kernel.takes(*dtype)) {
-            let name = format!("{}, {dtype:?}", check.name);
-            let found = fused(device, || compared(check, device, dtype));
-            judged(&name, found.map(|(good, figures)| (good, of(kernel, dtype, figures))))?;
-        }
-    }
+    let figures =
+        json!({"bytes_per_s": ceilings.bytes, "bf16_operations_per_s": ceilings.operations});
+    let real = ceilings.bytes < MOST.bytes && ceilings.operations < MOST.operations;
+    judged("ceilings", Ok((real, figures)))?;
     let sizes = if tiny { Sizes::TINY } else { Sizes::LARGE };
-    for work in works(&sizes) {
-        for dtype in TYPES.into_iter().filter(|dtype| work.kernel.takes(*dtype)) {
-            let name = format!("{} of {}, {dtype:?}", work.kernel.name(), work.size);
-            judged(&name, measured(&work, device, dtype, &ceilings, tiny))?;
-        }
+    for (comparison, of) in comparisons(&sizes) {
+        let Comparison { name, kernel, dtype, .. } = &comparison;
+        let found = match of {
+            Of::Check(check) => {
+                fused(device, *kernel, *dtype, [1, 1], || compared(check, device, *dtype)).map(
+                    |((good, mut figures), launches)| {
+                        figures["launches"] = launches;
+                        (good, figures)
+                    },
+                )
+            }
+            Of::Work(work) => measured(&work, device, *dtype, &ceilings, tiny),
+        };
+        judged_of(name, &comparison.about(), found)?;
     }
     Ok(())
 }
 
-/// With the kernels, of which one at least must take part on a GPU.
-fn fused<T>(device: &Device, work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// What a whole part has: `cargo xtask gpu-kit --read` holds a result against it.
+pub(crate) fn plan() -> Vec<Value> {
+    comparisons(&Sizes::LARGE).into_iter().map(|(comparison, _)| comparison.about()).collect()
+}
+
+/// One finding of a kernel in a number type.
+struct Comparison {
+    name: String,
+    kernel: Kernel,
+    dtype: DType,
+    timed: bool,
+}
+
+impl Comparison {
+    fn about(&self) -> Value {
+        json!({
+            "name": self.name,
+            "kernel": self.kernel.name(),
+            "dtype": format!("{:?}", self.dtype),
+            "timed": self.timed,
+        })
+    }
+}
+
+/// What is compared: with the CPU, or with the composed form at a size of a 7B model.
+enum Of {
+    Check(&'static Check),
+    Work(Rc<Work>),
+}
+
+fn comparisons(sizes: &Sizes) -> Vec<(Comparison, Of)> {
+    let mut all = Vec::new();
+    for check in CHECKS {
+        let Some(kernel) = check.kernel else { continue };
+        for dtype in TYPES.into_iter().filter(|dtype| kernel.takes(*dtype)) {
+            let name = format!("{}, {dtype:?}", check.name);
+            all.push((Comparison { name, kernel, dtype, timed: false }, Of::Check(check)));
+        }
+    }
+    for work in works(sizes).into_iter().map(Rc::new) {
+        let kernel = work.kernel;
+        for dtype in TYPES.into_iter().filter(|dtype| kernel.takes(*dtype)) {
+            let name = format!("{} of {}, {dtype:?}", kernel.name(), work.size);
+            all.push((Comparison { name, kernel, dtype, timed: true }, Of::Work(Rc::clone(&work))));
+        }
+    }
+    all
+}
+
+/// With the kernels: what came of it and what was launched. On a GPU so many passes forward and
+/// backward have to be the kernel's.
+fn fused<T>(
+    device: &Device,
+    kernel: Kernel,
+    dtype: DType,
+    [forward, backward]: [u64; 2],
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, Value)> {
     allow(Allowed::All);
     let before = launches();
     let found = work();
     allow(Allowed::None);
-    if !device.is_cpu() && launches() == before {
-        return Err("no kernel took part".into());
+    let made = launches().since(&before);
+    match made.missing(kernel, dtype, forward, backward) {
+        Some(missing) if !device.is_cpu() => {
+            let also = found.err().map_or_else(String::new, |error| format!("; {error}"));
+            Err(format!("{missing}{also}").into())
+        }
+        _ => Ok((found?, json!(made.0))),
     }
-    found
-}
-
-fn of(kernel: Kernel, dtype: DType, mut figures: Value) -> Value {
-    figures["kernel"] = json!(kernel.name());
-    figures["dtype"] = json!(format!("{dtype:?}"));
-    figures
 }
 
 fn ceilings(device: &Device, tiny: bool) -> Result<Ceilings> {
@@ -292,7 +351,8 @@ fn measured(
 
     allow(Allowed::None);
     let composed = pass(&form, &inputs, Some(&dy))?;
-    let found = fused(device, || pass(&form, &inputs, Some(&dy)))?;
+    let (found, launched) =
+        fused(device, work.kernel, dtype, [1, 1], || pass(&form, &inputs, Some(&dy)))?;
     let mut worst = 0f32;
     for (found, right) in found.iter().zip(&composed) {
         let difference = difference(found, right)?;
@@ -302,21 +362,22 @@ fn measured(
         }
     }
     drop((found, composed));
-    let allowed = if dtype == DType::BF16 { 0.03 } else { 2e-3 };
+    let allowed = tolerance(dtype);
 
     let times = if tiny { 1 } else { 5 };
-    let time = |which: Allowed, dy: Option<&Tensor>| -> Result<f64> {
-        allow(which);
-        let secs = clock::seconds(device, times, || pass(&form, &inputs, dy).map(drop));
-        allow(Allowed::None);
-        secs
-    };
-    let composed = [time(Allowed::None, None)?, time(Allowed::None, Some(&dy))?];
+    let time =
+        |dy: Option<&Tensor>| clock::seconds(device, times, || pass(&form, &inputs, dy).map(drop));
+    let composed = [time(None)?, time(Some(&dy))?];
     // The CPU has no kernels: what is measured there says only that this runs.
-    let fused = if device.is_cpu() {
-        None
-    } else {
-        Some([time(Allowed::All, None)?, time(Allowed::All, Some(&dy))?])
+    let fused = match device.is_cpu() {
+        true => None,
+        false => {
+            let passes = clock::runs(times);
+            let of = |dy: Option<&Tensor>, passes| -> Result<f64> {
+                Ok(fused(device, work.kernel, dtype, passes, || time(dy))?.0)
+            };
+            Some([of(None, [passes, 0])?, of(Some(&dy), [passes, passes])?])
+        }
     };
     let best = fused.unwrap_or(composed)[1];
     let fraction = match work.operations > 0. {
@@ -324,6 +385,7 @@ fn measured(
         false => work.numbers * dtype.size_in_bytes() as f64 / best / ceilings.bytes,
     };
     let figures = json!({
+        "launches": launched,
         "difference": worst,
         "allowed": allowed,
         "composed_forward_ms": composed[0] * 1e3,
@@ -334,5 +396,5 @@ fn measured(
         "fraction_of_ceiling": fraction,
         "ceiling": if work.operations > 0. { "bf16 products" } else { "bandwidth" },
     });
-    Ok((worst <= allowed, of(work.kernel, dtype, figures)))
+    Ok((worst <= allowed, figures))
 }

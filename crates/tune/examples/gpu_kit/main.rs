@@ -4,6 +4,7 @@
 //! - `gpu_kit card` tells the card, or why there is none;
 //! - `gpu_kit operations|kernels|trainer|generate KIT` writes one line of JSON for each finding
 //!   (`report.rs`), as soon as it has it;
+//! - `gpu_kit plan` lists the comparisons of kernels that a whole part has;
 //! - `gpu_kit bench-train …` is `bench_train` (`examples/bench_train.rs`).
 //!
 //! `--device=cuda` (the default) or `cpu`; `--tiny` takes sizes that a CPU does in seconds. On the
@@ -47,6 +48,10 @@ fn main() -> ExitCode {
     let command = arguments.next().unwrap_or_default();
     if command == "bench-train" {
         return told(bench_train::run(arguments));
+    }
+    if command == "plan" {
+        println!("{}", serde_json::Value::from(kernels::plan()));
+        return ExitCode::SUCCESS;
     }
     match options(arguments) {
         Ok(options) => told(run(&command, &options)),
@@ -92,9 +97,9 @@ fn run(command: &str, options: &Options) -> Result<()> {
         "operations" => operations::run(&options.device),
         "kernels" => kernels::run(&options.device, options.tiny),
         "trainer" => trainer::run(&options.kit, &options.models, &options.device),
-        "generate" => generate::run(&options.models, &options.device, options.tiny),
+        "generate" => generate::run(&options.kit, &options.models, &options.device, options.tiny),
         other => Err(format!(
-            "there is no part `{other}`; there are card, operations, kernels, trainer, generate and bench-train"
+            "there is no part `{other}`; there are card, operations, kernels, trainer, generate, plan and bench-train"
         )
         .into()),
     }

@@ -23,8 +23,15 @@ pub(crate) fn tell(name: &str, passed: Option<bool>, figures: Value) -> Result<(
 
 /// Writes what came of it; an error is a finding that failed, and stops nothing after it.
 pub(crate) fn judged(name: &str, found: Result<(bool, Value)>) -> Result<()> {
-    match found {
-        Ok((passed, figures)) => tell(name, Some(passed), figures),
-        Err(error) => tell(name, Some(false), json!({"reason": error.to_string()})),
+    judged_of(name, &json!({}), found)
+}
+
+/// The same of something that has a name in it whatever comes of it, such as a kernel.
+pub(crate) fn judged_of(name: &str, of: &Value, found: Result<(bool, Value)>) -> Result<()> {
+    let (passed, mut figures) =
+        found.unwrap_or_else(|error| (false, json!({"reason": error.to_string()})));
+    if let (Some(all), Some(of)) = (figures.as_object_mut(), of.as_object()) {
+        all.extend(of.clone());
     }
+    tell(name, Some(passed), figures)
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tunebook_models::{Device, GenerationConfig, Model};
 use tunebook_ops::cuda::checks::difference;
+use tunebook_ops::cuda::{Allowed, Kernel, Launches, allow, allowed, launches};
 use tunebook_tune::{
     Adapters, Batch, EvalStrategy, Example, Full, FullTuning, Lora, Run, SaveStrategy, Stepper,
     TokenizedExample, Trainer, TrainingArgs,
@@ -49,6 +50,10 @@ pub(crate) fn run(kit: &Path, models: &[PathBuf], device: &Device) -> Result<()>
     let tiny = Tiny { folder, device, golden };
     judged("golden run, F32", tiny.golden_run(DType::F32, 1e-3))?;
     judged("golden run, BF16", tiny.golden_run(DType::BF16, 5e-2))?;
+    let fused =
+        |dtype, allowed| with_kernels(device, dtype, &tiny, || tiny.golden_run(dtype, allowed));
+    judged("golden run with the fused kernels, F32", fused(DType::F32, 1e-3))?;
+    judged("golden run with the fused kernels, BF16", fused(DType::BF16, 5e-2))?;
     for dtype in [DType::F32, DType::BF16] {
         judged(&format!("every trained tensor has a gradient, {dtype:?}"), tiny.gradients(dtype))?;
         judged(
@@ -66,8 +71,54 @@ pub(crate) fn run(kit: &Path, models: &[PathBuf], device: &Device) -> Result<()>
     for model in std::iter::once(&first).chain(models) {
         let name = model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         judged(&format!("notebook 00's steps, {name}"), notebook(model, device))?;
+        let fused = with_all(device, || notebook(model, device)).map(|(found, made)| {
+            let ((good, mut figures), launched) = (found, made);
+            figures["launches"] = json!(launched.0);
+            // The random model has heads of 64, which attention's kernels are for.
+            let attends = figures["dtype"] != "BF16"
+                || !name.starts_with("llama-tiny")
+                || launched.missing(Kernel::Attention, DType::BF16, 1, 1).is_none();
+            (good && (device.is_cpu() || attends), figures)
+        });
+        judged(&format!("notebook 00's steps with the fused kernels, {name}"), fused)?;
     }
     Ok(())
+}
+
+/// With all kernels: what came of it, and what was launched.
+fn with_all<T>(device: &Device, work: impl FnOnce() -> Result<T>) -> Result<(T, Launches)> {
+    let (before, chosen) = (launches(), allowed());
+    allow(Allowed::All);
+    let found = work();
+    allow(chosen);
+    let made = launches().since(&before);
+    if !device.is_cpu() && made.0.is_empty() {
+        return Err("no kernel was launched".into());
+    }
+    Ok((found?, made))
+}
+
+/// A golden run with all kernels, of which each that the model has an operation for must be launched
+/// in every step, forward and backward.
+fn with_kernels(
+    device: &Device,
+    dtype: DType,
+    tiny: &Tiny,
+    work: impl FnOnce() -> Result<(bool, Value)>,
+) -> Result<(bool, Value)> {
+    // Heads of 8 are none for attention's kernels.
+    const KERNELS: [Kernel; 5] =
+        [Kernel::RmsNorm, Kernel::Rope, Kernel::Gated, Kernel::CrossEntropy, Kernel::LowRank];
+    let ((good, mut figures), made) = with_all(device, work)?;
+    let steps = tiny.golden.steps.len() as u64;
+    let missing: Vec<String> =
+        KERNELS.iter().filter_map(|kernel| made.missing(*kernel, dtype, steps, steps)).collect();
+    figures["launches"] = json!(made.0);
+    if device.is_cpu() {
+        return Ok((good, figures));
+    }
+    figures["missing"] = json!(missing);
+    Ok((good && missing.is_empty(), figures))
 }
 
 fn pairs(count: usize) -> Vec<Example> {

@@ -43,12 +43,12 @@ pub(crate) const LLAMA_7B: Shape = Shape {
 
 /// For trying out a case without a GPU.
 pub(crate) const TINY: Shape = Shape {
-    name: "llama-tiny",
-    hidden_size: 64,
+    name: "llama-tiny-64",
+    hidden_size: 128,
     intermediate_size: 160,
     num_hidden_layers: 2,
-    num_attention_heads: 4,
-    num_key_value_heads: 2,
+    num_attention_heads: 2,
+    num_key_value_heads: 1,
     vocab_size: 384,
     max_position_embeddings: 64,
 };
