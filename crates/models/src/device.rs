@@ -105,9 +105,8 @@ fn choose() -> Result<(Device, Option<String>)> {
 #[cfg(feature = "cuda")]
 fn open(ordinal: usize) -> Result<Device> {
     // Its other lines are a backtrace.
-    let reason = |error: candle_core::Error| {
-        error.to_string().lines().next().unwrap_or_default().to_owned()
-    };
+    let reason =
+        |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
     Device::new_cuda_with_stream(ordinal)
         .map_err(|error| Error::Gpu { ordinal, reason: reason(error) })
 }

@@ -1,4 +1,4 @@
-//! The evaluation itself: losses, then answers, then their scores.
+//! The evaluation itself: answers and losses, then their scores.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
@@ -19,6 +19,7 @@ use crate::run::evaluation::{
     check_cluster,
 };
 use crate::run::example::{EvalExample, IntoExamples};
+use crate::run::order::{alike_together, at_once};
 use crate::run::prepare::{Prepared, bytes, key, prepare};
 use crate::{Error, Result};
 
@@ -28,6 +29,8 @@ const BATCH: usize = 64;
 const ANSWERS: usize = 32;
 /// The most tokens of an answer, whatever the references.
 const MOST_NEW_TOKENS: usize = 512;
+/// The name of the loss among the statistics.
+const LOSS: &str = "loss";
 
 /// Judges what answers when this handle is asked: loss, perplexity, token accuracy, and whether
 /// generated answers are the right ones.
@@ -81,15 +84,14 @@ fn run(model: &Model, mut examples: Vec<EvalExample>, args: &EvaluationArgs) -> 
         Work { model: &model, examples: &examples, numbers: &numbers, prepared: &prepared, args };
     let generation = work.generation();
     let mut rows = work.rows();
-    let mut stopped = work.losses(&mut rows, &mut answers)?;
-    if !stopped {
-        stopped = work.choices(&mut rows, &mut answers)?;
-    }
+    let mut stopped = work.choices(&mut rows, &mut answers)?;
     if !stopped {
         stopped = work.generate(&mut rows, &generation, &mut answers)?;
     }
+    // Those that no prompt's way through the model has brought along.
+    stopped = work.losses(&mut rows, &mut answers, stopped)?;
     if stopped {
-        rows.retain(|row| row.left_out.is_some() || row.answer.is_some() == work.asks(row.row));
+        rows.retain(|row| row.left_out.is_some() || work.is_done(row));
     }
     for row in &mut rows {
         let example = &examples[row.row];
@@ -207,6 +209,16 @@ impl Work<'_> {
                 && !self.args.metrics.is_empty())
     }
 
+    /// Whether a row has all that it gets.
+    fn is_done(&self, row: &RowResult) -> bool {
+        let has_loss =
+            self.prepared[row.row].reference.is_none() || row.statistics.contains_key(LOSS);
+        match self.asks(row.row) {
+            true => row.answer.is_some() && has_loss,
+            false => row.answer.is_none(),
+        }
+    }
+
     /// How answers are generated.
     fn generation(&self) -> GenerationConfig {
         let longest = || {
@@ -278,21 +290,40 @@ impl Work<'_> {
         }
     }
 
-    /// The losses of references; whether it was stopped.
-    fn losses(&self, rows: &mut [RowResult], answers: &mut Answers) -> Result<bool> {
+    /// The tokens of a reference behind its prompt, if all that bear a loss follow the prompt as it is
+    /// asked, and the context has room for both.
+    fn after<'t>(&self, prompt: &[u32], text: &'t TokenizedText) -> Option<&'t [u32]> {
+        let bears = |at: &usize| text.loss_mask.get(*at) == Some(&true);
+        let last = (0..text.ids.len()).rev().find(bears)?;
+        let reference = text.ids.get(prompt.len()..=last)?;
+        let follows = text.ids.starts_with(prompt)
+            && !(0..prompt.len()).any(|at| bears(&at))
+            && (prompt.len()..=last).all(|at| bears(&at));
+        let room = self.model.config().max_position_embeddings
+            - self.model.positions_before().min(self.model.config().max_position_embeddings);
+        (follows && !reference.is_empty() && prompt.len() + reference.len() < room)
+            .then_some(reference)
+    }
+
+    /// The losses of references that are not known, unless it was `stopped`; whether it is now.
+    fn losses(
+        &self,
+        rows: &mut [RowResult],
+        answers: &mut Answers,
+        mut stopped: bool,
+    ) -> Result<bool> {
         let asked: Vec<(usize, &TokenizedText, String)> = self
             .prepared
             .iter()
             .enumerate()
             .filter_map(|(row, prepared)| {
                 let text = prepared.reference.as_ref()?;
-                let mask: Vec<u8> = text.loss_mask.iter().map(|bears| u8::from(*bears)).collect();
-                Some((row, text, key(&[&bytes(&text.ids), &mask])))
+                Some((row, text, loss_key(text)))
             })
             .collect();
-        let new: Vec<_> = asked.iter().filter(|(.., key)| answers.loss(key).is_none()).collect();
+        let unknown = |(.., key): &&(usize, &TokenizedText, String)| answers.loss(key).is_none();
+        let new: Vec<_> = if stopped { Vec::new() } else { asked.iter().filter(unknown).collect() };
         let bar = bar("Measuring losses", new.len(), "row");
-        let mut stopped = false;
         for batch in new.chunks(BATCH) {
             let texts: Vec<TokenizedText> =
                 batch.iter().map(|(_, text, _)| (*text).clone()).collect();
@@ -312,7 +343,7 @@ impl Work<'_> {
             {
                 let tokens = *tokens as f64;
                 let statistics = &mut rows[*row].statistics;
-                statistics.insert("loss".to_owned(), vec![*sum, tokens]);
+                statistics.insert(LOSS.to_owned(), vec![*sum, tokens]);
                 statistics.insert("perplexity".to_owned(), vec![*sum, tokens]);
                 statistics.insert("token_accuracy".to_owned(), vec![*correct as f64, tokens]);
             }
@@ -422,26 +453,42 @@ impl Work<'_> {
             .collect();
         let new: Vec<_> = asked.iter().filter(|(.., key)| answers.answer(key).is_none()).collect();
         let bar = bar("Generating answers", new.len(), "answer");
-        let size = EngineConfig { max_batch_size: config.batch_size, ..EngineConfig::default() };
+        let prompts: Vec<&[u32]> = new.iter().map(|(_, prompt, _)| prompt.as_slice()).collect();
+        let max_batch_size = at_once(self.model.config(), &prompts, config);
+        let size = EngineConfig { max_batch_size, ..EngineConfig::default() };
         let mut engine = GenerationEngine::new(self.model, size);
         let stop = Stop::cell();
         let mut running: HashMap<_, (usize, String, usize)> = HashMap::new();
         let mut asked_once: HashSet<&str> = HashSet::new();
-        for (at, (row, prompt, key)) in new.iter().enumerate() {
+        for at in alike_together(&prompts) {
+            let (row, prompt, key) = new[at];
             // Equal questions are asked once.
             if !asked_once.insert(key) {
                 continue;
             }
-            let request = GenerationRequest::new(prompt.as_slice(), config)
+            let mut request = GenerationRequest::new(prompt.as_slice(), config)
                 .with_number(self.numbers[*row])
                 .with_stop(&stop);
+            if let Some(text) = &self.prepared[*row].reference
+                && answers.loss(&loss_key(text)).is_none()
+                && let Some(reference) = self.after(prompt, text)
+            {
+                request = request.with_reference(reference);
+            }
             running.insert(engine.insert(request)?, (at, String::new(), 0));
         }
         let mut stopped = false;
         let mut lines = Vec::new();
         let mut tokens = 0;
         while !engine.is_empty() {
-            for event in engine.step() {
+            let events = engine.step();
+            for (id, loss) in engine.take_losses() {
+                let row = running.get(&id).map(|(at, ..)| new[*at].0);
+                if let Some(text) = row.and_then(|row| self.prepared[row].reference.as_ref()) {
+                    lines.push(Line::loss(loss_key(text), &loss));
+                }
+            }
+            for event in events {
                 let Some((at, text, count)) = running.get_mut(&event.id) else { continue };
                 text.push_str(&event.text);
                 *count += usize::from(event.token.is_some());
@@ -481,6 +528,12 @@ impl Work<'_> {
         }
         Ok(stopped)
     }
+}
+
+/// What a text's loss is kept under.
+fn loss_key(text: &TokenizedText) -> String {
+    let mask: Vec<u8> = text.loss_mask.iter().map(|bears| u8::from(*bears)).collect();
+    key(&[&bytes(&text.ids), &mask])
 }
 
 /// The configuration without what changes no answer.

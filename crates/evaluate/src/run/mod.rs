@@ -6,4 +6,5 @@ pub(crate) mod comparison;
 pub(crate) mod evaluate;
 pub(crate) mod evaluation;
 pub(crate) mod example;
+mod order;
 pub(crate) mod prepare;

@@ -63,6 +63,19 @@ pub struct TextLoss {
 }
 
 impl TextLoss {
+    /// Of these tokens, all of which bear a loss.
+    pub(super) fn of(tokens: &[Scored]) -> Self {
+        let mut loss = Self::default();
+        tokens.iter().for_each(|token| loss.add(token));
+        loss
+    }
+
+    fn add(&mut self, (token, greedy): &Scored) {
+        self.sum -= f64::from(*token);
+        self.tokens += 1;
+        self.correct += usize::from(*greedy);
+    }
+
     /// Nats a token; not a number where no token bears a loss.
     pub fn mean(&self) -> f64 {
         self.sum / self.tokens as f64
@@ -303,11 +316,8 @@ impl Model {
         let mut losses = vec![TextLoss::default(); texts.len()];
         for ((row, from), tokens) in scored.iter().zip(self.score(&asked)?) {
             let mask = &texts[*row].loss_mask[*from..];
-            for ((token, greedy), _) in tokens.iter().zip(mask).filter(|(_, bears)| **bears) {
-                losses[*row].sum -= f64::from(*token);
-                losses[*row].tokens += 1;
-                losses[*row].correct += usize::from(*greedy);
-            }
+            let bearing = tokens.iter().zip(mask).filter(|(_, bears)| **bears);
+            bearing.for_each(|(token, _)| losses[*row].add(token));
         }
         Ok(losses)
     }

@@ -41,6 +41,18 @@ fn alone(model: &Model, prompt: &[u32], config: &GenerationConfig) -> Said {
     said
 }
 
+/// The loss of a reference whose prompt is the only one, as bits.
+fn loss_alone(model: &Model, prompt: &[u32], reference: &[u32]) -> (u64, usize, usize) {
+    let mut engine = engine(model, EngineConfig { prefix_cache_bytes: 0, ..Default::default() });
+    let config = GenerationConfig { max_new_tokens: 1, ..Default::default() };
+    engine.insert(GenerationRequest::new(prompt, &config).with_reference(reference)).unwrap();
+    while !engine.is_empty() {
+        engine.step();
+    }
+    let [(_, loss)] = engine.take_losses()[..] else { panic!("one reference") };
+    (loss.sum.to_bits(), loss.tokens, loss.correct)
+}
+
 /// Prompts of random lengths, of which some begin alike: over the ends of pages, and wholly.
 fn prompts(random: &mut Random, vocab: usize, count: usize, most: usize) -> Vec<Vec<u32>> {
     let mut all: Vec<Vec<u32>> = Vec::new();
@@ -80,15 +92,21 @@ fn company(model: &Model, seed: u64, (count, most, answer): (usize, usize, usize
             prefix_cache_bytes: *random.one(&[0, 64 << 20]),
         },
     );
+    let references: Vec<Vec<u32>> = prompts
+        .iter()
+        .map(|_| (0..random.below(answer)).map(|_| random.below(vocab) as u32).collect())
+        .collect();
     let mut said: HashMap<_, Said> = HashMap::new();
+    let mut losses = HashMap::new();
     let mut ids = Vec::new();
     let mut removed = Vec::new();
-    let mut waiting = prompts.iter().zip(&configs);
+    let mut waiting = prompts.iter().zip(&configs).zip(&references);
     loop {
         if random.below(3) > 0
-            && let Some((prompt, config)) = waiting.next()
+            && let Some(((prompt, config), reference)) = waiting.next()
         {
-            ids.push(engine.insert(GenerationRequest::new(prompt.as_slice(), config)).unwrap());
+            let request = GenerationRequest::new(prompt.as_slice(), config);
+            ids.push(engine.insert(request.with_reference(reference.as_slice())).unwrap());
         }
         if random.below(12) == 0 && !ids.is_empty() {
             let id = *random.one(&ids);
@@ -100,9 +118,28 @@ fn company(model: &Model, seed: u64, (count, most, answer): (usize, usize, usize
             let token = event.token.map(|token| (token, event.log_probability.to_bits()));
             said.entry(event.id).or_default().extend(token);
         }
+        losses.extend(engine.take_losses());
         if engine.is_empty() && ids.len() == prompts.len() {
             break;
         }
+    }
+    for ((id, prompt), reference) in ids.iter().zip(&prompts).zip(&references) {
+        if removed.contains(id) || reference.is_empty() {
+            continue;
+        }
+        let is_long = model.config().model_type == "phi3";
+        let Some(loss) = losses.get(id) else {
+            assert!(model.is_quantized() || is_long, "no loss");
+            continue;
+        };
+        let found = (loss.sum.to_bits(), loss.tokens, loss.correct);
+        assert_eq!(found, loss_alone(model, prompt, reference), "seed {seed}, {prompt:?}");
+        let ids = [prompt.as_slice(), reference].concat();
+        let loss_mask = (0..ids.len()).map(|at| at >= prompt.len()).collect();
+        let text = TokenizedText { ids, loss_mask };
+        let expected = model.text_losses(&[text]).unwrap()[0];
+        assert!((loss.sum - expected.sum).abs() <= 1e-4 * expected.sum, "{loss:?} {expected:?}");
+        assert_eq!(loss.tokens, expected.tokens);
     }
     for ((id, prompt), config) in ids.iter().zip(&prompts).zip(&configs) {
         let expected = alone(model, prompt, config);
