@@ -22,8 +22,9 @@ use crate::generate::GenerationConfig;
 use crate::generate::format::AnswerGrammar;
 use crate::generate::prefix::{Found, PrefixCache, Walk};
 use crate::generate::queue::{Queue, Waiting, in_turns};
+use crate::generate::references::{Reference, References};
 use crate::generate::sampler::{Choice, Sampler};
-use crate::generate::score::{Asked, Part, TextLoss};
+use crate::generate::score::TextLoss;
 use crate::generate::text_stream::TextStream;
 use crate::model::Model;
 use crate::model::forward::Tokens;
@@ -47,9 +48,6 @@ pub struct EngineConfig {
     pub prefix_cache_bytes: usize,
 }
 
-/// Tokens of references that go through the model together.
-const REFERENCE_TOKENS: usize = 256;
-
 impl Default for EngineConfig {
     fn default() -> Self {
         Self { max_batch_size: 32, prefill_chunk_size: 512, prefix_cache_bytes: 256 << 20 }
@@ -67,7 +65,7 @@ pub struct GenerationRequest {
     number: usize,
     grammar: Option<AnswerGrammar>,
     /// Tokens after the prompt whose loss is asked for, beside an answer.
-    reference: Vec<u32>,
+    reference: Arc<[u32]>,
 }
 
 impl GenerationRequest {
@@ -81,7 +79,7 @@ impl GenerationRequest {
             stop: Stop::never(),
             number: 0,
             grammar: None,
-            reference: Vec::new(),
+            reference: Arc::default(),
         }
     }
 
@@ -118,7 +116,7 @@ impl GenerationRequest {
     /// Asks for the loss of another answer's tokens, too, which costs little beside the prompt:
     /// [`GenerationEngine::take_losses`] has it.
     #[must_use]
-    pub fn with_reference(self, reference: impl Into<Vec<u32>>) -> Self {
+    pub fn with_reference(self, reference: impl Into<Arc<[u32]>>) -> Self {
         Self { reference: reference.into(), ..self }
     }
 }
@@ -257,21 +255,6 @@ impl Answer {
     }
 }
 
-/// A reference whose prompt has gone through the model.
-struct Reference {
-    request: (RequestId, Arc<GenerationRequest>),
-    overlay: Arc<Overlay>,
-    /// The prompt's keys and values, and the hidden state of its last token.
-    cache: TextCache,
-    hidden: Tensor,
-}
-
-impl Reference {
-    fn tokens(&self) -> &[u32] {
-        &self.request.1.reference
-    }
-}
-
 /// Answers many requests at a time with one model.
 ///
 /// One thread owns it; [`GenerationEngine::spawn`] gives it a thread of its own and takes requests from
@@ -302,9 +285,7 @@ pub struct GenerationEngine {
     steps: usize,
     error: Option<Error>,
     base: Arc<Overlay>,
-    /// To be scored, and the scores that nobody has taken yet.
-    references: Vec<Reference>,
-    losses: Vec<(RequestId, TextLoss)>,
+    references: References,
 }
 
 impl GenerationEngine {
@@ -327,8 +308,7 @@ impl GenerationEngine {
             steps: 0,
             error: None,
             base: Arc::default(),
-            references: Vec::new(),
-            losses: Vec::new(),
+            references: References::default(),
         }
     }
 
@@ -396,7 +376,7 @@ impl GenerationEngine {
     /// none for quantised weights, with which prompts are computed less exactly than losses are, nor for
     /// a text that is longer than its family's first angles reach.
     pub fn take_losses(&mut self) -> Vec<(RequestId, TextLoss)> {
-        std::mem::take(&mut self.losses)
+        self.references.take_losses()
     }
 
     /// The error of the last answer that failed by itself.
@@ -455,7 +435,8 @@ impl GenerationEngine {
         }
         self.admit(events);
         self.prefill(events)?;
-        self.score_references()?;
+        let more = !self.waiting.is_empty() || self.answers.iter().any(Answer::in_prefill);
+        self.references.score(&self.model, &self.pages, more)?;
         self.decode(events)
     }
 
@@ -616,69 +597,25 @@ impl GenerationEngine {
 
     /// Puts the references of prompts that a pass has completed, `(answer, row)`, aside to be scored.
     fn keep_references(&mut self, hidden: &Tensor, complete: &[(usize, usize)]) -> Result<()> {
-        if self.model.is_quantized() {
-            return Ok(());
-        }
-        let most = self.model.decoder().cache_ends_at().unwrap_or(usize::MAX);
+        let most = match self.model.is_quantized() {
+            true => 0,
+            false => self.model.decoder().cache_ends_at().unwrap_or(usize::MAX),
+        };
         for (index, row) in complete {
             let answer = &self.answers[*index];
-            let (reference, cache) = (&answer.request.reference, &answer.cache);
+            let (tokens, cache) = (&answer.request.reference, &answer.cache);
             // An answer that has outgrown its first angles is computed anew, and was here before.
-            let is_new = answer.completion == 0 && !reference.is_empty();
-            if is_new && cache.len() + reference.len() <= most {
-                self.references.push(Reference {
-                    request: (answer.id, Arc::clone(&answer.request)),
+            let is_new = answer.completion == 0 && !tokens.is_empty();
+            if is_new && cache.len() + tokens.len() <= most {
+                self.references.keep(Reference {
+                    id: answer.id,
+                    tokens: Arc::clone(tokens),
                     overlay: Arc::clone(&answer.overlay),
                     cache: cache.clone(),
                     hidden: hidden.narrow(0, *row, 1)?.copy()?,
                 });
             }
         }
-        Ok(())
-    }
-
-    /// Scores references when there are enough of them for a pass, or no more will come.
-    fn score_references(&mut self) -> Result<()> {
-        let tokens: usize = self.references.iter().map(|reference| reference.tokens().len()).sum();
-        let more = !self.waiting.is_empty() || self.answers.iter().any(Answer::in_prefill);
-        if tokens == 0 || (more && tokens < REFERENCE_TOKENS) {
-            return Ok(());
-        }
-        let asked = std::mem::take(&mut self.references);
-        let tokens: Vec<Vec<(u32, usize)>> = asked
-            .iter()
-            .enumerate()
-            .map(|(text, asked)| asked.tokens().iter().map(|token| (*token, text)).collect())
-            .collect();
-        let mut rows: Vec<Asked<'_>> = Vec::new();
-        for (asked, tokens) in asked.iter().zip(&tokens) {
-            let (hidden, overlay) = (asked.hidden.clone(), &asked.overlay);
-            rows.push(Asked { hidden, overlay, tokens: &tokens[..1] });
-        }
-        // The last token of a reference foretells nothing.
-        let longer: Vec<usize> = (0..asked.len()).filter(|text| tokens[*text].len() > 1).collect();
-        let part = |text: &usize| {
-            let (asked, ids) = (&asked[*text], asked[*text].tokens());
-            let end = asked.cache.len() + ids.len() - 1;
-            Part { overlay: &asked.overlay, ids: &ids[..ids.len() - 1], end }
-        };
-        let parts: Vec<Part<'_>> = longer.iter().map(part).collect();
-        let caches = longer.iter().map(|text| asked[*text].cache.clone()).collect();
-        self.model.prefilled(&self.pages, &parts, caches, &mut |at, from, hidden| {
-            for row in 0..hidden.dim(0)? {
-                let token = from + row + 1;
-                rows.push(Asked {
-                    hidden: hidden.narrow(0, row, 1)?,
-                    overlay: parts[at].overlay,
-                    tokens: &tokens[longer[at]][token..=token],
-                });
-            }
-            Ok(())
-        })?;
-        let mut scores = vec![Vec::new(); asked.len()];
-        self.model.score_rows(&rows, &mut scores)?;
-        let ids = asked.iter().map(|asked| asked.request.0);
-        self.losses.extend(ids.zip(scores.iter().map(|scores| TextLoss::of(scores))));
         Ok(())
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod engine;
 pub(crate) mod format;
 mod prefix;
 mod queue;
+mod references;
 mod sampler;
 pub(crate) mod score;
 pub(crate) mod service;
