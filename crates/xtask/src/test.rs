@@ -502,4 +502,22 @@ mod tests {
         assert!(Expected::Success.judge(failure("cell 1 failed: x")).is_err());
         assert!(Expected::Success.judge(Ok(())).is_ok());
     }
+
+    #[test]
+    fn every_test_of_the_features_page_is_there() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let page = std::fs::read_to_string(root.join("docs/features.md")).unwrap();
+        let mut tests = 0;
+        for line in page.lines().filter(|line| line.contains("[`")) {
+            let (_, link) = line.split_once("[`").unwrap();
+            let (test, path) = link.split_once("`](../").unwrap();
+            let path = path.split(')').next().unwrap();
+            let text = std::fs::read_to_string(root.join(path)).unwrap_or_default();
+            let is_there =
+                ["fn", "def"].iter().any(|word| text.contains(&format!("{word} {test}(")));
+            assert!(is_there, "no test `{test}` in {path}");
+            tests += 1;
+        }
+        assert!(tests > 50, "{tests}");
+    }
 }
