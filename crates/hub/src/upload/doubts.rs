@@ -1,5 +1,5 @@
-//! Files that are seldom meant to be sent: links to elsewhere, secrets, and places of this computer. They
-//! are not sent until somebody says so.
+//! Files that are seldom meant to be sent: links to elsewhere, secrets, rows of data, and places of this
+//! computer. They are not sent until somebody says so.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,10 @@ const SECRET_NAMES: [&str; 17] = [
 ];
 const SECRET_ENDS: [&str; 8] =
     [".env", ".jks", ".kdbx", ".key", ".keystore", ".p12", ".pem", ".ppk"];
+/// What rows end in, packed or not: whoever sends a model seldom means to publish what it was trained on.
+const ROWS_ENDS: [&str; 8] =
+    [".arrow", ".csv", ".db", ".jsonl", ".ndjson", ".parquet", ".sqlite", ".tsv"];
+const PACKED_ENDS: [&str; 3] = [".gz", ".xz", ".zst"];
 /// JSON in which a text that begins with a slash is a token.
 const VOCABULARIES: [&str; 4] =
     ["added_tokens.json", "special_tokens_map.json", "tokenizer.json", "vocab.json"];
@@ -90,6 +94,10 @@ fn doubt(file: &UploadFile, token: Option<&Token>) -> Result<Option<String>, Fau
         || name.starts_with(".env.");
     if is_secret {
         return Ok(Some("by its name a secret".to_owned()));
+    }
+    let unpacked = PACKED_ENDS.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    if ROWS_ENDS.iter().any(|end| unpacked.ends_with(end)) {
+        return Ok(Some("by its name rows of data".to_owned()));
     }
     let failed = |error: std::io::Error| Fault::Other(format!("`{}`: {error}", file.path));
     if file.content.size().map_err(failed)? > LOOKED_AT_BYTES {
@@ -178,6 +186,14 @@ mod tests {
         ] {
             assert_eq!(of(&[(name, text)]), [""; 0], "{name}");
         }
+    }
+
+    #[test]
+    fn rows_are_not_sent_beside_a_model() {
+        for name in ["train.jsonl", "a/rows.CSV", "all.parquet", "train.jsonl.gz", "log.tsv.zst"] {
+            assert_eq!(of(&[(name, "x")]), [format!("{name}: by its name rows of data")]);
+        }
+        assert_eq!(of(&[("vocab.txt", "x"), ("merges.txt", "x"), ("jsonl", "x")]), [""; 0]);
     }
 
     #[test]

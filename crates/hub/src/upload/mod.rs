@@ -54,7 +54,7 @@ pub struct UploadArgs {
     /// The commit that must be the last one of the branch. `None`: the one that is when the upload
     /// begins.
     pub parent_commit: Option<String>,
-    /// Files that are sent although they are links to elsewhere or look like secrets, by their names.
+    /// Files that are sent although they are links to elsewhere or look like secrets or rows, by their names.
     pub allowed: Vec<String>,
 }
 
@@ -176,7 +176,7 @@ impl Hub {
     ///
     /// # Errors
     /// The repository, the branch or a file has a name that is none, or a file is not sent unless it is
-    /// [allowed](UploadArgs::allowed): a link to what is not among the files, what looks like a secret, a
+    /// [allowed](UploadArgs::allowed): a link to what is not among the files, what looks like a secret or like rows, a
     /// JSON file with a place on a computer in it.
     pub fn check_upload(
         &self,
