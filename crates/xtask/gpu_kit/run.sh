@@ -5,17 +5,22 @@
 #   ./run.sh [PART...]              parts a to f; all of them by default
 #   TUNEBOOK_BENCH_TINY=1 ./run.sh  everything in small on the CPU, to try the kit out
 #
-# TUNEBOOK_KIT_PYTHON     the Python with PyTorch (default: python3)
+# TUNEBOOK_KIT_PYTHON     the Python with PyTorch (default: python3; empty: none)
 # TUNEBOOK_KIT_LIBRARIES  folders with CUDA's libraries, before those that are found
 # TUNEBOOK_KIT_MODEL      a GGUF file to generate with, too (SmolLM2-135M-Instruct)
 # TUNEBOOK_KIT_WORK       where models are made, 16 GB (default: a folder in /tmp)
+# TUNEBOOK_KIT_OUT        where results are written (default: out in this folder; an earlier one stays as out-1)
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-python=${TUNEBOOK_KIT_PYTHON:-$(command -v python3 || true)}
+# A backtrace is no reason.
+unset RUST_BACKTRACE CDPATH
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+python=${TUNEBOOK_KIT_PYTHON-$(command -v python3 || true)}
+# A Python that hangs is not waited for.
+limit=$(command -v timeout >/dev/null && echo "timeout -k 1 20" || true)
 libraries=${TUNEBOOK_KIT_LIBRARIES:-}
 if [ -n "$python" ]; then
     # PyTorch's wheels have CUDA's libraries in folders of their own.
-    found=$("$python" - <<'END' 2>/dev/null
+    found=$($limit "$python" - <<'END' 2>/dev/null
 import glob, importlib.util, os
 folders = []
 for name in ("nvidia", "torch"):

@@ -6,6 +6,7 @@
 //! one), this program, which runs the parts ([`run`]) under time limits ([`parts`]), and `run.sh`,
 //! which finds CUDA's libraries. docs/gpu.md says how to use it.
 
+mod drive;
 mod kernels;
 mod parts;
 mod read;
@@ -46,7 +47,7 @@ pub(crate) enum GpuKit {
     Read(PathBuf),
     /// In a kit: run these parts of it.
     Run { kit: PathBuf, parts: Vec<String> },
-    /// In a kit: the cases of one part.
+    /// In a kit: one part.
     Part { name: String, kit: PathBuf },
 }
 
@@ -56,13 +57,16 @@ impl GpuKit {
     pub(crate) fn run(&self) -> Result<()> {
         match self {
             Self::Run { kit, parts } => run::run(kit, parts),
-            Self::Part { name, kit } => run::bench(kit, name),
+            Self::Part { name, kit } => run::part(kit, name),
             Self::Check => {
                 let setup = Setup::locate()?;
                 check_kernels(&setup)?;
                 check(&setup)
             }
-            Self::Read(file) => read::read(&Setup::locate()?.root, file),
+            Self::Read(file) => {
+                let setup = Setup::locate()?;
+                read::read(&setup.root, file, &plan(&setup)?)
+            }
             Self::Build { arch, out } => {
                 let setup = Setup::locate()?;
                 let kit = build(&setup, arch, out.clone())?;
@@ -87,6 +91,17 @@ impl GpuKit {
             }
         }
     }
+}
+
+/// The comparisons of kernels that a whole run of this checkout's kit has.
+fn plan(setup: &Setup) -> Result<Vec<serde_json::Value>> {
+    crate::bench::build(setup, "tunebook-tune", PROGRAM)?;
+    let text = process::capture(crate::bench::program(setup, PROGRAM).arg("plan"), PROGRAM)?;
+    let plan: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap_or_default();
+    if plan.is_empty() {
+        return Err(Error::Other(format!("{PROGRAM} plan: expected a list of comparisons")));
+    }
+    Ok(plan)
 }
 
 /// Builds the program and puts the kit together.
@@ -232,7 +247,8 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 fn size(folder: &Path) -> Result<u64> {
     let own = |path: &&PathBuf| {
         let inside = path.strip_prefix(folder).unwrap_or(path);
-        !["out", "work"].iter().any(|made| inside.starts_with(made))
+        let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy());
+        !first.is_some_and(|first| ["out", "work"].contains(&&*first) || first.starts_with("out-"))
     };
     let bytes = |path: &PathBuf| {
         std::fs::metadata(path).map(|found| found.len()).map_err(Error::io("read", path))

@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -91,6 +93,40 @@ pub(crate) fn capture(command: &mut Command, what: &str) -> Result<String> {
     let lines: Vec<_> = stderr.trim().lines().collect();
     let tail = lines[lines.len().saturating_sub(12)..].join("\n");
     Err(Error::Other(format!("{what} failed ({}):\n{tail}", output.status)))
+}
+
+/// As [`capture`], of a program that may hang: after so long it is ended.
+///
+/// # Errors
+/// As [`capture`].
+pub(crate) fn capture_within(command: &mut Command, what: &str, limit: Duration) -> Result<String> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| start_error(command, source))?;
+    let (send, ended) = mpsc::channel();
+    let streams = (child.stdout.take(), child.stderr.take());
+    // Ends with the pipes, which may be open for longer than the child lives.
+    std::thread::spawn(move || {
+        let err =
+            streams.1.map(|err| std::thread::spawn(|| forward(err, std::io::sink(), |_| false)));
+        let out = streams.0.map(|out| forward(out, std::io::sink(), |_| false)).unwrap_or_default();
+        let err = err.and_then(|err| err.join().ok()).unwrap_or_default();
+        let _ = send.send((out, err));
+    });
+    let Ok((out, err)) = ended.recv_timeout(limit) else {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(Error::Other(format!("{what} did not answer in {} s", limit.as_secs())));
+    };
+    let status = child.wait().map_err(|source| start_error(command, source))?;
+    if status.success() {
+        return Ok(out);
+    }
+    let last = [err.as_str(), &out].into_iter().find_map(|text| text.trim().lines().last());
+    Err(Error::Other(format!("{what} failed ({status}): {}", last.unwrap_or("it said nothing"))))
 }
 
 /// Runs a command quietly, and returns whether it succeeded together with all that it wrote.
@@ -189,6 +225,19 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("why"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended() {
+        let second = Duration::from_secs(1);
+        let ask = |script: &str| capture_within(command("sh").args(["-c", script]), "it", second);
+        let start = std::time::Instant::now();
+        let error = ask("sleep 30").unwrap_err().to_string();
+        assert_eq!(error, "it did not answer in 1 s");
+        assert!(start.elapsed().as_secs() < 20);
+        assert_eq!(ask("echo a").unwrap(), "a\n");
+        let error = ask("echo why >&2; exit 3").unwrap_err().to_string();
+        assert!(error.ends_with("(exit status: 3): why"), "{error}");
     }
 
     #[test]

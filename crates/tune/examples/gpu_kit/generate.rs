@@ -23,9 +23,15 @@ pub(crate) fn run(kit: &Path, models: &[PathBuf], device: &Device, tiny: bool) -
     let dtype = if device.is_cpu() { DType::F16 } else { default_dtype(device) };
     for path in models {
         let start = Instant::now();
-        let model = Model::load_as(path, Some(dtype), device)?;
-        let secs = start.elapsed().as_secs_f64();
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let model = match Model::load_as(path, Some(dtype), device) {
+            Ok(model) => model,
+            Err(error) => {
+                judged(&format!("{name} is loaded"), Err(error.into()))?;
+                continue;
+            }
+        };
+        let secs = start.elapsed().as_secs_f64();
         tell(
             &format!("{name} is loaded"),
             None,

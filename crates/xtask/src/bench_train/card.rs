@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -18,6 +19,9 @@ use crate::process;
 
 /// How often memory is looked at, in milliseconds.
 const EVERY_MS: u32 = 20;
+
+/// How long `nvidia-smi` may take to name the card.
+const LONGEST: Duration = Duration::from_secs(20);
 
 /// Arithmetic in bf16 with f32 sums, without sparsity, in operations a second: NVIDIA's data
 /// sheets. The first name that fits.
@@ -39,6 +43,8 @@ pub(crate) struct Card {
     id: String,
     name: String,
     driver: String,
+    /// Compute capability, as 9.0.
+    capability: String,
 }
 
 impl Card {
@@ -55,11 +61,13 @@ impl Card {
             None | Some("") => "0".to_owned(),
             Some(first) => first.to_owned(),
         };
-        let text = process::capture(&mut query(&id, "name,driver_version"), "nvidia-smi")
+        let mut query = query(&id, "name,driver_version,compute_cap");
+        let text = process::capture_within(&mut query, "nvidia-smi", LONGEST)
             .map_err(|error| format!("the CUDA device cannot be asked for its name: {error}"))?;
         let mut fields = text.trim().split(',').map(|field| field.trim().to_owned());
         let name = fields.next().unwrap_or_default();
-        Ok(Self { id, name, driver: fields.next().unwrap_or_default() })
+        let driver = fields.next().unwrap_or_default();
+        Ok(Self { id, name, driver, capability: fields.next().unwrap_or_default() })
     }
 
     /// As the driver has it.
@@ -67,9 +75,19 @@ impl Card {
         &self.name
     }
 
+    /// Its compute capability, as 9.0.
+    pub(crate) fn capability(&self) -> &str {
+        &self.capability
+    }
+
     /// For whoever reads the figures later.
     pub(crate) fn about(&self) -> Value {
-        json!({"card": self.name, "driver": self.driver, "peak_bf16_flops": self.peak_flops()})
+        json!({
+            "card": self.name,
+            "driver": self.driver,
+            "compute_capability": self.capability,
+            "peak_bf16_flops": self.peak_flops(),
+        })
     }
 
     /// Its peak speed, where its data sheet is known.

@@ -117,13 +117,13 @@ impl Bench<'_> {
         process::run(build.args(["--example", "bench_train"]), "building the bench for CUDA")?;
         let program = self.setup.cuda_target().join(&self.setup.triple);
         let programs = self.programs(program, environment);
-        measure(case.name, what, &Place::Card(card), &programs)
+        measure(case.name, what, &Place::Card(card), &programs).and_then(same)
     }
 
     /// The case in small, on the CPU.
     fn tiny(&self, case: &Case, what: &Gpu) -> Result<Measured> {
         let programs = self.programs(self.setup.target.join(&self.setup.triple), Vec::new());
-        in_small(case.name, what, &programs)
+        in_small(case.name, what, &programs).and_then(same)
     }
 
     fn programs(&self, built: PathBuf, environment: Vec<(&'static str, OsString)>) -> Programs {
@@ -156,7 +156,8 @@ pub(crate) fn in_small(name: &str, what: &Gpu, programs: &Programs) -> Result<Me
 /// Every batch of a case, for our program and the peers that are there.
 ///
 /// # Errors
-/// A side that ends early, sides that do not compute the same thing, a file that cannot be written.
+/// Our side when it ends early, a file that cannot be written. Peers that end early are in `missing`,
+/// those that do not compute the same thing in `different`.
 pub(crate) fn measure(
     name: &str,
     what: &Gpu,
@@ -166,7 +167,7 @@ pub(crate) fn measure(
     let model = random_model::ensure(&programs.work, &programs.golden, &what.shape)?;
     let mut rows = Vec::new();
     let mut about_batches = Vec::new();
-    let mut missing = Vec::new();
+    let (mut missing, mut different) = (Vec::new(), Vec::new());
     for &(count, length) in what.batches {
         println!("{name}: {count} x {length} tokens, {} steps each", what.steps);
         let steps = WARM_UP + what.steps;
@@ -180,18 +181,28 @@ pub(crate) fn measure(
         let mut ours = programs.ours(place, what, files);
         let mut done = vec![side(place, "ours", "", what.steps, &mut ours)?];
         for peer in what.peers {
-            let name = format!("{:?} {}", peer.packages, peer.options.join(" "));
+            let peer_name = format!("{:?} {}", peer.packages, peer.options.join(" "));
+            let peer_name = peer_name.trim_end();
             let python = match (programs.python)(peer.packages) {
                 Ok(python) => python,
                 Err(reason) => {
-                    missing.push(format!("{}: {reason}", name.trim_end()));
+                    missing.push(format!("{peer_name}: {reason}"));
                     continue;
                 }
             };
             let mut command = programs.peer(place, &python, what, peer, files);
-            done.push(side(place, name.trim_end(), peer.suffix, what.steps, &mut command)?);
+            // Our own figures stay when a peer fails.
+            match side(place, peer_name, peer.suffix, what.steps, &mut command) {
+                Ok(peer) => {
+                    let Some(ours) = done.first() else { continue };
+                    match check_losses(name, place, ours, &peer) {
+                        Ok(()) => done.push(peer),
+                        Err(error) => different.push(error.to_string()),
+                    }
+                }
+                Err(error) => missing.push(format!("{peer_name}: {error}")),
+            }
         }
-        check_losses(name, place, &done)?;
         let only = what.batches.len() == 1;
         let batch = if only { String::new() } else { format!("_{count}x{length}") };
         rows.extend(figures(name, what, place, &batch, (count, length), &done));
@@ -203,6 +214,7 @@ pub(crate) fn measure(
     };
     let about = json!({
         "case": name, "shape": what.shape.name, "card": card, "batches": about_batches, "missing": missing,
+        "different": different,
     });
     Ok(Measured { rows, about })
 }
@@ -287,22 +299,27 @@ fn method(method: Method) -> Vec<String> {
 }
 
 /// Whether the sides compute the same thing. So written that a NaN is refused, too.
-fn check_losses(case: &str, place: &Place, done: &[Done]) -> Result<()> {
-    let Some((ours, peers)) = done.split_first() else { return Ok(()) };
-    for peer in peers {
-        for (step, (our, their)) in ours.losses.iter().zip(&peer.losses).enumerate() {
-            let tolerance = if step == 0 { place.first_loss() } else { LATER_LOSS };
-            let same = (our - their).abs() <= tolerance * their.abs();
-            if !same {
-                return Err(Error::Other(format!(
-                    "{case}, step {}: our loss is {our}, that of {} {their}: this would compare two different things",
-                    step + 1,
-                    peer.name
-                )));
-            }
+fn check_losses(case: &str, place: &Place, ours: &Done, peer: &Done) -> Result<()> {
+    for (step, (our, their)) in ours.losses.iter().zip(&peer.losses).enumerate() {
+        let tolerance = if step == 0 { place.first_loss() } else { LATER_LOSS };
+        let same = (our - their).abs() <= tolerance * their.abs();
+        if !same {
+            return Err(Error::Other(format!(
+                "{case}, step {}: our loss is {our}, that of {} {their}: this would compare two different things",
+                step + 1,
+                peer.name
+            )));
         }
     }
     Ok(())
+}
+
+/// A bench whose sides do not compute the same thing has no figures.
+fn same(measured: Measured) -> Result<Measured> {
+    match measured.about["different"][0].as_str() {
+        Some(error) => Err(Error::Other(error.to_owned())),
+        None => Ok(measured),
+    }
 }
 
 /// The rows of one batch.
@@ -378,15 +395,57 @@ mod tests {
     #[test]
     fn sides_that_do_not_compute_the_same_are_refused() {
         let sides = |first: f64, second: f64| {
-            [done("ours", &[6.0, 5.9], 1.0, None), done("peer", &[first, second], 1.0, None)]
+            let [ours, peer] = [("ours", [6.0, 5.9]), ("peer", [first, second])]
+                .map(|(n, l)| done(n, &l, 1.0, None));
+            check_losses("c", &Place::Cpu, &ours, &peer)
         };
-        assert!(check_losses("c", &Place::Cpu, &sides(6.0, 5.8)).is_ok());
+        assert!(sides(6.0, 5.8).is_ok());
         for (first, second) in [(6.001, 5.9), (6.0, 4.0), (f64::NAN, 5.9)] {
-            assert!(
-                check_losses("c", &Place::Cpu, &sides(first, second)).is_err(),
-                "{first} {second}"
-            );
+            assert!(sides(first, second).is_err(), "{first} {second}");
         }
+    }
+
+    /// Sides that are shells: ours answers, PEFT's ends at once or computes something else.
+    #[cfg(unix)]
+    #[test]
+    fn our_figures_stay_when_a_peer_fails() {
+        use std::os::unix::fs::PermissionsExt;
+        let work = std::env::temp_dir().join(format!("xtask-peer-{}", std::process::id()));
+        std::fs::create_dir_all(&work).unwrap();
+        let side = |name: &str, loss: f64| {
+            let path = work.join(name);
+            let script = format!(
+                "#!/bin/sh\necho '{{}}'; while read -r x; do [ \"$x\" = end ] && echo '{{}}' && exit; echo '{{\"loss\": {loss}, \"secs\": 0.1}}'; done\n"
+            );
+            std::fs::write(&path, script).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let Some(Kind::Gpu(what)) =
+            CASES.iter().find(|case| case.name == "h100-lora-1b").map(|case| &case.kind)
+        else {
+            unreachable!("h100-lora-1b is a case on a GPU")
+        };
+        let measured = |python: PathBuf| {
+            let programs = Programs {
+                ours: (side("ours", 6.0), Vec::new()),
+                environment: Vec::new(),
+                golden: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
+                work: work.clone(),
+                peers: work.clone(),
+                python: Box::new(move |_| Ok(python.clone())),
+            };
+            in_small("x", what, &programs).unwrap()
+        };
+        let gone = measured(PathBuf::from("/bin/false"));
+        assert_eq!(gone.rows[0]["ratio"], Value::Null, "{:?}", gone.rows);
+        assert!(gone.rows[0]["ours"].as_f64().is_some_and(|speed| speed > 0.0));
+        assert!(gone.about["missing"][0].is_string() && gone.about["different"][0].is_null());
+        let other = measured(side("other", 5.0));
+        assert!(other.rows[0]["ours"].is_number() && other.rows[0]["peer"].is_null());
+        assert!(other.about["different"][0].is_string());
+        assert!(same(other).is_err(), "a bench has no figures then");
+        std::fs::remove_dir_all(&work).unwrap();
     }
 
     /// Both sides of every case, started as on a GPU, have the same first loss (`check_losses`).

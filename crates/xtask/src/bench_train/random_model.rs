@@ -38,7 +38,11 @@ pub(crate) fn ensure(target: &Path, golden: &Path, shape: &Shape) -> Result<Path
         std::fs::copy(&from, folder.join(name)).map_err(Error::io("copy", &from))?;
     }
     let part = folder.join("model.safetensors.part");
-    weights(&part, shape).map_err(Error::io("write", &part))?;
+    if let Err(error) = weights(&part, shape) {
+        // A part of it would keep the disk full.
+        let _ = std::fs::remove_file(&part);
+        return Err(Error::io("write", &part)(error));
+    }
     std::fs::rename(&part, folder.join("model.safetensors")).map_err(Error::io("rename", &part))?;
     // Last: the folder is whole when it has one.
     write(&folder.join("config.json"), &shape.config())?;

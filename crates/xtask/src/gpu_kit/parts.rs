@@ -49,7 +49,7 @@ pub(super) const PARTS: [Part; 6] = [
     },
     Part {
         name: "d",
-        title: "training a 1.1B model beside PEFT",
+        title: "training a 1.1B model, beside PEFT and AdapterHub where they are",
         limit: secs(160),
         by: By::Bench(&["h100-lora-1b", "h100-full-1b", "h100-adapter-1b"]),
     },
@@ -61,7 +61,7 @@ pub(super) const PARTS: [Part; 6] = [
     },
     Part {
         name: "f",
-        title: "generation at batch 1, 8 and 32",
+        title: "generation: the CPU's tokens, speed at batch 1, 8 and 32",
         limit: secs(60),
         by: By::Program("generate"),
     },

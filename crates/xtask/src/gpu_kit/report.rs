@@ -10,80 +10,97 @@ use super::parts::Part;
 use crate::error::{Error, Result};
 use crate::stamp::write_atomically;
 
-/// What a run has found so far.
+/// What a run has found so far. A disk that is full stops no part: the next finding tries again.
 pub(super) struct Report {
     folder: PathBuf,
     value: Value,
+    /// Why it was not written the last time.
+    pub unwritten: Option<String>,
 }
 
 impl Report {
     /// Nothing yet. `about` is what the figures belong to: kit, machine, card, command.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub(super) fn new(folder: &Path, about: Value) -> Result<Self> {
+    pub(super) fn new(folder: &Path, about: Value) -> Self {
         let mut value = about;
         value["date"] = json!(today());
         value["parts"] = json!([]);
-        let report = Self { folder: folder.to_path_buf(), value };
-        report.write()?;
-        Ok(report)
+        let mut report = Self { folder: folder.to_path_buf(), value, unwritten: None };
+        report.write();
+        report
     }
 
     /// Begins a part; what is found belongs to it from now on.
-    ///
-    /// # Errors
-    /// As [`Report::new`].
-    pub(super) fn begin(&mut self, part: &Part) -> Result<()> {
+    pub(super) fn begin(&mut self, part: &Part) {
         if let Some(parts) = self.value["parts"].as_array_mut() {
             parts.push(json!({
                 "part": part.name, "title": part.title, "status": "not ended", "findings": [],
             }));
         }
-        self.write()
+        self.write();
     }
 
     /// Adds a finding.
-    ///
-    /// # Errors
-    /// As [`Report::new`].
-    pub(super) fn add(&mut self, finding: Value) -> Result<()> {
+    pub(super) fn add(&mut self, mut finding: Value) {
+        clean(&mut finding);
         if let Some(findings) = self.last().and_then(|part| part["findings"].as_array_mut()) {
             findings.push(finding);
         }
-        self.write()
+        self.write();
     }
 
     /// Ends the part: what became of it, and how long it took. Without a word of the part's own its
     /// findings decide.
-    ///
-    /// # Errors
-    /// As [`Report::new`].
-    pub(super) fn end(&mut self, status: Option<String>, secs: f64) -> Result<String> {
+    pub(super) fn end(&mut self, status: Option<String>, secs: f64) -> String {
         let mut said = String::new();
         if let Some(part) = self.last() {
-            said = status.unwrap_or_else(|| judged(&part["findings"]));
+            said = plain(&status.unwrap_or_else(|| judged(&part["findings"])));
             part["status"] = json!(said);
             part["secs"] = json!(secs);
         }
-        self.write()?;
-        Ok(said)
+        self.write();
+        said
     }
 
     /// Whether every part passed.
     pub(super) fn passed(&self) -> bool {
-        parts(&self.value).iter().all(|part| part["status"] == "passed")
+        parts(&self.value)
+            .iter()
+            .all(|part| part["status"].as_str().is_some_and(|status| status.starts_with("passed")))
     }
 
     fn last(&mut self) -> Option<&mut Value> {
         self.value["parts"].as_array_mut()?.last_mut()
     }
 
-    fn write(&self) -> Result<()> {
-        let text = serde_json::to_string_pretty(&self.value)
-            .map_err(|error| Error::Other(format!("the result cannot be written: {error}")))?;
-        write_atomically(&self.folder.join("result.json"), text.as_bytes())?;
-        write_atomically(&self.folder.join("summary.txt"), summary(&self.value).as_bytes())
+    fn write(&mut self) {
+        let write = || -> Result<()> {
+            let text = serde_json::to_string_pretty(&self.value)
+                .map_err(|error| Error::Other(format!("the result cannot be written: {error}")))?;
+            write_atomically(&self.folder.join("result.json"), text.as_bytes())?;
+            write_atomically(&self.folder.join("summary.txt"), summary(&self.value).as_bytes())
+        };
+        self.unwritten = write().err().map(|error| error.to_string());
+    }
+}
+
+/// Text without what a terminal or a table of Markdown takes for its own.
+pub(super) fn plain(text: &str) -> String {
+    let plain = |c: char| match c {
+        c if c.is_control() => ' ',
+        '|' => '/',
+        '<' | '`' => '\'',
+        c => c,
+    };
+    text.chars().map(plain).collect()
+}
+
+/// [`plain`] of every text in a value.
+pub(super) fn clean(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = plain(text),
+        Value::Array(list) => list.iter_mut().for_each(clean),
+        Value::Object(all) => all.values_mut().for_each(clean),
+        _ => {}
     }
 }
 
@@ -97,14 +114,16 @@ pub(super) fn findings(part: &Value) -> Vec<Value> {
     part["findings"].as_array().cloned().unwrap_or_default()
 }
 
-/// `passed`, or how many of the findings failed.
-fn judged(findings: &Value) -> String {
+/// What the findings say of a part: one has to be proven and none may fail.
+pub(super) fn judged(findings: &Value) -> String {
     let list = findings.as_array().map(Vec::as_slice).unwrap_or_default();
-    let failed = list.iter().filter(|finding| finding["passed"] == false).count();
-    match (failed, list.len()) {
-        (0, 0) => "failed: nothing was found".to_owned(),
-        (0, _) => "passed".to_owned(),
-        (failed, all) => format!("failed: {failed} of {all}"),
+    let with = |passed: Value| list.iter().filter(|finding| finding["passed"] == passed).count();
+    let undone = |finding: &&Value| finding["passed"].is_null() && finding["reason"].is_string();
+    match (with(json!(false)), with(json!(true)), list.iter().filter(undone).count()) {
+        (0, 0, _) => "failed: nothing was proven".to_owned(),
+        (0, _, 0) => "passed".to_owned(),
+        (0, _, undone) => format!("passed, but for {undone} not done"),
+        (failed, ..) => format!("failed: {failed} of {}", list.len()),
     }
 }
 
@@ -218,25 +237,48 @@ mod tests {
     #[test]
     fn a_part_is_judged_by_its_findings_and_every_finding_is_on_disk_at_once() {
         let folder = std::env::temp_dir().join(format!("xtask-gpu-kit-{}", std::process::id()));
-        let mut report = Report::new(&folder, json!({"card": "a card"})).unwrap();
+        let mut report = Report::new(&folder, json!({"card": "a card"}));
         let on_disk = || -> Value {
             serde_json::from_slice(&std::fs::read(folder.join("result.json")).unwrap()).unwrap()
         };
-        report.begin(&PARTS[0]).unwrap();
-        report.add(json!({"name": "x", "passed": true})).unwrap();
+        report.begin(&PARTS[0]);
+        report.add(json!({"name": "x", "passed": true}));
         assert_eq!(on_disk()["parts"][0]["status"], "not ended");
         assert_eq!(on_disk()["parts"][0]["findings"][0]["name"], "x");
-        assert_eq!(report.end(None, 1.0).unwrap(), "passed");
+        assert_eq!(report.end(None, 1.0), "passed");
         assert!(report.passed());
-        report.begin(&PARTS[1]).unwrap();
-        report.add(json!({"name": "y", "passed": false, "reason": "it is wrong"})).unwrap();
-        report.add(json!({"name": "speed", "passed": null, "tokens_per_s": 12.0})).unwrap();
-        assert_eq!(report.end(None, 1.0).unwrap(), "failed: 1 of 2");
+        report.begin(&PARTS[1]);
+        report.add(json!({"name": "y", "passed": false, "reason": "it is wrong"}));
+        report.add(json!({"name": "speed", "passed": null, "tokens_per_s": 12.0}));
+        assert_eq!(report.end(None, 1.0), "failed: 1 of 2");
         assert!(!report.passed());
-        report.begin(&PARTS[2]).unwrap();
-        assert_eq!(report.end(None, 1.0).unwrap(), "failed: nothing was found");
+        report.begin(&PARTS[2]);
+        assert_eq!(report.end(None, 1.0), "failed: nothing was proven");
         let page = std::fs::read_to_string(folder.join("summary.txt")).unwrap();
         assert!(page.contains("FAILED y: it is wrong") && page.contains("speed: 12 tokens/s"));
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+    #[test]
+    fn a_part_in_which_nothing_is_proven_has_not_passed() {
+        let of = |passed: Value| json!({"name": "x", "passed": passed, "reason": "no PEFT"});
+        assert_eq!(judged(&json!([of(Value::Null)])), "failed: nothing was proven");
+        assert_eq!(
+            judged(&json!([of(json!(true)), of(Value::Null)])),
+            "passed, but for 1 not done"
+        );
+        assert_eq!(judged(&json!([of(json!(true)), of(json!(false))])), "failed: 1 of 2");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_stops_nothing() {
+        let file = std::env::temp_dir().join(format!("xtask-no-folder-{}", std::process::id()));
+        std::fs::write(&file, "").unwrap();
+        let mut report = Report::new(&file, json!({}));
+        report.begin(&PARTS[0]);
+        report.add(json!({"name": "x | \u{1b}[2J", "passed": true}));
+        assert_eq!(report.end(None, 1.0), "passed");
+        assert!(report.unwritten.is_some());
+        assert_eq!(report.value["parts"][0]["findings"][0]["name"], "x /  [2J");
+        std::fs::remove_file(&file).unwrap();
     }
 }

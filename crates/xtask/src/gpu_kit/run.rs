@@ -1,15 +1,16 @@
 //! A run of the kit, on the machine that it was brought to: part after part, each in processes of
 //! its own that are ended when their time is over.
 
+use std::cell::OnceCell;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::drive::{Ended, Log, drive};
 use super::parts::{By, PARTS, Part};
 use super::report::Report;
 use crate::bench::machine;
@@ -23,6 +24,10 @@ use crate::process;
 
 /// How long a GPU may take to be opened for the first time.
 const OPENING: Duration = Duration::from_secs(30);
+/// How long a Python may take to name the versions of its packages.
+const ASKING: Duration = Duration::from_secs(20);
+/// More findings of a part than any has.
+const MOST_FINDINGS: usize = 1000;
 /// `gpu_kit`'s exit code where there is no GPU.
 const NO_DEVICE: i32 = 3;
 
@@ -47,45 +52,77 @@ struct Kit {
 pub(super) fn run(folder: &Path, names: &[String]) -> Result<()> {
     let kit = Kit::new(folder)?;
     let chosen = choose(names)?;
+    keep_earlier(&kit.out)?;
     std::fs::create_dir_all(&kit.out).map_err(Error::io("create", &kit.out))?;
-    let log = kit.out.join("log.txt");
-    let log = File::create(&log).map_err(Error::io("create", &log))?;
-    let device = kit.device(&log)?;
-    let mut report = Report::new(&kit.out, kit.about(&device, names))?;
+    let path = kit.out.join("log.txt");
+    let mut log = Log::new(File::create(&path).map_err(Error::io("write", &path))?);
+    let card = kit.card();
+    let device = kit.device(&mut log, card.as_ref());
+    let mut report = Report::new(&kit.out, kit.about(&device, card.as_ref(), names));
     match &device {
-        Ok(card) => println!("card: {card}"),
-        Err(reason) => println!("no device: {reason}"),
+        Ok(card) => say(&format!("card: {card}")),
+        Err(reason) => say(reason),
     }
     for part in chosen {
-        println!("{}  {}", part.name, part.title);
+        say(&format!("{}  {}", part.name, part.title));
         let start = Instant::now();
-        report.begin(part)?;
+        report.begin(part);
         let status = match &device {
-            Err(reason) => Some(format!("no device: {reason}")),
-            Ok(_) => match kit.part(part, &log, &mut report) {
+            Err(reason) => Some(reason.clone()),
+            Ok(_) => match kit.part(part, &mut log, &mut report) {
                 Ok(status) => status,
                 Err(error) => Some(format!("failed: {error}")),
             },
         };
-        let said = report.end(status, start.elapsed().as_secs_f64())?;
-        println!("   {said}, {:.0} s", start.elapsed().as_secs_f64());
+        let said = report.end(status, start.elapsed().as_secs_f64());
+        say(&format!("   {said}, {:.0} s", start.elapsed().as_secs_f64()));
     }
-    println!("{}", kit.out.join("summary.txt").display());
+    say(&kit.out.join("summary.txt").display().to_string());
+    if let Some(error) = report.unwritten {
+        return Err(Error::Other(format!("the results are not written: {error}")));
+    }
     if report.passed() {
         return Ok(());
     }
     Err(Error::Other("not every part passed; summary.txt says which".to_owned()))
 }
 
-/// The cases of one part, as a process of its own: a line of JSON for each row.
+/// On the screen, which may be a closed pipe: what is found is in files.
+fn say(line: &str) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// The results of an earlier run stay: `out` becomes `out-1`, `out-2` and so on.
+fn keep_earlier(out: &Path) -> Result<()> {
+    if !out.join("log.txt").exists() && !out.join("result.json").exists() {
+        return Ok(());
+    }
+    let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let free = (1..).map(|n| out.with_file_name(format!("{name}-{n}"))).find(|to| !to.exists());
+    let to = free.unwrap_or_default();
+    std::fs::rename(out, &to).map_err(Error::io("rename", out))
+}
+
+/// One part, as a process of its own: a line of JSON for each finding. Models are made here, so that
+/// the part's time limit is theirs, too.
 ///
 /// # Errors
-/// A part without cases.
-pub(super) fn bench(folder: &Path, name: &str) -> Result<()> {
+/// A model that cannot be made, a program that does not start.
+pub(super) fn part(folder: &Path, name: &str) -> Result<()> {
     let kit = Kit::new(folder)?;
-    let part = choose(&[name.to_owned()])?;
-    let Some(Part { by: By::Bench(cases), .. }) = part.first() else {
-        return Err(Error::Usage(format!("part `{name}` has no cases")));
+    let chosen = choose(&[name.to_owned()])?;
+    let Some(part) = chosen.first() else { return Ok(()) };
+    let cases = match part.by {
+        By::Bench(cases) => cases,
+        By::Program(word) => {
+            let mut command = kit.program();
+            command.arg(word).arg(&kit.folder).args(kit.models(word)?);
+            if kit.tiny {
+                command.args(["--device=cpu", "--tiny"]);
+            }
+            return become_of(&mut command);
+        }
     };
     let programs = kit.programs();
     for case in CASES.iter().filter(|case| cases.contains(&case.name)) {
@@ -97,12 +134,24 @@ pub(super) fn bench(folder: &Path, name: &str) -> Result<()> {
             }
         };
         for finding in found {
-            println!("{finding}");
+            say(&finding.to_string());
         }
-        // Read line by line at the other end of a pipe.
-        let _ = std::io::stdout().flush();
     }
     Ok(())
+}
+
+/// Becomes this program.
+#[cfg(unix)]
+fn become_of(command: &mut Command) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let source = command.exec();
+    Err(process::start_error(command, source))
+}
+
+/// Never reached: other platforms are refused by the prerequisites.
+#[cfg(not(unix))]
+fn become_of(command: &mut Command) -> Result<()> {
+    process::run(command, "a part of the kit")
 }
 
 fn choose(names: &[String]) -> Result<Vec<&'static Part>> {
@@ -124,11 +173,20 @@ fn set(name: &str) -> Option<String> {
 impl Kit {
     fn new(folder: &Path) -> Result<Self> {
         let folder = std::path::absolute(folder).map_err(Error::io("find", folder))?;
+        let tiny = match set("TUNEBOOK_BENCH_TINY").as_deref() {
+            None | Some("0") => false,
+            Some("1") => true,
+            Some(other) => {
+                return Err(Error::Usage(format!(
+                    "TUNEBOOK_BENCH_TINY is `{other}`, expected 1 or 0"
+                )));
+            }
+        };
         let work = set("TUNEBOOK_KIT_WORK")
             .map_or_else(|| std::env::temp_dir().join("tunebook-gpu-kit"), PathBuf::from);
         Ok(Self {
             out: set("TUNEBOOK_KIT_OUT").map_or_else(|| folder.join("out"), PathBuf::from),
-            tiny: set("TUNEBOOK_BENCH_TINY").is_some_and(|value| value == "1"),
+            tiny,
             libraries: set("TUNEBOOK_KIT_CUDA").unwrap_or_default(),
             python: set("TUNEBOOK_KIT_PYTHON").map(PathBuf::from),
             model: set("TUNEBOOK_KIT_MODEL").map(PathBuf::from),
@@ -159,10 +217,31 @@ impl Kit {
         variables
     }
 
-    /// The card's name, or why there is none.
-    fn device(&self, log: &File) -> Result<std::result::Result<String, String>> {
+    /// The card, as nvidia-smi has it.
+    fn card(&self) -> Option<Card> {
+        if self.tiny { None } else { Card::find().ok() }
+    }
+
+    /// What `kit.json` says.
+    fn built(&self) -> Value {
+        let kit = std::fs::read(self.folder.join("kit.json")).unwrap_or_default();
+        serde_json::from_slice(&kit).unwrap_or_default()
+    }
+
+    /// The card's name, or why no part can run.
+    fn device(&self, log: &mut Log, card: Option<&Card>) -> std::result::Result<String, String> {
         if self.tiny {
-            return Ok(Ok("none: tried out on the CPU, in small".to_owned()));
+            return Ok("none: tried out on the CPU, in small".to_owned());
+        }
+        let (arch, found) =
+            (self.built()["arch"].as_str().map(str::to_owned), card.map(Card::capability));
+        if let (Some(arch), Some(found)) = (arch, found)
+            && arch != found.replace('.', "")
+        {
+            return Err(format!(
+                "failed: the kit is for the compute capability {arch}, the card has {found}: build one with --arch {}",
+                found.replace('.', "")
+            ));
         }
         let mut reason = None;
         let mut command = self.program();
@@ -171,39 +250,49 @@ impl Kit {
             let said: Value = serde_json::from_str(line).unwrap_or_default();
             reason = said["no_device"].as_str().map(str::to_owned).or(reason.take());
             Ok(())
-        })?;
-        Ok(match (ended, reason) {
-            (_, Some(reason)) => Err(reason),
+        })
+        .map_err(|error| format!("failed: {error}"))?;
+        match (ended, reason) {
+            (_, Some(reason)) => Err(format!("no device: {reason}")),
             (Ended::Exit(status), None) if status.success() => {
-                Ok(Card::find()
-                    .map_or_else(|_| "unknown".to_owned(), |card| card.name().to_owned()))
+                Ok(card.map_or_else(|| "unknown".to_owned(), |card| card.name().to_owned()))
             }
             (Ended::Exit(status), None) => {
                 let last = last_line(&self.out.join("log.txt"));
-                Err(format!("the program does not start ({status}): {last}"))
+                Err(format!(
+                    "failed: the program does not start ({status}): {last}. Where CUDA's libraries are not found, \
+                     TUNEBOOK_KIT_LIBRARIES names their folders, or TUNEBOOK_KIT_PYTHON a Python with PyTorch"
+                ))
             }
-            (Ended::Late, None) => Err(format!("it did not open in {} s", OPENING.as_secs())),
-        })
+            (Ended::Late, None) => {
+                Err(format!("no device: it did not open in {} s", OPENING.as_secs()))
+            }
+        }
     }
 
     /// What the figures of a run belong to.
-    fn about(&self, device: &std::result::Result<String, String>, names: &[String]) -> Value {
-        let kit = std::fs::read(self.folder.join("kit.json")).unwrap_or_default();
+    fn about(
+        &self,
+        device: &std::result::Result<String, String>,
+        card: Option<&Card>,
+        names: &[String],
+    ) -> Value {
         let versions = "import json, platform\nv = {'python': platform.python_version()}\nfor name in ('torch', 'transformers', 'peft', 'adapters'):\n    try:\n        from importlib.metadata import version\n        v[name] = version(name)\n    except Exception:\n        v[name] = None\nprint(json.dumps(v))";
-        let peers: Value = self
-            .python
-            .as_ref()
-            .and_then(|python| {
-                process::capture(process::command(python).args(["-c", versions]), "Python").ok()
-            })
-            .and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or_default();
+        let ask = |python: &PathBuf| {
+            let mut command = process::command(python);
+            process::capture_within(command.args(["-c", versions]), "Python", ASKING).ok()
+        };
+        let peers = self.python.as_ref().and_then(ask);
+        let peers: Value =
+            peers.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let parts = names.iter().map(|name| format!(" {name}")).collect::<String>();
         json!({
-            "kit": serde_json::from_slice::<Value>(&kit).unwrap_or_default(),
+            "kit": self.built(),
             "tiny": self.tiny,
-            "card": device.as_ref().map_or_else(|reason| format!("no device: {reason}"), Clone::clone),
-            "details": Card::find().ok().map(|card| card.about()),
+            "card": device.clone().unwrap_or_else(|reason| reason),
+            "details": card.map(Card::about),
+            // Parts a and b choose by themselves; c runs both.
+            "kernels": set("TUNEBOOK_CUDA_KERNELS").unwrap_or_else(|| "proven".to_owned()),
             "machine": machine::machine(),
             "peers": peers,
             "command": format!("./run.sh{parts}"),
@@ -211,38 +300,41 @@ impl Kit {
     }
 
     /// Runs one part. Its status, unless its findings decide.
-    fn part(&self, part: &Part, log: &File, report: &mut Report) -> Result<Option<String>> {
-        let mut command = match part.by {
-            By::Bench(_) => {
-                let mut command = process::command(self.folder.join("bin/xtask"));
-                command.args(["gpu-kit", "--part", part.name]).arg(&self.folder);
-                command
-            }
-            By::Program(word) => {
-                let mut command = self.program();
-                command.arg(word).arg(&self.folder).args(self.models(word)?);
-                if self.tiny {
-                    command.args(["--device=cpu", "--tiny"]);
-                }
-                command
-            }
-        };
-        let mut found = 0;
+    fn part(&self, part: &Part, log: &mut Log, report: &mut Report) -> Result<Option<String>> {
+        let mut command = process::command(self.folder.join("bin/xtask"));
+        command.args(["gpu-kit", "--part", part.name]).arg(&self.folder);
+        let (mut found, mut broken) = (0, 0);
         let ended = drive(&mut command, part.limit, log, |line| {
-            let finding: Value = serde_json::from_str(line).unwrap_or_default();
-            if finding["name"].is_string() {
-                found += 1;
-                report.add(finding)?;
+            // Other lines are for the log.
+            if !line.starts_with('{') {
+                return Ok(());
             }
-            Ok(())
+            let finding: Value = serde_json::from_str(line).unwrap_or_default();
+            let passed = finding.get("passed");
+            if finding["name"].is_string() && passed.is_some_and(|p| p.is_boolean() || p.is_null())
+            {
+                report.add(finding);
+                found += 1;
+            } else {
+                broken += 1;
+            }
+            match found + broken > MOST_FINDINGS {
+                true => Err(Error::Other(format!("more than {MOST_FINDINGS} findings"))),
+                false => Ok(()),
+            }
         })?;
         Ok(match ended {
             Ended::Late => {
                 Some(format!("failed: ended after {} s, {found} findings", part.limit.as_secs()))
             }
-            Ended::Exit(status) if status.success() => None,
             Ended::Exit(status) if status.code() == Some(NO_DEVICE) => Some("no device".to_owned()),
-            Ended::Exit(status) => Some(format!("failed ({status}): log.txt says why")),
+            Ended::Exit(status) if !status.success() => {
+                Some(format!("failed ({status}): log.txt says why"))
+            }
+            Ended::Exit(_) if broken > 0 => {
+                Some(format!("failed: {broken} lines of log.txt are no findings"))
+            }
+            Ended::Exit(_) => None,
         })
     }
 
@@ -260,13 +352,20 @@ impl Kit {
 
     fn programs(&self) -> Programs {
         let python = self.python.clone();
+        let (peft, hub) = (OnceCell::new(), OnceCell::new());
         Programs {
             ours: (self.folder.join("bin/gpu_kit"), vec!["bench-train"]),
             environment: self.environment(),
             golden: self.folder.join("golden"),
             work: self.work.clone(),
             peers: self.folder.join("peers"),
-            python: Box::new(move |packages| with_packages(python.as_deref(), packages)),
+            python: Box::new(move |packages| {
+                let cell = match packages {
+                    Packages::Peft => &peft,
+                    Packages::AdapterHub => &hub,
+                };
+                cell.get_or_init(|| with_packages(python.as_deref(), packages)).clone()
+            }),
         }
     }
 
@@ -295,7 +394,14 @@ impl Kit {
             })
             .collect();
         for missing in measured.about["missing"].as_array().into_iter().flatten() {
-            findings.push(json!({"name": case, "passed": null, "reason": missing}));
+            let reason = missing
+                .as_str()
+                .unwrap_or_default()
+                .replace("what it wrote is above", "log.txt has what it wrote");
+            findings.push(json!({"name": case, "passed": null, "reason": reason}));
+        }
+        for different in measured.about["different"].as_array().into_iter().flatten() {
+            findings.push(json!({"name": case, "passed": false, "reason": different}));
         }
         findings.push(
             json!({"name": format!("{case}: whole"), "passed": true, "about": measured.about}),
@@ -304,105 +410,24 @@ impl Kit {
     }
 }
 
-/// The Python, when it has the packages of a peer.
+/// The Python, when it has the packages of a peer. They are not imported: that takes a part's time,
+/// and a peer that does not start says so.
 fn with_packages(
     python: Option<&Path>,
     packages: Packages,
 ) -> std::result::Result<PathBuf, String> {
     let python = python.ok_or("no Python on this machine")?;
-    let import = match packages {
-        Packages::Peft => "import torch, transformers, peft",
-        Packages::AdapterHub => "import torch, transformers, adapters",
+    let names = match packages {
+        Packages::Peft => "torch transformers peft",
+        Packages::AdapterHub => "torch transformers adapters",
     };
-    match process::capture(process::command(python).args(["-c", import]), import) {
-        Ok(_) => Ok(python.to_path_buf()),
-        Err(error) => {
-            Err(error.to_string().lines().last().unwrap_or("it cannot be started").to_owned())
-        }
-    }
-}
-
-/// How a process ended.
-enum Ended {
-    Exit(ExitStatus),
-    /// It was ended when its time was over.
-    Late,
-}
-
-/// Runs a command for so long at most; its lines go to the log and to `on_line` as they come.
-fn drive(
-    command: &mut Command,
-    limit: Duration,
-    log: &File,
-    mut on_line: impl FnMut(&str) -> Result<()>,
-) -> Result<Ended> {
-    let log_error = |error| Error::Other(format!("the log cannot be written: {error}"));
-    let errors = log.try_clone().map_err(log_error)?;
-    own_group(command);
-    let program = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(errors)
-        .spawn()
-        .map_err(|source| Error::Start { program, source })?;
-    let deadline = Instant::now() + limit;
-    let (send, lines) = mpsc::channel();
-    let out = child.stdout.take();
-    // Ends with the pipe, which may be open for longer than the child lives.
-    std::thread::spawn(move || {
-        for line in out.map(BufReader::new).into_iter().flat_map(BufRead::lines) {
-            if line.is_err() || line.is_ok_and(|line| send.send(line).is_err()) {
-                return;
-            }
-        }
-    });
-    let mut log = log;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match lines.recv_timeout(left) {
-            Ok(line) => {
-                writeln!(log, "{line}").map_err(log_error)?;
-                if let Err(error) = on_line(&line) {
-                    end_group(&mut child);
-                    return Err(error);
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                end_group(&mut child);
-                return Ok(Ended::Late);
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    let wait = |error| Error::Other(format!("a process cannot be waited for: {error}"));
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait().map_err(wait)? {
-            return Ok(Ended::Exit(status));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    end_group(&mut child);
-    Ok(Ended::Late)
-}
-
-/// So that what it started ends with it.
-#[cfg(unix)]
-fn own_group(command: &mut Command) {
-    use std::os::unix::process::CommandExt;
-    command.process_group(0);
-}
-
-/// Never reached: other platforms are refused by the prerequisites.
-#[cfg(not(unix))]
-fn own_group(_: &mut Command) {}
-
-fn end_group(child: &mut Child) {
-    // Without `--`, which dash takes for a number.
-    let kill = format!("kill -9 -{}", child.id());
-    let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
-    let _ = child.kill();
-    let _ = child.wait();
+    let find = format!(
+        "import importlib.util as i, sys\nm = [n for n in '{names}'.split() if i.find_spec(n) is None]\nsys.exit('it has no ' + ', '.join(m) if m else 0)"
+    );
+    let mut command = process::command(python);
+    process::capture_within(command.args(["-c", &find]), "Python", ASKING)
+        .map(|_| python.to_path_buf())
+        .map_err(|error| error.to_string())
 }
 
 fn last_line(path: &Path) -> String {
@@ -414,44 +439,6 @@ fn last_line(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, limit: Duration) -> (Ended, Vec<String>) {
-        let folder = std::env::temp_dir().join(format!(
-            "xtask-drive-{}-{}",
-            std::process::id(),
-            script.len()
-        ));
-        let log = File::create(&folder).unwrap();
-        let mut lines = Vec::new();
-        let mut command = Command::new("sh");
-        let ended = drive(command.args(["-c", script]), limit, &log, |line| {
-            lines.push(line.to_owned());
-            Ok(())
-        });
-        std::fs::remove_file(folder).unwrap();
-        (ended.unwrap(), lines)
-    }
-
-    #[test]
-    fn a_part_that_takes_too_long_keeps_what_it_found() {
-        let start = Instant::now();
-        let left = std::env::temp_dir().join(format!("xtask-left-{}", std::process::id()));
-        // A child of the shell, which holds the pipe open and must end with it.
-        let script = format!("echo one; (sleep 2; touch {}) & sleep 60; echo two", left.display());
-        let (ended, lines) = shell(&script, Duration::from_millis(400));
-        assert!(matches!(ended, Ended::Late));
-        assert_eq!(lines, ["one"]);
-        assert!(start.elapsed() < Duration::from_secs(20));
-        std::thread::sleep(Duration::from_secs(3).saturating_sub(start.elapsed()));
-        assert!(!left.exists(), "what the part started went on");
-    }
-
-    #[test]
-    fn a_part_that_fails_says_how() {
-        let (ended, lines) = shell("echo found; exit 3", Duration::from_secs(20));
-        assert!(matches!(ended, Ended::Exit(status) if status.code() == Some(3)));
-        assert_eq!(lines, ["found"]);
-    }
-
     #[test]
     fn a_wrong_part_is_named() {
         let error = choose(&["g".to_owned()]).unwrap_err().to_string();
@@ -459,5 +446,64 @@ mod tests {
         let chosen: Vec<_> =
             choose(&["b".into(), "a".into()]).unwrap().iter().map(|part| part.name).collect();
         assert_eq!(chosen, ["b", "a"]);
+    }
+
+    #[test]
+    fn the_results_of_an_earlier_run_stay() {
+        let folder = std::env::temp_dir().join(format!("xtask-earlier-{}", std::process::id()));
+        let out = folder.join("out");
+        for n in 0..2 {
+            keep_earlier(&out).unwrap();
+            std::fs::create_dir_all(&out).unwrap();
+            std::fs::write(out.join("log.txt"), n.to_string()).unwrap();
+        }
+        keep_earlier(&out).unwrap();
+        assert!(!out.exists());
+        assert_eq!(std::fs::read_to_string(folder.join("out-1/log.txt")).unwrap(), "0");
+        assert_eq!(std::fs::read_to_string(folder.join("out-2/log.txt")).unwrap(), "1");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// A kit whose program is this script.
+    #[cfg(unix)]
+    fn part_of(script: &str) -> (String, Value) {
+        use std::os::unix::fs::PermissionsExt;
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let folder =
+            std::env::temp_dir().join(format!("xtask-part-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(folder.join("bin")).unwrap();
+        let program = folder.join("bin/xtask");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let kit = Kit::new(&folder).unwrap();
+        let mut log = Log::new(File::create(folder.join("log.txt")).unwrap());
+        let mut report = Report::new(&folder, json!({}));
+        report.begin(&PARTS[0]);
+        let status = kit.part(&PARTS[0], &mut log, &mut report);
+        let said = report.end(status.unwrap_or_else(|e| Some(format!("failed: {e}"))), 1.0);
+        let text = std::fs::read(folder.join("result.json")).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        (said, serde_json::from_slice(&text).unwrap())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_broken_line_or_nothing_proven_is_a_failure() {
+        let good = r#"echo '{"name":"x","passed":true}'"#;
+        let status = |script: &str| part_of(script).0;
+        assert_eq!(status(&format!("echo text; {good}")), "passed");
+        assert_eq!(status(r#"echo '{"name":"only","passed":null}'"#), "failed: nothing was proven");
+        let broken = "failed: 1 lines of log.txt are no findings";
+        for line in [r#"{"name":"y","pas"#, r#"{"name":"y"}"#, r#"{"name":"y","passed":"true"}"#] {
+            assert_eq!(status(&format!("{good}; echo '{line}'")), broken, "{line}");
+        }
+        assert!(status(&format!("{good}; exit 4")).starts_with("failed (exit status: 4)"));
+        let many = r#"while :; do echo '{"name":"x","passed":true}'; done"#;
+        assert_eq!(status(many), "failed: more than 1000 findings");
+        // Bytes that are no text lose no later finding.
+        let (said, result) = part_of(&format!("printf '\\377\\n'; {good}"));
+        assert_eq!(said, "passed");
+        assert_eq!(result["parts"][0]["findings"][0]["name"], "x");
     }
 }
