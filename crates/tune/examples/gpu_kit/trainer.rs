@@ -55,7 +55,7 @@ pub(crate) fn run(kit: &Path, models: &[PathBuf], device: &Device) -> Result<()>
     judged("golden run with the fused kernels, F32", fused(DType::F32, 1e-3))?;
     judged("golden run with the fused kernels, BF16", fused(DType::BF16, 5e-2))?;
     for dtype in [DType::F32, DType::BF16] {
-        judged(&format!("every trained tensor has a gradient, {dtype:?}"), tiny.gradients(dtype))?;
+        judged(&format!("gradients are the CPU's, {dtype:?}"), tiny.gradients(dtype))?;
         judged(
             &format!("blocks run again give the same losses, {dtype:?}"),
             tiny.run_again(dtype),
@@ -160,6 +160,10 @@ impl Tiny<'_> {
     }
 
     fn batch(&self, indices: &[usize]) -> Result<Batch> {
+        self.batch_on(self.device, indices)
+    }
+
+    fn batch_on(&self, device: &Device, indices: &[usize]) -> Result<Batch> {
         let rows: Vec<TokenizedExample> = indices
             .iter()
             .map(|&row| TokenizedExample {
@@ -168,7 +172,7 @@ impl Tiny<'_> {
                 labels: self.golden.rows[row].labels.clone(),
             })
             .collect();
-        Ok(Batch::new(&rows.iter().collect::<Vec<_>>(), 0, self.device)?)
+        Ok(Batch::new(&rows.iter().collect::<Vec<_>>(), 0, device)?)
     }
 
     fn golden_run(&self, dtype: DType, allowed: f64) -> Result<(bool, Value)> {
@@ -200,20 +204,40 @@ impl Tiny<'_> {
         ))
     }
 
+    /// Those of the CPU in f32, which all are there.
     fn gradients(&self, dtype: DType) -> Result<(bool, Value)> {
-        let model = self.with_adapter(dtype)?;
-        let stepper = Stepper::new(&model, &TrainingArgs::default(), 1)?;
-        let (_, gradients) = stepper.gradients(&[self.batch(&[0, 1, 2])?])?;
-        let mut without = Vec::new();
-        for (parameter, gradient) in stepper.parameters().iter().zip(gradients.iter()) {
-            let sum = |g: &Tensor| g.abs()?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>();
-            let size = gradient.map(sum).transpose()?.unwrap_or(0.0);
-            if !size.is_finite() || size == 0.0 {
-                without.push(parameter.name.clone());
-            }
+        let found = self.gradients_on(self.device, dtype)?;
+        let right = self.gradients_on(&Device::Cpu, DType::F32)?;
+        if found.len() != right.len() || right.is_empty() {
+            return Err(format!("{} gradients, expected {}", found.len(), right.len()).into());
         }
-        let count = stepper.parameters().len();
-        Ok((without.is_empty() && count > 0, json!({"tensors": count, "without": without})))
+        let allowed = if dtype == DType::F32 { 5e-3 } else { 0.1 };
+        let (mut worst, mut wrong) = (0f32, Vec::new());
+        for ((name, found), (_, right)) in found.iter().zip(&right) {
+            let off = difference(found, right)?;
+            if off > allowed || off.is_nan() {
+                wrong.push(name);
+            }
+            worst = worst.max(off);
+        }
+        Ok((
+            wrong.is_empty(),
+            json!({"tensors": found.len(), "difference": worst, "allowed": allowed, "wrong": wrong}),
+        ))
+    }
+
+    fn gradients_on(&self, device: &Device, dtype: DType) -> Result<Vec<(String, Tensor)>> {
+        let model = Model::load_as(self.folder.join("model"), Some(dtype), device)?;
+        model.add_adapter("a", lora())?;
+        let stepper = Stepper::new(&model, &TrainingArgs::default(), 1)?;
+        let (_, gradients) = stepper.gradients(&[self.batch_on(device, &[0, 1, 2])?])?;
+        let all = stepper.parameters().iter().zip(gradients.iter());
+        all.map(|(parameter, gradient)| {
+            let name = parameter.name.clone();
+            let gradient = gradient.ok_or_else(|| format!("{name} has no gradient"))?.clone();
+            Ok((name, gradient))
+        })
+        .collect()
     }
 
     fn trained(&self, dtype: DType, args: &TrainingArgs) -> Result<(Vec<f64>, Model)> {
