@@ -336,41 +336,71 @@ fn of_the_system(name: &str) -> Result<PathBuf> {
 }
 
 /// With libraries in which no function finds a GPU, every part says within a minute that there is
-/// none.
+/// none; with libraries that seem to work and compute nothing, nothing passes.
 fn check_without_device(kit: &Path, needs: &symbols::Needs) -> Result<()> {
-    let stubs = stubs(kit, needs)?;
     let start = std::time::Instant::now();
-    let mut command = process::command(kit.join("run.sh"));
-    command.env("TUNEBOOK_KIT_LIBRARIES", &stubs).env("TUNEBOOK_KIT_PYTHON", "");
-    // It ends with a failure: not every part passed.
-    process::show_and_keep(&mut command, |_| true)?;
-    let path = kit.join("out/result.json");
-    let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    let result: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    let parts = report::parts(&result);
-    let said = parts
-        .iter()
-        .filter(|part| part["status"].as_str().is_some_and(|s| s.starts_with("no device")));
-    if said.count() != parts::PARTS.len() || start.elapsed().as_secs() >= 60 {
+    let parts = run_with_stubs(kit, needs, 100, &[])?;
+    let has = |status: &&serde_json::Value, begin: &str| {
+        status["status"].as_str().is_some_and(|status| status.starts_with(begin))
+    };
+    let said = parts.iter().filter(|part| has(part, "no device")).count();
+    if said != parts::PARTS.len() || start.elapsed().as_secs() >= 60 {
         return Err(Error::Other(format!(
             "expected every part to say `no device` within a minute, found {} after {} s",
             parts.iter().map(|part| part["status"].to_string()).collect::<Vec<_>>().join(", "),
             start.elapsed().as_secs()
         )));
     }
-    Ok(())
+    let parts = run_with_stubs(kit, needs, 0, &["a", "b", "c"])?;
+    let passed: Vec<String> = parts
+        .iter()
+        .flat_map(report::findings)
+        .filter(|finding| finding["passed"] != false)
+        .map(|finding| finding["name"].to_string())
+        .collect();
+    if passed.is_empty() && parts.iter().filter(|part| has(part, "failed: ")).count() == 3 {
+        return Ok(());
+    }
+    Err(Error::Other(format!(
+        "expected parts a, b and c to fail where nothing is computed; what passed: {}",
+        passed.join(", ")
+    )))
 }
 
-/// A folder beside the kit with libraries that find no GPU.
-fn stubs(kit: &Path, needs: &symbols::Needs) -> Result<OsString> {
-    let folder = kit.with_extension("stubs");
+/// The parts of a run with stand-ins for CUDA's libraries whose functions answer `code`.
+fn run_with_stubs(
+    kit: &Path,
+    needs: &symbols::Needs,
+    code: u8,
+    names: &[&str],
+) -> Result<Vec<serde_json::Value>> {
+    let stubs = stubs(kit, needs, code)?;
+    // Not `out`, which may hold the results of a run.
+    let out = kit.join("out-stubs");
+    let mut command = process::command(kit.join("run.sh"));
+    command.args(names).env("TUNEBOOK_KIT_LIBRARIES", &stubs).env("TUNEBOOK_KIT_PYTHON", "");
+    command.env("TUNEBOOK_KIT_OUT", &out).env("TUNEBOOK_KIT_WORK", kit.join("work"));
+    if out.exists() {
+        std::fs::remove_dir_all(&out).map_err(Error::io("remove", &out))?;
+    }
+    // It ends with a failure: not every part passed.
+    process::show_and_keep(&mut command, |_| true)?;
+    let path = out.join("result.json");
+    let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    Ok(report::parts(&serde_json::from_slice(&text).unwrap_or_default()))
+}
+
+/// A folder beside the kit with such stand-ins.
+fn stubs(kit: &Path, needs: &symbols::Needs, code: u8) -> Result<OsString> {
+    let folder = kit.with_extension(format!("stubs-{code}"));
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     let is_cuda = |name: &&String| {
         name.starts_with("cu") || name.starts_with("nvrtc") || name.starts_with("__cuda")
     };
     let functions: BTreeSet<String> = needs.symbols.iter().filter(is_cuda).cloned().collect();
     let source = folder.join("stub.c");
-    std::fs::write(&source, symbols::stub(&functions)).map_err(Error::io("write", &source))?;
+    std::fs::write(&source, symbols::stub(&functions, code))
+        .map_err(Error::io("write", &source))?;
     for library in &needs.libraries {
         if !LIBRARIES.iter().any(|name| library.starts_with(&format!("lib{name}.so"))) {
             continue;
@@ -380,7 +410,7 @@ fn stubs(kit: &Path, needs: &symbols::Needs) -> Result<OsString> {
             .arg(folder.join(library))
             .arg(format!("-Wl,-soname,{library}"))
             .arg(&source);
-        process::run(&mut cc, "making a library that finds no GPU")?;
+        process::run(&mut cc, "making a stand-in for a library of CUDA")?;
     }
     Ok(folder.into_os_string())
 }

@@ -103,11 +103,11 @@ pub(super) fn missing(
         .collect()
 }
 
-/// The source of a library with these functions, none of which finds a GPU: as on a machine with
-/// CUDA's libraries and no card. (100 is `CUDA_ERROR_NO_DEVICE`, and an error of every other
-/// library.)
-pub(super) fn stub(symbols: &BTreeSet<String>) -> String {
-    symbols.iter().map(|name| format!("int {name}(void) {{ return 100; }}\n")).collect()
+/// The source of a library with these functions, all of which answer `code`: with 100 none finds a
+/// GPU, as on a machine with CUDA's libraries and no card (it is `CUDA_ERROR_NO_DEVICE`, and an error
+/// of every other library); with 0 all seem to succeed, and nothing is computed.
+pub(super) fn stub(symbols: &BTreeSet<String>, code: u8) -> String {
+    symbols.iter().map(|name| format!("int {name}(void) {{ return {code}; }}\n")).collect()
 }
 
 #[cfg(test)]
@@ -142,6 +142,6 @@ mod tests {
 
     #[test]
     fn a_stub_has_every_function() {
-        assert_eq!(stub(&set(&["cuInit"])), "int cuInit(void) { return 100; }\n");
+        assert_eq!(stub(&set(&["cuInit"]), 100), "int cuInit(void) { return 100; }\n");
     }
 }
