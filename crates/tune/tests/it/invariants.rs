@@ -64,7 +64,8 @@ proptest! {
         let unmerged = logits(&model, &ids);
         model.merge_adapter("a").unwrap();
         let merged = logits(&model, &ids);
-        prop_assert!(relative_error(&unmerged, &base) > 1e-3, "the adapter does something");
+        // Where the adapter does next to nothing, nothing is shown.
+        prop_assume!(relative_error(&unmerged, &base) > 1e-3);
         // A large update saturates the tiny model's attention, which magnifies the rounding of the
         // merged weight.
         let scaling = alpha / if use_rslora { (r as f64).sqrt() } else { r as f64 };
