@@ -10,7 +10,7 @@ use tunebook_evaluate::{
     AnswerEnd, EvalExample, Evaluation, EvaluationArgs, Verdict, evaluate, evaluate_with,
 };
 use tunebook_models::{Device, GenerationConfig, Message, Model};
-use tunebook_tune::Adapters as _;
+use tunebook_tune::{Adapters as _, PrefixTuning, PromptTuning};
 
 fn model() -> Model {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/lora_tiny/model");
@@ -81,6 +81,31 @@ fn losses_and_answers_are_the_models() {
         assert!(signature.contains(part), "{part}: {signature}");
     }
     assert_eq!(model.text_losses(&[]).unwrap(), []);
+}
+
+#[test]
+fn losses_that_come_with_answers_are_the_models_behind_virtual_tokens_too() {
+    let model = model();
+    let prompt = PromptTuning { num_virtual_tokens: 5, ..Default::default() };
+    let prefix = PrefixTuning { num_virtual_tokens: 3, ..Default::default() };
+    model.add_adapter("prompt", &prompt).unwrap();
+    model.add_adapter("prefix", &prefix).unwrap();
+    let rows: Vec<EvalExample> = rows(12).into_iter().chain(rows(3)).collect();
+    for name in ["prompt", "prefix"] {
+        let model = model.with_adapter(name).unwrap();
+        let with = |metrics: Vec<Arc<dyn TextMetric>>| {
+            let args = EvaluationArgs { metrics, ..in_memory() };
+            evaluate_with(&model, &rows, &args).unwrap()
+        };
+        // Without a metric nothing is generated, and losses have passes of their own.
+        let (answered, alone) = (with(vec![Arc::new(ExactMatch::default())]), with(Vec::new()));
+        assert!(answered.rows.iter().all(|row| row.answer.is_some()));
+        for (a, b) in answered.rows.iter().zip(&alone.rows) {
+            let loss = |row: &tunebook_evaluate::RowResult| row.scores["loss"];
+            assert!((loss(a) - loss(b)).abs() < 1e-5 * loss(b), "{name}: {} {}", loss(a), loss(b));
+        }
+        assert_eq!(answered.value("token_accuracy"), alone.value("token_accuracy"));
+    }
 }
 
 #[test]
