@@ -15,6 +15,7 @@ mod registry;
 mod serve;
 mod train;
 
+use std::error::Error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -46,15 +47,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
-        Command::Train(arguments) => train::run(&arguments),
-        Command::Serve(arguments) => serve::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Export(arguments) => export::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Plan(arguments) => cluster::plan(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::ImportRun(arguments) => cluster::import(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Push(arguments) => push::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Registry(arguments) => registry::run(&arguments).map(|()| ExitCode::SUCCESS),
-    };
+    let done = run(Arguments::parse().command);
     match done.and_then(|code| terminal::finish().map(|()| code)) {
         Ok(code) => code,
         Err(error) => {
@@ -62,6 +55,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        Command::Train(arguments) => return train::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments)?,
+        Command::Export(arguments) => export::run(&arguments)?,
+        Command::Plan(arguments) => cluster::plan(&arguments)?,
+        Command::ImportRun(arguments) => cluster::import(&arguments)?,
+        Command::Push(arguments) => push::run(&arguments)?,
+        Command::Registry(arguments) => registry::run(&arguments)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

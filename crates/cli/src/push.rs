@@ -40,7 +40,8 @@ pub(crate) struct Arguments {
     /// Leaves a file or a folder out. May be given several times.
     #[arg(long, value_name = "NAME")]
     exclude: Vec<String>,
-    /// Sends a file that is a link to elsewhere, or looks like a secret or like rows of data. May be given several times.
+    /// Sends a file that is a link to elsewhere, or looks like a secret or like rows of data. May be
+    /// given several times.
     #[arg(long, value_name = "NAME")]
     allow: Vec<String>,
     /// The commit's message.

@@ -293,16 +293,13 @@ impl Work<'_> {
     /// The tokens of a reference behind its prompt, if all that bear a loss follow the prompt as it is
     /// asked, and the context has room for both.
     fn after<'t>(&self, prompt: &[u32], text: &'t TokenizedText) -> Option<&'t [u32]> {
-        let bears = |at: &usize| text.loss_mask.get(*at) == Some(&true);
-        let last = (0..text.ids.len()).rev().find(bears)?;
-        let reference = text.ids.get(prompt.len()..=last)?;
-        let follows = text.ids.starts_with(prompt)
-            && !(0..prompt.len()).any(|at| bears(&at))
-            && (prompt.len()..=last).all(|at| bears(&at));
-        let room = self.model.config().max_position_embeddings
-            - self.model.positions_before().min(self.model.config().max_position_embeddings);
-        (follows && !reference.is_empty() && prompt.len() + reference.len() < room)
-            .then_some(reference)
+        let first = text.loss_mask.iter().position(|bears| *bears)?;
+        let last = text.loss_mask.iter().rposition(|bears| *bears)?;
+        let (reference, mask) = (text.ids.get(first..=last)?, &text.loss_mask[first..=last]);
+        let follows = first == prompt.len() && text.ids.starts_with(prompt);
+        let positions = self.model.positions_before() + prompt.len() + reference.len();
+        let fits = positions < self.model.config().max_position_embeddings;
+        (follows && fits && mask.iter().all(|bears| *bears)).then_some(reference)
     }
 
     /// The losses of references that are not known, unless it was `stopped`; whether it is now.

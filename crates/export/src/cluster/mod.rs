@@ -347,14 +347,13 @@ impl Manifest {
             return Err(error::refuse(folder, problem));
         };
         // An adapter's folder has a file of this name, too.
-        let is_export =
-            serde_json::from_slice::<Value>(&bytes).is_ok_and(|json| json["engine"].is_string());
-        if !is_export {
+        let json: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        if !json["engine"].is_string() {
             let problem = "it is no export's: name the folder that `tunebook export` wrote, which has the \
                            engine's results in it";
             return Err(error::refuse(&path, problem.to_owned()));
         }
-        serde_json::from_slice(&bytes).map_err(|error| {
+        serde_json::from_value(json).map_err(|error| {
             error::refuse(
                 &path,
                 format!("it is not what this version writes ({error}): export and train again"),

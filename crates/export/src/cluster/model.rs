@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tunebook_models::{Config, Model, Quantization};
 use tunebook_runs::{DataRecipe, ModelDtype, ModelRecipe, Recipe};
-use tunebook_tune::{AdapterConfig, Strategy};
+use tunebook_tune::{AdapterConfig, Strategy, peft};
 
 use super::mapped::Mapped;
 use super::strategy::strategy;
@@ -29,16 +29,16 @@ pub(super) fn recipe(recipe: &Recipe, shape: Option<&RunShape>, options: &Export
 /// What is wrong with the place of a base, where it can only be a place.
 fn no_model(path: &Path) -> Option<&'static str> {
     let is_place = path.is_absolute() || path.starts_with(".") || path.starts_with("..");
-    match (path.is_dir(), path.join("adapter_config.json").exists()) {
-        (false, _) if is_place && !path.is_file() => Some("there is no such folder"),
-        (true, true) if !path.join(CONFIG).exists() => {
-            Some("holds an adapter, and a base is a whole model")
-        }
-        (true, false) if !path.join(CONFIG).exists() => {
-            Some("no folder of a model: `config.json` is missing")
-        }
-        _ => None,
+    if !path.is_dir() {
+        return (is_place && !path.is_file()).then_some("there is no such folder");
     }
+    if path.join(CONFIG).exists() {
+        return None;
+    }
+    Some(match path.join(peft::CONFIG_FILE).exists() {
+        true => "holds an adapter, and a base is a whole model",
+        false => "no folder of a model: `config.json` is missing",
+    })
 }
 
 /// Refuses a folder for `--base` with a model of another shape than the recipe's, and says what nobody

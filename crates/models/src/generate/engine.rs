@@ -334,7 +334,10 @@ impl GenerationEngine {
         // Handles on the base have an overlay each, which all do the same.
         let overlay = Arc::clone(if overlay.is_base() { &self.base } else { overlay });
         check(&self.model, &request.prompt, &overlay)?;
-        if !request.reference.is_empty() {
+        if !request.reference.is_empty() && self.model.is_quantized() {
+            // Prompts are computed less exactly with quantised weights than losses are.
+            request.reference = Arc::default();
+        } else if !request.reference.is_empty() {
             check(&self.model, &[&request.prompt[..], &request.reference].concat(), &overlay)?;
         }
         request.config.validate()?;
@@ -597,10 +600,7 @@ impl GenerationEngine {
 
     /// Puts the references of prompts that a pass has completed, `(answer, row)`, aside to be scored.
     fn keep_references(&mut self, hidden: &Tensor, complete: &[(usize, usize)]) -> Result<()> {
-        let most = match self.model.is_quantized() {
-            true => 0,
-            false => self.model.decoder().cache_ends_at().unwrap_or(usize::MAX),
-        };
+        let most = self.model.decoder().cache_ends_at().unwrap_or(usize::MAX);
         for (index, row) in complete {
             let answer = &self.answers[*index];
             let (tokens, cache) = (&answer.request.reference, &answer.cache);

@@ -50,10 +50,13 @@ impl References {
 
     /// Scores them when there are enough for a pass, or no `more` will come.
     pub(super) fn score(&mut self, model: &Model, pages: &Pages, more: bool) -> Result<()> {
+        if self.kept.is_empty() {
+            return Ok(());
+        }
         let sum = |of: fn(&Reference) -> usize| self.kept.iter().map(of).sum::<usize>();
         let few =
             sum(|kept| kept.tokens.len()) < TOKENS && sum(|kept| kept.cache.len()) < POSITIONS;
-        if self.kept.is_empty() || (more && few) {
+        if more && few {
             return Ok(());
         }
         let kept = std::mem::take(&mut self.kept);
