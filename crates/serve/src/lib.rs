@@ -39,6 +39,7 @@ mod shares;
 mod status;
 mod stream;
 mod tokenize;
+mod unread;
 mod write_limit;
 
 pub use adapters::AdapterStatus;

@@ -23,7 +23,7 @@ use crate::drain::{self, Accepted, stopping};
 use crate::fields::Fields;
 use crate::openai::{chat, completions, models};
 use crate::reply::text_of;
-use crate::{openapi, tokenize};
+use crate::{openapi, tokenize, unread};
 
 /// All paths, for counting.
 const ROUTES: [&str; 13] = [
@@ -64,6 +64,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), record))
         .layer(middleware::from_fn(drain::keep))
+        .layer(middleware::from_fn(unread::close))
         .with_state(app)
 }
 

@@ -1,6 +1,6 @@
 //! What a server refuses, and whom: no request brings it down, and none is answered with 5xx.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -219,6 +219,59 @@ fn whatever_comes_is_answered_or_closed_and_the_others_go_on() {
         assert_eq!(service.get("/health").0, 200, "{what}");
     }
     service.complete(&json!({ "model": "model", "prompt": "a", "max_tokens": 2 }));
+}
+
+/// The head of an answer, whose body is read, too.
+fn head_of_answer(stream: &mut TcpStream) -> String {
+    let mut answer = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(answer.read_line(&mut head).unwrap(), 0, "{head}");
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    answer.read_exact(&mut vec![0; length.parse().unwrap()]).unwrap();
+    head
+}
+
+/// A client would else send its next request down a connection that is being closed.
+#[test]
+fn a_refusal_of_an_unread_request_says_that_it_closes() {
+    let key = ApiKey::new("0123456789abcdef").unwrap();
+    let closed = Service::with(&ServerConfig { api_key: Some(key), ..Default::default() });
+    let open = Service::start();
+    for (service, path, kind, status) in [
+        (&closed, "/v1/completions", "application/json", "401"),
+        (&open, "/v1/load_lora_adapter", "application/json", "403"),
+        (&open, "/nothing", "application/json", "404"),
+        (&open, "/v1/models", "application/json", "405"),
+        (&open, "/v1/completions", "text/plain", "415"),
+    ] {
+        let mut stream = service.connect();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 2\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let head = head_of_answer(&mut stream);
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
+        assert!(head.contains("connection: close\r\n"), "{head}");
+    }
+    // One that was read keeps its connection.
+    let mut stream = open.connect();
+    for _ in 0..2 {
+        stream.write_all(&with_body(b"[]")).unwrap();
+        let head = head_of_answer(&mut stream);
+        assert!(head.starts_with("HTTP/1.1 400") && !head.contains("connection"), "{head}");
+    }
+}
+
+#[test]
+fn a_client_that_says_all_before_it_listens_gets_the_refusal() {
+    let service = Service::start();
+    let mut stream = service.connect();
+    stream.write_all(&with_body(&vec![b' '; 64 << 20])).unwrap();
+    let answer = read_all(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert!(answer.contains("body_too_large"), "{answer}");
 }
 
 #[test]
