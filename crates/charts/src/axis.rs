@@ -7,7 +7,8 @@ pub(crate) struct Axis {
     pub max: f64,
     from: f64,
     to: f64,
-    step: f64,
+    /// Between two ticks.
+    pub step: f64,
     /// The values are powers of ten, and are labelled so.
     powers: bool,
 }

@@ -83,6 +83,8 @@ pub fn bar_chart(title: &str, x_label: &str, bars: &[Bar]) -> Figure {
     .orientation(Orientation::Horizontal)
     .text_array(bars.iter().map(|bar| number(bar.value)).collect())
     .text_position(TextPosition::Outside)
+    // A value beside the longest bar may stand in the margin.
+    .clip_on_axis(false)
     .marker(Marker::new().color(palette::series(0)));
     let layout = plotly_layout(title, plotly_axis(x_label), plotly_axis(""));
     let mut plotly = plotly_json(vec![trace], layout);

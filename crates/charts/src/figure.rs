@@ -215,7 +215,8 @@ pub(crate) fn first_row_on_top(figure: &mut Value) {
     figure["layout"]["yaxis"]["autorange"] = "reversed".into();
 }
 
-/// Plotly reads a few HTML tags in its labels, so text from data is escaped there, too.
+/// Plotly reads a few HTML tags in its labels, so text from data is escaped there, too. It knows a few
+/// entities only, and would show `&quot;` as it is.
 pub(crate) fn plotly_text(text: &str) -> String {
-    escape_html(text)
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -167,7 +167,11 @@ impl LineChart {
             form.gap(gap);
         }
         let x_axis = plotly_axis(&self.x_label);
-        let x_axis = if self.log_x { x_axis.type_(AxisType::Log) } else { x_axis };
+        let x_axis = match (self.log_x, self.whole_x) {
+            (true, _) => x_axis.type_(AxisType::Log),
+            (false, true) => whole_ticks(x_axis, &self.lines),
+            (false, false) => x_axis,
+        };
         let layout = plotly_layout(&self.title, x_axis, plotly_axis(&self.y_label));
         let layout = with_subtitle(layout, &self.title, &self.subtitle, 400)
             .hover_mode(HoverMode::XUnified)
@@ -283,9 +287,16 @@ impl PlotlyLines {
                 .marker(Marker::new().size(7));
             self.traces.push(on_axis(trace));
         }
+        let all_x = lines.iter().flat_map(|line| &line.points).map(|point| self.placed(point.0));
+        let range = Axis::over(all_x.filter(|x| x.is_finite()), 5.0, false, 0.0, 1.0);
         for (line, color) in lines.iter().zip((0..).map(palette::series)) {
             if let Some(((x, y), text)) = &line.note {
-                self.note((*x, rounded(*y)), text, axis, color, on_axis);
+                // To the right of a line's end stands its last value.
+                let side = match range.at(self.placed(*x)) > 0.5 {
+                    true => plotly::common::Anchor::Right,
+                    false => plotly::common::Anchor::Left,
+                };
+                self.note((*x, rounded(*y)), (text, side), axis, color, on_axis);
             }
         }
         self.ends(lines, ends, axis, height);
@@ -295,7 +306,7 @@ impl PlotlyLines {
     fn note(
         &mut self,
         (x, y): (f64, f64),
-        text: &str,
+        (text, side): (&str, plotly::common::Anchor),
         axis: &str,
         color: &'static str,
         on_axis: impl Fn(Box<Scatter<f64, f64>>) -> Box<Scatter<f64, f64>>,
@@ -318,6 +329,7 @@ impl PlotlyLines {
                     .background_color(VEIL)
                     .show_arrow(true)
                     .arrow_color(color)
+                    .x_anchor(side)
                     .ax(0)
                     .ay(-32),
             );
@@ -375,6 +387,19 @@ impl PlotlyLines {
                 .x_anchor(plotly::common::Anchor::Right)
                 .x_shift(-6.0),
         );
+    }
+}
+
+/// Keeps the ticks of an axis to whole numbers where plotly would put others between them.
+pub(crate) fn whole_ticks<'a>(
+    axis: plotly::layout::Axis,
+    lines: impl IntoIterator<Item = &'a Line>,
+) -> plotly::layout::Axis {
+    let values = lines.into_iter().flat_map(|line| line.points.iter().chain(&line.behind));
+    let values = values.map(|point| point.0).filter(|x| x.is_finite());
+    match Axis::over(values, 7.0, true, 0.0, 1.0).step {
+        1.0 => axis.dtick(1.0),
+        _ => axis,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::axis::{Axis, number};
 use crate::figure::{
     Figure, Tip, plotly_axis, plotly_json, plotly_layout, plotly_text, with_subtitle,
 };
-use crate::lines::{Drawn, Gap, Line, PlotlyLines, draw, draw_gap};
+use crate::lines::{Drawn, Gap, Line, PlotlyLines, draw, draw_gap, whole_ticks};
 use crate::palette;
 use crate::svg::{Anchor, Area, Canvas, SUBTITLE_CHARS, WIDTH, legend_height, wrapped};
 
@@ -249,7 +249,8 @@ impl Panels {
         }
         let whole = (height + MARGINS) as usize;
         let bottom = axis_name(count.saturating_sub(1));
-        let x_axis = plotly_axis(&self.x_label).anchor(&bottom);
+        let lines = self.panels.iter().flat_map(|panel| &panel.lines);
+        let x_axis = whole_ticks(plotly_axis(&self.x_label).anchor(&bottom), lines);
         let first = self.panels.first().map_or("", |panel| &panel.y_label);
         let layout = plotly_layout(&self.title, x_axis, plotly_axis(first)).height(whole);
         let layout = with_subtitle(layout, &self.title, &self.subtitle, whole)

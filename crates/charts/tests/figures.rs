@@ -251,6 +251,31 @@ fn ticks_are_whole_where_all_x_are() {
     let svg = |lines: &[Line]| line_chart("t", "step", "loss", lines).svg().to_owned();
     assert!(!svg(&[line(1.0)]).contains(">1.5<"));
     assert!(svg(&[line(1.0), line(0.5)]).contains(">1.5<"));
+    let plotly = |lines: &[Line]| line_chart("t", "step", "loss", lines).plotly().clone();
+    assert_eq!(plotly(&[line(1.0)])["layout"]["xaxis"]["dtick"], 1.0);
+    for lines in [&[line(1.0), line(0.5)][..], &[line(100.0)]] {
+        assert!(plotly(lines)["layout"]["xaxis"]["dtick"].is_null());
+    }
+}
+
+/// Plotly shows entities that it does not know, such as `&quot;`, as they are.
+#[test]
+fn quotes_are_quotes_in_plotly() {
+    let figure = bar_chart("t", "share", &[Bar::new("\" the\" & 'a'", 1.0)]);
+    assert_eq!(figure.plotly()["data"][0]["y"][0], "\" the\" &amp; 'a'");
+}
+
+/// The value at a line's end stands to the right of it.
+#[test]
+fn a_note_at_the_end_of_a_line_stands_to_its_left() {
+    for (x, side) in [(1.0, "left"), (9.0, "right")] {
+        let mut line = Line::new("loss", (0..10).map(|i| (f64::from(i), 2.0)));
+        line.note = Some(((x, 2.0), "best".to_owned()));
+        let figure = line_chart("t", "step", "loss", &[line]);
+        let notes = figure.plotly()["layout"]["annotations"].as_array().unwrap().clone();
+        let note = notes.iter().find(|note| note["text"] == "best").unwrap();
+        assert_eq!(note["xanchor"], side);
+    }
 }
 
 const EVIL: &str = "<script>alert(\"1\")</script><img src=x onerror='alert(2)'>&\u{0}";

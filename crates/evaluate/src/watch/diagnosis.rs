@@ -110,7 +110,7 @@ impl fmt::Display for Diagnosis {
             }
             Finding::TooFewEvaluations { evaluations } => write!(
                 f,
-                "too few evaluations to judge ({evaluations} of {FEWEST_EVALS}): evaluate more often (`eval_steps`)"
+                "too few evaluations to judge ({evaluations} of {FEWEST_EVALS}): evaluate more often (`eval_strategy`)"
             ),
             Finding::Learning => {
                 write!(f, "learning")?;
