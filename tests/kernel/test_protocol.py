@@ -341,6 +341,50 @@ class Closures(WithKernel):
         self.assertEqual(self.run_ok("kept(1)").text, "2")
 
 
+class Lent(WithKernel):
+    """A variable that lends from another value, or whose type nobody can write, is of use in its cell."""
+
+    def test_a_reference_is_used_in_its_cell(self):
+        self.run_ok('let words: Vec<String> = vec!["first".into(), "second".into()];')
+        for cell, name, value in [
+            ("let one = &words[0];\none.len()", "one", "5"),
+            ("let two: &str = &words[1];\ntwo.len()", "two", "6"),
+            ("let three = &vec![1, 2, 3][1..];\nthree.len()", "three", "2"),
+            ("let made: Vec<u8> = vec![7];\nlet four = &made;\nlet five = four.iter();\nfive.clone().sum::<u8>()", "five", "7"),
+            ("let\n    six =\n    words.iter()\n    .map(|word| word.len());\nsix.sum::<usize>()", "six", "11"),
+            ("let mut list: Vec<u8> = vec![1];\nlet seven = list.first_mut().ok_or(\"empty\")?;\n*seven += 1;\nlist", "seven", "[2]"),
+        ]:
+            with self.subTest(cell=cell):
+                result = self.run_ok(cell)
+                self.assertEqual(result.text, value)
+                self.assertIn(f"`{name}` lives in this cell only", result.stderr)
+                gone = error_of(self.kernel.execute(f"{name}.clone()"))
+                self.assertIn("lived in cell", "\n".join(gone["traceback"]))
+        # What does not lend is kept, also from the same cells.
+        self.assertEqual(self.run_ok("(words.len(), made, list)").text, "(2, [7], [2])")
+        self.assertEqual(self.run_ok('let text = "for ever";').stderr, "")
+        self.assertEqual(self.run_ok("text").text, '"for ever"')
+
+    def test_what_is_wrong_besides_is_told(self):
+        self.run_ok("let numbers: Vec<u32> = vec![1, 2];")
+        wrong = error_of(self.kernel.execute("let first = &numbers[0];\nfirst + missing"))
+        self.assertIn("cannot find value `missing`", wrong["evalue"])
+        wrong = error_of(self.kernel.execute("let first = &numbers[0];\ndrop(numbers);\nprintln!(\"{first}\");"))
+        self.assertIn("cannot move out of `numbers`", wrong["evalue"])
+        # A thread may outlive the cell.
+        cell = "let first = &numbers[0];\nstd::thread::spawn(move || first + 1).join().is_ok()"
+        self.assertIn("does not live long enough", error_of(self.kernel.execute(cell))["evalue"])
+        self.assertEqual(self.run_ok("numbers").text, "[1, 2]")
+        # A guard stands until the cell's end, where its lock is stored.
+        cell = "let lock = std::sync::Mutex::new(3);\nlet guard = lock.lock().unwrap();\n*guard"
+        self.assertIn("put the lines into `{ }`", "\n".join(error_of(self.kernel.execute(cell))["traceback"]))
+        self.assertEqual(self.run_ok("let lock = std::sync::Mutex::new(3);\n{ let guard = lock.lock().unwrap(); *guard }").text, "3")
+        # A name that is kept already.
+        self.run_ok("let last: u32 = 9;")
+        self.assertIn("lends", "\n".join(error_of(self.kernel.execute("let last = &numbers[1];\n*last"))["traceback"]))
+        self.assertEqual(self.run_ok("last").text, "9")
+
+
 class Kept(WithKernel):
     """A cell that fails keeps what was there before, also under the names that it would have given new values."""
 

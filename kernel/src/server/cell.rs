@@ -298,6 +298,54 @@ pub(crate) fn with_local_closures(code: &str, types: &HashMap<String, String>) -
     with_types(code, &untyped_lets(code), &closures)
 }
 
+/// A top-level `let`: where it stands in the code, as byte offsets, and its variables.
+struct Let {
+    start: usize,
+    end: usize,
+    names: Vec<String>,
+}
+
+fn lets(code: &str) -> Vec<Let> {
+    let parsed = parse(&blank_commands(code));
+    if !parsed.errors().is_empty() {
+        return Vec::new();
+    }
+    let mut lets = Vec::new();
+    for statement in statements(&parsed.tree()) {
+        let ast::Stmt::LetStmt(statement) = statement else { continue };
+        let Some(pattern) = statement.pat() else { continue };
+        let bound = pattern.syntax().descendants().filter_map(ast::IdentPat::cast);
+        let names = bound.filter_map(|one| Some(one.name()?.text().to_string())).collect();
+        let range = statement.syntax().text_range();
+        let [start, end] =
+            [range.start(), range.end()].map(|place| usize::from(place) - PREFIX.len());
+        lets.push(Let { start, end, names });
+    }
+    lets
+}
+
+/// The variables of the top-level `let` that stands on this line, from 1.
+pub(crate) fn variables_on_line(code: &str, line: usize) -> Vec<String> {
+    let number = |place: usize| code[..place].matches('\n').count() + 1;
+    let on_line = |found: &Let| (number(found.start)..=number(found.end)).contains(&line);
+    lets(code).into_iter().find(on_line).map(|found| found.names).unwrap_or_default()
+}
+
+/// The code with the `let`s of these variables kept from evcxr, as those of closures are, and all
+/// variables of these `let`s.
+pub(crate) fn within_cell(code: &str, names: &[String]) -> (String, Vec<String>) {
+    let mut out = code.to_owned();
+    let mut within = Vec::new();
+    for found in lets(code).into_iter().rev() {
+        if found.names.iter().any(|name| names.contains(name)) {
+            out.insert_str(found.end, " );");
+            out.insert_str(found.start, &format!("{PRELUDE}::within_cell!( "));
+            within.extend(found.names);
+        }
+    }
+    (out, within)
+}
+
 /// An `impl` that follows no named item of its cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LooseImpl {
@@ -583,6 +631,22 @@ fn has_hole(type_name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_let_is_found_by_its_lines_and_kept_in_its_cell() {
+        let code = "let a = 1;\nlet (b,\n     c) =\n  (&a, 2);\nif c > 1 { let d = &a; }";
+        for (line, names) in
+            [(1, &["a"][..]), (2, &["b", "c"]), (4, &["b", "c"]), (5, &[]), (9, &[])]
+        {
+            assert_eq!(variables_on_line(code, line), names, "{line}");
+        }
+        let (apart, within) = within_cell(code, &["c".to_owned(), "d".to_owned()]);
+        assert_eq!(within, ["b", "c"]);
+        let kept = "let a = 1;\ntunebook::within_cell!( let (b,\n     c) =\n  (&a, 2); );\nif c";
+        assert!(apart.starts_with(kept), "{apart}");
+        assert_eq!(within_cell(code, &[]), (code.to_owned(), vec![]));
+        assert_eq!(variables_on_line("let a = ;", 1), [""; 0]);
+    }
 
     #[test]
     fn completeness_is_parsed() {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 use tunebook_progress::channel::escape;
 
-use super::advice::{End, Gone, Notebook};
+use super::advice::{self, End, Gone, NotKept, Notebook};
 use super::cell::{self, LooseImpl};
 use super::failure::Failure;
 use super::message;
@@ -160,7 +160,7 @@ impl Executor {
         let _ = fs::remove_file(self.dir.join(shim::MISSED_FILE));
         let _ = fs::remove_file(self.dir.join(shim::UNUSED_FILE));
         let killed_before = killed_for_memory();
-        let result = self.evaluate(context, request, code);
+        let result = self.evaluate(context, request, code, execution_count);
         let outcome = self.running.end();
         self.running.notify();
         let oom = killed_for_memory() > killed_before;
@@ -294,6 +294,25 @@ impl Executor {
         }
     }
 
+    /// Says, once for each, that a variable lives in its cell alone.
+    fn tell_not_kept(&self, unkept: &[(String, NotKept)]) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, why) in unkept {
+            if !told.insert(format!("variable {name}")) {
+                continue;
+            }
+            let why = match why {
+                NotKept::Lent => "it lends from another value",
+                NotKept::Unnamed => "nobody can write its type",
+            };
+            let text = format!(
+                "[kernel] `{name}` lives in this cell only, as {why}. To keep it, make a value of its own: \
+                 `words[0].clone()` for `&words[0]`, `.collect::<Vec<_>>()` for an iterator.\n"
+            );
+            self.running.publish("stream", json!({"name": "stderr", "text": text}));
+        }
+    }
+
     /// Says, once for each, that a static starts anew in every cell.
     fn tell_statics(&self, code: &str) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -314,6 +333,7 @@ impl Executor {
         context: &mut CommandContext,
         request: &JupyterMessage,
         code: &str,
+        execution_count: u32,
     ) -> Result<evcxr::EvalOutputs, evcxr::Error> {
         if let Some(wrong) = cell::refused_commands(code) {
             return Err(evcxr::Error::Message(wrong));
@@ -329,12 +349,10 @@ impl Executor {
             cell::loose_impls(code, &known.impls)
         };
         let named = cell::with_modules_of_statics(&cell::with_named_impls(code, &impls));
-        let lets = cell::untyped_lets(&named);
-        let types = match lets.is_empty() {
+        let types = match cell::untyped_lets(&named).is_empty() {
             true => HashMap::new(),
             false => self.types(context, &named),
         };
-        let typed = cell::with_types(&named, &lets, &types);
         let mut callbacks = EvalCallbacks {
             input_reader: &|asked| {
                 let prompt = self.running.prompt();
@@ -344,29 +362,77 @@ impl Executor {
                 escape(&answer) // on one line, as evcxr passes it on
             },
         };
-        match context.execute_with_callbacks(&typed, &mut callbacks) {
+        let mut unkept: Vec<(String, NotKept)> = Vec::new();
+        let mut first_error = None;
+        let (result, typed, lets, within) = loop {
+            let names: Vec<String> = unkept.iter().map(|(name, _)| name.clone()).collect();
+            let (apart, within) = cell::within_cell(&named, &names);
+            let lets = cell::untyped_lets(&apart);
+            let typed = cell::with_types(&apart, &lets, &types);
+            let result = context.execute_with_callbacks(&typed, &mut callbacks);
+            let more = self.not_kept(&result, code, &unkept);
+            if more.is_empty() || self.running.is_interrupted() {
+                break (result, typed, lets, within);
+            }
+            unkept.extend(more);
+            first_error = first_error.or(result.err());
+        };
+        // Such as a lock's guard, which stands until the lock is stored: it cannot live in the cell.
+        let unsaid =
+            matches!(&result, Err(evcxr::Error::CompilationErrors(errors)) if errors.is_empty());
+        if unsaid && let Some(first) = first_error {
+            return Err(first);
+        }
+        match result {
             Ok(outputs) => {
                 let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                 known.impls.retain(|old| !impls.iter().any(|new| new.is_of(old)));
                 known.impls.extend(impls);
+                let closures = cell::local_closures(&lets, &types).map(str::to_owned);
+                known.gone.note_within(execution_count, closures.chain(within));
                 let kept = self.running.kept();
                 let kept = known.variables.iter().filter(|(name, _)| kept.contains(name));
                 let again = cell::taken_again(kept);
                 drop(known);
                 self.take_again(context, &again);
                 self.tell_closures(cell::local_closures(&lets, &types));
+                self.tell_not_kept(&unkept);
                 Ok(outputs)
             }
             // The error may lie in a type that was written in, and its place is that of the changed
             // text. Nothing has run yet: the cell as it was written tells what is wrong with it.
-            Err(evcxr::Error::CompilationErrors(_))
+            Err(error @ evcxr::Error::CompilationErrors(_))
                 if typed != code && !self.running.is_interrupted() =>
             {
-                let apart = cell::with_local_closures(code, &types);
-                context.execute_with_callbacks(&apart, &mut callbacks)
+                let (apart, _) = cell::within_cell(code, &within);
+                let apart = cell::with_local_closures(&apart, &types);
+                match context.execute_with_callbacks(&apart, &mut callbacks) {
+                    // What evcxr cannot find out by itself says less.
+                    Err(evcxr::Error::Message(_)) => Err(first_error.unwrap_or(error)),
+                    plain => plain,
+                }
             }
             result => result,
         }
+    }
+
+    /// The variables that cannot be kept, of a cell that would compile if they were not: a value that
+    /// lends from another one is of use in its cell. A name that is kept already is left to the error:
+    /// its old value would be stored from a variable of another type.
+    fn not_kept(
+        &self,
+        result: &Result<evcxr::EvalOutputs, evcxr::Error>,
+        code: &str,
+        unkept: &[(String, NotKept)],
+    ) -> Vec<(String, NotKept)> {
+        let Err(error) = result else { return Vec::new() };
+        let mut more = advice::not_kept(error, code);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        more.retain(|(name, _)| {
+            unkept.iter().all(|(other, _)| other != name)
+                && known.variables.iter().all(|(other, _)| other != name)
+        });
+        more
     }
 
     /// Tells evcxr, which has forgotten the variables that a failed cell had begun to define anew,

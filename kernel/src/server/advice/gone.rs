@@ -11,6 +11,8 @@ pub(crate) enum Why {
     Moved,
     /// It went with the process.
     Lost,
+    /// It lived in its cell only.
+    Within,
 }
 
 /// Missing variables, with the number of the cell that is the reason.
@@ -41,6 +43,11 @@ impl Gone {
         for (name, _) in after {
             self.0.remove(name);
         }
+    }
+
+    /// A cell has variables that live in it alone.
+    pub(crate) fn note_within(&mut self, cell: u32, names: impl Iterator<Item = String>) {
+        self.0.extend(names.map(|name| (name, (Why::Within, cell))));
     }
 
     pub(super) fn why(&self, name: &str) -> Option<(Why, u32)> {
@@ -79,5 +86,8 @@ mod tests {
         assert_eq!(gone.why("c"), Some((Why::NotMade, 4)));
         gone.note(5, &[], &kept(&["b", "c"]), &["c".into()], End::Worked);
         assert_eq!((gone.why("b"), gone.why("c")), (None, None));
+        gone.note_within(6, ["d".to_owned()].into_iter());
+        gone.note(6, &[], &kept(&["b"]), &["d".into()], End::Worked);
+        assert_eq!(gone.why("d"), Some((Why::Within, 6)));
     }
 }

@@ -27,7 +27,7 @@ use evcxr::CompilationError;
 use self::diagnostic::Diagnostic;
 pub(crate) use self::fold::Fold;
 pub(crate) use self::gone::{End, Gone};
-pub(crate) use self::unknown_types::of_message;
+pub(crate) use self::unknown_types::{NotKept, not_kept, of_message};
 
 /// Advice for one error.
 #[derive(Clone, Debug, PartialEq, Eq)]

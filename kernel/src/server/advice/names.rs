@@ -50,6 +50,15 @@ fn value_of_python(error: &Diagnostic, _: &Notebook) -> Said {
     Some((format!("Rust has no `{name}`."), format!("Write {ours}.")))
 }
 
+/// A variable that was not kept.
+fn within(name: &str, cell: u32) -> (String, String) {
+    (
+        format!("there is no `{name}`: it lived in cell [{cell}] only, which said so."),
+        "Use it in that cell, or keep a value of its own there, as the note under the cell says."
+            .into(),
+    )
+}
+
 fn missing_variable(error: &Diagnostic, notebook: &Notebook) -> Said {
     let name = error.message.strip_prefix("cannot find value `")?.split('`').next()?;
     if !is_name(name) {
@@ -79,6 +88,7 @@ fn missing_variable(error: &Diagnostic, notebook: &Notebook) -> Said {
                 "Run the cells above again (Run > Run All Above Selected Cell).".into(),
             ));
         }
+        Some((Why::Within, cell)) => return Some(within(name, cell)),
         None => {}
     }
     if let Some(help) = error.help("you might have meant to introduce a new binding") {
@@ -156,12 +166,15 @@ fn missing_function(error: &Diagnostic, notebook: &Notebook) -> Said {
     if !is_name(name) {
         return None;
     }
-    // A variable that holds a closure lives in its cell.
-    if let Some((Why::NotMade, cell)) = notebook.gone.why(name) {
-        return Some((
-            format!("there is no `{name}`: cell [{cell}], which makes it, has failed."),
-            "Mend that cell and run it, then this one.".into(),
-        ));
+    match notebook.gone.why(name) {
+        Some((Why::NotMade, cell)) => {
+            return Some((
+                format!("there is no `{name}`: cell [{cell}], which makes it, has failed."),
+                "Mend that cell and run it, then this one.".into(),
+            ));
+        }
+        Some((Why::Within, cell)) => return Some(within(name, cell)),
+        _ => {}
     }
     Some((
         format!("there is no function `{name}` in this session."),

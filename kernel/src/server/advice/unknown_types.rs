@@ -1,6 +1,9 @@
 //! Types that the compiler cannot find out, and values that a notebook cannot keep.
 
-use super::diagnostic::{Diagnostic, short_type};
+use evcxr::Error;
+
+use super::super::cell;
+use super::diagnostic::{Diagnostic, Place, short_type};
 use super::moves::is_name;
 use super::{Advice, Kind, Notebook, Said, quoted};
 
@@ -105,19 +108,68 @@ fn lent_result(error: &Diagnostic, _: &Notebook) -> Said {
     ))
 }
 
-/// A variable that borrows from another one.
-fn kept_reference(error: &Diagnostic, notebook: &Notebook) -> Said {
-    let borrows = error.others.iter().any(|place| {
+/// The place that asks for a value which lends from nothing.
+fn asks_for_static(error: &Diagnostic) -> Option<&Place> {
+    error.others.iter().find(|place| {
         place.label.contains("requires that") && place.label.contains("'static")
             || place.label.contains("cast requires")
-    });
-    if !borrows {
-        return None;
-    }
+    })
+}
+
+/// A variable that borrows from another one.
+fn kept_reference(error: &Diagnostic, notebook: &Notebook) -> Said {
+    asks_for_static(error)?;
     let line = notebook.code.lines().nth(error.line.checked_sub(1)?)?;
     let name = line.trim().strip_prefix("let ")?.trim_start_matches("mut ");
     let name: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
     is_name(&name).then(|| borrowed(&name))
+}
+
+/// Why a variable cannot be kept for the next cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotKept {
+    /// It lends from another value.
+    Lent,
+    /// Nobody can write its type.
+    Unnamed,
+}
+
+/// The variables that a cell defines and that nothing but the keeping of them keeps from compiling.
+pub(crate) fn not_kept(error: &Error, code: &str) -> Vec<(String, NotKept)> {
+    let of_text = |text: &str| {
+        let (name, rest) = text.strip_prefix("The variable `")?.split_once("` ")?;
+        let why = match rest {
+            _ if rest.starts_with("contains a reference with a non-static") => NotKept::Lent,
+            _ if rest.contains("which cannot be persisted") => NotKept::Unnamed,
+            _ => return None,
+        };
+        Some((name.to_owned(), why))
+    };
+    let errors = match error {
+        Error::Message(text) => return of_text(text).into_iter().collect(),
+        Error::CompilationErrors(errors) => errors,
+        _ => return Vec::new(),
+    };
+    let mut found = Vec::new();
+    for error in errors {
+        if error.json.is_null() {
+            found.extend(of_text(&error.message()));
+            continue;
+        }
+        let Some(error) = Diagnostic::read(error, code) else { continue };
+        if !["E0505", "E0597", "E0716"].contains(&error.code.as_str()) {
+            continue;
+        }
+        let Some(place) = asks_for_static(&error) else { continue };
+        // The call that keeps a variable has its name.
+        let kept = place.line.split_once("stringify!(").and_then(|(_, rest)| rest.split_once(')'));
+        let names = match kept {
+            Some((name, _)) => vec![name.to_owned()],
+            None => cell::variables_on_line(code, error.line),
+        };
+        found.extend(names.into_iter().map(|name| (name, NotKept::Lent)));
+    }
+    found
 }
 
 /// Advice for what evcxr itself says, which is not the compiler's.
