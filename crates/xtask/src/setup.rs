@@ -61,6 +61,14 @@ pub(crate) struct Setup {
     base_python: PathBuf,
 }
 
+/// What llama.cpp is compiled with: for this processor, but without AMX, whose products of quantised
+/// matrices end its process (0.3.36 of the package).
+const LLAMA_CPP: &str = if cfg!(target_arch = "x86_64") {
+    "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"
+} else {
+    "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF"
+};
+
 impl Setup {
     /// Checks the prerequisites and finds the folders; builds nothing.
     ///
@@ -278,7 +286,7 @@ impl Setup {
             "compiling llama.cpp's Python package (about eight minutes)",
         )
         .with_module("llama_cpp")
-        .compiled("-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF")
+        .compiled(LLAMA_CPP)
     }
 
     fn mistral_rs(&self) -> Environment {
