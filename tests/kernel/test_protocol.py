@@ -365,6 +365,56 @@ class Lent(WithKernel):
         self.assertEqual(self.run_ok('let text = "for ever";').stderr, "")
         self.assertEqual(self.run_ok("text").text, '"for ever"')
 
+    def test_what_stands_beside_it_is_kept(self):
+        self.run_ok('let words: Vec<String> = vec!["b".into(), "añb".into()];\nlet mut count: usize = 99;\nlet big: Vec<u8> = vec![1];')
+        result = self.run_ok("let (count, longest) = (words.len(), words.iter().max());\nlongest.map(|word| word.len())")
+        self.assertIn("`longest` lives", result.stderr)
+        self.assertNotIn("`count`", result.stderr)
+        self.assertEqual(self.run_ok("count").text, "2", "not the old value")
+        self.run_ok("let (mut moved, head) = (big, &words[0]);\nmoved.push(2);\nhead.len()")
+        self.assertEqual(self.run_ok("moved").text, "[1, 2]")
+        result = self.run_ok("struct Pair { one: u8, two: Vec<u8> }\nlet pair = Pair { one: 1, two: vec![2] };\nlet Pair { one, two } = &pair;\none + two[0]")
+        self.assertEqual(result.text, "3")
+        for name in ("one", "two"):
+            self.assertIn(f"`{name}` lives", result.stderr)
+
+    def test_a_type_that_nobody_can_write(self):
+        for cell, value in [
+            ("let turns = (0..3).map(|i| i * 2);\nturns.sum::<i32>()", "6"),
+            ("fn twice() -> impl Iterator<Item = u8> { 0..2 }\nlet both = twice();\nboth.count()", "2"),
+        ]:
+            with self.subTest(cell=cell):
+                result = self.run_ok(cell)
+                self.assertEqual(result.text, value)
+                self.assertIn("lives in this cell only", result.stderr)
+
+    def test_the_last_of_a_name_counts(self):
+        self.run_ok('let words: Vec<String> = vec!["b".into()];')
+        for cell, value in [
+            ("let q = 5;\nlet q = q.to_string();\nq", '"5"'),
+            ("let q = &words[0];\nlet q = q.to_string();\nq", '"b"'),
+            ("let q = |x: i32| x + 1;\nlet q = q(3);\nq", "4"),
+            ('let (q, r) = (1, 2);\nlet q = "a b";\nlet q: Vec<&str> = q.split(\' \').collect();\n(q.len(), r)', "(2, 2)"),
+        ]:
+            with self.subTest(cell=cell):
+                result = self.run_ok(cell)
+                self.assertEqual((result.text, result.stderr), (value, ""))
+        self.assertEqual(self.run_ok("(q.len(), r)").text, "(2, 2)")
+
+    def test_shell_commands_run_once(self):
+        with tempfile.NamedTemporaryFile() as file:
+            result = self.run_ok(f"let list = vec![1, 2];\n!echo once | tee -a {file.name}\nlet first = &list[0];\nlet count = list.iter().map(|x| x + 1);\nprintln!(\"{{first}} {{}}\", count.count());")
+            self.assertEqual(file.read(), b"once\n")
+            self.assertIn("1 2\n", result.stdout)
+            shown = json.dumps([message["content"] for message in result.outputs])
+            self.assertEqual(shown.count("once"), 1)
+
+    def test_the_prelude_has_a_function_of_that_name(self):
+        self.run_ok("use tunebook::prelude::*;\nlet words: Vec<u8> = vec![7];\nlet first = &words[0];\nprintln!(\"{first}\");")
+        for cell in ('println!("{first}");', "first", "first.count_ones()"):
+            said = "\n".join(error_of(self.kernel.execute(cell))["traceback"])
+            self.assertIn("it lived in cell", said, cell)
+
     def test_what_is_wrong_besides_is_told(self):
         self.run_ok("let numbers: Vec<u32> = vec![1, 2];")
         wrong = error_of(self.kernel.execute("let first = &numbers[0];\nfirst + missing"))

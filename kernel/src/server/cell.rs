@@ -302,7 +302,14 @@ pub(crate) fn with_local_closures(code: &str, types: &HashMap<String, String>) -
 struct Let {
     start: usize,
     end: usize,
-    names: Vec<String>,
+    variables: Vec<Variable>,
+}
+
+struct Variable {
+    name: String,
+    is_mutable: bool,
+    /// Bound by `ref`: a reference to what stands there.
+    is_ref: bool,
 }
 
 fn lets(code: &str) -> Vec<Let> {
@@ -315,11 +322,21 @@ fn lets(code: &str) -> Vec<Let> {
         let ast::Stmt::LetStmt(statement) = statement else { continue };
         let Some(pattern) = statement.pat() else { continue };
         let bound = pattern.syntax().descendants().filter_map(ast::IdentPat::cast);
-        let names = bound.filter_map(|one| Some(one.name()?.text().to_string())).collect();
+        let variable = |pattern: ast::IdentPat| {
+            let name = pattern.name()?.text().to_string();
+            let is_mutable = pattern.mut_token().is_some();
+            // `None` in a pattern is a path, not a name.
+            (!name.starts_with(char::is_uppercase)).then(|| Variable {
+                name,
+                is_mutable,
+                is_ref: pattern.ref_token().is_some(),
+            })
+        };
+        let variables = bound.filter_map(variable).collect();
         let range = statement.syntax().text_range();
         let [start, end] =
             [range.start(), range.end()].map(|place| usize::from(place) - PREFIX.len());
-        lets.push(Let { start, end, names });
+        lets.push(Let { start, end, variables });
     }
     lets
 }
@@ -328,22 +345,71 @@ fn lets(code: &str) -> Vec<Let> {
 pub(crate) fn variables_on_line(code: &str, line: usize) -> Vec<String> {
     let number = |place: usize| code[..place].matches('\n').count() + 1;
     let on_line = |found: &Let| (number(found.start)..=number(found.end)).contains(&line);
-    lets(code).into_iter().find(on_line).map(|found| found.names).unwrap_or_default()
+    let variables = lets(code).into_iter().find(on_line).map(|found| found.variables);
+    variables.into_iter().flatten().map(|variable| variable.name).collect()
 }
 
-/// The code with the `let`s of these variables kept from evcxr, as those of closures are, and all
-/// variables of these `let`s.
-pub(crate) fn within_cell(code: &str, names: &[String]) -> (String, Vec<String>) {
+/// The code with some of its `let`s kept from evcxr, as those of closures are: those of these
+/// variables, and those of a name that a later `let` of the cell gives to another value, of which the
+/// last one counts. What else such a `let` binds is bound once more behind it, where its type can be
+/// written. With the code come the variables that live in the cell alone.
+pub(crate) fn within_cell(
+    code: &str,
+    names: &[String],
+    types: &HashMap<String, String>,
+) -> (String, Vec<String>) {
+    let lets = lets(code);
     let mut out = code.to_owned();
     let mut within = Vec::new();
-    for found in lets(code).into_iter().rev() {
-        if found.names.iter().any(|name| names.contains(name)) {
-            out.insert_str(found.end, " );");
-            out.insert_str(found.start, &format!("{PRELUDE}::within_cell!( "));
-            within.extend(found.names);
+    for (index, found) in lets.iter().enumerate().rev() {
+        let again = |variable: &Variable| {
+            let mut later = lets[index + 1..].iter().flat_map(|later| &later.variables);
+            later.any(|later| later.name == variable.name)
+        };
+        if !found.variables.iter().any(|one| names.contains(&one.name) || again(one)) {
+            continue;
         }
+        let (mut bindings, mut hidden) = (String::new(), Vec::new());
+        for variable in found.variables.iter().filter(|variable| !again(variable)) {
+            let name = &variable.name;
+            let type_name = types.get(name).filter(|type_name| can_be_written(type_name));
+            match type_name.filter(|_| !names.contains(name) && !variable.is_ref) {
+                Some(type_name) => {
+                    let mutable = if variable.is_mutable { "mut " } else { "" };
+                    bindings.push_str(&format!(" let {mutable}{name}: {type_name} = {name};"));
+                }
+                None => hidden.push(name.clone()),
+            }
+        }
+        within.extend(hidden.into_iter().rev());
+        out.insert_str(found.end, &format!(" );{bindings}"));
+        out.insert_str(found.start, &format!("{PRELUDE}::within_cell!( "));
     }
+    within.reverse();
     (out, within)
+}
+
+/// The variables of the cell whose type is known and cannot be written, other than closures.
+pub(crate) fn unnamed(code: &str, types: &HashMap<String, String>) -> Vec<String> {
+    let of_closures: Vec<String> =
+        local_closures(&untyped_lets(code), types).map(str::to_owned).collect();
+    let names = lets(code).into_iter().flat_map(|found| found.variables).map(|one| one.name);
+    let is_unnamed = |name: &String| {
+        types.get(name).is_some_and(|ty| !can_be_written(ty) && !has_hole(ty))
+            && !of_closures.contains(name)
+    };
+    names.filter(is_unnamed).collect()
+}
+
+/// The code without its shell commands, and these.
+pub(crate) fn without_shell_commands(code: &str) -> (String, String) {
+    let is_command = |line: &&str| line.starts_with('!');
+    let commands = code.split_inclusive('\n').filter(is_command).collect();
+    let blank = |line: &str| match is_command(&line) {
+        true => if line.ends_with('\n') { "\n" } else { "" }.to_owned(),
+        false => line.to_owned(),
+    };
+    (code.split_inclusive('\n').map(blank).collect(), commands)
 }
 
 /// An `impl` that follows no named item of its cell.
@@ -633,19 +699,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_let_is_found_by_its_lines_and_kept_in_its_cell() {
-        let code = "let a = 1;\nlet (b,\n     c) =\n  (&a, 2);\nif c > 1 { let d = &a; }";
+    fn a_let_is_kept_in_its_cell_and_its_other_variables_are_not() {
+        let types = ["a", "c", "e"].map(|name| (name.to_owned(), "i32".to_owned()));
+        let types = HashMap::from(types);
+        let code = "let a = 1;\nlet (b,\n     mut c) =\n  (&a, 2);\nif c > 1 { let d = &a; }";
+        let (apart, within) = within_cell(code, &["b".to_owned(), "d".to_owned()], &types);
+        assert_eq!(within, ["b"]);
+        let kept = "let a = 1;\ntunebook::within_cell!( let (b,\n     mut c) =\n  (&a, 2); ); let mut c: i32 = c;\nif c";
+        assert!(apart.starts_with(kept), "{apart}");
+        // No type of it is known.
+        assert_eq!(within_cell("let (b, f) = g();", &["b".to_owned()], &types).1, ["b", "f"]);
+        assert_eq!(within_cell("let (b, ref e) = g();", &["b".to_owned()], &types).1, ["b", "e"]);
+        assert_eq!(within_cell(code, &[], &types), (code.to_owned(), vec![]));
         for (line, names) in
             [(1, &["a"][..]), (2, &["b", "c"]), (4, &["b", "c"]), (5, &[]), (9, &[])]
         {
             assert_eq!(variables_on_line(code, line), names, "{line}");
         }
-        let (apart, within) = within_cell(code, &["c".to_owned(), "d".to_owned()]);
-        assert_eq!(within, ["b", "c"]);
-        let kept = "let a = 1;\ntunebook::within_cell!( let (b,\n     c) =\n  (&a, 2); );\nif c";
-        assert!(apart.starts_with(kept), "{apart}");
-        assert_eq!(within_cell(code, &[]), (code.to_owned(), vec![]));
-        assert_eq!(variables_on_line("let a = ;", 1), [""; 0]);
+        // The last of a name counts.
+        let (apart, within) = within_cell("let (a, e) = (1, 2); let a = a + e;", &[], &types);
+        assert_eq!(within, [""; 0]);
+        assert_eq!(
+            apart,
+            "tunebook::within_cell!( let (a, e) = (1, 2); ); let e: i32 = e; let a = a + e;"
+        );
+    }
+
+    #[test]
+    fn shell_commands_are_taken_apart() {
+        let (code, commands) = without_shell_commands("!ls\nlet a = 1;\n!pwd");
+        assert_eq!((code.as_str(), commands.as_str()), ("\nlet a = 1;\n", "!ls\n!pwd"));
+        assert_eq!(without_shell_commands("1 != 2").1, "");
     }
 
     #[test]

@@ -294,19 +294,16 @@ impl Executor {
         }
     }
 
-    /// Says, once for each, that a variable lives in its cell alone.
-    fn tell_not_kept(&self, unkept: &[(String, NotKept)]) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, why) in unkept {
-            if !told.insert(format!("variable {name}")) {
-                continue;
-            }
-            let why = match why {
-                NotKept::Lent => "it lends from another value",
-                NotKept::Unnamed => "nobody can write its type",
+    /// Says which variables live in this cell alone.
+    fn tell_within(&self, within: &[String], unkept: &[(String, NotKept)]) {
+        for name in within {
+            let why = match unkept.iter().find(|(other, _)| other == name).map(|(_, why)| why) {
+                Some(NotKept::Lent) => "as it lends from another value",
+                Some(NotKept::Unnamed) => "as nobody can write its type",
+                None => "as what stands beside it in its `let`",
             };
             let text = format!(
-                "[kernel] `{name}` lives in this cell only, as {why}. To keep it, make a value of its own: \
+                "[kernel] `{name}` lives in this cell only, {why}. To keep it, make a value of its own: \
                  `words[0].clone()` for `&words[0]`, `.collect::<Vec<_>>()` for an iterator.\n"
             );
             self.running.publish("stream", json!({"name": "stderr", "text": text}));
@@ -348,11 +345,24 @@ impl Executor {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             cell::loose_impls(code, &known.impls)
         };
+        // Compiled more than once, a cell runs its shell commands once.
+        let (apart, commands) = cell::without_shell_commands(code);
+        let code = apart.as_str();
+        let mut outputs = match commands.is_empty() {
+            true => evcxr::EvalOutputs::new(),
+            false => context.execute(&commands)?,
+        };
         let named = cell::with_modules_of_statics(&cell::with_named_impls(code, &impls));
-        let types = match cell::untyped_lets(&named).is_empty() {
+        let kept: HashSet<String> = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.variables.iter().map(|(name, _)| name.clone()).collect()
+        };
+        let mut types = match cell::untyped_lets(&named).is_empty() {
             true => HashMap::new(),
             false => self.types(context, &named),
         };
+        // The old value would be kept in place of a closure, which cannot be: an error says so.
+        types.retain(|name, ty| !ty.starts_with("{closure") || !kept.contains(name));
         let mut callbacks = EvalCallbacks {
             input_reader: &|asked| {
                 let prompt = self.running.prompt();
@@ -362,19 +372,35 @@ impl Executor {
                 escape(&answer) // on one line, as evcxr passes it on
             },
         };
-        let mut unkept: Vec<(String, NotKept)> = Vec::new();
+        let unnamed = cell::unnamed(&named, &types).into_iter();
+        let unnamed = unnamed.filter(|name| !kept.contains(name));
+        let mut unkept: Vec<(String, NotKept)> =
+            unnamed.map(|name| (name, NotKept::Unnamed)).collect();
         let mut first_error = None;
+        let names = |unkept: &[(String, NotKept)]| -> Vec<String> {
+            unkept.iter().map(|(name, _)| name.clone()).collect()
+        };
         let (result, typed, lets, within) = loop {
-            let names: Vec<String> = unkept.iter().map(|(name, _)| name.clone()).collect();
-            let (apart, within) = cell::within_cell(&named, &names);
+            let (apart, within) = cell::within_cell(&named, &names(&unkept), &types);
             let lets = cell::untyped_lets(&apart);
             let typed = cell::with_types(&apart, &lets, &types);
             let result = context.execute_with_callbacks(&typed, &mut callbacks);
-            let more = self.not_kept(&result, code, &unkept);
-            if more.is_empty() || self.running.is_interrupted() {
+            let mut more = match &result {
+                Err(error) => advice::not_kept(error, code, &types),
+                Ok(_) => Vec::new(),
+            };
+            more.retain(|(name, _)| unkept.iter().all(|(other, _)| other != name));
+            let mut all = unkept.clone();
+            all.append(&mut more);
+            // A name that is kept already is left to the error: its old value would stay in place of the
+            // new one.
+            let hidden = cell::within_cell(&named, &names(&all), &types).1;
+            let is_worse =
+                all.len() == unkept.len() || hidden.iter().any(|name| kept.contains(name));
+            if is_worse || self.running.is_interrupted() {
                 break (result, typed, lets, within);
             }
-            unkept.extend(more);
+            unkept = all;
             first_error = first_error.or(result.err());
         };
         // Such as a lock's guard, which stands until the lock is stored: it cannot live in the cell.
@@ -384,19 +410,20 @@ impl Executor {
             return Err(first);
         }
         match result {
-            Ok(outputs) => {
+            Ok(found) => {
+                outputs.merge(found);
                 let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                 known.impls.retain(|old| !impls.iter().any(|new| new.is_of(old)));
                 known.impls.extend(impls);
                 let closures = cell::local_closures(&lets, &types).map(str::to_owned);
-                known.gone.note_within(execution_count, closures.chain(within));
+                known.gone.note_within(execution_count, closures.chain(within.iter().cloned()));
                 let kept = self.running.kept();
                 let kept = known.variables.iter().filter(|(name, _)| kept.contains(name));
                 let again = cell::taken_again(kept);
                 drop(known);
                 self.take_again(context, &again);
                 self.tell_closures(cell::local_closures(&lets, &types));
-                self.tell_not_kept(&unkept);
+                self.tell_within(&within, &unkept);
                 Ok(outputs)
             }
             // The error may lie in a type that was written in, and its place is that of the changed
@@ -404,35 +431,20 @@ impl Executor {
             Err(error @ evcxr::Error::CompilationErrors(_))
                 if typed != code && !self.running.is_interrupted() =>
             {
-                let (apart, _) = cell::within_cell(code, &within);
+                let (apart, _) = cell::within_cell(code, &names(&unkept), &types);
                 let apart = cell::with_local_closures(&apart, &types);
                 match context.execute_with_callbacks(&apart, &mut callbacks) {
                     // What evcxr cannot find out by itself says less.
                     Err(evcxr::Error::Message(_)) => Err(first_error.unwrap_or(error)),
+                    Ok(found) => {
+                        outputs.merge(found);
+                        Ok(outputs)
+                    }
                     plain => plain,
                 }
             }
             result => result,
         }
-    }
-
-    /// The variables that cannot be kept, of a cell that would compile if they were not: a value that
-    /// lends from another one is of use in its cell. A name that is kept already is left to the error:
-    /// its old value would be stored from a variable of another type.
-    fn not_kept(
-        &self,
-        result: &Result<evcxr::EvalOutputs, evcxr::Error>,
-        code: &str,
-        unkept: &[(String, NotKept)],
-    ) -> Vec<(String, NotKept)> {
-        let Err(error) = result else { return Vec::new() };
-        let mut more = advice::not_kept(error, code);
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        more.retain(|(name, _)| {
-            unkept.iter().all(|(other, _)| other != name)
-                && known.variables.iter().all(|(other, _)| other != name)
-        });
-        more
     }
 
     /// Tells evcxr, which has forgotten the variables that a failed cell had begun to define anew,

@@ -65,6 +65,7 @@ struct Kind {
 
 /// The kinds; the first that has something to say counts.
 const KINDS: &[&[Kind]] = &[
+    names::HIDDEN,
     syntax::KINDS,
     moves::KINDS,
     results::KINDS,

@@ -21,6 +21,29 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "macro without !", codes: &["E0423"], advise: macro_called },
 ];
 
+/// Before all others: what the prelude has under the name of a variable that was not kept.
+pub(super) const HIDDEN: &[Kind] = &[Kind {
+    name: "another of that name",
+    codes: &["E0277", "E0369", "E0423", "E0599"],
+    advise: another_of_that_name,
+}];
+
+/// `first`, which is a function of the prelude where no variable is.
+fn another_of_that_name(error: &Diagnostic, notebook: &Notebook) -> Said {
+    let names = error.message.split(|c: char| !c.is_alphanumeric() && c != '_');
+    let mut found = names.filter_map(|name| match notebook.gone.why(name)? {
+        (Why::Within, cell) => Some((name, cell)),
+        _ => None,
+    });
+    let (name, cell) = found.find(|(name, _)| {
+        let message = &error.message;
+        message.contains(&format!("::{name}}}"))
+            || message.contains(&format!("{{{name}}}"))
+            || error.code == "E0423" && message.contains(&format!("`{name}`"))
+    })?;
+    Some(within(name, cell))
+}
+
 fn named_argument(error: &Diagnostic, _: &Notebook) -> Said {
     let name = error.message.strip_prefix("cannot find value `")?.split('`').next()?;
     let (before, after) = error.around_spot()?;
@@ -53,8 +76,9 @@ fn value_of_python(error: &Diagnostic, _: &Notebook) -> Said {
 /// A variable that was not kept.
 fn within(name: &str, cell: u32) -> (String, String) {
     (
-        format!("there is no `{name}`: it lived in cell [{cell}] only, which said so."),
-        "Use it in that cell, or keep a value of its own there, as the note under the cell says."
+        format!("there is no `{name}`: it lived in cell [{cell}] only."),
+        "Use it in that cell, or make a value of its own there: `words[0].clone()` for `&words[0]`, \
+         `.collect::<Vec<_>>()` for an iterator."
             .into(),
     )
 }

@@ -258,6 +258,10 @@ fn cases() -> Vec<Case> {
          e("for i in 3 { }", "E0277", "`{integer}` is not an iterator").at("3", 0, "")),
         ("lent", "a `&Model` is expected", "Lend it: write `&model`",
          e("evaluate(model, 1)?", "E0308", "mismatched types").at("model", 0, "expected `&Model`, found `Model`").insert(BORROW, "model", 0, false, "&")),
+        ("another of that name", "there is no `first`: it lived in cell [2] only", "`words[0].clone()`",
+         e("println!(\"{first}\")", "E0277", "`fn() -> Selector {tunebook::prelude::first}` doesn't implement `std::fmt::Display`").at("{first}", 0, "")),
+        ("another of that name", "there is no `list`", "`.collect::<Vec<_>>()`",
+         e("list.count()", "E0423", "expected value, found module `list`").at("list", 0, "")),
         ("matched text", "`name` is a `String`", "`match name.as_str()`",
          e("match name { \"a\" => 1 }", "E0308", "mismatched types").at("\"a\"", 0, "expected `String`, found `&str`")
             .other("name", 0, "this expression has type `std::string::String`")),
@@ -355,6 +359,7 @@ fn cases() -> Vec<Case> {
 fn each_kind_says_the_cause_and_the_step() {
     let mut gone = Gone::default();
     gone.note(3, &[], &[], &["made".to_owned()], End::Failed);
+    gone.note_within(2, ["first", "list"].map(str::to_owned).into_iter());
     let variables = [("data".to_owned(), "Dataset".to_owned())];
     let mut met = BTreeSet::new();
     for (kind, cause, step, error) in cases() {

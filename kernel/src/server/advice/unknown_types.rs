@@ -1,5 +1,7 @@
 //! Types that the compiler cannot find out, and values that a notebook cannot keep.
 
+use std::collections::HashMap;
+
 use evcxr::Error;
 
 use super::super::cell;
@@ -116,9 +118,19 @@ fn asks_for_static(error: &Diagnostic) -> Option<&Place> {
     })
 }
 
-/// A variable that borrows from another one.
+/// The variable that the place keeps for the next cell, if that is what it does.
+fn kept_by(place: &Place) -> Option<&str> {
+    let (_, rest) = place.line.split_once("stringify!(")?;
+    Some(rest.split_once(')')?.0)
+}
+
+/// A variable that borrows from another one. One that a call of the cell asks for, such as a thread's,
+/// is another matter.
 fn kept_reference(error: &Diagnostic, notebook: &Notebook) -> Said {
-    asks_for_static(error)?;
+    let place = asks_for_static(error)?;
+    if place.label.contains("argument requires") && kept_by(place).is_none() {
+        return None;
+    }
     let line = notebook.code.lines().nth(error.line.checked_sub(1)?)?;
     let name = line.trim().strip_prefix("let ")?.trim_start_matches("mut ");
     let name: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
@@ -135,8 +147,19 @@ pub(crate) enum NotKept {
 }
 
 /// The variables that a cell defines and that nothing but the keeping of them keeps from compiling.
-pub(crate) fn not_kept(error: &Error, code: &str) -> Vec<(String, NotKept)> {
+/// `types` are those that the compiler has told.
+pub(crate) fn not_kept(
+    error: &Error,
+    code: &str,
+    types: &HashMap<String, String>,
+) -> Vec<(String, NotKept)> {
     let of_text = |text: &str| {
+        if let Some(rest) = text.strip_prefix("Couldn't automatically determine type of variable `")
+        {
+            // Of a pattern that evcxr does not look into.
+            let name = rest.split('`').next()?;
+            return types.contains_key(name).then(|| (name.to_owned(), NotKept::Unnamed));
+        }
         let (name, rest) = text.strip_prefix("The variable `")?.split_once("` ")?;
         let why = match rest {
             _ if rest.starts_with("contains a reference with a non-static") => NotKept::Lent,
@@ -161,10 +184,9 @@ pub(crate) fn not_kept(error: &Error, code: &str) -> Vec<(String, NotKept)> {
             continue;
         }
         let Some(place) = asks_for_static(&error) else { continue };
-        // The call that keeps a variable has its name.
-        let kept = place.line.split_once("stringify!(").and_then(|(_, rest)| rest.split_once(')'));
-        let names = match kept {
-            Some((name, _)) => vec![name.to_owned()],
+        // Where a call of the cell asks for it, too, the compiler names that.
+        let names = match kept_by(place) {
+            Some(name) => vec![name.to_owned()],
             None => cell::variables_on_line(code, error.line),
         };
         found.extend(names.into_iter().map(|name| (name, NotKept::Lent)));
