@@ -304,7 +304,7 @@ impl Executor {
             };
             let text = format!(
                 "[kernel] `{name}` lives in this cell only, {why}. To keep it, make a value of its own: \
-                 `words[0].clone()` for `&words[0]`, `.collect::<Vec<_>>()` for an iterator.\n"
+                 `.clone()` in place of `&`, `.collect::<Vec<_>>()` behind an iterator.\n"
             );
             self.running.publish("stream", json!({"name": "stderr", "text": text}));
         }

@@ -197,8 +197,8 @@ fn finish(
                 reason: first.reason.clone(),
                 advice: match shape {
                     None => format!(
-                        ". Known shapes: {}. For others name the columns with \
-                         `ReadOptions::columns`, in a recipe `data.shape: {{columns: {{prompt: …, \
+                        ". Known shapes: {}. For others name the two columns: \
+                         `Dataset::read_keys(path, \"question\", \"answer\")`, in a recipe `data.shape: {{columns: {{prompt: …, \
                          completion: …}}}}`",
                         shape::KNOWN
                     ),

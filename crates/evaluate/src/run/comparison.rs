@@ -222,10 +222,18 @@ impl Evaluation {
         let change = |row: &ChangedRow| (row.score_after - row.score_before).abs();
         most_changed.sort_by(|a, b| change(b).total_cmp(&change(a)).then(a.row.cmp(&b.row)));
         most_changed.truncate(50);
-        let same_name = self.active == other.active && self.model != other.model;
+        let same_name = self.active == other.active;
+        // An adapter that was trained in between has its name still.
+        let trained = self.model == other.model && self.fingerprint != other.fingerprint;
         let name = |evaluation: &Evaluation| match same_name {
-            true => format!("{} of {}", evaluation.active, evaluation.model),
-            false => evaluation.active.clone(),
+            true if self.model != other.model => {
+                format!("{} of {}", evaluation.active, evaluation.model)
+            }
+            true if trained => {
+                let short: String = evaluation.fingerprint.chars().take(8).collect();
+                format!("{} ({short})", evaluation.active)
+            }
+            _ => evaluation.active.clone(),
         };
         Ok(Comparison {
             name: name(self),

@@ -361,6 +361,12 @@ fn models_are_compared_on_the_same_rows_with_the_same_settings() {
     let one = evaluate_with(&base, &rows(40), &in_memory()).unwrap();
     let same = evaluate_with(&base, &rows(40), &in_memory()).unwrap();
     let equal = same.compare(&one).unwrap();
+    // The same adapter, trained in between.
+    let mut later = one.clone();
+    later.fingerprint = "0123456789abcdef".to_owned();
+    let trained = later.compare(&one).unwrap();
+    assert_eq!(trained.name, format!("{} (01234567)", one.active));
+    assert_eq!(trained.other, format!("{} ({})", one.active, &one.fingerprint[..8]));
     for score in &equal.scores {
         assert_eq!(score.difference, 0.0);
         assert_eq!(score.verdict, Verdict::NoDifferenceShown, "{}", score.metric.name);

@@ -7,6 +7,7 @@ use super::{Kind, Notebook, Said, quoted};
 
 pub(super) const KINDS: &[Kind] = &[
     Kind { name: "missing method", codes: &["E0599"], advise: missing_method },
+    Kind { name: "rows are no iterator", codes: &["E0599"], advise: no_iterator },
     Kind { name: "missing constructor", codes: &["E0599"], advise: missing_constructor },
     Kind { name: "len(x)", codes: &["E0061"], advise: len_called },
     Kind { name: "number of arguments", codes: &["E0061"], advise: arguments },
@@ -15,8 +16,8 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "closure's value", codes: &["E0271"], advise: closure_value },
 ];
 
-/// Methods of Python's values, and the ones that do the same here.
-const METHODS: [(&str, &[&str], &str); 9] = [
+/// Methods of Python's values, and the ones that do the same here: a name, or a whole step.
+const METHODS: [(&str, &[&str], &str); 17] = [
     ("Vec", &["append", "add"], "push"),
     ("Vec", &["length", "size", "count"], "len"),
     ("Vec", &["map", "filter", "enumerate", "zip", "sum"], "iter()."),
@@ -26,7 +27,38 @@ const METHODS: [(&str, &[&str], &str); 9] = [
     ("String", &["strip"], "trim"),
     ("String", &["startswith"], "starts_with"),
     ("Dataset", &["length", "size", "count", "height", "num_rows"], "len"),
+    ("Dataset", &["map", "filter", "apply", "select", "with_columns"], FRAME),
+    (
+        "Dataset",
+        &["columns", "column_names", "schema", "tail", "shuffle", "sample", "sort", "column"],
+        "Its rows are a frame of polars: `data.frame()` has these methods; `Dataset::from_frame(frame)?` goes back.",
+    ),
+    (
+        "Dataset",
+        &["iter", "into_iter"],
+        "Its rows are in `data.rows()`: `for row in data.rows() { … }`.",
+    ),
+    ("Dataset", &["describe", "info"], "Write `data.profile()?`."),
+    (
+        "Dataset",
+        &["unique", "drop_nulls"],
+        "Write `data.clean(&Cleaning::default().drop_empty().drop_duplicates())?`.",
+    ),
+    ("Dataset", &["train_test_split"], "Write `data.split(&Split::holdout(0.1).seed(42))?`."),
+    (
+        "Dataset",
+        &["save", "write", "to_json", "to_jsonl", "to_csv", "save_to_disk"],
+        "Write `data.write_jsonl(\"out/data.jsonl\")?`.",
+    ),
+    (
+        "Model",
+        &["num_parameters", "print_trainable_parameters", "parameters"],
+        "Write `model.summary()`.",
+    ),
 ];
+
+/// How rows are chosen and changed.
+const FRAME: &str = "Write `Dataset::from_frame(data.frame().lazy().filter(col(\"topic\").eq(lit(\"returns\"))).collect()?)?`.";
 
 /// "no method named `length` found for struct `Vec<String>` in the current scope".
 fn missing_method(error: &Diagnostic, _: &Notebook) -> Said {
@@ -42,6 +74,9 @@ fn missing_method(error: &Diagnostic, _: &Notebook) -> Said {
     let plain = if plain == "str" { "String" } else { plain.split('<').next().unwrap_or(plain) };
     let known = METHODS.iter().find(|(of, names, _)| *of == plain && names.contains(&name));
     if let Some((_, _, ours)) = known {
+        if ours.contains(' ') {
+            return Some((cause, (*ours).to_owned()));
+        }
         let step = match ours.strip_suffix('.') {
             Some(before) => format!("It is one of iterators: `.{before}.{name}( … )`."),
             None => format!("Write `{ours}`."),
@@ -62,6 +97,13 @@ fn missing_method(error: &Diagnostic, _: &Notebook) -> Said {
         return Some((cause, format!("`{name}` is a field: leave the `( )` away.")));
     }
     Some((cause, "Press Tab behind the `.`: it lists the methods that there are.".into()))
+}
+
+/// "`Dataset` is not an iterator": `map` and `filter` are methods of iterators.
+fn no_iterator(error: &Diagnostic, _: &Notebook) -> Said {
+    let is_ours =
+        error.message.ends_with("is not an iterator") && short_type(error.name(0)?) == "Dataset";
+    is_ours.then(|| (format!("`Dataset` has no method `{}`.", error.spot.text), FRAME.to_owned()))
 }
 
 /// "no function or associated item named `open` found for struct `Dataset` in the current scope".

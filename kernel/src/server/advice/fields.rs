@@ -12,7 +12,7 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 /// Names that other libraries have for a field of ours.
-const ALIASES: [(&str, &[&str], &str); 9] = [
+const ALIASES: [(&str, &[&str], &str); 11] = [
     ("Lora", &["rank", "lora_r"], "r"),
     ("Lora", &["alpha"], "lora_alpha"),
     ("Lora", &["dropout"], "lora_dropout"),
@@ -22,6 +22,8 @@ const ALIASES: [(&str, &[&str], &str); 9] = [
     ("TrainingArgs", &["batch", "per_device_train_batch_size", "train_batch_size"], "batch_size"),
     ("TrainingArgs", &["steps"], "max_steps"),
     ("GenerationConfig", &["max_tokens", "max_length"], "max_new_tokens"),
+    ("Run", &["losses", "loss", "log_history", "history"], "steps"),
+    ("Evaluation", &["accuracy", "perplexity", "loss", "metrics"], "scores"),
 ];
 
 /// Settings of ours that have a default, so that a literal may leave fields out.

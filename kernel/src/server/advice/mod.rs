@@ -13,6 +13,7 @@ mod diagnostic;
 mod fields;
 mod fold;
 mod gone;
+mod habits;
 mod moves;
 mod names;
 mod numbers;
@@ -66,6 +67,7 @@ struct Kind {
 /// The kinds; the first that has something to say counts.
 const KINDS: &[&[Kind]] = &[
     names::HIDDEN,
+    habits::KINDS,
     syntax::KINDS,
     moves::KINDS,
     results::KINDS,

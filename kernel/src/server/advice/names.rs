@@ -2,6 +2,7 @@
 
 use super::diagnostic::Diagnostic;
 use super::gone::Why;
+use super::habits::instead_of;
 use super::moves::is_name;
 use super::{Kind, Notebook, Said};
 
@@ -54,11 +55,21 @@ fn named_argument(error: &Diagnostic, _: &Notebook) -> Said {
     if rest.starts_with(['=', '>']) || !called || before[open..].contains(')') {
         return None;
     }
+    let function = before[..open].rsplit(|c: char| !c.is_alphanumeric() && c != '_').next();
+    let function = function.unwrap_or_default();
+    if let Some(said) = instead_of(function) {
+        return Some(said);
+    }
+    let example = match function {
+        "read" => "`&ReadOptions::default()`",
+        "split" => "`&Split::holdout(0.1).seed(42)`",
+        "train" | "Trainer" => "`&TrainingArgs { epochs: 3, ..Default::default() }`",
+        "add_adapter" => "`&Lora { r: 8, ..Default::default() }`",
+        _ => "`&GenerationConfig { max_new_tokens: 60, ..Default::default() }`",
+    };
     Some((
         format!("Rust's functions have no named arguments, so `{name} = …` sets a variable."),
-        "Give the values in their order; settings have a struct: \
-         `&GenerationConfig { max_new_tokens: 60, ..Default::default() }`."
-            .into(),
+        format!("Give the values in their order; settings have a struct: {example}."),
     ))
 }
 
