@@ -208,7 +208,7 @@ fn shapes_with_columns_of_their_own() {
     let error =
         Dataset::read(folder.write("d.jsonl", "{\"body\":\"x\"}\n")).unwrap_err().to_string();
     assert!(
-        error.contains("Known shapes: prompt/completion") && error.contains("ReadOptions"),
+        error.contains("Known shapes: prompt/completion") && error.contains("Dataset::read_keys("),
         "{error}"
     );
     for (name, text) in [
