@@ -218,7 +218,8 @@ fn shapes_with_columns_of_their_own() {
     ] {
         let error = Dataset::read(folder.write(name, text)).unwrap_err().to_string();
         assert!(
-            error.contains("Known shapes: prompt/completion") && error.contains("ReadOptions"),
+            error.contains("Known shapes: prompt/completion")
+                && error.contains("Dataset::read_keys("),
             "{error}"
         );
     }
