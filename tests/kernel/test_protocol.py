@@ -408,6 +408,9 @@ class Lent(WithKernel):
             self.assertIn("1 2\n", result.stdout)
             shown = json.dumps([message["content"] for message in result.outputs])
             self.assertEqual(shown.count("once"), 1)
+        # What stands behind one keeps its place.
+        self.run_ok("struct Cat;")
+        self.assertEqual(self.run_ok("!echo miaow\nimpl Cat { fn legs(&self) -> u8 { 4 } }\nlet cat: Cat = Cat;\ncat.legs()").text[-1], "4")
 
     def test_the_prelude_has_a_function_of_that_name(self):
         self.run_ok("use tunebook::prelude::*;\nlet words: Vec<u8> = vec![7];\nlet first = &words[0];\nprintln!(\"{first}\");")

@@ -75,9 +75,14 @@ pub(crate) fn completeness(code: &str) -> Completeness {
 /// Lines that are evcxr's commands (`:dep …`, `!ls`) are no Rust; they are blanked, a space for each
 /// byte, so that offsets stay.
 fn blank_commands(code: &str) -> String {
+    with_blanks(code, &[':', '!'])
+}
+
+/// The lines that begin with one of these are blanked.
+fn with_blanks(code: &str, begins: &[char]) -> String {
     let mut out = String::with_capacity(code.len());
     for line in code.split_inclusive('\n') {
-        if line.starts_with(':') || line.starts_with('!') {
+        if line.starts_with(begins) {
             out.extend(line.bytes().map(|byte| if byte == b'\n' { '\n' } else { ' ' }));
         } else {
             out.push_str(line);
@@ -401,15 +406,10 @@ pub(crate) fn unnamed(code: &str, types: &HashMap<String, String>) -> Vec<String
     names.filter(is_unnamed).collect()
 }
 
-/// The code without its shell commands, and these.
+/// The code with its shell commands blanked, and these.
 pub(crate) fn without_shell_commands(code: &str) -> (String, String) {
-    let is_command = |line: &&str| line.starts_with('!');
-    let commands = code.split_inclusive('\n').filter(is_command).collect();
-    let blank = |line: &str| match is_command(&line) {
-        true => if line.ends_with('\n') { "\n" } else { "" }.to_owned(),
-        false => line.to_owned(),
-    };
-    (code.split_inclusive('\n').map(blank).collect(), commands)
+    let commands = code.split_inclusive('\n').filter(|line| line.starts_with('!')).collect();
+    (with_blanks(code, &['!']), commands)
 }
 
 /// An `impl` that follows no named item of its cell.
@@ -728,7 +728,8 @@ mod tests {
     #[test]
     fn shell_commands_are_taken_apart() {
         let (code, commands) = without_shell_commands("!ls\nlet a = 1;\n!pwd");
-        assert_eq!((code.as_str(), commands.as_str()), ("\nlet a = 1;\n", "!ls\n!pwd"));
+        // Offsets stay.
+        assert_eq!((code.as_str(), commands.as_str()), ("   \nlet a = 1;\n    ", "!ls\n!pwd"));
         assert_eq!(without_shell_commands("1 != 2").1, "");
     }
 

@@ -385,13 +385,11 @@ impl Executor {
             let lets = cell::untyped_lets(&apart);
             let typed = cell::with_types(&apart, &lets, &types);
             let result = context.execute_with_callbacks(&typed, &mut callbacks);
-            let mut more = match &result {
-                Err(error) => advice::not_kept(error, code, &types),
-                Ok(_) => Vec::new(),
-            };
-            more.retain(|(name, _)| unkept.iter().all(|(other, _)| other != name));
+            let Err(error) = &result else { break (result, typed, lets, within) };
             let mut all = unkept.clone();
-            all.append(&mut more);
+            let is_new =
+                |(name, _): &(String, NotKept)| unkept.iter().all(|(other, _)| other != name);
+            all.extend(advice::not_kept(error, code, &types).into_iter().filter(is_new));
             // A name that is kept already is left to the error: its old value would stay in place of the
             // new one.
             let hidden = cell::within_cell(&named, &names(&all), &types).1;
