@@ -222,18 +222,18 @@ impl Evaluation {
         let change = |row: &ChangedRow| (row.score_after - row.score_before).abs();
         most_changed.sort_by(|a, b| change(b).total_cmp(&change(a)).then(a.row.cmp(&b.row)));
         most_changed.truncate(50);
-        let same_name = self.active == other.active;
-        // An adapter that was trained in between has its name still.
-        let trained = self.model == other.model && self.fingerprint != other.fingerprint;
-        let name = |evaluation: &Evaluation| match same_name {
-            true if self.model != other.model => {
-                format!("{} of {}", evaluation.active, evaluation.model)
+        let name = |evaluation: &Evaluation| {
+            let Evaluation { active, model, fingerprint, .. } = evaluation;
+            if self.active != other.active {
+                active.clone()
+            } else if self.model != other.model {
+                format!("{active} of {model}")
+            } else if self.fingerprint != other.fingerprint {
+                // An adapter that was trained in between has its name still.
+                format!("{active} ({})", fingerprint.chars().take(8).collect::<String>())
+            } else {
+                active.clone()
             }
-            true if trained => {
-                let short: String = evaluation.fingerprint.chars().take(8).collect();
-                format!("{} ({short})", evaluation.active)
-            }
-            _ => evaluation.active.clone(),
         };
         Ok(Comparison {
             name: name(self),
